@@ -1,0 +1,385 @@
+"""Everything that can go wrong, as one tree of values you can act on.
+
+::
+
+    FluxError                      .charge .scope .task_id .advice
+    ├── ConfigurationError         no key, a bad base URL, a bad option: nothing was sent
+    │   ├── ClientClosed           used after ``aclose``
+    │   ├── WrongEventLoop         used on another event loop than its own
+    │   └── MissingExtra           an optional dependency is not installed (also an ImportError)
+    ├── InvalidInput               refused here, before any request (also a ValueError)
+    ├── RequestNotSent             never connected: certainly not charged
+    ├── ConnectionLost             maybe delivered: a submit may have been charged
+    ├── UnexpectedResponse         an answer of no documented shape          .http_status .body_excerpt
+    ├── ApiError                   the vendor's own refusal                  .code .msg .http_status
+    │   ├── ContentPolicyError     400
+    │   ├── AuthenticationError    401
+    │   ├── InsufficientCreditsError 402
+    │   ├── PermissionDeniedError  403
+    │   ├── NotFoundError          404
+    │   ├── InvalidRequestError    422
+    │   ├── RateLimitedError       429                                       .retry_after_s
+    │   ├── KeyLimitError          433
+    │   ├── MaintenanceError       455
+    │   ├── ServerError            408, 500, 501, 502 …
+    │   └── FeatureDisabledError   505
+    ├── TaskFailed                 the task ended in CREATE_TASK_FAILED or GENERATE_FAILED   .record
+    ├── DeadlineExceeded           our own deadline passed
+    │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
+    ├── DownloadError              a result could not be brought to disk     .http_status
+    │   └── ResultExpired          the vendor no longer has the file
+    ├── CallbackRejected           a callback with a bad signature or shape
+    └── JournalError               the journal cannot be used
+        ├── JournalBusyError       somebody else holds the lease
+        ├── JobConflictError       one key, two different requests
+        └── JournalVersionError    written by a newer release
+
+Every error survives :mod:`pickle`, holds no key, and ends with a sentence that says what to do next.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from flux_async.models import TaskId, TaskRecord
+
+E = TypeVar("E", bound="FluxError")
+
+
+class Charge(enum.StrEnum):
+    """Did this exchange cost credits?"""
+
+    NO = "no"
+    MAYBE = "maybe"
+    YES = "yes"
+
+
+class Scope(enum.StrEnum):
+    """Whom an error concerns."""
+
+    THIS_JOB = "this_job"
+    """Only the one job; the others go on."""
+    EVERYONE_FOR_NOW = "everyone_for_now"
+    """All submits of the account must pause, then may go on (429, 455)."""
+    STOP = "stop"
+    """No further submit can succeed until a person acts (401, 402, 433, 505)."""
+
+
+def _restore(cls: type[E], args: tuple[object, ...], state: dict[str, Any]) -> E:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class FluxError(Exception):
+    """Base of every error this package raises.
+
+    Attributes:
+        charge: Whether credits were spent by the exchange that failed.
+        scope: Whom it concerns: this job, everyone for now, or everyone until a person acts.
+        task_id: The vendor's task, where one is known; take it up again with ``client.wait(task_id)``.
+        advice: One sentence that says what to do next; it closes ``str(error)``.
+    """
+
+    default_charge: ClassVar[Charge] = Charge.NO
+    default_scope: ClassVar[Scope] = Scope.THIS_JOB
+    default_advice: ClassVar[str] = "Report this as a bug, with the message."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        advice: str | None = None,
+        charge: Charge | None = None,
+        scope: Scope | None = None,
+        task_id: TaskId | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.advice: str = self.default_advice if advice is None else advice
+        self.charge: Charge = self.default_charge if charge is None else charge
+        self.scope: Scope = self.default_scope if scope is None else scope
+        self.task_id: TaskId | None = task_id
+
+    @property
+    def message(self) -> str:
+        """What happened, without the advice."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".strip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own __reduce__ calls cls(*args), which fails as soon as a subclass needs a keyword.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+class ConfigurationError(FluxError):
+    """The client cannot be made or used as asked; nothing was sent."""
+
+    default_advice = "Correct the setting and try again."
+
+
+class ClientClosed(ConfigurationError):
+    """A client was used after ``aclose()``."""
+
+    default_advice = "Make a new FluxClient, or keep this one open for the life of the process."
+
+
+class WrongEventLoop(ConfigurationError):
+    """A client was used on another event loop than the one it belongs to."""
+
+    default_advice = (
+        "Make one FluxClient per event loop: inside the coroutine given to asyncio.run, or in the lifespan "
+        "of the web application."
+    )
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """A part of the package was used whose optional dependencies are not installed."""
+
+    default_advice = "Install the extra named above and try again."
+
+
+class InvalidInput(FluxError, ValueError):
+    """Refused on this side, before any request was made and any credit spent."""
+
+    default_advice = "Correct the value and try again; nothing was sent."
+
+
+class RequestNotSent(FluxError):
+    """The request never left: no connection could be made. Certainly not charged."""
+
+    default_advice = "Check the network and KIE_BASE_URL; it is safe to try again."
+
+
+class ConnectionLost(FluxError):
+    """The request may have been delivered, the answer never came. A submit may have been charged."""
+
+    default_charge = Charge.MAYBE
+    default_advice = (
+        "Look for the task at kie.ai/logs before submitting the same image again: a second submit may be "
+        "a second charge."
+    )
+
+
+class UnexpectedResponse(FluxError):
+    """An answer of no documented shape: HTML, an empty body, a success without its data.
+
+    Attributes:
+        http_status: HTTP status of the answer, or None where it did not matter.
+        body_excerpt: The first characters of the body, for a bug report.
+    """
+
+    default_charge = Charge.MAYBE
+    default_advice = "Check KIE_BASE_URL and kie.ai/logs before submitting the same image again."
+
+    def __init__(
+        self, message: str, *, http_status: int | None = None, body_excerpt: str = "", **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.http_status: int | None = http_status
+        self.body_excerpt: str = body_excerpt
+
+
+class ApiError(FluxError):
+    """The vendor answered with a code other than 200 (API page, "Error Handling").
+
+    Attributes:
+        code: The envelope's ``code``, or the HTTP status where there was no envelope.
+        msg: The envelope's ``msg``, word for word.
+        http_status: HTTP status of the answer; the vendor sends most errors with HTTP 200.
+    """
+
+    default_charge = Charge.MAYBE
+    default_advice = "Look the code up in the vendor's documentation."
+
+    def __init__(
+        self, message: str, *, code: int = 0, msg: str = "", http_status: int | None = None, **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.code: int = code
+        self.msg: str = msg
+        self.http_status: int | None = http_status
+
+
+class ContentPolicyError(ApiError):
+    """400: the prompt or picture was refused by moderation."""
+
+    default_charge = Charge.NO
+    default_advice = "Change the prompt or the picture; the same request would be refused again."
+
+
+class AuthenticationError(ApiError):
+    """401: the key is missing, wrong or disabled."""
+
+    default_charge = Charge.NO
+    default_scope = Scope.STOP
+    default_advice = "Set KIE_API_KEY to a key from https://kie.ai/api-key and run again."
+
+
+class InsufficientCreditsError(ApiError):
+    """402: the balance does not cover the image."""
+
+    default_charge = Charge.NO
+    default_scope = Scope.STOP
+    default_advice = "Top up at https://kie.ai/pricing and run again; what is done stays done."
+
+
+class PermissionDeniedError(ApiError):
+    """403: refused at the door: an address not on the key's whitelist, or a disabled key."""
+
+    default_charge = Charge.NO
+    default_scope = Scope.STOP
+    default_advice = "Check the key's IP whitelist and state at https://kie.ai/api-key."
+
+
+class NotFoundError(ApiError):
+    """404: no such path or record."""
+
+    default_charge = Charge.NO
+    default_advice = "Check the task id, and that KIE_BASE_URL names the API's host."
+
+
+class InvalidRequestError(ApiError):
+    """422: a parameter was refused by the vendor."""
+
+    default_charge = Charge.NO
+    default_advice = "Correct the parameter that the message names; the same request would be refused again."
+
+
+class RateLimitedError(ApiError):
+    """429: more than 20 submits in 10 s; this one was rejected, not queued.
+
+    Attributes:
+        retry_after_s: Seconds the vendor asked to wait, or None where it did not say.
+    """
+
+    default_charge = Charge.NO
+    default_scope = Scope.EVERYONE_FOR_NOW
+    default_advice = "Wait a full window (10 s) and try again, or lower the rate."
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.retry_after_s: float | None = retry_after_s
+
+
+class KeyLimitError(ApiError):
+    """433: the hourly, daily or total cap set on this key is used up."""
+
+    default_charge = Charge.NO
+    default_scope = Scope.STOP
+    default_advice = "Raise the key's cap at https://kie.ai/api-key, or use another key."
+
+
+class MaintenanceError(ApiError):
+    """455: the service is under maintenance."""
+
+    default_charge = Charge.NO
+    default_scope = Scope.EVERYONE_FOR_NOW
+    default_advice = "Try again in some minutes; nothing was charged."
+
+
+class ServerError(ApiError):
+    """408, 500, 501, 502 …: the vendor failed; on a submit the task may exist and be charged all the same."""
+
+    default_advice = (
+        "Look for the task at kie.ai/logs before submitting the same image again; code 500 may also mean a "
+        "bad parameter."
+    )
+
+
+class FeatureDisabledError(ApiError):
+    """505: the vendor has switched this feature off."""
+
+    default_charge = Charge.NO
+    default_scope = Scope.STOP
+    default_advice = "Wait for the vendor to switch it on again; support is at support@kie.ai."
+
+
+class TaskFailed(FluxError):
+    """The task ended without an image: CREATE_TASK_FAILED or GENERATE_FAILED.
+
+    Attributes:
+        record: What record-info said of it, or None where the failure came without one.
+    """
+
+    # Failed tasks are usually refunded, but users have seen charges (API page: not stated).
+    default_charge = Charge.MAYBE
+    default_advice = "Read the reason, change the picture or the prompt, and submit again (a new charge)."
+
+    def __init__(self, message: str, *, record: TaskRecord | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.record: TaskRecord | None = record
+
+
+class DeadlineExceeded(FluxError):
+    """The call's own deadline passed before a task existed; nothing was spent."""
+
+    default_advice = "Try again with a longer timeout; nothing was charged."
+
+
+class PollDeadlineExceeded(DeadlineExceeded):
+    """The deadline passed while a task was running. It may still finish, and it is paid.
+
+    ``task_id`` is always set: the same task can be taken up again with ``client.wait(task_id)``.
+    """
+
+    default_charge = Charge.YES
+    default_advice = (
+        "The task may still finish and is paid: take it up again with client.wait(task_id) or "
+        "`flux-async task TASK_ID --wait`; do not submit the image again."
+    )
+
+
+class DownloadError(FluxError):
+    """A file could not be brought to disk; the paid result is still at the vendor.
+
+    Attributes:
+        http_status: HTTP status of the file host's answer, or None where there was none.
+    """
+
+    default_charge = Charge.YES
+    default_advice = "The result is paid and kept for 14 days: download it again."
+
+    def __init__(self, message: str, *, http_status: int | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.http_status: int | None = http_status
+
+
+class ResultExpired(DownloadError):
+    """The vendor no longer has the file: originals live 10 minutes, results 14 days."""
+
+    default_advice = "Ask record-info for the address again; past 14 days the image must be made anew."
+
+
+class CallbackRejected(FluxError):
+    """A callback with a bad signature, an old timestamp or an unreadable body."""
+
+    default_advice = "Check the webhook key and the clock; the task itself is not affected."
+
+
+class JournalError(FluxError):
+    """The journal cannot be opened, read or written; the file was left as it is."""
+
+    default_advice = "Check the path, the free disk space and the permissions."
+
+
+class JournalBusyError(JournalError):
+    """Another process holds the lease of this journal."""
+
+    default_advice = "Wait for the other run to end, or give this one a directory of its own."
+
+
+class JobConflictError(JournalError):
+    """The same job key was given with another request."""
+
+    default_advice = "Give the new request a key of its own."
+
+
+class JournalVersionError(JournalError):
+    """The journal was written by a newer release."""
+
+    default_advice = "Install that release, or start a new journal."

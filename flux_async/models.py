@@ -1,0 +1,369 @@
+"""The vocabulary: frozen values, checked when they are made.
+
+A request that could not succeed is refused here, before any credit is spent. Field names are Python's;
+``protocol/wire.py`` alone knows the vendor's.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, NewType, Self, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+import attrs
+
+from flux_async.errors import FluxError, InvalidInput
+
+TaskId = NewType("TaskId", str)
+"""The vendor's name for one remote task: an opaque string (in practice 32 hex digits)."""
+
+JobKey = NewType("JobKey", str)
+"""Names one thing the caller wants: given by the caller, or the digest of the request."""
+
+TEXT_REMOVAL_PROMPT = "Remove all text from this image while preserving the background"
+"""The prompt of the API page for removing text."""
+
+MAX_KEY_LENGTH = 200
+
+K = TypeVar("K", bound=enum.StrEnum)
+
+
+class Model(enum.StrEnum):
+    """The two models (API page, "Model Selection")."""
+
+    PRO = "flux-kontext-pro"
+    """Standard: 5 credits an image at the time of writing."""
+    MAX = "flux-kontext-max"
+    """Enhanced: 10 credits an image at the time of writing."""
+
+
+class AspectRatio(enum.StrEnum):
+    """Width to height (API page, "Supported Aspect Ratios")."""
+
+    ULTRA_WIDE = "21:9"
+    WIDE = "16:9"
+    STANDARD = "4:3"
+    SQUARE = "1:1"
+    PORTRAIT = "3:4"
+    MOBILE_PORTRAIT = "9:16"
+    ULTRA_TALL = "16:21"
+
+
+class OutputFormat(enum.StrEnum):
+    """File format of the result (API page, "Request Parameters"). The vendor may send JPEG all the same."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+
+
+class TaskStatus(enum.IntEnum):
+    """What ``successFlag`` means (API page, "Status Codes")."""
+
+    GENERATING = 0
+    SUCCESS = 1
+    CREATE_TASK_FAILED = 2
+    GENERATE_FAILED = 3
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the task ended without an image."""
+        return self in {TaskStatus.CREATE_TASK_FAILED, TaskStatus.GENERATE_FAILED}
+
+
+def check_http_url(url: object, name: str = "image") -> str:
+    """Return ``url`` if it is an absolute http(s) address, else raise :class:`InvalidInput`.
+
+    Reachability is not checked: the vendor fetches the picture later, and reports on the task.
+    """
+    if not isinstance(url, str):
+        raise InvalidInput(f"{name} must be an http(s) URL as a string, not {type(url).__name__}.")
+    shown = url if len(url) <= 120 else url[:100] + "…"  # noqa: PLR2004
+    if url[:5].lower() == "data:":
+        raise InvalidInput(
+            f"{name} is a data: URI, which the API does not take.",
+            advice="Put the picture where the vendor can fetch it and give its http(s) URL.",
+        )
+    if not url.isprintable() or any(c.isspace() for c in url):
+        raise InvalidInput(
+            f"{name} {shown!r} holds white space or control characters.", advice="Percent-encode them."
+        )
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as bad:
+        raise InvalidInput(f"{name} {shown!r} is not a URL: {bad}.") from None
+    if parts.scheme.lower() not in {"http", "https"} or not parts.hostname:
+        raise InvalidInput(
+            f"{name} {shown!r} is not an http(s) URL.",
+            advice="Give an address that starts with http:// or https:// and that the vendor can reach.",
+        )
+    return url
+
+
+def _text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidInput(f"{attribute.name} must be a string, not {type(value).__name__}.")
+    if not value.strip():
+        raise InvalidInput(f"{attribute.name} must not be blank.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{attribute.name} is not valid Unicode (a lone surrogate).") from None
+
+
+def _flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{attribute.name} must be True or False, not {value!r}.")
+
+
+def _url(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    check_http_url(value, attribute.name)
+
+
+def _safety(instance: _ImageRequest, attribute: attrs.Attribute[Any], value: object) -> None:
+    # API page, "Safety Tolerance": generation 0-6, editing 0-2. Out of range the vendor answers code 500.
+    top = instance.MAX_SAFETY_TOLERANCE
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= top:
+        raise InvalidInput(
+            f"{attribute.name} must be a whole number from 0 to {top} for {type(instance).__name__}, "
+            f"not {value!r}."
+        )
+
+
+def _member(kind: type[K], name: str, value: K | str) -> K:
+    try:
+        return kind(value)
+    except ValueError:
+        choices = ", ".join(member.value for member in kind)
+        raise InvalidInput(f"{name} must be one of {choices}, not {value!r}.") from None
+
+
+def _model(value: Model | str) -> Model:
+    return _member(Model, "model", value)
+
+
+def _aspect_ratio(value: AspectRatio | str) -> AspectRatio:
+    return _member(AspectRatio, "aspect_ratio", value)
+
+
+def _output_format(value: OutputFormat | str) -> OutputFormat:
+    return _member(OutputFormat, "output_format", value)
+
+
+@attrs.frozen(kw_only=True)
+class _ImageRequest:
+    """What both kinds share (API page, "Request Parameters"). None leaves a field to the vendor."""
+
+    MAX_SAFETY_TOLERANCE: ClassVar[int] = 6
+
+    prompt: str = attrs.field(validator=_text)
+    model: Model = attrs.field(default=Model.PRO, converter=_model)
+    aspect_ratio: AspectRatio | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_aspect_ratio)
+    )
+    output_format: OutputFormat | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_output_format)
+    )
+    enable_translation: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_flag))
+    prompt_upsampling: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_flag))
+    safety_tolerance: int | None = attrs.field(default=None, validator=attrs.validators.optional(_safety))
+    upload_cn: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_flag))
+    watermark: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
+    callback_url: str | None = attrs.field(default=None, validator=attrs.validators.optional(_url))
+
+
+@attrs.frozen(kw_only=True)
+class GenerateRequest(_ImageRequest):
+    """Make a picture from words (API page, "Text-to-Image Generation").
+
+    Attributes:
+        prompt: What to draw, in English unless ``enable_translation`` is left on.
+        model: ``flux-kontext-pro`` or ``flux-kontext-max``.
+        aspect_ratio: Width to height; left unset the vendor takes 16:9.
+        output_format: ``jpeg`` or ``png``; left unset the vendor takes jpeg.
+        enable_translation: Translate a prompt that is not English; left unset the vendor does.
+        prompt_upsampling: Let the vendor embellish the prompt; slower.
+        safety_tolerance: 0 (strict) to 6 (permissive); left unset the vendor takes 2.
+        upload_cn: Upload the result through servers in China.
+        watermark: Identifier of a watermark to add.
+        callback_url: Where the vendor reports the end of the task.
+
+    Raises:
+        InvalidInput: A value the API would refuse.
+    """
+
+
+@attrs.frozen(kw_only=True)
+class EditRequest(_ImageRequest):
+    """Change a picture as told (API page, "Image Editing").
+
+    The fields are those of :class:`GenerateRequest`, and:
+
+    Attributes:
+        input_image: http(s) URL that the vendor's servers can reach.
+        aspect_ratio: Left unset the picture keeps its own; a set one **crops or pads** it.
+        safety_tolerance: 0 to 2 when editing.
+
+    Raises:
+        InvalidInput: A value the API would refuse.
+    """
+
+    MAX_SAFETY_TOLERANCE: ClassVar[int] = 2
+
+    input_image: str = attrs.field(validator=_url)
+
+    @classmethod
+    def text_removal(cls, image: str, *, prompt: str = TEXT_REMOVAL_PROMPT, **options: Any) -> Self:
+        """Ask for ``image`` without its text.
+
+        Translation is switched off for our own prompt, which is English (API page, "Translation Settings").
+
+        Raises:
+            InvalidInput: ``image`` is no http(s) URL, or an option is out of range.
+        """
+        if prompt == TEXT_REMOVAL_PROMPT:
+            options.setdefault("enable_translation", False)
+        return cls(prompt=prompt, input_image=image, **options)
+
+
+ImageRequest: TypeAlias = GenerateRequest | EditRequest
+
+
+def digest_key(request: ImageRequest) -> JobKey:
+    """Name a request by its content: 64 hex digits, the same on every machine and in every release.
+
+    ``callback_url`` is left out: where the vendor reports does not change what is wanted.
+    """
+    fields = attrs.asdict(request, filter=lambda a, v: v is not None and a.name != "callback_url")
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return JobKey(hashlib.sha256(text.encode()).hexdigest())
+
+
+def _job_key(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    _text(instance, attribute, value)
+    if len(str(value)) > MAX_KEY_LENGTH:
+        raise InvalidInput(f"{attribute.name} is longer than {MAX_KEY_LENGTH} characters.")
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """One thing the caller wants.
+
+    Attributes:
+        request: What to submit.
+        key: Its name; left out, the digest of the request.
+    """
+
+    request: ImageRequest
+    key: JobKey = attrs.field(
+        default=attrs.Factory(lambda self: digest_key(self.request), takes_self=True), validator=_job_key
+    )
+
+
+@attrs.frozen(kw_only=True)
+class TaskRecord:
+    """What record-info says of a task (API page, "Task Status Query").
+
+    Attributes:
+        task_id: The task.
+        status: GENERATING also stands for a flag that is missing or unknown.
+        unknown_flag: The ``successFlag`` as sent, where it was none of the documented four.
+        result_url: The finished picture, kept 14 days.
+        origin_url: The input as the vendor kept it, valid 10 minutes.
+        created_at: When the task was made (UTC), to the second.
+        completed_at: When it ended (UTC); may lie up to a second ahead of our clock.
+        error_code: 400, 500 or 501 of a failed task.
+        error_message: The vendor's words for it.
+        params: The request's fields as the vendor echoes them; partial, or None where unreadable.
+        raw: The record word for word, unknown fields included.
+    """
+
+    task_id: TaskId
+    status: TaskStatus
+    unknown_flag: object = None
+    result_url: str | None = None
+    origin_url: str | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+    error_code: int | None = None
+    error_message: str | None = None
+    params: Mapping[str, Any] | None = None
+    raw: Mapping[str, Any] = attrs.field(factory=dict, eq=False, repr=False)
+
+    @property
+    def generation_s(self) -> float | None:
+        """Seconds from creation to completion by the vendor's own clock, or None."""
+        if self.created_at is None or self.completed_at is None:
+            return None
+        return (self.completed_at - self.created_at).total_seconds()
+
+
+@attrs.frozen(kw_only=True)
+class ImageResult:
+    """A finished picture.
+
+    Attributes:
+        task_id: The task that made it.
+        result_url: Where it is, for 14 days; download it at once.
+        origin_url: The input as the vendor kept it, for 10 minutes, or None.
+        record: The record it was read from.
+    """
+
+    task_id: TaskId
+    result_url: str
+    origin_url: str | None = None
+    record: TaskRecord | None = attrs.field(default=None, eq=False, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class UnclaimedTask:
+    """A submit whose caller left before it could be told the task id.
+
+    Attributes:
+        request: What was asked for.
+        task_id: The paid task: take it up with ``client.wait(task_id)``. None where the answer never came.
+        error: Why there is no task id, where there is none.
+    """
+
+    request: ImageRequest
+    task_id: TaskId | None = None
+    error: FluxError | None = attrs.field(default=None, eq=False)
+
+
+@attrs.frozen(kw_only=True)
+class Succeeded:
+    """The job has its picture.
+
+    Attributes:
+        job: What was wanted.
+        image: The result at the vendor.
+        file: The picture on disk, or None where it was not downloaded.
+    """
+
+    job: Job
+    image: ImageResult
+    file: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Failed:
+    """The job ended without a picture; ``error`` says why, and whether it was charged."""
+
+    job: Job
+    error: FluxError
+
+
+@attrs.frozen(kw_only=True)
+class InDoubt:
+    """The submit's answer never came: it may be charged, and is not submitted again unasked."""
+
+    job: Job
+    error: FluxError
+
+
+Outcome: TypeAlias = Succeeded | Failed | InDoubt
