@@ -1,0 +1,178 @@
+"""When to look at a task next, and when a look that found nothing means something."""
+
+from __future__ import annotations
+
+import attrs
+
+from flux_async.errors import Charge, FluxError, InvalidInput, PollDeadlineExceeded, TaskFailed
+from flux_async.models import TaskId, TaskRecord, TaskStatus
+from flux_async.policy.numbers import not_negative, positive_number
+from flux_async.protocol.codes import PollMeaning, poll_meaning
+
+_LAST_LOOK_S = 2.0
+_LAST_LOOK_SHARE = 0.1
+_TROUBLE_CAP_S = 30.0
+
+
+@attrs.frozen(kw_only=True)
+class PollPolicy:
+    """The rhythm of looking at a task.
+
+    The first look comes ``first_s`` after the wait began, the next every ``interval_s``, each spread by
+    ``± jitter`` so that tasks submitted together are not looked at together. A task older than
+    ``slow_after_s`` is a straggler: its interval grows by ``growth`` at each look, up to ``cap_s``. With the
+    defaults a 12 s task is looked at about four times: at 3, 6, 9 and 12 s (API page, sample code: "Wait 3
+    seconds before retry").
+
+    Attributes:
+        first_s: Seconds before the first look.
+        interval_s: Seconds between looks.
+        jitter: Share of an interval by which it is spread, 0 to 0.5.
+        slow_after_s: Age in seconds from which looks grow rarer.
+        growth: Factor by which they do, at least 1.
+        cap_s: Longest gap between looks, in seconds, spread included.
+        visible_within_s: For this long after the wait began "no such task" means "not visible yet".
+        flip_within_s: For this long a failure whose words speak of a time-out is looked at again: such
+            failures have been seen to turn into a success about a minute later.
+    """
+
+    first_s: float = attrs.field(default=3.0, validator=not_negative)
+    interval_s: float = attrs.field(default=3.0, validator=positive_number)
+    jitter: float = attrs.field(default=0.2, validator=not_negative)
+    slow_after_s: float = attrs.field(default=60.0, validator=not_negative)
+    growth: float = attrs.field(default=1.4, validator=positive_number)
+    cap_s: float = attrs.field(default=15.0, validator=positive_number)
+    visible_within_s: float = attrs.field(default=90.0, validator=not_negative)
+    flip_within_s: float = attrs.field(default=120.0, validator=not_negative)
+
+    def __attrs_post_init__(self) -> None:
+        if self.jitter > 0.5:  # noqa: PLR2004
+            raise InvalidInput(f"jitter must be from 0 to 0.5, not {self.jitter!r}.")
+        if self.growth < 1:
+            raise InvalidInput(f"growth must be at least 1, not {self.growth!r}.")
+        if self.cap_s < self.interval_s:
+            raise InvalidInput(f"cap_s ({self.cap_s!r}) must not be below interval_s ({self.interval_s!r}).")
+
+    def next_delay(self, *, looks: int, stragglers: int, draw: float) -> float:
+        """Return the seconds to wait before the next look.
+
+        Args:
+            looks: Looks made so far.
+            stragglers: How many of them were made past ``slow_after_s``.
+            draw: A random number from 0 to 1.
+        """
+        gap = self.first_s if looks == 0 else self.interval_s * self.growth ** min(stragglers, 64)
+        return min(self.cap_s, gap * (1.0 + self.jitter * (2.0 * draw - 1.0)))
+
+    def may_flip(self, record: TaskRecord, failed_for_s: float) -> bool:
+        """Say whether a failed record, first seen ``failed_for_s`` ago, may still turn into a success."""
+        words = (record.error_message or "").lower()
+        timed_out = "timeout" in words or "timed out" in words or "time out" in words
+        return record.status.is_failure and timed_out and failed_for_s < self.flip_within_s
+
+
+@attrs.define(kw_only=True)
+class Watch:
+    """One wait for one task: what was seen so far, and what follows from it.
+
+    ``next_look`` says how long to sleep; then give it what the look found, with ``saw_record`` or
+    ``saw_error``: each returns what ends the wait, or None to go on. All times are monotonic seconds.
+
+    Rules:
+
+    1. Only the vendor's word ends a wait early: a finished record, or a refusal no later look can mend.
+    2. "No such task" within ``visible_within_s`` means "not visible yet"; once seen, a task exists.
+    3. Lost connections, 429, 455 and server errors mean "look again", ever more rarely.
+    4. The deadline ends it. The last look is made just before, so that nothing finished is missed.
+    """
+
+    policy: PollPolicy
+    task_id: TaskId
+    started_at: float
+    deadline: float
+    _looks: int = attrs.field(default=0, init=False)
+    _stragglers: int = attrs.field(default=0, init=False)
+    _troubles: int = attrs.field(default=0, init=False)
+    _seen: bool = attrs.field(default=False, init=False)
+    _failed_at: float | None = attrs.field(default=None, init=False)
+    _failure: TaskFailed | None = attrs.field(default=None, init=False)
+    _last_error: FluxError | None = attrs.field(default=None, init=False)
+
+    def next_look(self, now: float, draw: float) -> float | None:
+        """Return the seconds to sleep before the next look, or None: the deadline is here."""
+        span = self.deadline - self.started_at
+        last_look_at = self.deadline - min(_LAST_LOOK_S, _LAST_LOOK_SHARE * span)
+        if now >= last_look_at and (self._looks or now >= self.deadline):
+            return None
+        delay = self.policy.next_delay(looks=self._looks, stragglers=self._stragglers, draw=draw)
+        if self._troubles:
+            delay = max(
+                delay, self._asked_to_wait(), min(_TROUBLE_CAP_S, 2.0 ** min(self._troubles, 16) * draw)
+            )
+        return max(0.0, min(delay, last_look_at - now))
+
+    def saw_record(self, record: TaskRecord, now: float) -> TaskRecord | FluxError | None:
+        """Return the record if it holds the picture, the error if the task failed, None to look again."""
+        self._count(now)
+        self._seen, self._troubles = True, 0
+        if record.status is TaskStatus.SUCCESS:
+            return record
+        if not record.status.is_failure:
+            self._failed_at = self._failure = None
+            return None
+        self._failed_at = now if self._failed_at is None else self._failed_at
+        self._failure = _failure_of(record)
+        return None if self.policy.may_flip(record, now - self._failed_at) else self._failure
+
+    def saw_error(self, error: FluxError, now: float) -> FluxError | None:
+        """Return the error that ends the wait, or None to look again."""
+        self._count(now)
+        meaning = poll_meaning(error)
+        if meaning is PollMeaning.NOT_VISIBLE:
+            visible_by = self.started_at + self.policy.visible_within_s
+            gone = not self._seen and now >= visible_by
+            return self._with_task(error) if gone else None
+        if meaning is PollMeaning.FATAL:
+            return self._with_task(error)
+        self._troubles += 1
+        self._last_error = error
+        return None
+
+    def expired(self) -> FluxError:
+        """Return what to raise when ``next_look`` found no time left."""
+        if self._failure is not None:
+            return self._failure
+        last = (
+            f" The last look failed: {self._last_error.message}"
+            if self._troubles and self._last_error
+            else ""
+        )
+        span = self.deadline - self.started_at
+        return PollDeadlineExceeded(
+            f"Task {self.task_id} has not finished within {span:g} s.{last}", task_id=self.task_id
+        )
+
+    def _count(self, now: float) -> None:
+        self._looks += 1
+        if now - self.started_at >= self.policy.slow_after_s:
+            self._stragglers += 1
+
+    def _asked_to_wait(self) -> float:
+        asked = getattr(self._last_error, "retry_after_s", None) or 0.0
+        return min(float(asked), _TROUBLE_CAP_S)
+
+    def _with_task(self, error: FluxError) -> FluxError:
+        error.task_id = self.task_id
+        return error
+
+
+def _failure_of(record: TaskRecord) -> TaskFailed:
+    why = (record.error_message or "no reason given").rstrip(".")
+    code = f" (errorCode {record.error_code})" if record.error_code is not None else ""
+    created = record.status is not TaskStatus.CREATE_TASK_FAILED
+    return TaskFailed(
+        f"Task {record.task_id} ended in {record.status.name}{code}: {why}.",
+        record=record,
+        task_id=record.task_id,
+        charge=Charge.MAYBE if created else Charge.NO,
+    )

@@ -1,0 +1,84 @@
+"""Try again? After how long? Only where trying again cannot pay twice."""
+
+from __future__ import annotations
+
+import attrs
+
+from flux_async.errors import (
+    Charge,
+    ConnectionLost,
+    FluxError,
+    MaintenanceError,
+    RateLimitedError,
+    RequestNotSent,
+    Scope,
+    ServerError,
+)
+from flux_async.policy.numbers import not_negative, positive_integer, positive_number
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """When a request is made again.
+
+    A **submit** is made again only when the failed one was certainly not charged and another may succeed:
+    it never left (:class:`RequestNotSent`), or the vendor turned everyone away for now (429, 455). An
+    unknown answer is never a reason. A **look** (record-info, credits) costs nothing and is also repeated
+    after a lost connection or a server error.
+
+    The wait before try ``n + 1`` is drawn from ``0 … min(cap_s, base_s · 2ⁿ⁻¹)`` (full jitter): with the
+    defaults up to 0.5 s after the first, up to 8 s after the fifth. After 429 it is a full window or what
+    Retry-After asked for (up to ``longest_retry_after_s``; beyond that we give up), after 455
+    ``maintenance_pause_s``.
+
+    Attributes:
+        max_tries: How often one request is made in all.
+        max_paid_attempts: How many tasks may be paid for one job.
+        base_s: First upper bound of the wait, in seconds.
+        cap_s: Largest upper bound of the wait, in seconds.
+        window_s: The pause after 429, in seconds.
+        maintenance_pause_s: The pause after 455, in seconds.
+        longest_retry_after_s: A longer Retry-After ends the tries, in seconds.
+    """
+
+    max_tries: int = attrs.field(default=5, validator=positive_integer)
+    max_paid_attempts: int = attrs.field(default=1, validator=positive_integer)
+    base_s: float = attrs.field(default=0.5, validator=positive_number)
+    cap_s: float = attrs.field(default=15.0, validator=positive_number)
+    window_s: float = attrs.field(default=10.0, validator=positive_number)
+    maintenance_pause_s: float = attrs.field(default=60.0, validator=positive_number)
+    longest_retry_after_s: float = attrs.field(default=120.0, validator=not_negative)
+
+    def before_next_submit(self, error: FluxError, tries: int, draw: float) -> float | None:
+        """Return the seconds to wait before submitting again, or None: do not.
+
+        Args:
+            error: What the last try ended in.
+            tries: Tries made so far, at least 1.
+            draw: A random number from 0 to 1.
+        """
+        if error.charge is not Charge.NO or tries >= self.max_tries:
+            return None
+        if error.scope is Scope.EVERYONE_FOR_NOW:
+            return self._pause(error, draw)
+        return self._backoff(tries, draw) if isinstance(error, RequestNotSent) else None
+
+    def before_next_look(self, error: FluxError, tries: int, draw: float) -> float | None:
+        """Return the seconds to wait before reading again, or None: do not. Arguments as for a submit."""
+        if tries >= self.max_tries:
+            return None
+        if isinstance(error, RateLimitedError):
+            return self._pause(error, draw)
+        transient = isinstance(error, RequestNotSent | ConnectionLost | ServerError)
+        return self._backoff(tries, draw) if transient else None
+
+    def _backoff(self, tries: int, draw: float) -> float:
+        return draw * min(self.cap_s, self.base_s * 2.0 ** min(tries - 1, 32))
+
+    def _pause(self, error: FluxError, draw: float) -> float | None:
+        if isinstance(error, MaintenanceError):
+            return self.maintenance_pause_s * (1.0 + 0.2 * draw)
+        asked = getattr(error, "retry_after_s", None) or 0.0
+        if asked > self.longest_retry_after_s:
+            return None
+        return max(self.window_s, asked) + draw
