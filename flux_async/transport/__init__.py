@@ -1,0 +1,75 @@
+"""Was it sent, not sent, maybe sent? One Protocol, thin adapters behind it.
+
+The answer to that question decides about money, so it is a value, never an exception: a submit whose
+:class:`NotSent` is certain may be made again, one whose fate is :class:`Unknown` may not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, TypeAlias
+
+import attrs
+
+from flux_async.protocol.wire import WireRequest, WireResponse
+
+
+@attrs.frozen
+class Answered:
+    """The server answered, in whole; what it said is another question."""
+
+    response: WireResponse
+
+
+@attrs.frozen
+class NotSent:
+    """No connection was made: the server certainly saw nothing."""
+
+    reason: str
+
+
+@attrs.frozen
+class Unknown:
+    """The request left in whole or in part, and no whole answer came back."""
+
+    reason: str
+
+
+Truth: TypeAlias = Answered | NotSent | Unknown
+
+
+class FileStream(Protocol):
+    """A file being received."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body; raises ConnectionLost where it ends early."""
+        ...
+
+
+class Transport(Protocol):
+    """What the client needs of an HTTP library."""
+
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+        """Make one request to the API's origin, with the key, and without following redirects.
+
+        Returns within about ``timeout_s`` seconds whatever the server does, and raises nothing.
+        """
+        ...
+
+    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+        """Open ``url`` on a file host: without the key, following a few redirects.
+
+        Raises:
+            DownloadError: It cannot be reached.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...

@@ -1,0 +1,89 @@
+"""The one home of coroutines that outlive their caller.
+
+Cancelling an httpx request can cost its pool a connection for ever, and cancelling a submit loses the id of a
+paid task. So no caller's cancellation reaches an exchange: it runs in a coroutine of its own, bounded by its
+own deadline, and a caller who leaves simply stops listening. What the exchange then brings home is given to
+``when_abandoned``. ``aclose`` waits for those that must not be lost, so nothing is left running afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import attrs
+
+from flux_async.errors import ClientClosed
+
+T = TypeVar("T")
+
+
+@attrs.define(eq=False)
+class ExchangeHost:
+    """Runs exchanges that no caller can cancel."""
+
+    _losable: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
+    _precious: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
+
+    async def run(
+        self,
+        exchange: Coroutine[Any, Any, T],
+        *,
+        when_done: Callable[[], None],
+        when_abandoned: Callable[[T], None] | None = None,
+    ) -> T:
+        """Await ``exchange``; if the caller is cancelled meanwhile, let it finish without him.
+
+        Args:
+            exchange: A coroutine that bounds its own duration.
+            when_done: Called when the exchange has ended, however, and whoever is still there.
+            when_abandoned: Called with the result if nobody waits for it any more. An exchange that has one
+                is worth waiting for when the host closes; others are then ended.
+
+        Raises:
+            ClientClosed: The host was closed meanwhile.
+        """
+        task = asyncio.get_running_loop().create_task(exchange)
+        kept = self._losable if when_abandoned is None else self._precious
+        kept.add(task)
+
+        def let_go(done: asyncio.Task[T]) -> None:
+            kept.discard(done)
+            when_done()
+
+        task.add_done_callback(let_go)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not _cancelled_from_outside():
+                raise ClientClosed("The client was closed while this request was under way.") from None
+            task.add_done_callback(lambda done: _hand_over(done, when_abandoned))
+            raise
+
+    @property
+    def in_the_air(self) -> int:
+        """How many exchanges are running."""
+        return len(self._losable) + len(self._precious)
+
+    async def aclose(self) -> None:
+        """Wait for the exchanges that must not be lost, end the others."""
+        while self._precious:
+            await asyncio.wait(self._precious)
+        for task in tuple(self._losable):
+            task.cancel()
+        while self._losable:
+            await asyncio.wait(self._losable)
+
+
+def _cancelled_from_outside() -> bool:
+    caller = asyncio.current_task()
+    return caller is not None and caller.cancelling() > 0
+
+
+def _hand_over(task: asyncio.Task[T], when_abandoned: Callable[[T], None] | None) -> None:
+    """Give an orphaned result to whom it may concern, and let an orphaned error rest."""
+    if task.cancelled() or task.exception() is not None:
+        return
+    if when_abandoned is not None:
+        when_abandoned(task.result())
