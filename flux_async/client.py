@@ -1,0 +1,396 @@
+"""The client: one image, awaited.
+
+``submit`` spends credits, once; ``record`` and ``wait`` look, as often as it takes; ``download`` brings the
+picture home; ``run`` and its short forms do all but the last in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+
+from flux_async.account import Account
+from flux_async.clock import Clock, SystemClock
+from flux_async.errors import DownloadError, FluxError, InvalidInput, ResultExpired, Scope
+from flux_async.files import write_picture
+from flux_async.models import (
+    AspectRatio,
+    EditRequest,
+    GenerateRequest,
+    ImageRequest,
+    ImageResult,
+    TaskId,
+    TaskRecord,
+    UnclaimedTask,
+    check_http_url,
+)
+from flux_async.policy.admission import Admission, Limits
+from flux_async.policy.numbers import check_positive
+from flux_async.policy.polling import PollPolicy, Watch
+from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.wire import (
+    WireRequest,
+    WireResponse,
+    build_credit,
+    build_record_info,
+    check_task_id,
+    image_of,
+    parse_credit,
+    parse_record,
+)
+from flux_async.transport import Transport
+from flux_async.transport.origin import ApiOrigin
+
+if TYPE_CHECKING:
+    from flux_async.transport.httpx_ import HttpClient
+
+logger = logging.getLogger("flux_async")
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT_S = 300.0
+_LOOK_TIMEOUT_S = 30.0
+_OK = 200
+_GONE = frozenset({404, 410})
+
+
+class FluxClient:
+    """Awaitable access to KIE AI's Flux Kontext API.
+
+    Make one per process and event loop, keep it, close it: it holds the connections, the account's pace and
+    the ids of tasks whose callers left. Use it as ``async with FluxClient() as client:``.
+
+    Args:
+        api_key: The key; left out, the environment variable ``KIE_API_KEY``. It goes to ``base_url`` only.
+        base_url: The API's origin; left out, ``KIE_BASE_URL``, else ``https://api.kie.ai``.
+        timeout: Seconds a call may take from its start to the finished picture.
+        limits: The account's and this process's limits; 20 submits in 10 s unless said otherwise.
+        polling: The rhythm of looking at a task.
+        retry: When a request is made again; never one that may have been charged.
+        http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; it stays yours to close.
+        transport: Another way to make requests altogether, in place of ``http_client``.
+        clock: The reader of time.
+        rng: The source of jitter, for example ``random.Random(1)`` in a test.
+
+    Raises:
+        ConfigurationError: No key, or an address or client that cannot be used.
+        InvalidInput: A number out of range.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        limits: Limits | None = None,
+        polling: PollPolicy | None = None,
+        retry: RetryPolicy | None = None,
+        http_client: HttpClient | None = None,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        origin = _find_origin(api_key, base_url)
+        api_key = None  # so that no traceback which shows local variables shows it
+        limits = limits or Limits()
+        self._base_url: str = origin.base_url
+        self._timeout: float = check_positive(timeout, "timeout")
+        self._polling: PollPolicy = polling or PollPolicy()
+        self._retry: RetryPolicy = retry or RetryPolicy(window_s=limits.window_s)
+        self._account: Account = Account(
+            transport=transport or _make_transport(origin, limits, http_client),
+            admission=Admission(limits),
+            clock=clock or SystemClock(),
+            rng=rng or random.Random(),  # noqa: S311 - jitter is no secret
+        )
+
+    def __repr__(self) -> str:
+        return f"<FluxClient {self._base_url} timeout={self._timeout:g}s>"
+
+    async def __aenter__(self) -> Self:
+        self._account.enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close: wait for submits in the air (up to 60 s), end the rest. Closing twice does nothing."""
+        with anyio.CancelScope(shield=True):
+            await self._account.aclose()
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        polling: PollPolicy | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> FluxClient:
+        """Return a client with other settings on the same connections, pace and account.
+
+        Closing either closes both.
+        """
+        other = object.__new__(type(self))
+        other._base_url = self._base_url
+        other._timeout = self._timeout if timeout is None else check_positive(timeout, "timeout")
+        other._polling = polling or self._polling
+        other._retry = retry or self._retry
+        other._account = self._account
+        return other
+
+    @property
+    def unclaimed(self) -> tuple[UnclaimedTask, ...]:
+        """Submits whose callers left before they could be told the task id, oldest first."""
+        return self._account.unclaimed
+
+    # --- one step each ------------------------------------------------------------------------------------
+
+    async def submit(self, request: ImageRequest, *, timeout: float | None = None) -> TaskId:
+        """Ask for one picture and return the id of the task, which is now charged.
+
+        Waits for the account's pace first. A submit that was certainly not charged (never connected, 429,
+        455) is made again by the retry policy; one whose answer is unknown never is. Cancelling this call does
+        not cancel a request that has left: its task id then turns up in :attr:`unclaimed` and in the log.
+
+        Raises:
+            ConnectionLost, ServerError, UnexpectedResponse: Charge MAYBE: the task may exist.
+            ApiError: The vendor refused.
+            RequestNotSent: No connection could be made.
+            DeadlineExceeded: ``timeout`` seconds passed before it could be sent.
+        """
+        _check_request(request)
+        self._account.enter()
+        return await self._submit(request, self._deadline(timeout))
+
+    async def record(self, task_id: TaskId | str) -> TaskRecord:
+        """Look at a task once (API page, "Task Status Query").
+
+        Raises:
+            NotFoundError, InvalidRequestError: No such task, or not visible yet.
+            FluxError: The look itself failed; the task goes on.
+        """
+        task = check_task_id(task_id)
+        return await self._read(build_record_info(task), lambda answer: parse_record(answer, task))
+
+    async def wait(self, task_id: TaskId | str, *, timeout: float | None = None) -> ImageResult:
+        """Wait until the task has its picture.
+
+        For the first 90 s "no such task" means "not visible yet". Lost connections, 429, 455 and server
+        errors mean "look again". One deadline ends it.
+
+        Raises:
+            TaskFailed: The task ended without a picture.
+            PollDeadlineExceeded: ``timeout`` seconds passed. The task may still finish and is paid.
+            UnexpectedResponse: The task succeeded without a result URL.
+            ApiError: No later look can help (401, 402, 403, 433, 505), or the task does not exist.
+        """
+        task = check_task_id(task_id)
+        self._account.enter()
+        image = await self._wait(task, self._deadline(timeout))
+        self._account.claim(task)
+        return image
+
+    async def credits(self) -> float:
+        """Return the account's balance in credits."""
+        return await self._read(build_credit(), parse_credit)
+
+    async def download(
+        self,
+        image: ImageResult | str,
+        destination: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        match_suffix: bool = False,
+    ) -> Path:
+        """Bring a picture to disk; the file appears under its name only when it is complete.
+
+        The key is not sent. Redirects of the file host are followed, at most five.
+
+        Args:
+            image: A result, or the http(s) URL of a picture.
+            destination: Where to; an existing file is replaced, missing folders are made.
+            timeout: Seconds for the whole download; left out, the client's.
+            match_suffix: Change the ending to what the content is: a JPEG may arrive where PNG was asked for.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ResultExpired: The file host no longer has it.
+            DownloadError: It cannot be fetched, is no picture, or the disk refused it.
+        """
+        url = image.result_url if isinstance(image, ImageResult) else check_http_url(image)
+        path, span = (
+            Path(destination),
+            self._timeout if timeout is None else check_positive(timeout, "timeout"),
+        )
+        self._account.enter()
+        caller_left = asyncio.Event()
+        try:
+            return await self._account.aside(
+                lambda: self._fetch(url, path, span, caller_left, match_suffix=match_suffix)
+            )
+        finally:
+            caller_left.set()
+
+    # --- all of it ----------------------------------------------------------------------------------------
+
+    async def run(self, request: ImageRequest, *, timeout: float | None = None) -> ImageResult:
+        """Submit and wait, within one deadline. Raises what :meth:`submit` and :meth:`wait` raise.
+
+        Cancelled after the submit, it leaves the task id in :attr:`unclaimed`, in the log, and as a note on
+        the ``CancelledError``.
+        """
+        _check_request(request)
+        self._account.enter()
+        deadline = self._deadline(timeout)
+        async with self._account.task_in_flight(deadline):
+            task_id = await self._submit(request, deadline)
+            try:
+                return await self._wait(task_id, deadline)
+            except asyncio.CancelledError as gone:
+                gone.add_note(f"Task {task_id} was submitted and is paid; take it up with client.wait().")
+                self._account.leave(request, task_id)
+                raise
+
+    async def remove_text(self, image: str, *, timeout: float | None = None, **options: Any) -> ImageResult:
+        """Return ``image`` without its text. ``options`` are the fields of :class:`EditRequest`."""
+        return await self.run(EditRequest.text_removal(image, **options), timeout=timeout)
+
+    async def edit(
+        self, prompt: str, image: str, *, timeout: float | None = None, **options: Any
+    ) -> ImageResult:
+        """Return ``image`` changed as ``prompt`` says. ``options`` are the fields of :class:`EditRequest`."""
+        return await self.run(EditRequest(prompt=prompt, input_image=image, **options), timeout=timeout)
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        aspect_ratio: AspectRatio | str | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> ImageResult:
+        """Return a picture of ``prompt``. ``options`` are the fields of :class:`GenerateRequest`."""
+        request = GenerateRequest(prompt=prompt, aspect_ratio=aspect_ratio, **options)
+        return await self.run(request, timeout=timeout)
+
+    # --- how ----------------------------------------------------------------------------------------------
+
+    def _deadline(self, timeout: float | None) -> float:
+        span = self._timeout if timeout is None else check_positive(timeout, "timeout")
+        return self._account.clock.monotonic() + span
+
+    async def _submit(self, request: ImageRequest, deadline: float) -> TaskId:
+        """Submit, and again only where that cannot pay twice."""
+        account, halts, tries = self._account, self._account.halts, 0
+        while True:
+            tries += 1
+            try:
+                return await account.submit(request, deadline=deadline, halts=halts)
+            except FluxError as error:
+                delay = self._retry.before_next_submit(error, tries, account.rng.random())
+                now = account.clock.monotonic()
+                if delay is None or now + delay >= deadline:
+                    raise
+                logger.info("submit not accepted (%s), again in %.1f s", type(error).__name__, delay)
+                if error.scope is Scope.EVERYONE_FOR_NOW:
+                    account.admission.pause(now, delay)
+                else:
+                    await account.clock.sleep(delay)
+
+    async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T]) -> T:
+        """Look, and again where the retry policy says so."""
+        account, tries = self._account, 0
+        account.enter()
+        while True:
+            tries += 1
+            try:
+                return parse(await account.look(wire, timeout_s=_LOOK_TIMEOUT_S))
+            except FluxError as error:
+                delay = self._retry.before_next_look(error, tries, account.rng.random())
+                if delay is None:
+                    raise
+                await account.clock.sleep(delay)
+
+    async def _wait(self, task_id: TaskId, deadline: float) -> ImageResult:
+        """Sleep, look, ask the watch what it means."""
+        account, clock = self._account, self._account.clock
+        warned = False
+        watch = Watch(policy=self._polling, task_id=task_id, started_at=clock.monotonic(), deadline=deadline)
+        wire = build_record_info(task_id)
+        while (delay := watch.next_look(clock.monotonic(), account.rng.random())) is not None:
+            await clock.sleep(delay)
+            remaining = max(1.0, deadline - clock.monotonic())
+            seen: TaskRecord | FluxError | None
+            try:
+                answer = await account.look(wire, timeout_s=min(_LOOK_TIMEOUT_S, remaining))
+                record = parse_record(answer, task_id)
+            except FluxError as error:
+                seen = watch.saw_error(error, clock.monotonic())
+            else:
+                if record.unknown_flag is not None and not warned:
+                    warned = True
+                    logger.warning("task %s has an unknown successFlag: %r", task_id, record.unknown_flag)
+                seen = watch.saw_record(record, clock.monotonic())
+            if isinstance(seen, FluxError):
+                raise seen
+            if seen is not None:
+                return image_of(seen)
+        raise watch.expired()
+
+    async def _fetch(
+        self, url: str, path: Path, span: float, caller_left: asyncio.Event, *, match_suffix: bool
+    ) -> Path:
+        """The download itself. It is never cancelled: when its caller has left, it ends at the next chunk."""
+        clock = self._account.clock
+        ends = clock.monotonic() + span
+
+        async def wanted(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+            async for chunk in chunks:
+                if caller_left.is_set():
+                    raise DownloadError("The download was given up by its caller.")
+                if clock.monotonic() > ends:
+                    raise DownloadError(f"The download took longer than {span:g} s.")
+                yield chunk
+
+        async with self._account.transport.fetch(url, timeout_s=span) as file:
+            if file.status in _GONE:
+                raise ResultExpired("The file host no longer has this picture.", http_status=file.status)
+            if file.status != _OK:
+                raise DownloadError(f"The file host answered HTTP {file.status}.", http_status=file.status)
+            return await write_picture(wanted(file.chunks()), path, match_suffix=match_suffix)
+
+
+def _find_origin(api_key: str | None, base_url: str | None) -> ApiOrigin:
+    key = api_key if api_key is not None else os.environ.get("KIE_API_KEY")
+    origin = ApiOrigin(key, base_url or os.environ.get("KIE_BASE_URL"))
+    if origin.sends_key_in_clear:
+        logger.warning("%s is plain http: the key crosses the network unencrypted", origin.base_url)
+    return origin
+
+
+def _make_transport(origin: ApiOrigin, limits: Limits, client: HttpClient | None) -> Transport:
+    from flux_async import __version__  # noqa: PLC0415 - the package imports this module
+    from flux_async.transport.httpx_ import HttpxTransport  # noqa: PLC0415 - httpx is slow to import
+
+    return HttpxTransport(origin, limits, version=__version__, client=client)
+
+
+def _check_request(request: object) -> None:
+    if not isinstance(request, GenerateRequest | EditRequest):
+        raise InvalidInput(
+            f"Expected a GenerateRequest or an EditRequest, not {type(request).__name__}.",
+            advice="For an image URL, use client.remove_text(url) or EditRequest.text_removal(url).",
+        )
