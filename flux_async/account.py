@@ -34,7 +34,8 @@ from flux_async.errors import (
 )
 from flux_async.models import ImageRequest, TaskId, UnclaimedTask
 from flux_async.policy.admission import Admission
-from flux_async.protocol.wire import READ_ADVICE, WireRequest, WireResponse, build_submit, parse_submit
+from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
+from flux_async.protocol.wire import build_submit, parse_submit
 from flux_async.transport import Answered, NotSent, Transport, Truth
 from flux_async.transport.shielded import ExchangeHost
 

@@ -36,9 +36,8 @@ from flux_async.policy.admission import Admission, Limits
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.polling import PollPolicy, Watch
 from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.protocol.wire import (
-    WireRequest,
-    WireResponse,
     build_credit,
     build_record_info,
     check_task_id,
@@ -160,8 +159,9 @@ class FluxClient:
         """Ask for one picture and return the id of the task, which is now charged.
 
         Waits for the account's pace first. A submit that was certainly not charged (never connected, 429,
-        455) is made again by the retry policy; one whose answer is unknown never is. Cancelling this call does
-        not cancel a request that has left: its task id then turns up in :attr:`unclaimed` and in the log.
+        455) is made again by the retry policy; one whose answer is unknown never is. Cancelling this call
+        does not cancel a request that has left: its task id then turns up in :attr:`unclaimed` and in the
+        log.
 
         Raises:
             ConnectionLost, ServerError, UnexpectedResponse: Charge MAYBE: the task may exist.

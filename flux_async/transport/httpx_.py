@@ -19,7 +19,7 @@ import httpx
 
 from flux_async.errors import ConfigurationError, DownloadError
 from flux_async.policy.admission import Limits
-from flux_async.protocol.wire import WireRequest, WireResponse
+from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
 from flux_async.transport.origin import ApiOrigin
 

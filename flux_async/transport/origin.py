@@ -7,7 +7,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from flux_async.errors import ConfigurationError, InvalidInput
 from flux_async.models import check_http_url
-from flux_async.protocol.wire import WireRequest
+from flux_async.protocol.envelope import WireRequest
 
 DEFAULT_BASE_URL = "https://api.kie.ai"
 _PAGE_SUFFIX = "/api/v1/flux/kontext"

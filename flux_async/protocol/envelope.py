@@ -1,0 +1,139 @@
+"""The envelope every answer comes in: ``{"code": …, "msg": …, "data": …}``.
+
+Rules (API page, "Error Response Format"; the rest was seen on the live service):
+
+1. The envelope's ``code`` decides; the HTTP status counts only where there is no readable envelope.
+2. A redirect, HTML, an empty or cut-off body is no answer: after a submit it leaves the charge open.
+3. ``code`` may be a string of digits, ``msg`` may be called ``message``, ``data`` may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import attrs
+
+from flux_async.errors import Charge, FluxError, Scope, ServerError, UnexpectedResponse
+from flux_async.protocol.codes import CODES, OK, error_for, rule_for
+from flux_async.protocol.fields import text, whole_number
+
+READ_ADVICE = "Looking costs nothing: try again."
+EXCERPT = 200
+_SERVER_ERRORS = 500
+_REDIRECTS = range(300, 400)
+_AMBIGUOUS = frozenset({400, 408})  # as HTTP statuses any proxy sends these, with other meanings
+_LONGEST_RETRY_AFTER = 9
+
+
+@attrs.frozen(kw_only=True)
+class WireRequest:
+    """One HTTP request, without host and without key: both belong to the transport."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = attrs.field(factory=dict)
+    body: bytes | None = None
+
+
+@attrs.frozen(kw_only=True)
+class WireResponse:
+    """One HTTP answer. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    body: bytes = attrs.field(default=b"", repr=False)
+
+
+def read_envelope(response: WireResponse) -> tuple[int | None, dict[str, Any]]:
+    """Return (code, envelope), or (None, {}) where the body is no envelope."""
+    try:
+        envelope = json.loads(response.body)
+    except (ValueError, RecursionError):
+        return None, {}
+    if not isinstance(envelope, dict):
+        return None, {}
+    return whole_number(envelope.get("code")), envelope
+
+
+def open_envelope(response: WireResponse, *, reading: bool = False) -> Any:
+    """Return ``data`` of a code-200 envelope, else raise what the code means."""
+    code, envelope = read_envelope(response)
+    if code is None:
+        raise _without_envelope(response, reading=reading)
+    if code == OK:
+        return envelope.get("data")
+    raise error_for(
+        code,
+        message_of(envelope),
+        http_status=response.status,
+        retry_after_s=_retry_after(response),
+        **_for_reading(reading and rule_for(code).charge is Charge.MAYBE),
+    )
+
+
+def _for_reading(reading: bool) -> dict[str, Any]:  # noqa: FBT001
+    """The charge and advice of an error speak of a submit; a mere look costs nothing."""
+    return {"charge": Charge.NO, "advice": READ_ADVICE} if reading else {}
+
+
+def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
+    """What an answer without a readable envelope means: rule 1, second half."""
+    status = response.status
+    if status in _REDIRECTS:
+        return UnexpectedResponse(
+            f"The API answered with a redirect (HTTP {status}), which is not followed.",
+            advice="Set KIE_BASE_URL to the address it should go to.",
+            http_status=status,
+            charge=Charge.NO,
+            scope=Scope.STOP,
+        )
+    if status >= _SERVER_ERRORS:
+        return ServerError(
+            f"The server answered HTTP {status} without the API's envelope.",
+            code=status,
+            http_status=status,
+            **_for_reading(reading),
+        )
+    if status in CODES and status not in _AMBIGUOUS:
+        return error_for(
+            status,
+            f"HTTP {status} without the API's envelope ({_excerpt(response)!r})",
+            http_status=status,
+            retry_after_s=_retry_after(response),
+        )
+    return unexpected(response, "The answer is not the API's JSON envelope", reading=reading)
+
+
+def unexpected(response: WireResponse, what: str, *, reading: bool = False) -> UnexpectedResponse:
+    """Make the error for an answer that is not what was documented."""
+    return UnexpectedResponse(
+        f"{what} (HTTP {response.status}, {len(response.body)} bytes).",
+        http_status=response.status,
+        body_excerpt=_excerpt(response),
+        **_for_reading(reading),
+    )
+
+
+def _excerpt(response: WireResponse) -> str:
+    body = response.body[: 4 * EXCERPT].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else " " for c in body)[:EXCERPT]
+
+
+def message_of(envelope: dict[str, Any]) -> str:
+    """``msg``, or ``message`` as some of the vendor's services have it."""
+    return text(envelope.get("msg")) or text(envelope.get("message")) or ""
+
+
+def _retry_after(response: WireResponse) -> float | None:
+    """Seconds of a Retry-After header; a date in it is measured against the answer's own Date."""
+    value = response.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value[:_LONGEST_RETRY_AFTER])
+    try:
+        until = parsedate_to_datetime(value)
+        return max(0.0, (until - parsedate_to_datetime(response.headers["date"])).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return None

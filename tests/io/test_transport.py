@@ -1,0 +1,446 @@
+"""httpx and httpx2 against servers that misbehave, over real sockets: sent, not sent, maybe sent?"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+from flux_async import ConfigurationError, DownloadError, FluxClient, Limits, ResultExpired
+from flux_async.protocol.envelope import WireRequest
+from flux_async.transport import Answered, NotSent, Unknown
+from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of, tells_the_truth
+from flux_async.transport.origin import ApiOrigin
+
+KEY = "k-secret-0123456789"
+GET = WireRequest(method="GET", path="/api/v1/chat/credit")
+POST = WireRequest(method="POST", path="/api/v1/flux/kontext/generate", body=b'{"prompt":"x"}')
+JPEG = b"\xff\xd8\xff\xe0" + bytes(200_000)
+
+
+@pytest.fixture(params=["own", "httpx", "httpx2"])
+async def transport_to(request: pytest.FixtureRequest) -> Any:
+    """Make transports for a base URL: with our own client, or over one of either family."""
+    made: list[Any] = []
+
+    def make(url: str, **limits: int) -> HttpxTransport:
+        given = {"own": lambda: None, "httpx": httpx.AsyncClient, "httpx2": httpx2.AsyncClient}[
+            request.param
+        ]()
+        transport = HttpxTransport(ApiOrigin(KEY, url), Limits(**limits), version="1", client=given)
+        made.extend([transport, given])
+        return transport
+
+    yield make
+    for thing in made:
+        if thing is not None:
+            await thing.aclose()
+
+
+async def test_a_whole_answer_is_answered(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """Status, headers in lower case and body arrive; the key, our name and the content type went out."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b'{"code":200,"data":1}', "200 OK", "X-Thing: a\r\n"))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url)
+        for request in (GET, POST):
+            truth = await transport.exchange(request, timeout_s=5)
+            assert isinstance(truth, Answered)
+            assert truth.response.body == b'{"code":200,"data":1}'
+            assert truth.response.headers["x-thing"] == "a"
+        assert server.connections == 1, "the connection is kept"
+    (first, headers, _), (_, _, body) = server.requests
+    assert first == "GET /api/v1/chat/credit HTTP/1.1"
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert headers["content-type"] == "application/json"
+    assert headers["user-agent"].startswith("flux-async/1 (Python ")
+    assert body == b'{"prompt":"x"}'
+
+
+async def test_refused_connections_are_not_sent(transport_to: Any) -> None:
+    """Nobody listens: certainly not charged."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        truth = await transport_to(url).exchange(POST, timeout_s=5)
+    assert isinstance(truth, NotSent)
+    assert "ConnectError" in truth.reason
+
+
+async def test_unknown_hosts_are_not_sent(transport_to: Any) -> None:
+    """A name that does not resolve: certainly not charged."""
+    truth = await transport_to("http://no-such-host.invalid").exchange(POST, timeout_s=5)
+    assert isinstance(truth, NotSent)
+
+
+async def test_a_failed_tls_handshake_is_not_sent(transport_to: Any, raw_server: Any) -> None:
+    """The request leaves only after the handshake."""
+
+    async def behave(*args: Any) -> bool:
+        return False
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url.replace("http:", "https:")).exchange(POST, timeout_s=0.2)
+    assert isinstance(truth, NotSent)
+    assert server.requests == []
+
+
+DROPS = {
+    "before any byte": b"",
+    "within the status line": b"HTTP/1.1 20",
+    "within the headers": b"HTTP/1.1 200 OK\r\ncontent-le",
+    "within the body": b'HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{"code":200,"da',
+    "within a chunk": b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1f4\r\n{"code"',
+    "with rubbish": b"\x00\x01\x02 no http at all\r\n\r\n",
+    "with a bad encoding": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nnope",
+}
+
+
+@pytest.mark.parametrize("said", DROPS.values(), ids=DROPS)
+async def test_a_broken_answer_leaves_the_fate_unknown(
+    transport_to: Any, raw_server: Any, said: bytes
+) -> None:
+    """The server read the request; whatever it did then, it may have charged."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(said)
+        await args[3].drain()
+        return False
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url).exchange(POST, timeout_s=5)
+    assert isinstance(truth, Unknown)
+    assert len(server.requests) == 1, "and it was sent once"
+
+
+async def test_a_silent_server_is_unknown_within_the_time(transport_to: Any, raw_server: Any) -> None:
+    """A server that reads and says nothing cannot hold us."""
+
+    async def behave(*args: Any) -> bool:
+        await asyncio.sleep(30)
+        return False
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url).exchange(POST, timeout_s=0.05)
+    assert isinstance(truth, Unknown)
+
+
+async def test_a_dripping_body_is_unknown_within_the_time(transport_to: Any, raw_server: Any) -> None:
+    """Each byte comes in time, the whole never: the total is bounded, not only the gaps."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")
+        while True:
+            args[3].write(b" ")
+            await args[3].drain()
+            await asyncio.sleep(0.01)
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url).exchange(POST, timeout_s=0.05)
+    assert isinstance(truth, Unknown)
+    assert "within 0.05 s" in truth.reason
+
+
+async def test_dripping_headers_are_stopped_hard_and_cost_no_connection(
+    transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exchange that had to be cancelled does not poison the pool of those that follow."""
+    monkeypatch.setattr("flux_async.transport.httpx_._HARD_STOP_S", 0.02)
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if first.startswith("GET"):
+            writer.write(make.http(b"{}"))
+            return True
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            writer.write(b"x: y\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        for _ in range(3):
+            assert isinstance(await transport.exchange(POST, timeout_s=0.05), Unknown)
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
+
+
+async def test_an_endless_answer_is_cut_off(transport_to: Any, raw_server: Any) -> None:
+    """An answer far longer than any envelope is not read into memory."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(b"HTTP/1.1 200 OK\r\ncontent-length: 10000000000\r\n\r\n")
+        while True:
+            args[3].write(b" " * 65536)
+            await args[3].drain()
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url).exchange(GET, timeout_s=10)
+    assert isinstance(truth, Unknown)
+    assert "longer than" in truth.reason
+
+
+async def test_redirects_are_not_followed_with_the_key(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """A redirect is an answer, and the host it names sees nothing."""
+
+    async def elsewhere(*args: Any) -> bool:
+        return False
+
+    async with raw_server(elsewhere) as thief:
+
+        async def behave(*args: Any) -> bool:
+            args[3].write(make.http(b"", "307 Temporary Redirect", f"location: {thief.url}/steal\r\n"))
+            return True
+
+        async with raw_server(behave) as server:
+            truth = await transport_to(server.url).exchange(POST, timeout_s=5)
+    assert isinstance(truth, Answered)
+    assert truth.response.status == 307
+    assert thief.connections == 0
+
+
+async def test_an_echo_of_the_key_is_blotted_out(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """A server that repeats our header does not bring the key into errors and logs."""
+
+    async def behave(first: str, headers: dict[str, str], body: bytes, writer: Any) -> bool:
+        writer.write(make.http(headers["authorization"].encode()))
+        return True
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url).exchange(GET, timeout_s=5)
+    assert truth.response.body == b"Bearer ***"
+
+
+def _all_of(family: Any) -> list[type[Exception]]:
+    exported = [getattr(family, name) for name in family.__all__]
+    return [kind for kind in exported if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize("family", [httpx, httpx2], ids=["httpx", "httpx2"])
+async def test_every_exception_of_the_library_is_one_of_two_truths(family: Any) -> None:
+    """The map covers every exception the library exports, and only pre-send ones count as not sent."""
+    never_sent = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
+    assert never_sent == NEVER_SENT
+    kinds = _all_of(family)
+    assert len(kinds) > 20
+    for kind in kinds:
+
+        def handler(request: Any, kind: type[Exception] = kind) -> Any:
+            error = kind.__new__(kind)
+            error.args = (f"echo {KEY}",)
+            raise error
+
+        given = family.AsyncClient(transport=family.MockTransport(handler))
+        async with given:
+            transport = HttpxTransport(
+                ApiOrigin(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given
+            )
+            truth = await transport.exchange(POST, timeout_s=5)
+        assert isinstance(truth, NotSent if kind.__name__ in never_sent else Unknown), kind
+        assert KEY not in truth.reason
+
+
+class ForeignTransport(httpx.AsyncBaseTransport):
+    """A carrier by somebody else, which says ConnectTimeout for a request that was delivered."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Lie."""
+        raise httpx.ConnectTimeout("delivered all the same")
+
+
+async def test_a_foreign_carrier_is_not_believed() -> None:
+    """Through a carrier that is not the library's own, "not connected" proves nothing."""
+    for given in (
+        httpx.AsyncClient(transport=ForeignTransport()),
+        httpx.AsyncClient(mounts={"http://": ForeignTransport()}),
+    ):
+        async with given:
+            assert not tells_the_truth(given, httpx)
+            transport = HttpxTransport(
+                ApiOrigin(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given
+            )
+            assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
+
+
+async def test_an_injected_client_stays_open_and_keeps_its_secrets(raw_server: Any, make: Any) -> None:
+    """The caller's client is his to close, and its own credentials do not replace the key."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"{}"))
+        return True
+
+    async with raw_server(behave) as server, httpx.AsyncClient(auth=("user", "password")) as given:
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1", client=given)
+        await transport.exchange(GET, timeout_s=5)
+        await transport.aclose()
+        assert not given.is_closed
+    assert server.requests[0][1]["authorization"] == f"Bearer {KEY}"
+
+
+def test_only_async_clients_of_the_two_families_are_taken() -> None:
+    """Subclasses are; synchronous clients are not."""
+
+    class Mine(httpx.AsyncClient):
+        pass
+
+    assert family_of(Mine()) is httpx
+    assert family_of(httpx2.AsyncClient()) is httpx2
+    with httpx.Client() as sync, pytest.raises(ConfigurationError, match="not Client"):
+        family_of(sync)
+
+
+@pytest.fixture
+async def file_client(raw_server: Any) -> Any:
+    """A client whose API does not matter: only files are fetched."""
+    async with FluxClient(KEY, "http://127.0.0.1:1") as client:
+        yield client
+
+
+async def test_a_download_is_whole_and_carries_no_key(
+    file_client: Any, raw_server: Any, tmp_path: Path, make: Any
+) -> None:
+    """The file appears under its name with all its bytes, and the file host saw neither key nor cookie."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if first.startswith("GET /moved"):
+            writer.write(make.http(b"", "302 Found", "location: /r.jpg\r\nset-cookie: a=b\r\n"))
+        else:
+            writer.write(make.http(JPEG))
+        return True
+
+    async with raw_server(behave) as server:
+        path = await file_client.download(f"{server.url}/moved.jpg", tmp_path / "new" / "clean.jpg")
+    assert path == tmp_path / "new" / "clean.jpg"
+    assert path.read_bytes() == JPEG
+    assert [p.name for p in path.parent.iterdir()] == ["clean.jpg"]
+    assert all("authorization" not in headers for _, headers, _ in server.requests)
+    assert KEY not in str(server.requests)
+
+
+async def test_the_ending_follows_the_content_where_asked(
+    file_client: Any, raw_server: Any, tmp_path: Path, make: Any
+) -> None:
+    """A JPEG that arrives where PNG was asked for is named .jpg."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(JPEG))
+        return True
+
+    async with raw_server(behave) as server:
+        path = await file_client.download(f"{server.url}/r", tmp_path / "clean.png", match_suffix=True)
+    assert path.name == "clean.jpg"
+
+
+HOSTILE_FILES = {
+    "gone": (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", ResultExpired, "no longer"),
+    "forbidden": (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", DownloadError, "HTTP 403"),
+    "a web page": (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", DownloadError, "no JPEG"),
+    "empty": (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", DownloadError, "empty"),
+    "cut off": (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n\xff\xd8\xff\xe0",
+        DownloadError,
+        "broke off",
+    ),
+    "silence": (b"", DownloadError, "cannot be reached"),
+    "round and round": (
+        b"HTTP/1.1 302 Found\r\nlocation: /again\r\ncontent-length: 0\r\n\r\n",
+        DownloadError,
+        "TooManyRedirects",
+    ),
+}
+
+
+@pytest.mark.parametrize(("said", "kind", "says"), HOSTILE_FILES.values(), ids=HOSTILE_FILES)
+async def test_a_bad_file_leaves_nothing_behind(
+    file_client: Any, raw_server: Any, tmp_path: Path, said: bytes, kind: type, says: str
+) -> None:
+    """No half file, no web page under a picture's name; the error says what happened."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(said)
+        await args[3].drain()
+        return b"302" in said
+
+    async with raw_server(behave) as server:
+        with pytest.raises(kind, match=says):
+            await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_dripping_file_is_bounded(file_client: Any, raw_server: Any, tmp_path: Path) -> None:
+    """The timeout counts for the whole download."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n\xff\xd8\xff")
+        while True:
+            args[3].write(bytes(300_000))
+            await args[3].drain()
+            await asyncio.sleep(0.01)
+
+    async with raw_server(behave) as server:
+        with pytest.raises(DownloadError, match="longer than 0.1 s"):
+            await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_disk_that_refuses_is_told(
+    file_client: Any, raw_server: Any, tmp_path: Path, make: Any
+) -> None:
+    """The error names the path and that the paid result is still there."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(JPEG))
+        return True
+
+    (tmp_path / "file").write_text("in the way")
+    async with raw_server(behave) as server:
+        with pytest.raises(DownloadError, match="cannot be written.*kept 14 days"):
+            await file_client.download(f"{server.url}/r.jpg", tmp_path / "file" / "clean.jpg")
+
+
+async def test_a_download_given_up_ends_soon_and_leaves_nothing(
+    file_client: Any, raw_server: Any, tmp_path: Path
+) -> None:
+    """A cancelled download stops at the next chunk, by itself."""
+    started = asyncio.Event()
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n\xff\xd8\xff")
+        while True:
+            args[3].write(bytes(300_000))
+            await args[3].drain()
+            started.set()
+            await asyncio.sleep(0.005)
+
+    async with raw_server(behave) as server:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg")
+        async with asyncio.timeout(5):
+            while file_client._account._exchanges.in_the_air:
+                await asyncio.sleep(0.005)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_debug_logs_hold_no_key(
+    transport_to: Any, raw_server: Any, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither ours nor the library's, at the most talkative level."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"{}"))
+        return True
+
+    with caplog.at_level(logging.DEBUG):
+        async with raw_server(behave) as server:
+            await transport_to(server.url).exchange(POST, timeout_s=5)
+    assert "127.0.0.1" in caplog.text
+    assert KEY not in caplog.text

@@ -1,0 +1,287 @@
+"""Cancelling at every await point: nothing is lost, nothing leaks, nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import httpx2
+import pytest
+
+from flux_async import ClientClosed, EditRequest, FluxClient, ImageResult, Limits, PollPolicy, TaskId
+
+URL = "https://example.com/poster.jpg"
+QUICK = PollPolicy(first_s=0.001, interval_s=0.001, jitter=0.0)
+TIGHT = Limits(submits=1000, window_s=1.0, in_flight=1, submits_in_air=1, connections=1)
+ENOUGH = 60
+
+
+class CancelAt:
+    """Awaits a coroutine, and strikes just as it is suspended for the n-th time."""
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], suspension: int, strike: Callable[[], Any]
+    ) -> None:
+        self._coroutine = coroutine
+        self._left = suspension
+        self._strike = strike
+        self.struck = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        send, value = self._coroutine.send, None
+        while True:
+            try:
+                waited_for = send(value)
+            except StopIteration as done:
+                return done.value
+            self._left -= 1
+            if self._left == 0:
+                self.struck = True
+                self._strike()
+            try:
+                value, send = (yield waited_for), self._coroutine.send
+            except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
+                value, send = error, self._coroutine.throw
+
+
+@pytest.fixture
+async def vendor(raw_server: Any, make: Any) -> Any:
+    """A vendor over sockets whose tasks are done at the second look; every answer takes its time."""
+    looks: dict[str, int] = {}
+    made: list[str] = []
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if first.startswith("POST"):
+            made.append(f"task{len(made)}")
+            data: Any = {"taskId": made[-1]}
+        elif "record-info" in first:
+            task = first.split("taskId=")[1].split(maxsplit=1)[0]
+            looks[task] = looks.get(task, 0) + 1
+            flag = int(looks[task] > 1)
+            data = {
+                "taskId": task,
+                "successFlag": flag,
+                "response": {"resultImageUrl": f"http://h/{task}.jpg"},
+            }
+        else:
+            data = 5.5
+        await asyncio.sleep(0.001)
+        writer.write(make.http(json.dumps({"code": 200, "msg": "success", "data": data}).encode()))
+        return True
+
+    async with raw_server(behave) as server:
+        yield server, made
+
+
+async def settled(client: FluxClient) -> None:
+    """Wait until the exchanges that went on without their caller have ended."""
+    async with asyncio.timeout(5):
+        while client._account._exchanges.in_the_air:
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+
+
+def other_coroutines() -> set[str]:
+    """Name everything that runs besides the test, its server's connections and its fixtures."""
+    mine = asyncio.current_task()
+    return {
+        str(task.get_coro())
+        for task in asyncio.all_tasks()
+        if task is not mine and "connected" not in str(task.get_coro())
+    }
+
+
+async def strike_natively(call: Coroutine[Any, Any, Any], suspension: int) -> tuple[CancelAt, Any]:
+    """Cancel the asyncio task that awaits the call."""
+
+    async def body() -> Any:
+        me = asyncio.current_task()
+        assert me is not None
+        driver = CancelAt(call, suspension, me.cancel)
+        try:
+            return driver, await driver
+        except asyncio.CancelledError as gone:
+            return driver, gone
+
+    return await asyncio.get_running_loop().create_task(body())
+
+
+async def strike_through_a_scope(call: Coroutine[Any, Any, Any], suspension: int) -> tuple[CancelAt, Any]:
+    """Cancel the anyio scope around the call."""
+    seen: Any = None
+    with anyio.CancelScope() as scope:
+        driver = CancelAt(call, suspension, scope.cancel)
+        try:
+            seen = await driver
+        except asyncio.CancelledError as gone:
+            seen = gone
+            raise
+    return driver, seen
+
+
+STRIKES = [strike_natively, strike_through_a_scope]
+FAMILIES = [None, httpx.AsyncClient, httpx2.AsyncClient]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=["own", "httpx", "httpx2"])
+@pytest.mark.parametrize("strike", STRIKES, ids=["native", "anyio"])
+async def test_remove_text_cancelled_at_every_await_point(
+    vendor: Any, make: Any, strike: Any, family: Any
+) -> None:
+    """At every point: the pool serves the next call, no coroutine stays, each paid task is known."""
+    server, made = vendor
+    struck_with_a_post = 0
+    given = family and family()
+    async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK, http_client=given) as client:
+        await client.credits()
+        background = other_coroutines()
+        for suspension in range(1, ENOUGH):
+            before = len(made)
+            driver, outcome = await strike(client.remove_text(URL), suspension)
+            await settled(client)
+            assert other_coroutines() <= background
+            async with asyncio.timeout(5):
+                assert await client.credits() == 5.5, "one connection: a leaked one would block this"
+            known = {loose.task_id for loose in client.unclaimed}
+            if isinstance(outcome, ImageResult):
+                known.add(outcome.task_id)
+            assert set(made[before:]) <= known, f"lost at suspension {suspension}"
+            struck_with_a_post += driver.struck and len(made) > before
+            if not driver.struck:
+                break
+        else:
+            pytest.fail("the call has more await points than were tried")
+        assert suspension > 5
+        assert struck_with_a_post > 2
+    if given:
+        await given.aclose()
+
+
+@pytest.mark.parametrize("strike", STRIKES, ids=["native", "anyio"])
+async def test_a_cancelled_waiter_is_told_the_task(vendor: Any, make: Any, strike: Any) -> None:
+    """Once the submit was answered, the CancelledError itself carries the paid task's id."""
+    server, _made = vendor
+    notes = []
+    async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK) as client:
+        for suspension in range(1, ENOUGH):
+            driver, outcome = await strike(client.remove_text(URL), suspension)
+            await settled(client)
+            if isinstance(outcome, asyncio.CancelledError):
+                notes += getattr(outcome, "__notes__", [])
+            if not driver.struck:
+                break
+        assert notes
+        assert all("is paid" in note and "task" in note for note in notes)
+        loose = client.unclaimed[0]
+        assert loose.task_id is not None
+        image = await client.wait(loose.task_id)
+        assert image.task_id == loose.task_id
+        assert loose not in client.unclaimed, "claimed, it is no longer unclaimed"
+
+
+async def test_a_timeout_is_a_cancellation_too(vendor: Any, make: Any) -> None:
+    """asyncio.timeout around a call loses neither a connection nor a task."""
+    server, made = vendor
+    async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK) as client:
+        done = []
+        for number in range(12):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.0007 * number):
+                    done.append((await client.remove_text(URL)).task_id)
+        await settled(client)
+        assert set(made) == {loose.task_id for loose in client.unclaimed} | set(done)
+        assert await client.credits() == 5.5
+
+
+async def test_closing_waits_for_a_submit_in_the_air(vendor: Any, make: Any) -> None:
+    """A submit whose caller was cancelled comes home before the client closes."""
+    server, made = vendor
+    client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
+    async with client:
+        call = asyncio.get_running_loop().create_task(client.submit(EditRequest.text_removal(URL)))
+        while not client._account._exchanges.in_the_air:
+            await asyncio.sleep(0)
+        call.cancel()
+    assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
+    assert client._account._exchanges.in_the_air == 0
+
+
+async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make: Any) -> None:
+    """A cancelled scope around ``async with`` still lets the submit in the air come home."""
+    server, made = vendor
+    client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
+    with anyio.CancelScope() as scope:
+        async with client, anyio.create_task_group() as group:
+            group.start_soon(client.submit, EditRequest.text_removal(URL))
+            while not client._account._exchanges.in_the_air:
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+    assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
+
+
+async def test_closing_ends_looks_with_a_clear_error(raw_server: Any, make: Any) -> None:
+    """Who waits for an answer while the client is closed is told so, not cancelled."""
+    asked = asyncio.Event()
+
+    async def behave(*args: Any) -> bool:
+        asked.set()
+        await asyncio.sleep(30)
+        return False
+
+    async with raw_server(behave) as server:
+        client = FluxClient(make.key, server.url)
+        call = asyncio.get_running_loop().create_task(client.record("t1"))
+        await asked.wait()
+        await client.aclose()
+        with pytest.raises(ClientClosed):
+            await call
+
+
+async def test_a_submit_in_doubt_whose_caller_left_is_remembered(raw_server: Any, make: Any) -> None:
+    """If the answer never comes, the request is kept with the reason."""
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def behave(*args: Any) -> bool:
+        asked.set()
+        await go.wait()
+        return False
+
+    request = EditRequest.text_removal(URL)
+    async with raw_server(behave) as server, FluxClient(make.key, server.url) as client:
+        call = asyncio.get_running_loop().create_task(client.submit(request))
+        await asked.wait()
+        call.cancel()
+        go.set()
+        await settled(client)
+        (loose,) = client.unclaimed
+        assert loose.request == request
+        assert loose.task_id is None
+        assert loose.error is not None
+        assert loose.error.charge == "maybe"
+
+
+async def test_many_random_cancellations_leave_a_working_client(vendor: Any, make: Any) -> None:
+    """Hundreds of calls cancelled at random moments, then everything still works at full width."""
+    server, made = vendor
+    limits = Limits(submits=10_000, window_s=1.0, in_flight=40, submits_in_air=4, connections=4)
+    done: list[TaskId] = []
+    async with FluxClient(make.key, server.url, limits=limits, polling=QUICK) as client:
+
+        async def one(number: int) -> None:
+            with anyio.move_on_after(0.001 * (number * 7919 % 97)):
+                done.append((await client.remove_text(f"{URL}?{number}")).task_id)
+
+        async with anyio.create_task_group() as group:
+            for number in range(300):
+                group.start_soon(one, number)
+        await settled(client)
+        assert set(made) == {loose.task_id for loose in client.unclaimed} | set(done)
+        async with asyncio.timeout(10), anyio.create_task_group() as group:
+            for _ in range(20):
+                group.start_soon(client.credits)

@@ -1,0 +1,408 @@
+"""The client over a scripted vendor and virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import Any
+
+import pytest
+
+from flux_async import (
+    AuthenticationError,
+    Charge,
+    ClientClosed,
+    ConfigurationError,
+    ConnectionLost,
+    DeadlineExceeded,
+    EditRequest,
+    FluxClient,
+    InsufficientCreditsError,
+    InvalidInput,
+    InvalidRequestError,
+    Limits,
+    MaintenanceError,
+    NotFoundError,
+    PollDeadlineExceeded,
+    PollPolicy,
+    RateLimitedError,
+    RequestNotSent,
+    RetryPolicy,
+    ServerError,
+    TaskFailed,
+    TaskStatus,
+    UnexpectedResponse,
+    WrongEventLoop,
+)
+from flux_async.transport import NotSent, Unknown
+
+URL = "https://example.com/poster.jpg"
+
+
+async def test_remove_text_submits_once_and_waits(client: Any, transport: Any) -> None:
+    """One POST, looks until the picture is there, and its URLs."""
+    image = await client.remove_text(URL)
+    assert (image.task_id, image.result_url) == ("t1", "https://files.example/t1.jpg")
+    assert transport.count("generate") == 1
+    assert transport.count("record-info") == 3
+
+
+async def test_edit_and_generate_send_their_own_requests(client: Any, transport: Any) -> None:
+    """The prompt, the picture and the options arrive; nothing unset does."""
+    await client.edit("Make the sky orange", URL, model="flux-kontext-max", safety_tolerance=1)
+    await client.generate("A lighthouse at dusk", aspect_ratio="16:9")
+    bodies = [request.body for _, request in transport.seen if request.body]
+    assert bodies == [
+        (
+            b'{"prompt":"Make the sky orange","model":"flux-kontext-max","safetyTolerance":1,'
+            b'"inputImage":"https://example.com/poster.jpg"}'
+        ),
+        b'{"prompt":"A lighthouse at dusk","model":"flux-kontext-pro","aspectRatio":"16:9"}',
+    ]
+
+
+async def test_bad_input_is_refused_before_any_request(client: Any, transport: Any) -> None:
+    """No request leaves for what could not succeed."""
+    for attempt in (
+        lambda: client.remove_text("photo.jpg"),
+        lambda: client.edit(" ", URL),
+        lambda: client.generate("x", safety_tolerance=9),
+        lambda: client.submit(URL),
+        lambda: client.run({"prompt": "x"}),
+        lambda: client.wait(""),
+        lambda: client.record("a\nb"),
+        lambda: client.remove_text(URL, timeout=0),
+        lambda: client.wait("t1", timeout=float("nan")),
+        lambda: client.download("photo.jpg", "x.jpg"),
+    ):
+        with pytest.raises(InvalidInput):
+            await attempt()
+    assert transport.seen == []
+
+
+async def test_steps_one_by_one(client: Any, make: Any, transport: Any) -> None:
+    """submit, record, wait and credits each do one thing."""
+    transport.script["credit"] = [make.answer(5916.25)]
+    task_id = await client.submit(EditRequest.text_removal(URL))
+    assert task_id == "t1"
+    assert (await client.record(task_id)).status is TaskStatus.GENERATING
+    assert (await client.wait(task_id, timeout=60)).task_id == "t1"
+    assert await client.credits() == 5916.25
+
+
+@pytest.mark.parametrize(
+    "truth", [Unknown("ReadTimeout"), Unknown("RemoteProtocolError: dropped")], ids=["timeout", "drop"]
+)
+async def test_an_unknown_answer_is_never_submitted_again(
+    client: Any, transport: Any, truth: Unknown
+) -> None:
+    """One POST, one error that says the charge is open."""
+    transport.script["generate"] = [truth]
+    with pytest.raises(ConnectionLost) as caught:
+        await client.remove_text(URL)
+    assert caught.value.charge is Charge.MAYBE
+    assert transport.count("generate") == 1
+    assert "kie.ai/logs" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(500, ServerError), (501, ServerError), (422, InvalidRequestError), (402, InsufficientCreditsError)],
+)
+async def test_refusals_and_server_errors_are_not_repeated(
+    client: Any, transport: Any, make: Any, code: int, kind: type
+) -> None:
+    """Code 500 on a submit may mean a bad parameter or a made task: one POST only."""
+    transport.script["generate"] = [make.answer(None, code, msg="words")]
+    with pytest.raises(kind):
+        await client.remove_text(URL)
+    assert transport.count("generate") == 1
+
+
+async def test_a_success_without_a_task_id_is_in_doubt(client: Any, transport: Any, make: Any) -> None:
+    """It is a protocol error with an open charge, never "submitted"."""
+    transport.script["generate"] = [make.answer({})]
+    with pytest.raises(UnexpectedResponse) as caught:
+        await client.submit(EditRequest.text_removal(URL))
+    assert caught.value.charge is Charge.MAYBE
+
+
+async def test_429_waits_a_full_window_and_goes_on(
+    client: Any, transport: Any, make: Any, clock: Any
+) -> None:
+    """Rejected submits cost nothing and are made again, ten seconds later at least."""
+    transport.script["generate"] = [make.answer(None, 429, status=429), make.answer({"taskId": "t1"})]
+    await client.remove_text(URL)
+    (first, _), (second, _) = [entry for entry in transport.seen if entry[1].method == "POST"]
+    assert 10.0 <= second - first < 12.5
+
+
+async def test_429_pauses_every_submit_of_the_account(transport: Any, make: Any, clock: Any) -> None:
+    """While one submit waits out its window, no other is sent."""
+    transport.script["generate"] = [
+        make.answer({"taskId": "t1"}),
+        make.answer(None, 429),
+        make.answer({"taskId": "t1"}),
+    ]
+    async with FluxClient(make.key, transport=transport, clock=clock) as client:
+        await client.submit(EditRequest.text_removal(URL))
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(client.submit(EditRequest.text_removal(f"{URL}?{number}")))
+    times = [at for at, request in transport.seen if request.method == "POST"]
+    assert len(times) == 6
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert max(gaps) >= 10.0 - 0.6
+    assert sum(gap > 5 for gap in gaps) == 1
+
+
+async def test_a_long_retry_after_ends_the_tries(client: Any, transport: Any, make: Any) -> None:
+    """A vendor that asks for an hour gets an error instead of a silent hour."""
+    transport.script["generate"] = [make.answer(None, 429, **{"retry-after": "3600"})]
+    with pytest.raises(RateLimitedError) as caught:
+        await client.remove_text(URL)
+    assert caught.value.retry_after_s == 3600.0
+
+
+async def test_maintenance_longer_than_the_deadline_is_told(client: Any, transport: Any, make: Any) -> None:
+    """A pause that would outlast the call's deadline ends it at once."""
+    transport.script["generate"] = [make.answer(None, 455)]
+    with pytest.raises(MaintenanceError):
+        await client.remove_text(URL, timeout=30)
+    assert transport.count("generate") == 1
+
+
+async def test_never_connected_is_tried_again_a_few_times(client: Any, transport: Any, make: Any) -> None:
+    """A refused connection cost nothing; a later try may succeed, and they are counted."""
+    transport.script["generate"] = [NotSent("refused"), NotSent("refused"), make.answer({"taskId": "t1"})]
+    assert (await client.remove_text(URL)).task_id == "t1"
+    transport.script["generate"] = [NotSent("ConnectError: refused")]
+    with pytest.raises(RequestNotSent) as caught:
+        await client.remove_text(URL)
+    assert caught.value.charge is Charge.NO
+    assert transport.count("generate") == 3 + 5
+
+
+async def test_a_wrong_key_costs_one_request_however_many_wait(
+    client: Any, transport: Any, make: Any
+) -> None:
+    """The first submit goes alone; those waiting behind it end with its error, unsent."""
+    transport.script["generate"] = [make.answer(None, 401)]
+    results = []
+
+    async def one(number: int) -> None:
+        with pytest.raises(AuthenticationError) as caught:
+            await client.submit(EditRequest.text_removal(f"{URL}?{number}"))
+        results.append(caught.value)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(50):
+            group.create_task(one(number))
+    assert transport.count("generate") == 1
+    assert len(results) == 50
+    with pytest.raises(AuthenticationError):
+        await client.submit(EditRequest.text_removal(URL))
+    assert transport.count("generate") == 2, "a later call asks again: the key may have been mended"
+
+
+async def test_submits_keep_the_pace_and_the_bounds(transport: Any, make: Any, clock: Any) -> None:
+    """60 pictures at once: at most 20 submits in any 10 s, few in the air, and at most the allowed tasks."""
+    numbers = iter(range(10_000))
+    transport.script["generate"] = [lambda request: make.answer({"taskId": f"t{next(numbers)}"})]
+    transport.script["record-info"] = [lambda request: make.record(1, request.query["taskId"])]
+    transport.latency_s = 1.3
+    limits = Limits(in_flight=8, submits_in_air=3)
+    client = FluxClient(make.key, transport=transport, clock=clock, limits=limits)
+    async with client, asyncio.TaskGroup() as group:
+        for number in range(60):
+            group.create_task(client.remove_text(f"{URL}?{number}", timeout=3000))
+    times = [at for at, request in transport.seen if request.method == "POST"]
+    assert len(times) == 60
+    assert all(sum(start <= at < start + 10 for at in times) <= 20 for start in times)
+    assert transport.most_in_the_air <= 8
+
+
+async def test_a_task_not_visible_yet_is_waited_for(client: Any, transport: Any, make: Any) -> None:
+    """422, null and 404 right after the submit mean "not yet"."""
+    transport.script["record-info"] = [
+        make.answer(None, 422, msg="The record does not exist"),
+        make.answer(None),
+        make.answer(None, 404),
+        make.record(1),
+    ]
+    assert (await client.remove_text(URL)).task_id == "t1"
+
+
+async def test_an_unknown_task_ends_after_the_grace(
+    client: Any, transport: Any, make: Any, clock: Any
+) -> None:
+    """After 90 s a task nobody knows is an error that names it."""
+    transport.script["record-info"] = [make.answer(None)]
+    started = clock.now
+    with pytest.raises(NotFoundError) as caught:
+        await client.wait("mistyped")
+    assert caught.value.task_id == "mistyped"
+    assert 90 <= clock.now - started < 120
+
+
+async def test_trouble_while_looking_does_not_end_the_wait(client: Any, transport: Any, make: Any) -> None:
+    """429, 455, 500, HTML, drops and refused connections on looks are all "look again"."""
+    transport.script["record-info"] = [
+        make.answer(None, 429, status=429),
+        make.answer(None, 455),
+        make.answer(None, 500),
+        Unknown("dropped"),
+        NotSent("refused"),
+        make.record(1),
+    ]
+    assert (await client.remove_text(URL, timeout=600)).task_id == "t1"
+    assert transport.count("generate") == 1
+
+
+async def test_the_deadline_is_one_and_carries_the_task(
+    client: Any, transport: Any, make: Any, clock: Any
+) -> None:
+    """A task that never finishes ends the call in time, with its id and what it cost."""
+    transport.script["record-info"] = [make.record(0)]
+    started = clock.now
+    with pytest.raises(PollDeadlineExceeded) as caught:
+        await client.remove_text(URL, timeout=20)
+    assert (caught.value.task_id, caught.value.charge) == ("t1", Charge.YES)
+    assert 18 <= clock.now - started <= 20.5
+    transport.script["record-info"] = [make.record(1)]
+    assert (await client.wait("t1")).task_id == "t1", "the same task can be taken up again"
+
+
+async def test_an_unknown_flag_is_polled_on_with_one_warning(
+    client: Any, transport: Any, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flag nobody documented does not end the wait, and is told once."""
+    transport.script["record-info"] = [make.record(9), make.record(9), make.record(9), make.record(1)]
+    with caplog.at_level(logging.WARNING, "flux_async"):
+        assert (await client.remove_text(URL)).task_id == "t1"
+    assert [r.message for r in caplog.records] == ["task t1 has an unknown successFlag: 9"]
+
+
+async def test_a_failed_task_is_an_error_with_its_record(client: Any, transport: Any, make: Any) -> None:
+    """Code 200 with flag 3 is a failure."""
+    transport.script["record-info"] = [
+        make.record(3, errorCode=400, errorMessage="Your prompt was flagged by Website")
+    ]
+    with pytest.raises(TaskFailed, match="flagged") as caught:
+        await client.remove_text(URL)
+    assert caught.value.record.error_code == 400
+
+
+async def test_success_without_a_url_is_an_error(client: Any, transport: Any, make: Any) -> None:
+    """A success without its picture is not an empty success."""
+    transport.script["record-info"] = [make.record(1, response=None)]
+    with pytest.raises(UnexpectedResponse, match="without a result URL") as caught:
+        await client.remove_text(URL)
+    assert caught.value.charge is Charge.YES
+
+
+async def test_reads_are_repeated(client: Any, transport: Any, make: Any) -> None:
+    """A lost look at the balance is made again; what does not pass is raised with charge NO."""
+    transport.script["credit"] = [Unknown("dropped"), make.answer(None, 500), make.answer(7)]
+    assert await client.credits() == 7.0
+    transport.script["credit"] = [Unknown("dropped")]
+    with pytest.raises(ConnectionLost) as caught:
+        await client.credits()
+    assert caught.value.charge is Charge.NO
+    assert "kie.ai/logs" not in str(caught.value)
+
+
+async def test_nothing_is_sent_when_the_queue_outlasts_the_deadline(
+    transport: Any, make: Any, clock: Any
+) -> None:
+    """Waiting for the pace is bounded by the call's own deadline, and nothing was spent."""
+    async with FluxClient(make.key, transport=transport, clock=clock) as client:
+        await client.submit(EditRequest.text_removal(URL))
+        with pytest.raises(DeadlineExceeded) as caught:
+            await client.submit(EditRequest.text_removal(URL), timeout=0.2)
+    assert not isinstance(caught.value, PollDeadlineExceeded)
+    assert caught.value.charge is Charge.NO
+    assert transport.count("generate") == 1
+
+
+async def test_waiting_for_a_place_is_bounded_in_real_time_too(
+    client: Any, make: Any, transport: Any
+) -> None:
+    """A call that cannot get a place before its deadline says so."""
+    account = client._account
+    for _ in range(account.admission.limits.in_flight):
+        await account._in_flight.acquire()
+    with pytest.raises(DeadlineExceeded):
+        await client.remove_text(URL, timeout=0.01)
+    assert transport.seen == []
+
+
+async def test_use_after_close(client: Any, transport: Any) -> None:
+    """Every call after aclose says that the client is closed; closing again does nothing."""
+    await client.aclose()
+    await client.aclose()
+    assert transport.closed
+    for call in (client.credits(), client.remove_text(URL), client.wait("t1"), client.record("t1")):
+        with pytest.raises(ClientClosed):
+            await call
+    with pytest.raises(ClientClosed):
+        async with client:
+            pass
+
+
+async def test_closing_ends_those_who_wait_in_line(transport: Any, make: Any, clock: Any) -> None:
+    """A submit that was waiting for its turn when the client was closed is not sent."""
+    client = FluxClient(make.key, transport=transport, clock=clock)
+    first = asyncio.ensure_future(client.submit(EditRequest.text_removal(URL)))  # noqa: TID251
+    second = asyncio.ensure_future(client.submit(EditRequest.text_removal(URL + "?2")))  # noqa: TID251
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await client.aclose()
+    assert await first == "t1"
+    with pytest.raises(ClientClosed):
+        await second
+    assert transport.count("generate") == 1
+
+
+def test_another_event_loop_is_refused(transport: Any, make: Any, clock: Any) -> None:
+    """A client made for one loop says so on the next, instead of hanging."""
+    client = FluxClient(make.key, transport=transport, clock=clock)
+    assert asyncio.run(client.credits()) == 42.5
+    with pytest.raises(WrongEventLoop, match="per event loop"):
+        asyncio.run(client.credits())
+
+
+def test_settings_come_from_the_environment_or_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments win; without either, the message names the variable."""
+    monkeypatch.delenv("KIE_API_KEY", raising=False)
+    monkeypatch.delenv("KIE_BASE_URL", raising=False)
+    with pytest.raises(ConfigurationError, match="KIE_API_KEY"):
+        FluxClient()
+    monkeypatch.setenv("KIE_API_KEY", "from-environment")
+    monkeypatch.setenv("KIE_BASE_URL", "http://127.0.0.1:8787")
+    assert repr(FluxClient()) == "<FluxClient http://127.0.0.1:8787 timeout=300s>"
+    assert "https://api.kie.ai" in repr(FluxClient(base_url="https://api.kie.ai"))
+    with pytest.raises(ConfigurationError):
+        FluxClient(api_key="")
+    with pytest.raises(ConfigurationError, match=r"httpx\.AsyncClient"):
+        FluxClient(http_client=object())  # type: ignore[arg-type]
+
+
+def test_plain_http_to_a_far_host_is_warned_about(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The key would cross a network in the clear."""
+    with caplog.at_level(logging.WARNING, "flux_async"):
+        FluxClient(make.key, "http://kie.example")
+    assert "unencrypted" in caplog.text
+    assert make.key not in caplog.text
+
+
+async def test_with_options_shares_account_and_connections(client: Any, transport: Any) -> None:
+    """Other settings, same pace, same connections, same end."""
+    other = client.with_options(timeout=5, polling=PollPolicy(first_s=1), retry=RetryPolicy(max_tries=1))
+    assert "timeout=5s" in repr(other)
+    assert "timeout=300s" in repr(client.with_options())
+    await other.submit(EditRequest.text_removal(URL))
+    await client.aclose()
+    with pytest.raises(ClientClosed):
+        await other.credits()

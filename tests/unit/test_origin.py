@@ -1,0 +1,94 @@
+"""The key and the one origin it belongs to."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from flux_async import ConfigurationError
+from flux_async.protocol.envelope import WireRequest
+from flux_async.transport.origin import ApiOrigin
+
+KEY = "k-0123456789abcdef"
+
+
+def test_the_key_goes_to_its_origin_only() -> None:
+    """Scheme, host and port must all be the configured ones; letter case and default ports do not matter."""
+    origin = ApiOrigin(KEY, "https://API.kie.ai/")
+    assert origin.authorization_for("https://api.kie.ai:443/x") == {"Authorization": f"Bearer {KEY}"}
+    for foreign in (
+        "http://api.kie.ai/x",
+        "https://api.kie.ai:444/x",
+        "https://api.kie.ai.evil.example/x",
+        "https://tempfile.example.com/r.jpg",
+        "https://api.kie.ai@evil.example/x",
+    ):
+        assert origin.authorization_for(foreign) == {}
+
+
+@pytest.mark.parametrize("key", [None, "", "  \n"])
+def test_no_key_names_the_variable(key: str | None) -> None:
+    """The message says which variable to set."""
+    with pytest.raises(ConfigurationError, match="KIE_API_KEY"):
+        ApiOrigin(key, None)
+
+
+@pytest.mark.parametrize("key", ["a b", "a\nb", "schlüssel", "a\x00b"])
+def test_a_key_no_header_can_carry_is_refused(key: str) -> None:
+    """Better here than as a broken request; and the message does not show it."""
+    with pytest.raises(ConfigurationError) as caught:
+        ApiOrigin(key, None)
+    assert key not in str(caught.value)
+
+
+def test_a_key_is_stripped() -> None:
+    """A trailing newline from a secrets file does no harm."""
+    assert (
+        ApiOrigin(f" {KEY}\r\n", None).authorization_for("https://api.kie.ai/")["Authorization"].endswith(KEY)
+    )
+
+
+def test_the_key_is_not_shown_and_not_pickled() -> None:
+    """Neither repr nor pickle holds it, and an echo of it is blotted out."""
+    origin = ApiOrigin(KEY, "http://127.0.0.1:8787")
+    assert KEY not in repr(origin)
+    assert origin.scrub(f"sent {KEY}!") == "sent ***!"
+    assert origin.scrub_bytes(f"sent {KEY}!".encode()) == b"sent ***!"
+    with pytest.raises(ConfigurationError):
+        pickle.dumps(origin)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "api.kie.ai",
+        "ftp://api.kie.ai",
+        "https://u:p@api.kie.ai",
+        "https://api.kie.ai?x=1",
+        "https://",
+        "h\nx",
+    ],
+)
+def test_a_base_url_that_is_none_is_refused(url: str) -> None:
+    """Missing scheme, user names and queries are errors of configuration."""
+    with pytest.raises(ConfigurationError, match="KIE_BASE_URL"):
+        ApiOrigin(KEY, url)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.kie.ai", "https://api.kie.ai/", "https://api.kie.ai/api/v1/flux/kontext", None]
+)
+def test_the_pages_own_base_url_works_too(url: str | None) -> None:
+    """The API page's base URL with its path may be pasted as it is."""
+    request = WireRequest(method="GET", path="/api/v1/chat/credit", query={"a": "b c&d"})
+    assert ApiOrigin(KEY, url).url_for(request) == "https://api.kie.ai/api/v1/chat/credit?a=b%20c%26d"
+
+
+@pytest.mark.parametrize(
+    ("url", "clear"),
+    [("http://127.0.0.1:1", False), ("http://localhost", False), ("http://kie.example", True), (None, False)],
+)
+def test_plain_http_is_noticed_outside_this_machine(url: str | None, clear: bool) -> None:
+    """The key crosses a network unencrypted only with plain http to another host."""
+    assert ApiOrigin(KEY, url).sends_key_in_clear is clear

@@ -1,0 +1,180 @@
+"""Pace, retry and polling rhythm: numbers in, numbers out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_async import (
+    AuthenticationError,
+    Charge,
+    ConnectionLost,
+    ContentPolicyError,
+    FluxError,
+    InsufficientCreditsError,
+    InvalidInput,
+    InvalidRequestError,
+    Limits,
+    MaintenanceError,
+    PollPolicy,
+    RateLimitedError,
+    RequestNotSent,
+    RetryPolicy,
+    ServerError,
+    UnexpectedResponse,
+)
+from flux_async.policy.admission import Admission
+from flux_async.policy.numbers import check_positive
+
+NUMBERS = [
+    (Limits, "submits", 0),
+    (Limits, "submits", 2.5),
+    (Limits, "submits", True),
+    (Limits, "window_s", 0),
+    (Limits, "window_s", math.nan),
+    (Limits, "in_flight", -1),
+    (Limits, "connections", "many"),
+    (RetryPolicy, "max_tries", 0),
+    (RetryPolicy, "base_s", -0.1),
+    (RetryPolicy, "cap_s", math.inf),
+    (RetryPolicy, "longest_retry_after_s", -1),
+    (PollPolicy, "first_s", -1),
+    (PollPolicy, "interval_s", 0),
+    (PollPolicy, "jitter", 0.6),
+    (PollPolicy, "growth", 0.9),
+    (PollPolicy, "cap_s", 1.0),
+    (PollPolicy, "visible_within_s", None),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), NUMBERS)
+def test_a_number_out_of_range_is_named(kind: type, field: str, value: Any) -> None:
+    """Every policy refuses a bad number and names it."""
+    with pytest.raises(InvalidInput, match=field):
+        kind(**{field: value})
+
+
+def test_seconds_are_finite_and_positive() -> None:
+    """A timeout of zero, nothing or for ever is refused."""
+    assert check_positive(3, "timeout") == 3.0
+    for bad in (0, -1, math.inf, math.nan, None, "5", True):
+        with pytest.raises(InvalidInput, match="timeout"):
+            check_positive(bad, "timeout")
+
+
+@given(
+    st.integers(1, 50),
+    st.floats(0.5, 60),
+    st.lists(st.floats(0, 3), min_size=1, max_size=200),
+)
+def test_no_window_ever_holds_more_than_the_limit(submits: int, window: float, idle: list[float]) -> None:
+    """However submits arrive, any sliding window holds at most the allowed number of them."""
+    admission, now, starts = Admission(Limits(submits=submits, window_s=window)), 0.0, []
+    for pause in idle:
+        now += pause
+        now += admission.delay(now)
+        admission.take(now)
+        starts.append(now)
+    for i, start in enumerate(starts):
+        assert sum(start <= other < start + window for other in starts[i:]) <= submits
+
+
+def test_submits_are_spaced_evenly() -> None:
+    """20 in 10 s means one about every half second, not 20 at once and a wait."""
+    admission = Admission(Limits())
+    assert admission.delay(100.0) == 0
+    admission.take(100.0)
+    assert admission.delay(100.0) == pytest.approx(0.51)
+    assert admission.delay(100.3) == pytest.approx(0.21)
+    assert admission.delay(101.0) == 0
+
+
+def test_a_pause_holds_and_never_shortens() -> None:
+    """A shorter pause does not cut a longer one."""
+    admission = Admission(Limits())
+    admission.pause(0.0, 10.0)
+    admission.pause(1.0, 2.0)
+    assert admission.delay(1.0) == pytest.approx(9.0)
+
+
+LOST = ConnectionLost("lost")
+SUBMITS = [
+    (RequestNotSent("refused"), True),
+    (RateLimitedError("429"), True),
+    (MaintenanceError("455"), True),
+    (LOST, False),
+    (ServerError("500"), False),
+    (UnexpectedResponse("html"), False),
+    (AuthenticationError("401"), False),
+    (InsufficientCreditsError("402"), False),
+    (InvalidRequestError("422"), False),
+    (ContentPolicyError("400"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "again"), SUBMITS, ids=lambda value: type(value).__name__)
+def test_only_uncharged_submits_are_repeated(error: FluxError, again: bool) -> None:
+    """A submit is made again only after an error that certainly cost nothing and may pass."""
+    assert (RetryPolicy().before_next_submit(error, 1, 0.5) is not None) is again
+
+
+@given(st.sampled_from([error for error, _ in SUBMITS]), st.integers(1, 99), st.floats(0, 1))
+def test_nothing_that_may_be_charged_is_ever_repeated(error: FluxError, tries: int, draw: float) -> None:
+    """No error whose charge is not NO leads to another submit, at any try."""
+    delay = RetryPolicy(max_tries=50).before_next_submit(error, tries, draw)
+    assert delay is None or (error.charge is Charge.NO and delay >= 0)
+
+
+def test_backoff_is_full_jitter_within_its_cap() -> None:
+    """The wait is drawn between nothing and a bound that doubles up to the cap."""
+    policy, error = RetryPolicy(max_tries=99), RequestNotSent("refused")
+    assert policy.before_next_submit(error, 1, 1.0) == 0.5
+    assert policy.before_next_submit(error, 3, 0.5) == 1.0
+    assert policy.before_next_submit(error, 90, 1.0) == 15.0
+    assert policy.before_next_submit(error, 5, 0.0) == 0.0
+
+
+def test_tries_are_counted() -> None:
+    """After the last allowed try there is no other."""
+    policy = RetryPolicy(max_tries=2)
+    assert policy.before_next_submit(RequestNotSent("x"), 1, 0.5) is not None
+    assert policy.before_next_submit(RequestNotSent("x"), 2, 0.5) is None
+    assert policy.before_next_look(LOST, 2, 0.5) is None
+
+
+def test_a_429_costs_a_full_window_at_least() -> None:
+    """Retry-After is honoured upwards, up to a bound; never below a window."""
+    policy = RetryPolicy()
+    assert policy.before_next_submit(RateLimitedError("429"), 1, 0.5) == 10.5
+    assert policy.before_next_submit(RateLimitedError("429", retry_after_s=2.0), 1, 0.0) == 10.0
+    assert policy.before_next_submit(RateLimitedError("429", retry_after_s=60.0), 1, 0.0) == 60.0
+    assert policy.before_next_submit(RateLimitedError("429", retry_after_s=4e6), 1, 0.0) is None
+    assert policy.before_next_submit(MaintenanceError("455"), 1, 0.0) == 60.0
+
+
+def test_looks_are_repeated_where_that_may_help() -> None:
+    """Looking costs nothing, so lost connections and server errors are tried again; refusals are not."""
+    policy = RetryPolicy()
+    for error in (RequestNotSent("x"), LOST, ServerError("500"), RateLimitedError("429")):
+        assert policy.before_next_look(error, 1, 0.5) is not None
+    for error in (AuthenticationError("401"), InvalidRequestError("422"), UnexpectedResponse("html")):
+        assert policy.before_next_look(error, 1, 0.5) is None
+
+
+def test_polling_keeps_its_rhythm_and_slows_for_stragglers() -> None:
+    """First look, body and tail of the schedule, without jitter."""
+    policy = PollPolicy(jitter=0.0)
+    assert policy.next_delay(looks=0, stragglers=0, draw=0.5) == 3.0
+    assert policy.next_delay(looks=5, stragglers=0, draw=0.5) == 3.0
+    assert policy.next_delay(looks=9, stragglers=2, draw=0.5) == pytest.approx(5.88)
+    assert policy.next_delay(looks=99, stragglers=5000, draw=0.5) == 15.0
+
+
+@given(st.integers(0, 500), st.integers(0, 500), st.floats(0, 1))
+def test_jitter_stays_inside_the_cap(looks: int, stragglers: int, draw: float) -> None:
+    """No draw leads to a negative wait or one beyond the cap."""
+    assert 0 <= PollPolicy().next_delay(looks=looks, stragglers=stragglers, draw=draw) <= 15.0

@@ -1,0 +1,196 @@
+"""One wait for one task, fact by fact, without a clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_async import (
+    AuthenticationError,
+    Charge,
+    ConnectionLost,
+    FluxError,
+    InvalidRequestError,
+    NotFoundError,
+    PollDeadlineExceeded,
+    PollPolicy,
+    RateLimitedError,
+    RequestNotSent,
+    ServerError,
+    TaskFailed,
+    TaskId,
+    TaskRecord,
+    TaskStatus,
+)
+from flux_async.policy.polling import Watch
+from flux_async.protocol.codes import CODES, PollMeaning, error_for
+
+TASK = TaskId("t1")
+STEADY = PollPolicy(jitter=0.0)
+
+
+def watch(span: float = 300.0, policy: PollPolicy = STEADY) -> Watch:
+    """A wait that begins at 0."""
+    return Watch(policy=policy, task_id=TASK, started_at=0.0, deadline=span)
+
+
+def record(status: TaskStatus, **fields: Any) -> TaskRecord:
+    """A record of the task."""
+    return TaskRecord(task_id=TASK, status=status, **fields)
+
+
+def test_generating_looks_on_and_success_ends() -> None:
+    """Only a finished record ends the wait."""
+    wait = watch()
+    assert wait.saw_record(record(TaskStatus.GENERATING), 3.0) is None
+    done = record(TaskStatus.SUCCESS, result_url="https://h/r.jpg")
+    assert wait.saw_record(done, 6.0) is done
+
+
+@pytest.mark.parametrize(
+    ("status", "charge"),
+    [(TaskStatus.CREATE_TASK_FAILED, Charge.NO), (TaskStatus.GENERATE_FAILED, Charge.MAYBE)],
+)
+def test_a_failed_task_ends_with_its_reason(status: TaskStatus, charge: Charge) -> None:
+    """The error carries the record, the task, the vendor's words and the charge."""
+    end = watch().saw_record(record(status, error_code=500, error_message="internal error."), 3.0)
+    assert isinstance(end, TaskFailed)
+    assert (end.charge, end.task_id) == (charge, TASK)
+    assert end.record is not None
+    assert f"{status.name} (errorCode 500): internal error. " in str(end)
+
+
+def test_a_failure_without_words_says_so() -> None:
+    """No reason is better than None."""
+    end = watch().saw_record(record(TaskStatus.GENERATE_FAILED), 3.0)
+    assert "no reason given" in str(end)
+
+
+@pytest.mark.parametrize("error", [NotFoundError("404", code=404), InvalidRequestError("422", code=422)])
+def test_no_such_task_means_not_visible_yet_for_90_s(error: FluxError) -> None:
+    """Within the grace the wait goes on; after it, the error ends it and names the task."""
+    wait = watch()
+    assert wait.saw_error(error, 0.1) is None
+    assert wait.saw_error(error, 89.9) is None
+    end = wait.saw_error(error, 90.0)
+    assert end is error
+    assert error.task_id == TASK
+
+
+def test_a_task_once_seen_exists() -> None:
+    """A record that vanishes after it was seen is looked for until the deadline."""
+    wait = watch()
+    wait.saw_record(record(TaskStatus.GENERATING), 3.0)
+    assert wait.saw_error(NotFoundError("404", code=404), 200.0) is None
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_every_code_means_for_a_wait_what_the_table_says(code: int) -> None:
+    """Fatal codes end the wait at once, the others do not (task failures arrive as records)."""
+    end = watch().saw_error(error_for(code, "words"), 3.0)
+    assert (end is not None) is (CODES[code].poll is PollMeaning.FATAL)
+
+
+def test_a_fatal_code_names_the_task() -> None:
+    """A key that died during the wait does not make us forget the paid task."""
+    end = watch().saw_error(AuthenticationError("401", code=401), 3.0)
+    assert end is not None
+    assert end.task_id == TASK
+
+
+def test_trouble_makes_looks_rarer_and_a_good_look_ends_it() -> None:
+    """Each failed look in a row doubles the bound of the wait, up to 30 s; Retry-After is honoured."""
+    wait = watch(3000.0)
+    for _ in range(3):
+        assert wait.saw_error(ConnectionLost("x"), 3.0) is None
+    assert wait.next_look(3.0, 1.0) == 8.0
+    for _ in range(40):
+        wait.saw_error(ServerError("500", code=500), 3.0)
+    assert wait.next_look(3.0, 1.0) == 30.0
+    wait.saw_record(record(TaskStatus.GENERATING), 3.0)
+    assert wait.next_look(3.0, 1.0) == 3.0
+    wait.saw_error(RateLimitedError("429", code=429, retry_after_s=20.0), 3.0)
+    assert wait.next_look(3.0, 0.0) == 20.0
+    wait.saw_error(RateLimitedError("429", code=429, retry_after_s=9e9), 3.0)
+    assert wait.next_look(3.0, 0.0) == 30.0
+
+
+def test_the_last_look_comes_just_before_the_deadline() -> None:
+    """The look before the end is moved so that nothing finished is missed; then there is none."""
+    wait = watch(10.0)
+    assert wait.next_look(0.0, 0.5) == 3.0
+    wait.saw_record(record(TaskStatus.GENERATING), 8.0)
+    assert wait.next_look(8.0, 0.5) == pytest.approx(1.0)
+    wait.saw_record(record(TaskStatus.GENERATING), 9.0)
+    assert wait.next_look(9.0, 0.5) is None
+
+
+def test_expiry_carries_the_task_and_says_that_it_is_paid() -> None:
+    """The deadline's error can be acted on."""
+    wait = watch(10.0)
+    wait.saw_error(RequestNotSent("The API could not be reached."), 9.0)
+    end = wait.expired()
+    assert isinstance(end, PollDeadlineExceeded)
+    assert (end.task_id, end.charge) == (TASK, Charge.YES)
+    assert "may still finish and is paid" in str(end)
+    assert "The last look failed: The API could not be reached." in str(end)
+
+
+def test_a_failure_worded_as_a_timeout_may_flip_to_success() -> None:
+    """Such a failure is looked at again for two minutes; a success in between counts."""
+    wait, failed = watch(), record(TaskStatus.GENERATE_FAILED, error_message="generate task timeout")
+    assert wait.saw_record(failed, 20.0) is None
+    assert wait.saw_record(failed, 100.0) is None
+    assert wait.saw_record(record(TaskStatus.SUCCESS), 110.0) is not None
+    wait = watch()
+    wait.saw_record(failed, 20.0)
+    assert isinstance(wait.saw_record(failed, 140.0), TaskFailed)
+
+
+def test_a_failure_that_turns_back_to_generating_starts_afresh() -> None:
+    """The two minutes count from the failure that is seen now."""
+    wait, failed = watch(3000.0), record(TaskStatus.GENERATE_FAILED, error_message="Timed out")
+    wait.saw_record(failed, 20.0)
+    wait.saw_record(record(TaskStatus.GENERATING), 100.0)
+    assert wait.saw_record(failed, 150.0) is None
+
+
+def test_at_the_deadline_a_seen_failure_is_told_rather_than_the_deadline() -> None:
+    """What the vendor said last is worth more than our own clock."""
+    wait = watch(30.0)
+    wait.saw_record(record(TaskStatus.GENERATE_FAILED, error_message="timeout"), 20.0)
+    assert isinstance(wait.expired(), TaskFailed)
+
+
+@given(
+    st.floats(0.01, 5000),
+    st.lists(st.sampled_from(["ok", "lost", "none", "404"]), max_size=400),
+    st.floats(0, 1),
+)
+def test_every_wait_ends_at_its_deadline(span: float, facts: list[str], draw: float) -> None:
+    """Whatever is seen, sleeping as told reaches the end in bounded steps and never beyond the deadline."""
+    wait, now = watch(span, PollPolicy()), 0.0
+    for fact in facts:
+        delay = wait.next_look(now, draw)
+        if delay is None:
+            break
+        now += delay
+        assert now <= span
+        if fact == "lost":
+            wait.saw_error(ConnectionLost("x"), now)
+        elif fact == "404":
+            if wait.saw_error(NotFoundError("x", code=404), now) is not None:
+                break
+        else:
+            wait.saw_record(record(TaskStatus.GENERATING), now)
+
+
+def test_stragglers_are_looked_at_ever_more_rarely() -> None:
+    """Past the slow age the interval grows."""
+    wait = watch(3000.0)
+    for _ in range(3):
+        wait.saw_record(record(TaskStatus.GENERATING), 61.0)
+    assert wait.next_look(61.0, 0.5) == pytest.approx(3.0 * 1.4**3)

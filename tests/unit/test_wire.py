@@ -1,0 +1,231 @@
+"""The vendor's answers, word for word, and what is read from them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_async import (
+    EditRequest,
+    FluxError,
+    GenerateRequest,
+    InvalidInput,
+    NotFoundError,
+    TaskId,
+    TaskStatus,
+)
+from flux_async.protocol.codes import PollMeaning, poll_meaning
+from flux_async.protocol.envelope import WireResponse
+from flux_async.protocol.wire import (
+    build_credit,
+    build_record_info,
+    build_submit,
+    image_of,
+    parse_credit,
+    parse_record,
+    parse_submit,
+)
+
+SAMPLES = sorted((Path(__file__).parents[1] / "samples" / "wire").glob("*.json"))
+TASK = TaskId("c0d0c0d0c0d0c0d0c0d0c0d0c0d0c0d0")
+QUIRKS_OF_ANSWERS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 18, 19, 20, 21, 22}
+
+
+def read(phase: str, response: WireResponse) -> Any:
+    """Give the answer to the parser of its phase."""
+    if phase == "submit":
+        return parse_submit(response)
+    return parse_record(response, TASK) if phase == "record" else parse_credit(response)
+
+
+def response_of(sample: dict[str, Any]) -> WireResponse:
+    """Make the answer that a sample file describes."""
+    return WireResponse(status=sample["http_status"], headers=sample["headers"], body=sample["body"].encode())
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_sample_is_read_as_it_says(path: Path) -> None:
+    """Each recorded answer becomes the value or the error that its file expects."""
+    sample = json.loads(path.read_text())
+    expect = sample["expect"]
+    if "error" in expect:
+        check_error(sample, expect)
+    elif sample["phase"] == "submit":
+        assert read("submit", response_of(sample)) == expect["task_id"]
+    elif sample["phase"] == "credit":
+        assert read("credit", response_of(sample)) == expect["credits"]
+    else:
+        check_record(sample, expect)
+
+
+def check_error(sample: dict[str, Any], expect: dict[str, Any]) -> None:
+    """The error's class, charge, scope, code, words, and its meaning for a wait."""
+    with pytest.raises(FluxError) as caught:
+        read(sample["phase"], response_of(sample))
+    error = caught.value
+    assert type(error).__name__ == expect["error"]
+    for name in ("charge", "scope", "code", "retry_after_s"):
+        if name in expect:
+            assert getattr(error, name) == expect[name], name
+    assert expect.get("says", "") in str(error)
+    if "poll" in expect:
+        assert poll_meaning(error) is PollMeaning[expect["poll"]]
+
+
+def check_record(sample: dict[str, Any], expect: dict[str, Any]) -> None:
+    """The record's fields; what the file does not name is not looked at."""
+    record = read("record", response_of(sample))
+    for name, value in expect.items():
+        if name == "status":
+            assert record.status is TaskStatus[value]
+        elif name in {"created_at", "completed_at"}:
+            moment = getattr(record, name)
+            assert (moment and moment.isoformat()) == value
+        elif name == "image":
+            with pytest.raises(FluxError, match="without a result URL") as caught:
+                image_of(record)
+            assert type(caught.value).__name__ == value
+            assert caught.value.charge == "yes"
+            assert caught.value.task_id == TASK
+        elif name == "raw_has":
+            assert value in record.raw
+        else:
+            assert getattr(record, name) == value, name
+
+
+def test_every_quirk_of_an_answer_has_a_sample() -> None:
+    """No numbered quirk of the vendor's answers is without a sample file."""
+    assert {json.loads(path.read_text())["quirk"] for path in SAMPLES} == QUIRKS_OF_ANSWERS
+
+
+def test_image_keeps_the_record_it_was_read_from() -> None:
+    """A finished picture carries its URLs and its record."""
+    body = {
+        "code": 200,
+        "data": {"taskId": TASK, "successFlag": 1, "response": {"resultImageUrl": "https://h/r.jpg"}},
+    }
+    record = parse_record(WireResponse(status=200, body=json.dumps(body).encode()), TASK)
+    image = image_of(record)
+    assert (image.task_id, image.result_url, image.origin_url) == (TASK, "https://h/r.jpg", None)
+    assert image.record is record
+
+
+def test_submit_leaves_unset_fields_out() -> None:
+    """Text removal sends the prompt, the model, the picture and no translation, and nothing else."""
+    wire = build_submit(EditRequest.text_removal("https://example.com/a.jpg"))
+    assert (wire.method, wire.path) == ("POST", "/api/v1/flux/kontext/generate")
+    assert json.loads(wire.body or b"") == {
+        "prompt": "Remove all text from this image while preserving the background",
+        "model": "flux-kontext-pro",
+        "enableTranslation": False,
+        "inputImage": "https://example.com/a.jpg",
+    }
+
+
+def test_submit_uses_the_vendors_names() -> None:
+    """Every field a caller can set goes out under the vendor's own name."""
+    request = GenerateRequest(
+        prompt="Ein Leuchtturm",
+        model="flux-kontext-max",
+        aspect_ratio="16:21",
+        output_format="png",
+        enable_translation=True,
+        prompt_upsampling=False,
+        safety_tolerance=6,
+        upload_cn=False,
+        watermark="w1",
+        callback_url="https://example.com/hook",
+    )
+    assert json.loads(build_submit(request).body or b"") == {
+        "prompt": "Ein Leuchtturm",
+        "model": "flux-kontext-max",
+        "aspectRatio": "16:21",
+        "outputFormat": "png",
+        "enableTranslation": True,
+        "promptUpsampling": False,
+        "safetyTolerance": 6,
+        "uploadCn": False,
+        "watermark": "w1",
+        "callBackUrl": "https://example.com/hook",
+    }
+
+
+def test_looks_are_gets() -> None:
+    """record-info and the balance are read with GET and without a body."""
+    look = build_record_info(TASK)
+    assert (look.method, look.path, dict(look.query), look.body) == (
+        "GET",
+        "/api/v1/flux/kontext/record-info",
+        {"taskId": TASK},
+        None,
+    )
+    assert (build_credit().method, build_credit().path) == ("GET", "/api/v1/chat/credit")
+
+
+@pytest.mark.parametrize("bad", ["", "  ", "a\nb", "x" * 201, None, 7])
+def test_rubbish_is_no_task_id(bad: Any) -> None:
+    """What cannot be a task id is refused before any request."""
+    with pytest.raises(InvalidInput, match="is not a task id"):
+        build_record_info(bad)
+
+
+NAMES = [
+    *("code", "msg", "message", "data", "taskId", "successFlag", "response", "resultImageUrl", "resultUrls"),
+    *("createTime", "completeTime", "paramJson", "errorCode", "errorMessage"),
+]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["200", "1", "https://h/x.jpg", '{"resultImageUrl":"https://h/x.jpg"}', "null"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(NAMES) | st.text(max_size=5),
+            inner,
+            max_size=8,
+        )
+    ),
+    max_leaves=25,
+)
+ENVELOPES = st.fixed_dictionaries({"code": st.just(200) | JSON, "data": JSON}, optional={"msg": JSON})
+
+
+@given(
+    st.sampled_from(["submit", "record", "credit"]),
+    st.integers(100, 599),
+    st.binary(max_size=200) | (JSON | ENVELOPES).map(lambda value: json.dumps(value).encode()),
+    st.sampled_from(["", "7", "-1", "soon", "9" * 5000, "Sun, 22 Nov 2026 13:00:30 GMT"]),
+)
+def test_only_flux_errors_come_out(phase: str, status: int, body: bytes, retry_after: str) -> None:
+    """Whatever arrives, a parser returns a value or raises a FluxError."""
+    response = WireResponse(status=status, headers={"retry-after": retry_after}, body=body)
+    with contextlib.suppress(FluxError):
+        assert read(phase, response) is not None
+
+
+@pytest.mark.parametrize("phase", ["submit", "record", "credit"])
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 200_000, b'{"a":' * 200_000, b"9" * 100_000, b'{"code":' + b"9" * 5000 + b"}", b"\xff\xfe\x00"],
+    ids=["deep list", "deep object", "long number", "long code", "odd bytes"],
+)
+def test_hostile_json_is_no_crash(phase: str, body: bytes) -> None:
+    """Nesting and numbers that break JSON readers are just another unreadable answer."""
+    with pytest.raises(FluxError):
+        read(phase, WireResponse(status=200, body=body))
+
+
+def test_a_missing_record_names_its_task() -> None:
+    """The error for a record that is not there carries the id that was asked for."""
+    with pytest.raises(NotFoundError) as caught:
+        parse_record(WireResponse(status=200, body=b'{"code":200,"msg":"success","data":null}'), TASK)
+    assert caught.value.task_id == TASK
