@@ -72,11 +72,14 @@ async def vendor(raw_server: Any, make: Any) -> Any:
         else:
             data = 5.5
         await asyncio.sleep(0.001)
+        strikes.pop(len(server.requests), lambda: None)()
+        await asyncio.sleep(0.001)
         writer.write(make.http(json.dumps({"code": 200, "msg": "success", "data": data}).encode()))
         return True
 
+    strikes: dict[int, Callable[[], Any]] = {}
     async with raw_server(behave) as server:
-        yield server, made
+        yield server, made, strikes
 
 
 async def settled(client: FluxClient) -> None:
@@ -135,7 +138,7 @@ async def test_remove_text_cancelled_at_every_await_point(
     vendor: Any, make: Any, strike: Any, family: Any
 ) -> None:
     """At every point: the pool serves the next call, no coroutine stays, each paid task is known."""
-    server, made = vendor
+    server, made, _ = vendor
     struck_with_a_post = 0
     given = family and family()
     async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK, http_client=given) as client:
@@ -159,6 +162,28 @@ async def test_remove_text_cancelled_at_every_await_point(
             pytest.fail("the call has more await points than were tried")
         assert suspension > 5
         assert struck_with_a_post > 2
+    if given:
+        await given.aclose()
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=["own", "httpx", "httpx2"])
+async def test_remove_text_cancelled_while_the_vendor_handles_each_request(
+    vendor: Any, make: Any, family: Any
+) -> None:
+    """Struck in the middle of the POST or of any look: the task is known, the connection still serves."""
+    server, made, strikes = vendor
+    given = family and family()
+    async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK, http_client=given) as client:
+        for number in range(1, 4):
+            call = asyncio.get_running_loop().create_task(client.remove_text(URL))
+            strikes[len(server.requests) + number] = call.cancel
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await settled(client)
+            async with asyncio.timeout(5):
+                assert await client.credits() == 5.5
+            assert made == [loose.task_id for loose in client.unclaimed]
+            assert len(made) == number
     if given:
         await given.aclose()
 
@@ -187,7 +212,7 @@ async def test_a_cancelled_waiter_is_told_the_task(vendor: Any, make: Any, strik
 
 async def test_a_timeout_is_a_cancellation_too(vendor: Any, make: Any) -> None:
     """asyncio.timeout around a call loses neither a connection nor a task."""
-    server, made = vendor
+    server, made, _ = vendor
     async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK) as client:
         done = []
         for number in range(12):
@@ -201,7 +226,7 @@ async def test_a_timeout_is_a_cancellation_too(vendor: Any, make: Any) -> None:
 
 async def test_closing_waits_for_a_submit_in_the_air(vendor: Any, make: Any) -> None:
     """A submit whose caller was cancelled comes home before the client closes."""
-    server, made = vendor
+    server, made, _ = vendor
     client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
     async with client:
         call = asyncio.get_running_loop().create_task(client.submit(EditRequest.text_removal(URL)))
@@ -214,7 +239,7 @@ async def test_closing_waits_for_a_submit_in_the_air(vendor: Any, make: Any) -> 
 
 async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make: Any) -> None:
     """A cancelled scope around ``async with`` still lets the submit in the air come home."""
-    server, made = vendor
+    server, made, _ = vendor
     client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
     with anyio.CancelScope() as scope:
         async with client, anyio.create_task_group() as group:
@@ -268,7 +293,7 @@ async def test_a_submit_in_doubt_whose_caller_left_is_remembered(raw_server: Any
 
 async def test_many_random_cancellations_leave_a_working_client(vendor: Any, make: Any) -> None:
     """Hundreds of calls cancelled at random moments, then everything still works at full width."""
-    server, made = vendor
+    server, made, _ = vendor
     limits = Limits(submits=10_000, window_s=1.0, in_flight=40, submits_in_air=4, connections=4)
     done: list[TaskId] = []
     async with FluxClient(make.key, server.url, limits=limits, polling=QUICK) as client:
