@@ -19,7 +19,7 @@ import anyio
 
 from flux_async.account import Account
 from flux_async.clock import Clock, SystemClock
-from flux_async.errors import DownloadError, FluxError, InvalidInput, ResultExpired, Scope
+from flux_async.errors import ConfigurationError, DownloadError, FluxError, InvalidInput, ResultExpired, Scope
 from flux_async.files import write_picture
 from flux_async.models import (
     AspectRatio,
@@ -98,8 +98,12 @@ class FluxClient:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        origin = _find_origin(api_key, base_url)
-        api_key = None  # so that no traceback which shows local variables shows it
+        try:
+            origin = _find_origin(api_key, base_url)
+        except ConfigurationError as refused:
+            api_key = None  # here and below: tracebacks can show local variables
+            raise refused.with_traceback(None) from None
+        api_key = None
         limits = limits or Limits()
         self._base_url: str = origin.base_url
         self._timeout: float = check_positive(timeout, "timeout")
@@ -113,7 +117,7 @@ class FluxClient:
         )
 
     def __repr__(self) -> str:
-        return f"<FluxClient {self._base_url} timeout={self._timeout:g}s>"
+        return f"<FluxClient {getattr(self, '_base_url', '(not made)')}>"
 
     async def __aenter__(self) -> Self:
         self._account.enter()

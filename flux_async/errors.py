@@ -69,7 +69,7 @@ class Scope(enum.StrEnum):
 
 def _restore(cls: type[E], args: tuple[object, ...], state: dict[str, Any]) -> E:
     error = cls.__new__(cls, *args)
-    error.args = args
+    super(FluxError, error).__init__(*args)  # ImportError keeps its message in a slot of its own
     error.__dict__.update(state)
     return error
 

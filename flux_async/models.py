@@ -232,6 +232,7 @@ class EditRequest(_ImageRequest):
 
 
 ImageRequest: TypeAlias = GenerateRequest | EditRequest
+"""Either kind of request."""
 
 
 def digest_key(request: ImageRequest) -> JobKey:
@@ -367,3 +368,4 @@ class InDoubt:
 
 
 Outcome: TypeAlias = Succeeded | Failed | InDoubt
+"""How a job of a batch ended; one bad picture never ends the others."""

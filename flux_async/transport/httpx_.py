@@ -120,9 +120,9 @@ class HttpxTransport:
     def __init__(
         self, origin: ApiOrigin, limits: Limits, *, version: str, client: HttpClient | None = None
     ) -> None:
+        self._family = httpx if client is None else family_of(client)
         self._origin = origin
         self._limits = limits
-        self._family = httpx if client is None else family_of(client)
         self._trusted = client is None or tells_the_truth(client, self._family)
         self._headers = {"Content-Type": "application/json", "User-Agent": user_agent(version, self._family)}
         self._own: HttpClient | None = None
@@ -132,7 +132,7 @@ class HttpxTransport:
         self._tls: Any = None
 
     def __repr__(self) -> str:
-        return f"HttpxTransport({self._origin.base_url!r}, {self._family.__name__})"
+        return f"<HttpxTransport {getattr(self, '_origin', '(not made)')!r}>"
 
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
         """Make one request; see :class:`flux_async.transport.Transport`."""

@@ -191,7 +191,7 @@ async def test_remove_text_cancelled_while_the_vendor_handles_each_request(
 @pytest.mark.parametrize("strike", STRIKES, ids=["native", "anyio"])
 async def test_a_cancelled_waiter_is_told_the_task(vendor: Any, make: Any, strike: Any) -> None:
     """Once the submit was answered, the CancelledError itself carries the paid task's id."""
-    server, _made = vendor
+    server, _, _ = vendor
     notes = []
     async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK) as client:
         for suspension in range(1, ENOUGH):
