@@ -1,0 +1,99 @@
+"""Which file is behind which link, and for how long (API page, "Image Storage").
+
+Knows addresses and times only; the bytes lie elsewhere, under the name in `Blob`.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import random
+from collections.abc import Iterator
+from typing import Final
+
+import attrs
+
+MINUTE: Final = 60.0
+DAY: Final = 24 * 60 * MINUTE
+
+EXTENSIONS: Final = {
+    "image/jpeg": "jpg",
+    "image/png": "png",
+    "image/webp": "webp",
+    "image/gif": "gif",
+}
+
+
+class Link(enum.Enum):
+    """What a link leads to; the value is how long it lives, in vendor seconds."""
+
+    ORIGIN = 10 * MINUTE
+    RESULT = 14 * DAY
+    FRESH = 20 * MINUTE
+    UPLOAD = 1 * DAY
+
+
+@attrs.frozen(kw_only=True)
+class Blob:
+    """Bytes that are stored somewhere.
+
+    Attributes:
+        name: Under which the bytes were stored.
+        content_type: What they are.
+        kept: Whether they are needed after the link to them has expired.
+    """
+
+    name: str
+    content_type: str
+    kept: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class PublicFile:
+    """A link that was given out: its path, what is behind it, and when it ends (vendor seconds)."""
+
+    path: str
+    link: Link
+    blob: Blob
+    expires_at: float
+
+
+class FileBook:
+    """The links of one sandbox."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._files: dict[str, PublicFile] = {}
+        self._expiries: list[tuple[float, str]] = []
+        self._replaced: list[Blob] = []
+
+    def publish(self, link: Link, blob: Blob, now: float, *, path: str | None = None) -> PublicFile:
+        """Give out a link; without a path it gets one nobody can guess. A file at the path is replaced."""
+        if path is None:
+            extension = EXTENSIONS.get(blob.content_type, "bin")
+            path = f"/files/{link.name.lower()}/{self._rng.getrandbits(128):032x}.{extension}"
+        file = PublicFile(path=path, link=link, blob=blob, expires_at=now + link.value)
+        if (old := self._files.get(path)) is not None:
+            self._replaced.append(old.blob)
+        self._files[path] = file
+        heapq.heappush(self._expiries, (file.expires_at, path))
+        return file
+
+    def find(self, path: str, now: float) -> PublicFile | None:
+        """Return the file behind a path, or None where there never was one or it has expired."""
+        file = self._files.get(path)
+        return file if file is not None and now < file.expires_at else None
+
+    def sweep(self, now: float) -> Iterator[Blob]:
+        """Forget what has expired and yield the blobs nothing leads to any more."""
+        while self._replaced:
+            yield self._replaced.pop()
+        while self._expiries and self._expiries[0][0] <= now:
+            _, path = heapq.heappop(self._expiries)
+            file = self._files.get(path)
+            if file is None or now < file.expires_at:
+                continue  # replaced by a younger one
+            del self._files[path]
+            # A fresh link shares the bytes of a result, which outlives it.
+            if file.link is not Link.FRESH and not file.blob.kept:
+                yield file.blob

@@ -1,0 +1,85 @@
+"""The options of the sandbox, and the one error it ends with when it cannot start."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import attrs
+
+
+class SandboxError(Exception):
+    """The sandbox cannot start; the message says what to do about it."""
+
+
+def _default_workers() -> int:
+    return max(1, min(2, os.cpu_count() or 1))
+
+
+def _several(keys: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(keys, str):
+        raise TypeError(f"keys must be several strings, not one: write ({keys!r},)")
+    return tuple(keys)
+
+
+def _check_keys(_instance: object, _attribute: attrs.Attribute[Any], keys: tuple[str, ...]) -> None:
+    if not keys:
+        raise ValueError("keys must hold at least one key, or nobody could use the sandbox")
+    # Visible ASCII only: anything else could not travel in an Authorization header.
+    if not all(key and all("!" <= letter <= "~" for letter in key) for key in keys):
+        raise ValueError("every key must be visible ASCII without spaces")
+
+
+def _check_speed(_instance: object, _attribute: attrs.Attribute[Any], speed: float) -> None:
+    if not (math.isfinite(speed) and speed > 0):
+        raise ValueError(f"speed must be a number above 0 (1 is real time), not {speed!r}")
+
+
+def _check_balance(_instance: object, _attribute: attrs.Attribute[Any], balance: float) -> None:
+    if not (math.isfinite(balance) and balance >= 0):
+        raise ValueError(f"credits must be a number of at least 0, not {balance!r}")
+
+
+def _check_workers(_instance: object, _attribute: attrs.Attribute[Any], workers: int) -> None:
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers!r}")
+
+
+@attrs.frozen(kw_only=True)
+class SandboxSettings:
+    """How one sandbox behaves; checked at birth.
+
+    Attributes:
+        speed: How fast the vendor's clock runs. It scales everything the vendor measures: the time a task
+            takes, the 10 s window of the rate limit, the life of files. At 20 a task of 12 s takes 0.6 s and
+            20 submits are allowed every 0.5 s. Work on pictures takes the time it takes.
+        seed: Makes task ids, file names and task times repeatable. Leave it out where task ids outlive the
+            sandbox: two sandboxes with the same seed hand out the same ids.
+        credits: The balance the account starts with.
+        keys: The API keys that are accepted. They belong to one account, as the vendor's keys do, and share
+            its balance and its rate limit.
+        quality: How much work text removal puts into a picture.
+        workers: How many processes work on pictures.
+        pictures: ``"none"`` skips all work on pictures (inputs are not fetched, every result is one pixel),
+            for measuring the client alone.
+
+    Raises:
+        ValueError: If a value is out of range.
+        TypeError: If `keys` is a single string.
+    """
+
+    speed: float = attrs.field(default=1.0, converter=float, validator=_check_speed)
+    seed: int | None = None
+    credits: float = attrs.field(default=10_000.0, converter=float, validator=_check_balance)
+    keys: tuple[str, ...] = attrs.field(
+        default=("test",), converter=_several, validator=_check_keys, repr=False
+    )
+    quality: Literal["fast", "good"] = attrs.field(
+        default="fast", validator=attrs.validators.in_(("fast", "good"))
+    )
+    workers: int = attrs.field(factory=_default_workers, validator=_check_workers)
+    pictures: Literal["real", "none"] = attrs.field(
+        default="real", validator=attrs.validators.in_(("real", "none"))
+    )
