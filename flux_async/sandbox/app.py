@@ -1,0 +1,362 @@
+"""The vendor as an ASGI application: routes, bytes and files around `Vendor` and `Studio`.
+
+Run it under a server (`flux_async.sandbox.serve`) or call it in-process; where pictures are wanted its
+lifespan must be running.
+"""
+
+from __future__ import annotations
+
+import http
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import attrs
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from flux_async.sandbox import replies, uploads
+from flux_async.sandbox.fetcher import web_client
+from flux_async.sandbox.page import TaskView, render_page, render_tasks
+from flux_async.sandbox.replies import CONTENT_TYPE, Reply
+from flux_async.sandbox.requests import BodyTooLargeError, base_url, is_json, json_body, limited, sent_key
+from flux_async.sandbox.settings import SandboxSettings
+from flux_async.sandbox.shelf import Shelf
+from flux_async.sandbox.simulator import Failure, Flag, Pictures, Task, Upload, Vendor
+from flux_async.sandbox.studio import Studio
+
+TASKS_ON_PAGE: Final = 60
+
+# A base64 body is a third longer than its file.
+_MAX_BASE64_BODY: Final = uploads.MAX_BASE64_BYTES * 3 // 2
+_MAX_UPLOAD_BODY: Final = uploads.MAX_FILE_BYTES + 64 * 1024
+
+# What callers upload is shown by browsers, but never runs in the origin of the page.
+_FILE_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Cache-Control": "private, max-age=600",
+}
+_SIGNED_LINKS: Final = ("/files/origin/", "/files/fresh/")
+
+
+def vendor_clock(speed: float) -> Callable[[], float]:
+    """Return a clock in vendor seconds: it starts at the present and runs `speed` times as fast."""
+    begun_at, begun = time.time(), time.monotonic()
+    return lambda: begun_at + (time.monotonic() - begun) * speed
+
+
+class Desk:
+    """Everything the routes share."""
+
+    def __init__(self, settings: SandboxSettings, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.now = clock
+        self.begun_at = clock()
+        self.vendor = Vendor(random.Random(settings.seed))  # noqa: S311 - a sandbox guards nothing
+        self.account = self.vendor.open_account(settings.keys, settings.credits)
+        self.shelf = Shelf()
+        self.studio = Studio(settings, self.shelf, self._hand_in)
+
+    def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
+        now = self.now()
+        if isinstance(made, Failure):
+            self.vendor.fail(task.task_id, made, now)
+        else:
+            self.vendor.deliver(task.task_id, made, now)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete the bytes nothing leads to any more."""
+        for blob in self.vendor.files.sweep(self.now()):
+            self.shelf.drop(blob.name)
+
+    @asynccontextmanager
+    async def running(self, _app: Starlette) -> AsyncIterator[None]:
+        """Work on pictures for as long as the app lives."""
+        try:
+            async with web_client() as web, anyio.create_task_group() as tasks:
+                self.studio.open(tasks, web)
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            self.shelf.clear()
+
+    # The Flux Kontext API
+
+    async def generate(self, request: Request) -> Response:
+        """POST generate: create a task (API page, "Image Generation/Editing")."""
+        body = await json_body(request)
+        if not is_json(request):
+            return _answer(replies.unauthorized(key_sent=True))
+        submission = self.vendor.submit(sent_key(request), body, self.now())
+        if submission.task is not None:
+            self.studio.take_on(submission.task)
+        return _answer(submission.reply)
+
+    async def record_info(self, request: Request) -> Response:
+        """GET record-info: the state of a task (API page, "Task Status Query")."""
+        task_id = request.query_params.get("taskId")
+        return _answer(self.vendor.record_info(sent_key(request), task_id, self.now(), base_url(request)))
+
+    # The common API
+
+    async def credit(self, request: Request) -> Response:
+        """GET credit: what is left of the balance."""
+        return _answer(self.vendor.credit(sent_key(request), self.now()))
+
+    async def download_url(self, request: Request) -> Response:
+        """POST download-url: a fresh link to a result."""
+        body = await json_body(request)
+        if not is_json(request):
+            return _answer(replies.unauthorized(key_sent=True))
+        return _answer(self.vendor.download_url(sent_key(request), body, self.now(), base_url(request)))
+
+    # The upload host
+
+    async def upload_stream(self, request: Request) -> Response:
+        """POST file-stream-upload."""
+        return await self._upload(
+            request, lambda: uploads.read_stream(limited(request, _MAX_UPLOAD_BODY), self.shelf)
+        )
+
+    async def upload_base64(self, request: Request) -> Response:
+        """POST file-base64-upload."""
+
+        async def read() -> Upload:
+            return uploads.read_base64(await json_body(request, _MAX_BASE64_BODY), self.shelf)
+
+        return await self._upload(request, read)
+
+    async def upload_url(self, request: Request) -> Response:
+        """POST file-url-upload."""
+
+        async def read() -> Upload:
+            if self.studio.web is None:
+                raise RuntimeError("files are fetched while the app's lifespan runs: enter it")
+            return await uploads.read_url(await json_body(request), self.shelf, self.studio.web)
+
+        return await self._upload(request, read)
+
+    async def _upload(self, request: Request, read: Callable[[], Awaitable[Upload]]) -> Response:
+        account = self.vendor.account(sent_key(request))
+        if account is None:
+            return _answer(uploads.BAD_KEY)
+        try:
+            upload = await read()
+        except uploads.RefusedError as refused:
+            return _answer(refused.reply)
+        except BodyTooLargeError:
+            return _answer(replies.upload_refusal(400, "File size exceeds the limit"))
+        reply = self.vendor.upload(account, upload, self.now(), base_url(request))
+        self.sweep()
+        return _answer(reply)
+
+    # The file host
+
+    async def file(self, request: Request) -> Response:
+        """GET a result, an origin, a fresh link or an upload: no key asked, none looked at."""
+        path = request.scope["path"]
+        found = self.vendor.files.find(path, self.now())
+        if found is None or not self.shelf.path(found.blob.name).is_file():
+            signed = path.startswith(_SIGNED_LINKS)
+            return PlainTextResponse(
+                "the link has expired" if signed else "not found", 403 if signed else 404
+            )
+        return FileResponse(
+            self.shelf.path(found.blob.name), media_type=found.blob.content_type, headers=_FILE_HEADERS
+        )
+
+    # What the vendor does not have
+
+    async def ledger(self, _request: Request) -> Response:
+        """GET the ledger: what was asked, paid and polled."""
+        tasks = [_task_json(task) for task in self.vendor.newest(self.now())]
+        book = self.account.ledger.as_json()
+        return JSONResponse({"credits": self.account.balance, **book, "tasks": tasks})
+
+    async def page(self, request: Request) -> Response:
+        """GET the page that shows the tasks."""
+        return HTMLResponse(render_page(self._summary(), self._views(), self._more(), base_url(request)))
+
+    async def page_tasks(self, _request: Request) -> Response:
+        """GET the part of the page that changes."""
+        fragment = render_tasks(self._summary(), self._views(), self._more())
+        return HTMLResponse(fragment, headers={"Cache-Control": "no-store"})
+
+    async def thumbnail(self, request: Request) -> Response:
+        """GET a small picture of a task."""
+        thumbnails = self.studio.thumbnails.get(request.path_params["task_id"])
+        if thumbnails is None:
+            raise HTTPException(http.HTTPStatus.NOT_FOUND)
+        path = thumbnails.before if request.path_params["side"] == "before" else thumbnails.after
+        return FileResponse(path, media_type="image/jpeg", headers=_FILE_HEADERS)
+
+    def _summary(self) -> dict[str, str]:
+        ledger = self.account.ledger
+        return {
+            "Credits left": f"{self.account.balance:,.2f}".removesuffix(".00"),
+            "Spent": f"{ledger.charged - ledger.refunded:,.2f}".removesuffix(".00"),
+            "Submits": f"{ledger.submits:,}",
+            "Refused": f"{ledger.refused.total():,}",
+            "Polls": f"{ledger.polls:,}",
+            "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}",
+        }
+
+    def _more(self) -> int:
+        return max(0, self.account.ledger.submits - self.account.ledger.refused.total() - TASKS_ON_PAGE)
+
+    def _views(self) -> list[TaskView]:
+        now = self.now()
+        newest = self.vendor.newest(now)
+        return [self._view(task, now) for _, task in zip(range(TASKS_ON_PAGE), newest, strict=False)]
+
+    def _view(self, task: Task, now: float) -> TaskView:
+        result = task.result
+        return TaskView(
+            task_id=task.task_id,
+            kind=str(task.order.kind),
+            prompt=task.order.prompt,
+            model=task.order.model,
+            state=task.flag.name,
+            problem=task.made.message
+            if task.ended_at is not None and isinstance(task.made, Failure)
+            else None,
+            seconds=(task.ended_at or now) - task.created_at,
+            price=0.0 if task.flag is Flag.GENERATE_FAILED else task.order.price,
+            polls=task.polls,
+            result=result.path if result and self.vendor.files.find(result.path, now) else None,
+            has_thumbnails=task.flag is Flag.SUCCESS and task.task_id in self.studio.thumbnails,
+        )
+
+
+@attrs.frozen
+class _BrowserCheck:
+    """The vendor's front door turns away urllib's default User-Agent with 403 and this text."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(("/api/", "/files/", "/kieai/")):
+            agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+            if agent.startswith(b"Python-urllib"):
+                await PlainTextResponse("error code: 1010", 403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def create_app(settings: SandboxSettings, *, clock: Callable[[], float] | None = None) -> Starlette:
+    """Return the sandbox as an ASGI application.
+
+    Args:
+        settings: How it behaves.
+        clock: Vendor seconds since the epoch; never runs backwards. By default real time, scaled by
+            ``settings.speed``; a test passes its own.
+    """
+    desk = Desk(settings, clock or vendor_clock(settings.speed))
+    return Starlette(
+        routes=[
+            Route("/api/v1/flux/kontext/generate", desk.generate, methods=["POST"]),
+            Route("/api/v1/flux/kontext/record-info", desk.record_info),
+            Route("/api/v1/chat/credit", desk.credit),
+            Route("/api/v1/common/download-url", desk.download_url, methods=["POST"]),
+            Route("/api/file-stream-upload", desk.upload_stream, methods=["POST"]),
+            Route("/api/file-base64-upload", desk.upload_base64, methods=["POST"]),
+            Route("/api/file-url-upload", desk.upload_url, methods=["POST"]),
+            Route("/files/{rest:path}", desk.file),
+            Route("/kieai/{rest:path}", desk.file),
+            Route("/samples/", _samples),
+            Route("/samples/{name}.png", _sample),
+            Route("/__sandbox/ledger", desk.ledger),
+            Route("/__sandbox/tasks", desk.page_tasks),
+            Route("/__sandbox/thumbnails/{task_id}/{side}.jpg", desk.thumbnail),
+            Route("/", desk.page),
+        ],
+        middleware=[Middleware(_BrowserCheck)],
+        exception_handlers={
+            http.HTTPStatus.NOT_FOUND: _not_found,
+            BodyTooLargeError: _too_large,
+            ClientDisconnect: _nobody_there,
+        },
+        lifespan=desk.running,
+    )
+
+
+def _answer(reply: Reply) -> Response:
+    return Response(reply.encode(), reply.status, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _task_json(task: Task) -> dict[str, object]:
+    failure = task.made if task.ended_at is not None and isinstance(task.made, Failure) else None
+    return {
+        "taskId": task.task_id,
+        "kind": str(task.order.kind),
+        "image": task.order.input_image,
+        "callBackUrl": task.order.call_back_url,
+        "state": task.flag.name,
+        "createdAt": task.created_at,
+        "endedAt": task.ended_at,
+        "charged": task.order.price,
+        "refunded": task.order.price if task.flag is Flag.GENERATE_FAILED else 0.0,
+        "polls": task.polls,
+        "error": failure.message if failure else None,
+    }
+
+
+async def _samples(request: Request) -> Response:
+    names = await anyio.to_thread.run_sync(_sample_names)
+    listed = []
+    for name in names:
+        title, _ = await anyio.to_thread.run_sync(_draw_sample, name)
+        listed.append({"name": name, "title": title, "url": f"{base_url(request)}/samples/{name}.png"})
+    return JSONResponse({"samples": listed})
+
+
+async def _sample(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in await anyio.to_thread.run_sync(_sample_names):
+        raise HTTPException(http.HTTPStatus.NOT_FOUND)
+    _, content = await anyio.to_thread.run_sync(_draw_sample, name)
+    return Response(content, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
+
+
+def _sample_names() -> tuple[str, ...]:
+    try:
+        from flux_async.sandbox import samples  # noqa: PLC0415 - loads numpy; few callers want samples
+    except ImportError as error:
+        raise HTTPException(http.HTTPStatus.NOT_FOUND) from error
+    return tuple(samples.sample_names())
+
+
+@lru_cache(maxsize=64)
+def _draw_sample(name: str) -> tuple[str, bytes]:
+    """Return title and PNG of a sample; drawn once, as drawing takes a moment."""
+    from flux_async.imaging import encode_picture  # noqa: PLC0415 - loads numpy
+    from flux_async.sandbox import samples  # noqa: PLC0415 - as above
+
+    sample = samples.draw_sample(name)
+    return sample.title, encode_picture(sample.picture)
+
+
+async def _not_found(_request: Request, _error: Exception) -> Response:
+    page = "<html>\r\n<head><title>404 Not Found</title></head>\r\n<body>404 Not Found</body>\r\n</html>\r\n"
+    return HTMLResponse(page, http.HTTPStatus.NOT_FOUND)
+
+
+async def _too_large(_request: Request, _error: Exception) -> Response:
+    page = "<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n</html>\r\n"
+    return HTMLResponse(page, http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
+
+
+async def _nobody_there(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=http.HTTPStatus.BAD_REQUEST)

@@ -1,0 +1,161 @@
+"""Serves the sandbox over a socket, and its command line: ``python -m flux_async.sandbox``."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+from flux_async.sandbox.settings import SandboxError, SandboxSettings
+
+if TYPE_CHECKING:
+    import uvicorn
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8787
+MAX_PORT: Final = 65_535
+BACKLOG: Final = 2048
+
+USAGE_ERROR: Final = 2
+
+_SERVING: Final = ("starlette", "uvicorn", "python_multipart")
+_PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr")
+
+
+def serve(
+    settings: SandboxSettings | None = None, *, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT
+) -> None:
+    """Serve the sandbox until SIGINT or SIGTERM; prints one line to stdout when it is ready.
+
+    Args:
+        settings: How it behaves; the defaults where left out.
+        host: The address to listen on.
+        port: The port; 0 picks a free one, which the line names.
+
+    Raises:
+        SandboxError: If the port is taken, the address cannot be used, or the extra is not installed.
+    """
+    settings = settings or SandboxSettings()
+    _require(_SERVING + (_PICTURES if settings.pictures == "real" else ()))
+    import uvicorn  # noqa: PLC0415 - needs the extra
+
+    from flux_async.sandbox.app import create_app  # noqa: PLC0415 - needs the extra
+
+    with _listen(host, port) as listener:
+        config = uvicorn.Config(
+            create_app(settings),
+            access_log=False,
+            log_config=None,
+            lifespan="on",
+            timeout_graceful_shutdown=1,
+            server_header=False,
+        )
+        _quiet_server(config, _address(host, listener)).run([listener])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 after a signal, 2 where it could not start."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="sandbox: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        settings = SandboxSettings(
+            speed=options.speed,
+            seed=options.seed,
+            credits=options.credits,
+            keys=options.keys or ("test",),
+            quality=options.quality,
+            pictures=options.pictures,
+            **({} if options.workers is None else {"workers": options.workers}),
+        )
+        serve(settings, host=options.host, port=options.port)
+    except (SandboxError, ValueError) as error:
+        print(f"sandbox: {error}", file=sys.stderr)  # noqa: T201 - this is a command
+        return USAGE_ERROR
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flux_async.sandbox", description="Serve the vendor's API on this machine."
+    )
+    add = parser.add_argument
+    add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)")
+    add("--speed", type=float, default=1.0, help="how fast the vendor's clock runs (default: %(default)s)")
+    add("--seed", type=int, help="make task ids and times repeatable")
+    add("--credits", type=float, default=10_000.0, help="balance to start with (default: %(default)s)")
+    add("--key", dest="keys", action="append", help="an accepted API key, repeatable (default: test)")
+    add("--quality", choices=("fast", "good"), default="fast", help="of text removal (default: %(default)s)")
+    add("--workers", type=int, help="processes that work on pictures (default: 1 or 2)")
+    add("--pictures", choices=("real", "none"), default="real", help="none: every result is one pixel")
+    return parser
+
+
+def _require(modules: Sequence[str]) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SandboxError(f"{', '.join(missing)} not installed: run  pip install 'flux-async[sandbox]'")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= MAX_PORT:  # the resolver would wrap it around
+        raise SandboxError(f"cannot listen on {host} port {port}: a port is a number from 0 to {MAX_PORT}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SandboxError(f"cannot listen on {host} port {port}: {error}") from error
+    try:
+        if sys.platform != "win32":  # there it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SandboxError(
+                f"port {port} is in use: choose another with --port, or 0 for a free one"
+            ) from error
+        raise SandboxError(f"cannot listen on {host} port {port}: {error}") from error
+    return listener
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def _quiet_server(config: uvicorn.Config, address: str) -> uvicorn.Server:
+    import uvicorn  # noqa: PLC0415 - needs the extra
+
+    class QuietServer(uvicorn.Server):
+        """Says when it is ready, and ends a signal with a plain return instead of raising it again."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(f"sandbox ready at {address}", flush=True)  # noqa: T201 - this is a command
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            def stop(_signal: int, _frame: FrameType | None) -> None:
+                self.force_exit = self.should_exit
+                self.should_exit = True
+
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    return QuietServer(config)

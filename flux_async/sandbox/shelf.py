@@ -1,0 +1,52 @@
+"""Where the bytes of files lie: a temporary directory that goes when the sandbox goes."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from flux_async.sandbox.file_book import Blob
+
+
+class Shelf:
+    """Files under names of its own making; memory holds none of them."""
+
+    def __init__(self) -> None:
+        self._directory: Path | None = None
+        self._numbers = itertools.count(1)
+
+    @property
+    def directory(self) -> Path:
+        """The directory, made when first needed and removed with the shelf or at exit."""
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="flux-sandbox-"))
+            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        return self._directory
+
+    def new_name(self) -> str:
+        """Return a name that was not used before."""
+        self.directory.mkdir(mode=0o700, exist_ok=True)  # cleaners of temporary files know no mercy
+        return f"{next(self._numbers):08d}"
+
+    def path(self, name: str) -> Path:
+        """Return where the bytes of a name lie."""
+        return self.directory / name
+
+    def put(self, content: bytes, content_type: str, *, kept: bool = False) -> Blob:
+        """Store bytes that are small."""
+        blob = Blob(name=self.new_name(), content_type=content_type, kept=kept)
+        self.path(blob.name).write_bytes(content)
+        return blob
+
+    def drop(self, name: str) -> None:
+        """Delete the bytes of a name, if they are there."""
+        self.path(name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete everything."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None

@@ -1,0 +1,222 @@
+"""The sandbox as a process of its own: sockets, worker processes, real pictures, signals, exit codes."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flux_async.sandbox import SandboxError, SandboxSettings, serve
+from flux_async.sandbox.server import main
+
+GENERATE = "/api/v1/flux/kontext/generate"
+KEY = {"Authorization": "Bearer test"}
+REMOVE = "Remove all text from this image while preserving the background"
+FETCH_FAILED = (
+    "Failed to fetch the image. Kindly verify any access limits set by you or your service provider"
+)
+NOT_AN_IMAGE = "We couldn't process the provided image file (code=invalid_image_format)"
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="reads child processes from /proc"
+)
+
+
+def submit(url: str, **body: object) -> str:
+    reply = httpx.post(url + GENERATE, json={"prompt": REMOVE} | body, headers=KEY)
+    return str(reply.json()["data"]["taskId"])
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+    return found
+
+
+def finished(url: str, task_id: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        path = "/api/v1/flux/kontext/record-info"
+        data: dict[str, Any] = httpx.get(url + path, params={"taskId": task_id}, headers=KEY).json()["data"]
+        return data if data["successFlag"] else None
+
+    found: dict[str, Any] = wait_for(look)
+    return found
+
+
+def size_of(picture: bytes) -> tuple[int, int]:
+    from PIL import Image  # noqa: PLC0415 - loaded where pictures are looked at
+
+    with Image.open(io.BytesIO(picture)) as image:
+        return image.size
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# Pictures
+
+
+def test_text_removal(sandbox_url: str, picture_host: Any) -> None:
+    """A text removal ends with a JPEG of the same size, the untouched origin and two thumbnails."""
+    task_id = submit(sandbox_url, inputImage=f"{picture_host.url}/moved/poster.png")
+    links = finished(sandbox_url, task_id)["response"]
+    result, origin = httpx.get(links["resultImageUrl"]), httpx.get(links["originImageUrl"])
+    assert result.headers["Content-Type"] == "image/jpeg"
+    assert result.content.startswith(b"\xff\xd8")
+    assert size_of(result.content) == (640, 400)
+    assert origin.headers["Content-Type"] == "image/png"
+    assert origin.content == picture_host.files["/poster.png"][1]
+    for side in ("before", "after"):
+        thumbnail = httpx.get(f"{sandbox_url}/__sandbox/thumbnails/{task_id}/{side}.jpg")
+        assert max(size_of(thumbnail.content)) <= 480
+    assert f"/__sandbox/thumbnails/{task_id}/after.jpg" in httpx.get(sandbox_url).text
+
+
+def test_other_edit_into_another_ratio(sandbox_url: str, picture_host: Any) -> None:
+    """Any other edit leaves a mark on the picture, in the ratio and format that were asked for."""
+    image = f"{picture_host.url}/tall.png"
+    task_id = submit(
+        sandbox_url, prompt="Make it blue", inputImage=image, aspectRatio="1:1", outputFormat="png"
+    )
+    result = httpx.get(finished(sandbox_url, task_id)["response"]["resultImageUrl"]).content
+    assert result.startswith(b"\x89PNG")
+    width, height = size_of(result)
+    assert width == pytest.approx(height, abs=2)
+
+
+def test_generation(sandbox_url: str) -> None:
+    """A prompt without a picture gets one drawn, in its ratio."""
+    task_id = submit(sandbox_url, prompt="A lighthouse at dusk", aspectRatio="16:9")
+    links = finished(sandbox_url, task_id)["response"]
+    width, height = size_of(httpx.get(links["resultImageUrl"]).content)
+    assert width / height == pytest.approx(16 / 9, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/missing.png", FETCH_FAILED),
+        ("/page.html", NOT_AN_IMAGE),
+        ("/cut.png", NOT_AN_IMAGE),
+        ("/too-large.png", "Image size exceeds maximum of 20971520 bytes"),
+    ],
+)
+def test_bad_input_fails_later(sandbox_url: str, picture_host: Any, path: str, message: str) -> None:
+    """An input that cannot be used is accepted, fails later with flag 3, and its credits come back."""
+    image = f"{picture_host.url}{path}"
+    record = finished(sandbox_url, submit(sandbox_url, inputImage=image))
+    assert (record["successFlag"], record["errorCode"], record["errorMessage"]) == (3, 400, message)
+    line = httpx.get(f"{sandbox_url}/__sandbox/ledger").json()["images"][image]
+    assert (line["charged"], line["refunded"]) == (5.0, 5.0)
+
+
+def test_address_nobody_listens_on(sandbox_url: str) -> None:
+    """An input on a closed port, or at a URL no client can open, fails as one that is missing does."""
+    for image in ("http://127.0.0.1:9/x.png", "http://bad host/x.png", "http://\x00/x.png"):
+        record = finished(sandbox_url, submit(sandbox_url, inputImage=image))
+        assert record["errorMessage"] == FETCH_FAILED
+
+
+# Processes
+
+
+def test_seed_and_speed(start_sandbox: Callable[..., Any]) -> None:
+    """The same seed hands out the same ids, and the clock starts at the present."""
+    options = ("--seed", "5", "--pictures", "none", "--key", "first", "--key", "second", "--speed", "1")
+    found = []
+    for _ in range(2):
+        url = start_sandbox(*options).url
+        reply = httpx.post(url + GENERATE, json={"prompt": "x"}, headers={"Authorization": "Bearer second"})
+        found.append(reply.json()["data"]["taskId"])
+        [task] = httpx.get(f"{url}/__sandbox/ledger").json()["tasks"]
+        assert task["createdAt"] == pytest.approx(time.time(), abs=30)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@needs_proc
+def test_signal_ends_it_at_once(
+    start_sandbox: Callable[..., Any], picture_host: Any, number: signal.Signals
+) -> None:
+    """SIGINT and SIGTERM end it within 2 s and with code 0, in the middle of a picture too."""
+    sandbox = start_sandbox()
+    submit(sandbox.url, inputImage=f"{picture_host.url}/poster.png")
+    workers = wait_for(lambda: children(sandbox.process.pid))
+    begun = time.monotonic()
+    assert sandbox.stop(number) == 0
+    assert time.monotonic() - begun < 2
+    wait_for(lambda: not any(map(is_alive, workers)), 5)
+
+
+@needs_proc
+def test_workers_die_with_it(start_sandbox: Callable[..., Any], picture_host: Any) -> None:
+    """Killed in the middle of a picture, it leaves no worker process behind."""
+    sandbox = start_sandbox("--workers", "2")
+    for path in ("/poster.png", "/tall.png", "/poster.jpg"):
+        submit(sandbox.url, inputImage=f"{picture_host.url}{path}")
+    workers = wait_for(lambda: children(sandbox.process.pid))
+    sandbox.stop(signal.SIGKILL)
+    wait_for(lambda: not any(map(is_alive, workers)), 5)
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flux_async.sandbox", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_port_in_use(sandbox_url: str) -> None:
+    """A port that is taken is one clear line on stderr and exit code 2."""
+    ended = run("--port", str(httpx.URL(sandbox_url).port))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1
+    assert "is in use" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--speed", "0"), "speed must be a number above 0"),
+        (("--workers", "0"), "workers must be at least 1"),
+        (("--port", "99999"), "cannot listen on 127.0.0.1 port 99999"),
+        (("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
+    ],
+)
+def test_bad_options(options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bad option is one clear line and exit code 2."""
+    assert main(options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the extra it says what to install, and exits with code 2."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert main(["--port", "0"]) == 2
+    assert "pip install 'flux-async[sandbox]'" in capsys.readouterr().err
+    with pytest.raises(SandboxError, match="pip install"):
+        serve(SandboxSettings(), port=0)
+
+
+def test_importing_needs_no_extra() -> None:
+    """Importing the package of the sandbox loads neither its web framework nor numpy."""
+    code = "import sys, flux_async.sandbox; print({'starlette', 'uvicorn', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
