@@ -1,7 +1,7 @@
 """What all clients of one account share: its pace, its places, its connections, its loose ends.
 
-A submit goes through these gates, in this order: a task in flight less than the limit → a submit in the air
-less than the limit → a permit of the pace → POST at once. Nothing waits between the permit and the POST.
+A submit goes through these gates, in this order: a submit in the air less than the limit → a permit of the
+pace → POST at once. Nothing waits between the permit and the POST.
 
 Until the first submit has been accepted, submits go one at a time: a wrong key or an empty balance then costs
 one request, not one for every picture that was waiting.
@@ -10,6 +10,7 @@ one request, not one for every picture that was waiting.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 import random
@@ -34,6 +35,7 @@ from flux_async.errors import (
 )
 from flux_async.models import ImageRequest, TaskId, UnclaimedTask
 from flux_async.policy.admission import Admission
+from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
 from flux_async.protocol.wire import build_submit, parse_submit
 from flux_async.transport import Answered, NotSent, Transport, Truth
@@ -44,7 +46,38 @@ logger = logging.getLogger("flux_async")
 T = TypeVar("T")
 
 SUBMIT_TIMEOUT_S = 60.0
+DOWNLOADS = 8
 _MOST_UNCLAIMED = 10_000
+
+
+@attrs.define(eq=False)
+class Call:
+    """One call under way on the account.
+
+    Attributes:
+        halts: How often the account had been turned away when the call began.
+        posting: Whether a POST of this call is in the air.
+    """
+
+    halts: int
+    posting: bool = False
+    _scope: asyncio.Timeout = attrs.field(factory=lambda: asyncio.timeout(None))
+
+    def end(self) -> None:
+        """End whatever the call is waiting for."""
+        if not self._scope.expired():
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def until_closed(self) -> AsyncIterator[None]:
+        """Run the call until it ends or is ended."""
+        try:
+            async with self._scope:
+                yield
+        except TimeoutError:
+            if not self._scope.expired():
+                raise
+            raise ClientClosed("The client was closed during this call.") from None
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -62,13 +95,18 @@ class Account:
     admission: Admission
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
+    _pauses: RetryPolicy = attrs.field(init=False, repr=False)
     _exchanges: ExchangeHost = attrs.field(factory=ExchangeHost, init=False, repr=False)
+    _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _unclaimed: deque[UnclaimedTask] = attrs.field(
         factory=partial(deque, maxlen=_MOST_UNCLAIMED), init=False, repr=False
     )
     _in_flight: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _submits: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _looks: asyncio.Semaphore = attrs.field(init=False, repr=False)
+    _downloads: asyncio.Semaphore = attrs.field(
+        factory=partial(asyncio.Semaphore, DOWNLOADS), init=False, repr=False
+    )
     _pace: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False, repr=False)
     _proven: bool = attrs.field(default=False, init=False)
     _halts: int = attrs.field(default=0, init=False)
@@ -78,9 +116,12 @@ class Account:
 
     def __attrs_post_init__(self) -> None:
         limits = self.admission.limits
+        self._pauses = RetryPolicy(window_s=limits.window_s)
         self._in_flight = asyncio.Semaphore(limits.in_flight)
         self._looks = asyncio.Semaphore(limits.connections)
         self._submits = asyncio.Semaphore(1)  # widened when the first submit is accepted
+
+    # --- coming and going ---------------------------------------------------------------------------------
 
     def enter(self) -> None:
         """Check that this account may be used here and now; the first use binds it to the running loop.
@@ -91,19 +132,44 @@ class Account:
         """
         if self._closed:
             raise ClientClosed("This client is closed.")
+        self._check_loop()
+
+    def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
             raise WrongEventLoop("This client belongs to another event loop.")
 
-    async def aclose(self) -> None:
-        """Let submits in the air come home, end everything else, close the connections."""
-        if self._closed:
-            return
+    @asynccontextmanager
+    async def call(self) -> AsyncIterator[Call]:
+        """Run one call on the account; closing the account ends it, with :class:`ClientClosed`."""
         self.enter()
+        call = Call(self._halts)
+        self._calls.add(call)
+        try:
+            async with call.until_closed():
+                yield call
+        finally:
+            self._calls.discard(call)
+
+    async def aclose(self) -> None:
+        """Let submits in the air come home, end everything else, close the connections.
+
+        Closing twice does nothing more; who is cancelled while closing leaves when it is done.
+        """
+        self._check_loop()
+        await self._exchanges.close_once(self._close)
+
+    async def _close(self) -> None:
         self._closed = True
-        await self._exchanges.aclose()
+        for call in self._calls:
+            if not call.posting:
+                call.end()
+        await self._exchanges.settle()
+        await asyncio.sleep(0)  # those whose submit came home take their task id with them
+        for call in self._calls:
+            call.end()
         await self.transport.aclose()
 
     # --- loose ends ---------------------------------------------------------------------------------------
@@ -115,11 +181,12 @@ class Account:
 
     def leave(self, request: ImageRequest, task_id: TaskId) -> None:
         """Remember a paid task whose caller has gone."""
-        logger.warning("the caller of task %s has left; it is paid: take it up with wait()", task_id)
         self._unclaimed.append(UnclaimedTask(request=request, task_id=task_id))
+        with contextlib.suppress(Exception):  # somebody's log handler must not undo this
+            logger.warning("the caller of task %s has left; it is paid: take it up with wait()", task_id)
 
     def claim(self, task_id: TaskId) -> None:
-        """Forget an unclaimed task: somebody has its picture."""
+        """Forget an unclaimed task: somebody knows how it ended."""
         self._unclaimed = deque(
             (loose for loose in self._unclaimed if loose.task_id != task_id), maxlen=_MOST_UNCLAIMED
         )
@@ -128,8 +195,9 @@ class Account:
         if not isinstance(answer, FluxError):
             self.leave(request, answer)
         elif answer.charge is not Charge.NO:
-            logger.warning("a submit whose caller has left is in doubt: %s", answer)
-            self._unclaimed.append(UnclaimedTask(request=request, error=answer))
+            self._unclaimed.append(UnclaimedTask(request=request, error=answer, task_id=answer.task_id))
+            with contextlib.suppress(Exception):
+                logger.warning("a submit whose caller has left is in doubt: %s", answer)
 
     # --- spending -----------------------------------------------------------------------------------------
 
@@ -142,16 +210,11 @@ class Account:
         finally:
             self._in_flight.release()
 
-    @property
-    def halts(self) -> int:
-        """How often the vendor has said that no submit can succeed; give it to :meth:`submit`."""
-        return self._halts
-
-    async def submit(self, request: ImageRequest, *, deadline: float, halts: int) -> TaskId:
+    async def submit(self, request: ImageRequest, *, deadline: float, call: Call) -> TaskId:
         """Make one POST and return the task it made.
 
         A submit that was waiting here when the vendor turned the account away (401, 402 …) is not sent: it
-        ends with that same error.
+        ends with that same error. At the deadline the caller stops listening, the POST goes on.
 
         Raises:
             FluxError: With the charge and the scope of what happened.
@@ -159,39 +222,62 @@ class Account:
         await self._take(self._submits, deadline)
         try:
             await self._await_permit(deadline)
-            self._check_open(halts)
+            self._check_open(call)
         except BaseException:
             self._submits.release()
             raise
-        answer = await self._exchanges.run(
-            self._post(build_submit(request)),
-            when_done=self._submits.release,
-            when_abandoned=partial(self._abandoned, request),
-        )
+        call.posting = True
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self.clock.monotonic())):
+                answer = await self._exchanges.run(
+                    self._post(build_submit(request)),
+                    when_done=self._submits.release,
+                    when_abandoned=partial(self._abandoned, request),
+                )
+        except TimeoutError:
+            raise _unanswered() from None
+        finally:
+            call.posting = False
         if isinstance(answer, FluxError):
             raise answer
         return answer
 
-    def _check_open(self, halts: int) -> None:
+    def _check_open(self, call: Call) -> None:
         """Refuse what was waiting here while the client was closed or the account turned away."""
         self.enter()
-        if self._halts != halts and self._halted_by is not None:
+        if self._halts != call.halts and self._halted_by is not None:
             raise copy.copy(self._halted_by)
 
     async def _post(self, wire: WireRequest) -> TaskId | FluxError:
-        truth = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
+        """Make the POST and judge its answer. Returns something whatever happens: money may be gone."""
         try:
+            truth = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
             task_id = parse_submit(_answered(truth))
         except FluxError as error:
-            if error.scope is Scope.STOP:
-                self._halts += 1
-                self._halted_by = error
+            self._note_refusal(error)
             return error
+        except asyncio.CancelledError:
+            return ConnectionLost("The program ended the request before its answer came.")
+        except Exception as error:  # noqa: BLE001 - a transport of the caller's own
+            return ConnectionLost(f"The request failed in an unforeseen way: {type(error).__name__}.")
+        self._note_success()
+        return task_id
+
+    def _note_refusal(self, error: FluxError) -> None:
+        """What concerns everyone takes effect here, whether or not the caller is still there."""
+        if error.scope is Scope.STOP:
+            self._halts += 1
+            self._halted_by = copy.copy(error)  # without traceback, which would keep the caller's data alive
+        elif error.scope is Scope.EVERYONE_FOR_NOW:
+            pause = self._pauses.pause_for(error, self.rng.random())
+            self.admission.pause(self.clock.monotonic(), pause)
+
+    def _note_success(self) -> None:
         if not self._proven:
             self._proven = True
-            for _ in range(self.admission.limits.submits_in_air - 1):
+            limits = self.admission.limits
+            for _ in range(min(limits.submits_in_air, limits.in_flight) - 1):
                 self._submits.release()
-        return task_id
 
     async def _await_permit(self, deadline: float) -> None:
         """Wait for the pace, first come first served."""
@@ -214,26 +300,41 @@ class Account:
 
     # --- looking ------------------------------------------------------------------------------------------
 
-    async def look(self, wire: WireRequest, *, timeout_s: float) -> WireResponse:
+    async def look(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> WireResponse:
         """Make one request that costs nothing.
 
         Raises:
             RequestNotSent, ConnectionLost: There is no whole answer; charge NO.
+            DeadlineExceeded: No place was free before the deadline.
         """
-        truth = await self.aside(lambda: self.transport.exchange(wire, timeout_s=timeout_s))
+        await self._take(self._looks, deadline)
+        truth = await self._run_here(
+            lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._looks.release
+        )
         return _answered(truth, looking=True)
 
-    async def aside(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run what may be given up, when a place is free, in a coroutine that no caller can cancel."""
-        await self._looks.acquire()
+    async def download(self, fetch: Callable[[], Coroutine[Any, Any, T]], *, deadline: float) -> T:
+        """Run a download when a place is free, in a coroutine that no caller can cancel."""
+        await self._take(self._downloads, deadline)
+        return await self._run_here(fetch, self._downloads.release)
+
+    async def _run_here(self, start: Callable[[], Coroutine[Any, Any, T]], release: Callable[[], None]) -> T:
         if self._closed:
-            self._looks.release()
+            release()
         self.enter()
-        return await self._exchanges.run(start(), when_done=self._looks.release)
+        return await self._exchanges.run(start(), when_done=release)
 
 
 def _too_late() -> DeadlineExceeded:
     return DeadlineExceeded("The deadline passed before the request could be sent.")
+
+
+def _unanswered() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "The deadline passed while the submit was on its way.",
+        charge=Charge.MAYBE,
+        advice="Its answer is still awaited: look into client.unclaimed before you submit again.",
+    )
 
 
 def _answered(truth: Truth, *, looking: bool = False) -> WireResponse:

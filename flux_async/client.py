@@ -11,16 +11,27 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import anyio
 
-from flux_async.account import Account
+from flux_async.account import Account, Call
 from flux_async.clock import Clock, SystemClock
-from flux_async.errors import ConfigurationError, DownloadError, FluxError, InvalidInput, ResultExpired, Scope
-from flux_async.files import write_picture
+from flux_async.errors import (
+    Charge,
+    ConfigurationError,
+    DownloadError,
+    FluxError,
+    InvalidInput,
+    PollDeadlineExceeded,
+    ResultExpired,
+    TaskFailed,
+    shown,
+)
+from flux_async.files import check_destination, write_picture
 from flux_async.models import (
     AspectRatio,
     EditRequest,
@@ -31,6 +42,7 @@ from flux_async.models import (
     TaskRecord,
     UnclaimedTask,
     check_http_url,
+    check_request,
 )
 from flux_async.policy.admission import Admission, Limits
 from flux_async.policy.numbers import check_positive
@@ -57,6 +69,7 @@ T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 300.0
 _LOOK_TIMEOUT_S = 30.0
+_SHORTEST_LOOK_S = 0.01
 _OK = 200
 _GONE = frozenset({404, 410})
 
@@ -104,20 +117,28 @@ class FluxClient:
             api_key = None  # here and below: tracebacks can show local variables
             raise refused.with_traceback(None) from None
         api_key = None
-        limits = limits or Limits()
+        limits = _of_kind(limits, Limits, "limits") or Limits()
         self._base_url: str = origin.base_url
         self._timeout: float = check_positive(timeout, "timeout")
-        self._polling: PollPolicy = polling or PollPolicy()
-        self._retry: RetryPolicy = retry or RetryPolicy(window_s=limits.window_s)
+        self._polling: PollPolicy = _of_kind(polling, PollPolicy, "polling") or PollPolicy()
+        self._retry: RetryPolicy = _of_kind(retry, RetryPolicy, "retry") or RetryPolicy(
+            window_s=limits.window_s
+        )
         self._account: Account = Account(
             transport=transport or _make_transport(origin, limits, http_client),
             admission=Admission(limits),
             clock=clock or SystemClock(),
-            rng=rng or random.Random(),  # noqa: S311 - jitter is no secret
+            rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
         )
 
     def __repr__(self) -> str:
         return f"<FluxClient {getattr(self, '_base_url', '(not made)')}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigurationError(
+            "A client cannot be pickled: it holds the key and connections.",
+            advice="Make one in each process.",
+        )
 
     async def __aenter__(self) -> Self:
         self._account.enter()
@@ -129,7 +150,10 @@ class FluxClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close: wait for submits in the air (up to 60 s), end the rest. Closing twice does nothing."""
+        """Close: wait for submits in the air (up to 60 s), end all other calls with :class:`ClientClosed`.
+
+        Closing twice does nothing more. Who is cancelled while closing leaves when it is done.
+        """
         with anyio.CancelScope(shield=True):
             await self._account.aclose()
 
@@ -147,8 +171,8 @@ class FluxClient:
         other = object.__new__(type(self))
         other._base_url = self._base_url
         other._timeout = self._timeout if timeout is None else check_positive(timeout, "timeout")
-        other._polling = polling or self._polling
-        other._retry = retry or self._retry
+        other._polling = _of_kind(polling, PollPolicy, "polling") or self._polling
+        other._retry = _of_kind(retry, RetryPolicy, "retry") or self._retry
         other._account = self._account
         return other
 
@@ -173,11 +197,12 @@ class FluxClient:
             RequestNotSent: No connection could be made.
             DeadlineExceeded: ``timeout`` seconds passed before it could be sent.
         """
-        _check_request(request)
-        self._account.enter()
-        return await self._submit(request, self._deadline(timeout))
+        check_request(request)
+        deadline = self._deadline(timeout)
+        async with self._account.call() as call:
+            return await self._submit(request, deadline, call)
 
-    async def record(self, task_id: TaskId | str) -> TaskRecord:
+    async def record(self, task_id: TaskId | str, *, timeout: float | None = None) -> TaskRecord:
         """Look at a task once (API page, "Task Status Query").
 
         Raises:
@@ -185,7 +210,7 @@ class FluxClient:
             FluxError: The look itself failed; the task goes on.
         """
         task = check_task_id(task_id)
-        return await self._read(build_record_info(task), lambda answer: parse_record(answer, task))
+        return await self._read(build_record_info(task), lambda answer: parse_record(answer, task), timeout)
 
     async def wait(self, task_id: TaskId | str, *, timeout: float | None = None) -> ImageResult:
         """Wait until the task has its picture.
@@ -200,14 +225,13 @@ class FluxClient:
             ApiError: No later look can help (401, 402, 403, 433, 505), or the task does not exist.
         """
         task = check_task_id(task_id)
-        self._account.enter()
-        image = await self._wait(task, self._deadline(timeout))
-        self._account.claim(task)
-        return image
+        deadline = self._deadline(timeout)
+        async with self._account.call():
+            return await self._wait(task, deadline, self._span(timeout))
 
-    async def credits(self) -> float:
+    async def credits(self, *, timeout: float | None = None) -> float:
         """Return the account's balance in credits."""
-        return await self._read(build_credit(), parse_credit)
+        return await self._read(build_credit(), parse_credit, timeout)
 
     async def download(
         self,
@@ -225,7 +249,7 @@ class FluxClient:
             image: A result, or the http(s) URL of a picture.
             destination: Where to; an existing file is replaced, missing folders are made.
             timeout: Seconds for the whole download; left out, the client's.
-            match_suffix: Change the ending to what the content is: a JPEG may arrive where PNG was asked for.
+            match_suffix: Give the file the ending its content has: a JPEG may arrive where PNG was asked for.
 
         Returns:
             The path written.
@@ -234,19 +258,18 @@ class FluxClient:
             ResultExpired: The file host no longer has it.
             DownloadError: It cannot be fetched, is no picture, or the disk refused it.
         """
-        url = image.result_url if isinstance(image, ImageResult) else check_http_url(image)
-        path, span = (
-            Path(destination),
-            self._timeout if timeout is None else check_positive(timeout, "timeout"),
-        )
-        self._account.enter()
+        url = check_http_url(image.result_url if isinstance(image, ImageResult) else image)
+        path, deadline = check_destination(destination), self._deadline(timeout)
         caller_left = asyncio.Event()
-        try:
-            return await self._account.aside(
-                lambda: self._fetch(url, path, span, caller_left, match_suffix=match_suffix)
-            )
-        finally:
-            caller_left.set()
+        fetch = partial(self._fetch, url, path, deadline, caller_left, match_suffix=match_suffix)
+        async with self._account.call():
+            try:
+                async with asyncio.timeout(self._span(timeout)):
+                    return await self._account.download(fetch, deadline=deadline)
+            except TimeoutError:
+                raise DownloadError(f"The download took longer than {self._span(timeout):g} s.") from None
+            finally:
+                caller_left.set()
 
     # --- all of it ----------------------------------------------------------------------------------------
 
@@ -256,14 +279,15 @@ class FluxClient:
         Cancelled after the submit, it leaves the task id in :attr:`unclaimed`, in the log, and as a note on
         the ``CancelledError``.
         """
-        _check_request(request)
-        self._account.enter()
+        check_request(request)
         deadline = self._deadline(timeout)
-        async with self._account.task_in_flight(deadline):
-            task_id = await self._submit(request, deadline)
+        async with self._account.call() as call, self._account.task_in_flight(deadline):
+            task_id = await self._submit(request, deadline, call)
             try:
-                return await self._wait(task_id, deadline)
-            except asyncio.CancelledError as gone:
+                return await self._wait(task_id, deadline, self._span(timeout))
+            except FluxError as error:
+                raise _paid(error, task_id) from None
+            except BaseException as gone:
                 gone.add_note(f"Task {task_id} was submitted and is paid; take it up with client.wait().")
                 self._account.leave(request, task_id)
                 raise
@@ -292,55 +316,61 @@ class FluxClient:
 
     # --- how ----------------------------------------------------------------------------------------------
 
-    def _deadline(self, timeout: float | None) -> float:
-        span = self._timeout if timeout is None else check_positive(timeout, "timeout")
-        return self._account.clock.monotonic() + span
+    def _span(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else check_positive(timeout, "timeout")
 
-    async def _submit(self, request: ImageRequest, deadline: float) -> TaskId:
+    def _deadline(self, timeout: float | None) -> float:
+        return self._account.clock.monotonic() + self._span(timeout)
+
+    async def _submit(self, request: ImageRequest, deadline: float, call: Call) -> TaskId:
         """Submit, and again only where that cannot pay twice."""
-        account, halts, tries = self._account, self._account.halts, 0
+        account, tries = self._account, 0
         while True:
             tries += 1
             try:
-                return await account.submit(request, deadline=deadline, halts=halts)
+                return await account.submit(request, deadline=deadline, call=call)
             except FluxError as error:
                 delay = self._retry.before_next_submit(error, tries, account.rng.random())
-                now = account.clock.monotonic()
-                if delay is None or now + delay >= deadline:
+                if delay is None or account.clock.monotonic() + delay >= deadline:
                     raise
                 logger.info("submit not accepted (%s), again in %.1f s", type(error).__name__, delay)
-                if error.scope is Scope.EVERYONE_FOR_NOW:
-                    account.admission.pause(now, delay)
-                else:
-                    await account.clock.sleep(delay)
-
-    async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T]) -> T:
-        """Look, and again where the retry policy says so."""
-        account, tries = self._account, 0
-        account.enter()
-        while True:
-            tries += 1
-            try:
-                return parse(await account.look(wire, timeout_s=_LOOK_TIMEOUT_S))
-            except FluxError as error:
-                delay = self._retry.before_next_look(error, tries, account.rng.random())
-                if delay is None:
-                    raise
                 await account.clock.sleep(delay)
 
-    async def _wait(self, task_id: TaskId, deadline: float) -> ImageResult:
+    async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
+        """Look, and again where the retry policy says so and the deadline allows."""
+        account, tries, deadline = self._account, 0, self._deadline(timeout)
+        async with account.call():
+            while True:
+                tries += 1
+                try:
+                    return parse(await self._look(wire, deadline))
+                except FluxError as error:
+                    delay = self._retry.before_next_look(error, tries, account.rng.random())
+                    if delay is None or account.clock.monotonic() + delay >= deadline:
+                        raise
+                    await account.clock.sleep(delay)
+
+    async def _look(self, wire: WireRequest, deadline: float) -> WireResponse:
+        remaining = max(_SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
+        return await self._account.look(wire, timeout_s=min(_LOOK_TIMEOUT_S, remaining), deadline=deadline)
+
+    async def _wait(self, task_id: TaskId, deadline: float, span: float) -> ImageResult:
         """Sleep, look, ask the watch what it means."""
         account, clock = self._account, self._account.clock
         warned = False
-        watch = Watch(policy=self._polling, task_id=task_id, started_at=clock.monotonic(), deadline=deadline)
+        watch = Watch(
+            policy=self._polling,
+            task_id=task_id,
+            started_at=clock.monotonic(),
+            deadline=deadline,
+            timeout_s=span,
+        )
         wire = build_record_info(task_id)
         while (delay := watch.next_look(clock.monotonic(), account.rng.random())) is not None:
             await clock.sleep(delay)
-            remaining = max(1.0, deadline - clock.monotonic())
             seen: TaskRecord | FluxError | None
             try:
-                answer = await account.look(wire, timeout_s=min(_LOOK_TIMEOUT_S, remaining))
-                record = parse_record(answer, task_id)
+                record = parse_record(await self._look(wire, deadline), task_id)
             except FluxError as error:
                 seen = watch.saw_error(error, clock.monotonic())
             else:
@@ -348,33 +378,36 @@ class FluxClient:
                     warned = True
                     logger.warning("task %s has an unknown successFlag: %r", task_id, record.unknown_flag)
                 seen = watch.saw_record(record, clock.monotonic())
+            if isinstance(seen, TaskFailed):
+                account.claim(task_id)
             if isinstance(seen, FluxError):
                 raise seen
             if seen is not None:
-                return image_of(seen)
+                image = image_of(seen)
+                account.claim(task_id)
+                return image
         raise watch.expired()
 
     async def _fetch(
-        self, url: str, path: Path, span: float, caller_left: asyncio.Event, *, match_suffix: bool
+        self, url: str, path: Path, deadline: float, caller_left: asyncio.Event, *, match_suffix: bool
     ) -> Path:
-        """The download itself. It is never cancelled: when its caller has left, it ends at the next chunk."""
-        clock = self._account.clock
-        ends = clock.monotonic() + span
+        """The download itself. Its caller cannot cancel it: when he has left, it ends at the next chunk."""
+        remaining = max(_SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
 
         async def wanted(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             async for chunk in chunks:
                 if caller_left.is_set():
                     raise DownloadError("The download was given up by its caller.")
-                if clock.monotonic() > ends:
-                    raise DownloadError(f"The download took longer than {span:g} s.")
                 yield chunk
 
-        async with self._account.transport.fetch(url, timeout_s=span) as file:
+        async with self._account.transport.fetch(url, timeout_s=remaining) as file:
             if file.status in _GONE:
                 raise ResultExpired("The file host no longer has this picture.", http_status=file.status)
             if file.status != _OK:
                 raise DownloadError(f"The file host answered HTTP {file.status}.", http_status=file.status)
-            return await write_picture(wanted(file.chunks()), path, match_suffix=match_suffix)
+            return await write_picture(
+                wanted(file.chunks()), path, match_suffix=match_suffix, given_up=caller_left.is_set
+            )
 
 
 def _find_origin(api_key: str | None, base_url: str | None) -> ApiOrigin:
@@ -392,9 +425,16 @@ def _make_transport(origin: ApiOrigin, limits: Limits, client: HttpClient | None
     return HttpxTransport(origin, limits, version=__version__, client=client)
 
 
-def _check_request(request: object) -> None:
-    if not isinstance(request, GenerateRequest | EditRequest):
-        raise InvalidInput(
-            f"Expected a GenerateRequest or an EditRequest, not {type(request).__name__}.",
-            advice="For an image URL, use client.remove_text(url) or EditRequest.text_removal(url).",
-        )
+def _of_kind(value: T | None, kind: type[T], name: str) -> T | None:
+    if value is not None and not isinstance(value, kind):
+        raise InvalidInput(f"{name} must be a {kind.__name__}, not {shown(value)}.")
+    return value
+
+
+def _paid(error: FluxError, task_id: TaskId) -> FluxError:
+    """An error met while looking costs nothing, but the call it ends has paid for a task."""
+    error.task_id = task_id
+    if error.charge is Charge.NO and not isinstance(error, TaskFailed):
+        error.charge = Charge.YES
+        error.advice = f"{error.advice} {PollDeadlineExceeded.default_advice}"
+    return error

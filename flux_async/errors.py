@@ -67,6 +67,15 @@ class Scope(enum.StrEnum):
     """No further submit can succeed until a person acts (401, 402, 433, 505)."""
 
 
+_LONGEST_SHOWN = 120
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)`` for a message, cut to a length a person reads."""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+
+
 def _restore(cls: type[E], args: tuple[object, ...], state: dict[str, Any]) -> E:
     error = cls.__new__(cls, *args)
     super(FluxError, error).__init__(*args)  # ImportError keeps its message in a slot of its own

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from flux_async.errors import FluxError, InvalidInput
+from flux_async.errors import FluxError, InvalidInput, shown
 
 TaskId = NewType("TaskId", str)
 """The vendor's name for one remote task: an opaque string (in practice 32 hex digits)."""
@@ -82,7 +82,6 @@ def check_http_url(url: object, name: str = "image") -> str:
     """
     if not isinstance(url, str):
         raise InvalidInput(f"{name} must be an http(s) URL as a string, not {type(url).__name__}.")
-    shown = url if len(url) <= 120 else url[:100] + "…"  # noqa: PLR2004
     if url[:5].lower() == "data:":
         raise InvalidInput(
             f"{name} is a data: URI, which the API does not take.",
@@ -90,16 +89,16 @@ def check_http_url(url: object, name: str = "image") -> str:
         )
     if not url.isprintable() or any(c.isspace() for c in url):
         raise InvalidInput(
-            f"{name} {shown!r} holds white space or control characters.", advice="Percent-encode them."
+            f"{name} {shown(url)} holds white space or control characters.", advice="Percent-encode them."
         )
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as bad:
-        raise InvalidInput(f"{name} {shown!r} is not a URL: {bad}.") from None
+        raise InvalidInput(f"{name} {shown(url)} is not a URL: {bad}.") from None
     if parts.scheme.lower() not in {"http", "https"} or not parts.hostname:
         raise InvalidInput(
-            f"{name} {shown!r} is not an http(s) URL.",
+            f"{name} {shown(url)} is not an http(s) URL.",
             advice="Give an address that starts with http:// or https:// and that the vendor can reach.",
         )
     return url
@@ -118,7 +117,7 @@ def _text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> 
 
 def _flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
-        raise InvalidInput(f"{attribute.name} must be True or False, not {value!r}.")
+        raise InvalidInput(f"{attribute.name} must be True or False, not {shown(value)}.")
 
 
 def _url(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -131,7 +130,7 @@ def _safety(instance: _ImageRequest, attribute: attrs.Attribute[Any], value: obj
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= top:
         raise InvalidInput(
             f"{attribute.name} must be a whole number from 0 to {top} for {type(instance).__name__}, "
-            f"not {value!r}."
+            f"not {shown(value)}."
         )
 
 
@@ -140,7 +139,7 @@ def _member(kind: type[K], name: str, value: K | str) -> K:
         return kind(value)
     except ValueError:
         choices = ", ".join(member.value for member in kind)
-        raise InvalidInput(f"{name} must be one of {choices}, not {value!r}.") from None
+        raise InvalidInput(f"{name} must be one of {choices}, not {shown(value)}.") from None
 
 
 def _model(value: Model | str) -> Model:
@@ -235,6 +234,20 @@ ImageRequest: TypeAlias = GenerateRequest | EditRequest
 """Either kind of request."""
 
 
+def check_request(request: object) -> ImageRequest:
+    """Return ``request`` if it is one, else raise :class:`InvalidInput` with the way to make one."""
+    if isinstance(request, GenerateRequest | EditRequest):
+        return request
+    raise InvalidInput(
+        f"Expected a GenerateRequest or an EditRequest, not {shown(request)}.",
+        advice="For an image URL, use client.remove_text(url) or EditRequest.text_removal(url).",
+    )
+
+
+def _request(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
+    check_request(value)
+
+
 def digest_key(request: ImageRequest) -> JobKey:
     """Name a request by its content: 64 hex digits, the same on every machine and in every release.
 
@@ -260,9 +273,10 @@ class Job:
         key: Its name; left out, the digest of the request.
     """
 
-    request: ImageRequest
+    request: ImageRequest = attrs.field(validator=_request)
     key: JobKey = attrs.field(
-        default=attrs.Factory(lambda self: digest_key(self.request), takes_self=True), validator=_job_key
+        default=attrs.Factory(lambda self: digest_key(check_request(self.request)), takes_self=True),
+        validator=_job_key,
     )
 
 

@@ -22,7 +22,8 @@ class Limits:
     Attributes:
         submits: Submits the account may make in ``window_s`` seconds.
         window_s: Length of the sliding window, in seconds.
-        in_flight: Tasks submitted and not yet finished, at most.
+        in_flight: Pictures that ``run`` and its short forms have under way, at most; who calls ``submit``
+            himself counts for himself.
         submits_in_air: Submits sent and not yet answered, at most: what a crash could leave in doubt.
         connections: TCP connections to the API, all of them kept alive.
     """

@@ -12,6 +12,7 @@ from flux_async.protocol.codes import PollMeaning, poll_meaning
 _LAST_LOOK_S = 2.0
 _LAST_LOOK_SHARE = 0.1
 _TROUBLE_CAP_S = 30.0
+_FASTEST_GROWTH = 10.0
 
 
 @attrs.frozen(kw_only=True)
@@ -48,8 +49,8 @@ class PollPolicy:
     def __attrs_post_init__(self) -> None:
         if self.jitter > 0.5:  # noqa: PLR2004
             raise InvalidInput(f"jitter must be from 0 to 0.5, not {self.jitter!r}.")
-        if self.growth < 1:
-            raise InvalidInput(f"growth must be at least 1, not {self.growth!r}.")
+        if not 1 <= self.growth <= _FASTEST_GROWTH:
+            raise InvalidInput(f"growth must be from 1 to {_FASTEST_GROWTH:g}, not {self.growth!r}.")
         if self.cap_s < self.interval_s:
             raise InvalidInput(f"cap_s ({self.cap_s!r}) must not be below interval_s ({self.interval_s!r}).")
 
@@ -76,7 +77,8 @@ class Watch:
     """One wait for one task: what was seen so far, and what follows from it.
 
     ``next_look`` says how long to sleep; then give it what the look found, with ``saw_record`` or
-    ``saw_error``: each returns what ends the wait, or None to go on. All times are monotonic seconds.
+    ``saw_error``: each returns what ends the wait, or None to go on. All times are monotonic seconds;
+    ``timeout_s`` is what the caller asked for, and is only told to him again.
 
     Rules:
 
@@ -90,6 +92,7 @@ class Watch:
     task_id: TaskId
     started_at: float
     deadline: float
+    timeout_s: float
     _looks: int = attrs.field(default=0, init=False)
     _stragglers: int = attrs.field(default=0, init=False)
     _troubles: int = attrs.field(default=0, init=False)
@@ -100,7 +103,7 @@ class Watch:
 
     def next_look(self, now: float, draw: float) -> float | None:
         """Return the seconds to sleep before the next look, or None: the deadline is here."""
-        span = self.deadline - self.started_at
+        span = max(0.0, self.deadline - self.started_at)
         last_look_at = self.deadline - min(_LAST_LOOK_S, _LAST_LOOK_SHARE * span)
         if now >= last_look_at and (self._looks or now >= self.deadline):
             return None
@@ -147,9 +150,8 @@ class Watch:
             if self._troubles and self._last_error
             else ""
         )
-        span = self.deadline - self.started_at
         return PollDeadlineExceeded(
-            f"Task {self.task_id} has not finished within {span:g} s.{last}", task_id=self.task_id
+            f"Task {self.task_id} has not finished within {self.timeout_s:g} s.{last}", task_id=self.task_id
         )
 
     def _count(self, now: float) -> None:

@@ -60,7 +60,7 @@ class RetryPolicy:
         if error.charge is not Charge.NO or tries >= self.max_tries:
             return None
         if error.scope is Scope.EVERYONE_FOR_NOW:
-            return self._pause(error, draw)
+            return self._unless_too_long(error, draw)
         return self._backoff(tries, draw) if isinstance(error, RequestNotSent) else None
 
     def before_next_look(self, error: FluxError, tries: int, draw: float) -> float | None:
@@ -68,17 +68,23 @@ class RetryPolicy:
         if tries >= self.max_tries:
             return None
         if isinstance(error, RateLimitedError):
-            return self._pause(error, draw)
+            return self._unless_too_long(error, draw)
         transient = isinstance(error, RequestNotSent | ConnectionLost | ServerError)
         return self._backoff(tries, draw) if transient else None
 
     def _backoff(self, tries: int, draw: float) -> float:
         return draw * min(self.cap_s, self.base_s * 2.0 ** min(tries - 1, 32))
 
-    def _pause(self, error: FluxError, draw: float) -> float | None:
+    def pause_for(self, error: FluxError, draw: float) -> float:
+        """Return the seconds for which nobody submits after 429 or 455, however long the vendor asked for."""
         if isinstance(error, MaintenanceError):
             return self.maintenance_pause_s * (1.0 + 0.2 * draw)
-        asked = getattr(error, "retry_after_s", None) or 0.0
-        if asked > self.longest_retry_after_s:
-            return None
-        return max(self.window_s, asked) + draw
+        return max(self.window_s, min(_asked(error), self.longest_retry_after_s)) + draw
+
+    def _unless_too_long(self, error: FluxError, draw: float) -> float | None:
+        return None if _asked(error) > self.longest_retry_after_s else self.pause_for(error, draw)
+
+
+def _asked(error: FluxError) -> float:
+    """Seconds that the vendor asked to wait, 0 where it did not."""
+    return float(getattr(error, "retry_after_s", None) or 0.0)

@@ -24,6 +24,7 @@ from flux_async.errors import (
     ApiError,
     AuthenticationError,
     Charge,
+    ConfigurationError,
     ContentPolicyError,
     FeatureDisabledError,
     FluxError,
@@ -104,7 +105,8 @@ def poll_meaning(error: FluxError) -> PollMeaning:
     """
     if isinstance(error, ApiError) and not isinstance(error, ServerError):
         return rule_for(error.code).poll
-    return PollMeaning.FATAL if error.scope is Scope.STOP else PollMeaning.LOOK_AGAIN
+    ours = isinstance(error, ConfigurationError)  # the client was closed meanwhile
+    return PollMeaning.FATAL if ours or error.scope is Scope.STOP else PollMeaning.LOOK_AGAIN
 
 
 def error_for(

@@ -22,10 +22,14 @@ from flux_async.protocol.fields import text, whole_number
 
 READ_ADVICE = "Looking costs nothing: try again."
 EXCERPT = 200
-_SERVER_ERRORS = 500
+SERVER_ERRORS = 500
 _REDIRECTS = range(300, 400)
+_MOVED = frozenset(
+    {301, 307, 308}
+)  # "ask there instead": nothing was done here; a 302 or 303 may follow a success
 _AMBIGUOUS = frozenset({400, 408})  # as HTTP statuses any proxy sends these, with other meanings
 _LONGEST_RETRY_AFTER = 9
+_LONGEST_MESSAGE = 500
 
 
 @attrs.frozen(kw_only=True)
@@ -82,7 +86,7 @@ def _for_reading(reading: bool) -> dict[str, Any]:  # noqa: FBT001
 def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
     """What an answer without a readable envelope means: rule 1, second half."""
     status = response.status
-    if status in _REDIRECTS:
+    if status in _MOVED:
         return UnexpectedResponse(
             f"The API answered with a redirect (HTTP {status}), which is not followed.",
             advice="Set KIE_BASE_URL to the address it should go to.",
@@ -90,7 +94,11 @@ def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
             charge=Charge.NO,
             scope=Scope.STOP,
         )
-    if status >= _SERVER_ERRORS:
+    if status in _REDIRECTS:
+        return unexpected(
+            response, "The API answered with a redirect, which is not followed", reading=reading
+        )
+    if status >= SERVER_ERRORS:
         return ServerError(
             f"The server answered HTTP {status} without the API's envelope.",
             code=status,
@@ -118,13 +126,17 @@ def unexpected(response: WireResponse, what: str, *, reading: bool = False) -> U
 
 
 def _excerpt(response: WireResponse) -> str:
-    body = response.body[: 4 * EXCERPT].decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else " " for c in body)[:EXCERPT]
+    return _readable(response.body[: 4 * EXCERPT].decode("utf-8", "replace"), EXCERPT)
 
 
 def message_of(envelope: dict[str, Any]) -> str:
-    """``msg``, or ``message`` as some of the vendor's services have it."""
-    return text(envelope.get("msg")) or text(envelope.get("message")) or ""
+    """``msg``, or ``message`` as some services have it; one printable line of bounded length."""
+    return _readable(text(envelope.get("msg")) or text(envelope.get("message")) or "", _LONGEST_MESSAGE)
+
+
+def _readable(words: str, longest: int) -> str:
+    """Words from outside, fit for a terminal and a log: no escapes, no line breaks, no end without end."""
+    return "".join(c if c.isprintable() else " " for c in words[:longest])
 
 
 def _retry_after(response: WireResponse) -> float | None:
@@ -135,5 +147,5 @@ def _retry_after(response: WireResponse) -> float | None:
     try:
         until = parsedate_to_datetime(value)
         return max(0.0, (until - parsedate_to_datetime(response.headers["date"])).total_seconds())
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return None

@@ -17,7 +17,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from flux_async.errors import Charge, InvalidInput, NotFoundError, UnexpectedResponse
+from flux_async.errors import Charge, InvalidInput, NotFoundError, UnexpectedResponse, shown
 from flux_async.models import (
     EditRequest,
     GenerateRequest,
@@ -28,9 +28,10 @@ from flux_async.models import (
     TaskStatus,
 )
 from flux_async.protocol import fields
-from flux_async.protocol.codes import PollMeaning, rule_for
+from flux_async.protocol.codes import OK, PollMeaning, rule_for
 from flux_async.protocol.envelope import (
     EXCERPT,
+    SERVER_ERRORS,
     WireRequest,
     WireResponse,
     message_of,
@@ -97,7 +98,7 @@ def check_task_id(task_id: object) -> TaskId:
     """Return ``task_id`` if it can be one, else raise :class:`InvalidInput`."""
     clean = fields.task_id(task_id)
     if clean is None:
-        raise InvalidInput(f"{task_id!r} is not a task id.", advice="Give the id that submit returned.")
+        raise InvalidInput(f"{shown(task_id)} is not a task id.", advice="Give the id that submit returned.")
     return clean
 
 
@@ -111,11 +112,27 @@ def parse_submit(response: WireResponse) -> TaskId:
         ApiError: The vendor refused; ``.charge`` and ``.scope`` say what that means.
         UnexpectedResponse: No documented shape, or a success without a task id: charge MAYBE.
     """
-    data = open_envelope(response)
+    code, envelope = read_envelope(response)
+    data = envelope.get("data")
     task_id = fields.task_id(data.get("taskId")) if isinstance(data, dict) else None
-    if task_id is None:
+    if code == OK and task_id is not None:
+        return task_id
+    if code == OK:
         raise unexpected(response, "The API reported success without a task id")
-    return task_id
+    _refuse_contradictions(response, code, task_id)
+    return cast("TaskId", open_envelope(response))
+
+
+def _refuse_contradictions(response: WireResponse, code: int | None, task_id: TaskId | None) -> None:
+    """A refusal counts as "not charged" only if nothing else in the answer speaks of a task or a crash."""
+    if code is None:
+        return
+    if task_id is not None:
+        error = unexpected(response, f"The API answered {code} and named a task all the same")
+        error.task_id = task_id
+        raise error
+    if response.status >= SERVER_ERRORS and rule_for(code).charge is Charge.NO:
+        raise unexpected(response, f"The API answered {code}, but with a server error")
 
 
 def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:

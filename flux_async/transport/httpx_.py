@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import attrs
 import httpx
 
-from flux_async.errors import ConfigurationError, DownloadError
+from flux_async.errors import ConfigurationError, DownloadError, shown
 from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
@@ -33,7 +33,7 @@ _HARD_STOP_S = 2.0
 _KEEPALIVE_S = 60.0
 _MAX_ANSWER = 4 * 1024 * 1024
 _MAX_REDIRECTS = 5
-_CHUNK = 256 * 1024
+_FILES = 8
 
 
 class HttpClient(Protocol):
@@ -74,16 +74,42 @@ def family_of(client: object) -> ModuleType:
     )
 
 
-def tells_the_truth(client: object, family: ModuleType) -> bool:
+def tells_the_truth(client: Any, family: ModuleType) -> bool:
     """Say whether the client's "could not connect" can be believed.
 
-    Foreign transports have been seen to raise ``ConnectTimeout`` for a request that the server had read; with
-    those, nothing counts as never sent.
+    Foreign carriers have been seen to raise ``ConnectTimeout`` for a request that the server had read, and a
+    response hook may fail to connect somewhere else after the answer has come. With those, and with
+    subclasses, nothing counts as never sent. (``MockTransport`` is the library's own stand-in for a carrier.)
     """
-    carrier = getattr(client, "_transport", None)
-    own = type(carrier).__module__.partition(".")[0] == family.__name__
-    mounts = getattr(client, "_mounts", {}).values()
-    return own and all(m is None or type(m).__module__.partition(".")[0] == family.__name__ for m in mounts)
+    if type(client) is not family.AsyncClient or any(client.event_hooks.values()):
+        return False
+    carriers = [getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values()]
+    own = (family.AsyncHTTPTransport, family.MockTransport)
+    return all(carrier is None or type(carrier) in own for carrier in carriers)
+
+
+@attrs.define(eq=False)
+class _Pool:
+    """One httpx client of ours, and how many exchanges are using it."""
+
+    client: HttpClient
+    _users: int = 0
+    _retired: bool = False
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[HttpClient]:
+        """Hold the pool open; the last user of a retired one closes it."""
+        self._users += 1
+        try:
+            yield self.client
+        finally:
+            self._users -= 1
+            if self._retired and not self._users:
+                await self.client.aclose()
+
+    def retire(self) -> None:
+        """Let it be closed when its last exchange ends."""
+        self._retired = True
 
 
 @attrs.frozen
@@ -98,8 +124,10 @@ class _File:
         return int(self._response.status_code)
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        if self._response.headers.get("content-encoding", "identity") != "identity":
+            raise DownloadError(f"{self._host} packs the picture although it was asked not to.")
         try:
-            async for chunk in self._response.aiter_bytes(_CHUNK):
+            async for chunk in self._response.aiter_raw():
                 yield chunk
         except Exception as error:  # noqa: BLE001 - the family's classes differ, the meaning does not
             raise DownloadError(
@@ -123,12 +151,10 @@ class HttpxTransport:
         self._family = httpx if client is None else family_of(client)
         self._origin = origin
         self._limits = limits
-        self._trusted = client is None or tells_the_truth(client, self._family)
         self._headers = {"Content-Type": "application/json", "User-Agent": user_agent(version, self._family)}
-        self._own: HttpClient | None = None
         self._given = client
-        self._for_files: HttpClient | None = None
-        self._retired: list[HttpClient] = []
+        self._own: _Pool | None = None
+        self._for_files: _Pool | None = None
         self._tls: Any = None
 
     def __repr__(self) -> str:
@@ -136,33 +162,48 @@ class HttpxTransport:
 
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
         """Make one request; see :class:`flux_async.transport.Transport`."""
+        if getattr(self._given, "is_closed", False):
+            return NotSent("the http_client is closed")
+        if self._given is not None:
+            return await self._exchange(self._given, request, timeout_s)
+        pool = self._own = self._own or _Pool(self._make_client())
+        async with pool.used() as client:
+            return await self._exchange(client, request, timeout_s)
+
+    async def _exchange(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Truth:
+        try:
+            wire = self._build(client, request, timeout_s)
+        except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
+            return NotSent(self._reason(error))
+        believed = self._given is None or tells_the_truth(client, self._family)
         ends = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout(timeout_s + _HARD_STOP_S):
-                return await self._send(request, timeout_s, ends)
+                return await self._send(client, wire, timeout_s, ends)
         except TimeoutError:
-            # Only a server that drips its headers gets here. Cancelling may have cost the pool a connection.
-            self._retire_pool()
+            # Only a server that drips gets here: cancelling may cost the pool a connection for ever.
+            self._retire_pools()
             return Unknown(f"no whole answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
-            return self._truth_of(error)
+            names = {base.__name__ for base in type(error).__mro__}
+            return (NotSent if believed and names & NEVER_SENT else Unknown)(self._reason(error))
 
-    async def _send(self, request: WireRequest, timeout_s: float, ends: float) -> Truth:
+    def _build(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Any:
         url = self._origin.url_for(request)
-        client = self._client()
-        response = await client.send(
-            client.build_request(
-                request.method,
-                url,
-                headers=self._headers | self._origin.authorization_for(url),
-                content=request.body,
-                timeout=self._family.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
-            ),
-            stream=True,
-            follow_redirects=False,
-            auth=None,
+        return client.build_request(
+            request.method,
+            url,
+            params=dict(request.query),
+            headers=self._headers | self._origin.authorization_for(url),
+            content=request.body,
+            timeout=self._family.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
         )
+
+    async def _send(self, client: HttpClient, wire: Any, timeout_s: float, ends: float) -> Truth:
+        response = await client.send(wire, stream=True, follow_redirects=False, auth=None)
         try:
+            if "," in response.headers.get("content-encoding", ""):
+                return Unknown("the answer is packed several times over")
             body = bytearray()
             async for chunk in response.aiter_bytes():
                 body += chunk
@@ -173,67 +214,65 @@ class HttpxTransport:
         finally:
             await response.aclose()
         headers = {name.lower(): value for name, value in response.headers.items()}
-        clean = self._origin.scrub_bytes(bytes(body))
+        clean = self._origin.scrub(bytes(body))
         return Answered(WireResponse(status=response.status_code, headers=headers, body=clean))
 
-    def _truth_of(self, error: Exception) -> Truth:
-        names = {base.__name__ for base in type(error).__mro__}
-        reason = self._origin.scrub(f"{type(error).__name__}: {error}".rstrip(": "))
-        return NotSent(reason) if self._trusted and names & NEVER_SENT else Unknown(reason)
+    def _reason(self, error: Exception) -> str:
+        words = f"{type(error).__name__}: {error}".rstrip(": ")
+        return self._origin.scrub(words.encode("utf-8", "replace")).decode()
 
     @asynccontextmanager
     async def fetch(self, url: str, *, timeout_s: float) -> AsyncIterator[FileStream]:
         """Open a file without the key; see :class:`flux_async.transport.Transport`."""
-        client = self._file_client()
-        host = httpx.URL(url).host
-        timeout = self._family.Timeout(min(_READ_FILE_S, timeout_s), connect=min(_CONNECT_S, timeout_s))
+        pool = self._for_files = self._for_files or _Pool(self._make_file_client())
+        try:
+            async with pool.used() as client, asyncio.timeout(timeout_s + _HARD_STOP_S):
+                response, host = await self._open_file(client, url, timeout_s)
+                try:
+                    yield _File(response, host)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            self._retire_pools()
+            raise DownloadError(f"The download took longer than {timeout_s:g} s.") from None
+
+    async def _open_file(self, client: HttpClient, url: str, timeout_s: float) -> tuple[Any, str]:
+        timeout = httpx.Timeout(min(_READ_FILE_S, timeout_s), connect=min(_CONNECT_S, timeout_s))
         try:
             request = client.build_request("GET", url, timeout=timeout)
-            response = await client.send(request, stream=True)
-        except Exception as error:  # noqa: BLE001 - as above
-            raise DownloadError(f"{host} cannot be reached: {type(error).__name__}.") from None
-        try:
-            yield _File(response, host)
-        finally:
-            await response.aclose()
+            return await client.send(request, stream=True), request.url.host
+        except Exception as error:  # noqa: BLE001 - the family's classes differ, the meaning does not
+            raise DownloadError(f"{shown(url)} cannot be reached: {type(error).__name__}.") from None
 
     async def aclose(self) -> None:
         """Close the connections that are ours; a client given by the caller stays open."""
-        for client in (self._own, self._for_files, *self._retired):
-            if client is not None:
-                await client.aclose()
+        for pool in (self._own, self._for_files):
+            if pool is not None:
+                await pool.client.aclose()
         self._own = self._for_files = None
-        self._retired.clear()
 
-    def _client(self) -> HttpClient:
-        if self._given is not None:
-            return self._given
-        if self._own is None:
-            connections = self._limits.connections + self._limits.submits_in_air
-            self._own = httpx.AsyncClient(
-                verify=self._tls_context(),
-                limits=httpx.Limits(
-                    max_connections=connections,
-                    max_keepalive_connections=connections,
-                    keepalive_expiry=_KEEPALIVE_S,
-                ),
-            )
-        return self._own
+    def _make_client(self) -> HttpClient:
+        connections = self._limits.connections + self._limits.submits_in_air
+        return httpx.AsyncClient(
+            verify=self._tls_context(),
+            limits=httpx.Limits(
+                max_connections=connections,
+                max_keepalive_connections=connections,
+                keepalive_expiry=_KEEPALIVE_S,
+            ),
+            trust_env=not self._origin.is_this_machine,  # no proxy is to see the key on its way to ourselves
+        )
 
-    def _file_client(self) -> HttpClient:
+    def _make_file_client(self) -> HttpClient:
         """A second client that never sees the key."""
-        if self._for_files is None:
-            self._for_files = httpx.AsyncClient(
-                verify=self._tls_context(),
-                headers={"User-Agent": self._headers["User-Agent"]},
-                limits=httpx.Limits(
-                    max_connections=self._limits.connections,
-                    max_keepalive_connections=self._limits.connections,
-                ),
-                follow_redirects=True,
-                max_redirects=_MAX_REDIRECTS,
-            )
-        return self._for_files
+        return httpx.AsyncClient(
+            verify=self._tls_context(),
+            headers={"User-Agent": self._headers["User-Agent"], "Accept-Encoding": "identity"},
+            limits=httpx.Limits(max_connections=_FILES, max_keepalive_connections=_FILES),
+            follow_redirects=True,
+            max_redirects=_MAX_REDIRECTS,
+            trust_env=not self._origin.is_this_machine,
+        )
 
     def _tls_context(self) -> Any:
         """One TLS context for both clients: reading the certificates takes tens of milliseconds."""
@@ -241,7 +280,8 @@ class HttpxTransport:
             self._tls = httpx.create_ssl_context()
         return self._tls
 
-    def _retire_pool(self) -> None:
-        if self._own is not None:
-            self._retired.append(self._own)
-            self._own = None
+    def _retire_pools(self) -> None:
+        for pool in (self._own, self._for_files):
+            if pool is not None:
+                pool.retire()
+        self._own = self._for_files = None

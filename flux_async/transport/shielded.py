@@ -25,6 +25,7 @@ class ExchangeHost:
 
     _losable: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
     _precious: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
+    _closing: asyncio.Task[None] | None = attrs.field(default=None, init=False)
 
     async def run(
         self,
@@ -36,10 +37,11 @@ class ExchangeHost:
         """Await ``exchange``; if the caller is cancelled meanwhile, let it finish without him.
 
         Args:
-            exchange: A coroutine that bounds its own duration.
+            exchange: A coroutine that bounds its own duration. One with ``when_abandoned`` must return
+                something whatever happens to it, its own cancellation included.
             when_done: Called when the exchange has ended, however, and whoever is still there.
             when_abandoned: Called with the result if nobody waits for it any more. An exchange that has one
-                is worth waiting for when the host closes; others are then ended.
+                is waited for when the host closes; others are then ended.
 
         Raises:
             ClientClosed: The host was closed meanwhile.
@@ -66,7 +68,7 @@ class ExchangeHost:
         """How many exchanges are running."""
         return len(self._losable) + len(self._precious)
 
-    async def aclose(self) -> None:
+    async def settle(self) -> None:
         """Wait for the exchanges that must not be lost, end the others."""
         while self._precious:
             await asyncio.wait(self._precious)
@@ -74,6 +76,23 @@ class ExchangeHost:
             task.cancel()
         while self._losable:
             await asyncio.wait(self._losable)
+
+    async def close_once(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``close`` to its end, once, whoever asks and is cancelled while waiting for it.
+
+        A cancelled closer still waits, then raises his cancellation: what he closes is bounded in time.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(close())
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():
+            try:
+                await asyncio.shield(self._closing)
+            except asyncio.CancelledError as gone:
+                cancelled = gone
+        if cancelled is not None:
+            raise cancelled
+        self._closing.result()
 
 
 def _cancelled_from_outside() -> bool:

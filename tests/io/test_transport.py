@@ -12,7 +12,7 @@ import httpx
 import httpx2
 import pytest
 
-from flux_async import ConfigurationError, DownloadError, FluxClient, Limits, ResultExpired
+from flux_async import ConfigurationError, DownloadError, FluxClient, InvalidInput, Limits, ResultExpired
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, NotSent, Unknown
 from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of, tells_the_truth
@@ -388,6 +388,9 @@ async def test_a_dripping_file_is_bounded(file_client: Any, raw_server: Any, tmp
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="longer than 0.1 s"):
             await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1)
+        async with asyncio.timeout(5):
+            while file_client._account._exchanges.in_the_air:
+                await asyncio.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -444,3 +447,177 @@ async def test_debug_logs_hold_no_key(
             await transport_to(server.url).exchange(POST, timeout_s=5)
     assert "127.0.0.1" in caplog.text
     assert KEY not in caplog.text
+
+
+async def test_a_hook_that_fails_after_the_answer_does_not_make_it_unsent(raw_server: Any, make: Any) -> None:
+    """A response hook that cannot connect somewhere else proves nothing about the submit: one POST only."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b'{"code":200,"data":{"taskId":"t1"}}'))
+        return True
+
+    async def report(response: Any) -> None:
+        raise httpx.ConnectError("the metrics host is down")
+
+    class Mine(httpx.AsyncClient):
+        async def send(self, *args: Any, **kwargs: Any) -> Any:
+            await super().send(*args, **kwargs)
+            raise httpx.ConnectError("the metrics host is down")
+
+    async with raw_server(behave) as server:
+        for given in (httpx.AsyncClient(event_hooks={"response": [report]}), Mine()):
+            async with given:
+                transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1", client=given)
+                assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
+
+
+async def test_a_closed_client_and_an_impossible_address_are_not_sent() -> None:
+    """What fails before any byte has left is certain."""
+    given = httpx.AsyncClient()
+    await given.aclose()
+    transport = HttpxTransport(ApiOrigin(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given)
+    assert isinstance(await transport.exchange(POST, timeout_s=5), NotSent)
+    transport = HttpxTransport(ApiOrigin(KEY, "http://xn--a"), Limits(), version="1")
+    assert isinstance(await transport.exchange(POST, timeout_s=5), NotSent)
+
+
+async def test_the_callers_default_parameters_do_not_displace_ours(raw_server: Any, make: Any) -> None:
+    """The task id is asked for whatever the given client adds to every request."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"{}"))
+        return True
+
+    look = WireRequest(method="GET", path="/record-info", query={"taskId": "a b"})
+    async with raw_server(behave) as server, httpx.AsyncClient(params={"v": "1"}) as given:
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1", client=given)
+        await transport.exchange(look, timeout_s=5)
+    assert "taskId=a+b" in server.requests[0][0] or "taskId=a%20b" in server.requests[0][0]
+
+
+async def test_an_answer_packed_several_times_is_not_unpacked(transport_to: Any, raw_server: Any) -> None:
+    """A few hundred bytes cannot become gigabytes."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(
+            b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: 4\r\n\r\n\x1f\x8b\x08\x00"
+        )
+        return True
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url).exchange(GET, timeout_s=5)
+    assert isinstance(truth, Unknown)
+    assert "several times" in truth.reason
+
+
+async def test_no_proxy_is_asked_on_the_way_to_this_machine(
+    raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy of the environment does not get to see the key that goes to a local sandbox."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"{}"))
+        return True
+
+    async with raw_server(behave) as proxy, raw_server(behave) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1")
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
+        await transport.aclose()
+    assert proxy.connections == 0
+
+
+async def test_hard_stops_do_not_pile_up_connections(
+    raw_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool that had to be given up is closed when its last exchange has ended."""
+    monkeypatch.setattr("flux_async.transport.httpx_._HARD_STOP_S", 0.01)
+    made: list[Any] = []
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            args[3].write(b"x: y\r\n")
+            await args[3].drain()
+            await asyncio.sleep(0.005)
+
+    async with raw_server(behave) as server:
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1")
+        make_client = transport._make_client
+        monkeypatch.setattr(transport, "_make_client", lambda: made.append(make_client()) or made[-1])
+        for _ in range(3):
+            assert isinstance(await transport.exchange(GET, timeout_s=0.03), Unknown)
+    assert len(made) == 3
+    assert all(client.is_closed for client in made)
+
+
+BAD_DESTINATIONS = ["", ".", "/", "a\x00b", None, 7, "lone\udc80\ud800"]
+
+
+@pytest.mark.parametrize("destination", BAD_DESTINATIONS)
+async def test_a_destination_that_is_no_file_is_refused_first(file_client: Any, destination: Any) -> None:
+    """Before anything is fetched, with an error of ours."""
+    with pytest.raises(InvalidInput):
+        await file_client.download("http://127.0.0.1:1/r.jpg", destination)
+
+
+async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> None:
+    """An existing folder is refused first, too."""
+    with pytest.raises(InvalidInput, match="does not name a file"):
+        await file_client.download("http://127.0.0.1:1/r.jpg", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://xn--a/", "http://\N{SNOWMAN}/", "http://[v1.x]/", "http://h/" + "x" * 70_000]
+)
+async def test_an_odd_address_is_a_download_error(file_client: Any, tmp_path: Path, url: str) -> None:
+    """What the HTTP library refuses is told as an error of ours, of bounded length."""
+    with pytest.raises((DownloadError, InvalidInput)) as caught:
+        await file_client.download(url, tmp_path / "r.jpg", timeout=5)
+    assert len(str(caught.value)) < 400
+
+
+async def test_a_given_up_download_does_not_overwrite_a_newer_file(
+    file_client: Any, raw_server: Any, tmp_path: Path, make: Any
+) -> None:
+    """Who has left gets no file, though the last byte had arrived."""
+    last, go = asyncio.Event(), asyncio.Event()
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n\xff\xd8\xff\xe0")
+        await args[3].drain()
+        last.set()
+        await go.wait()
+        args[3].write(b"!")
+        return True
+
+    target = tmp_path / "clean.jpg"
+    async with raw_server(behave) as server:
+        call = asyncio.get_running_loop().create_task(file_client.download(f"{server.url}/r.jpg", target))
+        await last.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        target.write_bytes(b"newer")
+        go.set()
+        async with asyncio.timeout(5):
+            while file_client._account._exchanges.in_the_air:
+                await asyncio.sleep(0.001)
+    assert target.read_bytes() == b"newer"
+    assert [p.name for p in tmp_path.iterdir()] == ["clean.jpg"]
+
+
+async def test_names_that_are_no_endings_are_kept(
+    file_client: Any, raw_server: Any, tmp_path: Path, make: Any
+) -> None:
+    """``photo.1`` and ``photo.2`` stay two files; the longest legal name is legal."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(JPEG))
+        return True
+
+    async with raw_server(behave) as server:
+        for name in ("photo.1", "photo.2", "x" * 251 + ".jpg"):
+            await file_client.download(f"{server.url}/r", tmp_path / name, match_suffix=True)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"photo.1.jpg", "photo.2.jpg", "x" * 251 + ".jpg"}

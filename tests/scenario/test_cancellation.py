@@ -310,3 +310,49 @@ async def test_many_random_cancellations_leave_a_working_client(vendor: Any, mak
         async with asyncio.timeout(10), anyio.create_task_group() as group:
             for _ in range(20):
                 group.start_soon(client.credits)
+
+
+async def test_every_coroutine_cancelled_at_once_still_leaves_a_word(raw_server: Any, make: Any) -> None:
+    """Even a program that cancels all it finds learns that a submit is in doubt."""
+    asked = asyncio.Event()
+
+    async def behave(*args: Any) -> bool:
+        asked.set()
+        await asyncio.sleep(30)
+        return False
+
+    request = EditRequest.text_removal(URL)
+    async with raw_server(behave) as server:
+        client = FluxClient(make.key, server.url)
+        call = asyncio.get_running_loop().create_task(client.submit(request))
+        await asked.wait()
+        mine = asyncio.current_task()
+        for task in asyncio.all_tasks():
+            if task is not mine and "connected" not in str(task.get_coro()):
+                task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await settled(client)
+        (loose,) = client.unclaimed
+        assert loose.request == request
+        assert loose.error is not None
+        await client.aclose()
+
+
+async def test_a_cancelled_closer_leaves_only_when_all_is_closed(vendor: Any, make: Any) -> None:
+    """A cancelled aclose loses no submit and leaves no pool open; a second closer waits as well."""
+    server, made, _ = vendor
+    client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
+    loop = asyncio.get_running_loop()
+    call = loop.create_task(client.submit(EditRequest.text_removal(URL)))
+    while not client._account._exchanges.in_the_air:
+        await asyncio.sleep(0)
+    call.cancel()
+    first, second = loop.create_task(client.aclose()), loop.create_task(client.aclose())
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert client._account._exchanges.in_the_air == 0
+    assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]

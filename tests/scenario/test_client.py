@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import pickle
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from flux_async import (
     DeadlineExceeded,
     EditRequest,
     FluxClient,
+    FluxError,
     InsufficientCreditsError,
     InvalidInput,
     InvalidRequestError,
@@ -401,8 +403,164 @@ async def test_with_options_shares_account_and_connections(client: Any, transpor
     """Other settings, same pace, same connections, same end."""
     other = client.with_options(timeout=5, polling=PollPolicy(first_s=1), retry=RetryPolicy(max_tries=1))
     transport.script["record-info"] = [make.record(0)]
-    with pytest.raises(PollDeadlineExceeded, match="within 4.9 s"):
+    with pytest.raises(PollDeadlineExceeded, match="within 5 s"):
         await other.remove_text(URL)
     await client.aclose()
     with pytest.raises(ClientClosed):
         await other.credits()
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 433, 505])
+async def test_an_error_after_the_submit_says_that_the_task_is_paid(
+    client: Any, transport: Any, make: Any, code: int
+) -> None:
+    """The look cost nothing, the call did: charge YES, the task's id, and not "run again"."""
+    transport.script["record-info"] = [make.answer(None, code)]
+    with pytest.raises(FluxError) as caught:
+        await client.remove_text(URL)
+    assert (caught.value.charge, caught.value.task_id) == (Charge.YES, "t1")
+    assert "do not submit the image again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"polling": 3.0},
+        {"polling": {}},
+        {"retry": "often"},
+        {"limits": "20/10"},
+        {"rng": object()},
+        {"timeout": 10**400},
+        {"timeout": "5"},
+    ],
+    ids=str,
+)
+def test_a_setting_of_the_wrong_kind_is_refused_at_once(make: Any, arguments: dict[str, Any]) -> None:
+    """Not after the first paid submit."""
+    with pytest.raises(InvalidInput):
+        FluxClient(make.key, **arguments)
+
+
+@pytest.mark.parametrize("hopeless", [455, 429])
+async def test_a_pause_holds_for_everyone_whoever_met_it(
+    transport: Any, make: Any, clock: Any, hopeless: int
+) -> None:
+    """Also if the one who was told to wait gives up instead: nobody else runs into the same wall."""
+    transport.script["generate"] = [make.answer(None, hopeless)]
+    async with FluxClient(
+        make.key, transport=transport, clock=clock, retry=RetryPolicy(max_tries=1)
+    ) as client:
+
+        async def one(number: int) -> None:
+            with pytest.raises((MaintenanceError, RateLimitedError, DeadlineExceeded)):
+                await client.submit(EditRequest.text_removal(f"{URL}?{number}"), timeout=9)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(30):
+                group.create_task(one(number))
+    assert transport.count("generate") == 1
+
+
+async def test_a_wrong_key_costs_one_request_with_few_places_too(
+    transport: Any, make: Any, clock: Any
+) -> None:
+    """Those who wait for a place in flight began before the key was refused, and are not sent either."""
+    transport.script["generate"] = [make.answer(None, 401)]
+    limits = Limits(in_flight=1)
+    async with FluxClient(make.key, transport=transport, clock=clock, limits=limits) as client:
+
+        async def one(number: int) -> None:
+            with pytest.raises(AuthenticationError):
+                await client.remove_text(f"{URL}?{number}")
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(50):
+                group.create_task(one(number))
+    assert transport.count("generate") == 1
+
+
+async def test_closing_ends_calls_that_sleep_between_looks(transport: Any, make: Any, clock: Any) -> None:
+    """Nobody is kept waiting for a closed client; the paid task is in ``unclaimed``."""
+    transport.script["record-info"] = [make.record(0)]
+    client = FluxClient(make.key, transport=transport)
+    call = asyncio.get_running_loop().create_task(client.remove_text(URL))
+    while not transport.count("generate") or client._account._exchanges.in_the_air:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await client.aclose()
+        with pytest.raises(ClientClosed):
+            await call
+    assert [loose.task_id for loose in client.unclaimed] == ["t1"]
+
+
+async def test_reads_end_at_their_deadline(client: Any, transport: Any, make: Any, clock: Any) -> None:
+    """The balance is not asked for over and over beyond the timeout."""
+    transport.script["credit"] = [make.answer(None, 429, **{"retry-after": "100"})]
+    started = clock.now
+    with pytest.raises(RateLimitedError):
+        await client.credits(timeout=5)
+    assert clock.now - started < 5.1
+
+
+async def test_a_submit_that_outlasts_the_deadline_is_told_as_open(make: Any) -> None:
+    """The caller is let go at his deadline, the answer is kept for him."""
+    go = asyncio.Event()
+
+    class Slow:
+        async def exchange(self, request: Any, *, timeout_s: float) -> Any:
+            await go.wait()
+            return make.answer({"taskId": "late"})
+
+        async def aclose(self) -> None:
+            pass
+
+    async with FluxClient(make.key, transport=Slow()) as client:  # type: ignore[arg-type]
+        with pytest.raises(DeadlineExceeded, match="unclaimed") as caught:
+            await client.remove_text(URL, timeout=0.02)
+        assert caught.value.charge is Charge.MAYBE
+        go.set()
+    assert [loose.task_id for loose in client.unclaimed] == ["late"]
+
+
+async def test_a_failing_transport_of_the_callers_own_leaves_the_charge_open(
+    client: Any, transport: Any
+) -> None:
+    """An exception nobody foresaw is in doubt, not lost."""
+
+    def broken(request: Any) -> Any:
+        raise RuntimeError("surprise")
+
+    transport.script["generate"] = [broken]
+    with pytest.raises(ConnectionLost, match="RuntimeError") as caught:
+        await client.submit(EditRequest.text_removal(URL))
+    assert caught.value.charge is Charge.MAYBE
+
+
+async def test_a_task_that_failed_is_no_longer_unclaimed(client: Any, transport: Any, make: Any) -> None:
+    """Whoever learned how a task ended has claimed it."""
+    client._account.leave(EditRequest.text_removal(URL), "t1")
+    transport.script["record-info"] = [make.record(3)]
+    with pytest.raises(TaskFailed):
+        await client.wait("t1")
+    assert client.unclaimed == ()
+
+
+async def test_a_log_handler_that_raises_loses_nothing(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The id is kept before it is told."""
+
+    def raising(record: logging.LogRecord) -> bool:
+        raise RuntimeError("somebody's filter")
+
+    logger = logging.getLogger("flux_async")
+    logger.addFilter(raising)
+    try:
+        client._account.leave(EditRequest.text_removal(URL), "t1")
+    finally:
+        logger.removeFilter(raising)
+    assert client.unclaimed[0].task_id == "t1"
+
+
+def test_a_client_is_not_pickled(make: Any) -> None:
+    """It says so, and what to do instead."""
+    with pytest.raises(ConfigurationError, match="in each process"):
+        pickle.dumps(FluxClient(make.key))

@@ -50,13 +50,34 @@ def test_a_key_is_stripped() -> None:
 
 
 def test_the_key_is_not_shown_and_not_pickled() -> None:
-    """Neither repr nor pickle holds it, and an echo of it is blotted out."""
+    """Neither repr nor pickle holds it, and an echo of it is blotted out, however JSON spells it."""
     origin = ApiOrigin(KEY, "http://127.0.0.1:8787")
     assert KEY not in repr(origin)
-    assert origin.scrub(f"sent {KEY}!") == "sent ***!"
-    assert origin.scrub_bytes(f"sent {KEY}!".encode()) == b"sent ***!"
+    assert origin.scrub(f"sent {KEY}!".encode()) == b"sent ***!"
+    assert ApiOrigin("abc/def/ghi/jkl/mno", None).scrub(rb"abc\/def\/ghi\/jkl\/mno") == b"***"
     with pytest.raises(ConfigurationError):
         pickle.dumps(origin)
+
+
+def test_a_word_as_short_as_the_sandboxs_key_is_not_blotted_out() -> None:
+    """The key ``test`` is part of honest task ids and URLs, which must arrive as they are."""
+    assert ApiOrigin("test", None).scrub(b"https://h/tests/contest.jpg") == b"https://h/tests/contest.jpg"
+
+
+@pytest.mark.parametrize("bad", [7, b"key", ["key"], object()])
+def test_settings_of_another_type_are_refused(bad: object) -> None:
+    """Keys and addresses are strings; anything else is an error of configuration."""
+    with pytest.raises(ConfigurationError, match="key"):
+        ApiOrigin(bad, None)
+    with pytest.raises(ConfigurationError, match="KIE_BASE_URL"):
+        ApiOrigin(KEY, bad)
+
+
+def test_a_password_in_the_base_url_is_not_shown() -> None:
+    """It is refused without being repeated."""
+    with pytest.raises(ConfigurationError) as caught:
+        ApiOrigin(KEY, "https://user:s3cret@api.kie.ai")
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +102,8 @@ def test_a_base_url_that_is_none_is_refused(url: str) -> None:
 )
 def test_the_pages_own_base_url_works_too(url: str | None) -> None:
     """The API page's base URL with its path may be pasted as it is."""
-    request = WireRequest(method="GET", path="/api/v1/chat/credit", query={"a": "b c&d"})
-    assert ApiOrigin(KEY, url).url_for(request) == "https://api.kie.ai/api/v1/chat/credit?a=b%20c%26d"
+    request = WireRequest(method="GET", path="/api/v1/chat/credit")
+    assert ApiOrigin(KEY, url).url_for(request) == "https://api.kie.ai/api/v1/chat/credit"
 
 
 @pytest.mark.parametrize(

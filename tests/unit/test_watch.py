@@ -34,7 +34,7 @@ STEADY = PollPolicy(jitter=0.0)
 
 def watch(span: float = 300.0, policy: PollPolicy = STEADY) -> Watch:
     """A wait that begins at 0."""
-    return Watch(policy=policy, task_id=TASK, started_at=0.0, deadline=span)
+    return Watch(policy=policy, task_id=TASK, started_at=0.0, deadline=span, timeout_s=span)
 
 
 def record(status: TaskStatus, **fields: Any) -> TaskRecord:
