@@ -1,0 +1,201 @@
+"""What is run on this project, and how: ``nox -l`` lists the sessions, plain ``nox`` runs all the checks.
+
+The wheel is built once per run of nox and installed as it is: what is tested is what users get, not the
+checkout. Only ``lint`` and ``typing`` look at the files of the checkout themselves.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from email.parser import BytesParser
+from pathlib import Path
+
+import nox
+from packaging.metadata import Metadata
+
+nox.needs_version = ">=2025.5.1"
+nox.options.sessions = ["lint", "typing", "tests", "coverage", "readme", "build"]
+nox.options.reuse_venv = "yes"
+# A Python that this machine does not have is skipped, and named at the end of the run. In CI, .ci/run fails
+# where one was skipped that the machine does have.
+nox.options.error_on_missing_interpreters = False
+
+ROOT = Path(__file__).parent
+PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
+
+# The opinions of checkers change from release to release: one release is everybody's.
+RUFF = "ruff==0.17.6"
+MYPY = "mypy==2.4.1"
+PYRIGHT = "1.1.414"
+OLDEST_NODE = 18
+
+# L0 and L1 decide about money: every line and branch of them is tested. The rest is reported as it is.
+FULLY_COVERED = ("errors.py", "models.py", "protocol/*", "policy/*", "lifecycle.py")
+COVERAGE_DATA = ROOT / ".nox" / "coverage.data"
+
+# With it, neither the tests nor their child processes can import the package from the working directory.
+FROM_THE_WHEEL = {"PYTHONSAFEPATH": "1", "FLUX_ASYNC_EXPECT_WHEEL": "1"}
+
+_wheels: list[Path] = []
+
+
+# --- the checks -------------------------------------------------------------------------------------------
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests against the built wheel; ``nox -s tests -- -k word`` passes options to pytest."""
+    _install_wheel(session, "dev")
+    if session.python == PYTHONS[0] and not session.posargs:
+        _measure(session)  # the coverage session reports what was measured here
+    else:
+        session.run("pytest", *session.posargs, env=FROM_THE_WHEEL)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Report branch coverage; measure it first, unless the tests just did."""
+    if _is_stale(COVERAGE_DATA):
+        _install_wheel(session, "dev")
+        _measure(session)
+    else:
+        session.install("coverage>=7.10")
+    data = f"--data-file={COVERAGE_DATA}"
+    session.run("coverage", "report", data)
+    session.log("errors, models, protocol, policy: nothing less than all of it")
+    include = ",".join(f"*/flux_async/{part}" for part in FULLY_COVERED)
+    session.run("coverage", "report", data, f"--include={include}", "--fail-under=100")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(RUFF)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types, ours and those that users see."""
+    pyright = f"pyright=={PYRIGHT}" if _node_is_recent() else f"pyright[nodejs]=={PYRIGHT}"
+    session.install("--editable", ".[demo,httpx2]", MYPY, pyright)
+    session.run("mypy")
+    session.run("mypy", "tests/typing")
+    quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    session.run("pyright", "tests/typing", env=quiet)
+    session.run("pyright", "--verifytypes", "flux_async", "--ignoreexternal", env=quiet)
+
+
+@nox.session
+def readme(session: nox.Session) -> None:
+    """Run the examples of README and docs against a sandbox."""
+    _install_wheel(session, "demo")
+    session.run("python", "tests/run_documents.py", *session.posargs, env=FROM_THE_WHEEL)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and, from it, the wheel; check what is inside."""
+    out = session.cache_dir / "dist"
+    shutil.rmtree(out, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", str(out), ".", silent=True)
+    wheel, sdist = next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = next(archive.read(name) for name in names if name.endswith(".dist-info/METADATA"))
+    with tarfile.open(sdist) as archive:
+        kept = {name.partition("/")[2] for name in archive.getnames()}
+    problems = _problems_of_wheel(names) + _problems_of_sdist(kept) + _problems_of_metadata(metadata)
+    if problems:
+        session.error("; ".join(problems))
+    session.log(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size:,} bytes, metadata valid")
+
+
+# --- to look at -------------------------------------------------------------------------------------------
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Remove text from a dozen pictures, on this machine, without key or network."""
+    _install_wheel(session, "demo")
+    session.run("flux-async", "demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
+    _install_wheel(session, "demo")
+    session.install("openai")  # import_time.py compares with it
+    for script in sorted((ROOT / "benchmarks").glob("*.py")):
+        session.run("python", str(script), *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+# --- how --------------------------------------------------------------------------------------------------
+
+
+def _install_wheel(session: nox.Session, extra: str) -> None:
+    """Install the wheel of this run with ``extra``; the wheel anew, the dependencies where missing."""
+    if not _wheels:
+        out = session.cache_dir.absolute() / "wheel"
+        shutil.rmtree(out, ignore_errors=True)
+        session.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), ".")
+        _wheels.append(next(out.glob("*.whl")))
+    wheel = _wheels[0]
+    session.install(f"flux-async[{extra}] @ {wheel.as_uri()}")
+    session.install("--no-deps", "--force-reinstall", str(wheel))
+
+
+def _measure(session: nox.Session) -> None:
+    """Run all tests and keep what they covered; a run that failed leaves nothing to report."""
+    COVERAGE_DATA.unlink(missing_ok=True)
+    unproven = COVERAGE_DATA.with_suffix(".running")
+    env = FROM_THE_WHEEL | {"COVERAGE_FILE": str(unproven)}
+    session.run("pytest", "--cov", "--cov-report=", *session.posargs, env=env)
+    unproven.replace(COVERAGE_DATA)
+
+
+def _is_stale(made: Path) -> bool:
+    if not made.exists():
+        return True
+    sources = (p for folder in ("flux_async", "tests") for p in (ROOT / folder).rglob("*.py"))
+    return max(p.stat().st_mtime for p in sources) > made.stat().st_mtime
+
+
+def _node_is_recent() -> bool:
+    """Say whether pyright can run on this machine's node, or has to bring its own."""
+    node = shutil.which("node")
+    if node is None:
+        return False
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    major = version.strip().removeprefix("v").partition(".")[0]
+    return major.isdigit() and int(major) >= OLDEST_NODE
+
+
+def _problems_of_wheel(names: set[str]) -> list[str]:
+    wanted = ("flux_async/__init__.py", "flux_async/py.typed")
+    problems = [f"the wheel lacks {name}" for name in wanted if name not in names]
+    if not any(name.endswith(".dist-info/licenses/LICENSE") for name in names):
+        problems.append("the wheel lacks LICENSE")
+    strangers = {top for name in names if not (top := name.split("/")[0]).startswith("flux_async")}
+    return problems + [f"the wheel holds {stranger}" for stranger in sorted(strangers)]
+
+
+def _problems_of_sdist(names: set[str]) -> list[str]:
+    wanted = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "noxfile.py")
+    wanted += ("flux_async/py.typed", "tests/contract/test_layers.py", "docs/guarantees.md")
+    return [f"the sdist lacks {name}" for name in wanted if name not in names]
+
+
+def _problems_of_metadata(text: bytes) -> list[str]:
+    message = BytesParser().parsebytes(text)
+    problems = [] if message["License-Expression"] == "MIT" else ["the metadata does not name the licence"]
+    try:
+        Metadata.from_email(text, validate=True)
+    except ExceptionGroup as group:
+        problems += [str(problem) for problem in group.exceptions]
+    return problems

@@ -1,0 +1,164 @@
+"""The documents say what is there: errors, commands, options, exit codes, keys, tests, links.
+
+``python tests/contract/test_docs.py`` rewrites the table of ``docs/errors.md``.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flux_async
+from flux_async import Charge, FluxError, Scope
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+ERRORS = ROOT / "docs" / "errors.md"
+COMMANDS = ROOT / "docs" / "command_line.md"
+GUARANTEES = ROOT / "docs" / "guarantees.md"
+
+TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+CHARGES = {Charge.NO: "no", Charge.MAYBE: "perhaps", Charge.YES: "yes"}
+SCOPES = {
+    Scope.THIS_JOB: "this image",
+    Scope.EVERYONE_FOR_NOW: "every submit, for now",
+    Scope.STOP: "every submit, until you act",
+}
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+# --- errors -----------------------------------------------------------------------------------------------
+
+
+def below(kind: type[FluxError], depth: int = 0) -> Iterator[tuple[type[FluxError], int]]:
+    """Yield ``kind`` and the tree below it, depth first, in the order of definition."""
+    yield kind, depth
+    for child in kind.__subclasses__():
+        if child.__module__ == FluxError.__module__ and child.__bases__[0] is kind:
+            yield from below(child, depth + 1)
+
+
+def error_table() -> str:
+    """Return the table that ``docs/errors.md`` holds, made from the tree itself."""
+    lines = ["", "| error | what happened | charged? | concerns | what to do |", "|---|---|---|---|---|"]
+    for kind, depth in below(FluxError):
+        what = str(kind.__doc__).partition("\n")[0]
+        charged, concerns = CHARGES[kind.default_charge], SCOPES[kind.default_scope]
+        name = "&emsp;" * depth + f"`{kind.__name__}`"
+        lines.append(f"| {name} | {what} | {charged} | {concerns} | {kind.default_advice} |")
+    return "\n".join([*lines, "", ""])
+
+
+def test_error_page_shows_the_tree() -> None:
+    """The table of ``docs/errors.md`` is made from the error classes; running this file rewrites it."""
+    shown = TABLE.search(read(ERRORS))
+    assert shown is not None
+    assert shown[0] == error_table()
+
+
+def test_error_page_names_the_errors_that_nothing_raises_yet() -> None:
+    """Its last section lists exactly the classes that no module but ``errors`` mentions."""
+    package = Path(flux_async.__file__).parent
+    homes = {package / "errors.py", package / "__init__.py"}
+    code = "\n".join(read(path) for path in package.rglob("*.py") if path not in homes)
+    unused = {kind.__name__ for kind, _ in below(FluxError) if not re.search(rf"\b{kind.__name__}\b", code)}
+    assert set(re.findall(r"`(\w+)`", sections(read(ERRORS))["Not raised yet"])) == unused
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def commands() -> dict[str, set[str]]:
+    """Return the commands of ``flux-async``, each with its long options."""
+    from flux_async.cli.commands import cli  # noqa: PLC0415 - needs the extra
+
+    return {
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        for name, command in cli.commands.items()
+        if not command.hidden
+    }
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return the text below each heading of the second level."""
+    parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_command_has_a_section_and_no_other_has() -> None:
+    """``docs/command_line.md`` has one section for each command, under its name."""
+    documented = {title.strip("`") for title in sections(read(COMMANDS)) if title.startswith("`")}
+    assert documented == set(commands())
+
+
+def test_every_option_is_documented_where_it_belongs() -> None:
+    """The section of a command names exactly the options the command has."""
+    documented = {
+        title.strip("`"): set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"}
+        for title, text in sections(read(COMMANDS)).items()
+        if title.startswith("`")
+    }
+    assert documented == {name: options - {"--help"} for name, options in commands().items()}
+
+
+def test_readme_names_every_command() -> None:
+    """A reader of the README has heard of each command."""
+    missing = [name for name in commands() if not re.search(rf"flux-async {name}\b", read(README))]
+    assert missing == []
+
+
+def test_readme_names_every_exit_code() -> None:
+    """The table of exit codes has one row for each code, and no other row."""
+    from flux_async.cli.exits import Exit  # noqa: PLC0415 - needs the extra
+
+    rows = re.findall(r"^\| (\d+) \|", read(README), flags=re.MULTILINE)
+    assert sorted(map(int, rows)) == sorted(Exit)
+
+
+def test_readme_names_every_key_of_the_results() -> None:
+    """The keys of ``results.jsonl`` are listed in the README in their order."""
+    from flux_async.cli.results import FIELDS  # noqa: PLC0415 - needs the extra
+
+    section = sections(read(README))["Results of a run"]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)) == FIELDS
+
+
+# --- what is pointed at -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every relative link names a file that exists."""
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", read(document))
+    broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert broken == []
+
+
+def names_of_tests(path: Path) -> set[str]:
+    """Return the names of the tests in a file."""
+    nodes = ast.walk(ast.parse(read(path)))
+    functions = (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {function.name for function in functions}
+
+
+def test_guarantees_name_tests_that_exist() -> None:
+    """Each promise G1 to G10 names at least one test, all of which exist, or says that it is planned."""
+    rows = re.findall(r"^\| (G\d+) \|(.*)$", read(GUARANTEES), flags=re.MULTILINE)
+    assert [name for name, _ in rows] == [f"G{number}" for number in range(1, 11)]
+    for name, row in rows:
+        references = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert references or "planned" in row, name
+        for file, test in references:
+            assert test in names_of_tests(ROOT / file), f"{name}: {file}::{test}"
+
+
+if __name__ == "__main__":
+    ERRORS.write_text(TABLE.sub(lambda _: error_table(), read(ERRORS)), encoding="utf-8")

@@ -1,0 +1,262 @@
+"""Imports point down only: the rooms of the package, what each may import, and nothing else.
+
+::
+
+    L5  cli  report
+    L4  batch  webhook  telemetry  engine        sandbox   island: itself and imaging
+    L3  client → account                         imaging   models and errors only
+    L2  transport  files  journal  clock         testing   for users' tests
+    L1  lifecycle  policy  protocol              pure: no await, no time, no randomness
+    L0  models → errors
+
+A room is a module or sub-package directly under ``flux_async``. A new room needs a row in each table.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import pytest
+
+import flux_async
+
+PACKAGE = Path(flux_async.__file__).parent
+
+L0 = {"errors", "models"}
+L1 = {"lifecycle", "policy", "protocol"}
+L2 = {"clock", "files", "journal", "transport"}
+L3 = {"account", "client"}
+L4 = {"batch", "engine", "telemetry", "webhook"}
+
+ALLOWED: dict[str, set[str]] = {
+    # room: the rooms it may import, besides itself; a dotted name allows that module only.
+    "errors": set(),
+    "models": {"errors"},
+    "protocol": L0,
+    "policy": L0 | {"protocol.codes"},
+    "lifecycle": L0 | {"policy", "protocol.codes"},
+    "clock": set(),
+    "files": L0,
+    "journal": L0 | L1 | {"clock"},
+    "transport": L0 | L1 | {"clock"},
+    "account": L0 | L1 | {"clock", "transport"},
+    "client": L0 | L1 | {"account", "clock", "files", "transport", "__version__"},
+    "batch": L0 | L1 | L2 | L3 | {"telemetry"},
+    "webhook": L0 | L1 | L2,
+    "telemetry": L0 | L1,
+    "engine": L0 | L1 | L2 | L3,
+    "imaging": L0,
+    "sandbox": {"imaging"},
+    "report": L0 | L1 | L2,
+    "testing": L0 | L1 | L2 | L3 | L4 | {"sandbox"},
+    "cli": L0 | L1 | L2 | L3 | L4 | {"__init__", "__version__", "imaging", "report", "sandbox"},
+    "__init__": L0 | L1 | L2 | L3 | L4,
+}
+ALLOWED_FOR_TYPING: dict[str, set[str]] = {
+    # What only type checkers see, under `if TYPE_CHECKING:`, may also point sideways here.
+    "errors": {"models"},
+}
+OUTSIDE: dict[str, set[str]] = {
+    # room: the third-party packages it may import.
+    "errors": set(),
+    "models": {"attrs"},
+    "protocol": {"attrs", "cattrs"},
+    "policy": {"attrs"},
+    "lifecycle": {"attrs"},
+    "clock": {"anyio"},
+    "files": {"anyio", "attrs"},
+    "journal": {"anyio", "attrs"},
+    "transport": {"aiohttp", "anyio", "attrs", "httpx"},
+    "account": {"anyio", "attrs"},
+    "client": {"anyio", "attrs"},
+    "batch": {"anyio", "attrs"},
+    "webhook": {"anyio", "attrs"},
+    "telemetry": {"attrs", "opentelemetry"},
+    "engine": {"anyio", "attrs", "temporalio"},
+    "imaging": {"PIL", "attrs", "cv2", "numpy"},
+    "sandbox": {"PIL", "anyio", "attrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
+    "report": {"PIL", "attrs"},
+    "testing": {"anyio", "attrs", "pytest"},
+    "cli": {"PIL", "anyio", "attrs", "click", "httpx", "rich"},
+    "__init__": set(),
+}
+ONLY_IN: dict[str, set[str]] = {
+    # module: the only rooms, or files, that may import it. Everything reached through it stays behind them.
+    "aiohttp": {"transport/aiohttp_.py"},
+    "click": {"cli"},
+    "httpx": {"transport/httpx_.py", "sandbox", "cli"},
+    "rich": {"cli"},
+    "sqlite3": {"journal"},
+    "time": {"clock", "sandbox", "imaging", "cli", "testing"},
+}
+PURE = L0 | L1
+BANNED_IN_PURE = {"anyio", "asyncio", "httpx", "random", "sqlite3", "time"}
+
+
+class Import(NamedTuple):
+    """One imported name."""
+
+    line: int
+    name: str
+    typing_only: bool
+
+
+def room_of(path: PurePosixPath) -> str:
+    """Return the room a file of the package belongs to: `protocol/wire.py` is in `protocol`."""
+    return path.parts[0].removesuffix(".py")
+
+
+def imports_of(tree: ast.AST, path: PurePosixPath, *, typing_only: bool = False) -> Iterator[Import]:
+    """Yield every import below ``tree``, those inside functions too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, alias.name, typing_only) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = ("flux_async", *path.parts[: len(path.parts) - node.level])
+                base = ".".join((*package, base)).rstrip(".")
+            yield from (Import(node.lineno, f"{base}.{alias.name}", typing_only) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for child in node.body:
+                yield from imports_of(ast.Module([child], []), path, typing_only=True)
+            yield from imports_of(ast.Module(node.orelse, []), path, typing_only=typing_only)
+        else:
+            yield from imports_of(node, path, typing_only=typing_only)
+
+
+def is_below(name: str, allowed: str) -> bool:
+    return name == allowed or name.startswith(f"{allowed}.")
+
+
+def fault_inside(found: Import, room: str) -> str | None:
+    """Judge an import from our own package."""
+    target = found.name.removeprefix("flux_async").removeprefix(".") or "__init__"
+    if target.partition(".")[0] not in ALLOWED and target != "__version__":
+        target = "__init__"  # a public name, taken from the package itself
+    allowed = ALLOWED[room] | {room} | (ALLOWED_FOR_TYPING.get(room, set()) if found.typing_only else set())
+    return None if any(is_below(target, name) for name in allowed) else f"{room} may not import {found.name}"
+
+
+def fault_outside(found: Import, path: PurePosixPath, room: str) -> str | None:
+    """Judge an import from elsewhere."""
+    top = found.name.partition(".")[0]
+    if room in PURE and top in BANNED_IN_PURE:
+        return f"{room} is pure and may not import {top}"
+    homes = ONLY_IN.get(top)
+    if homes is not None and not {room, str(path)} & homes:
+        return f"{top} may be imported in {', '.join(sorted(homes))} only"
+    if top in sys.stdlib_module_names or top in OUTSIDE[room]:
+        return None
+    return f"{room} may not import {top}"
+
+
+def faults_of(path: PurePosixPath, source: str) -> list[str]:
+    """Return everything in one file of the package that the tables do not allow."""
+    room = room_of(path)
+    if room not in ALLOWED:
+        return [f"{path}: {room} is a new room: give it a row in the tables of this test"]
+    tree = ast.parse(source)
+    faults = []
+    for found in imports_of(tree, path):
+        ours = is_below(found.name, "flux_async")
+        fault = fault_inside(found, room) if ours else fault_outside(found, path, room)
+        if fault:
+            faults.append(f"{path}:{found.line}: {fault}")
+    if room in PURE:
+        coroutines = (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef))
+        faults += [f"{path}:{node.lineno}: {room} is pure: no async def" for node in coroutines]
+    return faults
+
+
+def faults_in(package: Path) -> list[str]:
+    """Return everything in a whole package that the tables do not allow."""
+    files = sorted(package.rglob("*.py"))
+    relative = ((file, PurePosixPath(file.relative_to(package).as_posix())) for file in files)
+    return [fault for file, path in relative for fault in faults_of(path, file.read_text(encoding="utf-8"))]
+
+
+def test_every_import_points_down() -> None:
+    """No module of the package imports what the tables do not allow it."""
+    assert faults_in(PACKAGE) == []
+
+
+def test_tables_name_the_same_rooms() -> None:
+    """Each room has a row for imports from inside and one for imports from outside."""
+    assert ALLOWED.keys() == OUTSIDE.keys()
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("errors.py", "from flux_async.models import TaskId"),
+        ("models.py", "from flux_async.protocol import wire"),
+        ("protocol/wire.py", "import httpx"),
+        ("protocol/wire.py", "from flux_async.policy.retry import RetryPolicy"),
+        ("protocol/codes.py", "def late():\n    import time"),
+        ("policy/retry.py", "import random"),
+        ("policy/retry.py", "from flux_async.protocol.wire import parse_submit"),
+        ("policy/polling.py", "from flux_async.protocol import wire"),
+        ("policy/polling.py", "async def wait(): ..."),
+        ("policy/admission.py", "import asyncio"),
+        ("lifecycle.py", "import sqlite3"),
+        ("lifecycle.py", "from flux_async import FluxClient"),
+        ("clock.py", "from flux_async.errors import FluxError"),
+        ("transport/shielded.py", "import httpx"),
+        ("transport/httpx_.py", "from flux_async.client import FluxClient"),
+        ("transport/origin.py", "from ..account import Account"),
+        ("files.py", "from flux_async.transport import Transport"),
+        ("account.py", "import time"),
+        ("account.py", "from flux_async.client import FluxClient"),
+        ("client.py", "import flux_async.cli"),
+        ("client.py", "from flux_async import FluxError"),
+        ("client.py", "import sqlite3"),
+        ("client.py", "import rich.console"),
+        ("client.py", "import requests"),
+        ("sandbox/app.py", "from flux_async.models import TaskStatus"),
+        ("sandbox/app.py", "from flux_async import errors"),
+        ("sandbox/app.py", "if TYPE_CHECKING:\n    from flux_async.client import FluxClient"),
+        ("imaging/removal.py", "from flux_async.sandbox import samples"),
+        ("imaging/removal.py", "import click"),
+        ("__init__.py", "from flux_async.cli import main"),
+        ("helpers.py", "import json"),
+    ],
+)
+def test_a_forbidden_line_is_found(path: str, line: str) -> None:
+    """One forbidden import, however it is written, is one fault."""
+    assert len(faults_of(PurePosixPath(path), line)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("errors.py", "if TYPE_CHECKING:\n    from flux_async.models import TaskId"),
+        ("protocol/wire.py", "from flux_async.protocol import codes, fields\nimport cattrs.gen"),
+        ("policy/polling.py", "from flux_async.protocol.codes import poll_meaning"),
+        ("policy/polling.py", "from flux_async.protocol import codes"),
+        ("transport/httpx_.py", "import httpx"),
+        ("client.py", "from flux_async import __version__"),
+        ("sandbox/app.py", "import flux_async.imaging.removal"),
+        ("imaging/removal.py", "from flux_async.errors import InvalidInput"),
+        ("cli/commands.py", "from flux_async import FluxClient, __version__, errors\nimport click"),
+    ],
+)
+def test_an_allowed_line_is_not_a_fault(path: str, line: str) -> None:
+    """What the tables allow passes."""
+    assert faults_of(PurePosixPath(path), line) == []
+
+
+def test_a_forbidden_import_added_to_the_tree_is_found(tmp_path: Path) -> None:
+    """The whole check fails on a copy of the package to which one upward import was added."""
+    copy = tmp_path / "flux_async"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    target = copy / "protocol" / "codes.py"
+    target.write_text(target.read_text(encoding="utf-8") + "\nimport httpx\n", encoding="utf-8")
+    found = set(faults_in(copy)) - set(faults_in(PACKAGE))
+    assert len(found) == 1
+    assert "protocol is pure and may not import httpx" in found.pop()

@@ -1,0 +1,217 @@
+"""The key stays home: it goes to the API's origin in one header, and nowhere else.
+
+No local variable of this module may show the key: tracebacks are taken here with all local variables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flux_async import ConfigurationError, EditRequest, FluxClient, FluxError, InvalidInput, RetryPolicy
+
+KEY = "sk-3f9a-not-to-be-seen"
+ENVELOPE = '{"code":401,"msg":"You do not have access permissions"}'
+
+Responder = Callable[[httpx.Request], httpx.Response]
+Call = Callable[[FluxClient], Awaitable[object]]
+
+
+def echo_envelope(_request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json={"code": 401, "msg": f"the key {KEY} is not known"})
+
+
+def echo_page(_request: httpx.Request) -> httpx.Response:
+    return httpx.Response(502, html=f"<html>Authorization: Bearer {KEY}</html>")
+
+
+def echo_record(_request: httpx.Request) -> httpx.Response:
+    data = {"successFlag": 3, "errorMessage": f"bad {KEY}", "paramJson": f'{{"k":"{KEY}"}}'}
+    return httpx.Response(200, json={"code": 200, "data": data})
+
+
+def refuse_connection(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError(f"cannot connect with Bearer {KEY}", request=request)
+
+
+def drop_connection(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadError(f"lost with Bearer {KEY}", request=request)
+
+
+def fall_over(_request: httpx.Request) -> httpx.Response:
+    raise RuntimeError(f"some library's bug, with Bearer {KEY}")
+
+
+async def submit(client: FluxClient) -> object:
+    return await client.submit(EditRequest.text_removal("https://example.com/a.jpg"))
+
+
+async def wait(client: FluxClient) -> object:
+    return await client.wait("t", timeout=0.05)
+
+
+async def credits_(client: FluxClient) -> object:
+    return await client.credits()
+
+
+async def run(client: FluxClient) -> object:
+    return await client.remove_text("https://example.com/a.jpg", timeout=0.05)
+
+
+CALLS: tuple[Call, ...] = (submit, wait, credits_, run)
+RESPONDERS: tuple[Responder, ...] = (
+    echo_envelope,
+    echo_page,
+    echo_record,
+    refuse_connection,
+    drop_connection,
+    fall_over,
+)
+
+
+def tells_no_key(error: BaseException) -> bool:
+    """Say whether the key is in neither the error's words, nor its pickle, nor its traceback with locals."""
+    shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    seen = (shown, str(error), repr(error), repr(vars(error)), repr(pickle.dumps(error)))
+    return not any(KEY in text for text in seen)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+@pytest.mark.parametrize("respond", RESPONDERS, ids=lambda respond: respond.__name__)
+async def test_a_failed_call_tells_no_key(
+    respond: Responder, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However a call fails, also where server or library echo the key, the error and the log hold no key."""
+    caplog.set_level(logging.DEBUG)
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(respond)) as http_client,
+        FluxClient(KEY, http_client=http_client, retry=RetryPolicy(max_tries=1)) as client,
+    ):
+        with pytest.raises(FluxError) as caught:
+            await call(client)
+        assert KEY not in repr(client)
+    assert tells_no_key(caught.value)
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"base_url": "ftp://example.com"}, ConfigurationError),
+        ({"base_url": "https://example.com/?query=1"}, ConfigurationError),
+        ({"timeout": -1}, InvalidInput),
+        ({"http_client": object()}, ConfigurationError),
+    ],
+)
+def test_a_client_that_cannot_be_made_tells_no_key(
+    arguments: dict[str, object], expected: type[FluxError]
+) -> None:
+    """A setting that is refused leaves no key in the traceback, though a good key was given with it."""
+    with pytest.raises(expected) as caught:
+        FluxClient(KEY, **arguments)  # type: ignore[arg-type]
+    assert tells_no_key(caught.value)
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown() -> None:
+    """A key with a stray character is refused without being shown: most of it may be right."""
+    with pytest.raises(ConfigurationError) as caught:
+        FluxClient(f"{KEY}\N{EN DASH}")
+    assert tells_no_key(caught.value)
+
+
+def test_a_key_of_the_environment_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same holds for a key that was found in ``KIE_API_KEY``."""
+    monkeypatch.setenv("KIE_API_KEY", KEY)
+    with pytest.raises(ConfigurationError) as caught:
+        FluxClient(base_url="ftp://example.com")
+    assert tells_no_key(caught.value)
+
+
+def test_a_client_shows_no_key() -> None:
+    """Neither the client nor what it is made of has the key in its ``repr``."""
+    client = FluxClient(KEY)
+    account = client._account
+    assert KEY not in repr((client, account, account.transport, vars(account.transport)))
+
+
+def test_a_client_cannot_be_pickled() -> None:
+    """Pickling a client is refused, and the refusal tells no key."""
+    with pytest.raises((ConfigurationError, TypeError)) as caught:
+        pickle.dumps(FluxClient(KEY))
+    assert KEY not in str(caught.value)
+
+
+# --- over real sockets ------------------------------------------------------------------------------------
+
+
+class Requests(list[str]):
+    """What a server received, key and all, and therefore not shown as a local variable."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} requests>"
+
+
+@asynccontextmanager
+async def server(answer: str) -> AsyncIterator[tuple[str, Requests]]:
+    """Serve one fixed answer; yield the address and the requests as they were received."""
+    requests = Requests()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(answer.encode())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        host, port = listener.sockets[0].getsockname()
+        yield f"http://{host}:{port}", requests
+
+
+def answer(status: str, body: str, header: str = "Connection: close") -> str:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{header}\r\n\r\n{body}"
+
+
+async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    """With every logger at DEBUG, httpx's and httpcore's too, a real exchange logs no key."""
+    caplog.set_level(logging.DEBUG)
+    async with (
+        server(answer("401 Unauthorized", ENVELOPE)) as (url, requests),
+        FluxClient(KEY, url) as client,
+    ):
+        with pytest.raises(FluxError) as caught:
+            await client.credits()
+    assert f"Bearer {KEY}" in requests[0]
+    assert {"httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
+    assert KEY not in caplog.text
+    assert tells_no_key(caught.value)
+
+
+async def test_a_file_host_is_not_given_the_key(tmp_path: Path) -> None:
+    """A download carries no key, not even from a host that looks like the API's."""
+    async with server(answer("200 OK", "no picture")) as (url, requests), FluxClient(KEY, url) as client:
+        with pytest.raises(FluxError) as caught:
+            await client.download(f"{url}/result.jpg", tmp_path / "result.jpg")
+    assert len(requests) == 1
+    assert KEY not in requests[0]
+    assert tells_no_key(caught.value)
+
+
+async def test_a_redirect_of_the_api_is_not_followed() -> None:
+    """Where the API answers with a redirect, nothing is sent to its target."""
+    async with server(answer("200 OK", ENVELOPE)) as (elsewhere, astray):
+        moved = answer("302 Found", "", f"Location: {elsewhere}/")
+        async with server(moved) as (url, requests), FluxClient(KEY, url) as client:
+            with pytest.raises(FluxError):
+                await client.credits()
+    assert len(requests) == 1
+    assert astray == []

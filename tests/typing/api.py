@@ -1,0 +1,124 @@
+"""What type checkers see of the public API. Checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, assert_never, assert_type
+
+import httpx
+
+from flux_async import (
+    ApiError,
+    AspectRatio,
+    Charge,
+    EditRequest,
+    Failed,
+    FluxClient,
+    FluxError,
+    GenerateRequest,
+    ImageResult,
+    InDoubt,
+    Job,
+    JobKey,
+    Limits,
+    MissingExtra,
+    Model,
+    Outcome,
+    OutputFormat,
+    PollDeadlineExceeded,
+    PollPolicy,
+    RateLimitedError,
+    RetryPolicy,
+    Scope,
+    Succeeded,
+    TaskFailed,
+    TaskId,
+    TaskRecord,
+    TaskStatus,
+    UnclaimedTask,
+)
+
+
+def requests_() -> None:
+    request = EditRequest.text_removal("https://example.com/a.jpg", safety_tolerance=1)
+    assert_type(request, EditRequest)
+    assert_type(request.model, Model)
+    assert_type(request.aspect_ratio, AspectRatio | None)
+    assert_type(request.output_format, OutputFormat | None)
+    assert_type(request.safety_tolerance, int | None)
+    assert_type(request.input_image, str)
+    assert_type(
+        GenerateRequest(prompt="A lighthouse", aspect_ratio="16:9", model="flux-kontext-max").prompt, str
+    )
+    job = Job(request=request, key=JobKey("first"))
+    assert_type(job.key, JobKey)
+    assert_type(job.request, GenerateRequest | EditRequest)
+
+
+async def one_image(http_client: httpx.AsyncClient) -> None:
+    async with FluxClient("key", timeout=60, http_client=http_client) as client:
+        assert_type(client, FluxClient)
+        image = await client.remove_text("https://example.com/a.jpg", timeout=30)
+        assert_type(image, ImageResult)
+        assert_type(image.task_id, TaskId)
+        assert_type(image.result_url, str)
+        assert_type(image.origin_url, str | None)
+        assert_type(image.record, TaskRecord | None)
+        assert_type(await client.edit("Make the sky orange", "https://example.com/a.jpg"), ImageResult)
+        assert_type(await client.generate("A lighthouse", aspect_ratio=AspectRatio.WIDE), ImageResult)
+        assert_type(await client.download(image, Path("a.jpg"), match_suffix=True), Path)
+        assert_type(await client.download(image.result_url, "a.jpg"), Path)
+        assert_type(await client.credits(), float)
+        assert_type(client.unclaimed, tuple[UnclaimedTask, ...])
+
+
+async def in_steps() -> None:
+    client = FluxClient(
+        limits=Limits(submits=10, in_flight=50),
+        polling=PollPolicy(first_s=5.0),
+        retry=RetryPolicy(max_tries=2),
+    )
+    task_id = await client.submit(GenerateRequest(prompt="A lighthouse"))
+    assert_type(task_id, TaskId)
+    record = await client.record(task_id)
+    assert_type(record, TaskRecord)
+    assert_type(record.status, TaskStatus)
+    assert_type(record.completed_at, datetime | None)
+    assert_type(record.generation_s, float | None)
+    assert_type(record.params, Mapping[str, Any] | None)
+    assert_type(await client.wait(str(task_id)), ImageResult)
+    assert_type(client.with_options(timeout=5), FluxClient)
+    assert_type(await client.aclose(), None)
+
+
+def outcomes(outcome: Outcome) -> None:
+    match outcome:
+        case Succeeded(job=job, image=image, file=file):
+            assert_type(job, Job)
+            assert_type(image, ImageResult)
+            assert_type(file, Path | None)
+        case Failed(error=error) | InDoubt(error=error):
+            assert_type(error, FluxError)
+        case _:
+            assert_never(outcome)
+
+
+def errors(error: FluxError) -> None:
+    assert_type(error.charge, Charge)
+    assert_type(error.scope, Scope)
+    assert_type(error.task_id, TaskId | None)
+    assert_type(error.advice, str)
+    match error:
+        case RateLimitedError():
+            assert_type(error.retry_after_s, float | None)
+        case ApiError():
+            assert_type(error.code, int)
+            assert_type(error.http_status, int | None)
+        case TaskFailed():
+            assert_type(error.record, TaskRecord | None)
+        case PollDeadlineExceeded() | MissingExtra():
+            assert_type(error.message, str)
+        case _:
+            pass
