@@ -41,7 +41,7 @@ from flux_async.protocol.wire import build_submit, parse_submit
 from flux_async.transport import Answered, NotSent, Transport, Truth
 from flux_async.transport.shielded import ExchangeHost
 
-logger = logging.getLogger("flux_async")
+logger: logging.Logger = logging.getLogger("flux_async")
 
 T = TypeVar("T")
 

@@ -63,7 +63,7 @@ from flux_async.transport.origin import ApiOrigin
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
 
-logger = logging.getLogger("flux_async")
+logger: logging.Logger = logging.getLogger("flux_async")
 
 T = TypeVar("T")
 

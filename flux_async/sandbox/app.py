@@ -32,7 +32,7 @@ from flux_async.sandbox.replies import CONTENT_TYPE, Reply
 from flux_async.sandbox.requests import BodyTooLargeError, base_url, is_json, json_body, limited, sent_key
 from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.shelf import Shelf
-from flux_async.sandbox.simulator import Failure, Flag, Pictures, Task, Upload, Vendor
+from flux_async.sandbox.simulator import Account, Failure, Flag, Pictures, Task, Upload, Vendor
 from flux_async.sandbox.studio import Studio
 
 TASKS_ON_PAGE: Final = 60
@@ -60,13 +60,13 @@ class Desk:
     """Everything the routes share."""
 
     def __init__(self, settings: SandboxSettings, clock: Callable[[], float]) -> None:
-        self.settings = settings
-        self.now = clock
-        self.begun_at = clock()
-        self.vendor = Vendor(random.Random(settings.seed))  # noqa: S311 - a sandbox guards nothing
-        self.account = self.vendor.open_account(settings.keys, settings.credits)
-        self.shelf = Shelf()
-        self.studio = Studio(settings, self.shelf, self._hand_in)
+        self.settings: SandboxSettings = settings
+        self.now: Callable[[], float] = clock
+        self.begun_at: float = clock()
+        self.vendor: Vendor = Vendor(random.Random(settings.seed))  # noqa: S311 - a sandbox guards nothing
+        self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
+        self.shelf: Shelf = Shelf()
+        self.studio: Studio = Studio(settings, self.shelf, self._hand_in)
 
     def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
         now = self.now()

@@ -130,7 +130,7 @@ class Vendor:
         self._accounts: dict[str, Account] = {}
         self._tasks: dict[str, Task] = {}
         self._due: list[tuple[float, str]] = []
-        self.files = FileBook(random.Random(rng.getrandbits(64)))  # noqa: S311 - a sandbox guards nothing
+        self.files: FileBook = FileBook(random.Random(rng.getrandbits(64)))  # noqa: S311 - a sandbox guards nothing
 
     def open_account(self, keys: Iterable[str], balance: float) -> Account:
         """Open an account for one or several keys."""

@@ -23,7 +23,7 @@ from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.shelf import Shelf
 from flux_async.sandbox.simulator import Failure, Pictures, Task
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_INPUT_BYTES: Final = 20 * 1024 * 1024
 FETCHES_AT_ONCE: Final = 8

@@ -36,7 +36,7 @@ class ApiOrigin:
 
     def __init__(self, api_key: object, base_url: object) -> None:
         self._key = _clean_key(api_key)
-        self.base_url = _clean_base_url(base_url or DEFAULT_BASE_URL)
+        self.base_url: str = _clean_base_url(base_url or DEFAULT_BASE_URL)
 
     def __repr__(self) -> str:
         return f"ApiOrigin({getattr(self, 'base_url', '(not made)')!r})"
