@@ -1,0 +1,35 @@
+"""File names for results: readable, and safe on every system."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from urllib.parse import unquote, urlsplit
+
+MAX_STEM = 60
+_FALLBACK = "image"
+_KEY_DIGITS = 8
+
+
+def stem_of(image: str) -> str:
+    """Return the last part of the URL's path, without its ending, in ASCII letters, digits, ``-`` and ``_``.
+
+    ``https://host/a/Été%20(2).final.png?x=1`` becomes ``Ete-2-final``. No dot is left, so no system takes a
+    part of it for a reserved name or an ending, and no separator, so it cannot lead out of its folder.
+    """
+    try:
+        last = unquote(urlsplit(image).path).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    except ValueError:
+        return _FALLBACK
+    bare = last.rpartition(".")[0] or last
+    plain = unicodedata.normalize("NFKD", bare).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_]+", "-", plain)[:MAX_STEM].strip("-_") or _FALLBACK
+
+
+def file_stem(image: str, key: str, taken: set[str]) -> str:
+    """Return ``<stem>-<8 digits of the key>`` and add it to ``taken``; more digits if it is there already."""
+    digits = _KEY_DIGITS
+    while (name := f"{stem_of(image)}-{key[:digits]}").lower() in taken and digits < len(key):
+        digits += _KEY_DIGITS
+    taken.add(name.lower())
+    return name
