@@ -1,0 +1,190 @@
+"""What a person sees of a run, on stderr: a live line in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import attrs
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from flux_async.cli.output import Output
+from flux_async.cli.progress import Progress
+from flux_async.cli.results import ResultRow, Status
+
+_LIVE_EVERY_S = 0.1
+_PLAIN_EVERY_S = 10.0
+_BAR_WIDTH = 24
+_MINUTE = 60
+_HOUR = 3600
+_COLOURS = {Status.FAILED: "red", Status.IN_DOUBT: "yellow"}
+
+
+class MessageConsole(Console):
+    """Standard error. When nobody reads it any more it falls silent; the run goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent instead of ending the process."""
+        self.quiet = True
+
+    @property
+    def shows_live(self) -> bool:
+        """Whether a line can be drawn again and again."""
+        return sys.stderr is not None and sys.stderr.isatty() and not self.is_dumb_terminal
+
+    def note(self, text: str, style: str = "") -> None:
+        """Print one message, however long, on one line."""
+        self.show(Text(text, style=style), soft_wrap=True)
+
+    def show(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
+        """Print; a terminal that has gone away is no reason to fail."""
+        with contextlib.suppress(OSError):
+            self.print(what, soft_wrap=soft_wrap)
+
+    def busy(self, words: str) -> AbstractContextManager[object]:
+        """Show in a terminal that something is going on."""
+        return self.status(Text(words)) if self.shows_live else nullcontext()
+
+
+@attrs.define(eq=False)
+class RunDisplay:
+    """The display of one remove-text run.
+
+    Args:
+        output: Where the results go.
+        as_json: Print every row as JSON instead of the path or URL of those that succeeded.
+        prints_results: Whether results are printed at all.
+        console: Where the messages go.
+        show_path: Makes of a file's path in the folder what is printed.
+    """
+
+    output: Output
+    as_json: bool = False
+    prints_results: bool = True
+    console: MessageConsole = attrs.field(factory=MessageConsole)
+    show_path: Callable[[str], str] = str
+    _live: Live | None = attrs.field(default=None, init=False)
+    _shown_at: float | None = attrs.field(default=None, init=False)
+
+    def start(self) -> None:
+        """Begin the live line, where there is one."""
+        if self.console.shows_live:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Clear the live line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str, style: str = "") -> None:
+        """Print one message, above the live line."""
+        self.console.note(text, style)
+
+    def progressed(self, progress: Progress) -> None:
+        """Show how far the run is, not more often than the eye can follow."""
+        now = self.console.get_time()
+        every = _LIVE_EVERY_S if self._live else _PLAIN_EVERY_S
+        if self._shown_at is None and not self._live:
+            self._shown_at = now  # the first plain line comes after the first interval
+        if self._shown_at is not None and now - self._shown_at < every:
+            return
+        self._shown_at = now
+        if self._live is not None:
+            self._live.update(live_line(progress), refresh=True)
+        else:
+            self.note(plain_line(progress))
+
+    def settled(self, row: ResultRow) -> None:
+        """Print one outcome: the result to stdout, what went wrong to stderr."""
+        if row.status is Status.PENDING:
+            return
+        if self.as_json:
+            self._result(row.as_json())
+        elif row.status is Status.SUCCEEDED:
+            self._result(self.show_path(row.file) if row.file else row.result_url or "")
+        if row.error is not None:
+            words = f"{row.status.replace('_', ' ')}: {row.image}: {row.error.message}"
+            self.note(words, _COLOURS.get(row.status, ""))
+
+    def unfinished(self, row: ResultRow) -> None:
+        """Print, as JSON, a row the run did not settle, so that every image has its line."""
+        if self.as_json and row.status is Status.PENDING:
+            self._result(row.as_json())
+
+    def _result(self, line: str) -> None:
+        """Print to stdout; where that is this same terminal, make way for it."""
+        live = self._live
+        if not self.prints_results:
+            return
+        if live is None or not self.output.is_terminal:
+            self.output.line(line)
+            return
+        live.stop()
+        self.output.line(line)
+        live.start()
+
+
+def plain_line(progress: Progress) -> str:
+    """Return progress in words: ``12 of 40 done · … · 21/min · 1:20 left``."""
+    parts = [
+        f"{progress.succeeded} of {progress.total} done",
+        f"{progress.submitted} submitted",
+        f"{progress.generating} generating",
+        f"{progress.failed} failed",
+    ]
+    if progress.per_minute > 0:
+        parts.append(f"{progress.per_minute:.0f}/min")
+    if progress.eta_s is not None:
+        parts.append(f"{duration(progress.eta_s)} left")
+    return " · ".join(parts)
+
+
+def live_line(progress: Progress) -> Table:
+    """Return progress as one line with a bar."""
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=_BAR_WIDTH)
+    line.add_column(no_wrap=True, overflow="ellipsis")
+    bar = ProgressBar(total=max(1, progress.total), completed=progress.settled, width=_BAR_WIDTH)
+    line.add_row(bar, Text(plain_line(progress)))
+    return line
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as ``m:ss`` or ``h:mm:ss``."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // _HOUR, whole % _HOUR // _MINUTE
+    return f"{hours}:{minutes:02}:{whole % _MINUTE:02}" if hours else f"{minutes}:{whole % _MINUTE:02}"
+
+
+def summary_table(
+    rows: list[ResultRow], *, elapsed_s: float, credits_before: float | None, credits_after: float | None
+) -> Table:
+    """Return the table that closes a run."""
+    counts = Counter(row.status for row in rows)
+    classes = Counter(row.error.type for row in rows if row.status is Status.FAILED and row.error)
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("succeeded", str(counts[Status.SUCCEEDED]), style="green")
+    table.add_row("failed", str(counts[Status.FAILED]), style="red" if counts[Status.FAILED] else "")
+    for name, count in classes.most_common():
+        table.add_row(f"  {name}", str(count), style="dim")
+    for status in (Status.IN_DOUBT, Status.PENDING):
+        words = status.replace("_", " ")
+        table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
+    if credits_before is not None and credits_after is not None:
+        table.add_row("credits", f"{credits_before:g} → {credits_after:g}")
+    table.add_row("time", duration(elapsed_s))
+    return table

@@ -1,0 +1,76 @@
+"""Exit codes, and the one place where an error becomes one."""
+
+from __future__ import annotations
+
+import enum
+import io
+import os
+import sys
+
+import click
+
+from flux_async import ConfigurationError, FluxError, InvalidInput, MaintenanceError, Scope
+
+
+class Exit(enum.IntEnum):
+    """What every command's exit code means."""
+
+    SUCCEEDED = 0
+    SOME_FAILED = 1
+    USAGE = 2
+    HALTED = 3
+    INTERRUPTED = 130
+
+
+def halts(error: FluxError) -> bool:
+    """Say whether no further submit can succeed for now: key, credits, maintenance."""
+    return error.scope is Scope.STOP or isinstance(error, MaintenanceError)
+
+
+def exit_for(error: FluxError) -> Exit:
+    """Return the exit code of a command that ended in ``error``."""
+    if isinstance(error, ConfigurationError | InvalidInput):
+        return Exit.USAGE
+    return Exit.HALTED if halts(error) else Exit.SOME_FAILED
+
+
+def run_command(cli: click.Group) -> int:
+    """Run ``cli`` with the arguments of this process; return its exit code, show errors as a line or two."""
+    _take_any_bytes()
+    try:
+        return int(cli.main(prog_name="flux-async", standalone_mode=False) or Exit.SUCCEEDED)
+    except click.ClickException as mistake:
+        mistake.show()
+        return mistake.exit_code
+    except FluxError as error:
+        click.echo(f"Error: {error}", err=True)
+        return exit_for(error)
+    except (click.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        return Exit.SOME_FAILED
+    finally:
+        flush_or_forget()
+
+
+def _take_any_bytes() -> None:
+    """Let input that is no text in this locale be named in a message instead of ending the command."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
+
+
+def flush_or_forget() -> None:
+    """Flush what was printed; where nobody reads any more, point the stream at nothing.
+
+    Otherwise the interpreter would complain about it on its way out.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):
+            continue  # closed by the caller: there is nothing to flush
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

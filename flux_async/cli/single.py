@@ -1,0 +1,180 @@
+"""The commands about one picture, one task or the account."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import attrs
+
+from flux_async import (
+    DownloadError,
+    FluxClient,
+    ImageResult,
+    TaskRecord,
+    TaskStatus,
+)
+from flux_async.cli.display import MessageConsole
+from flux_async.cli.exits import Exit
+from flux_async.cli.interruption import Interruption, run_interruptible
+from flux_async.cli.output import Output
+from flux_async.models import ImageRequest
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class Presentation:
+    """How a command answers.
+
+    Attributes:
+        file: Where the picture goes, if it is wanted.
+        as_json: Print one JSON object instead of a short line.
+        output: Standard output.
+        console: Standard error.
+    """
+
+    file: Path | None = None
+    as_json: bool = False
+    output: Output = attrs.field(factory=Output)
+    console: MessageConsole = attrs.field(factory=MessageConsole)
+
+
+def make_picture(request: ImageRequest, timeout: float, show: Presentation) -> Exit:
+    """Submit one request, wait for its picture, bring it home."""
+
+    async def work(client: FluxClient) -> Exit:
+        return await _deliver(client, await client.run(request), show)
+
+    return _with_client(work, timeout, show, "Generating …")
+
+
+def look_at_task(task_id: str, *, wait: bool, timeout: float, show: Presentation) -> Exit:
+    """Say how a task stands; with ``wait``, when it has ended."""
+
+    async def work(client: FluxClient) -> Exit:
+        if wait:
+            return await _deliver(client, await client.wait(task_id), show)
+        record = await client.record(task_id)
+        if record.result_url is not None and record.status is TaskStatus.SUCCESS:
+            image = ImageResult(
+                task_id=record.task_id,
+                result_url=record.result_url,
+                origin_url=record.origin_url,
+                record=record,
+            )
+            return await _deliver(client, image, show)
+        return _unfinished(record, show)
+
+    return _with_client(work, timeout, show, "Waiting …")
+
+
+def show_credits(show: Presentation) -> Exit:
+    """Print the balance."""
+
+    async def work(client: FluxClient) -> Exit:
+        balance = await client.credits()
+        if show.as_json:
+            show.output.json({"credits": balance})
+        else:
+            show.output.line(f"{balance:g}")
+        return Exit.SUCCEEDED
+
+    return _with_client(work, None, show, "Asking …")
+
+
+def _with_client(
+    work: Callable[[FluxClient], Awaitable[Exit]], timeout: float | None, show: Presentation, words: str
+) -> Exit:
+    """Run ``work`` with a client; when interrupted, name the tasks that are paid."""
+
+    async def command(interruption: Interruption) -> Exit:
+        client = FluxClient() if timeout is None else FluxClient(timeout=timeout)
+        code = Exit.INTERRUPTED
+        try:
+            with interruption.scope(), show.console.busy(words):
+                code = await work(client)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await client.aclose()
+        if interruption.happened:
+            _name_the_paid(client, show)
+            return Exit.INTERRUPTED
+        return code
+
+    return run_interruptible(command)
+
+
+def _name_the_paid(client: FluxClient, show: Presentation) -> None:
+    for loose in client.unclaimed:
+        if loose.task_id is not None:
+            show.console.note(
+                f"Task {loose.task_id} was submitted and is paid: take it up with "
+                f"`flux-async task {loose.task_id} --wait`."
+            )
+        else:
+            show.console.note(f"The submit is in doubt: {loose.error}")
+
+
+async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -> Exit:
+    """Print the result; with a file, bring it home first."""
+    path: Path | None = None
+    if show.file is not None:
+        try:
+            path = await client.download(image, show.file)
+        except DownloadError:
+            show.console.note(
+                f"Task {image.task_id} is done, but its picture is not here: {image.result_url}"
+            )
+            raise
+    if show.as_json:
+        show.output.json(_as_data(image, path))
+    else:
+        show.output.line(str(path or image.result_url))
+    return Exit.SUCCEEDED
+
+
+def _unfinished(record: TaskRecord, show: Presentation) -> Exit:
+    """Print the state of a task that has no picture, or none yet."""
+    if show.as_json:
+        show.output.json(_record_data(record))
+    else:
+        why = f": {record.error_message}" if record.status.is_failure and record.error_message else ""
+        show.output.line(f"{record.status.name}{why}")
+    if record.status is TaskStatus.GENERATING and show.file is not None:
+        show.console.note("There is no picture yet: add --wait.")
+        return Exit.SOME_FAILED
+    return Exit.SOME_FAILED if record.status.is_failure else Exit.SUCCEEDED
+
+
+def _as_data(image: ImageResult, path: Path | None) -> dict[str, object]:
+    known = _record_data(image.record) if image.record is not None else {}
+    return {
+        **known,
+        "task_id": image.task_id,
+        "status": TaskStatus.SUCCESS.name,
+        "result_url": image.result_url,
+        "origin_url": image.origin_url,
+        "file": str(path) if path else None,
+    }
+
+
+def _record_data(record: TaskRecord) -> dict[str, object]:
+    return {
+        "task_id": record.task_id,
+        "status": record.status.name,
+        "result_url": record.result_url,
+        "origin_url": record.origin_url,
+        "file": None,
+        "error_code": record.error_code,
+        "error_message": record.error_message,
+        "created_at": _time(record.created_at),
+        "completed_at": _time(record.completed_at),
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
