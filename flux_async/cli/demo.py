@@ -1,0 +1,197 @@
+"""``flux-async demo``: the same remove-text, on sample pictures, against a sandbox of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from datetime import datetime
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import attrs
+import httpx
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from flux_async import ConfigurationError, FluxClient, Limits, MissingExtra, PollPolicy
+from flux_async.cli.display import RunDisplay
+from flux_async.cli.exits import Exit
+from flux_async.cli.fanout import IMAGES
+from flux_async.cli.interruption import Interruption, run_interruptible
+from flux_async.cli.output import Output
+from flux_async.cli.remove_text import RemoveText, RemoveTextOrder
+from flux_async.cli.results import ResultBook, ResultRow
+from flux_async.cli.sandbox_child import SPEED, SandboxChild, SandboxChildError
+
+CONTACT_SHEET = "contact_sheet.png"
+
+_KEY = "test"
+_NEEDED = ("PIL", "cv2", "numpy", "python_multipart", "rapidocr", "skimage", "starlette", "uvicorn")
+_OURS = "http://127.0.0.1:"
+_SAMPLES_S = 60.0
+_LIMITS = Limits(submits=20, window_s=10 / SPEED)
+_POLLING = PollPolicy(first_s=0.5, interval_s=1.0)
+_MOST_SAMPLES = 15
+"""Five full rows on the sheet; two cores take about half a minute for them."""
+
+
+@attrs.frozen(kw_only=True)
+class Sample:
+    """One sample picture of the sandbox."""
+
+    title: str
+    url: str
+    content: bytes = attrs.field(repr=False)
+
+
+def run_demo(folder: Path) -> Exit:
+    """Run the demo in ``folder`` and return the exit code.
+
+    Raises:
+        MissingExtra: The extra ``demo`` is not installed.
+        ConfigurationError: ``folder`` holds the results of a real run.
+        SandboxChildError: The sandbox did not start, or ended early.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"The demo needs {', '.join(missing)}.",
+            advice="Run  pip install 'flux-async[demo]'  and try again.",
+        )
+    _start_fresh(folder)
+    # The sandbox is on this machine: no proxy that the environment names leads there.
+    os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
+    demo = Demo(folder=folder, display=RunDisplay(output=Output(), prints_results=False))
+    return run_interruptible(demo.run)
+
+
+@attrs.define(kw_only=True, eq=False)
+class Demo:
+    """One run of the demo."""
+
+    folder: Path
+    display: RunDisplay
+
+    async def run(self, interruption: Interruption) -> Exit:
+        """Start the sandbox, clean its samples, show what came of it."""
+        self.display.note("Starting a sandbox on this machine …")
+        sandbox = await SandboxChild.start()
+        interruption.last_words.append(sandbox.dismiss)
+        try:
+            return await self._with(sandbox, interruption)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await sandbox.stop()
+
+    async def _with(self, sandbox: SandboxChild, interruption: Interruption) -> Exit:
+        samples: list[Sample] = []
+        with interruption.scope():
+            await sandbox.ready()
+            self.display.note(f"It listens at {sandbox.url}; fetching its sample pictures …")
+            samples = await _fetch_samples(sandbox.url)
+        if interruption.happened:
+            return Exit.INTERRUPTED
+
+        async def watch() -> None:
+            await sandbox.ended()
+            interruption.cut_short()
+
+        interruption.alongside(watch)
+        rows, code = await self._remove_text(sandbox, samples, interruption)
+        if not sandbox.is_running:
+            raise SandboxChildError(f"The sandbox ended early: {sandbox.complaints() or 'silence'}.")
+        if code is not Exit.INTERRUPTED:
+            await self._show(samples, rows)
+        return code
+
+    async def _remove_text(
+        self, sandbox: SandboxChild, samples: list[Sample], interruption: Interruption
+    ) -> tuple[list[ResultRow], Exit]:
+        """The command remove-text, as anybody would run it."""
+        self.display.note(f"Removing the text from {len(samples)} pictures …")
+        order = RemoveTextOrder(
+            images=tuple(sample.url for sample in samples), folder=self.folder, limits=_LIMITS
+        )
+        report = await RemoveText(
+            order=order,
+            make_client=lambda: FluxClient(_KEY, sandbox.url, limits=_LIMITS, polling=_POLLING),
+            display=self.display,
+            interruption=interruption,
+            resumable=False,
+        ).run()
+        return report.rows, report.code
+
+    async def _show(self, samples: list[Sample], rows: list[ResultRow]) -> None:
+        """Draw the contact sheet, print the table, say where to look."""
+        sheet = self.folder / CONTACT_SHEET
+        await anyio.to_thread.run_sync(_draw, sheet, samples, rows)
+        self.display.console.show(_table(samples, rows, self.folder))
+        self.display.output.line(f"Before and after, side by side: {sheet.resolve()}")
+
+
+async def _fetch_samples(url: str) -> list[Sample]:
+    try:
+        async with httpx.AsyncClient(timeout=_SAMPLES_S) as web:
+            listed = (await web.get(f"{url}/samples/")).raise_for_status().json()["samples"][:_MOST_SAMPLES]
+            return [
+                Sample(
+                    title=entry["title"],
+                    url=entry["url"],
+                    content=(await web.get(entry["url"])).raise_for_status().content,
+                )
+                for entry in listed
+            ]
+    except httpx.HTTPError as error:
+        raise SandboxChildError(f"The sandbox shows no samples: {type(error).__name__}: {error}.") from None
+
+
+def _start_fresh(folder: Path) -> None:
+    """Remove what an earlier demo left in ``folder``, and nothing else."""
+    book = ResultBook.open(folder)
+    if not all(row.image.startswith(_OURS) for row in book.rows.values()):
+        raise ConfigurationError(
+            f"{folder} holds the results of a real run.", advice="Choose another folder for the demo with -o."
+        )
+    made = [folder / row.file for row in book.rows.values() if row.file]
+    try:
+        for path in (*made, book.path, folder / CONTACT_SHEET):
+            if path.parent in {folder, folder / IMAGES}:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be used: {error.strerror or error}.") from None
+
+
+def _draw(sheet: Path, samples: list[Sample], rows: list[ResultRow]) -> None:
+    from flux_async.cli.contact_sheet import Pair, draw_contact_sheet  # noqa: PLC0415 - needs the extra
+
+    pairs = [
+        Pair(
+            title=sample.title,
+            before=sample.content,
+            after=(sheet.parent / row.file).read_bytes() if row.file else None,
+            remark=row.error.type if row.error else "",
+        )
+        for sample, row in zip(samples, rows, strict=True)
+    ]
+    draw_contact_sheet(pairs, sheet)
+
+
+def _table(samples: list[Sample], rows: list[ResultRow], folder: Path) -> Table:
+    table = Table(box=box.SIMPLE, caption=f"in {folder / IMAGES}", caption_justify="right")
+    table.add_column("picture")
+    table.add_column("seconds", justify="right")
+    table.add_column("result file", no_wrap=True)
+    for sample, row in zip(samples, rows, strict=True):
+        result = Path(row.file).name if row.file else str(row.error.type if row.error else row.status)
+        table.add_row(Text(sample.title), _seconds(row), Text(result))
+    return table
+
+
+def _seconds(row: ResultRow) -> str:
+    """Return how long the picture took from the accepted submit to the file on disk."""
+    if row.submitted_at is None or row.finished_at is None:
+        return "-"
+    took = datetime.fromisoformat(row.finished_at) - datetime.fromisoformat(row.submitted_at)
+    return f"{took.total_seconds():.1f}"

@@ -1,0 +1,91 @@
+"""The demo, end to end: a sandbox of its own, real pictures, real sockets, and a sheet to look at."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+MOST_SECONDS = 60
+MOST_SECONDS_ON_A_BUSY_MACHINE = 240
+
+
+def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "flux_async.cli", "demo", *arguments],
+        check=False,
+        cwd=folder,
+        env=environment | {"HTTP_PROXY": "http://127.0.0.1:9", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=MOST_SECONDS_ON_A_BUSY_MACHINE,
+    )
+
+
+def changed(before: bytes, after: bytes) -> float:
+    """Return the share of pixels that differ visibly."""
+    from PIL import Image, ImageChops  # noqa: PLC0415 - only where pictures are looked at
+
+    with Image.open(io.BytesIO(before)) as one, Image.open(io.BytesIO(after)) as two:
+        difference = ImageChops.difference(one.convert("L"), two.convert("L"))
+    histogram = difference.histogram()
+    return sum(histogram[32:]) / sum(histogram)
+
+
+@pytest.mark.timeout(2 * MOST_SECONDS_ON_A_BUSY_MACHINE)
+def test_the_demo_removes_text_from_a_dozen_pictures_and_shows_it(tmp_path: Path) -> None:
+    """Without key and network the demo cleans at least 12 pictures and names the contact sheet, full path."""
+    stale = tmp_path / "flux-demo" / "images" / "kept.txt"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("not the demo's")
+    began = time.monotonic()
+    ended = run_demo(tmp_path)
+    took = time.monotonic() - began
+    assert ended.returncode == 0, ended.stderr
+
+    sheet = tmp_path / "flux-demo" / "contact_sheet.png"
+    assert ended.stdout.strip().endswith(str(sheet.resolve()))
+    rows = [json.loads(line) for line in (tmp_path / "flux-demo" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) >= 12
+    assert {row["status"] for row in rows} == {"succeeded"}
+    for row in rows:
+        assert (tmp_path / "flux-demo" / row["file"]).stat().st_size > 1000
+        assert Path(row["file"]).name in ended.stderr
+    assert stale.exists()
+
+    from PIL import Image  # noqa: PLC0415 - only where pictures are looked at
+
+    with Image.open(sheet) as picture:
+        assert picture.width > 1500
+    if len(os.sched_getaffinity(0)) >= 2 and os.getloadavg()[0] < 2.5:
+        assert took < MOST_SECONDS
+
+
+def test_the_demo_leaves_the_results_of_a_real_run_alone(tmp_path: Path) -> None:
+    """A folder with results that were paid for is refused, and nothing in it is touched."""
+    row = {
+        "image": "https://example.com/a.png",
+        "key": "k",
+        "status": "pending",
+        "task_id": "t",
+        "result_url": None,
+        "file": None,
+        "charge": "yes",
+        "error": None,
+        "attempts": 1,
+        "submitted_at": None,
+        "finished_at": None,
+    }
+    results = tmp_path / "results.jsonl"
+    results.write_text(json.dumps(row))
+    ended = run_demo(tmp_path, "-o", str(tmp_path))
+    assert ended.returncode == 2
+    assert "results of a real run" in ended.stderr
+    assert results.read_text() == json.dumps(row)
