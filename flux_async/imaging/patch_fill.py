@@ -1,0 +1,248 @@
+"""Fill a hole with pieces of the rest of the picture: right for bricks, gravel, leaves, fur.
+
+PatchMatch after Wexler: for every pixel in and around the hole the most similar patch elsewhere is sought,
+the patches vote for the new pixels, and so on in turns, from a coarse picture to the full one. A fourth
+channel, "how busy is it here" (after Newson), keeps smooth and busy places apart where their colours are
+alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import cv2
+import numpy as np
+
+from flux_async.imaging.arrays import (
+    Floats,
+    Mask,
+    depth,
+    dilate_square,
+    gaussian,
+    masked_gaussian,
+    resize,
+    to_pixels,
+)
+from flux_async.imaging.patch_search import (
+    CHEQUERED_PATCH,
+    FULL_PATCH,
+    PATCH,
+    RADIUS,
+    Guide,
+    Level,
+    Places,
+    Search,
+    trust,
+    vote,
+    with_rim,
+)
+from flux_async.imaging.smooth_fill import fill_smoothly
+
+MOST_LEVELS = 6
+THIN = 2.5
+"""At the coarsest level the hole is at most about twice this many pixels wide."""
+ROUNDS = (0, 1, 2, 3, 4, 4)
+"""How many searches at each level, the full picture first: there a vote over the level below is enough."""
+LIKENESS = 0.15
+"""Weight of the smooth fill as a guide, at the coarsest level."""
+NEARNESS = 150.0
+"""Weight of the wish that patches come from nearby, at the coarsest level."""
+
+_MOSTLY_KNOWN = 0.6
+_FEW_SOURCES = 30
+_SMALL_LEVEL = 30_000
+_PEEL_SOURCES = 5000
+_PEEL_CHUNK = 2048
+_LARGEST_CORRECTION = 24
+
+
+def fill_with_patches(picture: Floats, hole: Mask, *, seed: int) -> Floats:
+    """Return the picture (height, width, 3) with its hole filled; the same seed gives the same result."""
+    random = np.random.default_rng(seed)
+    pyramid = _pyramid(picture, hole)
+    state: _State | None = None
+    for depth_below, (values, missing) in reversed(list(enumerate(pyramid))):
+        level = Level.of(values, missing)
+        if not missing.any() or len(level.sources) < _FEW_SOURCES:
+            state = None
+            continue
+        state = _begin(level, random) if state is None else _refine_from(state, level, depth_below, random)
+        rounds = ROUNDS[depth_below] if len(pyramid) > 1 else 1
+        state = _search_rounds(state, rounds, depth_below, random)
+    if state is None:
+        return fill_smoothly(picture, hole)
+    return _without_seam(picture, hole, state)
+
+
+@attrs.frozen(eq=False)
+class _State:
+    """What is known after some rounds at one level."""
+
+    level: Level
+    matches: Places
+    current: Floats
+    voted: Floats
+    guide: Guide | None = None
+
+
+def _pyramid(picture: Floats, hole: Mask) -> list[tuple[Floats, Mask]]:
+    count = 1 + int(
+        np.clip(math.ceil(math.log2(max(1.0, float(depth(hole).max()) / THIN))), 0, MOST_LEVELS - 1)
+    )
+    while count > 1 and min(hole.shape) >> (count - 1) < 4 * PATCH:
+        count -= 1
+    busy = _busyness(picture, hole, reach=2 ** min(count, 4) + 1)
+    levels = [(np.dstack([picture, busy]).astype(np.float32), hole)]
+    for _ in range(count - 1):
+        levels.append(_halved(*levels[-1]))
+    return levels
+
+
+def _halved(values: Floats, hole: Mask) -> tuple[Floats, Mask]:
+    shape = ((hole.shape[0] + 1) // 2, (hole.shape[1] + 1) // 2)
+    known = (~hole).astype(np.float32)
+    share = resize(known, shape)
+    smaller = resize(values * known[..., None], shape) / np.maximum(share, 1e-3)[..., None]
+    missing = share < _MOSTLY_KNOWN
+    smaller[missing] = 0
+    return np.asarray(smaller, np.float32), missing
+
+
+def _busyness(picture: Floats, hole: Mask, *, reach: int) -> Floats:
+    """Return the mean gradient around each pixel; gradients that touch the hole are left out."""
+    grey = np.asarray(cv2.cvtColor(to_pixels(picture), cv2.COLOR_RGB2GRAY), np.float32)
+    known = (~dilate_square(hole, 1)).astype(np.float32)
+    slope = np.abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    mean = cv2.blur(slope * known, (reach, reach)) / np.maximum(cv2.blur(known, (reach, reach)), 0.02)
+    return np.minimum(255, mean).astype(np.float32)
+
+
+def _begin(level: Level, random: np.random.Generator) -> _State:
+    """Make a first guess at the coarsest level, and search long from it."""
+    guide = Guide(
+        look=masked_gaussian(level.values, (~level.hole).astype(np.float32), 2.0),
+        wanted=fill_smoothly(level.values, level.hole),
+        likeness=LIKENESS,
+        nearness=NEARNESS,
+    )
+    current = _peel(level, guide, random)
+    start = level.random_sources(len(level.targets), random)
+    search = Search(level, current, start, random, guide=guide)
+    widest = max(level.shape)
+    radii = tuple(widest >> halvings for halvings in range(9) if widest >> halvings >= 1)
+    for _ in range(3):
+        search.sweep(jumps=(4, 1), radii=radii)
+    voted = vote(level, search.matches, None, sharpness=1.2)
+    return _State(level, search.matches, current, voted, guide)
+
+
+def _refine_from(below: _State, level: Level, depth_below: int, random: np.random.Generator) -> _State:
+    """Carry the matches of the level below up to this one."""
+    coarse = below.level
+    targets = level.targets
+    parents = Places(
+        np.minimum(targets.rows // 2, coarse.shape[0] - 1),
+        np.minimum(targets.columns // 2, coarse.shape[1] - 1),
+    )
+    number = coarse.numbers[parents.rows, parents.columns]
+    matched = below.matches.at(number)
+    rows = np.clip(matched.rows * 2 + (targets.rows & 1), 0, level.shape[0] - 1)
+    columns = np.clip(matched.columns * 2 + (targets.columns & 1), 0, level.shape[1] - 1)
+    lost = np.flatnonzero((number < 0) | ~level.usable[rows, columns])
+    fresh = level.random_sources(len(lost), random)
+    rows[lost], columns[lost] = fresh.rows, fresh.columns
+    matches = Places(rows, columns)
+    voted = vote(level, matches, None, sharpness=1.2 if depth_below else 0.8)
+    return _State(level, matches, np.where(level.hole[..., None], voted, level.values), voted)
+
+
+def _search_rounds(state: _State, rounds: int, depth_below: int, random: np.random.Generator) -> _State:
+    """Search and vote in turns; the last vote of a level is sharper, which keeps its grain."""
+    level, small = state.level, depth_below > 0 and len(state.level.targets) < _SMALL_LEVEL
+    jumps = (4, 1) if small else (1,)
+    radii = (64, 16, 4, 1) if small else ((16, 4, 1) if depth_below else (8, 2))
+    for left in reversed(range(rounds)):
+        offsets = FULL_PATCH if small else CHEQUERED_PATCH
+        search = Search(level, state.current, state.matches, random, offsets=offsets, guide=state.guide)
+        search.sweep(jumps=jumps, radii=radii)
+        sharpness = 4.0 * RADIUS if left else (1.5 if depth_below else 0.8)
+        voted = vote(level, search.matches, trust(search.costs), sharpness=sharpness)
+        current = np.where(level.hole[..., None], voted, level.values)
+        state = _State(level, search.matches, current, voted, state.guide)
+    return state
+
+
+def _peel(level: Level, guide: Guide, random: np.random.Generator) -> Floats:
+    """Fill the hole layer by layer from its rim, each pixel from the best of all sources (exhaustive search).
+
+    The squared distance of a partly known patch to every source is three matrix products, so numpy's BLAS
+    does the work: sum(w s s) - 2 sum(w t s) (+ a constant), w marking what is known.
+    """
+    sources = level.sources
+    if len(sources) > _PEEL_SOURCES:
+        sources = sources.at(np.sort(random.permutation(len(sources))[:_PEEL_SOURCES]))
+    scorer = _Scorer(level, sources, guide)
+    filled, known = level.values.copy(), ~level.hole
+    filled[level.hole] = 0
+    while not known.all():
+        layer = Places.where(~known & dilate_square(known, 1))
+        around, around_known = with_rim(filled), np.pad(known, RADIUS, mode="reflect").astype(np.float32)
+        for start in range(0, len(layer), _PEEL_CHUNK):
+            part = layer.at(np.arange(start, min(start + _PEEL_CHUNK, len(layer))))
+            best = sources.at(scorer.best(part, around, around_known))
+            filled[part.rows, part.columns] = level.values[best.rows, best.columns]
+        known[layer.rows, layer.columns] = True
+    return filled
+
+
+class _Scorer:
+    """Scores partly known patches against all sources at once."""
+
+    def __init__(self, level: Level, sources: Places, guide: Guide) -> None:
+        self._level, self._guide = level, guide
+        self._steps = level.flat_offsets(FULL_PATCH)
+        patches = with_rim(level.values).reshape(-1, 4)[level.flat(sources)[:, None] + self._steps]
+        self._squares = np.ascontiguousarray((patches**2).sum(2).T)
+        self._patches = np.ascontiguousarray(patches.reshape(len(sources), -1).T)
+        self._look = guide.look[sources.rows, sources.columns]
+        self._look_squares = (self._look**2).sum(1)
+        self._where = np.stack([sources.rows, sources.columns]).astype(np.float32)
+        self._where_squares = (self._where**2).sum(0)
+
+    def best(
+        self, part: Places, around: Floats, around_known: Floats
+    ) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        """Return the number of the best source for each place."""
+        index = self._level.flat(part)[:, None] + self._steps
+        wanted, known = around.reshape(-1, 4)[index], around_known.reshape(-1)[index]
+        score = known @ self._squares - 2 * (
+            (wanted * known[..., None]).reshape(len(part), -1) @ self._patches
+        )
+        score += known.sum(1)[:, None] * self._wishes(part)
+        return np.asarray(score.argmin(1))
+
+    def _wishes(self, part: Places) -> Floats:
+        hoped = self._guide.wanted[part.rows, part.columns]
+        unlike = self._look_squares[None] - 2 * hoped @ self._look.T
+        here = np.stack([part.rows, part.columns], 1).astype(np.float32)
+        away = self._where_squares[None] - 2 * here @ self._where
+        height, width = self._level.shape
+        return np.asarray(
+            self._guide.likeness * unlike + self._guide.nearness / (height**2 + width**2) * away, np.float32
+        )
+
+
+def _without_seam(picture: Floats, hole: Mask, state: _State) -> Floats:
+    """Correct the fill by what the vote gets wrong on the known rim, carried smoothly across the hole."""
+    rim = state.level.numbers >= 0
+    rim &= ~hole
+    error = np.zeros_like(picture)
+    error[rim] = (picture - state.voted[..., :3])[rim]
+    weight = np.maximum(gaussian(rim.astype(np.float32), 3), 1e-3)[..., None]
+    correction = np.clip(
+        fill_smoothly(np.asarray(gaussian(error, 3) / weight, np.float32), ~rim),
+        -_LARGEST_CORRECTION,
+        _LARGEST_CORRECTION,
+    )
+    return np.where(hole[..., None], state.current[..., :3] + correction, picture).astype(np.float32)
