@@ -1,0 +1,74 @@
+"""The samples can be drawn, differ from their clean originals only by text, and say what the text is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from flux_async.imaging import Quality, read_text
+from flux_async.sandbox import backgrounds, samples
+
+FULL = 14
+
+
+def letters(text):
+    """Return the letters and digits of a text, in lower case."""
+    return {sign.lower() for sign in text if sign.isalnum()}
+
+
+def test_there_are_many_samples():
+    """With the photographs installed there are at least fourteen, each with its own name."""
+    names = samples.sample_names()
+    assert len(names) >= FULL
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", samples.sample_names())
+def test_a_sample_is_its_clean_picture_and_text(name):
+    """The text covers some of the picture; all the rest is the clean picture, to the byte."""
+    sample = samples.draw_sample(name)
+    changed = (sample.picture != sample.clean).any(2)
+    assert sample.picture.shape == sample.clean.shape
+    assert 400_000 <= changed.size <= 1_050_000
+    assert 0.001 < changed.mean() < 0.35
+    assert sample.name == name
+    assert sample.title
+    assert sample.text
+
+
+@pytest.mark.parametrize("name", samples.sample_names())
+def test_no_text_runs_off_the_picture(name):
+    """No letter touches the border."""
+    sample = samples.draw_sample(name)
+    changed = np.abs(sample.picture.astype(int) - sample.clean).max(2) > 20
+    assert not any(border.any() for border in (changed[0], changed[-1], changed[:, 0], changed[:, -1]))
+
+
+@pytest.mark.parametrize("name", ["summer-sale", "chinese-banner", "letter"])
+def test_the_text_can_be_read(name):
+    """What the sample says its text is, is what can be read in it."""
+    sample = samples.draw_sample(name)
+    read = letters(" ".join(line.text for line in read_text(sample.picture, quality=Quality.GOOD)))
+    assert len(read & letters(sample.text)) > 0.8 * len(letters(sample.text))
+
+
+def test_drawing_twice_gives_the_same():
+    """A sample is the same every time."""
+    assert (samples.draw_sample("slide").picture == samples.draw_sample("slide").picture).all()
+
+
+def test_without_photographs_the_drawn_samples_are_listed(monkeypatch):
+    """Where scikit-image is not installed, only samples that need no photograph are offered."""
+    everything = samples.sample_names()
+    monkeypatch.setattr(backgrounds.importlib.util, "find_spec", lambda _name: None)
+    drawn = samples.sample_names()
+    assert set(drawn) < set(everything)
+    assert "market-poster" in drawn
+    with pytest.raises(FileNotFoundError, match=r"flux-async\[demo\]"):
+        samples.draw_sample(next(name for name in everything if name not in drawn))
+
+
+def test_unknown_samples_are_refused():
+    """A name that is not listed raises KeyError."""
+    with pytest.raises(KeyError):
+        samples.draw_sample("nothing")
