@@ -221,6 +221,7 @@ class Account:
         """
         await self._take(self._submits, deadline)
         try:
+            self._check_open(call)  # no permit for those who were turned away while they waited
             await self._await_permit(deadline)
             self._check_open(call)
         except BaseException:
