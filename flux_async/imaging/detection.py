@@ -122,6 +122,15 @@ def covered(regions: Iterable[TextRegion], shape: tuple[int, ...]) -> Mask:
     return canvas
 
 
+def along_line(line: Mask) -> Floats:
+    """Return how far along the line each of its pixels lies, in pixels, in the order of ``np.nonzero``."""
+    rows, columns = np.nonzero(line)
+    points = np.stack([columns, rows]).astype(np.float32)
+    _, axes = np.linalg.eigh(np.cov(points))
+    along = axes[:, 1] @ points
+    return np.asarray(along - along.min(), np.float32)
+
+
 def _probabilities(picture: Pixels, long_side: int) -> Floats:
     scale = long_side / max(picture.shape[:2])
     height, width = (

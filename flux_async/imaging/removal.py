@@ -74,7 +74,7 @@ def _remove(picture: Pixels, quality: Quality, fill: Fill) -> Removal:
     passes = [len(regions)]
     for _ in range(_MORE_PASSES[quality]):
         text = covered(regions, picture.shape)
-        again = find_text(result, quality=quality)
+        again = find_text(result)
         traces = [region for region in again if _is_trace(result, region, text)]
         missed = [region for region in again if region not in traces and _was_missed(result, region)]
         if not traces and not missed:

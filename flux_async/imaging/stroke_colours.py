@@ -26,6 +26,7 @@ from flux_async.imaging.arrays import (
     resize_mask,
     resize_pixels,
 )
+from flux_async.imaging.detection import along_line
 
 if TYPE_CHECKING:
     from flux_async.imaging.detection import TextRegion
@@ -111,8 +112,7 @@ def _is_ink(colour: Mask, view: _View) -> bool:
 
 def _spread(colour: Mask, view: _View) -> float:
     """Return the share of slices along the line in which the colour is nearly as common as overall."""
-    rows, columns = np.nonzero(view.inside)
-    along = _along(rows, columns)
+    along = along_line(view.inside)
     length = float(np.ptp(along))
     slices = int(np.clip(round(length / max(view.height, 1.0)), 3, 24))
     where = np.minimum(slices - 1, ((along - along.min()) / (length + 1e-6) * slices).astype(np.int32))
@@ -121,15 +121,6 @@ def _spread(colour: Mask, view: _View) -> float:
         np.bincount(where, minlength=slices), 1
     )
     return float((shares > 0.3 * max(float(present.mean()), 1e-6)).mean())
-
-
-def _along(
-    rows: np.ndarray[tuple[int], np.dtype[np.intp]], columns: np.ndarray[tuple[int], np.dtype[np.intp]]
-) -> Floats:
-    """Project points on their main axis: the direction the line runs."""
-    points = np.stack([columns, rows]).astype(np.float32)
-    _, axes = np.linalg.eigh(np.cov(points))
-    return (axes[:, 1] @ points).astype(np.float32)
 
 
 def _mostly_inside(ink: Mask, view: _View) -> Mask:

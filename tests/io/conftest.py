@@ -93,7 +93,7 @@ class _PictureHandler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        found = self.files.get(self.path)
+        found = self.files.get(self.path.partition("?")[0])
         content_type, content = found or ("text/plain", b"no such picture")
         self.send_response(200 if found else 404)
         self.send_header("Content-Type", content_type)

@@ -122,7 +122,7 @@ def test_generation(sandbox_url: str) -> None:
 )
 def test_bad_input_fails_later(sandbox_url: str, picture_host: Any, path: str, message: str) -> None:
     """An input that cannot be used is accepted, fails later with flag 3, and its credits come back."""
-    image = f"{picture_host.url}{path}"
+    image = f"{picture_host.url}{path}?this-test"  # the sandbox and its ledger are shared by all tests
     record = finished(sandbox_url, submit(sandbox_url, inputImage=image))
     assert (record["successFlag"], record["errorCode"], record["errorMessage"]) == (3, 400, message)
     line = httpx.get(f"{sandbox_url}/__sandbox/ledger").json()["images"][image]
