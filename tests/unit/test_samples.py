@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flux_async.imaging import Quality, read_text
+from flux_async.imaging import read_text
 from flux_async.sandbox import backgrounds, samples
 
 FULL = 14
@@ -48,7 +48,7 @@ def test_no_text_runs_off_the_picture(name):
 def test_the_text_can_be_read(name):
     """What the sample says its text is, is what can be read in it."""
     sample = samples.draw_sample(name)
-    read = letters(" ".join(line.text for line in read_text(sample.picture, quality=Quality.GOOD)))
+    read = letters(" ".join(line.text for line in read_text(sample.picture)))
     assert len(read & letters(sample.text)) > 0.8 * len(letters(sample.text))
 
 
