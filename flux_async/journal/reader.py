@@ -1,0 +1,189 @@
+"""Look at a journal without changing it, also while a run holds its lease."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import attrs
+
+from flux_async.errors import JournalError, JournalVersionError
+from flux_async.journal.store import _COLUMNS, APPLICATION_ID, SCHEMA_VERSION, StoredJob, _stored
+from flux_async.lifecycle import JobState
+from flux_async.models import JobKey
+
+_PAGE = 500
+_SPENT = ("SubmitAccepted", "TaskFound")
+_MODEL = "json_extract(job.request, '$.model')"
+
+
+@attrs.frozen(kw_only=True)
+class Holder:
+    """Who runs a journal.
+
+    Attributes:
+        pid: His process.
+        since: When he took the lease, in seconds since the epoch.
+    """
+
+    pid: int
+    since: float
+
+
+@attrs.frozen(kw_only=True)
+class Spending:
+    """What one model has cost in tasks: certain ones, and submits whose task never became known."""
+
+    model: str
+    tasks: int
+    perhaps: int
+
+
+class JournalReader:
+    """A read-only connection to a journal; use it as ``with``. It may be used from any thread, one at a time.
+
+    Raises:
+        JournalError: There is none, it is damaged, or it is somebody else's.
+        JournalVersionError: A newer release wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise JournalError(f"There is no journal at {path}.", advice="Check the folder's name.")
+        try:
+            self._connection = sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise JournalError(f"{path} cannot be read: {error}.") from None
+        try:
+            self._check(path)
+        except JournalError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def _check(self, path: Path) -> None:
+        self._all("PRAGMA busy_timeout = 5000")
+        if self._value("PRAGMA application_id") != APPLICATION_ID:
+            raise JournalError(f"{path} is not a journal.", advice="Check the folder's name.")
+        if self._value("PRAGMA user_version") > SCHEMA_VERSION:
+            raise JournalVersionError(f"{path} was written by a newer release.")
+
+    # --- jobs ---------------------------------------------------------------------------------------------
+
+    def jobs(self, *states: JobState) -> Iterator[StoredJob]:
+        """Yield the jobs in these states, or all of them, in order of arrival."""
+        where = f"state IN ({_marks(states)}) AND" if states else ""
+        sql = f"SELECT {_COLUMNS} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
+        after = 0
+        while page := self._all(sql, *states, after):
+            yield from map(_stored, page)
+            after = page[-1][0]
+
+    def by_number(self, numbers: Sequence[int]) -> list[StoredJob]:
+        """Return the jobs with these numbers, at most some hundreds, in the order asked for."""
+        sql = f"SELECT {_COLUMNS} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
+        found = {row[0]: _stored(row) for row in self._all(sql, *numbers)}
+        return [found[number] for number in numbers if number in found]
+
+    def named(self, start: str) -> list[StoredJob]:
+        """Return the job with this key, or else up to two whose keys begin so."""
+        exact = f"SELECT {_COLUMNS} FROM job WHERE key = ?"  # noqa: S608
+        begins = f"SELECT {_COLUMNS} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
+        rows = self._all(exact, start) or self._all(begins, len(start), start)
+        return [_stored(row) for row in rows]
+
+    def owner_of(self, task_id: str) -> JobKey | None:
+        """Return the job that a task belongs to, or once belonged to."""
+        sql = "SELECT key FROM job JOIN attempt ON attempt.job = job.number WHERE attempt.task_id = ? LIMIT 1"
+        key = self._value(sql, task_id)
+        return None if key is None else JobKey(key)
+
+    def intended_at(self, number: int) -> float | None:
+        """Return when the latest submit of a job was about to leave."""
+        return self._number("SELECT max(intended_at) FROM attempt WHERE job = ?", number)
+
+    # --- figures ------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state, those without any included."""
+        rows = dict(self._all("SELECT state, count(*) FROM job GROUP BY state"))
+        return {state: rows.get(state.value, 0) for state in JobState}
+
+    def last_activity(self) -> float | None:
+        """Return when something last happened, in seconds since the epoch."""
+        return self._number("SELECT at FROM event ORDER BY number DESC LIMIT 1")
+
+    def spending(self) -> list[Spending]:
+        """Return the tasks made so far, by model."""
+        sql = (
+            f"SELECT {_MODEL}, sum(type IN {_SPENT}), sum(type = 'SubmitUnknown') - sum(type = 'TaskFound') "  # noqa: S608
+            "FROM event JOIN job ON event.job = job.number "
+            f"WHERE type IN {(*_SPENT, 'SubmitUnknown')} GROUP BY 1"
+        )
+        return [
+            Spending(model=str(model), tasks=tasks, perhaps=max(0, perhaps))
+            for model, tasks, perhaps in self._all(sql)
+        ]
+
+    def generation_s(self, share: float) -> float | None:
+        """Return the duration that ``share`` of the tasks did not exceed, in the vendor's own seconds."""
+        known = "FROM job WHERE generation_s IS NOT NULL"
+        count = self._value(f"SELECT count(*) {known}")
+        place = max(0, math.ceil(count * share) - 1)
+        return self._number(f"SELECT generation_s {known} ORDER BY generation_s LIMIT 1 OFFSET ?", place)
+
+    # --- how ----------------------------------------------------------------------------------------------
+
+    def _all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"The journal cannot be read: {error}.") from None
+
+    def _number(self, sql: str, *values: object) -> float | None:
+        value = self._value(sql, *values)
+        return None if value is None else float(value)
+
+    def _value(self, sql: str, *values: object) -> Any:
+        rows = self._all(sql, *values)
+        return rows[0][0] if rows else None
+
+
+def holder_of(journal: Path) -> Holder | None:
+    """Say who runs ``journal`` now, without taking or asking for its lease."""
+    try:
+        path = journal.resolve()
+        told = json.loads(path.with_name(path.name + ".lock").read_text(encoding="utf-8"))
+        holder = Holder(pid=int(told["pid"]), since=float(told["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        os.kill(holder.pid, 0)
+    except PermissionError:
+        return holder  # it runs, under another user
+    except (OSError, OverflowError):
+        return None
+    return holder
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))

@@ -1,0 +1,402 @@
+"""What is on disk, and when is it safe?
+
+The journal keeps, for every job, what was asked for and where it stands, and beside it a log of everything
+that happened. State and log are written in one transaction. A method returns after the commit;
+``synchronous=FULL`` in WAL mode means that a commit survives the loss of power, not only of the process.
+
+``Journal(":memory:")`` runs the same code without a file: nothing survives the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import attrs
+
+from flux_async.clock import Clock, SystemClock
+from flux_async.errors import (
+    Charge,
+    JobConflictError,
+    JournalBusyError,
+    JournalError,
+    JournalVersionError,
+    shown,
+)
+from flux_async.journal.lease import Lease
+from flux_async.journal.writer import Writer
+from flux_async.lifecycle import LIVE, Event, JobSnapshot, JobState, Problem, SubmitIntended
+from flux_async.models import JobKey, TaskId
+
+if TYPE_CHECKING:
+    import sqlite3
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x464C5558
+""""FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
+
+_HEADER = b"SQLite format 3\x00"
+_COLUMNS = (
+    "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
+    "problem, not_before, submitted_at, generated_at, finished_at, generation_s"
+)
+_UPDATE = (
+    "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
+    "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=? "
+    "WHERE number=?"
+)
+
+
+@attrs.frozen(kw_only=True)
+class StoredJob:
+    """A job as the journal has it.
+
+    Attributes:
+        number: Its place in the order of arrival.
+        request: The wire JSON it was added with.
+        job: Where it stands.
+    """
+
+    number: int
+    request: str
+    job: JobSnapshot
+
+
+class Journal:
+    """The durable record of a batch.
+
+    Args:
+        path: The file, or ``":memory:"``.
+        clock: The reader of time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = ":memory:", *, clock: Clock | None = None) -> None:
+        # Resolved, so that one file has one lock file, whatever the links that lead to it.
+        try:
+            self._path = None if path == ":memory:" else Path(path).resolve()
+        except (OSError, TypeError, ValueError) as error:
+            raise JournalError(f"{shown(path)} is no path for a journal: {error}.") from None
+        self._clock = clock or SystemClock()
+        self._running = False
+        self._writer: Writer | None = None
+        self._lease: Lease | None = None
+
+    def __repr__(self) -> str:
+        return f"<Journal {self._path or ':memory:'}>"
+
+    async def open(self, *, account: str = "") -> Self:
+        """Take the lease and open the file; a new one is made.
+
+        Args:
+            account: Fingerprint of the account whose tasks it holds; another one's journal is refused.
+
+        Raises:
+            JournalBusyError: Somebody else is running it.
+            JournalVersionError: A newer release wrote it.
+            JournalError: It is damaged, somebody else's, or cannot be written; it was left as it is.
+        """
+        if self._writer is not None:
+            raise JournalError("The journal is open already.", advice="Open it once, and close it.")
+        if self._path is not None:
+            _make_folder(self._path)
+            # The lease comes first: a look at the file of a run in this process would drop its locks.
+            self._lease = Lease.take(self._path, at=self._clock.wall())
+        try:
+            if self._path is not None:
+                _inspect(self._path)
+            self._writer = Writer(self._connect, asyncio.get_running_loop())
+            await self._writer.start()
+            await self._do(lambda c: _check_account(c, account))
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def aclose(self) -> None:
+        """Write what is waiting, close the file, let go of the lease."""
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                await writer.stop()
+        finally:
+            lease, self._lease = self._lease, None
+            if lease is not None:
+                lease.release()
+
+    async def __aenter__(self) -> Self:
+        return self if self._writer is not None else await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether it outlives the process."""
+        return self._path is not None
+
+    @contextlib.contextmanager
+    def one_run(self) -> Iterator[None]:
+        """Be the one run of this open journal.
+
+        Raises:
+            JournalBusyError: There is one already.
+        """
+        if self._running:
+            raise JournalBusyError("This journal is being run already.")
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+
+    @property
+    def commits(self) -> int:
+        """Transactions so far; fewer than writes where several were waiting at once."""
+        return 0 if self._writer is None else self._writer.commits
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    async def add(self, entries: Sequence[tuple[JobKey, str]]) -> list[StoredJob]:
+        """Add jobs that are not there yet; return them all, each once, in order of arrival.
+
+        Adding the same again does nothing, so giving a batch its list a second time resumes it.
+
+        Raises:
+            JobConflictError: A key is there with another request; nothing of ``entries`` was added.
+        """
+        return await self._do(lambda c: _add(c, entries))
+
+    async def record(
+        self, number: int, job: JobSnapshot, event: Event, *, before: JobSnapshot | None = None
+    ) -> None:
+        """Write the job as ``event`` left it, and the event. Returns after the commit.
+
+        Args:
+            number: The job's number.
+            job: The job after the event.
+            event: What happened.
+            before: The job as it was; the write is refused where the journal has it otherwise by now.
+        """
+        await self._do(lambda c: _record(c, number, job, event, before))
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    async def jobs(self, state: JobState, *, after: int = 0, limit: int = 100) -> list[StoredJob]:
+        """Return up to ``limit`` jobs in ``state``, in order of arrival, beyond number ``after``."""
+        sql = f"SELECT {_COLUMNS} FROM job WHERE state = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
+        rows = await self._do(lambda c: c.execute(sql, (state, after, limit)).fetchall())
+        return [_stored(row) for row in rows]
+
+    async def job(self, key: str) -> StoredJob | None:
+        """Return one job, or None."""
+        sql = f"SELECT {_COLUMNS} FROM job WHERE key = ?"  # noqa: S608
+        row = await self._do(lambda c: c.execute(sql, (key,)).fetchone())
+        return None if row is None else _stored(row)
+
+    async def counts(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state."""
+        rows = await self._do(
+            lambda c: c.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall()
+        )
+        return {JobState(state): count for state, count in rows}
+
+    async def submits_since(self, at: float) -> list[float]:
+        """Return when submits were intended since ``at`` (seconds since the epoch), oldest first."""
+        sql = "SELECT intended_at FROM attempt WHERE intended_at >= ? ORDER BY intended_at"
+        return [row[0] for row in await self._do(lambda c: c.execute(sql, (at,)).fetchall())]
+
+    # --- how ----------------------------------------------------------------------------------------------
+
+    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._writer is None:
+            raise JournalError("The journal is not open.", advice="Use it as `async with`, or call open().")
+        return await self._writer.do(work)
+
+    def _connect(self) -> sqlite3.Connection:
+        import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+
+        connection = sqlite3.connect(
+            ":memory:" if self._path is None else self._path, isolation_level=None, cached_statements=64
+        )
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA busy_timeout = 5000")
+        if self._path is not None:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        _migrate(connection)
+        return connection
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise JournalError(f"{path} is a folder.", advice="Give the name of a file.")
+    except (OSError, ValueError) as error:
+        raise JournalError(f"{path} cannot be used: {error}.") from None
+
+
+def _inspect(path: Path) -> None:
+    """Look at what is there without touching it."""
+    import sqlite3  # noqa: PLC0415 - as above
+
+    if path.stat().st_size == 0:
+        if not os.access(path.parent, os.W_OK):
+            raise JournalError(f"{path.parent} is not writable.")
+        return
+    with path.open("rb") as file:
+        if file.read(len(_HEADER)) != _HEADER:
+            raise JournalError(
+                f"{path} is not a journal.", advice="Choose another path; it was left as it is."
+            )
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+        raise JournalError(f"{path} or its folder is not writable.")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            _check_ours(connection, path)
+    except sqlite3.Error as error:
+        raise JournalError(
+            f"{path} is damaged: {error}.", advice="It was left as it is; restore a copy, or start a new one."
+        ) from None
+
+
+def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
+    ours = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if empty and ours == version == 0:
+        return  # made by a run that ended before it could write the schema
+    if ours != APPLICATION_ID:
+        raise JournalError(f"{path} is another program's database.", advice="Choose another path.")
+    if version > SCHEMA_VERSION:
+        raise JournalVersionError(f"{path} was written by a newer release (schema {version}).")
+    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if problem != "ok":
+        raise JournalError(
+            f"{path} is damaged: {problem}.",
+            advice="It was left as it is; restore a copy, or start a new one.",
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date; the steps and their number commit together."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == SCHEMA_VERSION:
+        return
+    schema = files("flux_async.journal").joinpath("schema.sql").read_text(encoding="utf-8")
+    connection.executescript(
+        f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA application_id = {APPLICATION_ID};\n"
+        f"PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
+    )
+
+
+def _check_account(connection: sqlite3.Connection, account: str) -> None:
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('account', ?)", (account,))
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'account' AND value = ''", (account,))
+    known = connection.execute("SELECT value FROM meta WHERE name = 'account'").fetchone()[0]
+    if account and known and known != account:
+        raise JournalError(
+            "This journal holds the tasks of another key or address.",
+            advice="Use the key and address it was made with, or give this run a journal of its own.",
+        )
+
+
+def _add(connection: sqlite3.Connection, entries: Sequence[tuple[JobKey, str]]) -> list[StoredJob]:
+    connection.executemany("INSERT OR IGNORE INTO job (key, request) VALUES (?, ?)", entries)
+    sql = f"SELECT {_COLUMNS} FROM job WHERE key = ?"  # noqa: S608
+    found: dict[int, StoredJob] = {}
+    for key, request in entries:
+        stored = _stored(connection.execute(sql, (key,)).fetchone())
+        if stored.request != request:
+            raise JobConflictError(f"The journal holds another request under the key {key!r}.")
+        found[stored.number] = stored
+    return [found[number] for number in sorted(found)]
+
+
+def _record(
+    connection: sqlite3.Connection, number: int, job: JobSnapshot, event: Event, before: JobSnapshot | None
+) -> None:
+    if before is not None:
+        sql = "SELECT state, attempts FROM job WHERE number = ?"
+        if connection.execute(sql, (number,)).fetchone() != (before.state.value, before.attempts):
+            raise JournalError(f"Job {job.key} has moved on without this run; nothing was written.")
+    problem = None if job.problem is None else json.dumps(attrs.asdict(job.problem))
+    changed = connection.execute(
+        _UPDATE,
+        (
+            job.state.value,
+            job.attempts,
+            job.paid_failures,
+            job.task_id,
+            job.result_url,
+            job.origin_url,
+            job.file,
+            job.charge.value,
+            problem,
+            job.not_before,
+            job.submitted_at,
+            job.generated_at,
+            job.finished_at,
+            job.generation_s,
+            number,
+        ),
+    )
+    if changed.rowcount != 1:
+        raise JournalError(f"The journal does not hold job {job.key}.")
+    attempt = job.state.value if job.state in LIVE else "over"
+    if isinstance(event, SubmitIntended):
+        connection.execute(
+            "INSERT INTO attempt (job, number, state, intended_at) VALUES (?, ?, ?, ?)",
+            (number, job.attempts, attempt, event.at),
+        )
+    else:
+        connection.execute(
+            "UPDATE attempt SET state = ?, task_id = ? WHERE job = ? AND number = ?",
+            (attempt, job.task_id, number, job.attempts),
+        )
+    connection.execute(
+        "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
+        (number, event.at, type(event).__name__, _detail(event)),
+    )
+
+
+def _detail(event: Event) -> str:
+    fields: Mapping[str, Any] = attrs.asdict(event, filter=lambda a, v: a.name != "at" and v is not None)
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _stored(row: tuple[Any, ...]) -> StoredJob:
+    number, key, request, state, attempts, paid, task, result, origin, file, charge, problem, *times = row
+    not_before, submitted_at, generated_at, finished_at, generation_s = times
+    return StoredJob(
+        number=number,
+        request=request,
+        job=JobSnapshot(
+            key=JobKey(key),
+            state=JobState(state),
+            attempts=attempts,
+            paid_failures=paid,
+            task_id=None if task is None else TaskId(task),
+            result_url=result,
+            origin_url=origin,
+            file=file,
+            charge=Charge(charge),
+            problem=None if problem is None else Problem(**json.loads(problem)),
+            not_before=not_before,
+            submitted_at=submitted_at,
+            generated_at=generated_at,
+            finished_at=finished_at,
+            generation_s=generation_s,
+        ),
+    )

@@ -1,0 +1,154 @@
+"""One connection in one thread, and one commit for all who are waiting (*group commit*)."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from flux_async.errors import FluxError, JournalError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+T = TypeVar("T")
+
+Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
+
+_MOST_PER_COMMIT = 1000
+
+
+class Writer:
+    """Runs work on a connection in a thread of its own; what it returns is on disk.
+
+    Args:
+        connect: Opens the connection, in the thread.
+        loop: Where the waiting coroutines live.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], loop: asyncio.AbstractEventLoop) -> None:
+        self._connect = connect
+        self._loop = loop
+        self._queue: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="flux-async journal", daemon=True)
+        self.commits: int = 0
+        self._opened: asyncio.Future[None] = loop.create_future()
+
+    async def start(self) -> None:
+        """Open the connection.
+
+        Raises:
+            JournalError: It cannot be opened.
+        """
+        self._thread.start()
+        await asyncio.shield(self._opened)
+
+    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work`` in a transaction; return what it returned, after the commit.
+
+        A cancelled caller does not undo it: what was asked for is written.
+        """
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put((work, done))
+        return await done
+
+    async def stop(self) -> None:
+        """Write what is waiting, then close the connection; who is cancelled meanwhile still waits for it."""
+        self._queue.put(None)
+        joining = self._loop.run_in_executor(None, self._thread.join)
+        cancelled: asyncio.CancelledError | None = None
+        while not joining.done():
+            try:
+                await asyncio.shield(joining)
+            except asyncio.CancelledError as gone:
+                cancelled = gone
+        if cancelled is not None:
+            raise cancelled
+
+    def _run(self) -> None:
+        try:
+            connection = self._connect()
+        except Exception as error:  # noqa: BLE001 - handed to whoever opened the journal
+            self._tell(partial(self._opened.set_exception, as_journal_error(error)))
+            return
+        self._tell(lambda: self._opened.set_result(None))
+        while True:
+            batch, over = self._collect()
+            if batch:
+                results = self._commit(connection, batch)
+                self._tell(partial(_resolve, results))
+            if over:
+                connection.close()
+                return
+
+    def _collect(self) -> tuple[list[tuple[Work, asyncio.Future[Any]]], bool]:
+        batch: list[tuple[Work, asyncio.Future[Any]]] = []
+        item = self._queue.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) >= _MOST_PER_COMMIT:
+                return batch, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _commit(
+        self, connection: sqlite3.Connection, batch: list[tuple[Work, asyncio.Future[Any]]]
+    ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
+        """Commit all together; if one of them fails, each by itself, so that it fails alone."""
+        try:
+            values = self._transact(connection, [work for work, _ in batch])
+        except BaseException as error:  # noqa: BLE001 - told to whose work it was; the thread must live
+            if len(batch) == 1 or not _is_of_one(error):
+                return [(done, None, as_journal_error(error)) for _, done in batch]
+            return [result for item in batch for result in self._commit(connection, [item])]
+        return [(done, value, None) for (_, done), value in zip(batch, values, strict=True)]
+
+    def _transact(self, connection: sqlite3.Connection, works: list[Work]) -> list[Any]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            values = [work(connection) for work in works]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self.commits += 1
+        return values
+
+    def _tell(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # the loop is closed: nobody is waiting any more
+            return
+
+
+def _is_of_one(error: BaseException) -> bool:
+    """Whether one piece of work failed by itself; a full disk or a locked file concerns all."""
+    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+
+    return not isinstance(error, sqlite3.OperationalError)
+
+
+def _resolve(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    for done, value, error in results:
+        if done.done():
+            continue
+        if error is None:
+            done.set_result(value)
+        else:
+            done.set_exception(error)
+
+
+def as_journal_error(error: BaseException) -> BaseException:
+    """Turn SQLite's errors into ours; ours and bugs pass as they are."""
+    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+
+    if isinstance(error, FluxError) or not isinstance(error, sqlite3.Error):
+        return error
+    return JournalError(f"The journal could not be written: {error}.")

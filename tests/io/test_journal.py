@@ -1,0 +1,519 @@
+"""The journal on a real file: what is on disk and when, who may open it, what it refuses to touch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import select
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from flux_async.errors import (
+    Charge,
+    JobConflictError,
+    JournalBusyError,
+    JournalError,
+    JournalVersionError,
+)
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.lifecycle import (
+    Event,
+    JobSnapshot,
+    JobState,
+    Problem,
+    ResubmitGranted,
+    Saved,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitUnknown,
+    TaskSucceeded,
+    apply,
+)
+from flux_async.models import JobKey, TaskId
+
+URL = "https://files.example/t.jpg"
+PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
+WAIT_S = 30
+
+
+def entries(count: int, first: int = 0) -> list[tuple[JobKey, str]]:
+    return [(JobKey(f"k{n}"), f'{{"n":{n}}}') for n in range(first, first + count)]
+
+
+async def happened(journal: Journal, stored: StoredJob, *events: Event) -> JobSnapshot:
+    """Take a job through ``events``, each on disk before the next."""
+    job = stored.job
+    for event in events:
+        job = apply(job, event)
+        await journal.record(stored.number, job, event)
+    return job
+
+
+def life(task: str = "t") -> tuple[Event, ...]:
+    """Make the events of a job that goes well."""
+    return (
+        SubmitIntended(at=10.0),
+        SubmitAccepted(at=11.0, task_id=TaskId(task)),
+        TaskSucceeded(at=12.0, result_url=URL, origin_url=URL, generation_s=7.5),
+        Saved(at=13.0, file="a.jpg"),
+    )
+
+
+def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+# --- writing and reading ----------------------------------------------------------------------------------
+
+
+async def test_everything_of_a_job_comes_back(path: Path) -> None:
+    """What was recorded is what a later opener reads, to the last field, with the log of events beside it."""
+    async with Journal(path) as journal:
+        done, doubtful, pending = await journal.add(entries(3))
+        first = await happened(journal, done, *life())
+        second = await happened(
+            journal, doubtful, SubmitIntended(at=20.0), SubmitUnknown(at=21.0, problem=PROBLEM)
+        )
+    async with Journal(path) as journal:
+        back = await journal.job("k0")
+        assert back is not None
+        assert back.job == first
+        assert (back.number, back.request) == (done.number, '{"n":0}')
+        assert [stored.job for stored in await journal.jobs(JobState.IN_DOUBT)] == [second]
+        assert await journal.jobs(JobState.PENDING) == [pending]
+        assert await journal.job("unheard-of") is None
+        assert await journal.counts() == {JobState.DONE: 1, JobState.IN_DOUBT: 1, JobState.PENDING: 1}
+        assert await journal.submits_since(15.0) == [20.0]
+        assert await journal.submits_since(0.0) == [10.0, 20.0]
+    log = rows(path, "SELECT type FROM event WHERE job = 1 ORDER BY number")
+    assert log == [("SubmitIntended",), ("SubmitAccepted",), ("TaskSucceeded",), ("Saved",)]
+
+
+async def test_the_same_list_again_adds_nothing(path: Path) -> None:
+    """Adding known jobs returns them where they stand; one named twice is one job."""
+    async with Journal(path) as journal:
+        first = await journal.add(entries(3))
+        job = await happened(journal, first[1], *life())
+        again = await journal.add([*entries(4), *entries(2)])
+    assert [stored.number for stored in again] == [1, 2, 3, 4]
+    assert again[1].job == job
+    assert rows(path, "SELECT count(*) FROM job") == [(4,)]
+
+
+async def test_another_request_under_a_known_key_adds_nothing(path: Path) -> None:
+    """A conflicting key refuses its whole list and nobody else's."""
+    async with Journal(path) as journal:
+        await journal.add(entries(1))
+        wrong = [*entries(2, first=5), (JobKey("k0"), '{"n":"other"}')]
+
+        async def refused() -> None:
+            with pytest.raises(JobConflictError, match="'k0'"):
+                await journal.add(wrong)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(refused())
+            group.create_task(journal.add(entries(1, first=9)))
+    assert rows(path, "SELECT key FROM job ORDER BY number") == [("k0",), ("k9",)]
+
+
+async def test_many_writers_share_a_commit(path: Path) -> None:
+    """Writes that wait at the same time reach the disk in one commit, and each is told when it is there."""
+    async with Journal(path) as journal:
+        jobs = await journal.add(entries(200))
+        before = journal.commits
+        async with asyncio.TaskGroup() as group:
+            for stored in jobs:
+                group.create_task(happened(journal, stored, *life(f"t{stored.number}")))
+        commits = journal.commits - before
+    assert rows(path, "SELECT count(*) FROM event") == [(800,)]
+    assert commits < 200
+
+
+async def test_what_one_writer_does_wrong_is_his_alone(path: Path) -> None:
+    """A write that fails inside a shared commit fails by itself; the others are written."""
+    async with Journal(path) as journal:
+        good, _ = await journal.add(entries(2))
+        unknown = good.job
+        async with asyncio.TaskGroup() as group:
+            written = group.create_task(happened(journal, good, SubmitIntended(at=1.0)))
+
+            async def wrong() -> None:
+                with pytest.raises(JournalError, match="does not hold"):
+                    await journal.record(99, unknown, SubmitIntended(at=1.0))
+
+            group.create_task(wrong())
+        assert written.result().state is JobState.SUBMITTING
+    assert rows(path, "SELECT state FROM job WHERE number = 1") == [("submitting",)]
+
+
+async def test_database_refuses_a_second_live_attempt(path: Path) -> None:
+    """Whatever the code above believes, a job cannot get a second attempt while one is live."""
+    async with Journal(path) as journal:
+        (stored,) = await journal.add(entries(1))
+        job = await happened(journal, stored, SubmitIntended(at=1.0))
+        forged = JobSnapshot(key=job.key, state=JobState.SUBMITTING, attempts=2, charge=Charge.MAYBE)
+        with pytest.raises(JournalError, match="UNIQUE"):
+            await journal.record(stored.number, forged, SubmitIntended(at=2.0))
+        (still,) = await journal.jobs(JobState.SUBMITTING)
+        assert still.job == job
+        granted = await happened(
+            journal, still, SubmitUnknown(at=3.0, problem=PROBLEM), ResubmitGranted(at=4.0)
+        )
+        await journal.record(stored.number, apply(granted, SubmitIntended(at=5.0)), SubmitIntended(at=5.0))
+    assert rows(path, "SELECT number, state FROM attempt") == [(1, "over"), (2, "submitting")]
+
+
+async def test_a_write_upon_something_else_is_refused(path: Path) -> None:
+    """Who believes a job to be where it no longer is writes nothing: not its state, not the event."""
+    async with Journal(path) as journal:
+        (stored,) = await journal.add(entries(1))
+        await happened(journal, stored, *life())
+        event = SubmitIntended(at=50.0)
+        with pytest.raises(JournalError, match="moved on"):
+            await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
+        assert await journal.counts() == {JobState.DONE: 1}
+    assert rows(path, "SELECT count(*) FROM event") == [(4,)]
+
+
+async def test_a_cancelled_writer_has_written(path: Path) -> None:
+    """Cancelling who waits for a write does not undo it."""
+    async with Journal(path) as journal:
+        (stored,) = await journal.add(entries(1))
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(happened(journal, stored, SubmitIntended(at=1.0)))
+            await asyncio.sleep(0)
+            writing.cancel()
+        assert writing.cancelled()
+    assert rows(path, "SELECT state FROM job") == [("submitting",)]
+
+
+async def test_memory_is_the_same_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``:memory:`` keeps the same book and leaves no file behind."""
+    monkeypatch.chdir(tmp_path)
+    async with Journal() as journal:
+        (stored,) = await journal.add(entries(1))
+        job = await happened(journal, stored, *life())
+        assert [found.job for found in await journal.jobs(JobState.DONE)] == [job]
+        forged = JobSnapshot(key=job.key, state=JobState.SUBMITTING, attempts=1)
+        with pytest.raises(JournalError):
+            await journal.record(stored.number, forged, SubmitIntended(at=2.0))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_jobs_come_in_pages(path: Path) -> None:
+    """A page holds at most its limit and begins after the number it is given."""
+    async with Journal(path) as journal:
+        await journal.add(entries(5))
+        page = await journal.jobs(JobState.PENDING, after=2, limit=2)
+    assert [stored.number for stored in page] == [3, 4]
+
+
+async def test_an_open_journal_is_not_opened_again(path: Path) -> None:
+    """Opening an open journal is an error, and it stays open."""
+    async with Journal(path) as journal:
+        with pytest.raises(JournalError, match="open already"):
+            await journal.open()
+        assert await journal.counts() == {}
+
+
+async def test_one_open_journal_runs_one_batch_at_a_time() -> None:
+    """The right to run is given once at a time."""
+    async with Journal() as journal:
+        with journal.one_run(), pytest.raises(JournalBusyError), journal.one_run():
+            pass
+        with journal.one_run():
+            pass
+
+
+async def test_a_closed_journal_says_so(path: Path) -> None:
+    """Using a journal that is not open is an error that says how to open it; closing twice is nothing."""
+    journal = Journal(path)
+    with pytest.raises(JournalError, match="not open"):
+        await journal.counts()
+    await journal.open()
+    await journal.aclose()
+    await journal.aclose()
+    with pytest.raises(JournalError, match="not open"):
+        await journal.counts()
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------
+
+_RECORDER = """
+import asyncio, sys
+from flux_async.journal.store import Journal
+from flux_async.lifecycle import SubmitIntended, apply
+from flux_async.models import JobKey
+
+async def main():
+    async with Journal(sys.argv[1]) as journal:
+        print("open", flush=True)
+        if len(sys.argv) > 2:
+            for n in range(int(sys.argv[2])):
+                (stored,) = await journal.add([(JobKey(f"k{n}"), "{}")])
+                event = SubmitIntended(at=float(n))
+                await journal.record(stored.number, apply(stored.job, event), event)
+                print("recorded", n, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Open the journal in a process of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _RECORDER, *arguments], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert line_of(process) == "open"
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], WAIT_S)
+    return process.stdout.readline().strip() if ready else ""
+
+
+async def test_what_was_reported_survives_sigkill(path: Path) -> None:
+    """A process killed right after it said 'recorded N' has N on disk, and the file is sound."""
+    last = 7
+    with child(str(path), "1000") as process:
+        while line_of(process) != f"recorded {last}":
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait(WAIT_S)
+    async with Journal(path) as journal:
+        kept = await journal.jobs(JobState.SUBMITTING)
+        assert {f"k{n}" for n in range(last + 1)} <= {stored.job.key for stored in kept}
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_lease_names_its_holder_and_dies_with_it(path: Path) -> None:
+    """A second opener learns the holder's pid; when the holder is killed the journal opens again."""
+    with child(str(path)) as process:
+        before = path.read_bytes()
+        with pytest.raises(JournalBusyError, match=rf"process {process.pid}\b"):
+            await Journal(path).open()
+        assert path.read_bytes() == before
+        process.send_signal(signal.SIGKILL)
+        process.wait(WAIT_S)
+    async with Journal(path) as journal:
+        assert await journal.counts() == {}
+
+
+async def test_lease_outlives_its_lock_file(path: Path) -> None:
+    """Deleting the lock file of a run does not let a second run in."""
+    with child(str(path)):
+        path.with_name(path.name + ".lock").unlink()
+        with pytest.raises(JournalBusyError):
+            await Journal(path).open()
+
+
+async def test_lease_holds_within_a_process(path: Path) -> None:
+    """The journal cannot be opened twice at once in one process either, and closing frees it."""
+    async with Journal(path):
+        with pytest.raises(JournalBusyError, match=rf"process {os.getpid()}\b"):
+            await Journal(path).open()
+        with pytest.raises(JournalBusyError):
+            await Journal(path.parent / "." / path.name).open()
+    async with Journal(path):
+        pass
+
+
+# --- files that are left alone ----------------------------------------------------------------------------
+
+
+def _text(path: Path) -> None:
+    path.write_text("image,key\nhttps://example/1.jpg,a\n")
+
+
+def _foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('x');")
+
+
+def _newer(path: Path) -> None:
+    asyncio.run(_make(path))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("PRAGMA user_version = 99; PRAGMA journal_mode = DELETE;")
+
+
+def _corrupt(path: Path) -> None:
+    asyncio.run(_make(path))
+    content = bytearray(path.read_bytes())
+    page = 4096
+    for offset in range(page, len(content), page):
+        content[offset : offset + 200] = b"\xff" * 200
+    path.write_bytes(content)
+
+
+def _cut(path: Path) -> None:
+    asyncio.run(_make(path))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _scrambled_header(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\x00" + bytes(range(256)) * 40)
+
+
+async def _make(path: Path) -> None:
+    async with Journal(path) as journal:
+        await journal.add(entries(200))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (_text, JournalError, "is not a journal"),
+        (_foreign, JournalError, "another program's database"),
+        (_newer, JournalVersionError, "newer release"),
+        (_corrupt, JournalError, "damaged"),
+        (_cut, JournalError, "damaged"),
+        (_scrambled_header, JournalError, "damaged"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_strange_files_are_left_alone(
+    path: Path, spoil: Callable[[Path], None], error: type[JournalError], words: str
+) -> None:
+    """A file that is no sound journal of ours is refused with a reason, and not one byte of it changes."""
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(error, match=words) as refused:
+        asyncio.run(Journal(path).open())
+    assert str(path) in str(refused.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["folder", "under a file"])
+async def test_impossible_places(tmp_path: Path, place: str) -> None:
+    """A path that cannot hold a file is a JournalError, not a bare OSError."""
+    (tmp_path / "file").write_text("x")
+    where = tmp_path if place == "folder" else tmp_path / "file" / "run.sqlite3"
+    with pytest.raises(JournalError):
+        await Journal(where).open()
+
+
+_OPENER = """
+import asyncio, concurrent.futures.thread, fcntl, os, sqlite3, sys
+from flux_async.journal.store import Journal
+from flux_async.errors import JournalError
+if os.getuid() == 0:  # whom no permission stops
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    asyncio.run(Journal(sys.argv[1]).open())
+except JournalError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("only", ["file", "folder"])
+def test_read_only_is_told(only: str) -> None:
+    """A journal that may not be written, or lies where nothing may be, is refused and not touched."""
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    try:
+        path = folder / "run.sqlite3"
+        asyncio.run(_make(path))
+        before = path.read_bytes()
+        path.chmod(0o444 if only == "file" else 0o666)
+        folder.chmod(0o777 if only == "file" else 0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", _OPENER, str(path)],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+        assert re.search("not writable|Permission denied", done.stdout), done.stderr
+        assert path.read_bytes() == before
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+async def test_another_account_is_refused(path: Path) -> None:
+    """Tasks of one account are not looked for with another's key; the same key opens as before."""
+    async with await Journal(path).open(account="ours"):
+        pass
+    with pytest.raises(JournalError, match="another key"):
+        await Journal(path).open(account="theirs")
+    async with await Journal(path).open(account="ours"):
+        pass
+
+
+async def test_account_is_learned_by_the_first_who_has_one(path: Path) -> None:
+    """A journal first opened without an account still belongs to the first account that uses it."""
+    async with Journal(path):
+        pass
+    async with await Journal(path).open(account="ours"):
+        pass
+    with pytest.raises(JournalError, match="another key"):
+        await Journal(path).open(account="theirs")
+
+
+# --- a full disk ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 kB, where the machine lets us make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if os.getuid() != 0 or mount is None:
+        pytest.skip("needs root to mount a small tmpfs")
+    made = subprocess.run([mount, "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], check=False)
+    if made.returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_full_disk_is_told_and_leaves_a_sound_journal(small_disk: Path) -> None:
+    """A write that finds the disk full is a JournalError; what was written before it is there later."""
+    path = small_disk / "run.sqlite3"
+    added = asyncio.run(_fill(path))
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    asyncio.run(_check_filled(path, added))
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def _fill(path: Path) -> int:
+    added = 0
+    async with Journal(path) as journal:
+        with pytest.raises(JournalError, match="full"):
+            for _ in range(1000):
+                await journal.add([(JobKey(f"k{added}"), "x" * 2000)])
+                added += 1
+        assert await journal.counts() == {JobState.PENDING: added}
+    return added
+
+
+async def _check_filled(path: Path, added: int) -> None:
+    async with Journal(path) as journal:
+        assert await journal.counts() == {JobState.PENDING: added}
+        await journal.add([(JobKey("one more"), "x" * 2000)])

@@ -1,0 +1,140 @@
+"""A journal is looked at without changing it, while somebody else runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from flux_async import EditRequest, JournalError
+from flux_async.errors import JournalVersionError
+from flux_async.journal.reader import Holder, JournalReader, Spending, holder_of
+from flux_async.journal.store import APPLICATION_ID, Journal, StoredJob
+from flux_async.lifecycle import (
+    Event,
+    JobState,
+    Problem,
+    ResubmitGranted,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitUnknown,
+    TaskFound,
+    TaskSucceeded,
+    apply,
+)
+from flux_async.models import JobKey, TaskId
+from flux_async.protocol.wire import build_submit
+
+PROBLEM = Problem(type="ConnectionLost", message="gone")
+
+
+async def add(journal: Journal, count: int, model: str = "flux-kontext-pro") -> list[StoredJob]:
+    return await journal.add(
+        [
+            (
+                JobKey(f"{model[-3:]}-{number}"),
+                (
+                    build_submit(EditRequest.text_removal(f"http://h/{number}", model=model)).body or b""
+                ).decode(),
+            )
+            for number in range(count)
+        ]
+    )
+
+
+async def happen(journal: Journal, stored: StoredJob, *events: Event) -> None:
+    job = stored.job
+    for event in events:
+        job = apply(job, event)
+        await journal.record(stored.number, job, event)
+
+
+def picture(at: float, seconds: float) -> TaskSucceeded:
+    return TaskSucceeded(at=at, result_url="http://h/r", generation_s=seconds)
+
+
+async def test_figures_are_read_while_a_run_holds_the_journal(tmp_path: Path) -> None:
+    """Counts, spending, durations and doubts are seen at once, through a connection that cannot write."""
+    path = tmp_path / "j.sqlite3"
+    async with Journal(path) as journal:
+        pro, found, doubt, _ = await add(journal, 4)
+        (big,) = await add(journal, 1, "flux-kontext-max")
+        with JournalReader(path) as reader:
+            assert reader.last_activity() is None
+            assert reader.generation_s(0.5) is None
+            for number, job in enumerate((pro, big)):
+                task = TaskId(f"t{number}")
+                await happen(
+                    journal, job, SubmitIntended(at=1), SubmitAccepted(at=2, task_id=task), picture(3, number)
+                )
+            unknown = (SubmitIntended(at=4), SubmitUnknown(at=5, problem=PROBLEM))
+            await happen(journal, found, *unknown, TaskFound(at=6, task_id=TaskId("t9")))
+            await happen(journal, doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(at=8))
+
+            assert sum(reader.counts().values()) == 5
+            assert reader.counts()[JobState.GENERATED] == 2
+            assert reader.last_activity() == 8
+            assert sorted(reader.spending(), key=lambda s: s.model) == [
+                Spending(model="flux-kontext-max", tasks=1, perhaps=0),
+                Spending(model="flux-kontext-pro", tasks=2, perhaps=1),
+            ]
+            assert (reader.generation_s(0.5), reader.generation_s(0.95)) == (0, 1)
+            assert reader.intended_at(doubt.number) == 8
+            assert reader.owner_of("t9") == found.job.key
+            assert reader.owner_of("t8") is None
+            with pytest.raises(JournalError):
+                reader._all("DELETE FROM job")
+
+
+async def test_jobs_are_found_by_state_by_number_and_by_name(tmp_path: Path) -> None:
+    """All pages are read; numbers come back in the order asked for; a name may be cut short."""
+    path = tmp_path / "j.sqlite3"
+    async with Journal(path) as journal:
+        await add(journal, 1201)
+    with JournalReader(path) as reader:
+        assert [stored.number for stored in reader.jobs()] == list(range(1, 1202))
+        assert len(list(reader.jobs(JobState.PENDING, JobState.DONE))) == 1201
+        assert list(reader.jobs(JobState.DONE)) == []
+        assert [stored.number for stored in reader.by_number([7, 3, 9999])] == [7, 3]
+        assert [stored.job.key for stored in reader.named("pro-7")] == ["pro-7"]
+        assert len(reader.named("pro-")) == 2
+        assert [stored.job.key for stored in reader.named("pro-1200")] == ["pro-1200"]
+        assert reader.named("x") == []
+
+
+async def test_the_holder_is_who_runs_it(tmp_path: Path) -> None:
+    """The holder is named while he runs it; what a dead process left behind names nobody."""
+    path = tmp_path / "j.sqlite3"
+    assert holder_of(path) is None
+    async with Journal(path):
+        holder = holder_of(path)
+        assert isinstance(holder, Holder)
+        assert holder.pid == os.getpid()
+    assert holder_of(path) is None
+    lock = path.with_name("j.sqlite3.lock")
+    for left in (json.dumps({"pid": 2**30, "since": 1}), "{", "[]", ""):
+        lock.write_text(left)
+        assert holder_of(path) is None
+
+
+def test_what_is_no_journal_is_an_error(tmp_path: Path) -> None:
+    """Nothing, something else, another program's database and a newer journal are told apart."""
+    path = tmp_path / "j.sqlite3"
+    with pytest.raises(JournalError, match="no journal"):
+        JournalReader(path)
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("text " * 1000)
+    with pytest.raises(JournalError, match="cannot be read"):
+        JournalReader(path)
+    path.unlink()
+    sqlite3.connect(path).execute("CREATE TABLE x (y)").connection.close()
+    with pytest.raises(JournalError, match="is not a journal"):
+        JournalReader(path)
+    other = sqlite3.connect(path)
+    other.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99;")
+    other.close()
+    with pytest.raises(JournalVersionError, match="newer"):
+        JournalReader(path)
