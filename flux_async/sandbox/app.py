@@ -67,6 +67,7 @@ class Desk:
         self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
         self.shelf: Shelf = Shelf()
         self.studio: Studio = Studio(settings, self.shelf, self._hand_in)
+        self._faults: random.Random = random.Random(settings.seed)  # noqa: S311 - as above
 
     def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
         now = self.now()
@@ -102,6 +103,9 @@ class Desk:
         submission = self.vendor.submit(sent_key(request), body, self.now())
         if submission.task is not None:
             self.studio.take_on(submission.task)
+            await anyio.sleep(self.settings.latency / self.settings.speed)
+            if self._faults.random() < self.settings.drop_replies:
+                _hang_up(request)
         return _answer(submission.reply)
 
     async def record_info(self, request: Request) -> Response:
@@ -290,6 +294,14 @@ def create_app(settings: SandboxSettings, *, clock: Callable[[], float] | None =
         },
         lifespan=desk.running,
     )
+
+
+def _hang_up(request: Request) -> None:
+    """Close the connection; the reply that is made afterwards reaches nobody."""
+    hang_up: Callable[[], None] | None = getattr(request.state, "hang_up", None)
+    if hang_up is None:
+        raise ConnectionResetError("the sandbox dropped this reply")  # in-process: there is no connection
+    hang_up()
 
 
 def _answer(reply: Reply) -> Response:

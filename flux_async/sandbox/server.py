@@ -48,10 +48,12 @@ def serve(
     import uvicorn  # noqa: PLC0415 - needs the extra
 
     from flux_async.sandbox.app import create_app  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.line import HangingUp  # noqa: PLC0415 - needs the extra
 
     with _listen(host, port) as listener:
         config = uvicorn.Config(
             create_app(settings),
+            http=HangingUp,
             access_log=False,
             log_config=None,
             lifespan="on",
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keys=options.keys or ("test",),
             quality=options.quality,
             pictures=options.pictures,
+            latency=options.latency,
+            drop_replies=options.drop_replies,
             **({} if options.workers is None else {"workers": options.workers}),
         )
         serve(settings, host=options.host, port=options.port)
@@ -98,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--quality", choices=("fast", "good"), default="fast", help="of text removal (default: %(default)s)")
     add("--workers", type=int, help="processes that work on pictures (default: 1 or 2)")
     add("--pictures", choices=("real", "none"), default="real", help="none: every result is one pixel")
+    add("--latency", type=float, default=0.0, help="vendor seconds before a submit is answered (default: 0)")
+    add("--drop-replies", type=float, default=0.0, metavar="SHARE", help="of paid submits, lost (default: 0)")
     return parser
 
 

@@ -42,6 +42,16 @@ def _check_balance(_instance: object, _attribute: attrs.Attribute[Any], balance:
         raise ValueError(f"credits must be a number of at least 0, not {balance!r}")
 
 
+def _check_share(_instance: object, attribute: attrs.Attribute[Any], share: float) -> None:
+    if not 0 <= share <= 1:  # also refuses NaN
+        raise ValueError(f"{attribute.name} must be a share from 0 to 1, not {share!r}")
+
+
+def _check_latency(_instance: object, _attribute: attrs.Attribute[Any], latency: float) -> None:
+    if not (math.isfinite(latency) and latency >= 0):
+        raise ValueError(f"latency must be a number of at least 0, not {latency!r}")
+
+
 def _check_workers(_instance: object, _attribute: attrs.Attribute[Any], workers: int) -> None:
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers!r}")
@@ -64,6 +74,10 @@ class SandboxSettings:
         workers: How many processes work on pictures.
         pictures: ``"none"`` skips all work on pictures (inputs are not fetched, every result is one pixel),
             for measuring the client alone.
+        latency: Vendor seconds between taking a task's price and the reply to its submit; scaled by `speed`
+            like everything the vendor measures.
+        drop_replies: Share of submits whose reply is lost on the way: the task is made and paid, then the
+            connection is closed. Which ones follows from `seed`.
 
     Raises:
         ValueError: If a value is out of range.
@@ -83,3 +97,5 @@ class SandboxSettings:
     pictures: Literal["real", "none"] = attrs.field(
         default="real", validator=attrs.validators.in_(("real", "none"))
     )
+    latency: float = attrs.field(default=0.0, converter=float, validator=_check_latency)
+    drop_replies: float = attrs.field(default=0.0, converter=float, validator=_check_share)

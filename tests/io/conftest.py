@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import attrs
+import httpx
 import pytest
 
 READY = "sandbox ready at "
 START_SECONDS = 30
 STOP_SECONDS = 10
+SECONDS = 60
+NOBODY = "http://127.0.0.1:9"
 
 
 @attrs.frozen
@@ -78,6 +86,12 @@ class PictureHost:
 
     url: str
     files: dict[str, tuple[str, bytes]]
+
+    def more(self, name: str, count: int) -> list[str]:
+        """Put the poster under more addresses."""
+        names = [f"/{name}-{number}.png" for number in range(count)]
+        self.files.update(dict.fromkeys(names, self.files["/poster.png"]))
+        return [self.url + name for name in names]
 
 
 class _PictureHandler(BaseHTTPRequestHandler):
@@ -142,3 +156,100 @@ def picture_host() -> Iterator[PictureHost]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@attrs.frozen
+class Ended:
+    """What a command left: exit code and both streams."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@attrs.frozen
+class Cli:
+    """Runs ``flux-async`` in a folder, against one address, with one key."""
+
+    folder: Path
+    base_url: str = NOBODY
+    key: str | None = "test"
+
+    @contextmanager
+    def start(self, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """Start a command; it does not outlive the block."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
+        environment |= {"KIE_BASE_URL": self.base_url, "COLUMNS": "120"}
+        environment |= {} if self.key is None else {"KIE_API_KEY": self.key}
+        with subprocess.Popen(
+            [sys.executable, "-m", "flux_async.cli", *arguments],
+            cwd=self.folder,
+            env=environment,
+            stdin=options.pop("stdin", subprocess.DEVNULL),
+            stdout=options.pop("stdout", subprocess.PIPE),
+            stderr=options.pop("stderr", subprocess.PIPE),
+            text=True,
+            **options,
+        ) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+    def run(self, *arguments: str, text: str | None = None) -> Ended:
+        """Run a command to its end."""
+        with self.start(*arguments, stdin=subprocess.PIPE) as process:
+            stdout, stderr = process.communicate(text or "", timeout=SECONDS)
+        return Ended(process.returncode, stdout, stderr)
+
+    def rows(self, folder: str = "out") -> list[dict[str, Any]]:
+        """Return the lines of results.jsonl."""
+        results = self.folder / folder / "results.jsonl"
+        return [json.loads(line) for line in results.read_text().splitlines()]
+
+    def status(self, folder: str = "out") -> dict[str, Any]:
+        """Return what ``status --json`` says."""
+        told: dict[str, Any] = json.loads(self.run("status", folder, "--json").stdout)
+        return told
+
+    def ledger(self) -> dict[str, Any]:
+        """Return the sandbox's own record of what was charged."""
+        ledger: dict[str, Any] = httpx.get(f"{self.base_url}/__sandbox/ledger").json()
+        return ledger
+
+    def submits_of(self, image: str) -> int:
+        """Return how often an image was submitted."""
+        return int(self.ledger()["images"].get(image, {"submits": 0})["submits"])
+
+    @staticmethod
+    def wait_for(what: Callable[[], object]) -> None:
+        """Wait until something is the case."""
+        end = time.monotonic() + SECONDS
+        while not what():
+            assert time.monotonic() < end, "nothing happened"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def make_cli(tmp_path: Path) -> Callable[..., Cli]:
+    """Make a command line in the test's folder: ``make_cli(url, key=…)``."""
+    return lambda base_url=NOBODY, key="test": Cli(tmp_path, base_url, key)
+
+
+@pytest.fixture
+def cli(tmp_path: Path, sandbox_url: str) -> Cli:
+    """A command line against the shared sandbox."""
+    return Cli(tmp_path, sandbox_url)
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Cli:
+    """A command line whose API cannot be reached: what works here makes no request."""
+    return Cli(tmp_path)
+
+
+@pytest.fixture
+def pictures(picture_host: PictureHost, request: pytest.FixtureRequest) -> list[str]:
+    """Three addresses that no other test uses."""
+    return picture_host.more(request.node.name, 3)

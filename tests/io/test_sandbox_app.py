@@ -93,6 +93,16 @@ async def test_submit_reply(web: httpx.AsyncClient) -> None:
     assert re.fullmatch(rb'\{"code":200,"msg":"success","data":\{"taskId":"[0-9a-f]{32}"\}\}', reply.content)
 
 
+async def test_dropped_reply_in_process(clock: Clock) -> None:
+    """Without a connection to close, a dropped reply is an error to whoever called the application."""
+    app = create_app(SandboxSettings(pictures="none", drop_replies=1.0), clock=clock)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://sandbox", headers=KEY) as web:
+        with pytest.raises(ConnectionResetError, match="dropped"):
+            await web.post(GENERATE, json=PROMPT)
+        assert (await web.get("/__sandbox/ledger")).json()["charged"] == 5.0
+
+
 async def test_credit_reply(web: httpx.AsyncClient) -> None:
     """The balance is a bare float."""
     assert (await web.get(CREDIT)).content == b'{"code":200,"msg":"success","data":5916.25}'

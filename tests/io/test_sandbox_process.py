@@ -152,6 +152,38 @@ def test_seed_and_speed(start_sandbox: Callable[..., Any]) -> None:
     assert found[0] == found[1]
 
 
+def test_dropped_replies_are_paid(start_sandbox: Callable[..., Any]) -> None:
+    """A dropped reply closes the connection after the charge; the ledger tells what it was for."""
+    sandbox = start_sandbox("--pictures", "none", "--drop-replies", "0.5", "--seed", "3")
+    images = [f"https://pictures.example/{n}.jpg" for n in range(12)]
+    dropped = 0
+    for image in images:
+        try:
+            submit(sandbox.url, inputImage=image)
+        except httpx.RemoteProtocolError:
+            dropped += 1
+    assert 0 < dropped < len(images)
+    ledger = httpx.get(f"{sandbox.url}/__sandbox/ledger").json()
+    assert ledger["accepted"] == len(images)
+    lines = [ledger["images"][image] for image in images]
+    assert [(len(line["tasks"]), line["charged"], line["refunded"]) for line in lines] == [(1, 5, 0)] * 12
+
+
+def test_latency_comes_after_the_charge(start_sandbox: Callable[..., Any]) -> None:
+    """A caller who leaves before a slow reply has paid; the latency runs on the vendor's clock."""
+    sandbox = start_sandbox("--pictures", "none", "--latency", "6", "--speed", "20")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(sandbox.url + GENERATE, json={"prompt": "early"}, headers=KEY, timeout=0.1)
+    begun = time.monotonic()
+    submit(sandbox.url, prompt="patient")
+    assert 0.3 <= time.monotonic() - begun < 3
+    ledger = httpx.get(f"{sandbox.url}/__sandbox/ledger").json()
+    assert {image: len(line["tasks"]) for image, line in ledger["images"].items()} == {
+        "prompt:early": 1,
+        "prompt:patient": 1,
+    }
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @needs_proc
 def test_signal_ends_it_at_once(

@@ -581,6 +581,10 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
         ({"workers": 0}, "at least 1"),
         ({"quality": "best"}, "quality"),
         ({"pictures": "some"}, "pictures"),
+        ({"latency": -1}, "latency must be a number of at least 0"),
+        ({"latency": float("inf")}, "latency must be a number of at least 0"),
+        ({"drop_replies": 1.5}, "drop_replies must be a share from 0 to 1"),
+        ({"drop_replies": float("nan")}, "drop_replies must be a share from 0 to 1"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], words: str) -> None:
