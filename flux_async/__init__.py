@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from flux_async.batch.progress import BatchProgress
+from flux_async.batch.run import BatchRun, run_batch
 from flux_async.client import FluxClient
 from flux_async.errors import (
     ApiError,
     AuthenticationError,
+    BudgetExhausted,
     CallbackRejected,
     Charge,
     ClientClosed,
@@ -41,6 +44,7 @@ from flux_async.errors import (
     UnexpectedResponse,
     WrongEventLoop,
 )
+from flux_async.journal.store import Journal
 from flux_async.models import (
     AspectRatio,
     EditRequest,
@@ -48,6 +52,7 @@ from flux_async.models import (
     GenerateRequest,
     ImageResult,
     InDoubt,
+    InDoubtPolicy,
     Job,
     JobKey,
     Model,
@@ -69,6 +74,9 @@ __all__ = [
     "ApiError",
     "AspectRatio",
     "AuthenticationError",
+    "BatchProgress",
+    "BatchRun",
+    "BudgetExhausted",
     "CallbackRejected",
     "Charge",
     "ClientClosed",
@@ -85,12 +93,14 @@ __all__ = [
     "GenerateRequest",
     "ImageResult",
     "InDoubt",
+    "InDoubtPolicy",
     "InsufficientCreditsError",
     "InvalidInput",
     "InvalidRequestError",
     "Job",
     "JobConflictError",
     "JobKey",
+    "Journal",
     "JournalBusyError",
     "JournalError",
     "JournalVersionError",
@@ -119,4 +129,5 @@ __all__ = [
     "UnclaimedTask",
     "UnexpectedResponse",
     "WrongEventLoop",
+    "run_batch",
 ]

@@ -56,11 +56,11 @@ class Call:
 
     Attributes:
         halts: How often the account had been turned away when the call began.
-        posting: Whether a POST of this call is in the air.
+        posting: How many POSTs of this call are in the air.
     """
 
     halts: int
-    posting: bool = False
+    posting: int = 0
     _scope: asyncio.Timeout = attrs.field(factory=lambda: asyncio.timeout(None))
 
     def end(self) -> None:
@@ -210,38 +210,73 @@ class Account:
         finally:
             self._in_flight.release()
 
-    async def submit(self, request: ImageRequest, *, deadline: float, call: Call) -> TaskId:
-        """Make one POST and return the task it made.
+    async def take_place(self) -> None:
+        """Take one of those places for a job of a batch; it is given back with :meth:`give_place`."""
+        await self._in_flight.acquire()
 
-        A submit that was waiting here when the vendor turned the account away (401, 402 …) is not sent: it
-        ends with that same error. At the deadline the caller stops listening, the POST goes on.
+    def give_place(self) -> None:
+        """Give back a place."""
+        self._in_flight.release()
+
+    async def submit(self, request: ImageRequest, *, deadline: float, call: Call) -> TaskId:
+        """Make one POST and return the task it made. At the deadline the caller stops listening.
 
         Raises:
             FluxError: With the charge and the scope of what happened.
         """
-        await self._take(self._submits, deadline)
-        try:
-            self._check_open(call)  # no permit for those who were turned away while they waited
-            await self._await_permit(deadline)
-            self._check_open(call)
-        except BaseException:
-            self._submits.release()
-            raise
-        call.posting = True
+        await self.admit(deadline=deadline, call=call)
+        call.posting += 1
         try:
             async with asyncio.timeout(max(0.0, deadline - self.clock.monotonic())):
                 answer = await self._exchanges.run(
-                    self._post(build_submit(request)),
-                    when_done=self._submits.release,
+                    self.post(build_submit(request)),
+                    when_done=self.leave_air,
                     when_abandoned=partial(self._abandoned, request),
                 )
         except TimeoutError:
             raise _unanswered() from None
         finally:
-            call.posting = False
+            call.posting -= 1
         if isinstance(answer, FluxError):
             raise answer
         return answer
+
+    async def spend(
+        self,
+        work: Coroutine[Any, Any, T],
+        *,
+        call: Call,
+        when_abandoned: Callable[[T], None],
+    ) -> T:
+        """Run ``work``, which makes one admitted POST, where no caller can cancel it."""
+        call.posting += 1
+        try:
+            return await self._exchanges.run(work, when_done=self.leave_air, when_abandoned=when_abandoned)
+        finally:
+            call.posting -= 1
+
+    async def admit(self, *, deadline: float, call: Call, wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Wait for a place in the air and a permit of the pace; then POST at once, and ``leave_air``.
+
+        A submit that was waiting here when the vendor turned the account away (401, 402 …) is not let in:
+        it ends with that same error. Nor is one that is not ``wanted`` any more: then False.
+        """
+        await self._take(self._submits, deadline)
+        admitted = False
+        try:
+            self._check_open(call)  # no permit for those who were turned away while they waited
+            if wanted():
+                await self._await_permit(deadline)
+                self._check_open(call)
+                admitted = wanted()
+        finally:
+            if not admitted:
+                self._submits.release()
+        return admitted
+
+    def leave_air(self) -> None:
+        """Give back the place of an admitted submit."""
+        self._submits.release()
 
     def _check_open(self, call: Call) -> None:
         """Refuse what was waiting here while the client was closed or the account turned away."""
@@ -249,8 +284,8 @@ class Account:
         if self._halts != call.halts and self._halted_by is not None:
             raise copy.copy(self._halted_by)
 
-    async def _post(self, wire: WireRequest) -> TaskId | FluxError:
-        """Make the POST and judge its answer. Returns something whatever happens: money may be gone."""
+    async def post(self, wire: WireRequest) -> TaskId | FluxError:
+        """Make an admitted POST and judge its answer. Returns whatever happens: money may be gone."""
         try:
             truth = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
             task_id = parse_submit(_answered(truth))

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,7 @@ from flux_async.models import (
     GenerateRequest,
     ImageRequest,
     ImageResult,
+    Outcome,
     TaskId,
     TaskRecord,
     UnclaimedTask,
@@ -119,6 +120,7 @@ class FluxClient:
         api_key = None
         limits = _of_kind(limits, Limits, "limits") or Limits()
         self._base_url: str = origin.base_url
+        self._fingerprint: str = origin.fingerprint
         self._timeout: float = check_positive(timeout, "timeout")
         self._polling: PollPolicy = _of_kind(polling, PollPolicy, "polling") or PollPolicy()
         self._retry: RetryPolicy = _of_kind(retry, RetryPolicy, "retry") or RetryPolicy(
@@ -170,11 +172,27 @@ class FluxClient:
         """
         other = object.__new__(type(self))
         other._base_url = self._base_url
+        other._fingerprint = self._fingerprint
         other._timeout = self._timeout if timeout is None else check_positive(timeout, "timeout")
         other._polling = _of_kind(polling, PollPolicy, "polling") or self._polling
         other._retry = _of_kind(retry, RetryPolicy, "retry") or self._retry
         other._account = self._account
         return other
+
+    @property
+    def timeout(self) -> float:
+        """Seconds a call may take where it does not say."""
+        return self._timeout
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells accounts apart without telling the key."""
+        return self._fingerprint
+
+    @property
+    def account(self) -> Account:
+        """What this client shares with those made from it by :meth:`with_options`."""
+        return self._account
 
     @property
     def unclaimed(self) -> tuple[UnclaimedTask, ...]:
@@ -313,6 +331,16 @@ class FluxClient:
         """Return a picture of ``prompt``. ``options`` are the fields of :class:`GenerateRequest`."""
         request = GenerateRequest(prompt=prompt, aspect_ratio=aspect_ratio, **options)
         return await self.run(request, timeout=timeout)
+
+    async def remove_text_many(self, images: Iterable[str | EditRequest], **options: Any) -> list[Outcome]:
+        """Return one outcome per picture, in input order. ``options`` are those of :func:`run_batch`.
+
+        Raises:
+            FluxError: The batch was halted (key, credits …); with a ``journal`` the same call resumes it.
+        """
+        from flux_async.batch.gathered import gather  # noqa: PLC0415 - the batch is built upon the client
+
+        return await gather(self, list(images), **options)
 
     # --- how ----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@
     │   ├── ServerError            408, 500, 501, 502 …
     │   └── FeatureDisabledError   505
     ├── TaskFailed                 the task ended in CREATE_TASK_FAILED or GENERATE_FAILED   .record
+    ├── BudgetExhausted            max_credits of a batch is used up
     ├── DeadlineExceeded           our own deadline passed
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
     ├── DownloadError              a result could not be brought to disk     .http_status
@@ -322,6 +323,13 @@ class TaskFailed(FluxError):
     def __init__(self, message: str, *, record: TaskRecord | None = None, **fields: Any) -> None:
         super().__init__(message, **fields)
         self.record: TaskRecord | None = record
+
+
+class BudgetExhausted(FluxError):
+    """The next submit would spend more than this run was allowed."""
+
+    default_scope = Scope.STOP
+    default_advice = "Run the same call again with a larger max_credits; what is done stays done."
 
 
 class DeadlineExceeded(FluxError):

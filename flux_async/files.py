@@ -40,7 +40,7 @@ def check_destination(destination: object) -> Path:
         path = Path(destination)  # type: ignore[arg-type]
         os.fsencode(path)
         is_folder = path.is_dir()
-    except (TypeError, ValueError) as bad:
+    except (OSError, TypeError, ValueError) as bad:
         raise InvalidInput(f"{shown(destination)} is no path for a file: {bad}.") from None
     if not path.name or is_folder or "\0" in str(path):
         raise InvalidInput(

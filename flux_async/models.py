@@ -367,9 +367,14 @@ class Succeeded:
 
 @attrs.frozen(kw_only=True)
 class Failed:
-    """The job ended without a picture; ``error`` says why, and whether it was charged."""
+    """The job ended without a picture, or cannot go on in this run.
 
-    job: Job
+    Attributes:
+        job: What was wanted; None where the input was not even a request.
+        error: Why, and whether it was charged.
+    """
+
+    job: Job | None
     error: FluxError
 
 
@@ -379,6 +384,15 @@ class InDoubt:
 
     job: Job
     error: FluxError
+
+
+class InDoubtPolicy(enum.StrEnum):
+    """What to do with a submit whose answer never came."""
+
+    HOLD = "hold"
+    """Spend nothing: it stays in doubt until a person or a callback settles it."""
+    RESUBMIT = "resubmit"
+    """Submit again, at the risk of a second charge."""
 
 
 Outcome: TypeAlias = Succeeded | Failed | InDoubt

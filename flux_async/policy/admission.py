@@ -61,3 +61,14 @@ class Admission:
     def pause(self, now: float, seconds: float) -> None:
         """Let no submit start for ``seconds``: the vendor said 429 or 455."""
         self._next_at = max(self._next_at, now + seconds)
+
+    def seed(self, now: float, ages: list[float]) -> None:
+        """Count submits of an earlier process, made ``ages`` seconds ago: the vendor still counts them.
+
+        The next start keeps its spacing from the last of them, and waits until a full window of them is over.
+        """
+        starts = sorted(now - max(0.0, age) for age in ages)
+        self._next_at = max(self._next_at, starts[-1] + self.spacing_s)
+        if len(starts) >= self.limits.submits:
+            oldest = starts[-self.limits.submits]
+            self._next_at = max(self._next_at, oldest + self.limits.window_s * _SLACK)

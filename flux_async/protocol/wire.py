@@ -84,6 +84,31 @@ def build_submit(request: ImageRequest) -> WireRequest:
     return WireRequest(method="POST", path=GENERATE_PATH, body=body.encode())
 
 
+def build_stored_submit(body: str) -> WireRequest:
+    """POST generate with the body of an earlier :func:`build_submit`."""
+    return WireRequest(method="POST", path=GENERATE_PATH, body=body.encode())
+
+
+def read_submit(body: str) -> ImageRequest:
+    """Read back the body of an earlier :func:`build_submit`.
+
+    Raises:
+        InvalidInput: Another release wrote it, with fields that are unknown here.
+    """
+    try:
+        sent: dict[str, Any] = json.loads(body)
+        kind = EditRequest if "inputImage" in sent else GenerateRequest
+        names = {_wire_name(a.name): a.name for a in attrs.fields(kind)}
+        return kind(**{names[name]: value for name, value in sent.items()})
+    except (KeyError, TypeError, ValueError) as bad:
+        raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
+
+
+def read_image(body: str) -> str:
+    """Read only the picture's address from the body of an earlier :func:`build_submit`; it may have none."""
+    return str(json.loads(body).get("inputImage", ""))
+
+
 def build_record_info(task_id: TaskId) -> WireRequest:
     """GET record-info (API page, "Task Status Query")."""
     return WireRequest(method="GET", path=RECORD_INFO_PATH, query={"taskId": check_task_id(task_id)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -55,6 +56,11 @@ class ApiOrigin:
     def sends_key_in_clear(self) -> bool:
         """Whether the key would cross a network unencrypted."""
         return origin_of(self.base_url)[0] == "http" and not self.is_this_machine
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that differ from account to account and tell nothing of the key."""
+        return hashlib.sha256(f"flux-async\n{self.base_url}\n{self._key}".encode()).hexdigest()[:16]
 
     def url_for(self, request: WireRequest) -> str:
         """Return the absolute address of ``request``, without its query."""

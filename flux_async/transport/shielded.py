@@ -84,15 +84,20 @@ class ExchangeHost:
         """
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(close())
-        cancelled: asyncio.CancelledError | None = None
-        while not self._closing.done():
-            try:
-                await asyncio.shield(self._closing)
-            except asyncio.CancelledError as gone:
-                cancelled = gone
-        if cancelled is not None:
-            raise cancelled
-        self._closing.result()
+        await see_through(self._closing)
+
+
+async def see_through(task: asyncio.Task[T]) -> T:
+    """Wait for ``task`` to its end; a caller who is cancelled meanwhile leaves after that."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as gone:
+            cancelled = gone
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
 
 
 def _cancelled_from_outside() -> bool:

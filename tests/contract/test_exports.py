@@ -56,9 +56,11 @@ def documented_assignments(module: ModuleType) -> set[str]:
 
 @pytest.mark.parametrize("name", flux_async.__all__)
 def test_every_public_name_has_a_docstring(name: str) -> None:
-    """Each class has a docstring of its own, and each type alias one below it."""
+    """Each class and function has a docstring of its own, and each type alias one below it."""
     value = getattr(flux_async, name)
-    if inspect.isclass(value):
+    if inspect.isfunction(value):
+        assert value.__doc__
+    elif inspect.isclass(value):
         assert (vars(value).get("__doc__") or "").strip()
     else:
         assert name in documented_assignments(models)

@@ -45,7 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
     "account": L0 | L1 | {"clock", "transport"},
-    "client": L0 | L1 | {"account", "clock", "files", "transport", "__version__"},
+    # remove_text_many is the batch's short form; it imports it when it is called.
+    "client": L0 | L1 | {"account", "batch.gathered", "clock", "files", "transport", "__version__"},
     "batch": L0 | L1 | L2 | L3 | {"telemetry"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1,

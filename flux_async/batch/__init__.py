@@ -1,0 +1,1 @@
+"""Thousands of jobs: one outcome each, whatever happens in between."""

@@ -1,0 +1,76 @@
+"""What a batch is given, and the names of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import TypeAlias
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from flux_async.models import EditRequest, GenerateRequest, Job, check_request
+
+Input: TypeAlias = str | GenerateRequest | EditRequest | Job
+"""The URL of a picture to remove text from, a request, or a job with a key of its own."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_LONGEST_NAME = 180
+
+
+def as_job(given: object) -> Job:
+    """Return the job that an input stands for.
+
+    Raises:
+        InvalidInput: It stands for none.
+    """
+    if isinstance(given, Job):
+        return given
+    if isinstance(given, str):
+        return Job(request=EditRequest.text_removal(given))
+    return Job(request=check_request(given))
+
+
+def safe_name(key: str) -> str:
+    """Return a file name for a key: the key itself where that is one, else a part of it and its digest."""
+    if _PLAIN.fullmatch(key):
+        return key
+    words = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[:60]
+    return f"{words or 'job'}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def is_safe_name(name: object) -> bool:
+    """Whether ``name`` names a file inside the folder it is put in: no way out, nothing a disk refuses."""
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= _LONGEST_NAME:
+        return False
+    parts = name.split("/")
+    return all(part and part.strip(".") and "\\" not in part for part in parts)
+
+
+async def read_into(
+    give: MemoryObjectSendStream[Input],
+    images: Iterable[Input] | AsyncIterable[Input],
+    scope: anyio.CancelScope,
+) -> None:
+    """Read the inputs into a stream, as far as there is room, until ``scope`` is cancelled."""
+    async with give:
+        with scope:
+            if isinstance(images, AsyncIterable):
+                async for given in images:
+                    await give.send(given)
+            else:
+                for given in images:
+                    await give.send(given)
+
+
+async def drain(take: MemoryObjectReceiveStream[Input], most: int) -> AsyncIterator[list[Input]]:
+    """Yield what has arrived, in lists of at most ``most``: nothing waits for a list to be full."""
+    async for first in take:
+        chunk = [first]
+        while len(chunk) < most:
+            try:
+                chunk.append(take.receive_nowait())
+            except (anyio.WouldBlock, anyio.EndOfStream):
+                break
+        yield chunk

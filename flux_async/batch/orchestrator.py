@@ -1,0 +1,312 @@
+"""Drive one job: the only place where decisions meet I/O.
+
+::
+
+    while not isinstance(step := next_step(job), Settle):
+        event = await perform(step)
+        job = apply(job, event)
+        await journal.record(job, event)      # returns after the commit
+
+The intent, the POST and its answer run where no cancellation reaches them: once the intent is on disk, the
+answer follows it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import attrs
+
+from flux_async.account import Account, Call
+from flux_async.client import FluxClient
+from flux_async.errors import (
+    Charge,
+    ConfigurationError,
+    DownloadError,
+    FluxError,
+    InvalidInput,
+    JournalError,
+    RequestNotSent,
+    ResultExpired,
+    Scope,
+    TaskFailed,
+    shown,
+)
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.lifecycle import (
+    Begin,
+    Event,
+    Fetch,
+    JobSnapshot,
+    JobState,
+    Problem,
+    ResultLost,
+    Saved,
+    Settle,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitRefused,
+    SubmitRejected,
+    SubmitUnknown,
+    TaskEnded,
+    TaskEndedRetryable,
+    TaskSucceeded,
+    Watch,
+    apply,
+    next_step,
+)
+from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
+from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.wire import build_stored_submit, read_submit
+
+FOREVER_S = 10.0**9
+"""A submit waits for its turn as long as it takes; what bounds it is the run."""
+
+_LONGEST_OWN_WAIT_S = 120.0
+_PATIENCE = 12
+
+
+class Unfinished(Exception):  # no error: the job stays as it is, and this run has an outcome for it
+    """The run can do no more for this job now; the journal keeps it to be taken up again."""
+
+    def __init__(self, error: FluxError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What all jobs of a run have in common.
+
+    Attributes:
+        timeout_s: Seconds a task may take from its acceptance.
+        retry: When a submit is made again, and how often a task is paid for.
+        folder: Where pictures go.
+        destination: Where in it a job's picture goes, without ending, or None to leave it at the vendor.
+        fetch: Brings a result to disk, within the run's bound of downloads.
+    """
+
+    timeout_s: float
+    retry: RetryPolicy
+    folder: Path
+    destination: Callable[[StoredJob], Path] | None
+    fetch: Callable[[ImageResult, Path], Awaitable[Path]]
+
+
+@attrs.define(kw_only=True, eq=False)
+class Driver:
+    """Takes one job as far as this run can."""
+
+    client: FluxClient
+    journal: Journal
+    call: Call
+    terms: Terms
+    stored: StoredJob
+    on_event: Callable[[StoredJob, JobState, JobSnapshot, Event], None]
+    still_spends: Callable[[], bool]
+    reserve: Callable[[StoredJob], bool]
+    spending: Callable[[int], None]
+    job: JobSnapshot = attrs.field(init=False)
+    _tries: int = attrs.field(default=0, init=False)
+    _fresh: bool = attrs.field(default=False, init=False)
+    _left: bool = attrs.field(default=False, init=False)
+    _last_error: FluxError | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.job = self.stored.job
+
+    async def run(self) -> Outcome | None:
+        """Drive the job until it settles or this run can do no more for it; None leaves it to another."""
+        try:
+            return await self._run()
+        except Unfinished as stop:
+            return Failed(job=self._as_job(), error=stop.error)
+        except InvalidInput as error:  # a request that another release wrote
+            return Failed(job=None, error=error)
+        except BaseException:
+            self._left = True
+            self.leave_task()
+            raise
+
+    def leave_task(self) -> None:
+        """Where no journal outlives the process, tell of a paid task whose outcome nobody will receive."""
+        paid = self.job.task_id is not None and self.job.state is not JobState.FAILED
+        if paid and not self.journal.is_durable:
+            self._account.leave(self._as_job().request, TaskId(self.job.task_id or ""))
+
+    async def _run(self) -> Outcome | None:
+        self._as_job()  # a request of another release is told before anything is spent
+        while not isinstance(step := next_step(self.job), Settle):
+            match step:
+                case Begin():
+                    if not await self._submit(step):
+                        return None
+                case Watch():
+                    await self._happened(await self._watch(step))
+                case Fetch():
+                    await self._happened(await self._fetch(step))
+                case _:
+                    raise AssertionError(step)  # Submit never outlives _submit, nor a restart
+        return self._outcome()
+
+    async def _happened(self, event: Event) -> None:
+        """The turn of the loop: legal, on disk, known."""
+        before, job = self.job, apply(self.job, event)
+        await self.journal.record(self.stored.number, job, event, before=before)
+        self.job = job
+        self.on_event(self.stored, before.state, job, event)
+
+    # --- submitting ---------------------------------------------------------------------------------------
+
+    async def _submit(self, step: Begin) -> bool:
+        """Spend on this job, if the run still does."""
+        account, clock = self._account, self._account.clock
+        wait = min(step.not_before - clock.wall(), _LONGEST_OWN_WAIT_S)  # the wall clock may have jumped back
+        if wait > 0:
+            await clock.sleep(wait)
+        deadline = clock.monotonic() + FOREVER_S
+        if not await account.admit(deadline=deadline, call=self.call, wanted=self.still_spends):
+            return False
+        if not self.reserve(self.stored):
+            account.leave_air()
+            return False
+        self.spending(1)
+        await account.spend(self._spend(), call=self.call, when_abandoned=lambda _: None)
+        if self.job.state is JobState.PENDING:
+            self._give_up_where_hopeless()
+        return True
+
+    async def _spend(self) -> None:
+        """Intent, POST, answer: each on disk before the next, and nobody can come in between."""
+        now = self._account.clock.wall
+        self._tries += 1
+        try:
+            await self._happened(SubmitIntended(at=now()))
+            answer = await self._account.post(build_stored_submit(self.stored.request))
+            await self._keep(answer, self._answered(answer, now()))
+        finally:
+            self.spending(-1)
+        if self._left:
+            self.leave_task()
+
+    async def _keep(self, answer: TaskId | FluxError, event: Event) -> None:
+        """Write the answer down. It has been paid for, so a journal that is busy is asked again and again."""
+        for _ in range(_PATIENCE):
+            try:
+                return await self._happened(event)
+            except JournalError as error:
+                last = error
+                await self._account.clock.sleep(1.0)
+        if not isinstance(answer, FluxError):
+            self._account.leave(self._as_job().request, answer)
+        raise last
+
+    def _answered(self, answer: TaskId | FluxError, at: float) -> Event:
+        if not isinstance(answer, FluxError):
+            return SubmitAccepted(at=at, task_id=answer)
+        self._last_error, problem = answer, Problem.of(answer)
+        if answer.charge is not Charge.NO:
+            return SubmitUnknown(at=at, problem=problem, task_id=answer.task_id)
+        if answer.scope is Scope.THIS_JOB and not isinstance(answer, RequestNotSent):
+            return SubmitRejected(at=at, problem=problem)
+        # 429 and 455 have paused the whole account already; only a missing connection is this job's own wait.
+        delay = self.terms.retry.before_next_submit(answer, self._tries, self._account.rng.random()) or 0.0
+        own_wait = delay if isinstance(answer, RequestNotSent) else 0.0
+        return SubmitRefused(at=at, problem=problem, not_before=at + own_wait)
+
+    def _give_up_where_hopeless(self) -> None:
+        error = self._last_error
+        if error is None:
+            return
+        again = self.terms.retry.before_next_submit(error, self._tries, 0.5)
+        if error.scope is Scope.STOP:
+            raise error
+        if again is None:
+            raise Unfinished(error)
+
+    # --- watching -----------------------------------------------------------------------------------------
+
+    async def _watch(self, step: Watch) -> Event:
+        try:
+            image = await self.client.wait(step.task_id, timeout=self.terms.timeout_s)
+        except TaskFailed as error:
+            return self._failed(error)
+        except FluxError as error:
+            raise self._unless_for_all(error) from None
+        self._fresh = True
+        return _picture(image, self._account.clock.wall())
+
+    def _unless_for_all(self, error: FluxError) -> BaseException:
+        """An error of this job alone is its outcome in this run; one that concerns everybody ends the run."""
+        for_all = error.scope is Scope.STOP or isinstance(error, ConfigurationError)
+        return error if for_all else Unfinished(error)
+
+    def _failed(self, error: TaskFailed) -> Event:
+        at, problem = self._account.clock.wall(), Problem.of(error)
+        self._last_error = error
+        again = self.job.paid_failures + 1 < self.terms.retry.max_paid_attempts
+        if again and self.job.state is JobState.SUBMITTED:
+            return TaskEndedRetryable(at=at, problem=problem)
+        return TaskEnded(at=at, problem=problem, charge=error.charge)
+
+    # --- fetching -----------------------------------------------------------------------------------------
+
+    async def _fetch(self, step: Fetch) -> Event:
+        clock = self._account.clock
+        if self.terms.destination is None:
+            return Saved(at=clock.wall())
+        if not self._fresh:  # after a restart: addresses age
+            self._fresh = True
+            return await self._watch(Watch(task_id=step.task_id))
+        image = ImageResult(task_id=step.task_id, result_url=step.result_url, origin_url=self.job.origin_url)
+        try:
+            path = await self.terms.fetch(image, self.terms.destination(self.stored))
+        except ResultExpired as error:
+            self._last_error = error
+            return ResultLost(at=clock.wall(), problem=Problem.of(error))
+        except FluxError as error:
+            raise self._unless_for_all(error) from None
+        except Exception as error:  # noqa: BLE001 - a transport of the caller's own
+            raise Unfinished(DownloadError(f"The download failed: {shown(error)}.")) from None
+        return Saved(at=clock.wall(), file=path.relative_to(self.terms.folder).as_posix())
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    @property
+    def _account(self) -> Account:
+        return self.client.account
+
+    def _as_job(self) -> Job:
+        return Job(key=self.job.key, request=read_submit(self.stored.request))
+
+    def _outcome(self) -> Outcome:
+        folder = None if self.terms.destination is None else self.terms.folder
+        return outcome_of(self.job, self._as_job(), self._last_error, folder)
+
+
+def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directory: Path | None) -> Outcome:
+    """Return the outcome of a settled job; ``error`` is the one this process met, if it did."""
+    if snapshot.state is JobState.DONE and snapshot.task_id is not None and snapshot.result_url is not None:
+        image = ImageResult(
+            task_id=snapshot.task_id, result_url=snapshot.result_url, origin_url=snapshot.origin_url
+        )
+        file = directory / snapshot.file if directory is not None and snapshot.file else None
+        return Succeeded(job=job, image=image, file=file)
+    error = error or _remembered(snapshot)
+    return (InDoubt if snapshot.state is JobState.IN_DOUBT else Failed)(job=job, error=error)
+
+
+def _remembered(snapshot: JobSnapshot) -> FluxError:
+    """An error that an earlier process met, as far as the journal tells it."""
+    words = f"Job {snapshot.key} is {snapshot.state}."
+    if snapshot.problem is not None:
+        words = f"{snapshot.problem.type}: {snapshot.problem.message}"
+    return FluxError(words, advice="", charge=snapshot.charge, task_id=snapshot.task_id)
+
+
+def _picture(image: ImageResult, at: float) -> TaskSucceeded:
+    seconds = image.record.generation_s if image.record is not None else None
+    return TaskSucceeded(
+        at=at, result_url=image.result_url, origin_url=image.origin_url, generation_s=seconds
+    )

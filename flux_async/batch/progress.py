@@ -1,0 +1,100 @@
+"""How far a batch is: one frozen value for whoever watches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+import attrs
+
+from flux_async.errors import Charge
+from flux_async.lifecycle import (
+    Event,
+    JobSnapshot,
+    JobState,
+    SubmitIntended,
+)
+
+
+@attrs.frozen(kw_only=True)
+class BatchProgress:
+    """A batch at one moment.
+
+    Attributes:
+        seen: Jobs this run was given so far, those of earlier runs that it takes up included.
+        submits: Submits this run has made.
+        generating: Tasks at the vendor.
+        fetching: Pictures on their way to disk.
+        succeeded: Jobs that have their picture.
+        failed: Jobs that ended, or cannot go on in this run.
+        in_doubt: Jobs whose submit may have been charged.
+        credits: Credits this run has spent by the price list, submits in doubt included.
+        elapsed_s: Seconds since the run began.
+    """
+
+    seen: int = 0
+    submits: int = 0
+    generating: int = 0
+    fetching: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    in_doubt: int = 0
+    credits: float = 0.0
+    elapsed_s: float = 0.0
+
+
+class ProgressObserver(Protocol):
+    """Told at every change; what it raises is logged and goes no further."""
+
+    def __call__(self, progress: BatchProgress, /) -> None:
+        """Look at the batch."""
+        ...
+
+
+@attrs.define
+class Tally:
+    """Keeps the count from the events of all jobs."""
+
+    seen: int = 0
+    submits: int = 0
+    credits: float = 0.0
+    _states: Counter[JobState] = attrs.field(factory=Counter)
+    _ended: Counter[str] = attrs.field(factory=Counter)
+
+    def moved(self, before: JobState, after: JobSnapshot, event: Event, price: float) -> None:
+        """Count one event of one job."""
+        self._states[before] -= 1
+        self._states[after.state] += 1
+        if isinstance(event, SubmitIntended):
+            self.submits += 1
+        elif before is JobState.SUBMITTING and after.charge is Charge.NO:
+            self.credits -= price  # it was counted when the submit was let go
+
+    def taken_up(self, state: JobState) -> None:
+        """Count a job that this run begins to drive."""
+        self.seen += 1
+        self._states[state] += 1
+
+    def refused(self) -> None:
+        """Count an input that is no request."""
+        self.seen += 1
+        self._ended["Failed"] += 1
+
+    def ended(self, how: str, state: JobState) -> None:
+        """Count an outcome."""
+        self._states[state] -= 1
+        self._ended[how] += 1
+
+    def progress(self, elapsed_s: float) -> BatchProgress:
+        """Return the value for observers."""
+        return BatchProgress(
+            seen=self.seen,
+            submits=self.submits,
+            generating=self._states[JobState.SUBMITTED],
+            fetching=self._states[JobState.GENERATED],
+            succeeded=self._ended["Succeeded"],
+            failed=self._ended["Failed"],
+            in_doubt=self._ended["InDoubt"],
+            credits=self.credits,
+            elapsed_s=elapsed_s,
+        )

@@ -1,0 +1,482 @@
+"""A batch: inputs in as a stream, outcomes out as a stream, the journal in between.
+
+``run_batch`` returns a :class:`BatchRun`. ``async with`` opens the journal and starts the work, ``async for``
+receives one outcome per job, and leaving the block, in whatever way, stops all new spending at once; POSTs in
+the air finish and are recorded before it is left. The work is done by a coroutine of its own, and the
+iterator only receives from it: no cancel scope crosses a ``yield`` (PEP 789).
+
+Order: what an earlier run has paid for comes first, then the inputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import anyio
+import attrs
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from flux_async.account import Account, Call
+from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
+from flux_async.batch.orchestrator import Driver, Terms, outcome_of
+from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
+from flux_async.client import FluxClient
+from flux_async.clock import Clock
+from flux_async.errors import (
+    BudgetExhausted,
+    FluxError,
+    InvalidInput,
+    JournalError,
+    Scope,
+    shown,
+)
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.lifecycle import FINAL, Event, JobSnapshot, JobState, ResubmitGranted, apply, recover
+from flux_async.models import Failed, ImageResult, InDoubtPolicy, Job, Model, Outcome
+from flux_async.policy.numbers import check_positive
+from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.wire import build_submit, read_submit
+from flux_async.transport.shielded import see_through
+
+logger: logging.Logger = logging.getLogger("flux_async")
+
+PRICES = {Model.PRO: 5.0, Model.MAX: 10.0}
+"""Credits per picture at the time of writing."""
+
+_PAGE = 100
+_CHUNK = 100
+
+
+def run_batch(
+    client: FluxClient,
+    images: Iterable[Input] | AsyncIterable[Input],
+    *,
+    journal: str | os.PathLike[str] | Journal = ":memory:",
+    directory: str | os.PathLike[str] | None = None,
+    name_file: Callable[[Job], str] | None = None,
+    in_doubt: InDoubtPolicy | str = InDoubtPolicy.HOLD,
+    max_credits: float | None = None,
+    timeout: float | None = None,
+    retry: RetryPolicy | None = None,
+    on_progress: ProgressObserver | None = None,
+) -> BatchRun:
+    """Return a batch of many jobs: ``async with`` starts it, ``async for`` receives the outcomes.
+
+    Args:
+        client: Does the work; its limits bound the batch.
+        images: What is wanted, read lazily. The same thing twice is one job.
+        journal: Where the batch is kept; the same call on the same file resumes. ``":memory:"`` does not.
+        directory: Where the pictures go; None leaves them at the vendor.
+        name_file: Names a job's file in it, without ending, each its own; left out, after the job's key.
+        in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
+        max_credits: Stop submitting before this many credits are spent by this run (price list: 5 or 10).
+        timeout: Seconds a task may take from its acceptance; left out, the client's.
+        retry: When submits are made again, and how often a job may be paid for.
+        on_progress: Told at every change; it cannot break the run.
+
+    Raises:
+        InvalidInput: An option is out of range; nothing was opened or sent.
+    """
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable | AsyncIterable):
+        raise InvalidInput("images must be a list or a stream of pictures, not one value.")
+    return BatchRun(
+        client=client,
+        images=images,
+        journal=journal if isinstance(journal, Journal) else Journal(journal),
+        owns_journal=not isinstance(journal, Journal),
+        directory=None if directory is None else Path(directory),
+        name_file=name_file or (lambda job: safe_name(job.key)),
+        in_doubt=_policy(in_doubt),
+        max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
+        timeout=client.timeout if timeout is None else check_positive(timeout, "timeout"),
+        retry=_retry(retry),
+        on_progress=on_progress,
+    )
+
+
+def _policy(value: InDoubtPolicy | str) -> InDoubtPolicy:
+    try:
+        return InDoubtPolicy(value)
+    except ValueError:
+        raise InvalidInput(f"in_doubt must be 'hold' or 'resubmit', not {shown(value)}.") from None
+
+
+def _retry(value: object) -> RetryPolicy:
+    if value is not None and not isinstance(value, RetryPolicy):
+        raise InvalidInput(f"retry must be a RetryPolicy, not {shown(value)}.")
+    return value or RetryPolicy()
+
+
+@attrs.define(kw_only=True, eq=False)
+class BatchRun:
+    """A batch: an async context manager, and an async iterator of outcomes in order of completion."""
+
+    client: FluxClient
+    images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
+    journal: Journal
+    owns_journal: bool
+    directory: Path | None
+    name_file: Callable[[Job], str] = attrs.field(repr=False)
+    in_doubt: InDoubtPolicy
+    max_credits: float | None
+    timeout: float
+    retry: RetryPolicy
+    on_progress: ProgressObserver | None = attrs.field(repr=False)
+    _tally: Tally = attrs.field(factory=Tally, init=False, repr=False)
+    _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
+    _outcomes: MemoryObjectReceiveStream[Outcome] | None = attrs.field(default=None, init=False, repr=False)
+    _reading: anyio.CancelScope = attrs.field(factory=anyio.CancelScope, init=False, repr=False)
+    _closing: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack, init=False, repr=False)
+    _halted_by: FluxError | None = attrs.field(default=None, init=False, repr=False)
+    _failure_told: bool = attrs.field(default=False, init=False)
+    _over: bool = attrs.field(default=False, init=False)
+    _spending: int = attrs.field(default=0, init=False)
+    _spent: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
+    _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
+    _driven: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _told: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _began: float = attrs.field(default=0.0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._slots = asyncio.Semaphore(self._account.admission.limits.in_flight)
+
+    # --- coming and going ---------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._work_task is not None:
+            raise InvalidInput("A batch runs once; call run_batch again to resume it.")
+        self._account.enter()
+        if self.owns_journal:
+            await self.journal.open(account=self.client.fingerprint)
+        try:
+            self._closing.enter_context(self.journal.one_run())
+        except BaseException:
+            if self.owns_journal:
+                await self.journal.aclose()
+            raise
+        self._began = self._clock.monotonic()
+        send, self._outcomes = anyio.create_memory_object_stream[Outcome](0)
+        self._work_task = asyncio.get_running_loop().create_task(self._work(send))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await see_through(asyncio.get_running_loop().create_task(self._end()))
+        failure = self._failure()
+        if failure is None or self._failure_told:
+            return
+        if error is None:
+            raise failure
+        error.add_note(f"The batch itself had failed: {failure}")
+
+    async def _end(self) -> None:
+        """POSTs in the air come home and are recorded; then everything is closed."""
+        self.stop()
+        if self._work_task is not None:
+            self._work_task.cancel()
+            await asyncio.wait([self._work_task])
+        while self._spending:
+            self._spent.clear()
+            await self._spent.wait()
+        if self._outcomes is not None:
+            self._outcomes.close()
+        self._closing.close()
+        if self.owns_journal:
+            await self.journal.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Outcome]:
+        return self
+
+    async def __anext__(self) -> Outcome:
+        if self._outcomes is None or self._work_task is None:
+            raise InvalidInput("A batch is used as `async with run_batch(…) as batch:`.")
+        try:
+            return await self._outcomes.receive()
+        except anyio.ClosedResourceError:
+            raise InvalidInput("This batch is over: its block was left.") from None
+        except anyio.EndOfStream:
+            pass
+        await asyncio.wait([self._work_task])
+        failure, self._failure_told = (None if self._failure_told else self._failure()), True
+        if failure is not None:
+            raise failure
+        if self._halted_by is not None:
+            halted, self._halted_by = self._halted_by, None
+            raise halted from None
+        raise StopAsyncIteration
+
+    def stop(self) -> None:
+        """Submit nothing more and read no more inputs; what is submitted goes on to its end."""
+        self._over = True
+        self._reading.cancel()
+
+    async def earlier_outcome(self, job: Job) -> Outcome:
+        """Return how a job ended that this run had nothing to do for."""
+        stored = await self.journal.job(job.key)
+        if stored is None:
+            raise JournalError(f"The journal does not hold job {job.key}.")
+        return outcome_of(stored.job, job, None, self.directory)
+
+    @property
+    def halted_by(self) -> FluxError | None:
+        """What stopped this run from submitting, until the iteration has raised it."""
+        return self._halted_by
+
+    @property
+    def progress(self) -> BatchProgress:
+        """How far it is."""
+        return self._tally.progress(self._clock.monotonic() - self._began)
+
+    # --- the work -----------------------------------------------------------------------------------------
+
+    async def _work(self, send: MemoryObjectSendStream[Outcome]) -> None:
+        """Start drivers, a slot each, until there is nothing left to drive."""
+        async with send, self._account.call() as call:
+            await self._recover()
+            await self._seed()
+            async with anyio.create_task_group() as drivers:
+                for state in (JobState.GENERATED, JobState.SUBMITTED):  # this way round nothing is met twice
+                    async for stored in self._pages(state):
+                        await self._start(stored, drivers, call, send)
+                await self._feed(drivers, call, send)
+
+    async def _feed(self, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]) -> None:
+        give, take = anyio.create_memory_object_stream[Input](_CHUNK)
+        drivers.start_soon(read_into, give, self.images, self._reading)
+        try:
+            async with take:
+                async for chunk in drain(take, _CHUNK):
+                    for stored in await self._add(chunk, send):
+                        if self._over:
+                            return
+                        await self._begin(stored, drivers, call, send)
+        finally:
+            self._reading.cancel()
+
+    async def _begin(
+        self, stored: StoredJob, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
+    ) -> None:
+        """Start an input's job where there is something to do, tell of it where it is in doubt."""
+        if stored.number in self._told:
+            return
+        held = stored.job.state is JobState.IN_DOUBT and self.in_doubt is InDoubtPolicy.HOLD
+        if held and stored.number not in self._driven:
+            self._told.add(stored.number)
+            self._tally.taken_up(JobState.IN_DOUBT)
+            self._tally.ended("InDoubt", JobState.IN_DOUBT)
+            await send.send(outcome_of(stored.job, _job_of(stored), None, self.directory))
+        elif stored.job.state in {JobState.PENDING, JobState.IN_DOUBT}:
+            await self._start(stored, drivers, call, send)
+
+    async def _start(
+        self, stored: StoredJob, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
+    ) -> None:
+        if stored.number in self._driven:
+            return
+        self._driven.add(stored.number)
+        await self._slots.acquire()
+        drivers.start_soon(self._drive, stored, call, send)
+
+    async def _drive(self, stored: StoredJob, call: Call, send: MemoryObjectSendStream[Outcome]) -> None:
+        """Drive one job, and hand its outcome over."""
+        driver: Driver | None = None
+        try:
+            await self._account.take_place()
+            try:
+                fresh = await self._fresh(stored)
+                if fresh is None:
+                    return
+                self._tally.taken_up(fresh.job.state)
+                driver = self._driver(fresh, call)
+                outcome = await self._outcome_of(driver)
+            finally:
+                self._account.give_place()
+            if outcome is None:
+                return
+            if driver.job.state not in FINAL:
+                self._told.add(stored.number)
+            self._tally.ended(type(outcome).__name__, driver.job.state)
+            self._tell()
+            await send.send(outcome)
+        except asyncio.CancelledError:
+            if driver is not None:
+                driver.leave_task()  # nobody will receive this outcome
+            raise
+        finally:
+            self._driven.discard(stored.number)
+            self._slots.release()
+
+    async def _outcome_of(self, driver: Driver) -> Outcome | None:
+        try:
+            return await driver.run()
+        except FluxError as error:
+            if error.scope is not Scope.STOP:
+                raise
+            self._halted_by = self._halted_by or error
+            self.stop()
+            self._tally.ended("Halted", driver.job.state)
+            return None
+
+    async def _fresh(self, stored: StoredJob) -> StoredJob | None:
+        """Return the job as it is now that its turn has come; by consent, one in doubt starts again."""
+        fresh = await self.journal.job(stored.job.key)
+        if fresh is None or fresh.job.state in FINAL:
+            return None
+        if fresh.job.state is not JobState.IN_DOUBT:
+            return fresh
+        if self.in_doubt is InDoubtPolicy.HOLD or self._over:
+            return None
+        event = ResubmitGranted(at=self._clock.wall())
+        job = apply(fresh.job, event)
+        await self.journal.record(fresh.number, job, event, before=fresh.job)
+        return attrs.evolve(fresh, job=job)
+
+    # --- spending -----------------------------------------------------------------------------------------
+
+    def _still_spends(self) -> bool:
+        return not self._over
+
+    def _reserve(self, stored: StoredJob) -> bool:
+        """Let one more submit go, and count what it costs; or say that this run does not spend it."""
+        price = _price(stored)
+        if self.max_credits is not None and self._tally.credits + price > self.max_credits:
+            self._halted_by = self._halted_by or BudgetExhausted(
+                f"The next picture would take this run over {self.max_credits:g} credits."
+            )
+            self.stop()
+        if self._over:
+            return False
+        self._tally.credits += price
+        return True
+
+    def _count_spending(self, change: int) -> None:
+        self._spending += change
+        if not self._spending:
+            self._spent.set()
+
+    # --- the journal --------------------------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        """What a dead process left half done is in doubt."""
+        async for stored in self._pages(JobState.SUBMITTING):
+            event = recover(stored.job, self._clock.wall())
+            if event is not None:
+                job = apply(stored.job, event)
+                await self.journal.record(stored.number, job, event, before=stored.job)
+
+    async def _seed(self) -> None:
+        """Count the submits of the last window against the pace: the account does, too."""
+        account, now = self._account, self._clock.wall()
+        recent = await self.journal.submits_since(now - account.admission.limits.window_s)
+        if recent:
+            account.admission.seed(self._clock.monotonic(), [now - at for at in recent])
+
+    async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
+        """Put a chunk of inputs into the journal; what is no request becomes an outcome of its own."""
+        entries = []
+        for given in chunk:
+            try:
+                job = as_job(given)
+                self._name(job)
+            except InvalidInput as error:
+                self._tally.refused()
+                await send.send(Failed(job=None, error=error))
+                continue
+            body = build_submit(attrs.evolve(job.request, callback_url=None)).body or b""
+            entries.append((job.key, body.decode()))
+        return await self.journal.add(entries)
+
+    async def _pages(self, state: JobState) -> AsyncIterator[StoredJob]:
+        """Yield the journal's jobs in ``state`` page by page."""
+        after = 0
+        while page := await self.journal.jobs(state, after=after, limit=_PAGE):
+            for stored in page:
+                yield stored
+            after = page[-1].number
+
+    # --- how ----------------------------------------------------------------------------------------------
+
+    @property
+    def _account(self) -> Account:
+        return self.client.account
+
+    @property
+    def _clock(self) -> Clock:
+        return self._account.clock
+
+    def _driver(self, stored: StoredJob, call: Call) -> Driver:
+        terms = Terms(
+            timeout_s=self.timeout,
+            retry=self.retry,
+            folder=self.directory or Path(),
+            destination=None if self.directory is None else self._destination,
+            fetch=self._fetch,
+        )
+        return Driver(
+            client=self.client,
+            journal=self.journal,
+            call=call,
+            terms=terms,
+            stored=stored,
+            on_event=self._on_event,
+            still_spends=self._still_spends,
+            reserve=self._reserve,
+            spending=self._count_spending,
+        )
+
+    def _name(self, job: Job) -> str:
+        """Name a job's file, before anything is spent on it."""
+        if self.directory is None:
+            return ""
+        try:
+            name = self.name_file(job)
+        except Exception as error:  # noqa: BLE001 - the caller's own function
+            raise InvalidInput(f"name_file failed for job {job.key}: {shown(error)}.") from None
+        if not is_safe_name(name):
+            raise InvalidInput(f"{shown(name)} is no name for a file in {self.directory}.")
+        return name
+
+    def _destination(self, stored: StoredJob) -> Path:
+        return (self.directory or Path()) / self._name(_job_of(stored))
+
+    async def _fetch(self, image: ImageResult, path: Path) -> Path:
+        return await self.client.download(image, path, match_suffix=True)
+
+    def _on_event(self, stored: StoredJob, before: JobState, job: JobSnapshot, event: Event) -> None:
+        self._tally.moved(before, job, event, _price(stored))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.on_progress is None:
+            return
+        try:
+            self.on_progress(self.progress)
+        except Exception:
+            logger.exception("a progress observer failed")
+
+    def _failure(self) -> BaseException | None:
+        """What ended the work, if it was not its own end and not ours."""
+        task = self._work_task
+        if task is None or not task.done() or task.cancelled() or task.exception() is None:
+            return None
+        error = task.exception()
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]  # many drivers met the same wall
+        return error
+
+
+def _job_of(stored: StoredJob) -> Job:
+    return Job(key=stored.job.key, request=read_submit(stored.request))
+
+
+def _price(stored: StoredJob) -> float:
+    return PRICES[read_submit(stored.request).model]

@@ -1,0 +1,434 @@
+"""A batch that is misused, interrupted and lied to: nothing is lost, nothing is paid twice."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_async import (
+    EditRequest,
+    Failed,
+    FluxClient,
+    InDoubt,
+    InsufficientCreditsError,
+    InvalidInput,
+    Job,
+    JobKey,
+    Journal,
+    JournalBusyError,
+    JournalError,
+    Limits,
+    Succeeded,
+    run_batch,
+)
+from flux_async.batch.inputs import is_safe_name, safe_name
+from flux_async.lifecycle import JobState, SubmitIntended, apply
+from flux_async.transport import Unknown
+
+URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
+
+
+@pytest.fixture
+def vendor(transport: Any, make: Any) -> Any:
+    """A vendor that makes a new task for every submit and has its picture at the second look."""
+    looks: Counter[str] = Counter()
+    numbers = iter(range(10_000))
+
+    def look(request: Any) -> Any:
+        task = request.query["taskId"]
+        looks[task] += 1
+        return make.record(int(looks[task] > 1), task)
+
+    transport.script["generate"] = [lambda request: make.answer({"taskId": f"t{next(numbers)}"})]
+    transport.script["record-info"] = [look]
+    return transport
+
+
+async def collect(client: FluxClient, images: Any, **options: Any) -> list[Any]:
+    """Run a batch to its end."""
+    async with run_batch(client, images, **options) as batch:
+        return [outcome async for outcome in batch]
+
+
+async def test_a_refused_second_run_does_not_drop_the_first_ones_locks(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
+    """Whoever is turned away never touches the file, so an onlooker cannot take the journal for closed."""
+    journal = tmp_path / "run.sqlite3"
+    async with run_batch(client, URLS, journal=journal) as batch:
+        await batch.__anext__()
+        with pytest.raises(JournalBusyError):
+            await collect(client, URLS, journal=journal)
+        onlooker = await asyncio.create_subprocess_exec(  # its close would unlink the log of a closed journal
+            "python", "-c", f"import sqlite3; sqlite3.connect({str(journal)!r}).execute('select 1 from job')"
+        )
+        await onlooker.wait()
+        assert (tmp_path / "run.sqlite3-wal").exists()
+
+
+async def test_one_open_journal_has_one_run(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """A second run on the same object is refused; after the first it may come."""
+    async with Journal(tmp_path / "run.sqlite3") as journal:
+        async with run_batch(client, URLS, journal=journal) as batch:
+            await batch.__anext__()
+            with pytest.raises(JournalBusyError):
+                await collect(client, URLS, journal=journal)
+        assert await collect(client, URLS, journal=journal)
+
+
+async def test_removing_the_lock_file_lets_nobody_in(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """The journal itself is locked, too."""
+    journal = tmp_path / "run.sqlite3"
+    async with run_batch(client, URLS, journal=journal):
+        (tmp_path / "run.sqlite3.lock").unlink()
+        with pytest.raises(JournalBusyError, match="lock file was removed"):
+            await collect(client, URLS, journal=journal)
+
+
+async def test_links_lead_to_the_same_lease(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """A symbolic link to a journal that is run is no other journal."""
+    (tmp_path / "link.sqlite3").symlink_to(tmp_path / "run.sqlite3")
+    async with run_batch(client, URLS, journal=tmp_path / "run.sqlite3"):
+        with pytest.raises(JournalBusyError):
+            await collect(client, URLS, journal=tmp_path / "link.sqlite3")
+
+
+async def test_without_a_journal_paid_tasks_are_left_with_the_client(client: Any, vendor: Any) -> None:
+    """Who breaks out of a batch in memory finds every paid task that he was not told of."""
+    told = set()
+    async with run_batch(client, URLS) as batch:
+        async for outcome in batch:
+            told.add(outcome.image.task_id)
+            if len(told) == 3:
+                break
+    paid = {f"t{number}" for number in range(vendor.count("generate"))}
+    assert paid == told | {loose.task_id for loose in client.unclaimed}
+
+
+async def test_a_halt_loses_no_outcome_of_many(client: Any, vendor: Any, make: Any) -> None:
+    """``remove_text_many`` returns what was paid for, and the halt for the rest."""
+    task = vendor.script["generate"][0]
+    vendor.script["generate"] = [*[task] * 12, make.answer(None, 402)]
+    outcomes = await client.remove_text_many(URLS)
+    assert Counter(type(outcome) for outcome in outcomes) == {Succeeded: 12, Failed: 28}
+    assert all(
+        isinstance(outcome.error, InsufficientCreditsError)
+        for outcome in outcomes
+        if isinstance(outcome, Failed)
+    )
+
+
+async def test_a_job_that_ended_meanwhile_is_not_driven_again(
+    transport: Any, vendor: Any, make: Any, clock: Any, tmp_path: Path
+) -> None:
+    """The same job far apart in the input, behind a full house, by consent: one submit, one outcome."""
+    journal, task = tmp_path / "run.sqlite3", vendor.script["generate"][0]
+    vendor.script["generate"] = [task, Unknown("dropped"), task]
+    limits = Limits(in_flight=1)
+    async with FluxClient(make.key, transport=transport, clock=clock, limits=limits) as client:
+        await collect(client, URLS[:3], journal=journal)
+        many = [URLS[1], *URLS[3:20], URLS[1], *URLS[20:30], URLS[1]]
+        outcomes = await collect(client, many, journal=journal, in_doubt="resubmit")
+    keys = Counter(outcome.job.key for outcome in outcomes)
+    assert set(keys.values()) == {1}
+    assert vendor.count("generate") == 3 + 1 + 27
+
+
+async def test_a_stale_write_is_refused(tmp_path: Path) -> None:
+    """The journal does not let an old view of a job overwrite a newer one."""
+    async with Journal(tmp_path / "run.sqlite3") as journal:
+        (stored,) = await journal.add([(JobKey("k"), "{}")])
+        event = SubmitIntended(at=1.0)
+        job = apply(stored.job, event)
+        await journal.record(stored.number, job, event, before=stored.job)
+        with pytest.raises(JournalError, match="moved on"):
+            await journal.record(stored.number, job, event, before=stored.job)
+
+
+async def test_a_task_named_in_a_contradiction_is_kept(
+    client: Any, vendor: Any, make: Any, tmp_path: Path
+) -> None:
+    """A refusal that names a task leaves the job in doubt, with the task's id on disk and in the outcome."""
+    vendor.script["generate"] = [make.answer({"taskId": "PAID1"}, 422)]
+    (outcome,) = await collect(client, URLS[:1], journal=tmp_path / "run.sqlite3")
+    assert isinstance(outcome, InDoubt)
+    (again,) = await collect(client, URLS[:1], journal=tmp_path / "run.sqlite3")
+    assert (outcome.error.task_id, again.error.task_id) == ("PAID1", "PAID1")
+
+
+async def test_leaving_is_not_cut_short(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """However often it is cancelled, the block is left when the POSTs are recorded and all is closed."""
+    journal = tmp_path / "run.sqlite3"
+
+    async def body() -> None:
+        async with run_batch(client, URLS, journal=journal) as batch:
+            async for _ in batch:
+                pass
+
+    task = asyncio.get_running_loop().create_task(body())
+    while vendor.count("generate") < 4:
+        await asyncio.sleep(0)
+    for _ in range(5):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with Journal(journal) as closed:
+        counts = await closed.counts()
+    assert JobState.SUBMITTING not in counts
+    submitted = sum(counts.get(state, 0) for state in (JobState.SUBMITTED, JobState.GENERATED, JobState.DONE))
+    assert submitted == vendor.count("generate")
+
+
+@pytest.mark.parametrize(
+    "key", ["../../escaped", "/etc/passwd", "..", "a/../../b", "\N{SNOWMAN}" * 100, "con: ?*"]
+)
+def test_a_key_becomes_a_name_inside_the_folder(key: str) -> None:
+    """Whatever the key, its file is named safely, and differently from other keys'."""
+    name = safe_name(key)
+    assert is_safe_name(name)
+    assert "/" not in name
+    assert name != safe_name(key + "x")
+    assert safe_name("plain-key_1.2") == "plain-key_1.2"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a//b", "a\\b", "x" * 181, "a\nb", None, 7])
+async def test_a_bad_name_costs_nothing(client: Any, vendor: Any, tmp_path: Path, name: Any) -> None:
+    """A name that leads out of the folder, or is none, fails its job before the submit."""
+    (outcome,) = await collect(client, URLS[:1], directory=tmp_path, name_file=lambda job: name)
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, InvalidInput)
+    assert vendor.count("generate") == 0
+
+
+async def test_a_naming_function_that_raises_fails_its_job_only(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
+    """Not the run."""
+
+    def name_file(job: Job) -> str:
+        raise KeyError(job.key)
+
+    outcomes = await collect(client, URLS[:3], directory=tmp_path, name_file=name_file)
+    assert [type(outcome.error) for outcome in outcomes] == [InvalidInput] * 3
+
+
+async def test_a_finished_picture_that_is_gone_on_resume_fails_its_job_only(
+    client: Any, vendor: Any, make: Any, tmp_path: Path
+) -> None:
+    """A task that had its picture and now reports failure ends its job; the others go on."""
+    journal = tmp_path / "run.sqlite3"
+    outcomes = await collect(client, URLS[:1], journal=journal, directory=tmp_path / "images")
+    assert isinstance(outcomes[0], Failed), "the scripted transport has no files"
+    look = vendor.script["record-info"][0]
+    vendor.script["record-info"] = [
+        lambda request: make.record(3, "t0") if request.query["taskId"] == "t0" else look(request)
+    ]
+    outcomes = await collect(client, URLS[:2], journal=journal, directory=tmp_path / "images")
+    assert sorted(type(outcome.error).__name__ for outcome in outcomes) == ["DownloadError", "TaskFailed"]
+
+
+async def test_a_request_of_another_release_fails_its_job_only(
+    client: Any, vendor: Any, make: Any, tmp_path: Path
+) -> None:
+    """A stored request that cannot be read is one failure, and costs nothing."""
+    journal = tmp_path / "run.sqlite3"
+    vendor.script["record-info"] = [make.record(0)]
+    await collect(client, URLS[:1], journal=journal, timeout=5)
+    with sqlite3.connect(journal) as connection:
+        connection.execute("UPDATE job SET request = '{\"newField\":1}'")
+    connection.close()
+    (outcome,) = await collect(client, [], journal=journal)
+    assert isinstance(outcome, Failed)
+    assert outcome.job is None
+
+
+async def test_the_bound_of_tasks_in_flight_is_the_accounts(
+    transport: Any, vendor: Any, make: Any, clock: Any
+) -> None:
+    """Three batches on one client have together as many tasks as it allows."""
+    most, running = 0, 0
+    task, look = vendor.script["generate"][0], vendor.script["record-info"][0]
+
+    def started(request: Any) -> Any:
+        nonlocal most, running
+        running += 1
+        most = max(most, running)
+        return task(request)
+
+    def looked(request: Any) -> Any:
+        nonlocal running
+        seen = look(request)
+        running -= b'"successFlag": 1' in seen.response.body
+        return seen
+
+    vendor.script["generate"], vendor.script["record-info"] = [started], [looked]
+    client = FluxClient(make.key, transport=transport, clock=clock, limits=Limits(in_flight=2))
+    async with client, asyncio.TaskGroup() as group:
+        for part in range(3):
+            group.create_task(collect(client, URLS[part * 5 : part * 5 + 5]))
+    assert most <= 2
+
+
+async def test_a_live_source_is_served_one_by_one(client: Any, vendor: Any) -> None:
+    """An input is submitted when it comes, not when a hundred of them have."""
+    queue: asyncio.Queue[str] = asyncio.Queue()
+
+    async def source() -> AsyncIterator[str]:
+        for _ in range(3):
+            yield await queue.get()
+
+    async with asyncio.timeout(10), run_batch(client, source()) as batch:
+        for url in URLS[:3]:
+            queue.put_nowait(url)
+            assert (await batch.__anext__()).job.request.input_image == url
+
+
+async def test_a_halt_is_told_while_the_source_is_silent(client: Any, vendor: Any, make: Any) -> None:
+    """A source that never ends does not hide an empty balance, nor keep ``stop`` from ending the batch."""
+
+    async def source() -> AsyncIterator[str]:
+        yield URLS[0]
+        await asyncio.Event().wait()
+
+    task = vendor.script["generate"][0]
+    vendor.script["generate"] = [make.answer(None, 402)]
+    with pytest.raises(InsufficientCreditsError):
+        async with asyncio.timeout(10):
+            await collect(client, source())
+    vendor.script["generate"] = [task]
+    async with asyncio.timeout(10), run_batch(client, source()) as batch:
+        await batch.__anext__()
+        batch.stop()
+        assert [outcome async for outcome in batch] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": -1},
+        {"timeout": "5"},
+        {"timeout": math.nan},
+        {"max_credits": math.nan},
+        {"max_credits": "50"},
+        {"max_credits": 0},
+        {"retry": 3},
+        {"in_doubt": None},
+    ],
+    ids=str,
+)
+def test_options_are_checked_before_anything_is_opened(client: Any, options: dict[str, Any]) -> None:
+    """A bad option is refused at the call."""
+    with pytest.raises(InvalidInput):
+        run_batch(client, URLS, **options)
+
+
+def test_one_url_is_not_a_list_of_letters(client: Any) -> None:
+    """A string given for the images is refused."""
+    with pytest.raises(InvalidInput, match="images"):
+        run_batch(client, URLS[0])  # type: ignore[arg-type]
+
+
+async def test_a_source_that_raises_ends_the_batch_with_its_own_error(client: Any, vendor: Any) -> None:
+    """The error arrives as it is, not in a group."""
+
+    async def source() -> AsyncIterator[str]:
+        yield URLS[0]
+        raise LookupError("the list is gone")
+
+    with pytest.raises(LookupError):
+        await collect(client, source())
+
+
+async def test_the_consumers_error_is_his_own(client: Any, vendor: Any) -> None:
+    """What the body of the block raised comes out of it, whatever happened to the batch."""
+
+    async def source() -> AsyncIterator[str]:
+        yield URLS[0]
+        raise LookupError
+
+    with pytest.raises(KeyError):
+        async with run_batch(client, source()):
+            await asyncio.sleep(0.01)
+            raise KeyError
+
+
+async def test_a_batch_inside_a_generator_cancels_nobody_else(client: Any, vendor: Any) -> None:
+    """An abandoned generator around a batch ends it, and leaves the code around it alone (PEP 789)."""
+
+    async def cleaned() -> AsyncIterator[Any]:
+        async with run_batch(client, URLS) as batch:
+            async for outcome in batch:
+                yield outcome
+
+    generator = cleaned()
+    async for _ in generator:
+        break
+    await asyncio.sleep(0)
+    await generator.aclose()
+    await asyncio.sleep(0.001)
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+async def test_a_closed_client_ends_the_batch(client: Any, vendor: Any) -> None:
+    """With one clear error."""
+    with pytest.raises(Exception, match="closed") as caught:
+        async with run_batch(client, URLS) as batch:
+            await batch.__anext__()
+            await client.aclose()
+            async for _ in batch:
+                pass
+    assert not isinstance(caught.value, BaseExceptionGroup)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+async def test_a_folder_that_cannot_be_written_is_told(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """Before anything is spent."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(JournalError):
+        await collect(client, URLS, journal=tmp_path / "run.sqlite3")
+
+
+@pytest.mark.parametrize("place", ["folder", "file/run.sqlite3", "a\0b", "x" * 300])
+async def test_a_path_that_is_no_journal_is_told(
+    client: Any, vendor: Any, tmp_path: Path, place: str
+) -> None:
+    """Folders, files in the way, impossible names: one clear error, nothing spent."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(JournalError):
+        await collect(client, URLS, journal=f"{tmp_path}/{place}")
+    assert vendor.count("generate") == 0
+
+
+async def test_a_run_that_died_before_its_schema_leaves_a_usable_file(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
+    """An empty database in write-ahead mode is a journal that has not begun."""
+    journal = tmp_path / "run.sqlite3"
+    with sqlite3.connect(journal) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    assert len(await collect(client, URLS[:2], journal=journal)) == 2
+
+
+async def test_another_accounts_journal_is_refused(
+    transport: Any, vendor: Any, clock: Any, tmp_path: Path
+) -> None:
+    """Tasks can be looked at with their own key only."""
+    journal = tmp_path / "run.sqlite3"
+    for key, refused in (("k-first-0123456789", False), ("k-second-0123456789", True)):
+        async with FluxClient(key, transport=transport, clock=clock) as client:
+            if refused:
+                with pytest.raises(JournalError, match="another key"):
+                    await collect(client, URLS[:2], journal=journal)
+            else:
+                await collect(client, [EditRequest.text_removal(URLS[0])], journal=journal)

@@ -1,0 +1,516 @@
+"""A batch within its limits: balance, budget, memory; consumers that are slow, rude or gone; any input."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from flux_async import EditRequest, Failed, FluxClient, Job, JobKey, Limits, PollPolicy, Succeeded
+from flux_async.batch.run import run_batch
+from flux_async.errors import (
+    BudgetExhausted,
+    InsufficientCreditsError,
+    InvalidInput,
+    JobConflictError,
+    JournalBusyError,
+)
+from flux_async.journal.store import Journal
+from flux_async.lifecycle import JobState
+from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.protocol.wire import build_submit
+from flux_async.transport import Answered, FileStream, Truth
+
+PRICE = 5.0
+IN_AIR = 6
+LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNoaGgAAAMEAYF1LgG8AAAAAElFTkSuQmCC"
+)
+
+
+def image(n: int) -> str:
+    return f"https://pictures.example/{n}.jpg"
+
+
+def images(count: int) -> list[str]:
+    return [image(n) for n in range(count)]
+
+
+@attrs.define
+class File:
+    """A small picture."""
+
+    wait_s: float
+    status: int = 200
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Send it, after a while."""
+        await asyncio.sleep(self.wait_s)
+        yield PIXEL
+
+
+@attrs.define
+class Vendor:
+    """Charges on arrival, answers after ``latency_s``, is done at the ``looks``-th look."""
+
+    balance: float = 1e9
+    latency_s: float = 0.0
+    looks: int = 1
+    file_s: float = 0.0
+    charged: Counter[str] = attrs.field(factory=Counter)
+    refused: int = 0
+    in_the_air: int = 0
+    tasks: dict[str, int] = attrs.field(factory=dict)
+    unfinished: int = 0
+    most_unfinished: int = 0
+    fetched: Counter[str] = attrs.field(factory=Counter)
+
+    @property
+    def posts(self) -> int:
+        """POSTs that arrived."""
+        return self.charged.total() + self.refused
+
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+        """Answer as the vendor does."""
+        if request.method != "POST":
+            return self._look(str(request.query["taskId"]))
+        if self.balance < PRICE:
+            self.refused += 1
+            await asyncio.sleep(self.latency_s)
+            return _answer(None, 402)
+        self.balance -= PRICE
+        self.charged[json.loads(request.body or b"")["inputImage"]] += 1
+        task_id = f"task-{len(self.tasks)}"
+        self.tasks[task_id] = 0
+        self.unfinished += 1
+        self.most_unfinished = max(self.most_unfinished, self.unfinished)
+        self.in_the_air += 1
+        await asyncio.sleep(self.latency_s)
+        self.in_the_air -= 1
+        return _answer({"taskId": task_id})
+
+    def _look(self, task_id: str) -> Truth:
+        self.tasks[task_id] += 1
+        flag = int(self.tasks[task_id] >= self.looks)
+        self.unfinished -= self.tasks[task_id] == self.looks
+        response = {"resultImageUrl": f"https://files.example/{task_id}.png"} if flag else None
+        return _answer({"taskId": task_id, "successFlag": flag, "response": response})
+
+    @asynccontextmanager
+    async def _file(self, url: str) -> AsyncIterator[FileStream]:
+        self.fetched[url] += 1
+        yield File(self.file_s)
+
+    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+        """Open a picture."""
+        return self._file(url)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def _answer(data: Any, code: int = 200) -> Truth:
+    body = json.dumps({"code": code, "msg": "success", "data": data}).encode()
+    return Answered(WireResponse(status=200, headers={}, body=body))
+
+
+def client_of(vendor: Vendor, *, in_flight: int = 100, submits: int = 10_000) -> FluxClient:
+    limits = Limits(submits=submits, window_s=1.0, submits_in_air=IN_AIR, in_flight=in_flight)
+    return FluxClient(
+        "k", "http://127.0.0.1:1", transport=vendor, limits=limits, polling=LOOKS, rng=random.Random(1)
+    )
+
+
+async def collect(vendor: Vendor, inputs: Any, *, in_flight: int = 100, **options: Any) -> list[Any]:
+    """Run a batch to its end."""
+    async with (
+        client_of(vendor, in_flight=in_flight) as client,
+        run_batch(client, inputs, **options) as batch,
+    ):
+        return [outcome async for outcome in batch]
+
+
+async def is_quiet(vendor: Vendor) -> bool:
+    """Whether no coroutine is left and no POST starts any more."""
+    posts = vendor.posts
+    await asyncio.sleep(0.03)
+    return asyncio.all_tasks() == {asyncio.current_task()} and vendor.posts == posts
+
+
+async def states(journal: Path) -> dict[JobState, int]:
+    async with Journal(journal) as opened:
+        return await opened.counts()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+# --- money ------------------------------------------------------------------------------------------------
+
+
+async def test_empty_balance_halts_once_and_a_top_up_finishes(path: Path) -> None:
+    """When the credits end the run ends with one error after its paid jobs; topped up, the rest is done."""
+    count, affordable = 300, 50
+    vendor = Vendor(balance=affordable * PRICE, latency_s=0.001, looks=3)
+    outcomes = []
+    async with client_of(vendor) as client:
+        async with run_batch(client, images(count), journal=path) as batch:
+            with pytest.raises(InsufficientCreditsError):
+                async for outcome in batch:
+                    outcomes.append(outcome)
+            assert [outcome async for outcome in batch] == []
+        assert len(outcomes) == affordable
+        assert 1 <= vendor.refused <= 1 + IN_AIR
+        vendor.balance = 1e9
+        async with run_batch(client, images(count), journal=path) as batch:
+            outcomes += [outcome async for outcome in batch]
+    assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
+    assert len({outcome.job for outcome in outcomes}) == len(outcomes) == count
+    assert set(vendor.charged.values()) == {1}
+    assert await states(path) == {JobState.DONE: count}
+
+
+async def test_no_balance_at_all_costs_one_request() -> None:
+    """A run on an empty account is turned away once, not once per image."""
+    vendor = Vendor(balance=0.0, latency_s=0.005)
+    with pytest.raises(InsufficientCreditsError):
+        await collect(vendor, images(200))
+    assert vendor.refused == 1
+
+
+@pytest.mark.parametrize("budget", [1.0, PRICE, 37.0, 100.0])
+async def test_budget_is_never_exceeded(budget: float, path: Path) -> None:
+    """``max_credits`` is kept to the credit, however many submits are in the air; what it buys is done."""
+    vendor = Vendor(latency_s=0.005)
+    outcomes = []
+    async with (
+        client_of(vendor) as client,
+        run_batch(client, images(60), journal=path, max_credits=budget) as batch,
+    ):
+        with pytest.raises(BudgetExhausted):
+            async for outcome in batch:
+                outcomes.append(outcome)
+    assert vendor.charged.total() * PRICE <= budget
+    assert len(outcomes) == budget // PRICE
+    assert len(await collect(vendor, images(60), journal=path)) == 60 - len(outcomes)
+
+
+async def test_finished_jobs_are_not_paid_again(path: Path) -> None:
+    """The same call on a finished journal makes no request at all."""
+    vendor = Vendor()
+    assert len(await collect(vendor, images(20), journal=path)) == 20
+    assert await collect(vendor, images(20), journal=path) == []
+    assert vendor.posts == 20
+
+
+# --- in flight, memory ------------------------------------------------------------------------------------
+
+
+async def test_in_flight_is_bounded() -> None:
+    """Never more tasks are unfinished at the vendor than the limit allows."""
+    vendor = Vendor(looks=4)
+    assert len(await collect(vendor, images(120), in_flight=7)) == 120
+    assert vendor.most_unfinished <= 7
+
+
+async def test_slow_consumer_holds_the_producer() -> None:
+    """While nobody takes outcomes, no more is submitted than there are places, and inputs are not read on."""
+    vendor, read, in_flight = Vendor(), [], 5
+
+    def inputs() -> Iterator[str]:
+        for n in range(5_000):
+            read.append(n)
+            yield image(n)
+
+    async with client_of(vendor, in_flight=in_flight) as client, run_batch(client, inputs()) as batch:
+        for taken in range(10):
+            await asyncio.sleep(0.02)
+            assert vendor.posts <= in_flight + taken
+            assert len(read) <= 300
+            await anext(batch)
+    assert await is_quiet(vendor)
+
+
+# --- consumers that leave ---------------------------------------------------------------------------------
+
+
+class Rude(Exception):
+    """The consumer's own error."""
+
+
+@pytest.mark.parametrize("how", ["break", "raise", "never looked"])
+async def test_consumer_that_leaves(how: str, path: Path) -> None:
+    """Leaving the block, in whatever way, stops spending at once; what was paid for is on record."""
+    vendor = Vendor(latency_s=0.003, looks=3)
+
+    async def consume(client: FluxClient) -> None:
+        async with run_batch(client, images(500), journal=path) as batch:
+            if how == "never looked":
+                await asyncio.sleep(0.02)
+                return
+            async for _ in batch:
+                if how == "raise":
+                    raise Rude
+                break
+
+    async with client_of(vendor) as client:
+        try:
+            await consume(client)
+        except Rude:
+            assert how == "raise"
+        assert vendor.in_the_air == 0
+        assert await is_quiet(vendor)
+    found = await states(path)
+    known = sum(found.get(state, 0) for state in (JobState.SUBMITTED, JobState.GENERATED, JobState.DONE))
+    assert known == vendor.posts < 500
+    assert JobState.SUBMITTING not in found
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_cancelled_at_random(seed: int, path: Path) -> None:
+    """A run cancelled at any moment knows every task it paid for, leaves nothing running, and resumes."""
+    await _cancel_and_resume(seed, path, impatient=False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_cancelled_twice(seed: int, path: Path) -> None:
+    """A second, impatient cancellation changes nothing: POSTs come home, the journal is closed."""
+    await _cancel_and_resume(seed, path, impatient=True)
+
+
+async def _cancel_and_resume(seed: int, path: Path, *, impatient: bool) -> None:
+    rng, vendor, count = random.Random(seed), Vendor(latency_s=0.004, looks=3), 40
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(collect(vendor, images(count), journal=path, in_flight=20))
+        await asyncio.sleep(rng.uniform(0.0, 0.05))
+        running.cancel()
+        if impatient:
+            await asyncio.sleep(0.001)
+            running.cancel()
+    assert await is_quiet(vendor)
+    assert vendor.in_the_air == 0
+    found = await states(path)
+    assert JobState.SUBMITTING not in found
+    assert JobState.IN_DOUBT not in found
+    await collect(vendor, images(count), journal=path)
+    assert await states(path) == {JobState.DONE: count}
+    assert set(vendor.charged.values()) == {1}
+
+
+async def test_stop_lets_paid_jobs_finish() -> None:
+    """``stop()`` submits nothing more and brings home what is paid for."""
+    vendor = Vendor(latency_s=0.002, looks=5)
+    outcomes = []
+    async with client_of(vendor, in_flight=20) as client, run_batch(client, images(300)) as batch:
+        async for outcome in batch:
+            batch.stop()
+            outcomes.append(outcome)
+    assert len(outcomes) == vendor.posts < 60
+    assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------
+
+
+async def test_duplicates_are_one_job() -> None:
+    """The same input twice is one job, one task, one outcome, near or far from the first."""
+    vendor = Vendor(looks=2)
+    inputs = [*images(30), image(3), *images(10), EditRequest.text_removal(image(5))]
+    outcomes = await collect(vendor, inputs, in_flight=4)
+    assert len(outcomes) == vendor.posts == 30
+
+
+@pytest.mark.parametrize("in_flight", [1, 3, 50])
+async def test_duplicates_across_chunks_are_one_job(in_flight: int) -> None:
+    """A job is not driven a second time because its repetition was read while it was under way."""
+    vendor = Vendor(latency_s=0.001)
+    inputs = [*images(100), image(200), image(99), *images(300), image(98)]
+    outcomes = await collect(vendor, inputs, in_flight=in_flight)
+    assert len(outcomes) == vendor.posts == 300
+
+
+async def test_duplicates_of_a_resumed_run_are_one_job(path: Path) -> None:
+    """A list that is resumed in another order, with repetitions, still drives every job once."""
+    async with Journal(path) as journal:
+        bodies = [build_submit(EditRequest.text_removal(one)).body or b"" for one in images(200)]
+        keys = [Job(request=EditRequest.text_removal(one)).key for one in images(200)]
+        await journal.add([(key, body.decode()) for key, body in zip(keys, bodies, strict=True)])
+    vendor = Vendor()
+    inputs = [image(n) for n in range(100, 200)] + [image(n) for n in range(99)] + [image(199)]
+    outcomes = await collect(vendor, inputs, journal=path, in_flight=1)
+    assert len(outcomes) == vendor.posts == 199
+
+
+@pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
+async def test_inputs_of_every_kind(kind: str) -> None:
+    """Lists, generators and async generators are read alike."""
+
+    async def slowly() -> AsyncIterator[str]:
+        for n in range(30):
+            await asyncio.sleep(0)
+            yield image(n)
+
+    inputs = {"list": images(30), "generator": (image(n) for n in range(30)), "async generator": slowly()}
+    assert len(await collect(Vendor(), inputs[kind])) == 30
+
+
+async def test_an_input_is_begun_when_it_comes() -> None:
+    """An endless async source is worked on input by input: the next may depend on an outcome before it."""
+    answered = asyncio.Event()
+
+    async def conversation() -> AsyncIterator[str]:
+        yield image(1)
+        await answered.wait()
+        yield image(2)
+
+    vendor, outcomes = Vendor(), []
+    async with asyncio.timeout(0.3), client_of(vendor) as client, run_batch(client, conversation()) as batch:
+        async for outcome in batch:
+            outcomes.append(outcome)
+            answered.set()
+    assert len(outcomes) == 2
+
+
+async def test_bad_input_fails_alone() -> None:
+    """What is no request becomes a failed outcome without a job; the others go on."""
+    outcomes = await collect(Vendor(), [image(1), "not a url", 7, image(2)])
+    bad = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    assert [type(outcome.error) for outcome in bad] == [InvalidInput, InvalidInput]
+    assert len(outcomes) == 4
+
+
+async def test_broken_source_is_the_callers_error(path: Path) -> None:
+    """An error of the input iterator comes out as it is, nothing is left running, what is paid is known."""
+
+    def inputs() -> Iterator[str]:
+        yield from images(150)
+        raise Rude
+
+    vendor = Vendor(latency_s=0.002)
+    async with client_of(vendor, in_flight=20) as client:
+        with pytest.raises(Rude):
+            async with run_batch(client, inputs(), journal=path) as batch:
+                async for _ in batch:
+                    pass
+        assert await is_quiet(vendor)
+    assert JobState.SUBMITTING not in await states(path)
+
+
+async def test_conflicting_keys_are_told_as_they_are(path: Path) -> None:
+    """One key for two requests is a JobConflictError, not a group of errors."""
+    jobs = [Job(key=JobKey("a"), request=EditRequest.text_removal(image(n))) for n in (1, 2)]
+    with pytest.raises(JobConflictError):
+        await collect(Vendor(), jobs, journal=path)
+
+
+async def test_an_observer_cannot_break_the_run() -> None:
+    """A progress observer that raises is logged; the batch goes on."""
+
+    def broken(progress: object) -> None:
+        raise Rude
+
+    assert len(await collect(Vendor(), images(5), on_progress=broken)) == 5
+
+
+async def test_progress_adds_up() -> None:
+    """Every count an observer sees is one it can add up: nothing negative, never more than was seen."""
+    seen: list[Any] = []
+    await collect(Vendor(looks=2), images(50), in_flight=9, on_progress=seen.append)
+    for progress in seen:
+        parts = attrs.asdict(progress)
+        assert min(parts.values()) >= 0
+        ended = progress.succeeded + progress.failed + progress.in_doubt
+        assert ended + progress.generating + progress.fetching <= progress.seen
+    assert (seen[-1].seen, seen[-1].succeeded, seen[-1].submits) == (50, 50, 50)
+    assert seen[-1].credits == 50 * PRICE
+
+
+# --- several runs -----------------------------------------------------------------------------------------
+
+
+async def test_second_run_on_a_journal_touches_nothing(path: Path) -> None:
+    """While one run holds a journal another one on it is refused before it reads an input or makes a POST."""
+    vendor, other = Vendor(looks=3), Vendor()
+    never: Callable[[], Any] = lambda: pytest.fail("read an input")  # noqa: E731
+    async with client_of(vendor) as client, run_batch(client, images(20), journal=path) as batch:
+        await anext(batch)
+        with pytest.raises(JournalBusyError, match="process"):
+            await collect(other, (never() for _ in range(1)), journal=path)
+        rest = [outcome async for outcome in batch]
+    assert len(rest) == 19
+    assert other.posts == 0
+
+
+async def test_second_run_on_an_open_journal_is_refused_too() -> None:
+    """One open Journal object runs one batch at a time: two would take each other's submits for crashes."""
+    vendor = Vendor(latency_s=0.01)
+    async with (
+        Journal() as journal,
+        client_of(vendor) as client,
+        run_batch(client, images(20), journal=journal) as first,
+    ):
+        await asyncio.sleep(0.005)
+        with pytest.raises(JournalBusyError):
+            async with run_batch(client, images(20), journal=journal) as second:
+                await anext(second)
+        assert all([isinstance(outcome, Succeeded) async for outcome in first])
+    assert set(vendor.charged.values()) == {1}
+
+
+@pytest.mark.parametrize("file_s", [0.0, 0.01])
+async def test_resumed_downloads_happen_once(path: Path, tmp_path: Path, file_s: float) -> None:
+    """Jobs that were submitted or generated before the restart are each brought home and told once."""
+    vendor = Vendor(latency_s=0.002, looks=3, file_s=0.05)
+    folder = tmp_path / "images"
+    async with (
+        client_of(vendor, in_flight=30) as client,
+        run_batch(client, images(60), journal=path, directory=folder) as batch,
+    ):
+        await anext(batch)
+    before = await states(path)
+    assert before.get(JobState.SUBMITTED, 0) + before.get(JobState.GENERATED, 0) > 0
+    vendor.fetched.clear()
+    vendor.file_s = file_s
+    outcomes = await collect(vendor, images(60), journal=path, directory=folder, in_flight=10)
+    told = Counter(outcome.job.key for outcome in outcomes)
+    assert set(told.values()) == {1}
+    assert set(vendor.fetched.values()) == {1}
+    assert len(list(folder.glob("*.png"))) == 60
+    assert set(vendor.charged.values()) == {1}
+
+
+async def test_a_word_that_changes_after_success_fails_one_job(path: Path, tmp_path: Path) -> None:
+    """A task that was seen done and is called failed after a restart ends its own job, not the batch."""
+    vendor = Vendor(latency_s=0.0, looks=1, file_s=0.2)
+    async with (
+        client_of(vendor) as client,
+        run_batch(client, images(3), journal=path, directory=tmp_path / "images"),
+    ):
+        while vendor.fetched.total() < 3:
+            await asyncio.sleep(0.005)
+    assert (await states(path)) == {JobState.GENERATED: 3}
+    vendor.file_s = 0.0
+    honest = vendor._look
+
+    def fickle(task_id: str) -> Truth:
+        return _answer({"taskId": task_id, "successFlag": 3}) if task_id == "task-1" else honest(task_id)
+
+    class Fickle(Vendor):
+        def _look(self, task_id: str) -> Truth:
+            return fickle(task_id)
+
+    other = Fickle(tasks=vendor.tasks)
+    outcomes = await collect(other, images(3), journal=path, directory=tmp_path / "images")
+    assert Counter(type(outcome) for outcome in outcomes) == {Succeeded: 2, Failed: 1}

@@ -1,0 +1,226 @@
+"""Crash at every write: a run that ends at any commit or POST is resumed; nothing lost, nothing paid twice.
+
+The crash is an exception that nothing in the package handles, raised at the n-th commit or POST; from then
+on nothing reaches the journal's file or the vendor any more, as after ``kill -9``. The real thing, with
+processes and signals, is ``test_torture.py``; here every single point is visited.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import attrs
+import pytest
+
+from flux_async import FluxClient, InDoubt, Limits, PollPolicy, Succeeded
+from flux_async.batch.run import run_batch
+from flux_async.journal.store import Journal
+from flux_async.lifecycle import JobState
+from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.transport import Answered, FileStream, Truth
+
+JOBS = 20
+WRITES = 1 + 4 * JOBS
+"""At least: one for the list; intent, task, picture and end of each job."""
+
+IMAGES = [f"https://pictures.example/{n}.jpg" for n in range(JOBS)]
+FAST = Limits(submits=10_000, window_s=1.0, submits_in_air=6)
+LOOKS = PollPolicy(first_s=0.0, interval_s=0.001, jitter=0.0)
+
+Where = Literal["before commit", "after commit", "before POST", "after POST"]
+
+
+class Crash(BaseException):
+    """The process is no more."""
+
+
+@attrs.define
+class Fate:
+    """When the process ends: at the n-th occasion of one kind."""
+
+    where: Where | None = None
+    number: int = 0
+    seen: Counter[str] = attrs.field(factory=Counter)
+    over: bool = False
+
+    def reach(self, where: Where) -> None:
+        """End here, if it is the time; after the end nothing goes on."""
+        if self.over:
+            raise Crash
+        self.seen[where] += 1
+        if where == self.where and self.seen[where] == self.number:
+            self.over = True
+            raise Crash
+
+
+class MortalJournal(Journal):
+    """A journal on a file, written by a process that may end."""
+
+    def __init__(self, path: Path, fate: Fate) -> None:
+        super().__init__(path)
+        self.fate = fate
+
+    async def add(self, entries: Any) -> Any:
+        """Write, with two chances to die."""
+        self.fate.reach("before commit")
+        added = await super().add(entries)
+        self.fate.reach("after commit")
+        return added
+
+    async def record(self, *what: Any, **how: Any) -> None:
+        """Write, with two chances to die."""
+        self.fate.reach("before commit")
+        await super().record(*what, **how)
+        self.fate.reach("after commit")
+
+
+@attrs.define
+class Vendor:
+    """The other side, which lives on: it charges on arrival and is done at the second look."""
+
+    fate: Fate = attrs.field(factory=Fate)
+    charged: Counter[str] = attrs.field(factory=Counter)
+    tasks: dict[str, int] = attrs.field(factory=dict)
+
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+        """Take money, or tell how a task is."""
+        if request.method != "POST":
+            return self._look(request)
+        self.fate.reach("before POST")
+        image = json.loads(request.body or b"")["inputImage"]
+        self.charged[image] += 1
+        task_id = f"task-{len(self.tasks)}"
+        self.tasks[task_id] = 0
+        self.fate.reach("after POST")
+        return _answer({"taskId": task_id})
+
+    def _look(self, request: WireRequest) -> Truth:
+        if self.fate.over:
+            raise Crash
+        task_id = str(request.query["taskId"])
+        self.tasks[task_id] += 1
+        flag = int(self.tasks[task_id] > 1)
+        response = {"resultImageUrl": f"https://files.example/{task_id}.jpg"} if flag else None
+        return _answer({"taskId": task_id, "successFlag": flag, "response": response})
+
+    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+        """Not wanted here."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def _answer(data: Any) -> Truth:
+    body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
+    return Answered(WireResponse(status=200, headers={}, body=body))
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A folder in memory where there is one: these tests end processes, not the power."""
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="crash-", dir=shared if shared.is_dir() else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _run(path: Path, vendor: Vendor, **options: Any) -> list[Any]:
+    """Run the batch in a process of its own, so to speak; return its outcomes."""
+    outcomes = []
+    client = FluxClient(
+        "k", "http://127.0.0.1:1", transport=vendor, limits=FAST, polling=LOOKS, rng=random.Random(1)
+    )
+    async with (
+        client,
+        await MortalJournal(path, vendor.fate).open(account="a") as journal,
+        run_batch(client, IMAGES, journal=journal, **options) as batch,
+    ):
+        async for outcome in batch:
+            outcomes.append(outcome)
+    return outcomes
+
+
+async def _die(path: Path, vendor: Vendor) -> bool:
+    """Run until the crash; say whether it came."""
+    try:
+        await _run(path, vendor)
+    except Crash:
+        pass
+    except BaseExceptionGroup as several:
+        _, others = several.split(Crash)
+        if others is not None:
+            raise
+    return vendor.fate.over
+
+
+async def _states(path: Path) -> dict[JobState, int]:
+    async with Journal(path) as journal:
+        return await journal.counts()
+
+
+@pytest.mark.parametrize("where", get_args(Where))
+async def test_crash_at_every_point(disk: Path, where: Where) -> None:
+    """Whichever commit or POST was the last, the resumed run ends every job once and pays for none twice."""
+    doubtful = 0
+    for number in itertools.count(1):
+        path = disk / f"{number}.sqlite3"
+        vendor = Vendor(Fate(where, number))
+        if not await _die(path, vendor):
+            break  # it came to its end before: every point there is was visited
+        vendor.fate = Fate()
+
+        outcomes = await _run(path, vendor)
+
+        states = await _states(path)
+        in_doubt = states.pop(JobState.IN_DOUBT, 0)
+        assert states == {JobState.DONE: JOBS - in_doubt}
+        assert in_doubt <= FAST.submits_in_air
+        assert max(vendor.charged.values()) == 1, "charged twice"
+        assert vendor.charged.total() >= JOBS - in_doubt
+        told = Counter(outcome.job.key for outcome in outcomes)
+        assert not told or max(told.values()) == 1, "told twice"
+        assert {type(outcome) for outcome in outcomes} <= {Succeeded, InDoubt}
+        assert sum(isinstance(outcome, InDoubt) for outcome in outcomes) == in_doubt
+        doubtful += in_doubt
+        path.unlink()
+    assert number > (WRITES if where.endswith("commit") else JOBS)
+    assert doubtful > 0, "the crash never hit a submit in the air: this test tests nothing"
+
+
+@pytest.mark.parametrize("where", ["before POST", "after POST"])
+async def test_resubmit_pays_again_only_for_what_is_in_doubt(disk: Path, where: Where) -> None:
+    """By the caller's consent jobs in doubt are submitted again; no other job is."""
+    path = disk / "run.sqlite3"
+    vendor = Vendor(Fate(where, 7))
+    await _die(path, vendor)
+    vendor.fate = Fate()
+    await _run(path, vendor, in_doubt="resubmit")
+    assert await _states(path) == {JobState.DONE: JOBS}
+    twice = sum(count > 1 for count in vendor.charged.values())
+    assert twice <= FAST.submits_in_air
+    assert len(vendor.charged) == JOBS
+
+
+async def test_crashing_again_and_again(disk: Path) -> None:
+    """A batch that never gets further than a few writes comes to its end all the same."""
+    path, vendor = disk / "run.sqlite3", Vendor()
+    for _ in range(WRITES):
+        vendor.fate = Fate("after commit", 5)
+        if not await _die(path, vendor):
+            break
+    states = await _states(path)
+    assert sum(states.values()) == JOBS
+    assert set(states) <= {JobState.DONE, JobState.IN_DOUBT}
+    assert max(vendor.charged.values()) == 1
