@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,13 +14,19 @@ from flux_async import (
     AspectRatio,
     EditRequest,
     GenerateRequest,
+    InDoubtPolicy,
     Limits,
     Model,
     OutputFormat,
     __version__,
 )
 from flux_async.cli.exits import Exit
-from flux_async.cli.inputs import gather_images, refuse_local
+from flux_async.cli.inputs import gather_inputs, refuse_local
+
+if TYPE_CHECKING:
+    from flux_async.cli.remove_text import RunOrder
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
@@ -54,6 +61,66 @@ _file = click.option("-o", "--output", "file", type=_FILE, help="Download the pi
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_folder = click.option(
+    "-o", "--output", "folder", type=_FOLDER, default=Path("flux-out"), help="Folder for the results."
+)
+
+
+def _run_options(command: F) -> F:
+    """Give a command the options that say how a run goes about it."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
+        click.option(
+            "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
+        ),
+        click.option(
+            "--max-credits",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Stop submitting before this run spends more.",
+            metavar="N",
+        ),
+        _timeout,
+        click.option(
+            "--in-flight",
+            type=click.IntRange(min=1),
+            default=100,
+            help="Tasks at once, at most.",
+            metavar="N",
+        ),
+        click.option(
+            "--rate",
+            callback=read_rate,
+            default="20/10",
+            help="Submits per seconds that the account allows.",
+            metavar="N/SECONDS",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _order(
+    *,
+    folder: Path,
+    rate: tuple[int, float],
+    in_flight: int,
+    timeout: float,
+    max_credits: float | None,
+    no_download: bool,
+    **more: Any,
+) -> RunOrder:
+    from flux_async.cli.remove_text import RunOrder  # noqa: PLC0415 - loads rich
+
+    return RunOrder(
+        folder=folder,
+        limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
+        timeout_s=timeout,
+        download=not no_download,
+        max_credits=max_credits,
+        **more,
+    )
+
+
 @click.group(context_settings=_SETTINGS, no_args_is_help=True)
 @click.version_option(__version__, prog_name="flux-async")
 def cli() -> None:
@@ -69,58 +136,90 @@ def cli() -> None:
 @cli.command("remove-text")
 @click.argument("images", nargs=-1)
 @click.option(
-    "-o", "--output", "folder", type=_FOLDER, default=Path("flux-out"), help="Folder for the results."
+    "--from",
+    "lists",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="List of images: one URL a line, CSV or JSON Lines; - is standard input; repeatable.",
+    metavar="FILE",
 )
+@_folder
+@_run_options
 @click.option(
-    "--rate",
-    callback=read_rate,
-    default="20/10",
-    help="Submits per seconds that the account allows.",
-    metavar="N/SECONDS",
+    "--on-doubt",
+    type=click.Choice([policy.value for policy in InDoubtPolicy]),
+    default=InDoubtPolicy.HOLD.value,
+    help="Submits whose answer never came: leave them, or pay perhaps twice.",
 )
-@click.option(
-    "--in-flight", type=click.IntRange(min=1), default=100, help="Tasks at once, at most.", metavar="N"
-)
-@_timeout
 @_model
 @click.option("--prompt", help="Ask for the removal in other words.")
 @_output_format
-@click.option(
-    "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl instead of paths.")
 def remove_text(
     *,
     images: tuple[str, ...],
-    folder: Path,
-    rate: tuple[int, float],
-    in_flight: int,
-    no_download: bool,
+    lists: tuple[str, ...],
+    on_doubt: str,
     as_json: bool,
-    timeout: float,
-    **request_options: str | None,
+    model: str,
+    prompt: str | None,
+    output_format: str | None,
+    **run: Any,
 ) -> int:
     """Remove the text from IMAGES: public http(s) URLs, or - to read them from standard input.
 
-    The folder gets images/ and results.jsonl with one JSON object per image. stdout gets the paths of the
-    pictures, everything else goes to stderr.
+    Lists in CSV have a column url or image, and may have key, prompt, model and output_format; JSON Lines
+    hold a URL or an object with those names. A row that cannot be read fails alone.
 
-    Run the same command again to resume. What succeeded is not asked for again; a task that was submitted is
-    waited for or downloaded, never submitted anew; a failure that cost nothing is tried again. Images that
-    failed and may have been charged, or that are in doubt (the answer to their submit never came), stay as
-    they are until you remove their line from results.jsonl.
+    The folder gets journal.sqlite3, images/ and results.jsonl with one JSON object per image. stdout gets the
+    paths of the pictures, everything else goes to stderr.
+
+    Run the same command again to resume, however the last run ended. What succeeded is not asked for again; a
+    task that was submitted is waited for or downloaded, never submitted anew. Images that failed, or that are
+    in doubt (the answer to their submit never came), stay as they are: see retry and adopt.
     """
-    from flux_async.cli.remove_text import RemoveTextOrder, run_remove_text  # noqa: PLC0415 - loads rich
+    from flux_async.cli.remove_text import run_remove_text  # noqa: PLC0415 - loads rich
 
-    order = RemoveTextOrder(
-        images=tuple(gather_images(images, sys.stdin)),
-        folder=folder,
-        limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
-        timeout_s=timeout,
-        download=not no_download,
-        request_options=_given(request_options),
-    )
-    return run_remove_text(order, as_json=as_json)
+    options = {"model": model, "prompt": prompt, "output_format": output_format}
+    order = _order(**run, in_doubt=InDoubtPolicy(on_doubt), request_options=_given(options))
+    return run_remove_text(order, gather_inputs(images, lists, sys.stdin), as_json=as_json)
+
+
+@cli.command()
+@click.argument("folder", type=_FOLDER)
+@_json
+def status(folder: Path, as_json: bool) -> int:
+    """Say how the run in FOLDER stands, also while it is running."""
+    from flux_async.cli.status import show_status  # noqa: PLC0415
+
+    return show_status(folder, as_json=as_json)
+
+
+@cli.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--failed", is_flag=True, help="Pay for another task for every image that failed.")
+@click.option("--in-doubt", is_flag=True, help="Submit images in doubt again: some may be paid for twice.")
+@_run_options
+def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
+    """Give images of FOLDER that failed, or that are in doubt, another try; say what it may cost."""
+    from flux_async.cli.consent import run_retry  # noqa: PLC0415
+
+    if not failed and not in_doubt:
+        raise click.UsageError("Say what is to be tried again: --failed, --in-doubt, or both.")
+    return run_retry(_order(**run), failed=failed, in_doubt=in_doubt, as_json=as_json)
+
+
+@cli.command()
+@click.argument("job")
+@click.argument("task_id")
+@_folder
+def adopt(job: str, task_id: str, folder: Path) -> int:
+    """Say that TASK_ID is the task of JOB, which is in doubt; JOB is its key, or how its key begins.
+
+    The task is looked at first: it must exist and be made from the same picture. Nothing is submitted.
+    """
+    from flux_async.cli.consent import run_adopt  # noqa: PLC0415
+
+    return run_adopt(folder, job, task_id)
 
 
 @cli.command()

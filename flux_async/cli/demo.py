@@ -18,12 +18,14 @@ from rich.text import Text
 from flux_async import ConfigurationError, FluxClient, Limits, MissingExtra, PollPolicy
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.exits import Exit
-from flux_async.cli.fanout import IMAGES
+from flux_async.cli.inputs import Given
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
-from flux_async.cli.remove_text import RemoveText, RemoveTextOrder
-from flux_async.cli.results import ResultBook, ResultRow
+from flux_async.cli.remove_text import RemoveText, RunOrder
+from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, image_of
+from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.sandbox_child import SPEED, SandboxChild, SandboxChildError
+from flux_async.journal.reader import JournalReader, holder_of
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -33,6 +35,7 @@ _OURS = "http://127.0.0.1:"
 _SAMPLES_S = 60.0
 _LIMITS = Limits(submits=20, window_s=10 / SPEED)
 _POLLING = PollPolicy(first_s=0.5, interval_s=1.0)
+_BESIDE = ("-wal", "-shm", ".lock")
 _MOST_SAMPLES = 15
 """Five full rows on the sheet; two cores take about half a minute for them."""
 
@@ -111,17 +114,19 @@ class Demo:
     ) -> tuple[list[ResultRow], Exit]:
         """The command remove-text, as anybody would run it."""
         self.display.note(f"Removing the text from {len(samples)} pictures …")
-        order = RemoveTextOrder(
-            images=tuple(sample.url for sample in samples), folder=self.folder, limits=_LIMITS
-        )
-        report = await RemoveText(
-            order=order,
+        inputs = [
+            Given(source="sample", line=number, image=sample.url)
+            for number, sample in enumerate(samples, start=1)
+        ]
+        code = await RemoveText(
+            order=RunOrder(folder=self.folder, limits=_LIMITS),
+            select=lambda intake: intake.take(inputs),
             make_client=lambda: FluxClient(_KEY, sandbox.url, limits=_LIMITS, polling=_POLLING),
             display=self.display,
             interruption=interruption,
             resumable=False,
         ).run()
-        return report.rows, report.code
+        return list(ResultFile(self.folder).rows()), code
 
     async def _show(self, samples: list[Sample], rows: list[ResultRow]) -> None:
         """Draw the contact sheet, print the table, say where to look."""
@@ -149,18 +154,31 @@ async def _fetch_samples(url: str) -> list[Sample]:
 
 def _start_fresh(folder: Path) -> None:
     """Remove what an earlier demo left in ``folder``, and nothing else."""
-    book = ResultBook.open(folder)
-    if not all(row.image.startswith(_OURS) for row in book.rows.values()):
-        raise ConfigurationError(
-            f"{folder} holds the results of a real run.", advice="Choose another folder for the demo with -o."
-        )
-    made = [folder / row.file for row in book.rows.values() if row.file]
+    journal = folder / JOURNAL
+    pictures: list[Path] = []
+    if journal.exists() and journal.stat().st_size:
+        with JournalReader(journal) as reader:
+            for stored in reader.jobs():
+                if not image_of(stored).startswith(_OURS):
+                    raise _a_real_run(folder)
+                pictures.extend([folder / IMAGES / stored.job.file] if stored.job.file else [])
+    elif (folder / FILE_NAME).exists():
+        raise _a_real_run(folder)
+    if holder_of(journal) is not None:
+        raise ConfigurationError(f"Another demo is running in {folder}.", advice="Choose another with -o.")
     try:
-        for path in (*made, book.path, folder / CONTACT_SHEET):
-            if path.parent in {folder, folder / IMAGES}:
-                path.unlink(missing_ok=True)
+        for name in (JOURNAL, *(f"{JOURNAL}{end}" for end in _BESIDE), FILE_NAME, CONTACT_SHEET):
+            (folder / name).unlink(missing_ok=True)
+        for path in pictures:
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be used: {error.strerror or error}.") from None
+
+
+def _a_real_run(folder: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"{folder} holds the results of a real run.", advice="Choose another folder for the demo with -o."
+    )
 
 
 def _draw(sheet: Path, samples: list[Sample], rows: list[ResultRow]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -16,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from flux_async.cli.output import Output
-from flux_async.cli.progress import Progress
+from flux_async.cli.progress import RunView
 from flux_async.cli.results import ResultRow, Status
+from flux_async.cli.run_folder import Totals
 
 _LIVE_EVERY_S = 0.1
 _PLAIN_EVERY_S = 10.0
@@ -92,7 +92,7 @@ class RunDisplay:
         """Print one message, above the live line."""
         self.console.note(text, style)
 
-    def progressed(self, progress: Progress) -> None:
+    def progressed(self, view: RunView) -> None:
         """Show how far the run is, not more often than the eye can follow."""
         now = self.console.get_time()
         every = _LIVE_EVERY_S if self._live else _PLAIN_EVERY_S
@@ -102,9 +102,9 @@ class RunDisplay:
             return
         self._shown_at = now
         if self._live is not None:
-            self._live.update(live_line(progress), refresh=True)
+            self._live.update(live_lines(view), refresh=True)
         else:
-            self.note(plain_line(progress))
+            self.note(plain_line(view))
 
     def settled(self, row: ResultRow) -> None:
         """Print one outcome: the result to stdout, what went wrong to stderr."""
@@ -117,6 +117,12 @@ class RunDisplay:
         if row.error is not None:
             words = f"{row.status.replace('_', ' ')}: {row.image}: {row.error.message}"
             self.note(words, _COLOURS.get(row.status, ""))
+
+    def refused(self, row: ResultRow, words: str) -> None:
+        """Print that an input is no request, and where it stands."""
+        if self.as_json:
+            self._result(row.as_json())
+        self.note(words, _COLOURS[Status.FAILED])
 
     def unfinished(self, row: ResultRow) -> None:
         """Print, as JSON, a row the run did not settle, so that every image has its line."""
@@ -136,29 +142,42 @@ class RunDisplay:
         live.start()
 
 
-def plain_line(progress: Progress) -> str:
+def plain_line(view: RunView) -> str:
     """Return progress in words: ``12 of 40 done · … · 21/min · 1:20 left``."""
+    batch = view.batch
     parts = [
-        f"{progress.succeeded} of {progress.total} done",
-        f"{progress.submitted} submitted",
-        f"{progress.generating} generating",
-        f"{progress.failed} failed",
+        f"{view.settled} of {view.total} done",
+        f"{batch.submits} submitted",
+        f"{view.in_flight} in flight",
+        f"{batch.failed + batch.in_doubt} failed",
     ]
-    if progress.per_minute > 0:
-        parts.append(f"{progress.per_minute:.0f}/min")
-    if progress.eta_s is not None:
-        parts.append(f"{duration(progress.eta_s)} left")
+    if view.per_minute > 0:
+        parts.append(f"{view.per_minute:.0f}/min")
+    if view.eta_s is not None:
+        parts.append(f"{duration(view.eta_s)} left")
     return " · ".join(parts)
 
 
-def live_line(progress: Progress) -> Table:
-    """Return progress as one line with a bar."""
-    line = Table.grid(padding=(0, 1))
-    line.add_column(width=_BAR_WIDTH)
-    line.add_column(no_wrap=True, overflow="ellipsis")
-    bar = ProgressBar(total=max(1, progress.total), completed=progress.settled, width=_BAR_WIDTH)
-    line.add_row(bar, Text(plain_line(progress)))
-    return line
+def live_lines(view: RunView) -> Table:
+    """Return progress as three bars: overall, tasks in flight, use of the rate's window."""
+    limits = view.limits
+    lines = Table.grid(padding=(0, 1))
+    lines.add_column(no_wrap=True)
+    lines.add_column(width=_BAR_WIDTH)
+    lines.add_column(no_wrap=True, overflow="ellipsis")
+    for name, value, most, words in (
+        ("overall", view.settled, view.total, plain_line(view)),
+        ("in flight", view.in_flight, limits.in_flight, f"{view.in_flight} of {limits.in_flight}"),
+        (
+            "window",
+            view.in_window,
+            limits.submits,
+            f"{view.in_window} of {limits.submits} submits in {limits.window_s:g} s",
+        ),
+    ):
+        bar = ProgressBar(total=max(1, most), completed=min(value, most), width=_BAR_WIDTH)
+        lines.add_row(name, bar, Text(words))
+    return lines
 
 
 def duration(seconds: float) -> str:
@@ -169,22 +188,29 @@ def duration(seconds: float) -> str:
 
 
 def summary_table(
-    rows: list[ResultRow], *, elapsed_s: float, credits_before: float | None, credits_after: float | None
+    totals: Totals, *, spent: float, elapsed_s: float, generation_s: tuple[float | None, float | None]
 ) -> Table:
-    """Return the table that closes a run."""
-    counts = Counter(row.status for row in rows)
-    classes = Counter(row.error.type for row in rows if row.status is Status.FAILED and row.error)
+    """Return the table that closes a run.
+
+    Args:
+        totals: How the images that were asked for stand.
+        spent: What this run spent, by the price list.
+        elapsed_s: Seconds it took.
+        generation_s: Median and 95th percentile of the vendor's own durations, in this folder.
+    """
+    counts = totals.statuses
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(justify="right")
     table.add_row("succeeded", str(counts[Status.SUCCEEDED]), style="green")
     table.add_row("failed", str(counts[Status.FAILED]), style="red" if counts[Status.FAILED] else "")
-    for name, count in classes.most_common():
+    for name, count in totals.failures.most_common():
         table.add_row(f"  {name}", str(count), style="dim")
     for status in (Status.IN_DOUBT, Status.PENDING):
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
-    if credits_before is not None and credits_after is not None:
-        table.add_row("credits", f"{credits_before:g} → {credits_after:g}")
+    table.add_row("credits spent", f"{spent:g}")
     table.add_row("time", duration(elapsed_s))
+    if None not in generation_s:
+        table.add_row("generation p50 / p95", " / ".join(f"{seconds:g} s" for seconds in generation_s))
     return table

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from flux_async import ConfigurationError, FluxError, InvalidInput, MaintenanceError, Scope
+from flux_async import ConfigurationError, FluxError, InvalidInput, JournalError, MaintenanceError, Scope
 
 
 class Exit(enum.IntEnum):
@@ -29,7 +29,7 @@ def halts(error: FluxError) -> bool:
 
 def exit_for(error: FluxError) -> Exit:
     """Return the exit code of a command that ended in ``error``."""
-    if isinstance(error, ConfigurationError | InvalidInput):
+    if isinstance(error, ConfigurationError | InvalidInput | JournalError):
         return Exit.USAGE
     return Exit.HALTED if halts(error) else Exit.SOME_FAILED
 

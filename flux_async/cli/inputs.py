@@ -1,35 +1,92 @@
-"""Which pictures are meant: what was typed, and what came through standard input."""
+"""Which pictures are meant: what was typed, what is in lists, what came through standard input.
+
+A list is text (one address a line), CSV (a column ``url`` or ``image``, optionally ``key``, ``prompt``,
+``model``, ``output_format``) or JSON Lines (an address, or an object with those names). It is read row by
+row; a row that cannot be read is passed on with what is wrong with it, and the others go on.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
 
+import attrs
 import click
 
 STDIN = "-"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _PATH_LIKE = ("/", "./", "../", "~", ".\\", "..\\")
+_IMAGE_NAMES = ("url", "image")
+_OPTIONS = ("prompt", "model", "output_format")
+_LOCAL = "is a local file or folder: the API takes public http(s) URLs, and local files are not supported yet"
 
 
-def gather_images(arguments: Iterable[str], lines: Iterable[str]) -> list[str]:
-    """Return the image addresses in order, ``-`` replaced by those in ``lines``.
+@attrs.frozen(kw_only=True)
+class Given:
+    """One input as given.
 
-    Args:
-        arguments: As typed.
-        lines: Standard input, one address a line; blank lines and lines that begin with ``#`` are skipped.
+    Attributes:
+        source: Where it stands: a file as typed, ``stdin``, or ``argument``.
+        line: The number of its line there; of an argument, its place.
+        image: The address.
+        key: A name of the caller's own.
+        options: Fields of the request that this row sets.
+        refusal: Why it cannot be read, where it cannot.
+    """
+
+    source: str
+    line: int
+    image: str = ""
+    key: str | None = None
+    options: Mapping[str, str] = attrs.field(factory=dict)
+    refusal: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for a person."""
+        return f"argument {self.line}" if self.source == "argument" else f"{self.source} line {self.line}"
+
+    @property
+    def name(self) -> str:
+        """What it is called where it has no key."""
+        return f"{self.source}:{self.line}"
+
+
+def gather_inputs(
+    arguments: Iterable[str], lists: Iterable[str], stdin: IO[str] | None = None
+) -> Iterator[Given]:
+    """Return everything that was given, in order, to be read row by row.
+
+    Files are opened here, and standard input is read to its end, so that nothing waits for them later.
 
     Raises:
-        click.UsageError: There are none, or one is a file or folder of this machine.
+        click.UsageError: There is nothing, an argument is a path of this machine, or a list cannot be read.
     """
-    images = list(_expand(arguments, lines))
-    if not images:
-        raise click.UsageError("Give the URL of at least one image, or - to read URLs from standard input.")
-    for image in images:
-        refuse_local(image)
-    return images
+    parts: list[Iterable[Given]] = []
+    for number, argument in enumerate(arguments, start=1):
+        if argument == STDIN:
+            parts.append(_read(STDIN, stdin))
+            continue
+        refuse_local(argument)
+        parts.append([Given(source="argument", line=number, image=argument)])
+    parts.extend(_read(name, stdin) for name in lists)
+    rows = chain.from_iterable(parts)
+    for first in rows:
+        return chain([first], rows)
+    raise click.UsageError(
+        "Give the URL of at least one image, --from with a list, or - to read URLs from standard input."
+    )
 
 
 def refuse_local(image: str) -> None:
@@ -39,10 +96,7 @@ def refuse_local(image: str) -> None:
         click.UsageError: It is one.
     """
     if is_local(image):
-        raise click.UsageError(
-            f"{image} is a local file or folder: the API takes public http(s) URLs, and local files are not "
-            "supported yet. Nothing was sent."
-        )
+        raise click.UsageError(f"{image} {_LOCAL}. Nothing was sent.")
 
 
 def is_local(image: str) -> bool:
@@ -52,12 +106,157 @@ def is_local(image: str) -> bool:
     return os.path.exists(image) if not _SCHEME.match(image) else False  # noqa: PTH110 - Path() may raise
 
 
-def _expand(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[str]:
-    for argument in arguments:
-        if argument != STDIN:
-            yield argument
+# --- opening ----------------------------------------------------------------------------------------------
+
+
+def _read(name: str, stdin: IO[str] | None) -> Iterator[Given]:
+    source = "stdin" if name == STDIN else name
+    lines = _lines_of(_open_stdin(stdin) if name == STDIN else _open(name))
+    head = []
+    for line in lines:
+        head.append(line)
+        if line.strip() and not line.startswith("#"):
+            break
+    if not head:
+        return iter(())
+    rows = chain(head[-1:], lines)
+    read = _reader_for(source, head[-1])
+    return (_checked(given) for given in read(source, rows, len(head) - 1))
+
+
+def _lines_of(file: IO[str]) -> Iterator[str]:
+    with file:
+        yield from file
+
+
+def _open(name: str) -> IO[str]:
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115 - read, and closed, as the rows are asked for
+    except OSError as error:
+        raise click.UsageError(f"{name} cannot be read: {error.strerror or error}.") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return _spooled(file)
+    return _as_text(file)
+
+
+def _open_stdin(stdin: IO[str] | None) -> IO[str]:
+    if isinstance(stdin, io.TextIOWrapper):
+        return _spooled(cast("BinaryIO", stdin.buffer))
+    return io.StringIO("" if stdin is None else stdin.read())
+
+
+def _spooled(file: BinaryIO) -> IO[str]:
+    """Copy what may be slow to come; who waits for it can still be interrupted the plain way."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 - as in _open
+    with file:
+        shutil.copyfileobj(file, copy)
+    copy.seek(0)
+    return _as_text(cast("BinaryIO", copy))
+
+
+def _as_text(file: BinaryIO) -> IO[str]:
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+# --- the three formats ------------------------------------------------------------------------------------
+
+
+def _reader_for(source: str, first: str) -> Any:
+    """Choose the format by the file's ending; where that does not tell, by its first row."""
+    match Path(source).suffix.lower():
+        case ".txt":
+            return _text_rows
+        case ".csv" | ".tsv":
+            return _csv_rows
+        case ".jsonl" | ".ndjson":
+            return _json_rows
+    if first.lstrip()[:1] in {"{", '"'} and _json_value(first) is not None:
+        return _json_rows
+    names = next(csv.reader([first], delimiter=_delimiter(first)), [])
+    return _csv_rows if set(map(_name, names)) & set(_IMAGE_NAMES) else _text_rows
+
+
+def _text_rows(source: str, lines: Iterable[str], before: int) -> Iterator[Given]:
+    for number, line in enumerate(lines, start=before + 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield Given(source=source, line=number, image=text)
+
+
+def _csv_rows(source: str, lines: Iterable[str], before: int) -> Iterator[Given]:
+    rows = iter(lines)
+    header = next(rows, "")
+    names = [_name(name) for name in next(csv.reader([header], delimiter=_delimiter(header)), [])]
+    if not set(names) & set(_IMAGE_NAMES):
+        raise click.UsageError(f"{source} line {before + 1} names no column 'url' or 'image'.")
+    reader = csv.reader(rows, delimiter=_delimiter(header))
+    return _csv_body(source, reader, names, before + 1)
+
+
+def _csv_body(source: str, reader: Any, names: list[str], before: int) -> Iterator[Given]:
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Given(source=source, line=before + reader.line_num, refusal=f"not CSV: {error}")
             continue
-        for line in lines:
-            text = line.lstrip("\ufeff").strip()
-            if text and not text.startswith("#"):
-                yield text
+        if any(cell.strip() for cell in cells):
+            yield _row(source, before + reader.line_num, dict(zip(names, cells, strict=False)))
+
+
+def _json_rows(source: str, lines: Iterable[str], before: int) -> Iterator[Given]:
+    for number, line in enumerate(lines, start=before + 1):
+        if not line.strip():
+            continue
+        match _json_value(line):
+            case str() as image:
+                yield Given(source=source, line=number, image=image)
+            case dict() as fields:
+                yield _row(source, number, fields)
+            case _:
+                yield Given(source=source, line=number, refusal="neither a JSON string nor a JSON object")
+
+
+def _row(source: str, line: int, fields: Mapping[str, Any]) -> Given:
+    """Read a row of named fields; names that mean nothing here are the caller's own affair."""
+    image = next((fields[name] for name in _IMAGE_NAMES if fields.get(name)), "")
+    key = fields.get("key")
+    options = {name: fields[name] for name in _OPTIONS if fields.get(name) not in (None, "")}
+    given = Given(source=source, line=line, image=image if isinstance(image, str) else "")
+    if not image:
+        return attrs.evolve(given, refusal="no 'url' and no 'image'")
+    for name, value in {"url": image, **options}.items():
+        if not isinstance(value, str):
+            return attrs.evolve(given, refusal=f"{name!r} is not a string")
+    if isinstance(key, bool) or not isinstance(key, str | int | None):
+        return attrs.evolve(given, refusal="'key' is not a string")
+    stripped = {name: value.strip() for name, value in options.items()}
+    return attrs.evolve(
+        given,
+        image=image.strip(),
+        key=str(key).strip() or None if key is not None else None,
+        options={name: value for name, value in stripped.items() if value},
+    )
+
+
+def _checked(given: Given) -> Given:
+    if given.refusal is None and is_local(given.image):
+        return attrs.evolve(given, refusal=f"{given.image} {_LOCAL}")
+    return given
+
+
+def _json_value(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _delimiter(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
+def _name(cell: str) -> str:
+    return cell.strip().lower().replace(" ", "_")

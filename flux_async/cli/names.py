@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from urllib.parse import unquote, urlsplit
 
 MAX_STEM = 60
 _FALLBACK = "image"
-_KEY_DIGITS = 8
+_KEY_DIGITS = 12
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def stem_of(image: str) -> str:
@@ -26,10 +28,7 @@ def stem_of(image: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", plain)[:MAX_STEM].strip("-_") or _FALLBACK
 
 
-def file_stem(image: str, key: str, taken: set[str]) -> str:
-    """Return ``<stem>-<8 digits of the key>`` and add it to ``taken``; more digits if it is there already."""
-    digits = _KEY_DIGITS
-    while (name := f"{stem_of(image)}-{key[:digits]}").lower() in taken and digits < len(key):
-        digits += _KEY_DIGITS
-    taken.add(name.lower())
-    return name
+def file_stem(image: str, key: str) -> str:
+    """Return ``<stem>-<12 digits>``: the digits stand for the key, and tell pictures of one name apart."""
+    digits = key if _DIGEST.fullmatch(key) else hashlib.sha256(key.encode()).hexdigest()
+    return f"{stem_of(image)}-{digits[:_KEY_DIGITS]}"

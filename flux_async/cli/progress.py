@@ -1,74 +1,57 @@
-"""How far a run is, as one frozen value."""
+"""How far a run is, as one frozen value for the display."""
 
 from __future__ import annotations
 
-import enum
-from collections import Counter
-from collections.abc import Mapping
+from collections import deque
 
 import attrs
 
-
-class Phase(enum.Enum):
-    """Where one image is on its way."""
-
-    QUEUED = enum.auto()
-    SUBMITTING = enum.auto()
-    GENERATING = enum.auto()
-    DOWNLOADING = enum.auto()
-    SUCCEEDED = enum.auto()
-    FAILED = enum.auto()
-    IN_DOUBT = enum.auto()
-
-
-SETTLED = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.IN_DOUBT})
+from flux_async import Limits
+from flux_async.batch.progress import BatchProgress
 
 
 @attrs.frozen(kw_only=True)
-class Progress:
+class RunView:
     """A run at one moment.
 
     Attributes:
-        phases: How many images are in each phase; they add up to ``total``.
-        kept: How many were settled without any work: by earlier runs, or as no address at all.
-        submitted: Tasks made by this run.
-        elapsed_s: Seconds since it began.
+        batch: What the batch says of itself.
+        asked: Different images that were asked for, those that are no request included.
+        kept: How many of them were settled without any work.
+        limits: The bounds of the run.
+        in_window: Submits of this run in the last window.
     """
 
-    phases: Mapping[Phase, int]
+    batch: BatchProgress
+    asked: int
     kept: int = 0
-    submitted: int = 0
-    elapsed_s: float = 0.0
+    limits: Limits = attrs.field(factory=Limits)
+    in_window: int = 0
 
     @property
     def total(self) -> int:
-        """All images."""
-        return sum(self.phases.values())
+        """All images, those that an earlier run left under way included."""
+        return max(self.asked, self.kept + self.batch.seen)
 
     @property
-    def generating(self) -> int:
-        """Images whose task is running at the vendor."""
-        return self.phases.get(Phase.GENERATING, 0)
-
-    @property
-    def succeeded(self) -> int:
-        """Images that have their picture."""
-        return self.phases.get(Phase.SUCCEEDED, 0)
-
-    @property
-    def failed(self) -> int:
-        """Images that failed or are in doubt."""
-        return self.phases.get(Phase.FAILED, 0) + self.phases.get(Phase.IN_DOUBT, 0)
+    def worked_off(self) -> int:
+        """Images that this run has settled."""
+        return self.batch.succeeded + self.batch.failed + self.batch.in_doubt
 
     @property
     def settled(self) -> int:
         """Images about which nothing more will happen in this run."""
-        return self.succeeded + self.failed
+        return self.kept + self.worked_off
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks at the vendor, and pictures on their way to disk."""
+        return self.batch.generating + self.batch.fetching
 
     @property
     def per_minute(self) -> float:
-        """Images settled by this run's work, per minute: 30 in 90 s is 20."""
-        return 60.0 * (self.settled - self.kept) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        """Images settled by this run, per minute: 30 in 90 s is 20."""
+        return 60.0 * self.worked_off / self.batch.elapsed_s if self.batch.elapsed_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
@@ -79,24 +62,17 @@ class Progress:
 
 
 @attrs.define
-class Tally:
-    """Counts images by phase as they move."""
+class WindowUse:
+    """Counts the submits of the last window, from how their number grows."""
 
-    kept: int = attrs.field(default=0, init=False)
-    submitted: int = attrs.field(default=0, init=False)
-    _phase_of: dict[str, Phase] = attrs.field(factory=dict, init=False)
-    _counts: Counter[Phase] = attrs.field(factory=Counter, init=False)
+    window_s: float
+    _seen: int = attrs.field(default=0, init=False)
+    _times: deque[float] = attrs.field(factory=deque, init=False)
 
-    def move(self, key: str, phase: Phase) -> None:
-        """Record that the image ``key`` is now in ``phase``."""
-        before = self._phase_of.get(key)
-        if before is not None:
-            self._counts[before] -= 1
-        self._phase_of[key] = phase
-        self._counts[phase] += 1
-
-    def progress(self, elapsed_s: float) -> Progress:
-        """Return the state of things."""
-        return Progress(
-            phases=dict(self._counts), kept=self.kept, submitted=self.submitted, elapsed_s=elapsed_s
-        )
+    def count(self, submits: int, now: float) -> int:
+        """Return how many of ``submits`` were made in the window that ends ``now``."""
+        self._times.extend([now] * (submits - self._seen))
+        self._seen = max(self._seen, submits)
+        while self._times and self._times[0] <= now - self.window_s:
+            self._times.popleft()
+        return len(self._times)

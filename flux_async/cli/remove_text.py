@@ -1,90 +1,126 @@
-"""The command remove-text from its options to its exit code; the demo runs the same."""
+"""The command remove-text from its options to its exit code; retry and the demo run the same."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
+import anyio.to_thread
 import attrs
 
-from flux_async import EditRequest, FluxClient, FluxError, Limits
+from flux_async import (
+    EditRequest,
+    Failed,
+    FluxClient,
+    FluxError,
+    InDoubt,
+    InDoubtPolicy,
+    Job,
+    JournalError,
+    Limits,
+    Outcome,
+)
+from flux_async.batch.progress import BatchProgress
+from flux_async.batch.run import BatchRun, run_batch
 from flux_async.cli.display import RunDisplay, summary_table
-from flux_async.cli.exits import Exit
-from flux_async.cli.fanout import Fanout, FanoutOptions
+from flux_async.cli.exits import Exit, halts
+from flux_async.cli.inputs import Given
+from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
+from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
-from flux_async.cli.planning import Item, Step, next_step, plan
-from flux_async.cli.results import ResultBook, ResultRow, ResultsError, Status
+from flux_async.cli.progress import RunView, WindowUse
+from flux_async.cli.results import ResultsError, Status
+from flux_async.cli.run_folder import RunFolder, Selection, Totals
 from flux_async.clock import Clock, SystemClock
+from flux_async.journal.store import StoredJob
+from flux_async.lifecycle import Problem, Saved, apply
+from flux_async.models import JobKey
 
-_BALANCE_S = 5.0
+logger: logging.Logger = logging.getLogger("flux_async.cli")
+
+V = TypeVar("V")
+
 _ANY_URL = "https://example.com/"
+_TICK_S = 0.5
+_REPAIRS = 8
 
 
 @attrs.frozen(kw_only=True)
-class RemoveTextOrder:
-    """What is to be done.
+class RunOrder:
+    """How a run goes about it.
 
     Attributes:
-        images: The addresses as given.
-        folder: Where images and results go.
+        folder: Where journal, images and results are.
         limits: The account's pace, and how many tasks at once.
         timeout_s: Seconds an accepted task may take.
         download: Whether results are brought to disk.
-        request_options: Fields of :class:`EditRequest` for every image.
+        in_doubt: What to do with submits whose answer never came.
+        max_credits: What this run may spend.
+        request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
     Raises:
         InvalidInput: An option is out of range.
     """
 
-    images: tuple[str, ...]
     folder: Path
     limits: Limits = attrs.field(factory=Limits)
     timeout_s: float = 300.0
     download: bool = True
+    in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
+    max_credits: float | None = None
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self.request_for(_ANY_URL)  # an option that is wrong for one image is wrong for all
+        # An option that is wrong for one image is wrong for all.
+        EditRequest.text_removal(_ANY_URL, **self.request_options)
 
-    def request_for(self, image: str) -> EditRequest:
-        """Return what is submitted for one image."""
-        return EditRequest.text_removal(image, **self.request_options)
+    def job_for(self, given: Given) -> Job:
+        """Return what is wanted for one input.
+
+        Raises:
+            InvalidInput: It is no request.
+        """
+        request = EditRequest.text_removal(given.image, **{**self.request_options, **given.options})
+        return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))
 
 
-def run_remove_text(order: RemoveTextOrder, *, as_json: bool) -> Exit:
+Select: TypeAlias = Callable[[Intake], Awaitable[Selection]]
+"""Says, and writes into the journal, what a run is about."""
+
+
+def run_remove_text(order: RunOrder, inputs: Iterable[Given], *, as_json: bool) -> Exit:
     """Run the command, with the key and the address of the environment, and return its exit code."""
+    return run_selected(order, lambda intake: intake.take(inputs), as_json=as_json)
+
+
+def run_selected(order: RunOrder, select: Select, *, as_json: bool) -> Exit:
+    """Run what ``select`` chooses."""
     display = RunDisplay(output=Output(), as_json=as_json, show_path=lambda file: str(order.folder / file))
 
     async def command(interruption: Interruption) -> Exit:
-        run = RemoveText(
+        return await RemoveText(
             order=order,
+            select=select,
             make_client=lambda: FluxClient(limits=order.limits),
             display=display,
             interruption=interruption,
-        )
-        return (await run.run()).code
+        ).run()
 
     return run_interruptible(command)
 
 
-@attrs.frozen(kw_only=True)
-class RunReport:
-    """How a run ended: its exit code, and a row for every image in the order of the input."""
-
-    code: Exit
-    rows: list[ResultRow]
-
-
 @attrs.define(kw_only=True, eq=False)
 class RemoveText:
-    """One run of the command.
+    """One run.
 
     Attributes:
-        order: What is to be done.
+        order: How it goes about it.
+        select: Says what it is about.
         make_client: Makes the client, inside the event loop.
         display: What a person sees.
         interruption: Whether he wants it to end.
@@ -92,151 +128,267 @@ class RemoveText:
         clock: The reader of time.
     """
 
-    order: RemoveTextOrder
+    order: RunOrder
+    select: Select
     make_client: Callable[[], FluxClient]
     display: RunDisplay
     interruption: Interruption
     resumable: bool = True
     clock: Clock = attrs.field(factory=SystemClock)
-    _balances: list[float | None] = attrs.field(factory=list, init=False)
+    _selection: Selection = attrs.field(factory=Selection, init=False)
+    _batch: BatchRun | None = attrs.field(default=None, init=False)
+    _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
+    _repaired: int = attrs.field(default=0, init=False)
+    _window: WindowUse = attrs.field(init=False)
+    _halted_by: FluxError | None = attrs.field(default=None, init=False)
 
-    async def run(self) -> RunReport:
+    def __attrs_post_init__(self) -> None:
+        self._window = WindowUse(self.order.limits.window_s)
+
+    async def run(self) -> Exit:
         """Do it, write the results, say how it went.
 
         Raises:
             ConfigurationError: No key, or a folder that cannot be used; nothing was sent.
+            JournalError: Somebody else runs the folder, or its journal cannot be used; nothing was sent.
         """
-        client, began = self.make_client(), self.clock.monotonic()
-        async with client:
-            book = ResultBook.open(self.order.folder)
-            fanout = self._prepare(client, book)
+        began = self.clock.monotonic()
+        async with self.make_client() as client:
+            folder = await RunFolder.open(self.order.folder, account=client.fingerprint)
             try:
-                await self._work(client, fanout)
+                await self._work(client, folder)
             finally:
                 with anyio.CancelScope(shield=True):
-                    code = await self._end(client, fanout)
-        return self._conclude(fanout, code, self.clock.monotonic() - began)
+                    try:
+                        code = await self._end(client, folder, began)
+                    finally:
+                        await folder.aclose()
+        return code
 
-    def _prepare(self, client: FluxClient, book: ResultBook) -> Fanout:
-        order = self.order
-        items = plan(order.images, book.rows, order.request_for, folder=order.folder, download=order.download)
-        if len(items) < len(order.images):
-            self.display.note(f"{len(order.images) - len(items)} duplicates left out.")
-        self._say_what_is_kept(items)
-        return Fanout(
-            client=client,
-            items=tuple(items),
-            book=book,
-            options=FanoutOptions(
-                in_flight=order.limits.in_flight,
-                submits_in_air=order.limits.submits_in_air,
-                timeout_s=order.timeout_s,
-                download=order.download,
-            ),
-            clock=self.clock,
-            on_progress=self.display.progressed,
-            on_row=self.display.settled,
-        )
+    # --- the work, which may be cut short -----------------------------------------------------------------
 
-    def _say_what_is_kept(self, items: list[Item]) -> None:
-        done = sum(item.row.status is Status.SUCCEEDED for item in items if item.step is Step.KEEP)
-        taken_up = sum(item.step in {Step.WAIT, Step.DOWNLOAD} for item in items)
-        if done:
-            self.display.note(f"{done} of {len(items)} done by an earlier run.")
-        if taken_up:
-            self.display.note(
-                f"{taken_up} of {len(items)} paid by an earlier run: taken up without a submit."
-            )
-
-    async def _work(self, client: FluxClient, fanout: Fanout) -> None:
-        """What may be cut short."""
-        self.interruption.on_first = lambda: self._stopping(fanout)
-        spends = any(item.step is Step.SUBMIT for item in fanout.items)
+    async def _work(self, client: FluxClient, folder: RunFolder) -> None:
+        self.interruption.on_first = self._stopping
         with self.interruption.scope():
+            await self._attempt(self._choose(folder))
+            if self._halted_by is not None:
+                return
+            self.display.start()
             try:
-                if spends:
-                    self._balances.append(await _balance(client))
-                self.display.start()
-                await fanout.run()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._tick)
+                    await self._attempt(self._run_batch(client, folder))
+                    await self._attempt(self._bring_what_is_missing(client, folder))
+                    group.cancel_scope.cancel()
             finally:
                 self.display.stop()
-            if spends and fanout.halted_by is None:
-                self._balances.append(await _balance(client))
 
-    async def _end(self, client: FluxClient, fanout: Fanout) -> Exit:
-        """What must not be cut short: submits come home, and everything is written down."""
-        order = [item.key for item in fanout.items]
-        if fanout.in_air:
-            fanout.note_in_air()  # a second signal, or worse, finds these in doubt and not forgotten
-            self._write(fanout, order)
-        await client.aclose()
-        fanout.take_in(client.unclaimed)
-        written = self._write(fanout, order)
+    async def _attempt(self, part: Awaitable[None]) -> None:
+        """Do a part of the work; an error of ours in it ends the spending, not the bookkeeping."""
+        try:
+            await part
+        except FluxError as error:
+            self._halt(error)
+        except BaseExceptionGroup as group:
+            self._halt(_only_error_of(group))
+
+    async def _choose(self, folder: RunFolder) -> None:
+        self._selection = await self.select(self._intake(folder))
+        self._say_what_is_kept(self._selection)
+
+    def _intake(self, folder: RunFolder) -> Intake:
+        return Intake(
+            folder=folder,
+            make_job=self.order.job_for,
+            download=self.order.download,
+            on_kept=partial(_tell, self.display.settled),
+            on_refused=self.display.refused,
+        )
+
+    async def _run_batch(self, client: FluxClient, folder: RunFolder) -> None:
+        order = self.order
+        batch = run_batch(
+            client,
+            folder.wanted(self._selection.to_do),
+            journal=folder.journal,
+            directory=folder.images if order.download else None,
+            name_file=_name_of,
+            in_doubt=order.in_doubt,
+            max_credits=order.max_credits,
+            timeout=order.timeout_s,
+            on_progress=self._progressed,
+        )
+        try:
+            async with batch as self._batch:
+                async for outcome in batch:
+                    await self._settled(folder, outcome)
+        finally:
+            self._progress, self._batch = batch.progress, None
+
+    async def _settled(self, folder: RunFolder, outcome: Outcome) -> None:
+        """Write down and show one outcome; trouble with the results ends the spending, not the rest."""
+        if outcome.job is None:
+            return
+        error = outcome.error if isinstance(outcome, Failed | InDoubt) else None
+        try:
+            row = await folder.settled(outcome.job.key, None if error is None else Problem.of(error))
+        except ResultsError as trouble:
+            self._halt(trouble)
+            return
+        if row is not None:
+            _tell(self.display.settled, row)
+        if error is not None and halts(error):
+            self._halt(error)
+
+    def _halt(self, error: FluxError) -> None:
+        self._halted_by = self._halted_by or error
+        if self._batch is not None:
+            self._batch.stop()
+
+    # --- pictures that are done, and not here -------------------------------------------------------------
+
+    async def _bring_what_is_missing(self, client: FluxClient, folder: RunFolder) -> None:
+        places = anyio.Semaphore(_REPAIRS)
+        async with anyio.create_task_group() as group:
+            for stored in folder.jobs_of(self._selection.missing):
+                await places.acquire()
+                group.start_soon(self._bring, client, folder, stored, places.release)
+
+    async def _bring(
+        self, client: FluxClient, folder: RunFolder, stored: StoredJob, release: Callable[[], None]
+    ) -> None:
+        problem = None
+        try:
+            path = await client.download(
+                stored.job.result_url or "", folder.target(stored), match_suffix=True
+            )
+            event = Saved(at=self.clock.wall(), file=path.name)
+            await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
+        except FluxError as error:
+            problem = Problem.of(error)
+            folder.obstacles[stored.number] = problem
+        finally:
+            release()
+        self._repaired += 1
+        try:
+            row = await folder.settled(stored.job.key, problem)
+        except FluxError as trouble:
+            self._halt(trouble)
+            return
+        if row is not None:
+            _tell(self.display.settled, row)
+
+    # --- what a person sees -------------------------------------------------------------------------------
+
+    def _say_what_is_kept(self, selection: Selection) -> None:
+        say = self.display.note
+        if selection.doubles:
+            say(f"{selection.doubles} duplicates left out.")
+        if selection.kept:
+            say(f"{selection.kept} of {selection.asked} ended in an earlier run.")
+        if selection.paid:
+            say(f"{selection.paid} of {selection.asked} paid by an earlier run: taken up without a submit.")
+        if selection.missing:
+            say(f"{len(selection.missing)} of {selection.asked} done before, but not here: downloaded again.")
+
+    def _progressed(self, progress: BatchProgress) -> None:
+        self._progress = progress
+        chosen = self._selection
+        view = RunView(
+            batch=progress,
+            asked=chosen.asked,
+            kept=chosen.kept + len(chosen.refused) + self._repaired,
+            limits=self.order.limits,
+            in_window=self._window.count(progress.submits, self.clock.monotonic()),
+        )
+        _tell(self.display.progressed, view)
+
+    async def _tick(self) -> None:
+        while True:
+            if self._batch is not None:
+                self._progressed(self._batch.progress)
+            await self.clock.sleep(_TICK_S)
+
+    def _stopping(self) -> None:
+        self.display.stop()
+        self.display.note(
+            "Stopping: submits on their way come home first. Press Ctrl-C again to end at once.", "yellow"
+        )
+
+    # --- the end, which may not ---------------------------------------------------------------------------
+
+    async def _end(self, client: FluxClient, folder: RunFolder, began: float) -> Exit:
+        """Write everything down, say how it went, return the exit code."""
+        totals = None
+        try:
+            totals = await anyio.to_thread.run_sync(
+                folder.rewrite, self._selection, partial(_tell, self.display.unfinished)
+            )
+        except FluxError as error:
+            self._halted_by = self._halted_by or error
+            self.display.note(f"Error: {error}", "red")
+        if totals is not None:
+            self._conclude(folder, totals, self.clock.monotonic() - began)
+        for loose in client.unclaimed:
+            self.display.note(f"Task {loose.task_id} is paid, and could not be written down.", "red")
         if self.interruption.happened:
             return Exit.INTERRUPTED
-        if fanout.halted_by is not None or not written:
+        if self._halted_by is not None or totals is None:
             return Exit.HALTED
-        rows = (fanout.book.rows[key] for key in order)
-        return Exit.SUCCEEDED if all(row.status is Status.SUCCEEDED for row in rows) else Exit.SOME_FAILED
+        return Exit.SUCCEEDED if totals.all_succeeded else Exit.SOME_FAILED
 
-    def _write(self, fanout: Fanout, order: list[str]) -> bool:
-        try:
-            fanout.book.rewrite(order)
-        except ResultsError as error:
-            self.display.note(f"Error: {error}", "red")
-            return False
-        return True
-
-    def _stopping(self, fanout: Fanout) -> None:
-        self.display.stop()
-        waiting = (
-            f" {fanout.in_air} submits may be on their way and come home first." if fanout.in_air else ""
+    def _conclude(self, folder: RunFolder, totals: Totals, elapsed_s: float) -> None:
+        table = summary_table(
+            totals,
+            spent=self._progress.credits,
+            elapsed_s=elapsed_s,
+            generation_s=(folder.reader.generation_s(0.5), folder.reader.generation_s(0.95)),
         )
-        self.display.note(f"Stopping.{waiting} Press Ctrl-C again to end at once.", "yellow")
-
-    def _conclude(self, fanout: Fanout, code: Exit, elapsed_s: float) -> RunReport:
-        rows = [fanout.book.rows[item.key] for item in fanout.items]
-        before, after = (*self._balances, None, None)[:2]
-        for row in rows:
-            self.display.unfinished(row)
-        table = summary_table(rows, elapsed_s=elapsed_s, credits_before=before, credits_after=after)
         self.display.console.show(table)
-        if fanout.halted_by is not None:
-            self.display.note(f"Halted: {fanout.halted_by}", "red")
+        if self._halted_by is not None:
+            self.display.note(f"Halted: {self._halted_by}", "red")
         if self.resumable:
-            for words in _advice(rows, fanout.book, interrupted=code is Exit.INTERRUPTED):
+            for words in self._advice(totals, folder):
                 self.display.note(words, "yellow")
-        return RunReport(code=code, rows=rows)
+
+    def _advice(self, totals: Totals, folder: RunFolder) -> list[str]:
+        """Return what a person may want to do next."""
+        words, where = [], self.order.folder
+        unfinished = totals.statuses[Status.PENDING] + len(folder.obstacles)
+        if unfinished or self.interruption.happened:
+            words.append("Run the same command again to resume; nothing is paid twice.")
+        failed = totals.statuses[Status.FAILED] - len(folder.obstacles) - len(self._selection.refused)
+        if failed > 0:
+            words.append(
+                f"Failed for good: {failed}. To pay for another try:  flux-async retry {where} --failed"
+            )
+        if doubtful := totals.statuses[Status.IN_DOUBT]:
+            words.append(
+                f"In doubt: {doubtful}. Look for them at kie.ai/logs; then  flux-async adopt JOB TASK_ID "
+                f"-o {where}, or submit them again:  flux-async retry {where} --in-doubt"
+            )
+        return words
 
 
-async def _balance(client: FluxClient) -> float | None:
-    """Return the balance if it can be had quickly."""
-    with anyio.move_on_after(_BALANCE_S):
-        try:
-            return await client.credits()
-        except FluxError:
-            return None
-    return None
+def _tell(listener: Callable[[V], None], value: V) -> None:
+    """Call somebody whose trouble is not ours."""
+    try:
+        listener(value)
+    except Exception:  # a display must never break a run that costs money
+        logger.debug("a listener failed", exc_info=True)
 
 
-def _advice(rows: list[ResultRow], book: ResultBook, *, interrupted: bool) -> list[str]:
-    """Return what a person may want to do next."""
-    steps = Counter((row.status, next_step(row, has_file=True, download=True)) for row in rows)
-    pending = sum(count for (status, _), count in steps.items() if status is Status.PENDING)
-    paid = sum(count for (_, step), count in steps.items() if step in {Step.WAIT, Step.DOWNLOAD})
-    kept, doubtful = steps[Status.FAILED, Step.KEEP], steps[Status.IN_DOUBT, Step.KEEP]
-    words = []
-    if pending or paid or interrupted:
-        taken_up = f" The {paid} with a task that is paid go on without another submit." if paid else ""
-        words.append(f"Run the same command again to resume.{taken_up} Nothing is paid twice.")
-    if kept:
-        words.append(
-            f"Failed and perhaps charged: {kept}. They are not submitted again by themselves; to have that, "
-            f"remove their lines from {book.path}."
-        )
-    if doubtful:
-        words.append(
-            f"In doubt: {doubtful}. Look for them at kie.ai/logs; to submit one again, remove its line "
-            f"from {book.path}."
-        )
-    return words
+def _name_of(job: Job) -> str:
+    image = job.request.input_image if isinstance(job.request, EditRequest) else ""
+    return file_stem(image, job.key)
+
+
+def _only_error_of(group: BaseExceptionGroup[BaseException]) -> FluxError:
+    """Return the first error of ours in ``group``; where there is anything else in it, raise it all."""
+    ours, others = group.split(FluxError)
+    if others is not None or ours is None:
+        raise group
+    first: BaseException = ours
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, FluxError) else JournalError(str(first))

@@ -1,8 +1,8 @@
-"""``results.jsonl``: one JSON object per image, the memory of a folder between two runs.
+"""``results.jsonl``: one JSON object per image, for whoever wants to read how a run went.
 
-A line is appended when a task has been submitted (``pending``, with its task id) and when an image is
-settled; of several lines with one key the last counts. At the end of a run the file is rewritten whole, one
-line per image, in the order of the input; images of earlier runs that were not asked for this time follow.
+It is output only: what a folder remembers is in its journal. A line is appended as an image is settled; at
+the end of a run the file is rewritten whole, one line per image, in the order of the input; images of earlier
+runs that were not asked for this time follow.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ import enum
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import attrs
 from attrs.validators import and_, ge, instance_of, optional
 
-from flux_async import ApiError, Charge, ConfigurationError, FluxError, TaskFailed
+from flux_async import Charge, FluxError
+from flux_async.journal.store import StoredJob
+from flux_async.lifecycle import JobState, Problem
+from flux_async.protocol.wire import read_image
 
+IMAGES = "images"
 FILE_NAME = "results.jsonl"
 FIELDS = (
     "image",
@@ -51,7 +56,9 @@ class Status(enum.StrEnum):
 class ResultsError(FluxError):
     """The results cannot be written."""
 
-    default_advice = "Check free space and permissions, then run the same command again."
+    default_advice = (
+        "Check free space and permissions, then run the same command again: the journal has it all."
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -63,12 +70,21 @@ class ErrorNote:
     message: str = attrs.field(validator=_text)
 
     @classmethod
-    def of(cls, error: FluxError) -> Self:
-        """Note down ``error``."""
-        code = error.code if isinstance(error, ApiError) else None
-        if isinstance(error, TaskFailed) and error.record is not None:
-            code = error.record.error_code
-        return cls(type=type(error).__name__, code=code, message=str(error))
+    def of(cls, problem: Problem) -> Self:
+        """Say what the journal holds of an error."""
+        return cls(type=problem.type, code=problem.code, message=problem.message)
+
+
+_STATUS = {
+    JobState.PENDING: Status.PENDING,
+    JobState.SUBMITTING: Status.IN_DOUBT,
+    JobState.SUBMITTED: Status.PENDING,
+    JobState.GENERATED: Status.PENDING,
+    JobState.DONE: Status.SUCCEEDED,
+    JobState.FAILED: Status.FAILED,
+    JobState.IN_DOUBT: Status.IN_DOUBT,
+}
+_UNANSWERED = Problem(type="ConnectionLost", message="The answer to its submit is not known.")
 
 
 def _note(value: ErrorNote | dict[str, Any] | None) -> ErrorNote | None:
@@ -133,35 +149,65 @@ class ResultRow:
             raise ValueError(str(error.args[0])) from error
 
 
+def row_of(stored: StoredJob, obstacle: Problem | None = None) -> ResultRow:
+    """Return how a job stands.
+
+    Args:
+        stored: The job as the journal has it.
+        obstacle: What a run could not get past, where the job itself has not ended.
+    """
+    job = stored.job
+    status = _STATUS[job.state]
+    problem = job.problem if status in {Status.FAILED, Status.IN_DOUBT} else None
+    if obstacle is not None and job.state not in {JobState.FAILED, JobState.IN_DOUBT}:
+        status, problem = Status.FAILED, obstacle
+    if problem is None and status in {Status.FAILED, Status.IN_DOUBT}:
+        problem = _UNANSWERED
+    return ResultRow(
+        image=image_of(stored),
+        key=job.key,
+        status=status,
+        task_id=job.task_id,
+        result_url=job.result_url,
+        file=f"{IMAGES}/{job.file}" if job.file else None,
+        charge=job.charge,
+        error=None if problem is None else ErrorNote.of(problem),
+        attempts=job.attempts,
+        submitted_at=utc_text(job.submitted_at),
+        finished_at=utc_text(job.finished_at),
+    )
+
+
+def refused_row(image: str, key: str, error: FluxError) -> ResultRow:
+    """Return the row of an input that cannot be a job: it cost nothing."""
+    return ResultRow(image=image, key=key, status=Status.FAILED, error=ErrorNote.of(Problem.of(error)))
+
+
+def image_of(stored: StoredJob) -> str:
+    """Return the address of a job's picture."""
+    return read_image(stored.request)
+
+
+@overload
+def utc_text(seconds: float) -> str: ...
+@overload
+def utc_text(seconds: float | None) -> str | None: ...
+def utc_text(seconds: float | None) -> str | None:
+    """Return a wall-clock time as ISO 8601 in UTC: ``2026-08-01T12:00:00.250Z``."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 @attrs.define
-class ResultBook:
-    """The results of one folder; ``rows`` holds the latest row of every key."""
+class ResultFile:
+    """The results of one folder."""
 
     folder: Path
-    rows: dict[str, ResultRow] = attrs.field(factory=dict)
     _line_open: bool = attrs.field(default=False, init=False)
 
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Read what is there; make the folder if it is not.
-
-        Raises:
-            ConfigurationError: The file is damaged, or the folder cannot be used. Nothing was changed.
-        """
-        book = cls(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            book._read(book.path.read_bytes() if book.path.exists() else b"")
-        except OSError as error:
-            raise ConfigurationError(
-                f"{folder} cannot be used: {error.strerror or error}.",
-                advice="Choose another folder with -o.",
-            ) from None
-        if not os.access(folder, os.W_OK):
-            raise ConfigurationError(
-                f"{folder} is not writable.", advice="Choose another folder with -o; nothing was sent."
-            )
-        return book
+    def __attrs_post_init__(self) -> None:
+        self._line_open = self._ends_within_a_line()
 
     @property
     def path(self) -> Path:
@@ -169,12 +215,11 @@ class ResultBook:
         return self.folder / FILE_NAME
 
     def append(self, row: ResultRow) -> None:
-        """Remember ``row`` and write its line.
+        """Write the line of one image.
 
         Raises:
             ResultsError: The disk refused it.
         """
-        self.rows[row.key] = row
         try:
             with self.path.open("ab") as file:
                 file.write(b"\n" * self._line_open + _encode(row))
@@ -182,17 +227,16 @@ class ResultBook:
             raise self._unwritable(error) from None
         self._line_open = False
 
-    def rewrite(self, first: Iterable[str]) -> None:
-        """Write one line per image: the keys ``first`` in their order, then all others; all of it or nothing.
+    def rewrite(self, rows: Iterable[ResultRow]) -> None:
+        """Write one line for each of ``rows``; all of it or nothing.
 
         Raises:
             ResultsError: The disk refused it; the old file is as it was.
         """
-        order = dict.fromkeys(first) | dict.fromkeys(self.rows)
         part = self.path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}.part")
         try:
             with part.open("xb") as file:
-                file.writelines(_encode(self.rows[key]) for key in order)
+                file.writelines(map(_encode, rows))
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.path)
@@ -201,20 +245,31 @@ class ResultBook:
         finally:
             part.unlink(missing_ok=True)
 
-    def _read(self, content: bytes) -> None:
-        self._line_open = bool(content) and not content.endswith(b"\n")
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = ResultRow.from_json(line.decode())
-            except ValueError as error:
-                raise ConfigurationError(
-                    f"{self.path} line {number} cannot be read: {error}.",
-                    advice="It says what was paid, so it was left as it is and nothing was sent: repair or "
-                    "remove that line, or choose another folder with -o.",
-                ) from None
-            self.rows[row.key] = row
+    def rows(self) -> Iterator[ResultRow]:
+        """Read the rows back.
+
+        Raises:
+            ResultsError: A line is damaged.
+        """
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield ResultRow.from_json(line)
+                except ValueError as error:
+                    raise ResultsError(f"{self.path} line {number} cannot be read: {error}.") from None
+
+    def _ends_within_a_line(self) -> bool:
+        """Say whether a process was killed while it wrote the last line."""
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) == 0:
+                    return False
+                file.seek(-1, os.SEEK_END)
+                return file.read() != b"\n"
+        except OSError:
+            return False
 
     def _unwritable(self, error: OSError) -> ResultsError:
         return ResultsError(f"{self.path} cannot be written: {error.strerror or error}.")

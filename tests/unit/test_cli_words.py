@@ -9,20 +9,23 @@ import pytest
 
 from flux_async import (
     AuthenticationError,
+    BudgetExhausted,
     ConfigurationError,
     FluxError,
     InvalidInput,
+    JournalBusyError,
     MaintenanceError,
     RateLimitedError,
     TaskFailed,
 )
+from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
 from flux_async.cli.commands import read_rate
 from flux_async.cli.display import duration, plain_line
 from flux_async.cli.exits import Exit, exit_for
-from flux_async.cli.fanout import utc_text
-from flux_async.cli.inputs import gather_images, is_local
-from flux_async.cli.progress import Phase, Progress, Tally
+from flux_async.cli.inputs import is_local
+from flux_async.cli.progress import RunView, WindowUse
+from flux_async.cli.results import utc_text
 
 CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
 
@@ -32,6 +35,8 @@ CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
     [
         (ConfigurationError("x"), 2),
         (InvalidInput("x"), 2),
+        (JournalBusyError("x"), 2),
+        (BudgetExhausted("x"), 3),
         (AuthenticationError("x"), 3),
         (MaintenanceError("x"), 3),
         (RateLimitedError("x"), 1),
@@ -41,19 +46,6 @@ CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
 def test_every_error_has_its_exit_code(error: FluxError, code: int) -> None:
     """Settings are 2, what stops everybody is 3, the rest is 1."""
     assert exit_for(error) == Exit(code)
-
-
-def test_images_come_from_the_arguments_and_from_standard_input() -> None:
-    """A hyphen stands for the lines of standard input; blank lines and comments are skipped."""
-    lines = ["http://h/2\n", "\n", "# no\n", "  http://h/3  \n"]
-    assert gather_images(["http://h/1", "-", "http://h/4"], lines) == [f"http://h/{n}" for n in (1, 2, 3, 4)]
-
-
-@pytest.mark.parametrize("arguments", [[], ["-"]])
-def test_no_image_at_all_is_a_usage_error(arguments: list[str]) -> None:
-    """Nothing to do is said, not done."""
-    with pytest.raises(click.UsageError, match="at least one image"):
-        gather_images(arguments, [])
 
 
 def test_what_is_on_this_machine_is_told_from_what_is_mistyped(tmp_path: Path) -> None:
@@ -78,27 +70,36 @@ def test_what_is_no_rate_is_refused(text: str) -> None:
         read_rate(CONTEXT, PARAMETER, text)
 
 
+def view(**fields: float) -> RunView:
+    batch = BatchProgress(**fields)  # type: ignore[arg-type]
+    return RunView(batch=batch, asked=60)
+
+
 def test_progress_reads_like_a_sentence() -> None:
-    """Progress tells done, submitted, generating, failed, the rate and what is left of the time."""
-    phases = {Phase.SUCCEEDED: 20, Phase.FAILED: 8, Phase.IN_DOUBT: 2, Phase.GENERATING: 10, Phase.QUEUED: 20}
-    progress = Progress(phases=phases, kept=0, submitted=40, elapsed_s=90.0)
+    """Progress tells done, submitted, in flight, failed, the rate and what is left of the time."""
+    progress = view(seen=40, submits=40, succeeded=20, failed=8, in_doubt=2, generating=10, elapsed_s=90.0)
     assert plain_line(progress) == (
-        "20 of 60 done · 40 submitted · 10 generating · 10 failed · 20/min · 1:30 left"
+        "30 of 60 done · 40 submitted · 10 in flight · 10 failed · 20/min · 1:30 left"
     )
 
 
 def test_progress_without_an_outcome_promises_nothing() -> None:
-    """Before the first outcome of this run there is no rate and no time left."""
-    progress = Progress(phases={Phase.SUCCEEDED: 3, Phase.QUEUED: 1}, kept=3, elapsed_s=5.0)
-    assert plain_line(progress) == "3 of 4 done · 0 submitted · 0 generating · 0 failed"
+    """Before the first outcome of this run there is no rate and no time left; what was kept is done."""
+    progress = RunView(batch=BatchProgress(seen=1, elapsed_s=5.0), asked=4, kept=3)
+    assert plain_line(progress) == "3 of 4 done · 0 submitted · 0 in flight · 0 failed"
 
 
-def test_a_tally_counts_every_image_once() -> None:
-    """An image that moves on is no longer counted where it was."""
-    tally = Tally()
-    for phase in (Phase.QUEUED, Phase.SUBMITTING, Phase.GENERATING):
-        tally.move("a", phase)
-    assert (tally.progress(1.0).total, tally.progress(1.0).generating) == (1, 1)
+def test_jobs_of_an_earlier_run_add_to_the_total() -> None:
+    """A batch that takes up more than was asked for does not end above 100 percent."""
+    assert RunView(batch=BatchProgress(seen=9), asked=4, kept=3).total == 12
+
+
+def test_the_window_counts_the_submits_of_its_length() -> None:
+    """Submits leave the window when they are older than it is long."""
+    window = WindowUse(10.0)
+    assert [window.count(*seen) for seen in ((1, 0.0), (3, 5.0), (3, 9.9), (3, 10.0), (4, 16.0))] == [
+        1, 3, 3, 2, 1,
+    ]  # fmt: skip
 
 
 def test_durations_and_times_are_written_for_people() -> None:

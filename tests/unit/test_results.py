@@ -1,17 +1,23 @@
-"""results.jsonl: exact keys, nothing lost between two runs, nothing touched that cannot be read."""
+"""results.jsonl: exact keys, a row for every state of a job, all of a rewrite or nothing."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
-from flux_async import AuthenticationError, Charge, ConfigurationError, ConnectionLost, TaskFailed
-from flux_async.cli.results import FIELDS, ErrorNote, ResultBook, ResultRow, ResultsError, Status
-from flux_async.models import TaskId, TaskRecord, TaskStatus
+from flux_async import Charge, EditRequest, JournalError, PollDeadlineExceeded
+from flux_async.cli.results import FIELDS, ErrorNote, ResultFile, ResultRow, ResultsError, Status, row_of
+from flux_async.journal.store import StoredJob
+from flux_async.lifecycle import JobSnapshot, JobState, Problem
+from flux_async.models import JobKey, TaskId
+from flux_async.protocol.wire import build_submit
 
+IMAGE = "https://host/a.png"
 DONE = ResultRow(
     image="https://host/a.png",
     key="a" * 64,
@@ -27,6 +33,21 @@ DONE = ResultRow(
 WAITING = ResultRow(image="https://host/b.png", key="b" * 64)
 
 
+def stored(state: JobState, **fields: Any) -> StoredJob:
+    job = JobSnapshot(
+        key=JobKey("k"),
+        state=state,
+        attempts=2,
+        task_id=TaskId("t1"),
+        result_url="https://host/r.png",
+        charge=Charge.YES,
+        submitted_at=1_785_585_600.25,
+        **fields,
+    )
+    request = build_submit(EditRequest.text_removal(IMAGE)).body or b""
+    return StoredJob(number=1, request=request.decode(), job=job)
+
+
 def lines_of(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text("utf-8").splitlines()]
 
@@ -37,21 +58,47 @@ def test_a_line_has_exactly_the_keys_of_the_design_in_their_order() -> None:
     assert " ".join(json.loads(DONE.as_json())) == names == " ".join(FIELDS)
 
 
-def test_an_error_is_its_type_its_code_and_its_words() -> None:
-    """An error becomes {type, code, message}; the code is the vendor's."""
-    error = AuthenticationError("The API answered 401: no.", code=401, advice="Get a key.")
-    assert attrs.asdict(ErrorNote.of(error)) == {
-        "type": "AuthenticationError",
-        "code": 401,
-        "message": "The API answered 401: no. Get a key.",
+@pytest.mark.parametrize(
+    ("state", "status", "says_why"),
+    [
+        (JobState.PENDING, "pending", False),
+        (JobState.SUBMITTING, "in_doubt", True),
+        (JobState.SUBMITTED, "pending", False),
+        (JobState.GENERATED, "pending", False),
+        (JobState.DONE, "succeeded", False),
+        (JobState.FAILED, "failed", True),
+        (JobState.IN_DOUBT, "in_doubt", True),
+    ],
+)
+def test_every_state_of_a_job_has_its_status(state: JobState, status: str, says_why: bool) -> None:
+    """What a run left unfinished is pending; a submit without an answer is in doubt."""
+    row = row_of(stored(state))
+    assert (row.status, row.error is not None) == (status, says_why)
+    assert (row.image, row.key, row.task_id, row.charge, row.attempts) == (IMAGE, "k", "t1", "yes", 2)
+    assert row.submitted_at == "2026-08-01T12:00:00.250Z"
+    assert row.finished_at is None
+
+
+def test_a_job_has_its_error_and_its_file() -> None:
+    """The journal's problem becomes {type, code, message}; the file is relative to the folder."""
+    problem = Problem(type="TaskFailed", code=501, message="It failed.")
+    row = row_of(stored(JobState.FAILED, problem=problem))
+    assert json.loads(row.as_json())["error"] == {
+        "type": "TaskFailed",
+        "code": 501,
+        "message": "It failed.",
     }
+    assert row_of(stored(JobState.DONE, file="a.png")).file == "images/a.png"
 
 
-def test_a_failed_task_gives_the_code_of_its_record() -> None:
-    """The code of a TaskFailed is the task's errorCode, that of an error without one is null."""
-    record = TaskRecord(task_id=TaskId("t"), status=TaskStatus.GENERATE_FAILED, error_code=501)
-    assert ErrorNote.of(TaskFailed("It failed.", record=record)).code == 501
-    assert ErrorNote.of(ConnectionLost("Gone.")).code is None
+def test_what_a_run_could_not_get_past_is_a_failure_until_the_next() -> None:
+    """An obstacle fails the row of a job that has not ended, and leaves alone what has."""
+    obstacle = Problem.of(PollDeadlineExceeded("Too late."))
+    waiting = row_of(stored(JobState.SUBMITTED), obstacle)
+    assert (waiting.status, waiting.charge) == ("failed", "yes")
+    assert waiting.error is not None
+    assert waiting.error.type == "PollDeadlineExceeded"
+    assert row_of(stored(JobState.IN_DOUBT), obstacle).status == "in_doubt"
 
 
 @pytest.mark.parametrize(
@@ -66,35 +113,40 @@ def test_a_failed_task_gives_the_code_of_its_record() -> None:
     ],
 )
 def test_a_row_survives_being_written_and_read(tmp_path: Path, row: ResultRow) -> None:
-    """What was appended is what the next run reads, whatever characters it holds."""
-    ResultBook.open(tmp_path / "out").append(row)
-    assert ResultBook.open(tmp_path / "out").rows == {row.key: row}
+    """What was appended can be read back, whatever characters it holds."""
+    ResultFile(tmp_path).append(row)
+    assert list(ResultFile(tmp_path).rows()) == [row]
 
 
-def test_of_several_lines_with_one_key_the_last_counts(tmp_path: Path) -> None:
-    """Appending a row again replaces what is known of its image."""
-    book = ResultBook.open(tmp_path)
-    book.append(attrs.evolve(DONE, status=Status.PENDING))
-    book.append(DONE)
-    assert len(lines_of(tmp_path)) == 2
-    assert ResultBook.open(tmp_path).rows == {DONE.key: DONE}
-
-
-def test_the_file_is_rewritten_in_the_order_of_the_input(tmp_path: Path) -> None:
-    """A rewrite puts this run's images first, in their order, and keeps what earlier runs paid for."""
-    book = ResultBook.open(tmp_path)
-    old = attrs.evolve(DONE, key="c" * 64)
-    for row in (old, DONE, WAITING):
-        book.append(row)
-    book.rewrite([WAITING.key, DONE.key])
-    assert [line["key"] for line in lines_of(tmp_path)] == [WAITING.key, DONE.key, old.key]
+def test_a_rewrite_replaces_everything(tmp_path: Path) -> None:
+    """A rewrite holds exactly the rows it was given, in their order, and leaves no other file."""
+    results = ResultFile(tmp_path)
+    for row in (DONE, WAITING):
+        results.append(row)
+    results.rewrite(iter([WAITING, DONE]))
+    assert [line["key"] for line in lines_of(tmp_path)] == [WAITING.key, DONE.key]
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
+def test_a_rewrite_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """Rows that cannot be had end the rewrite, not the file."""
+    results = ResultFile(tmp_path)
+    results.append(DONE)
+
+    def rows() -> Iterator[ResultRow]:
+        yield WAITING
+        raise JournalError("gone")
+
+    with pytest.raises(JournalError):
+        results.rewrite(rows())
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    assert list(results.rows()) == [DONE]
+
+
 def test_a_last_line_without_an_end_is_not_run_into(tmp_path: Path) -> None:
-    """A file edited by hand, without a newline at its end, is appended to on a line of its own."""
+    """Where a process was killed within a line, the next one is a line of its own."""
     (tmp_path / "results.jsonl").write_text(DONE.as_json())
-    ResultBook.open(tmp_path).append(WAITING)
+    ResultFile(tmp_path).append(WAITING)
     assert [line["key"] for line in lines_of(tmp_path)] == [DONE.key, WAITING.key]
 
 
@@ -112,37 +164,19 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, damage: str) -> None:
-    """A line that cannot be read is a configuration error that names it; the file stays as it is."""
-    content = f"{WAITING.as_json()}\n{damage}\n"
-    path = tmp_path / "results.jsonl"
-    path.write_text(content)
-    with pytest.raises(ConfigurationError, match=r"results\.jsonl line 2 cannot be read"):
-        ResultBook.open(tmp_path)
-    assert path.read_text() == content
-
-
-def test_bytes_that_are_no_utf_8_are_damage_too(tmp_path: Path) -> None:
-    """A file of another encoding is refused, not misread."""
-    (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe{")
-    with pytest.raises(ConfigurationError, match="line 1"):
-        ResultBook.open(tmp_path)
-
-
-def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
-    """A file where the folder should be is said before anything is sent."""
-    (tmp_path / "out").write_text("")
-    with pytest.raises(ConfigurationError, match="cannot be used"):
-        ResultBook.open(tmp_path / "out")
+def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
+    """A line that is no result is named when the rows are read back."""
+    (tmp_path / "results.jsonl").write_text(f"{WAITING.as_json()}\n{damage}\n")
+    with pytest.raises(ResultsError, match=r"results\.jsonl line 2 cannot be read"):
+        list(ResultFile(tmp_path).rows())
 
 
 def test_a_disk_that_refuses_is_a_results_error(tmp_path: Path) -> None:
-    """A write that fails says so and leaves the rows in memory and no temporary file behind."""
-    book = ResultBook.open(tmp_path)
-    book.path.mkdir()
+    """A write that fails says so and leaves no temporary file behind."""
+    results = ResultFile(tmp_path)
+    results.path.mkdir()
     with pytest.raises(ResultsError, match="cannot be written"):
-        book.append(DONE)
+        results.append(DONE)
     with pytest.raises(ResultsError, match="cannot be written"):
-        book.rewrite([])
-    assert book.rows == {DONE.key: DONE}
+        results.rewrite([])
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]

@@ -1,0 +1,158 @@
+"""What only a person may say of a job: pay for it again, or: this is its task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from flux_async import (
+    ConfigurationError,
+    EditRequest,
+    FluxClient,
+    InvalidInput,
+    NotFoundError,
+    TaskRecord,
+)
+from flux_async.batch.run import PRICES
+from flux_async.cli.display import MessageConsole
+from flux_async.cli.exits import Exit
+from flux_async.cli.intake import Intake
+from flux_async.cli.interruption import Interruption, run_interruptible
+from flux_async.cli.remove_text import RunOrder, run_selected
+from flux_async.cli.run_folder import JOURNAL, RunFolder, Selection
+from flux_async.clock import SystemClock
+from flux_async.journal.reader import JournalReader
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.lifecycle import Event, JobState, ResubmitGranted, RetryGranted, TaskFound, apply, recover
+from flux_async.models import TaskId
+from flux_async.protocol.wire import check_task_id, read_submit
+
+_SHORTEST_NAME = 6
+
+
+# --- retry ------------------------------------------------------------------------------------------------
+
+
+def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -> Exit:
+    """Grant another try to what failed, to what is in doubt, or to both, and run those jobs.
+
+    Raises:
+        JournalError: There is no journal, or it cannot be used.
+    """
+    JournalReader(order.folder / JOURNAL).close()  # retry makes no folder
+    states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
+
+    async def select(intake: Intake) -> Selection:
+        return await _grant(intake, states)
+
+    return run_selected(order, select, as_json=as_json)
+
+
+async def _grant(intake: Intake, states: list[JobState]) -> Selection:
+    """Write the grants, choose their jobs, say how many they are and what they may cost."""
+    journal, at = intake.folder.journal, SystemClock().wall()
+    await settle_crash(journal, at)
+    granted, cost = 0, 0.0
+    for state in states:
+        grant = RetryGranted(at=at) if state is JobState.FAILED else ResubmitGranted(at=at)
+        async for stored in _pages(journal, state):
+            event: Event = grant
+            await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
+            intake.selection.jobs[stored.number] = None
+            intake.selection.to_do.append(stored.number)
+            granted, cost = granted + 1, cost + PRICES[read_submit(stored.request).model]
+    plural = "image gets" if granted == 1 else "images get"
+    MessageConsole().note(f"{granted} {plural} another try, for up to {cost:g} credits.")
+    return intake.selection
+
+
+async def _pages(journal: Journal, state: JobState) -> AsyncIterator[StoredJob]:
+    after = 0
+    while page := await journal.jobs(state, after=after):
+        for stored in page:
+            yield stored
+        after = page[-1].number
+
+
+async def settle_crash(journal: Journal, at: float) -> None:
+    """Put in doubt what the end of an earlier process left without an answer."""
+    async for stored in _pages(journal, JobState.SUBMITTING):
+        event = recover(stored.job, at)
+        if event is not None:
+            await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
+
+
+# --- adopt ------------------------------------------------------------------------------------------------
+
+
+def run_adopt(folder: Path, name: str, task_id: str) -> Exit:
+    """Note down that ``task_id`` is the task of a job in doubt, after looking whether that can be.
+
+    Raises:
+        InvalidInput: It is not; nothing was changed.
+        NotFoundError: The vendor knows no such task; nothing was changed.
+    """
+    JournalReader(folder / JOURNAL).close()
+    task = check_task_id(task_id)
+
+    async def command(interruption: Interruption) -> Exit:
+        async with FluxClient() as client:
+            opened = await RunFolder.open(folder, account=client.fingerprint)
+            try:
+                with interruption.scope():
+                    await _adopt(client, opened, name, task)
+            finally:
+                await opened.aclose()
+        return Exit.INTERRUPTED if interruption.happened else Exit.SUCCEEDED
+
+    return run_interruptible(command)
+
+
+async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId) -> None:
+    at = SystemClock().wall()
+    await settle_crash(folder.journal, at)
+    stored = _job_in_doubt(folder.reader, name)
+    owner = folder.reader.owner_of(task)
+    if owner not in (None, stored.job.key):
+        raise InvalidInput(f"Task {task} belongs to job {owner}.", advice="Nothing was changed.")
+    _check_match(stored, await _record(client, task))
+    event = TaskFound(at=at, task_id=task)
+    await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
+    MessageConsole().note(
+        f"Task {task} is now the task of job {stored.job.key}. "
+        "Run the same remove-text command again for its picture."
+    )
+
+
+async def _record(client: FluxClient, task: TaskId) -> TaskRecord:
+    try:
+        return await client.record(task)
+    except NotFoundError as error:
+        error.advice = "Nothing was changed: check the task id at kie.ai/logs."
+        raise
+
+
+def _job_in_doubt(reader: JournalReader, name: str) -> StoredJob:
+    found = reader.named(name)
+    if not found:
+        raise ConfigurationError(f"No job here is called {name}.", advice="`flux-async status` lists them.")
+    if len(found) > 1 or (found[0].job.key != name and len(name) < _SHORTEST_NAME):
+        raise ConfigurationError(f"{name} may be several jobs.", advice="Give more of its key.")
+    (stored,) = found
+    if stored.job.state is not JobState.IN_DOUBT:
+        raise InvalidInput(
+            f"Job {stored.job.key} is {stored.job.state}, not in doubt.", advice="Nothing was changed."
+        )
+    return stored
+
+
+def _check_match(stored: StoredJob, record: TaskRecord) -> None:
+    """Refuse a task that was made from another picture or another prompt, where the vendor tells."""
+    request, told = read_submit(stored.request), record.params or {}
+    wanted = {"inputImage": request.input_image} if isinstance(request, EditRequest) else {}
+    for field, value in wanted.items():
+        if told.get(field) not in (None, value):
+            raise InvalidInput(
+                f"Task {record.task_id} was made from {told[field]}, job {stored.job.key} is about {value}.",
+                advice="Nothing was changed.",
+            )

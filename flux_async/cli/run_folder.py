@@ -1,0 +1,232 @@
+"""The folder of a run: its journal, its pictures, its results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Self, TypeVar
+
+import attrs
+
+from flux_async import ConfigurationError, Job
+from flux_async.cli.names import file_stem
+from flux_async.cli.results import (
+    FILE_NAME,
+    IMAGES,
+    ResultFile,
+    ResultRow,
+    Status,
+    image_of,
+    row_of,
+)
+from flux_async.journal.reader import JournalReader
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.lifecycle import FINAL, JobState, Problem
+from flux_async.models import JobKey
+from flux_async.protocol.wire import read_submit
+
+JOURNAL = "journal.sqlite3"
+_CHUNK = 100
+
+T = TypeVar("T")
+
+
+@attrs.define(kw_only=True)
+class Selection:
+    """What a run is about. Jobs are held as their numbers in the journal, never as themselves.
+
+    Attributes:
+        jobs: The jobs asked for, in the order of the input.
+        to_do: Those of them that have not ended.
+        missing: Those that are done, but whose picture is not here.
+        refused: Inputs that never became a job, each with the number of jobs asked for before it.
+        kept: How many of the jobs ended in an earlier run.
+        paid: How many of the jobs an earlier run has paid for and not finished.
+        doubles: Inputs that were given before.
+    """
+
+    jobs: dict[int, None] = attrs.field(factory=dict)
+    to_do: list[int] = attrs.field(factory=list)
+    missing: list[int] = attrs.field(factory=list)
+    refused: list[tuple[int, ResultRow]] = attrs.field(factory=list)
+    kept: int = 0
+    paid: int = 0
+    doubles: int = 0
+
+    @property
+    def asked(self) -> int:
+        """How many different inputs there are."""
+        return len(self.jobs) + len(self.refused)
+
+
+@attrs.define
+class Totals:
+    """How the images that were asked for stand.
+
+    Attributes:
+        statuses: How many are how.
+        failures: Failures by the class of their error.
+    """
+
+    statuses: Counter[Status] = attrs.field(factory=Counter)
+    failures: Counter[str] = attrs.field(factory=Counter)
+
+    def count(self, row: ResultRow) -> None:
+        """Count one image."""
+        self.statuses[row.status] += 1
+        if row.status is Status.FAILED and row.error is not None:
+            self.failures[row.error.type] += 1
+
+    @property
+    def all_succeeded(self) -> bool:
+        """Whether nothing is left to wish for."""
+        return self.statuses.total() == self.statuses[Status.SUCCEEDED]
+
+
+@attrs.define(kw_only=True, eq=False)
+class RunFolder:
+    """A folder, opened for a run: nobody else runs it until it is closed.
+
+    Attributes:
+        path: The folder.
+        journal: Its memory.
+        reader: A second look at the journal, for what the run need not wait for.
+        results: What others read.
+        obstacles: What this run could not get past, by job, where the job itself has not ended.
+    """
+
+    path: Path
+    journal: Journal
+    reader: JournalReader
+    results: ResultFile
+    obstacles: dict[int, Problem] = attrs.field(factory=dict)
+
+    @classmethod
+    async def open(cls, path: Path, *, account: str) -> Self:
+        """Take the folder; make it if it is not there.
+
+        Raises:
+            ConfigurationError: It cannot be used.
+            JournalError: Somebody else runs it, it is another account's, or its journal is damaged.
+        """
+        _prepare(path)
+        journal = await Journal(path / JOURNAL).open(account=account)
+        try:
+            reader = JournalReader(path / JOURNAL)
+        except BaseException:
+            await journal.aclose()
+            raise
+        return cls(path=path, journal=journal, reader=reader, results=ResultFile(path))
+
+    async def aclose(self) -> None:
+        """Let go of it."""
+        self.reader.close()
+        await self.journal.aclose()
+
+    # --- jobs ---------------------------------------------------------------------------------------------
+
+    def jobs_of(self, numbers: Iterable[int]) -> Iterator[StoredJob]:
+        """Yield jobs by their numbers, a few read at a time."""
+        for chunk in in_chunks(numbers, _CHUNK):
+            yield from self.reader.by_number(chunk)
+
+    def wanted(self, numbers: Iterable[int]) -> Iterator[Job]:
+        """Yield the same as a batch takes them."""
+        for stored in self.jobs_of(numbers):
+            yield Job(key=JobKey(stored.job.key), request=read_submit(stored.request))
+
+    def row(self, stored: StoredJob) -> ResultRow:
+        """Return how a job stands, by the journal and by what this run met."""
+        obstacle = self.obstacles.get(stored.number)
+        return row_of(stored, obstacle)
+
+    async def settled(self, key: str, problem: Problem | None) -> ResultRow | None:
+        """Write down the outcome of one job and return its row.
+
+        Args:
+            key: The job.
+            problem: Why it has no picture, where it has none.
+        """
+        stored = await self.journal.job(key)
+        if stored is None:
+            return None
+        if problem is not None and stored.job.state not in FINAL | {JobState.IN_DOUBT}:
+            self.obstacles[stored.number] = problem
+        row = self.row(stored)
+        self.results.append(row)
+        return row
+
+    # --- pictures -----------------------------------------------------------------------------------------
+
+    @property
+    def images(self) -> Path:
+        """Where pictures go."""
+        return self.path / IMAGES
+
+    def has_picture(self, stored: StoredJob) -> bool:
+        """Say whether the picture of a job that is done is here."""
+        return stored.job.file is not None and (self.images / stored.job.file).is_file()
+
+    def target(self, stored: StoredJob) -> Path:
+        """Return where the picture of a job goes, without its ending."""
+        return self.images / file_stem(image_of(stored), stored.job.key)
+
+    # --- the end ------------------------------------------------------------------------------------------
+
+    def rewrite(self, selection: Selection, on_row: Callable[[ResultRow], None]) -> Totals:
+        """Write all results anew, those asked for first; tell and count those asked for.
+
+        Raises:
+            ResultsError: The disk refused it.
+            JournalError: The journal cannot be read.
+        """
+        totals = Totals()
+
+        def rows() -> Iterator[ResultRow]:
+            for row in self._asked_for(selection):
+                totals.count(row)
+                on_row(row)
+                yield row
+            if len(selection.jobs) < sum(self.reader.counts().values()):
+                for stored in self.reader.jobs():
+                    if stored.number not in selection.jobs:
+                        yield self.row(stored)
+
+        self.results.rewrite(rows())
+        return totals
+
+    def _asked_for(self, selection: Selection) -> Iterator[ResultRow]:
+        refused = iter(selection.refused)
+        place, row = next(refused, (None, None))
+        for number, stored in enumerate(self.jobs_of(selection.jobs)):
+            while row is not None and place == number:
+                yield row
+                place, row = next(refused, (None, None))
+            yield self.row(stored)
+        if row is not None:
+            yield row
+        yield from (row for _, row in refused)
+
+
+def in_chunks(values: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield ``values`` in lists of at most ``size``."""
+    rest = iter(values)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def _prepare(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        results = path / FILE_NAME
+        if results.exists() and results.stat().st_size and not (path / JOURNAL).exists():
+            raise ConfigurationError(
+                f"{path} holds {FILE_NAME} but no {JOURNAL}: what it says was paid would be paid again.",
+                advice="It was left as it is and nothing was sent: choose another folder with -o.",
+            )
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be used: {error.strerror or error}.", advice="Choose another folder with -o."
+        ) from None

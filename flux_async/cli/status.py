@@ -1,0 +1,90 @@
+"""The command status: how a folder stands, also while it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flux_async.batch.run import PRICES
+from flux_async.cli.exits import Exit
+from flux_async.cli.output import Output
+from flux_async.cli.results import image_of, utc_text
+from flux_async.cli.run_folder import JOURNAL
+from flux_async.journal.reader import Holder, JournalReader, holder_of
+from flux_async.lifecycle import JobState
+from flux_async.models import Model
+
+_MOST_LISTED = 50
+
+
+def show_status(folder: Path, *, as_json: bool) -> Exit:
+    """Print how ``folder`` stands; it is not changed, and a run in it is not disturbed.
+
+    Raises:
+        JournalError: It has no journal, or one that cannot be read.
+    """
+    journal = folder / JOURNAL
+    with JournalReader(journal) as reader:
+        told = status_of(reader, holder_of(journal)) | {"folder": str(folder)}
+    output = Output()
+    if as_json:
+        output.json(told)
+        return Exit.SUCCEEDED
+    for line in _in_words(told):
+        output.line(line)
+    return Exit.SUCCEEDED
+
+
+def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
+    """Return how a journal stands, as data.
+
+    Args:
+        reader: Reads it.
+        holder: Who runs it; while nobody does, a submit without an answer is in doubt.
+    """
+    doubtful = [JobState.IN_DOUBT] if holder else [JobState.IN_DOUBT, JobState.SUBMITTING]
+    spending = reader.spending()
+    return {
+        "holder": None if holder is None else {"pid": holder.pid, "since": utc_text(holder.since)},
+        "counts": {state.value: count for state, count in reader.counts().items()},
+        "in_doubt": [
+            {
+                "key": stored.job.key,
+                "image": image_of(stored),
+                "submitted_at": utc_text(reader.intended_at(stored.number)),
+            }
+            for stored in reader.jobs(*doubtful)
+        ],
+        "credits": {
+            "spent": sum(_price(spent.model) * spent.tasks for spent in spending),
+            "perhaps": sum(_price(spent.model) * spent.perhaps for spent in spending),
+        },
+        "generation_s": {"p50": reader.generation_s(0.5), "p95": reader.generation_s(0.95)},
+        "last_activity": utc_text(reader.last_activity()),
+    }
+
+
+def _price(model: str) -> float:
+    try:
+        return PRICES[Model(model)]
+    except ValueError:
+        return PRICES[Model.PRO]
+
+
+def _in_words(told: dict[str, Any]) -> Iterator[str]:
+    holder, spending = told["holder"], told["credits"]
+    yield f"{told['folder']}: " + (
+        f"run by process {holder['pid']} since {holder['since']}" if holder else "not running"
+    )
+    for state, count in told["counts"].items():
+        yield f"  {state.replace('_', ' '):<12}{count:>8}"
+    perhaps = f", and perhaps {spending['perhaps']:g} for submits in doubt" if spending["perhaps"] else ""
+    yield f"credits spent: {spending['spent']:g}{perhaps}"
+    if told["generation_s"]["p50"] is not None:
+        yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**told["generation_s"])
+    yield f"last activity: {told['last_activity'] or 'none'}"
+    for doubt in told["in_doubt"][:_MOST_LISTED]:
+        yield f"in doubt: {doubt['submitted_at']} {doubt['image']} {doubt['key']}"
+    if len(told["in_doubt"]) > _MOST_LISTED:
+        yield f"in doubt: {len(told['in_doubt']) - _MOST_LISTED} more: add --json"

@@ -1,0 +1,117 @@
+"""What was given, row by row: three formats, and rows that are none of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from flux_async.cli.inputs import Given, gather_inputs
+
+
+def read(text: str, *, name: str = "-") -> list[Given]:
+    return list(gather_inputs([], [name], io.StringIO(text, newline="")))
+
+
+def read_file(folder: Path, name: str, content: bytes) -> list[Given]:
+    (folder / name).write_bytes(content)
+    return list(gather_inputs([], [str(folder / name)]))
+
+
+def test_images_come_from_arguments_and_lists_in_order() -> None:
+    """A hyphen stands for the lines of standard input; blank lines and comments are skipped, but counted."""
+    stdin = io.StringIO("http://h/2\n\n# no\n  http://h/3  \n")
+    given = list(gather_inputs(["http://h/1", "-", "http://h/4"], [], stdin))
+    assert [row.image for row in given] == [f"http://h/{n}" for n in (1, 2, 3, 4)]
+    assert [row.place for row in given] == ["argument 1", "stdin line 1", "stdin line 4", "argument 3"]
+    assert [row.name for row in given][1::2] == ["stdin:1", "argument:3"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_no_image_at_all_is_a_usage_error(arguments: list[str]) -> None:
+    """Nothing to do is said, not done."""
+    with pytest.raises(click.UsageError, match="at least one image"):
+        gather_inputs(arguments, [], io.StringIO(""))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_is_known_by_its_header(separator: str) -> None:
+    """A header with url or image makes it CSV, whatever separates the cells; other columns do not matter."""
+    rows = ["ID,Image,key,prompt,model,output format", "7,http://h/1,a,Go,flux-kontext-max,png", ",,,,,", "8"]
+    text = "\r\n".join(rows).replace(",", separator)
+    first, second = read(text)
+    assert (first.image, first.key, first.line) == ("http://h/1", "a", 2)
+    assert dict(first.options) == {"prompt": "Go", "model": "flux-kontext-max", "output_format": "png"}
+    assert (second.line, second.refusal) == (4, "no 'url' and no 'image'")
+
+
+def test_a_cell_may_hold_several_lines(tmp_path: Path) -> None:
+    """A quoted line break belongs to its cell, and the line named is the row's last; a BOM is no text."""
+    content = b'\xef\xbb\xbfurl,prompt\nhttp://h/1,"two\nlines"\nhttp://h/2,\n'
+    first, second = read_file(tmp_path, "a.csv", content)
+    assert (first.options["prompt"], first.line, second.line) == ("two\nlines", 3, 4)
+    assert second.options == {}
+
+
+def test_a_csv_without_an_address_is_a_usage_error(tmp_path: Path) -> None:
+    """Where no column can hold the address nothing can be meant."""
+    with pytest.raises(click.UsageError, match=r"a.csv line 1 names no column 'url' or 'image'"):
+        read_file(tmp_path, "a.csv", b"name,key\nx,y\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "refusal"),
+    [
+        ({"url": "http://h/1", "key": 7, "x": [1]}, None),
+        ("http://h/1", None),
+        ({"key": "a"}, "no 'url' and no 'image'"),
+        ({"url": ["http://h/1"]}, "'url' is not a string"),
+        ({"url": "http://h/1", "prompt": {}}, "'prompt' is not a string"),
+        ({"url": "http://h/1", "key": True}, "'key' is not a string"),
+        (["http://h/1"], "neither a JSON string nor a JSON object"),
+        (None, "neither a JSON string nor a JSON object"),
+    ],
+)
+def test_json_rows_are_addresses_or_objects(value: Any, refusal: str | None) -> None:
+    """A JSON row is an address or an object; anything else is refused alone, with its line."""
+    _, given = read(f'"http://h/0"\n{json.dumps(value)}\n')
+    assert (given.line, given.refusal) == (2, refusal)
+
+
+@pytest.mark.parametrize("line", ["{", "\x00", "[" * 9999, '{"url": "http://h"'])
+def test_what_is_no_json_is_refused_alone(line: str, tmp_path: Path) -> None:
+    """Damaged lines do not end the reading."""
+    rows = read_file(tmp_path, "a.jsonl", f'{line}\n"http://h/1"\n'.encode())
+    assert [row.refusal is None for row in rows] == [False, True]
+
+
+def test_bytes_that_are_no_text_are_passed_on_to_the_check(tmp_path: Path) -> None:
+    """A line that is not UTF-8 does not end the reading."""
+    rows = read_file(tmp_path, "a.txt", b"http://h/\xff\nhttp://h/1\n")
+    assert rows[1].image == "http://h/1"
+
+
+def test_a_path_in_a_list_is_refused_alone(tmp_path: Path) -> None:
+    """A path is a usage error among the arguments, and a bad row in a list."""
+    rows = read_file(tmp_path, "a.txt", f"{tmp_path}\nhttp://h/1\n".encode())
+    assert ["local" in (row.refusal or "") for row in rows] == [True, False]
+    with pytest.raises(click.UsageError, match="local"):
+        gather_inputs([str(tmp_path)], [])
+
+
+def test_a_list_is_read_as_it_is_asked_for() -> None:
+    """Rows are made one at a time, not all at once."""
+    rows = gather_inputs([], ["-"], io.StringIO("http://h/1\n" * 100_000))
+    assert isinstance(rows, Iterator)
+    assert next(rows).line == 1
+
+
+def test_a_list_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
+    """The name of the list is in the message."""
+    with pytest.raises(click.UsageError, match="nowhere"):
+        gather_inputs([], [str(tmp_path / "nowhere.txt")])
