@@ -1,0 +1,155 @@
+"""Does a batch use the account's limit, and keep it, also when its process is started again and again?
+
+The sandbox counts exactly: 20 submits in any sliding window, all others answered 429. A first batch runs
+through; a second one is killed and resumed ten times. Quota use is measured between neighbouring submits, the
+gaps in which no process ran left out. Exits 1 where more than 1 % of the submits are answered 429, or less
+than 95 % of the quota is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import select
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from flux_async import FluxClient, Limits, PollPolicy
+from flux_async.batch.run import run_batch
+
+MOST_429 = 0.01
+LEAST_USE = 0.95
+SUBMITS, WINDOW = 20, 10.0
+LATENCY = 0.4
+"""Vendor seconds from a submit to its reply."""
+RESTARTS = 10
+STOP_S = 10.0
+
+
+async def work(url: str, journal: str, jobs: int, speed: float) -> None:
+    """Run the batch, or resume it."""
+    limits = Limits(submits=SUBMITS, window_s=WINDOW / speed)
+    polling = PollPolicy(first_s=10.0 / speed, interval_s=4.0 / speed)
+    async with FluxClient("test", url, limits=limits, polling=polling, timeout=60.0) as client:
+        images = (f"https://pictures.example/{n}.jpg" for n in range(jobs))
+        async with run_batch(client, images, journal=journal) as batch:
+            print("running", flush=True)
+            async for _ in batch:
+                pass
+
+
+@contextlib.contextmanager
+def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python child and end it, by its pid, whatever happens."""
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def first_line(process: subprocess.Popen[str], seconds: float = 30.0) -> str:
+    """Return the first line a child prints."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline().strip() if ready else ""
+
+
+@attrs.frozen(kw_only=True)
+class Use:
+    """What one batch made of its quota. Gaps are in windows."""
+
+    submits: int
+    refused: int
+    restarts: int
+    most_in_window: int
+    use: float
+    longest_restart: float
+
+
+def measure(jobs: int, restarts: int, speed: float, folder: Path) -> Use:
+    """Run a batch on a sandbox of its own and read the ledger."""
+    options = ("--speed", speed, "--credits", jobs * 20, "--latency", LATENCY)
+    sandbox_command = ("-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", *map(str, options))
+    lifetime = jobs / (restarts + 1) * WINDOW / speed / SUBMITS
+    with child(*sandbox_command) as sandbox:
+        url = first_line(sandbox).removeprefix("sandbox ready at ")
+        command = (__file__, "--work", url, str(folder / "journal.sqlite3"), str(jobs), str(speed))
+        for left in range(restarts, -1, -1):
+            with child(*command) as worker:
+                if first_line(worker) != "running":
+                    raise SystemExit("limiter: the worker did not start")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.wait(lifetime if left else 600.0)
+                if worker.returncode:
+                    raise SystemExit(f"limiter: the worker ended with exit code {worker.returncode}")
+                if left:
+                    worker.kill()
+        request = urllib.request.Request(url + "/__sandbox/ledger", headers={"User-Agent": "limiter"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return read(json.load(answer), restarts)
+
+
+def read(ledger: dict[str, Any], restarts: int) -> Use:
+    """Make the figures from the ledger; the longest gaps are those of the restarts."""
+    times = sorted(task["createdAt"] for task in ledger["tasks"])
+    gaps = sorted(after - before for before, after in itertools.pairwise(times))
+    alive = gaps[: len(gaps) - restarts]
+    most = max(sum(at <= other < at + WINDOW for other in times) for at in times)
+    return Use(
+        submits=ledger["submits"],
+        refused=ledger["refused"].get("429", 0),
+        restarts=restarts,
+        most_in_window=most,
+        use=len(alive) * WINDOW / SUBMITS / sum(alive),
+        longest_restart=gaps[-1] / WINDOW if restarts else 0.0,
+    )
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--short", action="store_true", help="20 in 4 s, 100 submits (the default)")
+    form.add_argument("--long", action="store_true", help="the real 20 in 10 s, 200 submits")
+    parser.add_argument(
+        "--work", nargs=4, metavar=("URL", "JOURNAL", "JOBS", "SPEED"), help=argparse.SUPPRESS
+    )
+    options = parser.parse_args()
+    if options.work:
+        url, journal, jobs, speed = options.work
+        asyncio.run(work(url, journal, int(jobs), float(speed)))
+        return 0
+    speed, jobs = (1.0, 200) if options.long else (2.5, 100)
+    print(f"{SUBMITS} submits in any {WINDOW / speed:g} s")
+    head = f"{'restarts':>10}{'submits':>9}{'429':>6}{'most in window':>16}"
+    print(f"{head}{'quota use':>11}{'longest restart':>17}")
+    good = True
+    for restarts in (0, RESTARTS):
+        with tempfile.TemporaryDirectory(prefix="limiter-") as folder:
+            use = measure(jobs, restarts, speed, Path(folder))
+        gap = f"{use.longest_restart:.2f} windows" if restarts else "-"
+        row = f"{use.restarts:>10}{use.submits:>9}{use.refused:>6}{use.most_in_window:>16}"
+        print(f"{row}{use.use:>11.1%}{gap:>17}")
+        good = good and use.refused <= MOST_429 * use.submits and use.use >= LEAST_USE
+    print(f"limits: 429 <= {MOST_429:.0%} of submits, quota use >= {LEAST_USE:.0%}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,171 @@
+"""A batch that is killed again and again: is anything lost, is anything paid twice?
+
+Real processes, real sockets, real SIGKILL. A sandbox in a child process loses 1 % of its replies after
+charging; a worker in another runs a batch on a journal and is killed at random times, each time to be started
+anew on the same journal. In the end the journal is audited against the sandbox's ledger. Exits 1 where a job
+was lost or charged twice under ``hold``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import select
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flux_async import FluxClient, Limits, PollPolicy
+from flux_async.batch.run import run_batch
+
+SPEED = 20.0
+"""The vendor's clock: 20 submits in 0.5 s, a task of 12 s takes 0.6 s."""
+LATENCY = 1.0
+"""Vendor seconds between a submit's charge and its reply: the gap that a kill can hit."""
+DROPPED = 0.01
+RUN_LIMIT_S = 900.0
+STOP_S = 10.0
+
+
+# --- the worker -------------------------------------------------------------------------------------------
+
+
+async def work(url: str, journal: str, jobs: int) -> int:
+    """Run the batch, or resume it; return 0 when it came to its end."""
+    limits = Limits(submits=20, window_s=10.0 / SPEED)
+    polling = PollPolicy(first_s=0.5, interval_s=0.2, visible_within_s=10.0)
+    async with FluxClient("test", url, limits=limits, polling=polling, timeout=60.0) as client:
+        images = (f"https://pictures.example/{n}.jpg" for n in range(jobs))
+        async with run_batch(client, images, journal=journal) as batch:
+            print("running", flush=True)
+            async for _ in batch:
+                pass
+    return 0
+
+
+# --- the parent -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python child and end it, by its pid, whatever happens."""
+    command = [sys.executable, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(STOP_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def first_line(process: subprocess.Popen[str], seconds: float = 30.0) -> str:
+    """Return the first line a child prints."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    return process.stdout.readline().strip() if ready else ""
+
+
+def torture(jobs: int, kills: int, seed: int, folder: Path) -> dict[str, float]:
+    """Kill the worker ``kills`` times, let it finish, and return the audit."""
+    rng = random.Random(seed)
+    journal = folder / "journal.sqlite3"
+    options = ("--speed", SPEED, "--credits", jobs * 20, "--latency", LATENCY, "--drop-replies", DROPPED)
+    sandbox_command = ("-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", *map(str, options))
+    begun, killed = time.monotonic(), 0
+    mean_s = 0.8 * jobs / (20 / 10 * SPEED) / max(1, kills)  # so that the kills spread over the whole batch
+    with child(*sandbox_command) as sandbox:
+        url = first_line(sandbox).removeprefix("sandbox ready at ")
+        while True:
+            if time.monotonic() - begun > RUN_LIMIT_S:
+                raise SystemExit("torture: not done in time")
+            with child(__file__, "--work", url, str(journal), "--jobs", str(jobs)) as worker:
+                if first_line(worker) != "running":
+                    raise SystemExit(f"torture: the worker did not start (exit {worker.wait(STOP_S)})")
+                limit = rng.uniform(0.0, 2 * mean_s) if killed < kills else RUN_LIMIT_S
+                try:
+                    code = worker.wait(limit)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
+                    killed += 1
+                    continue
+            if code != 0:
+                raise SystemExit(f"torture: the worker ended with exit code {code}")
+            break
+        with urllib.request.urlopen(_browser(url + "/__sandbox/ledger"), timeout=30) as answer:
+            ledger = json.load(answer)
+    figures = audit(journal, ledger, jobs)
+    return {"jobs": jobs, "kills": killed, "seconds": round(time.monotonic() - begun, 1)} | figures
+
+
+def _browser(url: str) -> urllib.request.Request:
+    return urllib.request.Request(url, headers={"User-Agent": "torture"})
+
+
+def audit(journal: Path, ledger: dict[str, Any], jobs: int) -> dict[str, float]:
+    """Hold what the journal believes against what the vendor charged."""
+    with contextlib.closing(sqlite3.connect(journal)) as connection:
+        integrity = connection.execute("PRAGMA integrity_check").fetchone()[0]
+        rows = connection.execute("SELECT request, state, task_id FROM job").fetchall()
+        attempts = connection.execute("SELECT count(*) FROM attempt").fetchone()[0]
+    book = {json.loads(request)["inputImage"]: (state, task) for request, state, task in rows}
+    charged = {image: line["tasks"] for image, line in ledger["images"].items()}
+    doubtful = {image for image, (state, _) in book.items() if state == "in_doubt"}
+    ended = {image for image, (state, _) in book.items() if state in {"done", "failed", "in_doubt"}}
+    unknown = {
+        image for image, tasks in charged.items() if image not in doubtful and book[image][1] not in tasks
+    }
+    phantoms = {image for image, (state, _) in book.items() if state == "done" and not charged.get(image)}
+    return {
+        "done": sum(state == "done" for state, _ in book.values()),
+        "failed": sum(state == "failed" for state, _ in book.values()),
+        "in doubt, charged": sum(bool(charged.get(image)) for image in doubtful),
+        "in doubt, not charged": sum(not charged.get(image) for image in doubtful),
+        "lost": jobs - len(ended) + len(unknown) + len(phantoms),
+        "charged twice": sum(len(tasks) > 1 for tasks in charged.values()),
+        "submits intended": attempts,
+        "submits received": ledger["submits"],
+        "answered 429": ledger["refused"].get("429", 0),
+        "integrity_check ok": int(integrity == "ok"),
+    }
+
+
+def main() -> int:
+    """Torture a batch and print the audit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--short", action="store_true", help="300 jobs, 8 kills (the default)")
+    form.add_argument("--long", action="store_true", help="5,000 jobs, 50 kills: some minutes")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--kills", type=int)
+    parser.add_argument("--seed", type=int, default=1, help="of the kill times (default: %(default)s)")
+    parser.add_argument("--work", nargs=2, metavar=("URL", "JOURNAL"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    jobs = options.jobs or (5_000 if options.long else 300)
+    if options.work:
+        url, journal = options.work
+        return asyncio.run(work(url, journal, jobs))
+    kills = options.kills if options.kills is not None else (50 if options.long else 8)
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        figures = torture(jobs, kills, options.seed, Path(folder))
+    for name, value in figures.items():
+        print(f"{name:<24}{value:>10,}")
+    bad = figures["lost"] or figures["charged twice"] or not figures["integrity_check ok"]
+    return 1 if bad or figures["kills"] < kills else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
