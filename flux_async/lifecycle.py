@@ -127,14 +127,13 @@ class JobSnapshot:
 
 @attrs.frozen(kw_only=True)
 class _Event:
-    """Something that happened to a job at ``at`` seconds since the epoch."""
+    """Something that happened to a job at ``at`` seconds since the epoch.
+
+    Every event has ``changes``: the fields of the snapshot that it sets.
+    """
 
     is_consent: ClassVar[bool] = False
     at: float
-
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """Return the fields of the snapshot that this event sets."""
-        return {}
 
 
 @attrs.frozen(kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,7 @@ TEXT_REMOVAL_PROMPT = "Remove all text from this image while preserving the back
 """The prompt of the API page for removing text."""
 
 MAX_KEY_LENGTH = 200
+_VISIBLE_ASCII = re.compile(r"[!-~]+")
 
 K = TypeVar("K", bound=enum.StrEnum)
 
@@ -87,7 +89,7 @@ def check_http_url(url: object, name: str = "image") -> str:
             f"{name} is a data: URI, which the API does not take.",
             advice="Put the picture where the vendor can fetch it and give its http(s) URL.",
         )
-    if not url.isprintable() or any(c.isspace() for c in url):
+    if not _VISIBLE_ASCII.fullmatch(url) and (not url.isprintable() or any(c.isspace() for c in url)):
         raise InvalidInput(
             f"{name} {shown(url)} holds white space or control characters.", advice="Percent-encode them."
         )

@@ -61,7 +61,10 @@ async def read_into(
                     await give.send(given)
             else:
                 for given in images:
-                    await give.send(given)
+                    try:
+                        give.send_nowait(given)
+                    except anyio.WouldBlock:
+                        await give.send(given)
 
 
 async def drain(take: MemoryObjectReceiveStream[Input], most: int) -> AsyncIterator[list[Input]]:

@@ -391,8 +391,10 @@ class BatchRun:
                 self._tally.refused()
                 await send.send(Failed(job=None, error=error))
                 continue
-            body = build_submit(attrs.evolve(job.request, callback_url=None)).body or b""
-            entries.append((job.key, body.decode()))
+            request = job.request
+            if request.callback_url is not None:  # an address is of an attempt, not of the job
+                request = attrs.evolve(request, callback_url=None)
+            entries.append((job.key, (build_submit(request).body or b"").decode()))
         return await self.journal.add(entries)
 
     async def _pages(self, state: JobState) -> AsyncIterator[StoredJob]:
