@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,7 @@ _UPDATE = (
     "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=? "
     "WHERE number=?"
 )
+_UPDATE_FROM = _UPDATE + " AND state=? AND attempts=?"
 
 
 @attrs.frozen(kw_only=True)
@@ -327,33 +328,29 @@ def _add(connection: sqlite3.Connection, entries: Sequence[tuple[JobKey, str]]) 
 def _record(
     connection: sqlite3.Connection, number: int, job: JobSnapshot, event: Event, before: JobSnapshot | None
 ) -> None:
-    if before is not None:
-        sql = "SELECT state, attempts FROM job WHERE number = ?"
-        if connection.execute(sql, (number,)).fetchone() != (before.state.value, before.attempts):
-            raise JournalError(f"Job {job.key} has moved on without this run; nothing was written.")
-    problem = None if job.problem is None else json.dumps(attrs.asdict(job.problem))
-    changed = connection.execute(
-        _UPDATE,
-        (
-            job.state.value,
-            job.attempts,
-            job.paid_failures,
-            job.task_id,
-            job.result_url,
-            job.origin_url,
-            job.file,
-            job.charge.value,
-            problem,
-            job.not_before,
-            job.submitted_at,
-            job.generated_at,
-            job.finished_at,
-            job.generation_s,
-            number,
-        ),
+    values = (
+        job.state.value,
+        job.attempts,
+        job.paid_failures,
+        job.task_id,
+        job.result_url,
+        job.origin_url,
+        job.file,
+        job.charge.value,
+        None if job.problem is None else json.dumps(attrs.asdict(job.problem)),
+        job.not_before,
+        job.submitted_at,
+        job.generated_at,
+        job.finished_at,
+        job.generation_s,
+        number,
     )
+    if before is None:
+        changed = connection.execute(_UPDATE, values)
+    else:
+        changed = connection.execute(_UPDATE_FROM, (*values, before.state.value, before.attempts))
     if changed.rowcount != 1:
-        raise JournalError(f"The journal does not hold job {job.key}.")
+        raise JournalError(f"The journal does not hold job {job.key}, or it has moved on without this run.")
     attempt = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
@@ -372,8 +369,13 @@ def _record(
 
 
 def _detail(event: Event) -> str:
-    fields: Mapping[str, Any] = attrs.asdict(event, filter=lambda a, v: a.name != "at" and v is not None)
-    return json.dumps(fields, separators=(",", ":"))
+    """The event's own fields as JSON."""
+    fields = {
+        a.name: attrs.asdict(value) if isinstance(value, Problem) else value
+        for a in attrs.fields(type(event))
+        if a.name != "at" and (value := getattr(event, a.name)) is not None
+    }
+    return json.dumps(fields, separators=(",", ":")) if fields else "{}"
 
 
 def _stored(row: tuple[Any, ...]) -> StoredJob:
