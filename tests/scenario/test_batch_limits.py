@@ -162,7 +162,7 @@ def path(tmp_path: Path) -> Path:
 
 async def test_empty_balance_halts_once_and_a_top_up_finishes(path: Path) -> None:
     """When the credits end the run ends with one error after its paid jobs; topped up, the rest is done."""
-    count, affordable = 300, 50
+    count, affordable = 3_000, 500
     vendor = Vendor(balance=affordable * PRICE, latency_s=0.001, looks=3)
     outcomes = []
     async with client_of(vendor) as client:
