@@ -131,15 +131,14 @@ class RunDisplay:
 
     def _result(self, line: str) -> None:
         """Print to stdout; where that is this same terminal, make way for it."""
-        live = self._live
         if not self.prints_results:
             return
-        if live is None or not self.output.is_terminal:
+        if self._live is None or not self.output.is_terminal:
             self.output.line(line)
             return
-        live.stop()
+        self.stop()
         self.output.line(line)
-        live.start()
+        self.start()  # anew: the old one would go up its own height and draw over the line
 
 
 def plain_line(view: RunView) -> str:
