@@ -39,7 +39,7 @@ from flux_async.errors import (
     shown,
 )
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import FINAL, Event, JobSnapshot, JobState, ResubmitGranted, apply, recover
+from flux_async.lifecycle import FINAL, Event, JobSnapshot, JobState, ResubmitGranted, apply
 from flux_async.models import Failed, ImageResult, InDoubtPolicy, Job, Model, Outcome
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
@@ -241,7 +241,7 @@ class BatchRun:
     async def _work(self, send: MemoryObjectSendStream[Outcome]) -> None:
         """Start drivers, a slot each, until there is nothing left to drive."""
         async with send, self._account.call() as call:
-            await self._recover()
+            await self.journal.recover()
             await self._seed()
             async with anyio.create_task_group() as drivers:
                 for state in (JobState.GENERATED, JobState.SUBMITTED):  # this way round nothing is met twice
@@ -364,14 +364,6 @@ class BatchRun:
             self._spent.set()
 
     # --- the journal --------------------------------------------------------------------------------------
-
-    async def _recover(self) -> None:
-        """What a dead process left half done is in doubt."""
-        async for stored in self._pages(JobState.SUBMITTING):
-            event = recover(stored.job, self._clock.wall())
-            if event is not None:
-                job = apply(stored.job, event)
-                await self.journal.record(stored.number, job, event, before=stored.job)
 
     async def _seed(self) -> None:
         """Count the submits of the last window against the pace: the account does, too."""

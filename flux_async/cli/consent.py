@@ -23,7 +23,7 @@ from flux_async.cli.run_folder import JOURNAL, RunFolder, Selection
 from flux_async.clock import SystemClock
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import Event, JobState, ResubmitGranted, RetryGranted, TaskFound, apply, recover
+from flux_async.lifecycle import Event, JobState, ResubmitGranted, RetryGranted, TaskFound, apply
 from flux_async.models import TaskId
 from flux_async.protocol.wire import check_task_id, read_submit
 
@@ -51,7 +51,7 @@ def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -
 async def _grant(intake: Intake, states: list[JobState]) -> Selection:
     """Write the grants, choose their jobs, say how many they are and what they may cost."""
     journal, at = intake.folder.journal, SystemClock().wall()
-    await settle_crash(journal, at)
+    await journal.recover()
     granted, cost = 0, 0.0
     for state in states:
         grant = RetryGranted(at=at) if state is JobState.FAILED else ResubmitGranted(at=at)
@@ -72,14 +72,6 @@ async def _pages(journal: Journal, state: JobState) -> AsyncIterator[StoredJob]:
         for stored in page:
             yield stored
         after = page[-1].number
-
-
-async def settle_crash(journal: Journal, at: float) -> None:
-    """Put in doubt what the end of an earlier process left without an answer."""
-    async for stored in _pages(journal, JobState.SUBMITTING):
-        event = recover(stored.job, at)
-        if event is not None:
-            await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
 
 
 # --- adopt ------------------------------------------------------------------------------------------------
@@ -110,7 +102,7 @@ def run_adopt(folder: Path, name: str, task_id: str) -> Exit:
 
 async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId) -> None:
     at = SystemClock().wall()
-    await settle_crash(folder.journal, at)
+    await folder.journal.recover()
     stored = _job_in_doubt(folder.reader, name)
     owner = folder.reader.owner_of(task)
     if owner not in (None, stored.job.key):

@@ -32,7 +32,7 @@ from flux_async.errors import (
 )
 from flux_async.journal.lease import Lease
 from flux_async.journal.writer import Writer
-from flux_async.lifecycle import LIVE, Event, JobSnapshot, JobState, Problem, SubmitIntended
+from flux_async.lifecycle import LIVE, Event, JobSnapshot, JobState, Problem, SubmitIntended, apply, recover
 from flux_async.models import JobKey, TaskId
 
 if TYPE_CHECKING:
@@ -190,6 +190,14 @@ class Journal:
             before: The job as it was; the write is refused where the journal has it otherwise by now.
         """
         await self._do(lambda c: _record(c, number, job, event, before))
+
+    async def recover(self) -> None:
+        """Put in doubt what a process that has died left half submitted; a run does so first of all."""
+        while left := await self.jobs(JobState.SUBMITTING):
+            for stored in left:
+                event = recover(stored.job, self._clock.wall())
+                if event is not None:
+                    await self.record(stored.number, apply(stored.job, event), event, before=stored.job)
 
     # --- reading ------------------------------------------------------------------------------------------
 

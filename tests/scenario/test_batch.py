@@ -38,22 +38,6 @@ from flux_async.transport import NotSent, Unknown
 URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
 
 
-@pytest.fixture
-def vendor(transport: Any, make: Any) -> Any:
-    """A vendor that makes a new task for every submit and has its picture at the second look."""
-    looks: Counter[str] = Counter()
-    numbers = iter(range(10_000))
-
-    def look(request: Any) -> Any:
-        task = request.query["taskId"]
-        looks[task] += 1
-        return make.record(int(looks[task] > 1), task)
-
-    transport.script["generate"] = [lambda request: make.answer({"taskId": f"t{next(numbers)}"})]
-    transport.script["record-info"] = [look]
-    return transport
-
-
 async def collect(client: FluxClient, images: Any, **options: Any) -> list[Any]:
     """Run a batch to its end."""
     async with run_batch(client, images, **options) as batch:
