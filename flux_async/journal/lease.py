@@ -5,26 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from flux_async.errors import JournalBusyError, JournalError
 
-_NEVER_CLOSED: list[int] = []
-"""Descriptors of a journal that this process itself is running. Closing any descriptor of a file drops all of
-the process's POSIX locks on it, and with them SQLite's."""
-
 
 class Lease:
-    """Holds ``<journal>.lock`` and the journal itself.
+    """Holds ``<journal>.lock``, and a lock file in the temporary folder named after the journal's inode.
 
-    The operating system lets go of both when the process ends, however it ends. The second lock is for the
-    case that somebody deletes the lock file of a run. Release the lease after the database is closed.
+    The operating system lets go of both when the process ends, however it ends. The second is for the cases
+    that somebody deletes the lock file of a run, or comes by a hard link. The journal itself is never locked
+    here: on some systems that would shut SQLite out, and closing any descriptor of it would drop SQLite's own
+    locks.
     """
 
-    def __init__(self, lock: int, journal: int) -> None:
-        self._lock = lock
-        self._journal = journal
+    def __init__(self, by_name: int, by_inode: int) -> None:
+        self._by_name = by_name
+        self._by_inode = by_inode
 
     @classmethod
     def take(cls, journal: Path, *, at: float) -> Lease:
@@ -36,32 +35,40 @@ class Lease:
         """
         path = journal.with_name(journal.name + ".lock")
         try:
-            lock = _lock_file(path)
-            if lock is None:
+            by_name = _lock_file(path)
+            if by_name is None:
                 raise JournalBusyError(f"{journal} is being run by {_holder(path)}.")
-            file = os.open(journal, os.O_RDWR | os.O_CREAT, 0o644)
-            if not _lock(file):
-                _NEVER_CLOSED.append(file)
-                _let_go(lock)
+            by_inode = _lock_file(_inode_lock(journal))
+            if by_inode is None:
+                _let_go(by_name)
                 raise JournalBusyError(f"{journal} is being run, though its lock file was removed.")
         except OSError as error:
             raise JournalError(f"{journal} cannot be opened: {error.strerror or error}.") from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps({"pid": os.getpid(), "since": at}).encode(), 0)
-        return cls(lock, file)
+        os.ftruncate(by_name, 0)
+        os.pwrite(by_name, json.dumps({"pid": os.getpid(), "since": at}).encode(), 0)
+        return cls(by_name, by_inode)
 
     def release(self) -> None:
         """Let go, also of what a forked child inherited."""
         with contextlib.suppress(OSError):
-            os.ftruncate(self._lock, 0)
-        for file in (self._journal, self._lock):
+            os.ftruncate(self._by_name, 0)
+        for file in (self._by_inode, self._by_name):
             _let_go(file)
+
+
+def _inode_lock(journal: Path) -> Path:
+    """Name the lock that belongs to the file, whatever it is called; make the file where there is none."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(journal, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
+    file = journal.stat()
+    name = f"flux-async-{os.getuid()}-{file.st_dev:x}-{file.st_ino:x}.lock"
+    return Path(tempfile.gettempdir()) / name
 
 
 def _lock_file(path: Path) -> int | None:
     """Open and lock the file that bears this name now, or None where somebody else has."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         if not _lock(file):
             os.close(file)
             return None
