@@ -38,10 +38,13 @@ class Lease:
             by_name = _lock_file(path)
             if by_name is None:
                 raise JournalBusyError(f"{journal} is being run by {_holder(path)}.")
-            by_inode = _lock_file(_inode_lock(journal))
-            if by_inode is None:
+            try:
+                by_inode = _lock_file(_inode_lock(journal))
+                if by_inode is None:
+                    raise JournalBusyError(f"{journal} is being run, though its lock file was removed.")
+            except BaseException:
                 _let_go(by_name)
-                raise JournalBusyError(f"{journal} is being run, though its lock file was removed.")
+                raise
         except OSError as error:
             raise JournalError(f"{journal} cannot be opened: {error.strerror or error}.") from None
         os.ftruncate(by_name, 0)

@@ -76,6 +76,19 @@ async def test_removing_the_lock_file_lets_nobody_in(client: Any, vendor: Any, t
             await collect(client, URLS, journal=journal)
 
 
+async def test_a_journal_that_could_not_be_opened_is_not_kept_from_others(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
+    """Whoever fails to open it lets go of it."""
+    journal = tmp_path / "run.sqlite3"
+    journal.write_bytes(b"no database at all, and long enough to be read as one")
+    for _ in range(2):
+        with pytest.raises(JournalError, match="is not a journal"):
+            await collect(client, URLS, journal=journal)
+    journal.unlink()
+    assert len(await collect(client, URLS[:2], journal=journal)) == 2
+
+
 async def test_links_lead_to_the_same_lease(client: Any, vendor: Any, tmp_path: Path) -> None:
     """A symbolic link to a journal that is run is no other journal."""
     (tmp_path / "link.sqlite3").symlink_to(tmp_path / "run.sqlite3")
