@@ -40,11 +40,12 @@ class Lease:
                 raise JournalBusyError(f"{journal} is being run by {_holder(path)}.")
             try:
                 by_inode = _lock_file(_inode_lock(journal))
-                if by_inode is None:
-                    raise JournalBusyError(f"{journal} is being run, though its lock file was removed.")
-            except BaseException:
+            except OSError:
                 _let_go(by_name)
                 raise
+            if by_inode is None:
+                _let_go(by_name)
+                raise JournalBusyError(f"{journal} is being run, though its lock file was removed.")
         except OSError as error:
             raise JournalError(f"{journal} cannot be opened: {error.strerror or error}.") from None
         os.ftruncate(by_name, 0)
