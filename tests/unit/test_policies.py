@@ -101,6 +101,35 @@ def test_a_pause_holds_and_never_shortens() -> None:
     assert admission.delay(1.0) == pytest.approx(9.0)
 
 
+def test_submits_of_an_earlier_process_count() -> None:
+    """The last of them keeps its spacing; a full window of them is waited out from its oldest."""
+    admission = Admission(Limits(submits=4, window_s=10.0))
+    admission.seed(100.0, [1.0])
+    assert admission.delay(100.0) == pytest.approx(2.55 - 1.0)
+    admission.seed(100.0, [3.0, 2.0, 1.0, 0.5, 30.0])
+    assert admission.delay(100.0) == pytest.approx(10.2 - 3.0)
+
+
+@given(st.integers(1, 20), st.lists(st.floats(0, 20), min_size=1, max_size=40), st.integers(1, 40))
+def test_a_restart_never_overfills_a_window(submits: int, ages: list[float], more: int) -> None:
+    """However the submits before a restart were spread within the limit, those after it keep to it."""
+    limits = Limits(submits=submits, window_s=10.0)
+    before = Admission(limits)
+    starts, now = [], -sum(ages)
+    for age in ages:
+        now += age
+        now += before.delay(now)
+        before.take(now)
+        starts.append(now)
+    after = Admission(limits)
+    after.seed(now, [now - start for start in starts if start > now - 10.0])
+    for _ in range(more):
+        now += after.delay(now)
+        after.take(now)
+        starts.append(now)
+    assert all(sum(start <= other < start + 10.0 for other in starts) <= submits for start in starts)
+
+
 LOST = ConnectionLost("lost")
 SUBMITS = [
     (RequestNotSent("refused"), True),
