@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -61,14 +62,14 @@ class Tally:
     _states: Counter[JobState] = attrs.field(factory=Counter)
     _ended: Counter[str] = attrs.field(factory=Counter)
 
-    def moved(self, before: JobState, after: JobSnapshot, event: Event, price: float) -> None:
-        """Count one event of one job."""
+    def moved(self, before: JobState, after: JobSnapshot, event: Event, price: Callable[[], float]) -> None:
+        """Count one event of one job; ``price`` is asked only where a submit turns out not to be charged."""
         self._states[before] -= 1
         self._states[after.state] += 1
         if isinstance(event, SubmitIntended):
             self.submits += 1
         elif before is JobState.SUBMITTING and after.charge is Charge.NO:
-            self.credits -= price  # it was counted when the submit was let go
+            self.credits -= price()  # it was counted when the submit was let go
 
     def taken_up(self, state: JobState) -> None:
         """Count a job that this run begins to drive."""

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -225,11 +226,6 @@ class BatchRun:
         if stored is None:
             raise JournalError(f"The journal does not hold job {job.key}.")
         return outcome_of(stored.job, job, None, self.directory)
-
-    @property
-    def halted_by(self) -> FluxError | None:
-        """What stopped this run from submitting, until the iteration has raised it."""
-        return self._halted_by
 
     @property
     def progress(self) -> BatchProgress:
@@ -446,7 +442,7 @@ class BatchRun:
         return await self.client.download(image, path, match_suffix=True)
 
     def _on_event(self, stored: StoredJob, before: JobState, job: JobSnapshot, event: Event) -> None:
-        self._tally.moved(before, job, event, _price(stored))
+        self._tally.moved(before, job, event, partial(_price, stored))
         self._tell()
 
     def _tell(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import attrs
 
 from flux_async.errors import JournalError, JournalVersionError
-from flux_async.journal.store import _COLUMNS, APPLICATION_ID, SCHEMA_VERSION, StoredJob, _stored
+from flux_async.journal.store import APPLICATION_ID, COLUMNS, SCHEMA_VERSION, StoredJob, stored_job
 from flux_async.lifecycle import JobState
 from flux_async.models import JobKey
 
@@ -92,24 +92,24 @@ class JournalReader:
     def jobs(self, *states: JobState) -> Iterator[StoredJob]:
         """Yield the jobs in these states, or all of them, in order of arrival."""
         where = f"state IN ({_marks(states)}) AND" if states else ""
-        sql = f"SELECT {_COLUMNS} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
         after = 0
         while page := self._all(sql, *states, after):
-            yield from map(_stored, page)
+            yield from map(stored_job, page)
             after = page[-1][0]
 
     def by_number(self, numbers: Sequence[int]) -> list[StoredJob]:
         """Return the jobs with these numbers, at most some hundreds, in the order asked for."""
-        sql = f"SELECT {_COLUMNS} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
-        found = {row[0]: _stored(row) for row in self._all(sql, *numbers)}
+        sql = f"SELECT {COLUMNS} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
+        found = {row[0]: stored_job(row) for row in self._all(sql, *numbers)}
         return [found[number] for number in numbers if number in found]
 
     def named(self, start: str) -> list[StoredJob]:
         """Return the job with this key, or else up to two whose keys begin so."""
-        exact = f"SELECT {_COLUMNS} FROM job WHERE key = ?"  # noqa: S608
-        begins = f"SELECT {_COLUMNS} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
+        exact = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
+        begins = f"SELECT {COLUMNS} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
         rows = self._all(exact, start) or self._all(begins, len(start), start)
-        return [_stored(row) for row in rows]
+        return [stored_job(row) for row in rows]
 
     def owner_of(self, task_id: str) -> JobKey | None:
         """Return the job that a task belongs to, or once belonged to."""

@@ -45,7 +45,7 @@ APPLICATION_ID = 0x464C5558
 """"FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
 
 _HEADER = b"SQLite format 3\x00"
-_COLUMNS = (
+COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
     "problem, not_before, submitted_at, generated_at, finished_at, generation_s"
 )
@@ -203,15 +203,15 @@ class Journal:
 
     async def jobs(self, state: JobState, *, after: int = 0, limit: int = 100) -> list[StoredJob]:
         """Return up to ``limit`` jobs in ``state``, in order of arrival, beyond number ``after``."""
-        sql = f"SELECT {_COLUMNS} FROM job WHERE state = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM job WHERE state = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
         rows = await self._do(lambda c: c.execute(sql, (state, after, limit)).fetchall())
-        return [_stored(row) for row in rows]
+        return [stored_job(row) for row in rows]
 
     async def job(self, key: str) -> StoredJob | None:
         """Return one job, or None."""
-        sql = f"SELECT {_COLUMNS} FROM job WHERE key = ?"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
         row = await self._do(lambda c: c.execute(sql, (key,)).fetchone())
-        return None if row is None else _stored(row)
+        return None if row is None else stored_job(row)
 
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
@@ -323,10 +323,10 @@ def _check_account(connection: sqlite3.Connection, account: str) -> None:
 
 def _add(connection: sqlite3.Connection, entries: Sequence[tuple[JobKey, str]]) -> list[StoredJob]:
     connection.executemany("INSERT OR IGNORE INTO job (key, request) VALUES (?, ?)", entries)
-    sql = f"SELECT {_COLUMNS} FROM job WHERE key = ?"  # noqa: S608
+    sql = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
     found: dict[int, StoredJob] = {}
     for key, request in entries:
-        stored = _stored(connection.execute(sql, (key,)).fetchone())
+        stored = stored_job(connection.execute(sql, (key,)).fetchone())
         if stored.request != request:
             raise JobConflictError(f"The journal holds another request under the key {key!r}.")
         found[stored.number] = stored
@@ -386,7 +386,8 @@ def _detail(event: Event) -> str:
     return json.dumps(fields, separators=(",", ":")) if fields else "{}"
 
 
-def _stored(row: tuple[Any, ...]) -> StoredJob:
+def stored_job(row: tuple[Any, ...]) -> StoredJob:
+    """Return the job of a row of :data:`COLUMNS`."""
     number, key, request, state, attempts, paid, task, result, origin, file, charge, problem, *times = row
     not_before, submitted_at, generated_at, finished_at, generation_s = times
     return StoredJob(
