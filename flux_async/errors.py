@@ -29,7 +29,7 @@
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
     ├── DownloadError              a result could not be brought to disk     .http_status
     │   └── ResultExpired          the vendor no longer has the file
-    ├── CallbackRejected           a callback with a bad signature or shape
+    ├── CallbackRejected           a callback with a bad signature or shape  .http_status
     └── JournalError               the journal cannot be used
         ├── JournalBusyError       somebody else holds the lease
         ├── JobConflictError       one key, two different requests
@@ -373,9 +373,17 @@ class ResultExpired(DownloadError):
 
 
 class CallbackRejected(FluxError):
-    """A callback with a bad signature, an old timestamp or an unreadable body."""
+    """A callback with a bad signature, an old timestamp or an unreadable body.
+
+    Attributes:
+        http_status: The answer it deserves: 400 for its shape, 401 for its signature.
+    """
 
     default_advice = "Check the webhook key and the clock; the task itself is not affected."
+
+    def __init__(self, message: str, *, http_status: int = 401, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.http_status: int = http_status
 
 
 class JournalError(FluxError):

@@ -138,7 +138,9 @@ class _Event:
 
 @attrs.frozen(kw_only=True)
 class SubmitIntended(_Event):
-    """A POST is about to leave."""
+    """A POST is about to leave; ``callback_id`` is the attempt's part of the address it gives the vendor."""
+
+    callback_id: str | None = None
 
     def changes(self, job: JobSnapshot) -> dict[str, Any]:
         """One attempt more; until it is answered it may be charged."""

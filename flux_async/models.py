@@ -338,6 +338,28 @@ class ImageResult:
 
 
 @attrs.frozen(kw_only=True)
+class CallbackEvent:
+    """What is kept of a callback: that something may have happened to a task (API page, "Callback Format").
+
+    It is a reason to look, never a result: the vendor's signature does not cover the body, so what the body
+    says of pictures is not even kept. ``record-info`` has the truth.
+
+    Attributes:
+        task_id: The task it names; the one thing the signature covers.
+        code: The envelope code as claimed: 200, 400, 500 or 501; None where it is unreadable.
+        message: The vendor's words as claimed.
+        attempt_id: The id of the submit, from the address that was called, where it has one.
+        signed: Whether a signature was verified.
+    """
+
+    task_id: TaskId
+    code: int | None = None
+    message: str = ""
+    attempt_id: str | None = None
+    signed: bool = False
+
+
+@attrs.frozen(kw_only=True)
 class UnclaimedTask:
     """A submit whose caller left before it could be told the task id.
 

@@ -14,7 +14,8 @@ from typing import Any, Self
 import attrs
 
 from flux_async.errors import JournalError, JournalVersionError
-from flux_async.journal.store import APPLICATION_ID, COLUMNS, SCHEMA_VERSION, StoredJob, stored_job
+from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
+from flux_async.journal.store import COLUMNS, StoredJob, stored_job
 from flux_async.lifecycle import JobState
 from flux_async.models import JobKey
 

@@ -14,11 +14,11 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import anyio.to_thread
 import attrs
 
 from flux_async.clock import Clock, SystemClock
@@ -27,24 +27,21 @@ from flux_async.errors import (
     JobConflictError,
     JournalBusyError,
     JournalError,
-    JournalVersionError,
     shown,
 )
+from flux_async.journal import inbox
+from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lease import Lease
+from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
 from flux_async.journal.writer import Writer
 from flux_async.lifecycle import LIVE, Event, JobSnapshot, JobState, Problem, SubmitIntended, apply, recover
-from flux_async.models import JobKey, TaskId
+from flux_async.models import CallbackEvent, JobKey, TaskId
 
 if TYPE_CHECKING:
     import sqlite3
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x464C5558
-""""FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
-
-_HEADER = b"SQLite format 3\x00"
 COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
     "problem, not_before, submitted_at, generated_at, finished_at, generation_s"
@@ -90,6 +87,8 @@ class Journal:
         self._running = False
         self._writer: Writer | None = None
         self._lease: Lease | None = None
+        self._watch: InboxWatch | None = None
+        self.mail: asyncio.Event = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Journal {self._path or ':memory:'}>"
@@ -108,12 +107,12 @@ class Journal:
         if self._writer is not None:
             raise JournalError("The journal is open already.", advice="Open it once, and close it.")
         if self._path is not None:
-            _make_folder(self._path)
+            make_folder(self._path)
             # The lease comes first: a look at the file of a run in this process would drop its locks.
             self._lease = Lease.take(self._path, at=self._clock.wall())
         try:
             if self._path is not None:
-                _inspect(self._path)
+                inspect(self._path)
             self._writer = Writer(self._connect, asyncio.get_running_loop())
             await self._writer.start()
             await self._do(lambda c: _check_account(c, account))
@@ -125,6 +124,9 @@ class Journal:
     async def aclose(self) -> None:
         """Write what is waiting, close the file, let go of the lease."""
         writer, self._writer = self._writer, None
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
         try:
             if writer is not None:
                 await writer.stop()
@@ -199,6 +201,38 @@ class Journal:
                 if event is not None:
                     await self.record(stored.number, apply(stored.job, event), event, before=stored.job)
 
+    # --- callbacks ----------------------------------------------------------------------------------------
+
+    async def receive(self, event: CallbackEvent) -> None:
+        """Keep a callback that names an attempt of this journal; set ``mail`` after the commit."""
+        if event.attempt_id is None:
+            return
+        at = self._clock.wall()
+        await self._do(lambda c: inbox.put(c, event, at))
+        self.mail.set()
+
+    async def callbacks_after(self, number: int) -> tuple[list[InboxEntry], int]:
+        """Return the callbacks beyond ``number`` whose jobs wait for something, and the newest number."""
+        return await self._do(lambda c: inbox.unsettled_after(c, number))
+
+    async def callbacks_for(self, job: int) -> list[InboxEntry]:
+        """Return the callbacks that name the latest attempt of a job, by the job's number."""
+        return await self._do(lambda c: inbox.entries_for(c, job))
+
+    async def newest_callback(self) -> int:
+        """Return the number of the newest callback, also of one that another process has received."""
+        if self._path is None:
+            return 0
+        if self._watch is None:
+            self._watch = InboxWatch(self._path)
+        return await anyio.to_thread.run_sync(self._watch.newest)
+
+    async def attempt(self, job: int, number: int) -> tuple[float, str | None]:
+        """Return when an attempt was intended (seconds since the epoch), and its callback id."""
+        sql = "SELECT intended_at, callback_id FROM attempt WHERE job = ? AND number = ?"
+        row = await self._do(lambda c: c.execute(sql, (job, number)).fetchone())
+        return row[0], row[1]
+
     # --- reading ------------------------------------------------------------------------------------------
 
     async def jobs(self, state: JobState, *, after: int = 0, limit: int = 100) -> list[StoredJob]:
@@ -233,81 +267,7 @@ class Journal:
         return await self._writer.do(work)
 
     def _connect(self) -> sqlite3.Connection:
-        import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
-
-        connection = sqlite3.connect(
-            ":memory:" if self._path is None else self._path, isolation_level=None, cached_statements=64
-        )
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA busy_timeout = 5000")
-        if self._path is not None:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-        _migrate(connection)
-        return connection
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise JournalError(f"{path} is a folder.", advice="Give the name of a file.")
-    except (OSError, ValueError) as error:
-        raise JournalError(f"{path} cannot be used: {error}.") from None
-
-
-def _inspect(path: Path) -> None:
-    """Look at what is there without touching it."""
-    import sqlite3  # noqa: PLC0415 - as above
-
-    if path.stat().st_size == 0:
-        if not os.access(path.parent, os.W_OK):
-            raise JournalError(f"{path.parent} is not writable.")
-        return
-    with path.open("rb") as file:
-        if file.read(len(_HEADER)) != _HEADER:
-            raise JournalError(
-                f"{path} is not a journal.", advice="Choose another path; it was left as it is."
-            )
-    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        raise JournalError(f"{path} or its folder is not writable.")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            _check_ours(connection, path)
-    except sqlite3.Error as error:
-        raise JournalError(
-            f"{path} is damaged: {error}.", advice="It was left as it is; restore a copy, or start a new one."
-        ) from None
-
-
-def _check_ours(connection: sqlite3.Connection, path: Path) -> None:
-    ours = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if empty and ours == version == 0:
-        return  # made by a run that ended before it could write the schema
-    if ours != APPLICATION_ID:
-        raise JournalError(f"{path} is another program's database.", advice="Choose another path.")
-    if version > SCHEMA_VERSION:
-        raise JournalVersionError(f"{path} was written by a newer release (schema {version}).")
-    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if problem != "ok":
-        raise JournalError(
-            f"{path} is damaged: {problem}.",
-            advice="It was left as it is; restore a copy, or start a new one.",
-        )
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date; the steps and their number commit together."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version == SCHEMA_VERSION:
-        return
-    schema = files("flux_async.journal").joinpath("schema.sql").read_text(encoding="utf-8")
-    connection.executescript(
-        f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA application_id = {APPLICATION_ID};\n"
-        f"PRAGMA user_version = {SCHEMA_VERSION};\nCOMMIT;"
-    )
+        return open_memory() if self._path is None else open_file(self._path)
 
 
 def _check_account(connection: sqlite3.Connection, account: str) -> None:
@@ -362,8 +322,8 @@ def _record(
     attempt = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
-            "INSERT INTO attempt (job, number, state, intended_at) VALUES (?, ?, ?, ?)",
-            (number, job.attempts, attempt, event.at),
+            "INSERT INTO attempt (job, number, state, intended_at, callback_id) VALUES (?, ?, ?, ?, ?)",
+            (number, job.attempts, attempt, event.at, event.callback_id),
         )
     else:
         connection.execute(

@@ -12,7 +12,8 @@ import pytest
 from flux_async import EditRequest, JournalError
 from flux_async.errors import JournalVersionError
 from flux_async.journal.reader import Holder, JournalReader, Spending, holder_of
-from flux_async.journal.store import APPLICATION_ID, Journal, StoredJob
+from flux_async.journal.schema import APPLICATION_ID
+from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import (
     Event,
     JobState,

@@ -1,0 +1,171 @@
+"""Callbacks on disk: written by whoever receives them, read by whoever runs the journal.
+
+An :class:`Inbox` needs no lease, so a receiver may live in another process than the run, or in several.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import attrs
+
+from flux_async.clock import Clock, SystemClock
+from flux_async.errors import JournalError, shown
+from flux_async.journal.schema import make_folder, open_file
+from flux_async.journal.writer import Writer
+from flux_async.models import CallbackEvent, JobKey, TaskId
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_MOST_PER_ATTEMPT = 8
+"""Tasks that callbacks may name for one attempt: one is right, and who knows the address may lie."""
+
+_ENTRIES = (
+    "SELECT inbox.number, job.number, job.key, inbox.task_id, inbox.signed, attempt.number = job.attempts "
+    "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
+)
+
+
+@attrs.frozen(kw_only=True)
+class InboxEntry:
+    """A callback as it is kept, with the job whose attempt it names.
+
+    Attributes:
+        number: Its place in the order of arrival.
+        job_number: The job's number in the journal.
+        job: The job's key.
+        task_id: The task it names.
+        signed: Whether its signature was verified.
+        is_latest: Whether it names the job's latest attempt.
+    """
+
+    number: int
+    job_number: int
+    job: JobKey
+    task_id: TaskId
+    signed: bool
+    is_latest: bool
+
+
+class Inbox:
+    """Writes callbacks into a journal that somebody else may be running; ``async with`` opens it.
+
+    Args:
+        path: The journal's file; made where there is none.
+        clock: The reader of time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+        try:
+            self._path = Path(path).resolve()
+        except (OSError, TypeError, ValueError) as error:
+            raise JournalError(f"{shown(path)} is no path for a journal: {error}.") from None
+        self._clock = clock or SystemClock()
+        self._writer: Writer | None = None
+
+    def __repr__(self) -> str:
+        return f"<Inbox of {self._path}>"
+
+    async def open(self) -> Self:
+        """Open the journal's file.
+
+        Raises:
+            JournalVersionError: A newer release wrote it.
+            JournalError: It is damaged, somebody else's, or cannot be written.
+        """
+        if self._writer is not None:
+            raise JournalError("The inbox is open already.", advice="Open it once, and close it.")
+        make_folder(self._path)
+        writer = Writer(lambda: open_file(self._path), asyncio.get_running_loop())
+        await writer.start()
+        self._writer = writer
+        return self
+
+    async def aclose(self) -> None:
+        """Write what is waiting and close the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            await writer.stop()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def receive(self, event: CallbackEvent) -> None:
+        """Keep a callback that names an attempt of this journal; returns after the commit."""
+        if self._writer is None:
+            raise JournalError("The inbox is not open.", advice="Use it as `async with`, or call open().")
+        if event.attempt_id is not None:
+            at = self._clock.wall()
+            await self._writer.do(lambda c: put(c, event, at))
+
+
+def put(connection: sqlite3.Connection, event: CallbackEvent, at: float) -> None:
+    """Write a callback down once, and count the deliveries that say the same again."""
+    connection.execute(
+        "INSERT INTO inbox (at, callback_id, task_id, signed, code) "
+        "SELECT ?, callback_id, ?, ?, ? FROM attempt WHERE callback_id = ? "
+        "AND (SELECT count(*) FROM inbox WHERE inbox.callback_id = attempt.callback_id) < ? "
+        "ON CONFLICT (callback_id, task_id, signed) DO UPDATE SET deliveries = deliveries + 1",
+        (at, event.task_id, int(event.signed), event.code, event.attempt_id, _MOST_PER_ATTEMPT),
+    )
+
+
+def unsettled_after(connection: sqlite3.Connection, number: int) -> tuple[list[InboxEntry], int]:
+    """Return the callbacks beyond ``number`` whose jobs still wait for something, and the newest number."""
+    newest = connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0
+    where = "WHERE inbox.number > ? AND inbox.number <= ? "
+    where += "AND job.state IN ('submitting', 'submitted', 'in_doubt') ORDER BY 1"
+    return _entries(connection, where, number, newest), newest
+
+
+def entries_for(connection: sqlite3.Connection, job: int) -> list[InboxEntry]:
+    """Return the callbacks that name the latest attempt of one job."""
+    where = "WHERE job.number = ? AND attempt.number = job.attempts ORDER BY 1"
+    return _entries(connection, where, job)
+
+
+def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[InboxEntry]:
+    return [
+        InboxEntry(
+            number=number,
+            job_number=job,
+            job=JobKey(key),
+            task_id=TaskId(task_id),
+            signed=bool(signed),
+            is_latest=bool(latest),
+        )
+        for number, job, key, task_id, signed, latest in connection.execute(_ENTRIES + where, values)
+    ]
+
+
+class InboxWatch:
+    """Sees from afar whether another process has put something into a journal's inbox."""
+
+    def __init__(self, path: Path) -> None:
+        import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+
+        uri = f"{path.as_uri()}?mode=ro"
+        self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+    def newest(self) -> int:
+        """Return the number of the newest callback; 0 where there is none, or none can be read now."""
+        import sqlite3  # noqa: PLC0415 - as above
+
+        try:
+            return int(self._connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0)
+        except sqlite3.Error:
+            return 0
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()

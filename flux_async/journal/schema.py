@@ -1,0 +1,152 @@
+"""The journal's file as a database: is it ours, which version, how to open it."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flux_async.errors import JournalError, JournalVersionError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+APPLICATION_ID = 0x464C5558
+""""FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
+
+_STEPS = ("schema.sql", "schema_2.sql")
+SCHEMA_VERSION = len(_STEPS)
+
+_MEMORY = ":memory:"
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of a journal; refuse a path that cannot be one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise JournalError(f"{path} is a folder.", advice="Give the name of a file.")
+    except (OSError, ValueError) as error:
+        raise JournalError(f"{path} cannot be used: {error}.") from None
+
+
+def inspect(path: Path) -> None:
+    """Look at what is there without touching it, and only through SQLite.
+
+    To open and close the file by other means would drop the locks that this process holds on it.
+    """
+    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+
+    if not os.access(path.parent, os.W_OK) or not os.access(path, os.W_OK):
+        raise JournalError(f"{path} or its folder is not writable.")
+    if path.stat().st_size == 0:
+        return
+    connection = None
+    try:
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
+        _check_ours(connection, path)
+        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as error:
+        raise _not_ours_or_damaged(error, path) from None
+    finally:
+        if connection is not None:
+            connection.close()
+    if problem != "ok":
+        raise _damaged(problem, path)
+
+
+def open_memory() -> sqlite3.Connection:
+    """Open a journal that nobody else sees and that ends with the process."""
+    return _open(_MEMORY)
+
+
+def open_file(path: Path) -> sqlite3.Connection:
+    """Open a journal, by whatever process; make it or bring it up to date where needed.
+
+    Raises:
+        JournalVersionError: A newer release wrote it.
+        JournalError: It is another program's, or damaged.
+        sqlite3.Error: It cannot be opened.
+    """
+    import sqlite3  # noqa: PLC0415 - as above
+
+    try:
+        return _open(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise _not_ours_or_damaged(error, path) from None
+
+
+def _open(path: str | Path) -> sqlite3.Connection:
+    import sqlite3  # noqa: PLC0415 - as above
+
+    connection = sqlite3.connect(path, isolation_level=None, cached_statements=64)
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA busy_timeout = 5000")
+        _check_ours(connection, path)
+        if path != _MEMORY:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+        _migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_ours(connection: sqlite3.Connection, path: str | Path) -> None:
+    ours = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if empty and ours == version == 0:
+        return  # new, or made by a process that ended before it could write the schema
+    if ours != APPLICATION_ID:
+        raise JournalError(f"{path} is another program's database.", advice="Choose another path.")
+    if version > SCHEMA_VERSION:
+        raise JournalVersionError(f"{path} was written by a newer release (schema {version}).")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date; a step and its number commit together, whoever else is at it."""
+    while _version(connection) < SCHEMA_VERSION:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            done = _version(connection)  # another process may have been faster
+            if done < SCHEMA_VERSION:
+                for statement in _statements(_STEPS[done]):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {done + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _statements(name: str) -> list[str]:
+    """Return the statements of a step; none of ours holds a semicolon but at its end."""
+    text = files("flux_async.journal").joinpath(name).read_text(encoding="utf-8")
+    bare = "\n".join(line.partition("--")[0] for line in text.splitlines())
+    return [statement for part in bare.split(";") if (statement := part.strip())]
+
+
+def _not_ours_or_damaged(error: Exception, path: Path) -> JournalError:
+    if "not a database" in str(error):
+        return JournalError(
+            f"{path} is not a journal, or a damaged one.", advice="It was left as it is; choose another path."
+        )
+    return _damaged(str(error), path)
+
+
+def _damaged(problem: str, path: Path) -> JournalError:
+    return JournalError(
+        f"{path} is damaged: {problem}.", advice="It was left as it is; restore a copy, or start a new one."
+    )
