@@ -34,6 +34,7 @@ from flux_async.errors import (
 from flux_async.files import check_destination, write_picture
 from flux_async.models import (
     AspectRatio,
+    CallbackEvent,
     EditRequest,
     GenerateRequest,
     ImageRequest,
@@ -47,19 +48,19 @@ from flux_async.models import (
 )
 from flux_async.policy.admission import Admission, Limits
 from flux_async.policy.numbers import check_positive
-from flux_async.policy.polling import PollPolicy, Watch
+from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.protocol.wire import (
     build_credit,
     build_record_info,
     check_task_id,
-    image_of,
     parse_credit,
     parse_record,
 )
 from flux_async.transport import Transport
 from flux_async.transport.origin import ApiOrigin
+from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Waiting
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
@@ -69,8 +70,6 @@ logger: logging.Logger = logging.getLogger("flux_async")
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 300.0
-_LOOK_TIMEOUT_S = 30.0
-_SHORTEST_LOOK_S = 0.01
 _OK = 200
 _GONE = frozenset({404, 410})
 
@@ -132,6 +131,9 @@ class FluxClient:
             clock=clock or SystemClock(),
             rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
         )
+        self._waiting: Waiting = Waiting(
+            self._account, CallbackHealth(within_s=self._polling.callback_within_s)
+        )
 
     def __repr__(self) -> str:
         return f"<FluxClient {getattr(self, '_base_url', '(not made)')}>"
@@ -177,6 +179,7 @@ class FluxClient:
         other._polling = _of_kind(polling, PollPolicy, "polling") or self._polling
         other._retry = _of_kind(retry, RetryPolicy, "retry") or self._retry
         other._account = self._account
+        other._waiting = self._waiting
         return other
 
     @property
@@ -234,7 +237,8 @@ class FluxClient:
         """Wait until the task has its picture.
 
         For the first 90 s "no such task" means "not visible yet". Lost connections, 429, 455 and server
-        errors mean "look again". One deadline ends it.
+        errors mean "look again". One deadline ends it. However many wait for one task, one look serves them
+        all, and :meth:`ring` wakes them.
 
         Raises:
             TaskFailed: The task ended without a picture.
@@ -246,6 +250,16 @@ class FluxClient:
         deadline = self._deadline(timeout)
         async with self._account.call():
             return await self._wait(task, deadline, self._span(timeout))
+
+    def ring(self, callback: CallbackEvent | TaskId | str) -> None:
+        """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
+
+        This is what a :class:`flux_async.WebhookReceiver` in this process is given as ``on_callback``. It is
+        only a reason to look, so a false one costs a look or two. One that comes before anybody waits is kept
+        for whoever does.
+        """
+        task = callback.task_id if isinstance(callback, CallbackEvent) else check_task_id(callback)
+        self._waiting.ring(task)
 
     async def credits(self, *, timeout: float | None = None) -> float:
         """Return the account's balance in credits."""
@@ -379,48 +393,17 @@ class FluxClient:
                     await account.clock.sleep(delay)
 
     async def _look(self, wire: WireRequest, deadline: float) -> WireResponse:
-        remaining = max(_SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
-        return await self._account.look(wire, timeout_s=min(_LOOK_TIMEOUT_S, remaining), deadline=deadline)
+        remaining = max(SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
+        return await self._account.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
 
     async def _wait(self, task_id: TaskId, deadline: float, span: float) -> ImageResult:
-        """Sleep, look, ask the watch what it means."""
-        account, clock = self._account, self._account.clock
-        warned = False
-        watch = Watch(
-            policy=self._polling,
-            task_id=task_id,
-            started_at=clock.monotonic(),
-            deadline=deadline,
-            timeout_s=span,
-        )
-        wire = build_record_info(task_id)
-        while (delay := watch.next_look(clock.monotonic(), account.rng.random())) is not None:
-            await clock.sleep(delay)
-            seen: TaskRecord | FluxError | None
-            try:
-                record = parse_record(await self._look(wire, deadline), task_id)
-            except FluxError as error:
-                seen = watch.saw_error(error, clock.monotonic())
-            else:
-                if record.unknown_flag is not None and not warned:
-                    warned = True
-                    logger.warning("task %s has an unknown successFlag: %r", task_id, record.unknown_flag)
-                seen = watch.saw_record(record, clock.monotonic())
-            if isinstance(seen, TaskFailed):
-                account.claim(task_id)
-            if isinstance(seen, FluxError):
-                raise seen
-            if seen is not None:
-                image = image_of(seen)
-                account.claim(task_id)
-                return image
-        raise watch.expired()
+        return await self._waiting.wait(task_id, policy=self._polling, timeout_s=span, deadline=deadline)
 
     async def _fetch(
         self, url: str, path: Path, deadline: float, caller_left: asyncio.Event, *, match_suffix: bool
     ) -> Path:
         """The download itself. Its caller cannot cancel it: when he has left, it ends at the next chunk."""
-        remaining = max(_SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
+        remaining = max(SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
 
         async def wanted(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             async for chunk in chunks:

@@ -17,7 +17,8 @@ Rules:
 
 1. ``SubmitIntended`` is on disk before the POST leaves; after a crash SUBMITTING means "perhaps charged".
 2. Only a refusal that was certainly not charged leads from SUBMITTING back to PENDING.
-3. IN_DOUBT is parked. A task found for it makes it SUBMITTED; only the caller's consent makes it PENDING.
+3. IN_DOUBT is parked. A task found for it, by its callback or by a person, makes it SUBMITTED; only the
+   caller's consent makes it PENDING.
 4. DONE and FAILED are final for facts: late and repeated ones change nothing. (A picture may be saved again
    where its file is missing.) ``RetryGranted`` is a person's word, not a fact.
 5. A job has at most one live attempt: submitting, submitted or in doubt.
@@ -372,6 +373,11 @@ class Watch:
     task_id: TaskId
 
 
+@attrs.frozen
+class AwaitCallback:
+    """A callback may still name the task of this submit in doubt: see whether it has come."""
+
+
 @attrs.frozen(kw_only=True)
 class Fetch:
     """Bring the picture to where it is wanted."""
@@ -387,11 +393,16 @@ class Settle:
     state: JobState
 
 
-Step: TypeAlias = Begin | Submit | Watch | Fetch | Settle
+Step: TypeAlias = Begin | Submit | Watch | AwaitCallback | Fetch | Settle
 
 
-def next_step(job: JobSnapshot) -> Step:
-    """Say what to do for a job now."""
+def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
+    """Say what to do for a job now.
+
+    Args:
+        job: The job.
+        callback_may_come: Whether its latest attempt gave the vendor an address that is still listened to.
+    """
     match job.state:
         case JobState.PENDING:
             return Begin(not_before=job.not_before)
@@ -401,6 +412,8 @@ def next_step(job: JobSnapshot) -> Step:
             return Watch(task_id=job.task_id)
         case JobState.GENERATED if job.task_id is not None and job.result_url is not None:
             return Fetch(task_id=job.task_id, result_url=job.result_url)
+        case JobState.IN_DOUBT if callback_may_come:
+            return AwaitCallback()
         case JobState.DONE | JobState.FAILED | JobState.IN_DOUBT:
             return Settle(state=job.state)
     raise IllegalTransition(f"Job {job.key} is {job.state} without a task or a result.")

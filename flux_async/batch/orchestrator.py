@@ -13,6 +13,7 @@ answer follows it there.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -35,12 +36,14 @@ from flux_async.errors import (
 )
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import (
+    AwaitCallback,
     Begin,
     Event,
     Fetch,
     JobSnapshot,
     JobState,
     Problem,
+    ResubmitGranted,
     ResultLost,
     Saved,
     Settle,
@@ -51,6 +54,7 @@ from flux_async.lifecycle import (
     SubmitUnknown,
     TaskEnded,
     TaskEndedRetryable,
+    TaskFound,
     TaskSucceeded,
     Watch,
     apply,
@@ -58,13 +62,16 @@ from flux_async.lifecycle import (
 )
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
 from flux_async.policy.retry import RetryPolicy
-from flux_async.protocol.wire import build_stored_submit, read_submit
+from flux_async.protocol.callbacks import CallbackEndpoint
+from flux_async.protocol.wire import build_stored_submit, is_echo, read_submit
 
 FOREVER_S = 10.0**9
 """A submit waits for its turn as long as it takes; what bounds it is the run."""
 
 _LONGEST_OWN_WAIT_S = 120.0
 _PATIENCE = 12
+_SOONEST_S = 5.0
+_NEVER = float("inf")
 
 
 class Unfinished(Exception):  # no error: the job stays as it is, and this run has an outcome for it
@@ -73,6 +80,14 @@ class Unfinished(Exception):  # no error: the job stays as it is, and this run h
     def __init__(self, error: FluxError) -> None:
         super().__init__(str(error))
         self.error = error
+
+
+class Parked(Exception):  # no error: as above
+    """The job is in doubt, and a callback may still settle it until ``until`` (seconds since the epoch)."""
+
+    def __init__(self, until: float) -> None:
+        super().__init__(until)
+        self.until = until
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +100,9 @@ class Terms:
         folder: Where pictures go.
         destination: Where in it a job's picture goes, without ending, or None to leave it at the vendor.
         fetch: Brings a result to disk, within the run's bound of downloads.
+        callbacks: Where the vendor reports ends, or None where it is not asked to.
+        doubt_wait_s: Seconds after a submit for which its callback may settle it, where it is in doubt.
+        resubmits: Whether the caller lets submits in doubt be made again, once that is over.
     """
 
     timeout_s: float
@@ -92,6 +110,9 @@ class Terms:
     folder: Path
     destination: Callable[[StoredJob], Path] | None
     fetch: Callable[[ImageResult, Path], Awaitable[Path]]
+    callbacks: CallbackEndpoint | None = None
+    doubt_wait_s: float = 0.0
+    resubmits: bool = False
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -107,7 +128,10 @@ class Driver:
     still_spends: Callable[[], bool]
     reserve: Callable[[StoredJob], bool]
     spending: Callable[[int], None]
+    found_only: bool = False
     job: JobSnapshot = attrs.field(init=False)
+    parked_until: float | None = attrs.field(default=None, init=False)
+    _callback_may_come: bool = attrs.field(default=False, init=False)
     _tries: int = attrs.field(default=0, init=False)
     _fresh: bool = attrs.field(default=False, init=False)
     _left: bool = attrs.field(default=False, init=False)
@@ -115,11 +139,18 @@ class Driver:
 
     def __attrs_post_init__(self) -> None:
         self.job = self.stored.job
+        self._callback_may_come = self.terms.callbacks is not None
 
     async def run(self) -> Outcome | None:
-        """Drive the job until it settles or this run can do no more for it; None leaves it to another."""
+        """Drive the job until it settles or this run can do no more for it now.
+
+        None leaves it as it is: to another run, or, with ``parked_until``, to a later hour of this one.
+        """
         try:
             return await self._run()
+        except Parked as rest:
+            self.parked_until = rest.until
+            return None
         except Unfinished as stop:
             return Failed(job=self._as_job(), error=stop.error)
         except InvalidInput as error:  # a request that another release wrote
@@ -137,13 +168,16 @@ class Driver:
 
     async def _run(self) -> Outcome | None:
         self._as_job()  # a request of another release is told before anything is spent
-        while not isinstance(step := next_step(self.job), Settle):
+        while not isinstance(step := next_step(self.job, callback_may_come=self._callback_may_come), Settle):
             match step:
                 case Begin():
                     if not await self._submit(step):
                         return None
                 case Watch():
                     await self._happened(await self._watch(step))
+                case AwaitCallback():
+                    if not await self._settle_doubt():
+                        return None
                 case Fetch():
                     await self._happened(await self._fetch(step))
                 case _:
@@ -182,8 +216,9 @@ class Driver:
         now = self._account.clock.wall
         self._tries += 1
         try:
-            await self._happened(SubmitIntended(at=now()))
-            answer = await self._account.post(build_stored_submit(self.stored.request))
+            callback_id, callback_url = self._address()
+            await self._happened(SubmitIntended(at=now(), callback_id=callback_id))
+            answer = await self._account.post(build_stored_submit(self.stored.request, callback_url))
             await self._keep(answer, self._answered(answer, now()))
         finally:
             self.spending(-1)
@@ -224,6 +259,66 @@ class Driver:
             raise error
         if again is None:
             raise Unfinished(error)
+
+    def _address(self) -> tuple[str | None, str | None]:
+        """Return an id for this attempt that nobody can guess, and the address that carries it."""
+        if self.terms.callbacks is None:
+            return None, None
+        callback_id = secrets.token_hex(16)
+        return callback_id, self.terms.callbacks.address_for(callback_id)
+
+    # --- in doubt -----------------------------------------------------------------------------------------
+
+    async def _settle_doubt(self) -> bool:
+        """See whether a callback has told of the task; where none can come any more, ask the caller's policy.
+
+        Raises:
+            Parked: A callback may still come.
+        """
+        intended_at, callback_id = await self.journal.attempt(self.stored.number, self.job.attempts)
+        again_at = _NEVER
+        if callback_id is not None:
+            task_id, again_at = await self._task_told_of(callback_id)
+            if task_id is not None:
+                await self._happened(TaskFound(at=self._account.clock.wall(), task_id=task_id))
+                return True
+        if self.found_only:
+            return False
+        now, until = self._account.clock.wall(), intended_at + self.terms.doubt_wait_s
+        if callback_id is not None and now < until and self.still_spends():
+            raise Parked(min(until, again_at))
+        if self.terms.resubmits and self.still_spends():
+            await self._happened(ResubmitGranted(at=now))
+        else:
+            self._callback_may_come = False
+        return True
+
+    async def _task_told_of(self, callback_id: str) -> tuple[TaskId | None, float]:
+        """Return the task that a callback named and the vendor confirms; else when to ask once more."""
+        endpoint, now = self.terms.callbacks, self._account.clock.wall()
+        assert endpoint is not None  # noqa: S101 - nobody comes here without
+        again_at = _NEVER
+        for entry in await self.journal.callbacks_for(self.stored.number):
+            if endpoint.keys and not entry.signed:
+                continue  # a reason to look, not to believe
+            confirmed = await self._is_our_task(entry.task_id, endpoint.address_for(callback_id))
+            if confirmed:
+                return entry.task_id, again_at
+            if confirmed is None:  # ever more rarely: it may be a lie
+                again_at = min(again_at, now + max(_SOONEST_S, now - entry.at))
+        return None, again_at
+
+    async def _is_our_task(self, task_id: TaskId, callback_url: str) -> bool | None:
+        """Ask record-info whether a task was made from this job's submit; None where it cannot tell now."""
+        if await self.journal.owner_of(task_id) not in {None, self.job.key}:
+            return False
+        try:
+            record = await self.client.record(task_id)
+        except FluxError as error:
+            if error.scope is Scope.STOP or isinstance(error, ConfigurationError):
+                raise
+            return None
+        return is_echo(record.params, self.stored.request, callback_url)
 
     # --- watching -----------------------------------------------------------------------------------------
 

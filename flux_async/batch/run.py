@@ -26,6 +26,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async.account import Account, Call
+from flux_async.batch.doubts import Doubts
 from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
 from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
@@ -44,6 +45,7 @@ from flux_async.lifecycle import FINAL, Event, JobSnapshot, JobState, ResubmitGr
 from flux_async.models import Failed, ImageResult, InDoubtPolicy, Job, Model, Outcome
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.callbacks import RETRIES_END_AFTER_S, CallbackEndpoint
 from flux_async.protocol.wire import build_submit, read_submit
 from flux_async.transport.shielded import see_through
 
@@ -67,6 +69,7 @@ def run_batch(
     max_credits: float | None = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
+    callbacks: CallbackEndpoint | None = None,
     on_progress: ProgressObserver | None = None,
 ) -> BatchRun:
     """Return a batch of many jobs: ``async with`` starts it, ``async for`` receives the outcomes.
@@ -81,6 +84,9 @@ def run_batch(
         max_credits: Stop submitting before this many credits are spent by this run (price list: 5 or 10).
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are made again, and how often a job may be paid for.
+        callbacks: Where the vendor is to report ends. A :class:`flux_async.WebhookReceiver` on the same
+            journal, in this process or another, must answer there. A submit whose answer was lost is then
+            settled by its callback; where none comes within ``doubt_wait_s``, ``in_doubt`` decides.
         on_progress: Told at every change; it cannot break the run.
 
     Raises:
@@ -99,6 +105,7 @@ def run_batch(
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
         timeout=client.timeout if timeout is None else check_positive(timeout, "timeout"),
         retry=_retry(retry),
+        callbacks=_endpoint(callbacks),
         on_progress=on_progress,
     )
 
@@ -116,6 +123,15 @@ def _retry(value: object) -> RetryPolicy:
     return value or RetryPolicy()
 
 
+def _endpoint(value: object) -> CallbackEndpoint | None:
+    if value is not None and not isinstance(value, CallbackEndpoint):
+        raise InvalidInput(
+            f"callbacks must be a CallbackEndpoint, not {shown(value)}.",
+            advice="Write CallbackEndpoint(url=…, key=…).",
+        )
+    return value
+
+
 @attrs.define(kw_only=True, eq=False)
 class BatchRun:
     """A batch: an async context manager, and an async iterator of outcomes in order of completion."""
@@ -130,7 +146,8 @@ class BatchRun:
     max_credits: float | None
     timeout: float
     retry: RetryPolicy
-    on_progress: ProgressObserver | None = attrs.field(repr=False)
+    callbacks: CallbackEndpoint | None = None
+    on_progress: ProgressObserver | None = attrs.field(default=None, repr=False)
     _tally: Tally = attrs.field(factory=Tally, init=False, repr=False)
     _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
     _outcomes: MemoryObjectReceiveStream[Outcome] | None = attrs.field(default=None, init=False, repr=False)
@@ -144,6 +161,9 @@ class BatchRun:
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _driven: set[int] = attrs.field(factory=set, init=False, repr=False)
     _told: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _doubts: Doubts | None = attrs.field(default=None, init=False, repr=False)
+    _fed: bool = attrs.field(default=False, init=False)
     _began: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -219,6 +239,7 @@ class BatchRun:
         """Submit nothing more and read no more inputs; what is submitted goes on to its end."""
         self._over = True
         self._reading.cancel()
+        self._reconsider_doubts()
 
     async def earlier_outcome(self, job: Job) -> Outcome:
         """Return how a job ended that this run had nothing to do for."""
@@ -239,11 +260,40 @@ class BatchRun:
         async with send, self._account.call() as call:
             await self.journal.recover()
             await self._seed()
-            async with anyio.create_task_group() as drivers:
-                for state in (JobState.GENERATED, JobState.SUBMITTED):  # this way round nothing is met twice
-                    async for stored in self._pages(state):
-                        await self._start(stored, drivers, call, send)
-                await self._feed(drivers, call, send)
+            async with anyio.create_task_group() as clerks:
+                async with anyio.create_task_group() as drivers:
+                    self._listen(clerks, drivers, call, send)
+                    for state in (JobState.GENERATED, JobState.SUBMITTED):  # so nothing is met twice
+                        async for stored in self._pages(state):
+                            await self._start(stored, drivers, call, send)
+                    await self._feed(drivers, call, send)
+                clerks.cancel_scope.cancel()
+
+    def _listen(
+        self, clerks: TaskGroup, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
+    ) -> None:
+        """Read the callbacks that come, and settle by them what is in doubt."""
+        if self.callbacks is None:
+            return
+
+        async def start(stored: StoredJob, found_only: bool) -> bool:  # noqa: FBT001 - as Doubts has it
+            return await self._start(stored, drivers, call, send, found_only=found_only)
+
+        self._doubts = Doubts(
+            journal=self.journal,
+            client=self.client,
+            start=start,
+            is_active=lambda: bool(self._driven) or not self._fed,
+            is_over=lambda: self._over,
+        )
+        clerks.start_soon(self._doubts.read)
+        if self.journal.is_durable:
+            clerks.start_soon(self._doubts.peek)
+        drivers.start_soon(self._doubts.settle)
+
+    def _reconsider_doubts(self) -> None:
+        if self._doubts is not None:
+            self._doubts.reconsider()
 
     async def _feed(self, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]) -> None:
         give, take = anyio.create_memory_object_stream[Input](_CHUNK)
@@ -257,6 +307,8 @@ class BatchRun:
                         await self._begin(stored, drivers, call, send)
         finally:
             self._reading.cancel()
+            self._fed = True
+            self._reconsider_doubts()
 
     async def _begin(
         self, stored: StoredJob, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
@@ -265,6 +317,7 @@ class BatchRun:
         if stored.number in self._told:
             return
         held = stored.job.state is JobState.IN_DOUBT and self.in_doubt is InDoubtPolicy.HOLD
+        held = held and self.callbacks is None
         if held and stored.number not in self._driven:
             self._told.add(stored.number)
             self._tally.taken_up(JobState.IN_DOUBT)
@@ -274,15 +327,29 @@ class BatchRun:
             await self._start(stored, drivers, call, send)
 
     async def _start(
-        self, stored: StoredJob, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
-    ) -> None:
+        self,
+        stored: StoredJob,
+        drivers: TaskGroup,
+        call: Call,
+        send: MemoryObjectSendStream[Outcome],
+        *,
+        found_only: bool = False,
+    ) -> bool:
+        """Start a driver when there is a slot; False where the job has one."""
         if stored.number in self._driven:
-            return
+            return False
         self._driven.add(stored.number)
         await self._slots.acquire()
-        drivers.start_soon(self._drive, stored, call, send)
+        drivers.start_soon(self._drive, stored, call, send, found_only)
+        return True
 
-    async def _drive(self, stored: StoredJob, call: Call, send: MemoryObjectSendStream[Outcome]) -> None:
+    async def _drive(
+        self,
+        stored: StoredJob,
+        call: Call,
+        send: MemoryObjectSendStream[Outcome],
+        found_only: bool,  # noqa: FBT001 - start_soon takes no keywords
+    ) -> None:
         """Drive one job, and hand its outcome over."""
         driver: Driver | None = None
         try:
@@ -291,8 +358,8 @@ class BatchRun:
                 fresh = await self._fresh(stored)
                 if fresh is None:
                     return
-                self._tally.taken_up(fresh.job.state)
-                driver = self._driver(fresh, call)
+                self._take_up(fresh)
+                driver = self._driver(fresh, call, found_only=found_only)
                 outcome = await self._outcome_of(driver)
             finally:
                 self._account.give_place()
@@ -300,6 +367,7 @@ class BatchRun:
                 return
             if driver.job.state not in FINAL:
                 self._told.add(stored.number)
+            self._counted.discard(stored.number)
             self._tally.ended(type(outcome).__name__, driver.job.state)
             self._tell()
             await send.send(outcome)
@@ -310,6 +378,22 @@ class BatchRun:
         finally:
             self._driven.discard(stored.number)
             self._slots.release()
+            self._park(stored, driver)
+
+    def _take_up(self, fresh: StoredJob) -> None:
+        """Count a job, once, however often it is parked."""
+        if fresh.number not in self._counted:
+            self._counted.add(fresh.number)
+            self._tally.taken_up(fresh.job.state)
+
+    def _park(self, stored: StoredJob, driver: Driver | None) -> None:
+        """Let a job in doubt wait for its callback, where the driver says so."""
+        if self._doubts is None:
+            return
+        if driver is not None and driver.parked_until is not None:
+            self._doubts.park(stored.job.key, driver.parked_until)
+        else:
+            self._doubts.forget(stored.job.key)
 
     async def _outcome_of(self, driver: Driver) -> Outcome | None:
         try:
@@ -328,6 +412,8 @@ class BatchRun:
         if fresh is None or fresh.job.state in FINAL:
             return None
         if fresh.job.state is not JobState.IN_DOUBT:
+            return fresh
+        if self.callbacks is not None:
             return fresh
         if self.in_doubt is InDoubtPolicy.HOLD or self._over:
             return None
@@ -403,13 +489,17 @@ class BatchRun:
     def _clock(self) -> Clock:
         return self._account.clock
 
-    def _driver(self, stored: StoredJob, call: Call) -> Driver:
+    def _driver(self, stored: StoredJob, call: Call, *, found_only: bool) -> Driver:
+        doubt_wait_s = None if self.callbacks is None else self.callbacks.doubt_wait_s
         terms = Terms(
             timeout_s=self.timeout,
             retry=self.retry,
             folder=self.directory or Path(),
             destination=None if self.directory is None else self._destination,
             fetch=self._fetch,
+            callbacks=self.callbacks,
+            doubt_wait_s=self.timeout + RETRIES_END_AFTER_S if doubt_wait_s is None else doubt_wait_s,
+            resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
         )
         return Driver(
             client=self.client,
@@ -421,6 +511,7 @@ class BatchRun:
             still_spends=self._still_spends,
             reserve=self._reserve,
             spending=self._count_spending,
+            found_only=found_only,
         )
 
     def _name(self, job: Job) -> str:

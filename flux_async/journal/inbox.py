@@ -26,7 +26,7 @@ _MOST_PER_ATTEMPT = 8
 """Tasks that callbacks may name for one attempt: one is right, and who knows the address may lie."""
 
 _ENTRIES = (
-    "SELECT inbox.number, job.number, job.key, inbox.task_id, inbox.signed, attempt.number = job.attempts "
+    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, attempt.number = job.attempts "
     "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
 )
 
@@ -37,7 +37,7 @@ class InboxEntry:
 
     Attributes:
         number: Its place in the order of arrival.
-        job_number: The job's number in the journal.
+        at: When it came first, in seconds since the epoch.
         job: The job's key.
         task_id: The task it names.
         signed: Whether its signature was verified.
@@ -45,7 +45,7 @@ class InboxEntry:
     """
 
     number: int
-    job_number: int
+    at: float
     job: JobKey
     task_id: TaskId
     signed: bool
@@ -138,13 +138,13 @@ def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[I
     return [
         InboxEntry(
             number=number,
-            job_number=job,
+            at=at,
             job=JobKey(key),
             task_id=TaskId(task_id),
             signed=bool(signed),
             is_latest=bool(latest),
         )
-        for number, job, key, task_id, signed, latest in connection.execute(_ENTRIES + where, values)
+        for number, at, key, task_id, signed, latest in connection.execute(_ENTRIES + where, values)
     ]
 
 

@@ -233,6 +233,12 @@ class Journal:
         row = await self._do(lambda c: c.execute(sql, (job, number)).fetchone())
         return row[0], row[1]
 
+    async def owner_of(self, task_id: TaskId) -> JobKey | None:
+        """Return the job that a task belongs to, or once belonged to."""
+        sql = "SELECT key FROM job JOIN attempt ON attempt.job = job.number WHERE attempt.task_id = ? LIMIT 1"
+        row = await self._do(lambda c: c.execute(sql, (task_id,)).fetchone())
+        return None if row is None else JobKey(row[0])
+
     # --- reading ------------------------------------------------------------------------------------------
 
     async def jobs(self, state: JobState, *, after: int = 0, limit: int = 100) -> list[StoredJob]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import attrs
 
 from flux_async.errors import Charge, FluxError, InvalidInput, PollDeadlineExceeded, TaskFailed
@@ -13,6 +15,11 @@ _LAST_LOOK_S = 2.0
 _LAST_LOOK_SHARE = 0.1
 _TROUBLE_CAP_S = 30.0
 _FASTEST_GROWTH = 10.0
+_RING_GAP_S = 1.0
+_MEMORY = 0.9
+_ENOUGH_ENDS = 2.5
+_HEALTHY = 0.8
+_LOOKS_AFTER_RING = 6
 
 
 @attrs.frozen(kw_only=True)
@@ -35,6 +42,9 @@ class PollPolicy:
         visible_within_s: For this long after the wait began "no such task" means "not visible yet".
         flip_within_s: For this long a failure whose words speak of a time-out is looked at again: such
             failures have been seen to turn into a success about a minute later.
+        sweep_s: Seconds between looks while callbacks tell of the ends (:class:`CallbackHealth`): what they
+            miss is found by these.
+        callback_within_s: A callback is missing when it has not come this long after the end was seen.
     """
 
     first_s: float = attrs.field(default=3.0, validator=not_negative)
@@ -45,6 +55,8 @@ class PollPolicy:
     cap_s: float = attrs.field(default=15.0, validator=positive_number)
     visible_within_s: float = attrs.field(default=90.0, validator=not_negative)
     flip_within_s: float = attrs.field(default=120.0, validator=not_negative)
+    sweep_s: float = attrs.field(default=30.0, validator=positive_number)
+    callback_within_s: float = attrs.field(default=5.0, validator=positive_number)
 
     def __attrs_post_init__(self) -> None:
         if self.jitter > 0.5:  # noqa: PLR2004
@@ -54,14 +66,17 @@ class PollPolicy:
         if self.cap_s < self.interval_s:
             raise InvalidInput(f"cap_s ({self.cap_s!r}) must not be below interval_s ({self.interval_s!r}).")
 
-    def next_delay(self, *, looks: int, stragglers: int, draw: float) -> float:
+    def next_delay(self, *, looks: int, stragglers: int, draw: float, told: bool = False) -> float:
         """Return the seconds to wait before the next look.
 
         Args:
             looks: Looks made so far.
             stragglers: How many of them were made past ``slow_after_s``.
             draw: A random number from 0 to 1.
+            told: Callbacks come: only sweep.
         """
+        if told:
+            return self.sweep_s * (1.0 + self.jitter * (2.0 * draw - 1.0))
         gap = self.first_s if looks == 0 else self.interval_s * self.growth ** min(stragglers, 64)
         return min(self.cap_s, gap * (1.0 + self.jitter * (2.0 * draw - 1.0)))
 
@@ -70,6 +85,46 @@ class PollPolicy:
         words = (record.error_message or "").lower()
         timed_out = "timeout" in words or "timed out" in words or "time out" in words
         return record.status.is_failure and timed_out and failed_for_s < self.flip_within_s
+
+
+@attrs.define(kw_only=True)
+class CallbackHealth:
+    """Do callbacks come? Learned from the ends of tasks, the last ten of them above all.
+
+    A callback counts where the task's end was confirmed and the callback had come, or comes within
+    ``within_s`` seconds. It takes three to be believed, and two or three that are missing to be doubted.
+    """
+
+    within_s: float
+    _weight: float = attrs.field(default=0.0, init=False)
+    _heard: float = attrs.field(default=0.0, init=False)
+    _awaited: OrderedDict[TaskId, float] = attrs.field(factory=OrderedDict, init=False, repr=False)
+
+    def ended(self, task_id: TaskId, now: float, *, rung: bool) -> None:
+        """Take note of a task's end, and whether its callback has come."""
+        if rung:
+            self._learn(came=True)
+        else:
+            self._awaited[task_id] = now + self.within_s
+
+    def rang(self, task_id: TaskId, now: float) -> bool:
+        """Take note of a callback for a task; return whether its end was known already."""
+        self.are_coming(now)
+        if self._awaited.pop(task_id, None) is None:
+            return False
+        self._learn(came=True)
+        return True
+
+    def are_coming(self, now: float) -> bool:
+        """Say whether callbacks can be relied upon to tell of ends."""
+        while self._awaited and next(iter(self._awaited.values())) <= now:
+            self._awaited.popitem(last=False)
+            self._learn(came=False)
+        return self._weight > _ENOUGH_ENDS and self._heard >= _HEALTHY * self._weight
+
+    def _learn(self, *, came: bool) -> None:
+        self._weight = self._weight * _MEMORY + 1.0
+        self._heard = self._heard * _MEMORY + float(came)
 
 
 @attrs.define(kw_only=True)
@@ -86,6 +141,8 @@ class Watch:
     2. "No such task" within ``visible_within_s`` means "not visible yet"; once seen, a task exists.
     3. Lost connections, 429, 455 and server errors mean "look again", ever more rarely.
     4. The deadline ends it. The last look is made just before, so that nothing finished is missed.
+    5. A callback moves the next look to now. Where that look finds nothing the next follow soon, a second,
+       two, four later, and after six the callback is held for a mistake; one that comes meanwhile adds none.
     """
 
     policy: PollPolicy
@@ -100,14 +157,31 @@ class Watch:
     _failed_at: float | None = attrs.field(default=None, init=False)
     _failure: TaskFailed | None = attrs.field(default=None, init=False)
     _last_error: FluxError | None = attrs.field(default=None, init=False)
+    _looked_at: float | None = attrs.field(default=None, init=False)
+    _since_ring: int | None = attrs.field(default=None, init=False)
 
-    def next_look(self, now: float, draw: float) -> float | None:
-        """Return the seconds to sleep before the next look, or None: the deadline is here."""
+    def rang(self, _now: float) -> None:
+        """Take note of a callback for this task."""
+        if self._since_ring is None:
+            self._since_ring = 0
+
+    def next_look(self, now: float, draw: float, *, told: bool = False) -> float | None:
+        """Return the seconds to sleep before the next look, or None: the deadline is here.
+
+        Args:
+            now: Monotonic seconds.
+            draw: A random number from 0 to 1.
+            told: Callbacks come: only sweep.
+        """
         span = max(0.0, self.deadline - self.started_at)
         last_look_at = self.deadline - min(_LAST_LOOK_S, _LAST_LOOK_SHARE * span)
         if now >= last_look_at and (self._looks or now >= self.deadline):
             return None
-        delay = self.policy.next_delay(looks=self._looks, stragglers=self._stragglers, draw=draw)
+        delay = self.policy.next_delay(
+            looks=self._looks, stragglers=self._stragglers, draw=draw, told=told and not self._troubles
+        )
+        if self._since_ring is not None:
+            delay = min(delay, self._after_ring(now))
         if self._troubles:
             delay = max(
                 delay, self._asked_to_wait(), min(_TROUBLE_CAP_S, 2.0 ** min(self._troubles, 16) * draw)
@@ -154,8 +228,17 @@ class Watch:
             f"Task {self.task_id} has not finished within {self.timeout_s:g} s.{last}", task_id=self.task_id
         )
 
+    def _after_ring(self, now: float) -> float:
+        """At once, where the last look is not of just now; then a second, two, four after the look before."""
+        if self._since_ring:
+            return float(_RING_GAP_S * 2 ** (self._since_ring - 1))
+        return 0.0 if self._looked_at is None else max(0.0, self._looked_at + _RING_GAP_S - now)
+
     def _count(self, now: float) -> None:
         self._looks += 1
+        self._looked_at = now
+        if self._since_ring is not None:
+            self._since_ring = self._since_ring + 1 if self._since_ring < _LOOKS_AFTER_RING else None
         if now - self.started_at >= self.policy.slow_after_s:
             self._stragglers += 1
 

@@ -44,6 +44,8 @@ _ATTEMPT_ID = re.compile(r"[0-9a-f]{32}")
 _TIMESTAMP = re.compile(r"[0-9]{1,12}")
 _PLACES = (("data", "taskId"), ("data", "task_id"), (None, "taskId"), (None, "task_id"))
 _BAD_SHAPE, _BAD_SIGNATURE = 400, 401
+_LARGEST_CODE = 9999  # a journal cannot hold every integer that JSON can
+_LONGEST_MESSAGE = 1000
 
 Headers = Mapping[str, str] | Iterable[tuple[bytes, bytes]]
 
@@ -59,14 +61,21 @@ def check_keys(given: str | bytes | Iterable[str | bytes] | None) -> tuple[bytes
     """
     if given is None:
         return ()
-    several = (given,) if isinstance(given, str | bytes) else tuple(given)
-    keys = tuple((key.encode() if isinstance(key, str) else bytes(key)).strip() for key in several)
-    if not all(keys):
+    several = given if isinstance(given, Iterable) and not isinstance(given, str | bytes) else (given,)
+    return tuple(_key(key) for key in several)
+
+
+def _key(given: object) -> bytes:
+    try:
+        key = given.encode() if isinstance(given, str) else given
+    except UnicodeEncodeError:
+        key = None  # its error would show the key
+    if not isinstance(key, bytes) or not key.strip():
         raise InvalidInput(
             "A webhook key must be a string with something in it.",
             advice="Generate one at kie.ai/settings, or leave it out where callbacks are not signed.",
-        )
-    return keys
+        ) from None
+    return key.strip()
 
 
 def _callback_url(_instance: object, _attribute: attrs.Attribute[Any], url: object) -> None:
@@ -146,8 +155,9 @@ def verify(headers: Headers, task_id: str, keys: Iterable[bytes], *, now: float)
     Raises:
         CallbackRejected: It did not; ``http_status`` is 401.
     """
-    timestamp = _single(headers, TIMESTAMP_HEADER)
-    sent = _digest(_single(headers, SIGNATURE_HEADER))
+    pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
+    timestamp = _single(pairs, TIMESTAMP_HEADER)
+    sent = _digest(_single(pairs, SIGNATURE_HEADER))
     if not _TIMESTAMP.fullmatch(timestamp) or sent is None:
         raise _unsigned("The callback has no usable signature and timestamp.")
     matches = [
@@ -159,9 +169,8 @@ def verify(headers: Headers, task_id: str, keys: Iterable[bytes], *, now: float)
         raise _unsigned("The callback's timestamp is too far from our clock.")
 
 
-def _single(headers: Headers, name: str) -> str:
+def _single(pairs: Iterable[tuple[str | bytes, str | bytes]], name: str) -> str:
     """Return a header, or an empty string where it is absent or there are several of it."""
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
     found = [_as_text(value) for key, value in pairs if _as_text(key).lower() == name.lower()]
     return found[0].strip() if len(found) == 1 else ""
 
@@ -202,10 +211,15 @@ def parse(body: bytes, *, attempt_id: str | None = None) -> CallbackEvent:
     message = fields.text(envelope.get("msg")) or fields.text(envelope.get("message"))
     return CallbackEvent(
         task_id=_task_id(envelope),
-        code=fields.whole_number(envelope.get("code")),
-        message=message or "",
+        code=_code(envelope.get("code")),
+        message=(message or "")[:_LONGEST_MESSAGE],
         attempt_id=attempt_id,
     )
+
+
+def _code(value: object) -> int | None:
+    code = fields.whole_number(value)
+    return code if code is not None and 0 <= code <= _LARGEST_CODE else None
 
 
 def _task_id(envelope: dict[str, Any]) -> TaskId:

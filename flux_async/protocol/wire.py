@@ -11,6 +11,7 @@ Rules (API page, "Core Endpoints"; the rest was seen on the live service):
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, cast
 
 import attrs
@@ -84,8 +85,11 @@ def build_submit(request: ImageRequest) -> WireRequest:
     return WireRequest(method="POST", path=GENERATE_PATH, body=body.encode())
 
 
-def build_stored_submit(body: str) -> WireRequest:
-    """POST generate with the body of an earlier :func:`build_submit`."""
+def build_stored_submit(body: str, callback_url: str | None = None) -> WireRequest:
+    """POST generate with the body of an earlier :func:`build_submit`, and the address of its callback."""
+    if callback_url is not None:
+        field = json.dumps({_wire_name("callback_url"): callback_url}, separators=(",", ":"))
+        body = f"{body[:-1]},{field[1:]}"
     return WireRequest(method="POST", path=GENERATE_PATH, body=body.encode())
 
 
@@ -102,6 +106,21 @@ def read_submit(body: str) -> ImageRequest:
         return kind(**{names[name]: value for name, value in sent.items()})
     except (KeyError, TypeError, ValueError) as bad:
         raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
+
+
+def is_echo(params: Mapping[str, Any] | None, body: str, callback_url: str | None = None) -> bool:
+    """Say whether a record's ``paramJson`` is of the submit with this body: is this the task we asked for?
+
+    The vendor echoes the fields that were sent, reordered and perhaps not all of them. Prompt and picture
+    must be there; whatever else is there must be the same, the callback's address included.
+    """
+    sent: dict[str, Any] = json.loads(body)
+    told = params or {}
+    if any(told.get(name) != sent[name] for name in ("prompt", "inputImage") if name in sent):
+        return False
+    if callback_url is not None:
+        sent[_wire_name("callback_url")] = callback_url
+    return all(told[name] == value for name, value in sent.items() if name in told)
 
 
 def read_image(body: str) -> str:

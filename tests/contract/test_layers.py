@@ -4,7 +4,7 @@
 
     L5  cli  report
     L4  batch  webhook  telemetry  engine        sandbox   island: itself and imaging
-    L3  client → account                         imaging   models and errors only
+    L3  client → waiting → account               imaging   models and errors only
     L2  transport  files  journal  clock         testing   for users' tests
     L1  lifecycle  policy  protocol              pure: no await, no time, no randomness
     L0  models → errors
@@ -30,7 +30,7 @@ PACKAGE = Path(flux_async.__file__).parent
 L0 = {"errors", "models"}
 L1 = {"lifecycle", "policy", "protocol"}
 L2 = {"clock", "files", "journal", "transport"}
-L3 = {"account", "client"}
+L3 = {"account", "client", "waiting"}
 L4 = {"batch", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -45,8 +45,11 @@ ALLOWED: dict[str, set[str]] = {
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
     "account": L0 | L1 | {"clock", "transport"},
+    "waiting": L0 | L1 | {"account", "clock"},
     # remove_text_many is the batch's short form; it imports it when it is called.
-    "client": L0 | L1 | {"account", "batch.gathered", "clock", "files", "transport", "__version__"},
+    "client": L0
+    | L1
+    | {"account", "batch.gathered", "clock", "files", "transport", "waiting", "__version__"},
     "batch": L0 | L1 | L2 | L3 | {"telemetry"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1,
@@ -74,6 +77,7 @@ OUTSIDE: dict[str, set[str]] = {
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "httpx"},
     "account": {"anyio", "attrs"},
+    "waiting": {"attrs"},
     "client": {"anyio", "attrs"},
     "batch": {"anyio", "attrs"},
     "webhook": {"anyio", "attrs"},

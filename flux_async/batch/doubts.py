@@ -1,0 +1,143 @@
+"""Submits in doubt whose callback may still come, and the callbacks that come.
+
+Nobody sits and waits for them: a job in doubt is parked as its key and an hour, and driven again when a
+callback names it or the hour has come. So a thousand doubts cost a thousand keys, and no place in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import attrs
+
+from flux_async.client import FluxClient
+from flux_async.clock import Clock
+from flux_async.errors import JournalError
+from flux_async.journal.inbox import InboxEntry
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.lifecycle import JobState
+from flux_async.models import JobKey
+from flux_async.waiting import Nap
+
+logger: logging.Logger = logging.getLogger("flux_async")
+
+PEEK_S = 0.05
+"""Seconds between two looks for callbacks that another process has received."""
+
+_AFTER_TROUBLE_S = 1.0
+
+
+@attrs.define(kw_only=True, eq=False)
+class Doubts:
+    """The doubts of one run.
+
+    Attributes:
+        journal: Holds the callbacks.
+        client: Is rung for every callback.
+        start: Drives a job again, or says that somebody does already. Its second argument says that the job
+            is none of this run's inputs: only a task that is found concerns the run.
+        is_active: Whether the run still has drivers or inputs, so that more doubts may come.
+        is_over: Whether the run spends no more: then nothing is waited for.
+    """
+
+    journal: Journal
+    client: FluxClient
+    start: Callable[[StoredJob, bool], Awaitable[bool]]
+    is_active: Callable[[], bool]
+    is_over: Callable[[], bool]
+    _parked: dict[JobKey, float] = attrs.field(factory=dict, init=False, repr=False)
+    _rung: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
+    _uninvited: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
+    _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
+    _nap: Nap | None = attrs.field(default=None, init=False, repr=False)
+    _seen: int = attrs.field(default=0, init=False)
+
+    # --- what is parked -----------------------------------------------------------------------------------
+
+    def park(self, key: JobKey, until: float) -> None:
+        """Keep a job in doubt until ``until`` (seconds since the epoch) or its callback."""
+        self._parked[key] = until
+        self.reconsider()
+
+    def forget(self, key: JobKey) -> None:
+        """A job is in doubt no more."""
+        self._rung.discard(key)
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Say that something has changed: a driver ended, the inputs are over, the run was stopped."""
+        self._changed.set()
+        if self._nap is not None:
+            self._nap.wake()
+
+    async def settle(self) -> None:
+        """Drive again what is due, until the run has nothing more to do."""
+        while self._parked or self.is_active():
+            self._changed.clear()
+            for key in self._take_due():
+                stored = await self.journal.job(key)
+                uninvited = key in self._uninvited
+                self._uninvited.discard(key)
+                if stored is not None and not await self.start(stored, uninvited):
+                    self._rung.add(key)  # its driver may have asked the inbox a moment too early
+            await self._until_next()
+
+    def _take_due(self) -> list[JobKey]:
+        now, over = self._clock.wall(), self.is_over()
+        due = [key for key, until in self._parked.items() if over or until <= now or key in self._rung]
+        for key in due:
+            del self._parked[key]
+            self._rung.discard(key)
+        return due
+
+    async def _until_next(self) -> None:
+        if self._changed.is_set():
+            return
+        if not self._parked:
+            await self._changed.wait()
+            return
+        self._nap = Nap()
+        try:
+            await self._nap.sleep(self._clock, max(0.0, min(self._parked.values()) - self._clock.wall()))
+        finally:
+            self._nap = None
+
+    # --- what arrives -------------------------------------------------------------------------------------
+
+    async def read(self) -> None:
+        """Read the callbacks that this or another process receives, until cancelled."""
+        while True:
+            self.journal.mail.clear()
+            try:
+                entries, self._seen = await self.journal.callbacks_after(self._seen)
+                for entry in entries:
+                    await self._arrived(entry)
+            except JournalError as error:  # callbacks only save time: the batch goes on without
+                logger.warning("callbacks cannot be read: %s", error)
+                await self._clock.sleep(_AFTER_TROUBLE_S)
+            else:
+                await self.journal.mail.wait()
+
+    async def peek(self) -> None:
+        """Look now and then for what another process has received, until cancelled."""
+        while True:
+            await self._clock.sleep(PEEK_S)
+            if await self.journal.newest_callback() > self._seen:
+                self.journal.mail.set()
+
+    async def _arrived(self, entry: InboxEntry) -> None:
+        self.client.ring(entry.task_id)
+        if entry.job in self._parked:
+            self._rung.add(entry.job)
+            self.reconsider()
+            return
+        stored = await self.journal.job(entry.job)
+        if stored is not None and stored.job.state is JobState.IN_DOUBT and entry.is_latest:
+            self._uninvited.add(entry.job)
+            self.park(entry.job, self._clock.wall())
+
+    @property
+    def _clock(self) -> Clock:
+        return self.client.account.clock

@@ -1,0 +1,257 @@
+"""How an account waits for tasks: one look serves all who wait for a task, and a callback wakes them.
+
+There is no coroutine in the background: whoever waits and is due looks, the others hear of it. Where the one
+who looks is cancelled, the next takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections import OrderedDict
+
+import attrs
+
+from flux_async.account import Account
+from flux_async.clock import Clock
+from flux_async.errors import FluxError, TaskFailed
+from flux_async.models import ImageResult, TaskId, TaskRecord
+from flux_async.policy.polling import CallbackHealth, PollPolicy, Watch
+from flux_async.protocol.envelope import WireResponse
+from flux_async.protocol.wire import build_record_info, image_of, parse_record
+
+logger: logging.Logger = logging.getLogger("flux_async")
+
+LOOK_TIMEOUT_S = 30.0
+SHORTEST_LOOK_S = 0.01
+_MOST_EARLY_RINGS = 10_000
+
+
+@attrs.define(eq=False)
+class Nap:
+    """A sleep that somebody may end."""
+
+    _scope: asyncio.Timeout = attrs.field(factory=lambda: asyncio.timeout(None), init=False)
+
+    async def sleep(self, clock: Clock, seconds: float) -> None:
+        """Sleep, at most ``seconds``."""
+        try:
+            async with self._scope:
+                await clock.sleep(seconds)
+        except TimeoutError:
+            if not self._scope.expired():
+                raise
+
+    def wake(self) -> None:
+        """End the sleep, now or as soon as it begins."""
+        if not self._scope.expired():
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+@attrs.define(eq=False)
+class _Board:
+    """What those who wait for one task have in common.
+
+    Attributes:
+        looks: Looks that were made.
+        last: What the last one found.
+        rings: Callbacks that came for it.
+        looking: Whether somebody is looking now.
+        ended: Whether its end has been seen.
+        warned: Whether an unknown flag has been told.
+        waiters: How many wait.
+        naps: Those of them who sleep.
+    """
+
+    looks: int = 0
+    last: TaskRecord | FluxError | None = None
+    rings: int = 0
+    looking: bool = False
+    ended: bool = False
+    warned: bool = False
+    waiters: int = 0
+    naps: set[Nap] = attrs.field(factory=set)
+
+    def wake(self) -> None:
+        """Let everybody see what is new."""
+        for nap in tuple(self.naps):
+            nap.wake()
+
+
+@attrs.define(eq=False)
+class Waiting:
+    """All waits of one account."""
+
+    account: Account
+    health: CallbackHealth
+    _boards: dict[TaskId, _Board] = attrs.field(factory=dict, init=False, repr=False)
+    _early: OrderedDict[TaskId, None] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _were_coming: bool = attrs.field(default=False, init=False)
+
+    def ring(self, task_id: TaskId) -> None:
+        """A callback came for a task: whoever waits for it looks now, whoever comes to wait looks at once."""
+        if self.health.rang(task_id, self._now()):
+            return  # its end is known already
+        board = self._boards.get(task_id)
+        if board is not None:
+            board.rings += 1
+            board.wake()
+            return
+        self._early[task_id] = None
+        self._early.move_to_end(task_id)
+        while len(self._early) > _MOST_EARLY_RINGS:
+            self._early.popitem(last=False)
+
+    async def wait(
+        self, task_id: TaskId, *, policy: PollPolicy, timeout_s: float, deadline: float
+    ) -> ImageResult:
+        """Wait for a task's picture; what it raises is told at :meth:`flux_async.FluxClient.wait`."""
+        board = self._boards.setdefault(task_id, _Board())
+        if task_id in self._early:
+            del self._early[task_id]
+            board.rings += 1
+        board.waiters += 1
+        try:
+            watch = Watch(
+                policy=policy, task_id=task_id, started_at=self._now(), deadline=deadline, timeout_s=timeout_s
+            )
+            return await _Wait(self, board, watch).run()
+        finally:
+            board.waiters -= 1
+            if not board.waiters and self._boards.get(task_id) is board:
+                del self._boards[task_id]
+
+    def ended(self, task_id: TaskId, board: _Board) -> None:
+        """Take note of a task's end, once."""
+        self.account.claim(task_id)
+        if not board.ended:
+            board.ended = True
+            self.health.ended(task_id, self._now(), rung=board.rings > 0)
+
+    def told(self) -> bool:
+        """Say whether callbacks can be relied upon; when they no longer can, everybody reconsiders."""
+        coming = self.health.are_coming(self._now())
+        if self._were_coming and not coming:
+            logger.warning("callbacks have stopped coming: tasks are looked at more often again")
+            for board in self._boards.values():
+                board.wake()
+        self._were_coming = coming
+        return coming
+
+    def _now(self) -> float:
+        return self.account.clock.monotonic()
+
+
+@attrs.define(eq=False)
+class _Wait:
+    """One caller's wait.
+
+    Attributes:
+        due: When he looks next, or None: to be decided.
+        told: What callbacks were worth when he decided.
+    """
+
+    waiting: Waiting
+    board: _Board
+    watch: Watch
+    due: float | None = attrs.field(default=None, init=False)
+    told: bool = attrs.field(default=False, init=False)
+    _looks: int = attrs.field(init=False)
+    _rings: int = attrs.field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._looks = self.board.looks
+
+    async def run(self) -> ImageResult:
+        """Sleep, look, ask the watch what it means; whatever somebody else finds meanwhile counts as well."""
+        clock, board, watch = self.waiting.account.clock, self.board, self.watch
+        while True:
+            if board.looks != self._looks:
+                self._looks, self.due = board.looks, None
+                found = self._judge()
+                if found is not None:
+                    return found
+            if not self._decide(clock.monotonic()):
+                raise watch.expired()
+            delay = (self.due or 0.0) - clock.monotonic()
+            if board.looking:  # somebody else's look will wake us
+                await self._nap(clock, max(0.0, watch.deadline - clock.monotonic()))
+                if clock.monotonic() >= watch.deadline:
+                    raise watch.expired()
+            elif delay > 0:
+                await self._nap(clock, delay)
+            else:
+                await self._look()
+
+    def _decide(self, now: float) -> bool:
+        """Say when to look next, or False: the deadline is here."""
+        told = self.waiting.told()
+        rang = self.board.rings != self._rings
+        if rang:
+            self._rings = self.board.rings
+            self.watch.rang(now)
+        if self.due is None or rang or (self.told and not told):
+            draw = self.waiting.account.rng.random()
+            delay = self.watch.next_look(now, draw, told=told)
+            if delay is None:
+                return False
+            self.due = now + delay if self.due is None else min(self.due, now + delay)
+            self.told = told
+        return True
+
+    async def _nap(self, clock: Clock, seconds: float) -> None:
+        nap = Nap()
+        self.board.naps.add(nap)
+        try:
+            await nap.sleep(clock, seconds)
+        finally:
+            self.board.naps.discard(nap)
+
+    async def _look(self) -> None:
+        """Make the look that is due, for everybody."""
+        board, task_id = self.board, self.watch.task_id
+        board.looking = True
+        try:
+            try:
+                answer = await look(self.waiting.account, task_id, self.watch.deadline)
+                board.last = parse_record(answer, task_id)
+            except FluxError as error:
+                board.last = error
+            board.looks += 1
+        finally:
+            board.looking = False
+            board.wake()
+
+    def _judge(self) -> ImageResult | None:
+        """Ask the watch what the last look means: an end, or None to go on."""
+        board, watch, now = self.board, self.watch, self.waiting.account.clock.monotonic()
+        seen: TaskRecord | FluxError | None
+        if isinstance(board.last, TaskRecord):
+            self._warn_of(board.last)
+            seen = watch.saw_record(board.last, now)
+        else:
+            assert board.last is not None  # noqa: S101 - a look leaves something
+            seen = watch.saw_error(copy.copy(board.last), now)  # each waiter raises one of his own
+        if seen is None:
+            return None
+        if isinstance(seen, FluxError):
+            if isinstance(seen, TaskFailed):
+                self.waiting.ended(watch.task_id, board)
+            raise seen
+        image = image_of(seen)
+        self.waiting.ended(watch.task_id, board)
+        return image
+
+    def _warn_of(self, record: TaskRecord) -> None:
+        if record.unknown_flag is not None and not self.board.warned:
+            self.board.warned = True
+            logger.warning("task %s has an unknown successFlag: %r", record.task_id, record.unknown_flag)
+
+
+async def look(account: Account, task_id: TaskId, deadline: float) -> WireResponse:
+    """Look at a task once, before ``deadline``."""
+    remaining = max(SHORTEST_LOOK_S, deadline - account.clock.monotonic())
+    return await account.look(
+        build_record_info(task_id), timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline
+    )
