@@ -1,12 +1,13 @@
 """The vendor as an ASGI application: routes, bytes and files around `Vendor` and `Studio`.
 
-Run it under a server (`flux_async.sandbox.serve`) or call it in-process; where pictures are wanted its
-lifespan must be running.
+Run it under a server (`flux_async.sandbox.serve`) or call it in-process; where pictures or callbacks are
+wanted its lifespan must be running.
 """
 
 from __future__ import annotations
 
 import http
+import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,14 +27,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flux_async.sandbox import replies, uploads
+from flux_async.sandbox.callbacks import CallbackBook
+from flux_async.sandbox.courier import Courier, callback_client
+from flux_async.sandbox.faults import Fault, FaultPlan
 from flux_async.sandbox.fetcher import web_client
 from flux_async.sandbox.page import TaskView, render_page, render_tasks
 from flux_async.sandbox.replies import CONTENT_TYPE, Reply
 from flux_async.sandbox.requests import BodyTooLargeError, base_url, is_json, json_body, limited, sent_key
 from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.shelf import Shelf
-from flux_async.sandbox.simulator import Account, Failure, Flag, Pictures, Task, Upload, Vendor
+from flux_async.sandbox.simulator import Account, Failure, Pictures, Task, Upload, Vendor
 from flux_async.sandbox.studio import Studio
+from flux_async.sandbox.views import summary, task_json, task_view
 
 TASKS_ON_PAGE: Final = 60
 
@@ -59,15 +64,21 @@ def vendor_clock(speed: float) -> Callable[[], float]:
 class Desk:
     """Everything the routes share."""
 
-    def __init__(self, settings: SandboxSettings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: SandboxSettings, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
         self.settings: SandboxSettings = settings
         self.now: Callable[[], float] = clock
-        self.begun_at: float = clock()
-        self.vendor: Vendor = Vendor(random.Random(settings.seed))  # noqa: S311 - a sandbox guards nothing
+        rng = random.Random(settings.seed)  # noqa: S311 - a sandbox guards nothing
+        plan = FaultPlan(shares=settings.fault_shares, seed=settings.seed or 0)
+        self.vendor: Vendor = Vendor(rng, plan)
         self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
         self.shelf: Shelf = Shelf()
         self.studio: Studio = Studio(settings, self.shelf, self._hand_in)
-        self._faults: random.Random = random.Random(settings.seed)  # noqa: S311 - as above
+        self.callbacks: CallbackBook = CallbackBook(settings.webhook_key)
+        self.courier: Courier = Courier(
+            self.vendor, self.callbacks, clock=clock, speed=settings.speed, wall=wall
+        )
 
     def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
         now = self.now()
@@ -75,6 +86,8 @@ class Desk:
             self.vendor.fail(task.task_id, made, now)
         else:
             self.vendor.deliver(task.task_id, made, now)
+        self.callbacks.expect(task)
+        self.courier.wake()
         self.sweep()
 
     def sweep(self) -> None:
@@ -84,10 +97,15 @@ class Desk:
 
     @asynccontextmanager
     async def running(self, _app: Starlette) -> AsyncIterator[None]:
-        """Work on pictures for as long as the app lives."""
+        """Work on pictures and send callbacks for as long as the app lives."""
         try:
-            async with web_client() as web, anyio.create_task_group() as tasks:
+            async with (
+                web_client() as web,
+                callback_client() as receivers,
+                anyio.create_task_group() as tasks,
+            ):
                 self.studio.open(tasks, web)
+                self.courier.open(tasks, receivers)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
@@ -100,11 +118,15 @@ class Desk:
         body = await json_body(request)
         if not is_json(request):
             return _answer(replies.unauthorized(key_sent=True))
-        submission = self.vendor.submit(sent_key(request), body, self.now())
-        if submission.task is not None:
-            self.studio.take_on(submission.task)
+        submission = self.vendor.submit(sent_key(request), body, self.now(), base_url(request))
+        if (task := submission.task) is not None:
+            try:
+                if (early := self.callbacks.early(task)) is not None:
+                    await self.courier.deliver(early)
+            finally:  # only now, so that however fast the clock runs it came too early
+                self.studio.take_on(task)
             await anyio.sleep(self.settings.latency / self.settings.speed)
-            if self._faults.random() < self.settings.drop_replies:
+            if Fault.DROP_REPLY in task.faults:
                 _hang_up(request)
         return _answer(submission.reply)
 
@@ -184,10 +206,11 @@ class Desk:
     # What the vendor does not have
 
     async def ledger(self, _request: Request) -> Response:
-        """GET the ledger: what was asked, paid and polled."""
-        tasks = [_task_json(task) for task in self.vendor.newest(self.now())]
+        """GET the ledger: what was asked, paid, polled and called back."""
+        tasks = [task_json(task) for task in self.vendor.newest(self.now())]
         book = self.account.ledger.as_json()
-        return JSONResponse({"credits": self.account.balance, **book, "tasks": tasks})
+        clock = {"now": self.now(), "speed": self.settings.speed}
+        return JSONResponse({"clock": clock, "credits": self.account.balance, **book, "tasks": tasks})
 
     async def page(self, request: Request) -> Response:
         """GET the page that shows the tasks."""
@@ -207,41 +230,17 @@ class Desk:
         return FileResponse(path, media_type="image/jpeg", headers=_FILE_HEADERS)
 
     def _summary(self) -> dict[str, str]:
-        ledger = self.account.ledger
-        return {
-            "Credits left": f"{self.account.balance:,.2f}".removesuffix(".00"),
-            "Spent": f"{ledger.charged - ledger.refunded:,.2f}".removesuffix(".00"),
-            "Submits": f"{ledger.submits:,}",
-            "Refused": f"{ledger.refused.total():,}",
-            "Polls": f"{ledger.polls:,}",
-            "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}",
-        }
+        return {**summary(self.account), "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}"}
 
     def _more(self) -> int:
         return max(0, self.account.ledger.submits - self.account.ledger.refused.total() - TASKS_ON_PAGE)
 
     def _views(self) -> list[TaskView]:
-        now = self.now()
-        newest = self.vendor.newest(now)
-        return [self._view(task, now) for _, task in zip(range(TASKS_ON_PAGE), newest, strict=False)]
-
-    def _view(self, task: Task, now: float) -> TaskView:
-        result = task.result
-        return TaskView(
-            task_id=task.task_id,
-            kind=str(task.order.kind),
-            prompt=task.order.prompt,
-            model=task.order.model,
-            state=task.flag.name,
-            problem=task.made.message
-            if task.ended_at is not None and isinstance(task.made, Failure)
-            else None,
-            seconds=(task.ended_at or now) - task.created_at,
-            price=0.0 if task.flag is Flag.GENERATE_FAILED else task.order.price,
-            polls=task.polls,
-            result=result.path if result and self.vendor.files.find(result.path, now) else None,
-            has_thumbnails=task.flag is Flag.SUCCESS and task.task_id in self.studio.thumbnails,
-        )
+        now, drawn = self.now(), self.studio.thumbnails
+        newest = itertools.islice(self.vendor.newest(now), TASKS_ON_PAGE)
+        return [
+            task_view(task, now, self.vendor.files, has_thumbnails=task.task_id in drawn) for task in newest
+        ]
 
 
 @attrs.frozen
@@ -259,15 +258,21 @@ class _BrowserCheck:
         await self.app(scope, receive, send)
 
 
-def create_app(settings: SandboxSettings, *, clock: Callable[[], float] | None = None) -> Starlette:
+def create_app(
+    settings: SandboxSettings,
+    *,
+    clock: Callable[[], float] | None = None,
+    wall: Callable[[], float] = time.time,
+) -> Starlette:
     """Return the sandbox as an ASGI application.
 
     Args:
         settings: How it behaves.
         clock: Vendor seconds since the epoch; never runs backwards. By default real time, scaled by
             ``settings.speed``; a test passes its own.
+        wall: Real seconds since the epoch, for the timestamps of signatures.
     """
-    desk = Desk(settings, clock or vendor_clock(settings.speed))
+    desk = Desk(settings, clock or vendor_clock(settings.speed), wall)
     return Starlette(
         routes=[
             Route("/api/v1/flux/kontext/generate", desk.generate, methods=["POST"]),
@@ -306,23 +311,6 @@ def _hang_up(request: Request) -> None:
 
 def _answer(reply: Reply) -> Response:
     return Response(reply.encode(), reply.status, headers={"Content-Type": CONTENT_TYPE})
-
-
-def _task_json(task: Task) -> dict[str, object]:
-    failure = task.made if task.ended_at is not None and isinstance(task.made, Failure) else None
-    return {
-        "taskId": task.task_id,
-        "kind": str(task.order.kind),
-        "image": task.order.input_image,
-        "callBackUrl": task.order.call_back_url,
-        "state": task.flag.name,
-        "createdAt": task.created_at,
-        "endedAt": task.ended_at,
-        "charged": task.order.price,
-        "refunded": task.order.price if task.flag is Flag.GENERATE_FAILED else 0.0,
-        "polls": task.polls,
-        "error": failure.message if failure else None,
-    }
 
 
 async def _samples(request: Request) -> Response:

@@ -14,7 +14,8 @@ USER_AGENT: Final = "flux-async-sandbox/1.0"
 TIME_LIMIT: Final = 30.0  # real seconds, redirects and body included
 REDIRECTS: Final = 5
 
-_DIRECT: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+# The addresses of this machine, which no proxy could reach.
+DIRECT: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
 _MAGIC: Final = (
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -39,7 +40,7 @@ async def web_client() -> AsyncIterator[httpx.AsyncClient]:
         timeout=TIME_LIMIT,
         follow_redirects=True,
         max_redirects=REDIRECTS,
-        mounts=dict.fromkeys(_DIRECT),
+        mounts=dict.fromkeys(DIRECT),
         limits=httpx.Limits(max_connections=16, max_keepalive_connections=16),
     ) as client:
         yield client

@@ -17,6 +17,7 @@ _STATES: Final = {
     "GENERATE_FAILED": ("bad", "failed"),
 }
 _SHOWN_PROMPT: Final = 160
+_DOT: Final = "\N{MIDDLE DOT}"
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +27,7 @@ class TaskView:
     Attributes:
         seconds: How long it took, or has been running, in vendor seconds.
         price: Credits kept; nothing for a failed task.
+        callbacks: Deliveries of its callback attempted.
         result: The path of the full result while it lives.
         has_thumbnails: Whether there are small pictures of it.
     """
@@ -39,6 +41,7 @@ class TaskView:
     seconds: float
     price: float
     polls: int
+    callbacks: int
     result: str | None
     has_thumbnails: bool
 
@@ -67,15 +70,19 @@ def _card(task: TaskView) -> str:
     )
     problem = f'<p class="problem">{escape(task.problem)}</p>' if task.problem else ""
     credits_ = "refunded" if task.problem else f"{task.price:g} credits"
-    polls = f"{task.polls} poll" + ("" if task.polls == 1 else "s")
+    called = f" {_DOT} {_count(task.callbacks, 'callback')}" if task.callbacks else ""
     return (
         f'<article data-id="{task.task_id}">{_pictures(task)}'
         f'<div class="words"><p class="badges"><b class="{css}">{state}</b><b>{escape(task.kind)}</b>'
         f"<time>{task.seconds:.1f} s</time></p>"
         f'<p class="prompt">{escape(prompt)}</p>{problem}'
-        f'<p class="small">{credits_} \N{MIDDLE DOT} {polls} \N{MIDDLE DOT} {escape(task.model)}'
-        f" \N{MIDDLE DOT} <code>{task.task_id[:8]}</code></p></div></article>"
+        f'<p class="small">{credits_} {_DOT} {_count(task.polls, "poll")}{called} {_DOT} {escape(task.model)}'
+        f" {_DOT} <code>{task.task_id[:8]}</code></p></div></article>"
     )
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
 
 
 def _pictures(task: TaskView) -> str:

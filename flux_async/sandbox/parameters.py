@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from flux_async.sandbox.faults import Fault, asked_for
+
 PRICES: Final[Mapping[str, float]] = {"flux-kontext-pro": 5.0, "flux-kontext-max": 10.0}
 RATIOS: Final = ("21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21")
 FORMATS: Final = ("jpeg", "png")
@@ -54,6 +56,7 @@ class Order:
 
     Attributes:
         aspect_ratio: The ratio asked for; None keeps the ratio of the picture being edited.
+        faults: The faults the URL of the picture asks for.
         sent: The known fields that were sent, with their names on the wire; what ``paramJson`` echoes.
     """
 
@@ -64,6 +67,7 @@ class Order:
     model: str
     safety_tolerance: int
     call_back_url: str | None
+    faults: frozenset[Fault]
     sent: Mapping[str, object]
 
     @property
@@ -97,7 +101,10 @@ def read_order(body: object) -> Order | Refusal:
         if not _has_type(value, _TYPES[name]):
             return Refusal(422, f"{name} must be {_TYPE_NAMES[_TYPES[name]]}.")
     sent = {name: _without_surrogates(value) for name, value in sent.items()}
-    order = _order(sent)
+    try:
+        order = _order(sent)
+    except ValueError as error:  # a misspelled fault would be a test that tests nothing
+        return Refusal(422, f"inputImage: {error}")
     return _refusal(order) or order
 
 
@@ -122,6 +129,7 @@ def _order(sent: Mapping[str, object]) -> Order:
         model=text.get("model", DEFAULT_MODEL),
         safety_tolerance=tolerance,
         call_back_url=text.get("callBackUrl", "").strip() or None,
+        faults=asked_for(input_image) if input_image and is_web_address(input_image) else frozenset(),
         sent=sent,
     )
 

@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib.util
 import logging
+import os
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from flux_async.sandbox.faults import Fault
 from flux_async.sandbox.settings import SandboxError, SandboxSettings
 
 if TYPE_CHECKING:
@@ -79,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pictures=options.pictures,
             latency=options.latency,
             drop_replies=options.drop_replies,
+            webhook_key=options.webhook_key,
+            faults=options.faults,
             **({} if options.workers is None else {"workers": options.workers}),
         )
         serve(settings, host=options.host, port=options.port)
@@ -104,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--pictures", choices=("real", "none"), default="real", help="none: every result is one pixel")
     add("--latency", type=float, default=0.0, help="vendor seconds before a submit is answered (default: 0)")
     add("--drop-replies", type=float, default=0.0, metavar="SHARE", help="of paid submits, lost (default: 0)")
+    add(
+        "--webhook-key",
+        default=os.environ.get("KIE_WEBHOOK_KEY") or None,
+        help="sign callbacks with this key (default: KIE_WEBHOOK_KEY, else no signature)",
+    )
+    add("--faults", default="", metavar="LIST", help=f"such as callback-late:10%%; known: {', '.join(Fault)}")
     return parser
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
+
+from flux_async.sandbox.faults import Fault, parse_shares
 
 
 class SandboxError(Exception):
@@ -57,6 +59,16 @@ def _check_workers(_instance: object, _attribute: attrs.Attribute[Any], workers:
         raise ValueError(f"workers must be at least 1, not {workers!r}")
 
 
+def _check_webhook_key(_instance: object, _attribute: attrs.Attribute[Any], key: str | None) -> None:
+    if key is not None and not key.encode():  # bytes that are no UTF-8 are a ValueError as well
+        raise ValueError("webhook_key must not be empty: leave it out for callbacks without a signature")
+
+
+def _check_faults(instance: SandboxSettings, _attribute: attrs.Attribute[Any], faults: str) -> None:
+    if Fault.DROP_REPLY in parse_shares(faults) and instance.drop_replies:
+        raise ValueError("name the share of lost replies once: as drop_replies, or as drop-reply in faults")
+
+
 @attrs.frozen(kw_only=True)
 class SandboxSettings:
     """How one sandbox behaves; checked at birth.
@@ -77,10 +89,15 @@ class SandboxSettings:
         latency: Vendor seconds between taking a task's price and the reply to its submit; scaled by `speed`
             like everything the vendor measures.
         drop_replies: Share of submits whose reply is lost on the way: the task is made and paid, then the
-            connection is closed. Which ones follows from `seed`.
+            connection is closed. Which ones follows from `seed`. The same as ``drop-reply`` in `faults`.
+        webhook_key: The key callbacks are signed with; without one they carry no signature.
+        faults: What goes wrong, as ``"callback-missing:5%,callback-late:10%"``: names from `Fault`, each with
+            the share of tasks it befalls (5% or 0.05; a name alone means every task). Which ones follows from
+            `seed`. An input image whose URL has ``sandbox-fault=callback-missing`` in its query asks for that
+            fault (or several, separated by commas) itself.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or a fault is unknown.
         TypeError: If `keys` is a single string.
     """
 
@@ -99,3 +116,11 @@ class SandboxSettings:
     )
     latency: float = attrs.field(default=0.0, converter=float, validator=_check_latency)
     drop_replies: float = attrs.field(default=0.0, converter=float, validator=_check_share)
+    webhook_key: str | None = attrs.field(default=None, validator=_check_webhook_key, repr=False)
+    faults: str = attrs.field(default="", validator=_check_faults)
+
+    @property
+    def fault_shares(self) -> Mapping[Fault, float]:
+        """The share of tasks each fault befalls, `drop_replies` included."""
+        dropped = {Fault.DROP_REPLY: self.drop_replies} if self.drop_replies else {}
+        return {**dropped, **parse_shares(self.faults)}

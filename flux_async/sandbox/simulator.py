@@ -23,8 +23,9 @@ from urllib.parse import quote, unquote, urlsplit
 import attrs
 
 from flux_async.sandbox import replies
+from flux_async.sandbox.faults import Fault, FaultPlan
 from flux_async.sandbox.file_book import EXTENSIONS, Blob, FileBook, Link, PublicFile
-from flux_async.sandbox.ledger import Ledger
+from flux_async.sandbox.ledger import Attempt, Ledger
 from flux_async.sandbox.parameters import Order, Refusal, is_web_address, read_order
 from flux_async.sandbox.replies import Reply
 
@@ -77,9 +78,13 @@ class Task:
 
     Attributes:
         ready_at: When its drawn time has passed.
+        base_url: The address its submit was sent to; links in its callbacks begin with it.
+        faults: What goes wrong with it.
         made: The pictures or the failure, once known; they count from `ready_at` on.
+        ends_at: When it will leave GENERATING, known once `made` is.
         ended_at: When it left GENERATING.
         origin: The link to the origin, once it succeeded; `result` likewise.
+        callbacks: The deliveries of its callback; with all faults and retries they are eight.
     """
 
     task_id: str
@@ -87,12 +92,16 @@ class Task:
     order: Order
     created_at: float
     ready_at: float
+    base_url: str = ""
+    faults: frozenset[Fault] = frozenset()
     made: Pictures | Failure | None = None
+    ends_at: float | None = None
     flag: Flag = Flag.GENERATING
     ended_at: float | None = None
     origin: PublicFile | None = None
     result: PublicFile | None = None
     polls: int = 0
+    callbacks: list[Attempt] = attrs.Factory(list)
 
     @property
     def subject(self) -> str:
@@ -123,10 +132,12 @@ class Vendor:
 
     Args:
         rng: Draws ids, link names and task times; the only randomness there is.
+        faults: What goes wrong with which tasks; it only marks them, the callers carry it out.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, faults: FaultPlan | None = None) -> None:
         self._rng = rng
+        self._faults = faults or FaultPlan()
         self._accounts: dict[str, Account] = {}
         self._tasks: dict[str, Task] = {}
         self._due: list[tuple[float, str]] = []
@@ -142,7 +153,7 @@ class Vendor:
         """Return the account a key belongs to."""
         return self._accounts.get(key) if key is not None else None
 
-    def submit(self, key: str | None, body: object, now: float) -> Submission:
+    def submit(self, key: str | None, body: object, now: float, base_url: str = "") -> Submission:
         """Answer POST generate: create a task and take its price, or refuse."""
         self.advance(now)
         account = self.account(key)
@@ -157,7 +168,7 @@ class Vendor:
             account.ledger.refused[refusal.code] += 1
             return Submission(reply=replies.refusal(refusal.code, refusal.message))
         assert isinstance(order, Order)  # noqa: S101 - anything else is a refusal
-        task = self._create(account, order, now)
+        task = self._create(account, order, now, base_url)
         return Submission(reply=replies.success({"taskId": task.task_id}), task=task)
 
     def _refusal(self, account: Account, order: Order | Refusal, now: float) -> Refusal | None:
@@ -171,10 +182,18 @@ class Vendor:
             return order
         return Refusal(402, replies.NO_CREDITS) if account.balance < order.price else None
 
-    def _create(self, account: Account, order: Order, now: float) -> Task:
+    def _create(self, account: Account, order: Order, now: float, base_url: str) -> Task:
         task_id = f"{self._rng.getrandbits(128):032x}"
         seconds = self._rng.lognormvariate(math.log(MEDIAN_SECONDS[order.model]), SIGMA)
-        task = Task(task_id=task_id, account=account, order=order, created_at=now, ready_at=now + seconds)
+        task = Task(
+            task_id=task_id,
+            account=account,
+            order=order,
+            created_at=now,
+            ready_at=now + seconds,
+            base_url=base_url,
+            faults=order.faults | self._faults.drawn_for(task_id),
+        )
         self._tasks[task_id] = task
         account.balance -= order.price
         account.ledger.accept(task.subject, task_id, order.price)
@@ -193,7 +212,8 @@ class Vendor:
         task = self._tasks[task_id]
         if task.made is None:  # the first word stands: an end is sticky
             task.made = made
-            heapq.heappush(self._due, (max(task.ready_at, now), task_id))
+            task.ends_at = max(task.ready_at, now)
+            heapq.heappush(self._due, (task.ends_at, task_id))
 
     def advance(self, now: float) -> None:
         """Settle what is due by `now`."""

@@ -1,6 +1,7 @@
 """The samples of the API page, run as they are against the sandbox: a client nobody here wrote.
 
-Only the address, the key, the picture and (for cURL) the task id are filled in.
+Only the address, the key, the picture, (for cURL) the task id and (for the callback server) the port are
+filled in.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import attrs
 import httpx
 import pytest
 
@@ -74,10 +77,14 @@ def outcome(
     samples: Mapping[str, subprocess.CompletedProcess[str]], tool: str
 ) -> subprocess.CompletedProcess[str]:
     if tool not in samples:
-        if "CI" in os.environ:
-            pytest.fail(f"{tool} is not installed, and in CI it must be")
-        pytest.skip(f"{tool} is not installed")
+        missing(tool)
     return samples[tool]
+
+
+def missing(tool: str) -> NoReturn:
+    if "CI" in os.environ:
+        pytest.fail(f"{tool} is not installed, and in CI it must be")
+    pytest.skip(f"{tool} is not installed")
 
 
 @pytest.mark.parametrize(
@@ -116,3 +123,95 @@ def test_curl_sample_succeeds(
         time.sleep(0.05)
     assert record["successFlag"] == 1
     assert record["response"]["resultImageUrl"].startswith(sandbox_url)
+
+
+# The callback server
+
+
+def look_until(what: Callable[[], Any]) -> Any:
+    end = time.monotonic() + SECONDS
+    while not (found := what()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+    return found
+
+
+@attrs.frozen
+class CallbackServer:
+    """The Express sample in a process of its own."""
+
+    url: str
+    output: Path
+
+    def has_said(self, *lines: str) -> bool:
+        """Whether its output holds all of these lines."""
+        return set(lines) <= set(self.output.read_text("utf-8").splitlines())
+
+
+@contextmanager
+def running_callback_server(folder: Path) -> Iterator[CallbackServer]:
+    """Start the sample on a free port; it writes what it downloads into the folder."""
+    # Debian installs packages for Node where it finds them only when told.
+    paths = [os.environ.get("NODE_PATH", ""), "/usr/share/nodejs"]
+    environment = os.environ | {"NODE_PATH": os.pathsep.join(filter(None, paths))}
+    if shutil.which("node") is None:
+        missing("node")
+    look = ["node", "-e", "require('express')"]
+    if subprocess.run(look, check=False, env=environment, stderr=subprocess.DEVNULL).returncode:
+        missing("express (Debian: node-express)")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    script, output = folder / "callback_server.js", folder / "output.txt"
+    script.write_text((SAMPLES / script.name).read_text("utf-8").replace("3000", str(port)), "utf-8")
+    with (
+        output.open("wb") as out,
+        subprocess.Popen(
+            ["node", str(script)], cwd=folder, env=environment, stdout=out, stderr=out
+        ) as process,
+    ):
+        try:
+            server = CallbackServer(f"http://127.0.0.1:{port}/flux-callback", output)
+            look_until(lambda: server.has_said(f"Callback server running on port {port}"))
+            yield server
+        finally:
+            process.kill()
+
+
+def tasks_of(url: str) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = httpx.get(f"{url}/__sandbox/ledger").json()["tasks"]
+    return tasks
+
+
+def test_callback_server_is_called(
+    sandbox_url: str, start_sandbox: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The Express sample understands the callbacks of a success and of a failure, and its 200 is accepted."""
+    fast = start_sandbox("--pictures", "none", "--speed", "200").url
+    nowhere = f"http://127.0.0.1:9/{tmp_path.name}.png"
+    with running_callback_server(tmp_path) as server:
+        for url, image in ((fast, {}), (sandbox_url, {"inputImage": nowhere})):
+            body = {"prompt": "A lighthouse", "callBackUrl": server.url} | image
+            reply = httpx.post(
+                f"{url}/api/v1/flux/kontext/generate", json=body, headers={"Authorization": "Bearer test"}
+            )
+            assert reply.json()["code"] == 200
+        [task] = look_until(lambda: [task for task in tasks_of(fast) if task["callbacks"]])
+        path = "/api/v1/flux/kontext/record-info"
+        record = httpx.get(
+            fast + path, params={"taskId": task["taskId"]}, headers={"Authorization": "Bearer test"}
+        )
+        links = record.json()["data"]["response"]
+        look_until(
+            lambda: server.has_said(
+                "Received Flux image processing callback: {",
+                f"  taskId: '{task['taskId']}',",
+                "  status: 200,",
+                "  message: 'BFL image generated successfully.'",
+                "Image processing completed successfully",
+                f"Original image URL: {links['originImageUrl']}",
+                f"Result image URL: {links['resultImageUrl']}",
+            )
+        )
+        look_until(lambda: server.has_said("Content policy violation - please adjust prompt"))
+    counts = httpx.get(f"{fast}/__sandbox/ledger").json()["callbacks"]
+    assert counts == {"sent": 1, "accepted": 1, "failed": 0, "given_up": 0}

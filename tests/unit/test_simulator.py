@@ -546,6 +546,7 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
         "charged": 20.0,
         "refunded": 5.0,
         "polls": 2,
+        "callbacks": {"sent": 0, "accepted": 0, "failed": 0, "given_up": 0},
         "images": {
             IMAGE: {
                 "submits": 2,
@@ -553,6 +554,7 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
                 "charged": 10.0,
                 "refunded": 5.0,
                 "polls": 1,
+                "callbacks": 0,
             },
             "prompt:A tree": {
                 "submits": 1,
@@ -560,6 +562,7 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
                 "charged": 10.0,
                 "refunded": 0.0,
                 "polls": 0,
+                "callbacks": 0,
             },
         },
     }

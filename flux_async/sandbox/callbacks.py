@@ -1,0 +1,203 @@
+"""The vendor's callbacks without its network: what is sent about a task, when, and when it is given up.
+
+Nothing here reads a clock or opens a socket; the one who posts (`Courier`) asks what is due, has the letter
+written, and tells what became of it. Times are vendor seconds, as in the simulator, except for the timestamp
+of a signature: receivers compare that with a real clock (API page, "Webhook Callback Mechanism").
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import heapq
+import hmac
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import attrs
+
+from flux_async.sandbox.faults import Fault
+from flux_async.sandbox.file_book import MINUTE
+from flux_async.sandbox.ledger import Attempt
+from flux_async.sandbox.replies import Reply
+from flux_async.sandbox.simulator import Failure, Task
+
+RETRIES_AFTER: Final = (1 * MINUTE, 5 * MINUTE, 15 * MINUTE)  # each counts from the failure before it
+TIME_LIMIT: Final = 15.0  # vendor seconds
+ACCEPTED: Final = 200
+
+LATE_BY: Final = 2 * MINUTE
+STALE_BY: Final = 10 * 60.0  # real seconds
+
+SUCCESS: Final = "BFL image generated successfully."
+ATTACKER: Final = "https://attacker.example"
+
+_NOT_THE_KEY: Final = "not the key of this webhook"
+# Sent once whatever comes of it; everything else is the true callback, which is tried again.
+_ONCE: Final = {
+    Fault.CALLBACK_DUPLICATE,
+    Fault.CALLBACK_EARLY,
+    Fault.CALLBACK_FORGED,
+    Fault.CALLBACK_REPLAYED,
+    Fault.CALLBACK_STALE,
+    Fault.CALLBACK_WRONG_ID,
+}
+
+
+@attrs.define(eq=False, kw_only=True)
+class Callback:
+    """What is still to be delivered about one task.
+
+    Attributes:
+        left: The deliveries to come, in order: each as the fault it shows, or None where it shows none.
+        failures: How often the first of them has failed.
+        signature: The headers of the last delivery of the true callback.
+    """
+
+    task: Task
+    url: str
+    left: deque[Fault | None]
+    failures: int = 0
+    signature: Mapping[str, str] = attrs.Factory(dict)
+
+
+@attrs.frozen(kw_only=True)
+class Letter:
+    """One delivery, ready to be posted."""
+
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class CallbackBook:
+    """The callbacks that are still to be sent.
+
+    Args:
+        key: Signs all of them; without one they carry no signature.
+    """
+
+    def __init__(self, key: str | None = None) -> None:
+        self._key = key
+        self._numbers = itertools.count()  # what is due at one moment leaves in the order it came
+        self._due: list[tuple[float, int, Callback]] = []
+
+    def early(self, task: Task) -> Callback | None:
+        """Return what is to be sent the moment a task is created, if anything."""
+        url = task.order.call_back_url
+        if url is None or Fault.CALLBACK_EARLY not in task.faults or Fault.CALLBACK_MISSING in task.faults:
+            return None
+        return Callback(task=task, url=url, left=deque([Fault.CALLBACK_EARLY]))
+
+    def expect(self, task: Task) -> None:
+        """Take up a task whose end is known; its callback falls due when it ends."""
+        url, deliveries = task.order.call_back_url, _deliveries(task.faults)
+        if url is None or task.ends_at is None or not deliveries:
+            return
+        late = LATE_BY if Fault.CALLBACK_LATE in task.faults else 0.0
+        self._put(Callback(task=task, url=url, left=deque(deliveries)), task.ends_at + late)
+
+    @property
+    def due_at(self) -> float | None:
+        """When the next delivery falls due."""
+        return self._due[0][0] if self._due else None
+
+    def take(self, now: float) -> Iterator[Callback]:
+        """Yield what is due by `now`, to which the vendor must have advanced; each comes back to `settle`."""
+        while self._due and self._due[0][0] <= now:
+            yield heapq.heappop(self._due)[2]
+
+    def write(self, callback: Callback, unix_time: float) -> Letter:
+        """Write the delivery that is to be posted now; `unix_time` is real."""
+        task, fault = callback.task, callback.left[0]
+        named = _nobodys_id(task) if fault is Fault.CALLBACK_WRONG_ID else task.task_id
+        signature: Mapping[str, str] = {}
+        match fault:
+            case Fault.CALLBACK_FORGED:
+                signature = sign(_NOT_THE_KEY, named, int(unix_time))
+            case Fault.CALLBACK_REPLAYED:
+                signature = callback.signature
+            case _ if self._key is not None and Fault.CALLBACK_UNSIGNED not in task.faults:
+                age = STALE_BY if fault is Fault.CALLBACK_STALE else 0.0
+                signature = callback.signature = sign(self._key, named, int(unix_time - age))
+            case _:
+                pass
+        task.account.ledger.call(task.subject)
+        headers = {"Content-Type": "application/json", **signature}
+        return Letter(url=callback.url, headers=headers, body=_body(task, named, fault))
+
+    def settle(self, callback: Callback, status: int | None, sent_at: float, now: float) -> bool:
+        """Write down what became of a delivery and decide what comes next; None is no answer at all.
+
+        Returns:
+            Whether the callback was given up.
+        """
+        fault, accepted = callback.left[0], status == ACCEPTED
+        callback.task.callbacks.append(Attempt(at=sent_at, status=status, fault=fault))
+        ledger = callback.task.account.ledger
+        ledger.called(accepted=accepted)
+        if accepted or fault in _ONCE:
+            callback.left.popleft()
+            if callback.left:
+                self._put(callback, now)
+            return False
+        callback.failures += 1
+        if callback.failures > len(RETRIES_AFTER):
+            ledger.callbacks.given_up += 1
+            return True
+        self._put(callback, now + RETRIES_AFTER[callback.failures - 1])
+        return False
+
+    def _put(self, callback: Callback, at: float) -> None:
+        heapq.heappush(self._due, (at, next(self._numbers), callback))
+
+
+def sign(key: str, task_id: str, timestamp: int) -> dict[str, str]:
+    """Return the signature headers: an HMAC over task id and time of sending, but not over the body."""
+    message = f"{task_id}.{timestamp}".encode()
+    digest = hmac.new(key.encode(), message, hashlib.sha256).digest()
+    return {
+        "X-Webhook-Timestamp": str(timestamp),
+        "X-Webhook-Signature": base64.b64encode(digest).decode(),
+    }
+
+
+def _deliveries(faults: frozenset[Fault]) -> list[Fault | None]:
+    """Return what is sent about a task once it has ended, in order."""
+    if faults & {Fault.CALLBACK_MISSING, Fault.CALLBACK_EARLY}:
+        return []
+    for only in (Fault.CALLBACK_STALE, Fault.CALLBACK_WRONG_ID):
+        if only in faults:
+            return [only]
+    forged = [Fault.CALLBACK_FORGED] if Fault.CALLBACK_FORGED in faults else []
+    shown = (fault for fault in (Fault.CALLBACK_UNSIGNED, Fault.CALLBACK_LATE) if fault in faults)
+    copies = [Fault.CALLBACK_DUPLICATE] * 2 if Fault.CALLBACK_DUPLICATE in faults else []
+    replayed = [Fault.CALLBACK_REPLAYED] if Fault.CALLBACK_REPLAYED in faults else []
+    return [*forged, next(shown, None), *copies, *replayed]
+
+
+def _body(task: Task, named: str, fault: Fault | None) -> bytes:
+    origin, result = (task.base_url + file.path if file else "" for file in (task.origin, task.result))
+    code, message = ACCEPTED, SUCCESS
+    match fault:
+        case Fault.CALLBACK_EARLY:
+            # Nothing is made yet: the links look right and lead nowhere.
+            origin, result = (
+                f"{task.base_url}/files/{name}/{_nobodys_id(task)}.jpg" for name in ("origin", "result")
+            )
+        case Fault.CALLBACK_FORGED | Fault.CALLBACK_REPLAYED:
+            result = f"{ATTACKER}/{fault}/{task.task_id}.jpg"
+        case _ if isinstance(task.made, Failure):
+            # The API page shows a failure without ``info``, the vendor's current pages with empty strings.
+            code, message = task.made.code, task.made.message
+        case _:
+            pass
+    info = {"originImageUrl": origin, "resultImageUrl": result}
+    return Reply({"code": code, "msg": message, "data": {"taskId": named, "info": info}}).encode()
+
+
+def _nobodys_id(task: Task) -> str:
+    """Return an id that looks like one of the vendor's and belongs to no task."""
+    return hashlib.sha256(task.task_id.encode()).hexdigest()[:32]
