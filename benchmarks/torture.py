@@ -4,6 +4,9 @@ Real processes, real sockets, real SIGKILL. A sandbox in a child process loses 1
 charging; a worker in another runs a batch on a journal and is killed at random times, each time to be started
 anew on the same journal. In the end the journal is audited against the sandbox's ledger. Exits 1 where a job
 was lost or charged twice under ``hold``.
+
+With ``--callbacks`` the worker receives the vendor's callbacks, and dies with its receiver; what is in doubt is
+submitted again when no callback can come any more. Then nothing may be in doubt in the end either.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import json
 import random
 import select
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,8 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flux_async import FluxClient, Limits, PollPolicy
-from flux_async.batch.run import run_batch
+from flux_async import CallbackEndpoint, FluxClient, Journal, Limits, PollPolicy, run_batch
+from flux_async.cli.listening import Place, bind, listening
 
 SPEED = 20.0
 """The vendor's clock: 20 submits in 0.5 s, a task of 12 s takes 0.6 s."""
@@ -34,22 +38,44 @@ LATENCY = 1.0
 DROPPED = 0.01
 RUN_LIMIT_S = 900.0
 STOP_S = 10.0
+KEY = "torture"
+DOUBT_WAIT_S = (300.0 + 21 * 60.0) / SPEED
+"""What a task may take and the vendor's retries of its callback, on the vendor's clock."""
 
 
 # --- the worker -------------------------------------------------------------------------------------------
 
 
-async def work(url: str, journal: str, jobs: int) -> int:
+async def work(url: str, path: str, jobs: int, port: int) -> int:
     """Run the batch, or resume it; return 0 when it came to its end."""
     limits = Limits(submits=20, window_s=10.0 / SPEED)
-    polling = PollPolicy(first_s=0.5, interval_s=0.2, visible_within_s=10.0)
+    polling = PollPolicy(
+        first_s=0.5, interval_s=0.2, visible_within_s=10.0, sweep_s=1.5, callback_within_s=0.5
+    )
+    endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/", KEY, doubt_wait_s=DOUBT_WAIT_S) if port else None
     async with FluxClient("test", url, limits=limits, polling=polling, timeout=60.0) as client:
         images = (f"https://pictures.example/{n}.jpg" for n in range(jobs))
-        async with run_batch(client, images, journal=journal) as batch:
-            print("running", flush=True)
-            async for _ in batch:
-                pass
+        journal = await Journal(path).open(account=client.fingerprint)
+        try:
+            async with receiving(endpoint, journal, client, port):
+                doubt = "hold" if endpoint is None else "resubmit"
+                batch = run_batch(client, images, journal=journal, callbacks=endpoint, in_doubt=doubt)
+                async with batch:
+                    print("running", flush=True)
+                    async for _ in batch:
+                        pass
+        finally:
+            await journal.aclose()
     return 0
+
+
+def receiving(
+    endpoint: CallbackEndpoint | None, journal: Journal, client: FluxClient, port: int
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """Receive callbacks, where there are any."""
+    if endpoint is None:
+        return contextlib.nullcontext()
+    return listening(bind(Place("127.0.0.1", port)), endpoint, journal, client)
 
 
 # --- the parent -------------------------------------------------------------------------------------------
@@ -71,6 +97,12 @@ def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
                     process.kill()
 
 
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def first_line(process: subprocess.Popen[str], seconds: float = 30.0) -> str:
     """Return the first line a child prints."""
     assert process.stdout is not None
@@ -78,11 +110,12 @@ def first_line(process: subprocess.Popen[str], seconds: float = 30.0) -> str:
     return process.stdout.readline().strip() if ready else ""
 
 
-def torture(jobs: int, kills: int, seed: int, folder: Path) -> dict[str, float]:
+def torture(jobs: int, kills: int, seed: int, folder: Path, port: int = 0) -> dict[str, float]:
     """Kill the worker ``kills`` times, let it finish, and return the audit."""
     rng = random.Random(seed)
     journal = folder / "journal.sqlite3"
     options = ("--speed", SPEED, "--credits", jobs * 20, "--latency", LATENCY, "--drop-replies", DROPPED)
+    options += ("--webhook-key", KEY)
     sandbox_command = ("-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", *map(str, options))
     begun, killed = time.monotonic(), 0
     mean_s = 0.8 * jobs / (20 / 10 * SPEED) / max(1, kills)  # so that the kills spread over the whole batch
@@ -91,7 +124,8 @@ def torture(jobs: int, kills: int, seed: int, folder: Path) -> dict[str, float]:
         while True:
             if time.monotonic() - begun > RUN_LIMIT_S:
                 raise SystemExit("torture: not done in time")
-            with child(__file__, "--work", url, str(journal), "--jobs", str(jobs)) as worker:
+            order = ("--work", url, str(journal), "--jobs", str(jobs), "--port", str(port))
+            with child(__file__, *order) as worker:
                 if first_line(worker) != "running":
                     raise SystemExit(f"torture: the worker did not start (exit {worker.wait(STOP_S)})")
                 limit = rng.uniform(0.0, 2 * mean_s) if killed < kills else RUN_LIMIT_S
@@ -151,19 +185,24 @@ def main() -> int:
     form.add_argument("--long", action="store_true", help="5,000 jobs, 50 kills: some minutes")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--kills", type=int)
+    parser.add_argument("--callbacks", action="store_true", help="told by callbacks as well")
+    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help="of the kill times (default: %(default)s)")
     parser.add_argument("--work", nargs=2, metavar=("URL", "JOURNAL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     jobs = options.jobs or (5_000 if options.long else 300)
     if options.work:
         url, journal = options.work
-        return asyncio.run(work(url, journal, jobs))
+        return asyncio.run(work(url, journal, jobs, options.port))
     kills = options.kills if options.kills is not None else (50 if options.long else 8)
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        figures = torture(jobs, kills, options.seed, Path(folder))
+        port = free_port() if options.callbacks else 0
+        figures = torture(jobs, kills, options.seed, Path(folder), port)
     for name, value in figures.items():
         print(f"{name:<24}{value:>10,}")
     bad = figures["lost"] or figures["charged twice"] or not figures["integrity_check ok"]
+    if options.callbacks:
+        bad = bad or figures["in doubt, charged"] or figures["in doubt, not charged"]
     return 1 if bad or figures["kills"] < kills else 0
 
 

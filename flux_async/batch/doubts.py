@@ -53,6 +53,7 @@ class Doubts:
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
     _nap: Nap | None = attrs.field(default=None, init=False, repr=False)
     _seen: int = attrs.field(default=0, init=False)
+    _has_read: bool = attrs.field(default=False, init=False)
 
     # --- what is parked -----------------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ class Doubts:
 
     async def settle(self) -> None:
         """Drive again what is due, until the run has nothing more to do."""
-        while self._parked or self.is_active():
+        while self._parked or self.is_active() or not self._has_read:
             self._changed.clear()
             for key in self._take_due():
                 stored = await self.journal.job(key)
@@ -116,9 +117,17 @@ class Doubts:
                     await self._arrived(entry)
             except JournalError as error:  # callbacks only save time: the batch goes on without
                 logger.warning("callbacks cannot be read: %s", error)
+                self._first_read_is_over()
                 await self._clock.sleep(_AFTER_TROUBLE_S)
             else:
+                self._first_read_is_over()
                 await self.journal.mail.wait()
+
+    def _first_read_is_over(self) -> None:
+        """From now on the run may end: what came before it began is known."""
+        if not self._has_read:
+            self._has_read = True
+            self.reconsider()
 
     async def peek(self) -> None:
         """Look now and then for what another process has received, until cancelled."""

@@ -301,14 +301,14 @@ class Driver:
         for entry in await self.journal.callbacks_for(self.stored.number):
             if endpoint.keys and not entry.signed:
                 continue  # a reason to look, not to believe
-            confirmed = await self._is_our_task(entry.task_id, endpoint.address_for(callback_id))
+            confirmed = await self._is_our_task(entry.task_id, callback_id)
             if confirmed:
                 return entry.task_id, again_at
             if confirmed is None:  # ever more rarely: it may be a lie
                 again_at = min(again_at, now + max(_SOONEST_S, now - entry.at))
         return None, again_at
 
-    async def _is_our_task(self, task_id: TaskId, callback_url: str) -> bool | None:
+    async def _is_our_task(self, task_id: TaskId, callback_id: str) -> bool | None:
         """Ask record-info whether a task was made from this job's submit; None where it cannot tell now."""
         if await self.journal.owner_of(task_id) not in {None, self.job.key}:
             return False
@@ -318,7 +318,7 @@ class Driver:
             if error.scope is Scope.STOP or isinstance(error, ConfigurationError):
                 raise
             return None
-        return is_echo(record.params, self.stored.request, callback_url)
+        return is_echo(record.params, self.stored.request, callback_id)
 
     # --- watching -----------------------------------------------------------------------------------------
 

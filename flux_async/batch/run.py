@@ -46,7 +46,7 @@ from flux_async.models import Failed, ImageResult, InDoubtPolicy, Job, Model, Ou
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import RETRIES_END_AFTER_S, CallbackEndpoint
-from flux_async.protocol.wire import build_submit, read_submit
+from flux_async.protocol.wire import read_submit
 from flux_async.transport.shielded import see_through
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -456,7 +456,7 @@ class BatchRun:
 
     async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
         """Put a chunk of inputs into the journal; what is no request becomes an outcome of its own."""
-        entries = []
+        jobs = []
         for given in chunk:
             try:
                 job = as_job(given)
@@ -465,11 +465,8 @@ class BatchRun:
                 self._tally.refused()
                 await send.send(Failed(job=None, error=error))
                 continue
-            request = job.request
-            if request.callback_url is not None:  # an address is of an attempt, not of the job
-                request = attrs.evolve(request, callback_url=None)
-            entries.append((job.key, (build_submit(request).body or b"").decode()))
-        return await self.journal.add(entries)
+            jobs.append(job)
+        return await self.journal.add_jobs(jobs)
 
     async def _pages(self, state: JobState) -> AsyncIterator[StoredJob]:
         """Yield the journal's jobs in ``state`` page by page."""

@@ -24,6 +24,7 @@ from flux_async.cli.exits import Exit
 from flux_async.cli.inputs import gather_inputs, refuse_local
 
 if TYPE_CHECKING:
+    from flux_async.cli.listening import Place
     from flux_async.cli.remove_text import RunOrder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +38,16 @@ def read_rate(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple
     if found is None or int(found[1]) == 0 or float(found[2]) == 0:
         raise click.BadParameter(f"{value!r} is no rate: write submits/seconds, like 20/10.")
     return int(found[1]), float(found[2])
+
+
+def read_place(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Place | None:
+    """Return the place that ``HOST:PORT`` names."""
+    from flux_async.cli.listening import Place  # noqa: PLC0415 - loaded with the option
+
+    place = None if value is None else Place.read(value)
+    if value is not None and place is None:
+        raise click.BadParameter(f"{value!r} is no address: write HOST:PORT, like 0.0.0.0:8080.")
+    return place
 
 
 def _choice(kind: type[Model | AspectRatio | OutputFormat]) -> click.Choice[str]:
@@ -94,6 +105,17 @@ def _run_options(command: F) -> F:
             help="Submits per seconds that the account allows.",
             metavar="N/SECONDS",
         ),
+        click.option(
+            "--listen",
+            callback=read_place,
+            help="Receive the callbacks here; --callback-url must lead to it.",
+            metavar="HOST:PORT",
+        ),
+        click.option(
+            "--callback-url",
+            help="Address the vendor calls when a task ends; KIE_WEBHOOK_KEY holds the key it signs with.",
+            metavar="URL",
+        ),
     ):
         command = option(command)
     return command
@@ -107,9 +129,16 @@ def _order(
     timeout: float,
     max_credits: float | None,
     no_download: bool,
+    callback_url: str | None,
+    listen: Place | None,
     **more: Any,
 ) -> RunOrder:
+    from flux_async import CallbackEndpoint  # noqa: PLC0415 - loaded where it is needed
+    from flux_async.cli.listening import webhook_keys  # noqa: PLC0415 - as above
     from flux_async.cli.remove_text import RunOrder  # noqa: PLC0415 - loads rich
+
+    if listen is not None and callback_url is None:
+        raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
 
     return RunOrder(
         folder=folder,
@@ -117,6 +146,8 @@ def _order(
         timeout_s=timeout,
         download=not no_download,
         max_credits=max_credits,
+        callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
+        listen=listen,
         **more,
     )
 
@@ -293,6 +324,14 @@ def show_balance(as_json: bool) -> int:
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Processes that work on pictures.  [default: 1 or 2]"
 )
+@click.option(
+    "--pictures", type=click.Choice(["real", "none"]), default="real", help="none: every result is one pixel."
+)
+@click.option("--latency", type=float, default=0.0, help="Vendor's seconds before a submit is answered.")
+@click.option(
+    "--webhook-key", envvar="KIE_WEBHOOK_KEY", help="Sign callbacks with it; default KIE_WEBHOOK_KEY."
+)
+@click.option("--faults", default="", help="What goes wrong, such as drop-reply:1%,callback-late:10%.")
 def sandbox(host: str, port: int, balance: float, workers: int | None, **settings: Any) -> int:
     """Serve the vendor's API on this machine, for tests and dry runs: no real key, no network, no charge."""
     from flux_async.sandbox import SandboxError, SandboxSettings, serve  # noqa: PLC0415

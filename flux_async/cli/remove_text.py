@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -13,6 +16,7 @@ import anyio.to_thread
 import attrs
 
 from flux_async import (
+    CallbackEndpoint,
     EditRequest,
     Failed,
     FluxClient,
@@ -31,6 +35,7 @@ from flux_async.cli.exits import Exit, halts
 from flux_async.cli.inputs import Given
 from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
+from flux_async.cli.listening import Place, bind, check_server, listening
 from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
 from flux_async.cli.progress import RunView, WindowUse
@@ -61,6 +66,8 @@ class RunOrder:
         download: Whether results are brought to disk.
         in_doubt: What to do with submits whose answer never came.
         max_credits: What this run may spend.
+        callbacks: Where the vendor reports ends, or None.
+        listen: Where this run receives them; None leaves that to a receiver elsewhere.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
     Raises:
@@ -73,6 +80,8 @@ class RunOrder:
     download: bool = True
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     max_credits: float | None = None
+    callbacks: CallbackEndpoint | None = None
+    listen: Place | None = None
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -141,6 +150,7 @@ class RemoveText:
     _repaired: int = attrs.field(default=0, init=False)
     _window: WindowUse = attrs.field(init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False)
+    _socket: socket.socket | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._window = WindowUse(self.order.limits.window_s)
@@ -153,6 +163,21 @@ class RemoveText:
             JournalError: Somebody else runs the folder, or its journal cannot be used; nothing was sent.
         """
         began = self.clock.monotonic()
+        with self._listener():
+            return await self._run(began)
+
+    @contextlib.contextmanager
+    def _listener(self) -> Iterator[None]:
+        """Hold the port of the callbacks."""
+        if self.order.listen is None:
+            yield
+            return
+        check_server()
+        self._socket = bind(self.order.listen)
+        with self._socket:
+            yield
+
+    async def _run(self, began: float) -> Exit:
         async with self.make_client() as client:
             folder = await RunFolder.open(self.order.folder, account=client.fingerprint)
             try:
@@ -216,14 +241,21 @@ class RemoveText:
             in_doubt=order.in_doubt,
             max_credits=order.max_credits,
             timeout=order.timeout_s,
+            callbacks=order.callbacks,
             on_progress=self._progressed,
         )
         try:
-            async with batch as self._batch:
+            async with self._told(client, folder), batch as self._batch:
                 async for outcome in batch:
                     await self._settled(folder, outcome)
         finally:
             self._progress, self._batch = batch.progress, None
+
+    def _told(self, client: FluxClient, folder: RunFolder) -> AbstractAsyncContextManager[None]:
+        """Receive callbacks where this run is to."""
+        if self.order.callbacks is None:
+            return contextlib.nullcontext()
+        return listening(self._socket, self.order.callbacks, folder.journal, client)
 
     async def _settled(self, folder: RunFolder, outcome: Outcome) -> None:
         """Write down and show one outcome; trouble with the results ends the spending, not the rest."""

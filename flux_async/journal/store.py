@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -35,7 +35,8 @@ from flux_async.journal.lease import Lease
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
 from flux_async.journal.writer import Writer
 from flux_async.lifecycle import LIVE, Event, JobSnapshot, JobState, Problem, SubmitIntended, apply, recover
-from flux_async.models import CallbackEvent, JobKey, TaskId
+from flux_async.models import CallbackEvent, Job, JobKey, TaskId
+from flux_async.protocol.wire import build_submit, read_submit
 
 if TYPE_CHECKING:
     import sqlite3
@@ -180,6 +181,22 @@ class Journal:
         """
         return await self._do(lambda c: _add(c, entries))
 
+    async def add_jobs(self, jobs: Sequence[Job]) -> list[StoredJob]:
+        """Add jobs as :meth:`add` does: from its return on they are kept, whoever runs the journal.
+
+        A running batch learns of them from its inputs, a later one from :meth:`pending_jobs`. The address of
+        a callback is left out: it belongs to an attempt, not to the job.
+        """
+        return await self.add([(job.key, _body_of(job)) for job in jobs])
+
+    async def pending_jobs(self) -> AsyncIterator[Job]:
+        """Yield the jobs that wait for their first submit, or for another, in order of arrival."""
+        after = 0
+        while page := await self.jobs(JobState.PENDING, after=after):
+            for stored in page:
+                yield Job(key=stored.job.key, request=read_submit(stored.request))
+            after = page[-1].number
+
     async def record(
         self, number: int, job: JobSnapshot, event: Event, *, before: JobSnapshot | None = None
     ) -> None:
@@ -285,6 +302,10 @@ def _check_account(connection: sqlite3.Connection, account: str) -> None:
             "This journal holds the tasks of another key or address.",
             advice="Use the key and address it was made with, or give this run a journal of its own.",
         )
+
+
+def _body_of(job: Job) -> str:
+    return (build_submit(attrs.evolve(job.request, callback_url=None)).body or b"").decode()
 
 
 def _add(connection: sqlite3.Connection, entries: Sequence[tuple[JobKey, str]]) -> list[StoredJob]:

@@ -108,18 +108,19 @@ def read_submit(body: str) -> ImageRequest:
         raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
 
 
-def is_echo(params: Mapping[str, Any] | None, body: str, callback_url: str | None = None) -> bool:
+def is_echo(params: Mapping[str, Any] | None, body: str, callback_id: str | None = None) -> bool:
     """Say whether a record's ``paramJson`` is of the submit with this body: is this the task we asked for?
 
     The vendor echoes the fields that were sent, reordered and perhaps not all of them. Prompt and picture
-    must be there; whatever else is there must be the same, the callback's address included.
+    must be there; whatever else is there must be the same. An address to call must hold ``callback_id``.
     """
     sent: dict[str, Any] = json.loads(body)
     told = params or {}
     if any(told.get(name) != sent[name] for name in ("prompt", "inputImage") if name in sent):
         return False
-    if callback_url is not None:
-        sent[_wire_name("callback_url")] = callback_url
+    called = told.get(_wire_name("callback_url"))
+    if callback_id is not None and called is not None and callback_id not in str(called):
+        return False
     return all(told[name] == value for name, value in sent.items() if name in told)
 
 

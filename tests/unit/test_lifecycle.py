@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from flux_async.errors import Charge, ConnectionLost, FluxError, TaskFailed
 from flux_async.lifecycle import (
+    AwaitCallback,
     FINAL,
     LIVE,
     TRANSITIONS,
@@ -211,6 +212,13 @@ def test_result_address_is_renewed() -> None:
 def test_next_step(state: JobState, step: object) -> None:
     """Each state has one step that follows from it."""
     assert next_step(job(state)) == step
+
+
+def test_a_doubt_whose_callback_may_come_waits_for_it() -> None:
+    """Only in doubt, and only where somebody listens."""
+    assert next_step(job(JobState.IN_DOUBT), callback_may_come=True) == AwaitCallback()
+    for state in set(JobState) - {JobState.IN_DOUBT}:
+        assert next_step(job(state), callback_may_come=True) == next_step(job(state))
 
 
 def test_a_refused_job_waits() -> None:

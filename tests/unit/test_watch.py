@@ -25,7 +25,7 @@ from flux_async import (
     TaskRecord,
     TaskStatus,
 )
-from flux_async.policy.polling import Watch
+from flux_async.policy.polling import CallbackHealth, Watch
 from flux_async.protocol.codes import CODES, PollMeaning, error_for
 
 TASK = TaskId("t1")
@@ -194,3 +194,85 @@ def test_stragglers_are_looked_at_ever_more_rarely() -> None:
     for _ in range(3):
         wait.saw_record(record(TaskStatus.GENERATING), 61.0)
     assert wait.next_look(61.0, 0.5) == pytest.approx(3.0 * 1.4**3)
+
+
+# --- callbacks --------------------------------------------------------------------------------------------
+
+
+def test_a_callback_brings_the_next_look_forward() -> None:
+    """Now, where the last look is not of just now; else a second after it."""
+    wait = watch()
+    assert wait.next_look(0.0, 0.5) == 3.0
+    wait.rang(0.5)
+    assert wait.next_look(0.5, 0.5) == 0.0
+    wait = watch()
+    wait.saw_record(record(TaskStatus.GENERATING), 3.0)
+    wait.rang(3.2)
+    assert wait.next_look(3.2, 0.5) == pytest.approx(0.8)
+    assert wait.next_look(9.0, 0.5) == 0.0
+
+
+def test_after_a_callback_looks_follow_soon_and_then_as_ever() -> None:
+    """A second, two, four … after a look that found nothing; six in all, and the callback is forgotten."""
+    wait = watch(policy=PollPolicy(jitter=0.0, interval_s=30.0, cap_s=60.0, first_s=30.0))
+    wait.rang(1.0)
+    now, gaps = 1.0, []
+    for _ in range(9):
+        delay = wait.next_look(now, 0.5)
+        assert delay is not None
+        gaps.append(delay)
+        now += delay
+        wait.saw_record(record(TaskStatus.GENERATING), now)
+        wait.rang(now)  # a flood of them changes nothing
+    assert gaps[:7] == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+
+
+def test_a_sweep_replaces_the_rhythm_but_not_the_patience_with_trouble() -> None:
+    """While callbacks come, looks are ``sweep_s`` apart; a look that failed is repeated as ever."""
+    wait = watch()
+    assert wait.next_look(0.0, 0.5, told=True) == 30.0
+    spread = watch(policy=PollPolicy(jitter=0.2))
+    assert spread.next_look(0.0, 1.0, told=True) == pytest.approx(36.0)
+    wait.saw_error(ConnectionLost("x"), 1.0)
+    delay = wait.next_look(1.0, 0.5, told=True)
+    assert delay is not None
+    assert delay < 10
+
+
+def test_callbacks_are_believed_after_three_and_doubted_after_some() -> None:
+    """Ends with their callback count for it, ends without against it."""
+    health = CallbackHealth(within_s=5.0)
+    assert not health.are_coming(0.0)
+    for number in range(3):
+        assert not health.are_coming(0.0)
+        health.ended(TaskId(f"a{number}"), 0.0, rung=True)
+    assert health.are_coming(0.0)
+    for number in range(3):
+        health.ended(TaskId(f"b{number}"), 1.0, rung=False)
+    assert health.are_coming(5.9), "they may still come"
+    assert not health.are_coming(6.0)
+
+
+def test_a_callback_that_comes_a_little_late_counts() -> None:
+    """Within five seconds of the end it has come; after that it is missing, and only a latecomer."""
+    health = CallbackHealth(within_s=5.0)
+    for number in range(3):
+        health.ended(TaskId(f"a{number}"), 0.0, rung=False)
+        assert health.rang(TaskId(f"a{number}"), 4.9)
+    assert health.are_coming(4.9)
+    health.ended(TaskId("late"), 10.0, rung=False)
+    assert not health.rang(TaskId("late"), 15.0)
+    assert not health.rang(TaskId("nobody"), 15.0)
+
+
+def test_callbacks_that_come_again_are_believed_again() -> None:
+    """After an outage it takes some more than at first."""
+    health = CallbackHealth(within_s=5.0)
+    for number in range(20):
+        health.ended(TaskId(f"a{number}"), float(number), rung=False)
+    assert not health.are_coming(100.0)
+    needed = 0
+    while not health.are_coming(200.0):
+        health.ended(TaskId(f"b{needed}"), 200.0, rung=True)
+        needed += 1
+    assert 10 <= needed <= 20

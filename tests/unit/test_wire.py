@@ -25,8 +25,10 @@ from flux_async.protocol.envelope import WireResponse
 from flux_async.protocol.wire import (
     build_credit,
     build_record_info,
+    build_stored_submit,
     build_submit,
     image_of,
+    is_echo,
     parse_credit,
     parse_record,
     parse_submit,
@@ -229,3 +231,45 @@ def test_a_missing_record_names_its_task() -> None:
     with pytest.raises(NotFoundError) as caught:
         parse_record(WireResponse(status=200, body=b'{"code":200,"msg":"success","data":null}'), TASK)
     assert caught.value.task_id == TASK
+
+
+# --- the body of an attempt, and its echo -----------------------------------------------------------------
+
+BODY = (build_submit(EditRequest.text_removal("https://h.example/a.jpg")).body or b"").decode()
+CALLBACK = "0123456789abcdef0123456789abcdef"
+
+
+def test_a_stored_submit_carries_the_address_of_its_attempt() -> None:
+    """The fields are those that were stored, and one more; without an address nothing changes."""
+    url = f'https://ours.example/hook?who="me"&c={CALLBACK}'
+    body = json.loads(build_stored_submit(BODY, url).body or b"")
+    assert body == json.loads(BODY) | {"callBackUrl": url}
+    assert (build_stored_submit(BODY).body or b"").decode() == BODY
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"callBackUrl": f"https://elsewhere.example/?c={CALLBACK}"}, True),
+        ({"callBackUrl": "https://elsewhere.example/?c=" + "f" * 32}, False),
+        ({"prompt": "another"}, False),
+        ({"inputImage": "https://h.example/b.jpg"}, False),
+        ({"model": "flux-kontext-max"}, False),
+        ({"unheard": 1}, True),
+    ],
+)
+def test_an_echo_is_of_the_same_submit(changes: dict[str, Any], expected: bool) -> None:
+    """What the vendor repeats must be what was sent; what it adds does not matter."""
+    assert is_echo(json.loads(BODY) | changes, BODY, CALLBACK) is expected
+
+
+def test_an_echo_must_show_prompt_and_picture() -> None:
+    """A partial one will do, an empty or unreadable one will not."""
+    sent = json.loads(BODY)
+    assert is_echo({"prompt": sent["prompt"], "inputImage": sent["inputImage"]}, BODY)
+    assert not is_echo({"prompt": sent["prompt"]}, BODY)
+    assert not is_echo({}, BODY)
+    assert not is_echo(None, BODY)
+    words = (build_submit(GenerateRequest(prompt="a lighthouse")).body or b"").decode()
+    assert is_echo({"prompt": "a lighthouse"}, words, CALLBACK)

@@ -1,0 +1,116 @@
+"""``examples/fastapi_app.py``, served for real: submit in one request, told by webhook, killed in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SECONDS = 40
+KEY = "hook-key"
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def serving(sandbox: str, journal: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve the example with uvicorn in a child process, ended by its pid."""
+    environment = os.environ | {
+        "KIE_BASE_URL": sandbox,
+        "KIE_API_KEY": "test",
+        "KIE_WEBHOOK_KEY": KEY,
+        "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "FLUX_JOURNAL": str(journal),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--port",
+        str(port),
+        "--app-dir",
+        str(EXAMPLES),
+        "fastapi_app:app",
+    ]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: answers(port))
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(10)
+                finally:
+                    process.kill()
+
+
+def answers(port: int) -> bool:
+    """Whether the server is up."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/pictures/none", timeout=2).status_code == 404
+    except httpx.HTTPError:
+        return False
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Wait until something is true, looking every 50 ms."""
+    deadline = time.monotonic() + SECONDS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+    return value
+
+
+def state(port: int, key: str) -> dict[str, Any]:
+    """Ask the example how a picture stands."""
+    told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/pictures/{key}", timeout=5).json()
+    return told
+
+
+@pytest.fixture
+def sandbox(start_sandbox: Any) -> str:
+    """A sandbox that signs its callbacks."""
+    url: str = start_sandbox("--speed", "6", "--pictures", "none", "--webhook-key", KEY).url
+    return url
+
+
+def test_submitted_in_one_request_told_by_webhook_killed_in_between(sandbox: str, tmp_path: Path) -> None:
+    """Every picture that was acknowledged ends once, whatever happens to the server; none is paid twice."""
+    pytest.importorskip("fastapi")
+    port, journal = free_port(), tmp_path / "app.sqlite3"
+    images = [f"https://pictures.example/{number}.jpg" for number in range(12)]
+    url = f"http://127.0.0.1:{port}/pictures"
+    with serving(sandbox, journal, port) as process:
+        assert httpx.post(url, json={"image": "no address"}, timeout=5).status_code == 422
+        keys = [httpx.post(url, json={"image": image}, timeout=5).json()["key"] for image in images]
+        until(lambda: any(state(port, key)["state"] == "submitted" for key in keys))
+        process.kill()
+        process.wait()
+    with serving(sandbox, journal, port):
+        until(lambda: all(state(port, key)["state"] in {"done", "in_doubt"} for key in keys))
+        again = httpx.post(url, json={"image": images[0]}, timeout=5).json()["key"]
+        assert again == keys[0]
+        done = [told for key in keys if (told := state(port, key))["state"] == "done"]
+        assert all(told["result_url"].startswith(sandbox) for told in done)
+    ledger = httpx.get(f"{sandbox}/__sandbox/ledger", timeout=5).json()
+    assert all(len(line["tasks"]) <= 1 for line in ledger["images"].values())
+    assert len(done) >= len(images) - 5, (
+        "only submits that were in the air at the kill may wait for their callback"
+    )
+    assert ledger["callbacks"]["accepted"] > 0

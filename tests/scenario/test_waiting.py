@@ -1,0 +1,217 @@
+"""Many wait for one task: one look serves them all, and a callback wakes them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from flux_async import FluxClient, NotFoundError, PollDeadlineExceeded, TaskFailed, TaskId
+from flux_async.models import CallbackEvent
+
+TASK = TaskId("t1")
+
+
+async def waits(client: FluxClient, count: int, **options: Any) -> list[Any]:
+    """Let several coroutines wait for the task, and return what each of them got."""
+    results: list[Any] = []
+
+    async def one() -> None:
+        try:
+            results.append(await client.wait(TASK, **options))
+        except Exception as error:  # noqa: BLE001 - looked at below
+            results.append(error)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(one())
+    return results
+
+
+async def test_one_look_serves_all(client: FluxClient, transport: Any) -> None:
+    """Fifty coroutines that wait for a task make the looks of one."""
+    results = await waits(client, 50)
+    assert {image.result_url for image in results} == {"https://files.example/t1.jpg"}
+    assert transport.count("record-info") == 3
+
+
+async def test_who_comes_late_shares_the_looks(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """A second wait that begins between two looks of the first causes no more of them than it would alone."""
+    transport.script["record-info"] = [make.record(0)] * 9 + [make.record(1)]
+
+    async def late() -> None:
+        await clock.sleep(4.5)
+        await client.wait(TASK)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(client.wait(TASK))
+        group.create_task(late())
+    assert transport.count("record-info") == 10
+
+
+async def test_when_the_one_who_looks_is_cancelled_another_takes_over(
+    client: FluxClient, transport: Any, clock: Any
+) -> None:
+    """The wait of the others goes on where the one whose request is on its way is cancelled."""
+    transport.latency_s = 2.0
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(client.wait(TASK))
+        second = group.create_task(client.wait(TASK))
+        while not transport.in_the_air:
+            await asyncio.sleep(0)
+        first.cancel()
+    assert first.cancelled()
+    assert second.result().task_id == TASK
+
+
+async def test_a_failure_is_told_to_each(client: FluxClient, transport: Any, make: Any) -> None:
+    """Every waiter raises an error of his own: the same words, not the same object."""
+    transport.script["record-info"] = [make.record(0), make.record(3, errorCode=501, errorMessage="no")]
+    errors = await waits(client, 3)
+    assert all(isinstance(error, TaskFailed) for error in errors)
+    transport.script["record-info"] = [make.answer(None, 422, msg="The record does not exist")]
+    errors = await waits(client, 3)
+    assert all(isinstance(error, NotFoundError) or error.task_id == TASK for error in errors)
+    assert len({id(error) for error in errors}) == 3
+
+
+async def test_each_wait_keeps_its_own_deadline(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """A short wait beside a long one ends at its own time."""
+    transport.script["record-info"] = [make.record(0)]
+    began = clock.now
+    ends: list[float] = []
+
+    async def one(timeout: float) -> None:
+        with pytest.raises(PollDeadlineExceeded):
+            await client.wait(TASK, timeout=timeout)
+        ends.append(clock.now - began)
+
+    async with asyncio.TaskGroup() as group:
+        for timeout in (10.0, 40.0):
+            group.create_task(one(timeout))
+    assert ends == pytest.approx([10.0, 40.0], abs=2.5)
+
+
+async def test_a_callback_wakes_all_who_wait(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """With the doorbell the end is seen at once, and one look finds it."""
+    transport.script["record-info"] = [make.record(1)]
+
+    async def ring() -> None:
+        await clock.sleep(0.5)
+        client.ring(CallbackEvent(task_id=TASK))
+
+    began = clock.now
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ring())
+        for _ in range(5):
+            group.create_task(client.wait(TASK))
+    assert clock.now - began == pytest.approx(0.6)
+    assert transport.count("record-info") == 1
+
+
+async def test_a_callback_before_the_wait_is_kept(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """Whoever comes to wait for a task whose callback has come looks at once."""
+    transport.script["record-info"] = [make.record(1)]
+    client.ring("t1")
+    began = clock.now
+    await client.wait(TASK)
+    assert clock.now - began == pytest.approx(0.1)
+
+
+async def test_a_flood_of_false_callbacks_costs_few_looks(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """A thousand lies a second about one task cause a handful of looks, and no wrong result."""
+    transport.script["record-info"] = [make.record(0)]
+
+    async def lie() -> None:
+        for _ in range(2000):
+            client.ring("t1")
+            await clock.sleep(0.01)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(lie())
+        with pytest.raises(PollDeadlineExceeded):
+            await client.wait(TASK, timeout=20)
+    assert transport.count("record-info") <= 14
+
+
+async def test_early_callbacks_are_kept_within_bounds(client: FluxClient) -> None:
+    """Callbacks for tasks that nobody waits for do not fill the memory."""
+    for number in range(10_500):
+        client.ring(f"nobody-{number}")
+    assert len(client._waiting._early) == 10_000
+    assert client._waiting._boards == {}
+
+
+async def test_nothing_is_kept_of_a_wait_that_is_over(client: FluxClient) -> None:
+    """When the last waiter has gone, nothing is left of the task."""
+    await waits(client, 2)
+    assert client._waiting._boards == {}
+
+
+async def _many(
+    client: FluxClient, transport: Any, clock: Any, make: Any, *, heard: range, count: int
+) -> list[float]:
+    """Run tasks of 12 s one after another; ring for those in ``heard``; return how late each end was seen."""
+    lags = []
+    for number in range(count):
+        ready = clock.now + 12.0
+        task = f"n{number}"
+        transport.script["record-info"] = [
+            lambda request, ready=ready, task=task: make.record(int(clock.now >= ready), task)
+        ]
+
+        async def ring(task: str = task, ready: float = ready) -> None:
+            await clock.sleep(ready - clock.now)
+            client.ring(task)
+
+        async with asyncio.TaskGroup() as group:
+            if number in heard:
+                group.create_task(ring())
+            await client.wait(task)
+        lags.append(clock.now - ready)
+        await clock.sleep(6.0)
+    return lags
+
+
+async def test_while_callbacks_come_polling_is_a_sweep(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """After three ends that callbacks told of, a task costs the one look that confirms it."""
+    await _many(client, transport, clock, make, heard=range(3), count=3)
+    before = transport.count("record-info")
+    lags = await _many(client, transport, clock, make, heard=range(20), count=20)
+    assert transport.count("record-info") - before == 20
+    assert max(lags) < 0.2
+
+
+async def test_when_callbacks_stop_polling_is_what_it_was(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """Two or three ends that no callback told of, and tasks are looked at as without callbacks."""
+    await _many(client, transport, clock, make, heard=range(8), count=8)
+    lags = await _many(client, transport, clock, make, heard=range(0), count=10)
+    assert max(lags[:3]) > 10, "these waited for the sweep"
+    assert max(lags[4:]) < 4.0
+    lags = await _many(client, transport, clock, make, heard=range(40), count=40)
+    before = transport.count("record-info")
+    await _many(client, transport, clock, make, heard=range(5), count=5)
+    assert transport.count("record-info") - before == 5, "and they are believed again"
+
+
+async def test_without_callbacks_nothing_changes(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """Where none ever comes, the rhythm is the policy's from the first task to the last."""
+    lags = await _many(client, transport, clock, make, heard=range(0), count=12)
+    assert max(lags) < 4.0
