@@ -5,8 +5,8 @@ charging; a worker in another runs a batch on a journal and is killed at random 
 anew on the same journal. In the end the journal is audited against the sandbox's ledger. Exits 1 where a job
 was lost or charged twice under ``hold``.
 
-With ``--callbacks`` the worker receives the vendor's callbacks, and dies with its receiver; what is in doubt is
-submitted again when no callback can come any more. Then nothing may be in doubt in the end either.
+With ``--callbacks`` the worker receives the vendor's callbacks, and dies with its receiver; what is in doubt
+is submitted again when no callback can come any more. Then nothing may be in doubt in the end either.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ from flux_async.errors import (
 from flux_async.journal.store import Journal
 from flux_async.models import (
     AspectRatio,
+    CallbackEvent,
     EditRequest,
     Failed,
     GenerateRequest,
@@ -67,6 +68,8 @@ from flux_async.models import (
 from flux_async.policy.admission import Limits
 from flux_async.policy.polling import PollPolicy
 from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.callbacks import CallbackEndpoint
+from flux_async.webhook import WebhookReceiver
 
 __version__ = "0.1.0"
 
@@ -77,6 +80,8 @@ __all__ = [
     "BatchProgress",
     "BatchRun",
     "BudgetExhausted",
+    "CallbackEndpoint",
+    "CallbackEvent",
     "CallbackRejected",
     "Charge",
     "ClientClosed",
@@ -128,6 +133,7 @@ __all__ = [
     "TaskStatus",
     "UnclaimedTask",
     "UnexpectedResponse",
+    "WebhookReceiver",
     "WrongEventLoop",
     "run_batch",
 ]

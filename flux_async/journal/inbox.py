@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 _MOST_PER_ATTEMPT = 8
-"""Tasks that callbacks may name for one attempt: one is right, and who knows the address may lie."""
+"""Tasks that callbacks may name for one attempt, signed ones and others each: one is right, and who knows the
+address may lie."""
 
 _ENTRIES = (
     "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, attempt.number = job.attempts "
@@ -61,6 +62,8 @@ class Inbox:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+        if path == ":memory:":
+            raise JournalError("An inbox in memory would be seen by nobody.", advice="Give it a file.")
         try:
             self._path = Path(path).resolve()
         except (OSError, TypeError, ValueError) as error:
@@ -82,7 +85,11 @@ class Inbox:
             raise JournalError("The inbox is open already.", advice="Open it once, and close it.")
         make_folder(self._path)
         writer = Writer(lambda: open_file(self._path), asyncio.get_running_loop())
-        await writer.start()
+        try:
+            await writer.start()
+        except BaseException:
+            await writer.stop()  # else the thread of who is cancelled here would wait for work for ever
+            raise
         self._writer = writer
         return self
 
@@ -111,13 +118,27 @@ class Inbox:
 
 def put(connection: sqlite3.Connection, event: CallbackEvent, at: float) -> None:
     """Write a callback down once, and count the deliveries that say the same again."""
-    connection.execute(
-        "INSERT INTO inbox (at, callback_id, task_id, signed, code) "
-        "SELECT ?, callback_id, ?, ?, ? FROM attempt WHERE callback_id = ? "
-        "AND (SELECT count(*) FROM inbox WHERE inbox.callback_id = attempt.callback_id) < ? "
-        "ON CONFLICT (callback_id, task_id, signed) DO UPDATE SET deliveries = deliveries + 1",
-        (at, event.task_id, int(event.signed), event.code, event.attempt_id, _MOST_PER_ATTEMPT),
+    values = {
+        "at": at,
+        "attempt": event.attempt_id,
+        "task": event.task_id,
+        "signed": int(event.signed),
+        "code": event.code,
+        "most": _MOST_PER_ATTEMPT,
+    }
+    again = connection.execute(
+        "UPDATE inbox SET deliveries = deliveries + 1 "
+        "WHERE callback_id = :attempt AND task_id = :task AND signed = :signed",
+        values,
     )
+    if not again.rowcount:
+        connection.execute(
+            "INSERT INTO inbox (at, callback_id, task_id, signed, code) "
+            "SELECT :at, callback_id, :task, :signed, :code FROM attempt WHERE callback_id = :attempt "
+            # Counted apart, so that nobody without the key can take the place of what is signed.
+            "AND (SELECT count(*) FROM inbox WHERE callback_id = :attempt AND signed = :signed) < :most",
+            values,
+        )
 
 
 def unsettled_after(connection: sqlite3.Connection, number: int) -> tuple[list[InboxEntry], int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ _STEPS = ("schema.sql", "schema_2.sql")
 SCHEMA_VERSION = len(_STEPS)
 
 _MEMORY = ":memory:"
+_WAL_TURNS, _WAL_TURN_S = 20, 0.05
 
 
 def make_folder(path: Path) -> None:
@@ -72,6 +75,10 @@ def open_file(path: Path) -> sqlite3.Connection:
     import sqlite3  # noqa: PLC0415 - as above
 
     try:
+        if path.exists() and path.stat().st_size:
+            # Closing a connection that may write would tidy up another program's files.
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+                _check_ours(connection, path)
         return _open(path)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
@@ -88,7 +95,7 @@ def _open(path: str | Path) -> sqlite3.Connection:
         connection.execute("PRAGMA busy_timeout = 5000")
         _check_ours(connection, path)
         if path != _MEMORY:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
         _migrate(connection)
     except BaseException:
@@ -97,10 +104,30 @@ def _open(path: str | Path) -> sqlite3.Connection:
     return connection
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL; where others open the file too, SQLite may call it busy without having waited."""
+    import sqlite3  # noqa: PLC0415 - as above
+
+    for turn in range(_WAL_TURNS):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or turn == _WAL_TURNS - 1:
+                raise
+            threading.Event().wait(_WAL_TURN_S)
+        else:
+            return
+
+
 def _check_ours(connection: sqlite3.Connection, path: str | Path) -> None:
-    ours = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    connection.execute("BEGIN")  # one look, so that a schema being written is seen whole or not at all
+    try:
+        ours = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = _version(connection)
+        empty = not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
     if empty and ours == version == 0:
         return  # new, or made by a process that ended before it could write the schema
     if ours != APPLICATION_ID:

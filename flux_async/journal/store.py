@@ -225,8 +225,10 @@ class Journal:
         if event.attempt_id is None:
             return
         at = self._clock.wall()
-        await self._do(lambda c: inbox.put(c, event, at))
-        self.mail.set()
+        try:
+            await self._do(lambda c: inbox.put(c, event, at))
+        finally:
+            self.mail.set()  # a caller who was cancelled has written it all the same
 
     async def callbacks_after(self, number: int) -> tuple[list[InboxEntry], int]:
         """Return the callbacks beyond ``number`` whose jobs wait for something, and the newest number."""

@@ -48,12 +48,13 @@ _LARGEST_CODE = 9999  # a journal cannot hold every integer that JSON can
 _LONGEST_MESSAGE = 1000
 
 Headers = Mapping[str, str] | Iterable[tuple[bytes, bytes]]
+Keys = str | bytes | Iterable[str | bytes] | None
 
 
 # --- addresses --------------------------------------------------------------------------------------------
 
 
-def check_keys(given: str | bytes | Iterable[str | bytes] | None) -> tuple[bytes, ...]:
+def check_keys(given: Keys) -> tuple[bytes, ...]:
     """Return webhook keys as bytes, white space around them stripped.
 
     Raises:
@@ -61,8 +62,12 @@ def check_keys(given: str | bytes | Iterable[str | bytes] | None) -> tuple[bytes
     """
     if given is None:
         return ()
-    several = given if isinstance(given, Iterable) and not isinstance(given, str | bytes) else (given,)
-    return tuple(_key(key) for key in several)
+    if isinstance(given, str | bytes):
+        return (_key(given),)
+    try:
+        return tuple(map(_key, given))
+    except TypeError:  # not several of anything
+        return (_key(None),)
 
 
 def _key(given: object) -> bytes:
@@ -74,7 +79,7 @@ def _key(given: object) -> bytes:
         raise InvalidInput(
             "A webhook key must be a string with something in it.",
             advice="Generate one at kie.ai/settings, or leave it out where callbacks are not signed.",
-        ) from None
+        )
     return key.strip()
 
 
@@ -149,10 +154,11 @@ def sign(task_id: str, key: str | bytes, *, at: float) -> dict[str, str]:
     return {TIMESTAMP_HEADER: timestamp, SIGNATURE_HEADER: signature_of(task_id, timestamp, key)}
 
 
-def verify(headers: Headers, task_id: str, keys: Iterable[bytes], *, now: float) -> None:
+def verify(headers: Headers, task_id: str, keys: Keys, *, now: float) -> None:
     """Check that one of ``keys`` signed ``task_id`` within ±300 s of ``now`` (seconds since the epoch).
 
     Raises:
+        InvalidInput: A key cannot be used.
         CallbackRejected: It did not; ``http_status`` is 401.
     """
     pairs = tuple(headers.items() if isinstance(headers, Mapping) else headers)
@@ -161,7 +167,8 @@ def verify(headers: Headers, task_id: str, keys: Iterable[bytes], *, now: float)
     if not _TIMESTAMP.fullmatch(timestamp) or sent is None:
         raise _unsigned("The callback has no usable signature and timestamp.")
     matches = [
-        hmac.compare_digest(sent, base64.b64decode(signature_of(task_id, timestamp, key))) for key in keys
+        hmac.compare_digest(sent, base64.b64decode(signature_of(task_id, timestamp, key)))
+        for key in check_keys(keys)  # a string is one key, and not as many as it has characters
     ]  # every key is tried, so that the time taken tells nothing
     if not any(matches):
         raise _unsigned("The callback's signature does not match.")
@@ -243,15 +250,16 @@ def _misshapen(words: str) -> CallbackRejected:
 
 
 def read_callback(
-    headers: Headers, body: bytes, query: str | bytes, keys: Iterable[bytes], *, now: float
+    headers: Headers, body: bytes, query: str | bytes, keys: Keys, *, now: float
 ) -> CallbackEvent:
     """Read a delivery and, where there are ``keys``, verify it; ``signed`` says whether that was done.
 
     Raises:
         CallbackRejected: Its shape (400) or its signature (401) is wrong.
+        InvalidInput: A key cannot be used.
     """
+    several = check_keys(keys)
     event = parse(body, attempt_id=attempt_in(query))
-    several = tuple(keys)
     if not several:
         return event
     verify(headers, event.task_id, several, now=now)

@@ -1,0 +1,543 @@
+"""Callbacks on disk: who may write them, what is kept of them, which files are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_async import CallbackEvent, JobKey, Journal, JournalError, JournalVersionError, TaskId
+from flux_async.journal.inbox import Inbox
+from flux_async.journal.schema import SCHEMA_VERSION, open_file
+from flux_async.journal.store import StoredJob
+from flux_async.lifecycle import (
+    Event,
+    JobSnapshot,
+    Problem,
+    ResubmitGranted,
+    Saved,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitUnknown,
+    TaskSucceeded,
+    apply,
+)
+
+URL = "https://files.example/t.jpg"
+PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
+WAIT_S = 30
+V1 = Path(sys.modules["flux_async.journal.schema"].__file__ or "").with_name("schema.sql")
+
+
+def attempt_id(number: int) -> str:
+    return f"{number:032x}"
+
+
+def event(
+    task: str, attempt: str | None = attempt_id(1), *, signed: bool = True, code: int = 200
+) -> CallbackEvent:
+    return CallbackEvent(task_id=TaskId(task), code=code, attempt_id=attempt, signed=signed)
+
+
+def rows(path: Path, sql: str = "SELECT callback_id, task_id, signed, code, deliveries FROM inbox") -> Any:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+async def happened(journal: Journal, stored: StoredJob, *events: Event) -> JobSnapshot:
+    """Take a job through ``events``, each on disk before the next."""
+    job = stored.job
+    for one in events:
+        job = apply(job, one)
+        await journal.record(stored.number, job, one)
+    return job
+
+
+async def submitting(journal: Journal, count: int = 1) -> list[StoredJob]:
+    """Add jobs and begin an attempt of each; the attempt's id is made of the job's number."""
+    added = await journal.add([(JobKey(f"k{n}"), "{}") for n in range(1, count + 1)])
+    for stored in added:
+        await happened(journal, stored, SubmitIntended(at=1.0, callback_id=attempt_id(stored.number)))
+    return added
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+# --- beside a run -----------------------------------------------------------------------------------------
+
+_HOLDER = """
+import asyncio, sys
+from flux_async import JobKey, Journal
+from flux_async.lifecycle import SubmitIntended, apply
+
+async def main():
+    async with Journal(sys.argv[1]) as journal:
+        (stored,) = await journal.add([(JobKey("k1"), "{}")])
+        intent = SubmitIntended(at=1.0, callback_id=f"{1:032x}")
+        await journal.record(stored.number, apply(stored.job, intent), intent)
+        print("open", flush=True)
+        while not await journal.newest_callback():
+            await asyncio.sleep(0.01)
+        (entry,) = await journal.callbacks_for(stored.number)
+        print(entry.task_id, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def child(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", program, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], WAIT_S)
+    return process.stdout.readline().strip() if ready else ""
+
+
+async def test_beside_a_run_in_another_process(path: Path) -> None:
+    """A callback reaches the run that another process makes, which learns of it from the file."""
+    with child(_HOLDER, str(path)) as run:
+        assert line_of(run) == "open"
+        async with Inbox(path) as inbox:
+            await inbox.receive(event("t"))
+        assert await asyncio.to_thread(line_of, run) == "t"
+
+
+async def test_beside_a_run_in_this_process(path: Path) -> None:
+    """An inbox and the journal of a run share a file also within a process, and neither harms the other."""
+    async with Journal(path) as journal, Inbox(path) as inbox:
+        (stored,) = await submitting(journal)
+        assert await journal.newest_callback() == 0
+        await inbox.receive(event("t"))
+        assert await journal.newest_callback() == 1
+        assert not journal.mail.is_set()
+        await journal.receive(event("u"))
+        assert journal.mail.is_set()
+        await inbox.aclose()
+        assert [entry.task_id for entry in await journal.callbacks_for(stored.number)] == ["t", "u"]
+        with pytest.raises(JournalError, match="being run"):
+            await Journal(path).open()
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_before_there_is_a_journal(path: Path) -> None:
+    """An inbox makes the file, folder and all; a run then opens it, and what is written later is kept."""
+    path = path.with_name("new") / path.name
+    async with Inbox(path) as inbox:
+        await inbox.receive(event("early"))
+        async with Journal(path) as journal:
+            (stored,) = await submitting(journal)
+            await inbox.receive(event("t"))
+            assert [entry.task_id for entry in await journal.callbacks_for(stored.number)] == ["t"]
+    async with Journal(path) as journal:
+        assert [entry.task_id for entry in await journal.callbacks_for(stored.number)] == ["t"]
+    assert rows(path) == [(attempt_id(1), "t", 1, 200, 1)]
+
+
+async def test_many_receivers_at_once(path: Path) -> None:
+    """Receivers in several threads and loops write into one file, and every delivery is counted."""
+    async with Journal(path) as journal:
+        await submitting(journal, 5)
+
+        async def deliver() -> None:
+            async with Inbox(path) as inbox, asyncio.TaskGroup() as group:
+                for number in range(1, 6):
+                    group.create_task(inbox.receive(event("t", attempt_id(number))))
+
+        threads = [threading.Thread(target=asyncio.run, args=(deliver(),)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+    assert rows(path, "SELECT task_id, deliveries FROM inbox") == [("t", 6)] * 5
+
+
+# --- what is kept -----------------------------------------------------------------------------------------
+
+
+async def test_only_what_names_an_attempt(path: Path) -> None:
+    """A callback of no attempt, or of one this journal does not know, leaves nothing; it is no error."""
+    async with Journal(path) as journal, Inbox(path) as inbox:
+        await submitting(journal)
+        for keeper in (journal, inbox):
+            await keeper.receive(event("t", None))
+            await keeper.receive(event("t", attempt_id(2)))
+            await keeper.receive(event("t", "' OR 1=1 --"))
+    assert rows(path) == []
+
+
+async def test_the_same_again_is_counted(path: Path) -> None:
+    """Deliveries that say the same are one entry, with their number and the first one's code."""
+    async with Journal(path) as journal, Inbox(path) as inbox:
+        await submitting(journal)
+        await inbox.receive(event("t", code=501))
+        await inbox.receive(event("t", code=200))
+        await journal.receive(event("t"))
+        await inbox.receive(event("t", signed=False))
+    assert rows(path) == [(attempt_id(1), "t", 1, 501, 3), (attempt_id(1), "t", 0, 200, 1)]
+
+
+async def test_tasks_of_an_attempt_are_bounded(path: Path) -> None:
+    """Eight tasks can be named for an attempt; what nobody signed takes no place of what was signed."""
+    async with Journal(path) as journal, Inbox(path) as inbox:
+        await submitting(journal, 2)
+        for number in range(20):
+            await inbox.receive(event(f"forged{number}", signed=False))
+        for number in range(20):
+            await inbox.receive(event(f"t{number}"))
+        await inbox.receive(event("t7"))
+        await inbox.receive(event("t8"))
+        await inbox.receive(event("other", attempt_id(2)))
+    assert rows(path, "SELECT signed, count(*), sum(deliveries) FROM inbox GROUP BY 1") == [
+        (0, 8, 8),
+        (1, 9, 10),
+    ]
+    assert rows(path, "SELECT task_id FROM inbox WHERE callback_id LIKE '%2'") == [("other",)]
+
+
+async def test_what_a_run_reads(path: Path) -> None:
+    """A run reads callbacks in order of arrival, of jobs that wait for something; or those of one job."""
+    async with Journal(path) as journal:
+        _, submitted, doubtful, done, again = await submitting(journal, 5)
+
+        async def go_on(stored: StoredJob, *events: Event) -> None:
+            job = (await journal.job(stored.job.key) or stored).job
+            for one in events:
+                job = apply(job, one)
+                await journal.record(stored.number, job, one)
+
+        accepted = SubmitAccepted(at=2.0, task_id=TaskId("t"))
+        unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
+        succeeded = TaskSucceeded(at=3.0, result_url=URL, origin_url=URL, generation_s=1.0)
+        await go_on(submitted, accepted)
+        await go_on(doubtful, unknown)
+        await go_on(done, accepted, succeeded, Saved(at=4.0, file="a.jpg"))
+        await go_on(
+            again, unknown, ResubmitGranted(at=3.0), SubmitIntended(at=4.0, callback_id=attempt_id(99))
+        )
+        for number in (5, 4, 3, 2, 1, 99):
+            await journal.receive(event(f"t{number}", attempt_id(number), signed=number != 3))
+        await journal.receive(event("t4", attempt_id(4)))
+
+        entries, newest = await journal.callbacks_after(0)
+        assert newest == 6
+        assert await journal.newest_callback() == 6
+        assert [(entry.number, entry.task_id, entry.is_latest) for entry in entries] == [
+            (1, "t5", False),
+            (3, "t3", True),
+            (4, "t2", True),
+            (5, "t1", True),
+            (6, "t99", True),
+        ]
+        assert (entries[1].job, entries[1].signed, entries[2].signed) == ("k3", False, True)
+        assert entries[0].at <= entries[1].at
+        later, newest = await journal.callbacks_after(4)
+        assert ([entry.number for entry in later], newest) == ([5, 6], 6)
+        assert await journal.callbacks_after(6) == ([], 6)
+        assert [entry.task_id for entry in await journal.callbacks_for(again.number)] == ["t99"]
+        assert [entry.task_id for entry in await journal.callbacks_for(done.number)] == ["t4"]
+        assert await journal.callbacks_for(12345) == []
+
+
+async def test_a_journal_in_memory_has_an_inbox() -> None:
+    """A journal without a file keeps callbacks too; nobody else can have put one there."""
+    async with Journal() as journal:
+        (stored,) = await submitting(journal)
+        await journal.receive(event("t"))
+        assert [entry.task_id for entry in await journal.callbacks_for(stored.number)] == ["t"]
+        assert await journal.newest_callback() == 0
+
+
+async def test_newest_callback_of_a_file_that_is_gone(path: Path) -> None:
+    """Where nothing can be read now there is no newest callback; it is no error."""
+    async with Journal(path) as journal:
+        await submitting(journal)
+        await journal.receive(event("t"))
+        assert await journal.newest_callback() == 1
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("ALTER TABLE inbox RENAME TO elsewhere")
+        assert await journal.newest_callback() == 0
+
+
+# --- opening and closing ----------------------------------------------------------------------------------
+
+
+async def test_an_inbox_says_whether_it_is_open(path: Path) -> None:
+    """It is opened once, closed as often as one likes, and opened again; what comes between is an error."""
+    inbox = Inbox(path)
+    assert repr(inbox) == f"<Inbox of {path}>"
+    with pytest.raises(JournalError, match="not open"):
+        await inbox.receive(event("t"))
+    async with inbox:
+        with pytest.raises(JournalError, match="open already"):
+            await inbox.open()
+    await inbox.aclose()
+    with pytest.raises(JournalError, match="not open"):
+        await inbox.receive(event("t"))
+    async with inbox:
+        await inbox.receive(event("t"))
+
+
+async def test_cancelled_while_opening(path: Path) -> None:
+    """Who is cancelled while the file is opened leaves no thread and no connection behind."""
+    before = set(threading.enumerate())
+    async with asyncio.TaskGroup() as group:
+        opening = group.create_task(Inbox(path).open())
+        await asyncio.sleep(0)
+        opening.cancel()
+    assert opening.cancelled()
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert "flux-async journal" not in left
+    assert not path.with_name(path.name + "-wal").exists()
+
+
+@pytest.mark.parametrize("where", [5, None, "a\0b", ":memory:"])
+def test_paths_that_are_none(where: Any) -> None:
+    """What can be no file that others see is refused when the inbox is made."""
+    with pytest.raises(JournalError):
+        Inbox(where)
+
+
+@pytest.mark.parametrize("place", ["folder", "under a file"])
+async def test_impossible_places(tmp_path: Path, place: str) -> None:
+    """A path that cannot hold a file is a JournalError, not a bare OSError."""
+    (tmp_path / "file").write_text("x")
+    where = tmp_path if place == "folder" else tmp_path / "file" / "run.sqlite3"
+    with pytest.raises(JournalError):
+        await Inbox(where).open()
+
+
+# --- older journals ---------------------------------------------------------------------------------------
+
+
+def make_v1(path: Path) -> None:
+    """Make a journal as the first release did, with jobs in several states."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(V1.read_text(encoding="utf-8"))
+        connection.execute(f"PRAGMA application_id = {0x464C5558}")
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute("INSERT INTO meta VALUES ('account', '')")
+        connection.executescript(
+            """
+            INSERT INTO job (number, key, request, state, attempts, charge, task_id) VALUES
+              (1, 'k1', '{"n":1}', 'pending', 0, 'no', NULL),
+              (2, 'k2', '{"n":2}', 'submitting', 1, 'maybe', NULL),
+              (3, 'k3', '{"n":3}', 'submitted', 2, 'yes', 't3');
+            INSERT INTO attempt VALUES
+              (2, 1, 'submitting', 10.0, NULL), (3, 1, 'over', 11.0, NULL), (3, 2, 'submitted', 12.0, 't3');
+            INSERT INTO event VALUES (1, 2, 10.0, 'SubmitIntended', '{}');
+            """
+        )
+
+
+TABLES = ("job", "event", "meta")
+
+
+async def test_an_older_journal_is_brought_up_to_date(path: Path) -> None:
+    """A run opens a journal of the first release: nothing of it changes, and callbacks can be kept."""
+    make_v1(path)
+    before = [rows(path, f"SELECT * FROM {table}") for table in TABLES]
+    async with Journal(path) as journal:
+        assert {state.value: n for state, n in (await journal.counts()).items()} == {
+            "pending": 1,
+            "submitting": 1,
+            "submitted": 1,
+        }
+        assert await journal.attempt(3, 2) == (12.0, None)
+        stored = await journal.job("k1")
+        assert stored is not None
+        await happened(journal, stored, SubmitIntended(at=20.0, callback_id=attempt_id(1)))
+        await journal.receive(event("t"))
+        assert [entry.task_id for entry in await journal.callbacks_for(1)] == ["t"]
+    assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+    assert rows(path, "SELECT * FROM job WHERE number > 1") == before[0][1:]
+    assert rows(path, "SELECT * FROM meta") == before[2]
+
+
+async def test_an_inbox_brings_an_older_journal_up_to_date(path: Path) -> None:
+    """A receiver may be the first of a new release to open a journal; it loses nothing either."""
+    make_v1(path)
+    before = [rows(path, f"SELECT * FROM {table}") for table in TABLES]
+    async with Inbox(path) as inbox:
+        await inbox.receive(event("t"))
+    assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+    assert [rows(path, f"SELECT * FROM {table}") for table in TABLES] == before
+    assert rows(path, "SELECT job, number, callback_id FROM attempt") == [
+        (2, 1, None),
+        (3, 1, None),
+        (3, 2, None),
+    ]
+    assert rows(path) == []
+
+
+_OPENERS = """
+import os, sqlite3, sys
+from pathlib import Path
+from flux_async.journal.schema import open_file
+
+for path in sys.argv[2:]:
+    waiting, gate = os.pipe()
+    several = []
+    for _ in range(int(sys.argv[1])):
+        several.append(os.fork())
+        if not several[-1]:
+            os.close(gate)
+            os.read(waiting, 1)
+            try:
+                open_file(Path(path)).close()
+            except Exception as error:
+                os.write(1, repr(error).encode())
+            os._exit(0)
+    os.close(gate)
+    os.close(waiting)
+    for pid in several:
+        os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize("make", [None, make_v1, Path.touch], ids=["new", "v1", "empty"])
+def test_many_processes_open_at_once(tmp_path: Path, make: Callable[[Path], None] | None) -> None:
+    """However many processes open a journal that is to be made or brought up to date, each of them can."""
+    paths = [tmp_path / f"{turn}.sqlite3" for turn in range(20)]
+    for path in paths if make else ():
+        make(path)
+    command = [sys.executable, "-c", _OPENERS, "6", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
+    for path in paths:
+        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+        assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+# --- files that are left alone ----------------------------------------------------------------------------
+
+
+def _text(path: Path) -> None:
+    path.write_text("image,key\nhttps://example/1.jpg,a\n")
+
+
+def _foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('x');")
+
+
+def _foreign_with_a_log(path: Path) -> None:
+    """Leave the database of a program that was killed: what it wrote last is not in the file itself yet."""
+    work = path.with_name("work.sqlite3")
+    with closing(sqlite3.connect(work)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('x');")
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{work}{suffix}", f"{path}{suffix}")
+
+
+def _newer(path: Path) -> None:
+    open_file(path).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def _scrambled_header(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\x00" + bytes(range(256)) * 40)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (_text, JournalError, "is not a journal"),
+        (_foreign, JournalError, "another program's database"),
+        (_foreign_with_a_log, JournalError, "another program's database"),
+        (_newer, JournalVersionError, "newer release"),
+        (_scrambled_header, JournalError, "damaged"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+async def test_strange_files_are_left_alone(
+    path: Path, spoil: Callable[[Path], None], error: type[JournalError], words: str
+) -> None:
+    """A file that is no journal of ours is refused with a reason, and not one byte of it changes."""
+    spoil(path)
+    log = path.with_name(path.name + "-wal")
+    before = path.read_bytes(), log.exists() and log.read_bytes()
+    with pytest.raises(error, match=words) as refused:
+        await Inbox(path).open()
+    assert str(path) in str(refused.value)
+    assert (path.read_bytes(), before[1] and log.read_bytes()) == before
+
+
+# --- disks ------------------------------------------------------------------------------------------------
+
+# Everything is imported before the rights are given up.
+_WRITER = """
+import asyncio, concurrent.futures.thread, os, resource, sqlite3, sys
+from flux_async import CallbackEvent, JournalError
+from flux_async.journal.inbox import Inbox
+
+async def main(path, how):
+    if how == "read-only" and os.getuid() == 0:  # whom no permission stops
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        async with Inbox(path) as inbox:
+            if how == "full":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path), resource.RLIM_INFINITY))
+            for number in range(10_000):
+                event = CallbackEvent(task_id="t" * 200, attempt_id=f"{number % 500 + 1:032x}", signed=True)
+                await inbox.receive(event)
+            print("all kept")
+    except JournalError as error:
+        print("JournalError:", error)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    yield folder
+    folder.chmod(0o777)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("how", ["full", "read-only file", "read-only folder"])
+def test_disks_that_take_nothing(open_folder: Path, how: str) -> None:
+    """Where the disk is full or nothing may be written, keeping a callback is a JournalError."""
+    path = open_folder / "run.sqlite3"
+
+    async def make() -> None:
+        async with Journal(path) as journal:
+            await submitting(journal, 500)
+
+    asyncio.run(make())
+    path.chmod(0o444 if how == "read-only file" else 0o666)
+    open_folder.chmod(0o555 if how == "read-only folder" else 0o777)
+    command = [sys.executable, "-c", _WRITER, str(path), how.partition(" ")[0]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.stdout.startswith("JournalError: "), (done.stdout, done.stderr)
+    open_folder.chmod(0o777)
+    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
