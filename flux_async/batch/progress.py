@@ -29,6 +29,7 @@ class BatchProgress:
         succeeded: Jobs that have their picture.
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
+        parked: Jobs in doubt that wait for their callback.
         credits: Credits this run has spent by the price list, submits in doubt included.
         elapsed_s: Seconds since the run began.
     """
@@ -40,6 +41,7 @@ class BatchProgress:
     succeeded: int = 0
     failed: int = 0
     in_doubt: int = 0
+    parked: int = 0
     credits: float = 0.0
     elapsed_s: float = 0.0
 
@@ -96,6 +98,7 @@ class Tally:
             succeeded=self._ended["Succeeded"],
             failed=self._ended["Failed"],
             in_doubt=self._ended["InDoubt"],
+            parked=self._states[JobState.IN_DOUBT],
             credits=self.credits,
             elapsed_s=elapsed_s,
         )

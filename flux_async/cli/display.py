@@ -150,6 +150,8 @@ def plain_line(view: RunView) -> str:
         f"{view.in_flight} in flight",
         f"{batch.failed + batch.in_doubt} failed",
     ]
+    if batch.parked:
+        parts.append(f"{batch.parked} await a callback")
     if view.per_minute > 0:
         parts.append(f"{view.per_minute:.0f}/min")
     if view.eta_s is not None:

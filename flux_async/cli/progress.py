@@ -49,6 +49,12 @@ class RunView:
         return self.batch.generating + self.batch.fetching
 
     @property
+    def only_awaits_callbacks(self) -> bool:
+        """Whether nothing but the callbacks of submits in doubt is missing."""
+        parked = self.batch.parked
+        return parked > 0 and self.in_flight == 0 and self.settled + parked >= self.total
+
+    @property
     def per_minute(self) -> float:
         """Images settled by this run, per minute: 30 in 90 s is 20."""
         return 60.0 * self.worked_off / self.batch.elapsed_s if self.batch.elapsed_s > 0 else 0.0

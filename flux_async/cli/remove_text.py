@@ -45,6 +45,7 @@ from flux_async.clock import Clock, SystemClock
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import Problem, Saved, apply
 from flux_async.models import JobKey
+from flux_async.protocol.callbacks import RETRIES_END_AFTER_S
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
 
@@ -150,6 +151,7 @@ class RemoveText:
     _repaired: int = attrs.field(default=0, init=False)
     _window: WindowUse = attrs.field(init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False)
+    _said_what_is_awaited: bool = attrs.field(default=False, init=False)
     _socket: socket.socket | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -334,6 +336,14 @@ class RemoveText:
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
         )
         _tell(self.display.progressed, view)
+        if view.only_awaits_callbacks and not self._said_what_is_awaited:
+            self._said_what_is_awaited = True
+            minutes = (self.order.timeout_s + RETRIES_END_AFTER_S) / 60
+            self.display.note(
+                f"{progress.parked} submits in doubt wait for their callbacks, each for up to {minutes:.0f} minutes. "
+                "Ctrl-C leaves them for the next run.",
+                "yellow",
+            )
 
     async def _tick(self) -> None:
         while True:

@@ -169,11 +169,12 @@ class Ended:
 
 @attrs.frozen
 class Cli:
-    """Runs ``flux-async`` in a folder, against one address, with one key."""
+    """Runs ``flux-async`` in a folder, against one address, with one key, and more of an environment."""
 
     folder: Path
     base_url: str = NOBODY
     key: str | None = "test"
+    more: dict[str, str] = attrs.field(factory=dict)
 
     @contextmanager
     def start(self, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
@@ -181,6 +182,7 @@ class Cli:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
         environment |= {"KIE_BASE_URL": self.base_url, "COLUMNS": "120"}
         environment |= {} if self.key is None else {"KIE_API_KEY": self.key}
+        environment |= self.more
         with subprocess.Popen(
             [sys.executable, "-m", "flux_async.cli", *arguments],
             cwd=self.folder,

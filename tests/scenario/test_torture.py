@@ -24,3 +24,13 @@ def test_nothing_is_lost_and_nothing_is_paid_twice() -> None:
     assert figures["integrity_check ok"] == "1"
     ended = ("done", "in doubt, charged", "in doubt, not charged")
     assert sum(int(figures[how]) for how in ended) == 300
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+def test_with_callbacks_nothing_stays_in_doubt() -> None:
+    """The same told by callbacks, whose receiver dies with the worker: every doubt is settled in the end."""
+    command = [sys.executable, str(SCRIPT), "--callbacks", "--jobs", "200", "--kills", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
+    assert (figures["done"], figures["charged twice"]) == ("200", "0")

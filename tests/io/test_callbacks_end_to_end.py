@@ -1,0 +1,165 @@
+"""Told by a vendor that calls back for real: real sandbox, real sockets, real processes, real lies."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+import pytest
+
+from flux_async import CallbackEndpoint, FluxClient, Limits, PollPolicy, Succeeded, run_batch
+
+KEY = "hook-key"
+SPEED = 40
+FAST = PollPolicy(first_s=0.1, interval_s=0.1, sweep_s=1.0, callback_within_s=0.2, visible_within_s=5.0)
+LIMITS = Limits(submits=20, window_s=10.0 / SPEED)
+IMAGES = [f"https://pictures.example/{number}.jpg" for number in range(12)]
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def ledger(url: str) -> dict[str, Any]:
+    """Ask the sandbox for its book."""
+    book: dict[str, Any] = httpx.get(f"{url}/__sandbox/ledger", timeout=10).json()
+    return book
+
+
+@contextmanager
+def receiver_process(journal: Path, port: int) -> Iterator[None]:
+    """Receive callbacks in a process of its own, which knows nothing of the batch but the path."""
+    program = (
+        "import sys, uvicorn; from flux_async import WebhookReceiver; "
+        "uvicorn.run(WebhookReceiver(sys.argv[1], key=sys.argv[2]), port=int(sys.argv[3]), log_level='error')"
+    )
+    command = [sys.executable, "-c", program, str(journal), KEY, str(port)]
+    with subprocess.Popen(command) as process:
+        try:
+            for _ in range(400):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            finally:
+                process.kill()
+
+
+def options(port: int) -> list[str]:
+    """The options of a run that is told."""
+    address = f"127.0.0.1:{port}"
+    pace = ["--rate", f"20/{10 / SPEED}", "--no-download"]
+    return ["-o", "out", "--callback-url", f"http://{address}/hook", "--listen", address, *pace]
+
+
+FAULTS = [
+    "callback-forged,callback-replayed",
+    "callback-duplicate,callback-late:30%",
+    "callback-early:50%,callback-wrong-id:20%",
+    "callback-stale:30%,callback-unsigned:30%",
+    "callback-missing",
+]
+
+
+@pytest.mark.parametrize("faults", FAULTS)
+async def test_hostile_callbacks_change_no_result(start_sandbox: Any, tmp_path: Path, faults: str) -> None:
+    """Every picture succeeds with the vendor's own address, and is paid once, whatever is told about it."""
+    url = start_sandbox(
+        "--speed", str(SPEED), "--pictures", "none", "--webhook-key", KEY, "--faults", faults, "--seed", "3"
+    ).url
+    port, journal = free_port(), tmp_path / "run.sqlite3"
+    endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook", key=KEY)
+    with receiver_process(journal, port):
+        async with (
+            FluxClient("test", url, polling=FAST, limits=LIMITS) as client,
+            run_batch(client, IMAGES, journal=journal, callbacks=endpoint) as batch,
+        ):
+            outcomes = [outcome async for outcome in batch]
+    assert len(outcomes) == len(IMAGES)
+    assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
+    assert all(outcome.image.result_url.startswith(f"{url}/") for outcome in outcomes)
+    book = ledger(url)
+    assert all(len(line["tasks"]) == 1 for line in book["images"].values())
+    assert (book["callbacks"]["sent"] == 0) == (faults == "callback-missing")
+
+
+async def test_another_process_receives_what_settles_a_lost_answer(
+    start_sandbox: Any, tmp_path: Path
+) -> None:
+    """A third of the answers is lost after the charge; the callbacks of another process name their tasks."""
+    url = start_sandbox(
+        "--speed",
+        str(SPEED),
+        "--pictures",
+        "none",
+        "--webhook-key",
+        KEY,
+        "--faults",
+        "drop-reply:40%",
+        "--seed",
+        "1",
+    ).url
+    port, journal = free_port(), tmp_path / "run.sqlite3"
+    endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook?mine=1", key=["new-key", KEY])
+    with receiver_process(journal, port):
+        async with (
+            FluxClient("test", url, polling=FAST, limits=LIMITS) as client,
+            run_batch(client, IMAGES, journal=journal, callbacks=endpoint) as batch,
+        ):
+            outcomes = [outcome async for outcome in batch]
+    assert sum(isinstance(outcome, Succeeded) for outcome in outcomes) == len(IMAGES)
+    book = ledger(url)
+    assert any("drop-reply" in task["faults"] for task in book["tasks"])
+    assert all(len(line["tasks"]) == 1 for line in book["images"].values())
+
+
+def test_the_command_line_is_told(start_sandbox: Any, cli: Any) -> None:
+    """``--listen`` receives signed callbacks: lost answers are settled, and the results say so."""
+    sandbox = start_sandbox(
+        "--speed",
+        str(SPEED),
+        "--pictures",
+        "none",
+        "--webhook-key",
+        KEY,
+        "--faults",
+        "drop-reply:40%",
+        "--seed",
+        "1",
+    )
+    command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": f"old, {KEY}"})
+    ended = command.run("remove-text", *IMAGES, *options(free_port()))
+    assert ended.code == 0, ended.stderr
+    rows = command.rows()
+    assert [row["image"] for row in rows] == IMAGES
+    assert {(row["status"], row["charge"], row["attempts"]) for row in rows} == {("succeeded", "yes", 1)}
+    assert ledger(sandbox.url)["callbacks"]["accepted"] >= len(IMAGES)
+
+
+def test_an_address_that_cannot_be_listened_at_is_refused(offline: Any) -> None:
+    """Before anything is sent, with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = offline.run("remove-text", IMAGES[0], *options(taken.getsockname()[1]))
+    assert ended.code == 2
+    assert "in use" in ended.stderr
+    ended = offline.run("remove-text", IMAGES[0], "--listen", "127.0.0.1:1234")
+    assert (ended.code, "--callback-url" in ended.stderr) == (2, True)
+    ended = offline.run("remove-text", IMAGES[0], "--callback-url", "ftp://x")
+    assert (ended.code, "http" in ended.stderr) == (2, True)
+    ended = offline.run("remove-text", IMAGES[0], "--callback-url", "http://x", "--listen", "nowhere")
+    assert (ended.code, "HOST:PORT" in ended.stderr) == (2, True)
