@@ -340,8 +340,8 @@ class RemoveText:
             self._said_what_is_awaited = True
             minutes = (self.order.timeout_s + RETRIES_END_AFTER_S) / 60
             self.display.note(
-                f"{progress.parked} submits in doubt wait for their callbacks, each for up to {minutes:.0f} minutes. "
-                "Ctrl-C leaves them for the next run.",
+                f"{progress.parked} submits in doubt wait for their callbacks, each for up to "
+                f"{minutes:.0f} minutes. Ctrl-C leaves them for the next run.",
                 "yellow",
             )
 

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from flux_async.errors import Charge, ConnectionLost, FluxError, TaskFailed
 from flux_async.lifecycle import (
-    AwaitCallback,
     FINAL,
     LIVE,
     TRANSITIONS,
+    AwaitCallback,
     Begin,
     Event,
     Fetch,
