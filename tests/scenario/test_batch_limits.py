@@ -52,6 +52,8 @@ class File:
 
     wait_s: float
     status: int = 200
+    host: str = "files.example"
+    headers: dict[str, str] = attrs.field(factory=dict)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Send it, after a while."""
@@ -111,7 +113,7 @@ class Vendor:
         self.fetched[url] += 1
         yield File(self.file_s)
 
-    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+    def fetch(self, url: str, **_: Any) -> AbstractAsyncContextManager[FileStream]:
         """Open a picture."""
         return self._file(url)
 
