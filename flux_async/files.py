@@ -34,10 +34,12 @@ from flux_async.errors import (
 from flux_async.pictures import PictureReader
 from flux_async.policy.downloads import DownloadLimits
 
+PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+"""Endings that are exchanged for the one the content calls for; any other is part of the name."""
+
 _BUFFER = 256 * 1024
 _STALE_S = 24 * 3600.0
 _PART = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{8}\.part")
-_PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -166,7 +168,7 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     """Exchange a picture's ending; any other, as in ``photo.1``, is part of the name."""
-    known = path.suffix.lower() in _PICTURE_ENDINGS
+    known = path.suffix.lower() in PICTURE_ENDINGS
     return path.with_suffix(suffix) if known else path.with_name(path.name + suffix)
 
 
