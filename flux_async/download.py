@@ -38,6 +38,7 @@ from flux_async.transport import FileStream
 logger: logging.Logger = logging.getLogger("flux_async")
 
 _OK = 200
+_ABOUT_RANGES = frozenset({206, 416})
 _REFRESH_TIMEOUT_S = 30.0
 _SHORTEST_S = 0.01
 
@@ -86,7 +87,8 @@ class Download:
         resumes = 0
         while True:
             try:
-                return await self._attempt(picture)
+                if await self._attempt(picture):
+                    return
             except DownloadCutShort as cut:
                 delay = before_resume(resumes, self.account.rng.random())
                 if delay is None or not headers_to_resume(self._head, picture.received):
@@ -99,15 +101,21 @@ class Download:
                     raise
                 await self._refresh(refused)
 
-    async def _attempt(self, picture: IncomingPicture) -> None:
+    async def _attempt(self, picture: IncomingPicture) -> bool:
+        """Make one request; False where the host's rest of the file is not the rest of ours."""
         resuming = headers_to_resume(self._head, picture.received)
         async with self._open(resuming) as file:
-            if not (resuming and continues(file.status, file.headers, self._head, picture.received)):
+            if resuming and file.status in _ABOUT_RANGES:
+                if not continues(file.status, file.headers, self._head, picture.received):
+                    await picture.start_over()
+                    return False
+            else:
                 await self._begin(file, picture)
             await picture.take(self._wanted(file.chunks()))
         if self._head.length is not None and picture.received != self._head.length:
             came = f"{picture.received:,} of {self._head.length:,} bytes"
             raise DownloadCutShort(f"The download from {file.host} broke off: {came} came.")
+        return True
 
     def _open(self, headers: dict[str, str]) -> AbstractAsyncContextManager[FileStream]:
         remaining = max(_SHORTEST_S, self.deadline - self.account.clock.monotonic())

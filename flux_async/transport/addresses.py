@@ -173,10 +173,15 @@ class Hop:
         return cls(url, scheme, host, parts.port or _PORTS[scheme], target.encode("ascii"))
 
     @property
+    def given_port(self) -> int | None:
+        """The port, where it is not the scheme's own."""
+        return None if self.port == _PORTS[self.scheme] else self.port
+
+    @property
     def authority(self) -> str:
-        """The Host header: the port only where it is not the scheme's own."""
+        """The Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.given_port is None else f"{host}:{self.port}"
 
     def follow(self, location: str) -> Self:
         """Return where a redirect leads.

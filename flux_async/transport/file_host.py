@@ -89,9 +89,7 @@ class _File:
                 yield chunk
         except httpcore.TimeoutException:
             raise DownloadCutShort(f"The download stalled: {self.host} fell silent.") from None
-        except Exception as error:
-            if isinstance(error, FluxError):
-                raise
+        except Exception as error:  # noqa: BLE001 - however it breaks, it is broken
             raise DownloadCutShort(
                 f"The download from {self.host} broke off: {type(error).__name__}."
             ) from None
@@ -192,7 +190,7 @@ class FileHost:
         }
         request = httpcore.Request(
             "GET",
-            httpcore.URL(scheme=hop.scheme, host=hop.host, port=hop.port, target=hop.target),
+            httpcore.URL(scheme=hop.scheme, host=hop.host, port=hop.given_port, target=hop.target),
             headers=list((said | headers).items()),
             extensions={
                 "timeout": {

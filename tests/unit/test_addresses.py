@@ -13,21 +13,43 @@ from flux_async.transport.addresses import AddressGuard, AddressKind, Hop, kind_
 PUBLIC = ["93.184.216.34", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"]
 PUBLIC_INSIDE = ["::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::1"]
 SPECIAL = {
-    AddressKind.LOOPBACK: "127.0.0.1 127.255.255.254 ::1 ::ffff:127.0.0.1 64:ff9b::7f00:1".split(),
-    AddressKind.PRIVATE: (
-        "10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 fd12::1 ::ffff:10.0.0.1 2002:a00:1:: 2002:c0a8:101::1"
-    ).split(),
-    AddressKind.SHARED: "100.64.0.1 100.127.255.255".split(),
-    AddressKind.LINK_LOCAL: "169.254.1.1 fe80::1".split(),
-    AddressKind.METADATA: (
-        "169.254.169.254 fd00:ec2::254 100.100.100.200 168.63.129.16 ::ffff:169.254.169.254 64:ff9b::a9fe:a9fe"
-    ).split(),
-    AddressKind.MULTICAST: "224.0.0.1 239.255.255.250 ff02::1".split(),
-    AddressKind.UNSPECIFIED: "0.0.0.0 0.1.2.3 ::".split(),
-    AddressKind.RESERVED: (
-        "192.0.0.8 192.0.2.1 198.18.0.1 203.0.113.9 240.0.0.1 255.255.255.255 2001:db8::1 2001::1 64:ff9b:1::1 "
-        "::7f00:1 fec0::1 4000::1"
-    ).split(),
+    AddressKind.LOOPBACK: ["127.0.0.1", "127.255.255.254", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"],
+    AddressKind.PRIVATE: [
+        "10.0.0.1",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "fd12::1",
+        "::ffff:10.0.0.1",
+        "2002:a00:1::",
+        "2002:c0a8:101::1",
+    ],
+    AddressKind.SHARED: ["100.64.0.1", "100.127.255.255"],
+    AddressKind.LINK_LOCAL: ["169.254.1.1", "fe80::1"],
+    AddressKind.METADATA: [
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "100.100.100.200",
+        "168.63.129.16",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+    ],
+    AddressKind.MULTICAST: ["224.0.0.1", "239.255.255.250", "ff02::1"],
+    AddressKind.UNSPECIFIED: ["0.0.0.0", "0.1.2.3", "::"],
+    AddressKind.RESERVED: [
+        "192.0.0.8",
+        "192.0.2.1",
+        "198.18.0.1",
+        "203.0.113.9",
+        "240.0.0.1",
+        "255.255.255.255",
+        "2001:db8::1",
+        "2001::1",
+        "64:ff9b:1::1",
+        "::7f00:1",
+        "fec0::1",
+        "4000::1",
+    ],
 }
 
 
@@ -138,7 +160,16 @@ async def test_the_system_is_asked_by_default() -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["10.0.0.1", "2130706433", "127.0.0.1.", "localhost", "a.localhost", "db", "x.internal", "nas.local"],
+    [
+        "10.0.0.1",
+        "2130706433",
+        "127.0.0.1.",
+        "localhost",
+        "a.localhost",
+        "db",
+        "x.internal",
+        "nas.local",
+    ],
 )
 async def test_a_proxy_is_not_asked_for_what_is_within(host: str) -> None:
     """Numbers in any spelling, and names that only mean something inside."""
