@@ -8,7 +8,8 @@ Rules:
 3. Only public addresses are gone to. What hides another address (IPv4-mapped, NAT64, 6to4) is judged by that.
 4. One exception: where the API itself is on this machine, in a private or in a shared network (10.0.0.0/8 …,
    100.64.0.0/10), addresses of that same kind are gone to. Link-local ones and the addresses where clouds
-   keep their machines' credentials never are.
+   keep their machines' credentials never are. 198.18.0.0/15 is gone to only where the API's own name leads
+   there: some VPN programs answer every look-up with an address out of it.
 5. Through a proxy it is the proxy that looks names up. Then addresses are judged only where they are spelled
    out, and names that only mean something inside a network are refused.
 """
@@ -48,12 +49,14 @@ class AddressKind(enum.StrEnum):
     SHARED = "shared (carrier-grade NAT)"
     LINK_LOCAL = "link-local"
     METADATA = "cloud metadata"
+    BENCHMARK = "benchmark"
     MULTICAST = "multicast"
     UNSPECIFIED = "unspecified"
     RESERVED = "reserved"
 
 
-_EXEMPTIBLE = frozenset({AddressKind.LOOPBACK, AddressKind.PRIVATE, AddressKind.SHARED})
+_EXEMPTIBLE_EVERYWHERE = frozenset({AddressKind.BENCHMARK})
+_EXEMPTIBLE = _EXEMPTIBLE_EVERYWHERE | {AddressKind.LOOPBACK, AddressKind.PRIVATE, AddressKind.SHARED}
 
 _METADATA = frozenset(
     ipaddress.ip_address(text)
@@ -83,7 +86,7 @@ _SPECIAL_V4 = tuple(
         ("192.0.2.0/24", AddressKind.RESERVED),
         ("192.88.99.0/24", AddressKind.RESERVED),
         ("192.168.0.0/16", AddressKind.PRIVATE),
-        ("198.18.0.0/15", AddressKind.RESERVED),
+        ("198.18.0.0/15", AddressKind.BENCHMARK),
         ("198.51.100.0/24", AddressKind.RESERVED),
         ("203.0.113.0/24", AddressKind.RESERVED),
         ("224.0.0.0/4", AddressKind.MULTICAST),
@@ -224,7 +227,7 @@ class AddressGuard:
 
     Attributes:
         api_host: Host of the API, which may be in the caller's own network, with what it sends us to.
-        is_public: Whether it is known not to be, so that not even its name need be looked up.
+        is_public: Whether it is known not to be: then nothing its name leads to opens a network.
         resolve: Looks names up.
     """
 
@@ -258,7 +261,8 @@ class AddressGuard:
 
     async def _check(self, host: str, address: Address) -> None:
         kind = kind_of(address)
-        if kind is None or (kind in _EXEMPTIBLE and kind is await self._kind_of_api()):
+        exemptible = _EXEMPTIBLE_EVERYWHERE if self.is_public else _EXEMPTIBLE
+        if kind is None or (kind in exemptible and kind is await self._kind_of_api()):
             return
         leads = f"is the {kind} address" if literal(host) else f"leads to the {kind} address"
         raise AddressForbidden(
@@ -267,8 +271,6 @@ class AddressGuard:
 
     async def _kind_of_api(self) -> AddressKind | None:
         """Return what all addresses of the API are, if it is one thing."""
-        if self.is_public:
-            return None
         if self.api_host == "localhost":
             return AddressKind.LOOPBACK
         spelled = literal(self.api_host)

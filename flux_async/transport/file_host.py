@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import anyio
+import anyio.to_thread
 import attrs
 import httpcore
 
@@ -179,7 +180,7 @@ class FileHost:
     async def _ask(
         self, carriers: _Carriers, hop: Hop, headers: dict[str, str], timeout_s: float, stall_s: float
     ) -> _File:
-        proxy = _proxy_for(hop)
+        proxy = await _proxy_for(hop)
         if proxy is not None:
             await self.guard.check_for_proxy(hop.host)
         said = {
@@ -233,14 +234,17 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _proxy_for(hop: Hop) -> str | None:
+async def _proxy_for(hop: Hop) -> str | None:
     """Return the proxy that the environment names for an address; this machine is never asked for by one."""
     address = literal(hop.host)
     if hop.host == "localhost" or (address is not None and address.is_loopback):
         return None
     proxies = urllib.request.getproxies()
     proxy = proxies.get(hop.scheme) or proxies.get("all")
-    return None if not proxy or urllib.request.proxy_bypass(hop.host) else proxy
+    if not proxy:
+        return None
+    bypassed = await anyio.to_thread.run_sync(urllib.request.proxy_bypass, hop.host)  # may look names up
+    return None if bypassed else proxy
 
 
 def _read_proxy(address: str) -> httpcore.Proxy:

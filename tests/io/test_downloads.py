@@ -32,11 +32,13 @@ from flux_async import (
     FolderNotWritable,
     ImageResult,
     InvalidInput,
+    PollPolicy,
     ResultExpired,
     SavedFile,
     Scope,
     TaskId,
 )
+from flux_async.protocol.wire import build_download_url, parse_download_url
 
 KEY = "k-secret-0123456789"
 SIZE = 300_000
@@ -355,6 +357,17 @@ async def test_other_refusals_ask_for_no_link(raw_server: Any, tmp_path: Path) -
     with pytest.raises(DownloadError, match="HTTP 503"):
         await bring(vendor, raw_server, tmp_path / "r.jpg")
     assert vendor.asked == []
+
+
+async def test_the_sandbox_gives_fresh_links(sandbox_url: str, tmp_path: Path) -> None:
+    """The question is understood, and what the answer names is the same picture."""
+    async with FluxClient("test", sandbox_url, polling=PollPolicy(first_s=0.05, interval_s=0.05)) as client:
+        image = await client.generate("A lighthouse at dusk")
+        wire, deadline = build_download_url(image.result_url), client.account.clock.monotonic() + 9
+        fresh = parse_download_url(await client.account.look(wire, timeout_s=9, deadline=deadline))
+        assert fresh != image.result_url
+        saved = [await client.fetch_file(url, tmp_path / "r.jpg") for url in (fresh, image.result_url)]
+    assert saved[0] == saved[1]
 
 
 # --- disks ------------------------------------------------------------------------------------------------
