@@ -97,7 +97,7 @@ class IncomingPicture:
         self._match_suffix = match_suffix
         self._part = _PartFile(destination, limits)
         self._buffer = bytearray()
-        self.received = 0
+        self.received: int = 0
 
     async def take(self, chunks: AsyncIterator[bytes]) -> None:
         """Write all chunks, off the event loop and in few steps; what came before an error is kept."""

@@ -264,10 +264,12 @@ class AddressGuard:
         exemptible = _EXEMPTIBLE_EVERYWHERE if self.is_public else _EXEMPTIBLE
         if kind is None or (kind in exemptible and kind is await self._kind_of_api()):
             return
-        leads = f"is the {kind} address" if literal(host) else f"leads to the {kind} address"
-        raise AddressForbidden(
-            f"{host} {leads} {address}." if host != str(address) else f"{host} is a {kind} address."
+        where = (
+            f"{host}, which {'is' if literal(host) else 'leads to'} {address}"
+            if host != str(address)
+            else host
         )
+        raise AddressForbidden(f"Not a public address: {where} ({kind}).")
 
     async def _kind_of_api(self) -> AddressKind | None:
         """Return what all addresses of the API are, if it is one thing."""
