@@ -168,7 +168,7 @@ class FirstRequest:
         body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
         return Answered(WireResponse(status=200, headers={}, body=body))
 
-    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+    def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
         """Not wanted."""
         raise NotImplementedError
 

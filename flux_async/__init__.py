@@ -9,6 +9,7 @@ from flux_async.batch.progress import BatchProgress
 from flux_async.batch.run import BatchRun, run_batch
 from flux_async.client import FluxClient
 from flux_async.errors import (
+    AddressForbidden,
     ApiError,
     AuthenticationError,
     BudgetExhausted,
@@ -19,9 +20,13 @@ from flux_async.errors import (
     ConnectionLost,
     ContentPolicyError,
     DeadlineExceeded,
+    DiskFull,
+    DownloadCutShort,
     DownloadError,
+    DownloadTimedOut,
     FeatureDisabledError,
     FluxError,
+    FolderNotWritable,
     InsufficientCreditsError,
     InvalidInput,
     InvalidRequestError,
@@ -32,18 +37,21 @@ from flux_async.errors import (
     KeyLimitError,
     MaintenanceError,
     MissingExtra,
+    NotAPicture,
     NotFoundError,
     PermissionDeniedError,
     PollDeadlineExceeded,
     RateLimitedError,
     RequestNotSent,
     ResultExpired,
+    ResultTooLarge,
     Scope,
     ServerError,
     TaskFailed,
     UnexpectedResponse,
     WrongEventLoop,
 )
+from flux_async.files import SavedFile
 from flux_async.journal.store import Journal
 from flux_async.models import (
     AspectRatio,
@@ -66,6 +74,7 @@ from flux_async.models import (
     UnclaimedTask,
 )
 from flux_async.policy.admission import Limits
+from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.polling import PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
@@ -74,6 +83,7 @@ from flux_async.webhook import WebhookReceiver
 __version__ = "0.1.0"
 
 __all__ = [
+    "AddressForbidden",
     "ApiError",
     "AspectRatio",
     "AuthenticationError",
@@ -89,12 +99,17 @@ __all__ = [
     "ConnectionLost",
     "ContentPolicyError",
     "DeadlineExceeded",
+    "DiskFull",
+    "DownloadCutShort",
     "DownloadError",
+    "DownloadLimits",
+    "DownloadTimedOut",
     "EditRequest",
     "Failed",
     "FeatureDisabledError",
     "FluxClient",
     "FluxError",
+    "FolderNotWritable",
     "GenerateRequest",
     "ImageResult",
     "InDoubt",
@@ -114,6 +129,7 @@ __all__ = [
     "MaintenanceError",
     "MissingExtra",
     "Model",
+    "NotAPicture",
     "NotFoundError",
     "Outcome",
     "OutputFormat",
@@ -123,7 +139,9 @@ __all__ = [
     "RateLimitedError",
     "RequestNotSent",
     "ResultExpired",
+    "ResultTooLarge",
     "RetryPolicy",
+    "SavedFile",
     "Scope",
     "ServerError",
     "Succeeded",

@@ -10,8 +10,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
@@ -20,18 +19,18 @@ import anyio
 
 from flux_async.account import Account, Call
 from flux_async.clock import Clock, SystemClock
+from flux_async.download import Download, timed_out
 from flux_async.errors import (
     Charge,
     ConfigurationError,
-    DownloadError,
+    DeadlineExceeded,
     FluxError,
     InvalidInput,
     PollDeadlineExceeded,
-    ResultExpired,
     TaskFailed,
     shown,
 )
-from flux_async.files import check_destination, write_picture
+from flux_async.files import SavedFile, check_destination
 from flux_async.models import (
     AspectRatio,
     CallbackEvent,
@@ -47,6 +46,7 @@ from flux_async.models import (
     check_request,
 )
 from flux_async.policy.admission import Admission, Limits
+from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
@@ -70,8 +70,6 @@ logger: logging.Logger = logging.getLogger("flux_async")
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 300.0
-_OK = 200
-_GONE = frozenset({404, 410})
 
 
 class FluxClient:
@@ -87,6 +85,7 @@ class FluxClient:
         limits: The account's and this process's limits; 20 submits in 10 s unless said otherwise.
         polling: The rhythm of looking at a task.
         retry: When a request is made again; never one that may have been charged.
+        download_limits: How large a result may be, and how long its host may be silent.
         http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; it stays yours to close.
         transport: Another way to make requests altogether, in place of ``http_client``.
         clock: The reader of time.
@@ -106,6 +105,7 @@ class FluxClient:
         limits: Limits | None = None,
         polling: PollPolicy | None = None,
         retry: RetryPolicy | None = None,
+        download_limits: DownloadLimits | None = None,
         http_client: HttpClient | None = None,
         transport: Transport | None = None,
         clock: Clock | None = None,
@@ -124,6 +124,9 @@ class FluxClient:
         self._polling: PollPolicy = _of_kind(polling, PollPolicy, "polling") or PollPolicy()
         self._retry: RetryPolicy = _of_kind(retry, RetryPolicy, "retry") or RetryPolicy(
             window_s=limits.window_s
+        )
+        self._download_limits: DownloadLimits = (
+            _of_kind(download_limits, DownloadLimits, "download_limits") or DownloadLimits()
         )
         self._account: Account = Account(
             transport=transport or _make_transport(origin, limits, http_client),
@@ -167,6 +170,7 @@ class FluxClient:
         timeout: float | None = None,
         polling: PollPolicy | None = None,
         retry: RetryPolicy | None = None,
+        download_limits: DownloadLimits | None = None,
     ) -> FluxClient:
         """Return a client with other settings on the same connections, pace and account.
 
@@ -178,6 +182,9 @@ class FluxClient:
         other._timeout = self._timeout if timeout is None else check_positive(timeout, "timeout")
         other._polling = _of_kind(polling, PollPolicy, "polling") or self._polling
         other._retry = _of_kind(retry, RetryPolicy, "retry") or self._retry
+        other._download_limits = (
+            _of_kind(download_limits, DownloadLimits, "download_limits") or self._download_limits
+        )
         other._account = self._account
         other._waiting = self._waiting
         return other
@@ -273,9 +280,23 @@ class FluxClient:
         timeout: float | None = None,
         match_suffix: bool = False,
     ) -> Path:
-        """Bring a picture to disk; the file appears under its name only when it is complete.
+        """Bring a picture to disk and return its path; see :meth:`fetch_file`, which tells more of it."""
+        saved = await self.fetch_file(image, destination, timeout=timeout, match_suffix=match_suffix)
+        return saved.path
 
-        The key is not sent. Redirects of the file host are followed, at most five.
+    async def fetch_file(
+        self,
+        image: ImageResult | str,
+        destination: str | os.PathLike[str],
+        *,
+        timeout: float | None = None,
+        match_suffix: bool = False,
+    ) -> SavedFile:
+        """Bring a picture to disk; the file appears under its name only when it is whole.
+
+        The file host sees neither key nor cookies. Redirects are followed, at most five, and only to public
+        addresses, or to the kind the API itself has. A download that breaks off goes on where it stopped, if
+        the host offers that; a link that is refused is once replaced by a fresh one of the vendor's.
 
         Args:
             image: A result, or the http(s) URL of a picture.
@@ -284,22 +305,33 @@ class FluxClient:
             match_suffix: Give the file the ending its content has: a JPEG may arrive where PNG was asked for.
 
         Returns:
-            The path written.
+            The path written, the digest of its bytes, and its size.
 
         Raises:
-            ResultExpired: The file host no longer has it.
-            DownloadError: It cannot be fetched, is no picture, or the disk refused it.
+            ResultExpired: The file host no longer has it, and a fresh link did not help.
+            AddressForbidden: Its address leads where a download must not go.
+            DownloadCutShort, DownloadTimedOut: Not all of it came.
+            NotAPicture, ResultTooLarge: It is no picture, or larger than the limits allow.
+            DiskFull, FolderNotWritable: The disk refused it, and would refuse the next one, too.
+            DownloadError: It cannot be fetched for another reason.
         """
         url = check_http_url(image.result_url if isinstance(image, ImageResult) else image)
-        path, deadline = check_destination(destination), self._deadline(timeout)
-        caller_left = asyncio.Event()
-        fetch = partial(self._fetch, url, path, deadline, caller_left, match_suffix=match_suffix)
+        span, caller_left = self._span(timeout), asyncio.Event()
+        download = Download(
+            account=self._account,
+            url=url,
+            destination=check_destination(destination),
+            limits=self._download_limits,
+            deadline=self._deadline(timeout),
+            given_up=caller_left.is_set,
+            match_suffix=match_suffix,
+        )
         async with self._account.call():
             try:
-                async with asyncio.timeout(self._span(timeout)):
-                    return await self._account.download(fetch, deadline=deadline)
-            except TimeoutError:
-                raise DownloadError(f"The download took longer than {self._span(timeout):g} s.") from None
+                async with asyncio.timeout(span):
+                    return await self._account.download(download.run, deadline=download.deadline)
+            except (TimeoutError, DeadlineExceeded):
+                raise timed_out(span) from None
             finally:
                 caller_left.set()
 
@@ -398,27 +430,6 @@ class FluxClient:
 
     async def _wait(self, task_id: TaskId, deadline: float, span: float) -> ImageResult:
         return await self._waiting.wait(task_id, policy=self._polling, timeout_s=span, deadline=deadline)
-
-    async def _fetch(
-        self, url: str, path: Path, deadline: float, caller_left: asyncio.Event, *, match_suffix: bool
-    ) -> Path:
-        """The download itself. Its caller cannot cancel it: when he has left, it ends at the next chunk."""
-        remaining = max(SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
-
-        async def wanted(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-            async for chunk in chunks:
-                if caller_left.is_set():
-                    raise DownloadError("The download was given up by its caller.")
-                yield chunk
-
-        async with self._account.transport.fetch(url, timeout_s=remaining) as file:
-            if file.status in _GONE:
-                raise ResultExpired("The file host no longer has this picture.", http_status=file.status)
-            if file.status != _OK:
-                raise DownloadError(f"The file host answered HTTP {file.status}.", http_status=file.status)
-            return await write_picture(
-                wanted(file.chunks()), path, match_suffix=match_suffix, given_up=caller_left.is_set
-            )
 
 
 def _find_origin(api_key: str | None, base_url: str | None) -> ApiOrigin:

@@ -28,7 +28,14 @@
     ├── DeadlineExceeded           our own deadline passed
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
     ├── DownloadError              a result could not be brought to disk     .http_status
-    │   └── ResultExpired          the vendor no longer has the file
+    │   ├── ResultExpired          the vendor no longer has the file
+    │   ├── AddressForbidden       the file's address leads where a download must not go
+    │   ├── DownloadCutShort       the file stopped before its end
+    │   ├── DownloadTimedOut       the deadline passed before the file was whole
+    │   ├── NotAPicture            something else came: a web page, a damaged or packed file
+    │   ├── ResultTooLarge         more bytes or pixels than ``DownloadLimits`` allow
+    │   ├── DiskFull               no room: the batch halts, and loses nothing
+    │   └── FolderNotWritable      no permission, or a read-only disk: the batch halts, too
     ├── CallbackRejected           a callback with a bad signature or shape  .http_status
     └── JournalError               the journal cannot be used
         ├── JournalBusyError       somebody else holds the lease
@@ -370,6 +377,59 @@ class ResultExpired(DownloadError):
     """The vendor no longer has the file: originals live 10 minutes, results 14 days."""
 
     default_advice = "Ask record-info for the address again; past 14 days the image must be made anew."
+
+
+class AddressForbidden(DownloadError):
+    """The file's address, or one it redirects to, leads where a download must not go; nothing was fetched.
+
+    Private, loopback, link-local and other special addresses are refused, other schemes than http(s), and a
+    step from https down to http.
+    """
+
+    default_advice = (
+        "If the address is one of your own network, fetch the file yourself: it is image.result_url."
+    )
+
+
+class DownloadCutShort(DownloadError):
+    """The file stopped before its end: the connection broke off or stalled, or the picture has no end."""
+
+    default_advice = "Download it again: the result is paid and kept for 14 days."
+
+
+class DownloadTimedOut(DownloadError):
+    """The deadline passed before the file was whole."""
+
+    default_advice = "Download it again with a longer timeout: the result is paid and kept for 14 days."
+
+
+class NotAPicture(DownloadError):
+    """What came is no JPEG, PNG, WebP or GIF: a web page, an empty, damaged or packed file."""
+
+    default_advice = "Open image.result_url in a browser; if the picture is there, download it again."
+
+
+class ResultTooLarge(DownloadError):
+    """The file has more bytes or more pixels than allowed; it was refused before the rest was read."""
+
+    default_advice = "If the picture is wanted all the same, raise max_bytes or max_pixels of DownloadLimits."
+
+
+class DiskFull(DownloadError):
+    """There is no room for the file on its disk, or none left in the quota."""
+
+    default_scope = Scope.STOP
+    default_advice = "Make room and run again: nothing is lost, the paid results are kept for 14 days."
+
+
+class FolderNotWritable(DownloadError):
+    """No file can be made in the folder: no permission, or a read-only disk."""
+
+    default_scope = Scope.STOP
+    default_advice = (
+        "Check the folder's permissions, or give another folder, and run again: the paid results are kept "
+        "for 14 days."
+    )
 
 
 class CallbackRejected(FluxError):

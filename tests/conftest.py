@@ -118,7 +118,7 @@ class ScriptedTransport:
         answer = answers.pop(0) if len(answers) > 1 else answers[0]
         return answer(request) if callable(answer) else answer
 
-    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+    def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
         """Not scripted."""
         raise NotImplementedError
 

@@ -44,6 +44,7 @@ from flux_async.protocol.envelope import (
 GENERATE_PATH = "/api/v1/flux/kontext/generate"
 RECORD_INFO_PATH = "/api/v1/flux/kontext/record-info"
 CREDIT_PATH = "/api/v1/chat/credit"
+DOWNLOAD_URL_PATH = "/api/v1/common/download-url"
 
 
 # --- building ---------------------------------------------------------------------------------------------
@@ -139,6 +140,12 @@ def build_credit() -> WireRequest:
     return WireRequest(method="GET", path=CREDIT_PATH)
 
 
+def build_download_url(url: str) -> WireRequest:
+    """POST download-url: ask for a fresh link to a result (vendor's common API, "Get download URL")."""
+    body = json.dumps({"url": url}, separators=(",", ":"), ensure_ascii=False)
+    return WireRequest(method="POST", path=DOWNLOAD_URL_PATH, body=body.encode())
+
+
 def check_task_id(task_id: object) -> TaskId:
     """Return ``task_id`` if it can be one, else raise :class:`InvalidInput`."""
     clean = fields.task_id(task_id)
@@ -225,6 +232,21 @@ def parse_credit(response: WireResponse) -> float:
     if number is None:
         raise unexpected(response, "The balance is not a number", reading=True)
     return number
+
+
+def parse_download_url(response: WireResponse) -> str:
+    """Read the answer to download-url: a bare string, a link that lets anybody in for 20 minutes.
+
+    Raises:
+        ApiError: The vendor refused; 422 where it does not know the file.
+        UnexpectedResponse: No link; the answer is not quoted, as it may hold one all the same.
+    """
+    link = fields.link(open_envelope(response, reading=True))
+    if link is None:
+        error = unexpected(response, "download-url answered without a link", reading=True)
+        error.body_excerpt = ""
+        raise error
+    return link
 
 
 def image_of(record: TaskRecord) -> ImageResult:

@@ -6,7 +6,7 @@ The answer to that question decides about money, so it is a value, never an exce
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeAlias
 
@@ -43,12 +43,22 @@ class FileStream(Protocol):
     """A file being received."""
 
     @property
+    def host(self) -> str:
+        """Who sends it, after redirects: the name only."""
+        ...
+
+    @property
     def status(self) -> int:
         """HTTP status."""
         ...
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """HTTP headers, their names in lower case."""
+        ...
+
     def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body; raises ConnectionLost where it ends early."""
+        """Yield the body as it was sent; raises DownloadCutShort where it ends early."""
         ...
 
 
@@ -62,10 +72,17 @@ class Transport(Protocol):
         """
         ...
 
-    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+    def fetch(
+        self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[FileStream]:
         """Open ``url`` on a file host: without the key, following a few redirects.
 
+        Ends within about ``timeout_s`` seconds, and when nothing has come for ``stall_s``. ``headers`` ask
+        for a part of the file.
+
         Raises:
+            AddressForbidden: It leads where a download must not go.
+            DownloadTimedOut: It took longer than ``timeout_s``.
             DownloadError: It cannot be reached.
         """
         ...

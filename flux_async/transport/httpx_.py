@@ -9,31 +9,30 @@ from __future__ import annotations
 import asyncio
 import platform
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from types import ModuleType
 from typing import Any, Protocol
 
-import attrs
 import httpx
 
-from flux_async.errors import ConfigurationError, DownloadError, shown
+from flux_async.errors import ConfigurationError
 from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
+from flux_async.transport.addresses import AddressGuard
+from flux_async.transport.file_host import FileHost
 from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.pools import Pool
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 """Exceptions that httpx's own transport raises only before the first byte of a request has left."""
 
 _FAMILIES = ("httpx", "httpx2")
 _CONNECT_S = 10.0
-_READ_FILE_S = 30.0
 _HARD_STOP_S = 2.0
 _KEEPALIVE_S = 60.0
 _MAX_ANSWER = 4 * 1024 * 1024
-_MAX_REDIRECTS = 5
-_FILES = 8
 
 
 class HttpClient(Protocol):
@@ -88,53 +87,6 @@ def tells_the_truth(client: Any, family: ModuleType) -> bool:
     return all(carrier is None or type(carrier) in own for carrier in carriers)
 
 
-@attrs.define(eq=False)
-class _Pool:
-    """One httpx client of ours, and how many exchanges are using it."""
-
-    client: HttpClient
-    _users: int = 0
-    _retired: bool = False
-
-    @asynccontextmanager
-    async def used(self) -> AsyncIterator[HttpClient]:
-        """Hold the pool open; the last user of a retired one closes it."""
-        self._users += 1
-        try:
-            yield self.client
-        finally:
-            self._users -= 1
-            if self._retired and not self._users:
-                await self.client.aclose()
-
-    def retire(self) -> None:
-        """Let it be closed when its last exchange ends."""
-        self._retired = True
-
-
-@attrs.frozen
-class _File:
-    """An open answer of a file host."""
-
-    _response: Any
-    _host: str
-
-    @property
-    def status(self) -> int:
-        return int(self._response.status_code)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        if self._response.headers.get("content-encoding", "identity") != "identity":
-            raise DownloadError(f"{self._host} packs the picture although it was asked not to.")
-        try:
-            async for chunk in self._response.aiter_raw():
-                yield chunk
-        except Exception as error:  # noqa: BLE001 - the family's classes differ, the meaning does not
-            raise DownloadError(
-                f"The download from {self._host} broke off: {type(error).__name__}."
-            ) from None
-
-
 class HttpxTransport:
     """Requests through httpx or httpx2: a small pool, kept alive, without redirects, with an honest account.
 
@@ -143,19 +95,30 @@ class HttpxTransport:
         limits: Sizes the pool: ``connections`` for looks and ``submits_in_air`` for submits.
         version: Ours, for the User-Agent.
         client: A client of the caller's, which stays his to close; None has one made.
+        files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
     """
 
     def __init__(
-        self, origin: ApiOrigin, limits: Limits, *, version: str, client: HttpClient | None = None
+        self,
+        origin: ApiOrigin,
+        limits: Limits,
+        *,
+        version: str,
+        client: HttpClient | None = None,
+        files: FileHost | None = None,
     ) -> None:
         self._family = httpx if client is None else family_of(client)
         self._origin = origin
         self._limits = limits
         self._headers = {"Content-Type": "application/json", "User-Agent": user_agent(version, self._family)}
         self._given = client
-        self._own: _Pool | None = None
-        self._for_files: _Pool | None = None
+        self._own: Pool[HttpClient] | None = None
         self._tls: Any = None
+        self._files = files or FileHost(
+            self._headers["User-Agent"],
+            AddressGuard(origin.host, is_public=origin.is_default),
+            self._tls_context,
+        )
 
     def __repr__(self) -> str:
         return f"<HttpxTransport {getattr(self, '_origin', '(not made)')!r}>"
@@ -166,7 +129,7 @@ class HttpxTransport:
             return NotSent("the http_client is closed")
         if self._given is not None:
             return await self._exchange(self._given, request, timeout_s)
-        pool = self._own = self._own or _Pool(self._make_client())
+        pool = self._own = self._own or Pool(self._make_client())
         async with pool.used() as client:
             return await self._exchange(client, request, timeout_s)
 
@@ -182,7 +145,7 @@ class HttpxTransport:
                 return await self._send(client, wire, timeout_s, ends)
         except TimeoutError:
             # Only a server that drips gets here: cancelling may cost the pool a connection for ever.
-            self._retire_pools()
+            self._retire_pool()
             return Unknown(f"no whole answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
             names = {base.__name__ for base in type(error).__mro__}
@@ -221,35 +184,18 @@ class HttpxTransport:
         words = f"{type(error).__name__}: {error}".rstrip(": ")
         return self._origin.scrub(words.encode("utf-8", "replace")).decode()
 
-    @asynccontextmanager
-    async def fetch(self, url: str, *, timeout_s: float) -> AsyncIterator[FileStream]:
+    def fetch(
+        self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[FileStream]:
         """Open a file without the key; see :class:`flux_async.transport.Transport`."""
-        pool = self._for_files = self._for_files or _Pool(self._make_file_client())
-        try:
-            async with pool.used() as client, asyncio.timeout(timeout_s + _HARD_STOP_S):
-                response, host = await self._open_file(client, url, timeout_s)
-                try:
-                    yield _File(response, host)
-                finally:
-                    await response.aclose()
-        except TimeoutError:
-            self._retire_pools()
-            raise DownloadError(f"The download took longer than {timeout_s:g} s.") from None
-
-    async def _open_file(self, client: HttpClient, url: str, timeout_s: float) -> tuple[Any, str]:
-        timeout = httpx.Timeout(min(_READ_FILE_S, timeout_s), connect=min(_CONNECT_S, timeout_s))
-        try:
-            request = client.build_request("GET", url, timeout=timeout)
-            return await client.send(request, stream=True), request.url.host
-        except Exception as error:  # noqa: BLE001 - the family's classes differ, the meaning does not
-            raise DownloadError(f"{shown(url)} cannot be reached: {type(error).__name__}.") from None
+        return self._files.fetch(url, timeout_s=timeout_s, stall_s=stall_s, headers=headers)
 
     async def aclose(self) -> None:
         """Close the connections that are ours; a client given by the caller stays open."""
-        for pool in (self._own, self._for_files):
-            if pool is not None:
-                await pool.client.aclose()
-        self._own = self._for_files = None
+        pool, self._own = self._own, None
+        if pool is not None:
+            await pool.resource.aclose()
+        await self._files.aclose()
 
     def _make_client(self) -> HttpClient:
         connections = self._limits.connections + self._limits.submits_in_air
@@ -263,25 +209,13 @@ class HttpxTransport:
             trust_env=not self._origin.is_this_machine,  # no proxy is to see the key on its way to ourselves
         )
 
-    def _make_file_client(self) -> HttpClient:
-        """A second client that never sees the key."""
-        return httpx.AsyncClient(
-            verify=self._tls_context(),
-            headers={"User-Agent": self._headers["User-Agent"], "Accept-Encoding": "identity"},
-            limits=httpx.Limits(max_connections=_FILES, max_keepalive_connections=_FILES),
-            follow_redirects=True,
-            max_redirects=_MAX_REDIRECTS,
-            trust_env=not self._origin.is_this_machine,
-        )
-
     def _tls_context(self) -> Any:
-        """One TLS context for both clients: reading the certificates takes tens of milliseconds."""
+        """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""
         if self._tls is None:
             self._tls = httpx.create_ssl_context()
         return self._tls
 
-    def _retire_pools(self) -> None:
-        for pool in (self._own, self._for_files):
-            if pool is not None:
-                pool.retire()
-        self._own = self._for_files = None
+    def _retire_pool(self) -> None:
+        if self._own is not None:
+            self._own.retire()
+            self._own = None

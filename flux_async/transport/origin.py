@@ -48,9 +48,19 @@ class ApiOrigin:
         )
 
     @property
+    def host(self) -> str:
+        """The API's host: name or number."""
+        return origin_of(self.base_url)[1]
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the API is the vendor's own."""
+        return self.host == origin_of(DEFAULT_BASE_URL)[1]
+
+    @property
     def is_this_machine(self) -> bool:
         """Whether the API is on this machine, where no proxy is wanted."""
-        return origin_of(self.base_url)[1] in _LOOPBACK
+        return self.host in _LOOPBACK
 
     @property
     def sends_key_in_clear(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import json
 import random
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async import EditRequest, Failed, FluxClient, Job, JobKey, Limits, PollPolicy, Succeeded
+from flux_async import DiskFull, EditRequest, Failed, FluxClient, Job, JobKey, Limits, PollPolicy, Succeeded
 from flux_async.batch.run import run_batch
 from flux_async.errors import (
     BudgetExhausted,
@@ -52,6 +53,8 @@ class File:
 
     wait_s: float
     status: int = 200
+    host: str = "files.example"
+    headers: dict[str, str] = attrs.field(factory=dict)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Send it, after a while."""
@@ -111,7 +114,7 @@ class Vendor:
         self.fetched[url] += 1
         yield File(self.file_s)
 
-    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+    def fetch(self, url: str, **_: Any) -> AbstractAsyncContextManager[FileStream]:
         """Open a picture."""
         return self._file(url)
 
@@ -188,6 +191,30 @@ async def test_no_balance_at_all_costs_one_request() -> None:
     with pytest.raises(InsufficientCreditsError):
         await collect(vendor, images(200))
     assert vendor.refused == 1
+
+
+async def test_a_full_disk_halts_once_and_loses_nothing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with one error; when there is room again, what was paid is fetched and not paid again."""
+    count, vendor = 300, Vendor(latency_s=0.001)
+
+    def no_room(_path: Path) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with client_of(vendor, in_flight=20) as client:
+        with monkeypatch.context() as full:
+            full.setattr("flux_async.files._make_part", no_room)
+            async with run_batch(client, images(count), journal=path, directory=tmp_path / "out") as batch:
+                with pytest.raises(DiskFull):
+                    async for _ in batch:
+                        pass
+        assert vendor.charged.total() < count / 2
+        async with run_batch(client, images(count), journal=path, directory=tmp_path / "out") as batch:
+            outcomes = [outcome async for outcome in batch]
+    assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
+    assert len(outcomes) == len(list((tmp_path / "out").iterdir())) == count
+    assert set(vendor.charged.values()) == {1}
 
 
 @pytest.mark.parametrize("budget", [1.0, PRICE, 37.0, 100.0])

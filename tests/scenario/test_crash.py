@@ -112,7 +112,7 @@ class Vendor:
         response = {"resultImageUrl": f"https://files.example/{task_id}.jpg"} if flag else None
         return _answer({"taskId": task_id, "successFlag": flag, "response": response})
 
-    def fetch(self, url: str, *, timeout_s: float) -> AbstractAsyncContextManager[FileStream]:
+    def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
         """Not wanted here."""
         raise NotImplementedError
 

@@ -12,24 +12,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux_async import (
+    Charge,
     EditRequest,
     FluxError,
     GenerateRequest,
     InvalidInput,
+    InvalidRequestError,
     NotFoundError,
     TaskId,
     TaskStatus,
+    UnexpectedResponse,
 )
 from flux_async.protocol.codes import PollMeaning, poll_meaning
 from flux_async.protocol.envelope import WireResponse
 from flux_async.protocol.wire import (
     build_credit,
+    build_download_url,
     build_record_info,
     build_stored_submit,
     build_submit,
     image_of,
     is_echo,
     parse_credit,
+    parse_download_url,
     parse_record,
     parse_submit,
 )
@@ -273,3 +278,40 @@ def test_an_echo_must_show_prompt_and_picture() -> None:
     assert not is_echo(None, BODY)
     words = (build_submit(GenerateRequest(prompt="a lighthouse")).body or b"").decode()
     assert is_echo({"prompt": "a lighthouse"}, words, CALLBACK)
+
+
+# --- fresh links ------------------------------------------------------------------------------------------
+
+
+def envelope(data: Any) -> WireResponse:
+    return WireResponse(status=200, body=json.dumps({"code": 200, "msg": "success", "data": data}).encode())
+
+
+def test_a_fresh_link_is_asked_for() -> None:
+    """The address goes as the one field of the body."""
+    request = build_download_url("https://files.example/r.jpg")
+    assert (request.method, request.path) == ("POST", "/api/v1/common/download-url")
+    assert request.body == b'{"url":"https://files.example/r.jpg"}'
+
+
+def test_a_fresh_link_is_a_bare_string() -> None:
+    """``data`` is the link itself."""
+    assert parse_download_url(envelope("https://files.example/fresh")) == "https://files.example/fresh"
+
+
+@pytest.mark.parametrize(
+    "data", [None, "", "no link", 7, {"url": "https://files.example/fresh"}, ["https://x/"]]
+)
+def test_what_is_no_link_is_unexpected_and_not_quoted(data: Any) -> None:
+    """An odd answer may hold a link that lets anybody in."""
+    with pytest.raises(UnexpectedResponse) as caught:
+        parse_download_url(envelope(data))
+    assert caught.value.body_excerpt == ""
+    assert caught.value.charge is Charge.NO
+    assert "fresh" not in str(caught.value)
+
+
+def test_an_address_that_is_not_the_vendors_is_refused() -> None:
+    """As recorded: HTTP 200 with code 422."""
+    with pytest.raises(InvalidRequestError, match="url is wrong"):
+        parse_download_url(WireResponse(status=200, body=b'{"code":422,"msg":"url is wrong","data":null}'))

@@ -1,0 +1,221 @@
+"""What the bytes of a picture say without being decoded: format, size, and whether the end is there.
+
+The bytes are read as they arrive and not kept. Each format is a generator that says what it wants next (a
+:data:`Wish`), so that a picture may come in any pieces.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Generator
+from typing import TypeAlias
+
+import attrs
+
+from flux_async.errors import NotAPicture
+
+Wish: TypeAlias = int | bytes
+"""So many bytes; below zero, to skip so many; or to skip until behind this mark."""
+
+Reading: TypeAlias = Generator[Wish, bytes, None]
+
+_HEAD = 12
+_MOST_STEPS = 1_000_000  # a 64 MB GIF needs half as many; beyond, somebody wants to keep us busy
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER_LENGTH = 13
+_LONGEST_PNG_CHUNK = 2**31
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_SCAN, _JPEG_END, _JPEG_FILL = 0xDA, 0xD9, 0xFF
+_GIF_IMAGE, _GIF_EXTENSION, _GIF_END = 0x2C, 0x21, 0x3B
+_GIF_TABLE = 0x80
+_VP8_START = b"\x9d\x01\x2a"
+_VP8L_START = 0x2F
+_14_BITS = 0x3FFF
+_MAGIC = ((b"\xff\xd8\xff", ".jpg"), (_PNG, ".png"), (b"GIF87a", ".gif"), (b"GIF89a", ".gif"))
+
+
+def picture_suffix(head: bytes) -> str | None:
+    """Return the file ending that the first bytes of a picture call for, or None if it is no picture."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for magic, suffix in _MAGIC if head.startswith(magic)), None)
+
+
+@attrs.define(eq=False)
+class PictureReader:
+    """Reads a picture as it arrives.
+
+    Attributes:
+        suffix: The ending its format calls for, as soon as that is known.
+        size: Width and height in pixels, as soon as they are known.
+        complete: Whether the end that its format demands has been read.
+    """
+
+    suffix: str | None = attrs.field(default=None, init=False)
+    size: tuple[int, int] | None = attrs.field(default=None, init=False)
+    complete: bool = attrs.field(default=False, init=False)
+    _unread: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
+    _reading: Reading | None = attrs.field(default=None, init=False, repr=False)
+    _wish: Wish = attrs.field(default=0, init=False, repr=False)
+    _steps: int = attrs.field(default=0, init=False, repr=False)
+
+    def feed(self, data: bytes) -> None:
+        """Read on.
+
+        Raises:
+            NotAPicture: The bytes are none of the four formats, or damaged.
+        """
+        if self.complete:
+            return  # what some cameras and programs put behind the end is no part of the picture
+        self._unread += data
+        if self._reading is None and len(self._unread) >= _HEAD:
+            self._recognise()
+        while self._reading is not None and not self.complete:
+            got = self._grant()
+            if got is None:
+                return
+            self._advance(got)
+
+    def finish(self) -> None:
+        """Say that no more will come.
+
+        Raises:
+            NotAPicture: What came is too little to be a picture.
+        """
+        if self._reading is None:
+            self._recognise()
+
+    def _recognise(self) -> None:
+        head = bytes(self._unread[:_HEAD])
+        self.suffix = picture_suffix(head)
+        if self.suffix is None:
+            raise NotAPicture(
+                f"The file host sent something that is no JPEG, PNG, WebP or GIF: it begins with {head!r}."
+                if head
+                else "The file host sent an empty file."
+            )
+        readers = {".png": self._png, ".jpg": self._jpeg, ".gif": self._gif, ".webp": self._webp}
+        self._reading = readers[self.suffix]()
+        self._wish = next(self._reading)
+
+    def _grant(self) -> bytes | None:
+        """Return what is wished for, or None where it has not come yet."""
+        wish, unread = self._wish, self._unread
+        if isinstance(wish, bytes):
+            found = unread.find(wish)
+            del unread[: len(unread) - len(wish) + 1 if found < 0 else found + len(wish)]
+            return None if found < 0 else b""
+        if wish < 0:
+            skipped = min(-wish, len(unread))
+            del unread[:skipped]
+            self._wish = wish + skipped
+            return None if self._wish else b""
+        if len(unread) < wish:
+            return None
+        got = bytes(unread[:wish])
+        del unread[:wish]
+        return got
+
+    def _advance(self, got: bytes) -> None:
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise NotAPicture("The picture is in more pieces than any program makes.")
+        try:
+            self._wish = self._reading.send(got)  # type: ignore[union-attr]
+        except StopIteration:
+            self.complete = True
+            self._unread.clear()
+
+    def _found(self, width: int, height: int) -> None:
+        if not width or not height:
+            raise NotAPicture(f"The picture has {width} by {height} pixels.")
+        self.size = width, height
+
+    # --- the formats --------------------------------------------------------------------------------------
+
+    def _png(self) -> Reading:
+        """PNG (third edition), section 5: chunks, from IHDR to IEND."""
+        length, kind = struct.unpack(">8xI4s", (yield len(_PNG) + 8))
+        if kind != b"IHDR" or length != _PNG_HEADER_LENGTH:
+            raise _damaged("PNG")
+        self._found(*struct.unpack(">II", (yield 8)))
+        yield -(length - 8 + 4)
+        while kind != b"IEND":
+            length, kind = struct.unpack(">I4s", (yield 8))
+            if length >= _LONGEST_PNG_CHUNK:
+                raise _damaged("PNG")
+            yield -(length + 4)
+
+    def _jpeg(self) -> Reading:
+        """ITU T.81, annex B: segments up to the first scan, then anything up to EOI.
+
+        Within a scan, 0xFF is always followed by 0x00 or a marker, so EOI cannot be mistaken there; the
+        thumbnails that have an EOI of their own lie in segments, which are skipped.
+        """
+        yield 2
+        code = 0
+        while code != _JPEG_SCAN:
+            if (yield 1)[0] != _JPEG_FILL:
+                raise _damaged("JPEG")
+            code = (yield 1)[0]
+            while code == _JPEG_FILL:
+                code = (yield 1)[0]
+            if code in _JPEG_ALONE:
+                continue
+            if code == _JPEG_END or (code == _JPEG_SCAN and self.size is None):
+                raise _damaged("JPEG")
+            length = int.from_bytes((yield 2)) - 2
+            if code in _JPEG_SIZES and self.size is None:
+                height, width = struct.unpack(">xHH", (yield 5))
+                self._found(width, height)
+                length -= 5
+            if length < 0:
+                raise _damaged("JPEG")
+            yield -length
+        yield bytes((_JPEG_FILL, _JPEG_END))
+
+    def _gif(self) -> Reading:
+        """GIF89a specification, sections 17 to 27: blocks, up to the trailer."""
+        width, height, flags = struct.unpack("<6xHHB2x", (yield 13))
+        self._found(width, height)
+        yield -_gif_table(flags)
+        while (block := (yield 1)[0]) != _GIF_END:
+            if block == _GIF_EXTENSION:
+                yield 1
+            elif block == _GIF_IMAGE:
+                flags = (yield 9)[8]
+                yield -(_gif_table(flags) + 1)
+            else:
+                raise _damaged("GIF")
+            while length := (yield 1)[0]:
+                yield -length
+
+    def _webp(self) -> Reading:
+        """RFC 9649: one RIFF file that says how long it is."""
+        whole, kind = struct.unpack("<4xI4x4s4x", (yield 20))
+        wanted = 5 if kind == b"VP8L" else 10
+        head = yield wanted
+        if kind == b"VP8X":
+            self._found(1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little"))
+        elif kind == b"VP8L" and head[0] == _VP8L_START:
+            bits = int.from_bytes(head[1:5], "little")
+            self._found(1 + (bits & _14_BITS), 1 + (bits >> 14 & _14_BITS))
+        elif kind == b"VP8 " and head[3:6] == _VP8_START:
+            width, height = struct.unpack("<HH", head[6:10])
+            self._found(width & _14_BITS, height & _14_BITS)
+        else:
+            raise _damaged("WebP")
+        rest = whole - 12 - wanted
+        if rest < 0:
+            raise _damaged("WebP")
+        yield -rest
+
+
+def _gif_table(flags: int) -> int:
+    """Bytes of the colour table that the flags announce."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & _GIF_TABLE else 0
+
+
+def _damaged(name: str) -> NotAPicture:
+    return NotAPicture(f"The file begins as a {name}, but is damaged.")

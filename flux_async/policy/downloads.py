@@ -1,0 +1,153 @@
+"""What may be brought to disk, and when a download that broke off goes on where it stopped.
+
+Pure judgements over what a file host says; the bytes themselves are read in ``pictures.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+import attrs
+
+from flux_async.errors import DownloadError, NotAPicture, ResultExpired, ResultTooLarge
+from flux_async.policy.numbers import positive_integer, positive_number
+
+MOST_RESUMES = 3
+"""How often one download is taken up again after it broke off."""
+
+REFRESHABLE = frozenset({403, 404, 410})
+"""Answers of a file host after which a fresh link may help."""
+
+_GONE = frozenset({404, 410})
+_PARTIAL = 206
+_RESUME_BASE_S = 0.5
+_LONGEST_ETAG = 200
+_LONGEST_LENGTH = 18
+_STRONG_AFTER_S = 60.0
+_ETAG = re.compile(r'"[!#-~]*"')
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+
+
+@attrs.frozen(kw_only=True)
+class DownloadLimits:
+    """How large a result may be, and how long its host may be silent.
+
+    The defaults are about ten times what the models make (1 to 2 megapixels, up to some 6 MB as PNG), so that
+    a new model needs no new setting; 100 megapixels are 400 MB in memory for whoever opens the picture.
+
+    Attributes:
+        max_bytes: Size of the file.
+        max_pixels: Width times height, read from the file's head before the rest is fetched.
+        stall_s: Seconds without a byte after which the connection counts as broken.
+    """
+
+    max_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=positive_integer)
+    max_pixels: int = attrs.field(default=100_000_000, validator=positive_integer)
+    stall_s: float = attrs.field(default=30.0, validator=positive_number)
+
+    def check_bytes(self, count: int, *, declared: bool = False) -> None:
+        """Raise :class:`ResultTooLarge` for more bytes than allowed, told beforehand or received."""
+        if count > self.max_bytes:
+            how = f"has {count:,} bytes" if declared else "goes on"
+            raise ResultTooLarge(f"The file {how}, and {self.max_bytes:,} are allowed.")
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """Raise :class:`ResultTooLarge` for more pixels than allowed."""
+        if width * height > self.max_pixels:
+            raise ResultTooLarge(
+                f"The picture has {width:,} by {height:,} pixels, and {self.max_pixels:,} in all are allowed."
+            )
+
+
+@attrs.frozen(kw_only=True)
+class FileHead:
+    """What a file host says of a file before sending it.
+
+    Attributes:
+        length: Bytes of the whole file, or None where it does not say.
+        validator: Names this very version of the file, where the host can send the rest of it later.
+    """
+
+    length: int | None = None
+    validator: str | None = None
+
+
+def read_head(headers: Mapping[str, str]) -> FileHead:
+    """Read the headers (names in lower case) of a whole file.
+
+    Raises:
+        NotAPicture: The file is packed, which was not asked for: its size would be anybody's guess.
+    """
+    packed = headers.get("content-encoding", "").strip().lower()
+    if packed not in {"", "identity"}:
+        raise NotAPicture("The file host packs the picture although it was asked not to.")
+    length = headers.get("content-length", "")
+    known = length.isascii() and length.isdigit() and len(length) <= _LONGEST_LENGTH
+    resumable = headers.get("accept-ranges", "").strip().lower() == "bytes"
+    return FileHead(length=int(length) if known else None, validator=_strong(headers) if resumable else None)
+
+
+def _strong(headers: Mapping[str, str]) -> str | None:
+    """Return what names one version of the file byte for byte (RFC 9110, section 8.8): ETag, or date."""
+    etag = headers.get("etag", "")
+    if len(etag) <= _LONGEST_ETAG and _ETAG.fullmatch(etag):
+        return etag
+    changed = headers.get("last-modified", "")
+    try:
+        age = parsedate_to_datetime(headers["date"]) - parsedate_to_datetime(changed)
+    except (KeyError, OverflowError, TypeError, ValueError):
+        return None
+    # A second is a long time: a file changed a moment ago may have changed twice under one date.
+    return changed if changed.isascii() and age.total_seconds() >= _STRONG_AFTER_S else None
+
+
+def headers_to_resume(head: FileHead, received: int) -> dict[str, str]:
+    """Return the headers that ask for the rest of a file, or none where it cannot be had."""
+    if not received or head.validator is None:
+        return {}
+    return {"Range": f"bytes={received}-", "If-Range": head.validator}
+
+
+def continues(status: int, headers: Mapping[str, str], head: FileHead, received: int) -> bool:
+    """Say whether an answer is the rest of the file that ``head`` described, from where it stopped."""
+    match = _RANGE.fullmatch(headers.get("content-range", "").strip())
+    if status != _PARTIAL or match is None or int(match[1]) != received:
+        return False
+    if match[3] != "*" and head.length is not None and int(match[3]) != head.length:
+        return False
+    return headers.get("etag", head.validator) == head.validator or not _is_etag(head.validator)
+
+
+def _is_etag(validator: str | None) -> bool:
+    return validator is not None and validator.startswith('"')
+
+
+def before_resume(resumes: int, draw: float) -> float | None:
+    """Return the seconds to wait before a download is taken up again, or None: give it up.
+
+    Args:
+        resumes: How often it has been taken up already; the first time follows at once.
+        draw: A random number from 0 to 1.
+    """
+    if resumes >= MOST_RESUMES:
+        return None
+    return draw * _RESUME_BASE_S * 2.0**resumes if resumes else 0.0
+
+
+def refusal(status: int, host: str, *, refreshed: bool = False) -> DownloadError:
+    """Return the error for an answer that is no file.
+
+    Args:
+        status: HTTP status.
+        host: Who answered. The whole address of a fresh link lets anybody in, so it is never shown.
+        refreshed: Whether the link was a fresh one.
+    """
+    if refreshed and status in REFRESHABLE:
+        return ResultExpired(
+            f"{host} refused the picture (HTTP {status}), though the link was fresh.", http_status=status
+        )
+    if status in _GONE:
+        return ResultExpired(f"{host} no longer has this picture (HTTP {status}).", http_status=status)
+    return DownloadError(f"{host} answered HTTP {status}.", http_status=status)

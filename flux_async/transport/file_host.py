@@ -1,0 +1,257 @@
+"""Files from hosts nobody vouches for: without key, cookies or referrer, and from allowed addresses only.
+
+This goes straight to httpcore, the layer below httpx, which comes with it: there a network backend of ours
+makes every connection, so that none can go round the guard, a kept one belongs to one host name, and TLS
+checks that name. And what httpx adds (cookies, passwords taken from an address, a line in the log with the
+whole of it) is not there to be switched off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import anyio.to_thread
+import attrs
+import httpcore
+
+from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
+from flux_async.transport import FileStream
+from flux_async.transport.addresses import AddressGuard, Hop, literal
+from flux_async.transport.pools import Pool
+
+MOST_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_CONNECT_S = 10.0
+_ONE_ADDRESS_S = 3.0
+_MOST_ADDRESSES = 4
+_HARD_STOP_S = 2.0
+_KEEPALIVE_S = 60.0
+_CONNECTIONS = 8
+
+
+@attrs.frozen
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Makes connections, to addresses that the guard has judged."""
+
+    guard: AddressGuard
+    inner: httpcore.AsyncNetworkBackend = attrs.field(factory=httpcore.AnyIOBackend)
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connect to one of the addresses of ``host``, in turn; each of them was judged."""
+        timeout = _CONNECT_S if timeout is None else timeout
+        try:
+            with anyio.fail_after(timeout):
+                addresses = await self.guard.addresses_of(host, port)
+        except TimeoutError:
+            raise httpcore.ConnectTimeout("the name was not found in time") from None
+        except OSError:
+            raise httpcore.ConnectError("the name is not known") from None
+        *others, last = addresses[:_MOST_ADDRESSES]
+        for address in others:
+            try:
+                return await self.inner.connect_tcp(
+                    address, port, min(timeout, _ONE_ADDRESS_S), local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return await self.inner.connect_tcp(last, port, timeout, local_address, socket_options)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await self.inner.sleep(seconds)
+
+
+@attrs.frozen
+class _File:
+    """An open answer of a file host."""
+
+    host: str
+    status: int
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    response: httpcore.Response = attrs.field(repr=False)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self.response.aiter_stream():
+                yield chunk
+        except httpcore.TimeoutException:
+            raise DownloadCutShort(f"The download stalled: {self.host} fell silent.") from None
+        except Exception as error:  # noqa: BLE001 - however it breaks, it is broken
+            raise DownloadCutShort(
+                f"The download from {self.host} broke off: {type(error).__name__}."
+            ) from None
+
+
+@attrs.frozen(eq=False)
+class _Carriers:
+    """The connections to file hosts: direct ones, and those through each proxy."""
+
+    make: Callable[[str | None], httpcore.AsyncConnectionPool]
+    made: dict[str | None, httpcore.AsyncConnectionPool] = attrs.field(factory=dict)
+
+    def through(self, proxy: str | None) -> httpcore.AsyncConnectionPool:
+        """Return the connections through ``proxy``, or the direct ones."""
+        if proxy not in self.made:
+            self.made[proxy] = self.make(proxy)
+        return self.made[proxy]
+
+    async def aclose(self) -> None:
+        """Close them all."""
+        for pool in self.made.values():
+            await pool.aclose()
+
+
+@attrs.define(eq=False)
+class FileHost:
+    """Fetches files.
+
+    Args:
+        user_agent: What we call ourselves; some file hosts turn nameless visitors away.
+        guard: Says where we may go.
+        tls: Makes the TLS context.
+        backend: Makes direct connections, once the guard has spoken.
+    """
+
+    user_agent: str
+    guard: AddressGuard
+    tls: Callable[[], ssl.SSLContext] = attrs.field(repr=False)
+    backend: httpcore.AsyncNetworkBackend = attrs.field(factory=httpcore.AnyIOBackend, repr=False)
+    _pool: Pool[_Carriers] | None = attrs.field(default=None, init=False, repr=False)
+
+    @asynccontextmanager
+    async def fetch(
+        self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[FileStream]:
+        """Open a file; see :meth:`flux_async.transport.Transport.fetch`."""
+        pool = self._pool = self._pool or Pool(_Carriers(self._make_pool))
+        deadline = asyncio.timeout(timeout_s + _HARD_STOP_S)
+        async with pool.used() as carriers:
+            try:
+                async with deadline:
+                    file = await self._open(carriers, Hop.read(url), dict(headers or {}), timeout_s, stall_s)
+                    try:
+                        yield file
+                    finally:
+                        await file.response.aclose()
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                self._retire(pool)
+                raise DownloadTimedOut(f"The download took longer than {timeout_s:g} s.") from None
+
+    def _retire(self, pool: Pool[_Carriers]) -> None:
+        """Cancelling may have cost the pool a connection for ever: those that come get another."""
+        pool.retire()
+        if self._pool is pool:
+            self._pool = None
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.resource.aclose()
+
+    async def _open(
+        self, carriers: _Carriers, hop: Hop, headers: dict[str, str], timeout_s: float, stall_s: float
+    ) -> _File:
+        """Follow redirects by hand: each leads to an address that is looked at like the first."""
+        for _ in range(1 + MOST_REDIRECTS):
+            file = await self._ask(carriers, hop, headers, timeout_s, stall_s)
+            if file.status not in _REDIRECTS or "location" not in file.headers:
+                return file
+            await file.response.aclose()
+            hop = hop.follow(file.headers["location"])
+        raise DownloadError(f"The download was redirected more than {MOST_REDIRECTS} times.")
+
+    async def _ask(
+        self, carriers: _Carriers, hop: Hop, headers: dict[str, str], timeout_s: float, stall_s: float
+    ) -> _File:
+        proxy = await _proxy_for(hop)
+        if proxy is not None:
+            await self.guard.check_for_proxy(hop.host)
+        said = {
+            "Host": hop.authority,
+            "User-Agent": self.user_agent,
+            "Accept": "*/*",  # who asks for pictures only is sent another format by some hosts
+            "Accept-Encoding": "identity",  # the size on the way is the size on the disk
+        }
+        request = httpcore.Request(
+            "GET",
+            httpcore.URL(scheme=hop.scheme, host=hop.host, port=hop.given_port, target=hop.target),
+            headers=list((said | headers).items()),
+            extensions={
+                "timeout": {
+                    "connect": min(_CONNECT_S, timeout_s),
+                    "read": min(stall_s, timeout_s),
+                    "write": min(stall_s, timeout_s),
+                    "pool": timeout_s,
+                }
+            },
+        )
+        try:
+            response = await carriers.through(proxy).handle_async_request(request)
+        except FluxError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the layers below raise, it is one thing to us
+            raise DownloadError(f"{hop.host} cannot be reached: {type(error).__name__}.") from None
+        return _File(hop.host, response.status, _in_lower_case(response.headers), response)
+
+    def _make_pool(self, proxy: str | None) -> httpcore.AsyncConnectionPool:
+        settings: dict[str, Any] = {
+            "ssl_context": self.tls(),
+            "max_connections": _CONNECTIONS,
+            "max_keepalive_connections": _CONNECTIONS,
+            "keepalive_expiry": _KEEPALIVE_S,
+        }
+        if proxy is None:
+            backend = GuardedBackend(self.guard, self.backend)
+            return httpcore.AsyncConnectionPool(network_backend=backend, **settings)
+        return httpcore.AsyncConnectionPool(proxy=_read_proxy(proxy), **settings)
+
+
+def _in_lower_case(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): _text(value) for name, value in headers}
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+async def _proxy_for(hop: Hop) -> str | None:
+    """Return the proxy that the environment names for an address; this machine is never asked for by one."""
+    address = literal(hop.host)
+    if hop.host == "localhost" or (address is not None and address.is_loopback):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(hop.scheme) or proxies.get("all")
+    if not proxy:
+        return None
+    bypassed = await anyio.to_thread.run_sync(urllib.request.proxy_bypass, hop.host)  # may look names up
+    return None if bypassed else proxy
+
+
+def _read_proxy(address: str) -> httpcore.Proxy:
+    """Return a proxy for its address as the environment has it, user and password included."""
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    auth = None
+    if parts.username is not None:
+        auth = (unquote(parts.username), unquote(parts.password or ""))
+    url = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target="/")
+    return httpcore.Proxy(url, auth=auth)
