@@ -42,6 +42,7 @@ from flux_async.errors import (
     ServerError,
     TaskFailed,
     UnexpectedResponse,
+    UploadRejected,
     WrongEventLoop,
 )
 from flux_async.journal.store import Journal
@@ -55,6 +56,7 @@ from flux_async.models import (
     InDoubtPolicy,
     Job,
     JobKey,
+    LocalImage,
     Model,
     Outcome,
     OutputFormat,
@@ -63,6 +65,7 @@ from flux_async.models import (
     TaskRecord,
     TaskStatus,
     UnclaimedTask,
+    UploadedFile,
 )
 from flux_async.policy.admission import Limits
 from flux_async.policy.polling import PollPolicy
@@ -106,6 +109,7 @@ __all__ = [
     "JournalVersionError",
     "KeyLimitError",
     "Limits",
+    "LocalImage",
     "MaintenanceError",
     "MissingExtra",
     "Model",
@@ -128,6 +132,8 @@ __all__ = [
     "TaskStatus",
     "UnclaimedTask",
     "UnexpectedResponse",
+    "UploadRejected",
+    "UploadedFile",
     "WrongEventLoop",
     "run_batch",
 ]

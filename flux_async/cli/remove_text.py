@@ -379,7 +379,7 @@ def _tell(listener: Callable[[V], None], value: V) -> None:
 
 
 def _name_of(job: Job) -> str:
-    image = job.request.input_image if isinstance(job.request, EditRequest) else ""
+    image = str(job.request.input_image) if isinstance(job.request, EditRequest) else ""
     return file_stem(image, job.key)
 
 

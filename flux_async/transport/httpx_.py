@@ -19,7 +19,7 @@ import httpx
 
 from flux_async.errors import ConfigurationError, DownloadError, shown
 from flux_async.policy.admission import Limits
-from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.protocol.envelope import Host, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
 from flux_async.transport.origin import ApiOrigin
 
@@ -34,6 +34,7 @@ _KEEPALIVE_S = 60.0
 _MAX_ANSWER = 4 * 1024 * 1024
 _MAX_REDIRECTS = 5
 _FILES = 8
+_UPLOADS = 8
 
 
 class HttpClient(Protocol):
@@ -151,9 +152,10 @@ class HttpxTransport:
         self._family = httpx if client is None else family_of(client)
         self._origin = origin
         self._limits = limits
-        self._headers = {"Content-Type": "application/json", "User-Agent": user_agent(version, self._family)}
+        self._headers = {"User-Agent": user_agent(version, self._family)}
         self._given = client
         self._own: _Pool | None = None
+        self._for_uploads: _Pool | None = None
         self._for_files: _Pool | None = None
         self._tls: Any = None
 
@@ -166,9 +168,16 @@ class HttpxTransport:
             return NotSent("the http_client is closed")
         if self._given is not None:
             return await self._exchange(self._given, request, timeout_s)
-        pool = self._own = self._own or _Pool(self._make_client())
-        async with pool.used() as client:
+        async with self._pool_for(request).used() as client:
             return await self._exchange(client, request, timeout_s)
+
+    def _pool_for(self, request: WireRequest) -> _Pool:
+        """Uploads have connections of their own: a slow one must not hold up a submit."""
+        if request.host is Host.UPLOADS:
+            self._for_uploads = self._for_uploads or _Pool(self._make_upload_client())
+            return self._for_uploads
+        self._own = self._own or _Pool(self._make_client())
+        return self._own
 
     async def _exchange(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Truth:
         try:
@@ -189,13 +198,16 @@ class HttpxTransport:
             return (NotSent if believed and names & NEVER_SENT else Unknown)(self._reason(error))
 
     def _build(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Any:
-        url = self._origin.url_for(request)
+        url, stream = self._origin.url_for(request), request.stream
+        headers = self._headers | {"Content-Type": request.content_type}
+        if stream is not None:
+            headers["Content-Length"] = str(stream.size)
         return client.build_request(
             request.method,
             url,
             params=dict(request.query),
-            headers=self._headers | self._origin.authorization_for(url),
-            content=request.body,
+            headers=headers | self._origin.authorization_for(url),
+            content=request.body if stream is None else stream,
             timeout=self._family.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
         )
 
@@ -246,13 +258,19 @@ class HttpxTransport:
 
     async def aclose(self) -> None:
         """Close the connections that are ours; a client given by the caller stays open."""
-        for pool in (self._own, self._for_files):
+        for pool in (self._own, self._for_uploads, self._for_files):
             if pool is not None:
                 await pool.client.aclose()
-        self._own = self._for_files = None
+        self._own = self._for_uploads = self._for_files = None
 
     def _make_client(self) -> HttpClient:
         connections = self._limits.connections + self._limits.submits_in_air
+        return self._make_keyed_client(connections, here=self._origin.is_this_machine)
+
+    def _make_upload_client(self) -> HttpClient:
+        return self._make_keyed_client(_UPLOADS, here=self._origin.uploads_to_this_machine)
+
+    def _make_keyed_client(self, connections: int, *, here: bool) -> HttpClient:
         return httpx.AsyncClient(
             verify=self._tls_context(),
             limits=httpx.Limits(
@@ -260,7 +278,7 @@ class HttpxTransport:
                 max_keepalive_connections=connections,
                 keepalive_expiry=_KEEPALIVE_S,
             ),
-            trust_env=not self._origin.is_this_machine,  # no proxy is to see the key on its way to ourselves
+            trust_env=not here,  # no proxy is to see the key on its way to ourselves
         )
 
     def _make_file_client(self) -> HttpClient:
@@ -281,7 +299,7 @@ class HttpxTransport:
         return self._tls
 
     def _retire_pools(self) -> None:
-        for pool in (self._own, self._for_files):
+        for pool in (self._own, self._for_uploads, self._for_files):
             if pool is not None:
                 pool.retire()
-        self._own = self._for_files = None
+        self._own = self._for_uploads = self._for_files = None

@@ -4,8 +4,8 @@
 
     L5  cli  report
     L4  batch  webhook  telemetry  engine        sandbox   island: itself and imaging
-    L3  client → account                         imaging   models and errors only
-    L2  transport  files  journal  clock         testing   for users' tests
+    L3  client → uploads → account               imaging   models and errors only
+    L2  transport  files  local_images  journal  clock    testing   for users' tests
     L1  lifecycle  policy  protocol              pure: no await, no time, no randomness
     L0  models → errors
 
@@ -29,8 +29,8 @@ PACKAGE = Path(flux_async.__file__).parent
 
 L0 = {"errors", "models"}
 L1 = {"lifecycle", "policy", "protocol"}
-L2 = {"clock", "files", "journal", "transport"}
-L3 = {"account", "client"}
+L2 = {"clock", "files", "journal", "local_images", "transport"}
+L3 = {"account", "client", "uploads"}
 L4 = {"batch", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -42,11 +42,15 @@ ALLOWED: dict[str, set[str]] = {
     "lifecycle": L0 | {"policy", "protocol.codes"},
     "clock": set(),
     "files": L0,
+    "local_images": L0 | {"protocol.pictures"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
     "account": L0 | L1 | {"clock", "transport"},
     # remove_text_many is the batch's short form; it imports it when it is called.
-    "client": L0 | L1 | {"account", "batch.gathered", "clock", "files", "transport", "__version__"},
+    "client": L0
+    | L1
+    | {"account", "batch.gathered", "clock", "files", "local_images", "transport", "uploads", "__version__"},
+    "uploads": L0 | L1 | {"account", "clock", "local_images", "transport"},
     "batch": L0 | L1 | L2 | L3 | {"telemetry"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1,
@@ -71,6 +75,8 @@ OUTSIDE: dict[str, set[str]] = {
     "lifecycle": {"attrs"},
     "clock": {"anyio"},
     "files": {"anyio", "attrs"},
+    "local_images": {"anyio", "attrs"},
+    "uploads": {"attrs"},
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "httpx"},
     "account": {"anyio", "attrs"},

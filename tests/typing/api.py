@@ -23,6 +23,7 @@ from flux_async import (
     Job,
     JobKey,
     Limits,
+    LocalImage,
     MissingExtra,
     Model,
     Outcome,
@@ -48,7 +49,7 @@ def requests_() -> None:
     assert_type(request.aspect_ratio, AspectRatio | None)
     assert_type(request.output_format, OutputFormat | None)
     assert_type(request.safety_tolerance, int | None)
-    assert_type(request.input_image, str)
+    assert_type(request.input_image, str | LocalImage)
     assert_type(
         GenerateRequest(prompt="A lighthouse", aspect_ratio="16:9", model="flux-kontext-max").prompt, str
     )
