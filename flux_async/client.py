@@ -400,7 +400,9 @@ class FluxClient:
         request = GenerateRequest(prompt=prompt, aspect_ratio=aspect_ratio, **options)
         return await self.run(request, timeout=timeout)
 
-    async def remove_text_many(self, images: Iterable[str | EditRequest], **options: Any) -> list[Outcome]:
+    async def remove_text_many(
+        self, images: Iterable[InputImage | EditRequest], **options: Any
+    ) -> list[Outcome]:
         """Return one outcome per picture, in input order. ``options`` are those of :func:`run_batch`.
 
         Raises:

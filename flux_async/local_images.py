@@ -49,7 +49,7 @@ async def choose(image: object) -> str | LocalImage:
 
 
 async def identify(image: LocalImage) -> LocalImage:
-    """Return ``image`` with the digest of its content, which is read unless it is known.
+    """Return ``image`` with the digest of its content, which is read unless it is known, and a full folder.
 
     Raises:
         InvalidInput: It is no file, no picture, or too large.
@@ -59,6 +59,8 @@ async def identify(image: LocalImage) -> LocalImage:
 
 def identify_now(image: LocalImage) -> LocalImage:
     """Do what :func:`identify` does, in the thread of the caller."""
+    # A later run may start in another folder.
+    image = attrs.evolve(image, folder=os.path.abspath(image.folder))  # noqa: PTH100 - resolve() follows links
     if image.sha256 is not None:
         return image
     content = Content.of_file(image, MAX_UPLOAD_BYTES)

@@ -26,6 +26,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async.account import Account, Call
+from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
 from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
@@ -41,10 +42,20 @@ from flux_async.errors import (
 )
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import FINAL, Event, JobSnapshot, JobState, ResubmitGranted, apply
-from flux_async.models import Failed, ImageResult, InDoubtPolicy, Job, Model, Outcome
+from flux_async.models import (
+    EditRequest,
+    Failed,
+    ImageResult,
+    InDoubtPolicy,
+    Job,
+    JobKey,
+    LocalImage,
+    Model,
+    Outcome,
+)
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
-from flux_async.protocol.wire import build_submit, read_submit
+from flux_async.protocol.wire import read_submit, store_request
 from flux_async.transport.shielded import see_through
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -67,13 +78,15 @@ def run_batch(
     max_credits: float | None = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
+    via_upload: bool = False,
     on_progress: ProgressObserver | None = None,
 ) -> BatchRun:
     """Return a batch of many jobs: ``async with`` starts it, ``async for`` receives the outcomes.
 
     Args:
         client: Does the work; its limits bound the batch.
-        images: What is wanted, read lazily. The same thing twice is one job.
+        images: What is wanted, read lazily. The same thing twice is one job. A file of this machine is named
+            by its content, and uploaded right before its submit.
         journal: Where the batch is kept; the same call on the same file resumes. ``":memory:"`` does not.
         directory: Where the pictures go; None leaves them at the vendor.
         name_file: Names a job's file in it, without ending, each its own; left out, after the job's key.
@@ -81,6 +94,7 @@ def run_batch(
         max_credits: Stop submitting before this many credits are spent by this run (price list: 5 or 10).
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are made again, and how often a job may be paid for.
+        via_upload: Put pictures that have an address on the vendor's upload host first, too.
         on_progress: Told at every change; it cannot break the run.
 
     Raises:
@@ -99,6 +113,7 @@ def run_batch(
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
         timeout=client.timeout if timeout is None else check_positive(timeout, "timeout"),
         retry=_retry(retry),
+        via_upload=via_upload,
         on_progress=on_progress,
     )
 
@@ -130,6 +145,7 @@ class BatchRun:
     max_credits: float | None
     timeout: float
     retry: RetryPolicy
+    via_upload: bool
     on_progress: ProgressObserver | None = attrs.field(repr=False)
     _tally: Tally = attrs.field(factory=Tally, init=False, repr=False)
     _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
@@ -370,10 +386,10 @@ class BatchRun:
 
     async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
         """Put a chunk of inputs into the journal; what is no request becomes an outcome of its own."""
-        entries = []
+        entries, sources = [], dict[JobKey, LocalImage]()
         for given in chunk:
             try:
-                job = as_job(given)
+                job = as_job(await with_file_read(given))
                 self._name(job)
             except InvalidInput as error:
                 self._tally.refused()
@@ -382,8 +398,11 @@ class BatchRun:
             request = job.request
             if request.callback_url is not None:  # an address is of an attempt, not of the job
                 request = attrs.evolve(request, callback_url=None)
-            entries.append((job.key, (build_submit(request).body or b"").decode()))
-        return await self.journal.add(entries)
+            entries.append((job.key, store_request(request)))
+            image = request.input_image if isinstance(request, EditRequest) else ""
+            if isinstance(image, LocalImage) and image.path is not None:
+                sources[job.key] = image
+        return await self.journal.add(entries, sources=sources)
 
     async def _pages(self, state: JobState) -> AsyncIterator[StoredJob]:
         """Yield the journal's jobs in ``state`` page by page."""
@@ -410,6 +429,7 @@ class BatchRun:
             folder=self.directory or Path(),
             destination=None if self.directory is None else self._destination,
             fetch=self._fetch,
+            via_upload=self.via_upload,
         )
         return Driver(
             client=self.client,
@@ -465,7 +485,7 @@ class BatchRun:
 
 
 def _job_of(stored: StoredJob) -> Job:
-    return Job(key=stored.job.key, request=read_submit(stored.request))
+    return Job(key=stored.job.key, request=stored.read())
 
 
 def _price(stored: StoredJob) -> float:
