@@ -21,7 +21,8 @@ from flux_async import (
     __version__,
 )
 from flux_async.cli.exits import Exit
-from flux_async.cli.inputs import gather_inputs, refuse_local
+from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.local_inputs import image_of
 
 if TYPE_CHECKING:
     from flux_async.cli.remove_text import RunOrder
@@ -72,6 +73,11 @@ def _run_options(command: F) -> F:
         click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
         click.option(
             "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
+        ),
+        click.option(
+            "--via-upload",
+            is_flag=True,
+            help="Have the vendor's upload host fetch each URL first, for hosts that are hard to reach.",
         ),
         click.option(
             "--max-credits",
@@ -140,7 +146,7 @@ def cli() -> None:
     "lists",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="List of images: one URL a line, CSV or JSON Lines; - is standard input; repeatable.",
+    help="List of images: one a line, CSV or JSON Lines; - is standard input; repeatable.",
     metavar="FILE",
 )
 @_folder
@@ -165,10 +171,14 @@ def remove_text(
     output_format: str | None,
     **run: Any,
 ) -> int:
-    """Remove the text from IMAGES: public http(s) URLs, or - to read them from standard input.
+    """Remove the text from IMAGES: http(s) URLs, files, folders, or - to read them from standard input.
+
+    Files are uploaded first, free of charge: JPEG, PNG or WebP up to 20 MB. Of a folder its pictures are
+    taken, not those of its folders; a quoted pattern like 'photos/**/*.jpg' goes deeper. The same file again
+    is the same job, whatever it is called. In a list, files are relative to the list's own folder.
 
     Lists in CSV have a column url or image, and may have key, prompt, model and output_format; JSON Lines
-    hold a URL or an object with those names. A row that cannot be read fails alone.
+    hold an image or an object with those names. A row that cannot be read fails alone.
 
     The folder gets journal.sqlite3, images/ and results.jsonl with one JSON object per image. stdout gets the
     paths of the pictures, everything else goes to stderr.
@@ -252,11 +262,10 @@ def generate(
 def edit(
     prompt: str, image: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
 ) -> int:
-    """Change IMAGE, a public http(s) URL, as PROMPT says; print the result's URL, or with -o its path."""
+    """Change IMAGE, an http(s) URL or a file, as PROMPT says; print the result's URL, or with -o its path."""
     from flux_async.cli.single import Presentation, make_picture  # noqa: PLC0415
 
-    refuse_local(image)
-    request = EditRequest(prompt=prompt, input_image=image, **_given(request_options))
+    request = EditRequest(prompt=prompt, input_image=image_of(image), **_given(request_options))
     return make_picture(request, timeout, Presentation(file=file, as_json=as_json))
 
 
@@ -271,6 +280,24 @@ def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: b
     from flux_async.cli.single import Presentation, look_at_task  # noqa: PLC0415
 
     return look_at_task(task_id, wait=wait, timeout=timeout, show=Presentation(file=file, as_json=as_json))
+
+
+@cli.command()
+@click.argument("image")
+@click.option(
+    "--max-mb", type=click.FloatRange(min=0, min_open=True), default=20.0, help="Refuse a larger file."
+)
+@_timeout
+@_json
+def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
+    """Put IMAGE, a file or http(s) URL, where the vendor can fetch it for 24 hours, and print its address.
+
+    It costs nothing. Nobody can guess the address, but whoever knows it can fetch the picture.
+    """
+    from flux_async.cli.single import Presentation, upload_image  # noqa: PLC0415
+
+    most = int(max_mb * 1024 * 1024)
+    return upload_image(image_of(image), most, timeout, Presentation(as_json=as_json))
 
 
 @cli.command("credits")

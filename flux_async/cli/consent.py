@@ -107,7 +107,7 @@ async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId)
     owner = folder.reader.owner_of(task)
     if owner not in (None, stored.job.key):
         raise InvalidInput(f"Task {task} belongs to job {owner}.", advice="Nothing was changed.")
-    _check_match(stored, await _record(client, task))
+    _check_match(stored, folder.reader.input_url(stored.number), await _record(client, task))
     event = TaskFound(at=at, task_id=task)
     await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
     MessageConsole().note(
@@ -138,10 +138,10 @@ def _job_in_doubt(reader: JournalReader, name: str) -> StoredJob:
     return stored
 
 
-def _check_match(stored: StoredJob, record: TaskRecord) -> None:
-    """Refuse a task that was made from another picture or another prompt, where the vendor tells."""
+def _check_match(stored: StoredJob, uploaded: str | None, record: TaskRecord) -> None:
+    """Refuse a task that was made from another picture, where the vendor tells."""
     request, told = read_submit(stored.request), record.params or {}
-    wanted = {"inputImage": request.input_image} if isinstance(request, EditRequest) else {}
+    wanted = {"inputImage": uploaded or request.input_image} if isinstance(request, EditRequest) else {}
     for field, value in wanted.items():
         if told.get(field) not in (None, value):
             raise InvalidInput(

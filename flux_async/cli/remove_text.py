@@ -22,6 +22,7 @@ from flux_async import (
     Job,
     JournalError,
     Limits,
+    LocalImage,
     Outcome,
 )
 from flux_async.batch.progress import BatchProgress
@@ -39,6 +40,7 @@ from flux_async.cli.run_folder import RunFolder, Selection, Totals
 from flux_async.clock import Clock, SystemClock
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import Problem, Saved, apply
+from flux_async.local_images import identify_now
 from flux_async.models import JobKey
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
@@ -61,6 +63,7 @@ class RunOrder:
         download: Whether results are brought to disk.
         in_doubt: What to do with submits whose answer never came.
         max_credits: What this run may spend.
+        via_upload: Whether images that have an address go through the upload host, too.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
     Raises:
@@ -73,6 +76,7 @@ class RunOrder:
     download: bool = True
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     max_credits: float | None = None
+    via_upload: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -80,12 +84,15 @@ class RunOrder:
         EditRequest.text_removal(_ANY_URL, **self.request_options)
 
     def job_for(self, given: Given) -> Job:
-        """Return what is wanted for one input.
+        """Return what is wanted for one input; a file is read, in the thread of the caller.
 
         Raises:
             InvalidInput: It is no request.
         """
-        request = EditRequest.text_removal(given.image, **{**self.request_options, **given.options})
+        image = (
+            identify_now(LocalImage(path=given.image, folder=given.folder)) if given.is_file else given.image
+        )
+        request = EditRequest.text_removal(image, **{**self.request_options, **given.options})
         return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))
 
 
@@ -216,6 +223,7 @@ class RemoveText:
             in_doubt=order.in_doubt,
             max_credits=order.max_credits,
             timeout=order.timeout_s,
+            via_upload=order.via_upload,
             on_progress=self._progressed,
         )
         try:

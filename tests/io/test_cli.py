@@ -170,6 +170,7 @@ def test_an_empty_balance_halts_the_run(
         ["generate", "A lighthouse"],
         ["edit", "Make it blue", "https://example.com/a.png"],
         ["task", "0123456789abcdef"],
+        ["upload", "https://example.com/a.png"],
         ["credits"],
     ],
     ids=lambda arguments: arguments[0],
@@ -185,15 +186,18 @@ def test_without_a_key_every_command_names_the_variable(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("local", ["here.png", "folder", "/no/such/file.png"])
-def test_a_local_path_is_refused_before_anything_is_sent(offline: Any, local: str) -> None:
-    """A file or folder of this machine is a usage error, even among good addresses."""
-    (offline.folder / "here.png").write_bytes(b"")
-    (offline.folder / "folder").mkdir()
-    for arguments in (["remove-text", "https://example.com/a.png", local], ["edit", "Make it blue", local]):
+@pytest.mark.parametrize("local", ["here/*.png", "empty", "/no/such/file.png", "gone.jpg"])
+def test_a_path_with_nothing_there_is_refused_before_anything_is_sent(offline: Any, local: str) -> None:
+    """A missing file, an empty folder, a pattern without a match: a usage error, nothing is sent."""
+    (offline.folder / "empty").mkdir()
+    for arguments in (
+        ["remove-text", "https://example.com/a.png", local],
+        ["edit", "Make it blue", local],
+        ["upload", local],
+    ):
         ended = offline.run(*arguments)
         assert (ended.code, ended.stdout) == (2, "")
-        assert "local files are not supported yet" in ended.stderr
+        assert "othing was sent" in ended.stderr
     assert not (offline.folder / "flux-out").exists()
 
 
