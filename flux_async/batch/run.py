@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from flux_async.account import Account, Call
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
+from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
 from flux_async.client import FluxClient
 from flux_async.clock import Clock
@@ -60,9 +61,6 @@ from flux_async.transport.shielded import see_through
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
-PRICES = {Model.PRO: 5.0, Model.MAX: 10.0}
-"""Credits per picture at the time of writing."""
-
 _PAGE = 100
 _CHUNK = 100
 
@@ -76,6 +74,7 @@ def run_batch(
     name_file: Callable[[Job], str] | None = None,
     in_doubt: InDoubtPolicy | str = InDoubtPolicy.HOLD,
     max_credits: float | None = None,
+    prices: Mapping[Model, float] | None = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
     via_upload: bool = False,
@@ -91,7 +90,8 @@ def run_batch(
         directory: Where the pictures go; None leaves them at the vendor.
         name_file: Names a job's file in it, without ending, each its own; left out, after the job's key.
         in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
-        max_credits: Stop submitting before this many credits are spent by this run (price list: 5 or 10).
+        max_credits: Stop submitting before this many credits are spent by this run.
+        prices: Credits per picture, by model, where they are no longer 5 (pro) and 10 (max).
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are made again, and how often a job may be paid for.
         via_upload: Put pictures that have an address on the vendor's upload host first, too.
@@ -111,6 +111,7 @@ def run_batch(
         name_file=name_file or (lambda job: safe_name(job.key)),
         in_doubt=_policy(in_doubt),
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
+        prices=price_list(prices),
         timeout=client.timeout if timeout is None else check_positive(timeout, "timeout"),
         retry=_retry(retry),
         via_upload=via_upload,
@@ -143,6 +144,7 @@ class BatchRun:
     name_file: Callable[[Job], str] = attrs.field(repr=False)
     in_doubt: InDoubtPolicy
     max_credits: float | None
+    prices: Mapping[Model, float] = attrs.field(repr=False)
     timeout: float
     retry: RetryPolicy
     via_upload: bool
@@ -359,7 +361,7 @@ class BatchRun:
 
     def _reserve(self, stored: StoredJob) -> bool:
         """Let one more submit go, and count what it costs; or say that this run does not spend it."""
-        price = _price(stored)
+        price = self._price(stored)
         if self.max_credits is not None and self._tally.credits + price > self.max_credits:
             self._halted_by = self._halted_by or BudgetExhausted(
                 f"The next picture would take this run over {self.max_credits:g} credits."
@@ -443,6 +445,9 @@ class BatchRun:
             spending=self._count_spending,
         )
 
+    def _price(self, stored: StoredJob) -> float:
+        return self.prices[read_submit(stored.request).model]
+
     def _name(self, job: Job) -> str:
         """Name a job's file, before anything is spent on it."""
         if self.directory is None:
@@ -462,7 +467,7 @@ class BatchRun:
         return await self.client.download(image, path, match_suffix=True)
 
     def _on_event(self, stored: StoredJob, before: JobState, job: JobSnapshot, event: Event) -> None:
-        self._tally.moved(before, job, event, partial(_price, stored))
+        self._tally.moved(before, job, event, partial(self._price, stored))
         self._tell()
 
     def _tell(self) -> None:
@@ -486,7 +491,3 @@ class BatchRun:
 
 def _job_of(stored: StoredJob) -> Job:
     return Job(key=stored.job.key, request=stored.read())
-
-
-def _price(stored: StoredJob) -> float:
-    return PRICES[read_submit(stored.request).model]

@@ -15,11 +15,13 @@ from flux_async import (
     EditRequest,
     GenerateRequest,
     InDoubtPolicy,
+    InvalidInput,
     Limits,
     Model,
     OutputFormat,
     __version__,
 )
+from flux_async.batch.prices import price_list
 from flux_async.cli.exits import Exit
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.local_inputs import image_of
@@ -38,6 +40,21 @@ def read_rate(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple
     if found is None or int(found[1]) == 0 or float(found[2]) == 0:
         raise click.BadParameter(f"{value!r} is no rate: write submits/seconds, like 20/10.")
     return int(found[1]), float(found[2])
+
+
+def read_prices(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[Model, float]:
+    """Return the numbers of ``flux-kontext-pro=6``: credits, by model."""
+    prices = {}
+    for value in values:
+        model, _, price = value.partition("=")
+        try:
+            prices[Model(model.strip())] = float(price)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no price: write MODEL=CREDITS.") from None
+    try:
+        return dict(price_list(prices))
+    except InvalidInput as bad:
+        raise click.BadParameter(bad.message) from None
 
 
 def _choice(kind: type[Model | AspectRatio | OutputFormat]) -> click.Choice[str]:
@@ -84,6 +101,14 @@ def _run_options(command: F) -> F:
             type=click.FloatRange(min=0, min_open=True),
             help="Stop submitting before this run spends more.",
             metavar="N",
+        ),
+        click.option(
+            "--price",
+            "prices",
+            multiple=True,
+            callback=read_prices,
+            help="What an image of a model costs now, where not 5 (pro) or 10 (max); repeatable.",
+            metavar="MODEL=CREDITS",
         ),
         _timeout,
         click.option(

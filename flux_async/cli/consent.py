@@ -13,7 +13,6 @@ from flux_async import (
     NotFoundError,
     TaskRecord,
 )
-from flux_async.batch.run import PRICES
 from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
@@ -43,12 +42,12 @@ def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
 
     async def select(intake: Intake) -> Selection:
-        return await _grant(intake, states)
+        return await _grant(intake, states, order)
 
     return run_selected(order, select, as_json=as_json)
 
 
-async def _grant(intake: Intake, states: list[JobState]) -> Selection:
+async def _grant(intake: Intake, states: list[JobState], order: RunOrder) -> Selection:
     """Write the grants, choose their jobs, say how many they are and what they may cost."""
     journal, at = intake.folder.journal, SystemClock().wall()
     await journal.recover()
@@ -60,7 +59,7 @@ async def _grant(intake: Intake, states: list[JobState]) -> Selection:
             await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
             intake.selection.jobs[stored.number] = None
             intake.selection.to_do.append(stored.number)
-            granted, cost = granted + 1, cost + PRICES[read_submit(stored.request).model]
+            granted, cost = granted + 1, cost + order.prices[read_submit(stored.request).model]
     plural = "image gets" if granted == 1 else "images get"
     MessageConsole().note(f"{granted} {plural} another try, for up to {cost:g} credits.")
     return intake.selection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,13 @@ from flux_async import (
     JournalError,
     Limits,
     LocalImage,
+    Model,
     Outcome,
 )
+from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.run import BatchRun, run_batch
+from flux_async.cli.balance import Balance, cost_in_words
 from flux_async.cli.display import RunDisplay, summary_table
 from flux_async.cli.exits import Exit, halts
 from flux_async.cli.inputs import Given
@@ -39,9 +43,10 @@ from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Selection, Totals
 from flux_async.clock import Clock, SystemClock
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import Problem, Saved, apply
+from flux_async.lifecycle import JobState, Problem, Saved, apply
 from flux_async.local_images import identify_now
 from flux_async.models import JobKey
+from flux_async.protocol.wire import read_submit
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
 
@@ -63,6 +68,7 @@ class RunOrder:
         download: Whether results are brought to disk.
         in_doubt: What to do with submits whose answer never came.
         max_credits: What this run may spend.
+        prices: Credits per image, by model.
         via_upload: Whether images that have an address go through the upload host, too.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
@@ -76,6 +82,7 @@ class RunOrder:
     download: bool = True
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     max_credits: float | None = None
+    prices: Mapping[Model, float] = attrs.field(default=None, converter=price_list)
     via_upload: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
@@ -147,6 +154,7 @@ class RemoveText:
     _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
     _repaired: int = attrs.field(default=0, init=False)
     _window: WindowUse = attrs.field(init=False)
+    _balance: Balance = attrs.field(factory=Balance, init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -178,6 +186,7 @@ class RemoveText:
         self.interruption.on_first = self._stopping
         with self.interruption.scope():
             await self._attempt(self._choose(folder))
+            await self._attempt(self._look_at_balance(client, folder))
             if self._halted_by is not None:
                 return
             self.display.start()
@@ -203,6 +212,27 @@ class RemoveText:
         self._selection = await self.select(self._intake(folder))
         self._say_what_is_kept(self._selection)
 
+    async def _look_at_balance(self, client: FluxClient, folder: RunFolder) -> None:
+        """Say what the run may cost, and what there is; a key that is refused ends it before it spends."""
+        counts = await anyio.to_thread.run_sync(self._to_be_paid, folder)
+        if self._halted_by is not None or not counts:
+            return
+        trouble = await self._balance.look_before(client)
+        if self._balance.before is None:
+            self.display.note(trouble or "", "yellow")
+            return
+        order = self.order
+        cost = sum(order.prices[model] * count for model, count in counts.items())
+        words, short = cost_in_words(counts, cost, order.max_credits, self._balance.before)
+        self.display.note(words, "yellow" if short else "")
+
+    def _to_be_paid(self, folder: RunFolder) -> Counter[Model]:
+        """Count the images that this run would submit, by model."""
+        resubmits = self.order.in_doubt is InDoubtPolicy.RESUBMIT
+        states = {JobState.PENDING} | ({JobState.IN_DOUBT} if resubmits else set())
+        jobs = folder.jobs_of(self._selection.to_do)
+        return Counter(read_submit(stored.request).model for stored in jobs if stored.job.state in states)
+
     def _intake(self, folder: RunFolder) -> Intake:
         return Intake(
             folder=folder,
@@ -222,6 +252,7 @@ class RemoveText:
             name_file=_name_of,
             in_doubt=order.in_doubt,
             max_credits=order.max_credits,
+            prices=order.prices,
             timeout=order.timeout_s,
             via_upload=order.via_upload,
             on_progress=self._progressed,
@@ -328,6 +359,8 @@ class RemoveText:
     async def _end(self, client: FluxClient, folder: RunFolder, began: float) -> Exit:
         """Write everything down, say how it went, return the exit code."""
         totals = None
+        if self._progress.submits and not self.interruption.happened:
+            await self._balance.look_after(client)
         try:
             totals = await anyio.to_thread.run_sync(
                 folder.rewrite, self._selection, partial(_tell, self.display.unfinished)
@@ -349,6 +382,7 @@ class RemoveText:
         table = summary_table(
             totals,
             spent=self._progress.credits,
+            balance=(self._balance.before, self._balance.after),
             elapsed_s=elapsed_s,
             generation_s=(folder.reader.generation_s(0.5), folder.reader.generation_s(0.95)),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flux_async.batch.run import PRICES
+from flux_async.batch.prices import PRICES
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.results import image_of, utc_text

@@ -128,20 +128,20 @@ def dead_key() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def test_a_wrong_key_is_noticed_after_one_submit(
+def test_a_wrong_key_is_noticed_before_anything_is_submitted(
     make_cli: Any, tmp_path: Path, dead_key: tuple[str, list[str]]
 ) -> None:
-    """A wrong key: exit 3 after exactly one submit, said once; every image stays pending, free of charge."""
+    """A wrong key: exit 3 without a submit, said once; every image stays pending, free of charge."""
     url, submits = dead_key
     cli = make_cli(url)
     ended = cli.run(
         "remove-text", *(f"https://example.com/{n}.png" for n in range(30)), "-o", "out", "--json"
     )
-    assert (ended.code, len(submits)) == (3, 1)
+    assert (ended.code, len(submits)) == (3, 0)
     assert ended.stderr.count("401") == 1
     assert "KIE_API_KEY" in ended.stderr
     assert {(row["status"], row["charge"]) for row in cli.rows()} == {("pending", "no")}
-    assert sum(row["attempts"] for row in cli.rows()) == 1
+    assert sum(row["attempts"] for row in cli.rows()) == 0
     assert len(ended.stdout.splitlines()) == 30
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import httpx
 import pytest
 
 RATE = ("--rate", "20/0.2")
+PRICE = "flux-kontext-max=9"
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c4944415408d763f8cfc000000301010018dd8db00000000049454e44ae426082"
@@ -141,3 +145,84 @@ def test_addresses_go_through_the_upload_host_on_request(quick: Any, picture_hos
     assert ended.code == 0, ended.stderr
     assert [row["image"] for row in quick.rows()] == [image]
     assert all(sent.startswith(quick.base_url) for sent in quick.ledger()["images"])
+
+
+def test_a_run_says_what_it_needs_and_what_there_is(make_cli: Any, start_sandbox: Any, photos: Path) -> None:
+    """Enough, bounded, too little: said before the first submit; before and after stand in the table."""
+    cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none", "--credits", "17.5").url)
+    enough = cli.run("remove-text", "photos/a photo.png", *RATE, "-o", "out")
+    assert "1 image needs about 5 credits; the account has 17.5." in enough.stderr
+    assert "17.5 / 12.5" in enough.stderr
+    nothing = cli.run("remove-text", "photos/a photo.png", *RATE, "-o", "out")
+    assert "needs about" not in nothing.stderr
+
+    bounded = cli.run("remove-text", "photos", *RATE, "-o", "out", "--max-credits", "5")
+    assert (
+        "2 images need about 10 credits, of which this run may spend 5; the account has 12.5"
+        in bounded.stderr
+    )
+    assert bounded.code == 3
+    short = cli.run(
+        "remove-text",
+        "photos",
+        "--model",
+        "flux-kontext-max",
+        *RATE,
+        "--price",
+        "flux-kontext-max=9",
+        "-o",
+        "o2",
+    )
+    assert "3 images need about 27 credits; the account has 7.5. It will stop" in short.stderr
+    assert (short.code, short.stderr.count("Halted: The API answered 402")) == (3, 1)
+
+
+def test_a_balance_that_cannot_be_asked_for_stops_nothing(
+    make_cli: Any, quick: Any, photos: Path, tmp_path: Path
+) -> None:
+    """Where that one question fails, the run goes on without; a refused key ends it before it spends."""
+    with _half_broken(quick.base_url) as url:
+        ended = make_cli(url).run("remove-text", "photos/b.png", *RATE, "-o", "out")
+    assert ended.code == 0, ended.stderr
+    assert "The balance is not known (ServerError)" in ended.stderr
+    assert submits(quick) == 1
+
+    refused = make_cli(quick.base_url, key="wrong").run("remove-text", "photos/c.png", *RATE, "-o", "o2")
+    assert (refused.code, submits(quick)) == (3, 1)
+    assert refused.stderr.count("KIE_API_KEY") == 1
+
+
+@contextmanager
+def _half_broken(url: str) -> Iterator[str]:
+    """Pass everything on to ``url`` but questions for the balance, which fail."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            """Pass on."""
+            self._pass_on(None)
+
+        def do_POST(self) -> None:
+            """Pass on."""
+            self._pass_on(self.rfile.read(int(self.headers["Content-Length"])))
+
+        def _pass_on(self, body: bytes | None) -> None:
+            if self.path.endswith("/credit"):
+                self.send_error(500)
+                return
+            wanted = {"authorization", "content-type", "user-agent", "host"}
+            headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
+            answer = httpx.request(self.command, url + self.path, content=body, headers=headers)
+            self.send_response(answer.status_code)
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
