@@ -335,6 +335,22 @@ def show_balance(as_json: bool) -> int:
 
 
 @cli.command()
+@_folder
+@click.option(
+    "--callback-url", help="Also see whether something answers at this address of a receiver.", metavar="URL"
+)
+@_json
+def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
+    """Look at all that a run depends on: key, balance, clock, uploads, certificates, disk; say what to do.
+
+    A picture of one pixel is uploaded; nothing is submitted or charged. Exit 1 where something fails.
+    """
+    from flux_async.cli.doctor import run_doctor  # noqa: PLC0415
+
+    return run_doctor(folder, callback_url, as_json=as_json)
+
+
+@cli.command()
 @click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8787, help="Port; 0 picks a free one.")
 @click.option("--speed", type=float, default=1.0, help="How fast the vendor's clock runs.")

@@ -342,7 +342,9 @@ def test_help_and_version_are_results(offline: Any) -> None:
         "generate",
         "edit",
         "task",
+        "upload",
         "credits",
+        "doctor",
         "sandbox",
         "demo",
     )
@@ -377,6 +379,13 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
             release.wait(SECONDS)
             self.close_connection = True
 
+        def do_GET(self) -> None:
+            body = b'{"code":200,"msg":"success","data":100}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
     with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -386,6 +395,7 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
                 assert arrived.wait(SECONDS)
                 process.send_signal(signal.SIGINT)
                 assert process.stderr is not None
+                assert "1 image needs about 5 credits" in process.stderr.readline()
                 assert "Stopping" in process.stderr.readline()
                 process.send_signal(signal.SIGINT)
                 process.communicate(timeout=5)
