@@ -38,7 +38,7 @@ logger: logging.Logger = logging.getLogger("flux_async")
 
 _SECRET_BYTES = 16
 _TRY_S = 60.0
-_SLOWEST = 64 * 1024  # bytes a second
+_SLOWEST = 16 * 1024  # bytes a second, while others upload too
 _NO_ANSWER = "Check the network and KIE_UPLOAD_URL; an upload is free and may be made again."
 
 

@@ -18,6 +18,9 @@ from flux_async.models import EditRequest, ImageRequest, Job, LocalImage, Upload
 REUSE_S = 12 * 3600.0
 """An upload lives for 24 hours at worst, and the vendor may fetch it late."""
 
+_QUEUED_S = 3600.0
+"""Most of it may be spent waiting for the uploads of other jobs; each try has a bound of its own."""
+
 
 async def with_file_read(given: Input) -> Input:
     """Return an input whose file, if it is about one, is known by its content.
@@ -74,9 +77,9 @@ class InputPlace:
         if self.is_ready or self._image is None:
             return
         if isinstance(self._image, LocalImage):
-            self._uploaded = await self.client.upload(self._image)
+            self._uploaded = await self.client.upload(self._image, timeout=_QUEUED_S)
         else:
-            self._uploaded = await self.client.upload_from_url(self._image)
+            self._uploaded = await self.client.upload_from_url(self._image, timeout=_QUEUED_S)
 
     @property
     def _image(self) -> str | LocalImage | None:
