@@ -49,6 +49,7 @@ from flux_async.errors import (
     ServerError,
     TaskFailed,
     UnexpectedResponse,
+    UploadRejected,
     WrongEventLoop,
 )
 from flux_async.files import SavedFile
@@ -64,6 +65,7 @@ from flux_async.models import (
     InDoubtPolicy,
     Job,
     JobKey,
+    LocalImage,
     Model,
     Outcome,
     OutputFormat,
@@ -72,6 +74,7 @@ from flux_async.models import (
     TaskRecord,
     TaskStatus,
     UnclaimedTask,
+    UploadedFile,
 )
 from flux_async.policy.admission import Limits
 from flux_async.policy.downloads import DownloadLimits
@@ -126,6 +129,7 @@ __all__ = [
     "JournalVersionError",
     "KeyLimitError",
     "Limits",
+    "LocalImage",
     "MaintenanceError",
     "MissingExtra",
     "Model",
@@ -151,6 +155,8 @@ __all__ = [
     "TaskStatus",
     "UnclaimedTask",
     "UnexpectedResponse",
+    "UploadRejected",
+    "UploadedFile",
     "WebhookReceiver",
     "WrongEventLoop",
     "run_batch",

@@ -47,7 +47,9 @@ T = TypeVar("T")
 
 SUBMIT_TIMEOUT_S = 60.0
 DOWNLOADS = 8
+UPLOADS = 8
 _MOST_UNCLAIMED = 10_000
+_SHORTEST_S = 0.01
 
 
 @attrs.define(eq=False)
@@ -106,6 +108,9 @@ class Account:
     _looks: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _downloads: asyncio.Semaphore = attrs.field(
         factory=partial(asyncio.Semaphore, DOWNLOADS), init=False, repr=False
+    )
+    _uploads: asyncio.Semaphore = attrs.field(
+        factory=partial(asyncio.Semaphore, UPLOADS), init=False, repr=False
     )
     _pace: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False, repr=False)
     _proven: bool = attrs.field(default=False, init=False)
@@ -348,6 +353,18 @@ class Account:
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._looks.release
         )
         return _answered(truth, looking=True)
+
+    async def upload(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> Truth:
+        """Make one request to the upload host when a place is free; it costs nothing.
+
+        Raises:
+            DeadlineExceeded: No place was free before the deadline.
+        """
+        await self._take(self._uploads, deadline)
+        timeout_s = min(timeout_s, max(_SHORTEST_S, deadline - self.clock.monotonic()))
+        return await self._run_here(
+            lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._uploads.release
+        )
 
     async def download(self, fetch: Callable[[], Coroutine[Any, Any, T]], *, deadline: float) -> T:
         """Run a download when a place is free, in a coroutine that no caller can cancel."""

@@ -7,15 +7,17 @@ picture home; ``run`` and its short forms do all but the last in one call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import anyio
+import attrs
 
 from flux_async.account import Account, Call
 from flux_async.clock import Clock, SystemClock
@@ -31,6 +33,7 @@ from flux_async.errors import (
     shown,
 )
 from flux_async.files import SavedFile, check_destination
+from flux_async.local_images import Source, choose
 from flux_async.models import (
     AspectRatio,
     CallbackEvent,
@@ -38,10 +41,13 @@ from flux_async.models import (
     GenerateRequest,
     ImageRequest,
     ImageResult,
+    InputImage,
+    LocalImage,
     Outcome,
     TaskId,
     TaskRecord,
     UnclaimedTask,
+    UploadedFile,
     check_http_url,
     check_request,
 )
@@ -51,6 +57,7 @@ from flux_async.policy.numbers import check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.protocol.pictures import MAX_UPLOAD_BYTES
 from flux_async.protocol.wire import (
     build_credit,
     build_record_info,
@@ -60,6 +67,7 @@ from flux_async.protocol.wire import (
 )
 from flux_async.transport import Transport
 from flux_async.transport.origin import ApiOrigin
+from flux_async.uploads import Uploads, too_late
 from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Waiting
 
 if TYPE_CHECKING:
@@ -79,8 +87,11 @@ class FluxClient:
     the ids of tasks whose callers left. Use it as ``async with FluxClient() as client:``.
 
     Args:
-        api_key: The key; left out, the environment variable ``KIE_API_KEY``. It goes to ``base_url`` only.
+        api_key: The key; left out, the environment variable ``KIE_API_KEY``. It goes to ``base_url`` and
+            ``upload_url`` only.
         base_url: The API's origin; left out, ``KIE_BASE_URL``, else ``https://api.kie.ai``.
+        upload_url: The upload host's origin; left out, ``KIE_UPLOAD_URL``, else the vendor's beside the
+            vendor's API, and ``base_url`` itself beside any other.
         timeout: Seconds a call may take from its start to the finished picture.
         limits: The account's and this process's limits; 20 submits in 10 s unless said otherwise.
         polling: The rhythm of looking at a task.
@@ -101,6 +112,7 @@ class FluxClient:
         api_key: str | None = None,
         base_url: str | None = None,
         *,
+        upload_url: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
         limits: Limits | None = None,
         polling: PollPolicy | None = None,
@@ -112,7 +124,7 @@ class FluxClient:
         rng: random.Random | None = None,
     ) -> None:
         try:
-            origin = _find_origin(api_key, base_url)
+            origin = _find_origin(api_key, base_url, upload_url)
         except ConfigurationError as refused:
             api_key = None  # here and below: tracebacks can show local variables
             raise refused.with_traceback(None) from None
@@ -335,6 +347,53 @@ class FluxClient:
             finally:
                 caller_left.set()
 
+    async def upload(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        max_bytes: int = MAX_UPLOAD_BYTES,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> UploadedFile:
+        """Put a picture where the vendor can fetch it, for 24 hours; free of charge.
+
+        Whoever knows the address can fetch it, too; nobody can guess it. An upload that was lost is made
+        again under a new name.
+
+        Args:
+            source: A path, the bytes of a picture, or an async iterable of them. JPEG, PNG or WebP.
+            name: What the address is to contain, for a person to recognise.
+            timeout: Seconds for all of it; left out, the client's.
+            max_bytes: Refuse a larger file. More than 10 MB is told in the log: the vendor may refuse it.
+            on_progress: Told the bytes sent and the bytes in all; a new try begins at zero.
+
+        Raises:
+            InvalidInput: It is no such picture, too large, or it changed while it was read.
+            AuthenticationError: The key was refused.
+            UploadRejected: The upload host refused the file.
+            RequestNotSent, ConnectionLost, ServerError, UnexpectedResponse: Every try failed.
+            DeadlineExceeded: ``timeout`` seconds passed.
+        """
+        most = int(check_positive(max_bytes, "max_bytes"))
+        deadline = self._deadline(timeout)
+        send = self._uploads.send(
+            source, deadline=deadline, max_bytes=most, name=name, on_progress=on_progress
+        )
+        return await self._uploading(send, deadline)
+
+    async def upload_from_url(
+        self, url: str, *, name: str | None = None, timeout: float | None = None
+    ) -> UploadedFile:
+        """Have the upload host fetch a picture from elsewhere, and keep it for 24 hours; free of charge.
+
+        For addresses that the vendor's generator cannot fetch reliably. It raises what :meth:`upload` raises.
+        """
+        deadline = self._deadline(timeout)
+        return await self._uploading(
+            self._uploads.send_url(check_http_url(url, "url"), deadline=deadline, name=name), deadline
+        )
+
     # --- all of it ----------------------------------------------------------------------------------------
 
     async def run(self, request: ImageRequest, *, timeout: float | None = None) -> ImageResult:
@@ -356,15 +415,24 @@ class FluxClient:
                 self._account.leave(request, task_id)
                 raise
 
-    async def remove_text(self, image: str, *, timeout: float | None = None, **options: Any) -> ImageResult:
-        """Return ``image`` without its text. ``options`` are the fields of :class:`EditRequest`."""
-        return await self.run(EditRequest.text_removal(image, **options), timeout=timeout)
+    async def remove_text(
+        self, image: InputImage, *, timeout: float | None = None, **options: Any
+    ) -> ImageResult:
+        """Return ``image``, an http(s) URL or a file, without its text.
+
+        ``options`` are the fields of :class:`EditRequest`.
+        """
+        return await self.run(EditRequest.text_removal(await choose(image), **options), timeout=timeout)
 
     async def edit(
-        self, prompt: str, image: str, *, timeout: float | None = None, **options: Any
+        self, prompt: str, image: InputImage, *, timeout: float | None = None, **options: Any
     ) -> ImageResult:
-        """Return ``image`` changed as ``prompt`` says. ``options`` are the fields of :class:`EditRequest`."""
-        return await self.run(EditRequest(prompt=prompt, input_image=image, **options), timeout=timeout)
+        """Return ``image``, an http(s) URL or a file, changed as ``prompt`` says.
+
+        ``options`` are the fields of :class:`EditRequest`.
+        """
+        request = EditRequest(prompt=prompt, input_image=await choose(image), **options)
+        return await self.run(request, timeout=timeout)
 
     async def generate(
         self,
@@ -378,7 +446,9 @@ class FluxClient:
         request = GenerateRequest(prompt=prompt, aspect_ratio=aspect_ratio, **options)
         return await self.run(request, timeout=timeout)
 
-    async def remove_text_many(self, images: Iterable[str | EditRequest], **options: Any) -> list[Outcome]:
+    async def remove_text_many(
+        self, images: Iterable[InputImage | EditRequest], **options: Any
+    ) -> list[Outcome]:
         """Return one outcome per picture, in input order. ``options`` are those of :func:`run_batch`.
 
         Raises:
@@ -396,9 +466,32 @@ class FluxClient:
     def _deadline(self, timeout: float | None) -> float:
         return self._account.clock.monotonic() + self._span(timeout)
 
+    @property
+    def _uploads(self) -> Uploads:
+        return Uploads(account=self._account, retry=self._retry)
+
+    async def _uploading(self, send: Coroutine[Any, Any, UploadedFile], deadline: float) -> UploadedFile:
+        """Run an upload as a call of its own, until the deadline."""
+        with contextlib.closing(send):  # where the client is closed, it never starts
+            async with self._account.call():
+                try:
+                    async with asyncio.timeout(max(0.0, deadline - self._account.clock.monotonic())):
+                        return await send
+                except TimeoutError:
+                    raise too_late() from None
+
+    async def _sendable(self, request: ImageRequest, deadline: float) -> ImageRequest:
+        """Upload the request's picture, where that is a file of this machine."""
+        if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
+            return request
+        send = self._uploads.send(request.input_image, deadline=deadline, max_bytes=MAX_UPLOAD_BYTES)
+        uploaded = await self._uploading(send, deadline)
+        return attrs.evolve(request, input_image=uploaded.url)
+
     async def _submit(self, request: ImageRequest, deadline: float, call: Call) -> TaskId:
-        """Submit, and again only where that cannot pay twice."""
+        """Submit, and again only where that cannot pay twice; a file is uploaded first."""
         account, tries = self._account, 0
+        request = await self._sendable(request, deadline)
         while True:
             tries += 1
             try:
@@ -432,11 +525,13 @@ class FluxClient:
         return await self._waiting.wait(task_id, policy=self._polling, timeout_s=span, deadline=deadline)
 
 
-def _find_origin(api_key: str | None, base_url: str | None) -> ApiOrigin:
+def _find_origin(api_key: str | None, base_url: str | None, upload_url: str | None) -> ApiOrigin:
     key = api_key if api_key is not None else os.environ.get("KIE_API_KEY")
-    origin = ApiOrigin(key, base_url or os.environ.get("KIE_BASE_URL"))
-    if origin.sends_key_in_clear:
-        logger.warning("%s is plain http: the key crosses the network unencrypted", origin.base_url)
+    origin = ApiOrigin(
+        key, base_url or os.environ.get("KIE_BASE_URL"), upload_url or os.environ.get("KIE_UPLOAD_URL")
+    )
+    for url in origin.in_clear:
+        logger.warning("%s is plain http: the key crosses the network unencrypted", url)
     return origin
 
 

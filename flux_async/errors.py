@@ -22,7 +22,8 @@
     │   ├── KeyLimitError          433
     │   ├── MaintenanceError       455
     │   ├── ServerError            408, 500, 501, 502 …
-    │   └── FeatureDisabledError   505
+    │   ├── FeatureDisabledError   505
+    │   └── UploadRejected         the upload host's 400: the file cannot be used
     ├── TaskFailed                 the task ended in CREATE_TASK_FAILED or GENERATE_FAILED   .record
     ├── BudgetExhausted            max_credits of a batch is used up
     ├── DeadlineExceeded           our own deadline passed
@@ -314,6 +315,13 @@ class FeatureDisabledError(ApiError):
     default_charge = Charge.NO
     default_scope = Scope.STOP
     default_advice = "Wait for the vendor to switch it on again; support is at support@kie.ai."
+
+
+class UploadRejected(ApiError):
+    """The upload host refused the file or how it was sent: 400 in most cases."""
+
+    default_charge = Charge.NO
+    default_advice = "Check the file, and that KIE_UPLOAD_URL names the upload host; uploads are free."
 
 
 class TaskFailed(FluxError):

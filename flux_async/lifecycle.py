@@ -139,9 +139,14 @@ class _Event:
 
 @attrs.frozen(kw_only=True)
 class SubmitIntended(_Event):
-    """A POST is about to leave; ``callback_id`` is the attempt's part of the address it gives the vendor."""
+    """A POST is about to leave.
+
+    ``callback_id`` is the attempt's part of the address it gives the vendor, ``input_url`` where it says that
+    the picture is, if that was uploaded.
+    """
 
     callback_id: str | None = None
+    input_url: str | None = None
 
     def changes(self, job: JobSnapshot) -> dict[str, Any]:
         """One attempt more; until it is answered it may be charged."""

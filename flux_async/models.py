@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -31,6 +32,8 @@ TEXT_REMOVAL_PROMPT = "Remove all text from this image while preserving the back
 
 MAX_KEY_LENGTH = 200
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REFERENCE = "sha256:"
 
 K = TypeVar("K", bound=enum.StrEnum)
 
@@ -117,6 +120,11 @@ def _text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> 
         raise InvalidInput(f"{attribute.name} is not valid Unicode (a lone surrogate).") from None
 
 
+def _digest(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise InvalidInput(f"{attribute.name} must be 64 hex digits, not {shown(value)}.")
+
+
 def _flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
         raise InvalidInput(f"{attribute.name} must be True or False, not {shown(value)}.")
@@ -124,6 +132,81 @@ def _flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> 
 
 def _url(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     check_http_url(value, attribute.name)
+
+
+def _as_path(value: object) -> str:
+    try:
+        path = os.fsdecode(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidInput(f"path must be the path of a file, not {shown(value)}.") from None
+    if not path or "\0" in path:
+        raise InvalidInput(f"{shown(path)} is no path of a file.")
+    return path
+
+
+@attrs.frozen(kw_only=True)
+class LocalImage:
+    """A picture on this machine, to be uploaded right before the request about it is submitted.
+
+    What counts is its content: jobs about the same content are the same job, whatever the file is called.
+
+    Attributes:
+        path: The file as given, or None where only its content is known.
+        folder: What a relative path is relative to; left empty, the working directory.
+        sha256: Digest of the content, 64 hex digits, or None while it has not been read.
+
+    Raises:
+        InvalidInput: Neither path nor digest, or one that is none.
+    """
+
+    path: str | None = attrs.field(default=None, converter=attrs.converters.optional(_as_path))
+    folder: str = ""
+    sha256: str | None = attrs.field(default=None, validator=attrs.validators.optional(_digest))
+
+    def __attrs_post_init__(self) -> None:
+        if self.path is None and self.sha256 is None:
+            raise InvalidInput("A LocalImage needs the path of a file.")
+
+    def __str__(self) -> str:
+        return self.path if self.path is not None else self.reference
+
+    @property
+    def location(self) -> Path | None:
+        """Where the file is, or None where only its content is known."""
+        return None if self.path is None else Path(self.folder, self.path)
+
+    @property
+    def reference(self) -> str:
+        """The name of its content, ``sha256:`` and 64 hex digits: what keys and journals hold.
+
+        Raises:
+            InvalidInput: The file has not been read yet.
+        """
+        if self.sha256 is None:
+            raise InvalidInput(
+                f"{shown(self.path)} has not been read yet, so a job about it has no key.",
+                advice="Give run_batch the request itself, or give the Job a key of its own.",
+            )
+        return _REFERENCE + self.sha256
+
+    @classmethod
+    def of_reference(cls, text: str) -> Self | None:
+        """Return the picture that ``text`` refers to by its content, or None where it does not."""
+        kind, digest = text[: len(_REFERENCE)], text[len(_REFERENCE) :]
+        return cls(sha256=digest) if kind == _REFERENCE and _SHA256.fullmatch(digest) else None
+
+
+InputImage: TypeAlias = str | os.PathLike[str] | LocalImage
+"""A picture to work on: an http(s) URL, or a file of this machine."""
+
+
+def _as_image(value: InputImage) -> str | LocalImage:
+    return LocalImage(path=value) if isinstance(value, os.PathLike) else value
+
+
+def _image(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, LocalImage):
+        check_http_url(value, attribute.name)
 
 
 def _safety(instance: _ImageRequest, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -206,7 +289,8 @@ class EditRequest(_ImageRequest):
     The fields are those of :class:`GenerateRequest`, and:
 
     Attributes:
-        input_image: http(s) URL that the vendor's servers can reach.
+        input_image: http(s) URL that the vendor's servers can reach, or a file of this machine
+            (:class:`pathlib.Path`, or :class:`LocalImage`), which is uploaded before the submit.
         aspect_ratio: Left unset the picture keeps its own; a set one **crops or pads** it.
         safety_tolerance: 0 to 2 when editing.
 
@@ -216,16 +300,16 @@ class EditRequest(_ImageRequest):
 
     MAX_SAFETY_TOLERANCE: ClassVar[int] = 2
 
-    input_image: str = attrs.field(validator=_url)
+    input_image: str | LocalImage = attrs.field(converter=_as_image, validator=_image)
 
     @classmethod
-    def text_removal(cls, image: str, *, prompt: str = TEXT_REMOVAL_PROMPT, **options: Any) -> Self:
+    def text_removal(cls, image: InputImage, *, prompt: str = TEXT_REMOVAL_PROMPT, **options: Any) -> Self:
         """Ask for ``image`` without its text.
 
         Translation is switched off for our own prompt, which is English (API page, "Translation Settings").
 
         Raises:
-            InvalidInput: ``image`` is no http(s) URL, or an option is out of range.
+            InvalidInput: ``image`` is neither an http(s) URL nor a path, or an option is out of range.
         """
         if prompt == TEXT_REMOVAL_PROMPT:
             options.setdefault("enable_translation", False)
@@ -253,9 +337,17 @@ def _request(_instance: object, _attribute: attrs.Attribute[Any], value: object)
 def digest_key(request: ImageRequest) -> JobKey:
     """Name a request by its content: 64 hex digits, the same on every machine and in every release.
 
-    ``callback_url`` is left out: where the vendor reports does not change what is wanted.
+    ``callback_url`` is left out: where the vendor reports does not change what is wanted. Of a file of this
+    machine only the content counts.
+
+    Raises:
+        InvalidInput: The file has not been read yet.
     """
-    fields = attrs.asdict(request, filter=lambda a, v: v is not None and a.name != "callback_url")
+    fields = attrs.asdict(
+        request, recurse=False, filter=lambda a, v: v is not None and a.name != "callback_url"
+    )
+    if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
+        fields["input_image"] = request.input_image.reference
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return JobKey(hashlib.sha256(text.encode()).hexdigest())
 
@@ -335,6 +427,27 @@ class ImageResult:
     result_url: str
     origin_url: str | None = None
     record: TaskRecord | None = attrs.field(default=None, eq=False, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class UploadedFile:
+    """A file that the vendor can fetch, and whoever else knows its address. Times are of our own clock, UTC.
+
+    Attributes:
+        url: Where it is: good as the input of any request.
+        size: Bytes.
+        content_type: Its kind.
+        sha256: Digest of its content; None where the upload host fetched it itself.
+        uploaded_at: When the upload began.
+        expires_at: When it may be gone: 24 hours later.
+    """
+
+    url: str
+    size: int
+    content_type: str
+    sha256: str | None
+    uploaded_at: datetime
+    expires_at: datetime
 
 
 @attrs.frozen(kw_only=True)

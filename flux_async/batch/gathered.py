@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job
 from flux_async.batch.run import run_batch
 from flux_async.client import FluxClient
@@ -19,7 +20,7 @@ async def gather(client: FluxClient, images: Sequence[Input], **options: Any) ->
     A halt (key, credits …) raises nothing here, so that no outcome is lost: what it left undone is a
     :class:`Failed` with the error that halted it.
     """
-    jobs = [_job_or_failure(image) for image in images]
+    jobs = [await _job_or_failure(image) for image in images]
     wanted = [job for job in jobs if isinstance(job, Job)]
     found: dict[JobKey, Outcome] = {}
     halted: FluxError | None = None
@@ -46,8 +47,8 @@ async def _missing(batch: Any, job: Job, halted: FluxError | None) -> Outcome:
     return outcome
 
 
-def _job_or_failure(image: object) -> Job | Failed:
+async def _job_or_failure(image: Input) -> Job | Failed:
     try:
-        return as_job(image)
+        return as_job(await with_file_read(image))
     except InvalidInput as error:
         return Failed(job=None, error=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from pathlib import PurePosixPath
@@ -12,10 +13,10 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async.files import PICTURE_ENDINGS
-from flux_async.models import EditRequest, GenerateRequest, Job, check_request
+from flux_async.models import EditRequest, GenerateRequest, InputImage, Job, LocalImage, check_request
 
-Input: TypeAlias = str | GenerateRequest | EditRequest | Job
-"""The URL of a picture to remove text from, a request, or a job with a key of its own."""
+Input: TypeAlias = InputImage | GenerateRequest | EditRequest | Job
+"""A picture to remove text from (its URL, or a file), a request, or a job with a key of its own."""
 
 _PLAIN = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,98}[a-z0-9_-])?")
 _REFUSED_SOMEWHERE = frozenset('<>:"|?*\\')
@@ -33,7 +34,7 @@ def as_job(given: object) -> Job:
     """
     if isinstance(given, Job):
         return given
-    if isinstance(given, str):
+    if isinstance(given, str | os.PathLike | LocalImage):
         return Job(request=EditRequest.text_removal(given))
     return Job(request=check_request(given))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import attrs
 
 from flux_async.account import Account, Call
+from flux_async.batch.input_files import InputPlace
 from flux_async.client import FluxClient
 from flux_async.errors import (
     Charge,
@@ -63,7 +64,7 @@ from flux_async.lifecycle import (
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
-from flux_async.protocol.wire import build_stored_submit, is_echo, read_submit
+from flux_async.protocol.wire import build_stored_submit, is_echo, with_input
 
 FOREVER_S = 10.0**9
 """A submit waits for its turn as long as it takes; what bounds it is the run."""
@@ -103,6 +104,7 @@ class Terms:
         callbacks: Where the vendor reports ends, or None where it is not asked to.
         doubt_wait_s: Seconds after a submit for which its callback may settle it, where it is in doubt.
         resubmits: Whether the caller lets submits in doubt be made again, once that is over.
+        via_upload: Whether pictures that have an address go to the upload host first, too.
     """
 
     timeout_s: float
@@ -113,6 +115,7 @@ class Terms:
     callbacks: CallbackEndpoint | None = None
     doubt_wait_s: float = 0.0
     resubmits: bool = False
+    via_upload: bool = False
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -136,6 +139,7 @@ class Driver:
     _fresh: bool = attrs.field(default=False, init=False)
     _left: bool = attrs.field(default=False, init=False)
     _last_error: FluxError | None = attrs.field(default=None, init=False)
+    _input: InputPlace = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.job = self.stored.job
@@ -167,7 +171,8 @@ class Driver:
             self._account.leave(self._as_job().request, TaskId(self.job.task_id or ""))
 
     async def _run(self) -> Outcome | None:
-        self._as_job()  # a request of another release is told before anything is spent
+        request = self._as_job().request  # one of another release is told before anything is spent
+        self._input = InputPlace(client=self.client, request=request, via_upload=self.terms.via_upload)
         while not isinstance(step := next_step(self.job, callback_may_come=self._callback_may_come), Settle):
             match step:
                 case Begin():
@@ -200,8 +205,11 @@ class Driver:
         if wait > 0:
             await clock.sleep(wait)
         deadline = clock.monotonic() + FOREVER_S
-        if not await account.admit(deadline=deadline, call=self.call, wanted=self.still_spends):
-            return False
+        await self._place_input()
+        while not await account.admit(deadline=deadline, call=self.call, wanted=self._may_submit):
+            if not self.still_spends():
+                return False
+            await self._place_input()  # it has grown old while it waited
         if not self.reserve(self.stored):
             account.leave_air()
             return False
@@ -211,14 +219,28 @@ class Driver:
             self._give_up_where_hopeless()
         return True
 
+    async def _place_input(self) -> None:
+        """Put the picture where the vendor can fetch it: before the intent, from which on nothing waits."""
+        if not self.still_spends():
+            return
+        try:
+            await self._input.prepare()
+        except FluxError as error:
+            raise self._unless_for_all(error) from None
+
+    def _may_submit(self) -> bool:
+        return self.still_spends() and self._input.is_ready
+
     async def _spend(self) -> None:
         """Intent, POST, answer: each on disk before the next, and nobody can come in between."""
         now = self._account.clock.wall
         self._tries += 1
         try:
+            url = self._input.url
             callback_id, callback_url = self._address()
-            await self._happened(SubmitIntended(at=now(), callback_id=callback_id))
-            answer = await self._account.post(build_stored_submit(self.stored.request, callback_url))
+            await self._happened(SubmitIntended(at=now(), callback_id=callback_id, input_url=url))
+            body = with_input(self.stored.request, url)
+            answer = await self._account.post(build_stored_submit(body, callback_url))
             await self._keep(answer, self._answered(answer, now()))
         finally:
             self.spending(-1)
@@ -318,7 +340,8 @@ class Driver:
             if error.scope is Scope.STOP or isinstance(error, ConfigurationError):
                 raise
             return None
-        return is_echo(record.params, self.stored.request, callback_id)
+        input_url = await self.journal.input_url(self.stored.number, self.job.attempts)
+        return is_echo(record.params, with_input(self.stored.request, input_url), callback_id)
 
     # --- watching -----------------------------------------------------------------------------------------
 
@@ -373,7 +396,7 @@ class Driver:
         return self.client.account
 
     def _as_job(self) -> Job:
-        return Job(key=self.job.key, request=read_submit(self.stored.request))
+        return Job(key=self.job.key, request=self.stored.read())
 
     def _outcome(self) -> Outcome:
         folder = None if self.terms.destination is None else self.terms.folder

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +27,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.account import Account, Call
 from flux_async.batch.doubts import Doubts
+from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
+from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
 from flux_async.client import FluxClient
 from flux_async.clock import Clock
@@ -42,7 +44,14 @@ from flux_async.errors import (
 )
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import FINAL, Event, JobSnapshot, JobState, ResubmitGranted, apply
-from flux_async.models import Failed, ImageResult, InDoubtPolicy, Job, Model, Outcome
+from flux_async.models import (
+    Failed,
+    ImageResult,
+    InDoubtPolicy,
+    Job,
+    Model,
+    Outcome,
+)
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import RETRIES_END_AFTER_S, CallbackEndpoint
@@ -50,9 +59,6 @@ from flux_async.protocol.wire import read_submit
 from flux_async.transport.shielded import see_through
 
 logger: logging.Logger = logging.getLogger("flux_async")
-
-PRICES = {Model.PRO: 5.0, Model.MAX: 10.0}
-"""Credits per picture at the time of writing."""
 
 _PAGE = 100
 _CHUNK = 100
@@ -67,26 +73,31 @@ def run_batch(
     name_file: Callable[[Job], str] | None = None,
     in_doubt: InDoubtPolicy | str = InDoubtPolicy.HOLD,
     max_credits: float | None = None,
+    prices: Mapping[Model, float] | None = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
     callbacks: CallbackEndpoint | None = None,
+    via_upload: bool = False,
     on_progress: ProgressObserver | None = None,
 ) -> BatchRun:
     """Return a batch of many jobs: ``async with`` starts it, ``async for`` receives the outcomes.
 
     Args:
         client: Does the work; its limits bound the batch.
-        images: What is wanted, read lazily. The same thing twice is one job.
+        images: What is wanted, read lazily. The same thing twice is one job. A file of this machine is named
+            by its content, and uploaded right before its submit.
         journal: Where the batch is kept; the same call on the same file resumes. ``":memory:"`` does not.
         directory: Where the pictures go; None leaves them at the vendor.
         name_file: Names a job's file in it, without ending, each its own; left out, after the job's key.
         in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
-        max_credits: Stop submitting before this many credits are spent by this run (price list: 5 or 10).
+        max_credits: Stop submitting before this many credits are spent by this run.
+        prices: Credits per picture, by model, where they are no longer 5 (pro) and 10 (max).
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are made again, and how often a job may be paid for.
         callbacks: Where the vendor is to report ends. A :class:`flux_async.WebhookReceiver` on the same
             journal, in this process or another, must answer there. A submit whose answer was lost is then
             settled by its callback; where none comes within ``doubt_wait_s``, ``in_doubt`` decides.
+        via_upload: Put pictures that have an address on the vendor's upload host first, too.
         on_progress: Told at every change; it cannot break the run.
 
     Raises:
@@ -103,9 +114,11 @@ def run_batch(
         name_file=name_file or (lambda job: safe_name(job.key)),
         in_doubt=_policy(in_doubt),
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
+        prices=price_list(prices),
         timeout=client.timeout if timeout is None else check_positive(timeout, "timeout"),
         retry=_retry(retry),
         callbacks=_endpoint(callbacks),
+        via_upload=via_upload,
         on_progress=on_progress,
     )
 
@@ -144,8 +157,10 @@ class BatchRun:
     name_file: Callable[[Job], str] = attrs.field(repr=False)
     in_doubt: InDoubtPolicy
     max_credits: float | None
+    prices: Mapping[Model, float] = attrs.field(repr=False)
     timeout: float
     retry: RetryPolicy
+    via_upload: bool
     callbacks: CallbackEndpoint | None = None
     on_progress: ProgressObserver | None = attrs.field(default=None, repr=False)
     _tally: Tally = attrs.field(factory=Tally, init=False, repr=False)
@@ -429,7 +444,7 @@ class BatchRun:
 
     def _reserve(self, stored: StoredJob) -> bool:
         """Let one more submit go, and count what it costs; or say that this run does not spend it."""
-        price = _price(stored)
+        price = self._price(stored)
         if self.max_credits is not None and self._tally.credits + price > self.max_credits:
             self._halted_by = self._halted_by or BudgetExhausted(
                 f"The next picture would take this run over {self.max_credits:g} credits."
@@ -459,7 +474,7 @@ class BatchRun:
         jobs = []
         for given in chunk:
             try:
-                job = as_job(given)
+                job = as_job(await with_file_read(given))
                 self._name(job)
             except InvalidInput as error:
                 self._tally.refused()
@@ -497,6 +512,7 @@ class BatchRun:
             callbacks=self.callbacks,
             doubt_wait_s=self.timeout + RETRIES_END_AFTER_S if doubt_wait_s is None else doubt_wait_s,
             resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
+            via_upload=self.via_upload,
         )
         return Driver(
             client=self.client,
@@ -510,6 +526,9 @@ class BatchRun:
             spending=self._count_spending,
             found_only=found_only,
         )
+
+    def _price(self, stored: StoredJob) -> float:
+        return self.prices[read_submit(stored.request).model]
 
     def _name(self, job: Job) -> str:
         """Name a job's file, before anything is spent on it."""
@@ -530,7 +549,7 @@ class BatchRun:
         return await self.client.download(image, path, match_suffix=True)
 
     def _on_event(self, stored: StoredJob, before: JobState, job: JobSnapshot, event: Event) -> None:
-        self._tally.moved(before, job, event, partial(_price, stored))
+        self._tally.moved(before, job, event, partial(self._price, stored))
         self._tell()
 
     def _tell(self) -> None:
@@ -553,8 +572,4 @@ class BatchRun:
 
 
 def _job_of(stored: StoredJob) -> Job:
-    return Job(key=stored.job.key, request=read_submit(stored.request))
-
-
-def _price(stored: StoredJob) -> float:
-    return PRICES[read_submit(stored.request).model]
+    return Job(key=stored.job.key, request=stored.read())

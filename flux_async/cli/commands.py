@@ -15,13 +15,16 @@ from flux_async import (
     EditRequest,
     GenerateRequest,
     InDoubtPolicy,
+    InvalidInput,
     Limits,
     Model,
     OutputFormat,
     __version__,
 )
+from flux_async.batch.prices import price_list
 from flux_async.cli.exits import Exit
-from flux_async.cli.inputs import gather_inputs, refuse_local
+from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.local_inputs import image_of
 
 if TYPE_CHECKING:
     from flux_async.cli.listening import Place
@@ -48,6 +51,21 @@ def read_place(_ctx: click.Context, _param: click.Parameter, value: str | None) 
     if value is not None and place is None:
         raise click.BadParameter(f"{value!r} is no address: write HOST:PORT, like 0.0.0.0:8080.")
     return place
+
+
+def read_prices(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[Model, float]:
+    """Return the numbers of ``flux-kontext-pro=6``: credits, by model."""
+    prices = {}
+    for value in values:
+        model, _, price = value.partition("=")
+        try:
+            prices[Model(model.strip())] = float(price)
+        except ValueError:
+            raise click.BadParameter(f"{value!r} is no price: write MODEL=CREDITS.") from None
+    try:
+        return dict(price_list(prices))
+    except InvalidInput as bad:
+        raise click.BadParameter(bad.message) from None
 
 
 def _choice(kind: type[Model | AspectRatio | OutputFormat]) -> click.Choice[str]:
@@ -85,10 +103,23 @@ def _run_options(command: F) -> F:
             "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
         ),
         click.option(
+            "--via-upload",
+            is_flag=True,
+            help="Have the vendor's upload host fetch each URL first, for hosts that are hard to reach.",
+        ),
+        click.option(
             "--max-credits",
             type=click.FloatRange(min=0, min_open=True),
             help="Stop submitting before this run spends more.",
             metavar="N",
+        ),
+        click.option(
+            "--price",
+            "prices",
+            multiple=True,
+            callback=read_prices,
+            help="What an image of a model costs now, where not 5 (pro) or 10 (max); repeatable.",
+            metavar="MODEL=CREDITS",
         ),
         _timeout,
         click.option(
@@ -171,7 +202,7 @@ def cli() -> None:
     "lists",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="List of images: one URL a line, CSV or JSON Lines; - is standard input; repeatable.",
+    help="List of images: one a line, CSV or JSON Lines; - is standard input; repeatable.",
     metavar="FILE",
 )
 @_folder
@@ -196,10 +227,14 @@ def remove_text(
     output_format: str | None,
     **run: Any,
 ) -> int:
-    """Remove the text from IMAGES: public http(s) URLs, or - to read them from standard input.
+    """Remove the text from IMAGES: http(s) URLs, files, folders, or - to read them from standard input.
+
+    Files are uploaded first, free of charge: JPEG, PNG or WebP up to 20 MB. Of a folder its pictures are
+    taken, not those of its folders; a quoted pattern like 'photos/**/*.jpg' goes deeper. The same file again
+    is the same job, whatever it is called. In a list, files are relative to the list's own folder.
 
     Lists in CSV have a column url or image, and may have key, prompt, model and output_format; JSON Lines
-    hold a URL or an object with those names. A row that cannot be read fails alone.
+    hold an image or an object with those names. A row that cannot be read fails alone.
 
     The folder gets journal.sqlite3, images/ and results.jsonl with one JSON object per image. stdout gets the
     paths of the pictures, everything else goes to stderr.
@@ -283,11 +318,10 @@ def generate(
 def edit(
     prompt: str, image: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
 ) -> int:
-    """Change IMAGE, a public http(s) URL, as PROMPT says; print the result's URL, or with -o its path."""
+    """Change IMAGE, an http(s) URL or a file, as PROMPT says; print the result's URL, or with -o its path."""
     from flux_async.cli.single import Presentation, make_picture  # noqa: PLC0415
 
-    refuse_local(image)
-    request = EditRequest(prompt=prompt, input_image=image, **_given(request_options))
+    request = EditRequest(prompt=prompt, input_image=image_of(image), **_given(request_options))
     return make_picture(request, timeout, Presentation(file=file, as_json=as_json))
 
 
@@ -304,6 +338,24 @@ def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: b
     return look_at_task(task_id, wait=wait, timeout=timeout, show=Presentation(file=file, as_json=as_json))
 
 
+@cli.command()
+@click.argument("image")
+@click.option(
+    "--max-mb", type=click.FloatRange(min=0, min_open=True), default=20.0, help="Refuse a larger file."
+)
+@_timeout
+@_json
+def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
+    """Put IMAGE, a file or http(s) URL, where the vendor can fetch it for 24 hours, and print its address.
+
+    It costs nothing. Nobody can guess the address, but whoever knows it can fetch the picture.
+    """
+    from flux_async.cli.single import Presentation, upload_image  # noqa: PLC0415
+
+    most = int(max_mb * 1024 * 1024)
+    return upload_image(image_of(image), most, timeout, Presentation(as_json=as_json))
+
+
 @cli.command("credits")
 @_json
 def show_balance(as_json: bool) -> int:
@@ -311,6 +363,22 @@ def show_balance(as_json: bool) -> int:
     from flux_async.cli.single import Presentation, show_credits  # noqa: PLC0415
 
     return show_credits(Presentation(as_json=as_json))
+
+
+@cli.command()
+@_folder
+@click.option(
+    "--callback-url", help="Also see whether something answers at this address of a receiver.", metavar="URL"
+)
+@_json
+def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
+    """Look at all that a run depends on: key, balance, clock, uploads, certificates, disk; say what to do.
+
+    A picture of one pixel is uploaded; nothing is submitted or charged. Exit 1 where something fails.
+    """
+    from flux_async.cli.doctor import run_doctor  # noqa: PLC0415
+
+    return run_doctor(folder, callback_url, as_json=as_json)
 
 
 @cli.command()

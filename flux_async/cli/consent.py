@@ -13,7 +13,6 @@ from flux_async import (
     NotFoundError,
     TaskRecord,
 )
-from flux_async.batch.run import PRICES
 from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
@@ -43,12 +42,12 @@ def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
 
     async def select(intake: Intake) -> Selection:
-        return await _grant(intake, states)
+        return await _grant(intake, states, order)
 
     return run_selected(order, select, as_json=as_json)
 
 
-async def _grant(intake: Intake, states: list[JobState]) -> Selection:
+async def _grant(intake: Intake, states: list[JobState], order: RunOrder) -> Selection:
     """Write the grants, choose their jobs, say how many they are and what they may cost."""
     journal, at = intake.folder.journal, SystemClock().wall()
     await journal.recover()
@@ -60,7 +59,7 @@ async def _grant(intake: Intake, states: list[JobState]) -> Selection:
             await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
             intake.selection.jobs[stored.number] = None
             intake.selection.to_do.append(stored.number)
-            granted, cost = granted + 1, cost + PRICES[read_submit(stored.request).model]
+            granted, cost = granted + 1, cost + order.prices[read_submit(stored.request).model]
     plural = "image gets" if granted == 1 else "images get"
     MessageConsole().note(f"{granted} {plural} another try, for up to {cost:g} credits.")
     return intake.selection
@@ -107,7 +106,7 @@ async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId)
     owner = folder.reader.owner_of(task)
     if owner not in (None, stored.job.key):
         raise InvalidInput(f"Task {task} belongs to job {owner}.", advice="Nothing was changed.")
-    _check_match(stored, await _record(client, task))
+    _check_match(stored, folder.reader.input_url(stored.number), await _record(client, task))
     event = TaskFound(at=at, task_id=task)
     await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
     MessageConsole().note(
@@ -138,10 +137,10 @@ def _job_in_doubt(reader: JournalReader, name: str) -> StoredJob:
     return stored
 
 
-def _check_match(stored: StoredJob, record: TaskRecord) -> None:
-    """Refuse a task that was made from another picture or another prompt, where the vendor tells."""
+def _check_match(stored: StoredJob, uploaded: str | None, record: TaskRecord) -> None:
+    """Refuse a task that was made from another picture, where the vendor tells."""
     request, told = read_submit(stored.request), record.params or {}
-    wanted = {"inputImage": request.input_image} if isinstance(request, EditRequest) else {}
+    wanted = {"inputImage": uploaded or request.input_image} if isinstance(request, EditRequest) else {}
     for field, value in wanted.items():
         if told.get(field) not in (None, value):
             raise InvalidInput(

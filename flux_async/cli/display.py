@@ -189,13 +189,19 @@ def duration(seconds: float) -> str:
 
 
 def summary_table(
-    totals: Totals, *, spent: float, elapsed_s: float, generation_s: tuple[float | None, float | None]
+    totals: Totals,
+    *,
+    spent: float,
+    balance: tuple[float | None, float | None] = (None, None),
+    elapsed_s: float,
+    generation_s: tuple[float | None, float | None],
 ) -> Table:
     """Return the table that closes a run.
 
     Args:
         totals: How the images that were asked for stand.
         spent: What this run spent, by the price list.
+        balance: What the account had before and after, as far as it is known.
         elapsed_s: Seconds it took.
         generation_s: Median and 95th percentile of the vendor's own durations, in this folder.
     """
@@ -211,6 +217,8 @@ def summary_table(
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
     table.add_row("credits spent", f"{spent:g}")
+    if None not in balance:
+        table.add_row("account before / after", " / ".join(f"{credits_:.10g}" for credits_ in balance))
     table.add_row("time", duration(elapsed_s))
     if None not in generation_s:
         table.add_row("generation p50 / p95", " / ".join(f"{seconds:g} s" for seconds in generation_s))

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import os
-import re
 import shutil
 import stat
 import tempfile
@@ -23,13 +22,12 @@ from typing import IO, Any, BinaryIO, cast
 import attrs
 import click
 
+from flux_async.cli.local_inputs import files_of, names_a_file, row_fault
+
 STDIN = "-"
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-_PATH_LIKE = ("/", "./", "../", "~", ".\\", "..\\")
 _IMAGE_NAMES = ("url", "image")
 _OPTIONS = ("prompt", "model", "output_format")
-_LOCAL = "is a local file or folder: the API takes public http(s) URLs, and local files are not supported yet"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +37,9 @@ class Given:
     Attributes:
         source: Where it stands: a file as typed, ``stdin``, or ``argument``.
         line: The number of its line there; of an argument, its place.
-        image: The address.
+        image: The address, or the path of a file.
+        is_file: Whether it is the path of a file.
+        folder: What that is relative to; left empty, the working directory.
         key: A name of the caller's own.
         options: Fields of the request that this row sets.
         refusal: Why it cannot be read, where it cannot.
@@ -48,6 +48,8 @@ class Given:
     source: str
     line: int
     image: str = ""
+    is_file: bool = False
+    folder: str = ""
     key: str | None = None
     options: Mapping[str, str] = attrs.field(factory=dict)
     refusal: str | None = None
@@ -55,12 +57,14 @@ class Given:
     @property
     def place(self) -> str:
         """Where it stands, for a person."""
-        return f"argument {self.line}" if self.source == "argument" else f"{self.source} line {self.line}"
+        if self.source == "argument":
+            return self.image if self.is_file else f"argument {self.line}"
+        return f"{self.source} line {self.line}"
 
     @property
     def name(self) -> str:
-        """What it is called where it has no key."""
-        return f"{self.source}:{self.line}"
+        """What it is called where it has no key; one argument may stand for many files."""
+        return self.image if self.source == "argument" and self.is_file else f"{self.source}:{self.line}"
 
 
 def gather_inputs(
@@ -71,39 +75,24 @@ def gather_inputs(
     Files are opened here, and standard input is read to its end, so that nothing waits for them later.
 
     Raises:
-        click.UsageError: There is nothing, an argument is a path of this machine, or a list cannot be read.
+        click.UsageError: There is nothing, nothing where a path leads, or a list cannot be read.
     """
     parts: list[Iterable[Given]] = []
     for number, argument in enumerate(arguments, start=1):
         if argument == STDIN:
             parts.append(_read(STDIN, stdin))
             continue
-        refuse_local(argument)
-        parts.append([Given(source="argument", line=number, image=argument)])
+        files = files_of(argument)
+        names = [argument] if files is None else files
+        made = Given(source="argument", line=number, is_file=files is not None)
+        parts.append([attrs.evolve(made, image=name) for name in names])
     parts.extend(_read(name, stdin) for name in lists)
     rows = chain.from_iterable(parts)
     for first in rows:
         return chain([first], rows)
     raise click.UsageError(
-        "Give the URL of at least one image, --from with a list, or - to read URLs from standard input."
+        "Give at least one image (URL, file or folder), --from with a list, or - to read from standard input."
     )
-
-
-def refuse_local(image: str) -> None:
-    """Refuse a path of this machine.
-
-    Raises:
-        click.UsageError: It is one.
-    """
-    if is_local(image):
-        raise click.UsageError(f"{image} {_LOCAL}. Nothing was sent.")
-
-
-def is_local(image: str) -> bool:
-    """Say whether ``image`` names a file or folder here, rather than a web address or a typing mistake."""
-    if image[:5].lower() == "file:" or image.startswith(_PATH_LIKE):
-        return True
-    return os.path.exists(image) if not _SCHEME.match(image) else False  # noqa: PTH110 - Path() may raise
 
 
 # --- opening ----------------------------------------------------------------------------------------------
@@ -121,7 +110,8 @@ def _read(name: str, stdin: IO[str] | None) -> Iterator[Given]:
         return iter(())
     rows = chain(head[-1:], lines)
     read = _reader_for(source, head[-1])
-    return (_checked(given) for given in read(source, rows, len(head) - 1))
+    folder = "" if name == STDIN else os.path.dirname(name)  # noqa: PTH120 - as typed
+    return (_checked(given, folder) for given in read(source, rows, len(head) - 1))
 
 
 def _lines_of(file: IO[str]) -> Iterator[str]:
@@ -241,10 +231,11 @@ def _row(source: str, line: int, fields: Mapping[str, Any]) -> Given:
     )
 
 
-def _checked(given: Given) -> Given:
-    if given.refusal is None and is_local(given.image):
-        return attrs.evolve(given, refusal=f"{given.image} {_LOCAL}")
-    return given
+def _checked(given: Given, folder: str) -> Given:
+    """Notice a row that names a file, which is relative to the folder of its list."""
+    if given.refusal is not None or not names_a_file(given.image, folder):
+        return given
+    return attrs.evolve(given, is_file=True, folder=folder, refusal=row_fault(given.image, folder))
 
 
 def _json_value(line: str) -> Any:

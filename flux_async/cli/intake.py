@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
+import anyio.to_thread
 import attrs
 from anyio.lowlevel import checkpoint
 
-from flux_async import FluxError, InvalidInput, Job, JobConflictError
+from flux_async import EditRequest, FluxError, InvalidInput, Job, JobConflictError, JobKey, LocalImage
 from flux_async.cli.inputs import Given
 from flux_async.cli.results import ResultRow, refused_row
 from flux_async.cli.run_folder import RunFolder, Selection, in_chunks
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import FINAL, JobState
-from flux_async.protocol.wire import build_submit
+from flux_async.protocol.wire import store_request
 
 _CHUNK = 500
 _PAID = frozenset({JobState.SUBMITTED, JobState.GENERATED})
@@ -42,7 +43,7 @@ class Intake:
         """Take in everything; what an earlier run was given is taken up, not doubled."""
         for chunk in in_chunks(inputs, _CHUNK):
             await checkpoint()
-            made = [(given, self._job(given)) for given in chunk]
+            made = [(given, await self._made(given)) for given in chunk]
             stored = await self._add_all([job for _, job in made if isinstance(job, Job)])
             for given, job in made:
                 found = stored[id(job)] if isinstance(job, Job) else job
@@ -57,6 +58,11 @@ class Intake:
         for stored in jobs:
             self._choose(stored)
         return self.selection
+
+    async def _made(self, given: Given) -> Job | InvalidInput:
+        if not given.is_file:
+            return self._job(given)
+        return await anyio.to_thread.run_sync(self._job, given)  # it reads the file
 
     def _job(self, given: Given) -> Job | InvalidInput:
         if given.refusal is not None:
@@ -81,9 +87,8 @@ class Intake:
             return conflict
 
     async def _add(self, jobs: list[Job]) -> list[StoredJob]:
-        return await self.folder.journal.add(
-            [(job.key, (build_submit(job.request).body or b"").decode()) for job in jobs]
-        )
+        entries = [(job.key, store_request(job.request)) for job in jobs]
+        return await self.folder.journal.add(entries, sources=dict(_sources(jobs)))
 
     def _choose(self, stored: StoredJob) -> None:
         chosen = self.selection
@@ -104,3 +109,10 @@ class Intake:
         row = refused_row(given.image, given.name, error)
         self.selection.refused.append((len(self.selection.jobs), row))
         self.on_refused(row, f"{given.place}: {error}")
+
+
+def _sources(jobs: list[Job]) -> Iterator[tuple[JobKey, LocalImage]]:
+    for job in jobs:
+        image = job.request.input_image if isinstance(job.request, EditRequest) else ""
+        if isinstance(image, LocalImage):
+            yield job.key, image

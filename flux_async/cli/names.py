@@ -14,13 +14,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def stem_of(image: str) -> str:
-    """Return the last part of the URL's path, without its ending, in ASCII letters, digits, ``-`` and ``_``.
+    """Return the last part of the path, without its ending, in ASCII letters, digits, ``-`` and ``_``.
 
     ``https://host/a/Été%20(2).final.png?x=1`` becomes ``Ete-2-final``. No dot is left, so no system takes a
     part of it for a reserved name or an ending, and no separator, so it cannot lead out of its folder.
     """
     try:
-        last = unquote(urlsplit(image).path).replace("\\", "/").rstrip("/").rpartition("/")[2]
+        path = unquote(urlsplit(image).path) if "://" in image else image
+        last = path.replace("\\", "/").rstrip("/").rpartition("/")[2]
     except ValueError:
         return _FALLBACK
     bare = last.rpartition(".")[0] or last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -26,10 +27,14 @@ from flux_async import (
     Job,
     JournalError,
     Limits,
+    LocalImage,
+    Model,
     Outcome,
 )
+from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.run import BatchRun, run_batch
+from flux_async.cli.balance import Balance, cost_in_words
 from flux_async.cli.display import RunDisplay, summary_table
 from flux_async.cli.exits import Exit, halts
 from flux_async.cli.inputs import Given
@@ -43,9 +48,11 @@ from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Selection, Totals
 from flux_async.clock import Clock, SystemClock
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import Problem, Saved, apply
+from flux_async.lifecycle import JobState, Problem, Saved, apply
+from flux_async.local_images import identify_now
 from flux_async.models import JobKey
 from flux_async.protocol.callbacks import RETRIES_END_AFTER_S
+from flux_async.protocol.wire import read_submit
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
 
@@ -69,6 +76,8 @@ class RunOrder:
         max_credits: What this run may spend.
         callbacks: Where the vendor reports ends, or None.
         listen: Where this run receives them; None leaves that to a receiver elsewhere.
+        prices: Credits per image, by model.
+        via_upload: Whether images that have an address go through the upload host, too.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
     Raises:
@@ -83,6 +92,8 @@ class RunOrder:
     max_credits: float | None = None
     callbacks: CallbackEndpoint | None = None
     listen: Place | None = None
+    prices: Mapping[Model, float] = attrs.field(default=None, converter=price_list)
+    via_upload: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -90,12 +101,15 @@ class RunOrder:
         EditRequest.text_removal(_ANY_URL, **self.request_options)
 
     def job_for(self, given: Given) -> Job:
-        """Return what is wanted for one input.
+        """Return what is wanted for one input; a file is read, in the thread of the caller.
 
         Raises:
             InvalidInput: It is no request.
         """
-        request = EditRequest.text_removal(given.image, **{**self.request_options, **given.options})
+        image = (
+            identify_now(LocalImage(path=given.image, folder=given.folder)) if given.is_file else given.image
+        )
+        request = EditRequest.text_removal(image, **{**self.request_options, **given.options})
         return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))
 
 
@@ -150,6 +164,7 @@ class RemoveText:
     _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
     _repaired: int = attrs.field(default=0, init=False)
     _window: WindowUse = attrs.field(init=False)
+    _balance: Balance = attrs.field(factory=Balance, init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False)
     _said_what_is_awaited: bool = attrs.field(default=False, init=False)
     _socket: socket.socket | None = attrs.field(default=None, init=False)
@@ -198,6 +213,7 @@ class RemoveText:
         self.interruption.on_first = self._stopping
         with self.interruption.scope():
             await self._attempt(self._choose(folder))
+            await self._attempt(self._look_at_balance(client, folder))
             if self._halted_by is not None:
                 return
             self.display.start()
@@ -223,6 +239,27 @@ class RemoveText:
         self._selection = await self.select(self._intake(folder))
         self._say_what_is_kept(self._selection)
 
+    async def _look_at_balance(self, client: FluxClient, folder: RunFolder) -> None:
+        """Say what the run may cost, and what there is; a key that is refused ends it before it spends."""
+        counts = await anyio.to_thread.run_sync(self._to_be_paid, folder)
+        if self._halted_by is not None or not counts:
+            return
+        trouble = await self._balance.look_before(client)
+        if self._balance.before is None:
+            self.display.note(trouble or "", "yellow")
+            return
+        order = self.order
+        cost = sum(order.prices[model] * count for model, count in counts.items())
+        words, short = cost_in_words(counts, cost, order.max_credits, self._balance.before)
+        self.display.note(words, "yellow" if short else "")
+
+    def _to_be_paid(self, folder: RunFolder) -> Counter[Model]:
+        """Count the images that this run would submit, by model."""
+        resubmits = self.order.in_doubt is InDoubtPolicy.RESUBMIT
+        states = {JobState.PENDING} | ({JobState.IN_DOUBT} if resubmits else set())
+        jobs = folder.jobs_of(self._selection.to_do)
+        return Counter(read_submit(stored.request).model for stored in jobs if stored.job.state in states)
+
     def _intake(self, folder: RunFolder) -> Intake:
         return Intake(
             folder=folder,
@@ -242,8 +279,10 @@ class RemoveText:
             name_file=_name_of,
             in_doubt=order.in_doubt,
             max_credits=order.max_credits,
+            prices=order.prices,
             timeout=order.timeout_s,
             callbacks=order.callbacks,
+            via_upload=order.via_upload,
             on_progress=self._progressed,
         )
         try:
@@ -362,6 +401,8 @@ class RemoveText:
     async def _end(self, client: FluxClient, folder: RunFolder, began: float) -> Exit:
         """Write everything down, say how it went, return the exit code."""
         totals = None
+        if self._progress.submits and not self.interruption.happened:
+            await self._balance.look_after(client)
         try:
             totals = await anyio.to_thread.run_sync(
                 folder.rewrite, self._selection, partial(_tell, self.display.unfinished)
@@ -383,6 +424,7 @@ class RemoveText:
         table = summary_table(
             totals,
             spent=self._progress.credits,
+            balance=(self._balance.before, self._balance.after),
             elapsed_s=elapsed_s,
             generation_s=(folder.reader.generation_s(0.5), folder.reader.generation_s(0.95)),
         )
@@ -421,7 +463,7 @@ def _tell(listener: Callable[[V], None], value: V) -> None:
 
 
 def _name_of(job: Job) -> str:
-    image = job.request.input_image if isinstance(job.request, EditRequest) else ""
+    image = str(job.request.input_image) if isinstance(job.request, EditRequest) else ""
     return file_stem(image, job.key)
 
 

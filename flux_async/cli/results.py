@@ -96,7 +96,7 @@ class ResultRow:
     """One line.
 
     Attributes:
-        image: The address as given.
+        image: The address or path as given.
         key: Names image and options together.
         status: How it stands.
         task_id: The vendor's task, where there is one.
@@ -184,8 +184,8 @@ def refused_row(image: str, key: str, error: FluxError) -> ResultRow:
 
 
 def image_of(stored: StoredJob) -> str:
-    """Return the address of a job's picture."""
-    return read_image(stored.request)
+    """Return the address of a job's picture, or the path of its file, as given."""
+    return stored.source or read_image(stored.request)
 
 
 @overload

@@ -25,7 +25,6 @@ from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import FINAL, JobState, Problem
 from flux_async.models import JobKey
-from flux_async.protocol.wire import read_submit
 
 JOURNAL = "journal.sqlite3"
 _CHUNK = 100
@@ -135,7 +134,7 @@ class RunFolder:
     def wanted(self, numbers: Iterable[int]) -> Iterator[Job]:
         """Yield the same as a batch takes them."""
         for stored in self.jobs_of(numbers):
-            yield Job(key=JobKey(stored.job.key), request=read_submit(stored.request))
+            yield Job(key=JobKey(stored.job.key), request=stored.read())
 
     def row(self, stored: StoredJob) -> ResultRow:
         """Return how a job stands, by the journal and by what this run met."""

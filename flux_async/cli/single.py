@@ -14,8 +14,10 @@ from flux_async import (
     DownloadError,
     FluxClient,
     ImageResult,
+    LocalImage,
     TaskRecord,
     TaskStatus,
+    UploadedFile,
 )
 from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
@@ -70,6 +72,23 @@ def look_at_task(task_id: str, *, wait: bool, timeout: float, show: Presentation
         return _unfinished(record, show)
 
     return _with_client(work, timeout, show, "Waiting …")
+
+
+def upload_image(image: str | LocalImage, max_bytes: int, timeout: float, show: Presentation) -> Exit:
+    """Put a picture on the vendor's upload host and print its address."""
+
+    async def work(client: FluxClient) -> Exit:
+        if isinstance(image, LocalImage):
+            uploaded = await client.upload(image, max_bytes=max_bytes)
+        else:
+            uploaded = await client.upload_from_url(image)
+        if show.as_json:
+            show.output.json(_upload_data(uploaded))
+        else:
+            show.output.line(uploaded.url)
+        return Exit.SUCCEEDED
+
+    return _with_client(work, timeout, show, "Uploading …")
 
 
 def show_credits(show: Presentation) -> Exit:
@@ -173,6 +192,17 @@ def _record_data(record: TaskRecord) -> dict[str, object]:
         "error_message": record.error_message,
         "created_at": _time(record.created_at),
         "completed_at": _time(record.completed_at),
+    }
+
+
+def _upload_data(uploaded: UploadedFile) -> dict[str, object]:
+    return {
+        "url": uploaded.url,
+        "size": uploaded.size,
+        "content_type": uploaded.content_type,
+        "sha256": uploaded.sha256,
+        "uploaded_at": _time(uploaded.uploaded_at),
+        "expires_at": _time(uploaded.expires_at),
     }
 
 

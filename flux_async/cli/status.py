@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flux_async.batch.run import PRICES
+from flux_async.batch.prices import PRICES
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.results import image_of, utc_text
@@ -52,6 +52,7 @@ def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
             {
                 "key": stored.job.key,
                 "image": image_of(stored),
+                "uploaded_as": reader.input_url(stored.number),
                 "submitted_at": utc_text(reader.intended_at(stored.number)),
             }
             for stored in reader.jobs(*doubtful)
@@ -85,6 +86,7 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
         yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**told["generation_s"])
     yield f"last activity: {told['last_activity'] or 'none'}"
     for doubt in told["in_doubt"][:_MOST_LISTED]:
-        yield f"in doubt: {doubt['submitted_at']} {doubt['image']} {doubt['key']}"
+        uploaded = f" (uploaded as {doubt['uploaded_as']})" if doubt["uploaded_as"] else ""
+        yield f"in doubt: {doubt['submitted_at']} {doubt['image']} {doubt['key']}{uploaded}"
     if len(told["in_doubt"]) > _MOST_LISTED:
         yield f"in doubt: {len(told['in_doubt']) - _MOST_LISTED} more: add --json"

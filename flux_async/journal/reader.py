@@ -20,6 +20,8 @@ from flux_async.lifecycle import JobState
 from flux_async.models import JobKey
 
 _PAGE = 500
+_WITH_FILES = 3
+_COLUMNS_BEFORE = COLUMNS.replace("source, source_folder", "NULL, NULL")
 _SPENT = ("SubmitAccepted", "TaskFound")
 _MODEL = "json_extract(job.request, '$.model')"
 
@@ -64,7 +66,8 @@ class JournalReader:
         except sqlite3.Error as error:
             raise JournalError(f"{path} cannot be read: {error}.") from None
         try:
-            self._check(path)
+            # One that no run has brought up to date yet has no files of this machine in it.
+            self._columns = COLUMNS if self._check(path) >= _WITH_FILES else _COLUMNS_BEFORE
         except JournalError:
             self.close()
             raise
@@ -81,19 +84,21 @@ class JournalReader:
         """Let go of the file."""
         self._connection.close()
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Path) -> int:
         self._all("PRAGMA busy_timeout = 5000")
         if self._value("PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{path} is not a journal.", advice="Check the folder's name.")
-        if self._value("PRAGMA user_version") > SCHEMA_VERSION:
+        version = int(self._value("PRAGMA user_version"))
+        if version > SCHEMA_VERSION:
             raise JournalVersionError(f"{path} was written by a newer release.")
+        return version
 
     # --- jobs ---------------------------------------------------------------------------------------------
 
     def jobs(self, *states: JobState) -> Iterator[StoredJob]:
         """Yield the jobs in these states, or all of them, in order of arrival."""
         where = f"state IN ({_marks(states)}) AND" if states else ""
-        sql = f"SELECT {COLUMNS} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
+        sql = f"SELECT {self._columns} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
         after = 0
         while page := self._all(sql, *states, after):
             yield from map(stored_job, page)
@@ -101,14 +106,14 @@ class JournalReader:
 
     def by_number(self, numbers: Sequence[int]) -> list[StoredJob]:
         """Return the jobs with these numbers, at most some hundreds, in the order asked for."""
-        sql = f"SELECT {COLUMNS} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
+        sql = f"SELECT {self._columns} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
         found = {row[0]: stored_job(row) for row in self._all(sql, *numbers)}
         return [found[number] for number in numbers if number in found]
 
     def named(self, start: str) -> list[StoredJob]:
         """Return the job with this key, or else up to two whose keys begin so."""
-        exact = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
-        begins = f"SELECT {COLUMNS} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
+        exact = f"SELECT {self._columns} FROM job WHERE key = ?"  # noqa: S608
+        begins = f"SELECT {self._columns} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
         rows = self._all(exact, start) or self._all(begins, len(start), start)
         return [stored_job(row) for row in rows]
 
@@ -117,6 +122,14 @@ class JournalReader:
         sql = "SELECT key FROM job JOIN attempt ON attempt.job = job.number WHERE attempt.task_id = ? LIMIT 1"
         key = self._value(sql, task_id)
         return None if key is None else JobKey(key)
+
+    def input_url(self, number: int) -> str | None:
+        """Return where the latest submit of a job told the vendor to fetch a picture that was uploaded."""
+        if self._columns is not COLUMNS:
+            return None
+        sql = "SELECT input_url FROM attempt WHERE job = ? ORDER BY number DESC LIMIT 1"
+        url = self._value(sql, number)
+        return None if url is None else str(url)
 
     def intended_at(self, number: int) -> float | None:
         """Return when the latest submit of a job was about to leave."""

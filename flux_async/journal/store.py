@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -35,8 +35,8 @@ from flux_async.journal.lease import Lease
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
 from flux_async.journal.writer import Writer
 from flux_async.lifecycle import LIVE, Event, JobSnapshot, JobState, Problem, SubmitIntended, apply, recover
-from flux_async.models import CallbackEvent, Job, JobKey, TaskId
-from flux_async.protocol.wire import build_submit, read_submit
+from flux_async.models import CallbackEvent, EditRequest, ImageRequest, Job, JobKey, LocalImage, TaskId
+from flux_async.protocol.wire import read_submit, store_request
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
-    "problem, not_before, submitted_at, generated_at, finished_at, generation_s"
+    "problem, not_before, submitted_at, generated_at, finished_at, generation_s, source, source_folder"
 )
 _UPDATE = (
     "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
@@ -61,13 +61,29 @@ class StoredJob:
 
     Attributes:
         number: Its place in the order of arrival.
-        request: The wire JSON it was added with.
+        request: The wire JSON it was added with; it names a file of this machine by its content.
         job: Where it stands.
+        source: Where that file was last seen, as given.
+        source_folder: What it is relative to, where it is relative.
     """
 
     number: int
     request: str
     job: JobSnapshot
+    source: str | None = None
+    source_folder: str | None = None
+
+    def read(self) -> ImageRequest:
+        """Return the request as it was given.
+
+        Raises:
+            InvalidInput: Another release wrote it, with fields that are unknown here.
+        """
+        request = read_submit(self.request)
+        if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
+            return request
+        image = attrs.evolve(request.input_image, path=self.source, folder=self.source_folder or "")
+        return attrs.evolve(request, input_image=image)
 
 
 class Journal:
@@ -171,15 +187,21 @@ class Journal:
 
     # --- writing ------------------------------------------------------------------------------------------
 
-    async def add(self, entries: Sequence[tuple[JobKey, str]]) -> list[StoredJob]:
+    async def add(
+        self, entries: Sequence[tuple[JobKey, str]], *, sources: Mapping[JobKey, LocalImage] | None = None
+    ) -> list[StoredJob]:
         """Add jobs that are not there yet; return them all, each once, in order of arrival.
 
         Adding the same again does nothing, so giving a batch its list a second time resumes it.
 
+        Args:
+            entries: Keys and requests.
+            sources: Where the files of some of them are now.
+
         Raises:
             JobConflictError: A key is there with another request; nothing of ``entries`` was added.
         """
-        return await self._do(lambda c: _add(c, entries))
+        return await self._do(lambda c: _add(c, entries, sources or {}))
 
     async def add_jobs(self, jobs: Sequence[Job]) -> list[StoredJob]:
         """Add jobs as :meth:`add` does: from its return on they are kept, whoever runs the journal.
@@ -187,14 +209,20 @@ class Journal:
         A running batch learns of them from its inputs, a later one from :meth:`pending_jobs`. The address of
         a callback is left out: it belongs to an attempt, not to the job.
         """
-        return await self.add([(job.key, _body_of(job)) for job in jobs])
+        entries, sources = [], dict[JobKey, LocalImage]()
+        for job in jobs:
+            entries.append((job.key, store_request(attrs.evolve(job.request, callback_url=None))))
+            image = job.request.input_image if isinstance(job.request, EditRequest) else ""
+            if isinstance(image, LocalImage) and image.path is not None:
+                sources[job.key] = image
+        return await self.add(entries, sources=sources)
 
     async def pending_jobs(self) -> AsyncIterator[Job]:
         """Yield the jobs that wait for their first submit, or for another, in order of arrival."""
         after = 0
         while page := await self.jobs(JobState.PENDING, after=after):
             for stored in page:
-                yield Job(key=stored.job.key, request=read_submit(stored.request))
+                yield Job(key=stored.job.key, request=stored.read())
             after = page[-1].number
 
     async def record(
@@ -258,6 +286,12 @@ class Journal:
         row = await self._do(lambda c: c.execute(sql, (task_id,)).fetchone())
         return None if row is None else JobKey(row[0])
 
+    async def input_url(self, job: int, number: int) -> str | None:
+        """Return where an attempt told the vendor to fetch its picture, where that was uploaded."""
+        sql = "SELECT input_url FROM attempt WHERE job = ? AND number = ?"
+        row = await self._do(lambda c: c.execute(sql, (job, number)).fetchone())
+        return None if row is None else row[0]
+
     # --- reading ------------------------------------------------------------------------------------------
 
     async def jobs(self, state: JobState, *, after: int = 0, limit: int = 100) -> list[StoredJob]:
@@ -306,12 +340,16 @@ def _check_account(connection: sqlite3.Connection, account: str) -> None:
         )
 
 
-def _body_of(job: Job) -> str:
-    return (build_submit(attrs.evolve(job.request, callback_url=None)).body or b"").decode()
-
-
-def _add(connection: sqlite3.Connection, entries: Sequence[tuple[JobKey, str]]) -> list[StoredJob]:
+def _add(
+    connection: sqlite3.Connection,
+    entries: Sequence[tuple[JobKey, str]],
+    sources: Mapping[JobKey, LocalImage],
+) -> list[StoredJob]:
     connection.executemany("INSERT OR IGNORE INTO job (key, request) VALUES (?, ?)", entries)
+    connection.executemany(
+        "UPDATE job SET source = ?, source_folder = ? WHERE key = ?",
+        [(_storable(image.path), _storable(image.folder), key) for key, image in sources.items()],
+    )
     sql = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
     found: dict[int, StoredJob] = {}
     for key, request in entries:
@@ -320,6 +358,11 @@ def _add(connection: sqlite3.Connection, entries: Sequence[tuple[JobKey, str]]) 
             raise JobConflictError(f"The journal holds another request under the key {key!r}.")
         found[stored.number] = stored
     return [found[number] for number in sorted(found)]
+
+
+def _storable(path: str | None) -> bytes | None:
+    """Names of files may be no Unicode, which SQLite's text would not take."""
+    return None if path is None else os.fsencode(path)
 
 
 def _record(
@@ -351,8 +394,9 @@ def _record(
     attempt = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
-            "INSERT INTO attempt (job, number, state, intended_at, callback_id) VALUES (?, ?, ?, ?, ?)",
-            (number, job.attempts, attempt, event.at, event.callback_id),
+            "INSERT INTO attempt (job, number, state, intended_at, callback_id, input_url) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (number, job.attempts, attempt, event.at, event.callback_id, event.input_url),
         )
     else:
         connection.execute(
@@ -378,10 +422,12 @@ def _detail(event: Event) -> str:
 def stored_job(row: tuple[Any, ...]) -> StoredJob:
     """Return the job of a row of :data:`COLUMNS`."""
     number, key, request, state, attempts, paid, task, result, origin, file, charge, problem, *times = row
-    not_before, submitted_at, generated_at, finished_at, generation_s = times
+    not_before, submitted_at, generated_at, finished_at, generation_s, source, source_folder = times
     return StoredJob(
         number=number,
         request=request,
+        source=None if source is None else os.fsdecode(source),
+        source_folder=None if source_folder is None else os.fsdecode(source_folder),
         job=JobSnapshot(
             key=JobKey(key),
             state=JobState(state),

@@ -13,6 +13,7 @@ from flux_async.errors import (
     RequestNotSent,
     Scope,
     ServerError,
+    UnexpectedResponse,
 )
 from flux_async.policy.numbers import not_negative, positive_integer, positive_number
 
@@ -24,7 +25,7 @@ class RetryPolicy:
     A **submit** is made again only when the failed one was certainly not charged and another may succeed:
     it never left (:class:`RequestNotSent`), or the vendor turned everyone away for now (429, 455). An
     unknown answer is never a reason. A **look** (record-info, credits) costs nothing and is also repeated
-    after a lost connection or a server error.
+    after a lost connection or a server error. So is an **upload**, under a new name.
 
     The wait before try ``n + 1`` is drawn from ``0 … min(cap_s, base_s · 2ⁿ⁻¹)`` (full jitter): with the
     defaults up to 0.5 s after the first, up to 8 s after the fifth. After 429 it is a full window or what
@@ -71,6 +72,15 @@ class RetryPolicy:
             return self._unless_too_long(error, draw)
         transient = isinstance(error, RequestNotSent | ConnectionLost | ServerError)
         return self._backoff(tries, draw) if transient else None
+
+    def before_next_upload(self, error: FluxError, tries: int, draw: float) -> float | None:
+        """Return the seconds to wait before uploading again, or None: do not. Arguments as for a submit."""
+        if tries >= self.max_tries or error.scope is Scope.STOP:
+            return None
+        if error.scope is Scope.EVERYONE_FOR_NOW:
+            return self._unless_too_long(error, draw)
+        lost = RequestNotSent | ConnectionLost | ServerError | UnexpectedResponse
+        return self._backoff(tries, draw) if isinstance(error, lost) else None
 
     def _backoff(self, tries: int, draw: float) -> float:
         return draw * min(self.cap_s, self.base_s * 2.0 ** min(tries - 1, 32))

@@ -9,10 +9,11 @@ Rules (API page, "Error Response Format"; the rest was seen on the live service)
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -32,14 +33,37 @@ _LONGEST_RETRY_AFTER = 9
 _LONGEST_MESSAGE = 500
 
 
+class Host(enum.Enum):
+    """Which of the vendor's two hosts a request is for; only the transport knows where they are."""
+
+    API = "api"
+    UPLOADS = "uploads"
+
+
+class Stream(Protocol):
+    """A body that is sent piece by piece; each iteration begins anew."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, all pieces together."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the pieces."""
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class WireRequest:
-    """One HTTP request, without host and without key: both belong to the transport."""
+    """One HTTP request, without address and without key: both belong to the transport."""
 
     method: str
     path: str
     query: Mapping[str, str] = attrs.field(factory=dict)
     body: bytes | None = None
+    stream: Stream | None = attrs.field(default=None, repr=False)
+    content_type: str = "application/json"
+    host: Host = Host.API
 
 
 @attrs.frozen(kw_only=True)

@@ -24,6 +24,7 @@ from flux_async.models import (
     GenerateRequest,
     ImageRequest,
     ImageResult,
+    LocalImage,
     TaskId,
     TaskRecord,
     TaskStatus,
@@ -65,6 +66,7 @@ def _make_converter() -> cattrs.Converter:
         converter.register_unstructure_hook(
             kind, make_dict_unstructure_fn(kind, converter, **cast("dict[str, Any]", names))
         )
+    converter.register_unstructure_hook(LocalImage, lambda image: image.reference)
     converter.register_structure_hook(fields.Text, lambda value, _: fields.text(value))
     converter.register_structure_hook(fields.WholeNumber, lambda value, _: fields.whole_number(value))
     converter.register_structure_hook(fields.Moment, lambda value, _: fields.moment(value))
@@ -80,14 +82,36 @@ def _make_converter() -> cattrs.Converter:
 
 
 def build_submit(request: ImageRequest) -> WireRequest:
-    """POST generate (API page, "Image Generation/Editing"). Unset fields are left out, never null."""
+    """POST generate (API page, "Image Generation/Editing"). Unset fields are left out, never null.
+
+    Raises:
+        InvalidInput: It is about a file that has not been uploaded.
+    """
+    if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
+        raise InvalidInput(f"{request.input_image} has not been uploaded.", advice="Upload it first.")
+    return WireRequest(method="POST", path=GENERATE_PATH, body=store_request(request).encode())
+
+
+def store_request(request: ImageRequest) -> str:
+    """Return a request as a journal keeps it: the body of its submit, with a file named by its content.
+
+    Raises:
+        InvalidInput: It is about a file that has not been read.
+    """
     sent = {name: value for name, value in _converter.unstructure(request).items() if value is not None}
-    body = json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
-    return WireRequest(method="POST", path=GENERATE_PATH, body=body.encode())
+    return json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
+
+
+def with_input(body: str, input_url: str | None) -> str:
+    """Return a stored request as it is sent, with the address its picture has been uploaded to."""
+    if input_url is None:
+        return body
+    sent = json.loads(body) | {"inputImage": input_url}
+    return json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
 
 
 def build_stored_submit(body: str, callback_url: str | None = None) -> WireRequest:
-    """POST generate with the body of an earlier :func:`build_submit`, and the address of its callback."""
+    """POST generate with the body of an earlier :func:`store_request`, and the address of its callback."""
     if callback_url is not None:
         field = json.dumps({_wire_name("callback_url"): callback_url}, separators=(",", ":"))
         body = f"{body[:-1]},{field[1:]}"
@@ -95,7 +119,7 @@ def build_stored_submit(body: str, callback_url: str | None = None) -> WireReque
 
 
 def read_submit(body: str) -> ImageRequest:
-    """Read back the body of an earlier :func:`build_submit`.
+    """Read back the body of an earlier :func:`store_request`; of a file only the content is told.
 
     Raises:
         InvalidInput: Another release wrote it, with fields that are unknown here.
@@ -104,7 +128,10 @@ def read_submit(body: str) -> ImageRequest:
         sent: dict[str, Any] = json.loads(body)
         kind = EditRequest if "inputImage" in sent else GenerateRequest
         names = {_wire_name(a.name): a.name for a in attrs.fields(kind)}
-        return kind(**{names[name]: value for name, value in sent.items()})
+        given = {names[name]: value for name, value in sent.items()}
+        if kind is EditRequest:
+            given["input_image"] = LocalImage.of_reference(str(sent["inputImage"])) or sent["inputImage"]
+        return kind(**given)
     except (KeyError, TypeError, ValueError) as bad:
         raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
 
@@ -126,7 +153,7 @@ def is_echo(params: Mapping[str, Any] | None, body: str, callback_id: str | None
 
 
 def read_image(body: str) -> str:
-    """Read only the picture's address from the body of an earlier :func:`build_submit`; it may have none."""
+    """Read only the picture's address from the body of an earlier :func:`store_request`; it may have none."""
     return str(json.loads(body).get("inputImage", ""))
 
 

@@ -66,7 +66,7 @@ class Transport(Protocol):
     """What the client needs of an HTTP library."""
 
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
-        """Make one request to the API's origin, with the key, and without following redirects.
+        """Make one request to the API or its upload host, with the key, and without following redirects.
 
         Returns within about ``timeout_s`` seconds whatever the server does, and raises nothing.
         """

@@ -18,7 +18,7 @@ import httpx
 
 from flux_async.errors import ConfigurationError
 from flux_async.policy.admission import Limits
-from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.protocol.envelope import Host, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
 from flux_async.transport.addresses import AddressGuard
 from flux_async.transport.file_host import FileHost
@@ -33,6 +33,7 @@ _CONNECT_S = 10.0
 _HARD_STOP_S = 2.0
 _KEEPALIVE_S = 60.0
 _MAX_ANSWER = 4 * 1024 * 1024
+_UPLOADS = 8
 
 
 class HttpClient(Protocol):
@@ -110,9 +111,10 @@ class HttpxTransport:
         self._family = httpx if client is None else family_of(client)
         self._origin = origin
         self._limits = limits
-        self._headers = {"Content-Type": "application/json", "User-Agent": user_agent(version, self._family)}
+        self._headers = {"User-Agent": user_agent(version, self._family)}
         self._given = client
         self._own: Pool[HttpClient] | None = None
+        self._for_uploads: Pool[HttpClient] | None = None
         self._tls: Any = None
         self._files = files or FileHost(
             self._headers["User-Agent"],
@@ -129,9 +131,16 @@ class HttpxTransport:
             return NotSent("the http_client is closed")
         if self._given is not None:
             return await self._exchange(self._given, request, timeout_s)
-        pool = self._own = self._own or Pool(self._make_client())
-        async with pool.used() as client:
+        async with self._pool_for(request).used() as client:
             return await self._exchange(client, request, timeout_s)
+
+    def _pool_for(self, request: WireRequest) -> Pool[HttpClient]:
+        """Uploads have connections of their own: a slow one must not hold up a submit."""
+        if request.host is Host.UPLOADS:
+            self._for_uploads = self._for_uploads or Pool(self._make_upload_client())
+            return self._for_uploads
+        self._own = self._own or Pool(self._make_client())
+        return self._own
 
     async def _exchange(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Truth:
         try:
@@ -145,20 +154,23 @@ class HttpxTransport:
                 return await self._send(client, wire, timeout_s, ends)
         except TimeoutError:
             # Only a server that drips gets here: cancelling may cost the pool a connection for ever.
-            self._retire_pool()
+            self._retire_pools()
             return Unknown(f"no whole answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
             names = {base.__name__ for base in type(error).__mro__}
             return (NotSent if believed and names & NEVER_SENT else Unknown)(self._reason(error))
 
     def _build(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Any:
-        url = self._origin.url_for(request)
+        url, stream = self._origin.url_for(request), request.stream
+        headers = self._headers | {"Content-Type": request.content_type}
+        if stream is not None:
+            headers["Content-Length"] = str(stream.size)
         return client.build_request(
             request.method,
             url,
             params=dict(request.query),
-            headers=self._headers | self._origin.authorization_for(url),
-            content=request.body,
+            headers=headers | self._origin.authorization_for(url),
+            content=request.body if stream is None else stream,
             timeout=self._family.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
         )
 
@@ -192,13 +204,20 @@ class HttpxTransport:
 
     async def aclose(self) -> None:
         """Close the connections that are ours; a client given by the caller stays open."""
-        pool, self._own = self._own, None
-        if pool is not None:
-            await pool.resource.aclose()
+        for pool in (self._own, self._for_uploads):
+            if pool is not None:
+                await pool.resource.aclose()
+        self._own = self._for_uploads = None
         await self._files.aclose()
 
     def _make_client(self) -> HttpClient:
         connections = self._limits.connections + self._limits.submits_in_air
+        return self._make_keyed_client(connections, here=self._origin.is_this_machine)
+
+    def _make_upload_client(self) -> HttpClient:
+        return self._make_keyed_client(_UPLOADS, here=self._origin.uploads_to_this_machine)
+
+    def _make_keyed_client(self, connections: int, *, here: bool) -> HttpClient:
         return httpx.AsyncClient(
             verify=self._tls_context(),
             limits=httpx.Limits(
@@ -206,7 +225,7 @@ class HttpxTransport:
                 max_keepalive_connections=connections,
                 keepalive_expiry=_KEEPALIVE_S,
             ),
-            trust_env=not self._origin.is_this_machine,  # no proxy is to see the key on its way to ourselves
+            trust_env=not here,  # no proxy is to see the key on its way to ourselves
         )
 
     def _tls_context(self) -> Any:
@@ -215,7 +234,8 @@ class HttpxTransport:
             self._tls = httpx.create_ssl_context()
         return self._tls
 
-    def _retire_pool(self) -> None:
-        if self._own is not None:
-            self._own.retire()
-            self._own = None
+    def _retire_pools(self) -> None:
+        for pool in (self._own, self._for_uploads):
+            if pool is not None:
+                pool.retire()
+        self._own = self._for_uploads = None

@@ -1,4 +1,4 @@
-"""Where the key may go: to one origin, and nowhere else."""
+"""Where the key may go: to the API and its upload host, and nowhere else."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 
 from flux_async.errors import ConfigurationError, InvalidInput
 from flux_async.models import check_http_url
-from flux_async.protocol.envelope import WireRequest
+from flux_async.protocol.envelope import Host, WireRequest
 
 DEFAULT_BASE_URL = "https://api.kie.ai"
+DEFAULT_UPLOAD_URL = "https://kieai.redpandaai.co"
 _PAGE_SUFFIX = "/api/v1/flux/kontext"
 _PORTS = {"http": 80, "https": 443}
 _SHORTEST_SECRET = 16
@@ -25,19 +26,28 @@ def origin_of(url: str) -> tuple[str, str, int | None]:
 
 
 class ApiOrigin:
-    """The API's address and the key that belongs to it.
+    """The addresses of the API and of its upload host, and the key that belongs to both.
 
-    The key has no place in ``repr``, cannot be pickled, and is handed out only for URLs of this origin.
+    The key has no place in ``repr``, cannot be pickled, and is handed out only for URLs of these two origins.
+
+    Args:
+        api_key: The key.
+        base_url: The API's address; left out, the vendor's.
+        upload_url: The upload host's; left out, the vendor's beside the vendor's API. Any other API, such as
+            a sandbox, is its own upload host: a key for it must not go to the vendor.
 
     Raises:
-        ConfigurationError: No key, a key that cannot be sent in a header, or a base URL that is none.
+        ConfigurationError: No key, a key that cannot be sent in a header, or a URL that is none.
     """
 
-    __slots__ = ("_key", "base_url")
+    __slots__ = ("_key", "base_url", "upload_url")
 
-    def __init__(self, api_key: object, base_url: object) -> None:
+    def __init__(self, api_key: object, base_url: object, upload_url: object = None) -> None:
         self._key = _clean_key(api_key)
-        self.base_url: str = _clean_base_url(base_url or DEFAULT_BASE_URL)
+        self.base_url: str = _clean_base_url(base_url or DEFAULT_BASE_URL, "KIE_BASE_URL")
+        vendors = origin_of(self.base_url) == origin_of(DEFAULT_BASE_URL)
+        default = DEFAULT_UPLOAD_URL if vendors else self.base_url
+        self.upload_url: str = _clean_base_url(upload_url or default, "KIE_UPLOAD_URL")
 
     def __repr__(self) -> str:
         return f"ApiOrigin({getattr(self, 'base_url', '(not made)')!r})"
@@ -60,12 +70,23 @@ class ApiOrigin:
     @property
     def is_this_machine(self) -> bool:
         """Whether the API is on this machine, where no proxy is wanted."""
-        return self.host in _LOOPBACK
+        return _is_here(self.base_url)
+
+    @property
+    def uploads_to_this_machine(self) -> bool:
+        """Whether the upload host is on this machine."""
+        return _is_here(self.upload_url)
+
+    @property
+    def in_clear(self) -> tuple[str, ...]:
+        """Those of the two addresses to which the key would cross a network unencrypted."""
+        both = dict.fromkeys([self.base_url, self.upload_url])
+        return tuple(url for url in both if origin_of(url)[0] == "http" and not _is_here(url))
 
     @property
     def sends_key_in_clear(self) -> bool:
-        """Whether the key would cross a network unencrypted."""
-        return origin_of(self.base_url)[0] == "http" and not self.is_this_machine
+        """Whether there is one."""
+        return bool(self.in_clear)
 
     @property
     def fingerprint(self) -> str:
@@ -74,11 +95,11 @@ class ApiOrigin:
 
     def url_for(self, request: WireRequest) -> str:
         """Return the absolute address of ``request``, without its query."""
-        return self.base_url + request.path
+        return (self.upload_url if request.host is Host.UPLOADS else self.base_url) + request.path
 
     def authorization_for(self, url: str) -> dict[str, str]:
         """Return the header that carries the key, or nothing where ``url`` is of another origin."""
-        if origin_of(url) != origin_of(self.base_url):
+        if origin_of(url) not in (origin_of(self.base_url), origin_of(self.upload_url)):
             return {}
         return {"Authorization": f"Bearer {self._key}"}
 
@@ -112,17 +133,21 @@ def _clean_key(api_key: object) -> str:
     return key
 
 
-def _clean_base_url(base_url: object) -> str:
-    if "@" in str(base_url):  # not shown: it may be a password
-        raise ConfigurationError("KIE_BASE_URL must not hold a user or a password.")
+def _is_here(url: str) -> bool:
+    return origin_of(url)[1] in _LOOPBACK
+
+
+def _clean_base_url(given: object, name: str) -> str:
+    if "@" in str(given):  # not shown: it may be a password
+        raise ConfigurationError(f"{name} must not hold a user or a password.")
     try:
-        url = check_http_url(base_url.strip() if isinstance(base_url, str) else base_url, "KIE_BASE_URL")
+        url = check_http_url(given.strip() if isinstance(given, str) else given, name)
     except InvalidInput as bad:
         raise ConfigurationError(
-            bad.message, advice="Give the API's origin, for example https://api.kie.ai."
+            bad.message, advice="Give an origin, for example https://api.kie.ai."
         ) from None
     parts = urlsplit(url)
     if parts.query or parts.fragment:
-        raise ConfigurationError("KIE_BASE_URL must be scheme, host and perhaps a path, without a query.")
+        raise ConfigurationError(f"{name} must be scheme, host and perhaps a path, without a query.")
     # The API page's "Base URL" ends in the product's own path; people paste it whole.
     return url.rstrip("/").removesuffix(_PAGE_SUFFIX)

@@ -4,8 +4,8 @@
 
     L5  cli  report
     L4  batch  webhook  telemetry  engine        sandbox   island: itself and imaging
-    L3  client → download, waiting → account     imaging   models and errors only
-    L2  transport  files  journal  clock         testing   for users' tests
+    L3  client → download, uploads, waiting → account    imaging   models and errors only
+    L2  transport  files  local_images  journal  clock   testing   for users' tests
     L1  lifecycle  policy  protocol  pictures    pure: no await, no time, no randomness
     L0  models → errors
 
@@ -29,8 +29,8 @@ PACKAGE = Path(flux_async.__file__).parent
 
 L0 = {"errors", "models"}
 L1 = {"lifecycle", "pictures", "policy", "protocol"}
-L2 = {"clock", "files", "journal", "transport"}
-L3 = {"account", "client", "download", "waiting"}
+L2 = {"clock", "files", "journal", "local_images", "transport"}
+L3 = {"account", "client", "download", "uploads", "waiting"}
 L4 = {"batch", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -43,15 +43,15 @@ ALLOWED: dict[str, set[str]] = {
     "lifecycle": L0 | {"policy", "protocol.codes"},
     "clock": set(),
     "files": L0 | {"pictures", "policy"},
+    "local_images": L0 | {"protocol.pictures"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
     "account": L0 | L1 | {"clock", "transport"},
     "waiting": L0 | L1 | {"account", "clock"},
     # remove_text_many is the batch's short form; it imports it when it is called.
-    "client": L0
-    | L1
-    | {"account", "batch.gathered", "clock", "download", "files", "transport", "waiting", "__version__"},
+    "client": L0 | L1 | L2 | {"account", "batch.gathered", "download", "uploads", "waiting", "__version__"},
     "download": L0 | L1 | {"account", "clock", "files", "transport"},
+    "uploads": L0 | L1 | {"account", "clock", "local_images", "transport"},
     "batch": L0 | L1 | L2 | L3 | {"telemetry"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1,
@@ -77,6 +77,8 @@ OUTSIDE: dict[str, set[str]] = {
     "lifecycle": {"attrs"},
     "clock": {"anyio"},
     "files": {"anyio", "attrs"},
+    "local_images": {"anyio", "attrs"},
+    "uploads": {"attrs"},
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "httpcore", "httpx"},
     "account": {"anyio", "attrs"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
+import re
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ import pytest
 from flux_async import ConfigurationError, EditRequest, FluxClient, FluxError, InvalidInput, RetryPolicy
 
 KEY = "sk-3f9a-not-to-be-seen"
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1" + bytes(16)
 ENVELOPE = '{"code":401,"msg":"You do not have access permissions"}'
 
 Responder = Callable[[httpx.Request], httpx.Response]
@@ -66,7 +68,15 @@ async def run(client: FluxClient) -> object:
     return await client.remove_text("https://example.com/a.jpg", timeout=0.05)
 
 
-CALLS: tuple[Call, ...] = (submit, wait, credits_, run)
+async def upload(client: FluxClient) -> object:
+    return await client.upload(PNG, timeout=0.05)
+
+
+async def upload_from_url(client: FluxClient) -> object:
+    return await client.upload_from_url("https://example.com/a.jpg", timeout=0.05)
+
+
+CALLS: tuple[Call, ...] = (submit, wait, credits_, run, upload, upload_from_url)
 RESPONDERS: tuple[Responder, ...] = (
     echo_envelope,
     echo_page,
@@ -107,6 +117,7 @@ async def test_a_failed_call_tells_no_key(
     [
         ({"base_url": "ftp://example.com"}, ConfigurationError),
         ({"base_url": "https://example.com/?query=1"}, ConfigurationError),
+        ({"upload_url": "ftp://example.com"}, ConfigurationError),
         ({"timeout": -1}, InvalidInput),
         ({"http_client": object()}, ConfigurationError),
     ],
@@ -166,6 +177,8 @@ async def server(answer: str) -> AsyncIterator[tuple[str, Requests]]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        length = re.search(r"content-length: (\d+)", requests[-1], re.IGNORECASE)
+        await reader.readexactly(int(length[1]) if length else 0)
         writer.write(answer.encode())
         await writer.drain()
         writer.close()
@@ -216,3 +229,39 @@ async def test_a_redirect_of_the_api_is_not_followed() -> None:
                 await client.credits()
     assert len(requests) == 1
     assert astray == []
+
+
+async def test_the_upload_host_is_given_the_key_and_its_redirects_are_not_followed() -> None:
+    """An upload goes to the configured upload host only; where that redirects, nothing goes to the target."""
+    async with server(answer("200 OK", ENVELOPE)) as (elsewhere, astray):
+        moved = answer("307 Temporary Redirect", "", f"Location: {elsewhere}/\r\nConnection: close")
+        async with (
+            server(moved) as (host, uploads),
+            server(answer("401 Unauthorized", ENVELOPE)) as (url, requests),
+            FluxClient(KEY, url, upload_url=host) as client,
+        ):
+            for call in (upload, upload_from_url):
+                with pytest.raises(FluxError) as caught:
+                    await call(client)
+                assert tells_no_key(caught.value)
+    assert len(uploads) == 2
+    assert all(f"Bearer {KEY}" in request for request in uploads)
+    assert (requests, astray) == ([], [])
+
+
+async def test_the_address_of_an_upload_is_not_given_the_key(tmp_path: Path) -> None:
+    """What the upload host names as the file's address is a file host like any other."""
+    async with server(answer("200 OK", "no picture")) as (files, requests):
+        told = f'{{"success":true,"code":200,"data":{{"downloadUrl":"{files}/a.png"}}}}'
+        async with server(answer("200 OK", told)) as (host, _), FluxClient(KEY, host) as client:
+            uploaded = await client.upload(PNG)
+            with pytest.raises(FluxError):
+                await client.download(uploaded.url, tmp_path / "a.png")
+    assert KEY not in requests[0]
+
+
+def test_a_plain_upload_host_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the key would cross a network unencrypted, the log says so and names the host, not the key."""
+    FluxClient(KEY, upload_url="http://uploads.example")
+    assert "http://uploads.example is plain http" in caplog.text
+    assert KEY not in caplog.text

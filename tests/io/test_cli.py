@@ -128,20 +128,20 @@ def dead_key() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def test_a_wrong_key_is_noticed_after_one_submit(
+def test_a_wrong_key_is_noticed_before_anything_is_submitted(
     make_cli: Any, tmp_path: Path, dead_key: tuple[str, list[str]]
 ) -> None:
-    """A wrong key: exit 3 after exactly one submit, said once; every image stays pending, free of charge."""
+    """A wrong key: exit 3 without a submit, said once; every image stays pending, free of charge."""
     url, submits = dead_key
     cli = make_cli(url)
     ended = cli.run(
         "remove-text", *(f"https://example.com/{n}.png" for n in range(30)), "-o", "out", "--json"
     )
-    assert (ended.code, len(submits)) == (3, 1)
+    assert (ended.code, len(submits)) == (3, 0)
     assert ended.stderr.count("401") == 1
     assert "KIE_API_KEY" in ended.stderr
     assert {(row["status"], row["charge"]) for row in cli.rows()} == {("pending", "no")}
-    assert sum(row["attempts"] for row in cli.rows()) == 1
+    assert sum(row["attempts"] for row in cli.rows()) == 0
     assert len(ended.stdout.splitlines()) == 30
 
 
@@ -170,6 +170,7 @@ def test_an_empty_balance_halts_the_run(
         ["generate", "A lighthouse"],
         ["edit", "Make it blue", "https://example.com/a.png"],
         ["task", "0123456789abcdef"],
+        ["upload", "https://example.com/a.png"],
         ["credits"],
     ],
     ids=lambda arguments: arguments[0],
@@ -185,15 +186,18 @@ def test_without_a_key_every_command_names_the_variable(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("local", ["here.png", "folder", "/no/such/file.png"])
-def test_a_local_path_is_refused_before_anything_is_sent(offline: Any, local: str) -> None:
-    """A file or folder of this machine is a usage error, even among good addresses."""
-    (offline.folder / "here.png").write_bytes(b"")
-    (offline.folder / "folder").mkdir()
-    for arguments in (["remove-text", "https://example.com/a.png", local], ["edit", "Make it blue", local]):
+@pytest.mark.parametrize("local", ["here/*.png", "empty", "/no/such/file.png", "gone.jpg"])
+def test_a_path_with_nothing_there_is_refused_before_anything_is_sent(offline: Any, local: str) -> None:
+    """A missing file, an empty folder, a pattern without a match: a usage error, nothing is sent."""
+    (offline.folder / "empty").mkdir()
+    for arguments in (
+        ["remove-text", "https://example.com/a.png", local],
+        ["edit", "Make it blue", local],
+        ["upload", local],
+    ):
         ended = offline.run(*arguments)
         assert (ended.code, ended.stdout) == (2, "")
-        assert "local files are not supported yet" in ended.stderr
+        assert "othing was sent" in ended.stderr
     assert not (offline.folder / "flux-out").exists()
 
 
@@ -338,7 +342,9 @@ def test_help_and_version_are_results(offline: Any) -> None:
         "generate",
         "edit",
         "task",
+        "upload",
         "credits",
+        "doctor",
         "sandbox",
         "demo",
     )
@@ -373,6 +379,13 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
             release.wait(SECONDS)
             self.close_connection = True
 
+        def do_GET(self) -> None:
+            body = b'{"code":200,"msg":"success","data":100}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
     with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -382,6 +395,7 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
                 assert arrived.wait(SECONDS)
                 process.send_signal(signal.SIGINT)
                 assert process.stderr is not None
+                assert "1 image needs about 5 credits" in process.stderr.readline()
                 assert "Stopping" in process.stderr.readline()
                 process.send_signal(signal.SIGINT)
                 process.communicate(timeout=5)

@@ -355,6 +355,13 @@ def make_v1(path: Path) -> None:
 TABLES = ("job", "event", "meta")
 
 
+def kept_of(before: list[list[tuple[Any, ...]]], path: Path) -> list[list[tuple[Any, ...]]]:
+    """Return what the tables hold now in the columns they had then."""
+    now = [rows(path, f"SELECT * FROM {table}") for table in TABLES]
+    widths = [len(table[0]) for table in before]
+    return [[row[:width] for row in table] for table, width in zip(now, widths, strict=True)]
+
+
 async def test_an_older_journal_is_brought_up_to_date(path: Path) -> None:
     """A run opens a journal of the first release: nothing of it changes, and callbacks can be kept."""
     make_v1(path)
@@ -372,8 +379,8 @@ async def test_an_older_journal_is_brought_up_to_date(path: Path) -> None:
         await journal.receive(event("t"))
         assert [entry.task_id for entry in await journal.callbacks_for(1)] == ["t"]
     assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
-    assert rows(path, "SELECT * FROM job WHERE number > 1") == before[0][1:]
-    assert rows(path, "SELECT * FROM meta") == before[2]
+    after = kept_of(before, path)
+    assert (after[0][1:], after[2]) == (before[0][1:], before[2])
 
 
 async def test_an_inbox_brings_an_older_journal_up_to_date(path: Path) -> None:
@@ -383,7 +390,7 @@ async def test_an_inbox_brings_an_older_journal_up_to_date(path: Path) -> None:
     async with Inbox(path) as inbox:
         await inbox.receive(event("t"))
     assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
-    assert [rows(path, f"SELECT * FROM {table}") for table in TABLES] == before
+    assert kept_of(before, path) == before
     assert rows(path, "SELECT job, number, callback_id FROM attempt") == [
         (2, 1, None),
         (3, 1, None),

@@ -69,10 +69,10 @@ class MortalJournal(Journal):
         super().__init__(path)
         self.fate = fate
 
-    async def add(self, entries: Any) -> Any:
+    async def add(self, entries: Any, **more: Any) -> Any:
         """Write, with two chances to die."""
         self.fate.reach("before commit")
-        added = await super().add(entries)
+        added = await super().add(entries, **more)
         self.fate.reach("after commit")
         return added
 

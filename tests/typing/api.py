@@ -12,6 +12,7 @@ import httpx
 from flux_async import (
     ApiError,
     AspectRatio,
+    BatchRun,
     Charge,
     EditRequest,
     Failed,
@@ -23,6 +24,7 @@ from flux_async import (
     Job,
     JobKey,
     Limits,
+    LocalImage,
     MissingExtra,
     Model,
     Outcome,
@@ -38,6 +40,8 @@ from flux_async import (
     TaskRecord,
     TaskStatus,
     UnclaimedTask,
+    UploadedFile,
+    run_batch,
 )
 
 
@@ -48,7 +52,7 @@ def requests_() -> None:
     assert_type(request.aspect_ratio, AspectRatio | None)
     assert_type(request.output_format, OutputFormat | None)
     assert_type(request.safety_tolerance, int | None)
-    assert_type(request.input_image, str)
+    assert_type(request.input_image, str | LocalImage)
     assert_type(
         GenerateRequest(prompt="A lighthouse", aspect_ratio="16:9", model="flux-kontext-max").prompt, str
     )
@@ -70,6 +74,16 @@ async def one_image(http_client: httpx.AsyncClient) -> None:
         assert_type(await client.generate("A lighthouse", aspect_ratio=AspectRatio.WIDE), ImageResult)
         assert_type(await client.download(image, Path("a.jpg"), match_suffix=True), Path)
         assert_type(await client.download(image.result_url, "a.jpg"), Path)
+        assert_type(await client.remove_text(Path("a.jpg")), ImageResult)
+        assert_type(await client.edit("Make it blue", LocalImage(path="a.jpg")), ImageResult)
+        uploaded = await client.upload("a.jpg", name="poster", max_bytes=10**7, on_progress=print)
+        assert_type(uploaded, UploadedFile)
+        assert_type(uploaded.sha256, str | None)
+        assert_type(uploaded.expires_at, datetime)
+        assert_type(await client.upload(b"..."), UploadedFile)
+        assert_type(await client.upload_from_url(uploaded.url), UploadedFile)
+        assert_type(await client.remove_text_many([Path("a.jpg")]), list[Outcome])
+        assert_type(run_batch(client, [Path("a.jpg")], prices={Model.PRO: 6}), BatchRun)
         assert_type(await client.credits(), float)
         assert_type(client.unclaimed, tuple[UnclaimedTask, ...])
 

@@ -11,7 +11,9 @@ from typing import Any
 import click
 import pytest
 
+from flux_async import LocalImage
 from flux_async.cli.inputs import Given, gather_inputs
+from flux_async.cli.local_inputs import image_of
 
 
 def read(text: str, *, name: str = "-") -> list[Given]:
@@ -96,12 +98,61 @@ def test_bytes_that_are_no_text_are_passed_on_to_the_check(tmp_path: Path) -> No
     assert rows[1].image == "http://h/1"
 
 
-def test_a_path_in_a_list_is_refused_alone(tmp_path: Path) -> None:
-    """A path is a usage error among the arguments, and a bad row in a list."""
-    rows = read_file(tmp_path, "a.txt", f"{tmp_path}\nhttp://h/1\n".encode())
-    assert ["local" in (row.refusal or "") for row in rows] == [True, False]
-    with pytest.raises(click.UsageError, match="local"):
-        gather_inputs([str(tmp_path)], [])
+def test_a_row_names_a_file_beside_its_list(tmp_path: Path) -> None:
+    """A path is relative to the list's own folder; a missing file or a folder is refused alone."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.webp").touch()
+    lines = ["sub/a.webp", "sub/b.webp", "sub", "http://h/1", str(tmp_path / "sub" / "a.webp"), "nonsense"]
+    rows = read_file(tmp_path, "a.txt", "\n".join(lines).encode())
+    assert [row.is_file for row in rows] == [True, True, True, False, True, False]
+    assert [row.folder for row in rows if row.is_file] == [str(tmp_path)] * 4
+    faults = [row.refusal or "" for row in rows]
+    assert [bool(fault) for fault in faults] == [False, True, True, False, False, False]
+    assert "there is no file" in faults[1]
+    assert "is a folder" in faults[2]
+
+
+def test_arguments_may_be_files_folders_and_patterns(tmp_path: Path) -> None:
+    """A folder gives its own pictures in order, without hidden ones; a pattern gives what it matches."""
+    for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "sub/c.webp", "sub/.d.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+
+    def names(*arguments: str) -> list[str]:
+        return [str(Path(row.image).relative_to(tmp_path)) for row in gather_inputs(arguments, [])]
+
+    assert names(str(tmp_path)) == ["a.png", "b.JPG"]
+    assert names(str(tmp_path / "**" / "*.webp")) == ["sub/c.webp"]
+    assert names(str(tmp_path / "notes.txt"), str(tmp_path / "*.png")) == ["notes.txt", "a.png"]
+    rows = list(gather_inputs([str(tmp_path)], []))
+    assert [row.place for row in rows] == [row.name for row in rows] == [row.image for row in rows]
+
+
+@pytest.mark.parametrize("bad", ["{}/none.png", "{}/*.gif", "./none", "none.jpeg", "{}/empty"])
+def test_a_path_with_nothing_there_is_a_usage_error(tmp_path: Path, bad: str) -> None:
+    """Before anything is sent."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(click.UsageError, match=r"[Nn]othing was sent"):
+        gather_inputs(["http://h/1", bad.format(tmp_path)], [])
+
+
+@pytest.mark.parametrize("odd", ["nonsense", "a\0b", "ftp://h/a.png", "file:///a.png", "data:image/png,A"])
+def test_what_may_be_an_address_is_passed_on(odd: str) -> None:
+    """It fails as a row of its own, not as a mistake in the call."""
+    (row,) = gather_inputs([odd], [])
+    assert (row.image, row.is_file) == (odd, False)
+
+
+def test_one_image_is_an_address_or_a_file(tmp_path: Path) -> None:
+    """For commands about one picture."""
+    photo = tmp_path / "a.png"
+    photo.touch()
+    assert image_of("https://h/1") == "https://h/1"
+    assert image_of(str(photo)) == LocalImage(path=photo)
+    for bad in (str(tmp_path), "nonsense", "a\0b"):
+        with pytest.raises(click.UsageError):
+            image_of(bad)
 
 
 def test_a_list_is_read_as_it_is_asked_for() -> None:

@@ -23,7 +23,7 @@ from flux_async.cli import main
 from flux_async.cli.commands import read_rate
 from flux_async.cli.display import duration, plain_line
 from flux_async.cli.exits import Exit, exit_for
-from flux_async.cli.inputs import is_local
+from flux_async.cli.local_inputs import names_a_file
 from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.results import utc_text
 
@@ -48,13 +48,13 @@ def test_every_error_has_its_exit_code(error: FluxError, code: int) -> None:
     assert exit_for(error) == Exit(code)
 
 
-def test_what_is_on_this_machine_is_told_from_what_is_mistyped(tmp_path: Path) -> None:
-    """Paths are local whether or not they exist; a word that names no file is left to the validation."""
-    local = [str(tmp_path), "./x.png", "../x.png", "~/x.png", "/no/such.png", "file:///x.png"]
-    assert all(map(is_local, local))
-    assert not any(
-        map(is_local, ["nonsense.png", "http://h/x.png", "data:image/png;base64,AA", "\0", "x" * 9999])
-    )
+def test_what_names_a_file_is_told_from_what_is_mistyped(tmp_path: Path) -> None:
+    """Paths and names of pictures mean files whether or not they exist; other words are left to the check."""
+    (tmp_path / "here").touch()
+    for path in (str(tmp_path), "./x", "../x.png", "~/x.png", "/no/such", "mistyped.JPG", "here"):
+        assert names_a_file(path, str(tmp_path))
+    for word in ("nonsense", "http://h/x.png", "file:///x.png", "data:image/png;base64,AA", "\0", "x" * 9999):
+        assert not names_a_file(word, str(tmp_path))
 
 
 @pytest.mark.parametrize(("text", "value"), [("20/10", (20, 10.0)), (" 5/0.5 ", (5, 0.5))])

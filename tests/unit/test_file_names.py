@@ -32,6 +32,8 @@ KEY = "0123456789abcdef" * 4
         ("https://host/" + "x" * 500 + ".png", "x" * MAX_STEM),
         ("http://[broken", "image"),
         ("not a url", "not-a-url"),
+        ("photos/100% #1?.final.jpg", "100-1-final"),
+        ("C:\\photos\\a b.png", "a-b"),
     ],
 )
 def test_the_stem_is_the_last_part_of_the_path_in_safe_characters(image: str, stem: str) -> None:

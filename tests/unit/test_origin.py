@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from flux_async import ConfigurationError
-from flux_async.protocol.envelope import WireRequest
+from flux_async.protocol.envelope import Host, WireRequest
 from flux_async.transport.origin import ApiOrigin
 
 KEY = "k-0123456789abcdef"
@@ -113,3 +113,58 @@ def test_the_pages_own_base_url_works_too(url: str | None) -> None:
 def test_plain_http_is_noticed_outside_this_machine(url: str | None, clear: bool) -> None:
     """The key crosses a network unencrypted only with plain http to another host."""
     assert ApiOrigin(KEY, url).sends_key_in_clear is clear
+
+
+@pytest.mark.parametrize(
+    ("base_url", "upload_url", "expected"),
+    [
+        (None, None, "https://kieai.redpandaai.co"),
+        ("https://API.kie.ai/", None, "https://kieai.redpandaai.co"),
+        ("http://127.0.0.1:8787", None, "http://127.0.0.1:8787"),
+        ("https://kie.proxy.example/v", None, "https://kie.proxy.example/v"),
+        ("http://api.kie.ai", None, "http://api.kie.ai"),
+        ("http://127.0.0.1:8787", "https://uploads.example/", "https://uploads.example"),
+    ],
+)
+def test_uploads_go_to_the_vendor_only_beside_the_vendor(
+    base_url: str | None, upload_url: str | None, expected: str
+) -> None:
+    """The key of a sandbox or proxy is not sent to the vendor's upload host."""
+    origin = ApiOrigin(KEY, base_url, upload_url)
+    request = WireRequest(method="POST", path="/api/x", host=Host.UPLOADS)
+    assert origin.url_for(request) == f"{expected}/api/x"
+    assert origin.authorization_for(f"{expected}/api/x") == {"Authorization": f"Bearer {KEY}"}
+    if not expected.startswith("https://kieai"):
+        assert origin.authorization_for("https://kieai.redpandaai.co/api/x") == {}
+
+
+def test_the_key_goes_to_two_origins_at_most() -> None:
+    """Neither the host that serves uploads nor one that looks like it gets the key."""
+    origin = ApiOrigin(KEY, None)
+    for foreign in (
+        "https://tempfile.redpandaai.co/kieai/1/a.png",
+        "http://kieai.redpandaai.co/",
+        "https://kieai.redpandaai.co:444/",
+        "https://kieai.redpandaai.co.evil.example/",
+    ):
+        assert origin.authorization_for(foreign) == {}
+
+
+@pytest.mark.parametrize("bad", [7, "ftp://h", "https://u:s3cret@h", "https://h?x=1"])
+def test_an_upload_url_that_is_none_is_refused(bad: object) -> None:
+    """With its own name in the message, and no password."""
+    with pytest.raises(ConfigurationError, match="KIE_UPLOAD_URL") as caught:
+        ApiOrigin(KEY, None, bad)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_plain_upload_host_is_noticed_too() -> None:
+    """Each address to which the key would go unencrypted is named once."""
+    assert ApiOrigin(KEY, None, "http://up.example").in_clear == ("http://up.example",)
+    assert ApiOrigin(KEY, "http://up.example").in_clear == ("http://up.example",)
+    assert ApiOrigin(KEY, None, "http://localhost:1").in_clear == ()
+
+
+def test_the_upload_host_is_no_part_of_the_account() -> None:
+    """A journal of one account stays usable when its upload host changes."""
+    assert ApiOrigin(KEY, None, "https://up.example").fingerprint == ApiOrigin(KEY, None).fingerprint

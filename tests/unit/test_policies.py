@@ -26,6 +26,7 @@ from flux_async import (
     RetryPolicy,
     ServerError,
     UnexpectedResponse,
+    UploadRejected,
 )
 from flux_async.policy.admission import Admission
 from flux_async.policy.numbers import check_positive
@@ -207,3 +208,31 @@ def test_polling_keeps_its_rhythm_and_slows_for_stragglers() -> None:
 def test_jitter_stays_inside_the_cap(looks: int, stragglers: int, draw: float) -> None:
     """No draw leads to a negative wait or one beyond the cap."""
     assert 0 <= PollPolicy().next_delay(looks=looks, stragglers=stragglers, draw=draw) <= 15.0
+
+
+@pytest.mark.parametrize(
+    ("error", "low", "high"),
+    [
+        (RequestNotSent("x"), 0, 0.5),
+        (ConnectionLost("x"), 0, 0.5),
+        (ServerError("x"), 0, 0.5),
+        (UnexpectedResponse("x"), 0, 0.5),
+        (RateLimitedError("x"), 10, 11),
+        (MaintenanceError("x"), 60, 72),
+        (RateLimitedError("x", retry_after_s=999), None, None),
+        (AuthenticationError("x"), None, None),
+        (UploadRejected("x"), None, None),
+    ],
+)
+def test_an_upload_is_made_again_whenever_it_may_help(
+    error: FluxError, low: float | None, high: float | None
+) -> None:
+    """It is free, so a lost one is a reason, too; a refusal is none, and the tries have an end."""
+    policy = RetryPolicy()
+    assert policy.before_next_upload(error, 5, 0.5) is None
+    delay = policy.before_next_upload(error, 1, 0.5)
+    if low is None or high is None:
+        assert delay is None
+    else:
+        assert delay is not None
+        assert low <= delay <= high

@@ -1,0 +1,191 @@
+"""An upload from its file to its address: again under a new name where it was lost, within one deadline."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+
+import attrs
+
+from flux_async.account import Account
+from flux_async.errors import (
+    Charge,
+    ConnectionLost,
+    DeadlineExceeded,
+    FluxError,
+    RequestNotSent,
+    UnexpectedResponse,
+)
+from flux_async.local_images import Content, open_content
+from flux_async.models import UploadedFile
+from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.envelope import WireRequest
+from flux_async.protocol.pictures import LARGE_UPLOAD_BYTES
+from flux_async.protocol.uploads import (
+    LIFETIME_S,
+    Stored,
+    build_stream_upload,
+    build_url_upload,
+    form_around,
+    parse_upload,
+    upload_name,
+)
+from flux_async.transport import Answered, NotSent
+
+logger: logging.Logger = logging.getLogger("flux_async")
+
+_SECRET_BYTES = 16
+_TRY_S = 60.0
+_SLOWEST = 16 * 1024  # bytes a second, while others upload too
+_NO_ANSWER = "Check the network and KIE_UPLOAD_URL; an upload is free and may be made again."
+
+
+@attrs.frozen(kw_only=True)
+class _Form:
+    """A multipart form around a file, piece by piece."""
+
+    before: bytes
+    content: Content
+    after: bytes
+    on_progress: Callable[[int, int], None] | None
+
+    @property
+    def size(self) -> int:
+        return len(self.before) + self.content.size + len(self.after)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        sent = 0
+        yield self.before
+        async for piece in self.content.pieces():
+            yield piece
+            sent += len(piece)
+            self._tell(sent)
+        yield self.after
+
+    def _tell(self, sent: int) -> None:
+        if self.on_progress is None:
+            return
+        try:
+            self.on_progress(sent, self.content.size)
+        except Exception:
+            logger.exception("a progress observer failed")
+
+
+@attrs.frozen(kw_only=True)
+class Uploads:
+    """Makes the uploads of one client.
+
+    Attributes:
+        account: Whose key and connections are used.
+        retry: When an upload is made again.
+    """
+
+    account: Account
+    retry: RetryPolicy
+
+    async def send(
+        self,
+        source: object,
+        *,
+        deadline: float,
+        max_bytes: int,
+        name: str | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> UploadedFile:
+        """Upload a picture; see :meth:`flux_async.FluxClient.upload`."""
+        upload_name("", "", name)  # a name that is none is told before anything is read
+        content = await open_content(source, max_bytes)
+        try:
+            if content.size > LARGE_UPLOAD_BYTES:
+                logger.warning("%s has %d bytes: the vendor may refuse it", content.name, content.size)
+            return await self._send(content, name, deadline, on_progress)
+        finally:
+            content.close()  # an exchange whose caller has left ends at its next piece
+
+    async def _send(
+        self,
+        content: Content,
+        name: str | None,
+        deadline: float,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> UploadedFile:
+        kind = content.picture
+
+        def build() -> WireRequest:
+            boundary = secrets.token_hex(_SECRET_BYTES)
+            file_name = upload_name(secrets.token_hex(_SECRET_BYTES), kind.suffix, name)
+            before, after = form_around(
+                file_name=file_name, content_type=kind.content_type, boundary=boundary
+            )
+            form = _Form(before=before, content=content, after=after, on_progress=on_progress)
+            return build_stream_upload(form, boundary)
+
+        stored, at = await self._until_stored(build, deadline, content)
+        return _uploaded(stored, at, size=content.size, content_type=kind.content_type, sha256=content.sha256)
+
+    async def send_url(self, url: str, *, deadline: float, name: str | None = None) -> UploadedFile:
+        """Have the upload host fetch ``url``; see :meth:`flux_async.FluxClient.upload_from_url`."""
+
+        def build() -> WireRequest:
+            return build_url_upload(url, secret=secrets.token_hex(_SECRET_BYTES), name=name)
+
+        stored, at = await self._until_stored(build, deadline)
+        kind = stored.content_type or "application/octet-stream"
+        return _uploaded(stored, at, size=stored.size or 0, content_type=kind, sha256=None)
+
+    async def _until_stored(
+        self, build: Callable[[], WireRequest], deadline: float, content: Content | None = None
+    ) -> tuple[Stored, datetime]:
+        """Upload, and again, each time under a new name, where the retry policy says so."""
+        account, tries = self.account, 0
+        while True:
+            tries += 1
+            at = datetime.fromtimestamp(account.clock.wall(), UTC)
+            try:
+                return await self._once(build(), deadline, content), at
+            except FluxError as error:
+                if content is not None and content.trouble is not None:
+                    raise content.trouble from None
+                delay = self.retry.before_next_upload(error, tries, account.rng.random())
+                if delay is None or account.clock.monotonic() + delay >= deadline:
+                    raise
+                logger.info("upload failed (%s), again in %.1f s", type(error).__name__, delay)
+                await account.clock.sleep(delay)
+
+    async def _once(self, wire: WireRequest, deadline: float, content: Content | None) -> Stored:
+        size = 0 if content is None else content.size
+        truth = await self.account.upload(wire, timeout_s=_TRY_S + size / _SLOWEST, deadline=deadline)
+        if isinstance(truth, NotSent):
+            raise RequestNotSent(f"The upload host could not be reached: {truth.reason}.", advice=_NO_ANSWER)
+        if not isinstance(truth, Answered):
+            raise ConnectionLost(
+                f"The upload was not answered: {truth.reason}.", charge=Charge.NO, advice=_NO_ANSWER
+            )
+        stored = parse_upload(truth.response)
+        if content is not None and stored.size not in (None, content.size):
+            raise UnexpectedResponse(
+                f"The upload host has {stored.size} bytes of {content.size}.",
+                charge=Charge.NO,
+                advice=_NO_ANSWER,
+            )
+        return stored
+
+
+def too_late() -> DeadlineExceeded:
+    """Return what to raise when the deadline passed during an upload."""
+    return DeadlineExceeded("The deadline passed during the upload.")
+
+
+def _uploaded(
+    stored: Stored, at: datetime, *, size: int, content_type: str, sha256: str | None
+) -> UploadedFile:
+    return UploadedFile(
+        url=stored.url,
+        size=size,
+        content_type=content_type,
+        sha256=sha256,
+        uploaded_at=at,
+        expires_at=at + timedelta(seconds=LIFETIME_S),
+    )

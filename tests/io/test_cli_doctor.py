@@ -1,0 +1,123 @@
+"""The command doctor, against the sandbox, against nobody, without a key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_async.cli.checkups import (
+    Level,
+    look_at_callback,
+    look_at_certificates,
+    look_at_clock,
+    look_at_disk,
+)
+from flux_async.clock import SystemClock
+
+
+def checks(ended: Any) -> dict[str, str]:
+    told = json.loads(ended.stdout)
+    assert told["ok"] is (ended.code == 0)
+    return {found["check"]: found["level"] for found in told["checks"]}
+
+
+def test_all_is_well_with_the_sandbox(cli: Any) -> None:
+    """Every line is ok, nothing was submitted, no folder was made."""
+    before = cli.ledger()["submits"]
+    ended = cli.run("doctor", "--callback-url", cli.base_url, "--json")
+    assert ended.code == 0, ended.stdout
+    assert list(checks(ended)) == [
+        *("versions", "key", "balance", "clock", "uploads", "callback", "certificates", "disk")
+    ]
+    assert set(checks(ended).values()) == {"ok"}
+    assert cli.ledger()["submits"] == before
+    assert list(cli.folder.iterdir()) == []
+    plain = cli.run("doctor")
+    assert plain.code == 0
+    assert [line.split()[0] for line in plain.stdout.splitlines()] == ["ok"] * 7
+
+
+def test_without_a_key_it_says_what_it_can(make_cli: Any, sandbox_url: str) -> None:
+    """No key is a failure that names the variable; the other lines are there."""
+    ended = make_cli(sandbox_url, key=None).run("doctor", "--json")
+    assert ended.code == 1
+    found = checks(ended)
+    assert found == {"versions": "ok", "key": "fail", "clock": "ok", "certificates": "ok", "disk": "ok"}
+    assert "KIE_API_KEY" in ended.stdout
+
+
+def test_a_wrong_key_and_an_empty_account(make_cli: Any, sandbox_url: str, start_sandbox: Any) -> None:
+    """A wrong key fails, for the API and for uploads; an empty balance is a warning."""
+    ended = make_cli(sandbox_url, key="wrong").run("doctor", "--json")
+    assert (ended.code, checks(ended)["key"], checks(ended)["uploads"]) == (1, "fail", "fail")
+    poor = make_cli(start_sandbox("--credits", "4", "--pictures", "none").url).run("doctor", "--json")
+    assert (poor.code, checks(poor)["balance"]) == (0, "warn")
+
+
+def test_nobody_there_is_said_with_what_to_do(offline: Any, make_cli: Any) -> None:
+    """The API, the upload host, the receiver: each fails; a bad setting is named."""
+    ended = offline.run("doctor", "--callback-url", "http://127.0.0.1:9/", "-o", "/proc/none")
+    assert ended.code == 1
+    failed = [line.split()[1] for line in ended.stdout.splitlines() if line.startswith("fail")]
+    assert set(failed) >= {"api", "uploads", "callback"}
+    assert "KIE_BASE_URL" in ended.stdout
+    bad = make_cli("ftp://example.com").run("doctor")
+    assert (bad.code, "KIE_BASE_URL" in bad.stdout) == (1, True)
+
+
+class _Ahead(SystemClock):
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def wall(self) -> float:
+        """Return a time that is not the time."""
+        return super().wall() + self._seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "level"), [(0, Level.OK), (-5, Level.OK), (60, Level.WARN), (-400, Level.FAIL)]
+)
+async def test_a_clock_that_is_wrong_is_told(
+    raw_server: Any, make: Any, seconds: float, level: Level
+) -> None:
+    """By how much, and from 300 s on it is a failure: signatures would be refused."""
+
+    async def behave(_: str, __: dict[str, str], ___: bytes, writer: asyncio.StreamWriter) -> bool:
+        writer.write(make.http(b"", headers=f"date: {formatdate(usegmt=True)}\r\n"))
+        return True
+
+    async with raw_server(behave) as server:
+        found = await look_at_clock(server.url, _Ahead(seconds))
+        assert "authorization" not in server.requests[0][1]
+    assert (found.check, found.level) == ("clock", level)
+
+
+async def test_a_server_without_a_time(raw_server: Any, make: Any) -> None:
+    """No Date header: a warning, not a failure."""
+
+    async def behave(_: str, __: dict[str, str], ___: bytes, writer: asyncio.StreamWriter) -> bool:
+        writer.write(make.http(b""))
+        return True
+
+    async with raw_server(behave) as server:
+        assert (await look_at_clock(server.url)).level is Level.WARN
+        found = await look_at_callback(server.url, api_is_here=False)
+        assert (found.level, "private" in found.advice) == (Level.WARN, True)
+    assert (await look_at_callback("nonsense", api_is_here=True)).level is Level.FAIL
+
+
+def test_disk_and_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that is a file, and authorities that are not there, are failures."""
+    assert look_at_disk(tmp_path / "not" / "yet").level is Level.OK
+    file = tmp_path / "file"
+    file.touch()
+    assert look_at_disk(file / "below").level is Level.FAIL
+    assert look_at_certificates().level is Level.OK
+    monkeypatch.setitem(os.environ, "SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    assert look_at_certificates().level is Level.FAIL

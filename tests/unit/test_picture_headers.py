@@ -1,0 +1,132 @@
+"""What a picture is, by its header: kind, dimensions, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flux_async import InvalidInput
+from flux_async.protocol.pictures import MAX_PIXELS, check_size, read_picture
+
+
+def reader(content: bytes) -> object:
+    return lambda offset, count: content[offset : offset + count]
+
+
+def read(content: bytes) -> object:
+    return read_picture(reader(content), "x.jpg")  # type: ignore[arg-type]
+
+
+def drawn(kind: str, **options: object) -> bytes:
+    from PIL import Image  # noqa: PLC0415 - only where pictures are wanted
+
+    file = io.BytesIO()
+    Image.new("RGB", (70, 41), (9, 90, 200)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height) + bytes(8)
+
+
+def segment(marker: int, length: int) -> bytes:
+    return bytes([0xFF, marker]) + (length + 2).to_bytes(2, "big") + bytes(length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "content_type", "suffix"),
+    [
+        ("JPEG", {}, "image/jpeg", ".jpg"),
+        ("JPEG", {"progressive": True}, "image/jpeg", ".jpg"),
+        ("PNG", {}, "image/png", ".png"),
+        ("WEBP", {}, "image/webp", ".webp"),
+        ("WEBP", {"lossless": True}, "image/webp", ".webp"),
+        ("WEBP", {"exif": b"Exif\0\0MM\0*" + bytes(64)}, "image/webp", ".webp"),
+    ],
+)
+def test_real_pictures_are_known(
+    kind: str, options: dict[str, object], content_type: str, suffix: str
+) -> None:
+    """Each kind the vendor takes is known by its bytes, with its dimensions."""
+    picture = read(drawn(kind, **options))
+    assert (picture.content_type, picture.suffix) == (content_type, suffix)  # type: ignore[attr-defined]
+    assert (picture.width, picture.height) == (70, 41)  # type: ignore[attr-defined]
+
+
+def test_a_frame_behind_large_segments_is_found() -> None:
+    """Cameras put previews, profiles and padding before the frame header; all of it is skipped."""
+    real = drawn("JPEG")
+    before = b"".join(segment(0xE2, 60_000) for _ in range(20)) + b"\xff\xff" + b"\xff\x01"
+    picture = read(real[:2] + before + real[2:])
+    assert (picture.width, picture.height) == (70, 41)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"GIF89a", "a GIF"),
+        (b"\0\0\0\x18ftypheic", "a HEIC"),
+        (b"II*\0", "a TIFF"),
+        (b"<html>", "neither"),
+        (b"x", "neither"),
+    ],
+)
+def test_other_files_are_named_and_refused(head: bytes, words: str) -> None:
+    """What is refused is called by its name, with what to do."""
+    with pytest.raises(InvalidInput, match=words) as caught:
+        read(head + bytes(64))
+    assert "convert" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n",
+        b"\x89PNG\r\n\x1a\n" + bytes(24),
+        png(0, 5),
+        b"RIFF\0\0\0\0WEBPVP8 ",
+        b"RIFF\0\0\0\0WEBPVP8 " + bytes(32),
+        b"RIFF\0\0\0\0WEBPVP8L" + bytes(32),
+        b"RIFF\0\0\0\0WEBPxxxx" + bytes(32),
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xd9" + bytes(9),
+        b"\xff\xd8\xff\xda\0\x08" + bytes(9),
+        b"\xff\xd8\xff\xc0\0\x0b\x08\0\x05",
+        b"\xff\xd8\xff\xe0\0\x04ab" + b"no marker",
+        b"\xff\xd8" + b"\xff\xd0" * 5000,
+    ],
+)
+def test_a_damaged_header_is_refused(content: bytes) -> None:
+    """Without dimensions above zero nothing is sent."""
+    with pytest.raises(InvalidInput, match="damaged"):
+        read(content)
+
+
+def test_absurd_dimensions_are_refused() -> None:
+    """A header that claims more pixels than the cap is refused; the cap itself is not."""
+    assert read(png(MAX_PIXELS, 1))
+    with pytest.raises(InvalidInput, match="pixels"):
+        read(png(MAX_PIXELS, 2))
+
+
+@given(
+    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"]),
+    st.binary(max_size=300),
+)
+def test_any_bytes_are_a_picture_or_refused(magic: bytes, rest: bytes) -> None:
+    """No file makes the reader fail in another way, or go on for ever."""
+    with contextlib.suppress(InvalidInput):
+        assert read(magic + rest)
+
+
+def test_size_has_bounds() -> None:
+    """Empty and too large files are refused before they are sent."""
+    check_size(1, "x.jpg", 1)
+    for size in (0, 2):
+        with pytest.raises(InvalidInput, match=r"x\.jpg"):
+            check_size(size, "x.jpg", 1)
