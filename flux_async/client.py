@@ -56,8 +56,8 @@ from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
+from flux_async.policy.uploads import MAX_UPLOAD_BYTES
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.protocol.pictures import MAX_UPLOAD_BYTES
 from flux_async.protocol.wire import (
     build_credit,
     build_record_info,

@@ -21,8 +21,8 @@ from flux_async.errors import (
 from flux_async.local_images import Content, open_content
 from flux_async.models import UploadedFile
 from flux_async.policy.retry import RetryPolicy
+from flux_async.policy.uploads import LARGE_UPLOAD_BYTES
 from flux_async.protocol.envelope import WireRequest
-from flux_async.protocol.pictures import LARGE_UPLOAD_BYTES
 from flux_async.protocol.uploads import (
     LIFETIME_S,
     Stored,

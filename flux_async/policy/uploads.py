@@ -1,4 +1,4 @@
-"""What a picture is, by its first bytes: kind and dimensions, without decoding it.
+"""Which pictures may be sent: their kind, their size, their dimensions.
 
 What the vendor takes is not documented beyond "JPEG, PNG, etc."; JPEG, PNG and WebP up to 20 MB are what its
 other models name and what has been seen to work.
@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import attrs
 
-from flux_async.errors import InvalidInput
+from flux_async.errors import InvalidInput, NotAPicture
+from flux_async.pictures import PictureReader, picture_suffix
 
 MAX_UPLOAD_BYTES = 20 * 1024 * 1024
 """A larger file is refused unless the caller says otherwise."""
@@ -37,10 +38,9 @@ _FOREIGN = (
     (4, b"ftypavif", "an AVIF picture"),
     (0, b"<svg", "an SVG drawing"),
 )
-_MOST_SEGMENTS = 4096
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame; the three are tables
-_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
-_SCAN, _END = 0xDA, 0xD9
+_PIECE = 64 * 1024
+_MOST_HEADER = 8 * 1024 * 1024
+_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 
 @attrs.frozen(kw_only=True)
@@ -67,23 +67,20 @@ def read_picture(read: Read, name: str) -> Picture:
         InvalidInput: It is no JPEG, PNG or WebP, its header is damaged, or it claims absurd dimensions.
     """
     head = read(0, 32)
-    if head.startswith(b"\xff\xd8\xff"):
-        kind, size = ("image/jpeg", ".jpg"), _jpeg_size(read)
-    elif head.startswith(b"\x89PNG\r\n\x1a\n"):
-        kind, size = ("image/png", ".png"), _png_size(head)
-    elif head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        kind, size = ("image/webp", ".webp"), _webp_size(head)
-    else:
+    suffix = picture_suffix(head)
+    content_type = _TYPES.get(suffix or "")
+    if suffix is None or content_type is None:
         raise InvalidInput(f"{name} is {_what_else(head)}, which the API may not take.", advice=_TAKEN)
-    width, height = size
-    if width <= 0 or height <= 0:
+    size = _size(read)
+    if size is None:
         raise InvalidInput(f"The header of {name} is damaged.", advice=_TAKEN)
+    width, height = size
     if width * height > MAX_PIXELS:
         raise InvalidInput(
             f"{name} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are sent.",
             advice="Scale it down first. Nothing was sent.",
         )
-    return Picture(content_type=kind[0], suffix=kind[1], width=width, height=height)
+    return Picture(content_type=content_type, suffix=suffix, width=width, height=height)
 
 
 def check_size(size: int, name: str, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
@@ -106,44 +103,15 @@ def _what_else(head: bytes) -> str:
     return next(found, "neither a JPEG nor a PNG nor a WebP file")
 
 
-def _png_size(head: bytes) -> tuple[int, int]:
-    if head[12:16] != b"IHDR" or len(head) < 24:  # noqa: PLR2004 - where the two numbers end
-        return 0, 0
-    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-
-
-def _webp_size(head: bytes) -> tuple[int, int]:
-    """The three kinds of WebP: extended, lossless, lossy."""
-    if len(head) < 30:  # noqa: PLR2004 - where the last number ends
-        return 0, 0
-    match head[12:16]:
-        case b"VP8X":
-            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-        case b"VP8L" if head[20] == 0x2F:  # noqa: PLR2004 - its signature
-            bits = int.from_bytes(head[21:25], "little")
-            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
-            width, height = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
-            return width & 0x3FFF, height & 0x3FFF
-    return 0, 0
-
-
-def _jpeg_size(read: Read) -> tuple[int, int]:
-    """Go from segment to segment until the frame header, past whatever a camera has put before it."""
-    at = 2
-    for _ in range(_MOST_SEGMENTS):
-        segment = read(at, 9)
-        if len(segment) < 2 or segment[0] != 0xFF:  # noqa: PLR2004 - every segment begins with FF and a marker
-            break
-        marker = segment[1]
-        if marker == 0xFF:  # noqa: PLR2004 - padding
-            at += 1
-        elif marker in _BARE:
-            at += 2
-        elif marker in _FRAMES and len(segment) == 9:  # noqa: PLR2004 - as far as the two numbers
-            return int.from_bytes(segment[7:9], "big"), int.from_bytes(segment[5:7], "big")
-        elif marker in {_SCAN, _END} or marker in _FRAMES:
-            break
-        else:
-            at += 2 + int.from_bytes(segment[2:4], "big")
-    return 0, 0
+def _size(read: Read) -> tuple[int, int] | None:
+    """Read as far as the dimensions, past whatever a camera has put before them."""
+    reader = PictureReader()
+    try:
+        for at in range(0, _MOST_HEADER, _PIECE):
+            piece = read(at, _PIECE)
+            reader.feed(piece)
+            if reader.size is not None or not piece:
+                break
+    except NotAPicture:
+        return None
+    return reader.size

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux_async import InvalidInput
-from flux_async.protocol.pictures import MAX_PIXELS, check_size, read_picture
+from flux_async.policy.uploads import MAX_PIXELS, check_size, read_picture
 
 
 def reader(content: bytes) -> object:
