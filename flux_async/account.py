@@ -354,6 +354,40 @@ class Account:
         )
         return _answered(truth, looking=True)
 
+    async def begin_look(
+        self,
+        wire: WireRequest,
+        *,
+        timeout_s: float,
+        deadline: float,
+        tell: Callable[[WireResponse | FluxError], None],
+    ) -> None:
+        """Start a look when a place is free. ``tell`` learns what it found, whoever still waits for it.
+
+        Raises:
+            DeadlineExceeded: No place was free before the deadline; nothing was started.
+        """
+        await self._take(self._looks, deadline)
+        if self._closed:
+            self._looks.release()
+        self.enter()
+        self._exchanges.start(self._look_for_all(wire, timeout_s, tell), when_done=self._looks.release)
+
+    async def _look_for_all(
+        self, wire: WireRequest, timeout_s: float, tell: Callable[[WireResponse | FluxError], None]
+    ) -> None:
+        found: WireResponse | FluxError = ClientClosed("The client was closed during this look.")
+        try:
+            found = _answered(await self.transport.exchange(wire, timeout_s=timeout_s), looking=True)
+        except FluxError as error:
+            found = error
+        except Exception as error:  # noqa: BLE001 - a transport of the caller's own
+            found = ConnectionLost(
+                f"The look failed in an unforeseen way: {type(error).__name__}.", charge=Charge.NO
+            )
+        finally:
+            tell(found)
+
     async def upload(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> Truth:
         """Make one request to the upload host when a place is free; it costs nothing.
 

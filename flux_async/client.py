@@ -252,12 +252,20 @@ class FluxClient:
         task = check_task_id(task_id)
         return await self._read(build_record_info(task), lambda answer: parse_record(answer, task), timeout)
 
-    async def wait(self, task_id: TaskId | str, *, timeout: float | None = None) -> ImageResult:
+    async def wait(
+        self, task_id: TaskId | str, *, timeout: float | None = None, expects_callback: bool = False
+    ) -> ImageResult:
         """Wait until the task has its picture.
 
         For the first 90 s "no such task" means "not visible yet". Lost connections, 429, 455 and server
         errors mean "look again". One deadline ends it. However many wait for one task, one look serves them
         all, and :meth:`ring` wakes them.
+
+        Args:
+            task_id: The task.
+            timeout: Seconds to wait; left out, the client's.
+            expects_callback: The vendor was given an address for this task that leads to :meth:`ring`. While
+                callbacks come, such a task is looked at rarely.
 
         Raises:
             TaskFailed: The task ended without a picture.
@@ -268,14 +276,14 @@ class FluxClient:
         task = check_task_id(task_id)
         deadline = self._deadline(timeout)
         async with self._account.call():
-            return await self._wait(task, deadline, self._span(timeout))
+            return await self._wait(task, deadline, self._span(timeout), expects_callback=expects_callback)
 
     def ring(self, callback: CallbackEvent | TaskId | str) -> None:
         """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
 
         This is what a :class:`flux_async.WebhookReceiver` in this process is given as ``on_callback``. It is
         only a reason to look, so a false one costs a look or two. One that comes before anybody waits is kept
-        for whoever does.
+        for whoever does. It is to be called on the client's event loop.
         """
         task = callback.task_id if isinstance(callback, CallbackEvent) else check_task_id(callback)
         self._waiting.ring(task)
@@ -521,8 +529,16 @@ class FluxClient:
         remaining = max(SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
         return await self._account.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
 
-    async def _wait(self, task_id: TaskId, deadline: float, span: float) -> ImageResult:
-        return await self._waiting.wait(task_id, policy=self._polling, timeout_s=span, deadline=deadline)
+    async def _wait(
+        self, task_id: TaskId, deadline: float, span: float, *, expects_callback: bool = False
+    ) -> ImageResult:
+        return await self._waiting.wait(
+            task_id,
+            policy=self._polling,
+            timeout_s=span,
+            deadline=deadline,
+            expects_callback=expects_callback,
+        )
 
 
 def _find_origin(api_key: str | None, base_url: str | None, upload_url: str | None) -> ApiOrigin:

@@ -18,7 +18,8 @@ Rules:
 1. ``SubmitIntended`` is on disk before the POST leaves; after a crash SUBMITTING means "perhaps charged".
 2. Only a refusal that was certainly not charged leads from SUBMITTING back to PENDING.
 3. IN_DOUBT is parked. A task found for it, by its callback or by a person, makes it SUBMITTED; only the
-   caller's consent makes it PENDING.
+   caller's consent makes it PENDING. A task of an earlier submit that becomes known even then, before another
+   POST, makes it SUBMITTED: nothing is paid twice that is known to be paid.
 4. DONE and FAILED are final for facts: late and repeated ones change nothing. (A picture may be saved again
    where its file is missing.) ``RetryGranted`` is a person's word, not a fact.
 5. A job has at most one live attempt: submitting, submitted or in doubt.
@@ -321,6 +322,7 @@ Event: TypeAlias = (
 TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
     {
         (JobState.PENDING, SubmitIntended): JobState.SUBMITTING,
+        (JobState.PENDING, TaskFound): JobState.SUBMITTED,
         (JobState.SUBMITTING, SubmitAccepted): JobState.SUBMITTED,
         (JobState.SUBMITTING, SubmitRefused): JobState.PENDING,
         (JobState.SUBMITTING, SubmitRejected): JobState.FAILED,

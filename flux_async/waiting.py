@@ -1,7 +1,7 @@
 """How an account waits for tasks: one look serves all who wait for a task, and a callback wakes them.
 
-There is no coroutine in the background: whoever waits and is due looks, the others hear of it. Where the one
-who looks is cancelled, the next takes over.
+Whoever waits and is due starts a look, and all hear what it found. The look belongs to none of them: neither
+the deadline of the one who started it nor his leaving cuts it short for the others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import attrs
 
 from flux_async.account import Account
 from flux_async.clock import Clock
-from flux_async.errors import FluxError, TaskFailed
+from flux_async.errors import DeadlineExceeded, FluxError, TaskFailed
 from flux_async.models import ImageResult, TaskId, TaskRecord
 from flux_async.policy.polling import CallbackHealth, PollPolicy, Watch
 from flux_async.protocol.envelope import WireResponse
@@ -44,7 +44,7 @@ class Nap:
                 raise
 
     def wake(self) -> None:
-        """End the sleep, now or as soon as it begins."""
+        """End the sleep, which has begun."""
         if not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 
@@ -104,7 +104,13 @@ class Waiting:
             self._early.popitem(last=False)
 
     async def wait(
-        self, task_id: TaskId, *, policy: PollPolicy, timeout_s: float, deadline: float
+        self,
+        task_id: TaskId,
+        *,
+        policy: PollPolicy,
+        timeout_s: float,
+        deadline: float,
+        expects_callback: bool,
     ) -> ImageResult:
         """Wait for a task's picture; what it raises is told at :meth:`flux_async.FluxClient.wait`."""
         board = self._boards.setdefault(task_id, _Board())
@@ -116,16 +122,16 @@ class Waiting:
             watch = Watch(
                 policy=policy, task_id=task_id, started_at=self._now(), deadline=deadline, timeout_s=timeout_s
             )
-            return await _Wait(self, board, watch).run()
+            return await _Wait(self, board, watch, expects_callback).run()
         finally:
             board.waiters -= 1
             if not board.waiters and self._boards.get(task_id) is board:
                 del self._boards[task_id]
 
-    def ended(self, task_id: TaskId, board: _Board) -> None:
-        """Take note of a task's end, once."""
+    def ended(self, task_id: TaskId, board: _Board, *, expects_callback: bool) -> None:
+        """Take note of a task's end, once; only tasks that expect a callback say whether callbacks come."""
         self.account.claim(task_id)
-        if not board.ended:
+        if expects_callback and not board.ended:
             board.ended = True
             self.health.ended(task_id, self._now(), rung=board.rings > 0)
 
@@ -148,6 +154,7 @@ class _Wait:
     """One caller's wait.
 
     Attributes:
+        expects_callback: Whether the vendor was given an address to call for this task.
         due: When he looks next, or None: to be decided.
         told: What callbacks were worth when he decided.
     """
@@ -155,6 +162,7 @@ class _Wait:
     waiting: Waiting
     board: _Board
     watch: Watch
+    expects_callback: bool
     due: float | None = attrs.field(default=None, init=False)
     told: bool = attrs.field(default=False, init=False)
     _looks: int = attrs.field(init=False)
@@ -174,19 +182,18 @@ class _Wait:
                     return found
             if not self._decide(clock.monotonic()):
                 raise watch.expired()
-            delay = (self.due or 0.0) - clock.monotonic()
-            if board.looking:  # somebody else's look will wake us
+            if board.looking:  # it will wake us
                 await self._nap(clock, max(0.0, watch.deadline - clock.monotonic()))
                 if clock.monotonic() >= watch.deadline:
                     raise watch.expired()
-            elif delay > 0:
+            elif (delay := (self.due or 0.0) - clock.monotonic()) > 0:
                 await self._nap(clock, delay)
             else:
                 await self._look()
 
     def _decide(self, now: float) -> bool:
         """Say when to look next, or False: the deadline is here."""
-        told = self.waiting.told()
+        told = self.waiting.told() and self.expects_callback
         rang = self.board.rings != self._rings
         if rang:
             self._rings = self.board.rings
@@ -209,19 +216,25 @@ class _Wait:
             self.board.naps.discard(nap)
 
     async def _look(self) -> None:
-        """Make the look that is due, for everybody."""
+        """Start the look that is due, for everybody."""
         board, task_id = self.board, self.watch.task_id
-        board.looking = True
-        try:
-            try:
-                answer = await look(self.waiting.account, task_id, self.watch.deadline)
-                board.last = parse_record(answer, task_id)
-            except FluxError as error:
-                board.last = error
+
+        def tell(answer: WireResponse | FluxError) -> None:
+            board.last = _read(answer, task_id)
             board.looks += 1
-        finally:
             board.looking = False
             board.wake()
+
+        board.looking = True
+        try:
+            await self.waiting.account.begin_look(
+                build_record_info(task_id), timeout_s=LOOK_TIMEOUT_S, deadline=self.watch.deadline, tell=tell
+            )
+        except BaseException as error:
+            board.looking = False
+            board.wake()  # the next takes over
+            if not isinstance(error, DeadlineExceeded):
+                raise
 
     def _judge(self) -> ImageResult | None:
         """Ask the watch what the last look means: an end, or None to go on."""
@@ -237,10 +250,10 @@ class _Wait:
             return None
         if isinstance(seen, FluxError):
             if isinstance(seen, TaskFailed):
-                self.waiting.ended(watch.task_id, board)
+                self.waiting.ended(watch.task_id, board, expects_callback=self.expects_callback)
             raise seen
         image = image_of(seen)
-        self.waiting.ended(watch.task_id, board)
+        self.waiting.ended(watch.task_id, board, expects_callback=self.expects_callback)
         return image
 
     def _warn_of(self, record: TaskRecord) -> None:
@@ -249,9 +262,10 @@ class _Wait:
             logger.warning("task %s has an unknown successFlag: %r", record.task_id, record.unknown_flag)
 
 
-async def look(account: Account, task_id: TaskId, deadline: float) -> WireResponse:
-    """Look at a task once, before ``deadline``."""
-    remaining = max(SHORTEST_LOOK_S, deadline - account.clock.monotonic())
-    return await account.look(
-        build_record_info(task_id), timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline
-    )
+def _read(answer: WireResponse | FluxError, task_id: TaskId) -> TaskRecord | FluxError:
+    if isinstance(answer, FluxError):
+        return answer
+    try:
+        return parse_record(answer, task_id)
+    except FluxError as error:
+        return error

@@ -2,6 +2,7 @@
 
 Nobody sits and waits for them: a job in doubt is parked as its key and an hour, and driven again when a
 callback names it or the hour has come. So a thousand doubts cost a thousand keys, and no place in flight.
+Hours are of the monotonic clock: the wall clock may jump, and must neither shorten nor stretch a wait.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import attrs
 
+from flux_async.batch.orchestrator import Parking
 from flux_async.client import FluxClient
 from flux_async.clock import Clock
 from flux_async.errors import JournalError
@@ -27,6 +29,7 @@ PEEK_S = 0.05
 """Seconds between two looks for callbacks that another process has received."""
 
 _AFTER_TROUBLE_S = 1.0
+_NEVER = float("inf")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -36,18 +39,20 @@ class Doubts:
     Attributes:
         journal: Holds the callbacks.
         client: Is rung for every callback.
-        start: Drives a job again, or says that somebody does already. Its second argument says that the job
-            is none of this run's inputs: only a task that is found concerns the run.
+        start: Drives a job again, or says that somebody does already.
+        is_driven: Whether a job, by its number, has a driver now.
         is_active: Whether the run still has drivers or inputs, so that more doubts may come.
-        is_over: Whether the run spends no more: then nothing is waited for.
+        is_over: Whether the run waits for nothing any more.
     """
 
     journal: Journal
     client: FluxClient
-    start: Callable[[StoredJob, bool], Awaitable[bool]]
+    start: Callable[[StoredJob], Awaitable[bool]]
+    is_driven: Callable[[int], bool]
     is_active: Callable[[], bool]
     is_over: Callable[[], bool]
-    _parked: dict[JobKey, float] = attrs.field(factory=dict, init=False, repr=False)
+    _parked: dict[JobKey, Parking] = attrs.field(factory=dict, init=False, repr=False)
+    _ends: dict[JobKey, float] = attrs.field(factory=dict, init=False, repr=False)
     _rung: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
     _uninvited: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
@@ -57,14 +62,37 @@ class Doubts:
 
     # --- what is parked -----------------------------------------------------------------------------------
 
-    def park(self, key: JobKey, until: float) -> None:
-        """Keep a job in doubt until ``until`` (seconds since the epoch) or its callback."""
-        self._parked[key] = until
+    def park(self, key: JobKey, parking: Parking) -> None:
+        """Keep a job in doubt until its hour or its callback."""
+        self._parked[key] = parking
+        self._ends.setdefault(key, parking.ends)
         self.reconsider()
 
+    def ends(self, key: JobKey) -> float | None:
+        """Return when a doubt is over, where this run has decided that before."""
+        return self._ends.get(key)
+
+    def invite(self, key: JobKey) -> None:
+        """A job is one of the inputs of this run, so its outcome is wanted whatever it is."""
+        self._uninvited.discard(key)
+
+    def is_invited(self, key: JobKey) -> bool:
+        """Say whether more than a task that is found concerns this run."""
+        return key not in self._uninvited
+
+    def leave(self, key: JobKey) -> None:
+        """A job that nobody has asked for found no task; if somebody has asked meanwhile, it starts anew."""
+        if self.is_invited(key):
+            self.park(key, Parking(until=self._clock.monotonic(), ends=_NEVER))
+            del self._ends[key]
+        else:
+            self.forget(key)
+
     def forget(self, key: JobKey) -> None:
-        """A job is in doubt no more."""
+        """A job needs no more of this run."""
         self._rung.discard(key)
+        self._uninvited.discard(key)
+        self._ends.pop(key, None)
         self.reconsider()
 
     def reconsider(self) -> None:
@@ -79,15 +107,15 @@ class Doubts:
             self._changed.clear()
             for key in self._take_due():
                 stored = await self.journal.job(key)
-                uninvited = key in self._uninvited
-                self._uninvited.discard(key)
-                if stored is not None and not await self.start(stored, uninvited):
+                if stored is not None and not await self.start(stored):
                     self._rung.add(key)  # its driver may have asked the inbox a moment too early
             await self._until_next()
 
     def _take_due(self) -> list[JobKey]:
-        now, over = self._clock.wall(), self.is_over()
-        due = [key for key, until in self._parked.items() if over or until <= now or key in self._rung]
+        now, over = self._clock.monotonic(), self.is_over()
+        due = [
+            key for key, parked in self._parked.items() if over or parked.until <= now or key in self._rung
+        ]
         for key in due:
             del self._parked[key]
             self._rung.discard(key)
@@ -99,9 +127,10 @@ class Doubts:
         if not self._parked:
             await self._changed.wait()
             return
+        next_at = min(parked.until for parked in self._parked.values())
         self._nap = Nap()
         try:
-            await self._nap.sleep(self._clock, max(0.0, min(self._parked.values()) - self._clock.wall()))
+            await self._nap.sleep(self._clock, max(0.0, next_at - self._clock.monotonic()))
         finally:
             self._nap = None
 
@@ -143,9 +172,14 @@ class Doubts:
             self.reconsider()
             return
         stored = await self.journal.job(entry.job)
-        if stored is not None and stored.job.state is JobState.IN_DOUBT and entry.is_latest:
-            self._uninvited.add(entry.job)
-            self.park(entry.job, self._clock.wall())
+        if stored is None or stored.job.state is not JobState.IN_DOUBT:
+            return
+        if self.is_driven(stored.number):
+            self._rung.add(entry.job)  # for when it parks
+            return
+        self._uninvited.add(entry.job)
+        self._parked[entry.job] = Parking(until=self._clock.monotonic(), ends=_NEVER)
+        self.reconsider()
 
     @property
     def _clock(self) -> Clock:

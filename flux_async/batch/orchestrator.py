@@ -21,6 +21,7 @@ import attrs
 
 from flux_async.account import Account, Call
 from flux_async.batch.input_files import InputPlace
+from flux_async.batch.witness import Witness
 from flux_async.client import FluxClient
 from flux_async.errors import (
     Charge,
@@ -28,6 +29,7 @@ from flux_async.errors import (
     DownloadError,
     FluxError,
     InvalidInput,
+    JobConflictError,
     JournalError,
     RequestNotSent,
     ResultExpired,
@@ -64,14 +66,13 @@ from flux_async.lifecycle import (
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
-from flux_async.protocol.wire import build_stored_submit, is_echo, with_input
+from flux_async.protocol.wire import build_stored_submit, with_input
 
 FOREVER_S = 10.0**9
 """A submit waits for its turn as long as it takes; what bounds it is the run."""
 
 _LONGEST_OWN_WAIT_S = 120.0
 _PATIENCE = 12
-_SOONEST_S = 5.0
 _NEVER = float("inf")
 
 
@@ -83,12 +84,25 @@ class Unfinished(Exception):  # no error: the job stays as it is, and this run h
         self.error = error
 
 
-class Parked(Exception):  # no error: as above
-    """The job is in doubt, and a callback may still settle it until ``until`` (seconds since the epoch)."""
+@attrs.frozen(kw_only=True)
+class Parking:
+    """How long a job in doubt waits for its callback, in monotonic seconds.
 
-    def __init__(self, until: float) -> None:
-        super().__init__(until)
-        self.until = until
+    Attributes:
+        until: When to ask once more.
+        ends: When no callback can come any more.
+    """
+
+    until: float
+    ends: float
+
+
+class Parked(Exception):  # no error: as above
+    """The job is in doubt, and a callback may still settle it."""
+
+    def __init__(self, parking: Parking) -> None:
+        super().__init__(parking)
+        self.parking = parking
 
 
 @attrs.frozen(kw_only=True)
@@ -129,12 +143,16 @@ class Driver:
     stored: StoredJob
     on_event: Callable[[StoredJob, JobState, JobSnapshot, Event], None]
     still_spends: Callable[[], bool]
+    still_waits: Callable[[], bool]
     reserve: Callable[[StoredJob], bool]
     spending: Callable[[int], None]
-    found_only: bool = False
+    is_invited: Callable[[], bool] = lambda: True
+    doubt_ends: float | None = None
     job: JobSnapshot = attrs.field(init=False)
-    parked_until: float | None = attrs.field(default=None, init=False)
+    parked: Parking | None = attrs.field(default=None, init=False)
+    was_left_alone: bool = attrs.field(default=False, init=False)
     _callback_may_come: bool = attrs.field(default=False, init=False)
+    _posted_at: float | None = attrs.field(default=None, init=False)
     _tries: int = attrs.field(default=0, init=False)
     _fresh: bool = attrs.field(default=False, init=False)
     _left: bool = attrs.field(default=False, init=False)
@@ -143,17 +161,17 @@ class Driver:
 
     def __attrs_post_init__(self) -> None:
         self.job = self.stored.job
-        self._callback_may_come = self.terms.callbacks is not None
+        self._callback_may_come = self.terms.callbacks is not None or self.job.state is JobState.IN_DOUBT
 
     async def run(self) -> Outcome | None:
         """Drive the job until it settles or this run can do no more for it now.
 
-        None leaves it as it is: to another run, or, with ``parked_until``, to a later hour of this one.
+        None leaves it as it is: to another run, or, where it is ``parked``, to a later hour of this one.
         """
         try:
             return await self._run()
         except Parked as rest:
-            self.parked_until = rest.until
+            self.parked = rest.parking
             return None
         except Unfinished as stop:
             return Failed(job=self._as_job(), error=stop.error)
@@ -210,8 +228,15 @@ class Driver:
             if not self.still_spends():
                 return False
             await self._place_input()  # it has grown old while it waited
-        if not self.reserve(self.stored):
-            account.leave_air()
+        admitted = False
+        try:
+            if await self._found_before_posting():
+                return True
+            admitted = self.reserve(self.stored)
+        finally:
+            if not admitted:
+                account.leave_air()
+        if not admitted:
             return False
         self.spending(1)
         await account.spend(self._spend(), call=self.call, when_abandoned=lambda _: None)
@@ -239,6 +264,7 @@ class Driver:
             url = self._input.url
             callback_id, callback_url = self._address()
             await self._happened(SubmitIntended(at=now(), callback_id=callback_id, input_url=url))
+            self._posted_at = self._account.clock.monotonic()
             body = with_input(self.stored.request, url)
             answer = await self._account.post(build_stored_submit(body, callback_url))
             await self._keep(answer, self._answered(answer, now()))
@@ -297,63 +323,79 @@ class Driver:
         Raises:
             Parked: A callback may still come.
         """
-        intended_at, callback_id = await self.journal.attempt(self.stored.number, self.job.attempts)
-        again_at = _NEVER
-        if callback_id is not None:
-            task_id, again_at = await self._task_told_of(callback_id)
-            if task_id is not None:
-                await self._happened(TaskFound(at=self._account.clock.wall(), task_id=task_id))
-                return True
-        if self.found_only:
+        now = self._account.clock.monotonic()
+        task_id, again_s = await self._witness().testimony()
+        if task_id is not None and await self._found(task_id):
+            return True
+        if not self.is_invited():
+            if again_s is not None:
+                raise Parked(Parking(until=now + again_s, ends=_NEVER))
+            self.was_left_alone = True
             return False
-        now, until = self._account.clock.wall(), intended_at + self.terms.doubt_wait_s
-        if callback_id is not None and now < until and self.still_spends():
-            raise Parked(min(until, again_at))
+        ends = await self._end_of_doubt(now)
+        if now < ends and self.still_waits():
+            raise Parked(Parking(until=ends if again_s is None else min(ends, now + again_s), ends=ends))
         if self.terms.resubmits and self.still_spends():
-            await self._happened(ResubmitGranted(at=now))
+            await self._happened(ResubmitGranted(at=self._account.clock.wall()))
         else:
             self._callback_may_come = False
         return True
 
-    async def _task_told_of(self, callback_id: str) -> tuple[TaskId | None, float]:
-        """Return the task that a callback named and the vendor confirms; else when to ask once more."""
-        endpoint, now = self.terms.callbacks, self._account.clock.wall()
-        assert endpoint is not None  # noqa: S101 - nobody comes here without
-        again_at = _NEVER
-        for entry in await self.journal.callbacks_for(self.stored.number):
-            if endpoint.keys and not entry.signed:
-                continue  # a reason to look, not to believe
-            confirmed = await self._is_our_task(entry.task_id, callback_id)
-            if confirmed:
-                return entry.task_id, again_at
-            if confirmed is None:  # ever more rarely: it may be a lie
-                again_at = min(again_at, now + max(_SOONEST_S, now - entry.at))
-        return None, again_at
+    async def _end_of_doubt(self, now: float) -> float:
+        """Return when no callback can come any more, in monotonic seconds; now, where nobody listens.
 
-    async def _is_our_task(self, task_id: TaskId, callback_id: str) -> bool | None:
-        """Ask record-info whether a task was made from this job's submit; None where it cannot tell now."""
-        if await self.journal.owner_of(task_id) not in {None, self.job.key}:
-            return False
+        Only the first time, and only for a submit of an earlier process, is the wall clock asked.
+        """
+        intended_at, callback_id = await self.journal.attempt(self.stored.number, self.job.attempts)
+        if callback_id is None or self.terms.callbacks is None:
+            return now
+        wait = self.terms.doubt_wait_s
+        if self._posted_at is not None:
+            return self._posted_at + wait
+        if self.doubt_ends is not None:
+            return self.doubt_ends
+        return now + min(wait, intended_at + wait - self._account.clock.wall())
+
+    async def _found(self, task_id: TaskId) -> bool:
+        """Write down the task that a callback has told of; False where another job was faster."""
         try:
-            record = await self.client.record(task_id)
-        except FluxError as error:
-            if error.scope is Scope.STOP or isinstance(error, ConfigurationError):
-                raise
-            return None
-        input_url = await self.journal.input_url(self.stored.number, self.job.attempts)
-        return is_echo(record.params, with_input(self.stored.request, input_url), callback_id)
+            await self._happened(TaskFound(at=self._account.clock.wall(), task_id=task_id))
+        except JobConflictError:
+            return False
+        return True
+
+    async def _found_before_posting(self) -> bool:
+        """A submit is about to be paid for: has a callback told of the task of an earlier one meanwhile?"""
+        if not self.job.attempts:
+            return False
+        task_id, _ = await self._witness().testimony()
+        return task_id is not None and await self._found(task_id)
+
+    def _witness(self) -> Witness:
+        keys = () if self.terms.callbacks is None else self.terms.callbacks.keys
+        return Witness(client=self.client, journal=self.journal, stored=self.stored, keys=keys)
 
     # --- watching -----------------------------------------------------------------------------------------
 
     async def _watch(self, step: Watch) -> Event:
         try:
-            image = await self.client.wait(step.task_id, timeout=self.terms.timeout_s)
+            image = await self.client.wait(
+                step.task_id,
+                timeout=self.terms.timeout_s,
+                expects_callback=await self._expects_callback(),
+            )
         except TaskFailed as error:
             return self._failed(error)
         except FluxError as error:
             raise self._unless_for_all(error) from None
         self._fresh = True
         return _picture(image, self._account.clock.wall())
+
+    async def _expects_callback(self) -> bool:
+        if self.terms.callbacks is None or self._posted_at is not None:
+            return self.terms.callbacks is not None
+        _, callback_id = await self.journal.attempt(self.stored.number, self.job.attempts)
+        return callback_id is not None
 
     def _unless_for_all(self, error: FluxError) -> BaseException:
         """An error of this job alone is its outcome in this run; one that concerns everybody ends the run."""

@@ -78,6 +78,11 @@ class Tally:
         self.seen += 1
         self._states[state] += 1
 
+    def put_back(self, state: JobState) -> None:
+        """Take back that a job was taken up."""
+        self.seen -= 1
+        self._states[state] -= 1
+
     def refused(self) -> None:
         """Count an input that is no request."""
         self.seen += 1

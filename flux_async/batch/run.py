@@ -27,6 +27,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.account import Account, Call
 from flux_async.batch.doubts import Doubts
+from flux_async.batch.fleet import Fleet
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
@@ -39,11 +40,10 @@ from flux_async.errors import (
     FluxError,
     InvalidInput,
     JournalError,
-    Scope,
     shown,
 )
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import FINAL, Event, JobSnapshot, JobState, ResubmitGranted, apply
+from flux_async.lifecycle import Event, JobSnapshot, JobState
 from flux_async.models import (
     Failed,
     ImageResult,
@@ -59,6 +59,9 @@ from flux_async.protocol.wire import read_submit
 from flux_async.transport.shielded import see_through
 
 logger: logging.Logger = logging.getLogger("flux_async")
+
+_FETCH_FIRST_AFTER_S = 13 * 86_400.0
+"""The vendor keeps results for 14 days."""
 
 _PAGE = 100
 _CHUNK = 100
@@ -173,16 +176,10 @@ class BatchRun:
     _over: bool = attrs.field(default=False, init=False)
     _spending: int = attrs.field(default=0, init=False)
     _spent: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
-    _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
-    _driven: set[int] = attrs.field(factory=set, init=False, repr=False)
-    _told: set[int] = attrs.field(factory=set, init=False, repr=False)
-    _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
-    _doubts: Doubts | None = attrs.field(default=None, init=False, repr=False)
+    _fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
+    _waits: bool = attrs.field(default=True, init=False)
     _fed: bool = attrs.field(default=False, init=False)
     _began: float = attrs.field(default=0.0, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self._account.admission.limits.in_flight)
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -251,10 +248,23 @@ class BatchRun:
         raise StopAsyncIteration
 
     def stop(self) -> None:
-        """Submit nothing more and read no more inputs; what is submitted goes on to its end."""
+        """Submit nothing more and read no more inputs; what is submitted goes on to its end.
+
+        What is in doubt is told as it is: its callback is left to the next run.
+        """
+        self._waits = False
+        self._stop_spending()
+
+    def _stop_spending(self) -> None:
         self._over = True
         self._reading.cancel()
-        self._reconsider_doubts()
+        if self._fleet is not None and self._fleet.doubts is not None:
+            self._fleet.doubts.reconsider()
+
+    def _halt(self, error: FluxError) -> None:
+        """Nothing more can be submitted; ``error`` is told when all else has ended."""
+        self._halted_by = self._halted_by or error
+        self.stop()
 
     async def earlier_outcome(self, job: Job) -> Outcome:
         """Return how a job ended that this run had nothing to do for."""
@@ -271,171 +281,74 @@ class BatchRun:
     # --- the work -----------------------------------------------------------------------------------------
 
     async def _work(self, send: MemoryObjectSendStream[Outcome]) -> None:
-        """Start drivers, a slot each, until there is nothing left to drive."""
+        """Start drivers until there is nothing left to drive."""
         async with send, self._account.call() as call:
             await self.journal.recover()
             await self._seed()
             async with anyio.create_task_group() as clerks:
                 async with anyio.create_task_group() as drivers:
-                    self._listen(clerks, drivers, call, send)
-                    for state in (JobState.GENERATED, JobState.SUBMITTED):  # so nothing is met twice
-                        async for stored in self._pages(state):
-                            await self._start(stored, drivers, call, send)
-                    await self._feed(drivers, call, send)
+                    self._fleet = fleet = self._make_fleet(drivers, call, send)
+                    self._listen(fleet, clerks)
+                    await self._take_up_what_is_paid(fleet)
+                    await self._feed(fleet)
                 clerks.cancel_scope.cancel()
 
-    def _listen(
-        self, clerks: TaskGroup, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
-    ) -> None:
+    def _make_fleet(self, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]) -> Fleet:
+        return Fleet(
+            account=self._account,
+            journal=self.journal,
+            tally=self._tally,
+            group=drivers,
+            send=send,
+            make_driver=partial(self._make_driver, call),
+            on_halt=self._halt,
+            on_change=self._tell,
+        )
+
+    def _listen(self, fleet: Fleet, clerks: TaskGroup) -> None:
         """Read the callbacks that come, and settle by them what is in doubt."""
         if self.callbacks is None:
             return
-
-        async def start(stored: StoredJob, found_only: bool) -> bool:  # noqa: FBT001 - as Doubts has it
-            return await self._start(stored, drivers, call, send, found_only=found_only)
-
-        self._doubts = Doubts(
+        fleet.doubts = Doubts(
             journal=self.journal,
             client=self.client,
-            start=start,
-            is_active=lambda: bool(self._driven) or not self._fed,
-            is_over=lambda: self._over,
+            start=fleet.start,
+            is_driven=fleet.is_driven,
+            is_active=lambda: fleet.is_busy or not self._fed,
+            is_over=lambda: not self._waits,
         )
-        clerks.start_soon(self._doubts.read)
+        clerks.start_soon(fleet.doubts.read)
         if self.journal.is_durable:
-            clerks.start_soon(self._doubts.peek)
-        drivers.start_soon(self._doubts.settle)
+            clerks.start_soon(fleet.doubts.peek)
+        fleet.group.start_soon(fleet.doubts.settle)
 
-    def _reconsider_doubts(self) -> None:
-        if self._doubts is not None:
-            self._doubts.reconsider()
+    async def _take_up_what_is_paid(self, fleet: Fleet) -> None:
+        """Start what an earlier run has paid for, first of all what the vendor will soon delete."""
+        soon = self._clock.wall() - _FETCH_FIRST_AFTER_S
+        for state, before in (
+            (JobState.GENERATED, soon),
+            (JobState.SUBMITTED, soon),
+            (JobState.GENERATED, None),
+            (JobState.SUBMITTED, None),
+        ):
+            async for stored in self._pages(state, submitted_before=before):
+                await fleet.start(stored)
 
-    async def _feed(self, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]) -> None:
+    async def _feed(self, fleet: Fleet) -> None:
         give, take = anyio.create_memory_object_stream[Input](_CHUNK)
-        drivers.start_soon(read_into, give, self.images, self._reading)
+        fleet.group.start_soon(read_into, give, self.images, self._reading)
         try:
             async with take:
                 async for chunk in drain(take, _CHUNK):
-                    for stored in await self._add(chunk, send):
+                    for stored in await self._add(chunk, fleet.send):
                         if self._over:
                             return
-                        await self._begin(stored, drivers, call, send)
+                        await fleet.begin(stored)
         finally:
             self._reading.cancel()
             self._fed = True
-            self._reconsider_doubts()
-
-    async def _begin(
-        self, stored: StoredJob, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
-    ) -> None:
-        """Start an input's job where there is something to do, tell of it where it is in doubt."""
-        if stored.number in self._told:
-            return
-        held = stored.job.state is JobState.IN_DOUBT and self.in_doubt is InDoubtPolicy.HOLD
-        held = held and self.callbacks is None
-        if held and stored.number not in self._driven:
-            self._told.add(stored.number)
-            self._tally.taken_up(JobState.IN_DOUBT)
-            self._tally.ended("InDoubt", JobState.IN_DOUBT)
-            await send.send(outcome_of(stored.job, _job_of(stored), None, self.directory))
-        elif stored.job.state in {JobState.PENDING, JobState.IN_DOUBT}:
-            await self._start(stored, drivers, call, send)
-
-    async def _start(
-        self,
-        stored: StoredJob,
-        drivers: TaskGroup,
-        call: Call,
-        send: MemoryObjectSendStream[Outcome],
-        *,
-        found_only: bool = False,
-    ) -> bool:
-        """Start a driver when there is a slot; False where the job has one."""
-        if stored.number in self._driven:
-            return False
-        self._driven.add(stored.number)
-        await self._slots.acquire()
-        drivers.start_soon(self._drive, stored, call, send, found_only)
-        return True
-
-    async def _drive(
-        self,
-        stored: StoredJob,
-        call: Call,
-        send: MemoryObjectSendStream[Outcome],
-        found_only: bool,  # noqa: FBT001 - start_soon takes no keywords
-    ) -> None:
-        """Drive one job, and hand its outcome over."""
-        driver: Driver | None = None
-        try:
-            await self._account.take_place()
-            try:
-                fresh = await self._fresh(stored)
-                if fresh is None:
-                    return
-                self._take_up(fresh)
-                driver = self._driver(fresh, call, found_only=found_only)
-                outcome = await self._outcome_of(driver)
-            finally:
-                self._account.give_place()
-            if outcome is None:
-                return
-            if driver.job.state not in FINAL:
-                self._told.add(stored.number)
-            self._counted.discard(stored.number)
-            self._tally.ended(type(outcome).__name__, driver.job.state)
-            self._tell()
-            await send.send(outcome)
-        except asyncio.CancelledError:
-            if driver is not None:
-                driver.leave_task()  # nobody will receive this outcome
-            raise
-        finally:
-            self._driven.discard(stored.number)
-            self._slots.release()
-            self._park(stored, driver)
-
-    def _take_up(self, fresh: StoredJob) -> None:
-        """Count a job, once, however often it is parked."""
-        if fresh.number not in self._counted:
-            self._counted.add(fresh.number)
-            self._tally.taken_up(fresh.job.state)
-
-    def _park(self, stored: StoredJob, driver: Driver | None) -> None:
-        """Let a job in doubt wait for its callback, where the driver says so."""
-        if self._doubts is None:
-            return
-        if driver is not None and driver.parked_until is not None:
-            self._doubts.park(stored.job.key, driver.parked_until)
-        else:
-            self._doubts.forget(stored.job.key)
-
-    async def _outcome_of(self, driver: Driver) -> Outcome | None:
-        try:
-            return await driver.run()
-        except FluxError as error:
-            if error.scope is not Scope.STOP:
-                raise
-            self._halted_by = self._halted_by or error
-            self.stop()
-            self._tally.ended("Halted", driver.job.state)
-            return None
-
-    async def _fresh(self, stored: StoredJob) -> StoredJob | None:
-        """Return the job as it is now that its turn has come; by consent, one in doubt starts again."""
-        fresh = await self.journal.job(stored.job.key)
-        if fresh is None or fresh.job.state in FINAL:
-            return None
-        if fresh.job.state is not JobState.IN_DOUBT:
-            return fresh
-        if self.callbacks is not None:
-            return fresh
-        if self.in_doubt is InDoubtPolicy.HOLD or self._over:
-            return None
-        event = ResubmitGranted(at=self._clock.wall())
-        job = apply(fresh.job, event)
-        await self.journal.record(fresh.number, job, event, before=fresh.job)
-        return attrs.evolve(fresh, job=job)
+            if fleet.doubts is not None:
+                fleet.doubts.reconsider()
 
     # --- spending -----------------------------------------------------------------------------------------
 
@@ -449,7 +362,7 @@ class BatchRun:
             self._halted_by = self._halted_by or BudgetExhausted(
                 f"The next picture would take this run over {self.max_credits:g} credits."
             )
-            self.stop()
+            self._stop_spending()  # callbacks are waited for all the same
         if self._over:
             return False
         self._tally.credits += price
@@ -483,10 +396,14 @@ class BatchRun:
             jobs.append(job)
         return await self.journal.add_jobs(jobs)
 
-    async def _pages(self, state: JobState) -> AsyncIterator[StoredJob]:
+    async def _pages(
+        self, state: JobState, *, submitted_before: float | None = None
+    ) -> AsyncIterator[StoredJob]:
         """Yield the journal's jobs in ``state`` page by page."""
         after = 0
-        while page := await self.journal.jobs(state, after=after, limit=_PAGE):
+        while page := await self.journal.jobs(
+            state, after=after, limit=_PAGE, submitted_before=submitted_before
+        ):
             for stored in page:
                 yield stored
             after = page[-1].number
@@ -501,7 +418,8 @@ class BatchRun:
     def _clock(self) -> Clock:
         return self._account.clock
 
-    def _driver(self, stored: StoredJob, call: Call, *, found_only: bool) -> Driver:
+    def _make_driver(self, call: Call, stored: StoredJob, doubt_ends: float | None) -> Driver:
+        doubts = None if self._fleet is None else self._fleet.doubts
         doubt_wait_s = None if self.callbacks is None else self.callbacks.doubt_wait_s
         terms = Terms(
             timeout_s=self.timeout,
@@ -524,7 +442,9 @@ class BatchRun:
             still_spends=self._still_spends,
             reserve=self._reserve,
             spending=self._count_spending,
-            found_only=found_only,
+            still_waits=lambda: self._waits,
+            is_invited=lambda: doubts is None or doubts.is_invited(stored.job.key),
+            doubt_ends=doubt_ends,
         )
 
     def _price(self, stored: StoredJob) -> float:

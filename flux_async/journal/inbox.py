@@ -27,7 +27,8 @@ _MOST_PER_ATTEMPT = 8
 address may lie."""
 
 _ENTRIES = (
-    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, attempt.number = job.attempts "
+    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "
+    "attempt.input_url "
     "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
 )
 
@@ -42,7 +43,8 @@ class InboxEntry:
         job: The job's key.
         task_id: The task it names.
         signed: Whether its signature was verified.
-        is_latest: Whether it names the job's latest attempt.
+        callback_id: The attempt, as its address has it.
+        input_url: Where that attempt told the vendor to fetch the picture, where it was uploaded.
     """
 
     number: int
@@ -50,7 +52,8 @@ class InboxEntry:
     job: JobKey
     task_id: TaskId
     signed: bool
-    is_latest: bool
+    callback_id: str
+    input_url: str | None
 
 
 class Inbox:
@@ -150,8 +153,8 @@ def unsettled_after(connection: sqlite3.Connection, number: int) -> tuple[list[I
 
 
 def entries_for(connection: sqlite3.Connection, job: int) -> list[InboxEntry]:
-    """Return the callbacks that name the latest attempt of one job."""
-    where = "WHERE job.number = ? AND attempt.number = job.attempts ORDER BY 1"
+    """Return the callbacks that name attempts of one job whose task is not known."""
+    where = "WHERE job.number = ? AND attempt.task_id IS NULL ORDER BY 1"
     return _entries(connection, where, job)
 
 
@@ -163,9 +166,12 @@ def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[I
             job=JobKey(key),
             task_id=TaskId(task_id),
             signed=bool(signed),
-            is_latest=bool(latest),
+            callback_id=callback_id,
+            input_url=input_url,
         )
-        for number, at, key, task_id, signed, latest in connection.execute(_ENTRIES + where, values)
+        for number, at, key, task_id, signed, callback_id, input_url in connection.execute(
+            _ENTRIES + where, values
+        )
     ]
 
 
@@ -173,20 +179,24 @@ class InboxWatch:
     """Sees from afar whether another process has put something into a journal's inbox."""
 
     def __init__(self, path: Path) -> None:
-        import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
-
-        uri = f"{path.as_uri()}?mode=ro"
-        self._connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
 
     def newest(self) -> int:
         """Return the number of the newest callback; 0 where there is none, or none can be read now."""
-        import sqlite3  # noqa: PLC0415 - as above
+        import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
 
         try:
+            if self._connection is None:
+                uri = f"{self._path.as_uri()}?mode=ro"
+                self._connection = sqlite3.connect(
+                    uri, uri=True, isolation_level=None, check_same_thread=False
+                )
             return int(self._connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0)
         except sqlite3.Error:
             return 0
 
     def close(self) -> None:
         """Let go of the file."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()

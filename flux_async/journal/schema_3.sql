@@ -6,3 +6,5 @@ ALTER TABLE job ADD COLUMN source BLOB;          -- the path as given
 ALTER TABLE job ADD COLUMN source_folder BLOB;   -- what a relative one is relative to
 
 ALTER TABLE attempt ADD COLUMN input_url TEXT;   -- where the vendor was told to fetch the picture, if uploaded
+
+CREATE INDEX attempt_by_task ON attempt (task_id) WHERE task_id IS NOT NULL;

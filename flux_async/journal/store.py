@@ -34,7 +34,17 @@ from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lease import Lease
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
 from flux_async.journal.writer import Writer
-from flux_async.lifecycle import LIVE, Event, JobSnapshot, JobState, Problem, SubmitIntended, apply, recover
+from flux_async.lifecycle import (
+    LIVE,
+    Event,
+    JobSnapshot,
+    JobState,
+    Problem,
+    SubmitIntended,
+    TaskFound,
+    apply,
+    recover,
+)
 from flux_async.models import CallbackEvent, EditRequest, ImageRequest, Job, JobKey, LocalImage, TaskId
 from flux_async.protocol.wire import read_submit, store_request
 
@@ -263,7 +273,7 @@ class Journal:
         return await self._do(lambda c: inbox.unsettled_after(c, number))
 
     async def callbacks_for(self, job: int) -> list[InboxEntry]:
-        """Return the callbacks that name the latest attempt of a job, by the job's number."""
+        """Return the callbacks that name attempts of a job whose task is not known, by the job's number."""
         return await self._do(lambda c: inbox.entries_for(c, job))
 
     async def newest_callback(self) -> int:
@@ -294,10 +304,19 @@ class Journal:
 
     # --- reading ------------------------------------------------------------------------------------------
 
-    async def jobs(self, state: JobState, *, after: int = 0, limit: int = 100) -> list[StoredJob]:
-        """Return up to ``limit`` jobs in ``state``, in order of arrival, beyond number ``after``."""
-        sql = f"SELECT {COLUMNS} FROM job WHERE state = ? AND number > ? ORDER BY number LIMIT ?"  # noqa: S608
-        rows = await self._do(lambda c: c.execute(sql, (state, after, limit)).fetchall())
+    async def jobs(
+        self, state: JobState, *, after: int = 0, limit: int = 100, submitted_before: float | None = None
+    ) -> list[StoredJob]:
+        """Return up to ``limit`` jobs in ``state``, in order of arrival, beyond number ``after``.
+
+        ``submitted_before`` (seconds since the epoch) leaves out those whose task is younger.
+        """
+        only = ""
+        values: tuple[object, ...] = (state, after, limit)
+        if submitted_before is not None:
+            only, values = "AND submitted_at < ?", (state, after, submitted_before, limit)
+        sql = f"SELECT {COLUMNS} FROM job WHERE state = ? AND number > ? {only} ORDER BY number LIMIT ?"  # noqa: S608
+        rows = await self._do(lambda c: c.execute(sql, values).fetchall())
         return [stored_job(row) for row in rows]
 
     async def job(self, key: str) -> StoredJob | None:
@@ -391,6 +410,8 @@ def _record(
         changed = connection.execute(_UPDATE_FROM, (*values, before.state.value, before.attempts))
     if changed.rowcount != 1:
         raise JournalError(f"The journal does not hold job {job.key}, or it has moved on without this run.")
+    if isinstance(event, TaskFound) and _belongs_to_another(connection, event.task_id, number):
+        raise JobConflictError(f"Task {event.task_id} belongs to another job.")
     attempt = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
@@ -407,6 +428,11 @@ def _record(
         "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
         (number, event.at, type(event).__name__, _detail(event)),
     )
+
+
+def _belongs_to_another(connection: sqlite3.Connection, task_id: TaskId, job: int) -> bool:
+    sql = "SELECT 1 FROM attempt WHERE task_id = ? AND job <> ? LIMIT 1"
+    return connection.execute(sql, (task_id, job)).fetchone() is not None
 
 
 def _detail(event: Event) -> str:

@@ -243,20 +243,16 @@ async def test_what_a_run_reads(path: Path) -> None:
         entries, newest = await journal.callbacks_after(0)
         assert newest == 6
         assert await journal.newest_callback() == 6
-        assert [(entry.number, entry.task_id, entry.is_latest) for entry in entries] == [
-            (1, "t5", False),
-            (3, "t3", True),
-            (4, "t2", True),
-            (5, "t1", True),
-            (6, "t99", True),
+        assert [(entry.number, entry.task_id, entry.callback_id) for entry in entries] == [
+            (number, f"t{n}", attempt_id(n)) for number, n in ((1, 5), (3, 3), (4, 2), (5, 1), (6, 99))
         ]
         assert (entries[1].job, entries[1].signed, entries[2].signed) == ("k3", False, True)
         assert entries[0].at <= entries[1].at
         later, newest = await journal.callbacks_after(4)
         assert ([entry.number for entry in later], newest) == ([5, 6], 6)
         assert await journal.callbacks_after(6) == ([], 6)
-        assert [entry.task_id for entry in await journal.callbacks_for(again.number)] == ["t99"]
-        assert [entry.task_id for entry in await journal.callbacks_for(done.number)] == ["t4"]
+        assert [entry.task_id for entry in await journal.callbacks_for(again.number)] == ["t5", "t99"]
+        assert await journal.callbacks_for(done.number) == [], "its task is known"
         assert await journal.callbacks_for(12345) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -65,6 +66,42 @@ async def test_when_the_one_who_looks_is_cancelled_another_takes_over(
         first.cancel()
     assert first.cancelled()
     assert second.result().task_id == TASK
+
+
+async def test_a_short_wait_does_not_spoil_a_long_one(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """Somebody who asks again and again with little patience costs the others neither looks nor time."""
+    transport.latency_s = 0.3
+    began = clock.now
+    transport.script["record-info"] = [lambda _: make.record(int(clock.now - began >= 12.0))]
+    ended: list[float] = []
+
+    async def long() -> None:
+        await client.wait(TASK, timeout=300)
+        ended.append(clock.now - began)
+
+    async def short() -> None:
+        while not ended:
+            with contextlib.suppress(PollDeadlineExceeded):
+                await client.wait(TASK, timeout=1)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(long())
+        group.create_task(short())
+    assert ended[0] < 15.0
+
+
+async def test_tasks_without_a_callback_are_looked_at_as_ever(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """While callbacks come for some tasks, others on the same client are not left to the sweep."""
+    await _many(client, transport, clock, make, heard=range(9), count=9)
+    ready = clock.now + 12.0
+    transport.script["record-info"] = [lambda _: make.record(int(clock.now >= ready))]
+    await client.wait(TASK)
+    assert clock.now - ready < 4.0
+    assert client._waiting.told(), "and they say nothing about callbacks"
 
 
 async def test_a_failure_is_told_to_each(client: FluxClient, transport: Any, make: Any) -> None:
@@ -178,7 +215,7 @@ async def _many(
         async with asyncio.TaskGroup() as group:
             if number in heard:
                 group.create_task(ring())
-            await client.wait(task)
+            await client.wait(task, expects_callback=True)
         lags.append(clock.now - ready)
         await clock.sleep(6.0)
     return lags

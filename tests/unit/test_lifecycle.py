@@ -73,6 +73,7 @@ BY_TYPE = {type(event): event for event in EVENTS}
 # The design's picture of a job's life, written down a second time and by hand.
 LEGAL = {
     (P, SubmitIntended): S,
+    (P, TaskFound): SUBMITTED,
     (S, SubmitAccepted): SUBMITTED,
     (S, SubmitRefused): P,
     (S, SubmitRejected): FAILED,
@@ -309,7 +310,11 @@ class _AnyOrder(RuleBasedStateMachine):
 
     @rule(task=st.sampled_from([TASK, OTHER]), kind=st.sampled_from([SubmitAccepted, TaskFound]))
     def accepted(self, task: TaskId, kind: type[SubmitAccepted]) -> None:
-        self.offer(kind(at=self.at(), task_id=task))
+        was_pending = self.job.state is P
+        if was_pending and not self.intents:
+            return  # there is no submit whose task could be found
+        if self.offer(kind(at=self.at(), task_id=task)) and was_pending:
+            self.live += 1
 
     @rule(kind=st.sampled_from([SubmitRefused, SubmitRejected, TaskEnded, TaskEndedRetryable]))
     def attempt_over(self, kind: Any) -> None:

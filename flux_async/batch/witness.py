@@ -1,0 +1,63 @@
+"""What callbacks say of a job's submits, and whether the vendor confirms it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import attrs
+
+from flux_async.client import FluxClient
+from flux_async.errors import ConfigurationError, FluxError, Scope
+from flux_async.journal.inbox import InboxEntry
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.models import TaskId
+from flux_async.protocol.wire import is_echo, with_input
+
+_SOONEST_S, _LATEST_S = 5.0, 300.0
+
+
+@attrs.define(kw_only=True, eq=False)
+class Witness:
+    """Finds the task of a submit whose answer was lost.
+
+    A callback counts where it names an attempt of this job whose task is not known, was signed (or there is
+    no key to sign with), and record-info shows the same picture, prompt and address.
+
+    Attributes:
+        client: Asks record-info.
+        journal: Has the callbacks.
+        stored: The job.
+        keys: The webhook keys; with one, what nobody signed is a reason to look and no more.
+    """
+
+    client: FluxClient
+    journal: Journal
+    stored: StoredJob
+    keys: Collection[bytes] = ()
+
+    async def testimony(self) -> tuple[TaskId | None, float | None]:
+        """Return the task, or else in how many seconds to ask once more, if asking again may help."""
+        again_s: float | None = None
+        now = self.client.account.clock.wall()
+        for entry in await self.journal.callbacks_for(self.stored.number):
+            if self.keys and not entry.signed:
+                continue
+            confirmed = await self._confirms(entry)
+            if confirmed:
+                return entry.task_id, None
+            if confirmed is None:  # ever more rarely: it may be a lie
+                wait = min(_LATEST_S, max(_SOONEST_S, now - entry.at))
+                again_s = wait if again_s is None else min(again_s, wait)
+        return None, again_s
+
+    async def _confirms(self, entry: InboxEntry) -> bool | None:
+        """Ask record-info whether the task was made from that attempt; None where it cannot tell now."""
+        if await self.journal.owner_of(entry.task_id) not in {None, self.stored.job.key}:
+            return False
+        try:
+            record = await self.client.record(entry.task_id)
+        except FluxError as error:
+            if error.scope is Scope.STOP or isinstance(error, ConfigurationError):
+                raise
+            return None
+        return is_echo(record.params, with_input(self.stored.request, entry.input_url), entry.callback_id)
