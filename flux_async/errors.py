@@ -384,7 +384,10 @@ class DownloadError(FluxError):
 class ResultExpired(DownloadError):
     """The vendor no longer has the file: originals live 10 minutes, results 14 days."""
 
-    default_advice = "Ask record-info for the address again; past 14 days the image must be made anew."
+    default_advice = (
+        "Ask record-info for the address again; past 14 days the image must be made anew, which is a new "
+        "charge: `flux-async retry DIR --failed`."
+    )
 
 
 class AddressForbidden(DownloadError):

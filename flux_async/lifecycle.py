@@ -21,7 +21,8 @@ Rules:
    caller's consent makes it PENDING. A task of an earlier submit that becomes known even then, before another
    POST, makes it SUBMITTED: nothing is paid twice that is known to be paid.
 4. DONE and FAILED are final for facts: late and repeated ones change nothing. (A picture may be saved again
-   where its file is missing.) ``RetryGranted`` is a person's word, not a fact.
+   where its file is missing; where the vendor no longer has it either, the job has FAILED.)
+   ``RetryGranted`` is a person's word, not a fact.
 5. A job has at most one live attempt: submitting, submitted or in doubt.
 6. A deadline of ours ends a run's wait, not the job: it stays SUBMITTED, paid, to be taken up again.
 """
@@ -98,6 +99,7 @@ class JobSnapshot:
         result_url: Where the vendor has the picture.
         origin_url: The input as the vendor kept it.
         file: The picture on disk, relative to the run's folder.
+        sha256: Digest of that picture, as 64 hex digits.
         charge: Whether the live or last attempt cost credits.
         problem: What went wrong last.
         not_before: No submit before this time.
@@ -122,6 +124,7 @@ class JobSnapshot:
     generated_at: float | None = None
     finished_at: float | None = None
     generation_s: float | None = None
+    sha256: str | None = None
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -273,10 +276,11 @@ class Saved(_Event):
     """The picture is where it was wanted: on disk, or only at the vendor where no file was wanted."""
 
     file: str | None = None
+    sha256: str | None = None
 
     def changes(self, _job: JobSnapshot) -> dict[str, Any]:
         """The end."""
-        return {"file": self.file, "finished_at": self.at, "problem": None}
+        return {"file": self.file, "sha256": self.sha256, "finished_at": self.at, "problem": None}
 
 
 @attrs.frozen(kw_only=True)
@@ -338,6 +342,7 @@ TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
         (JobState.GENERATED, TaskEnded): JobState.FAILED,
         (JobState.GENERATED, ResultLost): JobState.FAILED,
         (JobState.DONE, Saved): JobState.DONE,
+        (JobState.DONE, ResultLost): JobState.FAILED,
         (JobState.FAILED, RetryGranted): JobState.PENDING,
     }
 )

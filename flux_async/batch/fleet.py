@@ -47,6 +47,7 @@ class Fleet:
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _driven: set[int] = attrs.field(factory=set, init=False, repr=False)
     _told: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _granted: set[int] = attrs.field(factory=set, init=False, repr=False)
     _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -60,6 +61,13 @@ class Fleet:
     def is_driven(self, number: int) -> bool:
         """Whether a job has a driver now."""
         return number in self._driven
+
+    def grant(self, number: int) -> bool:
+        """Say whether a job in doubt may be submitted again: once a run, or an outage would cost no end."""
+        if number in self._granted:
+            return False
+        self._granted.add(number)
+        return True
 
     async def begin(self, stored: StoredJob) -> None:
         """Start an input's job where there is something to do."""

@@ -13,6 +13,7 @@ answer follows it there.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ from flux_async.errors import (
     TaskFailed,
     shown,
 )
+from flux_async.files import SavedFile
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import (
     AwaitCallback,
@@ -64,9 +66,12 @@ from flux_async.lifecycle import (
     next_step,
 )
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
+from flux_async.policy.downloads import is_lost
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
 from flux_async.protocol.wire import build_stored_submit, with_input
+
+logger: logging.Logger = logging.getLogger("flux_async")
 
 FOREVER_S = 10.0**9
 """A submit waits for its turn as long as it takes; what bounds it is the run."""
@@ -115,6 +120,7 @@ class Terms:
         folder: Where pictures go.
         destination: Where in it a job's picture goes, without ending, or None to leave it at the vendor.
         fetch: Brings a result to disk, within the run's bound of downloads.
+        original: Where the vendor's copy of the input goes, without ending, or None to leave it there.
         callbacks: Where the vendor reports ends, or None where it is not asked to.
         doubt_wait_s: Seconds after a submit for which its callback may settle it, where it is in doubt.
         resubmits: Whether the caller lets submits in doubt be made again, once that is over.
@@ -125,7 +131,8 @@ class Terms:
     retry: RetryPolicy
     folder: Path
     destination: Callable[[StoredJob], Path] | None
-    fetch: Callable[[ImageResult, Path], Awaitable[Path]]
+    fetch: Callable[[ImageResult | str, Path], Awaitable[SavedFile]]
+    original: Callable[[StoredJob], Path] | None = None
     callbacks: CallbackEndpoint | None = None
     doubt_wait_s: float = 0.0
     resubmits: bool = False
@@ -146,6 +153,7 @@ class Driver:
     still_waits: Callable[[], bool]
     reserve: Callable[[StoredJob], bool]
     spending: Callable[[int], None]
+    grant: Callable[[], bool]
     is_invited: Callable[[], bool] = lambda: True
     doubt_ends: float | None = None
     job: JobSnapshot = attrs.field(init=False)
@@ -335,10 +343,10 @@ class Driver:
         ends = await self._end_of_doubt(now)
         if now < ends and self.still_waits():
             raise Parked(Parking(until=ends if again_s is None else min(ends, now + again_s), ends=ends))
-        if self.terms.resubmits and self.still_spends():
+        self._callback_may_come = False
+        if self.terms.resubmits and self.still_spends() and self.grant():
             await self._happened(ResubmitGranted(at=self._account.clock.wall()))
-        else:
-            self._callback_may_come = False
+            self._callback_may_come = self.terms.callbacks is not None
         return True
 
     async def _end_of_doubt(self, now: float) -> float:
@@ -415,21 +423,39 @@ class Driver:
     async def _fetch(self, step: Fetch) -> Event:
         clock = self._account.clock
         if self.terms.destination is None:
+            await self._fetch_original()
             return Saved(at=clock.wall())
         if not self._fresh:  # after a restart: addresses age
             self._fresh = True
             return await self._watch(Watch(task_id=step.task_id))
         image = ImageResult(task_id=step.task_id, result_url=step.result_url, origin_url=self.job.origin_url)
         try:
-            path = await self.terms.fetch(image, self.terms.destination(self.stored))
+            await self._fetch_original()
+            saved = await self.terms.fetch(image, self.terms.destination(self.stored))
         except ResultExpired as error:
             self._last_error = error
+            submitted_at = self.job.submitted_at
+            if not is_lost(error, None if submitted_at is None else clock.wall() - submitted_at):
+                raise Unfinished(error) from None
             return ResultLost(at=clock.wall(), problem=Problem.of(error))
         except FluxError as error:
             raise self._unless_for_all(error) from None
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
             raise Unfinished(DownloadError(f"The download failed: {shown(error)}.")) from None
-        return Saved(at=clock.wall(), file=path.relative_to(self.terms.folder).as_posix())
+        file = saved.path.relative_to(self.terms.folder).as_posix()
+        return Saved(at=clock.wall(), file=file, sha256=saved.sha256)
+
+    async def _fetch_original(self) -> None:
+        """Bring the input home as the vendor keeps it, for ten minutes; without it the result is as good."""
+        url = self.job.origin_url
+        if self.terms.original is None or url is None:
+            return
+        try:
+            await self.terms.fetch(url, self.terms.original(self.stored))
+        except FluxError as error:
+            if error.scope is Scope.STOP:
+                raise
+            logger.warning("the original of job %s is not here: %s", self.job.key, error.message)
 
     # --- the end ------------------------------------------------------------------------------------------
 

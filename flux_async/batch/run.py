@@ -46,7 +46,6 @@ from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import Event, JobSnapshot, JobState
 from flux_async.models import (
     Failed,
-    ImageResult,
     InDoubtPolicy,
     Job,
     Model,
@@ -73,6 +72,7 @@ def run_batch(
     *,
     journal: str | os.PathLike[str] | Journal = ":memory:",
     directory: str | os.PathLike[str] | None = None,
+    originals: str | os.PathLike[str] | None = None,
     name_file: Callable[[Job], str] | None = None,
     in_doubt: InDoubtPolicy | str = InDoubtPolicy.HOLD,
     max_credits: float | None = None,
@@ -91,6 +91,7 @@ def run_batch(
             by its content, and uploaded right before its submit.
         journal: Where the batch is kept; the same call on the same file resumes. ``":memory:"`` does not.
         directory: Where the pictures go; None leaves them at the vendor.
+        originals: Where the inputs go as the vendor kept them, for ten minutes; None leaves them there.
         name_file: Names a job's file in it, without ending, each its own; left out, after the job's key.
         in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
         max_credits: Stop submitting before this many credits are spent by this run.
@@ -114,6 +115,7 @@ def run_batch(
         journal=journal if isinstance(journal, Journal) else Journal(journal),
         owns_journal=not isinstance(journal, Journal),
         directory=None if directory is None else Path(directory),
+        originals=None if originals is None else Path(originals),
         name_file=name_file or (lambda job: safe_name(job.key)),
         in_doubt=_policy(in_doubt),
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
@@ -157,6 +159,7 @@ class BatchRun:
     journal: Journal
     owns_journal: bool
     directory: Path | None
+    originals: Path | None
     name_file: Callable[[Job], str] = attrs.field(repr=False)
     in_doubt: InDoubtPolicy
     max_credits: float | None
@@ -425,8 +428,9 @@ class BatchRun:
             timeout_s=self.timeout,
             retry=self.retry,
             folder=self.directory or Path(),
-            destination=None if self.directory is None else self._destination,
-            fetch=self._fetch,
+            destination=None if self.directory is None else partial(self._destination, self.directory),
+            fetch=partial(self.client.fetch_file, match_suffix=True),
+            original=None if self.originals is None else partial(self._destination, self.originals),
             callbacks=self.callbacks,
             doubt_wait_s=self.timeout + RETRIES_END_AFTER_S if doubt_wait_s is None else doubt_wait_s,
             resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
@@ -443,6 +447,7 @@ class BatchRun:
             reserve=self._reserve,
             spending=self._count_spending,
             still_waits=lambda: self._waits,
+            grant=lambda: self._fleet is None or self._fleet.grant(stored.number),
             is_invited=lambda: doubts is None or doubts.is_invited(stored.job.key),
             doubt_ends=doubt_ends,
         )
@@ -452,21 +457,18 @@ class BatchRun:
 
     def _name(self, job: Job) -> str:
         """Name a job's file, before anything is spent on it."""
-        if self.directory is None:
+        if self.directory is None and self.originals is None:
             return ""
         try:
             name = self.name_file(job)
         except Exception as error:  # noqa: BLE001 - the caller's own function
             raise InvalidInput(f"name_file failed for job {job.key}: {shown(error)}.") from None
         if not is_safe_name(name):
-            raise InvalidInput(f"{shown(name)} is no name for a file in {self.directory}.")
+            raise InvalidInput(f"{shown(name)} is no name for a file in {self.directory or self.originals}.")
         return name
 
-    def _destination(self, stored: StoredJob) -> Path:
-        return (self.directory or Path()) / self._name(_job_of(stored))
-
-    async def _fetch(self, image: ImageResult, path: Path) -> Path:
-        return await self.client.download(image, path, match_suffix=True)
+    def _destination(self, folder: Path, stored: StoredJob) -> Path:
+        return folder / self._name(_job_of(stored))
 
     def _on_event(self, stored: StoredJob, before: JobState, job: JobSnapshot, event: Event) -> None:
         self._tally.moved(before, job, event, partial(self._price, stored))

@@ -108,6 +108,11 @@ def _run_options(command: F) -> F:
             help="Have the vendor's upload host fetch each URL first, for hosts that are hard to reach.",
         ),
         click.option(
+            "--keep-originals",
+            is_flag=True,
+            help="Download the inputs, too, as the vendor kept them, into originals/.",
+        ),
+        click.option(
             "--max-credits",
             type=click.FloatRange(min=0, min_open=True),
             help="Stop submitting before this run spends more.",
@@ -160,6 +165,7 @@ def _order(
     timeout: float,
     max_credits: float | None,
     no_download: bool,
+    keep_originals: bool,
     callback_url: str | None,
     listen: Place | None,
     **more: Any,
@@ -176,6 +182,7 @@ def _order(
         limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
         timeout_s=timeout,
         download=not no_download,
+        keep_originals=keep_originals,
         max_credits=max_credits,
         callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
         listen=listen,

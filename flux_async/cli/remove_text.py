@@ -30,6 +30,7 @@ from flux_async import (
     LocalImage,
     Model,
     Outcome,
+    ResultExpired,
 )
 from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
@@ -48,9 +49,10 @@ from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Selection, Totals
 from flux_async.clock import Clock, SystemClock
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import JobState, Problem, Saved, apply
+from flux_async.lifecycle import JobState, Problem, ResultLost, Saved, apply
 from flux_async.local_images import identify_now
 from flux_async.models import JobKey
+from flux_async.policy.downloads import is_lost
 from flux_async.protocol.callbacks import RETRIES_END_AFTER_S
 from flux_async.protocol.wire import read_submit
 
@@ -72,6 +74,7 @@ class RunOrder:
         limits: The account's pace, and how many tasks at once.
         timeout_s: Seconds an accepted task may take.
         download: Whether results are brought to disk.
+        keep_originals: Whether the inputs are, too, as the vendor kept them.
         in_doubt: What to do with submits whose answer never came.
         max_credits: What this run may spend.
         callbacks: Where the vendor reports ends, or None.
@@ -88,6 +91,7 @@ class RunOrder:
     limits: Limits = attrs.field(factory=Limits)
     timeout_s: float = 300.0
     download: bool = True
+    keep_originals: bool = False
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
     max_credits: float | None = None
     callbacks: CallbackEndpoint | None = None
@@ -220,8 +224,9 @@ class RemoveText:
             try:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._tick)
-                    await self._attempt(self._run_batch(client, folder))
                     await self._attempt(self._bring_what_is_missing(client, folder))
+                    if self._halted_by is None:
+                        await self._attempt(self._run_batch(client, folder))
                     group.cancel_scope.cancel()
             finally:
                 self.display.stop()
@@ -276,6 +281,7 @@ class RemoveText:
             folder.wanted(self._selection.to_do),
             journal=folder.journal,
             directory=folder.images if order.download else None,
+            originals=folder.originals if order.keep_originals else None,
             name_file=_name_of,
             in_doubt=order.in_doubt,
             max_credits=order.max_credits,
@@ -324,6 +330,8 @@ class RemoveText:
         places = anyio.Semaphore(_REPAIRS)
         async with anyio.create_task_group() as group:
             for stored in folder.jobs_of(self._selection.missing):
+                if self._halted_by is not None:
+                    break
                 await places.acquire()
                 group.start_soon(self._bring, client, folder, stored, places.release)
 
@@ -332,14 +340,13 @@ class RemoveText:
     ) -> None:
         problem = None
         try:
-            path = await client.download(
-                stored.job.result_url or "", folder.target(stored), match_suffix=True
-            )
-            event = Saved(at=self.clock.wall(), file=path.name)
+            event = await self._saved_or_lost(client, folder, stored)
             await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
         except FluxError as error:
             problem = Problem.of(error)
             folder.obstacles[stored.number] = problem
+            if halts(error):
+                self._halt(error)
         finally:
             release()
         self._repaired += 1
@@ -350,6 +357,21 @@ class RemoveText:
             return
         if row is not None:
             _tell(self.display.settled, row)
+
+    async def _saved_or_lost(
+        self, client: FluxClient, folder: RunFolder, stored: StoredJob
+    ) -> Saved | ResultLost:
+        at = self.clock.wall()
+        try:
+            saved = await client.fetch_file(
+                stored.job.result_url or "", folder.target(stored), match_suffix=True
+            )
+        except ResultExpired as error:
+            submitted_at = stored.job.submitted_at
+            if not is_lost(error, None if submitted_at is None else at - submitted_at):
+                raise
+            return ResultLost(at=at, problem=Problem.of(error))
+        return Saved(at=at, file=saved.path.name, sha256=saved.sha256)
 
     # --- what a person sees -------------------------------------------------------------------------------
 

@@ -38,7 +38,10 @@ FIELDS = (
     "attempts",
     "submitted_at",
     "finished_at",
+    "sha256",
 )
+
+_NEWER = {"sha256"}  # earlier releases did not write it
 
 _text = instance_of(str)
 _text_or_none = optional(instance_of(str))
@@ -107,6 +110,7 @@ class ResultRow:
         attempts: Submits made.
         submitted_at: When the task was accepted, UTC.
         finished_at: When the image was settled, UTC.
+        sha256: Digest of the picture, as 64 hex digits.
     """
 
     image: str = attrs.field(validator=_text)
@@ -122,6 +126,7 @@ class ResultRow:
     attempts: int = attrs.field(default=0, validator=and_(instance_of(int), ge(0)))
     submitted_at: str | None = attrs.field(default=None, validator=_text_or_none)
     finished_at: str | None = attrs.field(default=None, validator=_text_or_none)
+    sha256: str | None = attrs.field(default=None, validator=_text_or_none)
 
     def __attrs_post_init__(self) -> None:
         if self.status is Status.SUCCEEDED and not (self.task_id and self.result_url):
@@ -141,7 +146,7 @@ class ResultRow:
             ValueError: It is no such line.
         """
         fields = json.loads(line)
-        if not isinstance(fields, dict) or set(fields) != set(FIELDS):
+        if not isinstance(fields, dict) or not set(FIELDS) - _NEWER <= set(fields) <= set(FIELDS):
             raise ValueError("it does not have exactly the keys of a result")
         try:
             return cls(**fields)
@@ -170,6 +175,7 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None) -> ResultRow:
         task_id=job.task_id,
         result_url=job.result_url,
         file=f"{IMAGES}/{job.file}" if job.file else None,
+        sha256=job.sha256 if job.file else None,
         charge=job.charge,
         error=None if problem is None else ErrorNote.of(problem),
         attempts=job.attempts,

@@ -27,6 +27,7 @@ from flux_async.lifecycle import FINAL, JobState, Problem
 from flux_async.models import JobKey
 
 JOURNAL = "journal.sqlite3"
+ORIGINALS = "originals"
 _CHUNK = 100
 
 T = TypeVar("T")
@@ -163,6 +164,11 @@ class RunFolder:
     def images(self) -> Path:
         """Where pictures go."""
         return self.path / IMAGES
+
+    @property
+    def originals(self) -> Path:
+        """Where the inputs go as the vendor kept them."""
+        return self.path / ORIGINALS
 
     def has_picture(self, stored: StoredJob) -> bool:
         """Say whether the picture of a job that is done is here."""

@@ -21,7 +21,7 @@ from flux_async.models import JobKey
 
 _PAGE = 500
 _WITH_FILES = 3
-_COLUMNS_BEFORE = COLUMNS.replace("source, source_folder", "NULL, NULL")
+_COLUMNS_BEFORE = COLUMNS.replace("sha256, source, source_folder", "NULL, NULL, NULL")
 _SPENT = ("SubmitAccepted", "TaskFound")
 _MODEL = "json_extract(job.request, '$.model')"
 

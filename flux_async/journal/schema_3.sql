@@ -7,4 +7,6 @@ ALTER TABLE job ADD COLUMN source_folder BLOB;   -- what a relative one is relat
 
 ALTER TABLE attempt ADD COLUMN input_url TEXT;   -- where the vendor was told to fetch the picture, if uploaded
 
+ALTER TABLE job ADD COLUMN sha256 TEXT;          -- of the picture on disk
+
 CREATE INDEX attempt_by_task ON attempt (task_id) WHERE task_id IS NOT NULL;

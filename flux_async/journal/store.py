@@ -55,11 +55,13 @@ T = TypeVar("T")
 
 COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
-    "problem, not_before, submitted_at, generated_at, finished_at, generation_s, source, source_folder"
+    "problem, not_before, submitted_at, generated_at, finished_at, generation_s, sha256, source, "
+    "source_folder"
 )
 _UPDATE = (
     "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
-    "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=? "
+    "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=?, "
+    "sha256=? "
     "WHERE number=?"
 )
 _UPDATE_FROM = _UPDATE + " AND state=? AND attempts=?"
@@ -402,6 +404,7 @@ def _record(
         job.generated_at,
         job.finished_at,
         job.generation_s,
+        job.sha256,
         number,
     )
     if before is None:
@@ -448,7 +451,7 @@ def _detail(event: Event) -> str:
 def stored_job(row: tuple[Any, ...]) -> StoredJob:
     """Return the job of a row of :data:`COLUMNS`."""
     number, key, request, state, attempts, paid, task, result, origin, file, charge, problem, *times = row
-    not_before, submitted_at, generated_at, finished_at, generation_s, source, source_folder = times
+    not_before, submitted_at, generated_at, finished_at, generation_s, sha256, source, source_folder = times
     return StoredJob(
         number=number,
         request=request,
@@ -470,5 +473,6 @@ def stored_job(row: tuple[Any, ...]) -> StoredJob:
             generated_at=generated_at,
             finished_at=finished_at,
             generation_s=generation_s,
+            sha256=sha256,
         ),
     )

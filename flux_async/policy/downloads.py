@@ -20,6 +20,9 @@ MOST_RESUMES = 3
 REFRESHABLE = frozenset({403, 404, 410})
 """Answers of a file host after which a fresh link may help."""
 
+KEPT_S = 14 * 86_400.0
+"""How long the vendor keeps results (API page, \"Important Notes\")."""
+
 _GONE = frozenset({404, 410})
 _PARTIAL = 206
 _RESUME_BASE_S = 0.5
@@ -151,3 +154,16 @@ def refusal(status: int, host: str, *, refreshed: bool = False) -> DownloadError
     if status in _GONE:
         return ResultExpired(f"{host} no longer has this picture (HTTP {status}).", http_status=status)
     return DownloadError(f"{host} answered HTTP {status}.", http_status=status)
+
+
+def is_lost(error: ResultExpired, age_s: float | None) -> bool:
+    """Say whether a result that a file host refused is gone for good, or may be there another time.
+
+    404 and 410 mean that the file is gone. A 403 may be a host that blocks for a while: a paid picture is
+    given up for it only when it is older than the vendor keeps any.
+
+    Args:
+        error: The refusal.
+        age_s: Seconds since the task was submitted, where that is known.
+    """
+    return error.http_status in _GONE or (age_s is not None and age_s > KEPT_S)

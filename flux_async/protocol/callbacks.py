@@ -86,7 +86,7 @@ def _key(given: object) -> bytes:
 def _callback_url(_instance: object, _attribute: attrs.Attribute[Any], url: object) -> None:
     parts = urlsplit(check_http_url(url, "url"))
     taken = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if parts.fragment or parts.username or ATTEMPT_PARAMETER in taken:
+    if parts.fragment or parts.username or parts.password or ATTEMPT_PARAMETER in taken:
         raise InvalidInput(
             f"{shown(url)} cannot be a callback address: it must have no user, no fragment and no parameter "
             f"named {ATTEMPT_PARAMETER!r}, which is ours.",

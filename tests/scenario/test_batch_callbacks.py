@@ -3,148 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import attrs
 import pytest
 
-from flux_async import Failed, FluxClient, InDoubt, InvalidInput, JournalError, Outcome, Succeeded
+from flux_async import Failed, FluxClient, InDoubt, InvalidInput, JournalError, Succeeded
 from flux_async.batch.run import run_batch
 from flux_async.journal.inbox import Inbox
 from flux_async.journal.store import Journal
 from flux_async.lifecycle import JobState
 from flux_async.models import CallbackEvent, TaskId
-from flux_async.protocol.callbacks import CallbackEndpoint, attempt_in
-from flux_async.transport import Unknown
+from flux_async.protocol.callbacks import CallbackEndpoint
 
-URLS = [f"https://pictures.example/{n}.jpg" for n in range(12)]
-ENDPOINT = CallbackEndpoint("https://ours.example/flux-callback", key="hook")
 UNSIGNED = CallbackEndpoint("https://ours.example/flux-callback")
-GENERATION_S = 12.0
-
-
-@attrs.define
-class Call:
-    """One submit as the vendor saw it."""
-
-    task_id: str
-    sent: dict[str, Any]
-    ready_at: float
-
-    @property
-    def attempt(self) -> str:
-        """The id in the address it was given."""
-        found = attempt_in(urlsplit(self.sent["callBackUrl"]).query)
-        assert found is not None
-        return found
-
-
-@attrs.define(eq=False, slots=False)
-class CallingVendor:
-    """A vendor that calls back, through whatever inbox it is given; it may lose answers and calls."""
-
-    transport: Any
-    clock: Any
-    make: Any
-    inbox: Any = None
-    calls: list[Call] = attrs.field(factory=list)
-    loses_answer: Callable[[int], bool] = lambda _: False
-    makes_task: Callable[[int], bool] = lambda _: True
-    calls_after: Callable[[Call], float | None] = lambda _: 0.0
-    signed: bool = True
-    submits: int = 0
-    _group: asyncio.TaskGroup | None = None
-
-    def __attrs_post_init__(self) -> None:
-        self.transport.script["generate"] = [self.generate]
-        self.transport.script["record-info"] = [self.record]
-
-    def generate(self, request: Any) -> Any:
-        """Make a task, if it pleases; answer, if it pleases; call when it is done."""
-        number, self.submits = self.submits, self.submits + 1
-        if self.makes_task(number):
-            call = Call(f"t{number}", json.loads(request.body), self.clock.now + GENERATION_S)
-            self.calls.append(call)
-            if self._group is not None:
-                self._group.create_task(self.deliver(call))
-        if self.loses_answer(number) or not self.makes_task(number):
-            return Unknown("dropped")
-        return self.make.answer({"taskId": f"t{number}"})
-
-    def record(self, request: Any) -> Any:
-        """Tell how a task stands, with the echo of what was sent."""
-        task = request.query["taskId"]
-        call = next((c for c in self.calls if c.task_id == task), None)
-        if call is None:
-            return self.make.answer(None, 422, msg="The record does not exist")
-        done = self.clock.now >= call.ready_at
-        return self.make.record(int(done), task, paramJson=json.dumps(call.sent, sort_keys=True))
-
-    async def deliver(self, call: Call) -> None:
-        """Call back when the task has ended."""
-        after = self.calls_after(call)
-        if after is None:
-            return
-        await self.clock.sleep(max(0.0, call.ready_at - self.clock.now) + after)
-        event = CallbackEvent(
-            task_id=TaskId(call.task_id), code=200, attempt_id=call.attempt, signed=self.signed
-        )
-        with contextlib.suppress(JournalError):  # nobody listens any more
-            await self.inbox.receive(event)
-
-    async def __aenter__(self) -> Self:
-        self._group = await asyncio.TaskGroup().__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._group is not None
-        for task in list(self._group._tasks):
-            task.cancel()
-        await self._group.__aexit__(None, None, None)
-        self._group = None
-
-    def tasks_of(self, image: str) -> list[str]:
-        """The tasks that were made, and paid, for a picture."""
-        return [call.task_id for call in self.calls if call.sent["inputImage"] == image]
-
-
-@pytest.fixture
-async def calling(transport: Any, clock: Any, make: Any) -> AsyncIterator[CallingVendor]:
-    """A vendor that calls back."""
-    async with CallingVendor(transport, clock, make) as vendor:
-        yield vendor
-
-
-async def collect(
-    client: FluxClient, vendor: CallingVendor, path: Path, images: list[str] = URLS, **options: Any
-) -> list[Outcome]:
-    """Run a batch whose callbacks arrive in the journal of the run."""
-    options = {"callbacks": ENDPOINT} | options
-    async with Journal(path, clock=client.account.clock) as journal:
-        await journal.aclose()
-        await journal.open(account=client.fingerprint)
-        vendor.inbox = journal
-        async with run_batch(client, images, journal=journal, **options) as batch:
-            return [outcome async for outcome in batch]
-
-
-def kinds(outcomes: list[Outcome]) -> dict[type, int]:
-    """Count outcomes by their class."""
-    return dict(Counter(type(outcome) for outcome in outcomes))
 
 
 async def test_every_attempt_has_an_address_of_its_own(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path
+    client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
     """128 random bits in the query, on disk with the intent, and the job's key does not depend on them."""
-    assert kinds(await collect(client, calling, tmp_path / "run.sqlite3")) == {Succeeded: 12}
+    assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3")) == {Succeeded: 12}
     ids = [call.attempt for call in calling.calls]
     assert len(set(ids)) == 12
     assert all(len(found) == 32 for found in ids)
@@ -154,12 +36,12 @@ async def test_every_attempt_has_an_address_of_its_own(
         assert "callBackUrl" not in stored.request
         _, callback_id = await journal.attempt(stored.number, 1)
         assert callback_id in ids
-    assert (await collect(client, calling, tmp_path / "run.sqlite3")) == []
+    assert (await calling.collect(client, tmp_path / "run.sqlite3")) == []
     assert calling.submits == 12
 
 
 async def test_the_address_is_on_disk_before_the_request_leaves(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, transport: Any
+    client: FluxClient, calling: Any, tmp_path: Path, transport: Any
 ) -> None:
     """At the moment of the POST another process finds the attempt by the id in its address."""
     seen: list[bool] = []
@@ -176,98 +58,98 @@ async def test_the_address_is_on_disk_before_the_request_leaves(
         return generate(request)
 
     transport.script["generate"] = [look]
-    await collect(client, calling, tmp_path / "run.sqlite3")
+    await calling.collect(client, tmp_path / "run.sqlite3")
     assert seen == [True] * 12
 
 
 async def test_with_callbacks_a_task_costs_one_look(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, transport: Any
+    client: FluxClient, calling: Any, tmp_path: Path, transport: Any
 ) -> None:
     """Once callbacks have proven themselves, polling is a sweep: about one look a task."""
     images = [f"https://pictures.example/many/{n}.jpg" for n in range(200)]
-    assert kinds(await collect(client, calling, tmp_path / "run.sqlite3", images)) == {Succeeded: 200}
+    assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3", images)) == {Succeeded: 200}
     assert transport.count("record-info") / 200 <= 1.6  # the first twenty are polled as ever
 
 
 async def test_all_callbacks_lost_is_polling(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, transport: Any
+    client: FluxClient, calling: Any, tmp_path: Path, transport: Any
 ) -> None:
     """Where no callback ever comes the run ends as it does without them."""
     calling.calls_after = lambda _: None
-    assert kinds(await collect(client, calling, tmp_path / "run.sqlite3")) == {Succeeded: 12}
+    assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3")) == {Succeeded: 12}
     assert transport.count("record-info") >= 12 * 3
 
 
 @pytest.mark.parametrize("receiver", ["the run's journal", "another process"])
 async def test_a_callback_names_the_task_of_a_lost_answer(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, receiver: str
+    client: FluxClient, calling: Any, tmp_path: Path, receiver: str
 ) -> None:
     """Every third answer is lost after the charge; every task is found, and nothing is paid twice."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number % 3 == 2
     async with Inbox(path, clock=client.account.clock) as elsewhere:
         other = receiver == "another process"
-        running = asyncio.get_running_loop().create_task(collect(client, calling, path))
+        running = asyncio.get_running_loop().create_task(calling.collect(client, path))
         while calling.inbox is None:
             await asyncio.sleep(0)
         calling.inbox = elsewhere if other else calling.inbox
         outcomes = await running
-    assert kinds(outcomes) == {Succeeded: 12}
-    assert {len(calling.tasks_of(image)) for image in URLS} == {1}
+    assert calling.kinds(outcomes) == {Succeeded: 12}
+    assert {len(calling.tasks_of(image)) for image in calling.images} == {1}
 
 
 async def test_an_early_callback_is_kept(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, transport: Any
+    client: FluxClient, calling: Any, tmp_path: Path, transport: Any
 ) -> None:
     """One that comes while the answer is still on its way, and the answer then never comes."""
     calling.loses_answer = lambda _: True
-    calling.calls_after = lambda _: -GENERATION_S
+    calling.calls_after = lambda _: -calling.generation_s
     transport.latency_s = 5.0
-    assert kinds(await collect(client, calling, tmp_path / "run.sqlite3")) == {Succeeded: 12}
+    assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3")) == {Succeeded: 12}
     assert calling.submits == 12
 
 
 async def test_a_doubt_without_a_callback_is_held_when_none_can_come_any_more(
-    client: FluxClient, calling: CallingVendor, clock: Any
+    client: FluxClient, calling: Any, clock: Any
 ) -> None:
     """It is told after the wait, not before, and nothing is submitted again."""
     calling.makes_task = lambda number: number != 3
     began = clock.now
     async with Journal(clock=clock) as journal:
         calling.inbox = journal
-        async with run_batch(client, URLS, journal=journal, callbacks=ENDPOINT) as batch:
+        async with run_batch(client, calling.images, journal=journal, callbacks=calling.endpoint) as batch:
             outcomes = [outcome async for outcome in batch]
-    assert kinds(outcomes) == {Succeeded: 11, InDoubt: 1}
+    assert calling.kinds(outcomes) == {Succeeded: 11, InDoubt: 1}
     assert isinstance(outcomes[-1], InDoubt)
     assert clock.now - began == pytest.approx(300 + 21 * 60, abs=30)
     assert calling.submits == 12
 
 
 async def test_a_doubt_without_a_callback_is_submitted_again_by_consent_after_the_wait(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, clock: Any
+    client: FluxClient, calling: Any, tmp_path: Path, clock: Any
 ) -> None:
     """With callbacks ``resubmit`` is safe: by then the vendor would have called, were there a task."""
     calling.makes_task = lambda number: number != 3
     calling.loses_answer = lambda number: number == 5
     endpoint = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=100.0)
     began = clock.now
-    outcomes = await collect(
-        client, calling, tmp_path / "run.sqlite3", in_doubt="resubmit", callbacks=endpoint
+    outcomes = await calling.collect(
+        client, tmp_path / "run.sqlite3", in_doubt="resubmit", callbacks=endpoint
     )
-    assert kinds(outcomes) == {Succeeded: 12}
+    assert calling.kinds(outcomes) == {Succeeded: 12}
     assert calling.submits == 13
-    assert {len(calling.tasks_of(image)) for image in URLS} == {1}
+    assert {len(calling.tasks_of(image)) for image in calling.images} == {1}
     assert clock.now - began > 100
 
 
-async def test_waiting_doubts_hold_no_place(client: FluxClient, calling: CallingVendor, clock: Any) -> None:
+async def test_waiting_doubts_hold_no_place(client: FluxClient, calling: Any, clock: Any) -> None:
     """More doubts than places in flight, and the others are not held up by them."""
     images = [f"https://pictures.example/many/{n}.jpg" for n in range(300)]
     calling.makes_task = lambda number: number % 2 == 0
     ended: list[float] = []
     async with Journal(clock=clock) as journal:
         calling.inbox = journal
-        async with run_batch(client, images, journal=journal, callbacks=ENDPOINT) as batch:
+        async with run_batch(client, images, journal=journal, callbacks=calling.endpoint) as batch:
             async for outcome in batch:
                 if isinstance(outcome, Succeeded):
                     ended.append(clock.now)
@@ -276,21 +158,21 @@ async def test_waiting_doubts_hold_no_place(client: FluxClient, calling: Calling
 
 
 async def test_an_earlier_runs_doubt_is_settled_by_mail_that_came_meanwhile(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path
+    client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
     """A run that ended with a doubt; the callback comes while nothing runs; the next run takes it up."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda _: None
     short = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=5.0)
-    assert kinds(await collect(client, calling, path, URLS[:2], callbacks=short)) == {
+    assert calling.kinds(await calling.collect(client, path, calling.images[:2], callbacks=short)) == {
         Succeeded: 1,
         InDoubt: 1,
     }
     async with Inbox(path) as inbox:
         lost = calling.calls[0]
         await inbox.receive(CallbackEvent(task_id=TaskId("t0"), attempt_id=lost.attempt, signed=True))
-    assert kinds(await collect(client, calling, path, [])) == {Succeeded: 1}, "though it is no input"
+    assert calling.kinds(await calling.collect(client, path, [])) == {Succeeded: 1}, "though it is no input"
     assert calling.submits == 2
 
 
@@ -305,13 +187,13 @@ async def test_an_earlier_runs_doubt_is_settled_by_mail_that_came_meanwhile(
     ids=["another job's task", "no such task", "unsigned", "another picture"],
 )
 async def test_a_lie_settles_nothing(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, lie: dict[str, Any]
+    client: FluxClient, calling: Any, tmp_path: Path, lie: dict[str, Any]
 ) -> None:
     """What a callback says of a doubt counts only signed, and where record-info shows the same submit."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda _: None
-    calling.calls.append(Call("stranger", {"prompt": "p", "inputImage": "https://x.example/"}, 0.0))
+    calling.add_stranger("stranger")
 
     async def tell() -> None:
         while len(calling.calls) < 2:
@@ -323,9 +205,9 @@ async def test_a_lie_settles_nothing(
 
     telling = asyncio.get_running_loop().create_task(tell())
     endpoint = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=200.0)
-    outcomes = await collect(client, calling, path, URLS[:3], callbacks=endpoint)
+    outcomes = await calling.collect(client, path, calling.images[:3], callbacks=endpoint)
     await telling
-    assert kinds(outcomes) == {Succeeded: 2, InDoubt: 1}
+    assert calling.kinds(outcomes) == {Succeeded: 2, InDoubt: 1}
     assert all(
         outcome.image.task_id != lie["task_id"] or lie["task_id"] == "t1"
         for outcome in outcomes
@@ -334,34 +216,34 @@ async def test_a_lie_settles_nothing(
 
 
 async def test_without_a_key_record_info_alone_confirms(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path
+    client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
     """Where the vendor does not sign, the address nobody else knows and the vendor's echo have to do."""
     calling.loses_answer = lambda number: number == 0
     calling.signed = False
-    outcomes = await collect(client, calling, tmp_path / "run.sqlite3", callbacks=UNSIGNED)
-    assert kinds(outcomes) == {Succeeded: 12}
+    outcomes = await calling.collect(client, tmp_path / "run.sqlite3", callbacks=UNSIGNED)
+    assert calling.kinds(outcomes) == {Succeeded: 12}
 
 
 async def test_duplicates_and_latecomers_change_nothing(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path
+    client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
     """The same callback ten times, also long after the end: one outcome each, one submit each."""
     path = tmp_path / "run.sqlite3"
     deliver = calling.deliver
 
-    async def often(call: Call) -> None:
+    async def often(call: Any) -> None:
         for _ in range(10):
             await deliver(call)
             await calling.clock.sleep(2.0)
 
-    calling.deliver = often  # type: ignore[method-assign]
-    assert kinds(await collect(client, calling, path)) == {Succeeded: 12}
+    calling.deliver = often
+    assert calling.kinds(await calling.collect(client, path)) == {Succeeded: 12}
     assert calling.submits == 12
 
 
 async def test_a_stop_ends_the_wait_for_callbacks(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, clock: Any
+    client: FluxClient, calling: Any, tmp_path: Path, clock: Any
 ) -> None:
     """A stopped run tells what is in doubt at once; leaving it in the middle leaves nothing running."""
     calling.makes_task = lambda number: number != 0
@@ -369,23 +251,25 @@ async def test_a_stop_ends_the_wait_for_callbacks(
     async with Journal(tmp_path / "run.sqlite3", clock=clock) as journal:
         calling.inbox = journal
         outcomes = []
-        async with run_batch(client, URLS[:3], journal=journal, callbacks=ENDPOINT) as batch:
+        async with run_batch(
+            client, calling.images[:3], journal=journal, callbacks=calling.endpoint
+        ) as batch:
             async for outcome in batch:
                 outcomes.append(outcome)
                 if len(outcomes) == 2:
                     batch.stop()
-    assert kinds(outcomes) == {Succeeded: 2, InDoubt: 1}
+    assert calling.kinds(outcomes) == {Succeeded: 2, InDoubt: 1}
     assert clock.now - began < 60
     async with Journal(tmp_path / "more.sqlite3", clock=clock) as journal:
         calling.inbox = journal
         calling.makes_task = lambda _: False
-        async with run_batch(client, URLS[:3], journal=journal, callbacks=ENDPOINT):
+        async with run_batch(client, calling.images[:3], journal=journal, callbacks=calling.endpoint):
             await asyncio.sleep(0.02)
     assert not [task for task in asyncio.all_tasks() if "flux_async" in repr(task.get_coro())]
 
 
 async def test_a_record_that_cannot_be_read_yet_is_asked_again(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, transport: Any, make: Any
+    client: FluxClient, calling: Any, tmp_path: Path, transport: Any, make: Any
 ) -> None:
     """The callback came, but record-info fails for a while: the doubt is settled when it answers."""
     calling.loses_answer = lambda number: number == 0
@@ -395,12 +279,14 @@ async def test_a_record_that_cannot_be_read_yet_is_asked_again(
         return make.answer(None, 500, msg="busy") if next(troubles, None) is not None else record(request)
 
     transport.script["record-info"] = [troubled]
-    assert kinds(await collect(client, calling, tmp_path / "run.sqlite3", URLS[:1])) == {Succeeded: 1}
+    assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3", calling.images[:1])) == {
+        Succeeded: 1
+    }
     assert calling.submits == 1
 
 
 async def test_a_failed_inbox_does_not_end_the_batch(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: FluxClient, calling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Callbacks that cannot be read save no time; the batch goes on by polling."""
 
@@ -408,22 +294,22 @@ async def test_a_failed_inbox_does_not_end_the_batch(
         raise JournalError("no")
 
     monkeypatch.setattr(Journal, "callbacks_after", broken)
-    assert kinds(await collect(client, calling, tmp_path / "run.sqlite3")) == {Succeeded: 12}
+    assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3")) == {Succeeded: 12}
 
 
-async def test_it_works_in_memory(client: FluxClient, calling: CallingVendor, clock: Any) -> None:
+async def test_it_works_in_memory(client: FluxClient, calling: Any, clock: Any) -> None:
     """A journal without a file receives callbacks too, in this process."""
     async with Journal(clock=clock) as journal:
         calling.inbox = journal
         calling.loses_answer = lambda number: number % 4 == 0
-        async with run_batch(client, URLS, journal=journal, callbacks=ENDPOINT) as batch:
-            assert kinds([outcome async for outcome in batch]) == {Succeeded: 12}
+        async with run_batch(client, calling.images, journal=journal, callbacks=calling.endpoint) as batch:
+            assert calling.kinds([outcome async for outcome in batch]) == {Succeeded: 12}
 
 
 def test_bad_callback_options_are_refused(client: FluxClient) -> None:
     """Before anything is opened or sent."""
     with pytest.raises(InvalidInput, match="CallbackEndpoint"):
-        run_batch(client, URLS, callbacks="https://ours.example/")  # type: ignore[arg-type]
+        run_batch(client, [], callbacks="https://ours.example/")  # type: ignore[arg-type]
     for bad in (
         {"url": "ftp://x"},
         {"url": "https://x/?c=1"},
@@ -437,7 +323,7 @@ def test_bad_callback_options_are_refused(client: FluxClient) -> None:
 
 
 async def test_a_failed_task_of_a_lost_answer_is_a_failure(
-    client: FluxClient, calling: CallingVendor, tmp_path: Path, transport: Any, make: Any
+    client: FluxClient, calling: Any, tmp_path: Path, transport: Any, make: Any
 ) -> None:
     """A callback tells of a failure as of a success; record-info says which."""
     calling.loses_answer = lambda _: True
@@ -448,16 +334,16 @@ async def test_a_failed_task_of_a_lost_answer_is_a_failure(
         return make.record(flag, call.task_id, errorCode=501, paramJson=json.dumps(call.sent))
 
     transport.script["record-info"] = [failed]
-    outcomes = await collect(client, calling, tmp_path / "run.sqlite3", URLS[:2])
-    assert kinds(outcomes) == {Failed: 2}
+    outcomes = await calling.collect(client, tmp_path / "run.sqlite3", calling.images[:2])
+    assert calling.kinds(outcomes) == {Failed: 2}
     assert calling.submits == 2
 
 
-async def test_random_storms(transport: Any, clock: Any, make: Any, tmp_path: Path) -> None:
+async def test_random_storms(make_calling: Any, transport: Any, clock: Any, tmp_path: Path) -> None:
     """Lost answers and lost, late and early callbacks at random: one outcome each."""
     for seed in range(6):
         rng = random.Random(seed)
-        async with CallingVendor(transport, clock, make) as vendor:
+        async with make_calling() as vendor:
             vendor.loses_answer = lambda _, rng=rng: rng.random() < 0.3
             vendor.makes_task = lambda _, rng=rng: rng.random() < 0.9
             vendor.calls_after = lambda _, rng=rng: rng.choice([-12.0, -5.0, 0.0, 0.0, 1.0, 90.0, None])
@@ -465,7 +351,7 @@ async def test_random_storms(transport: Any, clock: Any, make: Any, tmp_path: Pa
             async with FluxClient("k" * 20, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
                 path = tmp_path / f"{seed}.sqlite3"
                 short = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=120.0)
-                outcomes = await collect(client, vendor, path, images, in_doubt="resubmit", callbacks=short)
+                outcomes = await vendor.collect(client, path, images, in_doubt="resubmit", callbacks=short)
             assert len({o.job.key for o in outcomes if o.job is not None}) == len(outcomes) == 40
             uncalled = {
                 call.sent["inputImage"]

@@ -473,6 +473,7 @@ def test_addresses_keep_their_query(url: str, address: str) -> None:
         "https://",
         "https://user@example.com/hook",
         "https://user:word@example.com/hook",
+        "https://:word@example.com/hook",
         "https://example.com/hook#part",
         "https://example.com/hook?c=1",
         "https://example.com/hook?a=1&c=",

@@ -74,6 +74,7 @@ BY_TYPE = {type(event): event for event in EVENTS}
 LEGAL = {
     (P, SubmitIntended): S,
     (P, TaskFound): SUBMITTED,
+    (DONE, ResultLost): FAILED,
     (S, SubmitAccepted): SUBMITTED,
     (S, SubmitRefused): P,
     (S, SubmitRejected): FAILED,
@@ -147,11 +148,11 @@ def test_only_uncharged_answers_lead_back_from_a_submit() -> None:
 
 
 def test_only_consent_leaves_a_final_state_or_frees_a_doubt() -> None:
-    """DONE has no way out, FAILED and IN_DOUBT lead to PENDING by a person's word only."""
+    """DONE ends only where its picture is lost; FAILED and IN_DOUBT lead to PENDING by a person's word."""
     ways_out = {
         (state, event) for (state, event), to in TRANSITIONS.items() if state in FINAL and to != state
     }
-    assert ways_out == {(FAILED, RetryGranted)}
+    assert ways_out == {(FAILED, RetryGranted), (DONE, ResultLost)}
     freed = [event for (state, event), to in TRANSITIONS.items() if state is DOUBT and to is P]
     assert all(event.is_consent for event in [*freed, RetryGranted])
     assert [event for event in BY_TYPE if event.is_consent] == [ResubmitGranted, RetryGranted]
@@ -294,7 +295,8 @@ class _AnyOrder(RuleBasedStateMachine):
             assert (before.state, type(event)) not in TRANSITIONS
             return False
         left = before.state in FINAL and self.job.state is not before.state
-        assert not left or event.is_consent, "a fact left a final state"
+        lost = before.state is DONE and isinstance(event, ResultLost)
+        assert not left or lost or event.is_consent, "a fact left a final state"
         return True
 
     def at(self) -> float:
@@ -359,8 +361,8 @@ class _AnyOrder(RuleBasedStateMachine):
     def done_is_done(self, event: Event) -> None:
         before = self.job
         if self.offer(event):
-            assert isinstance(event, Saved), "only the file of a finished job may be made anew"
-            assert self.job.state is DONE
+            assert isinstance(event, Saved | ResultLost), "only the file of a finished job can change"
+            assert self.job.state is (DONE if isinstance(event, Saved) else FAILED)
             assert (self.job.task_id, self.job.attempts) == (before.task_id, before.attempts)
         else:
             assert self.job == before

@@ -54,7 +54,7 @@ def lines_of(folder: Path) -> list[dict[str, object]]:
 
 def test_a_line_has_exactly_the_keys_of_the_design_in_their_order() -> None:
     """A line has exactly the keys of the design, in their order."""
-    names = "image key status task_id result_url file charge error attempts submitted_at finished_at"
+    names = "image key status task_id result_url file charge error attempts submitted_at finished_at sha256"
     assert " ".join(json.loads(DONE.as_json())) == names == " ".join(FIELDS)
 
 

@@ -1,0 +1,314 @@
+"""Listening for callbacks where anybody may connect: silent strangers, slow ones, places that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import attrs
+import httpx
+import pytest
+
+from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, Journal
+from flux_async.cli import listening as module
+from flux_async.cli.listening import Place, Places, bind, listening, most_connections
+from flux_async.protocol.callbacks import sign
+
+resource = pytest.importorskip("resource")
+
+KEY = "hook-key"
+IMAGES = [f"https://pictures.example/{number}.jpg" for number in range(30)]
+SILENT = 450
+DELIVERIES = 12
+HEAD = b"POST /hook HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+
+
+def delivery(task_id: str) -> dict[str, Any]:
+    """A signed callback, as arguments of httpx."""
+    body = json.dumps({"code": 200, "msg": "ok", "data": {"taskId": task_id}}).encode()
+    headers = {"content-type": "application/json"} | sign(task_id, KEY, at=time.time())
+    return {"content": body, "headers": headers}
+
+
+@contextmanager
+def descriptors(soft: int) -> Iterator[None]:
+    """Lower the limit of open files, for the processes that are started in the block."""
+    was, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (was, hard))
+
+
+# --- a run among strangers --------------------------------------------------------------------------------
+
+
+class Strangers:
+    """Connections that say nothing, and are opened again and again."""
+
+    def __init__(self, port: int) -> None:
+        self._address = ("127.0.0.1", port)
+        self._held: deque[socket.socket] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for held in self._held:
+            held.close()
+
+    def hold(self, count: int) -> None:
+        """Open so many more, of which 450 are kept at most."""
+        for _ in range(count):
+            if len(self._held) == SILENT:
+                self._held.popleft().close()
+            connection = socket.socket()
+            connection.setblocking(False)
+            connection.connect_ex(self._address)
+            self._held.append(connection)
+
+
+def wait_for_listener(port: int) -> None:
+    """Wait until somebody listens there."""
+    for _ in range(1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                probe.sendall(b"\0 this is no request\r\n\r\n")
+                return
+        time.sleep(0.02)
+    pytest.fail("nobody listens")
+
+
+def answers_among(strangers: Strangers, url: str) -> list[tuple[int, float]]:
+    """Deliver callbacks, each after more strangers: statuses, and seconds."""
+    strangers.hold(SILENT)
+    answers: list[tuple[int, float]] = []
+    for number in range(DELIVERIES):
+        strangers.hold(50)
+        began = time.monotonic()
+        answer = httpx.post(url, timeout=5, trust_env=False, **delivery(f"stray{number}"))
+        answers.append((answer.status_code, time.monotonic() - began))
+        time.sleep(0.1)
+    return answers
+
+
+def test_silent_connections_do_not_end_a_run(start_sandbox: Any, cli: Any) -> None:
+    """With 256 descriptors and 450 silent strangers all pictures succeed, and callbacks are taken at once."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < SILENT + 150:
+        pytest.skip("this process itself may not hold so many connections")
+    sandbox = start_sandbox("--speed", "20", "--pictures", "none", "--webhook-key", KEY)
+    command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": KEY})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/hook"
+    options = ["--no-download", "--rate", "10/1", "--callback-url", url, "--listen", f"127.0.0.1:{port}"]
+    with ExitStack() as stack:
+        with descriptors(256):
+            process = stack.enter_context(command.start("remove-text", *IMAGES, "-o", "out", *options))
+        wait_for_listener(port)
+        answers = answers_among(stack.enter_context(Strangers(port)), url)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert [row["status"] for row in command.rows()] == ["succeeded"] * len(IMAGES)
+    assert [status for status, _ in answers] == [200] * DELIVERIES
+    assert max(seconds for _, seconds in answers) < 1, answers
+    assert not any(words in stderr for words in ("open files", "Invalid HTTP", "Traceback")), stderr
+    assert command.ledger()["callbacks"]["accepted"] >= len(IMAGES)
+
+
+# --- connections in this process --------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def served(folder: Path) -> AsyncIterator[int]:
+    """Listen as a run does; the port."""
+    listener = bind(Place("127.0.0.1", 0))
+    port = int(listener.getsockname()[1])
+    async with (
+        Journal(folder / "run.sqlite3") as journal,
+        FluxClient("test", "http://127.0.0.1:9") as client,
+        listening(listener, CallbackEndpoint("http://a/hook", KEY), journal, client),
+    ):
+        yield port
+
+
+@asynccontextmanager
+async def stranger(port: int, *said: bytes) -> AsyncIterator[asyncio.StreamReader]:
+    """Connect, say this, and then one letter after another."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def drip() -> None:
+        for part in (*said, *[b"x"] * 200):
+            writer.write(part)
+            await asyncio.sleep(0.05)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            dripping = group.create_task(drip()) if said else None
+            yield reader
+            if dripping is not None:
+                dripping.cancel()
+    finally:
+        writer.close()
+
+
+async def seconds_until_closed(reader: asyncio.StreamReader) -> float:
+    """Read until the other end hangs up."""
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(8):
+            while await reader.read(1000):
+                pass
+    except ConnectionResetError:
+        pass
+    return time.monotonic() - began
+
+
+async def deliver(port: int, client: httpx.AsyncClient, task_id: str = "stray") -> int:
+    """Deliver a callback."""
+    answer = await client.post(f"http://127.0.0.1:{port}/hook", **delivery(task_id))
+    return answer.status_code
+
+
+WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"  # is answered: it is no callback
+
+
+@pytest.mark.parametrize(
+    "said",
+    [(), (HEAD,), (HEAD + b"X-Long: ",), (WHOLE, HEAD + b"X-Long: ")],
+    ids=["", "head", "drip", "next"],
+)
+async def test_slow_heads_are_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: tuple[bytes, ...]
+) -> None:
+    """Who has not delivered the head of a request in time is hung up on, also after an answer."""
+    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.4)
+    async with served(tmp_path) as port, stranger(port, *said) as reader:
+        assert 0.3 < await seconds_until_closed(reader) < 2
+
+
+async def test_who_is_answered_in_time_may_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time counts from each answer: a connection in use outlives it."""
+    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.4)
+    async with served(tmp_path) as port, stranger(port, *[WHOLE] * 20) as reader:
+        assert await seconds_until_closed(reader) > 1
+
+
+@pytest.mark.parametrize(
+    "said", [b"", HEAD, HEAD + b"Content-Length: 900\r\n\r\n{"], ids=["", "head", "body"]
+)
+async def test_the_oldest_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
+    """Silence, half heads and half bodies in all places are ended at once when the vendor comes."""
+    monkeypatch.setattr(module, "most_connections", lambda: 8)
+    async with (
+        served(tmp_path) as port,
+        AsyncExitStack() as stack,
+        httpx.AsyncClient(trust_env=False) as vendor,
+    ):
+        readers = [await stack.enter_async_context(stranger(port, *filter(None, [said]))) for _ in range(8)]
+        await asyncio.sleep(0.3)
+        async with asyncio.timeout(1):
+            assert await deliver(port, vendor) == 200
+        assert await seconds_until_closed(readers[0]) < 1
+        assert not any(reader.at_eof() for reader in readers[1:])
+
+
+@attrs.define(eq=False)
+class Connection:
+    """A connection that is only counted."""
+
+    waiting: bool
+    ended: bool = False
+
+    @property
+    def transport(self) -> Any:
+        """What is ended."""
+        return self
+
+    def is_waiting(self) -> bool:
+        """As it was made, or set."""
+        return self.waiting
+
+    def abort(self) -> None:
+        """Remember it."""
+        self.ended = True
+
+
+def test_who_is_being_answered_keeps_the_place() -> None:
+    """The oldest that waits goes; where all others are being answered, it is the new one."""
+    places = Places(3)
+    busy, first, second, third = (Connection(waiting) for waiting in (False, True, True, True))
+    for connection in (busy, first, second, third):
+        places.take(connection)
+    assert [connection.ended for connection in (busy, first, second, third)] == [False, True, False, False]
+    second.waiting = third.waiting = False
+    late = Connection(waiting=True)
+    places.take(late)
+    assert late.ended
+    places.leave(busy)
+    places.leave(busy)
+    places.take(another := Connection(waiting=True))
+    assert not another.ended
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "most"), [(16, 8), (64, 16), (256, 64), (1024, 256), (1_000_000, 256), (-1, 256)]
+)
+def test_strangers_have_a_quarter(monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int) -> None:
+    """Connections take a quarter of the descriptors at most, and no more than 256."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (descriptors, descriptors))
+    assert most_connections() == most
+
+
+def test_systems_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where descriptors are not limited, connections are."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert most_connections() == 256
+
+
+# --- places -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (":80", ("0.0.0.0", 80)),
+        (" 127.0.0.1:65535 ", ("127.0.0.1", 65535)),
+        ("[::1]:8080", ("::1", 8080)),
+        ("localhost:0", None),
+        ("localhost:00000", None),
+        (":65536", None),
+        (":٣", None),
+        ("localhost", None),
+        ("::1:80", None),
+    ],
+)
+def test_reading_places(text: str, place: tuple[str, int] | None) -> None:
+    """A host and a port that can be told to the vendor; port 0 would be any."""
+    read = Place.read(text)
+    assert (read and (read.host, read.port)) == place
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "\udcff", "no.such.host.invalid"])
+def test_hosts_that_are_none(host: str) -> None:
+    """What cannot be a host's name, or is nobody's, cannot be listened at."""
+    with pytest.raises(ConfigurationError, match="--listen"):
+        bind(Place(host, 80))
+
+
+@pytest.mark.parametrize("place", ["a..b:80", f"{'x' * 70}:80", "127.0.0.1:0"])
+def test_refused_on_the_command_line(offline: Any, place: str) -> None:
+    """Such a place is a mistake of the command, said in a sentence."""
+    ended = offline.run("remove-text", IMAGES[0], "--callback-url", "http://x/hook", "--listen", place)
+    assert ended.code == 2
+    assert place in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,388 @@
+"""Submits in doubt: no task is paid for twice that a callback has told of, and nobody's outcome is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_async import (
+    BatchProgress,
+    BudgetExhausted,
+    CallbackEndpoint,
+    EditRequest,
+    FluxClient,
+    InDoubt,
+    Job,
+    Limits,
+    Outcome,
+    Succeeded,
+)
+from flux_async.batch.run import run_batch
+from flux_async.journal.inbox import Inbox
+from flux_async.journal.store import Journal
+from flux_async.lifecycle import JobState, ResubmitGranted, apply
+
+
+@pytest.fixture(autouse=True)
+def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of waiting are many looks into the file."""
+    monkeypatch.setattr("flux_async.batch.doubts.PEEK_S", 2.0)
+
+
+def waiting(seconds: float) -> CallbackEndpoint:
+    """Return an address whose doubts last so long."""
+    return CallbackEndpoint("https://ours.example/flux-callback", key="hook", doubt_wait_s=seconds)
+
+
+async def leave_in_doubt(client: FluxClient, calling: Any, path: Path) -> Any:
+    """Have a run that ends with its first picture in doubt, and return the vendor's side of it."""
+    calls_after, calling.calls_after = calling.calls_after, lambda _: None
+    calling.loses_answer = lambda number: number == 0
+    outcomes = await calling.collect(client, path, calling.images[:1], callbacks=waiting(5.0))
+    assert calling.kinds(outcomes) == {InDoubt: 1}
+    calling.calls_after = calls_after
+    return calling.calls[0]
+
+
+async def post(path: Path, calling: Any, call: Any, task_id: str | None = None) -> None:
+    """Put a callback on disk while nothing runs."""
+    async with Inbox(path, clock=calling.clock) as inbox:
+        await calling.tell(call, task_id, inbox=inbox)
+
+
+async def states(path: Path) -> dict[JobState, int]:
+    """Count the jobs of a journal by state."""
+    async with Journal(path) as journal:
+        return await journal.counts()
+
+
+def troubled(calling: Any, until: float) -> Any:
+    """Make a record-info that knows nothing until an hour."""
+    answer = calling.make.answer(None, 422, msg="The record does not exist")
+    return lambda request: answer if calling.clock.now < until else calling.record(request)
+
+
+# --- nothing is paid for twice ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granted", [False, True], ids=["policy", "granted before"])
+@pytest.mark.parametrize("told", [False, True], ids=["no callbacks", "callbacks"])
+async def test_mail_on_disk_forbids_a_second_charge(
+    client: FluxClient, calling: Any, tmp_path: Path, granted: bool, told: bool
+) -> None:
+    """Consent to pay again, of this run or of an earlier command, is void where the task is known."""
+    path = tmp_path / "run.sqlite3"
+    call = await leave_in_doubt(client, calling, path)
+    if granted:
+        async with Journal(path, clock=calling.clock) as journal:
+            (stored,) = await journal.jobs(JobState.IN_DOUBT)
+            event = ResubmitGranted(at=calling.clock.wall())
+            await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
+    await post(path, calling, call)
+    outcomes = await calling.collect(
+        client,
+        path,
+        calling.images[:1],
+        in_doubt="hold" if granted else "resubmit",
+        callbacks=waiting(5.0) if told else None,
+    )
+    assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
+    assert calling.submits == 1
+
+
+async def test_a_callback_that_comes_between_consent_and_pace_is_heeded(
+    client: FluxClient, calling: Any
+) -> None:
+    """Forty doubts get consent and queue behind others; while they do, their callbacks come."""
+    calling.images = [f"https://pictures.example/many/{n}.jpg" for n in range(100)]
+    calling.loses_answer = lambda number: number < 40
+    calling.calls_after = lambda call: 4.0 if int(call.task_id[1:]) < 40 else 0.0
+    grants: list[float] = []
+    on_disk = Journal.record
+
+    async def record(self: Journal, number: int, job: Any, event: Any, **options: Any) -> None:
+        grants.extend([calling.clock.now] * isinstance(event, ResubmitGranted))
+        await on_disk(self, number, job, event, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "record", record)
+        outcomes = await calling.collect(client, ":memory:", in_doubt="resubmit", callbacks=waiting(15.0))
+    assert calling.kinds(outcomes) == {Succeeded: 100}
+    assert len(grants) == 40
+    assert {len(calling.tasks_of(image)) for image in calling.images} == {1}
+
+
+async def test_a_callback_for_an_older_attempt_counts_after_a_later_one_was_refused(
+    client: FluxClient, calling: Any, transport: Any, make: Any
+) -> None:
+    """The second submit meets 429; while everybody pauses, the first one's task is told of."""
+    calling.loses_answer = lambda number: number == 0
+    calling.calls_after = lambda _: 20.0
+
+    def refused(request: Any) -> Any:
+        calling.submits += 1
+        return make.answer(None, 429, msg="slow down")
+
+    transport.script["generate"] = [calling.generate, refused, calling.generate]
+    outcomes = await calling.collect(
+        client, ":memory:", calling.images[:1], in_doubt="resubmit", callbacks=waiting(30.0)
+    )
+    assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
+    assert calling.submits == 2
+    assert len(calling.calls) == 1
+
+
+async def test_two_jobs_about_one_picture_share_no_task(client: FluxClient, calling: Any) -> None:
+    """Both answers are lost, record-info shows no address, and both callbacks name one task at once."""
+    calling.loses_answer = lambda _: True
+    calling.calls_after = lambda _: None
+    record = calling.record
+
+    def anonymous(request: Any) -> Any:
+        kept = list(calling.calls)
+        calling.calls = [type(c)(c.task_id, c.sent | {}, c.ready_at) for c in kept]
+        for call in calling.calls:
+            del call.sent["callBackUrl"]
+        try:
+            return record(request)
+        finally:
+            calling.calls = kept
+
+    calling.transport.script["record-info"] = [anonymous]
+    request = EditRequest.text_removal(calling.images[0])
+
+    async def tell() -> None:
+        while len(calling.calls) < 2:
+            await calling.clock.sleep(0.1)
+        await calling.clock.sleep(5.0)
+        async with asyncio.TaskGroup() as both:
+            for call in calling.calls:
+                both.create_task(calling.tell(call, "t0", inbox=calling.inbox))
+
+    async with asyncio.TaskGroup() as telling:
+        telling.create_task(tell())
+        jobs = [Job(key=key, request=request) for key in ("a", "b")]
+        outcomes = await calling.collect(client, ":memory:", jobs, callbacks=waiting(60.0))
+    assert calling.kinds(outcomes) == {Succeeded: 1, InDoubt: 1}
+
+
+# --- every input has its outcome ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["hold", "resubmit"])
+@pytest.mark.parametrize("named", ["nowhere", "t0"])
+@pytest.mark.parametrize("comes_s", [0.0, 0.5, 1.5])
+async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
+    client: FluxClient, calling: Any, tmp_path: Path, policy: str, named: str, comes_s: float
+) -> None:
+    """The mail of an earlier doubt is looked up, in vain for now, when that very picture comes as input."""
+    path = tmp_path / "run.sqlite3"
+    call = await leave_in_doubt(client, calling, path)
+    await post(path, calling, call, named)
+    calling.transport.latency_s = 1.0
+    calling.transport.script["record-info"] = [troubled(calling, calling.clock.now + 3.0)]
+    seen: list[BatchProgress] = []
+
+    async def images() -> AsyncIterator[str]:
+        await calling.clock.sleep(comes_s)
+        yield calling.images[0]
+        await calling.clock.sleep(100.0)
+
+    outcomes = await calling.collect(
+        client, path, images(), callbacks=waiting(60.0), in_doubt=policy, on_progress=seen.append
+    )
+    settled = named == "t0" or policy == "resubmit"
+    assert calling.kinds(outcomes) == {Succeeded if settled else InDoubt: 1}
+    assert calling.submits == (2 if named == "nowhere" and policy == "resubmit" else 1)
+    assert (seen[-1].seen, seen[-1].parked) == (1, 0)
+
+
+async def test_an_uninvited_doubt_whose_record_cannot_be_read_yet_is_settled(
+    client: FluxClient, calling: Any, tmp_path: Path
+) -> None:
+    """It is no input of this run, its callback came, and record-info knows nothing for a while."""
+    path = tmp_path / "run.sqlite3"
+    call = await leave_in_doubt(client, calling, path)
+    await post(path, calling, call)
+    calling.transport.script["record-info"] = [troubled(calling, calling.clock.now + 20.0)]
+    async with run_batch(client, [], journal=path, callbacks=waiting(60.0)) as batch:
+        with calling.patience():
+            outcomes = [outcome async for outcome in batch]
+        progress = batch.progress
+    assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
+    assert (progress.seen, progress.succeeded, progress.parked, progress.submits) == (1, 1, 0, 0)
+    assert await states(path) == {JobState.DONE: 1}
+
+
+@pytest.mark.parametrize("named", ["stranger", "nowhere"])
+async def test_an_uninvited_doubt_that_stays_one_is_not_counted(
+    client: FluxClient, calling: Any, tmp_path: Path, named: str
+) -> None:
+    """Its callback names no task of this picture: it stays as it is, no outcome tells of it, the run ends."""
+    path = tmp_path / "run.sqlite3"
+    call = await leave_in_doubt(client, calling, path)
+    calling.add_stranger("stranger")
+    await post(path, calling, call, named)
+    async with run_batch(client, [], journal=path, callbacks=waiting(60.0)) as batch:
+        with calling.patience():
+            assert [outcome async for outcome in batch] == []
+        assert (batch.progress.seen, batch.progress.parked) == (0, 0)
+    assert await states(path) == {JobState.IN_DOUBT: 1}
+
+
+async def test_a_callback_after_the_doubt_was_told_makes_no_second_outcome(
+    client: FluxClient, calling: Any
+) -> None:
+    """The batch goes on when the wait is over and the doubt told; then its callback comes."""
+    calling.loses_answer = lambda number: number == 0
+    calling.calls_after = lambda call: 60.0 if call.task_id == "t0" else 0.0
+
+    async def images() -> AsyncIterator[str]:
+        yield calling.images[0]
+        await calling.clock.sleep(200.0)
+        yield calling.images[0]
+        yield calling.images[1]
+
+    outcomes = await calling.collect(client, ":memory:", images(), callbacks=waiting(20.0))
+    assert [type(outcome) for outcome in outcomes] == [InDoubt, Succeeded]
+    assert len({outcome.job.key for outcome in outcomes}) == 2
+    assert calling.submits == 2
+
+
+@pytest.mark.parametrize("at", [62.0, 72.0, 82.0, 92.0])
+async def test_callbacks_during_the_last_looks_make_no_second_outcome(
+    make_calling: Any, make: Any, transport: Any, clock: Any, at: float
+) -> None:
+    """One place, slow looks, mail that settles nothing, about the hour at which the waits are over."""
+    alone = Limits(in_flight=1)
+    async with (
+        FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock, limits=alone) as client,
+        make_calling() as calling,
+    ):
+        calling.loses_answer = lambda number: number < 4
+        calling.calls_after = lambda _: None
+
+        async def tell() -> None:
+            while len(calling.calls) < 4:
+                await clock.sleep(0.2)
+            await clock.sleep(20.0)
+            for call in calling.calls[:3]:
+                await calling.tell(call, "nowhere", inbox=calling.inbox)
+            await clock.sleep(30.0)
+            transport.latency_s = 10.0
+            await clock.sleep(1000.0 + at - clock.now)
+            await calling.tell(calling.calls[3], "nowhere too", inbox=calling.inbox)
+
+        async with asyncio.TaskGroup() as telling:
+            telling.create_task(tell())
+            outcomes = await calling.collect(client, ":memory:", calling.images[:4], callbacks=waiting(60.0))
+    assert calling.kinds(outcomes) == {InDoubt: 4}
+    assert len({outcome.job.key for outcome in outcomes}) == 4
+
+
+# --- how long a doubt is waited for -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_a_jump_of_the_wall_clock_leaves_the_wait_as_it_is(
+    client: FluxClient, calling: Any, monkeypatch: pytest.MonkeyPatch, clock: Any, hours: int
+) -> None:
+    """In the middle of the wait the machine's clock is set: it lasts as long by the monotonic one."""
+    calling.makes_task = lambda _: False
+    wall = type(clock).wall
+    monkeypatch.setattr(type(clock), "wall", lambda self: wall(self) + 3600 * hours * (self.now > 1010))
+    began = clock.now
+    outcomes = await calling.collect(client, ":memory:", calling.images[:1], callbacks=waiting(60.0))
+    assert calling.kinds(outcomes) == {InDoubt: 1}
+    assert clock.now - began == pytest.approx(60.0, abs=2.0)
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_a_jump_of_the_wall_clock_pays_for_nothing_twice(
+    client: FluxClient, calling: Any, monkeypatch: pytest.MonkeyPatch, clock: Any, hours: int
+) -> None:
+    """With consent, too: the second submit does not leave before the wait is really over."""
+    calling.loses_answer = lambda number: number == 0
+    calling.calls_after = lambda call: 30.0 if call.task_id == "t0" else 0.0
+    wall = type(clock).wall
+    monkeypatch.setattr(type(clock), "wall", lambda self: wall(self) + 3600 * hours * (self.now > 1004))
+    outcomes = await calling.collect(
+        client, ":memory:", calling.images[:3], in_doubt="resubmit", callbacks=waiting(90.0)
+    )
+    assert calling.kinds(outcomes) == {Succeeded: 3}
+    assert {len(calling.tasks_of(image)) for image in calling.images[:3]} == {1}
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_an_earlier_runs_doubt_lasts_no_longer_than_the_wait(
+    client: FluxClient, calling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Any, hours: int
+) -> None:
+    """Only how much of an earlier process's wait is over can a jump of the wall clock change."""
+    path = tmp_path / "run.sqlite3"
+    await leave_in_doubt(client, calling, path)
+    wall, began = type(clock).wall, clock.now
+    monkeypatch.setattr(type(clock), "wall", lambda self: wall(self) + 3600 * hours)
+    outcomes = await calling.collect(client, path, calling.images[:1], callbacks=waiting(60.0))
+    assert calling.kinds(outcomes) == {InDoubt: 1}
+    assert clock.now - began <= (62.0 if hours < 0 else 2.0)
+
+
+async def test_doubts_are_waited_for_when_the_credits_are_used_up(client: FluxClient, calling: Any) -> None:
+    """Nothing more is spent, but what was spent is still brought home, and the halt is told last."""
+    calling.loses_answer = lambda number: number < 4
+    outcomes: list[Outcome] = []
+    async with Journal(clock=calling.clock) as journal:
+        calling.inbox = journal
+        async with run_batch(
+            client, calling.images, journal=journal, callbacks=waiting(60.0), max_credits=20
+        ) as batch:
+            with pytest.raises(BudgetExhausted):
+                async for outcome in batch:
+                    outcomes.append(outcome)
+            assert batch.progress.parked == 0
+            assert batch.progress.credits == 20
+    assert calling.kinds(outcomes) == {Succeeded: 4}
+    assert calling.submits == 4
+
+
+async def test_doubts_are_told_at_once_when_the_run_is_stopped(client: FluxClient, calling: Any) -> None:
+    """Nobody who stops a batch waits for its callbacks, and consent is not made use of any more."""
+    calling.makes_task = lambda number: number > 1
+    async with Journal(clock=calling.clock) as journal:
+        calling.inbox = journal
+        async with run_batch(
+            client, calling.images[:3], journal=journal, callbacks=waiting(900.0), in_doubt="resubmit"
+        ) as batch:
+            outcomes = [await anext(batch)]
+            assert batch.progress.parked == 2
+            batch.stop()
+            stopped_at = calling.clock.now
+            outcomes += [outcome async for outcome in batch]
+            assert calling.clock.now - stopped_at < 1.0
+            assert batch.progress.parked == 0
+    assert calling.kinds(outcomes) == {Succeeded: 1, InDoubt: 2}
+    assert calling.submits == 3
+
+
+async def test_a_stop_ends_the_looks_at_an_uninvited_doubt(
+    client: FluxClient, calling: Any, tmp_path: Path
+) -> None:
+    """Its record still cannot be read: it is left to the next run, and the vendor is not asked for ever."""
+    path = tmp_path / "run.sqlite3"
+    call = await leave_in_doubt(client, calling, path)
+    await post(path, calling, call, "nowhere")
+
+    async def images() -> AsyncIterator[str]:
+        await calling.clock.sleep(30.0)
+        batch.stop()
+        yield calling.images[1]
+
+    async with run_batch(client, images(), journal=path, callbacks=waiting(60.0)) as batch:
+        with calling.patience():
+            assert [outcome async for outcome in batch] == []
+    assert calling.submits == 1
+    assert calling.transport.count("record-info") < 20
