@@ -174,7 +174,7 @@ async def test_two_jobs_about_one_picture_share_no_task(client: FluxClient, call
 
 
 @pytest.mark.parametrize("policy", ["hold", "resubmit"])
-@pytest.mark.parametrize("named", ["nowhere", "t0"])
+@pytest.mark.parametrize("named", ["nowhere", "t0", "stranger"])
 @pytest.mark.parametrize("comes_s", [0.0, 0.5, 1.5])
 async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
     client: FluxClient, calling: Any, tmp_path: Path, policy: str, named: str, comes_s: float
@@ -183,8 +183,10 @@ async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     await post(path, calling, call, named)
+    calling.add_stranger("stranger")
     calling.transport.latency_s = 1.0
-    calling.transport.script["record-info"] = [troubled(calling, calling.clock.now + 3.0)]
+    until = calling.clock.now + (0.0 if named == "stranger" else 3.0)
+    calling.transport.script["record-info"] = [troubled(calling, until)]
     seen: list[BatchProgress] = []
 
     async def images() -> AsyncIterator[str]:
@@ -197,7 +199,7 @@ async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
     )
     settled = named == "t0" or policy == "resubmit"
     assert calling.kinds(outcomes) == {Succeeded if settled else InDoubt: 1}
-    assert calling.submits == (2 if named == "nowhere" and policy == "resubmit" else 1)
+    assert calling.submits == (2 if named != "t0" and policy == "resubmit" else 1)
     assert (seen[-1].seen, seen[-1].parked) == (1, 0)
 
 
@@ -309,10 +311,17 @@ async def test_a_jump_of_the_wall_clock_pays_for_nothing_twice(
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda call: 30.0 if call.task_id == "t0" else 0.0
     wall = type(clock).wall
-    monkeypatch.setattr(type(clock), "wall", lambda self: wall(self) + 3600 * hours * (self.now > 1004))
-    outcomes = await calling.collect(
-        client, ":memory:", calling.images[:3], in_doubt="resubmit", callbacks=waiting(90.0)
-    )
+    monkeypatch.setattr(type(clock), "wall", lambda self: wall(self) + 3600 * hours * (self.now > 1010))
+
+    async def have_it_think_again() -> None:
+        await clock.sleep(15.0)
+        await calling.tell(calling.calls[0], "nowhere", inbox=calling.inbox)
+
+    async with asyncio.TaskGroup() as telling:
+        telling.create_task(have_it_think_again())
+        outcomes = await calling.collect(
+            client, ":memory:", calling.images[:3], in_doubt="resubmit", callbacks=waiting(90.0)
+        )
     assert calling.kinds(outcomes) == {Succeeded: 3}
     assert {len(calling.tasks_of(image)) for image in calling.images[:3]} == {1}
 
@@ -329,6 +338,27 @@ async def test_an_earlier_runs_doubt_lasts_no_longer_than_the_wait(
     outcomes = await calling.collect(client, path, calling.images[:1], callbacks=waiting(60.0))
     assert calling.kinds(outcomes) == {InDoubt: 1}
     assert clock.now - began <= (62.0 if hours < 0 else 2.0)
+
+
+async def test_a_callback_that_comes_while_another_is_looked_up_is_heeded(
+    client: FluxClient, calling: Any, clock: Any
+) -> None:
+    """The first names a stranger's task, and record-info is slow; the true one is not left for later."""
+    calling.loses_answer = lambda _: True
+    calling.calls_after = lambda _: 18.0
+    calling.add_stranger("stranger")
+    began = clock.now
+
+    async def tell() -> None:
+        await clock.sleep(25.0)
+        calling.transport.latency_s = 10.0
+        await calling.tell(calling.calls[1], "stranger", inbox=calling.inbox)
+
+    async with asyncio.TaskGroup() as telling:
+        telling.create_task(tell())
+        outcomes = await calling.collect(client, ":memory:", calling.images[:1], callbacks=waiting(900.0))
+    assert calling.kinds(outcomes) == {Succeeded: 1}
+    assert clock.now - began < 120
 
 
 async def test_doubts_are_waited_for_when_the_credits_are_used_up(client: FluxClient, calling: Any) -> None:
@@ -358,6 +388,7 @@ async def test_doubts_are_told_at_once_when_the_run_is_stopped(client: FluxClien
             client, calling.images[:3], journal=journal, callbacks=waiting(900.0), in_doubt="resubmit"
         ) as batch:
             outcomes = [await anext(batch)]
+            await calling.clock.sleep(5.0)
             assert batch.progress.parked == 2
             batch.stop()
             stopped_at = calling.clock.now

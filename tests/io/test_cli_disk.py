@@ -1,0 +1,131 @@
+"""Disks and sudden ends: what is on disk is whole, what is missing is fetched, nothing is paid twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RATE = ("--rate", "20/0.2")
+IMAGES = [f"https://pictures.example/{number}.png" for number in range(40)]
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+@pytest.fixture
+def quick(make_cli: Any, start_sandbox: Any) -> Any:
+    """A command line against a quick sandbox of its own."""
+    return make_cli(start_sandbox("--speed", "60", "--pictures", "none").url)
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[[Path, str], None]]:
+    """Mount a small disk at a folder, or give the one there another size."""
+    mounted: list[Path] = []
+
+    def do(folder: Path, size: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        options = f"size={size}" if folder not in mounted else f"remount,size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True, check=False).returncode
+        ):
+            pytest.skip("no disk can be mounted here")
+        if folder not in mounted:
+            mounted.append(folder)
+
+    yield do
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def once_each(cli: Any, images: list[str]) -> bool:
+    """Whether every image was charged exactly once."""
+    book = cli.ledger()["images"]
+    return all(len(book[image]["tasks"]) == 1 for image in images)
+
+
+@pytest.mark.parametrize("where", ["the pictures", "everything"])
+def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
+    quick: Any, mount: Callable[[Path, str], None], where: str
+) -> None:
+    """Exit code 3 and a sentence that says what to do; with room again, all of it, each image paid once."""
+    folder: Path = quick.folder / "out"
+    if where == "the pictures":
+        mount(folder / "images", "40k")
+    else:
+        mount(folder, "1m")
+        (folder / "ballast").write_bytes(bytes(640 * 1024))
+    full = quick.run("remove-text", *IMAGES, *RATE, "-o", "out")
+    assert full.code == 3, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "space" in full.stderr or "full" in full.stderr
+    assert not list((folder / "images").glob(".*")), "nothing half is left"
+    if where == "the pictures":
+        mount(folder / "images", "4m")
+    else:
+        (folder / "ballast").unlink()
+        mount(folder, "16m")
+    done = quick.run("remove-text", *IMAGES, *RATE, "-o", "out")
+    assert done.code == 0, done.stderr
+    assert {row["status"] for row in quick.rows()} == {"succeeded"}
+    assert once_each(quick, IMAGES)
+
+
+def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, start_sandbox: Any) -> None:
+    """SIGKILL while pictures arrive: what has a name is whole, and is left as it is by the next run."""
+    cli = make_cli(start_sandbox("--speed", "120", "--pictures", "none").url)
+    images = [f"https://pictures.example/many/{number}.jpg" for number in range(200)]
+    (cli.folder / "list.txt").write_text("\n".join(images))
+    command = ("remove-text", "--from", "list.txt", "--rate", "20/0.1", "--in-flight", "200", "-o", "out")
+    folder: Path = cli.folder / "out" / "images"
+    with cli.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 30
+        while len(list(folder.glob("[!.]*")) if folder.exists() else []) < 60:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    here = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("[!.]*")}
+    assert 60 <= len(here) < 200
+    for name in here:
+        content = (folder / name).read_bytes()
+        assert content.startswith(JPEG_START)
+        assert content.endswith(JPEG_END)
+    again = cli.run(*command)
+    doubts = [row for row in cli.rows() if row["status"] == "in_doubt"]
+    assert again.code == (1 if doubts else 0), again.stderr
+    assert len(doubts) <= 6
+    left = {name: (folder / name).stat() for name in here}
+    unchanged = sum((stat.st_ino, stat.st_mtime_ns) == here[name] for name, stat in left.items())
+    assert unchanged >= len(here) - 8, "at most those whose names were not on disk yet are fetched again"
+    assert all((cli.folder / "out" / row["file"]).is_file() for row in cli.rows() if row["file"])
+    assert all(len(line["tasks"]) <= 1 for line in cli.ledger()["images"].values())
+
+
+def test_fifty_files_are_uploaded_once_and_a_second_run_submits_nothing(quick: Any) -> None:
+    """A folder of photos: each has its result and its digest; the same again costs nothing."""
+    png = bytes.fromhex(
+        "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+        "0000000c4944415408d763f8cfc000000301010018dd8db00000000049454e44ae426082"
+    )
+    photos = quick.folder / "photos"
+    photos.mkdir()
+    for number in range(50):
+        (photos / f"photo-{number:02}.png").write_bytes(png + os.urandom(8))
+    first = quick.run("remove-text", "./photos", *RATE, "-o", "out", "--keep-originals")
+    assert first.code == 0, first.stderr
+    rows = quick.rows()
+    assert len(rows) == 50
+    assert {(row["status"], len(row["sha256"])) for row in rows} == {("succeeded", 64)}
+    assert len(list((quick.folder / "out" / "originals").iterdir())) == 50
+    before = quick.ledger()["submits"]
+    again = quick.run("remove-text", "./photos", *RATE, "-o", "out")
+    assert (again.code, quick.ledger()["submits"]) == (0, before)
