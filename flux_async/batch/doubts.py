@@ -74,7 +74,9 @@ class Doubts:
 
     def invite(self, key: JobKey) -> None:
         """A job is one of the inputs of this run, so its outcome is wanted whatever it is."""
-        self._uninvited.discard(key)
+        if key in self._uninvited:
+            self._uninvited.discard(key)
+            self._ends.pop(key, None)
 
     def is_invited(self, key: JobKey) -> bool:
         """Say whether more than a task that is found concerns this run."""

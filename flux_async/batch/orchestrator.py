@@ -78,7 +78,8 @@ FOREVER_S = 10.0**9
 
 _LONGEST_OWN_WAIT_S = 120.0
 _PATIENCE = 12
-_NEVER = float("inf")
+_UNINVITED_S = 120.0
+"""For so long a run looks for the task of a doubt that nobody has asked it about."""
 
 
 class Unfinished(Exception):  # no error: the job stays as it is, and this run has an outcome for it
@@ -336,8 +337,9 @@ class Driver:
         if task_id is not None and await self._found(task_id):
             return True
         if not self.is_invited():
-            if again_s is not None:
-                raise Parked(Parking(until=now + again_s, ends=_NEVER))
+            ends = now + _UNINVITED_S if self.doubt_ends is None else self.doubt_ends
+            if again_s is not None and now < ends and self.still_waits():
+                raise Parked(Parking(until=min(ends, now + again_s), ends=ends))
             self.was_left_alone = True
             return False
         ends = await self._end_of_doubt(now)
