@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
@@ -26,18 +26,21 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flux_async.sandbox import replies, uploads
+from flux_async.sandbox import mishaps, replies, uploads
 from flux_async.sandbox.callbacks import CallbackBook
+from flux_async.sandbox.clock import VendorClock, VirtualTime, as_clock
 from flux_async.sandbox.courier import Courier, callback_client
-from flux_async.sandbox.faults import Fault, FaultPlan
+from flux_async.sandbox.delivery import FILE_HEADERS, answer, answer_submit, hang_up, send_file
+from flux_async.sandbox.faults import Place
 from flux_async.sandbox.fetcher import web_client
 from flux_async.sandbox.page import TaskView, render_page, render_tasks
-from flux_async.sandbox.replies import CONTENT_TYPE, Reply
+from flux_async.sandbox.plan import HEADER, FaultPlan, Rule, parse_rules
 from flux_async.sandbox.requests import BodyTooLargeError, base_url, is_json, json_body, limited, sent_key
 from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.shelf import Shelf
-from flux_async.sandbox.simulator import Account, Failure, Pictures, Task, Upload, Vendor
+from flux_async.sandbox.simulator import Upload, Vendor
 from flux_async.sandbox.studio import Studio
+from flux_async.sandbox.tasks import Account, Failure, Pictures, Task
 from flux_async.sandbox.views import summary, task_json, task_view
 
 TASKS_ON_PAGE: Final = 60
@@ -46,35 +49,26 @@ TASKS_ON_PAGE: Final = 60
 _MAX_BASE64_BODY: Final = uploads.MAX_BASE64_BYTES * 3 // 2
 _MAX_UPLOAD_BODY: Final = uploads.MAX_FILE_BYTES + 64 * 1024
 
-# What callers upload is shown by browsers, but never runs in the origin of the page.
-_FILE_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox; default-src 'none'",
-    "Cache-Control": "private, max-age=600",
-}
 _SIGNED_LINKS: Final = ("/files/origin/", "/files/fresh/")
 
 
-def vendor_clock(speed: float) -> Callable[[], float]:
-    """Return a clock in vendor seconds: it starts at the present and runs `speed` times as fast."""
-    begun_at, begun = time.time(), time.monotonic()
-    return lambda: begun_at + (time.monotonic() - begun) * speed
+class UnknownFaultError(Exception):
+    """A request asks for a fault there is none of."""
 
 
 class Desk:
     """Everything the routes share."""
 
     def __init__(
-        self, settings: SandboxSettings, clock: Callable[[], float], wall: Callable[[], float]
+        self, settings: SandboxSettings, plan: FaultPlan, clock: VendorClock, wall: Callable[[], float]
     ) -> None:
         self.settings: SandboxSettings = settings
-        self.now: Callable[[], float] = clock
+        self.now: VendorClock = clock
         rng = random.Random(settings.seed)  # noqa: S311 - a sandbox guards nothing
-        plan = FaultPlan(shares=settings.fault_shares, seed=settings.seed or 0)
-        self.vendor: Vendor = Vendor(rng, plan)
+        self.vendor: Vendor = Vendor(rng, plan, began=clock())
         self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
         self.shelf: Shelf = Shelf()
-        self.studio: Studio = Studio(settings, self.shelf, self._hand_in)
+        self.studio: Studio = Studio(settings, self.shelf, self._hand_in, clock)
         self.callbacks: CallbackBook = CallbackBook(settings.webhook_key)
         self.courier: Courier = Courier(
             self.vendor, self.callbacks, clock=clock, speed=settings.speed, wall=wall
@@ -117,36 +111,42 @@ class Desk:
         """POST generate: create a task (API page, "Image Generation/Editing")."""
         body = await json_body(request)
         if not is_json(request):
-            return _answer(replies.unauthorized(key_sent=True))
-        submission = self.vendor.submit(sent_key(request), body, self.now(), base_url(request))
+            return answer(replies.unauthorized(key_sent=True))
+        asked = _asked(request)
+        submission = self.vendor.submit(sent_key(request), body, self.now(), base_url(request), asked)
         if (task := submission.task) is not None:
             try:
                 if (early := self.callbacks.early(task)) is not None:
                     await self.courier.deliver(early)
             finally:  # only now, so that however fast the clock runs it came too early
                 self.studio.take_on(task)
-            await anyio.sleep(self.settings.latency / self.settings.speed)
-            if Fault.DROP_REPLY in task.faults:
-                _hang_up(request)
-        return _answer(submission.reply)
+            if self.settings.latency:
+                await self.now.sleep(self.settings.latency)
+        if not submission.faults:
+            return answer(submission.reply)
+        return await answer_submit(request, submission.reply, submission.faults, self.now)
 
     async def record_info(self, request: Request) -> Response:
         """GET record-info: the state of a task (API page, "Task Status Query")."""
         task_id = request.query_params.get("taskId")
-        return _answer(self.vendor.record_info(sent_key(request), task_id, self.now(), base_url(request)))
+        reply = self.vendor.record_info(sent_key(request), task_id, self.now(), base_url(request))
+        if self.vendor.drops_look(task_id):
+            hang_up(request)
+        return answer(reply)
 
     # The common API
 
     async def credit(self, request: Request) -> Response:
         """GET credit: what is left of the balance."""
-        return _answer(self.vendor.credit(sent_key(request), self.now()))
+        asked = _asked(request)
+        return answer(self.vendor.credit(sent_key(request), self.now(), asked))
 
     async def download_url(self, request: Request) -> Response:
         """POST download-url: a fresh link to a result."""
         body = await json_body(request)
         if not is_json(request):
-            return _answer(replies.unauthorized(key_sent=True))
-        return _answer(self.vendor.download_url(sent_key(request), body, self.now(), base_url(request)))
+            return answer(replies.unauthorized(key_sent=True))
+        return answer(self.vendor.download_url(sent_key(request), body, self.now(), base_url(request)))
 
     # The upload host
 
@@ -177,16 +177,21 @@ class Desk:
     async def _upload(self, request: Request, read: Callable[[], Awaitable[Upload]]) -> Response:
         account = self.vendor.account(sent_key(request))
         if account is None:
-            return _answer(uploads.BAD_KEY)
+            return answer(uploads.BAD_KEY)
+        asked = _asked(request)
+        faults = self.vendor.faults_of_call(Place.UPLOAD, self.now(), asked)
+        if (refusal := mishaps.upload_refused(faults)) is not None:
+            account.ledger.strike(faults)
+            return answer(refusal)
         try:
             upload = await read()
         except uploads.RefusedError as refused:
-            return _answer(refused.reply)
+            return answer(refused.reply)
         except BodyTooLargeError:
-            return _answer(replies.upload_refusal(400, "File size exceeds the limit"))
+            return answer(replies.upload_refusal(400, "File size exceeds the limit"))
         reply = self.vendor.upload(account, upload, self.now(), base_url(request))
         self.sweep()
-        return _answer(reply)
+        return answer(reply)
 
     # The file host
 
@@ -199,18 +204,33 @@ class Desk:
             return PlainTextResponse(
                 "the link has expired" if signed else "not found", 403 if signed else 404
             )
-        return FileResponse(
-            self.shelf.path(found.blob.name), media_type=found.blob.content_type, headers=_FILE_HEADERS
-        )
+        fault = self.vendor.files.fetch(found) if found.faults else None
+        return send_file(request, found, self.shelf.path(found.blob.name), fault)
 
     # What the vendor does not have
 
     async def ledger(self, _request: Request) -> Response:
         """GET the ledger: what was asked, paid, polled and called back."""
+        return JSONResponse(self.book())
+
+    def book(self) -> dict[str, Any]:
+        """Return the ledger, the balance and all tasks, the newest first."""
         tasks = [task_json(task) for task in self.vendor.newest(self.now())]
-        book = self.account.ledger.as_json()
         clock = {"now": self.now(), "speed": self.settings.speed}
-        return JSONResponse({"clock": clock, "credits": self.account.balance, **book, "tasks": tasks})
+        book = self.account.ledger.as_json()
+        return {"clock": clock, "credits": self.account.balance, **book, "tasks": tasks}
+
+    async def advance(self, request: Request) -> Response:
+        """POST to let virtual time pass: ``{"advance": seconds}``."""
+        body = await json_body(request)
+        seconds = body.get("advance") if isinstance(body, dict) else None
+        if not isinstance(self.now, VirtualTime):
+            return JSONResponse({"error": "start the sandbox with --virtual-clock"}, http.HTTPStatus.CONFLICT)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+            words = 'the body must be {"advance": seconds}, with a number from 0 on'
+            return JSONResponse({"error": words}, http.HTTPStatus.BAD_REQUEST)
+        await self.now.advance(seconds)
+        return JSONResponse({"now": self.now()})
 
     async def page(self, request: Request) -> Response:
         """GET the page that shows the tasks."""
@@ -227,13 +247,13 @@ class Desk:
         if thumbnails is None:
             raise HTTPException(http.HTTPStatus.NOT_FOUND)
         path = thumbnails.before if request.path_params["side"] == "before" else thumbnails.after
-        return FileResponse(path, media_type="image/jpeg", headers=_FILE_HEADERS)
+        return FileResponse(path, media_type="image/jpeg", headers=FILE_HEADERS)
 
     def _summary(self) -> dict[str, str]:
         return {**summary(self.account), "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}"}
 
     def _more(self) -> int:
-        return max(0, self.account.ledger.submits - self.account.ledger.refused.total() - TASKS_ON_PAGE)
+        return max(0, self.account.ledger.accepted - TASKS_ON_PAGE)
 
     def _views(self) -> list[TaskView]:
         now, drawn = self.now(), self.studio.thumbnails
@@ -261,19 +281,21 @@ class _BrowserCheck:
 def create_app(
     settings: SandboxSettings,
     *,
-    clock: Callable[[], float] | None = None,
+    plan: FaultPlan | None = None,
+    clock: Callable[[], float] | VendorClock | None = None,
     wall: Callable[[], float] = time.time,
 ) -> Starlette:
     """Return the sandbox as an ASGI application.
 
     Args:
         settings: How it behaves.
-        clock: Vendor seconds since the epoch; never runs backwards. By default real time, scaled by
-            ``settings.speed``; a test passes its own.
+        plan: What goes wrong; left out, what the settings say.
+        clock: The vendor's time, such as a `VirtualTime`; left out, real time, scaled by ``settings.speed``.
+            Where it can only tell the present, ``settings.speed`` of its seconds pass in a real one.
         wall: Real seconds since the epoch, for the timestamps of signatures.
     """
-    desk = Desk(settings, clock or vendor_clock(settings.speed), wall)
-    return Starlette(
+    desk = Desk(settings, plan or settings.plan, _clock(settings, clock), wall)
+    app = Starlette(
         routes=[
             Route("/api/v1/flux/kontext/generate", desk.generate, methods=["POST"]),
             Route("/api/v1/flux/kontext/record-info", desk.record_info),
@@ -287,6 +309,7 @@ def create_app(
             Route("/samples/", _samples),
             Route("/samples/{name}.png", _sample),
             Route("/__sandbox/ledger", desk.ledger),
+            Route("/__sandbox/clock", desk.advance, methods=["POST"]),
             Route("/__sandbox/tasks", desk.page_tasks),
             Route("/__sandbox/thumbnails/{task_id}/{side}.jpg", desk.thumbnail),
             Route("/", desk.page),
@@ -296,21 +319,31 @@ def create_app(
             http.HTTPStatus.NOT_FOUND: _not_found,
             BodyTooLargeError: _too_large,
             ClientDisconnect: _nobody_there,
+            UnknownFaultError: _unknown_fault,
         },
         lifespan=desk.running,
     )
+    app.state.desk = desk
+    return app
 
 
-def _hang_up(request: Request) -> None:
-    """Close the connection; the reply that is made afterwards reaches nobody."""
-    hang_up: Callable[[], None] | None = getattr(request.state, "hang_up", None)
-    if hang_up is None:
-        raise ConnectionResetError("the sandbox dropped this reply")  # in-process: there is no connection
-    hang_up()
+def _clock(settings: SandboxSettings, given: Callable[[], float] | VendorClock | None) -> VendorClock:
+    return VirtualTime() if given is None and settings.virtual_clock else as_clock(given, settings.speed)
 
 
-def _answer(reply: Reply) -> Response:
-    return Response(reply.encode(), reply.status, headers={"Content-Type": CONTENT_TYPE})
+def desk_of(app: Starlette) -> Desk:
+    """Return what is behind an application made by `create_app`."""
+    desk = app.state.desk
+    assert isinstance(desk, Desk)  # noqa: S101 - put there by create_app
+    return desk
+
+
+def _asked(request: Request) -> tuple[Rule, ...]:
+    """Return the faults a request asks for in its header."""
+    try:
+        return parse_rules(request.headers.get(HEADER, ""))
+    except ValueError as error:  # a misspelled fault would be a test that tests nothing
+        raise UnknownFaultError(str(error)) from None
 
 
 async def _samples(request: Request) -> Response:
@@ -356,6 +389,10 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
 async def _too_large(_request: Request, _error: Exception) -> Response:
     page = "<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n</html>\r\n"
     return HTMLResponse(page, http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
+
+
+async def _unknown_fault(_request: Request, error: Exception) -> Response:
+    return answer(replies.refusal(422, f"{HEADER}: {error}"))
 
 
 async def _nobody_there(_request: Request, _error: Exception) -> Response:

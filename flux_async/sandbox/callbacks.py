@@ -18,17 +18,16 @@ from typing import Final
 
 import attrs
 
-from flux_async.sandbox.faults import Fault
+from flux_async.sandbox.faults import Fault, Struck
 from flux_async.sandbox.file_book import MINUTE
 from flux_async.sandbox.ledger import Attempt
 from flux_async.sandbox.replies import Reply
-from flux_async.sandbox.simulator import Failure, Task
+from flux_async.sandbox.tasks import Task
 
 RETRIES_AFTER: Final = (1 * MINUTE, 5 * MINUTE, 15 * MINUTE)  # each counts from the failure before it
 TIME_LIMIT: Final = 15.0  # vendor seconds
 ACCEPTED: Final = 200
 
-LATE_BY: Final = 2 * MINUTE
 STALE_BY: Final = 10 * 60.0  # real seconds
 
 SUCCESS: Final = "BFL image generated successfully."
@@ -96,7 +95,7 @@ class CallbackBook:
         url, deliveries = task.order.call_back_url, _deliveries(task.faults)
         if url is None or task.ends_at is None or not deliveries:
             return
-        late = LATE_BY if Fault.CALLBACK_LATE in task.faults else 0.0
+        late = task.faults.get(Fault.CALLBACK_LATE, 0.0)
         self._put(Callback(task=task, url=url, left=deque(deliveries)), task.ends_at + late)
 
     @property
@@ -164,9 +163,9 @@ def sign(key: str, task_id: str, timestamp: int) -> dict[str, str]:
     }
 
 
-def _deliveries(faults: frozenset[Fault]) -> list[Fault | None]:
+def _deliveries(faults: Struck) -> list[Fault | None]:
     """Return what is sent about a task once it has ended, in order."""
-    if faults & {Fault.CALLBACK_MISSING, Fault.CALLBACK_EARLY}:
+    if faults.keys() & {Fault.CALLBACK_MISSING, Fault.CALLBACK_EARLY}:
         return []
     for only in (Fault.CALLBACK_STALE, Fault.CALLBACK_WRONG_ID):
         if only in faults:
@@ -189,9 +188,9 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
             )
         case Fault.CALLBACK_FORGED | Fault.CALLBACK_REPLAYED:
             result = f"{ATTACKER}/{fault}/{task.task_id}.jpg"
-        case _ if isinstance(task.made, Failure):
+        case _ if (failure := task.failure) is not None:
             # The API page shows a failure without ``info``, the vendor's current pages with empty strings.
-            code, message = task.made.code, task.made.message
+            code, message = failure.code, failure.message
         case _:
             pass
     info = {"originImageUrl": origin, "resultImageUrl": result}

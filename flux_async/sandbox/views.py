@@ -6,7 +6,7 @@ import attrs
 
 from flux_async.sandbox.file_book import FileBook
 from flux_async.sandbox.page import TaskView
-from flux_async.sandbox.simulator import Account, Failure, Flag, Task
+from flux_async.sandbox.tasks import Account, Flag, Task
 
 
 def summary(account: Account) -> dict[str, str]:
@@ -23,7 +23,7 @@ def summary(account: Account) -> dict[str, str]:
 
 def task_view(task: Task, now: float, files: FileBook, *, has_thumbnails: bool) -> TaskView:
     """Return what the page shows of a task."""
-    failure, result = _failure(task), task.result
+    failure, result = task.failure, task.result
     return TaskView(
         task_id=task.task_id,
         kind=str(task.order.kind),
@@ -32,7 +32,7 @@ def task_view(task: Task, now: float, files: FileBook, *, has_thumbnails: bool) 
         state=task.flag.name,
         problem=failure.message if failure else None,
         seconds=(task.ended_at or now) - task.created_at,
-        price=0.0 if task.flag is Flag.GENERATE_FAILED else task.order.price,
+        price=task.order.price - task.refunded,
         polls=task.polls,
         callbacks=len(task.callbacks),
         result=result.path if result and files.find(result.path, now) else None,
@@ -42,7 +42,7 @@ def task_view(task: Task, now: float, files: FileBook, *, has_thumbnails: bool) 
 
 def task_json(task: Task) -> dict[str, object]:
     """Return what the ledger tells of a task."""
-    failure = _failure(task)
+    failure = task.failure
     return {
         "taskId": task.task_id,
         "kind": str(task.order.kind),
@@ -52,13 +52,9 @@ def task_json(task: Task) -> dict[str, object]:
         "createdAt": task.created_at,
         "endedAt": task.ended_at,
         "charged": task.order.price,
-        "refunded": task.order.price if task.flag is Flag.GENERATE_FAILED else 0.0,
+        "refunded": task.refunded,
         "polls": task.polls,
         "error": failure.message if failure else None,
         "faults": sorted(task.faults),
         "callbacks": [attrs.asdict(attempt) for attempt in task.callbacks],
     }
-
-
-def _failure(task: Task) -> Failure | None:
-    return task.made if task.ended_at is not None and isinstance(task.made, Failure) else None
