@@ -334,8 +334,9 @@ def show_balance(as_json: bool) -> int:
 @click.option("--faults", default="", help="What goes wrong, such as drop-reply:1%,callback-late:10%.")
 @click.option("--fault-script", type=_FILE, help="JSON Lines: the faults of each submit, in order.")
 @click.option("--list-faults", is_flag=True, help="Say what can go wrong, and end.")
+@click.option("--ledger", is_flag=True, help="Print what was asked and paid to stderr, in the end.")
 @click.option("--virtual-clock", is_flag=True, help="Let time pass by POST /__sandbox/clock only.")
-def sandbox(host: str, port: int, list_faults: bool, **options: Any) -> int:
+def sandbox(host: str, port: int, ledger: bool, list_faults: bool, **options: Any) -> int:
     """Serve the vendor's API on this machine, for tests and dry runs: no real key, no network, no charge."""
     from flux_async.sandbox import SandboxError, SandboxSettings, serve  # noqa: PLC0415
     from flux_async.sandbox.faults import list_of_faults  # noqa: PLC0415
@@ -347,7 +348,7 @@ def sandbox(host: str, port: int, list_faults: bool, **options: Any) -> int:
     script, settings = options.pop("fault_script"), _given(options)
     try:
         entries = () if script is None else read_script(script)
-        serve(SandboxSettings(script=entries, **settings), host=host, port=port)
+        serve(SandboxSettings(script=entries, **settings), host=host, port=port, ledger=ledger)
     except (SandboxError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     return Exit.SUCCEEDED

@@ -40,7 +40,11 @@ _PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr")
 
 
 def serve(
-    settings: SandboxSettings | None = None, *, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT
+    settings: SandboxSettings | None = None,
+    *,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    ledger: bool = False,
 ) -> None:
     """Serve the sandbox until SIGINT or SIGTERM; prints one line to stdout when it is ready.
 
@@ -48,18 +52,22 @@ def serve(
         settings: How it behaves; the defaults where left out.
         host: The address to listen on.
         port: The port; 0 picks a free one, which the line names.
+        ledger: Whether to print what was asked and paid to stderr in the end.
 
     Raises:
         SandboxError: If the port is taken, the address cannot be used, or the extra is not installed.
     """
     settings = settings or SandboxSettings()
     _require(_SERVING + (_PICTURES if settings.pictures == "real" else ()))
-    from flux_async.sandbox.app import create_app  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.app import create_app, desk_of  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.views import ledger_table  # noqa: PLC0415 - needs the extra
 
     app = create_app(settings)
     with _listen(host, port) as listener:
         config = _config(app, lifespan="on")
         _quiet_server(config, _address(host, listener)).run([listener])
+    if ledger:
+        print(ledger_table(desk_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
 
 
 def _config(app: Starlette, *, lifespan: Literal["on", "off"]) -> uvicorn.Config:
@@ -124,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             virtual_clock=options.virtual_clock,
             **({} if options.workers is None else {"workers": options.workers}),
         )
-        serve(settings, host=options.host, port=options.port)
+        serve(settings, host=options.host, port=options.port, ledger=options.ledger)
     except (SandboxError, ValueError) as error:
         print(f"sandbox: {error}", file=sys.stderr)  # noqa: T201 - this is a command
         return USAGE_ERROR
@@ -155,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--faults", default="", metavar="LIST", help="such as callback-late:10%%; see --list-faults")
     add("--fault-script", type=Path, metavar="FILE", help="JSON Lines: the faults of each submit, in order")
     add("--list-faults", action="store_true", help="say what can go wrong, and end")
+    add("--ledger", action="store_true", help="print what was asked and paid to stderr, in the end")
     add("--virtual-clock", action="store_true", help="let time pass by POST /__sandbox/clock only")
     return parser
 

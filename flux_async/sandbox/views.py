@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
 import attrs
 
 from flux_async.sandbox.file_book import FileBook
+from flux_async.sandbox.ledger import Ledger
 from flux_async.sandbox.page import TaskView
 from flux_async.sandbox.tasks import Account, Flag, Task
+
+_LINES: Final = 20
+_NAME: Final = 60
 
 
 def summary(account: Account) -> dict[str, str]:
@@ -58,3 +65,42 @@ def task_json(task: Task) -> dict[str, object]:
         "faults": sorted(task.faults),
         "callbacks": [attrs.asdict(attempt) for attempt in task.callbacks],
     }
+
+
+def ledger_table(ledger: Ledger) -> str:
+    """Return the ledger in short, for a terminal; of many images those that were asked for most often."""
+    return "\n".join([*_totals(ledger), *_images(ledger), ""])
+
+
+def _totals(ledger: Ledger) -> Iterator[str]:
+    refused = ", ".join(f"{code}: {count}" for code, count in sorted(ledger.refused.items()))
+    yield (
+        f"submits {ledger.submits:,}   tasks {ledger.accepted:,}   "
+        f"refused {ledger.refused.total():,}{f' ({refused})' if refused else ''}   dropped {ledger.dropped:,}"
+    )
+    yield f"charged {ledger.charged:,g}   refunded {ledger.refunded:,g}   polls {ledger.polls:,}"
+    calls = ledger.callbacks
+    if calls.sent:
+        yield f"callbacks {calls.sent:,}   accepted {calls.accepted:,}   given up {calls.given_up:,}"
+    busiest, made = ledger.submits_in_window.most, ledger.tasks_in_window.most
+    yield f"busiest 10 s: {busiest} submits, {made} tasks"
+    if ledger.faults:
+        yield "faults: " + ", ".join(f"{name} {count:,}" for name, count in sorted(ledger.faults.items()))
+    yield f"paid more than once: {len(ledger.double_charges):,}"
+
+
+def _images(ledger: Ledger) -> Iterator[str]:
+    if not ledger.images:
+        return
+    yield f"{'submits':>7} {'tasks':>6} {'charged':>8} {'refunded':>8} {'polls':>6}  image"
+    most = sorted(ledger.images.items(), key=lambda item: (-item[1].is_paid_twice, -item[1].submits))
+    for subject, line in most[:_LINES]:
+        name = "".join(letter if letter.isprintable() else "?" for letter in subject)
+        name = name if len(name) <= _NAME else f"{name[:20]}...{name[23 - _NAME :]}"
+        twice = "  PAID TWICE" if line.is_paid_twice else ""
+        yield (
+            f"{line.submits:>7} {len(line.tasks):>6} {line.charged:>8g} {line.refunded:>8g} {line.polls:>6}"
+            f"  {name}{twice}"
+        )
+    if len(most) > _LINES:
+        yield f"and {len(most) - _LINES:,} more images"
