@@ -41,7 +41,7 @@ from flux_async.sandbox.shelf import Shelf
 from flux_async.sandbox.simulator import Upload, Vendor
 from flux_async.sandbox.studio import Studio
 from flux_async.sandbox.tasks import Account, Failure, Pictures, Task
-from flux_async.sandbox.views import summary, task_json, task_view
+from flux_async.sandbox.views import matches, summary, task_json, task_view
 
 TASKS_ON_PAGE: Final = 60
 
@@ -234,11 +234,11 @@ class Desk:
 
     async def page(self, request: Request) -> Response:
         """GET the page that shows the tasks."""
-        return HTMLResponse(render_page(self._summary(), self._views(), self._more(), base_url(request)))
+        return HTMLResponse(render_page(self._summary(), *self._shown(request), base_url(request)))
 
-    async def page_tasks(self, _request: Request) -> Response:
+    async def page_tasks(self, request: Request) -> Response:
         """GET the part of the page that changes."""
-        fragment = render_tasks(self._summary(), self._views(), self._more())
+        fragment = render_tasks(self._summary(), *self._shown(request))
         return HTMLResponse(fragment, headers={"Cache-Control": "no-store"})
 
     async def thumbnail(self, request: Request) -> Response:
@@ -252,15 +252,23 @@ class Desk:
     def _summary(self) -> dict[str, str]:
         return {**summary(self.account), "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}"}
 
-    def _more(self) -> int:
-        return max(0, self.account.ledger.accepted - TASKS_ON_PAGE)
-
-    def _views(self) -> list[TaskView]:
+    def _shown(self, request: Request) -> tuple[list[TaskView], str]:
+        """Return the newest of the tasks a reader looks for, and what to say of the others."""
+        words, state = request.query_params.get("q", ""), request.query_params.get("state", "")
         now, drawn = self.now(), self.studio.thumbnails
-        newest = itertools.islice(self.vendor.newest(now), TASKS_ON_PAGE)
-        return [
-            task_view(task, now, self.vendor.files, has_thumbnails=task.task_id in drawn) for task in newest
+        found = (task for task in self.vendor.newest(now) if matches(task, words, state))
+        tasks = list(itertools.islice(found, TASKS_ON_PAGE))
+        views = [
+            task_view(task, now, self.vendor.files, has_thumbnails=task.task_id in drawn) for task in tasks
         ]
+        if words or state:
+            return views, "and older ones" if next(found, None) is not None else _nothing(views)
+        more = self.account.ledger.accepted - len(tasks)
+        return views, f"and {more:,} older" if more else ""
+
+
+def _nothing(views: list[TaskView]) -> str:
+    return "" if views else "No task is like that."
 
 
 @attrs.frozen

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 import attrs
 
 from flux_async.sandbox.file_book import FileBook
-from flux_async.sandbox.ledger import Ledger
+from flux_async.sandbox.ledger import Attempt, Ledger
 from flux_async.sandbox.page import TaskView
-from flux_async.sandbox.tasks import Account, Flag, Task
+from flux_async.sandbox.tasks import FAILURES, Account, Flag, Task
+
+STATES: Final = {
+    "generating": (Flag.GENERATING,),
+    "done": (Flag.SUCCESS,),
+    "failed": FAILURES,
+}
+"""What the page calls the states a reader can ask for."""
 
 _LINES: Final = 20
 _NAME: Final = 60
@@ -20,11 +28,13 @@ def summary(account: Account) -> dict[str, str]:
     """Return the figures above the tasks."""
     ledger = account.ledger
     return {
-        "Credits left": f"{account.balance:,.2f}".removesuffix(".00"),
+        "Credits": f"{account.balance:,.2f}".removesuffix(".00"),
         "Spent": f"{ledger.charged - ledger.refunded:,.2f}".removesuffix(".00"),
         "Submits": f"{ledger.submits:,}",
         "Refused": f"{ledger.refused.total():,}",
         "Polls": f"{ledger.polls:,}",
+        "Faults": f"{ledger.faults.total():,}",
+        "Paid twice": f"{len(ledger.double_charges):,}",
     }
 
 
@@ -35,16 +45,34 @@ def task_view(task: Task, now: float, files: FileBook, *, has_thumbnails: bool) 
         task_id=task.task_id,
         kind=str(task.order.kind),
         prompt=task.order.prompt,
+        image=task.order.input_image,
+        made_at=datetime.fromtimestamp(task.created_at, UTC).strftime("%H:%M:%S"),
         model=task.order.model,
         state=task.flag.name,
         problem=failure.message if failure else None,
         seconds=(task.ended_at or now) - task.created_at,
         price=task.order.price - task.refunded,
         polls=task.polls,
-        callbacks=len(task.callbacks),
+        faults=sorted(task.faults),
+        callbacks=[_answered(attempt) for attempt in task.callbacks],
         result=result.path if result and files.find(result.path, now) else None,
         has_thumbnails=task.flag is Flag.SUCCESS and has_thumbnails,
     )
+
+
+def matches(task: Task, words: str, state: str) -> bool:
+    """Say whether a task is looked for: by words of its picture, prompt, id or faults, and by its state."""
+    if state and STATES.get(state) is not None and task.flag not in STATES[state]:
+        return False
+    sought = (
+        f"{task.task_id} {task.order.input_image or ''} {task.order.prompt} {' '.join(task.faults)}".lower()
+    )
+    return all(word in sought for word in words.lower().split())
+
+
+def _answered(attempt: Attempt) -> str:
+    told = str(attempt.status or "unanswered")
+    return told if attempt.fault is None else f"{told} ({attempt.fault.removeprefix('callback-')})"
 
 
 def task_json(task: Task) -> dict[str, object]:
