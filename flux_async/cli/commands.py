@@ -334,6 +334,7 @@ def show_balance(as_json: bool) -> int:
 @click.option("--faults", default="", help="What goes wrong, such as drop-reply:1%,callback-late:10%.")
 @click.option("--fault-script", type=_FILE, help="JSON Lines: the faults of each submit, in order.")
 @click.option("--list-faults", is_flag=True, help="Say what can go wrong, and end.")
+@click.option("--state", type=_FILE, help="Keep tasks, balance and pictures there, beyond the end.")
 @click.option("--ledger", is_flag=True, help="Print what was asked and paid to stderr, in the end.")
 @click.option("--virtual-clock", is_flag=True, help="Let time pass by POST /__sandbox/clock only.")
 def sandbox(host: str, port: int, ledger: bool, list_faults: bool, **options: Any) -> int:

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flux_async.sandbox import mishaps, replies, uploads
 from flux_async.sandbox.callbacks import CallbackBook
-from flux_async.sandbox.clock import VendorClock, VirtualTime, as_clock
+from flux_async.sandbox.clock import ScaledTime, VendorClock, VirtualTime, as_clock
 from flux_async.sandbox.courier import Courier, callback_client
 from flux_async.sandbox.delivery import FILE_HEADERS, answer, answer_submit, hang_up, send_file
 from flux_async.sandbox.faults import Place
@@ -39,11 +39,13 @@ from flux_async.sandbox.requests import BodyTooLargeError, base_url, is_json, js
 from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.shelf import Shelf
 from flux_async.sandbox.simulator import Upload, Vendor
-from flux_async.sandbox.studio import Studio
+from flux_async.sandbox.state import State, names_in_use
+from flux_async.sandbox.studio import Studio, Thumbnails
 from flux_async.sandbox.tasks import Account, Failure, Pictures, Task
 from flux_async.sandbox.views import matches, summary, task_json, task_view
 
 TASKS_ON_PAGE: Final = 60
+SAVE_EVERY: Final = 0.25  # real seconds
 
 # A base64 body is a third longer than its file.
 _MAX_BASE64_BODY: Final = uploads.MAX_BASE64_BYTES * 3 // 2
@@ -60,19 +62,56 @@ class Desk:
     """Everything the routes share."""
 
     def __init__(
-        self, settings: SandboxSettings, plan: FaultPlan, clock: VendorClock, wall: Callable[[], float]
+        self,
+        settings: SandboxSettings,
+        plan: FaultPlan,
+        clock: VendorClock,
+        wall: Callable[[], float],
+        state: State | None,
     ) -> None:
         self.settings: SandboxSettings = settings
         self.now: VendorClock = clock
-        rng = random.Random(settings.seed)  # noqa: S311 - a sandbox guards nothing
-        self.vendor: Vendor = Vendor(rng, plan, began=clock())
+        self.state: State | None = state
+        facts = state.facts if state else None
+        # A later life draws anew, or it would hand out the ids of the first.
+        seed = settings.seed if facts is None else f"{settings.seed} {facts.starts}"
+        rng = random.Random(seed) if settings.seed is not None else random.Random()  # noqa: S311 - guards nothing
+        self.vendor: Vendor = Vendor(rng, plan, began=facts.began if facts else clock())
         self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
-        self.shelf: Shelf = Shelf()
+        self.shelf: Shelf = Shelf(state.folder if state else None)
         self.studio: Studio = Studio(settings, self.shelf, self._hand_in, clock)
         self.callbacks: CallbackBook = CallbackBook(settings.webhook_key)
         self.courier: Courier = Courier(
             self.vendor, self.callbacks, clock=clock, speed=settings.speed, wall=wall
         )
+
+        if state is not None:
+            self._wake_up(state)
+
+    def _wake_up(self, state: State) -> None:
+        """Go on where an earlier life ended."""
+        thumbnails = state.restore(self.vendor, self.account, self.callbacks)
+        self.shelf.keep_only(names_in_use(self.vendor, thumbnails))
+        for task_id, (before, after) in thumbnails.items():
+            self.studio.thumbnails[task_id] = Thumbnails(
+                before=self.shelf.path(before), after=self.shelf.path(after)
+            )
+
+    def save(self) -> None:
+        """Write down what has changed, where it is to outlive this process."""
+        if self.state is None:
+            return
+        drawn = self.studio.thumbnails
+
+        def names(task_id: str) -> tuple[str, str] | None:
+            return (drawn[task_id].before.name, drawn[task_id].after.name) if task_id in drawn else None
+
+        self.state.write(self.vendor, self.account, self.callbacks, self.now(), names)
+
+    async def _keep(self) -> None:
+        while True:
+            await anyio.sleep(SAVE_EVERY)
+            self.save()
 
     def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
         now = self.now()
@@ -100,9 +139,17 @@ class Desk:
             ):
                 self.studio.open(tasks, web)
                 self.courier.open(tasks, receivers)
+                if self.state is not None:
+                    tasks.start_soon(self._keep)
+                for task in tuple(self.vendor.all_tasks()):  # of an earlier life that ended before they did
+                    if task.made is None:
+                        self.studio.take_on(task)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
+            self.save()
+            if self.state is not None:
+                self.state.close()
             self.shelf.clear()
 
     # The Flux Kontext API
@@ -115,6 +162,7 @@ class Desk:
         asked = _asked(request)
         submission = self.vendor.submit(sent_key(request), body, self.now(), base_url(request), asked)
         if (task := submission.task) is not None:
+            self.save()  # before anybody hears of it
             try:
                 if (early := self.callbacks.early(task)) is not None:
                     await self.courier.deliver(early)
@@ -191,6 +239,7 @@ class Desk:
             return answer(replies.upload_refusal(400, "File size exceeds the limit"))
         reply = self.vendor.upload(account, upload, self.now(), base_url(request))
         self.sweep()
+        self.save()
         return answer(reply)
 
     # The file host
@@ -302,7 +351,9 @@ def create_app(
             Where it can only tell the present, ``settings.speed`` of its seconds pass in a real one.
         wall: Real seconds since the epoch, for the timestamps of signatures.
     """
-    desk = Desk(settings, plan or settings.plan, _clock(settings, clock), wall)
+    state = State(settings.state) if settings.state else None
+    began = state.facts.now if state and state.facts else None
+    desk = Desk(settings, plan or settings.plan, _clock(settings, clock, began), wall, state)
     app = Starlette(
         routes=[
             Route("/api/v1/flux/kontext/generate", desk.generate, methods=["POST"]),
@@ -335,8 +386,14 @@ def create_app(
     return app
 
 
-def _clock(settings: SandboxSettings, given: Callable[[], float] | VendorClock | None) -> VendorClock:
-    return VirtualTime() if given is None and settings.virtual_clock else as_clock(given, settings.speed)
+def _clock(
+    settings: SandboxSettings, given: Callable[[], float] | VendorClock | None, begin: float | None
+) -> VendorClock:
+    if given is not None:
+        return as_clock(given, settings.speed)
+    if settings.virtual_clock:
+        return VirtualTime() if begin is None else VirtualTime(begin)
+    return ScaledTime(settings.speed, not_before=begin or 0.0)
 
 
 def desk_of(app: Starlette) -> Desk:

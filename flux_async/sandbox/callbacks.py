@@ -13,7 +13,7 @@ import heapq
 import hmac
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -82,6 +82,8 @@ class CallbackBook:
         self._key = key
         self._numbers = itertools.count()  # what is due at one moment leaves in the order it came
         self._due: list[tuple[float, int, Callback]] = []
+        self._pending: dict[str, tuple[float, Callback]] = {}
+        self._changed: set[str] = set()
 
     def early(self, task: Task) -> Callback | None:
         """Return what is to be sent the moment a task is created, if anything."""
@@ -141,15 +143,35 @@ class CallbackBook:
             callback.left.popleft()
             if callback.left:
                 self._put(callback, now)
+            elif fault is not Fault.CALLBACK_EARLY:
+                self._forget(callback)
             return False
         callback.failures += 1
         if callback.failures > len(RETRIES_AFTER):
             ledger.callbacks.given_up += 1
+            self._forget(callback)
             return True
         self._put(callback, now + RETRIES_AFTER[callback.failures - 1])
         return False
 
+    def restore(self, task: Task, left: Iterable[Fault | None], failures: int, at: float) -> None:
+        """Take up a callback that was still to be sent in an earlier life, or was on its way."""
+        assert task.order.call_back_url is not None  # noqa: S101 - or there would be none
+        url = task.order.call_back_url
+        self._put(Callback(task=task, url=url, left=deque(left), failures=failures), at)
+
+    def take_changed(self) -> list[tuple[str, tuple[float, Callback] | None]]:
+        """Return by task what is to be sent, and when, where that changed; None where nothing is left."""
+        changed, self._changed = self._changed, set()
+        return [(task_id, self._pending.get(task_id)) for task_id in changed]
+
+    def _forget(self, callback: Callback) -> None:
+        self._pending.pop(callback.task.task_id, None)
+        self._changed.add(callback.task.task_id)
+
     def _put(self, callback: Callback, at: float) -> None:
+        self._pending[callback.task.task_id] = (at, callback)
+        self._changed.add(callback.task.task_id)
         heapq.heappush(self._due, (at, next(self._numbers), callback))
 
 

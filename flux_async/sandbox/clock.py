@@ -39,10 +39,17 @@ class ScaledTime:
     Args:
         speed: How fast it runs.
         reader: Tells the present instead; it must run at `speed`.
+        not_before: Where it begins, if that is later than the real present.
     """
 
-    def __init__(self, speed: float = 1.0, reader: Callable[[], float] | None = None) -> None:
-        begun_at, begun = time.time(), time.monotonic()
+    def __init__(
+        self,
+        speed: float = 1.0,
+        reader: Callable[[], float] | None = None,
+        *,
+        not_before: float = 0.0,
+    ) -> None:
+        begun_at, begun = max(time.time(), not_before), time.monotonic()
         self._speed = speed
         self._reader = reader or (lambda: begun_at + (time.monotonic() - begun) * speed)
 
@@ -134,6 +141,6 @@ def work_on(clock: VendorClock) -> Iterator[None]:
         yield
 
 
-def as_clock(clock: Callable[[], float] | None, speed: float) -> VendorClock:
+def as_clock(clock: Callable[[], float], speed: float) -> VendorClock:
     """Return a clock that can also sleep, from one that may only tell the time."""
     return clock if isinstance(clock, VendorClock) else ScaledTime(speed, clock)

@@ -118,6 +118,7 @@ class Courier:
                 status = await self._post(self._web, letter)
             if self._book.settle(callback, status, sent_at, self._now()):
                 logger.info("callback of task %s given up", callback.task.task_id)
+            self._vendor.touch(callback.task)
             self.wake()
 
     @asynccontextmanager

@@ -9,7 +9,7 @@ import enum
 import heapq
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import attrs
@@ -75,6 +75,7 @@ class FileBook:
         self._expiries: list[tuple[float, str]] = []
         self._replaced: list[Blob] = []
         self._fetched: Counter[str] = Counter()
+        self._changed: set[str] = set()
 
     def publish(
         self, link: Link, blob: Blob, now: float, *, path: str | None = None, faults: Struck | None = None
@@ -89,9 +90,27 @@ class FileBook:
         file = PublicFile(path=path, link=link, blob=blob, expires_at=expires_at, faults=faults)
         if (old := self._files.get(path)) is not None:
             self._replaced.append(old.blob)
-        self._files[path] = file
-        heapq.heappush(self._expiries, (file.expires_at, path))
+        self._add(file)
         return file
+
+    def _add(self, file: PublicFile) -> None:
+        self._files[file.path] = file
+        self._changed.add(file.path)
+        heapq.heappush(self._expiries, (file.expires_at, file.path))
+
+    def restore(self, files: Iterable[PublicFile]) -> None:
+        """Take up links that were given out in an earlier life."""
+        for file in files:
+            self._add(file)
+
+    def take_changed(self) -> list[tuple[str, PublicFile | None]]:
+        """Return the links that changed since the last time; None for those that are gone."""
+        changed, self._changed = self._changed, set()
+        return [(path, self._files.get(path)) for path in changed]
+
+    def names(self) -> Iterator[str]:
+        """Yield under which names the bytes lie."""
+        return (file.blob.name for file in self._files.values())
 
     def find(self, path: str, now: float) -> PublicFile | None:
         """Return the file behind a path, or None where there never was one or it has expired."""
@@ -115,6 +134,7 @@ class FileBook:
             if file is None or now < file.expires_at:
                 continue  # replaced by a younger one
             del self._files[path]
+            self._changed.add(path)
             del self._fetched[path]
             # A fresh link shares the bytes of a result, which outlives it.
             if file.link is not Link.FRESH and not file.blob.kept:

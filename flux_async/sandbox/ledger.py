@@ -119,6 +119,7 @@ class Ledger:
     submits_in_window: Window = attrs.Factory(Window)
     tasks_in_window: Window = attrs.Factory(Window)
     images: dict[str, Line] = attrs.Factory(dict)
+    _changed: set[str] = attrs.field(factory=set, init=False, repr=False)
 
     @property
     def double_charges(self) -> list[str]:
@@ -127,7 +128,14 @@ class Ledger:
 
     def line(self, subject: str) -> Line:
         """Return the line of one image, begun when it is first named."""
-        return self.images.setdefault(subject[:MAX_SUBJECT_LENGTH], Line())
+        name = subject[:MAX_SUBJECT_LENGTH]
+        self._changed.add(name)  # whoever asks for a line writes in it
+        return self.images.setdefault(name, Line())
+
+    def take_changed(self) -> list[tuple[str, Line]]:
+        """Return the lines that may have changed since the last time."""
+        changed, self._changed = self._changed, set()
+        return [(name, self.images[name]) for name in changed]
 
     def submit(self, now: float) -> None:
         """Write down that a submit was received."""

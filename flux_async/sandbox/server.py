@@ -130,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             faults=options.faults,
             script=read_script(options.fault_script) if options.fault_script else (),
             virtual_clock=options.virtual_clock,
+            state=options.state,
             **({} if options.workers is None else {"workers": options.workers}),
         )
         serve(settings, host=options.host, port=options.port, ledger=options.ledger)
@@ -163,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--faults", default="", metavar="LIST", help="such as callback-late:10%%; see --list-faults")
     add("--fault-script", type=Path, metavar="FILE", help="JSON Lines: the faults of each submit, in order")
     add("--list-faults", action="store_true", help="say what can go wrong, and end")
+    add("--state", type=Path, metavar="FILE", help="keep tasks, balance and pictures there, beyond the end")
     add("--ledger", action="store_true", help="print what was asked and paid to stderr, in the end")
     add("--virtual-clock", action="store_true", help="let time pass by POST /__sandbox/clock only")
     return parser

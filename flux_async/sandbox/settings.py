@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -106,6 +107,8 @@ class SandboxSettings:
             separated by commas) itself, and so does a request with the header ``X-Sandbox-Fault``.
         virtual_clock: Whether time stands still until ``POST /__sandbox/clock`` lets it pass; `speed` then
             means nothing.
+        state: A file in which tasks, balance, ledger and links outlive the sandbox; their pictures lie in a
+            folder beside it. What it holds wins over `credits`. Left out, nothing is kept.
         script: What befalls the first submits, in order: for each a list of names. Then `faults` holds.
 
     Raises:
@@ -131,6 +134,7 @@ class SandboxSettings:
     webhook_key: str | None = attrs.field(default=None, validator=_check_webhook_key, repr=False)
     faults: str = attrs.field(default="", validator=_check_faults)
     virtual_clock: bool = False
+    state: Path | None = None
     script: tuple[tuple[str, ...], ...] = attrs.field(default=(), converter=_as_entries)
 
     @property

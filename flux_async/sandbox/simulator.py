@@ -74,12 +74,13 @@ class Vendor:
     def __init__(self, rng: random.Random, plan: FaultPlan | None = None, began: float = 0.0) -> None:
         self._rng = rng
         self._plan = plan or FaultPlan()
-        self._began = began
+        self.began: float = began
         self._accounts: dict[str, Account] = {}
         self._tasks: dict[str, Task] = {}
         self._due: list[tuple[float, str]] = []
-        self._submits = 0
-        self._calls = 0
+        self._changed: set[str] = set()
+        self.submits: int = 0
+        self.calls: int = 0
         self.files: FileBook = FileBook(random.Random(rng.getrandbits(64)))  # noqa: S311 - a sandbox guards nothing
 
     def open_account(self, keys: Iterable[str], balance: float) -> Account:
@@ -95,8 +96,8 @@ class Vendor:
 
     def faults_of_call(self, place: Place, now: float, asked: Iterable[Rule] = ()) -> Struck:
         """Return what goes wrong with a call that no task belongs to."""
-        self._calls += 1
-        return self._plan.for_call(place, self._calls, now - self._began, asked)
+        self.calls += 1
+        return self._plan.for_call(place, self.calls, now - self.began, asked)
 
     def _turned_away(self, key: str | None, now: float) -> Reply | None:
         """Return the answer to whoever does not get past the door."""
@@ -116,7 +117,7 @@ class Vendor:
         if (turned_away := self._turned_away(key, now)) is not None:
             return Submission(reply=turned_away)
         account = self._accounts[key or ""]
-        self._submits += 1
+        self.submits += 1
         account.ledger.submit(now)
         order = read_order(body)
         if isinstance(order, Refusal):
@@ -124,7 +125,7 @@ class Vendor:
             return self._refuse(account, refusal.code, replies.refusal(refusal.code, refusal.message))
         account.ledger.line(subject_of(order)).submits += 1
         rules = (*order.faults, *asked)
-        faults = self._plan.for_submit(self._submits, now - self._began, rules)
+        faults = self._plan.for_submit(self.submits, now - self.began, rules)
         return self._spoiled(account, order, faults) or self._accept(account, order, faults, now, base_url)
 
     def _spoiled(self, account: Account, order: Order, faults: Struck) -> Submission | None:
@@ -192,6 +193,7 @@ class Vendor:
             faults=struck,
         )
         self._tasks[task_id] = task
+        self._changed.add(task_id)
         account.balance -= order.price
         account.ledger.accept(task.subject, task_id, order.price, now)
         account.ledger.strike(struck)
@@ -212,6 +214,7 @@ class Vendor:
         if task.made is None and Fault.NEVER_ENDS not in task.faults:
             task.made = task.fate or made
             task.ends_at = max(task.ready_at, now)
+            self._changed.add(task_id)
             heapq.heappush(self._due, (task.ends_at, task_id))
 
     def advance(self, now: float) -> None:
@@ -223,6 +226,7 @@ class Vendor:
     def _settle(self, task: Task, at: float) -> None:
         flips = Fault.TIMEOUT_FLIPS in task.faults and task.flag is Flag.GENERATING
         task.ended_at, task.told = at, None
+        self._changed.add(task.task_id)
         match task.made:
             case Pictures() if flips:
                 task.flag = Flag.GENERATE_FAILED  # not for good, so nothing is refunded
@@ -255,6 +259,7 @@ class Vendor:
             account.ledger.poll(None)
             return replies.refusal(422, replies.NO_RECORD)
         task.polls += 1
+        self._changed.add(task_id)
         account.ledger.poll(task.subject)
         if not task.faults:
             return _told(task, base_url)
@@ -307,6 +312,31 @@ class Vendor:
             "uploadedAt": uploaded_at.replace("+00:00", "Z"),
         }
         return Reply({"success": True, "code": 200, "msg": "File uploaded successfully", "data": data})
+
+    def restore(self, tasks: Iterable[Task], submits: int, calls: int) -> None:
+        """Take up the tasks of an earlier life, and count on from there."""
+        self.submits, self.calls = submits, calls
+        for task in tasks:
+            self._tasks[task.task_id] = task
+            if task.flag is Flag.GENERATING and task.ends_at is not None:
+                heapq.heappush(self._due, (task.ends_at, task.task_id))
+            elif task.ended_at is not None and task.flag is Flag.GENERATE_FAILED and task.refunded == 0:
+                flips = task.faults.get(Fault.TIMEOUT_FLIPS)
+                if flips is not None and isinstance(task.made, Pictures):
+                    heapq.heappush(self._due, (task.ended_at + flips, task.task_id))
+
+    def touch(self, task: Task) -> None:
+        """Say that something was written down with a task."""
+        self._changed.add(task.task_id)
+
+    def take_changed(self) -> list[Task]:
+        """Return the tasks that may have changed since the last time."""
+        changed, self._changed = self._changed, set()
+        return sorted((self._tasks[task_id] for task_id in changed), key=lambda task: task.created_at)
+
+    def all_tasks(self) -> Iterable[Task]:
+        """Return the tasks, the oldest first."""
+        return self._tasks.values()
 
     def newest(self, now: float) -> Iterator[Task]:
         """Yield the tasks, the newest first."""

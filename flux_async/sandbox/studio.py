@@ -109,7 +109,8 @@ class Studio:
 
     def _pixel(self, output_format: str) -> Blob:
         if output_format not in self._pixels:
-            pixel = self._shelf.put(ONE_PIXEL[output_format], f"image/{output_format}", kept=True)
+            content, name = ONE_PIXEL[output_format], f"pixel.{output_format}"
+            pixel = self._shelf.put(content, f"image/{output_format}", kept=True, name=name)
             self._pixels[output_format] = pixel
         return self._pixels[output_format]
 
