@@ -18,6 +18,7 @@ from typing import Final
 
 import attrs
 
+from flux_async.sandbox import replies
 from flux_async.sandbox.faults import Fault, Struck
 from flux_async.sandbox.file_book import MINUTE
 from flux_async.sandbox.ledger import Attempt
@@ -32,6 +33,9 @@ STALE_BY: Final = 10 * 60.0  # real seconds
 
 SUCCESS: Final = "BFL image generated successfully."
 ATTACKER: Final = "https://attacker.example"
+
+# A record and a callback do not spell this one alike.
+_WORDING: Final = {replies.INTERNAL_AS_RECORDED: replies.INTERNAL}
 
 _NOT_THE_KEY: Final = "not the key of this webhook"
 # Sent once whatever comes of it; everything else is the true callback, which is tried again.
@@ -212,7 +216,7 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
             result = f"{ATTACKER}/{fault}/{task.task_id}.jpg"
         case _ if (failure := task.failure) is not None:
             # The API page shows a failure without ``info``, the vendor's current pages with empty strings.
-            code, message = failure.code, failure.message
+            code, message = failure.code, _WORDING.get(failure.message, failure.message)
         case _:
             pass
     info = {"originImageUrl": origin, "resultImageUrl": result}

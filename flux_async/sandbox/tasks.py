@@ -46,7 +46,7 @@ class Failure:
 
 FATES: Final = {
     Fault.FAIL_400: Failure(code=400, message=replies.FLAGGED),
-    Fault.FAIL_500: Failure(code=500, message="internal error, please try again later."),
+    Fault.FAIL_500: Failure(code=500, message=replies.INTERNAL_AS_RECORDED),
     Fault.FAIL_501: Failure(code=501, message=replies.NOT_MADE),
     Fault.FAIL_CREATE: Failure(code=500, message="create task failed"),
     Fault.FAIL_ENVELOPE: Failure(code=501, message=replies.NOT_MADE),
