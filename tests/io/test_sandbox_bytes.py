@@ -50,8 +50,8 @@ NO_RECORD = '{"code":422,"msg":"The record does not exist","data":null}'
 EMPTY = '{"code":200,"msg":"success","data":null}'
 WRONG_URL = '{"code":422,"msg":"url is wrong","data":null}'
 UNAUTHORIZED = (
-    '{"code":401,"msg":"Unauthorized \N{EN DASH} Authentication failed. Please check that your Authorization and '
-    'Content-Type headers are correctly set."}'
+    '{"code":401,"msg":"Unauthorized \N{EN DASH} Authentication failed. Please check that your '
+    'Authorization and Content-Type headers are correctly set."}'
 )
 NO_KEY = '{"code":401,"msg":"You do not have access permissions"}'
 SERVER_ERROR = (
