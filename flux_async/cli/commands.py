@@ -393,7 +393,7 @@ def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
 @click.option("--port", type=click.IntRange(0, 65_535), default=8787, help="Port; 0 picks a free one.")
 @click.option("--speed", type=float, default=1.0, help="How fast the vendor's clock runs.")
 @click.option("--seed", type=int, help="Make task ids and times repeatable.")
-@click.option("--credits", "balance", type=float, default=10_000.0, help="Balance to start with.")
+@click.option("--credits", type=float, default=10_000.0, help="Balance to start with.")
 @click.option("--key", "keys", multiple=True, default=("test",), help="An accepted API key; repeatable.")
 @click.option("--quality", type=click.Choice(["fast", "good"]), default="fast", help="Of text removal.")
 @click.option(
@@ -407,13 +407,24 @@ def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
     "--webhook-key", envvar="KIE_WEBHOOK_KEY", help="Sign callbacks with it; default KIE_WEBHOOK_KEY."
 )
 @click.option("--faults", default="", help="What goes wrong, such as drop-reply:1%,callback-late:10%.")
-def sandbox(host: str, port: int, balance: float, workers: int | None, **settings: Any) -> int:
+@click.option("--fault-script", type=_FILE, help="JSON Lines: the faults of each submit, in order.")
+@click.option("--list-faults", is_flag=True, help="Say what can go wrong, and end.")
+@click.option("--state", type=_FILE, help="Keep tasks, balance and pictures there, beyond the end.")
+@click.option("--ledger", is_flag=True, help="Print what was asked and paid to stderr, in the end.")
+@click.option("--virtual-clock", is_flag=True, help="Let time pass by POST /__sandbox/clock only.")
+def sandbox(host: str, port: int, ledger: bool, list_faults: bool, **options: Any) -> int:
     """Serve the vendor's API on this machine, for tests and dry runs: no real key, no network, no charge."""
     from flux_async.sandbox import SandboxError, SandboxSettings, serve  # noqa: PLC0415
+    from flux_async.sandbox.faults import list_of_faults  # noqa: PLC0415
+    from flux_async.sandbox.plan import read_script  # noqa: PLC0415
 
-    options = settings if workers is None else settings | {"workers": workers}
+    if list_faults:
+        click.echo(list_of_faults(), nl=False)
+        return Exit.SUCCEEDED
+    script, settings = options.pop("fault_script"), _given(options)
     try:
-        serve(SandboxSettings(credits=balance, **options), host=host, port=port)
+        entries = () if script is None else read_script(script)
+        serve(SandboxSettings(script=entries, **settings), host=host, port=port, ledger=ledger)
     except (SandboxError, ValueError) as error:
         raise click.UsageError(str(error)) from None
     return Exit.SUCCEEDED
@@ -433,6 +444,6 @@ def demo(folder: Path) -> int:
     return run_demo(folder)
 
 
-def _given(options: dict[str, str | None]) -> dict[str, Any]:
+def _given(options: dict[str, Any]) -> dict[str, Any]:
     """Leave out what was not asked for, so that the vendor's own defaults hold."""
     return {name: value for name, value in options.items() if value is not None}

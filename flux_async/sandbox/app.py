@@ -1,4 +1,4 @@
-"""The vendor as an ASGI application: routes, bytes and files around `Vendor` and `Studio`.
+"""The vendor as an ASGI application: its routes, and what is answered where there is none.
 
 Run it under a server (`flux_async.sandbox.serve`) or call it in-process; where pictures or callbacks are
 wanted its lifespan must be running.
@@ -7,13 +7,9 @@ wanted its lifespan must be running.
 from __future__ import annotations
 
 import http
-import itertools
-import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -22,225 +18,18 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flux_async.sandbox import replies, uploads
-from flux_async.sandbox.callbacks import CallbackBook
-from flux_async.sandbox.courier import Courier, callback_client
-from flux_async.sandbox.faults import Fault, FaultPlan
-from flux_async.sandbox.fetcher import web_client
-from flux_async.sandbox.page import TaskView, render_page, render_tasks
-from flux_async.sandbox.replies import CONTENT_TYPE, Reply
-from flux_async.sandbox.requests import BodyTooLargeError, base_url, is_json, json_body, limited, sent_key
+from flux_async.sandbox import replies
+from flux_async.sandbox.clock import ScaledTime, VendorClock, VirtualTime, as_clock
+from flux_async.sandbox.delivery import answer
+from flux_async.sandbox.desk import Desk
+from flux_async.sandbox.plan import HEADER, FaultPlan
+from flux_async.sandbox.requests import BodyTooLargeError, UnknownFaultError, base_url
 from flux_async.sandbox.settings import SandboxSettings
-from flux_async.sandbox.shelf import Shelf
-from flux_async.sandbox.simulator import Account, Failure, Pictures, Task, Upload, Vendor
-from flux_async.sandbox.studio import Studio
-from flux_async.sandbox.views import summary, task_json, task_view
-
-TASKS_ON_PAGE: Final = 60
-
-# A base64 body is a third longer than its file.
-_MAX_BASE64_BODY: Final = uploads.MAX_BASE64_BYTES * 3 // 2
-_MAX_UPLOAD_BODY: Final = uploads.MAX_FILE_BYTES + 64 * 1024
-
-# What callers upload is shown by browsers, but never runs in the origin of the page.
-_FILE_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox; default-src 'none'",
-    "Cache-Control": "private, max-age=600",
-}
-_SIGNED_LINKS: Final = ("/files/origin/", "/files/fresh/")
-
-
-def vendor_clock(speed: float) -> Callable[[], float]:
-    """Return a clock in vendor seconds: it starts at the present and runs `speed` times as fast."""
-    begun_at, begun = time.time(), time.monotonic()
-    return lambda: begun_at + (time.monotonic() - begun) * speed
-
-
-class Desk:
-    """Everything the routes share."""
-
-    def __init__(
-        self, settings: SandboxSettings, clock: Callable[[], float], wall: Callable[[], float]
-    ) -> None:
-        self.settings: SandboxSettings = settings
-        self.now: Callable[[], float] = clock
-        rng = random.Random(settings.seed)  # noqa: S311 - a sandbox guards nothing
-        plan = FaultPlan(shares=settings.fault_shares, seed=settings.seed or 0)
-        self.vendor: Vendor = Vendor(rng, plan)
-        self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
-        self.shelf: Shelf = Shelf()
-        self.studio: Studio = Studio(settings, self.shelf, self._hand_in)
-        self.callbacks: CallbackBook = CallbackBook(settings.webhook_key)
-        self.courier: Courier = Courier(
-            self.vendor, self.callbacks, clock=clock, speed=settings.speed, wall=wall
-        )
-
-    def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
-        now = self.now()
-        if isinstance(made, Failure):
-            self.vendor.fail(task.task_id, made, now)
-        else:
-            self.vendor.deliver(task.task_id, made, now)
-        self.callbacks.expect(task)
-        self.courier.wake()
-        self.sweep()
-
-    def sweep(self) -> None:
-        """Delete the bytes nothing leads to any more."""
-        for blob in self.vendor.files.sweep(self.now()):
-            self.shelf.drop(blob.name)
-
-    @asynccontextmanager
-    async def running(self, _app: Starlette) -> AsyncIterator[None]:
-        """Work on pictures and send callbacks for as long as the app lives."""
-        try:
-            async with (
-                web_client() as web,
-                callback_client() as receivers,
-                anyio.create_task_group() as tasks,
-            ):
-                self.studio.open(tasks, web)
-                self.courier.open(tasks, receivers)
-                yield
-                tasks.cancel_scope.cancel()
-        finally:
-            self.shelf.clear()
-
-    # The Flux Kontext API
-
-    async def generate(self, request: Request) -> Response:
-        """POST generate: create a task (API page, "Image Generation/Editing")."""
-        body = await json_body(request)
-        if not is_json(request):
-            return _answer(replies.unauthorized(key_sent=True))
-        submission = self.vendor.submit(sent_key(request), body, self.now(), base_url(request))
-        if (task := submission.task) is not None:
-            try:
-                if (early := self.callbacks.early(task)) is not None:
-                    await self.courier.deliver(early)
-            finally:  # only now, so that however fast the clock runs it came too early
-                self.studio.take_on(task)
-            await anyio.sleep(self.settings.latency / self.settings.speed)
-            if Fault.DROP_REPLY in task.faults:
-                _hang_up(request)
-        return _answer(submission.reply)
-
-    async def record_info(self, request: Request) -> Response:
-        """GET record-info: the state of a task (API page, "Task Status Query")."""
-        task_id = request.query_params.get("taskId")
-        return _answer(self.vendor.record_info(sent_key(request), task_id, self.now(), base_url(request)))
-
-    # The common API
-
-    async def credit(self, request: Request) -> Response:
-        """GET credit: what is left of the balance."""
-        return _answer(self.vendor.credit(sent_key(request), self.now()))
-
-    async def download_url(self, request: Request) -> Response:
-        """POST download-url: a fresh link to a result."""
-        body = await json_body(request)
-        if not is_json(request):
-            return _answer(replies.unauthorized(key_sent=True))
-        return _answer(self.vendor.download_url(sent_key(request), body, self.now(), base_url(request)))
-
-    # The upload host
-
-    async def upload_stream(self, request: Request) -> Response:
-        """POST file-stream-upload."""
-        return await self._upload(
-            request, lambda: uploads.read_stream(limited(request, _MAX_UPLOAD_BODY), self.shelf)
-        )
-
-    async def upload_base64(self, request: Request) -> Response:
-        """POST file-base64-upload."""
-
-        async def read() -> Upload:
-            return uploads.read_base64(await json_body(request, _MAX_BASE64_BODY), self.shelf)
-
-        return await self._upload(request, read)
-
-    async def upload_url(self, request: Request) -> Response:
-        """POST file-url-upload."""
-
-        async def read() -> Upload:
-            if self.studio.web is None:
-                raise RuntimeError("files are fetched while the app's lifespan runs: enter it")
-            return await uploads.read_url(await json_body(request), self.shelf, self.studio.web)
-
-        return await self._upload(request, read)
-
-    async def _upload(self, request: Request, read: Callable[[], Awaitable[Upload]]) -> Response:
-        account = self.vendor.account(sent_key(request))
-        if account is None:
-            return _answer(uploads.BAD_KEY)
-        try:
-            upload = await read()
-        except uploads.RefusedError as refused:
-            return _answer(refused.reply)
-        except BodyTooLargeError:
-            return _answer(replies.upload_refusal(400, "File size exceeds the limit"))
-        reply = self.vendor.upload(account, upload, self.now(), base_url(request))
-        self.sweep()
-        return _answer(reply)
-
-    # The file host
-
-    async def file(self, request: Request) -> Response:
-        """GET a result, an origin, a fresh link or an upload: no key asked, none looked at."""
-        path = request.scope["path"]
-        found = self.vendor.files.find(path, self.now())
-        if found is None or not self.shelf.path(found.blob.name).is_file():
-            signed = path.startswith(_SIGNED_LINKS)
-            return PlainTextResponse(
-                "the link has expired" if signed else "not found", 403 if signed else 404
-            )
-        return FileResponse(
-            self.shelf.path(found.blob.name), media_type=found.blob.content_type, headers=_FILE_HEADERS
-        )
-
-    # What the vendor does not have
-
-    async def ledger(self, _request: Request) -> Response:
-        """GET the ledger: what was asked, paid, polled and called back."""
-        tasks = [task_json(task) for task in self.vendor.newest(self.now())]
-        book = self.account.ledger.as_json()
-        clock = {"now": self.now(), "speed": self.settings.speed}
-        return JSONResponse({"clock": clock, "credits": self.account.balance, **book, "tasks": tasks})
-
-    async def page(self, request: Request) -> Response:
-        """GET the page that shows the tasks."""
-        return HTMLResponse(render_page(self._summary(), self._views(), self._more(), base_url(request)))
-
-    async def page_tasks(self, _request: Request) -> Response:
-        """GET the part of the page that changes."""
-        fragment = render_tasks(self._summary(), self._views(), self._more())
-        return HTMLResponse(fragment, headers={"Cache-Control": "no-store"})
-
-    async def thumbnail(self, request: Request) -> Response:
-        """GET a small picture of a task."""
-        thumbnails = self.studio.thumbnails.get(request.path_params["task_id"])
-        if thumbnails is None:
-            raise HTTPException(http.HTTPStatus.NOT_FOUND)
-        path = thumbnails.before if request.path_params["side"] == "before" else thumbnails.after
-        return FileResponse(path, media_type="image/jpeg", headers=_FILE_HEADERS)
-
-    def _summary(self) -> dict[str, str]:
-        return {**summary(self.account), "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}"}
-
-    def _more(self) -> int:
-        return max(0, self.account.ledger.submits - self.account.ledger.refused.total() - TASKS_ON_PAGE)
-
-    def _views(self) -> list[TaskView]:
-        now, drawn = self.now(), self.studio.thumbnails
-        newest = itertools.islice(self.vendor.newest(now), TASKS_ON_PAGE)
-        return [
-            task_view(task, now, self.vendor.files, has_thumbnails=task.task_id in drawn) for task in newest
-        ]
+from flux_async.sandbox.state import State
 
 
 @attrs.frozen
@@ -261,19 +50,23 @@ class _BrowserCheck:
 def create_app(
     settings: SandboxSettings,
     *,
-    clock: Callable[[], float] | None = None,
+    plan: FaultPlan | None = None,
+    clock: Callable[[], float] | VendorClock | None = None,
     wall: Callable[[], float] = time.time,
 ) -> Starlette:
     """Return the sandbox as an ASGI application.
 
     Args:
         settings: How it behaves.
-        clock: Vendor seconds since the epoch; never runs backwards. By default real time, scaled by
-            ``settings.speed``; a test passes its own.
+        plan: What goes wrong; left out, what the settings say.
+        clock: The vendor's time, such as a `VirtualTime`; left out, real time, scaled by ``settings.speed``.
+            Where it can only tell the present, ``settings.speed`` of its seconds pass in a real one.
         wall: Real seconds since the epoch, for the timestamps of signatures.
     """
-    desk = Desk(settings, clock or vendor_clock(settings.speed), wall)
-    return Starlette(
+    state = State(settings.state) if settings.state else None
+    began = state.facts.now if state and state.facts else None
+    desk = Desk(settings, plan or settings.plan, _clock(settings, clock, began), wall, state)
+    app = Starlette(
         routes=[
             Route("/api/v1/flux/kontext/generate", desk.generate, methods=["POST"]),
             Route("/api/v1/flux/kontext/record-info", desk.record_info),
@@ -287,6 +80,7 @@ def create_app(
             Route("/samples/", _samples),
             Route("/samples/{name}.png", _sample),
             Route("/__sandbox/ledger", desk.ledger),
+            Route("/__sandbox/clock", desk.advance, methods=["POST"]),
             Route("/__sandbox/tasks", desk.page_tasks),
             Route("/__sandbox/thumbnails/{task_id}/{side}.jpg", desk.thumbnail),
             Route("/", desk.page),
@@ -296,21 +90,29 @@ def create_app(
             http.HTTPStatus.NOT_FOUND: _not_found,
             BodyTooLargeError: _too_large,
             ClientDisconnect: _nobody_there,
+            UnknownFaultError: _unknown_fault,
         },
         lifespan=desk.running,
     )
+    app.state.desk = desk
+    return app
 
 
-def _hang_up(request: Request) -> None:
-    """Close the connection; the reply that is made afterwards reaches nobody."""
-    hang_up: Callable[[], None] | None = getattr(request.state, "hang_up", None)
-    if hang_up is None:
-        raise ConnectionResetError("the sandbox dropped this reply")  # in-process: there is no connection
-    hang_up()
+def _clock(
+    settings: SandboxSettings, given: Callable[[], float] | VendorClock | None, begin: float | None
+) -> VendorClock:
+    if given is not None:
+        return as_clock(given, settings.speed)
+    if settings.virtual_clock:
+        return VirtualTime() if begin is None else VirtualTime(begin)
+    return ScaledTime(settings.speed, not_before=begin or 0.0)
 
 
-def _answer(reply: Reply) -> Response:
-    return Response(reply.encode(), reply.status, headers={"Content-Type": CONTENT_TYPE})
+def desk_of(app: Starlette) -> Desk:
+    """Return what is behind an application made by `create_app`."""
+    desk = app.state.desk
+    assert isinstance(desk, Desk)  # noqa: S101 - put there by create_app
+    return desk
 
 
 async def _samples(request: Request) -> Response:
@@ -356,6 +158,10 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
 async def _too_large(_request: Request, _error: Exception) -> Response:
     page = "<html>\r\n<head><title>413 Request Entity Too Large</title></head>\r\n</html>\r\n"
     return HTMLResponse(page, http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, headers={"Connection": "close"})
+
+
+async def _unknown_fault(_request: Request, error: Exception) -> Response:
+    return answer(replies.refusal(422, f"{HEADER}: {error}"))
 
 
 async def _nobody_there(_request: Request, _error: Exception) -> Response:

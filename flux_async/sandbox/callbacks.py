@@ -13,26 +13,29 @@ import heapq
 import hmac
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import attrs
 
-from flux_async.sandbox.faults import Fault
+from flux_async.sandbox import replies
+from flux_async.sandbox.faults import Fault, Struck
 from flux_async.sandbox.file_book import MINUTE
 from flux_async.sandbox.ledger import Attempt
 from flux_async.sandbox.replies import Reply
-from flux_async.sandbox.simulator import Failure, Task
+from flux_async.sandbox.tasks import Task
 
 RETRIES_AFTER: Final = (1 * MINUTE, 5 * MINUTE, 15 * MINUTE)  # each counts from the failure before it
 TIME_LIMIT: Final = 15.0  # vendor seconds
 ACCEPTED: Final = 200
 
-LATE_BY: Final = 2 * MINUTE
 STALE_BY: Final = 10 * 60.0  # real seconds
 
 SUCCESS: Final = "BFL image generated successfully."
 ATTACKER: Final = "https://attacker.example"
+
+# A record and a callback do not spell this one alike.
+_WORDING: Final = {replies.INTERNAL_AS_RECORDED: replies.INTERNAL}
 
 _NOT_THE_KEY: Final = "not the key of this webhook"
 # Sent once whatever comes of it; everything else is the true callback, which is tried again.
@@ -83,6 +86,8 @@ class CallbackBook:
         self._key = key
         self._numbers = itertools.count()  # what is due at one moment leaves in the order it came
         self._due: list[tuple[float, int, Callback]] = []
+        self._pending: dict[str, tuple[float, Callback]] = {}
+        self._changed: set[str] = set()
 
     def early(self, task: Task) -> Callback | None:
         """Return what is to be sent the moment a task is created, if anything."""
@@ -96,7 +101,7 @@ class CallbackBook:
         url, deliveries = task.order.call_back_url, _deliveries(task.faults)
         if url is None or task.ends_at is None or not deliveries:
             return
-        late = LATE_BY if Fault.CALLBACK_LATE in task.faults else 0.0
+        late = task.faults.get(Fault.CALLBACK_LATE, 0.0)
         self._put(Callback(task=task, url=url, left=deque(deliveries)), task.ends_at + late)
 
     @property
@@ -142,15 +147,35 @@ class CallbackBook:
             callback.left.popleft()
             if callback.left:
                 self._put(callback, now)
+            elif fault is not Fault.CALLBACK_EARLY:
+                self._forget(callback)
             return False
         callback.failures += 1
         if callback.failures > len(RETRIES_AFTER):
             ledger.callbacks.given_up += 1
+            self._forget(callback)
             return True
         self._put(callback, now + RETRIES_AFTER[callback.failures - 1])
         return False
 
+    def restore(self, task: Task, left: Iterable[Fault | None], failures: int, at: float) -> None:
+        """Take up a callback that was still to be sent in an earlier life, or was on its way."""
+        assert task.order.call_back_url is not None  # noqa: S101 - or there would be none
+        url = task.order.call_back_url
+        self._put(Callback(task=task, url=url, left=deque(left), failures=failures), at)
+
+    def take_changed(self) -> list[tuple[str, tuple[float, Callback] | None]]:
+        """Return by task what is to be sent, and when, where that changed; None where nothing is left."""
+        changed, self._changed = self._changed, set()
+        return [(task_id, self._pending.get(task_id)) for task_id in changed]
+
+    def _forget(self, callback: Callback) -> None:
+        self._pending.pop(callback.task.task_id, None)
+        self._changed.add(callback.task.task_id)
+
     def _put(self, callback: Callback, at: float) -> None:
+        self._pending[callback.task.task_id] = (at, callback)
+        self._changed.add(callback.task.task_id)
         heapq.heappush(self._due, (at, next(self._numbers), callback))
 
 
@@ -164,9 +189,9 @@ def sign(key: str, task_id: str, timestamp: int) -> dict[str, str]:
     }
 
 
-def _deliveries(faults: frozenset[Fault]) -> list[Fault | None]:
+def _deliveries(faults: Struck) -> list[Fault | None]:
     """Return what is sent about a task once it has ended, in order."""
-    if faults & {Fault.CALLBACK_MISSING, Fault.CALLBACK_EARLY}:
+    if faults.keys() & {Fault.CALLBACK_MISSING, Fault.CALLBACK_EARLY}:
         return []
     for only in (Fault.CALLBACK_STALE, Fault.CALLBACK_WRONG_ID):
         if only in faults:
@@ -189,9 +214,9 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
             )
         case Fault.CALLBACK_FORGED | Fault.CALLBACK_REPLAYED:
             result = f"{ATTACKER}/{fault}/{task.task_id}.jpg"
-        case _ if isinstance(task.made, Failure):
+        case _ if (failure := task.failure) is not None:
             # The API page shows a failure without ``info``, the vendor's current pages with empty strings.
-            code, message = task.made.code, task.made.message
+            code, message = failure.code, _WORDING.get(failure.message, failure.message)
         case _:
             pass
     info = {"originImageUrl": origin, "resultImageUrl": result}

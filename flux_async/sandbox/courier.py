@@ -15,6 +15,7 @@ import httpx
 from anyio.abc import TaskGroup
 
 from flux_async.sandbox.callbacks import ACCEPTED, TIME_LIMIT, Callback, CallbackBook, Letter
+from flux_async.sandbox.clock import VendorClock, work_on
 from flux_async.sandbox.fetcher import DIRECT, USER_AGENT
 from flux_async.sandbox.simulator import Vendor
 
@@ -26,7 +27,7 @@ MAX_REPLY_BYTES: Final = 64 * 1024
 
 # Below what servers commonly allow (5 s): a connection they close under a delivery would fail it.
 _KEEP_ALIVE: Final = 2.0
-_SHORTEST_SLEEP: Final = 0.001
+_SHORTEST_SLEEP: Final = 0.001  # vendor seconds
 
 
 @asynccontextmanager
@@ -48,7 +49,7 @@ class Courier:
     Args:
         vendor: Whose tasks they are about.
         book: Decides what is due.
-        clock: Vendor seconds; `speed` of them pass in a real one.
+        clock: The vendor's time; `speed` of its seconds pass in a real one.
         wall: Real seconds since the epoch, for signatures.
     """
 
@@ -57,14 +58,13 @@ class Courier:
         vendor: Vendor,
         book: CallbackBook,
         *,
-        clock: Callable[[], float],
+        clock: VendorClock,
         speed: float,
         wall: Callable[[], float],
     ) -> None:
         self._vendor = vendor
         self._book = book
         self._now = clock
-        self._speed = speed
         self._wall = wall
         self._limit = max(TIME_LIMIT / speed, SHORTEST_LIMIT)
         self._lanes: dict[str, anyio.CapacityLimiter] = {}
@@ -89,9 +89,17 @@ class Courier:
         """Sleep until the next delivery is due, or until an earlier one turns up."""
         due = self._book.due_at
         self._sleeps_until = math.inf if due is None else due
-        seconds = max((self._sleeps_until - self._now()) / self._speed, _SHORTEST_SLEEP)
-        with anyio.move_on_after(seconds):
+        async with anyio.create_task_group() as race:
+
+            async def sleep() -> None:
+                # Never less: a clock may be read a moment before what it slept for.
+                await self._now.sleep(max(self._sleeps_until - self._now(), _SHORTEST_SLEEP))
+                race.cancel_scope.cancel()
+
+            if due is not None:
+                race.start_soon(sleep)
             await woken.wait()
+            race.cancel_scope.cancel()
 
     def wake(self) -> None:
         """Say that something new may be due."""
@@ -103,13 +111,15 @@ class Courier:
         """Post one delivery and have the next one planned; nothing is posted while the app does not run."""
         if self._web is None:
             return
-        async with self._lane(callback.url):
-            sent_at = self._now()
-            letter = self._book.write(callback, self._wall())
-            status = await self._post(self._web, letter)
-        if self._book.settle(callback, status, sent_at, self._now()):
-            logger.info("callback of task %s given up", callback.task.task_id)
-        self.wake()
+        with work_on(self._now):
+            async with self._lane(callback.url):
+                sent_at = self._now()
+                letter = self._book.write(callback, self._wall())
+                status = await self._post(self._web, letter)
+            if self._book.settle(callback, status, sent_at, self._now()):
+                logger.info("callback of task %s given up", callback.task.task_id)
+            self._vendor.touch(callback.task)
+            self.wake()
 
     @asynccontextmanager
     async def _lane(self, url: str) -> AsyncIterator[None]:

@@ -1,94 +1,226 @@
-"""What the sandbox can do wrong, and to which tasks: the faults, and the plan that deals them out.
+"""What the sandbox can do wrong: every fault under its name, and where it strikes.
 
-A fault befalls a share of all tasks (``callback-missing:5%``), or the tasks of one image: the one whose URL
-asks for it with the query parameter ``sandbox-fault``.
+Which of them befall whom is the business of `flux_async.sandbox.plan`; what becomes of an answer, that of
+`flux_async.sandbox.mishaps`.
 """
 
 from __future__ import annotations
 
 import enum
-import random
+import math
 from collections.abc import Mapping
 from typing import Final, Self
-from urllib.parse import parse_qsl, urlsplit
 
-import attrs
 
-PARAMETER: Final = "sandbox-fault"
+class Place(enum.StrEnum):
+    """What a fault spoils, in the order of a task's life."""
+
+    DOOR = "every call"
+    GATE = "a submit, before there is a task"
+    REPLY = "the answer to a submit, after the charge"
+    LOOK = "the answers of record-info"
+    RECORD = "what is written in a record"
+    END = "how a task ends"
+    FILE = "the result's link"
+    LINK = "the fresh link"
+    BALANCE = "the answer of credit"
+    UPLOAD = "an upload"
+    CALLBACK = "the callback"
+
+
+ALWAYS: Final = math.inf
 
 
 class Fault(enum.StrEnum):
-    """One thing that goes wrong with one task; its value is its name in ``--faults``."""
+    """One thing that goes wrong; its value is its name in ``--faults``.
 
+    Attributes:
+        place: What it spoils.
+        description: What it does, in one sentence.
+        number: The N of the sentence, where nobody gives another.
+    """
+
+    place: Place
     description: str
+    number: float
 
-    def __new__(cls, name: str, description: str) -> Self:
-        """Make a member of its name and what it does, in one sentence."""
+    def __new__(cls, name: str, place: Place, description: str, number: float = ALWAYS) -> Self:
+        """Make a member of its name, its place and what it does."""
         member = str.__new__(cls, name)
         member._value_ = name
+        member.place = place
         member.description = description
+        member.number = number
         return member
 
-    DROP_REPLY = "drop-reply", "The task is made and paid, then the connection closes without a reply."
-    CALLBACK_MISSING = "callback-missing", "No callback is sent."
-    CALLBACK_DUPLICATE = "callback-duplicate", "The callback is delivered three times."
-    CALLBACK_LATE = "callback-late", "The first delivery leaves two minutes after the task's end."
+    # Every call
+    MAINTENANCE = "maintenance", Place.DOOR, "Every call of the API is answered 455."
+    KEY_DISABLED = "key-disabled", Place.DOOR, "After N submits the key is answered 401, whatever it asks.", 0
+    BALANCE_OUT = "balance-out", Place.DOOR, "After N tasks the balance drops to nothing.", 0
+
+    # A submit, before there is a task: N is how many submits of one image it strikes
+    DROP_REQUEST = "drop-request", Place.GATE, "The connection closes before the submit is looked at."
+    HTTP_429 = "http-429", Place.GATE, "The submit is refused with HTTP 429, without Retry-After."
+    ENVELOPE_429 = "envelope-429", Place.GATE, "The submit is refused with HTTP 200 and code 429."
+    REFUSE_400 = "400", Place.GATE, "The submit is refused with code 400, for what it asks."
+    REFUSE_401 = "401", Place.GATE, "The submit is refused with code 401, as if the key were wrong."
+    REFUSE_402 = "402", Place.GATE, "The submit is refused with code 402, as if the balance were empty."
+    REFUSE_403 = "403", Place.GATE, "The submit is refused with HTTP 403 and a line of text, at the door."
+    REFUSE_404 = "404", Place.GATE, "The submit is refused with HTTP 404 and an HTML page."
+    REFUSE_422 = "422", Place.GATE, "The submit is refused with code 422, for a parameter."
+    REFUSE_433 = "433", Place.GATE, "The submit is refused with code 433, as if the key's cap were reached."
+    REFUSE_455 = "455", Place.GATE, "The submit is refused with code 455, for maintenance."
+    REFUSE_500 = "500", Place.GATE, "The submit is answered with code 500, and no task is made."
+    REFUSE_502 = "502", Place.GATE, "The submit is answered with HTTP 502 and HTML, and no task is made."
+    REFUSE_505 = "505", Place.GATE, "The submit is refused with code 505, as if the feature were off."
+
+    # The answer to a submit, after the charge
+    DROP_REPLY = "drop-reply", Place.REPLY, "The task is made and paid, then the connection closes."
+    PAID_500 = "500-paid", Place.REPLY, "The task is made and paid, and the answer is code 500."
+    PAID_502 = "502-paid", Place.REPLY, "The task is made and paid, and the answer is HTTP 502 and HTML."
+    TRUNCATED_REPLY = (
+        "truncated-reply",
+        Place.REPLY,
+        "The task is made and paid, and the JSON of the answer breaks off in the middle.",
+    )
+    NO_TASK_ID = "no-task-id", Place.REPLY, "The task is made and paid, and the answer is 200 without its id."
+    SLOW_REPLY = "slow-reply", Place.REPLY, "The task is paid; the answer takes N vendor seconds.", 90
+    DRIPPING_REPLY = (
+        "dripping-reply",
+        Place.REPLY,
+        "The task is made and paid, and the answer comes one byte every N vendor seconds.",
+        2,
+    )
+    CODE_AS_TEXT = "code-as-text", Place.REPLY, 'In all answers about the task, the code is a string: "200".'
+    MESSAGE_KEY = "message-key", Place.REPLY, "In all answers about the task, msg is called message."
+
+    # Looks at the record: N is how many looks at one task it strikes
+    LATE_RECORD = (
+        "late-record",
+        Place.LOOK,
+        "For N vendor seconds the record does not exist: code 422.",
+        20,
+    )
+    LATE_RECORD_NULL = (
+        "late-record-null",
+        Place.LOOK,
+        "For N vendor seconds the record is null, with code 200.",
+        20,
+    )
+    LATE_RECORD_404 = (
+        "late-record-404",
+        Place.LOOK,
+        "For N vendor seconds the record is not found: HTTP and code 404.",
+        20,
+    )
+    POLL_401 = "poll-401", Place.LOOK, "Looks are answered with code 401, as if the key were wrong."
+    POLL_429 = "poll-429", Place.LOOK, "The first N looks are answered with HTTP 429.", 2
+    POLL_455 = "poll-455", Place.LOOK, "The first N looks are answered with code 455, for maintenance.", 2
+    POLL_500 = "poll-500", Place.LOOK, "The first N looks are answered with code 500.", 2
+    POLL_502 = "poll-502", Place.LOOK, "The first N looks are answered with HTTP 502 and HTML.", 2
+    POLL_HTML = "poll-html", Place.LOOK, "The first N looks are answered with HTTP 200 and an HTML page.", 2
+    POLL_DROP = "poll-drop", Place.LOOK, "At the first N looks the connection closes unanswered.", 2
+    POLL_TRUNCATED = "poll-truncated", Place.LOOK, "At the first N looks the JSON breaks off.", 2
+    POLL_OTHER = "poll-other", Place.LOOK, "The first N looks show the record of another task.", 2
+
+    # What is written in a record
+    FLAG_MISSING = "flag-missing", Place.RECORD, "While the task is generating, successFlag is missing."
+    FLAG_NULL = "flag-null", Place.RECORD, "While the task is generating, successFlag is null."
+    FLAG_UNKNOWN = "flag-unknown", Place.RECORD, "While the task is generating, successFlag is 9."
+    FLAG_AS_TEXT = "flag-as-text", Place.RECORD, 'successFlag is a string: "1".'
+    ERROR_AS_TEXT = "error-as-text", Place.RECORD, 'errorCode is a string: "500", or "null" for none.'
+    TIMES_ISO = "times-iso", Place.RECORD, "Times are ISO 8601 in UTC, as the API page shows them."
+    TIMES_SECONDS = "times-seconds", Place.RECORD, "Times are seconds since the epoch, not milliseconds."
+    TIMES_SPACED = "times-spaced", Place.RECORD, 'Times are written "2026-01-06 08:17:04".'
+    TIMES_NULL = "times-null", Place.RECORD, "Times are null."
+    PARAMS_MISSING = "params-missing", Place.RECORD, "paramJson is missing."
+    PARAMS_INVALID = "params-invalid", Place.RECORD, "paramJson is cut off, so that it is no JSON."
+    NO_URL = "no-url", Place.RECORD, "The task succeeds, but its links are empty strings."
+    NO_RESPONSE = "no-response", Place.RECORD, "The task succeeds, but response stays null."
+    URL_IN_DATA = "url-in-data", Place.RECORD, "The links stand in data itself, and response is null."
+    URL_IN_LIST = "url-in-list", Place.RECORD, "The result's link stands in response.resultUrls only."
+    RESPONSE_AS_TEXT = "response-as-text", Place.RECORD, "response is a string that holds the JSON object."
+    RESPONSE_AS_URL = "response-as-url", Place.RECORD, "response is the result's link, as a bare string."
+
+    # How a task ends
+    FAIL_400 = "fail-400", Place.END, "The task fails with errorCode 400, for its content; refunded."
+    FAIL_500 = "fail-500", Place.END, "The task fails with errorCode 500; refunded."
+    FAIL_501 = "fail-501", Place.END, "The task fails with errorCode 501; refunded."
+    FAIL_CREATE = "fail-create", Place.END, "The task ends with successFlag 2, never begun; refunded."
+    FAIL_ENVELOPE = (
+        "fail-envelope",
+        Place.END,
+        "The task fails; record-info says so with code 501, without data.",
+    )
+    NO_REFUND = "no-refund", Place.END, "If the task fails, its credits are kept."
+    TIMEOUT_FLIPS = (
+        "timeout-flips",
+        Place.END,
+        "The task fails, worded as a time-out, and N vendor seconds later it has succeeded.",
+        60,
+    )
+    NEVER_ENDS = "never-ends", Place.END, "The task stays GENERATING for ever."
+
+    # The result's link: N is how many fetches of it are spoiled; a fresh link is always good
+    EXPIRED_RESULT = (
+        "expired-result",
+        Place.FILE,
+        "The result is gone at once: its link is 404, none is fresh.",
+    )
+    FILE_403 = "file-403", Place.FILE, "The result's link answers 403; a fresh link works."
+    FILE_404 = "file-404", Place.FILE, "The result's link answers 404; a fresh link works."
+    FILE_HTML = "file-html", Place.FILE, "The result's link answers 200 with an HTML page."
+    FILE_TRUNCATED = "file-truncated", Place.FILE, "The result breaks off half way, with the connection."
+    FILE_WRONG_TYPE = "file-wrong-type", Place.FILE, "The result is called application/octet-stream."
+    FILE_JPEG_AS_PNG = "file-jpeg-as-png", Place.FILE, "The result is a JPEG, under a name that ends in .png."
+    FILE_REDIRECT = "file-redirect", Place.FILE, "The result's link redirects to a private address."
+    LINK_REFUSED = "link-refused", Place.LINK, "No fresh link is given: code 422, url is wrong."
+
+    # Calls that no task belongs to
+    CREDITS_INTEGER = "credits-integer", Place.BALANCE, "The balance is an integer, rounded down."
+    CREDITS_AS_TEXT = "credits-as-text", Place.BALANCE, "The balance is a string."
+    UPLOAD_DOWN = "upload-down", Place.UPLOAD, "The upload host answers HTTP 503 and HTML."
+    UPLOAD_500 = "upload-500", Place.UPLOAD, "The upload is refused with HTTP 500."
+    UPLOAD_REFUSED = "upload-refused", Place.UPLOAD, "The upload is answered with HTTP 200 and success false."
+
+    # The callback
+    CALLBACK_MISSING = "callback-missing", Place.CALLBACK, "No callback is sent."
+    CALLBACK_DUPLICATE = "callback-duplicate", Place.CALLBACK, "The callback is delivered three times."
+    CALLBACK_LATE = (
+        "callback-late",
+        Place.CALLBACK,
+        "The first delivery leaves N vendor seconds after the task's end.",
+        120,
+    )
     CALLBACK_EARLY = (
         "callback-early",
+        Place.CALLBACK,
         "The only callback comes before the reply to the submit, and claims a success.",
     )
     CALLBACK_FORGED = (
         "callback-forged",
+        Place.CALLBACK,
         "Before the true callback one is delivered with a wrong signature and another result.",
     )
     CALLBACK_REPLAYED = (
         "callback-replayed",
+        Place.CALLBACK,
         "After the true callback its signature is delivered again, over another result.",
     )
-    CALLBACK_STALE = "callback-stale", "The only callback is signed as if sent ten minutes ago."
-    CALLBACK_WRONG_ID = "callback-wrong-id", "The only callback names, and signs, a task that does not exist."
-    CALLBACK_UNSIGNED = "callback-unsigned", "The callback comes without signature headers."
+    CALLBACK_STALE = "callback-stale", Place.CALLBACK, "The only callback is signed as of ten minutes ago."
+    CALLBACK_WRONG_ID = (
+        "callback-wrong-id",
+        Place.CALLBACK,
+        "The only callback names, and signs, a task that does not exist.",
+    )
+    CALLBACK_UNSIGNED = "callback-unsigned", Place.CALLBACK, "The callback comes without signature headers."
 
 
-_BY_NAME: Final[Mapping[str, Fault]] = {fault.value: fault for fault in Fault}
+Struck = Mapping[Fault, float]
+"""The faults that befall one subject, each with its N."""
 
-
-@attrs.frozen(kw_only=True)
-class FaultPlan:
-    """Which faults befall which tasks.
-
-    Attributes:
-        shares: The share of tasks, from 0 to 1, each fault befalls; those left out befall none.
-        seed: Decides which tasks they are.
-    """
-
-    shares: Mapping[Fault, float] = attrs.Factory(dict)
-    seed: int = 0
-
-    def drawn_for(self, subject: str) -> frozenset[Fault]:
-        """Return the faults that befall one subject, such as a task's id: the same ones at every call."""
-        return frozenset(fault for fault in self.shares if self._strikes(fault, subject))
-
-    def _strikes(self, fault: Fault, subject: str) -> bool:
-        # A draw of its own for each fault: naming one more fault leaves those of the others where they were.
-        draw = random.Random(f"{self.seed} {fault} {subject}")  # noqa: S311 - a sandbox guards nothing
-        return draw.random() < self.shares[fault]
-
-
-def parse_shares(text: str) -> dict[Fault, float]:
-    """Read a list such as ``callback-missing:5%,callback-late:0.1``; a name alone means every task.
-
-    Raises:
-        ValueError: If a name is unknown or named twice, or a share is none.
-    """
-    shares: dict[Fault, float] = {}
-    for part in text.split(",") if text.strip() else ():
-        name, colon, share = (piece.strip() for piece in part.partition(":"))
-        fault = parse_fault(name)
-        if fault in shares:
-            raise ValueError(f"{fault} is named twice in the faults")
-        shares[fault] = _parse_share(fault, share) if colon else 1.0
-    return shares
+_ALIASES: Final = {"429": Fault.HTTP_429}
+_BY_NAME: Final[Mapping[str, Fault]] = {fault.value: fault for fault in Fault} | _ALIASES
 
 
 def parse_fault(name: str) -> Fault:
@@ -98,28 +230,19 @@ def parse_fault(name: str) -> Fault:
         ValueError: If there is none; the message lists those there are.
     """
     if name not in _BY_NAME:
-        raise ValueError(f"unknown fault {name!r}; known are {', '.join(_BY_NAME)}")
+        raise ValueError(f"unknown fault {name!r}; known are {', '.join(Fault)}")
     return _BY_NAME[name]
 
 
-def _parse_share(fault: Fault, text: str) -> float:
-    number, percent = text.removesuffix("%"), text.endswith("%")
-    try:
-        share = float(number) / (100 if percent else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:  # also refuses NaN
-        raise ValueError(f"the share of {fault} must be like 5% or 0.05, from 0% to 100%, not {text!r}")
-    return share
+def list_of_faults() -> str:
+    """Return all faults with what they do, for a terminal."""
+    lines: list[str] = []
+    for place in Place:
+        members = [fault for fault in Fault if fault.place is place]
+        lines += ["", f"{place.value[0].upper()}{place.value[1:]}"]
+        lines += [f"  {fault.value:<19}{fault.description}{_default(fault)}" for fault in members]
+    return "\n".join([*lines[1:], ""])
 
 
-def asked_for(url: str) -> frozenset[Fault]:
-    """Return the faults a URL asks for: ``?sandbox-fault=callback-missing,callback-late``.
-
-    Raises:
-        ValueError: If it asks for one that is unknown.
-    """
-    if PARAMETER not in url:
-        return frozenset()
-    values = (value for name, value in parse_qsl(urlsplit(url).query) if name == PARAMETER)
-    return frozenset(parse_fault(name.strip()) for value in values for name in value.split(","))
+def _default(fault: Fault) -> str:
+    return "" if fault.number == ALWAYS else f" [N: {fault.number:g}]"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import Final
 
 import attrs
 
 from flux_async.sandbox.faults import Fault
 
-MAX_SUBJECT_LENGTH = 2048
+MAX_SUBJECT_LENGTH: Final = 2048
+WINDOW: Final = 10.0  # vendor seconds
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +53,7 @@ class Line:
     Attributes:
         submits: Submits that named it and were well formed, those refused for speed or credits included.
         tasks: Ids of the tasks made for it.
+        refunds: How many of them were refunded.
         charged: Credits taken.
         refunded: Credits given back.
         polls: Times a record of its tasks was read.
@@ -58,10 +62,31 @@ class Line:
 
     submits: int = 0
     tasks: list[str] = attrs.Factory(list)
+    refunds: int = 0
     charged: float = 0.0
     refunded: float = 0.0
     polls: int = 0
     callbacks: int = 0
+
+    @property
+    def is_paid_twice(self) -> bool:
+        """Whether more than one of its tasks was paid for good."""
+        return len(self.tasks) - self.refunds > 1
+
+
+@attrs.define
+class Window:
+    """How close to the limit it went: the most that ever happened within ten vendor seconds."""
+
+    most: int = 0
+    _recent: deque[float] = attrs.Factory(deque)
+
+    def note(self, now: float) -> None:
+        """Write down that it happened."""
+        while self._recent and now - self._recent[0] >= WINDOW:
+            self._recent.popleft()
+        self._recent.append(now)
+        self.most = max(self.most, len(self._recent))
 
 
 @attrs.define
@@ -70,26 +95,61 @@ class Ledger:
 
     Attributes:
         submits: Submits received with a good key.
-        refused: How many of them were refused, by envelope code.
+        accepted: Tasks made.
+        refused: How many submits were refused, by envelope code, or by HTTP status where there is none.
+        dropped: How many were dropped before they were looked at.
+        charged: Credits taken; `refunded`, credits given back.
         polls: Records read, unknown tasks included.
         callbacks: What became of the callbacks.
+        faults: How often each fault struck: a submit, a task with all that follows, or a call.
+        submits_in_window: The most submits within ten vendor seconds, refused ones included;
+            `tasks_in_window`, the most tasks made.
         images: One line per input image URL; a generation is filed under ``prompt:`` and its prompt.
     """
 
     submits: int = 0
+    accepted: int = 0
     refused: Counter[int] = attrs.Factory(Counter)
+    dropped: int = 0
     charged: float = 0.0
     refunded: float = 0.0
     polls: int = 0
     callbacks: CallbackCounts = attrs.Factory(CallbackCounts)
+    faults: Counter[str] = attrs.Factory(Counter)
+    submits_in_window: Window = attrs.Factory(Window)
+    tasks_in_window: Window = attrs.Factory(Window)
     images: dict[str, Line] = attrs.Factory(dict)
+    _changed: set[str] = attrs.field(factory=set, init=False, repr=False)
+
+    @property
+    def double_charges(self) -> list[str]:
+        """The images that were paid more than once: more than one task that was not refunded."""
+        return [subject for subject, line in self.images.items() if line.is_paid_twice]
 
     def line(self, subject: str) -> Line:
         """Return the line of one image, begun when it is first named."""
-        return self.images.setdefault(subject[:MAX_SUBJECT_LENGTH], Line())
+        name = subject[:MAX_SUBJECT_LENGTH]
+        self._changed.add(name)  # whoever asks for a line writes in it
+        return self.images.setdefault(name, Line())
 
-    def accept(self, subject: str, task_id: str, price: float) -> None:
+    def take_changed(self) -> list[tuple[str, Line]]:
+        """Return the lines that may have changed since the last time."""
+        changed, self._changed = self._changed, set()
+        return [(name, self.images[name]) for name in changed]
+
+    def submit(self, now: float) -> None:
+        """Write down that a submit was received."""
+        self.submits += 1
+        self.submits_in_window.note(now)
+
+    def strike(self, faults: Iterable[Fault]) -> None:
+        """Write down that faults struck."""
+        self.faults.update(map(str, faults))
+
+    def accept(self, subject: str, task_id: str, price: float, now: float) -> None:
         """Write down a task and its charge."""
+        self.accepted += 1
+        self.tasks_in_window.note(now)
         self.charged += price
         line = self.line(subject)
         line.tasks.append(task_id)
@@ -98,7 +158,9 @@ class Ledger:
     def refund(self, subject: str, price: float) -> None:
         """Write down credits that were given back."""
         self.refunded += price
-        self.line(subject).refunded += price
+        line = self.line(subject)
+        line.refunds += 1
+        line.refunded += price
 
     def poll(self, subject: str | None) -> None:
         """Write down that a record was asked for; None where there is none."""
@@ -122,11 +184,18 @@ class Ledger:
         """Return the book as plain data."""
         return {
             "submits": self.submits,
-            "accepted": self.submits - self.refused.total(),
+            "accepted": self.accepted,
             "refused": {str(code): count for code, count in sorted(self.refused.items())},
+            "dropped": self.dropped,
             "charged": self.charged,
             "refunded": self.refunded,
             "polls": self.polls,
             "callbacks": attrs.asdict(self.callbacks),
+            "faults": dict(sorted(self.faults.items())),
+            "busiest_window": {
+                "submits": self.submits_in_window.most,
+                "accepted": self.tasks_in_window.most,
+            },
+            "double_charges": self.double_charges,
             "images": {subject: attrs.asdict(line) for subject, line in self.images.items()},
         }

@@ -17,6 +17,7 @@ _STATES: Final = {
     "GENERATE_FAILED": ("bad", "failed"),
 }
 _SHOWN_PROMPT: Final = 160
+_SHOWN_URL: Final = 120
 _DOT: Final = "\N{MIDDLE DOT}"
 
 
@@ -25,9 +26,12 @@ class TaskView:
     """What the page says about one task.
 
     Attributes:
+        image: The address of the picture it edits, if it edits one.
+        made_at: When it was made, as a clock shows it.
         seconds: How long it took, or has been running, in vendor seconds.
-        price: Credits kept; nothing for a failed task.
-        callbacks: Deliveries of its callback attempted.
+        price: Credits kept; nothing for one that was refunded.
+        faults: The names of what goes wrong with it.
+        callbacks: What each delivery of its callback was answered.
         result: The path of the full result while it lives.
         has_thumbnails: Whether there are small pictures of it.
     """
@@ -35,50 +39,64 @@ class TaskView:
     task_id: str
     kind: str
     prompt: str
+    image: str | None
+    made_at: str
     model: str
     state: str
     problem: str | None
     seconds: float
     price: float
     polls: int
-    callbacks: int
+    faults: Sequence[str]
+    callbacks: Sequence[str]
     result: str | None
     has_thumbnails: bool
 
 
-def render_page(summary: Mapping[str, str], tasks: Sequence[TaskView], more: int, base_url: str) -> str:
+def render_page(summary: Mapping[str, str], tasks: Sequence[TaskView], more: str, base_url: str) -> str:
     """Return the whole page."""
     page = _template().replace("@BASE_URL@", escape(base_url))
     return page.replace("@TASKS@", render_tasks(summary, tasks, more))
 
 
-def render_tasks(summary: Mapping[str, str], tasks: Sequence[TaskView], more: int) -> str:
-    """Return the part that changes: the figures and the tasks; `more` older ones are not shown."""
+def render_tasks(summary: Mapping[str, str], tasks: Sequence[TaskView], more: str) -> str:
+    """Return the part that changes: the figures and the tasks; `more` says what is not shown."""
     figures = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items()
     )
-    older = f'<p class="older" data-id="older">and {more:,} older</p>' if more else ""
+    older = f'<p class="older" data-id="older">{escape(more)}</p>' if more else ""
     return f'<dl data-id="figures">{figures}</dl>{"".join(map(_card, tasks))}{older}'
 
 
 def _card(task: TaskView) -> str:
     css, state = _STATES[task.state]
-    prompt = (
-        task.prompt
-        if len(task.prompt) <= _SHOWN_PROMPT
-        else f"{task.prompt[:_SHOWN_PROMPT]}\N{HORIZONTAL ELLIPSIS}"
-    )
     problem = f'<p class="problem">{escape(task.problem)}</p>' if task.problem else ""
-    credits_ = "refunded" if task.problem else f"{task.price:g} credits"
-    called = f" {_DOT} {_count(task.callbacks, 'callback')}" if task.callbacks else ""
+    image = _image(task.image) if task.image else ""
+    credits_ = f"{task.price:g} credits" if task.price else "refunded"
+    told = [
+        credits_,
+        _count(task.polls, "poll"),
+        *([f"callback {', '.join(task.callbacks)}"] if task.callbacks else []),
+        task.model,
+    ]
+    faults = "".join(f'<b class="fault">{escape(name)}</b>' for name in task.faults)
     return (
         f'<article data-id="{task.task_id}">{_pictures(task)}'
-        f'<div class="words"><p class="badges"><b class="{css}">{state}</b><b>{escape(task.kind)}</b>'
-        f"<time>{task.seconds:.1f} s</time></p>"
-        f'<p class="prompt">{escape(prompt)}</p>{problem}'
-        f'<p class="small">{credits_} {_DOT} {_count(task.polls, "poll")}{called} {_DOT} {escape(task.model)}'
-        f" {_DOT} <code>{task.task_id[:8]}</code></p></div></article>"
+        f'<div class="words"><p class="badges"><b class="{css}">{state}</b><b>{escape(task.kind)}</b>{faults}'
+        f'<time title="made at {task.made_at} UTC">{task.made_at} {_DOT} {task.seconds:.1f} s</time></p>'
+        f'<p class="prompt">{escape(_short(task.prompt, _SHOWN_PROMPT))}</p>{image}{problem}'
+        f'<p class="small">{escape(f" {_DOT} ".join(told))} {_DOT} '
+        f'<code title="{task.task_id}">{task.task_id[:8]}</code></p></div></article>'
     )
+
+
+def _image(url: str) -> str:
+    shown = _short(url.partition("://")[2], _SHOWN_URL)
+    return f'<p class="image" title="{escape(url)}">{escape(shown)}</p>'
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _count(number: int, name: str) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from flux_async.sandbox.faults import Fault, asked_for
+from flux_async.sandbox.plan import Rule, asked_for
 
 PRICES: Final[Mapping[str, float]] = {"flux-kontext-pro": 5.0, "flux-kontext-max": 10.0}
 RATIOS: Final = ("21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21")
@@ -67,7 +67,7 @@ class Order:
     model: str
     safety_tolerance: int
     call_back_url: str | None
-    faults: frozenset[Fault]
+    faults: tuple[Rule, ...]
     sent: Mapping[str, object]
 
     @property
@@ -129,7 +129,7 @@ def _order(sent: Mapping[str, object]) -> Order:
         model=text.get("model", DEFAULT_MODEL),
         safety_tolerance=tolerance,
         call_back_url=text.get("callBackUrl", "").strip() or None,
-        faults=asked_for(input_image) if input_image and is_web_address(input_image) else frozenset(),
+        faults=asked_for(input_image) if input_image and is_web_address(input_image) else (),
         sent=sent,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http
 import json
 from collections.abc import Mapping
+from functools import cached_property
 
 import attrs
 
@@ -25,9 +26,17 @@ TOO_FAST = "Your call frequency is too high. Please try again later."
 NO_RECORD = "The record does not exist"
 WRONG_URL = "url is wrong"
 INTERNAL = "Internal Error, Please try again later."
+INTERNAL_AS_RECORDED = "internal error, please try again later."
+SERVER_ERROR = "Server Error - An unexpected error occurred while processing the request"
+MAINTENANCE = "Service Unavailable - System is currently undergoing maintenance"
+SWITCHED_OFF = "Feature Disabled - The requested feature is currently disabled"
+KEY_CAP = "Sub-key Usage Exceeds Limit"
+FLAGGED = "Your prompt was flagged by Website as violating content policies."
+NOT_MADE = "Image generation task failed"
+TIMED_OUT = "generate task timeout"
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Reply:
     """One answer of the vendor.
 
@@ -39,10 +48,49 @@ class Reply:
     body: Mapping[str, object]
     status: int = http.HTTPStatus.OK
 
-    def encode(self) -> bytes:
-        """Return the body as compact JSON in UTF-8."""
+    @property
+    def content_type(self) -> str:
+        """The header of that name."""
+        return CONTENT_TYPE
+
+    @cached_property
+    def content(self) -> bytes:
+        """The body as compact JSON in UTF-8."""
         # A lone surrogate (legal in JSON, not in UTF-8) becomes a question mark, as it does in Java.
         return json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+    def encode(self) -> bytes:
+        """Return the body as compact JSON in UTF-8."""
+        return self.content
+
+
+@attrs.frozen
+class Page:
+    """An answer that is none of the vendor's: what a gateway or a broken connection makes of it.
+
+    Attributes:
+        content: The body.
+        status: The HTTP status.
+        content_type: The header of that name.
+    """
+
+    content: bytes
+    status: int
+    content_type: str = "text/html"
+
+    def encode(self) -> bytes:
+        """Return the body."""
+        return self.content
+
+
+def html_page(status: http.HTTPStatus) -> Page:
+    """Return the page a gateway shows for a status."""
+    title = f"{status.value} {status.phrase}"
+    text = (
+        f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n"
+        "<hr><center>cloudflare</center>\r\n</body>\r\n</html>\r\n"
+    )
+    return Page(text.encode(), status)
 
 
 def success(data: object) -> Reply:

@@ -9,9 +9,15 @@ from typing import Final, NoReturn
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
+from flux_async.sandbox.plan import HEADER, Rule, parse_rules
+
 MAX_JSON_BYTES: Final = 1024 * 1024
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\d{1,5})?")
+
+
+class UnknownFaultError(Exception):
+    """A request asks for a fault there is none of."""
 
 
 class BodyTooLargeError(Exception):
@@ -68,3 +74,15 @@ def base_url(request: Request) -> str:
         name, port = request.scope.get("server") or ("localhost", None)
         host = f"{name}:{port}" if port else name
     return f"{request.scope['scheme']}://{host}"
+
+
+def asked_faults(request: Request) -> tuple[Rule, ...]:
+    """Return the faults a request asks for in its header.
+
+    Raises:
+        UnknownFaultError: If there is none of a name.
+    """
+    try:
+        return parse_rules(request.headers.get(HEADER, ""))
+    except ValueError as error:  # a misspelled fault would be a test that tests nothing
+        raise UnknownFaultError(str(error)) from None

@@ -10,16 +10,21 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from flux_async.sandbox.faults import Fault
+import anyio
+
+from flux_async.sandbox.faults import list_of_faults
+from flux_async.sandbox.plan import read_script
 from flux_async.sandbox.settings import SandboxError, SandboxSettings
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.applications import Starlette
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8787
@@ -28,12 +33,18 @@ BACKLOG: Final = 2048
 
 USAGE_ERROR: Final = 2
 
+_A_MOMENT: Final = 0.002  # seconds
+
 _SERVING: Final = ("starlette", "uvicorn", "python_multipart")
 _PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr")
 
 
 def serve(
-    settings: SandboxSettings | None = None, *, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT
+    settings: SandboxSettings | None = None,
+    *,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    ledger: bool = False,
 ) -> None:
     """Serve the sandbox until SIGINT or SIGTERM; prints one line to stdout when it is ready.
 
@@ -41,33 +52,67 @@ def serve(
         settings: How it behaves; the defaults where left out.
         host: The address to listen on.
         port: The port; 0 picks a free one, which the line names.
+        ledger: Whether to print what was asked and paid to stderr in the end.
 
     Raises:
         SandboxError: If the port is taken, the address cannot be used, or the extra is not installed.
     """
     settings = settings or SandboxSettings()
     _require(_SERVING + (_PICTURES if settings.pictures == "real" else ()))
+    from flux_async.sandbox.app import create_app, desk_of  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.views import ledger_table  # noqa: PLC0415 - needs the extra
+
+    app = create_app(settings)
+    with _listen(host, port) as listener:
+        config = _config(app, lifespan="on")
+        _quiet_server(config, _address(host, listener)).run([listener])
+    if ledger:
+        print(ledger_table(desk_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
+
+
+def _config(app: Starlette, *, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     import uvicorn  # noqa: PLC0415 - needs the extra
 
-    from flux_async.sandbox.app import create_app  # noqa: PLC0415 - needs the extra
     from flux_async.sandbox.line import HangingUp  # noqa: PLC0415 - needs the extra
 
+    return uvicorn.Config(
+        app,
+        http=HangingUp,
+        access_log=False,
+        log_config=None,
+        lifespan=lifespan,
+        timeout_graceful_shutdown=1,
+        server_header=False,
+    )
+
+
+@asynccontextmanager
+async def listening(app: Starlette, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> AsyncIterator[str]:
+    """Serve an application whose lifespan runs already, in this event loop, and yield its address.
+
+    Raises:
+        SandboxError: If the port is taken, the address cannot be used, or the extra is not installed.
+    """
+    _require(_SERVING)
     with _listen(host, port) as listener:
-        config = uvicorn.Config(
-            create_app(settings),
-            http=HangingUp,
-            access_log=False,
-            log_config=None,
-            lifespan="on",
-            timeout_graceful_shutdown=1,
-            server_header=False,
-        )
-        _quiet_server(config, _address(host, listener)).run([listener])
+        listener.setblocking(False)  # noqa: FBT003 - the socket's own name for it
+        server = _guest_server(_config(app, lifespan="off"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, [listener])
+            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+                await anyio.sleep(_A_MOMENT)
+            try:
+                yield _address(host, listener)
+            finally:
+                server.should_exit = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 after a signal, 2 where it could not start."""
     options = _parser().parse_args(arguments)
+    if options.list_faults:
+        print(list_of_faults(), end="")  # noqa: T201 - this is a command
+        return 0
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="sandbox: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -83,9 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drop_replies=options.drop_replies,
             webhook_key=options.webhook_key,
             faults=options.faults,
+            script=read_script(options.fault_script) if options.fault_script else (),
+            virtual_clock=options.virtual_clock,
+            state=options.state,
             **({} if options.workers is None else {"workers": options.workers}),
         )
-        serve(settings, host=options.host, port=options.port)
+        serve(settings, host=options.host, port=options.port, ledger=options.ledger)
     except (SandboxError, ValueError) as error:
         print(f"sandbox: {error}", file=sys.stderr)  # noqa: T201 - this is a command
         return USAGE_ERROR
@@ -113,7 +161,12 @@ def _parser() -> argparse.ArgumentParser:
         default=os.environ.get("KIE_WEBHOOK_KEY") or None,
         help="sign callbacks with this key (default: KIE_WEBHOOK_KEY, else no signature)",
     )
-    add("--faults", default="", metavar="LIST", help=f"such as callback-late:10%%; known: {', '.join(Fault)}")
+    add("--faults", default="", metavar="LIST", help="such as callback-late:10%%; see --list-faults")
+    add("--fault-script", type=Path, metavar="FILE", help="JSON Lines: the faults of each submit, in order")
+    add("--list-faults", action="store_true", help="say what can go wrong, and end")
+    add("--state", type=Path, metavar="FILE", help="keep tasks, balance and pictures there, beyond the end")
+    add("--ledger", action="store_true", help="print what was asked and paid to stderr, in the end")
+    add("--virtual-clock", action="store_true", help="let time pass by POST /__sandbox/clock only")
     return parser
 
 
@@ -148,6 +201,19 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _address(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def _guest_server(config: uvicorn.Config) -> uvicorn.Server:
+    import uvicorn  # noqa: PLC0415 - needs the extra
+
+    class GuestServer(uvicorn.Server):
+        """Leaves the signals of the process alone."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return GuestServer(config)
 
 
 def _quiet_server(config: uvicorn.Config, address: str) -> uvicorn.Server:

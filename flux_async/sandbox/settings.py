@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from flux_async.sandbox.faults import Fault, parse_shares
+from flux_async.sandbox.faults import Fault
+from flux_async.sandbox.plan import FaultPlan, Rule, parse_entries, parse_rules
 
 
 class SandboxError(Exception):
@@ -65,8 +67,15 @@ def _check_webhook_key(_instance: object, _attribute: attrs.Attribute[Any], key:
 
 
 def _check_faults(instance: SandboxSettings, _attribute: attrs.Attribute[Any], faults: str) -> None:
-    if Fault.DROP_REPLY in parse_shares(faults) and instance.drop_replies:
+    named = {rule.fault for rule in parse_rules(faults)}
+    if Fault.DROP_REPLY in named and instance.drop_replies:
         raise ValueError("name the share of lost replies once: as drop_replies, or as drop-reply in faults")
+
+
+def _as_entries(script: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], ...]:
+    entries = [entry if isinstance(entry, str) else tuple(map(str, entry)) for entry in script]
+    parse_entries(entries)  # refuses what is none
+    return tuple(entry for entry in entries if not isinstance(entry, str))
 
 
 @attrs.frozen(kw_only=True)
@@ -91,10 +100,16 @@ class SandboxSettings:
         drop_replies: Share of submits whose reply is lost on the way: the task is made and paid, then the
             connection is closed. Which ones follows from `seed`. The same as ``drop-reply`` in `faults`.
         webhook_key: The key callbacks are signed with; without one they carry no signature.
-        faults: What goes wrong, as ``"callback-missing:5%,callback-late:10%"``: names from `Fault`, each with
-            the share of tasks it befalls (5% or 0.05; a name alone means every task). Which ones follows from
-            `seed`. An input image whose URL has ``sandbox-fault=callback-missing`` in its query asks for that
-            fault (or several, separated by commas) itself.
+        faults: What goes wrong, as ``"drop-reply:1%,http-429=1:5%,455@30-90"``: names from `Fault`, each with
+            its number (``=1``), the share of submits it befalls (5% or 0.05; left out, all) and the window
+            of vendor seconds in which it may strike. Whom a share befalls follows from `seed`. An input image
+            whose URL has ``sandbox-fault=callback-missing`` in its query asks for that fault (or several,
+            separated by commas) itself, and so does a request with the header ``X-Sandbox-Fault``.
+        virtual_clock: Whether time stands still until ``POST /__sandbox/clock`` lets it pass; `speed` then
+            means nothing.
+        state: A file in which tasks, balance, ledger and links outlive the sandbox; their pictures lie in a
+            folder beside it. What it holds wins over `credits`. Left out, nothing is kept.
+        script: What befalls the first submits, in order: for each a list of names. Then `faults` holds.
 
     Raises:
         ValueError: If a value is out of range, or a fault is unknown.
@@ -118,9 +133,13 @@ class SandboxSettings:
     drop_replies: float = attrs.field(default=0.0, converter=float, validator=_check_share)
     webhook_key: str | None = attrs.field(default=None, validator=_check_webhook_key, repr=False)
     faults: str = attrs.field(default="", validator=_check_faults)
+    virtual_clock: bool = False
+    state: Path | None = None
+    script: tuple[tuple[str, ...], ...] = attrs.field(default=(), converter=_as_entries)
 
     @property
-    def fault_shares(self) -> Mapping[Fault, float]:
-        """The share of tasks each fault befalls, `drop_replies` included."""
-        dropped = {Fault.DROP_REPLY: self.drop_replies} if self.drop_replies else {}
-        return {**dropped, **parse_shares(self.faults)}
+    def plan(self) -> FaultPlan:
+        """What goes wrong, `drop_replies` included."""
+        dropped = (Rule(fault=Fault.DROP_REPLY, share=self.drop_replies),) if self.drop_replies else ()
+        rules = dropped + parse_rules(self.faults)
+        return FaultPlan(rules=rules, entries=parse_entries(self.script), seed=self.seed or 0)

@@ -9,12 +9,9 @@ The rules are those of the API page; where recorded traffic of the service diffe
 
 from __future__ import annotations
 
-import enum
 import heapq
-import json
 import math
 import random
-from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
@@ -22,99 +19,37 @@ from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
-from flux_async.sandbox import replies
-from flux_async.sandbox.faults import Fault, FaultPlan
-from flux_async.sandbox.file_book import EXTENSIONS, Blob, FileBook, Link, PublicFile
-from flux_async.sandbox.ledger import Attempt, Ledger
+from flux_async.sandbox import mishaps, replies
+from flux_async.sandbox.faults import Fault, Place, Struck
+from flux_async.sandbox.file_book import EXTENSIONS, Blob, FileBook, Link
+from flux_async.sandbox.ledger import WINDOW
+from flux_async.sandbox.mishaps import Answer
 from flux_async.sandbox.parameters import Order, Refusal, is_web_address, read_order
+from flux_async.sandbox.plan import FaultPlan, Rule
+from flux_async.sandbox.records import record_of
 from flux_async.sandbox.replies import Reply
+from flux_async.sandbox.tasks import Account, Failure, Flag, Pictures, Task, subject_of
 
 SUBMITS_PER_WINDOW: Final = 20
-WINDOW: Final = 10.0  # vendor seconds
 
 # Seconds a task takes: the median, and the sigma of the log-normal around it.
 MEDIAN_SECONDS: Final = {"flux-kontext-pro": 12.0, "flux-kontext-max": 20.0}
 SIGMA: Final = 0.4
 
 
-class Flag(enum.IntEnum):
-    """``successFlag`` (API page, "Status Codes")."""
-
-    GENERATING = 0
-    SUCCESS = 1
-    CREATE_TASK_FAILED = 2
-    GENERATE_FAILED = 3
-
-
-@attrs.frozen(kw_only=True)
-class Pictures:
-    """The two pictures of a successful task: the one edited (or made) and the result."""
-
-    origin: Blob
-    result: Blob
-
-
-@attrs.frozen(kw_only=True)
-class Failure:
-    """Why a task failed: ``errorCode`` and ``errorMessage``."""
-
-    code: int
-    message: str
-
-
-@attrs.define(eq=False)
-class Account:
-    """One customer: the keys share the balance and the window."""
-
-    number: int
-    balance: float
-    ledger: Ledger = attrs.Factory(Ledger)
-    window: deque[float] = attrs.Factory(deque)
-
-
-@attrs.define(eq=False, kw_only=True)
-class Task:
-    """One task, from creation to its sticky end.
-
-    Attributes:
-        ready_at: When its drawn time has passed.
-        base_url: The address its submit was sent to; links in its callbacks begin with it.
-        faults: What goes wrong with it.
-        made: The pictures or the failure, once known; they count from `ready_at` on.
-        ends_at: When it will leave GENERATING, known once `made` is.
-        ended_at: When it left GENERATING.
-        origin: The link to the origin, once it succeeded; `result` likewise.
-        callbacks: The deliveries of its callback; with all faults and retries they are eight.
-    """
-
-    task_id: str
-    account: Account
-    order: Order
-    created_at: float
-    ready_at: float
-    base_url: str = ""
-    faults: frozenset[Fault] = frozenset()
-    made: Pictures | Failure | None = None
-    ends_at: float | None = None
-    flag: Flag = Flag.GENERATING
-    ended_at: float | None = None
-    origin: PublicFile | None = None
-    result: PublicFile | None = None
-    polls: int = 0
-    callbacks: list[Attempt] = attrs.Factory(list)
-
-    @property
-    def subject(self) -> str:
-        """Under which the ledger files it."""
-        return _subject(self.order)
-
-
 @attrs.frozen(kw_only=True)
 class Submission:
-    """The answer to a submit, and the task if there is one."""
+    """What becomes of a submit.
 
-    reply: Reply
+    Attributes:
+        reply: The answer.
+        task: The task, if one was made.
+        faults: What the answer itself cannot show and is left to whoever sends it.
+    """
+
+    reply: Answer
     task: Task | None = None
+    faults: Struck = attrs.Factory(dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -132,15 +67,20 @@ class Vendor:
 
     Args:
         rng: Draws ids, link names and task times; the only randomness there is.
-        faults: What goes wrong with which tasks; it only marks them, the callers carry it out.
+        plan: What goes wrong.
+        began: When its life begins; the windows of the plan count from there.
     """
 
-    def __init__(self, rng: random.Random, faults: FaultPlan | None = None) -> None:
+    def __init__(self, rng: random.Random, plan: FaultPlan | None = None, began: float = 0.0) -> None:
         self._rng = rng
-        self._faults = faults or FaultPlan()
+        self._plan = plan or FaultPlan()
+        self.began: float = began
         self._accounts: dict[str, Account] = {}
         self._tasks: dict[str, Task] = {}
         self._due: list[tuple[float, str]] = []
+        self._changed: set[str] = set()
+        self.submits: int = 0
+        self.calls: int = 0
         self.files: FileBook = FileBook(random.Random(rng.getrandbits(64)))  # noqa: S311 - a sandbox guards nothing
 
     def open_account(self, keys: Iterable[str], balance: float) -> Account:
@@ -150,26 +90,83 @@ class Vendor:
         return account
 
     def account(self, key: str | None) -> Account | None:
-        """Return the account a key belongs to."""
-        return self._accounts.get(key) if key is not None else None
+        """Return the account a key belongs to, if it is let in."""
+        account = self._accounts.get(key) if key is not None else None
+        return None if account is None or account.disabled else account
 
-    def submit(self, key: str | None, body: object, now: float, base_url: str = "") -> Submission:
-        """Answer POST generate: create a task and take its price, or refuse."""
+    def faults_of_call(self, place: Place, now: float, asked: Iterable[Rule] = ()) -> Struck:
+        """Return what goes wrong with a call that no task belongs to."""
+        self.calls += 1
+        return self._plan.for_call(place, self.calls, now - self.began, asked)
+
+    def _turned_away(self, key: str | None, now: float) -> Reply | None:
+        """Return the answer to whoever does not get past the door."""
         self.advance(now)
         account = self.account(key)
         if account is None:
-            return Submission(reply=replies.unauthorized(key_sent=key is not None))
+            return replies.unauthorized(key_sent=key is not None)
+        if self._plan.closes_the_door and self.faults_of_call(Place.DOOR, now).keys() & {Fault.MAINTENANCE}:
+            account.ledger.strike([Fault.MAINTENANCE])
+            return replies.refusal(455, replies.MAINTENANCE)
+        return None
+
+    def submit(
+        self, key: str | None, body: object, now: float, base_url: str = "", asked: Iterable[Rule] = ()
+    ) -> Submission:
+        """Answer POST generate: create a task and take its price, or refuse."""
+        if (turned_away := self._turned_away(key, now)) is not None:
+            return Submission(reply=turned_away)
+        account = self._accounts[key or ""]
+        self.submits += 1
+        account.ledger.submit(now)
         order = read_order(body)
-        account.ledger.submits += 1
-        if isinstance(order, Order):
-            account.ledger.line(_subject(order)).submits += 1
+        if isinstance(order, Refusal):
+            refusal = self._refusal(account, order, now) or order
+            return self._refuse(account, refusal.code, replies.refusal(refusal.code, refusal.message))
+        account.ledger.line(subject_of(order)).submits += 1
+        rules = (*order.faults, *asked)
+        faults = self._plan.for_submit(self.submits, now - self.began, rules)
+        return self._spoiled(account, order, faults) or self._accept(account, order, faults, now, base_url)
+
+    def _spoiled(self, account: Account, order: Order, faults: Struck) -> Submission | None:
+        """Let those faults strike that leave no task behind."""
+        ledger = account.ledger
+        if account.ledger.submits > faults.get(Fault.KEY_DISABLED, math.inf):
+            account.disabled = True
+            ledger.strike([Fault.KEY_DISABLED])
+            return self._refuse(account, 401, replies.unauthorized(key_sent=True))
+        if Fault.MAINTENANCE in faults and not self._plan.closes_the_door:  # asked for by this one
+            ledger.strike([Fault.MAINTENANCE])
+            return self._refuse(account, 455, replies.refusal(455, replies.MAINTENANCE))
+        if account.balance and ledger.accepted >= faults.get(Fault.BALANCE_OUT, math.inf):
+            account.balance = 0.0
+            ledger.strike([Fault.BALANCE_OUT])
+        fault = mishaps.refused(faults, ledger.line(subject_of(order)).submits)
+        if fault is None:
+            return None
+        ledger.strike([fault])
+        if fault is Fault.DROP_REQUEST:
+            ledger.dropped += 1
+            return Submission(reply=mishaps.BAD_GATEWAY, faults={fault: 1})
+        answer = mishaps.REFUSALS[fault]
+        code = answer.body["code"] if isinstance(answer, Reply) else answer.status
+        assert isinstance(code, int)  # noqa: S101 - in an envelope of ours
+        return self._refuse(account, code, answer)
+
+    def _accept(
+        self, account: Account, order: Order, faults: Struck, now: float, base_url: str
+    ) -> Submission:
         refusal = self._refusal(account, order, now)
         if refusal is not None:
-            account.ledger.refused[refusal.code] += 1
-            return Submission(reply=replies.refusal(refusal.code, refusal.message))
-        assert isinstance(order, Order)  # noqa: S101 - anything else is a refusal
-        task = self._create(account, order, now, base_url)
-        return Submission(reply=replies.success({"taskId": task.task_id}), task=task)
+            return self._refuse(account, refusal.code, replies.refusal(refusal.code, refusal.message))
+        task = self._create(account, order, faults, now, base_url)
+        reply = replies.success({"taskId": task.task_id})
+        return Submission(reply=mishaps.answered(reply, faults), task=task, faults=task.faults)
+
+    @staticmethod
+    def _refuse(account: Account, code: int, answer: Answer) -> Submission:
+        account.ledger.refused[code] += 1
+        return Submission(reply=answer)
 
     def _refusal(self, account: Account, order: Order | Refusal, now: float) -> Refusal | None:
         # The gate stands before the parameters: a submit that is later refused for them has passed it too.
@@ -182,9 +179,10 @@ class Vendor:
             return order
         return Refusal(402, replies.NO_CREDITS) if account.balance < order.price else None
 
-    def _create(self, account: Account, order: Order, now: float, base_url: str) -> Task:
+    def _create(self, account: Account, order: Order, faults: Struck, now: float, base_url: str) -> Task:
         task_id = f"{self._rng.getrandbits(128):032x}"
         seconds = self._rng.lognormvariate(math.log(MEDIAN_SECONDS[order.model]), SIGMA)
+        struck = {fault: n for fault, n in faults.items() if fault.place not in (Place.DOOR, Place.GATE)}
         task = Task(
             task_id=task_id,
             account=account,
@@ -192,11 +190,13 @@ class Vendor:
             created_at=now,
             ready_at=now + seconds,
             base_url=base_url,
-            faults=order.faults | self._faults.drawn_for(task_id),
+            faults=struck,
         )
         self._tasks[task_id] = task
+        self._changed.add(task_id)
         account.balance -= order.price
-        account.ledger.accept(task.subject, task_id, order.price)
+        account.ledger.accept(task.subject, task_id, order.price, now)
+        account.ledger.strike(struck)
         return task
 
     def deliver(self, task_id: str, pictures: Pictures, now: float) -> None:
@@ -204,15 +204,17 @@ class Vendor:
         self._make(task_id, pictures, now)
 
     def fail(self, task_id: str, failure: Failure, now: float) -> None:
-        """Let a task fail when its time has passed, and its credits go back."""
+        """Let a task fail when its time has passed; its credits go back."""
         self._make(task_id, failure, now)
 
     def _make(self, task_id: str, made: Pictures | Failure, now: float) -> None:
         self.advance(now)
         task = self._tasks[task_id]
-        if task.made is None:  # the first word stands: an end is sticky
-            task.made = made
+        # The first word stands: an end is sticky.
+        if task.made is None and Fault.NEVER_ENDS not in task.faults:
+            task.made = task.fate or made
             task.ends_at = max(task.ready_at, now)
+            self._changed.add(task_id)
             heapq.heappush(self._due, (task.ends_at, task_id))
 
     def advance(self, now: float) -> None:
@@ -222,23 +224,34 @@ class Vendor:
             self._settle(self._tasks[task_id], at)
 
     def _settle(self, task: Task, at: float) -> None:
-        task.ended_at = at
+        flips = Fault.TIMEOUT_FLIPS in task.faults and task.flag is Flag.GENERATING
+        task.ended_at, task.told = at, None
+        self._changed.add(task.task_id)
         match task.made:
+            case Pictures() if flips:
+                task.flag = Flag.GENERATE_FAILED  # not for good, so nothing is refunded
+                heapq.heappush(self._due, (at + task.faults[Fault.TIMEOUT_FLIPS], task.task_id))
             case Pictures(origin=origin, result=result):
                 task.flag = Flag.SUCCESS
                 task.origin = self.files.publish(Link.ORIGIN, origin, at)
-                task.result = self.files.publish(Link.RESULT, result, at)
+                task.result = self.files.publish(Link.RESULT, result, at, faults=task.faults)
             case _:
-                task.flag = Flag.GENERATE_FAILED
-                task.account.balance += task.order.price
-                task.account.ledger.refund(task.subject, task.order.price)
+                created = Fault.FAIL_CREATE not in task.faults
+                task.flag = Flag.GENERATE_FAILED if created else Flag.CREATE_TASK_FAILED
+                self._refund(task)
 
-    def record_info(self, key: str | None, task_id: str | None, now: float, base_url: str) -> Reply:
+    def _refund(self, task: Task) -> None:
+        if Fault.NO_REFUND in task.faults:
+            return
+        task.refunded = task.order.price
+        task.account.balance += task.order.price
+        task.account.ledger.refund(task.subject, task.order.price)
+
+    def record_info(self, key: str | None, task_id: str | None, now: float, base_url: str) -> Answer:
         """Answer GET record-info; links begin with `base_url`."""
-        self.advance(now)
-        account = self.account(key)
-        if account is None:
-            return replies.unauthorized(key_sent=key is not None)
+        if (turned_away := self._turned_away(key, now)) is not None:
+            return turned_away
+        account = self._accounts[key or ""]
         if not task_id:
             return replies.refusal(422, "Please enter taskId.")
         task = self._tasks.get(task_id)
@@ -246,27 +259,35 @@ class Vendor:
             account.ledger.poll(None)
             return replies.refusal(422, replies.NO_RECORD)
         task.polls += 1
+        self._changed.add(task_id)
         account.ledger.poll(task.subject)
-        return replies.success(_record(task, base_url))
+        if not task.faults:
+            return _told(task, base_url)
+        return mishaps.looked(lambda: _told(task, base_url), task.faults, task.polls, now - task.created_at)
 
-    def credit(self, key: str | None, now: float) -> Reply:
+    def drops_look(self, task_id: str | None) -> bool:
+        """Say whether the connection closes at this look, which has been written down."""
+        task = self._tasks.get(task_id or "")
+        return task is not None and task.polls <= task.faults.get(Fault.POLL_DROP, 0)
+
+    def credit(self, key: str | None, now: float, asked: Iterable[Rule] = ()) -> Reply:
         """Answer GET credit: a bare number."""
-        self.advance(now)
-        account = self.account(key)
-        if account is None:
-            return replies.unauthorized(key_sent=key is not None)
-        return replies.success(account.balance)
+        if (turned_away := self._turned_away(key, now)) is not None:
+            return turned_away
+        account = self._accounts[key or ""]
+        faults = self.faults_of_call(Place.BALANCE, now, asked)
+        account.ledger.strike(faults)
+        return mishaps.balance(account.balance, faults)
 
     def download_url(self, key: str | None, body: object, now: float, base_url: str) -> Reply:
         """Answer POST download-url: a bare string that lives 20 minutes, for results only."""
-        self.advance(now)
-        if self.account(key) is None:
-            return replies.unauthorized(key_sent=key is not None)
+        if (turned_away := self._turned_away(key, now)) is not None:
+            return turned_away
         url = body.get("url") if isinstance(body, dict) else None
         if not isinstance(url, str) or not url:
             return replies.refusal(422, "Please enter url.")
         file = self.files.find(_path_at(url, base_url), now)
-        if file is None or file.link is not Link.RESULT:
+        if file is None or file.link is not Link.RESULT or Fault.LINK_REFUSED in file.faults:
             return replies.refusal(422, replies.WRONG_URL)
         fresh = self.files.publish(Link.FRESH, file.blob, now)
         return replies.success(base_url + fresh.path)
@@ -292,37 +313,46 @@ class Vendor:
         }
         return Reply({"success": True, "code": 200, "msg": "File uploaded successfully", "data": data})
 
+    def restore(self, tasks: Iterable[Task], submits: int, calls: int) -> None:
+        """Take up the tasks of an earlier life, and count on from there."""
+        self.submits, self.calls = submits, calls
+        for task in tasks:
+            self._tasks[task.task_id] = task
+            if task.flag is Flag.GENERATING and task.ends_at is not None:
+                heapq.heappush(self._due, (task.ends_at, task.task_id))
+            elif task.ended_at is not None and task.flag is Flag.GENERATE_FAILED and task.refunded == 0:
+                flips = task.faults.get(Fault.TIMEOUT_FLIPS)
+                if flips is not None and isinstance(task.made, Pictures):
+                    heapq.heappush(self._due, (task.ended_at + flips, task.task_id))
+
+    def touch(self, task: Task) -> None:
+        """Say that something was written down with a task."""
+        self._changed.add(task.task_id)
+
+    def take_changed(self) -> list[Task]:
+        """Return the tasks that may have changed since the last time."""
+        changed, self._changed = self._changed, set()
+        return sorted((self._tasks[task_id] for task_id in changed), key=lambda task: task.created_at)
+
+    def all_tasks(self) -> Iterable[Task]:
+        """Return the tasks, the oldest first."""
+        return self._tasks.values()
+
     def newest(self, now: float) -> Iterator[Task]:
         """Yield the tasks, the newest first."""
         self.advance(now)
         return reversed(self._tasks.values())
 
 
-def _subject(order: Order) -> str:
-    return order.input_image or f"prompt:{order.prompt}"
-
-
-def _record(task: Task, base_url: str) -> dict[str, object]:
-    failure = task.made if task.flag is Flag.GENERATE_FAILED and isinstance(task.made, Failure) else None
-    response = None
-    if task.origin is not None and task.result is not None:
-        response = {
-            "originImageUrl": base_url + task.origin.path,
-            "resultImageUrl": base_url + task.result.path,
-        }
-    # The echo holds the fields that were sent, in an order of the vendor's own.
-    echo = json.dumps(task.order.sent, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return {
-        "taskId": task.task_id,
-        "paramJson": echo,
-        "response": response,
-        # Rounded up, so that it may lie a moment in the future: seen in recorded traffic.
-        "completeTime": None if task.ended_at is None else math.ceil(task.ended_at) * 1000,
-        "createTime": math.floor(task.created_at) * 1000,
-        "successFlag": int(task.flag),
-        "errorCode": failure.code if failure else None,
-        "errorMessage": failure.message if failure else "" if task.flag is Flag.SUCCESS else None,
-    }
+def _told(task: Task, base_url: str) -> Reply:
+    """Return what record-info says of a task; written once for each state of it."""
+    if task.told is None or task.told[0] != base_url:
+        if Fault.FAIL_ENVELOPE in task.faults and task.failure is not None:
+            reply = replies.refusal(task.failure.code, task.failure.message)
+        else:
+            reply = replies.success(record_of(task, base_url))
+        task.told = (base_url, reply)
+    return task.told[1]
 
 
 def _path_at(url: str, base_url: str) -> str:

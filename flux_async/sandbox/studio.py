@@ -16,12 +16,14 @@ import httpx
 from anyio.abc import TaskGroup
 
 from flux_async.sandbox import replies
+from flux_async.sandbox.clock import VendorClock, work_on
 from flux_async.sandbox.darkroom import Negative, Spoiled, develop
+from flux_async.sandbox.faults import Fault
 from flux_async.sandbox.fetcher import TooLargeError, UnreachableError, fetch
 from flux_async.sandbox.file_book import Blob
 from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.shelf import Shelf
-from flux_async.sandbox.simulator import Failure, Pictures, Task
+from flux_async.sandbox.tasks import Failure, Pictures, Task
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -64,11 +66,17 @@ class Studio:
 
     Args:
         hand_in: Is told what became of a task's pictures.
+        clock: Is told while there is work, which takes real time.
     """
 
     def __init__(
-        self, settings: SandboxSettings, shelf: Shelf, hand_in: Callable[[Task, Pictures | Failure], None]
+        self,
+        settings: SandboxSettings,
+        shelf: Shelf,
+        hand_in: Callable[[Task, Pictures | Failure], None],
+        clock: VendorClock,
     ) -> None:
+        self._clock = clock
         self._settings = settings
         self._shelf = shelf
         self._hand_in = hand_in
@@ -86,8 +94,11 @@ class Studio:
 
     def take_on(self, task: Task) -> None:
         """Make the pictures of a task in the background, or hand in one pixel where none are wanted."""
+        if task.fate is not None:
+            self._hand_in(task, task.fate)
+            return
         if self._settings.pictures == "none":
-            pixel = self._pixel(task.order.output_format)
+            pixel = self._pixel(_format(task))
             self._hand_in(task, Pictures(origin=pixel, result=pixel))
             return
         if self._tasks is None or self.web is None:
@@ -98,13 +109,20 @@ class Studio:
 
     def _pixel(self, output_format: str) -> Blob:
         if output_format not in self._pixels:
-            pixel = self._shelf.put(ONE_PIXEL[output_format], f"image/{output_format}", kept=True)
+            content, name = ONE_PIXEL[output_format], f"pixel.{output_format}"
+            pixel = self._shelf.put(content, f"image/{output_format}", kept=True, name=name)
             self._pixels[output_format] = pixel
         return self._pixels[output_format]
 
     async def _work(self, task: Task, web: httpx.AsyncClient) -> None:
+        with work_on(self._clock):
+            made = await self._fetch_and_make(task, web)
+            self._hand_in(task, made)
+
+    async def _fetch_and_make(self, task: Task, web: httpx.AsyncClient) -> Pictures | Failure:
         order, shelf = task.order, self._shelf
         origin = Blob(name=shelf.new_name(), content_type="") if order.input_image else None
+        made: Pictures | Failure
         try:
             if order.input_image and origin:
                 async with self._fetching:
@@ -123,18 +141,18 @@ class Studio:
             made = BROKEN
         if isinstance(made, Failure) and origin:
             shelf.drop(origin.name)
-        self._hand_in(task, made)
+        return made
 
     async def _make(self, task: Task, origin: Blob | None) -> Pictures | Failure:
         order, shelf = task.order, self._shelf
-        result = Blob(name=shelf.new_name(), content_type=f"image/{order.output_format}")
+        result = Blob(name=shelf.new_name(), content_type=f"image/{_format(task)}")
         thumbnails = Thumbnails(before=shelf.path(shelf.new_name()), after=shelf.path(shelf.new_name()))
         negative = Negative(
             kind=order.kind,
             prompt=order.prompt,
             source=shelf.path(origin.name) if origin else None,
             ratio=order.aspect_ratio,
-            output_format=order.output_format,
+            output_format=_format(task),
             quality=self._settings.quality,
             threads=self._threads,
             result=shelf.path(result.name),
@@ -148,3 +166,7 @@ class Studio:
         self.thumbnails[task.task_id] = thumbnails
         # A picture made from nothing has no original but itself.
         return Pictures(origin=origin or attrs.evolve(result, kept=True), result=result)
+
+
+def _format(task: Task) -> str:
+    return "jpeg" if Fault.FILE_JPEG_AS_PNG in task.faults else task.order.output_format

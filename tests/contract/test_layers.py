@@ -90,7 +90,7 @@ OUTSIDE: dict[str, set[str]] = {
     "telemetry": {"attrs", "opentelemetry"},
     "engine": {"anyio", "attrs", "temporalio"},
     "imaging": {"PIL", "attrs", "cv2", "numpy"},
-    "sandbox": {"PIL", "anyio", "attrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
+    "sandbox": {"PIL", "anyio", "attrs", "cattrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
     "report": {"PIL", "attrs"},
     "testing": {"anyio", "attrs", "pytest"},
     "cli": {"PIL", "anyio", "attrs", "click", "httpx", "rich", "uvicorn"},
@@ -103,7 +103,7 @@ ONLY_IN: dict[str, set[str]] = {
     "httpcore": {"transport/file_host.py"},
     "httpx": {"transport/httpx_.py", "sandbox", "cli"},
     "rich": {"cli"},
-    "sqlite3": {"journal"},
+    "sqlite3": {"journal", "sandbox/state.py"},
     "uvicorn": {"sandbox", "cli/listening.py"},
     "time": {"clock", "sandbox", "imaging", "cli", "testing"},
 }

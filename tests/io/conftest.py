@@ -42,10 +42,11 @@ class RunningSandbox:
 
 
 @contextmanager
-def running_sandbox(*options: str) -> Iterator[RunningSandbox]:
+def running_sandbox(*options: str, stderr: bool = False) -> Iterator[RunningSandbox]:
     """Start ``python -m flux_async.sandbox`` on a free port and end it, by its pid, in the end."""
     command = [sys.executable, "-m", "flux_async.sandbox", "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    errors = subprocess.PIPE if stderr else None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
         try:
             assert process.stdout is not None
             readable, _, _ = select.select([process.stdout], [], [], START_SECONDS)
@@ -72,7 +73,7 @@ def sandbox_url() -> Iterator[str]:
 def start_sandbox() -> Iterator[Callable[..., RunningSandbox]]:
     """Start sandboxes of one's own, ended with the test."""
     with ExitStack() as stack:
-        yield lambda *options: stack.enter_context(running_sandbox(*options))
+        yield lambda *options, stderr=False: stack.enter_context(running_sandbox(*options, stderr=stderr))
 
 
 @attrs.frozen

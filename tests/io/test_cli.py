@@ -407,3 +407,19 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
     (doubt,) = cli.status()["in_doubt"]
     assert doubt["image"] == "https://example.com/a.png"
     assert UTC_TIME.fullmatch(doubt["submitted_at"])
+
+
+def test_the_sandbox_lists_its_faults(offline: Any) -> None:
+    """``sandbox --list-faults`` prints each with a sentence, and starts nothing."""
+    ended = offline.run("sandbox", "--list-faults")
+    assert ended.code == 0
+    assert "  http-429           The submit is refused with HTTP 429, without Retry-After.\n" in ended.stdout
+
+
+def test_the_sandbox_refuses_a_script_it_cannot_read(offline: Any) -> None:
+    """The line that is wrong is named."""
+    (offline.folder / "script.jsonl").write_text('["http-429"]\n["nonsense"]\n')
+    ended = offline.run("sandbox", "--port", "0", "--fault-script", "script.jsonl")
+    assert ended.code == 2
+    assert "line 2" in ended.stderr
+    assert "nonsense" in ended.stderr

@@ -452,7 +452,7 @@ def test_options(start_sandbox: Callable[..., Any], monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--faults", "nonsense"), "unknown fault 'nonsense'; known are drop-reply"),
+        (("--faults", "nonsense"), "unknown fault 'nonsense'; known are maintenance"),
         (("--webhook-key", ""), "webhook_key must not be empty"),
     ],
 )

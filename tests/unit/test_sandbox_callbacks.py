@@ -13,11 +13,12 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async.sandbox import SandboxSettings
 from flux_async.sandbox.callbacks import CallbackBook, Letter, sign
-from flux_async.sandbox.faults import Fault, FaultPlan, asked_for, parse_shares
+from flux_async.sandbox.faults import Fault
 from flux_async.sandbox.file_book import Blob
-from flux_async.sandbox.simulator import Failure, Pictures, Task, Vendor
+from flux_async.sandbox.plan import FaultPlan
+from flux_async.sandbox.simulator import Vendor
+from flux_async.sandbox.tasks import Failure, Pictures, Task
 
 NOW = 1_787_093_500.25
 UNIX = 1_769_670_760.9
@@ -74,7 +75,7 @@ class World:
     """A vendor and its callbacks, with a clock that jumps from one event to the next."""
 
     def __init__(self, *faults: Fault, key: str | None = KEY) -> None:
-        self.vendor = Vendor(random.Random(7), FaultPlan(shares=dict.fromkeys(faults, 1.0)))
+        self.vendor = Vendor(random.Random(7), FaultPlan.parse(",".join(faults)))
         self.account = self.vendor.open_account(["test"], 100.0)
         self.book = CallbackBook(key)
         self.posted: list[Posted] = []
@@ -150,7 +151,7 @@ def test_failure(code: int) -> None:
 
 def test_nothing_without_an_address() -> None:
     """A task without callBackUrl is never called back, whatever its faults."""
-    world = World(*Fault)
+    world = World(*(fault for fault in Fault if fault.startswith("callback-")))
     world.finish(callBackUrl=None)
     assert world.posted == []
     world = World(Fault.CALLBACK_EARLY)
@@ -382,111 +383,3 @@ def test_several_faults_at_once() -> None:
         *[Fault.CALLBACK_DUPLICATE] * 2,
         Fault.CALLBACK_REPLAYED,
     ]
-
-
-# The plan
-
-
-def test_every_fault_is_described() -> None:
-    """Each fault says in one sentence what it does."""
-    for fault in Fault:
-        assert fault.description.endswith(".")
-        assert fault.description.count(". ") == 0
-
-
-def test_shares() -> None:
-    """Shares are written in per cent or as numbers; a name alone means every task."""
-    assert parse_shares("") == parse_shares(" ") == {}
-    assert parse_shares("callback-missing:5%, callback-late : 0.25,drop-reply") == {
-        Fault.CALLBACK_MISSING: 0.05,
-        Fault.CALLBACK_LATE: 0.25,
-        Fault.DROP_REPLY: 1.0,
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("nonsense:5%", r"unknown fault 'nonsense'; known are drop-reply, callback-missing, .*-unsigned"),
-        ("callback-late,", "unknown fault ''"),
-        ("callback-late:101%", "the share of callback-late must be like 5% or 0.05, .* not '101%'"),
-        ("callback-late:5", "not '5'"),
-        ("callback-late:", "not ''"),
-        ("callback-late:-1%", "not '-1%'"),
-        ("callback-late:nan", "not 'nan'"),
-        ("callback-late:many", "not 'many'"),
-        ("callback-late:5%%", "not '5%%'"),
-        ("callback-late,callback-late:5%", "callback-late is named twice"),
-    ],
-)
-def test_bad_shares(text: str, words: str) -> None:
-    """A list that cannot be read is refused in words that name the mistake, in the settings too."""
-    with pytest.raises(ValueError, match=words):
-        parse_shares(text)
-    with pytest.raises(ValueError, match=words):
-        SandboxSettings(faults=text)
-
-
-def test_settings() -> None:
-    """Lost replies may be set by either name, but not by both; an empty key is a mistake."""
-    assert SandboxSettings(drop_replies=0.5).fault_shares == {Fault.DROP_REPLY: 0.5}
-    assert SandboxSettings(faults="drop-reply:50%").fault_shares == {Fault.DROP_REPLY: 0.5}
-    with pytest.raises(ValueError, match="once"):
-        SandboxSettings(drop_replies=0.5, faults="drop-reply:50%")
-    with pytest.raises(ValueError, match="must not be empty"):
-        SandboxSettings(webhook_key="")
-    assert KEY not in repr(SandboxSettings(webhook_key=KEY))
-
-
-def test_draws_repeat() -> None:
-    """The same seed picks the same tasks at every call, another seed others; the share is kept."""
-    plan = FaultPlan(shares={Fault.CALLBACK_LATE: 0.1}, seed=1)
-    subjects = [f"task {number}" for number in range(5000)]
-    hit = [plan.drawn_for(subject) for subject in subjects]
-    assert hit == [plan.drawn_for(subject) for subject in subjects]
-    assert hit != [attrs.evolve(plan, seed=2).drawn_for(subject) for subject in subjects]
-    assert sum(map(bool, hit)) == pytest.approx(500, abs=80)
-
-
-def test_draws_are_independent() -> None:
-    """One more fault in the plan leaves the tasks of the others as they were."""
-    alone = FaultPlan(shares={Fault.CALLBACK_LATE: 0.3})
-    both = FaultPlan(shares={Fault.DROP_REPLY: 0.3, Fault.CALLBACK_LATE: 0.3})
-    for subject in map(str, range(200)):
-        assert alone.drawn_for(subject) == both.drawn_for(subject) & {Fault.CALLBACK_LATE}
-
-
-@pytest.mark.parametrize(
-    ("query", "expected"),
-    [
-        ("", set()),
-        ("?x=sandbox-fault", set()),
-        ("?sandbox-fault=", set()),
-        ("?sandbox-fault=callback-missing", {Fault.CALLBACK_MISSING}),
-        (
-            "?a=1&sandbox-fault=callback-late,%20drop-reply#top",
-            {Fault.CALLBACK_LATE, Fault.DROP_REPLY},
-        ),
-        (
-            "?sandbox-fault=callback-late&sandbox-fault=drop-reply",
-            {Fault.CALLBACK_LATE, Fault.DROP_REPLY},
-        ),
-    ],
-)
-def test_faults_an_image_asks_for(query: str, expected: set[Fault]) -> None:
-    """The URL of an image names the faults of its tasks."""
-    assert asked_for(IMAGE + query) == expected
-    assert World(Fault.CALLBACK_STALE).submit(inputImage=IMAGE + query).faults == {
-        Fault.CALLBACK_STALE,
-        *expected,
-    }
-
-
-def test_misspelled_fault_of_an_image() -> None:
-    """A submit whose image asks for an unknown fault is refused, naming those there are."""
-    reply = World().vendor.submit(
-        "test", {"prompt": "x", "inputImage": f"{IMAGE}?sandbox-fault=calback-late"}, NOW
-    )
-    assert reply.task is None
-    assert reply.reply.body["code"] == 422
-    assert "unknown fault 'calback-late'; known are drop-reply," in str(reply.reply.body["msg"])

@@ -14,18 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from flux_async.sandbox import SandboxSettings
 from flux_async.sandbox.file_book import DAY, MINUTE, Blob
+from flux_async.sandbox.ledger import WINDOW
 from flux_async.sandbox.parameters import Kind, Order, asks_to_remove_text, read_order
-from flux_async.sandbox.simulator import (
-    SUBMITS_PER_WINDOW,
-    WINDOW,
-    Account,
-    Failure,
-    Flag,
-    Pictures,
-    Task,
-    Upload,
-    Vendor,
-)
+from flux_async.sandbox.simulator import SUBMITS_PER_WINDOW, Upload, Vendor
+from flux_async.sandbox.tasks import Account, Failure, Flag, Pictures, Task
 
 NOW = 1_787_093_500.25
 BASE = "http://sandbox"
@@ -543,14 +535,19 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
         "submits": 4,
         "accepted": 3,
         "refused": {"500": 1},
+        "dropped": 0,
         "charged": 20.0,
         "refunded": 5.0,
         "polls": 2,
         "callbacks": {"sent": 0, "accepted": 0, "failed": 0, "given_up": 0},
+        "faults": {},
+        "busiest_window": {"submits": 4, "accepted": 3},
+        "double_charges": [],
         "images": {
             IMAGE: {
                 "submits": 2,
                 "tasks": [first.task_id, second.task_id],
+                "refunds": 1,
                 "charged": 10.0,
                 "refunded": 5.0,
                 "polls": 1,
@@ -559,6 +556,7 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
             "prompt:A tree": {
                 "submits": 1,
                 "tasks": [next(vendor.newest(NOW)).task_id],
+                "refunds": 0,
                 "charged": 10.0,
                 "refunded": 0.0,
                 "polls": 0,

@@ -1,0 +1,141 @@
+"""The page of the sandbox: what it shows, finds and filters, and that a browser can draw it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flux_async.sandbox import Sandbox, VirtualTime
+
+GENERATE = "/api/v1/flux/kontext/generate"
+KEY = {"Authorization": "Bearer test"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[httpx.AsyncClient]:
+    """A sandbox with three tasks: one done, one failed, one that never ends."""
+    async with Sandbox(clock=VirtualTime()) as sandbox, sandbox.http_client(KEY) as web:
+        for name, prompt, fault in (
+            ("poster", "Remove the text", ""),
+            ("menu", "Remove all words", "fail-400"),
+            ("flyer", "Paint it black", "never-ends,times-iso"),
+        ):
+            body = {"prompt": prompt, "inputImage": f"https://pictures.example/{name}.jpg"}
+            await web.post(GENERATE, json=body, headers={"X-Sandbox-Fault": fault})
+        await sandbox.advance(120)
+        yield web
+
+
+async def found(web: httpx.AsyncClient, **query: str) -> list[str]:
+    """Return the names of the pictures whose tasks are shown."""
+    part = (await web.get("/__sandbox/tasks", params=query)).text
+    return re.findall(r"pictures\.example/(\w+)\.jpg</p>", part)
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ({}, ["flyer", "menu", "poster"]),
+        ({"q": "remove"}, ["menu", "poster"]),
+        ({"q": "REMOVE words"}, ["menu"]),
+        ({"q": "flyer.jpg"}, ["flyer"]),
+        ({"q": "times-iso"}, ["flyer"]),
+        ({"state": "done"}, ["poster"]),
+        ({"state": "failed"}, ["menu"]),
+        ({"state": "generating"}, ["flyer"]),
+        ({"state": "failed", "q": "poster"}, []),
+        ({"state": "unknown"}, ["flyer", "menu", "poster"]),
+    ],
+)
+async def test_search(web: httpx.AsyncClient, query: dict[str, str], names: list[str]) -> None:
+    """Tasks are found by picture, prompt, fault and state; the page itself takes the same question."""
+    assert await found(web, **query) == names
+    page = (await web.get("/", params=query)).text
+    assert [name for name in ("flyer", "menu", "poster") if f"{name}.jpg" in page] == sorted(names)
+    assert ("No task is like that." in page) is (names == [])
+
+
+async def test_cards(web: httpx.AsyncClient) -> None:
+    """A card names the faults, the hour, the time taken and what became of the money."""
+    part = (await web.get("/__sandbox/tasks")).text
+    assert '<b class="fault">times-iso</b>' in part
+    assert re.search(r"\d\d:\d\d:\d\d · 120\.0 s", part)
+    assert "refunded · 0 polls" in part
+    assert "<dt>Faults</dt><dd>3</dd>" in part
+    assert "<dt>Paid twice</dt><dd>0</dd>" in part
+
+
+async def test_words_from_outside_are_escaped(web: httpx.AsyncClient) -> None:
+    """Neither a picture's address nor a search puts markup on the page."""
+    body = {"prompt": "x", "inputImage": 'https://pictures.example/"><script>alert(1)</script>.jpg'}
+    await web.post(GENERATE, json=body)
+    for path in ("/", "/?q=<script>alert(1)", "/__sandbox/tasks?q=alert"):
+        assert "<script>alert" not in (await web.get(path)).text
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_browser(start_sandbox: Any, width: int, tmp_path: Path) -> None:
+    """A browser draws the page without an error of its script, and nothing is wider than the screen."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI needs chromium to draw the page: apt-get install chromium")
+        pytest.skip("no chromium on this machine: the page is not drawn")
+    sandbox = start_sandbox("--pictures", "none", "--speed", "1000")
+    for name in ("a-picture-" + "x" * 150, "flyer"):
+        body = {"prompt": "Remove the text " * 20, "inputImage": f"https://pictures.example/{name}.jpg"}
+        httpx.post(sandbox.url + GENERATE, json=body, headers=KEY)
+    drawn = draw(browser, f"{sandbox.url}/?state=done", width, tmp_path)
+    assert drawn.count("<article") == 2
+    framed = draw(browser, in_a_frame(sandbox.url, width, tmp_path), width, tmp_path)
+    assert f"<title>{width} of {width}</title>" in framed
+
+
+def in_a_frame(url: str, width: int, folder: Path) -> str:
+    """Return the address of a frame as wide as a screen, whose title says how wide the page in it becomes.
+
+    The browser's own window cannot be made as narrow as a phone where its content is to be read.
+    """
+    told = "parent.postMessage(document.documentElement.scrollWidth + ' of ' + innerWidth, '*')"
+    page = httpx.get(f"{url}/").text.replace("<head>", f'<head><base href="{url}/">')
+    copy, frame = folder / "copy.html", folder / "frame.html"
+    copy.write_text(page.replace("</body>", f"<script>{told}</script></body>"), encoding="utf-8")
+    frame.write_text(
+        "<title></title><script>onmessage = message => document.title = message.data</script>"
+        f'<iframe src="{copy.as_uri()}" style="border: 0; width: {width}px; height: 1200px"></iframe>'
+    )
+    return frame.as_uri()
+
+
+def draw(browser: str, url: str, width: int, folder: Path) -> str:
+    """Have the page drawn, and return what the browser made of it."""
+    picture = folder / "page.png"
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+    command = [
+        browser,
+        *options,
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={width},1200",
+        "--virtual-time-budget=2500",
+    ]
+    shot = [*command, f"--screenshot={picture}", url]
+    subprocess.run(shot, capture_output=True, timeout=90, check=True)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    dumped = subprocess.run(
+        [*command, "--dump-dom", "--enable-logging=stderr", url],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    assert "Uncaught" not in dumped.stderr
+    return dumped.stdout
