@@ -417,7 +417,7 @@ class FluxClient:
             try:
                 return await self._wait(task_id, deadline, self._span(timeout))
             except FluxError as error:
-                raise _paid(error, task_id) from None
+                raise as_paid(error, task_id) from None
             except BaseException as gone:
                 gone.add_note(f"Task {task_id} was submitted and is paid; take it up with client.wait().")
                 self._account.leave(request, task_id)
@@ -564,7 +564,7 @@ def _of_kind(value: T | None, kind: type[T], name: str) -> T | None:
     return value
 
 
-def _paid(error: FluxError, task_id: TaskId) -> FluxError:
+def as_paid(error: FluxError, task_id: TaskId) -> FluxError:
     """An error met while looking costs nothing, but the call it ends has paid for a task."""
     error.task_id = task_id
     if error.charge is Charge.NO and not isinstance(error, TaskFailed):

@@ -23,7 +23,7 @@ import attrs
 from flux_async.account import Account, Call
 from flux_async.batch.input_files import InputPlace
 from flux_async.batch.witness import Witness
-from flux_async.client import FluxClient
+from flux_async.client import FluxClient, as_paid
 from flux_async.errors import (
     Charge,
     ConfigurationError,
@@ -397,7 +397,7 @@ class Driver:
         except TaskFailed as error:
             return self._failed(error)
         except FluxError as error:
-            raise self._unless_for_all(error) from None
+            raise self._unless_for_all(as_paid(error, step.task_id)) from None
         self._fresh = True
         return _picture(image, self._account.clock.wall())
 
