@@ -20,6 +20,7 @@ from flux_async import (
     ConnectionLost,
     ContentPolicyError,
     DownloadCutShort,
+    DownloadError,
     EditRequest,
     Failed,
     FeatureDisabledError,
