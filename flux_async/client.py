@@ -47,7 +47,8 @@ from flux_async.models import (
     check_request,
 )
 from flux_async.policy.admission import Admission, Limits
-from flux_async.policy.numbers import check_positive
+from flux_async.policy.learning import kind_of
+from flux_async.policy.numbers import check_not_negative, check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.envelope import WireRequest, WireResponse
@@ -85,7 +86,7 @@ class FluxClient:
         base_url: The API's origin; left out, ``KIE_BASE_URL``, else ``https://api.kie.ai``.
         timeout: Seconds a call may take from its start to the finished picture.
         limits: The account's and this process's limits; 20 submits in 10 s unless said otherwise.
-        polling: The rhythm of looking at a task.
+        polling: The rhythm of looking at a task; left out, it is learned.
         retry: When a request is made again; never one that may have been charged.
         http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; it stays yours to close.
         transport: Another way to make requests altogether, in place of ``http_client``.
@@ -233,12 +234,25 @@ class FluxClient:
         task = check_task_id(task_id)
         return await self._read(build_record_info(task), lambda answer: parse_record(answer, task), timeout)
 
-    async def wait(self, task_id: TaskId | str, *, timeout: float | None = None) -> ImageResult:
+    async def wait(
+        self,
+        task_id: TaskId | str,
+        *,
+        request: ImageRequest | None = None,
+        age: float | None = None,
+        timeout: float | None = None,
+    ) -> ImageResult:
         """Wait until the task has its picture.
 
         For the first 90 s "no such task" means "not visible yet". Lost connections, 429, 455 and server
         errors mean "look again". One deadline ends it. However many wait for one task, one look serves them
         all, and :meth:`ring` wakes them.
+
+        Args:
+            task_id: The task.
+            request: What was asked for, where you know it: how long such tasks take tells when to look.
+            age: Seconds since it was submitted; left out, its record tells.
+            timeout: Seconds to wait; left out, the client's.
 
         Raises:
             TaskFailed: The task ended without a picture.
@@ -247,9 +261,11 @@ class FluxClient:
             ApiError: No later look can help (401, 402, 403, 433, 505), or the task does not exist.
         """
         task = check_task_id(task_id)
+        kind = None if request is None else kind_of(check_request(request))
+        age = None if age is None else check_not_negative(age, "age")
         deadline = self._deadline(timeout)
         async with self._account.call():
-            return await self._wait(task, deadline, self._span(timeout))
+            return await self._wait(task, deadline, self._span(timeout), kind, age)
 
     def ring(self, callback: CallbackEvent | TaskId | str) -> None:
         """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
@@ -316,7 +332,7 @@ class FluxClient:
         async with self._account.call() as call, self._account.task_in_flight(deadline):
             task_id = await self._submit(request, deadline, call)
             try:
-                return await self._wait(task_id, deadline, self._span(timeout))
+                return await self._wait(task_id, deadline, self._span(timeout), kind_of(request), 0.0)
             except FluxError as error:
                 raise _paid(error, task_id) from None
             except BaseException as gone:
@@ -396,8 +412,12 @@ class FluxClient:
         remaining = max(SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
         return await self._account.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
 
-    async def _wait(self, task_id: TaskId, deadline: float, span: float) -> ImageResult:
-        return await self._waiting.wait(task_id, policy=self._polling, timeout_s=span, deadline=deadline)
+    async def _wait(
+        self, task_id: TaskId, deadline: float, span: float, kind: str | None, age: float | None
+    ) -> ImageResult:
+        return await self._waiting.wait(
+            task_id, policy=self._polling, timeout_s=span, deadline=deadline, kind=kind, age=age
+        )
 
     async def _fetch(
         self, url: str, path: Path, deadline: float, caller_left: asyncio.Event, *, match_suffix: bool

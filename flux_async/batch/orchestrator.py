@@ -324,13 +324,20 @@ class Driver:
 
     async def _watch(self, step: Watch) -> Event:
         try:
-            image = await self.client.wait(step.task_id, timeout=self.terms.timeout_s)
+            image = await self.client.wait(
+                step.task_id, request=self._as_job().request, age=self._age(), timeout=self.terms.timeout_s
+            )
         except TaskFailed as error:
             return self._failed(error)
         except FluxError as error:
             raise self._unless_for_all(error) from None
         self._fresh = True
         return _picture(image, self._account.clock.wall())
+
+    def _age(self) -> float | None:
+        """Seconds since the task was accepted, as far as the journal knows."""
+        submitted_at = self.job.submitted_at
+        return None if submitted_at is None else max(0.0, self._account.clock.wall() - submitted_at)
 
     def _unless_for_all(self, error: FluxError) -> BaseException:
         """An error of this job alone is its outcome in this run; one that concerns everybody ends the run."""

@@ -28,6 +28,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from flux_async.account import Account, Call
 from flux_async.batch.doubts import Doubts
 from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
+from flux_async.batch.learned import LearnedTimes
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
 from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
 from flux_async.client import FluxClient
@@ -159,6 +160,7 @@ class BatchRun:
     _spending: int = attrs.field(default=0, init=False)
     _spent: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
+    _learned: LearnedTimes = attrs.field(init=False, repr=False)
     _driven: set[int] = attrs.field(factory=set, init=False, repr=False)
     _told: set[int] = attrs.field(factory=set, init=False, repr=False)
     _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
@@ -168,6 +170,7 @@ class BatchRun:
 
     def __attrs_post_init__(self) -> None:
         self._slots = asyncio.Semaphore(self._account.admission.limits.in_flight)
+        self._learned = LearnedTimes(account=self._account, journal=self.journal)
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -210,6 +213,7 @@ class BatchRun:
             await self._spent.wait()
         if self._outcomes is not None:
             self._outcomes.close()
+        await self._learned.keep()
         self._closing.close()
         if self.owns_journal:
             await self.journal.aclose()
@@ -259,9 +263,12 @@ class BatchRun:
         """Start drivers, a slot each, until there is nothing left to drive."""
         async with send, self._account.call() as call:
             await self.journal.recover()
+            await self._learned.take_up()
             await self._seed()
             async with anyio.create_task_group() as clerks:
                 async with anyio.create_task_group() as drivers:
+                    if self.journal.is_durable:
+                        clerks.start_soon(self._learned.keep_on)
                     self._listen(clerks, drivers, call, send)
                     for state in (JobState.GENERATED, JobState.SUBMITTED):  # so nothing is met twice
                         async for stored in self._pages(state):
