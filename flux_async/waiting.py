@@ -282,8 +282,8 @@ class _Wait:
                     raise watch.expired()
             elif delay > 0:
                 await self._nap(clock, delay)
-            else:
-                await self._look()
+            elif not await self._look():
+                raise watch.expired()
 
     def _decide(self, now: float) -> bool:
         """Say when to look next, or False: the deadline is here."""
@@ -309,14 +309,14 @@ class _Wait:
         finally:
             self.board.naps.discard(nap)
 
-    async def _look(self) -> None:
-        """Make the look that is due, for everybody."""
+    async def _look(self) -> bool:
+        """Make the look that is due, for everybody; False where its turn did not come before the deadline."""
         board, task_id = self.board, self.watch.task_id
         board.looking = True
         try:
             pace = self.waiting.pace
             if pace is not None and not await pace.turn(self._chance, self.watch.deadline):
-                return
+                return False
             try:
                 answer = await look(self.waiting.account, task_id, self.watch.deadline)
                 board.last = parse_record(answer, task_id)
@@ -326,6 +326,7 @@ class _Wait:
         finally:
             board.looking = False
             board.wake()
+        return True
 
     def _chance(self) -> float:
         """How likely a look is to find an end. What a callback told of, and last looks, come first of all."""
