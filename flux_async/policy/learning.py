@@ -139,7 +139,7 @@ class LifeTable:
         self._enough_news = 0.0
 
     def _spread(self, first: int, last: int, low: float, high: float) -> None:
-        curve, even = self.curve(), _EVENLY / (high - low)
+        curve, even = self._curve or self.curve(), _EVENLY / (high - low)
         shares = []
         for place in range(first, last + 1):
             left, right = EDGES[place], EDGES[place + 1]

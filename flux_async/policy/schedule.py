@@ -53,21 +53,24 @@ def best_looks(ended: Sequence[float], *, cost_of_look_s: float, longest_gap_s: 
         latest = bisect_right(EDGES, age + longest_gap_s, here, furthest + 1) - 1
         first = bisect_right(EDGES, age + SHORTEST_GAP_S, here, furthest + 1)
         first = min(first, furthest)
-        reach = range(first, max(latest, first) + 1)
+        beyond = max(latest, first) + 1
         # Between two looks at a and b, ends stay unseen for the area of (ended - ended(a)) from a to b.
-        costs = [totals[there] - share * EDGES[there] for there in reach]
+        costs = [
+            total - share * edge
+            for total, edge in zip(totals[first:beyond], EDGES[first:beyond], strict=True)
+        ]
         least = min(costs)
-        furthest = reach[costs.index(least)]  # the best look after an earlier age is never a later one
+        place = costs.index(least)
+        furthest = first + place  # the best look after an earlier age is never a later one
         follows[here] = cost_of_look_s * (1.0 - share) + least - unseen[here] + share * age
         totals[here] += follows[here]
-        best[here] = _between(reach, costs, furthest)
+        best[here] = _between(costs, place, furthest)
     return best
 
 
-def _between(reach: range, costs: Sequence[float], best: int) -> float:
+def _between(costs: Sequence[float], place: int, best: int) -> float:
     """Return the age at which a parabola through the best edge and its neighbours is lowest."""
-    place = best - reach.start
-    if not 0 < place < len(reach) - 1:
+    if not 0 < place < len(costs) - 1:
         return EDGES[best]
     left, age, right = EDGES[best - 1 : best + 2]
     low, middle, high = costs[place - 1 : place + 2]
