@@ -23,7 +23,7 @@ from flux_async.models import ImageResult, TaskId, TaskRecord
 from flux_async.policy.learning import Trail
 from flux_async.policy.polling import CallbackHealth, PollPolicy, Watch
 from flux_async.protocol.envelope import WireResponse
-from flux_async.protocol.wire import build_record_info, image_of, parse_record
+from flux_async.protocol.wire import build_record_info, image_of, parse_look
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -319,7 +319,7 @@ class _Wait:
                 return False
             try:
                 answer = await look(self.waiting.account, task_id, self.watch.deadline)
-                board.last = parse_record(answer, task_id)
+                board.last = parse_look(answer, task_id)
             except FluxError as error:
                 board.last = error
             board.looks += 1

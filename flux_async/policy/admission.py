@@ -27,8 +27,8 @@ class Limits:
             himself counts for himself.
         submits_in_air: Submits sent and not yet answered, at most: what a crash could leave in doubt.
         connections: TCP connections to the API, all of them kept alive.
-        looks_per_s: Looks at tasks a second, at most; None sets no bound. Where more are due, the tasks that
-            have most likely ended come first.
+        looks_per_s: Looks that all waits together make a second, at most; None sets no bound. Where more are
+            due, the tasks that have most likely ended come first.
     """
 
     submits: int = attrs.field(default=20, validator=positive_integer)

@@ -289,3 +289,21 @@ async def test_every_wait_ends_where_the_budget_is_too_small(timed: TimedVendor,
     assert len(ends) >= 3
     assert max(ends) <= 30.5
     assert len(timed.looks) <= 3
+
+
+async def test_what_a_callback_told_of_comes_first(timed: TimedVendor, opened: Opener) -> None:
+    """With one look in ten seconds, the task whose callback came is the next to be looked at."""
+    async with opened(limits=Limits(looks_per_s=0.1)) as client:
+        tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:5]]
+
+        async def one(task: str) -> None:
+            await client.wait(task, age=0.0, timeout=300.0)
+
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(one(task))
+            await timed.clock.sleep(40.0)
+            before = len(timed.looks)
+            last = next(task for task in reversed(tasks) if task not in {t for _, t in timed.looks})
+            client.ring(last)
+    assert timed.looks[before][1] == last
