@@ -195,7 +195,7 @@ def set_state(path: Path, state: str, where: str) -> None:
 async def resume(path: Path, jobs: int) -> float:
     """Return the seconds from opening the journal to the first request."""
     transport = FirstRequest()
-    polling = PollPolicy(first_s=0.0)
+    polling = PollPolicy(interval_s=3.0, first_s=0.0)
     async with FluxClient("k", "http://127.0.0.1:1", transport=transport, polling=polling) as client:
         begun = time.perf_counter()
         async with run_batch(client, (_image(n) for n in range(jobs)), journal=path):

@@ -35,6 +35,7 @@ from flux_async.errors import (
 )
 from flux_async.models import ImageRequest, TaskId, UnclaimedTask
 from flux_async.policy.admission import Admission
+from flux_async.policy.learning import GenerationTimes
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
 from flux_async.protocol.wire import build_submit, parse_submit
@@ -91,12 +92,14 @@ class Account:
         admission: The pace of submits.
         clock: The reader of time.
         rng: The source of jitter.
+        times: What is known of how long tasks take.
     """
 
     transport: Transport = attrs.field(repr=False)
     admission: Admission
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
+    times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
     _pauses: RetryPolicy = attrs.field(init=False, repr=False)
     _exchanges: ExchangeHost = attrs.field(factory=ExchangeHost, init=False, repr=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)

@@ -53,7 +53,8 @@ from flux_async.models import (
 )
 from flux_async.policy.admission import Admission, Limits
 from flux_async.policy.downloads import DownloadLimits
-from flux_async.policy.numbers import check_positive
+from flux_async.policy.learning import kind_of
+from flux_async.policy.numbers import check_not_negative, check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
@@ -94,7 +95,7 @@ class FluxClient:
             vendor's API, and ``base_url`` itself beside any other.
         timeout: Seconds a call may take from its start to the finished picture.
         limits: The account's and this process's limits; 20 submits in 10 s unless said otherwise.
-        polling: The rhythm of looking at a task.
+        polling: The rhythm of looking at a task; left out, it is learned.
         retry: When a request is made again; never one that may have been charged.
         download_limits: How large a result may be, and how long its host may be silent.
         http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; it stays yours to close.
@@ -253,7 +254,13 @@ class FluxClient:
         return await self._read(build_record_info(task), lambda answer: parse_record(answer, task), timeout)
 
     async def wait(
-        self, task_id: TaskId | str, *, timeout: float | None = None, expects_callback: bool = False
+        self,
+        task_id: TaskId | str,
+        *,
+        request: ImageRequest | None = None,
+        age: float | None = None,
+        timeout: float | None = None,
+        expects_callback: bool = False,
     ) -> ImageResult:
         """Wait until the task has its picture.
 
@@ -263,6 +270,8 @@ class FluxClient:
 
         Args:
             task_id: The task.
+            request: What was asked for, where you know it: how long such tasks take tells when to look.
+            age: Seconds since it was submitted; left out, its record tells.
             timeout: Seconds to wait; left out, the client's.
             expects_callback: The vendor was given an address for this task that leads to :meth:`ring`. While
                 callbacks come, such a task is looked at rarely.
@@ -274,9 +283,13 @@ class FluxClient:
             ApiError: No later look can help (401, 402, 403, 433, 505), or the task does not exist.
         """
         task = check_task_id(task_id)
+        kind = None if request is None else kind_of(check_request(request))
+        age = None if age is None else check_not_negative(age, "age")
         deadline = self._deadline(timeout)
         async with self._account.call():
-            return await self._wait(task, deadline, self._span(timeout), expects_callback=expects_callback)
+            return await self._wait(
+                task, deadline, self._span(timeout), kind, age, expects_callback=expects_callback
+            )
 
     def ring(self, callback: CallbackEvent | TaskId | str) -> None:
         """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
@@ -415,7 +428,7 @@ class FluxClient:
         async with self._account.call() as call, self._account.task_in_flight(deadline):
             task_id = await self._submit(request, deadline, call)
             try:
-                return await self._wait(task_id, deadline, self._span(timeout))
+                return await self._wait(task_id, deadline, self._span(timeout), kind_of(request), 0.0)
             except FluxError as error:
                 raise as_paid(error, task_id) from None
             except BaseException as gone:
@@ -530,13 +543,22 @@ class FluxClient:
         return await self._account.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
 
     async def _wait(
-        self, task_id: TaskId, deadline: float, span: float, *, expects_callback: bool = False
+        self,
+        task_id: TaskId,
+        deadline: float,
+        span: float,
+        kind: str | None,
+        age: float | None,
+        *,
+        expects_callback: bool = False,
     ) -> ImageResult:
         return await self._waiting.wait(
             task_id,
             policy=self._polling,
             timeout_s=span,
             deadline=deadline,
+            kind=kind,
+            age=age,
             expects_callback=expects_callback,
         )
 

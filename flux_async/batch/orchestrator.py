@@ -391,6 +391,8 @@ class Driver:
         try:
             image = await self.client.wait(
                 step.task_id,
+                request=self._as_job().request,
+                age=self._age(),
                 timeout=self.terms.timeout_s,
                 expects_callback=await self._expects_callback(),
             )
@@ -406,6 +408,11 @@ class Driver:
             return self.terms.callbacks is not None
         _, callback_id = await self.journal.attempt(self.stored.number, self.job.attempts)
         return callback_id is not None
+
+    def _age(self) -> float | None:
+        """Seconds since the task was accepted, as far as the journal knows."""
+        submitted_at = self.job.submitted_at
+        return None if submitted_at is None else max(0.0, self._account.clock.wall() - submitted_at)
 
     def _unless_for_all(self, error: FluxError) -> BaseException:
         """An error of this job alone is its outcome in this run; one that concerns everybody ends the run."""

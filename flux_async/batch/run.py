@@ -30,6 +30,7 @@ from flux_async.batch.doubts import Doubts
 from flux_async.batch.fleet import Fleet
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
+from flux_async.batch.learned import LearnedTimes
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
 from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
@@ -180,9 +181,13 @@ class BatchRun:
     _spending: int = attrs.field(default=0, init=False)
     _spent: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
     _fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
+    _learned: LearnedTimes = attrs.field(init=False, repr=False)
     _waits: bool = attrs.field(default=True, init=False)
     _fed: bool = attrs.field(default=False, init=False)
     _began: float = attrs.field(default=0.0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._learned = LearnedTimes(account=self._account, journal=self.journal)
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -225,6 +230,7 @@ class BatchRun:
             await self._spent.wait()
         if self._outcomes is not None:
             self._outcomes.close()
+        await self._learned.keep()
         self._closing.close()
         if self.owns_journal:
             await self.journal.aclose()
@@ -287,9 +293,12 @@ class BatchRun:
         """Start drivers until there is nothing left to drive."""
         async with send, self._account.call() as call:
             await self.journal.recover()
+            await self._learned.take_up()
             await self._seed()
             async with anyio.create_task_group() as clerks:
                 async with anyio.create_task_group() as drivers:
+                    if self.journal.is_durable:
+                        clerks.start_soon(self._learned.keep_on)
                     self._fleet = fleet = self._make_fleet(drivers, call, send)
                     self._listen(fleet, clerks)
                     await self._take_up_what_is_paid(fleet)

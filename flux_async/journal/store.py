@@ -258,6 +258,17 @@ class Journal:
                 if event is not None:
                     await self.record(stored.number, apply(stored.job, event), event, before=stored.job)
 
+    async def keep_times(self, text: str) -> None:
+        """Keep what was learned of how long tasks take, in place of what was kept before."""
+        sql = "INSERT OR REPLACE INTO meta VALUES ('generation_times', ?)"
+        await self._do(lambda c: c.execute(sql, (text,)))
+
+    async def times(self) -> str | None:
+        """Return what an earlier run learned of how long tasks take, if it did."""
+        sql = "SELECT value FROM meta WHERE name = 'generation_times'"
+        row = await self._do(lambda c: c.execute(sql).fetchone())
+        return None if row is None else str(row[0])
+
     # --- callbacks ----------------------------------------------------------------------------------------
 
     async def receive(self, event: CallbackEvent) -> None:

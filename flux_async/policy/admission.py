@@ -8,6 +8,7 @@ would fill the window at once, meet the server's clock unevenly and come back as
 from __future__ import annotations
 
 import attrs
+from attrs.validators import optional
 
 from flux_async.policy.numbers import positive_integer, positive_number
 
@@ -26,6 +27,8 @@ class Limits:
             himself counts for himself.
         submits_in_air: Submits sent and not yet answered, at most: what a crash could leave in doubt.
         connections: TCP connections to the API, all of them kept alive.
+        looks_per_s: Looks that all waits together make a second, at most; None sets no bound. Where more are
+            due, the tasks that have most likely ended come first.
     """
 
     submits: int = attrs.field(default=20, validator=positive_integer)
@@ -33,6 +36,7 @@ class Limits:
     in_flight: int = attrs.field(default=100, validator=positive_integer)
     submits_in_air: int = attrs.field(default=6, validator=positive_integer)
     connections: int = attrs.field(default=16, validator=positive_integer)
+    looks_per_s: float | None = attrs.field(default=None, validator=optional(positive_number))
 
 
 @attrs.define

@@ -19,8 +19,7 @@ def positive_number(_instance: object, attribute: attrs.Attribute[Any], value: o
 
 def not_negative(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Accept finite numbers from zero up."""
-    if not _is_finite(value) or value < 0:  # type: ignore[operator]
-        raise InvalidInput(f"{attribute.name} must be a finite number of at least 0, not {shown(value)}.")
+    check_not_negative(value, attribute.name)
 
 
 def positive_integer(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -33,6 +32,13 @@ def check_positive(value: object, name: str) -> float:
     """Return ``value`` as seconds (or another quantity) if it is finite and above zero."""
     if not _is_finite(value) or value <= 0:  # type: ignore[operator]
         raise InvalidInput(f"{name} must be a finite number above 0, not {shown(value)}.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def check_not_negative(value: object, name: str) -> float:
+    """Return ``value`` as seconds (or another quantity) if it is finite and not below zero."""
+    if not _is_finite(value) or value < 0:  # type: ignore[operator]
+        raise InvalidInput(f"{name} must be a finite number of at least 0, not {shown(value)}.")
     return float(value)  # type: ignore[arg-type]
 
 

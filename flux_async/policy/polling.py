@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import attrs
+from attrs.validators import optional
 
 from flux_async.errors import Charge, FluxError, InvalidInput, PollDeadlineExceeded, TaskFailed
 from flux_async.models import TaskId, TaskRecord, TaskStatus
-from flux_async.policy.numbers import not_negative, positive_number
+from flux_async.policy.learning import GenerationTimes, Trail
+from flux_async.policy.numbers import check_positive, not_negative, positive_number
+from flux_async.policy.schedule import SHORTEST_GAP_S
 from flux_async.protocol.codes import PollMeaning, poll_meaning
 
 _LAST_LOOK_S = 2.0
@@ -20,23 +23,28 @@ _MEMORY = 0.9
 _ENOUGH_ENDS = 2.5
 _HEALTHY = 0.8
 _LOOKS_AFTER_RING = 6
+_SOON_S = 3.0
+_OVERDUE_S = 1.0
+_WIDEST = 2.0
 
 
 @attrs.frozen(kw_only=True)
 class PollPolicy:
-    """The rhythm of looking at a task.
+    """The rhythm of looking at a task: learned, or one of your own.
 
-    The first look comes ``first_s`` after the wait began, the next every ``interval_s``, each spread by
-    ``± jitter`` so that tasks submitted together are not looked at together. A task older than
-    ``slow_after_s`` is a straggler: its interval grows by ``growth`` at each look, up to ``cap_s``. With the
-    defaults a 12 s task is looked at about four times: at 3, 6, 9 and 12 s (API page, sample code: "Wait 3
-    seconds before retry").
+    ``PollPolicy()`` learns: from how long tasks of the same kind took it knows when the next look is worth
+    most (:mod:`flux_async.policy.learning`). With ``interval_s`` the rhythm is given: the first look comes
+    ``first_s`` after the wait began, the next every ``interval_s``, and a task older than ``slow_after_s`` is
+    a straggler, whose interval grows by ``growth`` at each look. :meth:`fixed` and :meth:`backoff` are its
+    two plain forms. In all of them gaps are spread by ``± jitter``, so that tasks submitted together are not
+    looked at together, and end at ``cap_s``.
 
     Attributes:
-        first_s: Seconds before the first look.
-        interval_s: Seconds between looks.
-        jitter: Share of an interval by which it is spread, 0 to 0.5.
-        slow_after_s: Age in seconds from which looks grow rarer.
+        cost_of_look_s: Of a learned rhythm: one look is worth so many seconds of seeing an end earlier.
+        interval_s: Seconds between looks; None learns.
+        first_s: Seconds before the first look, where ``interval_s`` is given; left out, ``interval_s``.
+        jitter: Share of a gap by which it is spread, 0 to 0.5.
+        slow_after_s: Age in seconds from which looks grow rarer, where ``interval_s`` is given.
         growth: Factor by which they do, at least 1.
         cap_s: Longest gap between looks, in seconds, spread included.
         visible_within_s: For this long after the wait began "no such task" means "not visible yet".
@@ -47,12 +55,13 @@ class PollPolicy:
         callback_within_s: A callback is missing when it has not come this long after the end was seen.
     """
 
-    first_s: float = attrs.field(default=3.0, validator=not_negative)
-    interval_s: float = attrs.field(default=3.0, validator=positive_number)
-    jitter: float = attrs.field(default=0.2, validator=not_negative)
+    cost_of_look_s: float = attrs.field(default=0.5, validator=positive_number)
+    interval_s: float | None = attrs.field(default=None, validator=optional(positive_number))
+    first_s: float | None = attrs.field(default=None, validator=optional(not_negative))
+    jitter: float = attrs.field(default=0.25, validator=not_negative)
     slow_after_s: float = attrs.field(default=60.0, validator=not_negative)
     growth: float = attrs.field(default=1.4, validator=positive_number)
-    cap_s: float = attrs.field(default=15.0, validator=positive_number)
+    cap_s: float = attrs.field(default=30.0, validator=positive_number)
     visible_within_s: float = attrs.field(default=90.0, validator=not_negative)
     flip_within_s: float = attrs.field(default=120.0, validator=not_negative)
     sweep_s: float = attrs.field(default=30.0, validator=positive_number)
@@ -63,22 +72,53 @@ class PollPolicy:
             raise InvalidInput(f"jitter must be from 0 to 0.5, not {self.jitter!r}.")
         if not 1 <= self.growth <= _FASTEST_GROWTH:
             raise InvalidInput(f"growth must be from 1 to {_FASTEST_GROWTH:g}, not {self.growth!r}.")
-        if self.cap_s < self.interval_s:
-            raise InvalidInput(f"cap_s ({self.cap_s!r}) must not be below interval_s ({self.interval_s!r}).")
+        if self.interval_s is None and self.first_s is not None:
+            raise InvalidInput(
+                "first_s belongs to a rhythm of your own.", advice="Give interval_s too, or leave both out."
+            )
+        shortest = self.interval_s or SHORTEST_GAP_S
+        if self.cap_s < shortest:
+            raise InvalidInput(f"cap_s ({self.cap_s!r}) must not be below {shortest!r}.")
 
-    def next_delay(self, *, looks: int, stragglers: int, draw: float, told: bool = False) -> float:
-        """Return the seconds to wait before the next look.
+    @classmethod
+    def fixed(cls, every_s: float = 3.0, *, jitter: float = 0.25) -> PollPolicy:
+        """Return the plain rhythm: a look every ``every_s`` seconds, whatever the task's age."""
+        cap_s = 2.0 * check_positive(every_s, "every_s")
+        return cls(interval_s=every_s, jitter=jitter, growth=1.0, cap_s=cap_s)
+
+    @classmethod
+    def backoff(
+        cls, first_s: float = 1.0, *, growth: float = 1.5, cap_s: float = 10.0, jitter: float = 0.25
+    ) -> PollPolicy:
+        """Return the rhythm whose gaps grow from ``first_s`` by ``growth`` at each look, up to ``cap_s``."""
+        first_s = check_positive(first_s, "first_s")
+        return cls(interval_s=first_s, jitter=jitter, slow_after_s=0.0, growth=growth, cap_s=cap_s)
+
+    def next_delay(self, *, looks: int, stragglers: int, draw: float) -> float:
+        """Return the seconds to wait before the next look, where ``interval_s`` is given.
 
         Args:
             looks: Looks made so far.
             stragglers: How many of them were made past ``slow_after_s``.
             draw: A random number from 0 to 1.
-            told: Callbacks come: only sweep.
         """
-        if told:
-            return self.sweep_s * (1.0 + self.jitter * (2.0 * draw - 1.0))
-        gap = self.first_s if looks == 0 else self.interval_s * self.growth ** min(stragglers, 64)
-        return min(self.cap_s, gap * (1.0 + self.jitter * (2.0 * draw - 1.0)))
+        interval_s = self.interval_s or SHORTEST_GAP_S
+        first_s = interval_s if self.first_s is None else self.first_s
+        gap_s = first_s if looks == 0 else interval_s * self.growth ** min(stragglers, 64)
+        return min(self.cap_s, self.spread(gap_s, gap_s, draw))
+
+    def learned_delay(self, best_s: float, following_s: float, draw: float) -> float:
+        """Return the seconds from one look to the next, where the best gap and the one after it are known.
+
+        Where ends are not expected yet the gap is long, and a share of it would be too much: it is spread by
+        as much as a gap of twice the following one at most.
+        """
+        delay_s = self.spread(best_s, min(best_s, _WIDEST * following_s), draw)
+        return min(self.cap_s, max(SHORTEST_GAP_S, delay_s))
+
+    def spread(self, gap_s: float, width_s: float, draw: float) -> float:
+        """Return a gap made longer or shorter by up to ``jitter`` of ``width_s``."""
+        return gap_s + width_s * self.jitter * (2.0 * draw - 1.0)
 
     def may_flip(self, record: TaskRecord, failed_for_s: float) -> bool:
         """Say whether a failed record, first seen ``failed_for_s`` ago, may still turn into a success."""
@@ -143,6 +183,16 @@ class Watch:
     4. The deadline ends it. The last look is made just before, so that nothing finished is missed.
     5. A callback moves the next look to now. Where that look finds nothing the next follow soon, a second,
        two, four later, and after six the callback is held for a mistake; one that comes meanwhile adds none.
+    6. In a learned rhythm gaps are counted from the look before, and from the task's beginning to the first
+       look. A task of unknown age is looked at soon; its record may tell the age.
+
+    Attributes:
+        policy: The rhythm.
+        task_id: The task.
+        started_at: When the wait began.
+        deadline: When it ends.
+        timeout_s: What the caller asked for.
+        trail: What is seen of the task, by whoever waits for it, and how old it is.
     """
 
     policy: PollPolicy
@@ -150,6 +200,9 @@ class Watch:
     started_at: float
     deadline: float
     timeout_s: float
+    trail: Trail = attrs.field(
+        default=attrs.Factory(lambda self: GenerationTimes().begin(self.started_at), takes_self=True)
+    )
     _looks: int = attrs.field(default=0, init=False)
     _stragglers: int = attrs.field(default=0, init=False)
     _troubles: int = attrs.field(default=0, init=False)
@@ -173,13 +226,10 @@ class Watch:
             draw: A random number from 0 to 1.
             told: Callbacks come: only sweep.
         """
-        span = max(0.0, self.deadline - self.started_at)
-        last_look_at = self.deadline - min(_LAST_LOOK_S, _LAST_LOOK_SHARE * span)
+        last_look_at = self._last_look_at()
         if now >= last_look_at and (self._looks or now >= self.deadline):
             return None
-        delay = self.policy.next_delay(
-            looks=self._looks, stragglers=self._stragglers, draw=draw, told=told and not self._troubles
-        )
+        delay = self._rhythm(now, draw, told=told and not self._troubles)
         if self._since_ring is not None:
             delay = min(delay, self._after_ring(now))
         if self._troubles:
@@ -188,18 +238,27 @@ class Watch:
             )
         return max(0.0, min(delay, last_look_at - now))
 
+    def is_last_look(self, now: float) -> bool:
+        """Say whether a look made now is the last before the deadline."""
+        return now >= self._last_look_at()
+
     def saw_record(self, record: TaskRecord, now: float) -> TaskRecord | FluxError | None:
         """Return the record if it holds the picture, the error if the task failed, None to look again."""
         self._count(now)
         self._seen, self._troubles = True, 0
         if record.status is TaskStatus.SUCCESS:
+            self.trail.ended(now, record.generation_s)
             return record
         if not record.status.is_failure:
             self._failed_at = self._failure = None
+            self.trail.at_work(now)
             return None
         self._failed_at = now if self._failed_at is None else self._failed_at
         self._failure = _failure_of(record)
-        return None if self.policy.may_flip(record, now - self._failed_at) else self._failure
+        if self.policy.may_flip(record, now - self._failed_at):
+            return None
+        self.trail.ended(now, record.generation_s)
+        return self._failure
 
     def saw_error(self, error: FluxError, now: float) -> FluxError | None:
         """Return the error that ends the wait, or None to look again."""
@@ -227,6 +286,30 @@ class Watch:
         return PollDeadlineExceeded(
             f"Task {self.task_id} has not finished within {self.timeout_s:g} s.{last}", task_id=self.task_id
         )
+
+    def _last_look_at(self) -> float:
+        span = max(0.0, self.deadline - self.started_at)
+        return self.deadline - min(_LAST_LOOK_S, _LAST_LOOK_SHARE * span)
+
+    def _rhythm(self, now: float, draw: float, *, told: bool) -> float:
+        policy = self.policy
+        if told:
+            return policy.spread(policy.sweep_s, policy.sweep_s, draw)
+        if policy.interval_s is not None:
+            return policy.next_delay(looks=self._looks, stragglers=self._stragglers, draw=draw)
+        return self._learned(now, draw)
+
+    def _learned(self, now: float, draw: float) -> float:
+        """What has been learned to be best, from the look before, be it ours or another waiter's."""
+        policy, trail, before = self.policy, self.trail, self._looked_at
+        if before is None or before < trail.seen_at:
+            before = trail.seen_at
+        best_s = trail.gap(before, policy.cost_of_look_s, policy.cap_s)
+        if not trail.age_is_known and not self._looks:
+            best_s = min(best_s, _SOON_S)
+        following_s = trail.gap(before + best_s, policy.cost_of_look_s, policy.cap_s)
+        at = before + policy.learned_delay(best_s, following_s, draw)
+        return at - now if at > now else _OVERDUE_S * draw  # as where thousands are taken up together
 
     def _after_ring(self, now: float) -> float:
         """At once, where the last look is not of just now; then a second, two, four after the look before."""

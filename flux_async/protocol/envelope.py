@@ -89,6 +89,13 @@ def read_envelope(response: WireResponse) -> tuple[int | None, dict[str, Any]]:
 def open_envelope(response: WireResponse, *, reading: bool = False) -> Any:
     """Return ``data`` of a code-200 envelope, else raise what the code means."""
     code, envelope = read_envelope(response)
+    return data_of(response, code, envelope, reading=reading)
+
+
+def data_of(
+    response: WireResponse, code: int | None, envelope: dict[str, Any], *, reading: bool = False
+) -> Any:
+    """Return ``data`` of an envelope that was read, else raise what its code means."""
     if code is None:
         raise _without_envelope(response, reading=reading)
     if code == OK:

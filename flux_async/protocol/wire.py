@@ -36,6 +36,7 @@ from flux_async.protocol.envelope import (
     SERVER_ERRORS,
     WireRequest,
     WireResponse,
+    data_of,
     message_of,
     open_envelope,
     read_envelope,
@@ -225,6 +226,29 @@ def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:
         ApiError: Any other refusal; ``protocol.codes`` says what it means for a wait.
         UnexpectedResponse: No documented shape, or a record of another task.
     """
+    found = _open_record(response, task_id)
+    return found if isinstance(found, TaskRecord) else _record(response, found, task_id)
+
+
+def parse_look(response: WireResponse, task_id: TaskId) -> TaskRecord:
+    """Read the answer to record-info as a wait needs it; raises what :func:`parse_record` raises.
+
+    Most looks find the task at work, and such a record is soon thrown away: of it only the flag, the id and
+    the time of creation are read, the rest stays in ``raw``.
+    """
+    found = _open_record(response, task_id)
+    if isinstance(found, TaskRecord):
+        return found
+    status, unknown = _status(found.get("successFlag"))
+    if status is not TaskStatus.GENERATING:
+        return _record(response, found, task_id)
+    _check_owner(response, fields.text(found.get("taskId")), task_id)
+    created_at = fields.moment(found.get("createTime"))
+    return TaskRecord(task_id=task_id, status=status, unknown_flag=unknown, created_at=created_at, raw=found)
+
+
+def _open_record(response: WireResponse, task_id: TaskId) -> TaskRecord | dict[str, Any]:
+    """Return the record as JSON, or already as what a failure in the envelope means."""
     code, envelope = read_envelope(response)
     if code is not None and rule_for(code).poll is PollMeaning.TASK_FAILED:
         return TaskRecord(
@@ -234,7 +258,7 @@ def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:
             error_message=message_of(envelope) or None,
             raw=envelope,
         )
-    data = open_envelope(response, reading=True)
+    data = data_of(response, code, envelope, reading=True)
     if not data:
         raise NotFoundError(
             "record-info holds nothing under this task id.",
@@ -244,7 +268,7 @@ def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:
         )
     if not isinstance(data, dict):
         raise unexpected(response, "record-info answered with something other than a record", reading=True)
-    return _record(response, data, task_id)
+    return data
 
 
 def parse_credit(response: WireResponse) -> float:
@@ -323,8 +347,7 @@ class _LinksBody:
 
 def _record(response: WireResponse, data: dict[str, Any], asked: TaskId) -> TaskRecord:
     body = _converter.structure(data, _RecordBody)
-    if body.task_id is not None and TaskId(body.task_id) != asked:
-        raise unexpected(response, "record-info answered with the record of another task", reading=True)
+    _check_owner(response, body.task_id, asked)
     status, unknown = _status(body.success_flag)
     origin, result = _links(body.response, data)
     return TaskRecord(
@@ -340,6 +363,11 @@ def _record(response: WireResponse, data: dict[str, Any], asked: TaskId) -> Task
         params=body.param_json,
         raw=data,
     )
+
+
+def _check_owner(response: WireResponse, told: str | None, asked: TaskId) -> None:
+    if told is not None and told != asked:
+        raise unexpected(response, "record-info answered with the record of another task", reading=True)
 
 
 def _status(flag: object) -> tuple[TaskStatus, object]:

@@ -401,7 +401,7 @@ def test_plain_http_to_a_far_host_is_warned_about(make: Any, caplog: pytest.LogC
 
 async def test_with_options_shares_account_and_connections(client: Any, transport: Any, make: Any) -> None:
     """Other settings, same pace, same connections, same end."""
-    other = client.with_options(timeout=5, polling=PollPolicy(first_s=1), retry=RetryPolicy(max_tries=1))
+    other = client.with_options(timeout=5, polling=PollPolicy.fixed(1.0), retry=RetryPolicy(max_tries=1))
     transport.script["record-info"] = [make.record(0)]
     with pytest.raises(PollDeadlineExceeded, match="within 5 s"):
         await other.remove_text(URL)

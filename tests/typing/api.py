@@ -91,7 +91,7 @@ async def one_image(http_client: httpx.AsyncClient) -> None:
 async def in_steps() -> None:
     client = FluxClient(
         limits=Limits(submits=10, in_flight=50),
-        polling=PollPolicy(first_s=5.0),
+        polling=PollPolicy(cost_of_look_s=1.0),
         retry=RetryPolicy(max_tries=2),
     )
     task_id = await client.submit(GenerateRequest(prompt="A lighthouse"))
@@ -103,6 +103,11 @@ async def in_steps() -> None:
     assert_type(record.generation_s, float | None)
     assert_type(record.params, Mapping[str, Any] | None)
     assert_type(await client.wait(str(task_id)), ImageResult)
+    request = GenerateRequest(prompt="A lighthouse")
+    assert_type(await client.wait(task_id, request=request, age=20.0, timeout=60), ImageResult)
+    assert_type(PollPolicy.fixed(3.0, jitter=0.1), PollPolicy)
+    assert_type(PollPolicy.backoff(1.0, growth=2.0, cap_s=30.0), PollPolicy)
+    assert_type(Limits(looks_per_s=10.0).looks_per_s, float | None)
     assert_type(client.with_options(timeout=5), FluxClient)
     assert_type(await client.aclose(), None)
 

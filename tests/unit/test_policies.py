@@ -39,6 +39,7 @@ NUMBERS = [
     (Limits, "window_s", math.nan),
     (Limits, "in_flight", -1),
     (Limits, "connections", "many"),
+    (Limits, "looks_per_s", 0),
     (RetryPolicy, "max_tries", 0),
     (RetryPolicy, "base_s", -0.1),
     (RetryPolicy, "cap_s", math.inf),
@@ -47,7 +48,9 @@ NUMBERS = [
     (PollPolicy, "interval_s", 0),
     (PollPolicy, "jitter", 0.6),
     (PollPolicy, "growth", 0.9),
-    (PollPolicy, "cap_s", 1.0),
+    (PollPolicy, "cap_s", 0.1),
+    (PollPolicy, "first_s", 3.0),
+    (PollPolicy, "cost_of_look_s", 0),
     (PollPolicy, "visible_within_s", None),
 ]
 
@@ -197,7 +200,7 @@ def test_looks_are_repeated_where_that_may_help() -> None:
 
 def test_polling_keeps_its_rhythm_and_slows_for_stragglers() -> None:
     """First look, body and tail of the schedule, without jitter."""
-    policy = PollPolicy(jitter=0.0)
+    policy = PollPolicy(interval_s=3.0, jitter=0.0, cap_s=15.0)
     assert policy.next_delay(looks=0, stragglers=0, draw=0.5) == 3.0
     assert policy.next_delay(looks=5, stragglers=0, draw=0.5) == 3.0
     assert policy.next_delay(looks=9, stragglers=2, draw=0.5) == pytest.approx(5.88)
@@ -207,7 +210,8 @@ def test_polling_keeps_its_rhythm_and_slows_for_stragglers() -> None:
 @given(st.integers(0, 500), st.integers(0, 500), st.floats(0, 1))
 def test_jitter_stays_inside_the_cap(looks: int, stragglers: int, draw: float) -> None:
     """No draw leads to a negative wait or one beyond the cap."""
-    assert 0 <= PollPolicy().next_delay(looks=looks, stragglers=stragglers, draw=draw) <= 15.0
+    policy = PollPolicy(interval_s=3.0, cap_s=15.0)
+    assert 0 <= policy.next_delay(looks=looks, stragglers=stragglers, draw=draw) <= 15.0
 
 
 @pytest.mark.parametrize(
@@ -236,3 +240,27 @@ def test_an_upload_is_made_again_whenever_it_may_help(
     else:
         assert delay is not None
         assert low <= delay <= high
+
+
+def test_the_plain_rhythms_are_what_they_are_called() -> None:
+    """A fixed one never changes its gap; the gaps of one that backs off grow from the first to the last."""
+    fixed = PollPolicy.fixed(40.0, jitter=0.0)
+    assert {fixed.next_delay(looks=n, stragglers=n, draw=0.5) for n in range(50)} == {40.0}
+    growing = PollPolicy.backoff(1.0, growth=2.0, cap_s=10.0, jitter=0.0)
+    gaps = [growing.next_delay(looks=n, stragglers=n, draw=0.5) for n in range(6)]
+    assert gaps == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    for bad in (0, -1.0, math.nan, "3"):
+        with pytest.raises(InvalidInput, match="every_s"):
+            PollPolicy.fixed(bad)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="first_s"):
+            PollPolicy.backoff(bad)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="cap_s"):
+        PollPolicy.backoff(20.0)
+
+
+@given(st.floats(0, 1000), st.floats(0, 1000), st.floats(0, 1))
+def test_a_learned_gap_stays_inside_its_bounds(best: float, following: float, draw: float) -> None:
+    """Whatever was learned, no gap is below 0.3 s or beyond the cap, or spread by more than its share."""
+    delay = PollPolicy(cap_s=20.0).learned_delay(best, following, draw)
+    assert 0.3 <= delay <= 20.0
+    assert delay <= max(0.3, best * 1.25 + 1e-9)

@@ -25,11 +25,12 @@ from flux_async import (
     TaskRecord,
     TaskStatus,
 )
+from flux_async.policy.learning import GenerationTimes
 from flux_async.policy.polling import CallbackHealth, Watch
 from flux_async.protocol.codes import CODES, PollMeaning, error_for
 
 TASK = TaskId("t1")
-STEADY = PollPolicy(jitter=0.0)
+STEADY = PollPolicy(interval_s=3.0, jitter=0.0)
 
 
 def watch(span: float = 300.0, policy: PollPolicy = STEADY) -> Watch:
@@ -194,6 +195,74 @@ def test_stragglers_are_looked_at_ever_more_rarely() -> None:
     for _ in range(3):
         wait.saw_record(record(TaskStatus.GENERATING), 61.0)
     assert wait.next_look(61.0, 0.5) == pytest.approx(3.0 * 1.4**3)
+
+
+def test_the_last_look_is_known_as_such() -> None:
+    """It is the one from two seconds, or a tenth of the wait, before the deadline."""
+    assert not watch(300.0).is_last_look(297.9)
+    assert watch(300.0).is_last_look(298.0)
+    assert watch(10.0).is_last_look(9.0)
+
+
+# --- a learned rhythm -------------------------------------------------------------------------------------
+
+
+def learned(*, age: float | None = 0.0, now: float = 0.0) -> Watch:
+    """A wait in a rhythm that is learned, of which nothing is learned yet."""
+    trail = GenerationTimes().begin(now, age=age)
+    return Watch(
+        policy=PollPolicy(), task_id=TASK, started_at=now, deadline=now + 300.0, timeout_s=300.0, trail=trail
+    )
+
+
+def test_a_learned_gap_counts_from_the_look_before() -> None:
+    """Asked again later, for example because callbacks have stopped, the look itself does not move."""
+    wait = learned()
+    first = wait.next_look(0.0, 0.5)
+    assert first is not None
+    assert wait.next_look(1.0, 0.5) == pytest.approx(first - 1.0)
+    wait.saw_record(record(TaskStatus.GENERATING), first)
+    second = wait.next_look(first, 0.5)
+    assert second is not None
+    assert wait.next_look(first + 0.5, 0.5) == pytest.approx(second - 0.5)
+
+
+def test_an_overdue_task_is_looked_at_within_a_second() -> None:
+    """Taken up after a restart, thousands of tasks are looked at soon, but not in the same instant."""
+    assert [learned(age=100.0).next_look(0.0, draw) for draw in (0.0, 0.3, 1.0)] == [0.0, 0.3, 1.0]
+
+
+def test_a_task_of_unknown_age_is_looked_at_soon() -> None:
+    """Within about three seconds, although a new one would not be."""
+    trail = GenerationTimes().begin(0.0)
+    delay = learned(age=None).next_look(0.0, 0.5)
+    assert delay is not None
+    assert delay <= 3.0 < trail.gap(0.0, 0.5, 30.0) + 0.5
+
+
+def test_looks_of_another_waiter_count() -> None:
+    """Who comes late goes on from the last look, whoever made it."""
+    first = learned()
+    first.saw_record(record(TaskStatus.GENERATING), 9.0)
+    second = Watch(
+        policy=PollPolicy(),
+        task_id=TASK,
+        started_at=9.5,
+        deadline=300.0,
+        timeout_s=290.0,
+        trail=first.trail,
+    )
+    mine, others = first.next_look(9.5, 0.5), second.next_look(9.5, 0.5)
+    assert mine == others
+
+
+def test_failed_looks_do_not_hasten_the_next() -> None:
+    """A look without an answer counts as one that found nothing: the rhythm goes on from it."""
+    wait = learned()
+    wait.saw_error(NotFoundError("404", code=404), 6.0)
+    delay = wait.next_look(6.0, 0.5)
+    assert delay is not None
+    assert delay > 0.5
 
 
 # --- callbacks --------------------------------------------------------------------------------------------

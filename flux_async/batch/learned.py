@@ -1,0 +1,55 @@
+"""What a run learns of how long tasks take outlives it: the journal keeps it for the next."""
+
+from __future__ import annotations
+
+import logging
+
+import attrs
+
+from flux_async.account import Account
+from flux_async.errors import JournalError
+from flux_async.journal.store import Journal
+
+logger: logging.Logger = logging.getLogger("flux_async")
+
+KEPT_EVERY_S = 120.0
+
+
+@attrs.define(kw_only=True, eq=False)
+class LearnedTimes:
+    """Takes up what the journal holds when a run begins, and keeps what is known from time to time.
+
+    It is no more than a head start: where it cannot be read or written, the run goes on without it.
+    """
+
+    account: Account
+    journal: Journal
+    _kept: str = attrs.field(default="", init=False, repr=False)
+
+    async def take_up(self) -> None:
+        """Begin with what an earlier run has learned."""
+        if not self.journal.is_durable:
+            return
+        text = await self.journal.times()
+        if text is not None and not self.account.times.merge(text):
+            logger.info("what the journal holds of generation times cannot be read; it is learned anew")
+
+    async def keep_on(self) -> None:
+        """Keep it every two minutes, until cancelled."""
+        while True:
+            await self.account.clock.sleep(KEPT_EVERY_S)
+            await self.keep()
+
+    async def keep(self) -> None:
+        """Write down what is known, where there is something new."""
+        if not self.journal.is_durable or not self.account.times.weight():
+            return
+        text = self.account.times.dump()
+        if text == self._kept:
+            return
+        try:
+            await self.journal.keep_times(text)
+        except JournalError as error:
+            logger.warning("what was learned of generation times could not be kept: %s", error)
+        else:
+            self._kept = text

@@ -1,0 +1,309 @@
+"""A batch learns when to look, the next run knows it already, and a budget of looks is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from flux_async import (
+    EditRequest,
+    FluxClient,
+    Journal,
+    Limits,
+    Outcome,
+    PollDeadlineExceeded,
+    PollPolicy,
+    Succeeded,
+    run_batch,
+)
+from flux_async.batch.learned import LearnedTimes
+from flux_async.policy.learning import kind_of
+from flux_async.waiting import LookPace
+
+URLS = [f"https://pictures.example/{n}.jpg" for n in range(400)]
+KIND = "flux-kontext-pro/edit"
+
+
+@attrs.define(eq=False)
+class TimedVendor:
+    """A vendor whose tasks take about 18 s, and who tells when they began and ended, to the second."""
+
+    transport: Any
+    clock: Any
+    make: Any
+    median_s: float = 18.0
+    ready: dict[str, tuple[float, float]] = attrs.field(factory=dict)
+    rng: random.Random = attrs.field(factory=lambda: random.Random(5))
+    looks: list[tuple[float, str]] = attrs.field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        self.transport.script["generate"] = [self.generate]
+        self.transport.script["record-info"] = [self.record]
+
+    def generate(self, request: Any) -> Any:
+        """Make a task."""
+        task = f"t{len(self.ready)}"
+        seconds = self.median_s * self.rng.uniform(0.85, 1.15)
+        self.ready[task] = (self.clock.wall(), self.clock.wall() + seconds)
+        return self.make.answer({"taskId": task})
+
+    def record(self, request: Any) -> Any:
+        """Tell how a task stands."""
+        task, now = request.query["taskId"], self.clock.wall()
+        self.looks.append((self.clock.now, task))
+        began, ends = self.ready[task]
+        times = {"createTime": int(began) * 1000}
+        if now < ends:
+            return self.make.record(0, task, **times)
+        return self.make.record(1, task, **times, completeTime=int(ends) * 1000)
+
+    def looks_at(self, first: int, last: int) -> float:
+        """Looks a task, of those from number ``first`` to ``last``."""
+        tasks = {f"t{number}" for number in range(first, last)}
+        return sum(task in tasks for _, task in self.looks) / len(tasks)
+
+
+@pytest.fixture
+def timed(transport: Any, clock: Any, make: Any) -> TimedVendor:
+    """A vendor whose tasks take about 18 s."""
+    return TimedVendor(transport, clock, make)
+
+
+Opener = Callable[..., AbstractAsyncContextManager[FluxClient]]
+
+
+@pytest.fixture
+def opened(transport: Any, clock: Any, make: Any) -> Opener:
+    """Open clients of their own on the one transport."""
+
+    @asynccontextmanager
+    async def run(**options: Any) -> AsyncIterator[FluxClient]:
+        rng = random.Random(7)
+        async with FluxClient(
+            make.key, "http://127.0.0.1:1", transport=transport, clock=clock, rng=rng, **options
+        ) as client:
+            yield client
+
+    return run
+
+
+async def collect(client: FluxClient, images: list[str], **options: Any) -> list[Outcome]:
+    """Run a batch to its end; all of it succeeds."""
+    async with run_batch(client, images, **options) as batch:
+        outcomes = [outcome async for outcome in batch]
+    assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
+    return outcomes
+
+
+# --- learning ---------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_learns_when_to_look(timed: TimedVendor, opened: Opener) -> None:
+    """After a hundred tasks the others take less than half the looks of a fixed rhythm, and no longer."""
+    async with opened(polling=PollPolicy.fixed(3.0)) as client:
+        await collect(client, URLS[:60])
+    fixed = timed.looks_at(0, 60)
+    async with opened() as client:
+        await collect(client, URLS[:200])
+        assert client.account.times.weight(KIND) > 150
+    assert timed.looks_at(160, 260) < 0.5 * fixed
+    assert fixed > 6.0
+
+
+async def test_the_next_run_knows_it_already(timed: TimedVendor, opened: Opener, tmp_path: Path) -> None:
+    """A run on the same journal, by another process, begins where the first one ended."""
+    journal = tmp_path / "run.sqlite3"
+    async with opened() as client:
+        await collect(client, URLS[:150], journal=journal)
+    async with opened() as client:
+        await collect(client, URLS[:170], journal=journal)
+    assert timed.looks_at(150, 170) < 0.8 * timed.looks_at(0, 20)
+
+
+@pytest.mark.parametrize("state", [None, "", "garbage", json.dumps({"version": 99})])
+async def test_a_journal_without_knowledge_is_as_good_as_ever(
+    timed: TimedVendor, opened: Opener, tmp_path: Path, state: str | None
+) -> None:
+    """One of an earlier release, and one whose entry is damaged: it is learned anew, and kept."""
+    path = tmp_path / "run.sqlite3"
+    async with opened() as client:
+        await collect(client, URLS[:2], journal=path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM meta WHERE name = 'generation_times'")
+        if state is not None:
+            connection.execute("INSERT INTO meta VALUES ('generation_times', ?)", (state,))
+    connection.close()
+    async with opened() as client:
+        await collect(client, URLS[:5], journal=path)
+        assert client.account.times.weight() == pytest.approx(3.0, rel=0.1)
+    async with Journal(path) as journal:
+        assert (await journal.times() or "").startswith('{"version":1')
+
+
+async def test_what_is_learned_is_kept_while_the_run_goes_on(
+    timed: TimedVendor, opened: Opener, tmp_path: Path
+) -> None:
+    """Every two minutes, so that a run that is killed leaves it too."""
+    journal = Journal(tmp_path / "run.sqlite3", clock=timed.clock)
+    slow = opened(limits=Limits(submits=1, window_s=10.0))
+    async with slow as client, journal, run_batch(client, URLS[:30], journal=journal) as batch:
+        outcomes = [await anext(batch) for _ in range(20)]
+        assert await journal.times() is not None
+    assert len(outcomes) == 20
+
+
+async def test_a_journal_that_cannot_keep_it_is_no_error(
+    timed: TimedVendor, opened: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a head start, no more: a warning, and the run goes on."""
+    async with opened() as client:
+        await client.run(EditRequest.text_removal(URLS[0]))
+        journal = Journal(tmp_path / "run.sqlite3")
+        await LearnedTimes(account=client.account, journal=journal).keep()
+        assert "could not be kept" in caplog.text
+        async with journal:
+            learned = LearnedTimes(account=client.account, journal=journal)
+            await learned.keep()
+            before = journal.commits
+            await learned.keep()
+            assert journal.commits == before, "nothing is new"
+            await LearnedTimes(account=client.account, journal=Journal()).keep()
+
+
+async def test_clients_of_one_account_learn_together(timed: TimedVendor, opened: Opener) -> None:
+    """What one sees the other knows."""
+    async with opened() as client:
+        other = client.with_options(timeout=60.0)
+        await asyncio.wait_for(collect(client, URLS[:100]), 60)
+        await other.run(EditRequest.text_removal(URLS[300]))
+        assert other.account.times.weight(KIND) == pytest.approx(101, rel=0.2)
+    assert timed.looks_at(100, 101) <= 4
+
+
+async def test_a_task_that_is_waited_for_by_its_id_is_like_all(timed: TimedVendor, opened: Opener) -> None:
+    """Without a request it is looked at as all tasks are; its record tells its age, and it counts."""
+    request = EditRequest.text_removal(URLS[0])
+    async with opened() as client:
+        task = await client.submit(request)
+        began = timed.clock.now
+        await client.wait(task)
+        first = timed.looks[0][0] - began
+        assert first < 4.0
+        assert client.account.times.weight() == pytest.approx(1.0)
+        assert client.account.times.weight(kind_of(request)) == 0.0
+        task = await client.submit(request)
+        await client.wait(task, request=request, age=0.0)
+        assert client.account.times.weight(kind_of(request)) == pytest.approx(1.0)
+
+
+async def test_an_old_task_is_looked_at_soon(timed: TimedVendor, opened: Opener) -> None:
+    """Taken up when it has ended long ago, it costs one look, within a second."""
+    async with opened() as client:
+        task = await client.submit(EditRequest.text_removal(URLS[0]))
+        await timed.clock.sleep(100.0)
+        began = timed.clock.now
+        await client.wait(task, age=100.0)
+        assert timed.clock.now - began < 1.2
+    assert len(timed.looks) == 1
+
+
+# --- a budget of looks ------------------------------------------------------------------------------------
+
+
+async def test_a_budget_of_looks_is_kept(timed: TimedVendor, opened: Opener) -> None:
+    """Forty tasks at once, two looks a second at most: all end, and no second holds more."""
+    async with opened(limits=Limits(submits=400, window_s=10.0, looks_per_s=2.0), timeout=600.0) as client:
+        await collect(client, URLS[:40])
+    times = [at for at, _ in timed.looks]
+    assert all(sum(at <= other < at + 0.99 for other in times) <= 2 for at in times)
+
+
+async def test_the_most_likely_ended_come_first(clock: Any) -> None:
+    """Of those who wait for a turn, whoever will most likely find an end; each is asked when it counts."""
+    pace, order = LookPace(clock, 1.0), list[float]()
+
+    async def look(chance: float) -> None:
+        assert await pace.turn(lambda: chance, clock.now + 100.0)
+        order.append(chance)
+
+    async with asyncio.TaskGroup() as group:
+        for chance in (0.5, 0.1, 0.9, 0.3, 0.7):
+            group.create_task(look(chance))
+    assert order == [0.9, 0.7, 0.5, 0.3, 0.1]
+    assert not pace._turns
+
+
+async def test_who_keeps_the_time_may_leave(clock: Any) -> None:
+    """Cancelled, the first hands over to the next; nobody waits for ever."""
+    pace = LookPace(clock, 5.0)
+    assert await pace.turn(lambda: 1.0, clock.now + 1.0)
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(pace.turn(lambda: 0.5, clock.now + 100.0)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+    assert [task.result() for task in waiting[1:]] == [True, True]
+
+
+async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
+    """At its deadline a look gives up its turn, also where the next permit is far off."""
+    pace = LookPace(clock, 1000.0)
+    assert await pace.turn(lambda: 1.0, clock.now + 1.0)
+    began, ends = clock.now, dict[float, float]()
+
+    async def look(span: float) -> None:
+        assert not await pace.turn(lambda: 1.0, began + span)
+        ends[span] = clock.now - began
+
+    async with asyncio.TaskGroup() as group:
+        for span in (50.0, 20.0, 70.0):
+            group.create_task(look(span))
+            await asyncio.sleep(0)
+    assert ends == {20.0: 20.0, 50.0: 50.0, 70.0: 70.0}
+
+
+async def test_every_wait_ends_where_the_budget_is_too_small(timed: TimedVendor, opened: Opener) -> None:
+    """Each at its own deadline, whether or not a look was left for it."""
+    async with opened(limits=Limits(looks_per_s=0.05)) as client:
+        tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:6]]
+        began = timed.clock.now
+        ends = []
+
+        async def one(task: str) -> None:
+            try:
+                await client.wait(task, age=0.0, timeout=30.0)
+            except PollDeadlineExceeded:
+                ends.append(timed.clock.now - began)
+
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(one(task))
+    assert len(ends) >= 3
+    assert max(ends) <= 30.5
+    assert len(timed.looks) <= 3
+
+
+async def test_what_a_callback_told_of_comes_first(timed: TimedVendor, opened: Opener) -> None:
+    """With one look in ten seconds, the task whose callback came is the next to be looked at."""
+    async with opened(limits=Limits(looks_per_s=0.1)) as client:
+        tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:5]]
+
+        async def one(task: str) -> None:
+            await client.wait(task, age=0.0, timeout=300.0)
+
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(one(task))
+            await timed.clock.sleep(40.0)
+            before = len(timed.looks)
+            last = next(task for task in reversed(tasks) if task not in {t for _, t in timed.looks})
+            client.ring(last)
+    assert timed.looks[before][1] == last
