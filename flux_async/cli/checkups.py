@@ -32,6 +32,7 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "sandbox": ("starlette", "uvicorn", "python_multipart"),
         "imaging": ("numpy", "cv2", "PIL", "rapidocr"),
         "demo": ("skimage",),
+        "webhook": ("uvicorn",),
         "httpx2": ("httpx2",),
     }
 )
