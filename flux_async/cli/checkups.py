@@ -33,6 +33,7 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "imaging": ("numpy", "cv2", "PIL", "rapidocr"),
         "demo": ("skimage",),
         "httpx2": ("httpx2",),
+        "aiohttp": ("aiohttp",),
     }
 )
 _SKEW_SEEN_S, _SKEW_REFUSED_S = 30.0, 300.0
