@@ -15,7 +15,7 @@ import asyncio
 import select
 import ssl
 import weakref
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from contextvars import ContextVar
 from functools import lru_cache
@@ -51,6 +51,7 @@ OLDEST: Final = (3, 13)
 """The first version this adapter is tested with."""
 
 _MOST_HEAD_BYTES = 64 * 1024
+_URLS_KEPT = 1024
 _JSON = WireRequest(method="GET", path="/").content_type
 PROXIES: Final = ("http", "https")
 """What it can go through."""
@@ -87,21 +88,22 @@ class _Connector(aiohttp.TCPConnector):
         """Return a connection that nobody uses and nothing has come on."""
         while True:
             connection = await super().connect(*args, **kwargs)
-            if connection.protocol not in self._handed_out:
-                self._handed_out.add(connection.protocol)
+            protocol = connection.protocol
+            if protocol not in self._handed_out:
+                self._handed_out.add(protocol)
                 break
-            if not _is_stale(connection):
+            if not _is_stale(protocol):
                 break
             connection.close()
         _ATTEMPT.get().connected = True
         return connection
 
 
-def _is_stale(connection: aiohttp.connector.Connection) -> bool:
+def _is_stale(protocol: Any) -> bool:
     """Say whether a kept connection was closed, or spoken on, since its last answer."""
-    if connection.protocol is None or connection.protocol.should_close or connection.transport is None:
+    if protocol.should_close or protocol.transport is None:
         return True
-    number = connection.transport.get_extra_info("socket").fileno()
+    number = protocol.transport.get_extra_info("socket").fileno()
     return number < 0 or _is_readable(number)
 
 
@@ -148,26 +150,26 @@ class _Line:
     Attributes:
         session: Has the headers, key included, and the one host it may go to.
         prefix: What comes before the path of a request.
+        scrub: Takes the key out of what a server says.
         reading: Answers that are being read.
     """
 
     session: aiohttp.ClientSession = attrs.field(repr=False)
     prefix: str
+    scrub: Callable[[bytes], bytes] = attrs.field(repr=False)
     reading: set[aiohttp.ClientResponse] = attrs.field(factory=set, repr=False)
 
     async def ask(self, request: WireRequest, timeout_s: float) -> WireResponse:
         """Make one request and read its answer."""
-        url, headers = self.prefix + request.path, None
+        headers = None
         body: bytes | _StreamedBody | None = request.body
-        if request.query:
-            url = f"{url}?{urlencode(request.query)}"
         if request.stream is not None:
             body = _StreamedBody(request.stream, request.content_type)
         if request.content_type != _JSON:
             headers = {"Content-Type": request.content_type}
         response = await self.session.request(
             request.method,
-            yarl.URL(url, encoded=True),
+            _url(self.prefix + request.path, tuple(request.query.items())),
             data=body,
             headers=headers,
             allow_redirects=False,
@@ -181,7 +183,7 @@ class _Line:
             if not response.closed:  # not read to its end: nobody may use the connection any more
                 response.close()
         said = by_name(response.headers.items())
-        whole = unpacked(packed, said.get("content-encoding", ""))
+        whole = self.scrub(unpacked(packed, said.get("content-encoding", "")))
         return WireResponse(status=response.status, headers=said, body=whole)
 
     async def aclose(self) -> None:
@@ -193,12 +195,23 @@ class _Line:
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Read a body as it was sent, up to the limit; nearly always it has come with the head."""
-    content, pieces, size = response.content, [], 0
+    content = response.content
+    body = content.read_nowait()
+    if content.at_eof():
+        return body
+    pieces, size = [body], len(body)
     while not content.at_eof():
+        check_size(size)
         pieces.append(await content.readany())
         size += len(pieces[-1])
-        check_size(size)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    check_size(size)
+    return b"".join(pieces)
+
+
+@lru_cache(maxsize=_URLS_KEPT)
+def _url(address: str, query: tuple[tuple[str, str], ...]) -> yarl.URL:
+    """Return an address; the same one for every look at a task, with what was worked out about it."""
+    return yarl.URL(f"{address}?{urlencode(query)}" if query else address, encoded=True)
 
 
 @lru_cache(maxsize=64)
@@ -252,7 +265,7 @@ class AiohttpTransport:
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
             reason = self._reason(error)
         else:
-            return Answered(attrs.evolve(response, body=self._origin.scrub(response.body)))
+            return Answered(response)
         return Unknown(reason) if attempt.connected else NotSent(reason)
 
     def fetch(
@@ -304,7 +317,7 @@ class AiohttpTransport:
             max_line_size=_MOST_HEAD_BYTES,
             max_field_size=_MOST_HEAD_BYTES,
         )
-        return _Line(session, prefix)
+        return _Line(session, prefix, self._origin.scrub)
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, Unreadable):

@@ -56,8 +56,10 @@ def unpacked(body: bytes, encoding: str) -> bytes:
     Raises:
         Unreadable: It is packed several times over, in a way we did not ask for, wrongly, or too much.
     """
+    if not encoding or not body:
+        return body
     encoding = encoding.strip().lower()
-    if encoding in ("", "identity") or not body:
+    if encoding == "identity":
         return body
     if "," in encoding:
         raise Unreadable("the answer is packed several times over")
