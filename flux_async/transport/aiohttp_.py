@@ -48,7 +48,7 @@ from flux_async.transport.origin import ApiOrigin
 from flux_async.transport.proxies import proxy_for
 
 OLDEST: Final = (3, 13)
-"""The first version this adapter is tested with."""
+"""The first version this adapter is tested with; the next major one may be another library altogether."""
 
 _MOST_HEAD_BYTES = 64 * 1024
 _URLS_KEPT = 1024
@@ -60,7 +60,10 @@ PROXIES: Final = ("http", "https")
 def is_recent() -> bool:
     """Say whether the aiohttp that is installed is one this adapter is made for."""
     numbers = aiohttp.__version__.split(".")[:2]
-    return all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) >= OLDEST
+    if not all(number.isdigit() for number in numbers):
+        return False
+    major, *_ = known = tuple(map(int, numbers))
+    return major == OLDEST[0] and known >= OLDEST
 
 
 @attrs.define

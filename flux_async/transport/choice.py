@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
@@ -44,7 +43,7 @@ def make_transport(
     """Make the transport of that name, or one over a client of the caller's.
 
     Raises:
-        MissingExtra: Its library is not installed, or too old.
+        MissingExtra: Its library is not installed, or of another age.
         ConfigurationError: The client is none that can be used.
     """
     if client is None and (name == "aiohttp" or (name == "auto" and _suits_aiohttp(origin))):
@@ -73,15 +72,13 @@ def _over_aiohttp(origin: ApiOrigin, limits: Limits, version: str) -> Transport:
         ) from None
     if not aiohttp_.is_recent():
         raise MissingExtra(
-            "The aiohttp that is installed is too old: pip install --upgrade 'flux-async[aiohttp]'."
+            "The aiohttp that is installed is of another age: pip install --upgrade 'flux-async[aiohttp]'."
         )
     return aiohttp_.AiohttpTransport(origin, limits, version=version)
 
 
 def _suits_aiohttp(origin: ApiOrigin) -> bool:
     """Say whether aiohttp is installed, recent, and can use the proxies that the environment names."""
-    if find_spec("aiohttp") is None:
-        return False
     try:
         from flux_async.transport import aiohttp_  # noqa: PLC0415 - an extra
     except Exception:  # noqa: BLE001 - an aiohttp of another age or a broken one: httpx is always there
