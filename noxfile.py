@@ -82,7 +82,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types, ours and those that users see."""
     pyright = f"pyright=={PYRIGHT}" if _node_is_recent() else f"pyright[nodejs]=={PYRIGHT}"
-    session.install("--editable", ".[demo,httpx2]", MYPY, pyright)
+    session.install("--editable", ".[aiohttp,demo,httpx2]", MYPY, pyright)
     session.run("mypy")
     session.run("mypy", "tests/typing")
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -129,7 +129,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
-    _install_wheel(session, "demo")
+    _install_wheel(session, "aiohttp,demo,httpx2")
     session.install("openai")  # import_time.py compares with it
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
         session.run("python", str(script), *session.posargs, env={"PYTHONSAFEPATH": "1"})

@@ -67,6 +67,7 @@ from flux_async.protocol.wire import (
     parse_record,
 )
 from flux_async.transport import Transport
+from flux_async.transport.choice import TransportName, check_choice, make_transport, name_of
 from flux_async.transport.origin import ApiOrigin
 from flux_async.uploads import Uploads, too_late
 from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Waiting
@@ -99,13 +100,16 @@ class FluxClient:
         retry: When a request is made again; never one that may have been charged.
         download_limits: How large a result may be, and how long its host may be silent.
         http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; it stays yours to close.
-        transport: Another way to make requests altogether, in place of ``http_client``.
+        transport: Which library makes the requests: ``"httpx"``, ``"httpx2"``, ``"aiohttp"``, or ``"auto"``:
+            aiohttp where it is installed, else httpx. Or another way to make them altogether. Not together
+            with ``http_client``.
         clock: The reader of time.
         rng: The source of jitter, for example ``random.Random(1)`` in a test.
 
     Raises:
         ConfigurationError: No key, or an address or client that cannot be used.
-        InvalidInput: A number out of range.
+        MissingExtra: The library that ``transport`` names is not installed.
+        InvalidInput: A number out of range, or a ``transport`` that is none.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class FluxClient:
         retry: RetryPolicy | None = None,
         download_limits: DownloadLimits | None = None,
         http_client: HttpClient | None = None,
-        transport: Transport | None = None,
+        transport: TransportName | Transport = "auto",
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -130,6 +134,7 @@ class FluxClient:
             api_key = None  # here and below: tracebacks can show local variables
             raise refused.with_traceback(None) from None
         api_key = None
+        check_choice(transport, http_client)
         limits = _of_kind(limits, Limits, "limits") or Limits()
         self._base_url: str = origin.base_url
         self._fingerprint: str = origin.fingerprint
@@ -142,7 +147,9 @@ class FluxClient:
             _of_kind(download_limits, DownloadLimits, "download_limits") or DownloadLimits()
         )
         self._account: Account = Account(
-            transport=transport or _make_transport(origin, limits, http_client),
+            transport=_make_transport(transport, origin, limits, http_client)
+            if isinstance(transport, str)
+            else transport,
             admission=Admission(limits),
             clock=clock or SystemClock(),
             rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
@@ -152,7 +159,9 @@ class FluxClient:
         )
 
     def __repr__(self) -> str:
-        return f"<FluxClient {getattr(self, '_base_url', '(not made)')}>"
+        if not hasattr(self, "_account"):
+            return "<FluxClient (not made)>"
+        return f"<FluxClient {self._base_url} through {self.transport_name}>"
 
     def __reduce__(self) -> NoReturn:
         raise ConfigurationError(
@@ -206,6 +215,11 @@ class FluxClient:
     def timeout(self) -> float:
         """Seconds a call may take where it does not say."""
         return self._timeout
+
+    @property
+    def transport_name(self) -> str:
+        """Which library makes the requests; of a transport of your own, the name of its class."""
+        return name_of(self._account.transport)
 
     @property
     def fingerprint(self) -> str:
@@ -573,11 +587,12 @@ def _find_origin(api_key: str | None, base_url: str | None, upload_url: str | No
     return origin
 
 
-def _make_transport(origin: ApiOrigin, limits: Limits, client: HttpClient | None) -> Transport:
+def _make_transport(
+    name: TransportName, origin: ApiOrigin, limits: Limits, client: HttpClient | None
+) -> Transport:
     from flux_async import __version__  # noqa: PLC0415 - the package imports this module
-    from flux_async.transport.httpx_ import HttpxTransport  # noqa: PLC0415 - httpx is slow to import
 
-    return HttpxTransport(origin, limits, version=__version__, client=client)
+    return make_transport(name, origin, limits, version=__version__, client=client)
 
 
 def _of_kind(value: T | None, kind: type[T], name: str) -> T | None:

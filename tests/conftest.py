@@ -181,6 +181,7 @@ class RawServer:
     url: str
     requests: list[tuple[str, dict[str, str], bytes]] = attrs.field(factory=list)
     connections: int = 0
+    open: int = 0
 
 
 Behaviour = Callable[[str, dict[str, str], bytes, asyncio.StreamWriter], Awaitable[bool]]
@@ -190,6 +191,7 @@ async def _serve(
     server: RawServer, behave: Behaviour, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
     server.connections += 1
+    server.open += 1
     try:
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -203,6 +205,7 @@ async def _serve(
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
+        server.open -= 1
         writer.close()
 
 

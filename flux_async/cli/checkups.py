@@ -34,6 +34,7 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "demo": ("skimage",),
         "webhook": ("uvicorn",),
         "httpx2": ("httpx2",),
+        "aiohttp": ("aiohttp",),
     }
 )
 _SKEW_SEEN_S, _SKEW_REFUSED_S = 30.0, 300.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,8 +22,9 @@ import httpcore
 
 from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
 from flux_async.transport import FileStream
-from flux_async.transport.addresses import AddressGuard, Hop, literal
+from flux_async.transport.addresses import AddressGuard, Hop
 from flux_async.transport.pools import Pool
+from flux_async.transport.proxies import is_bypassed, proxy_named
 
 MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -236,20 +236,16 @@ def _text(value: bytes) -> str:
 
 async def _proxy_for(hop: Hop) -> str | None:
     """Return the proxy that the environment names for an address; this machine is never asked for by one."""
-    address = literal(hop.host)
-    if hop.host == "localhost" or (address is not None and address.is_loopback):
+    proxy = proxy_named(hop.scheme, hop.host)
+    if proxy is None:
         return None
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(hop.scheme) or proxies.get("all")
-    if not proxy:
-        return None
-    bypassed = await anyio.to_thread.run_sync(urllib.request.proxy_bypass, hop.host)  # may look names up
+    bypassed = await anyio.to_thread.run_sync(is_bypassed, hop.host)  # may look names up
     return None if bypassed else proxy
 
 
 def _read_proxy(address: str) -> httpcore.Proxy:
     """Return a proxy for its address as the environment has it, user and password included."""
-    parts = urlsplit(address if "://" in address else f"http://{address}")
+    parts = urlsplit(address)
     auth = None
     if parts.username is not None:
         auth = (unquote(parts.username), unquote(parts.password or ""))

@@ -1,39 +1,50 @@
 """The adapter to httpx, and to httpx2, which has the same interface.
 
-This is the one module that imports httpx, and it is imported when the first client is made: httpx loads the
-whole of click and rich where they are installed.
+This is the one module that imports httpx, and only when a client is made that uses it: httpx loads the whole
+of click and rich where they are installed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import platform
+import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+from urllib.parse import urlencode, urlsplit
 
-import httpx
-
-from flux_async.errors import ConfigurationError
+from flux_async.errors import ConfigurationError, MissingExtra
 from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import Host, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
 from flux_async.transport.addresses import AddressGuard
+from flux_async.transport.conduct import (
+    CONNECT_S,
+    ENCODINGS,
+    KEEPALIVE_S,
+    UPLOADS,
+    Unreadable,
+    by_name,
+    check_size,
+    tls_context,
+    unpacked,
+    user_agent,
+)
 from flux_async.transport.file_host import FileHost
 from flux_async.transport.origin import ApiOrigin
 from flux_async.transport.pools import Pool
+from flux_async.transport.proxies import proxy_for
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 """Exceptions that httpx's own transport raises only before the first byte of a request has left."""
 
 _FAMILIES = ("httpx", "httpx2")
-_CONNECT_S = 10.0
 _HARD_STOP_S = 2.0
-_KEEPALIVE_S = 60.0
-_MAX_ANSWER = 4 * 1024 * 1024
-_UPLOADS = 8
+_URLS_KEPT = 1024
 
 
 class HttpClient(Protocol):
@@ -52,10 +63,30 @@ class HttpClient(Protocol):
         ...
 
 
-def user_agent(version: str, family: ModuleType) -> str:
-    """Return our User-Agent. Cloudflare, in front of the API, turns away some libraries' own."""
-    library = f"{family.__name__}/{getattr(family, '__version__', '?')}"
-    return f"flux-async/{version} (Python {platform.python_version()}; {library})"
+class Carrier(Protocol):
+    """What is used of the library's own ``AsyncHTTPTransport``."""
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Send a request; its answer has a head, and a body to be read."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...
+
+
+def library_named(name: Literal["httpx", "httpx2"]) -> ModuleType:
+    """Return one of the two libraries.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as missing:
+        raise MissingExtra(
+            f"transport={name!r} needs the extra {name}: pip install 'flux-async[{name}]' ({missing})."
+        ) from None
 
 
 def family_of(client: object) -> ModuleType:
@@ -88,14 +119,22 @@ def tells_the_truth(client: Any, family: ModuleType) -> bool:
     return all(carrier is None or type(carrier) in own for carrier in carriers)
 
 
+class _TooLate(Exception):
+    """The time is over, and nobody had to be cancelled for it."""
+
+
 class HttpxTransport:
     """Requests through httpx or httpx2: a small pool, kept alive, without redirects, with an honest account.
+
+    Where no client is given, requests go straight to the library's carrier: what its client adds to each
+    (cookies, redirects, a line in the log) costs a sixth to a third of the CPU, and is not wanted.
 
     Args:
         origin: The API's address and key.
         limits: Sizes the pool: ``connections`` for looks and ``submits_in_air`` for submits.
         version: Ours, for the User-Agent.
-        client: A client of the caller's, which stays his to close; None has one made.
+        client: A client of the caller's, which stays his to close; None has connections made.
+        family: The library to make them with.
         files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
     """
 
@@ -106,91 +145,124 @@ class HttpxTransport:
         *,
         version: str,
         client: HttpClient | None = None,
+        family: Literal["httpx", "httpx2"] = "httpx",
         files: FileHost | None = None,
     ) -> None:
-        self._family = httpx if client is None else family_of(client)
+        self._family = library_named(family) if client is None else family_of(client)
         self._origin = origin
         self._limits = limits
-        self._headers = {"User-Agent": user_agent(version, self._family)}
+        self._user_agent = user_agent(version, self.name, getattr(self._family, "__version__", "?"))
         self._given = client
-        self._own: Pool[HttpClient] | None = None
-        self._for_uploads: Pool[HttpClient] | None = None
-        self._tls: Any = None
+        self._own: Pool[Carrier] | None = None
+        self._for_uploads: Pool[Carrier] | None = None
+        self._closed = False
+        self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
+        self._tls: ssl.SSLContext | None = None
         self._files = files or FileHost(
-            self._headers["User-Agent"],
-            AddressGuard(origin.host, is_public=origin.is_default),
-            self._tls_context,
+            self._user_agent, AddressGuard(origin.host, is_public=origin.is_default), self._tls_context
         )
 
     def __repr__(self) -> str:
         return f"<HttpxTransport {getattr(self, '_origin', '(not made)')!r}>"
 
+    @property
+    def name(self) -> str:
+        """The library."""
+        return self._family.__name__
+
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
         """Make one request; see :class:`flux_async.transport.Transport`."""
-        if getattr(self._given, "is_closed", False):
-            return NotSent("the http_client is closed")
+        if self._closed or getattr(self._given, "is_closed", False):
+            return NotSent("the connections are closed" if self._closed else "the http_client is closed")
         if self._given is not None:
-            return await self._exchange(self._given, request, timeout_s)
-        async with self._pool_for(request).used() as client:
-            return await self._exchange(client, request, timeout_s)
-
-    def _pool_for(self, request: WireRequest) -> Pool[HttpClient]:
-        """Uploads have connections of their own: a slow one must not hold up a submit."""
-        if request.host is Host.UPLOADS:
-            self._for_uploads = self._for_uploads or Pool(self._make_upload_client())
-            return self._for_uploads
-        self._own = self._own or Pool(self._make_client())
-        return self._own
-
-    async def _exchange(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Truth:
+            return await self._exchange_through_client(self._given, request, timeout_s)
         try:
-            wire = self._build(client, request, timeout_s)
+            pool, wire = self._pool_for(request), self._build(request, timeout_s)
         except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
             return NotSent(self._reason(error))
-        believed = self._given is None or tells_the_truth(client, self._family)
+        async with pool.used() as carrier:
+            return await self._told(carrier.handle_async_request(wire), timeout_s, believed=True)
+
+    async def _exchange_through_client(
+        self, client: HttpClient, request: WireRequest, timeout_s: float
+    ) -> Truth:
+        try:
+            wire = client.build_request(
+                request.method,
+                self._origin.url_for(request),
+                params=dict(request.query),
+                headers=self._headers(request),
+                content=request.body if request.stream is None else request.stream,
+                timeout=self._family.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
+            )
+        except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
+            return NotSent(self._reason(error))
+        sending = client.send(wire, stream=True, follow_redirects=False, auth=None)
+        return await self._told(sending, timeout_s, believed=tells_the_truth(client, self._family))
+
+    async def _told(self, sending: Coroutine[Any, Any, Any], timeout_s: float, *, believed: bool) -> Truth:
+        """Make a request and say what became of it."""
         ends = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout(timeout_s + _HARD_STOP_S):
-                return await self._send(client, wire, timeout_s, ends)
+                return Answered(await self._read(await sending, ends))
+        except Unreadable as error:
+            return Unknown(str(error))
         except TimeoutError:
             # Only a server that drips gets here: cancelling may cost the pool a connection for ever.
             self._retire_pools()
+            return Unknown(f"no whole answer within {timeout_s:g} s")
+        except _TooLate:
             return Unknown(f"no whole answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
             names = {base.__name__ for base in type(error).__mro__}
             return (NotSent if believed and names & NEVER_SENT else Unknown)(self._reason(error))
 
-    def _build(self, client: HttpClient, request: WireRequest, timeout_s: float) -> Any:
-        url, stream = self._origin.url_for(request), request.stream
-        headers = self._headers | {"Content-Type": request.content_type}
-        if stream is not None:
-            headers["Content-Length"] = str(stream.size)
-        return client.build_request(
+    def _pool_for(self, request: WireRequest) -> Pool[Carrier]:
+        """Uploads have connections of their own: a slow one must not hold up a submit."""
+        if request.host is Host.UPLOADS:
+            self._for_uploads = self._for_uploads or Pool(self._make_upload_carrier())
+            return self._for_uploads
+        self._own = self._own or Pool(self._make_carrier())
+        return self._own
+
+    def _headers(self, request: WireRequest) -> dict[str, str]:
+        headers = {
+            "Accept": "*/*",
+            "Accept-Encoding": ENCODINGS,
+            "Content-Type": request.content_type,
+            "User-Agent": self._user_agent,
+        }
+        if request.stream is not None:
+            headers["Content-Length"] = str(request.stream.size)
+        return headers | self._origin.authorization_for(self._origin.url_for(request))
+
+    def _build(self, request: WireRequest, timeout_s: float) -> Any:
+        url = self._origin.url_for(request)
+        if request.query:
+            url = f"{url}?{urlencode(request.query)}"
+        times = dict.fromkeys(("read", "write", "pool"), timeout_s)
+        return self._family.Request(
             request.method,
-            url,
-            params=dict(request.query),
-            headers=headers | self._origin.authorization_for(url),
-            content=request.body if stream is None else stream,
-            timeout=self._family.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
+            self._read_url(url),
+            headers=self._headers(request),
+            content=request.body if request.stream is None else request.stream,
+            extensions={"timeout": {"connect": min(CONNECT_S, timeout_s), **times}},
         )
 
-    async def _send(self, client: HttpClient, wire: Any, timeout_s: float, ends: float) -> Truth:
-        response = await client.send(wire, stream=True, follow_redirects=False, auth=None)
+    async def _read(self, response: Any, ends: float) -> WireResponse:
         try:
-            if "," in response.headers.get("content-encoding", ""):
-                return Unknown("the answer is packed several times over")
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _MAX_ANSWER:
-                    return Unknown(f"the answer is longer than {_MAX_ANSWER} bytes")
+            said = by_name(response.headers.items())
+            packed = bytearray()
+            async for chunk in response.aiter_raw():
+                packed += chunk
+                check_size(len(packed))
                 if asyncio.get_running_loop().time() > ends:
-                    return Unknown(f"no whole answer within {timeout_s:g} s")
+                    raise _TooLate
         finally:
             await response.aclose()
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        clean = self._origin.scrub(bytes(body))
-        return Answered(WireResponse(status=response.status_code, headers=headers, body=clean))
+        clean = self._origin.scrub(unpacked(bytes(packed), said.get("content-encoding", "")))
+        return WireResponse(status=response.status_code, headers=said, body=clean)
 
     def _reason(self, error: Exception) -> str:
         words = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -203,35 +275,37 @@ class HttpxTransport:
         return self._files.fetch(url, timeout_s=timeout_s, stall_s=stall_s, headers=headers)
 
     async def aclose(self) -> None:
-        """Close the connections that are ours; a client given by the caller stays open."""
+        """Close the connections that are ours, for good; a client given by the caller stays open."""
+        self._closed = True
         for pool in (self._own, self._for_uploads):
             if pool is not None:
                 await pool.resource.aclose()
         self._own = self._for_uploads = None
         await self._files.aclose()
 
-    def _make_client(self) -> HttpClient:
+    def _make_carrier(self) -> Carrier:
         connections = self._limits.connections + self._limits.submits_in_air
-        return self._make_keyed_client(connections, here=self._origin.is_this_machine)
+        return self._make_keyed_carrier(connections, self._origin.base_url)
 
-    def _make_upload_client(self) -> HttpClient:
-        return self._make_keyed_client(_UPLOADS, here=self._origin.uploads_to_this_machine)
+    def _make_upload_carrier(self) -> Carrier:
+        return self._make_keyed_carrier(UPLOADS, self._origin.upload_url)
 
-    def _make_keyed_client(self, connections: int, *, here: bool) -> HttpClient:
-        return httpx.AsyncClient(
+    def _make_keyed_carrier(self, connections: int, base: str) -> Carrier:
+        parts = urlsplit(base)
+        carrier: Carrier = self._family.AsyncHTTPTransport(
             verify=self._tls_context(),
-            limits=httpx.Limits(
+            limits=self._family.Limits(
                 max_connections=connections,
                 max_keepalive_connections=connections,
-                keepalive_expiry=_KEEPALIVE_S,
+                keepalive_expiry=KEEPALIVE_S,
             ),
-            trust_env=not here,  # no proxy is to see the key on its way to ourselves
+            proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
         )
+        return carrier
 
-    def _tls_context(self) -> Any:
+    def _tls_context(self) -> ssl.SSLContext:
         """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""
-        if self._tls is None:
-            self._tls = httpx.create_ssl_context()
+        self._tls = self._tls or tls_context()
         return self._tls
 
     def _retire_pools(self) -> None:

@@ -40,10 +40,11 @@ class ApiOrigin:
         ConfigurationError: No key, a key that cannot be sent in a header, or a URL that is none.
     """
 
-    __slots__ = ("_key", "base_url", "upload_url")
+    __slots__ = ("_key", "_spellings", "base_url", "upload_url")
 
     def __init__(self, api_key: object, base_url: object, upload_url: object = None) -> None:
         self._key = _clean_key(api_key)
+        self._spellings = _spellings_of(self._key)
         self.base_url: str = _clean_base_url(base_url or DEFAULT_BASE_URL, "KIE_BASE_URL")
         vendors = origin_of(self.base_url) == origin_of(DEFAULT_BASE_URL)
         default = DEFAULT_UPLOAD_URL if vendors else self.base_url
@@ -108,11 +109,16 @@ class ApiOrigin:
 
         A word as short as the sandbox's ``test`` is no secret, and part of many an honest URL.
         """
-        if len(self._key) < _SHORTEST_SECRET:
-            return body
-        for spelling in (self._key, self._key.replace("/", "\\/")):
-            body = body.replace(spelling.encode(), b"***")
+        for spelling in self._spellings:
+            body = body.replace(spelling, b"***")
         return body
+
+
+def _spellings_of(key: str) -> frozenset[bytes]:
+    """Return how a server might echo a key, as it is or in JSON."""
+    if len(key) < _SHORTEST_SECRET:
+        return frozenset()
+    return frozenset({key.encode(), key.replace("/", "\\/").encode()})
 
 
 def _clean_key(api_key: object) -> str:

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 SERVER_AND_PICTURES = {"starlette", "uvicorn", "cv2", "numpy", "PIL", "rapidocr"}
-HEAVY = SERVER_AND_PICTURES | {"click", "rich", "sqlite3", "httpx", "httpx2"}
+HTTP = {"httpx", "httpx2", "aiohttp"}
+HEAVY = SERVER_AND_PICTURES | HTTP | {"click", "rich", "sqlite3"}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -30,8 +31,14 @@ def test_import_loads_nothing_heavy(statement: str) -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
-def test_a_client_loads_httpx_and_no_more() -> None:
-    """The first client loads httpx, but neither the server, nor the pictures, nor a database."""
-    loaded = modules_after("import flux_async; flux_async.FluxClient('key')")
-    assert "httpx" in loaded
+@pytest.mark.parametrize("name", sorted(HTTP))
+def test_a_client_loads_one_http_library_and_no_more(name: str) -> None:
+    """The first client loads the library that it uses, but no server, no pictures, and no database."""
+    loaded = modules_after(f"import flux_async; flux_async.FluxClient('key', transport={name!r})")
+    assert loaded & HTTP == {name}
     assert loaded.isdisjoint(SERVER_AND_PICTURES | {"sqlite3"})
+
+
+def test_left_alone_a_client_loads_aiohttp() -> None:
+    """Where it is installed."""
+    assert modules_after("import flux_async; flux_async.FluxClient('key')") & HTTP == {"aiohttp"}

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from flux_async import ConfigurationError, EditRequest, FluxClient, FluxError, InvalidInput, RetryPolicy
+from flux_async.transport.choice import TransportName
 
 KEY = "sk-3f9a-not-to-be-seen"
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1" + bytes(16)
@@ -120,6 +121,7 @@ async def test_a_failed_call_tells_no_key(
         ({"upload_url": "ftp://example.com"}, ConfigurationError),
         ({"timeout": -1}, InvalidInput),
         ({"http_client": object()}, ConfigurationError),
+        ({"transport": "curl"}, InvalidInput),
     ],
 )
 def test_a_client_that_cannot_be_made_tells_no_key(
@@ -146,9 +148,10 @@ def test_a_key_of_the_environment_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
     assert tells_no_key(caught.value)
 
 
-def test_a_client_shows_no_key() -> None:
+@pytest.mark.parametrize("transport", ["httpx", "httpx2", "aiohttp"])
+def test_a_client_shows_no_key(transport: TransportName) -> None:
     """Neither the client nor what it is made of has the key in its ``repr``."""
-    client = FluxClient(KEY)
+    client = FluxClient(KEY, transport=transport)
     account = client._account
     assert KEY not in repr((client, account, account.transport, vars(account.transport)))
 
@@ -194,18 +197,20 @@ def answer(status: str, body: str, header: str = "Connection: close") -> str:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{header}\r\n\r\n{body}"
 
 
-async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture) -> None:
-    """With every logger at DEBUG, httpx's and httpcore's too, a real exchange logs no key."""
-    for name in (None, "flux_async", "httpx", "httpcore"):  # a test before may have quietened one of them
-        caplog.set_level(logging.DEBUG, name)
+@pytest.mark.parametrize("transport", ["httpx", "httpx2", "aiohttp"])
+async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture, transport: TransportName) -> None:
+    """With every logger at DEBUG, those of the HTTP libraries too, a real exchange logs no key."""
+    for name in (None, "flux_async", "httpx", "httpcore", "httpcore2", "aiohttp", "asyncio"):
+        caplog.set_level(logging.DEBUG, name)  # a test before may have quietened one of them
     async with (
         server(answer("401 Unauthorized", ENVELOPE)) as (url, requests),
-        FluxClient(KEY, url) as client,
+        FluxClient(KEY, url, transport=transport) as client,
     ):
         with pytest.raises(FluxError) as caught:
             await client.credits()
     assert f"Bearer {KEY}" in requests[0]
-    assert {"httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
+    libraries = {"httpx": {"httpcore.http11"}, "httpx2": {"httpcore2.http11"}, "aiohttp": set()}
+    assert libraries[transport] <= {record.name for record in caplog.records}
     assert KEY not in caplog.text
     assert tells_no_key(caught.value)
 

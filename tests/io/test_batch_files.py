@@ -231,7 +231,7 @@ async def crash_after(self, request, *, timeout_s):
 HttpxTransport.exchange = crash_after
 
 async def main():
-    async with FluxClient("test", sys.argv[1]) as client:
+    async with FluxClient("test", sys.argv[1], transport="httpx") as client:
         async with run_batch(client, [Path(p) for p in sys.argv[3:]], journal=sys.argv[2]) as batch:
             async for _ in batch:
                 pass

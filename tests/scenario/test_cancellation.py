@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -128,20 +129,32 @@ async def strike_through_a_scope(call: Coroutine[Any, Any, Any], suspension: int
     return driver, seen
 
 
+OURS = ["httpx", "httpx2", "aiohttp"]
 STRIKES = [strike_natively, strike_through_a_scope]
-FAMILIES = [None, httpx.AsyncClient, httpx2.AsyncClient]
+STACKS: list[Any] = [*OURS, httpx.AsyncClient, httpx2.AsyncClient]
+STACK_NAMES = [*OURS, "client of httpx", "client of httpx2"]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=["own", "httpx", "httpx2"])
+@asynccontextmanager
+async def client_of(stack: Any, key: str, url: str, **options: Any) -> AsyncIterator[FluxClient]:
+    """A client over a transport of ours, by its name, or over a client of the caller's, by its class."""
+    if isinstance(stack, str):
+        async with FluxClient(key, url, transport=stack, **options) as client:  # type: ignore[arg-type]
+            yield client
+        return
+    async with stack() as given, FluxClient(key, url, http_client=given, **options) as client:
+        yield client
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=STACK_NAMES)
 @pytest.mark.parametrize("strike", STRIKES, ids=["native", "anyio"])
 async def test_remove_text_cancelled_at_every_await_point(
-    vendor: Any, make: Any, strike: Any, family: Any
+    vendor: Any, make: Any, strike: Any, stack: Any
 ) -> None:
     """At every point: the pool serves the next call, no coroutine stays, each paid task is known."""
     server, made, _ = vendor
     struck_with_a_post = 0
-    given = family and family()
-    async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK, http_client=given) as client:
+    async with client_of(stack, make.key, server.url, limits=TIGHT, polling=QUICK) as client:
         await client.credits()
         background = other_coroutines()
         for suspension in range(1, ENOUGH):
@@ -162,18 +175,15 @@ async def test_remove_text_cancelled_at_every_await_point(
             pytest.fail("the call has more await points than were tried")
         assert suspension > 5
         assert struck_with_a_post > 2
-    if given:
-        await given.aclose()
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=["own", "httpx", "httpx2"])
+@pytest.mark.parametrize("stack", STACKS, ids=STACK_NAMES)
 async def test_remove_text_cancelled_while_the_vendor_handles_each_request(
-    vendor: Any, make: Any, family: Any
+    vendor: Any, make: Any, stack: Any
 ) -> None:
     """Struck in the middle of the POST or of any look: the task is known, the connection still serves."""
     server, made, strikes = vendor
-    given = family and family()
-    async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK, http_client=given) as client:
+    async with client_of(stack, make.key, server.url, limits=TIGHT, polling=QUICK) as client:
         for number in range(1, 4):
             call = asyncio.get_running_loop().create_task(client.remove_text(URL))
             strikes[len(server.requests) + number] = call.cancel
@@ -184,8 +194,6 @@ async def test_remove_text_cancelled_while_the_vendor_handles_each_request(
                 assert await client.credits() == 5.5
             assert made == [loose.task_id for loose in client.unclaimed]
             assert len(made) == number
-    if given:
-        await given.aclose()
 
 
 @pytest.mark.parametrize("strike", STRIKES, ids=["native", "anyio"])
@@ -224,10 +232,11 @@ async def test_a_timeout_is_a_cancellation_too(vendor: Any, make: Any) -> None:
         assert await client.credits() == 5.5
 
 
-async def test_closing_waits_for_a_submit_in_the_air(vendor: Any, make: Any) -> None:
+@pytest.mark.parametrize("transport", OURS)
+async def test_closing_waits_for_a_submit_in_the_air(vendor: Any, make: Any, transport: Any) -> None:
     """A submit whose caller was cancelled comes home before the client closes."""
     server, made, _ = vendor
-    client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
+    client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     async with client:
         call = asyncio.get_running_loop().create_task(client.submit(EditRequest.text_removal(URL)))
         while not client._account._exchanges.in_the_air:
@@ -250,7 +259,8 @@ async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
 
 
-async def test_closing_ends_looks_with_a_clear_error(raw_server: Any, make: Any) -> None:
+@pytest.mark.parametrize("transport", OURS)
+async def test_closing_ends_looks_with_a_clear_error(raw_server: Any, make: Any, transport: Any) -> None:
     """Who waits for an answer while the client is closed is told so, not cancelled."""
     asked = asyncio.Event()
 
@@ -260,7 +270,7 @@ async def test_closing_ends_looks_with_a_clear_error(raw_server: Any, make: Any)
         return False
 
     async with raw_server(behave) as server:
-        client = FluxClient(make.key, server.url)
+        client = FluxClient(make.key, server.url, transport=transport)
         call = asyncio.get_running_loop().create_task(client.record("t1"))
         await asked.wait()
         await client.aclose()
@@ -291,12 +301,15 @@ async def test_a_submit_in_doubt_whose_caller_left_is_remembered(raw_server: Any
         assert loose.error.charge == "maybe"
 
 
-async def test_many_random_cancellations_leave_a_working_client(vendor: Any, make: Any) -> None:
+@pytest.mark.parametrize("transport", OURS)
+async def test_many_random_cancellations_leave_a_working_client(
+    vendor: Any, make: Any, transport: Any
+) -> None:
     """Hundreds of calls cancelled at random moments, then everything still works at full width."""
     server, made, _ = vendor
     limits = Limits(submits=10_000, window_s=1.0, in_flight=40, submits_in_air=4, connections=4)
     done: list[TaskId] = []
-    async with FluxClient(make.key, server.url, limits=limits, polling=QUICK) as client:
+    async with FluxClient(make.key, server.url, transport=transport, limits=limits, polling=QUICK) as client:
 
         async def one(number: int) -> None:
             with anyio.move_on_after(0.001 * (number * 7919 % 97)):
@@ -312,7 +325,10 @@ async def test_many_random_cancellations_leave_a_working_client(vendor: Any, mak
                 group.start_soon(client.credits)
 
 
-async def test_every_coroutine_cancelled_at_once_still_leaves_a_word(raw_server: Any, make: Any) -> None:
+@pytest.mark.parametrize("transport", OURS)
+async def test_every_coroutine_cancelled_at_once_still_leaves_a_word(
+    raw_server: Any, make: Any, transport: Any
+) -> None:
     """Even a program that cancels all it finds learns that a submit is in doubt."""
     asked = asyncio.Event()
 
@@ -323,7 +339,7 @@ async def test_every_coroutine_cancelled_at_once_still_leaves_a_word(raw_server:
 
     request = EditRequest.text_removal(URL)
     async with raw_server(behave) as server:
-        client = FluxClient(make.key, server.url)
+        client = FluxClient(make.key, server.url, transport=transport)
         call = asyncio.get_running_loop().create_task(client.submit(request))
         await asked.wait()
         mine = asyncio.current_task()
@@ -339,10 +355,13 @@ async def test_every_coroutine_cancelled_at_once_still_leaves_a_word(raw_server:
         await client.aclose()
 
 
-async def test_a_cancelled_closer_leaves_only_when_all_is_closed(vendor: Any, make: Any) -> None:
+@pytest.mark.parametrize("transport", OURS)
+async def test_a_cancelled_closer_leaves_only_when_all_is_closed(
+    vendor: Any, make: Any, transport: Any
+) -> None:
     """A cancelled aclose loses no submit and leaves no pool open; a second closer waits as well."""
     server, made, _ = vendor
-    client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
+    client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     loop = asyncio.get_running_loop()
     call = loop.create_task(client.submit(EditRequest.text_removal(URL)))
     while not client._account._exchanges.in_the_air:

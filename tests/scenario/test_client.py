@@ -383,7 +383,7 @@ def test_settings_come_from_the_environment_or_arguments(monkeypatch: pytest.Mon
         FluxClient()
     monkeypatch.setenv("KIE_API_KEY", "from-environment")
     monkeypatch.setenv("KIE_BASE_URL", "http://127.0.0.1:8787")
-    assert repr(FluxClient()) == "<FluxClient http://127.0.0.1:8787>"
+    assert repr(FluxClient()) == f"<FluxClient http://127.0.0.1:8787 through {FluxClient().transport_name}>"
     assert "https://api.kie.ai" in repr(FluxClient(base_url="https://api.kie.ai"))
     with pytest.raises(ConfigurationError):
         FluxClient(api_key="")

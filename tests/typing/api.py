@@ -61,6 +61,12 @@ def requests_() -> None:
     assert_type(job.request, GenerateRequest | EditRequest)
 
 
+def which_library() -> None:
+    assert_type(FluxClient("key", transport="aiohttp").transport_name, str)
+    FluxClient("key", transport="auto")
+    FluxClient("key", transport="curl")  # type: ignore[arg-type]
+
+
 async def one_image(http_client: httpx.AsyncClient) -> None:
     async with FluxClient("key", timeout=60, http_client=http_client) as client:
         assert_type(client, FluxClient)

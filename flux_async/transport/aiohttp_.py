@@ -1,0 +1,342 @@
+"""The adapter to aiohttp: the same requests for a fraction of the CPU, however many are under way.
+
+This is the one module that imports aiohttp, and it is imported when a client is made that uses it.
+
+Whether a request left is not read from the class of an exception: aiohttp has been seen, through other
+adapters, to call a request that was delivered a failure to connect, and it repeats a GET by itself where a
+kept connection turns out to be closed. What counts is whether a connection was ever handed out for this
+exchange. Without one not a byte of the request can have left: ``NotSent``. After it, whatever happens:
+``Unknown``. (A POST is never repeated by aiohttp; a test against a hostile server holds it to that.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+import weakref
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import urlencode, urlsplit
+
+import aiohttp
+import attrs
+import yarl
+from aiohttp.abc import AbstractStreamWriter
+
+from flux_async.policy.admission import Limits
+from flux_async.protocol.envelope import Host, Stream, WireRequest, WireResponse
+from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
+from flux_async.transport.addresses import AddressGuard
+from flux_async.transport.conduct import (
+    CONNECT_S,
+    ENCODINGS,
+    KEEPALIVE_S,
+    UPLOADS,
+    Unreadable,
+    by_name,
+    check_size,
+    tls_context,
+    unpacked,
+    user_agent,
+)
+from flux_async.transport.file_host import FileHost
+from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.proxies import proxy_for
+
+OLDEST: Final = (3, 13)
+"""The first version this adapter is tested with; the next major one may be another library altogether."""
+
+_MOST_HEAD_BYTES = 64 * 1024
+_URLS_KEPT = 1024
+_JSON = WireRequest(method="GET", path="/").content_type
+PROXIES: Final = ("http", "https")
+"""What it can go through."""
+
+
+def is_recent() -> bool:
+    """Say whether the aiohttp that is installed is one this adapter is made for."""
+    numbers = aiohttp.__version__.split(".")[:2]
+    if not all(number.isdigit() for number in numbers):
+        return False
+    major, *_ = known = tuple(map(int, numbers))
+    return major == OLDEST[0] and known >= OLDEST
+
+
+@attrs.define
+class _Attempt:
+    """One exchange: has it been given a connection?"""
+
+    connected: bool = False
+
+
+_ATTEMPT: ContextVar[_Attempt] = ContextVar("flux_async_attempt")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Hands connections out, notes to whom, and looks at kept ones first.
+
+    aiohttp itself takes any kept connection that it has not seen closed, with whatever has come on it since:
+    what a server says unasked would be taken for the answer to the next request.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._handed_out: weakref.WeakSet[object] = weakref.WeakSet()
+
+    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
+        """Return a connection that nobody uses and nothing has come on."""
+        while True:
+            connection = await super().connect(*args, **kwargs)
+            protocol = connection.protocol
+            if protocol not in self._handed_out:
+                self._handed_out.add(protocol)
+                break
+            if not _is_stale(protocol):
+                break
+            connection.close()
+        _ATTEMPT.get().connected = True
+        return connection
+
+
+def _is_stale(protocol: Any) -> bool:
+    """Say whether a kept connection was closed, or spoken on, since its last answer."""
+    if protocol.should_close or protocol.transport is None:
+        return True
+    number = protocol.transport.get_extra_info("socket").fileno()
+    return number < 0 or _is_readable(number)
+
+
+def _is_readable(number: int) -> bool:
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class _StreamedBody(aiohttp.Payload):
+    """A body sent piece by piece, of exactly the size it was announced with."""
+
+    def __init__(self, stream: Stream, content_type: str) -> None:
+        super().__init__(stream, content_type=content_type)
+        self._size = stream.size
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 - given
+        """Not for streams."""
+        raise TypeError("a streamed body has no text")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write it. Too much or too little breaks the request off: the host would wait for the rest."""
+        stream: Stream = self._value
+        left = stream.size
+        async with aclosing(_pieces(stream)) as pieces:
+            async for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    break
+                await writer.write(piece)
+        if left:
+            raise ValueError("the body does not have the size it was announced with")
+
+
+async def _pieces(stream: Stream) -> AsyncGenerator[bytes, None]:
+    async for piece in stream:
+        yield piece
+
+
+@attrs.define(eq=False)
+class _Line:
+    """The connections to one of the two hosts, with all that every request to it has in common.
+
+    Attributes:
+        session: Has the headers, key included, and the one host it may go to.
+        prefix: What comes before the path of a request.
+        scrub: Takes the key out of what a server says.
+        reading: Answers that are being read.
+    """
+
+    session: aiohttp.ClientSession = attrs.field(repr=False)
+    prefix: str
+    scrub: Callable[[bytes], bytes] = attrs.field(repr=False)
+    reading: set[aiohttp.ClientResponse] = attrs.field(factory=set, repr=False)
+
+    async def ask(self, request: WireRequest, timeout_s: float) -> WireResponse:
+        """Make one request and read its answer."""
+        headers = None
+        body: bytes | _StreamedBody | None = request.body
+        if request.stream is not None:
+            body = _StreamedBody(request.stream, request.content_type)
+        if request.content_type != _JSON:
+            headers = {"Content-Type": request.content_type}
+        response = await self.session.request(
+            request.method,
+            _url(self.prefix + request.path, tuple(request.query.items())),
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+            timeout=_timeout(timeout_s),
+        )
+        self.reading.add(response)
+        try:
+            packed = await _read(response)
+        finally:
+            self.reading.discard(response)
+            if not response.closed:  # not read to its end: nobody may use the connection any more
+                response.close()
+        said = by_name(response.headers.items())
+        whole = self.scrub(unpacked(packed, said.get("content-encoding", "")))
+        return WireResponse(status=response.status, headers=said, body=whole)
+
+    async def aclose(self) -> None:
+        """Close the connections; who is in the middle of an answer is told."""
+        for response in tuple(self.reading):
+            response.close()
+        await self.session.close()
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Read a body as it was sent, up to the limit; nearly always it has come with the head."""
+    content = response.content
+    body = content.read_nowait()
+    if content.at_eof():
+        return body
+    pieces, size = [body], len(body)
+    while not content.at_eof():
+        check_size(size)
+        pieces.append(await content.readany())
+        size += len(pieces[-1])
+    check_size(size)
+    return b"".join(pieces)
+
+
+@lru_cache(maxsize=_URLS_KEPT)
+def _url(address: str, query: tuple[tuple[str, str], ...]) -> yarl.URL:
+    """Return an address; the same one for every look at a task, with what was worked out about it."""
+    return yarl.URL(f"{address}?{urlencode(query)}" if query else address, encoded=True)
+
+
+@lru_cache(maxsize=64)
+def _timeout(timeout_s: float) -> aiohttp.ClientTimeout:
+    """Bound all of an exchange, and the making of a connection within it."""
+    return aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
+
+
+class AiohttpTransport:
+    """Requests through aiohttp: a small pool, kept alive, without redirects or cookies, honestly told.
+
+    Args:
+        origin: The API's address and key.
+        limits: Sizes the pool: ``connections`` for looks and ``submits_in_air`` for submits.
+        version: Ours, for the User-Agent.
+        files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
+    """
+
+    name = "aiohttp"
+
+    def __init__(
+        self, origin: ApiOrigin, limits: Limits, *, version: str, files: FileHost | None = None
+    ) -> None:
+        self._origin = origin
+        self._connections = {Host.API: limits.connections + limits.submits_in_air, Host.UPLOADS: UPLOADS}
+        self._user_agent = user_agent(version, "aiohttp", aiohttp.__version__)
+        self._lines: dict[Host, _Line] = {}
+        self._closed = False
+        self._tls: ssl.SSLContext | None = None
+        self._files = files or FileHost(
+            self._user_agent, AddressGuard(origin.host, is_public=origin.is_default), self._tls_context
+        )
+
+    def __repr__(self) -> str:
+        return f"<AiohttpTransport {getattr(self, '_origin', '(not made)')!r}>"
+
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+        """Make one request; see :class:`flux_async.transport.Transport`."""
+        if self._closed:
+            return NotSent("the connections are closed")
+        attempt = _Attempt()
+        _ATTEMPT.set(attempt)
+        try:
+            response = await self._line_to(request.host).ask(request, timeout_s)
+        except asyncio.CancelledError:
+            if not self._closed or _is_cancelled():
+                raise
+            reason = "the connections were closed meanwhile"  # aiohttp cancels those who wait for one
+        except TimeoutError:
+            reason = f"no {'whole answer' if attempt.connected else 'connection'} within {timeout_s:g} s"
+        except Exception as error:  # noqa: BLE001 - every failure is one of three truths
+            reason = self._reason(error)
+        else:
+            return Answered(response)
+        return Unknown(reason) if attempt.connected else NotSent(reason)
+
+    def fetch(
+        self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
+    ) -> AbstractAsyncContextManager[FileStream]:
+        """Open a file without the key; see :class:`flux_async.transport.Transport`."""
+        return self._files.fetch(url, timeout_s=timeout_s, stall_s=stall_s, headers=headers)
+
+    async def aclose(self) -> None:
+        """Close all connections, for good."""
+        self._closed = True
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            await line.aclose()
+        await self._files.aclose()
+
+    def _line_to(self, host: Host) -> _Line:
+        """Uploads have connections of their own: a slow one must not hold up a submit."""
+        line = self._lines.get(host)
+        if line is None:
+            line = self._lines[host] = self._make_line(host)
+        return line
+
+    def _make_line(self, host: Host) -> _Line:
+        base = self._origin.upload_url if host is Host.UPLOADS else self._origin.base_url
+        scheme, name = urlsplit(base).scheme.lower(), urlsplit(base).hostname or ""
+        prefix, proxy = str(yarl.URL(base)).rstrip("/"), proxy_for(scheme, name)
+        if proxy is not None and urlsplit(proxy).scheme not in PROXIES:
+            raise ValueError("aiohttp cannot use the proxy that the environment names, httpx perhaps can")
+        connector = _Connector(
+            ssl=self._tls_context() if scheme == "https" else True,
+            limit=self._connections[host],
+            keepalive_timeout=KEEPALIVE_S,
+            resolver=aiohttp.ThreadedResolver(),  # the system's, as for everything else in this program
+        )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={
+                "Accept": "*/*",
+                "Accept-Encoding": ENCODINGS,
+                "Content-Type": _JSON,
+                "User-Agent": self._user_agent,
+            }
+            | self._origin.authorization_for(prefix),
+            proxy=proxy,
+            trust_env=False,  # netrc would be read for each request, and a proxy be asked about this machine
+            auto_decompress=False,  # only we know how much may come out
+            max_line_size=_MOST_HEAD_BYTES,
+            max_field_size=_MOST_HEAD_BYTES,
+        )
+        return _Line(session, prefix, self._origin.scrub)
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, Unreadable):
+            words = str(error)
+        elif isinstance(error, aiohttp.ClientHttpProxyError):  # its own words may hold the proxy's password
+            words = f"the proxy answered HTTP {error.status}"
+        else:
+            words = f"{type(error).__name__}: {error}".rstrip(": ")
+        return self._origin.scrub(words.encode("utf-8", "replace")).decode()
+
+    def _tls_context(self) -> ssl.SSLContext:
+        """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""
+        self._tls = self._tls or tls_context()
+        return self._tls
+
+
+def _is_cancelled() -> bool:
+    me = asyncio.current_task()
+    return me is not None and me.cancelling() > 0

@@ -1,0 +1,910 @@
+"""Every transport against servers that misbehave, over real sockets: answered, not sent, or unknown?
+
+The same for all of them: over connections of our own with httpx, httpx2 and aiohttp, and over an httpx or
+httpx2 client of the caller's. What only concerns httpx is in ``test_transport.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import logging
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from flux_async import Limits
+from flux_async.protocol.envelope import Host, WireRequest
+from flux_async.transport import Answered, NotSent, Transport, Unknown
+from flux_async.transport.choice import make_transport
+from flux_async.transport.origin import ApiOrigin
+
+KEY = "k-secret-0123456789"
+GET = WireRequest(method="GET", path="/api/v1/chat/credit")
+POST = WireRequest(method="POST", path="/api/v1/flux/kontext/generate", body=b'{"prompt":"x"}')
+OK = b'{"code":200,"data":1}'
+OURS = ["httpx", "httpx2", "aiohttp"]
+GIVEN = ["client of httpx", "client of httpx2"]
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever proxies this machine has, the tests set their own."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+async def _makers(stack: str) -> AsyncIterator[Callable[..., Transport]]:
+    library = pytest.importorskip(stack.rpartition(" ")[2], reason=f"{stack} is not installed")
+    made: list[Any] = []
+
+    def make(url: str, upload_url: str | None = None, **limits: int) -> Transport:
+        given = library.AsyncClient() if stack in GIVEN else None
+        name: Any = "auto" if given else stack
+        origin = ApiOrigin(KEY, url, upload_url)
+        transport = make_transport(name, origin, Limits(**limits), version="1", client=given)
+        made.extend([transport, given])
+        return transport
+
+    yield make
+    for thing in made:
+        if thing is not None:
+            await thing.aclose()
+
+
+@pytest.fixture(params=OURS + GIVEN)
+async def transport_to(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Transport]]:
+    """Make transports of every kind for a base URL."""
+    async for make in _makers(request.param):
+        yield make
+
+
+@pytest.fixture(params=OURS)
+async def own_transport_to(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Transport]]:
+    """Make transports over connections of our own for a base URL."""
+    async for make in _makers(request.param):
+        yield make
+
+
+Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(connected: Connected, secure: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Serve connections, each as a whole, on the port that is yielded; leave nothing open."""
+    serving: set[asyncio.Task[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        serving.add(me)
+        try:
+            await connected(reader, writer)
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):
+            pass
+        finally:
+            writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=secure)
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.sleep(0.005)
+
+
+async def works(transport: Transport, at_once: int = 3) -> None:
+    """Check that the transport answers, as many times at once as it has connections, and more."""
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        calls = [group.create_task(transport.exchange(GET, timeout_s=5)) for _ in range(at_once)]
+    assert [type(call.result()) for call in calls] == [Answered] * at_once
+
+
+# --- answered ---------------------------------------------------------------------------------------------
+
+
+async def test_a_whole_answer_is_answered(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """Status, headers in lower case and body arrive; the key, our name and the content type went out."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(OK, "200 OK", "X-Thing: a\r\nx-thing: b\r\n"))
+        return True
+
+    query = WireRequest(method="GET", path="/record-info", query={"taskId": "a b&c"})
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url + "/v0")
+        for request in (GET, POST, query):
+            truth = await transport.exchange(request, timeout_s=5)
+            assert isinstance(truth, Answered)
+            assert truth.response.body == OK
+            assert truth.response.headers["x-thing"] == "a, b"
+        assert server.connections == 1, "the connection is kept"
+    (first, headers, _), (_, _, body), (last, _, _) = server.requests
+    assert first == "GET /v0/api/v1/chat/credit HTTP/1.1"
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert headers["content-type"] == "application/json"
+    assert headers["user-agent"].startswith("flux-async/1 (Python ")
+    assert headers["accept-encoding"] == "identity"
+    assert headers["host"] == server.url.removeprefix("http://")
+    assert body == POST.body
+    assert last in (f"GET /v0/record-info?taskId=a{blank}b%26c HTTP/1.1" for blank in ("+", "%20"))
+
+
+WHOLE = {
+    "empty": b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+    "without length, to its end": b"HTTP/1.1 200 OK\r\n\r\n{}",
+    "in chunks": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+    "old": b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+    "no content": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "after hints": b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+    "gzip though not asked for": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n" + gzip.compress(b"{}"),
+    "deflate": b"HTTP/1.1 200 OK\r\ncontent-encoding: deflate\r\n\r\n" + zlib.compress(b"{}"),
+    "an error": b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("said", WHOLE.values(), ids=WHOLE)
+async def test_an_odd_but_whole_answer_is_answered(
+    transport_to: Any, raw_server: Any, make: Any, said: bytes
+) -> None:
+    """What ends as it should is an answer, and the next exchange works."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        writer.write(said if first.startswith("POST") else make.http(OK))
+        return False
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        for _ in range(3):
+            truth = await transport.exchange(POST, timeout_s=5)
+            assert isinstance(truth, Answered), truth
+            assert truth.response.body in (b"{}", b"")
+        await works(transport)
+
+
+async def test_a_server_that_leaves_http_costs_no_connection(
+    transport_to: Any, raw_server: Any, make: Any
+) -> None:
+    """It has seen the request; what becomes of the connection then is nobody's business."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        hello = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhello"
+        writer.write(hello if first.startswith("POST") else make.http(OK))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        for _ in range(3):
+            assert isinstance(await transport.exchange(POST, timeout_s=0.2), Answered | Unknown)
+        await works(transport)
+
+
+async def test_redirects_are_not_followed_with_the_key(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """A redirect is an answer, and the host it names sees nothing."""
+
+    async def elsewhere(*args: Any) -> bool:
+        return False
+
+    async with raw_server(elsewhere) as thief:
+
+        async def behave(*args: Any) -> bool:
+            args[3].write(make.http(b"", "307 Temporary Redirect", f"location: {thief.url}/steal\r\n"))
+            return True
+
+        async with raw_server(behave) as server:
+            truth = await transport_to(server.url).exchange(POST, timeout_s=5)
+    assert isinstance(truth, Answered)
+    assert truth.response.status == 307
+    assert thief.connections == 0
+    assert len(server.requests) == 1
+
+
+async def test_cookies_are_not_sent_back(own_transport_to: Any, raw_server: Any, make: Any) -> None:
+    """Nobody recognises us by anything but the key."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(OK, "200 OK", "set-cookie: a=b; path=/\r\nset-cookie: c=d\r\n"))
+        return True
+
+    async with raw_server(behave) as server:
+        # cookies of hosts without a name are kept by nobody
+        transport = own_transport_to(server.url.replace("127.0.0.1", "localhost"))
+        for request in (GET, POST, GET):
+            assert isinstance(await transport.exchange(request, timeout_s=5), Answered)
+    assert not any("cookie" in headers for _, headers, _ in server.requests)
+
+
+async def test_an_echo_of_the_key_is_blotted_out(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """A server that repeats our header does not bring the key into errors and logs."""
+
+    async def behave(first: str, headers: dict[str, str], body: bytes, writer: Any) -> bool:
+        if first.startswith("GET"):
+            writer.write(make.http(headers["authorization"].encode()))
+        else:
+            writer.write(f"HTTP/1.1 abc {headers['authorization']}\r\n{KEY}\r\n\r\n".encode())
+        return False
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url)
+        told = await transport.exchange(GET, timeout_s=5)
+        untold = await transport.exchange(POST, timeout_s=5)
+    assert told.response.body == b"Bearer ***"
+    assert isinstance(untold, Unknown)
+    assert KEY not in untold.reason
+
+
+async def test_debug_logs_hold_no_key(
+    transport_to: Any, raw_server: Any, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither ours nor the library's nor asyncio's, at the most talkative level."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"{}"))
+        return True
+
+    asyncio.get_running_loop().set_debug(True)
+    with caplog.at_level(logging.DEBUG):
+        async with raw_server(behave) as server:
+            transport = transport_to(server.url)
+            await transport.exchange(POST, timeout_s=5)
+    assert KEY not in caplog.text
+    assert KEY not in repr((transport, vars(transport)))
+
+
+# --- not sent ---------------------------------------------------------------------------------------------
+
+
+async def test_refused_connections_are_not_sent(transport_to: Any) -> None:
+    """Nobody listens: certainly not charged."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        truth = await transport_to(url).exchange(POST, timeout_s=5)
+    assert isinstance(truth, NotSent)
+    assert "Connect" in truth.reason
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "xn--a", "x" * 64 + ".invalid"])
+async def test_unknown_hosts_are_not_sent(transport_to: Any, host: str) -> None:
+    """A name that does not resolve, or is none: certainly not charged."""
+    truth = await transport_to(f"http://{host}").exchange(POST, timeout_s=5)
+    assert isinstance(truth, NotSent)
+
+
+async def test_a_connection_that_is_not_made_in_time_is_not_sent(transport_to: Any) -> None:
+    """The system holds connections back while a full queue is before the server: nothing has left."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        address = server.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(address)
+        truth = await transport_to(f"http://127.0.0.1:{address[1]}").exchange(POST, timeout_s=0.2)
+        for one in waiting:
+            one.close()
+    assert isinstance(truth, NotSent)
+
+
+async def test_who_waits_for_a_connection_in_vain_has_not_sent(
+    own_transport_to: Any, raw_server: Any
+) -> None:
+    """All connections are in use until the time is over."""
+
+    async def behave(*args: Any) -> bool:
+        await asyncio.sleep(30)
+        return False
+
+    async with raw_server(behave) as server:
+        transport = own_transport_to(server.url, connections=1, submits_in_air=1)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(transport.exchange(POST, timeout_s=0.3))
+            await asyncio.sleep(0.05)
+            late = await transport.exchange(POST, timeout_s=0.1)
+    assert isinstance(late, NotSent)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "said", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28"]
+)
+async def test_a_failed_tls_handshake_is_not_sent(transport_to: Any, said: bytes | None) -> None:
+    """Silence, a closed connection, plain HTTP, an alert: the request leaves only after the handshake."""
+    seen = bytearray()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.extend(await reader.read(65536))
+        if said is None:
+            await reader.read()
+        else:
+            writer.write(said)
+        writer.close()
+
+    async with listening(connected) as port:
+        transport = transport_to(f"https://127.0.0.1:{port}")
+        truth = await transport.exchange(POST, timeout_s=0.3)
+        await transport.aclose()
+    assert isinstance(truth, NotSent)
+    assert seen
+    assert b"prompt" not in seen
+
+
+# --- unknown ----------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "before any byte": b"",
+    "within the status line": b"HTTP/1.1 20",
+    "within the headers": b"HTTP/1.1 200 OK\r\ncontent-le",
+    "within the body": b'HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n{"code":200,"da',
+    "within a chunk": b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1f4\r\n{"code"',
+    "without a last chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
+    "with rubbish": b"\x00\x01\x02 no http at all\r\n\r\n",
+    "with a rubbish status": b"HTTP/1.1 abc OK\r\ncontent-length: 2\r\n\r\n{}",
+    "with a rubbish length": b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\n{}",
+    "with two lengths": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{} ",
+    "with a rubbish chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "with a huge header": b"HTTP/1.1 200 OK\r\nx: " + b"y" * 300_000 + b"\r\ncontent-length: 2\r\n\r\n{}",
+    "with rubbish as gzip": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nnope",
+    "with half a gzip": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n" + gzip.compress(b"{}")[:-9],
+    "packed twice": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, gzip\r\ncontent-length: 2\r\n\r\n\x1f\x8b",
+    "packed on two lines": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-encoding: br\r\n\r\n\x1f",
+    "packed otherwise": b"HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 2\r\n\r\n{}",
+    "a gzip bomb": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n" + gzip.compress(bytes(64_000_000)),
+    "too long": b"HTTP/1.1 200 OK\r\ncontent-length: 5000000\r\n\r\n" + bytes(5_000_000),
+}
+
+
+@pytest.mark.parametrize("said", BROKEN.values(), ids=BROKEN)
+async def test_a_broken_answer_leaves_the_fate_unknown(
+    transport_to: Any, raw_server: Any, make: Any, said: bytes
+) -> None:
+    """The server read the request; whatever it did then, it may have charged. What follows works."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        writer.write(said if first.startswith("POST") else make.http(OK))
+        await writer.drain()
+        return first.startswith("GET")
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        truth = await transport.exchange(POST, timeout_s=5)
+        assert isinstance(truth, Unknown), truth
+        assert len(server.requests) == 1, "and it was sent once"
+        await works(transport)
+
+
+async def test_a_connection_closed_before_the_request_was_read(transport_to: Any) -> None:
+    """It was accepted, so bytes may have left: unknown, though we know better. And no second try."""
+    accepted = 0
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        writer.transport.abort()
+
+    async with listening(connected) as port:
+        transport = transport_to(f"http://127.0.0.1:{port}")
+        truth = await transport.exchange(POST, timeout_s=5)
+    assert isinstance(truth, Unknown)
+    assert accepted == 1
+
+
+async def test_http_on_a_tls_port_is_unknown(transport_to: Any) -> None:
+    """A server that wanted TLS has seen the request all the same."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"\x15\x03\x01\x00\x02\x02\x16")  # an alert: unexpected message
+        writer.close()
+
+    async with listening(connected) as port:
+        transport = transport_to(f"http://127.0.0.1:{port}")
+        assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
+
+
+async def test_a_silent_server_is_unknown_within_the_time(
+    transport_to: Any, raw_server: Any, make: Any
+) -> None:
+    """A server that reads and says nothing cannot hold us, nor a place in the pool."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if first.startswith("POST"):
+            await asyncio.sleep(30)
+        writer.write(make.http(OK))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        for _ in range(3):
+            assert isinstance(await transport.exchange(POST, timeout_s=0.05), Unknown)
+        await works(transport)
+    assert [first[:4] for first, _, _ in server.requests].count("POST") == 3
+
+
+DRIPS = {
+    "body": (b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", b" ", 0.01),
+    "chunks": (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n", 0.01),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"x: y\r\n", 0.01),
+    "one header": (b"HTTP/1.1 200 OK\r\nx: ", b"y", 0.01),
+    "a flood of hints": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200, 0.001),
+}
+
+
+@pytest.mark.parametrize(("start", "drop", "pause_s"), DRIPS.values(), ids=DRIPS)
+async def test_a_dripping_answer_is_stopped_and_costs_no_connection(
+    transport_to: Any,
+    raw_server: Any,
+    make: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    start: bytes,
+    drop: bytes,
+    pause_s: float,
+) -> None:
+    """Each byte comes in time, the whole never: the total is bounded, and the pool as good as before."""
+    monkeypatch.setattr("flux_async.transport.httpx_._HARD_STOP_S", 0.02)
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if first.startswith("GET"):
+            writer.write(make.http(OK))
+            return True
+        writer.write(start)
+        while True:
+            writer.write(drop)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        for _ in range(3):
+            begun = time.monotonic()
+            truth = await transport.exchange(POST, timeout_s=0.1)
+            assert isinstance(truth, Unknown), truth
+            assert time.monotonic() - begun < 2
+        await works(transport)
+
+
+async def test_an_endless_answer_is_cut_off(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """An answer far longer than any envelope is not read into memory."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if first.startswith("GET"):
+            writer.write(make.http(OK))
+            return True
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10000000000\r\n\r\n")
+        while True:
+            writer.write(b" " * 65536)
+            await writer.drain()
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        truth = await transport.exchange(POST, timeout_s=10)
+        await works(transport)
+    assert isinstance(truth, Unknown)
+    assert "longer than" in truth.reason
+
+
+# --- connections that are kept ----------------------------------------------------------------------------
+
+
+async def test_a_kept_connection_that_closes_on_the_next_request_is_unknown(
+    transport_to: Any, raw_server: Any, make: Any
+) -> None:
+    """The server may have acted on it before it closed: one copy of a POST, and no other try."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if len(server.requests) == 2:
+            return False
+        writer.write(make.http(OK))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url)
+        assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
+        assert server.connections == 1
+        assert len(server.requests) == 2
+        await works(transport)
+
+
+@attrs.define
+class Blocking:
+    """A server in a thread, for what happens while the event loop is busy."""
+
+    url: str
+    hang_up: threading.Event
+    gone: threading.Event
+    requests: list[bytes]
+
+
+@asynccontextmanager
+async def blocking_server(reset: bool) -> AsyncIterator[Blocking]:
+    """Answer once on each connection and hang up when told."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    made = Blocking(f"http://127.0.0.1:{listener.getsockname()[1]}", threading.Event(), threading.Event(), [])
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                made.requests.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+                made.hang_up.wait(5)
+                if reset and len(made.requests) == 1:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            made.gone.set()
+
+    thread = threading.Thread(target=serve, name="blocking server")
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.hang_up.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("loop_saw_it", [False, True])
+async def test_a_kept_connection_that_was_closed_is_not_used(
+    transport_to: Any, reset: bool, loop_saw_it: bool
+) -> None:
+    """Nor where the event loop was too busy to notice: a submit is not lost for nothing."""
+    async with blocking_server(reset) as server:
+        transport = transport_to(server.url)
+        assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        server.hang_up.set()
+        server.gone.wait(5)  # blocks the loop, as a busy program does
+        if loop_saw_it:
+            await asyncio.sleep(0.02)
+        assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        assert len([request for request in server.requests if request]) == 2
+        await transport.aclose()
+
+
+async def test_what_is_said_unasked_is_not_the_next_answer(
+    own_transport_to: Any, raw_server: Any, make: Any
+) -> None:
+    """A second answer that came while the connection was idle belongs to nobody."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        number = len(server.requests)
+        writer.write(make.http(b"%d" % number))
+        await writer.drain()
+        await asyncio.sleep(0.005)
+        writer.write(make.http(b"unasked", "408 Request Timeout"))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = own_transport_to(server.url)
+        for number in range(1, 4):
+            truth = await transport.exchange(POST, timeout_s=5)
+            assert isinstance(truth, Answered)
+            assert truth.response.body == b"%d" % number
+            await asyncio.sleep(0.02)
+
+
+# --- uploads ----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Pieces:
+    """A body of pieces, announced with any size."""
+
+    size: int
+    pieces: int = 100
+    piece: bytes = bytes(100_000)
+    pause_s: float = 0.0
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(self.pieces):
+            yield self.piece
+            await asyncio.sleep(self.pause_s)
+
+
+def upload(stream: Pieces) -> WireRequest:
+    return WireRequest(
+        method="POST", path="/api/file-stream-upload", host=Host.UPLOADS, stream=stream, content_type="x/y"
+    )
+
+
+async def test_an_upload_arrives_whole_and_announced(transport_to: Any, raw_server: Any, make: Any) -> None:
+    """With its length, its content type and the key, not in chunks, to the upload host."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(OK))
+        return True
+
+    async with raw_server(behave) as api, raw_server(behave) as host:
+        transport = transport_to(api.url, host.url)
+        stream = Pieces(size=1_000_000, pieces=10)
+        for _ in range(2):
+            assert isinstance(await transport.exchange(upload(stream), timeout_s=10), Answered)
+        assert host.connections == 1
+    _, headers, body = host.requests[0]
+    assert (headers["content-length"], headers["content-type"]) == ("1000000", "x/y")
+    assert "transfer-encoding" not in headers
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert len(body) == 1_000_000
+    assert api.requests == []
+
+
+@pytest.mark.parametrize("size", [999_999, 1_000_001])
+async def test_a_body_of_another_size_is_never_answered(
+    transport_to: Any, raw_server: Any, make: Any, size: int
+) -> None:
+    """Neither does the host get a whole form, nor do we wait for it until the time is over."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(OK))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url)
+        begun = time.monotonic()
+        truth = await transport.exchange(upload(Pieces(size=size, pieces=10)), timeout_s=10)
+        assert isinstance(truth, Unknown)
+        assert time.monotonic() - begun < 5
+        assert not any(len(body) == size == 1_000_001 for _, _, body in server.requests)
+        await works(transport)
+
+
+async def test_an_answer_before_the_end_of_an_upload_counts(transport_to: Any, make: Any) -> None:
+    """It is heard, now or when all is sent; and half an upload is never taken for the next request."""
+    heads: list[bytes] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(make.http(b"no", "401 Unauthorized"))
+            await reader.readexactly(int(heads[-1].lower().partition(b"content-length: ")[2].split()[0]))
+
+    async with listening(connected) as port:
+        transport = transport_to(f"http://127.0.0.1:{port}")
+        stream = Pieces(size=40_000, pieces=40, piece=b"x" * 1000, pause_s=0.005)
+        for _ in range(3):
+            truth = await transport.exchange(upload(stream), timeout_s=5)
+            assert isinstance(truth, Answered)
+            assert truth.response.status == 401
+        await transport.aclose()
+    assert [head[:25] for head in heads] == [b"POST /api/file-stream-uplo"[:25]] * 3
+
+
+async def test_slow_uploads_do_not_hold_up_a_submit(
+    own_transport_to: Any, raw_server: Any, make: Any
+) -> None:
+    """They have connections of their own."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if "upload" in first:
+            await asyncio.sleep(30)
+        writer.write(make.http(OK))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = own_transport_to(server.url, connections=1, submits_in_air=1)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(transport.exchange(upload(Pieces(size=100_000, pieces=1)), timeout_s=0.4))
+            await asyncio.sleep(0.05)
+            assert isinstance(await transport.exchange(POST, timeout_s=0.2), Answered)
+
+
+# --- proxies ----------------------------------------------------------------------------------------------
+
+
+async def test_no_proxy_is_asked_on_the_way_to_this_machine(
+    own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy of the environment does not get to see the key that goes to a local sandbox."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"{}"))
+        return True
+
+    async with raw_server(behave) as proxy, raw_server(behave) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        transport = own_transport_to(server.url)
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
+        assert isinstance(await transport.exchange(upload(Pieces(size=0, pieces=0)), timeout_s=5), Answered)
+    assert proxy.connections == 0
+
+
+async def test_a_proxy_of_the_environment_is_gone_through(
+    own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To any other host, with the proxy's own password; exceptions are kept."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(OK))
+        return True
+
+    async with raw_server(behave) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//user:pass@"))
+        transport = own_transport_to("http://api.example.test")
+        for _ in range(2):
+            assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        monkeypatch.setenv("no_proxy", "example.test")
+        assert isinstance(
+            await own_transport_to("http://a.example.test").exchange(POST, timeout_s=5), NotSent
+        )
+    assert proxy.connections == 1
+    first, headers, _ = proxy.requests[0]
+    assert first == f"POST http://api.example.test{POST.path} HTTP/1.1"
+    assert headers["proxy-authorization"] == "Basic " + base64.b64encode(b"user:pass").decode()
+
+
+@pytest.mark.parametrize("status", ["407 Proxy Authentication Required", "403 Forbidden", "502 Bad Gateway"])
+async def test_a_proxy_that_opens_no_tunnel_has_sent_nothing(
+    own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """It sees where we want to go, not the key; and nobody is told its password."""
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"", status))
+        return False
+
+    async with raw_server(behave) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url.replace("//", "//user:hush-hush@"))
+        truth = await own_transport_to("https://api.example.test").exchange(POST, timeout_s=5)
+    assert isinstance(truth, NotSent)
+    assert status[:3] in truth.reason
+    assert "hush-hush" not in truth.reason
+    assert proxy.requests[0][0] == "CONNECT api.example.test:443 HTTP/1.1"
+    assert KEY not in str(proxy.requests)
+    assert len(proxy.requests) == 1
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "http://", "nonsense://x"])
+async def test_a_proxy_that_cannot_be_used_is_not_sent(
+    own_transport_to: Any, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    """Nobody there, or of a kind the library does not know: nothing has left."""
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("https_proxy", proxy)
+    for scheme in ("http", "https"):
+        transport = own_transport_to(f"{scheme}://api.example.test")
+        assert isinstance(await transport.exchange(POST, timeout_s=5), NotSent)
+
+
+# --- TLS --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificate and key of localhost, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    pem, key = folder / "here.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-out", pem]
+    command += ["-keyout", key, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(command, check=True, capture_output=True)
+    pem.write_text(pem.read_text() + key.read_text())
+    return pem
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_tls_is_checked(
+    own_transport_to: Any, make: Any, monkeypatch: pytest.MonkeyPatch, certificate: Path, trusted: bool
+) -> None:
+    """Whom SSL_CERT_FILE trusts is talked to, over one connection; a stranger does not see the request."""
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server_side.load_cert_chain(certificate)
+    requests: list[bytes] = []
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            requests.append(head + await reader.readexactly(len(POST.body or b"")))
+            writer.write(make.http(OK))
+
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with listening(connected, server_side) as port:
+        transport = own_transport_to(f"https://localhost:{port}")
+        truths = [await transport.exchange(POST, timeout_s=5) for _ in range(2)]
+        await transport.aclose()
+    assert {type(truth) for truth in truths} == {Answered if trusted else NotSent}
+    assert len(requests) == (2 if trusted else 0)
+
+
+# --- many, and the end ------------------------------------------------------------------------------------
+
+
+async def test_two_hundred_at_once_leave_no_connection_and_lose_no_place(
+    own_transport_to: Any, raw_server: Any, make: Any
+) -> None:
+    """Some are answered, some dropped, some cut, some time out; then all places are there, and end."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        number = int(first.partition("n=")[2].split()[0] or 0) % 5
+        if number == 1:
+            return False
+        if number == 2:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}")
+            return False
+        if number == 3:
+            await asyncio.sleep(0.5)
+        writer.write(make.http(OK))
+        return True
+
+    def request(number: int) -> WireRequest:
+        return WireRequest(method="POST", path="/p", query={"n": str(number)}, body=b"{}")
+
+    async with raw_server(behave) as server:
+        transport = own_transport_to(server.url, connections=6, submits_in_air=2)
+        async with asyncio.TaskGroup() as group:
+            calls = [
+                group.create_task(transport.exchange(request(n), timeout_s=0.2 if n % 5 == 3 else 10))
+                for n in range(200)
+            ]
+        kinds = [type(call.result()) for call in calls]
+        assert all(kind is Answered for n, kind in enumerate(kinds) if n % 5 in (0, 4))
+        assert all(kind is Unknown for n, kind in enumerate(kinds) if n % 5 in (1, 2))
+        assert all(kind in (Unknown, NotSent) for n, kind in enumerate(kinds) if n % 5 == 3)
+        sent = [first.partition("n=")[2].split()[0] for first, _, _ in server.requests]
+        assert len(sent) == len(set(sent)), "no POST was sent twice"
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            again = [group.create_task(transport.exchange(request(0), timeout_s=5)) for _ in range(40)]
+        assert {type(call.result()) for call in again} == {Answered}
+        async with asyncio.timeout(2):
+            while server.open > 8:
+                await asyncio.sleep(0.005)
+        await transport.aclose()
+        async with asyncio.timeout(2):
+            while server.open:
+                await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_closing_ends_what_is_under_way_for_good(
+    own_transport_to: Any, raw_server: Any, begun: bool
+) -> None:
+    """Those who wait for a head, for a body or for a connection are told within their time; later ones, too.
+
+    With aiohttp at once. (The client ends its exchanges before it closes the transport.)
+    """
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if begun and len(server.requests) % 2:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{")
+        await asyncio.sleep(30)
+        return False
+
+    async with raw_server(behave) as server:
+        transport = own_transport_to(server.url, connections=2, submits_in_air=2)
+        timeout_s = 30 if transport.name == "aiohttp" else 0.3
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            calls = [group.create_task(transport.exchange(POST, timeout_s=timeout_s)) for _ in range(6)]
+            while len(server.requests) < 4:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
+            await transport.aclose()
+        kinds = [type(call.result()) for call in calls]
+        assert kinds[:4] == [Unknown] * 4
+        assert set(kinds[4:]) <= {NotSent, Unknown}
+        assert kinds.count(NotSent) <= 6 - len(server.requests), "no lie, even now"
+        asked = len(server.requests)
+        assert isinstance(await transport.exchange(POST, timeout_s=5), NotSent)
+        assert len(server.requests) == asked
+        await asyncio.sleep(0.01)
