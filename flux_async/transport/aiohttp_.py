@@ -313,7 +313,7 @@ class AiohttpTransport:
                 "Content-Type": _JSON,
                 "User-Agent": self._user_agent,
             }
-            | self._origin.authorization_for(prefix),
+            | self._origin.authorization_for(base),
             proxy=proxy,
             trust_env=False,  # netrc would be read for each request, and a proxy be asked about this machine
             auto_decompress=False,  # only we know how much may come out
