@@ -130,3 +130,12 @@ def test_size_has_bounds() -> None:
     for size in (0, 2):
         with pytest.raises(InvalidInput, match=r"x\.jpg"):
             check_size(size, "x.jpg", 1)
+
+
+def test_a_picture_that_hides_its_size_is_not_read_for_ever() -> None:
+    """After eight megabytes of comments without a word about its size it is damaged."""
+    comment = b"\xff\xfe\xff\xff" + bytes(65_533)
+    content = b"\xff\xd8" + comment * 140
+
+    with pytest.raises(InvalidInput, match="damaged"):
+        read_picture(lambda at, count: content[at : at + count], "endless.jpg")
