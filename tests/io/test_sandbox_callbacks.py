@@ -115,10 +115,12 @@ async def receiver(*answers: int) -> AsyncIterator[Receiver]:
     """Open a receiver on a port of its own."""
     opened = Receiver(answers=list(answers))
     server = await asyncio.start_server(opened.serve, "127.0.0.1", 0)
-    async with server:
-        host, port = server.sockets[0].getsockname()
-        opened.url = f"http://{host}:{port}/hook"
+    host, port = server.sockets[0].getsockname()
+    opened.url = f"http://{host}:{port}/hook"
+    try:
         yield opened
+    finally:
+        server.close()  # to wait for it would be to wait, from Python 3.12 on, for connections kept alive
 
 
 @attrs.frozen
