@@ -82,14 +82,6 @@ class Doubts:
         """Say whether more than a task that is found concerns this run."""
         return key not in self._uninvited
 
-    def leave(self, key: JobKey) -> None:
-        """A job that nobody has asked for found no task; if somebody has asked meanwhile, it starts anew."""
-        if self.is_invited(key):
-            self.park(key, Parking(until=self._clock.monotonic(), ends=_NEVER))
-            del self._ends[key]
-        else:
-            self.forget(key)
-
     def forget(self, key: JobKey) -> None:
         """A job needs no more of this run."""
         self._rung.discard(key)

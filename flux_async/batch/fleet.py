@@ -148,9 +148,8 @@ class Fleet:
         key = stored.job.key
         if driver is not None and driver.parked is not None:
             self.doubts.park(key, driver.parked)
-        elif driver is not None and driver.was_left_alone:
+            return
+        if driver is not None and driver.was_left_alone:
             self._counted.discard(stored.number)
             self.tally.put_back(driver.job.state)
-            self.doubts.leave(key)
-        else:
-            self.doubts.forget(key)
+        self.doubts.forget(key)

@@ -391,7 +391,7 @@ class Driver:
         try:
             image = await self.client.wait(
                 step.task_id,
-                request=self._as_job().request,
+                request=self._input.request,
                 age=self._age(),
                 timeout=self.terms.timeout_s,
                 expects_callback=await self._expects_callback(),
@@ -443,8 +443,7 @@ class Driver:
             saved = await self.terms.fetch(image, self.terms.destination(self.stored))
         except ResultExpired as error:
             self._last_error = error
-            submitted_at = self.job.submitted_at
-            if not is_lost(error, None if submitted_at is None else clock.wall() - submitted_at):
+            if not is_lost(error, self.job.submitted_at, clock.wall()):
                 raise Unfinished(error) from None
             return ResultLost(at=clock.wall(), problem=Problem.of(error))
         except FluxError as error:

@@ -367,8 +367,7 @@ class RemoveText:
                 stored.job.result_url or "", folder.target(stored), match_suffix=True
             )
         except ResultExpired as error:
-            submitted_at = stored.job.submitted_at
-            if not is_lost(error, None if submitted_at is None else at - submitted_at):
+            if not is_lost(error, stored.job.submitted_at, at):
                 raise
             return ResultLost(at=at, problem=Problem.of(error))
         return Saved(at=at, file=saved.path.name, sha256=saved.sha256)

@@ -156,7 +156,7 @@ def refusal(status: int, host: str, *, refreshed: bool = False) -> DownloadError
     return DownloadError(f"{host} answered HTTP {status}.", http_status=status)
 
 
-def is_lost(error: ResultExpired, age_s: float | None) -> bool:
+def is_lost(error: ResultExpired, submitted_at: float | None, now: float) -> bool:
     """Say whether a result that a file host refused is gone for good, or may be there another time.
 
     404 and 410 mean that the file is gone. A 403 may be a host that blocks for a while: a paid picture is
@@ -164,6 +164,7 @@ def is_lost(error: ResultExpired, age_s: float | None) -> bool:
 
     Args:
         error: The refusal.
-        age_s: Seconds since the task was submitted, where that is known.
+        submitted_at: When the task was submitted, where that is known, in seconds since the epoch.
+        now: The present, likewise.
     """
-    return error.http_status in _GONE or (age_s is not None and age_s > KEPT_S)
+    return error.http_status in _GONE or (submitted_at is not None and now - submitted_at > KEPT_S)

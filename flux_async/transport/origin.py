@@ -74,11 +74,6 @@ class ApiOrigin:
         return _is_here(self.base_url)
 
     @property
-    def uploads_to_this_machine(self) -> bool:
-        """Whether the upload host is on this machine."""
-        return _is_here(self.upload_url)
-
-    @property
     def in_clear(self) -> tuple[str, ...]:
         """Those of the two addresses to which the key would cross a network unencrypted."""
         both = dict.fromkeys([self.base_url, self.upload_url])

@@ -19,6 +19,7 @@ from flux_async import CallbackEndpoint, FluxClient, Limits, PollPolicy, Succeed
 
 KEY = "hook-key"
 SPEED = 40
+SIGNING = ("--speed", str(SPEED), "--pictures", "none", "--webhook-key", KEY)
 FAST = PollPolicy(first_s=0.1, interval_s=0.1, sweep_s=1.0, callback_within_s=0.2, visible_within_s=5.0)
 LIMITS = Limits(submits=20, window_s=10.0 / SPEED)
 IMAGES = [f"https://pictures.example/{number}.jpg" for number in range(12)]
@@ -79,9 +80,7 @@ FAULTS = [
 @pytest.mark.parametrize("faults", FAULTS)
 async def test_hostile_callbacks_change_no_result(start_sandbox: Any, tmp_path: Path, faults: str) -> None:
     """Every picture succeeds with the vendor's own address, and is paid once, whatever is told about it."""
-    url = start_sandbox(
-        "--speed", str(SPEED), "--pictures", "none", "--webhook-key", KEY, "--faults", faults, "--seed", "3"
-    ).url
+    url = start_sandbox(*SIGNING, "--faults", faults, "--seed", "3").url
     port, journal = free_port(), tmp_path / "run.sqlite3"
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook", key=KEY)
     with receiver_process(journal, port):
@@ -102,18 +101,7 @@ async def test_another_process_receives_what_settles_a_lost_answer(
     start_sandbox: Any, tmp_path: Path
 ) -> None:
     """A third of the answers is lost after the charge; the callbacks of another process name their tasks."""
-    url = start_sandbox(
-        "--speed",
-        str(SPEED),
-        "--pictures",
-        "none",
-        "--webhook-key",
-        KEY,
-        "--faults",
-        "drop-reply:40%",
-        "--seed",
-        "1",
-    ).url
+    url = start_sandbox(*SIGNING, "--faults", "drop-reply:40%", "--seed", "1").url
     port, journal = free_port(), tmp_path / "run.sqlite3"
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook?mine=1", key=["new-key", KEY])
     with receiver_process(journal, port):
@@ -130,18 +118,7 @@ async def test_another_process_receives_what_settles_a_lost_answer(
 
 def test_the_command_line_is_told(start_sandbox: Any, cli: Any) -> None:
     """``--listen`` receives signed callbacks: lost answers are settled, and the results say so."""
-    sandbox = start_sandbox(
-        "--speed",
-        str(SPEED),
-        "--pictures",
-        "none",
-        "--webhook-key",
-        KEY,
-        "--faults",
-        "drop-reply:40%",
-        "--seed",
-        "1",
-    )
+    sandbox = start_sandbox(*SIGNING, "--faults", "drop-reply:40%", "--seed", "1")
     command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": f"old, {KEY}"})
     ended = command.run("remove-text", *IMAGES, *options(free_port()))
     assert ended.code == 0, ended.stderr

@@ -13,6 +13,7 @@ from flux_async.policy.downloads import (
     before_resume,
     continues,
     headers_to_resume,
+    is_lost,
     read_head,
     refusal,
 )
@@ -140,3 +141,23 @@ def test_a_refusal_says_who_refused(status: int, kind: type, *, refreshed: bool)
     assert error.http_status == status
     assert "files.example" in str(error)
     assert ("fresh" in str(error)) == (refreshed and status == 403)
+
+
+@pytest.mark.parametrize(
+    ("status", "age_days", "lost"),
+    [
+        (404, 0, True),
+        (410, None, True),
+        (403, 1, False),
+        (403, None, False),
+        (403, 13.9, False),
+        (403, 14.1, True),
+    ],
+)
+def test_a_paid_result_is_given_up_only_when_it_is_gone(
+    status: int, age_days: float | None, lost: bool
+) -> None:
+    """404 and 410 are the end; a 403 is one only where the vendor keeps nothing that old."""
+    now = 1_790_000_000.0
+    submitted_at = None if age_days is None else now - age_days * 86_400
+    assert is_lost(ResultExpired("refused", http_status=status), submitted_at, now) is lost
