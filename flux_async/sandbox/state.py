@@ -73,27 +73,14 @@ class State:
 
     def __init__(self, path: Path) -> None:
         self._numbers = 0
-        try:
-            self._file = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-            self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            version = self._one("PRAGMA user_version")
-            if version in {0, VERSION}:
-                self._file.executescript(f"{_SCHEMA}PRAGMA user_version = {VERSION};")
-        except sqlite3.Error as error:
-            why = "another sandbox is using it" if "locked" in str(error) else str(error)
-            raise SandboxError(f"the state file {path} cannot be used: {why}") from None
-        if version not in {0, VERSION}:
-            raise SandboxError(f"the state file {path} was written by another release")
+        self._file = _opened(path)
         self.folder: Path = path.with_name(f"{path.name}.files")
         self.facts: Facts | None = self._read_facts()
         self.starts: int = self.facts.starts + 1 if self.facts else 1
         self._written: Facts | None = None
 
     def _one(self, question: str, *values: object) -> Any:
-        row = self._file.execute(question, values).fetchone()
-        return None if row is None else row[0]
+        return _first(self._file, question, *values)
 
     def _read_facts(self) -> Facts | None:
         found = self._one("SELECT value FROM fact WHERE name = 'facts'")
@@ -212,6 +199,44 @@ class State:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Return a connection that nobody else has, to a file of this release; a refused file is left closed."""
+    try:
+        file = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+    try:
+        _prepare(file, path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _prepare(file: sqlite3.Connection, path: Path) -> None:
+    try:
+        file.execute("PRAGMA locking_mode = EXCLUSIVE")
+        file.execute("PRAGMA journal_mode = WAL")
+        file.execute("PRAGMA synchronous = NORMAL")
+        version = _first(file, "PRAGMA user_version")
+        if version in {0, VERSION}:
+            file.executescript(f"{_SCHEMA}PRAGMA user_version = {VERSION};")
+    except sqlite3.Error as error:
+        raise _unusable(path, error) from None
+    if version not in {0, VERSION}:
+        raise SandboxError(f"the state file {path} was written by another release")
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> SandboxError:
+    why = "another sandbox is using it" if "locked" in str(error) else str(error)
+    return SandboxError(f"the state file {path} cannot be used: {why}")
+
+
+def _first(file: sqlite3.Connection, question: str, *values: object) -> Any:
+    row = file.execute(question, values).fetchone()
+    return None if row is None else row[0]
 
 
 def names_in_use(vendor: Vendor, thumbnails: Mapping[str, tuple[str, str]]) -> Iterator[str]:
