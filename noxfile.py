@@ -39,6 +39,9 @@ COVERAGE_DATA = ROOT / ".nox" / "coverage.data"
 # With it, neither the tests nor their child processes can import the package from the working directory.
 FROM_THE_WHEEL = {"PYTHONSAFEPATH": "1", "FLUX_ASYNC_EXPECT_WHEEL": "1"}
 
+# A worker has its own sandboxes, which have children of their own: more workers than this gain nothing.
+SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+
 _wheels: list[Path] = []
 
 
@@ -52,7 +55,7 @@ def tests(session: nox.Session) -> None:
     if session.python == PYTHONS[0] and not session.posargs:
         _measure(session)  # the coverage session reports what was measured here
     else:
-        session.run("pytest", *session.posargs, env=FROM_THE_WHEEL)
+        session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=FROM_THE_WHEEL)
 
 
 @nox.session
@@ -155,7 +158,7 @@ def _measure(session: nox.Session) -> None:
     COVERAGE_DATA.unlink(missing_ok=True)
     unproven = COVERAGE_DATA.with_suffix(".running")
     env = FROM_THE_WHEEL | {"COVERAGE_FILE": str(unproven)}
-    session.run("pytest", "--cov", "--cov-report=", *session.posargs, env=env)
+    session.run("pytest", *SIDE_BY_SIDE, "--cov", "--cov-report=", *session.posargs, env=env)
     unproven.replace(COVERAGE_DATA)
 
 

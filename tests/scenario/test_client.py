@@ -429,7 +429,7 @@ async def test_an_error_after_the_submit_says_that_the_task_is_paid(
         {"polling": {}},
         {"retry": "often"},
         {"limits": "20/10"},
-        {"rng": object()},
+        {"rng": "dice"},
         {"timeout": 10**400},
         {"timeout": "5"},
     ],
