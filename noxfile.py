@@ -36,9 +36,6 @@ OLDEST_NODE = 18
 FULLY_COVERED = ("errors.py", "models.py", "protocol/*", "policy/*", "lifecycle.py")
 COVERAGE_DATA = ROOT / ".nox" / "coverage.data"
 
-# With it, neither the tests nor their child processes can import the package from the working directory.
-FROM_THE_WHEEL = {"PYTHONSAFEPATH": "1", "FLUX_ASYNC_EXPECT_WHEEL": "1"}
-
 # A worker has its own sandboxes, which have children of their own: more workers than this gain nothing.
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 
@@ -55,7 +52,7 @@ def tests(session: nox.Session) -> None:
     if session.python == PYTHONS[0] and not session.posargs:
         _measure(session)  # the coverage session reports what was measured here
     else:
-        session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=FROM_THE_WHEEL)
+        session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=_from_the_wheel())
 
 
 @nox.session
@@ -85,7 +82,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types, ours and those that users see."""
     pyright = f"pyright=={PYRIGHT}" if _node_is_recent() else f"pyright[nodejs]=={PYRIGHT}"
-    session.install("--editable", ".[aiohttp,demo,httpx2]", MYPY, pyright)
+    session.install("--editable", ".[aiohttp,demo,httpx2,testing]", MYPY, pyright)
     session.run("mypy")
     session.run("mypy", "tests/typing")
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -96,8 +93,9 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def readme(session: nox.Session) -> None:
     """Run the examples of README and docs against a sandbox."""
-    _install_wheel(session, "demo")
-    session.run("python", "tests/run_documents.py", *session.posargs, env=FROM_THE_WHEEL)
+    _install_wheel(session, "demo,testing")
+    session.install("pytest-asyncio", "respx")  # what docs/testing.md says beside
+    session.run("python", "tests/run_documents.py", *session.posargs, env=_from_the_wheel())
 
 
 @nox.session
@@ -153,11 +151,16 @@ def _install_wheel(session: nox.Session, extra: str) -> None:
     session.install("--no-deps", "--force-reinstall", str(wheel))
 
 
+def _from_the_wheel() -> dict[str, str]:
+    """Return what keeps tests and their child processes from importing the package of the checkout."""
+    return {"PYTHONSAFEPATH": "1", "FLUX_ASYNC_EXPECT_WHEEL": str(_wheels[0])}
+
+
 def _measure(session: nox.Session) -> None:
     """Run all tests and keep what they covered; a run that failed leaves nothing to report."""
     COVERAGE_DATA.unlink(missing_ok=True)
     unproven = COVERAGE_DATA.with_suffix(".running")
-    env = FROM_THE_WHEEL | {"COVERAGE_FILE": str(unproven)}
+    env = _from_the_wheel() | {"COVERAGE_FILE": str(unproven)}
     session.run("pytest", *SIDE_BY_SIDE, "--cov", "--cov-report=", *session.posargs, env=env)
     unproven.replace(COVERAGE_DATA)
 
@@ -180,7 +183,7 @@ def _node_is_recent() -> bool:
 
 
 def _problems_of_wheel(names: set[str]) -> list[str]:
-    wanted = ("flux_async/__init__.py", "flux_async/py.typed")
+    wanted = ("flux_async/__init__.py", "flux_async/py.typed", "flux_async_pytest.py")
     problems = [f"the wheel lacks {name}" for name in wanted if name not in names]
     if not any(name.endswith(".dist-info/licenses/LICENSE") for name in names):
         problems.append("the wheel lacks LICENSE")

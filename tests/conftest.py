@@ -3,96 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import anyio.to_thread
 import attrs
 import pytest
 
 from flux_async import FluxClient
-from flux_async.journal.writer import Writer
 from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.testing import VirtualClock
 from flux_async.transport import Answered, FileStream, Truth
 
 KEY = "k-secret-0123456789"
-_TURNS_TO_SETTLE = 12
-_TURN_OF_THREADS_S = 0.0002
-
-
-@attrs.define(order=True)
-class Sleeper:
-    """Who sleeps until when, in order of arrival, and what tells him that he is the first."""
-
-    until: float
-    number: int
-    first: asyncio.Event = attrs.field(factory=asyncio.Event, order=False)
-
-
-class VirtualClock:
-    """Time that passes only when everybody sleeps: to the earliest sleeper's hour, at once."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.slept: list[float] = []
-        self._sleepers: list[Sleeper] = []
-        self._numbers = itertools.count()
-        self._changes = 0
-        self.in_threads = 0
-
-    def monotonic(self) -> float:
-        """Return virtual seconds."""
-        return self.now
-
-    def wall(self) -> float:
-        """Return virtual seconds since the epoch."""
-        return 1_790_000_000.0 + self.now
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait until it is this sleeper's turn."""
-        self.slept.append(seconds)
-        me = Sleeper(self.now + max(0.0, seconds), next(self._numbers))
-        heapq.heappush(self._sleepers, me)
-        self._changes += 1
-        try:
-            while self._sleepers[0] is not me or not await self._is_settled():
-                if self._sleepers[0] is not me:
-                    me.first.clear()
-                    await me.first.wait()
-            self.now = max(self.now, me.until)
-        finally:
-            self._sleepers.remove(me)
-            heapq.heapify(self._sleepers)
-            self._changes += 1
-            if self._sleepers:
-                self._sleepers[0].first.set()
-
-    async def _is_settled(self) -> bool:
-        """Give everybody turns, threads too; say whether nobody has begun or ended a sleep meanwhile."""
-        changes = self._changes
-        for _ in range(_TURNS_TO_SETTLE):
-            await asyncio.sleep(0)
-        while self.in_threads:
-            await asyncio.sleep(_TURN_OF_THREADS_S)
-        return self._changes == changes
-
-    def counting(self, work: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """Wrap what is done in a thread: no time passes until it has come back."""
-
-        async def counted(*arguments: Any, **options: Any) -> Any:
-            self.in_threads += 1
-            try:
-                return await work(*arguments, **options)
-            finally:
-                self.in_threads -= 1
-                self._changes += 1
-
-        return counted
+BEGIN = 1_790_001_000.0
 
 
 @attrs.define
@@ -148,9 +74,8 @@ def task_record(flag: int | None = 0, task_id: str = "t1", **fields: Any) -> Ans
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     """Virtual time; it does not pass while a thread is at work for somebody."""
-    made = VirtualClock()
-    monkeypatch.setattr(Writer, "do", made.counting(Writer.do))
-    monkeypatch.setattr(anyio.to_thread, "run_sync", made.counting(anyio.to_thread.run_sync))
+    made = VirtualClock(BEGIN)
+    made.hold_for_threads(monkeypatch)
     return made
 
 

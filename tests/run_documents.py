@@ -6,6 +6,7 @@ the line above a block changes that::
 
     <!-- not run: why -->
     <!-- exits with 3 -->
+    <!-- a test -->      run by pytest
 
 Usage: ``python tests/run_documents.py [FILE...]``; exits 1 where a block did not do as said.
 """
@@ -61,6 +62,11 @@ class Block(NamedTuple):
     def is_run(self) -> bool:
         """Whether it is run at all."""
         return not self.note.startswith("not run")
+
+    @property
+    def is_test(self) -> bool:
+        """Whether pytest runs it."""
+        return self.note == "a test"
 
     @property
     def exit_code(self) -> int:
@@ -131,6 +137,9 @@ def run(block: Block, folder: str, api: str, images: str) -> str | None:
     """Run one block; return what was wrong, or None."""
     bash = ["bash", "-euo", "pipefail"]
     command = [sys.executable, "-c", RUN_PYTHON] if block.language == "python" else bash
+    if block.is_test:
+        (Path(folder) / "test_block.py").write_text(block.code, encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "test_block.py"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"KIE_API_KEY": "test", "KIE_BASE_URL": api, "PATH": path}
     code = block.code.replace(PICTURES, images)

@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol, runtime_checkable
 
 import anyio
@@ -30,6 +30,15 @@ class VendorClock(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
+        ...
+
+
+@runtime_checkable
+class PatientClock(VendorClock, Protocol):
+    """A clock that stands still while there is work."""
+
+    def working(self) -> AbstractContextManager[None]:
+        """Say that something is being done which takes real time: a picture, a delivery."""
         ...
 
 
@@ -134,7 +143,7 @@ class VirtualTime:
 @contextmanager
 def work_on(clock: VendorClock) -> Iterator[None]:
     """Say that something is being done which takes real time, to a clock that cares."""
-    if isinstance(clock, VirtualTime):
+    if isinstance(clock, PatientClock):
         with clock.working():
             yield
     else:

@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 
 from flux_async.sandbox.callbacks import ACCEPTED, TIME_LIMIT, Callback, CallbackBook, Letter
 from flux_async.sandbox.clock import VendorClock, work_on
-from flux_async.sandbox.fetcher import DIRECT, USER_AGENT
+from flux_async.sandbox.fetcher import DIRECT, USER_AGENT, trust
 from flux_async.sandbox.simulator import Vendor
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ _SHORTEST_SLEEP: Final = 0.001  # vendor seconds
 async def callback_client() -> AsyncIterator[httpx.AsyncClient]:
     """Open the HTTP client for callbacks: no redirects, no cookies, nothing kept but connections."""
     async with httpx.AsyncClient(
+        verify=trust(),
         headers={"User-Agent": USER_AGENT},
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         follow_redirects=False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -32,10 +34,17 @@ class TooLargeError(Exception):
     """The file is larger than allowed."""
 
 
+@lru_cache(maxsize=1)
+def trust() -> ssl.SSLContext:
+    """Return whom TLS trusts; made once, as it takes longer than all else that a sandbox needs to begin."""
+    return httpx.create_ssl_context()
+
+
 @asynccontextmanager
 async def web_client() -> AsyncIterator[httpx.AsyncClient]:
     """Open the HTTP client for fetching; a proxy is never used for this machine's own addresses."""
     async with httpx.AsyncClient(
+        verify=trust(),
         headers={"User-Agent": USER_AGENT},
         timeout=TIME_LIMIT,
         follow_redirects=True,

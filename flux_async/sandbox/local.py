@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -29,6 +30,7 @@ class Sandbox:
         settings: How it behaves; left out, without pictures.
         plan: What goes wrong; left out, what the settings say.
         clock: The vendor's time, such as a `VirtualTime`; left out, real time.
+        wall: Seconds since the epoch, for the timestamps of signatures; left out, real ones.
 
     Attributes:
         app: The ASGI application.
@@ -41,8 +43,10 @@ class Sandbox:
         *,
         plan: FaultPlan | None = None,
         clock: Callable[[], float] | VendorClock | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self.app: Starlette = create_app(settings or SandboxSettings(pictures="none"), plan=plan, clock=clock)
+        settings = settings or SandboxSettings(pictures="none")
+        self.app: Starlette = create_app(settings, plan=plan, clock=clock, wall=wall)
         self._desk = desk_of(self.app)
         self.clock: VendorClock = self._desk.now
         self._held: list[_Held] = []

@@ -24,7 +24,7 @@ from flux_async.sandbox.settings import SandboxError, SandboxSettings
 
 if TYPE_CHECKING:
     import uvicorn
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8787
@@ -70,7 +70,7 @@ def serve(
         print(ledger_table(desk_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
 
 
-def _config(app: Starlette, *, lifespan: Literal["on", "off"]) -> uvicorn.Config:
+def _config(app: ASGIApp, *, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     import uvicorn  # noqa: PLC0415 - needs the extra
 
     from flux_async.sandbox.line import HangingUp  # noqa: PLC0415 - needs the extra
@@ -87,7 +87,7 @@ def _config(app: Starlette, *, lifespan: Literal["on", "off"]) -> uvicorn.Config
 
 
 @asynccontextmanager
-async def listening(app: Starlette, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> AsyncIterator[str]:
+async def listening(app: ASGIApp, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> AsyncIterator[str]:
     """Serve an application whose lifespan runs already, in this event loop, and yield its address.
 
     Raises:

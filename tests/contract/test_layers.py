@@ -92,7 +92,7 @@ OUTSIDE: dict[str, set[str]] = {
     "imaging": {"PIL", "attrs", "cv2", "numpy"},
     "sandbox": {"PIL", "anyio", "attrs", "cattrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
     "report": {"PIL", "attrs"},
-    "testing": {"anyio", "attrs", "pytest"},
+    "testing": {"anyio", "attrs", "httpx", "pytest"},
     "cli": {"PIL", "anyio", "attrs", "click", "httpx", "rich", "uvicorn"},
     "__init__": set(),
 }
@@ -102,7 +102,7 @@ ONLY_IN: dict[str, set[str]] = {
     "certifi": {"transport/conduct.py"},
     "click": {"cli"},
     "httpcore": {"transport/file_host.py"},
-    "httpx": {"transport/httpx_.py", "sandbox", "cli"},
+    "httpx": {"transport/httpx_.py", "sandbox", "cli", "testing/sandbox.py"},
     "rich": {"cli"},
     "sqlite3": {"journal", "sandbox/state.py"},
     "uvicorn": {"sandbox", "cli/listening.py"},

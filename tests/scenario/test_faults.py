@@ -358,7 +358,7 @@ async def test_callbacks(pair: Any, faults: str, tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def receiving(receiver: WebhookReceiver) -> AsyncIterator[str]:
-    async with listening(receiver, port=0) as url:  # type: ignore[arg-type]
+    async with listening(receiver, port=0) as url:
         yield url
 
 

@@ -1,0 +1,80 @@
+"""Callbacks as the vendor sends them, for tests of what receives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import time
+from typing import Final, Protocol
+
+import attrs
+
+WEBHOOK_KEY: Final = "webhook-key-of-the-test-kit"
+"""Signs the callbacks of sandboxes in tests, unless they are given another key."""
+
+_MESSAGES: Final = {
+    400: "Your prompt was flagged by Website as violating content policies.",
+    500: "Internal Error, Please try again later.",
+    501: "Image generation task failed",
+}
+
+
+@attrs.frozen
+class SignedCallback:
+    """One delivery, ready to be posted: ``post(url, headers=callback.headers, content=callback.body)``."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+class SignCallback(Protocol):
+    """What the fixture ``sign_callback`` is."""
+
+    def __call__(
+        self,
+        task_id: str,
+        *,
+        code: int = 200,
+        result_url: str = "https://files.example/result.jpg",
+        origin_url: str = "https://files.example/origin.jpg",
+        message: str | None = None,
+        key: str | None = None,
+        at: float | None = None,
+    ) -> SignedCallback:
+        """Make the callback of a task (API page, "Webhook Callback"; signature as of kie.ai/settings).
+
+        Args:
+            task_id: The task.
+            code: 200, or 400, 500, 501: the task failed, and there are no addresses.
+            result_url: Of the result.
+            origin_url: Of the input, as the vendor keeps it.
+            message: What it says; left out, what the vendor says with that code.
+            key: Signs it; left out, the key of the test's sandbox.
+            at: When it is signed, in seconds since the epoch; left out, now.
+        """
+        ...
+
+
+def signer(default_key: str = WEBHOOK_KEY, now: Callable[[], float] = time) -> SignCallback:
+    """Return a maker of callbacks; the sandbox's own code writes them."""
+
+    def sign_callback(
+        task_id: str,
+        *,
+        code: int = 200,
+        result_url: str = "https://files.example/result.jpg",
+        origin_url: str = "https://files.example/origin.jpg",
+        message: str | None = None,
+        key: str | None = None,
+        at: float | None = None,
+    ) -> SignedCallback:
+        from flux_async.sandbox import callbacks, replies  # noqa: PLC0415 - the kit loads what a test uses
+
+        succeeded = code == callbacks.ACCEPTED
+        links = (origin_url, result_url) if succeeded else ("", "")
+        info = dict(zip(("originImageUrl", "resultImageUrl"), links, strict=True))
+        told = message or (callbacks.SUCCESS if succeeded else _MESSAGES.get(code, _MESSAGES[500]))
+        reply = replies.Reply({"code": code, "msg": told, "data": {"taskId": task_id, "info": info}})
+        signature = callbacks.sign(key or default_key, task_id, int(now() if at is None else at))
+        return SignedCallback({"Content-Type": "application/json", **signature}, reply.encode())
+
+    return sign_callback

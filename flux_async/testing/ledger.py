@@ -1,0 +1,104 @@
+"""The sandbox's book, as a test reads it: what was submitted and charged, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from flux_async.sandbox.ledger import Ledger, Line
+
+
+class PaidTwice(AssertionError):
+    """An image was charged more than once, and the test did not say that it may be."""
+
+
+class FluxLedger:
+    """What the vendor has in its books; every reading is of the present.
+
+    An image is named by its address as it was submitted (of an uploaded file: the upload's), a picture made
+    from nothing by its prompt.
+
+    Args:
+        book: Returns a copy of the sandbox's own ledger.
+    """
+
+    def __init__(self, book: Callable[[], Ledger]) -> None:
+        self._book = book
+        self._allowed: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        book = self.read()
+        return f"<FluxLedger: {book.submits} submits, {book.accepted} tasks, {book.charged:g} credits>"
+
+    def read(self) -> Ledger:
+        """Return a copy of the whole book: refusals by code, faults that struck, windows, callbacks."""
+        return self._book()
+
+    @property
+    def submits(self) -> int:
+        """Submits received with a good key, refused ones included."""
+        return self.read().submits
+
+    @property
+    def accepted(self) -> int:
+        """Tasks made."""
+        return self.read().accepted
+
+    @property
+    def polls(self) -> int:
+        """Looks at tasks."""
+        return self.read().polls
+
+    @property
+    def charged(self) -> float:
+        """Credits taken for good: less what was refunded."""
+        book = self.read()
+        return book.charged - book.refunded
+
+    def charges(self, image: str) -> int:
+        """Return how often an image was charged for good."""
+        images = self.read().images
+        line = images.get(image) or images.get(f"prompt:{image}")
+        return 0 if line is None else _charges(line)
+
+    @property
+    def double_charges(self) -> dict[str, int]:
+        """How often each image was charged for good, of those for which that is more than once."""
+        counts = {image: _charges(line) for image, line in self.read().images.items()}
+        return {image: count for image, count in counts.items() if count > 1}
+
+    def allow(self, image: str, times: int = 2) -> None:
+        """Say that an image may be charged ``times`` times: it is submitted again on purpose."""
+        self._allowed |= {image: times, f"prompt:{image}": times}
+
+    def check(self) -> None:
+        """Raise what the fixture raises at the end of the test.
+
+        Raises:
+            PaidTwice: An image was charged more often than it may be.
+        """
+        images = self.read().images
+        over = {image: line for image, line in images.items() if _charges(line) > self._allowed.get(image, 1)}
+        if over:
+            raise PaidTwice("\n".join(["charged more than once:", *map(_told, over.items())]))
+
+
+def _charges(line: Line) -> int:
+    return len(line.tasks) - line.refunds
+
+
+def _told(entry: tuple[str, Line]) -> str:
+    image, line = entry
+    spent = attrs.asdict(line, filter=attrs.filters.include("charged", "refunded"))
+    refunds = f", {line.refunds} of them refunded" if line.refunds else ""
+    return (
+        f"  {image}: {_charges(line)} charges, {_net(spent):g} credits "
+        f"({line.submits} submits made the tasks {', '.join(line.tasks)}{refunds})"
+    )
+
+
+def _net(spent: dict[str, Any]) -> float:
+    return float(spent["charged"] - spent["refunded"])
