@@ -1,0 +1,267 @@
+"""What is expected of the vendor, whoever it is: the sandbox, in process and over sockets, or the real API.
+
+The real one is asked only where ``FLUX_LIVE=1`` is set, with the key of ``KIE_API_KEY`` and for at most
+``FLUX_LIVE_MAX_CREDITS``; see ``docs/testing.md``. A test that passes with the sandbox and fails there says
+where the sandbox is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from flux_async import (
+    AuthenticationError,
+    Charge,
+    EditRequest,
+    FluxClient,
+    GenerateRequest,
+    ImageResult,
+    InvalidRequestError,
+    TaskStatus,
+)
+from flux_async.protocol.envelope import WireRequest, read_envelope
+from flux_async.protocol.wire import build_download_url, parse_download_url
+from flux_async.testing import FluxSandbox
+from flux_async.transport import Answered
+
+LIVE = os.environ.get("FLUX_LIVE") == "1"
+BACKENDS = ["in-process", "sockets", *(["live"] if LIVE else [])]
+PRICE = 5.0
+NOBODYS_TASK = "0" * 32
+NOBODYS_KEY = "0123456789abcdef" * 2
+GENERATE = "/api/v1/flux/kontext/generate"
+MAGIC = {b"\xff\xd8\xff": "jpeg", b"\x89PN": "png"}
+
+pytestmark = pytest.mark.timeout(600 if LIVE else 120)
+
+
+@attrs.define
+class Budget:
+    """What all tests together may spend at the real vendor."""
+
+    most: float
+    spent: float = 0.0
+
+    def take(self, price: float) -> None:
+        """Have it counted before it is spent."""
+        if self.spent + price > self.most:
+            pytest.fail(
+                f"This would spend {self.spent + price:g} credits, and FLUX_LIVE_MAX_CREDITS allows "
+                f"{self.most:g}: nothing more was submitted.",
+                pytrace=False,
+            )
+        self.spent += price
+
+
+BUDGET = Budget(float(os.environ.get("FLUX_LIVE_MAX_CREDITS", "15")))
+_MADE: dict[str, ImageResult] = {}
+"""Pictures of the real vendor that later tests look at again: each is paid once."""
+
+
+@attrs.define
+class Vendor:
+    """One vendor, and a client of it.
+
+    Attributes:
+        picture: The bytes of a picture with text.
+    """
+
+    client: FluxClient
+    stranger: FluxClient
+    picture: bytes
+    is_live: bool = False
+
+    def spend(self, tasks: int = 1) -> None:
+        """Ask whether so many tasks may be paid."""
+        if self.is_live:
+            BUDGET.take(tasks * PRICE)
+
+    async def generated(self) -> ImageResult:
+        """Return a generated picture, paid once."""
+        if self.is_live and "generated" in _MADE:
+            return _MADE["generated"]
+        self.spend()
+        _MADE["generated"] = await self.client.generate("A red boat on a calm lake", aspect_ratio="1:1")
+        return _MADE["generated"]
+
+    async def says(self, **fields: Any) -> tuple[int | None, dict[str, Any]]:
+        """Submit what our own checks would refuse; return the code and the envelope."""
+        wire = WireRequest(method="POST", path=GENERATE, body=json.dumps(fields).encode())
+        truth = await self.client.account.transport.exchange(wire, timeout_s=60)
+        assert isinstance(truth, Answered)
+        return read_envelope(truth.response)
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    """A picture with text in it."""
+    image = Image.new("RGB", (640, 480), (240, 225, 200))
+    ImageDraw.Draw(image).text((90, 180), "AUTUMN MARKET", (40, 40, 60), ImageFont.load_default(56))
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture(params=BACKENDS)
+async def vendor(request: pytest.FixtureRequest, picture: bytes) -> AsyncIterator[Vendor]:
+    """Each vendor that may be asked."""
+    if request.param == "live":
+        if not os.environ.get("KIE_API_KEY"):
+            pytest.fail("FLUX_LIVE=1 needs KIE_API_KEY, the key that pays.", pytrace=False)
+        async with FluxClient() as client, FluxClient(NOBODYS_KEY) as stranger:
+            yield Vendor(client, stranger, picture, is_live=True)
+        return
+    with FluxSandbox(sockets=request.param == "sockets") as box:
+        yield Vendor(box.client(), box.client(NOBODYS_KEY), picture)
+
+
+async def test_credits(vendor: Vendor) -> None:
+    """The balance is a number."""
+    assert await vendor.client.credits() >= 0
+
+
+async def test_a_wrong_key(vendor: Vendor) -> None:
+    """It is refused with 401, by whatever is asked, and costs nothing."""
+    with pytest.raises(AuthenticationError) as asked:
+        await vendor.stranger.credits()
+    with pytest.raises(AuthenticationError) as submitted:
+        await vendor.stranger.submit(GenerateRequest(prompt="A red boat"))
+    assert asked.value.code == submitted.value.code == 401
+    assert submitted.value.charge is Charge.NO
+
+
+async def test_an_unknown_task(vendor: Vendor) -> None:
+    """Its record is refused with 422: such a record does not exist."""
+    with pytest.raises(InvalidRequestError, match="does not exist") as told:
+        await vendor.client.record(NOBODYS_TASK)
+    assert (told.value.code, told.value.http_status) == (422, 200)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({}, 422),
+        ({"prompt": ""}, 422),
+        ({"prompt": "A red boat", "model": "no-such-model"}, 500),
+        ({"prompt": "A red boat", "aspectRatio": "5:5"}, 500),
+        ({"prompt": "A red boat", "safetyTolerance": 7}, 500),
+        ({"prompt": "A red boat", "inputImage": "https://example.com/a.jpg", "safetyTolerance": 6}, 500),
+    ],
+)
+async def test_invalid_parameters(vendor: Vendor, fields: dict[str, Any], code: int) -> None:
+    """They are refused in an envelope, at HTTP 200, and no task is made."""
+    vendor.spend()  # if they are not
+    found, envelope = await vendor.says(**fields)
+    if vendor.is_live and found != 200:
+        BUDGET.spent -= PRICE
+    assert not envelope.get("data")
+    assert found == code
+
+
+async def test_a_task_from_submit_to_end(vendor: Vendor) -> None:
+    """A callback address is accepted; the record goes from generating to success, and the price is taken."""
+    vendor.spend()
+    before = await vendor.client.credits()
+    request = GenerateRequest(
+        prompt="A red boat on a calm lake",
+        aspect_ratio="1:1",
+        callback_url="https://example.com/flux-callback",
+    )
+    task = await vendor.client.submit(request)
+    image = await vendor.client.wait(task, request=request, age=0.0)
+    record = await vendor.client.record(task)
+    if vendor.is_live:
+        _MADE.setdefault("generated", image)
+    assert (record.task_id, record.status, record.result_url) == (task, TaskStatus.SUCCESS, image.result_url)
+    assert record.created_at is not None
+    assert record.completed_at is not None
+    assert record.created_at <= record.completed_at
+    assert record.error_code is None
+    assert record.params is not None
+    assert record.params["prompt"] == request.prompt
+    assert before - await vendor.client.credits() == PRICE
+
+
+async def test_the_text_of_an_uploaded_picture(vendor: Vendor, tmp_path: Path) -> None:
+    """An upload can be fetched as it was, and be edited; the result is a picture, the original is kept."""
+    uploaded = await vendor.client.upload(vendor.picture, name="poster")
+    assert (uploaded.size, uploaded.content_type) == (len(vendor.picture), "image/jpeg")
+    fetched = await vendor.client.download(uploaded.url, tmp_path / "poster.jpg")
+    assert hashlib.sha256(fetched.read_bytes()).hexdigest() == uploaded.sha256
+    vendor.spend()
+    cleaned = await vendor.client.run(EditRequest.text_removal(uploaded.url))
+    assert cleaned.origin_url
+    path = await vendor.client.download(cleaned, tmp_path / "clean.jpg")
+    assert path.read_bytes()[:3] in MAGIC
+
+
+async def test_a_download(vendor: Vendor, tmp_path: Path) -> None:
+    """A result is a whole picture, in the format that was asked for unless said otherwise: JPEG."""
+    path = await vendor.client.download(await vendor.generated(), tmp_path / "boat.jpg")
+    assert MAGIC[path.read_bytes()[:3]] == "jpeg"
+
+
+async def test_a_fresh_link(vendor: Vendor, tmp_path: Path) -> None:
+    """A result's address is exchanged for another one with the same picture, a foreign address for none."""
+    image = await vendor.generated()
+
+    async def exchanged(url: str) -> str:
+        wire = build_download_url(url)
+        truth = await vendor.client.account.transport.exchange(wire, timeout_s=30)
+        assert isinstance(truth, Answered)
+        return parse_download_url(truth.response)
+
+    fresh = await exchanged(image.result_url)
+    assert fresh != image.result_url
+    both = [await vendor.client.fetch_file(url, tmp_path / "a.jpg") for url in (fresh, image.result_url)]
+    assert both[0].sha256 == both[1].sha256
+    with pytest.raises(InvalidRequestError, match="url is wrong"):
+        await exchanged("https://example.com/photo.jpg")
+
+
+# --- how the real vendor is asked --------------------------------------------------------------------------
+
+
+def run_live(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run these tests in a process of their own, as a person with a key would."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("KIE_", "FLUX_LIVE"))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    return subprocess.run(command, env=others | env, capture_output=True, text=True, timeout=110, check=False)
+
+
+def test_nobody_is_asked_unless_told() -> None:
+    """Without ``FLUX_LIVE=1`` there is no such test, and none that is skipped."""
+    done = run_live("--collect-only", __file__, KIE_API_KEY="key-of-somebody")
+    assert "test_credits[sockets]" in done.stdout
+    assert "live]" not in done.stdout
+
+
+def test_no_key_is_an_error() -> None:
+    """Who asks for the real vendor is told what is missing."""
+    done = run_live(f"{__file__}::test_credits[live]", FLUX_LIVE="1")
+    assert done.returncode == 1
+    assert "FLUX_LIVE=1 needs KIE_API_KEY" in done.stdout
+
+
+def test_the_cap_holds_before_anything_is_spent() -> None:
+    """With credits for one task, one is made; the next test fails, and says why."""
+    with FluxSandbox(sockets=True) as box:
+        vendor = {"KIE_API_KEY": box.key, "KIE_BASE_URL": box.url, "FLUX_LIVE": "1"}
+        tests = ("test_a_task_from_submit_to_end", "test_the_text_of_an_uploaded_picture")
+        ids = [f"{__file__}::{test}[live]" for test in tests]
+        done = run_live(*ids, FLUX_LIVE_MAX_CREDITS="7", **vendor)
+        assert box.ledger.accepted == 1
+    assert "1 failed, 1 passed" in done.stdout
+    assert "This would spend 10 credits, and FLUX_LIVE_MAX_CREDITS allows 7" in done.stdout
