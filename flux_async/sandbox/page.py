@@ -16,6 +16,9 @@ _STATES: Final = {
     "CREATE_TASK_FAILED": ("bad", "not created"),
     "GENERATE_FAILED": ("bad", "failed"),
 }
+PAID_TWICE: Final = "Paid twice"
+"""The one figure of the summary that should be nothing."""
+
 _SHOWN_PROMPT: Final = 160
 _SHOWN_URL: Final = 120
 _DOT: Final = "\N{MIDDLE DOT}"
@@ -61,11 +64,15 @@ def render_page(summary: Mapping[str, str], tasks: Sequence[TaskView], more: str
 
 def render_tasks(summary: Mapping[str, str], tasks: Sequence[TaskView], more: str) -> str:
     """Return the part that changes: the figures and the tasks; `more` says what is not shown."""
-    figures = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in summary.items()
-    )
+    figures = "".join(map(_figure, summary.items()))
     older = f'<p class="older" data-id="older">{escape(more)}</p>' if more else ""
     return f'<dl data-id="figures">{figures}</dl>{"".join(map(_card, tasks))}{older}'
+
+
+def _figure(entry: tuple[str, str]) -> str:
+    name, value = entry
+    alarm = ' class="bad"' if name == PAID_TWICE and value != "0" else ""
+    return f"<div><dt>{escape(name)}</dt><dd{alarm}>{escape(value)}</dd></div>"
 
 
 def _card(task: TaskView) -> str:

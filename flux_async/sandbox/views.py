@@ -10,7 +10,7 @@ import attrs
 
 from flux_async.sandbox.file_book import FileBook
 from flux_async.sandbox.ledger import Attempt, Ledger
-from flux_async.sandbox.page import TaskView
+from flux_async.sandbox.page import PAID_TWICE, TaskView
 from flux_async.sandbox.tasks import FAILURES, Account, Flag, Task
 
 STATES: Final = {
@@ -34,7 +34,7 @@ def summary(account: Account) -> dict[str, str]:
         "Refused": f"{ledger.refused.total():,}",
         "Polls": f"{ledger.polls:,}",
         "Faults": f"{ledger.faults.total():,}",
-        "Paid twice": f"{len(ledger.double_charges):,}",
+        PAID_TWICE: f"{len(ledger.double_charges):,}",
     }
 
 

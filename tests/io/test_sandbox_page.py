@@ -74,6 +74,14 @@ async def test_cards(web: httpx.AsyncClient) -> None:
     assert "<dt>Paid twice</dt><dd>0</dd>" in part
 
 
+async def test_a_double_charge_stands_out(web: httpx.AsyncClient) -> None:
+    """The figure turns red when an image has been paid twice."""
+    assert 'class="bad">1</dd>' not in (await web.get("/__sandbox/tasks")).text
+    body = {"prompt": "x", "inputImage": "https://pictures.example/poster.jpg"}
+    await web.post(GENERATE, json=body)
+    assert '<dt>Paid twice</dt><dd class="bad">1</dd>' in (await web.get("/__sandbox/tasks")).text
+
+
 async def test_words_from_outside_are_escaped(web: httpx.AsyncClient) -> None:
     """Neither a picture's address nor a search puts markup on the page."""
     body = {"prompt": "x", "inputImage": 'https://pictures.example/"><script>alert(1)</script>.jpg'}
