@@ -1,4 +1,4 @@
-"""What the fixtures of the pytest plugin do; the plugin itself only names them (see `flux_async_pytest`)."""
+"""What the fixtures of the pytest plugin do; the plugin itself only names them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The pytest plugin of flux_async: names its fixtures and its marker, and loads the rest when one is used.
 
-It lies beside the package, not in it: pytest imports the plugins of everything that is installed, at every
-run and before coverage is measured. This file costs that run nothing, and the package is left alone. Without
-it: ``pytest -p no:flux_async``.
+It is installed beside the package, as ``flux_async_pytest``: pytest imports the plugins of everything that is
+installed, at every run and before coverage is measured. This file costs that run nothing, and the package is
+left alone. Without it: ``pytest -p no:flux_async``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from flux_async import FluxClient
+    from flux_async.client import FluxClient
     from flux_async.testing import FluxLedger, FluxSandbox, SignCallback, VirtualClock
 
 
