@@ -292,6 +292,7 @@ class BatchRun:
     async def _work(self, send: MemoryObjectSendStream[Outcome]) -> None:
         """Start drivers until there is nothing left to drive."""
         async with send, self._account.call() as call:
+            await self.journal.hold_room()
             await self.journal.recover()
             await self._learned.take_up()
             await self._seed()

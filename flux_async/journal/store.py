@@ -32,6 +32,7 @@ from flux_async.errors import (
 from flux_async.journal import inbox
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lease import Lease
+from flux_async.journal.reserve import Reserve
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
 from flux_async.journal.writer import Writer
 from flux_async.lifecycle import (
@@ -40,7 +41,11 @@ from flux_async.lifecycle import (
     JobSnapshot,
     JobState,
     Problem,
+    SubmitAccepted,
     SubmitIntended,
+    SubmitRefused,
+    SubmitRejected,
+    SubmitUnknown,
     TaskFound,
     apply,
     recover,
@@ -52,6 +57,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 T = TypeVar("T")
+
+_ANSWERS = (SubmitAccepted, SubmitRefused, SubmitRejected, SubmitUnknown)
 
 COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
@@ -116,6 +123,7 @@ class Journal:
         self._running = False
         self._writer: Writer | None = None
         self._lease: Lease | None = None
+        self._reserve: Reserve | None = None if self._path is None else Reserve(self._path)
         self._watch: InboxWatch | None = None
         self.mail: asyncio.Event = asyncio.Event()
 
@@ -142,7 +150,8 @@ class Journal:
         try:
             if self._path is not None:
                 inspect(self._path)
-            self._writer = Writer(self._connect, asyncio.get_running_loop())
+            make_room = (lambda: False) if self._reserve is None else self._reserve.give
+            self._writer = Writer(self._connect, asyncio.get_running_loop(), make_room)
             await self._writer.start()
             await self._do(lambda c: _check_account(c, account))
         except BaseException:
@@ -162,6 +171,8 @@ class Journal:
         finally:
             lease, self._lease = self._lease, None
             if lease is not None:
+                if self._reserve is not None:
+                    self._reserve.give_back()
                 lease.release()
 
     async def __aenter__(self) -> Self:
@@ -191,6 +202,15 @@ class Journal:
             yield
         finally:
             self._running = False
+
+    async def hold_room(self) -> None:
+        """Make sure that answers to submits can be written where the disk fills up.
+
+        Raises:
+            JournalError: It is full already.
+        """
+        if self._reserve is not None:
+            await anyio.to_thread.run_sync(self._reserve.hold)
 
     @property
     def commits(self) -> int:
@@ -248,7 +268,7 @@ class Journal:
             event: What happened.
             before: The job as it was; the write is refused where the journal has it otherwise by now.
         """
-        await self._do(lambda c: _record(c, number, job, event, before))
+        await self._do(lambda c: _record(c, number, job, event, before), dear=isinstance(event, _ANSWERS))
 
     async def recover(self) -> None:
         """Put in doubt what a process that has died left half submitted; a run does so first of all."""
@@ -352,10 +372,10 @@ class Journal:
 
     # --- how ----------------------------------------------------------------------------------------------
 
-    async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def _do(self, work: Callable[[sqlite3.Connection], T], *, dear: bool = False) -> T:
         if self._writer is None:
             raise JournalError("The journal is not open.", advice="Use it as `async with`, or call open().")
-        return await self._writer.do(work)
+        return await self._writer.do(work, dear=dear)
 
     def _connect(self) -> sqlite3.Connection:
         return open_memory() if self._path is None else open_file(self._path)

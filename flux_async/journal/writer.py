@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
 
+Item: TypeAlias = "tuple[Work, asyncio.Future[Any], bool]"
+"""What to do, who waits for it, and whether it is dear."""
+
 _MOST_PER_COMMIT = 1000
 
 
@@ -27,12 +30,19 @@ class Writer:
     Args:
         connect: Opens the connection, in the thread.
         loop: Where the waiting coroutines live.
+        make_room: Frees some of a full disk for what is dear; says whether it could.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], sqlite3.Connection],
+        loop: asyncio.AbstractEventLoop,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._connect = connect
         self._loop = loop
-        self._queue: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._make_room = make_room
+        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="flux-async journal", daemon=True)
         self.commits: int = 0
         self._opened: asyncio.Future[None] = loop.create_future()
@@ -46,13 +56,14 @@ class Writer:
         self._thread.start()
         await asyncio.shield(self._opened)
 
-    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def do(self, work: Callable[[sqlite3.Connection], T], *, dear: bool = False) -> T:
         """Run ``work`` in a transaction; return what it returned, after the commit.
 
-        A cancelled caller does not undo it: what was asked for is written.
+        A cancelled caller does not undo it: what was asked for is written. Where the disk is full, room is
+        made for what is ``dear``.
         """
         done: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((work, done))
+        self._queue.put((work, done, dear))
         return await done
 
     async def stop(self) -> None:
@@ -84,8 +95,8 @@ class Writer:
                 connection.close()
                 return
 
-    def _collect(self) -> tuple[list[tuple[Work, asyncio.Future[Any]]], bool]:
-        batch: list[tuple[Work, asyncio.Future[Any]]] = []
+    def _collect(self) -> tuple[list[Item], bool]:
+        batch: list[Item] = []
         item = self._queue.get()
         while item is not None:
             batch.append(item)
@@ -98,16 +109,20 @@ class Writer:
         return batch, True
 
     def _commit(
-        self, connection: sqlite3.Connection, batch: list[tuple[Work, asyncio.Future[Any]]]
+        self, connection: sqlite3.Connection, batch: list[Item]
     ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
         """Commit all together; if one of them fails, each by itself, so that it fails alone."""
         try:
-            values = self._transact(connection, [work for work, _ in batch])
+            values = self._transact(connection, [work for work, _, _ in batch])
         except BaseException as error:  # noqa: BLE001 - told to whose work it was; the thread must live
+            dear = [item for item in batch if item[2]]
+            if dear and _has_no_room(error) and self._make_room():
+                others = [(done, None, as_journal_error(error)) for _, done, is_dear in batch if not is_dear]
+                return others + self._commit(connection, dear)
             if len(batch) == 1 or not _is_of_one(error):
-                return [(done, None, as_journal_error(error)) for _, done in batch]
+                return [(done, None, as_journal_error(error)) for _, done, _ in batch]
             return [result for item in batch for result in self._commit(connection, [item])]
-        return [(done, value, None) for (_, done), value in zip(batch, values, strict=True)]
+        return [(done, value, None) for (_, done, _), value in zip(batch, values, strict=True)]
 
     def _transact(self, connection: sqlite3.Connection, works: list[Work]) -> list[Any]:
         connection.execute("BEGIN IMMEDIATE")
@@ -133,6 +148,17 @@ def _is_of_one(error: BaseException) -> bool:
     import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
 
     return not isinstance(error, sqlite3.OperationalError)
+
+
+def _has_no_room(error: BaseException) -> bool:
+    """Whether the disk is full; of the file that it maps into memory, SQLite calls that an I/O error."""
+    import sqlite3  # noqa: PLC0415 - as above
+
+    known = isinstance(error, sqlite3.OperationalError)
+    return known and getattr(error, "sqlite_errorcode", 0) & 0xFF in {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+    }
 
 
 def _resolve(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:

@@ -25,7 +25,9 @@ from flux_async.errors import (
     JournalError,
     JournalVersionError,
 )
+from flux_async.journal.reserve import SIZE, STEP, Reserve
 from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.writer import Writer
 from flux_async.lifecycle import (
     Event,
     JobSnapshot,
@@ -517,3 +519,97 @@ async def _check_filled(path: Path, added: int) -> None:
     async with Journal(path) as journal:
         assert await journal.counts() == {JobState.PENDING: added}
         await journal.add([(JobKey("one more"), "x" * 2000)])
+
+
+# --- room for answers -------------------------------------------------------------------------------------
+
+
+async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> None:
+    """Room is made for what has been paid for, and for nothing else; each is told how it went."""
+    room: list[sqlite3.Connection] = []
+
+    def connect() -> sqlite3.Connection:
+        made = sqlite3.connect(tmp_path / "x.sqlite3", isolation_level=None)
+        made.execute("CREATE TABLE t (x)")
+        made.execute("PRAGMA max_page_count = 2")  # as full as a disk can be
+        room.append(made)
+        return made
+
+    def make_room() -> bool:
+        pages = 2 + len(steps)
+        room[0].execute(f"PRAGMA max_page_count = {pages}")
+        steps.append(pages)
+        return pages < 9
+
+    def insert(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO t VALUES (?)", (b"x" * 3000,))
+
+    async def write(*, dear: bool) -> None:
+        try:
+            await writer.do(insert, dear=dear)
+        except JournalError:
+            told.append((dear, False))
+        else:
+            told.append((dear, True))
+
+    steps: list[int] = []
+    told: list[tuple[bool, bool]] = []
+    writer = Writer(connect, asyncio.get_running_loop(), make_room)
+    await writer.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for dear in (False, True, True, False):
+                group.create_task(write(dear=dear))
+        assert sorted(told) == [(False, False), (False, False), (True, True), (True, True)]
+        assert 1 < len(steps) < 7, "no more than was needed"
+        steps.extend(range(9))
+        with pytest.raises(JournalError, match="full"):
+            for _ in range(20):
+                await writer.do(insert, dear=True)
+    finally:
+        await writer.stop()
+    (written,) = rows(tmp_path / "x.sqlite3", "SELECT count(*) FROM t")[0]
+    assert written >= 2
+
+
+def test_a_reserve_is_blocks_and_is_given_step_by_step(tmp_path: Path) -> None:
+    """It is filled up where an earlier run has used some of it, and leaves no file behind."""
+    file, reserve = tmp_path / "j.reserve", Reserve(tmp_path / "j")
+    assert not reserve.give()
+    for _ in range(2):
+        reserve.hold()
+        assert file.stat().st_size == SIZE
+        assert file.stat().st_blocks * 512 >= SIZE
+        assert reserve.give()
+    assert sum(iter(reserve.give, False)) == SIZE // STEP - 1
+    assert file.stat().st_size == 0
+    reserve.give_back()
+    reserve.give_back()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_reserve_lasts_as_long_as_the_journal_is_open(path: Path) -> None:
+    """Nobody but a run needs it."""
+    file = path.with_name("run.sqlite3.reserve")
+    async with Journal(path) as journal:
+        assert not file.exists()
+        await journal.hold_room()
+        assert file.exists()
+    assert not file.exists()
+    async with Journal() as journal:
+        await journal.hold_room()
+
+
+def test_no_room_for_a_reserve_is_told_before_anything_is_submitted(small_disk: Path) -> None:
+    """What could be taken of it is given back."""
+    (small_disk / "ballast").write_bytes(bytes(200 * 1024))
+    with pytest.raises(JournalError, match=r"no room .* Make room"):
+        Reserve(small_disk / "j").hold()
+    assert [entry.name for entry in small_disk.iterdir()] == ["ballast"]
+
+
+def test_a_reserve_without_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On systems that have no such call it is written out."""
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    Reserve(tmp_path / "j").hold()
+    assert (tmp_path / "j.reserve").stat().st_blocks * 512 >= SIZE
