@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 import attrs
 import httpcore
+from anyio.lowlevel import checkpoint
 
 from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
 from flux_async.transport import FileStream
@@ -34,6 +35,9 @@ _MOST_ADDRESSES = 4
 _HARD_STOP_S = 2.0
 _KEEPALIVE_S = 60.0
 _CONNECTIONS = 8
+_CHUNKS_PER_TURN = 64
+_MANY_CHUNKS, _CRUMB = 8192, 16
+"""A chunk costs some 50 µs whatever is in it: what comes in crumbs costs a thousand times what it should."""
 
 
 @attrs.frozen
@@ -85,15 +89,26 @@ class _File:
     response: httpcore.Response = attrs.field(repr=False)
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        count = size = 0
         try:
             async for chunk in self.response.aiter_stream():
                 yield chunk
+                count, size = count + 1, size + len(chunk)
+                if count % _CHUNKS_PER_TURN == 0:
+                    self._refuse_crumbs(count, size)
+                    await checkpoint()  # what came in one packet would be handed out without a pause
+        except FluxError:
+            raise
         except httpcore.TimeoutException:
             raise DownloadCutShort(f"The download stalled: {self.host} fell silent.") from None
         except Exception as error:  # noqa: BLE001 - however it breaks, it is broken
             raise DownloadCutShort(
                 f"The download from {self.host} broke off: {type(error).__name__}."
             ) from None
+
+    def _refuse_crumbs(self, count: int, size: int) -> None:
+        if count >= _MANY_CHUNKS and size < count * _CRUMB:
+            raise DownloadError(f"{self.host} sends the file in crumbs of {size / count:.1f} bytes.")
 
 
 @attrs.frozen(eq=False)
@@ -206,6 +221,11 @@ class FileHost:
             response = await carriers.through(proxy).handle_async_request(request)
         except FluxError:
             raise
+        except ImportError:
+            raise DownloadError(
+                f"{hop.host} cannot be reached: the proxy of the environment is a SOCKS proxy.",
+                advice="Run  pip install socksio  and download it again: the result is kept for 14 days.",
+            ) from None
         except Exception as error:  # noqa: BLE001 - whatever the layers below raise, it is one thing to us
             raise DownloadError(f"{hop.host} cannot be reached: {type(error).__name__}.") from None
         return _File(hop.host, response.status, _in_lower_case(response.headers), response)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import shutil
 import ssl
 import struct
 import subprocess
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 import httpcore
 import httpx
@@ -556,6 +559,36 @@ async def test_an_endless_picture_takes_no_memory_and_ends_at_the_cap(
     assert peak < 4 * MB, "the picture grew to 24 MB on the disk"
 
 
+async def test_crumbs_are_refused_and_stop_nobody_else(raw_server: Any, folder: Path) -> None:
+    """A file in chunks of one byte costs a thousand times its size: it ends, and others get their turn."""
+    crumbs = b"1\r\n\0\r\n" * 10_000
+    turns = 0
+
+    async def behave(first: str, headers: Any, body: bytes, writer: asyncio.StreamWriter) -> bool:
+        begin = JPEG[:-2]
+        writer.write(chunked(begin, b"") + crumbs)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        return False
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with (
+        raw_server(behave) as server,
+        FluxClient(KEY, "http://127.0.0.1:1") as client,
+        anyio.create_task_group() as group,
+    ):
+        group.start_soon(others)
+        with pytest.raises(DownloadError, match="in crumbs of"):
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=60)
+        group.cancel_scope.cancel()
+    assert turns > 100
+
+
 # --- what the host sees -----------------------------------------------------------------------------------
 
 FAMILIES = {"own": lambda **_: None, "httpx": httpx.AsyncClient, "httpx2": httpx2.AsyncClient}
@@ -665,9 +698,15 @@ async def test_exceptions_from_the_proxy_are_kept(
     assert net.called == [PUBLIC]
 
 
-async def test_a_proxy_that_cannot_be_used_is_an_error_of_ours(folder: Path, proxied: Any) -> None:
-    """Not a crash."""
+async def test_a_proxy_that_cannot_be_used_is_an_error_of_ours(
+    folder: Path, proxied: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a crash; where only a package is missing, it is named."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
     async with Net(1).client() as client:
         proxied("socks9://127.0.0.1:1")
         with pytest.raises(DownloadError, match="cannot be reached"):
+            await client.download("http://files.example/r.jpg", folder / "r.jpg", timeout=5)
+        proxied("socks5://127.0.0.1:1")
+        with pytest.raises(DownloadError, match="pip install socksio"):
             await client.download("http://files.example/r.jpg", folder / "r.jpg", timeout=5)
