@@ -42,6 +42,7 @@ _STALE_S = 24 * 3600.0
 _PART = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{8}\.part")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_PLACE = frozenset({errno.EEXIST, errno.ENOTDIR})
 
 
 @attrs.frozen(kw_only=True)
@@ -155,10 +156,14 @@ def given_up_error() -> DownloadError:
 
 
 def _disk_error(error: OSError, destination: Path) -> DownloadError:
-    words = f"{destination} cannot be written: {error.strerror or error}."
+    of_folder = error.filename2 is None  # two names: an existing file is in the way
+    why = error.strerror or str(error)
+    if of_folder and error.errno in _NO_PLACE:
+        why = "a file is where its folder should be"
+    words = f"{destination} cannot be written: {why}."
     if error.errno in _NO_ROOM:
         return DiskFull(words)
-    if error.errno in _NO_PERMISSION and error.filename2 is None:  # two names: an existing file is in the way
+    if of_folder and error.errno in _NO_PERMISSION | _NO_PLACE:
         return FolderNotWritable(words)
     return DownloadError(
         words,

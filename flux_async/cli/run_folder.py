@@ -225,6 +225,12 @@ def in_chunks(values: Iterable[T], size: int) -> Iterator[Sequence[T]]:
 def _prepare(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for within in (path / IMAGES, path / ORIGINALS):
+            if within.exists() and not within.is_dir():
+                raise ConfigurationError(
+                    f"{within} is no folder, and pictures are to go there.",
+                    advice="Move it away, or choose another folder with -o; nothing was sent.",
+                )
         results = path / FILE_NAME
         if results.exists() and results.stat().st_size and not (path / JOURNAL).exists():
             raise ConfigurationError(

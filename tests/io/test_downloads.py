@@ -461,6 +461,18 @@ async def test_a_folder_of_somebody_else(
     folder.rmdir()
 
 
+async def test_a_file_in_place_of_a_folder_concerns_everybody(
+    client: FluxClient, raw_server: Any, tmp_path: Path
+) -> None:
+    """No picture can be kept there: a batch is to stop, not to pay for the next one."""
+    (tmp_path / "images").touch()
+    async with raw_server(serve_pictures) as server:
+        for place in ("images/r.jpg", "images/below/r.jpg"):
+            with pytest.raises(FolderNotWritable, match="a file is where its folder should be") as caught:
+                await client.download(f"{server.url}/r.jpg", tmp_path / place)
+            assert caught.value.scope is Scope.STOP
+
+
 async def test_a_folder_in_the_way_concerns_one_job(
     client: FluxClient, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
