@@ -53,6 +53,11 @@ async def _ask(client: FluxClient) -> float:
     return await client.with_options(retry=RetryPolicy(max_tries=1)).credits(timeout=_TIMEOUT_S)
 
 
+def in_credits(amount: float) -> str:
+    """Return an amount for a person: all of its digits, where it has no more than ten, and no others."""
+    return f"{amount:.10g}"
+
+
 def cost_in_words(counts: Counter[Model], cost: float, most: float | None, have: float) -> tuple[str, bool]:
     """Return what to say before a run, and whether it is a warning.
 
@@ -65,8 +70,8 @@ def cost_in_words(counts: Counter[Model], cost: float, most: float | None, have:
     images = sum(counts.values())
     need = cost if most is None else min(cost, most)
     plural = "1 image needs" if images == 1 else f"{images} images need"
-    bounded = "" if need == cost else f", of which this run may spend {need:g}"
-    words = f"{plural} about {cost:g} credits{bounded}; the account has {have:g}."
+    bounded = "" if need == cost else f", of which this run may spend {in_credits(need)}"
+    words = f"{plural} about {in_credits(cost)} credits{bounded}; the account has {in_credits(have)}."
     if have >= need:
         return words, False
     return f"{words} It will stop when they are used up; top up, and the same command resumes.", True

@@ -8,6 +8,7 @@ import importlib.util
 import ipaddress
 import os
 import platform
+import re
 import shutil
 import ssl
 from collections.abc import Mapping
@@ -21,8 +22,10 @@ import attrs
 import httpx
 
 from flux_async import AuthenticationError, FluxClient, FluxError, InvalidInput, __version__
+from flux_async.cli.balance import in_credits
 from flux_async.clock import Clock, SystemClock
 from flux_async.models import check_http_url
+from flux_async.transport.conduct import tls_context
 
 TIMEOUT_S = 15.0
 
@@ -41,6 +44,7 @@ _SKEW_SEEN_S, _SKEW_REFUSED_S = 30.0, 300.0
 _LITTLE_B, _TOO_LITTLE_B = 1_000_000_000, 50_000_000
 _AN_IMAGE = 5.0
 _GIGA = 1e9
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 # One grey pixel: the smallest honest picture.
 _PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
@@ -94,27 +98,34 @@ def _version(name: str) -> str:
 
 
 def look_at_certificates() -> Finding:
-    """Say whether there are authorities to check a server against."""
+    """Say whether there are authorities to check a server against, where every transport looks for them."""
+    folder = "" if os.environ.get("SSL_CERT_FILE") else os.environ.get("SSL_CERT_DIR", "")
     try:
-        count = httpx.create_ssl_context().cert_store_stats()["x509_ca"]
+        count = tls_context().cert_store_stats()["x509_ca"]
+        if folder:  # those in a folder are read when they are needed, by names that c_rehash gives them
+            count = sum(_HASHED.fullmatch(entry.name) is not None for entry in Path(folder).iterdir())
     except (OSError, ssl.SSLError) as error:
+        why = getattr(error, "strerror", None) or error
         return Finding(
             "certificates",
             Level.FAIL,
-            f"The certificate authorities cannot be read: {error}.",
+            f"The certificate authorities cannot be read: {why}.",
             "Check SSL_CERT_FILE and SSL_CERT_DIR, or install the package certifi again.",
         )
-    if not count and not os.environ.get("SSL_CERT_DIR"):  # of a folder, those are read when they are needed
+    if not count:
         return Finding(
-            "certificates", Level.FAIL, "No certificate authorities are known.", "Install certifi again."
+            "certificates",
+            Level.FAIL,
+            f"No certificate authorities are known{f' in {folder}' if folder else ''}.",
+            "Check SSL_CERT_FILE and SSL_CERT_DIR, or install the package certifi again.",
         )
-    return Finding("certificates", Level.OK, f"{count} authorities")
+    return Finding("certificates", Level.OK, f"{count} authorities{f' in {folder}' if folder else ''}")
 
 
 def look_at_disk(folder: Path) -> Finding:
     """Say whether results can be written to ``folder``, which need not exist yet."""
     place = folder.absolute()
-    while not place.exists():
+    while not os.path.lexists(place):  # asks without raising
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return Finding("disk", Level.FAIL, f"{place} is no folder to write to.", "Choose another with -o.")
@@ -132,7 +143,7 @@ async def look_at_key(client: FluxClient) -> list[Finding]:
         return [failed("key", error)]
     except FluxError as error:
         return [failed("api", error)]
-    words = f"{balance:.10g} credits"
+    words = f"{in_credits(balance)} credits"
     poor = Finding("balance", Level.WARN, words, "That is less than an image costs: top up before a run.")
     taken = Finding("key", Level.OK, "accepted")
     return [taken, Finding("balance", Level.OK, words) if balance >= _AN_IMAGE else poor]
@@ -157,20 +168,21 @@ async def look_at_clock(url: str, clock: Clock | None = None) -> Finding:
         begun = clock.wall()
         answer = await _get(url)
         ours = (begun + clock.wall()) / 2
-        theirs = parsedate_to_datetime(answer.headers["date"]).timestamp()
-    except (httpx.HTTPError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - a proxy, a name, a socket: whatever is wrong, it is not reached
         return Finding(
             "api",
             Level.FAIL,
-            f"{url} cannot be reached: {type(error).__name__}: {error}".rstrip(": "),
+            f"{url} cannot be reached: {_in_words(error)}",
             "Check the network, a proxy, and KIE_BASE_URL.",
         )
+    try:
+        theirs = parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, TypeError, ValueError):
         return Finding("clock", Level.WARN, f"{url} does not tell the time, so the clock was not checked.")
     skew = abs(ours - theirs)
-    words = f"within {max(1.0, skew):.0f} s of the API's"
     if skew <= _SKEW_SEEN_S:
-        return Finding("clock", Level.OK, words)
+        return Finding("clock", Level.OK, f"within {max(1.0, skew):.0f} s of the API's")
+    words = f"{skew:.0f} s {'ahead of' if ours > theirs else 'behind'} the API's"
     level = Level.WARN if skew < _SKEW_REFUSED_S else Level.FAIL
     return Finding("clock", level, words, "Set the clock: callbacks signed 300 s away are refused.")
 
@@ -184,11 +196,11 @@ async def look_at_callback(url: str, *, api_is_here: bool) -> Finding:
         answer = await _get(url)
     except InvalidInput as error:
         return failed("callback", error)
-    except (httpx.HTTPError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         return Finding(
             "callback",
             Level.FAIL,
-            f"Nothing answers at {url}: {type(error).__name__}.",
+            f"Nothing answers at {url}: {_in_words(error)}.",
             "Start the receiver, and check name, port and firewall; without callbacks, tasks are polled.",
         )
     words = f"{url} answers from here, with HTTP {answer.status_code}"
@@ -205,5 +217,13 @@ async def look_at_callback(url: str, *, api_is_here: bool) -> Finding:
 async def _get(url: str) -> httpx.Response:
     here = urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
     headers = {"User-Agent": f"flux-async/{__version__} doctor"}
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=not here) as web:
-        return await web.get(url)
+    async with (
+        httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=not here) as web,
+        web.stream("GET", url) as answer,  # of which the head is enough
+    ):
+        return answer
+
+
+def _in_words(error: Exception) -> str:
+    """Return what a library has met, on one line."""
+    return f"{type(error).__name__}: {error}".rstrip(": ")

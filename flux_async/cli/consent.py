@@ -13,6 +13,7 @@ from flux_async import (
     NotFoundError,
     TaskRecord,
 )
+from flux_async.cli.balance import in_credits
 from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
@@ -61,7 +62,7 @@ async def _grant(intake: Intake, states: list[JobState], order: RunOrder) -> Sel
             intake.selection.to_do.append(stored.number)
             granted, cost = granted + 1, cost + order.prices[read_submit(stored.request).model]
     plural = "image gets" if granted == 1 else "images get"
-    MessageConsole().note(f"{granted} {plural} another try, for up to {cost:g} credits.")
+    MessageConsole().note(f"{granted} {plural} another try, for up to {in_credits(cost)} credits.")
     return intake.selection
 
 

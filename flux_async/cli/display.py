@@ -14,7 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flux_async.cli.balance import in_credits
 from flux_async.cli.output import Output
+from flux_async.cli.printable import printable
 from flux_async.cli.progress import RunView
 from flux_async.cli.results import ResultRow, Status
 from flux_async.cli.run_folder import Totals
@@ -43,8 +45,8 @@ class MessageConsole(Console):
         return sys.stderr is not None and sys.stderr.isatty() and not self.is_dumb_terminal
 
     def note(self, text: str, style: str = "") -> None:
-        """Print one message, however long, on one line."""
-        self.show(Text(text, style=style), soft_wrap=True)
+        """Print one message, however long and whatever is in it, on one line."""
+        self.show(Text(printable(text), style=style), soft_wrap=True)
 
     def show(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
         """Print; a terminal that has gone away is no reason to fail."""
@@ -216,9 +218,12 @@ def summary_table(
     for status in (Status.IN_DOUBT, Status.PENDING):
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
-    table.add_row("credits spent", f"{spent:g}")
+    table.add_row("credits spent", in_credits(spent))
     if None not in balance:
-        table.add_row("account before / after", " / ".join(f"{credits_:.10g}" for credits_ in balance))
+        table.add_row(
+            "account before / after",
+            " / ".join(in_credits(amount) for amount in balance if amount is not None),
+        )
     table.add_row("time", duration(elapsed_s))
     if None not in generation_s:
         table.add_row("generation p50 / p95", " / ".join(f"{seconds:g} s" for seconds in generation_s))

@@ -10,6 +10,7 @@ import sys
 import click
 
 from flux_async import ConfigurationError, FluxError, InvalidInput, JournalError, MaintenanceError, Scope
+from flux_async.cli.printable import printable
 
 
 class Exit(enum.IntEnum):
@@ -43,7 +44,7 @@ def run_command(cli: click.Group) -> int:
         mistake.show()
         return mistake.exit_code
     except FluxError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {printable(str(error))}", err=True)
         return exit_for(error)
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED

@@ -19,6 +19,7 @@ from flux_async import (
     TaskStatus,
     UploadedFile,
 )
+from flux_async.cli.balance import in_credits
 from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.interruption import Interruption, run_interruptible
@@ -99,7 +100,7 @@ def show_credits(show: Presentation) -> Exit:
         if show.as_json:
             show.output.json({"credits": balance})
         else:
-            show.output.line(f"{balance:g}")
+            show.output.line(in_credits(balance))
         return Exit.SUCCEEDED
 
     return _with_client(work, None, show, "Asking …")

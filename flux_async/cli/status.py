@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_async.batch.prices import PRICES
+from flux_async.cli.balance import in_credits
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.results import image_of, utc_text
@@ -80,8 +81,10 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
     )
     for state, count in told["counts"].items():
         yield f"  {state.replace('_', ' '):<12}{count:>8}"
-    perhaps = f", and perhaps {spending['perhaps']:g} for submits in doubt" if spending["perhaps"] else ""
-    yield f"credits spent: {spending['spent']:g}{perhaps}"
+    perhaps = (
+        f", and perhaps {in_credits(spending['perhaps'])} for submits in doubt" if spending["perhaps"] else ""
+    )
+    yield f"credits spent: {in_credits(spending['spent'])}{perhaps}"
     if told["generation_s"]["p50"] is not None:
         yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**told["generation_s"])
     yield f"last activity: {told['last_activity'] or 'none'}"

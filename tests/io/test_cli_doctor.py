@@ -96,6 +96,7 @@ async def test_a_clock_that_is_wrong_is_told(
         found = await look_at_clock(server.url, _Ahead(seconds))
         assert "authorization" not in server.requests[0][1]
     assert (found.check, found.level) == ("clock", level)
+    assert level is Level.OK or ("ahead of" if seconds > 0 else "behind") in found.message
 
 
 async def test_a_server_without_a_time(raw_server: Any, make: Any) -> None:
@@ -119,5 +120,45 @@ def test_disk_and_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file.touch()
     assert look_at_disk(file / "below").level is Level.FAIL
     assert look_at_certificates().level is Level.OK
-    monkeypatch.setitem(os.environ, "SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert look_at_disk(tmp_path / "loop" / "below").level is Level.FAIL
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
     assert look_at_certificates().level is Level.FAIL
+    monkeypatch.delenv("SSL_CERT_FILE")
+    authorities = tmp_path / "authorities"
+    monkeypatch.setenv("SSL_CERT_DIR", str(authorities))
+    assert look_at_certificates().level is Level.FAIL
+    authorities.mkdir()
+    assert "known in" in look_at_certificates().message
+    (authorities / "0123abcd.0").touch()
+    assert look_at_certificates().message.startswith("1 authorities in")
+
+
+def test_a_folder_that_may_not_be_looked_at(tmp_path: Path) -> None:
+    """A line like the others, not a crash."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    for folder in (*tmp_path.parents[:2], tmp_path):
+        folder.chmod(0o755)
+    root = os.geteuid() == 0
+    if root:  # who may look anywhere
+        os.setresuid(65_534, 65_534, 0)
+    try:
+        assert look_at_disk(locked / "a" / "b").level is Level.FAIL
+    finally:
+        if root:
+            os.setresuid(0, 0, 0)
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "ftp://127.0.0.1:9"])
+async def test_a_proxy_that_cannot_be_used_is_a_finding(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """Whatever the library raises about it."""
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("all_proxy", proxy)
+    found = await look_at_clock("http://192.0.2.1")
+    assert (found.check, found.level) == ("api", Level.FAIL)
+    assert "proxy" in found.message.lower()
+    called = await look_at_callback("http://192.0.2.1/hook", api_is_here=False)
+    assert (called.level, "roxy" in called.message) == (Level.FAIL, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -15,15 +16,18 @@ from flux_async import (
     InvalidInput,
     JournalBusyError,
     MaintenanceError,
+    Model,
     RateLimitedError,
     TaskFailed,
 )
 from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
+from flux_async.cli.balance import cost_in_words, in_credits
 from flux_async.cli.commands import read_rate
 from flux_async.cli.display import duration, plain_line
 from flux_async.cli.exits import Exit, exit_for
 from flux_async.cli.local_inputs import names_a_file
+from flux_async.cli.printable import printable
 from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.results import utc_text
 
@@ -46,6 +50,30 @@ CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
 def test_every_error_has_its_exit_code(error: FluxError, code: int) -> None:
     """Settings are 2, what stops everybody is 3, the rest is 1."""
     assert exit_for(error) == Exit(code)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Été 日本.jpg", "Été 日本.jpg"),
+        ("\x1b[31mred\n", r"\x1b[31mred\n"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_no_name_moves_the_cursor(text: str, shown: str) -> None:
+    """Letters of all languages stay; what a terminal would obey is spelled out."""
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"), [(0, "0"), (5916.25, "5916.25"), (1_234_567.5, "1234567.5"), (0.1 + 0.2, "0.3")]
+)
+def test_credits_are_not_rounded(amount: float, shown: str) -> None:
+    """A large account is told to the last credit."""
+    assert in_credits(amount) == shown
+    words, short = cost_in_words(Counter({Model.PRO: 1}), 5.0, None, amount)
+    assert (f"has {shown}." in words, short) == (True, amount < 5)
 
 
 def test_what_names_a_file_is_told_from_what_is_mistyped(tmp_path: Path) -> None:
