@@ -30,6 +30,7 @@ Source: TypeAlias = str | os.PathLike[str] | LocalImage | bytes | AsyncIterable[
 
 PIECE = 256 * 1024
 _NEITHER = "Give an http(s) URL, or the path of a JPEG, PNG or WebP file. Nothing was sent."
+_BYTES = "Upload it first, free of charge: uploaded = await client.upload(…); then give uploaded.url."
 _STILL = "Let whoever writes it finish, then try again. Nothing was charged."
 
 
@@ -42,7 +43,11 @@ async def choose(image: object) -> str | LocalImage:
     if isinstance(image, str) and (image[:5].lower() == "data:" or "://" in image):
         return check_http_url(image)
     if not isinstance(image, str | os.PathLike | LocalImage):
-        raise InvalidInput(f"{shown(image)} is no picture.", advice=_NEITHER)
+        raw = isinstance(image, bytes | bytearray | memoryview | AsyncIterable)
+        what = f"{type(image).__name__} with the bytes of a picture" if raw else shown(image)
+        raise InvalidInput(
+            f"{what} is neither an http(s) URL nor a file.", advice=_BYTES if raw else _NEITHER
+        )
     local = image if isinstance(image, LocalImage) else LocalImage(path=image)
     await anyio.to_thread.run_sync(_check_file, local)
     return local
@@ -77,6 +82,11 @@ async def open_content(source: object, max_bytes: int = MAX_UPLOAD_BYTES) -> Con
     Raises:
         InvalidInput: It is not, or ``source`` is nothing that can be read.
     """
+    if isinstance(source, str) and "://" in source:
+        raise InvalidInput(
+            f"{shown(source)} is no file of this machine.",
+            advice="Have the upload host fetch an address with client.upload_from_url. Nothing was sent.",
+        )
     if isinstance(source, str | os.PathLike):
         source = LocalImage(path=source)
     if isinstance(source, LocalImage):

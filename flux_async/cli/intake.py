@@ -108,7 +108,8 @@ class Intake:
     def _refuse(self, given: Given, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)
         self.selection.refused.append((len(self.selection.jobs), row))
-        self.on_refused(row, f"{given.place}: {error}")
+        words = str(error)
+        self.on_refused(row, words if words.startswith(given.place) else f"{given.place}: {words}")
 
 
 def _sources(jobs: list[Job]) -> Iterator[tuple[JobKey, LocalImage]]:

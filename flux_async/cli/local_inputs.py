@@ -1,9 +1,11 @@
 """Which files of this machine an argument or a row of a list stands for.
 
 An argument may be a file, a folder or a pattern. A folder is read one level deep, in order of name, without
-hidden files, and only what ends like a picture; ``**`` in a pattern goes deeper. A row of a list is a file,
-relative to the folder of the list, so that a list can travel with its pictures; on standard input, to the
-working directory.
+hidden files, and only what ends like a picture; ``**`` in a pattern goes deeper, through links too, into each
+folder once. A row of a list is a file, relative to the folder of the list, so that a list can travel with its
+pictures; on standard input, to the working directory.
+
+What is there but cannot be read, such as a link that leads nowhere, is passed on, to fail alone and be told.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 
 from flux_async import LocalImage
+from flux_async.cli.printable import printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -37,12 +40,12 @@ def files_of(argument: str) -> list[str] | None:
     if _ask(os.path.exists, path):
         return [path]
     if glob.has_magic(path):
-        found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))  # noqa: PTH113, PTH207
+        found = sorted({name for name in _matches(path) if not os.path.isdir(name)})  # noqa: PTH112
         if not found:
-            raise click.UsageError(f"{argument} matches no file. Nothing was sent.")
+            raise click.UsageError(f"{printable(argument)} matches no file. Nothing was sent.")
         return found
     if _means_a_file(argument):
-        raise click.UsageError(f"{argument}: there is no such file or folder. Nothing was sent.")
+        raise click.UsageError(f"{printable(argument)}: {_why_not(path)}. Nothing was sent.")
     return None
 
 
@@ -56,7 +59,10 @@ def image_of(argument: str) -> str | LocalImage:
         return argument
     path = os.path.expanduser(argument)  # noqa: PTH111 - as above
     if not _ask(os.path.isfile, path):
-        raise click.UsageError(f"{argument} is neither an http(s) URL nor a file here. Nothing was sent.")
+        why = "it is a folder" if _ask(os.path.isdir, path) else _why_not(path)
+        raise click.UsageError(
+            f"{printable(argument)} is neither an http(s) URL nor a file here: {why}. Nothing was sent."
+        )
     return LocalImage(path=path)
 
 
@@ -67,19 +73,21 @@ def row_fault(image: str, folder: str) -> str | None:
         return None
     if _ask(os.path.isdir, path):
         return f"{image} is a folder: give it as an argument"
-    return f"there is no file {path}"
+    return f"{path}: {_why_not(path)}"
 
 
 def names_a_file(image: str, folder: str) -> bool:
     """Say whether a row names a file, or is meant to, rather than an address or a typing mistake."""
-    if is_address(image):
+    if is_address(image, folder):
         return False
     return _means_a_file(image) or _ask(os.path.exists, os.path.join(folder, image))  # noqa: PTH118
 
 
-def is_address(image: str) -> bool:
-    """Say whether ``image`` begins like a URL of any kind."""
-    return _SCHEME.match(image) is not None
+def is_address(image: str, folder: str = "") -> bool:
+    """Say whether ``image`` begins like a URL of any kind, and is no file like ``scan:1.jpg``."""
+    if "://" in image or image[:5].lower() == "data:":
+        return True
+    return _SCHEME.match(image) is not None and not _ask(os.path.lexists, os.path.join(folder, image))  # noqa: PTH118
 
 
 def _means_a_file(text: str) -> bool:
@@ -92,13 +100,57 @@ def _files_in(folder: str) -> list[str]:
             names = sorted(
                 entry.name
                 for entry in entries
-                if entry.name.lower().endswith(ENDINGS) and entry.name[:1] != "." and entry.is_file()
+                if entry.name.lower().endswith(ENDINGS) and entry.name[:1] != "." and not _is_folder(entry)
             )
     except OSError as error:
-        raise click.UsageError(f"{folder} cannot be read: {error.strerror or error}.") from None
+        raise click.UsageError(f"{printable(folder)} cannot be read: {error.strerror or error}.") from None
     if not names:
-        raise click.UsageError(f"{folder} holds no {', '.join(ENDINGS)}: nothing was sent.")
+        raise click.UsageError(f"{printable(folder)} holds no {', '.join(ENDINGS)}: nothing was sent.")
     return [os.path.join(folder, name) for name in names]  # noqa: PTH118 - as typed
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield what a pattern matches. ``**`` is walked here: glob would go round links that lead back."""
+    separators = f"[{re.escape(os.sep + (os.altsep or ''))}]"
+    found = re.search(rf"(?:^|(?<={separators}))\*\*(?:{separators}+|$)", pattern)
+    if found is None:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - as typed
+        return
+    before, after = pattern[: found.start()], pattern[found.end() :] or "*"
+    for top in glob.iglob(before) if before else [""]:  # noqa: PTH207 - as above
+        for folder in _folders_under(top):
+            yield from _matches(os.path.join(glob.escape(folder), after))  # noqa: PTH118 - as above
+
+
+def _folders_under(top: str) -> Iterator[str]:
+    """Yield ``top`` and the folders in it that are not hidden, each once, whatever links lead to it."""
+    seen = set()
+    for folder, within, _ in os.walk(top or ".", followlinks=True):
+        here = os.stat(folder)  # noqa: PTH116 - as above
+        if (here.st_dev, here.st_ino) in seen:
+            within.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        within[:] = sorted(name for name in within if name[:1] != ".")
+        yield folder if top else folder[2:]  # without the "./" that nobody typed
+
+
+def _why_not(path: str) -> str:
+    """Say why there is nothing at ``path``."""
+    try:
+        os.stat(path)  # noqa: PTH116 - Path() may raise
+    except FileNotFoundError:
+        return "there is no such file or folder"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return "it is no plain file"
 
 
 def _ask(question: Callable[[str], bool], path: str) -> bool:

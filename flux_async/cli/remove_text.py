@@ -24,6 +24,7 @@ from flux_async import (
     FluxError,
     InDoubt,
     InDoubtPolicy,
+    InvalidInput,
     Job,
     JournalError,
     Limits,
@@ -42,12 +43,14 @@ from flux_async.cli.inputs import Given
 from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.listening import Place, bind, check_server, listening
+from flux_async.cli.local_inputs import is_address
 from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
 from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Selection, Totals
 from flux_async.clock import Clock, SystemClock
+from flux_async.errors import shown
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import JobState, Problem, ResultLost, Saved, apply
 from flux_async.local_images import identify_now
@@ -110,9 +113,11 @@ class RunOrder:
         Raises:
             InvalidInput: It is no request.
         """
-        image = (
-            identify_now(LocalImage(path=given.image, folder=given.folder)) if given.is_file else given.image
-        )
+        image: str | LocalImage = given.image
+        if given.is_file:
+            image = identify_now(LocalImage(path=given.image, folder=given.folder))
+        elif not is_address(given.image):
+            raise InvalidInput(f"{shown(given.image)} is neither an http(s) URL nor a file here.")
         request = EditRequest.text_removal(image, **{**self.request_options, **given.options})
         return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))
 
@@ -377,7 +382,7 @@ class RemoveText:
     def _say_what_is_kept(self, selection: Selection) -> None:
         say = self.display.note
         if selection.doubles:
-            say(f"{selection.doubles} duplicates left out.")
+            say(f"{selection.doubles} {'duplicate' if selection.doubles == 1 else 'duplicates'} left out.")
         if selection.kept:
             say(f"{selection.kept} of {selection.asked} ended in an earlier run.")
         if selection.paid:

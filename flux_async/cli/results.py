@@ -168,14 +168,15 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None) -> ResultRow:
         status, problem = Status.FAILED, obstacle
     if problem is None and status in {Status.FAILED, Status.IN_DOUBT}:
         problem = _UNANSWERED
+    kept = job.file is not None and status is Status.SUCCEEDED  # a picture that was lost later is not here
     return ResultRow(
         image=image_of(stored),
         key=job.key,
         status=status,
         task_id=job.task_id,
         result_url=job.result_url,
-        file=f"{IMAGES}/{job.file}" if job.file else None,
-        sha256=job.sha256 if job.file else None,
+        file=f"{IMAGES}/{job.file}" if kept else None,
+        sha256=job.sha256 if kept else None,
         charge=job.charge,
         error=None if problem is None else ErrorNote.of(problem),
         attempts=job.attempts,

@@ -33,10 +33,15 @@ _FOREIGN = (
     (0, b"II*\0", "a TIFF"),
     (0, b"MM\0*", "a TIFF"),
     (0, b"%PDF", "a PDF"),
+    (0, b"8BPS", "a Photoshop file"),
     (4, b"ftypheic", "a HEIC picture"),
+    (4, b"ftypheix", "a HEIC picture"),
     (4, b"ftypmif1", "a HEIC picture"),
     (4, b"ftypavif", "an AVIF picture"),
     (0, b"<svg", "an SVG drawing"),
+    (0, b"<?xml", "an XML file, perhaps an SVG drawing"),
+    (0, b"<!doctype html", "a web page"),
+    (0, b"<html", "a web page"),
 )
 _PIECE = 64 * 1024
 _MOST_HEADER = 8 * 1024 * 1024
@@ -99,7 +104,8 @@ def check_size(size: int, name: str, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
 
 
 def _what_else(head: bytes) -> str:
-    found = (words for at, magic, words in _FOREIGN if head[at : at + len(magic)] == magic)
+    head = head.lower()  # tags may be written either way
+    found = (words for at, magic, words in _FOREIGN if head[at : at + len(magic)] == magic.lower())
     return next(found, "neither a JPEG nor a PNG nor a WebP file")
 
 

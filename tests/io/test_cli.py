@@ -237,6 +237,16 @@ def test_results_without_a_journal_stop_the_run_and_stay_as_they_are(offline: An
     assert list(results.parent.iterdir()) == [results]
 
 
+@pytest.mark.parametrize("name", ["images", "originals"])
+def test_a_file_in_place_of_a_folder_stops_the_run_before_it_spends(offline: Any, name: str) -> None:
+    """There would be no place for what it pays for."""
+    (offline.folder / "out").mkdir()
+    (offline.folder / "out" / name).touch()
+    ended = offline.run("remove-text", "https://example.com/a.png", "-o", "out")
+    assert (ended.code, f"out/{name} is no folder" in ended.stderr) == (2, True)
+    assert "nothing was sent" in ended.stderr
+
+
 def test_an_address_that_is_none_fails_without_a_request(offline: Any) -> None:
     """An invalid address is a failed row, free of charge, and exit 1."""
     ended = offline.run("remove-text", "nonsense", "data:image/png;base64,AAAA", "-o", "out")
@@ -244,6 +254,7 @@ def test_an_address_that_is_none_fails_without_a_request(offline: Any) -> None:
     rows = offline.rows()
     assert [(row["status"], row["charge"], row["attempts"]) for row in rows] == [("failed", "no", 0)] * 2
     assert {row["error"]["type"] for row in rows} == {"InvalidInput"}
+    assert "nor a file here" in ended.stderr
 
 
 def test_in_a_terminal_results_and_the_live_lines_share_the_screen(cli: Any, pictures: list[str]) -> None:

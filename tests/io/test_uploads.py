@@ -12,6 +12,7 @@ import random
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,12 @@ async def test_nothing_is_sent_for_what_is_neither_url_nor_file(raw_server: Any,
         for bad in (7, b"", b"no picture", ["a"], "https://example.com/a.png", text):
             with pytest.raises(InvalidInput):
                 await client.upload(bad)  # type: ignore[arg-type]
+        for call in (client.remove_text, partial(client.edit, "Make it blue")):
+            with pytest.raises(InvalidInput, match=r"bytes of a picture .* client\.upload") as caught:
+                await call(PNG)  # type: ignore[operator]
+            assert "PNG" not in str(caught.value)
+        with pytest.raises(InvalidInput, match="upload_from_url"):
+            await client.upload("https://example.com/a.png")
         with pytest.raises(InvalidInput):
             await client.remove_text("data:image/png;base64,AAAA")
         with pytest.raises(InvalidInput):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def test_a_row_names_a_file_beside_its_list(tmp_path: Path) -> None:
     assert [row.folder for row in rows if row.is_file] == [str(tmp_path)] * 4
     faults = [row.refusal or "" for row in rows]
     assert [bool(fault) for fault in faults] == [False, True, True, False, False, False]
-    assert "there is no file" in faults[1]
+    assert "there is no such file" in faults[1]
     assert "is a folder" in faults[2]
 
 
@@ -127,6 +128,66 @@ def test_arguments_may_be_files_folders_and_patterns(tmp_path: Path) -> None:
     assert names(str(tmp_path / "notes.txt"), str(tmp_path / "*.png")) == ["notes.txt", "a.png"]
     rows = list(gather_inputs([str(tmp_path)], []))
     assert [row.place for row in rows] == [row.name for row in rows] == [row.image for row in rows]
+
+
+def test_a_folder_does_not_fail_for_one_entry(tmp_path: Path) -> None:
+    """Links that lead nowhere, or to themselves, and pipes are passed on, each to fail alone."""
+    (tmp_path / "a.png").touch()
+    (tmp_path / "lost.png").symlink_to("nowhere")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    names = ["a.png", "loop.png", "lost.png", "pipe.png"]
+    for argument in (str(tmp_path), str(tmp_path / "*.png"), str(tmp_path / "**" / "*.png")):
+        assert [Path(row.image).name for row in gather_inputs([argument], [])] == names
+
+
+def test_a_pattern_goes_through_links_and_into_each_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Links that lead back, which have two to the fortieth ways through them, are not gone round."""
+    for name in ("p/a.png", "p/one/b.png", "p/two/.c.png", "p/.hidden/d.png", "elsewhere/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "p" / "one" / "back").symlink_to("..")
+    (tmp_path / "p" / "two" / "back").symlink_to("../..")
+    (tmp_path / "p" / "link").symlink_to("../elsewhere")
+    monkeypatch.chdir(tmp_path / "p")
+    wanted = ["a.png", "link/e.png", "one/b.png"]
+    for pattern in ("**/*.png", "**", "**/**/*.png", str(tmp_path / "p") + "/**/*.png"):
+        found = [row.image.removeprefix(f"{tmp_path}/p/") for row in gather_inputs([pattern], [])]
+        assert [name for name in found if "back" not in name] == wanted, pattern
+    assert [row.image for row in gather_inputs(["on?/**/b*"], [])] == ["one/b.png"]
+    with pytest.raises(click.UsageError, match="matches no file"):
+        gather_inputs(["nowhere/**/*.png"], [])
+
+
+@pytest.mark.parametrize("name", ["scan:1.jpg", "http:x.png", "a[1].png", "--json.png"])
+def test_a_file_may_be_called_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Also what would be the beginning of an address, an option or a pattern."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    (row,) = gather_inputs([name], [])
+    assert (row.image, row.is_file, image_of(name)) == (name, True, LocalImage(path=name))
+    (listed,) = read_file(tmp_path, "list.txt", name.encode())
+    assert (listed.is_file, listed.refusal) == (True, None)
+
+
+def test_why_a_path_is_not_taken_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not there, not allowed, a folder: each has its words, and no name can move the cursor."""
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    for path, why in (
+        ("none.png", "no such file"),
+        ("loop.png", "levels of symbolic links"),
+        ("\x1b[31mred.png", r"\\x1b\[31mred.png"),
+        ("n" * 300 + ".png", "name too long"),
+    ):
+        with pytest.raises(click.UsageError, match=f"(?i){why}"):
+            gather_inputs([str(tmp_path / path)], [])
+    with pytest.raises(click.UsageError, match="it is a folder"):
+        image_of(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(click.UsageError, match="no plain file"):
+        image_of(str(tmp_path / "pipe"))
 
 
 @pytest.mark.parametrize("bad", ["{}/none.png", "{}/*.gif", "./none", "none.jpeg", "{}/empty"])

@@ -52,6 +52,18 @@ def lines_of(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text("utf-8").splitlines()]
 
 
+def test_a_picture_that_is_not_here_any_more_is_not_named() -> None:
+    """A result that was brought home, lost, and has expired since is a failure without a file."""
+    problem = Problem(type="ResultExpired", code=None, message="gone")
+    here = {"file": "a.jpg", "sha256": "0" * 64}
+    assert row_of(stored(JobState.DONE, **here)).file == "images/a.jpg"
+    for row in (
+        row_of(stored(JobState.FAILED, problem=problem, **here)),
+        row_of(stored(JobState.DONE, **here), problem),
+    ):
+        assert (row.status, row.file, row.sha256) == (Status.FAILED, None, None)
+
+
 def test_a_line_has_exactly_the_keys_of_the_design_in_their_order() -> None:
     """A line has exactly the keys of the design, in their order."""
     names = "image key status task_id result_url file charge error attempts submitted_at finished_at sha256"

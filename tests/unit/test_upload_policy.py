@@ -72,7 +72,8 @@ def test_a_frame_behind_large_segments_is_found() -> None:
         (b"GIF89a", "a GIF"),
         (b"\0\0\0\x18ftypheic", "a HEIC"),
         (b"II*\0", "a TIFF"),
-        (b"<html>", "neither"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"<?xml version='1.0'?><svg>", "perhaps an SVG"),
         (b"x", "neither"),
     ],
 )
