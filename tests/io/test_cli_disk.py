@@ -62,6 +62,7 @@ def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
         mount(folder / "images", "40k")
     else:
         mount(folder, "1m")
+    quick.knows_times()
     full = quick.run("remove-text", *IMAGES, *RATE, "-o", "out")
     assert full.code == 3, full.stderr
     assert "Traceback" not in full.stderr
@@ -83,6 +84,7 @@ def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, star
     cli = make_cli(start_sandbox("--speed", "120", "--pictures", "none").url)
     images = [f"https://pictures.example/many/{number}.jpg" for number in range(200)]
     (cli.folder / "list.txt").write_text("\n".join(images))
+    cli.knows_times()
     command = ("remove-text", "--from", "list.txt", "--rate", "20/0.1", "--in-flight", "200", "-o", "out")
     folder: Path = cli.folder / "out" / "images"
     with cli.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -119,6 +121,7 @@ def test_fifty_files_are_uploaded_once_and_a_second_run_submits_nothing(quick: A
     photos.mkdir()
     for number in range(50):
         (photos / f"photo-{number:02}.png").write_bytes(png + os.urandom(8))
+    quick.knows_times()
     first = quick.run("remove-text", "./photos", *RATE, "-o", "out", "--keep-originals")
     assert first.code == 0, first.stderr
     rows = quick.rows()

@@ -25,7 +25,9 @@ PNG = bytes.fromhex(
 @pytest.fixture
 def quick(make_cli: Any, start_sandbox: Any) -> Iterator[Any]:
     """A command line against a quick sandbox of its own."""
-    return make_cli(start_sandbox("--speed", "60", "--pictures", "none").url)  # type: ignore[no-any-return]
+    cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none").url)
+    cli.knows_times("out")
+    return cli  # type: ignore[no-any-return]
 
 
 @pytest.fixture
@@ -92,6 +94,7 @@ def test_doubts_name_their_uploads_and_a_retry_finds_the_file(
     """What is in doubt names its upload, so its task can be told; a retry from elsewhere finds the file."""
     address = start_sandbox("--speed", "60", "--pictures", "none", "--drop-replies", "1").url
     cli = make_cli(address)
+    cli.knows_times()
     ended = cli.run("remove-text", "photos/b.png", "photos/c.png", *RATE, "-o", "out")
     assert ended.code == 1, ended.stderr
     doubts = cli.status()["in_doubt"]
@@ -150,6 +153,7 @@ def test_addresses_go_through_the_upload_host_on_request(quick: Any, picture_hos
 def test_a_run_says_what_it_needs_and_what_there_is(make_cli: Any, start_sandbox: Any, photos: Path) -> None:
     """Enough, bounded, too little: said before the first submit; before and after stand in the table."""
     cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none", "--credits", "17.5").url)
+    cli.knows_times()
     enough = cli.run("remove-text", "photos/a photo.png", *RATE, "-o", "out")
     assert "1 image needs about 5 credits; the account has 17.5." in enough.stderr
     assert "17.5 / 12.5" in enough.stderr
