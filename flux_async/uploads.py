@@ -17,6 +17,7 @@ from flux_async.errors import (
     FluxError,
     RequestNotSent,
     UnexpectedResponse,
+    shown,
 )
 from flux_async.local_images import Content, open_content
 from flux_async.models import UploadedFile
@@ -99,7 +100,7 @@ class Uploads:
         content = await open_content(source, max_bytes)
         try:
             if content.size > LARGE_UPLOAD_BYTES:
-                logger.warning("%s has %d bytes: the vendor may refuse it", content.name, content.size)
+                logger.warning("%s has %d bytes: the vendor may refuse it", shown(content.name), content.size)
             return await self._send(content, name, deadline, on_progress)
         finally:
             content.close()  # an exchange whose caller has left ends at its next piece

@@ -94,6 +94,15 @@ class RunDisplay:
         """Print one message, above the live line."""
         self.console.note(text, style)
 
+    def reading(self, count: int) -> None:
+        """Say now and then how many images have been read: a folder of large files takes a while."""
+        now = self.console.get_time()
+        if self._shown_at is None:
+            self._shown_at = now
+        elif now - self._shown_at >= _PLAIN_EVERY_S:
+            self._shown_at = now
+            self.note(f"{count} images read so far …")
+
     def progressed(self, view: RunView) -> None:
         """Show how far the run is, not more often than the eye can follow."""
         now = self.console.get_time()

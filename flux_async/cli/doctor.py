@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable, Iterator
 from pathlib import Path
 
 import anyio
@@ -25,6 +25,7 @@ from flux_async.cli.checkups import (
 from flux_async.cli.exits import Exit
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
+from flux_async.cli.printable import printable
 from flux_async.transport.origin import ApiOrigin
 
 _ORDER = (
@@ -114,6 +115,12 @@ def _print(findings: list[Finding], *, as_json: bool) -> None:
         checks = [attrs.asdict(found) for found in told.values()]
         output.json({"ok": all(found.level is not Level.FAIL for found in findings), "checks": checks})
         return
-    for found in told.values():
+    for line in doctor_lines(told.values()):
+        output.line(line)
+
+
+def doctor_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """Yield a line for each finding."""
+    for found in findings:
         words = f"{found.level:<5}{found.check:<13}{found.message}"
-        output.line(f"{words.rstrip('.')}. {found.advice}".rstrip() if found.advice else words)
+        yield printable(f"{words.rstrip('.')}. {found.advice}" if found.advice else words)

@@ -30,6 +30,7 @@ class Intake:
         download: Whether a picture that is not here is missing.
         on_kept: Told the row of every job that ended in an earlier run.
         on_refused: Told the row of every input that is no request, and what to say of it.
+        on_taken: Told how many inputs there are so far.
     """
 
     folder: RunFolder
@@ -37,10 +38,12 @@ class Intake:
     download: bool
     on_kept: Callable[[ResultRow], None]
     on_refused: Callable[[ResultRow, str], None]
+    on_taken: Callable[[int], None] = lambda _: None
     selection: Selection = attrs.field(factory=Selection, init=False)
 
     async def take(self, inputs: Iterable[Given]) -> Selection:
         """Take in everything; what an earlier run was given is taken up, not doubled."""
+        self.on_taken(0)
         for chunk in in_chunks(inputs, _CHUNK):
             await checkpoint()
             made = [(given, await self._made(given)) for given in chunk]
@@ -51,6 +54,7 @@ class Intake:
                     self._refuse(given, found)
                 else:
                     self._choose(found)
+            self.on_taken(self.selection.asked)
         return self.selection
 
     def choose(self, jobs: Iterable[StoredJob]) -> Selection:

@@ -277,6 +277,7 @@ class RemoveText:
             download=self.order.download,
             on_kept=partial(_tell, self.display.settled),
             on_refused=self.display.refused,
+            on_taken=partial(_tell, self.display.reading),
         )
 
     async def _run_batch(self, client: FluxClient, folder: RunFolder) -> None:

@@ -24,6 +24,7 @@ from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
+from flux_async.cli.printable import printable
 from flux_async.models import ImageRequest
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def _unfinished(record: TaskRecord, show: Presentation) -> Exit:
         show.output.json(_record_data(record))
     else:
         why = f": {record.error_message}" if record.status.is_failure and record.error_message else ""
-        show.output.line(f"{record.status.name}{why}")
+        show.output.line(f"{record.status.name}{printable(why)}")
     if record.status is TaskStatus.GENERATING and show.file is not None:
         show.console.note("There is no picture yet: add --wait.")
         return Exit.SOME_FAILED

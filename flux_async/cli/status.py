@@ -10,6 +10,7 @@ from flux_async.batch.prices import PRICES
 from flux_async.cli.balance import in_credits
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
+from flux_async.cli.printable import printable
 from flux_async.cli.results import image_of, utc_text
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.journal.reader import Holder, JournalReader, holder_of
@@ -33,7 +34,7 @@ def show_status(folder: Path, *, as_json: bool) -> Exit:
         output.json(told)
         return Exit.SUCCEEDED
     for line in _in_words(told):
-        output.line(line)
+        output.line(printable(line))
     return Exit.SUCCEEDED
 
 

@@ -23,10 +23,13 @@ from flux_async import (
 from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
 from flux_async.cli.balance import cost_in_words, in_credits
+from flux_async.cli.checkups import failed
 from flux_async.cli.commands import read_rate
-from flux_async.cli.display import duration, plain_line
+from flux_async.cli.display import MessageConsole, RunDisplay, duration, plain_line
+from flux_async.cli.doctor import doctor_lines
 from flux_async.cli.exits import Exit, exit_for
 from flux_async.cli.local_inputs import names_a_file
+from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.results import utc_text
@@ -66,6 +69,16 @@ def test_no_name_moves_the_cursor(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
+def test_messages_are_one_line_that_the_terminal_does_not_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run and of its end, whatever a file is called or a host says."""
+    words = "\x1b[2Jgone\nError: none"
+    MessageConsole().note(words)
+    Output().line(next(line for line in doctor_lines([failed("api", FluxError(words))])))
+    told = capsys.readouterr()
+    assert "\x1b" not in told.err + told.out
+    assert (told.err.count("\n"), told.out.count("\n")) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("amount", "shown"), [(0, "0"), (5916.25, "5916.25"), (1_234_567.5, "1234567.5"), (0.1 + 0.2, "0.3")]
 )
@@ -74,6 +87,16 @@ def test_credits_are_not_rounded(amount: float, shown: str) -> None:
     assert in_credits(amount) == shown
     words, short = cost_in_words(Counter({Model.PRO: 1}), 5.0, None, amount)
     assert (f"has {shown}." in words, short) == (True, amount < 5)
+
+
+def test_reading_many_files_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every ten seconds; what is read at once is not spoken of."""
+    display = RunDisplay(output=Output())
+    display.console.get_time = iter((100.0, 109.0, 111.0, 112.0, 122.0)).__next__
+    for count in (0, 500, 1000, 1500, 2000):
+        display.reading(count)
+    told = capsys.readouterr().err.split("\n")
+    assert told == ["1000 images read so far …", "2000 images read so far …", ""]
 
 
 def test_what_names_a_file_is_told_from_what_is_mistyped(tmp_path: Path) -> None:
