@@ -7,6 +7,7 @@ cut shorter, a step at a time, where an answer cannot be written without.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ STEP = 64 * 1024
 """More than all submits that are usually on the wire at once need."""
 
 SIZE = 8 * STEP
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Reserve:
@@ -61,8 +64,14 @@ class Reserve:
 
 def _fill(file: int, size: int) -> None:
     """Take the blocks themselves: a hole would hold nothing."""
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(file, 0, SIZE)
+    except AttributeError:
+        pass  # no such call on this system
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise  # any other says that this disk cannot do it
+    else:
         return
     while size < SIZE:
         size += os.write(file, os.urandom(min(STEP, SIZE - size)))

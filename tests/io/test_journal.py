@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import select
@@ -608,8 +609,15 @@ def test_no_room_for_a_reserve_is_told_before_anything_is_submitted(small_disk: 
     assert [entry.name for entry in small_disk.iterdir()] == ["ballast"]
 
 
-def test_a_reserve_without_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On systems that have no such call it is written out."""
+@pytest.mark.parametrize("has_call", [False, True])
+def test_a_reserve_without_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool) -> None:
+    """Where the system has no such call, or the disk does not know it, the file is written out."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    if has_call:
+        monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
     Reserve(tmp_path / "j").hold()
     assert (tmp_path / "j.reserve").stat().st_blocks * 512 >= SIZE
