@@ -35,9 +35,50 @@ _MOST_ADDRESSES = 4
 _HARD_STOP_S = 2.0
 _KEEPALIVE_S = 60.0
 _CONNECTIONS = 8
+_MOST_BEFORE_ANSWER = 256 * 1024
 _CHUNKS_PER_TURN = 64
 _MANY_CHUNKS, _CRUMB = 8192, 16
 """A chunk costs some 50 µs whatever is in it: what comes in crumbs costs a thousand times what it should."""
+
+
+@attrs.define(eq=False)
+class _Wire(httpcore.AsyncNetworkStream):
+    """A connection on which an answer must come to the point: interim ones (1xx) might go on for ever."""
+
+    inner: httpcore.AsyncNetworkStream
+    _before_answer: int | None = attrs.field(default=None, init=False)
+
+    def answered(self) -> None:
+        """Say that the head of the answer is there."""
+        self._before_answer = None
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read, up to a bound while there is no answer."""
+        if self._before_answer is not None and self._before_answer >= _MOST_BEFORE_ANSWER:
+            raise httpcore.RemoteProtocolError("the answer does not begin")
+        data = await self.inner.read(max_bytes, timeout)
+        if self._before_answer is not None:
+            self._before_answer += len(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write; from now on an answer is waited for."""
+        self._before_answer = 0
+        await self.inner.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        """Close."""
+        await self.inner.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """Go on over TLS."""
+        return _Wire(await self.inner.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell of the connection."""
+        return self.inner.get_extra_info(info)
 
 
 @attrs.frozen
@@ -67,12 +108,14 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         *others, last = addresses[:_MOST_ADDRESSES]
         for address in others:
             try:
-                return await self.inner.connect_tcp(
-                    address, port, min(timeout, _ONE_ADDRESS_S), local_address, socket_options
+                return _Wire(
+                    await self.inner.connect_tcp(
+                        address, port, min(timeout, _ONE_ADDRESS_S), local_address, socket_options
+                    )
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self.inner.connect_tcp(last, port, timeout, local_address, socket_options)
+        return _Wire(await self.inner.connect_tcp(last, port, timeout, local_address, socket_options))
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -228,6 +271,9 @@ class FileHost:
             ) from None
         except Exception as error:  # noqa: BLE001 - whatever the layers below raise, it is one thing to us
             raise DownloadError(f"{hop.host} cannot be reached: {type(error).__name__}.") from None
+        wire = response.extensions.get("network_stream")
+        if isinstance(wire, _Wire):
+            wire.answered()
         return _File(hop.host, response.status, _in_lower_case(response.headers), response)
 
     def _make_pool(self, proxy: str | None) -> httpcore.AsyncConnectionPool:

@@ -559,6 +559,32 @@ async def test_an_endless_picture_takes_no_memory_and_ends_at_the_cap(
     assert peak < 4 * MB, "the picture grew to 24 MB on the disk"
 
 
+async def test_an_answer_that_never_begins_is_not_waited_for(raw_server: Any, folder: Path) -> None:
+    """Interim answers without end are an error long before the deadline; a few of them are none."""
+    hint = b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n"
+    sent = 0
+
+    async def behave(first: str, headers: Any, body: bytes, writer: asyncio.StreamWriter) -> bool:
+        nonlocal sent
+        writer.write(hint * 10)
+        if "/few" in first:
+            writer.write(sized(JPEG + bytes(2 * MB)))
+            return True
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(hint * 100)
+                await writer.drain()
+                sent += 100 * len(hint)
+        return False
+
+    async with raw_server(behave) as server, FluxClient(KEY, "http://127.0.0.1:1") as client:
+        with pytest.raises(DownloadError, match="RemoteProtocolError"):
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=600)
+        for _ in range(2):
+            (await client.download(f"{server.url}/few", folder / "r.jpg")).unlink()
+    assert sent < 32 * MB, "what the buffers of the sockets hold"
+
+
 async def test_crumbs_are_refused_and_stop_nobody_else(raw_server: Any, folder: Path) -> None:
     """A file in chunks of one byte costs a thousand times its size: it ends, and others get their turn."""
     crumbs = b"1\r\n\0\r\n" * 10_000

@@ -212,7 +212,7 @@ async def test_a_disk_that_refuses_is_told(
 
     (tmp_path / "file").write_text("in the way")
     async with raw_server(behave) as server:
-        with pytest.raises(DownloadError, match="cannot be written.*kept 14 days"):
+        with pytest.raises(DownloadError, match="cannot be written.*kept for 14 days"):
             await file_client.download(f"{server.url}/r.jpg", tmp_path / "file" / "clean.jpg")
 
 
