@@ -205,8 +205,14 @@ def _as_image(value: InputImage) -> str | LocalImage:
 
 
 def _image(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, LocalImage):
-        check_http_url(value, attribute.name)
+    if isinstance(value, LocalImage):
+        return
+    if isinstance(value, str) and "://" not in value and value[:5].lower() != "data:":
+        raise InvalidInput(
+            f"{attribute.name} {shown(value)} is not an http(s) URL.",
+            advice="Give an address that starts with http:// or https://, or pathlib.Path(…) for a file.",
+        )
+    check_http_url(value, attribute.name)
 
 
 def _safety(instance: _ImageRequest, attribute: attrs.Attribute[Any], value: object) -> None:

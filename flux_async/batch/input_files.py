@@ -28,7 +28,7 @@ async def with_file_read(given: Input) -> Input:
     Raises:
         InvalidInput: It is no file, no picture, or too large.
     """
-    if isinstance(given, str | os.PathLike | LocalImage):
+    if isinstance(given, str | os.PathLike | LocalImage | bytes | bytearray):  # of which the last are refused
         image = await choose(given)
         return EditRequest.text_removal(image if isinstance(image, str) else await identify(image))
     if isinstance(given, Job):

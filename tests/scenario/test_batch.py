@@ -26,13 +26,16 @@ from flux_async import (
     Job,
     JobConflictError,
     JobKey,
+    Journal,
     JournalBusyError,
     Limits,
     PollDeadlineExceeded,
     Succeeded,
     TaskFailed,
+    TaskId,
     run_batch,
 )
+from flux_async.lifecycle import Event, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.transport import NotSent, Unknown
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
@@ -70,10 +73,11 @@ async def test_inputs_come_from_any_stream_of_any_kind(client: Any, vendor: Any)
 
 async def test_one_bad_input_does_not_end_the_others(client: Any, vendor: Any) -> None:
     """What is no request becomes a failure of its own; nothing is submitted for it."""
-    outcomes = await collect(client, [URLS[0], "photo.jpg", 7, URLS[1]])
+    outcomes = await collect(client, [URLS[0], "photo.jpg", 7, b"\x89PNG", URLS[1]])
     bad = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-    assert len(outcomes) == 4
-    assert [type(outcome.error) for outcome in bad] == [InvalidInput, InvalidInput]
+    assert len(outcomes) == 5
+    assert [type(outcome.error) for outcome in bad] == [InvalidInput] * 3
+    assert "client.upload" in str(bad[2].error)
     assert vendor.count("generate") == 2
 
 
@@ -321,3 +325,29 @@ async def test_the_journal_holds_no_key(client: Any, vendor: Any, make: Any, tmp
     """Not in the file, not in its write-ahead log."""
     await collect(client, URLS[:3], journal=tmp_path / "run.sqlite3")
     assert make.key not in str([path.read_bytes() for path in tmp_path.iterdir()])
+
+
+async def test_what_the_vendor_will_soon_delete_is_taken_up_first(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
+    """Paid 13 days ago or earlier, then what is ready, then what was only submitted, whatever came first."""
+    now, path = client.account.clock.wall(), tmp_path / "run.sqlite3"
+    days_ago = {URLS[0]: (1.0, False), URLS[1]: (13.5, False), URLS[2]: (2.0, True), URLS[3]: (13.2, True)}
+    async with Journal(path) as journal:
+        for number, (url, (days, ready)) in enumerate(days_ago.items()):
+            (stored,) = await journal.add_jobs([Job(request=EditRequest.text_removal(url))])
+            at, job = now - days * 86_400, stored.job
+            events: list[Event] = [
+                SubmitIntended(at=at),
+                SubmitAccepted(at=at, task_id=TaskId(f"old{number}")),
+            ]
+            if ready:
+                events.append(TaskSucceeded(at=at, result_url=url))
+            for event in events:
+                job = apply(job, event)
+                await journal.record(stored.number, job, event)
+    one_at_a_time = FluxClient("k", transport=vendor, clock=client.account.clock, limits=Limits(in_flight=1))
+    async with one_at_a_time:
+        outcomes = await collect(one_at_a_time, [], journal=path)
+    assert [outcome.job.request.input_image for outcome in outcomes] == [URLS[n] for n in (3, 1, 2, 0)]
+    assert vendor.count("generate") == 0

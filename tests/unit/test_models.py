@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -15,6 +16,7 @@ from flux_async import (
     GenerateRequest,
     InvalidInput,
     Job,
+    LocalImage,
     Model,
     OutputFormat,
     TaskStatus,
@@ -182,3 +184,10 @@ def test_statuses_know_failure() -> None:
 def test_generation_time_needs_both_ends() -> None:
     """Without both of the vendor's times there is no duration."""
     assert TaskRecord(task_id="t", status=TaskStatus.GENERATING).generation_s is None  # type: ignore[arg-type]
+
+
+def test_a_path_as_text_is_told_how_it_is_meant() -> None:
+    """A request takes a file as a path, and text as an address."""
+    with pytest.raises(InvalidInput, match=r"not an http\(s\) URL.*pathlib\.Path"):
+        EditRequest.text_removal("photo.jpg")
+    assert EditRequest.text_removal(Path("photo.jpg")).input_image == LocalImage(path="photo.jpg")
