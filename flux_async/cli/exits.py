@@ -30,7 +30,8 @@ def halts(error: FluxError) -> bool:
 
 def exit_for(error: FluxError) -> Exit:
     """Return the exit code of a command that ended in ``error``."""
-    if isinstance(error, ConfigurationError | InvalidInput | JournalError):
+    full = isinstance(error, JournalError) and error.scope is Scope.STOP
+    if isinstance(error, ConfigurationError | InvalidInput | JournalError) and not full:
         return Exit.USAGE
     return Exit.HALTED if halts(error) else Exit.SOME_FAILED
 

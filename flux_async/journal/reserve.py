@@ -11,12 +11,14 @@ import errno
 import os
 from pathlib import Path
 
-from flux_async.errors import JournalError
+from flux_async.errors import JournalError, Scope
 
 STEP = 64 * 1024
 """More than all submits that are usually on the wire at once need."""
 
 SIZE = 8 * STEP
+
+NO_ROOM_ADVICE = "Make room and run again: what was written down is kept, and nothing is paid twice."
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -44,7 +46,8 @@ class Reserve:
             self.give_back()
             raise JournalError(
                 f"There is no room beside the journal for the answers to submits: {error.strerror or error}.",
-                advice="Make room and run again: nothing was submitted.",
+                advice=NO_ROOM_ADVICE,
+                scope=Scope.STOP,
             ) from None
 
     def give(self) -> bool:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from flux_async.errors import FluxError, JournalError
+from flux_async.errors import FluxError, JournalError, Scope
+from flux_async.journal.reserve import NO_ROOM_ADVICE
 
 if TYPE_CHECKING:
     import sqlite3
@@ -177,4 +178,7 @@ def as_journal_error(error: BaseException) -> BaseException:
 
     if isinstance(error, FluxError) or not isinstance(error, sqlite3.Error):
         return error
-    return JournalError(f"The journal could not be written: {error}.")
+    words = f"The journal could not be written: {error}."
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return JournalError(words, advice=NO_ROOM_ADVICE, scope=Scope.STOP)
+    return JournalError(words)

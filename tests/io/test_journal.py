@@ -25,6 +25,7 @@ from flux_async.errors import (
     JournalBusyError,
     JournalError,
     JournalVersionError,
+    Scope,
 )
 from flux_async.journal.reserve import SIZE, STEP, Reserve
 from flux_async.journal.store import Journal, StoredJob
@@ -508,10 +509,11 @@ def test_full_disk_is_told_and_leaves_a_sound_journal(small_disk: Path) -> None:
 async def _fill(path: Path) -> int:
     added = 0
     async with Journal(path) as journal:
-        with pytest.raises(JournalError, match="full"):
+        with pytest.raises(JournalError, match=r"full\. Make room") as caught:
             for _ in range(1000):
                 await journal.add([(JobKey(f"k{added}"), "x" * 2000)])
                 added += 1
+        assert caught.value.scope is Scope.STOP
         assert await journal.counts() == {JobState.PENDING: added}
     return added
 

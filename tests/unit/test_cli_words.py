@@ -15,9 +15,11 @@ from flux_async import (
     FluxError,
     InvalidInput,
     JournalBusyError,
+    JournalError,
     MaintenanceError,
     Model,
     RateLimitedError,
+    Scope,
     TaskFailed,
 )
 from flux_async.batch.progress import BatchProgress
@@ -43,6 +45,7 @@ CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
         (ConfigurationError("x"), 2),
         (InvalidInput("x"), 2),
         (JournalBusyError("x"), 2),
+        (JournalError("full", scope=Scope.STOP), 3),
         (BudgetExhausted("x"), 3),
         (AuthenticationError("x"), 3),
         (MaintenanceError("x"), 3),
