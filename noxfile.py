@@ -36,6 +36,9 @@ OLDEST_NODE = 18
 FULLY_COVERED = ("errors.py", "models.py", "protocol/*", "policy/*", "lifecycle.py")
 COVERAGE_DATA = ROOT / ".nox" / "coverage.data"
 
+# What the benchmarks compare with: import_time.py, and batch.py.
+COMPARED = ("openai", "aiometer", "requests")
+
 # A worker has its own sandboxes, which have children of their own: more workers than this gain nothing.
 SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
 
@@ -131,9 +134,11 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
     _install_wheel(session, "aiohttp,demo,httpx2")
-    session.install("openai")  # import_time.py compares with it
-    for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        session.run("python", str(script), *session.posargs, env={"PYTHONSAFEPATH": "1"})
+    session.install(*COMPARED)
+    folder = ROOT / "benchmarks"
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(folder)}  # the wheel, and what the scripts share
+    for script in sorted(folder.glob("*.py")):
+        session.run("python", str(script), *session.posargs, env=env)
 
 
 # --- how --------------------------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """How long ``import flux_async`` takes, next to ``import openai`` in the same run.
 
 Each import happens in a fresh interpreter, the two take turns, and medians are compared, so that a machine
-that is busy for a moment is busy for both. Exits 1 where the ratio reaches the limit.
+that is busy for a moment is busy for both. In the long form it
+exits 1 where the ratio reaches the limit.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
+
+from harness.report import exit_code, introduce, parser
 
 OURS, THEIRS = "flux_async", "openai"
 LIMIT = 0.60
@@ -26,9 +28,9 @@ def import_ms(module: str) -> float:
 
 def main() -> int:
     """Measure, print one line for each package and the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--long", action="store_true", help="40 imports each instead of 10")
-    rounds = 40 if parser.parse_args().long else 10
+    options = parser(__doc__, short="10 imports each", long="40 imports each").parse_args()
+    rounds = 40 if options.long else 10
+    introduce(f"{rounds} imports each; medians", [THEIRS])
 
     names = (OURS, THEIRS)
     for name in names:
@@ -39,10 +41,10 @@ def main() -> int:
             times[name].append(import_ms(name))
 
     for name, taken in times.items():
-        print(f"import {name:<12} {statistics.median(taken):7.1f} ms   (best {min(taken):.1f}, of {rounds})")
+        print(f"import {name:<12} {statistics.median(taken):7.1f} ms   ({min(taken):.1f}-{max(taken):.1f})")
     ratio = statistics.median(times[OURS]) / statistics.median(times[THEIRS])
     print(f"ratio {ratio:.2f}, limit {LIMIT:.2f}")
-    return 0 if ratio < LIMIT else 1
+    return exit_code(good=ratio < LIMIT, long=options.long)
 
 
 if __name__ == "__main__":

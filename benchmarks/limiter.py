@@ -2,23 +2,18 @@
 
 The sandbox counts exactly: 20 submits in any sliding window, all others answered 429. A first batch runs
 through; a second one is killed and resumed ten times. Quota use is measured between neighbouring submits, the
-gaps in which no process ran left out. Exits 1 where more than 1 % of the submits are answered 429, or less
-than 95 % of the quota is used.
+gaps in which no process ran left out. In the long form it exits 1 where more than 1 % of the submits are
+answered 429, or less than 95 % of the quota is used.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import itertools
-import json
-import select
 import subprocess
-import sys
 import tempfile
-import urllib.request
-from collections.abc import Iterator
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,8 @@ import attrs
 
 from flux_async import FluxClient, Limits, PollPolicy
 from flux_async.batch.run import run_batch
+from harness.processes import child, first_line, read_ledger, sandbox
+from harness.report import exit_code, introduce, parser
 
 MOST_429 = 0.01
 LEAST_USE = 0.95
@@ -33,7 +30,6 @@ SUBMITS, WINDOW = 20, 10.0
 LATENCY = 0.4
 """Vendor seconds from a submit to its reply."""
 RESTARTS = 10
-STOP_S = 10.0
 
 
 async def work(url: str, journal: str, jobs: int, speed: float) -> None:
@@ -46,28 +42,6 @@ async def work(url: str, journal: str, jobs: int, speed: float) -> None:
             print("running", flush=True)
             async for _ in batch:
                 pass
-
-
-@contextlib.contextmanager
-def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python child and end it, by its pid, whatever happens."""
-    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-
-
-def first_line(process: subprocess.Popen[str], seconds: float = 30.0) -> str:
-    """Return the first line a child prints."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], seconds)
-    return process.stdout.readline().strip() if ready else ""
 
 
 @attrs.frozen(kw_only=True)
@@ -84,12 +58,9 @@ class Use:
 
 def measure(jobs: int, restarts: int, speed: float, folder: Path) -> Use:
     """Run a batch on a sandbox of its own and read the ledger."""
-    options = ("--speed", speed, "--credits", jobs * 20, "--latency", LATENCY)
-    sandbox_command = ("-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", *map(str, options))
     lifetime = jobs / (restarts + 1) * WINDOW / speed / SUBMITS
-    with child(*sandbox_command) as sandbox:
-        url = first_line(sandbox).removeprefix("sandbox ready at ")
-        command = (__file__, "--work", url, str(folder / "journal.sqlite3"), str(jobs), str(speed))
+    with sandbox(speed=speed, credits=jobs * 20, latency=LATENCY) as url:
+        command = (__file__, "--work", url, folder / "journal.sqlite3", jobs, speed)
         for left in range(restarts, -1, -1):
             with child(*command) as worker:
                 if first_line(worker) != "running":
@@ -100,9 +71,7 @@ def measure(jobs: int, restarts: int, speed: float, folder: Path) -> Use:
                     raise SystemExit(f"limiter: the worker ended with exit code {worker.returncode}")
                 if left:
                     worker.kill()
-        request = urllib.request.Request(url + "/__sandbox/ledger", headers={"User-Agent": "limiter"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return read(json.load(answer), restarts)
+        return read(read_ledger(url), restarts)
 
 
 def read(ledger: dict[str, Any], restarts: int) -> Use:
@@ -123,20 +92,15 @@ def read(ledger: dict[str, Any], restarts: int) -> Use:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--short", action="store_true", help="20 in 4 s, 100 submits (the default)")
-    form.add_argument("--long", action="store_true", help="the real 20 in 10 s, 200 submits")
-    parser.add_argument(
-        "--work", nargs=4, metavar=("URL", "JOURNAL", "JOBS", "SPEED"), help=argparse.SUPPRESS
-    )
-    options = parser.parse_args()
+    asked = parser(__doc__, short="20 in 4 s, 100 submits", long="the real 20 in 10 s, 200 submits")
+    asked.add_argument("--work", nargs=4, metavar=("URL", "JOURNAL", "JOBS", "SPEED"), help=SUPPRESS)
+    options = asked.parse_args()
     if options.work:
         url, journal, jobs, speed = options.work
         asyncio.run(work(url, journal, int(jobs), float(speed)))
         return 0
     speed, jobs = (1.0, 200) if options.long else (2.5, 100)
-    print(f"{SUBMITS} submits in any {WINDOW / speed:g} s")
+    introduce(f"one round; {SUBMITS} submits in any {WINDOW / speed:g} s")
     head = f"{'restarts':>10}{'submits':>9}{'429':>6}{'most in window':>16}"
     print(f"{head}{'quota use':>11}{'longest restart':>17}")
     good = True
@@ -148,7 +112,7 @@ def main() -> int:
         print(f"{row}{use.use:>11.1%}{gap:>17}")
         good = good and use.refused <= MOST_429 * use.submits and use.use >= LEAST_USE
     print(f"limits: 429 <= {MOST_429:.0%} of submits, quota use >= {LEAST_USE:.0%}")
-    return 0 if good or not options.long else 1  # the short form only shows that it still runs
+    return exit_code(good=good, long=options.long)
 
 
 if __name__ == "__main__":

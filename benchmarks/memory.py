@@ -6,7 +6,6 @@ answers at once. Exits 1 where the long one peaks more than 40 MB above the shor
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import resource
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from contextlib import AbstractAsyncContextManager
 
 import attrs
@@ -22,6 +22,7 @@ from flux_async import FluxClient, Limits, PollPolicy
 from flux_async.batch.run import run_batch
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, Truth
+from harness.report import introduce, parser
 
 GROWTH_MB = 40.0
 IN_FLIGHT = 100
@@ -98,16 +99,14 @@ def measure(jobs: int, *, on_disk: bool = True) -> dict[str, float]:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--short", action="store_true", help="10,000 jobs against 1,000 (the default)")
-    form.add_argument("--long", action="store_true", help="100,000 jobs against 1,000")
-    parser.add_argument("--work", nargs=2, metavar=("JOBS", "JOURNAL"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    asked = parser(__doc__, short="10,000 jobs against 1,000", long="100,000 jobs against 1,000")
+    asked.add_argument("--work", nargs=2, metavar=("JOBS", "JOURNAL"), help=SUPPRESS)
+    options = asked.parse_args()
     if options.work:
         report(int(options.work[0]), options.work[1])
         return 0
     many = 100_000 if options.long else 10_000
+    introduce(f"one round; {IN_FLIGHT} in flight")
     print(f"{'jobs':>10}  {'journal':<10}{'peak MB':>9}{'seconds':>9}{'CPU ms/job':>12}")
     peaks: dict[tuple[int, bool], float] = {}
     for jobs, on_disk in ((FEW, True), (many, True), (FEW, False), (many, False)):
@@ -117,7 +116,7 @@ def main() -> int:
         where = "file" if on_disk else ":memory:"
         print(f"{jobs:>10,}  {where:<10}{peak:>9.1f}{seconds:>9.1f}{cpu:>12.2f}")
     growth = peaks[many, True] - peaks[FEW, True]
-    print(f"growth with a journal on file {growth:.1f} MB, limit {GROWTH_MB:g} MB; {IN_FLIGHT} in flight")
+    print(f"growth with a journal on file {growth:.1f} MB, limit {GROWTH_MB:g} MB")
     return 0 if growth < GROWTH_MB else 1
 
 

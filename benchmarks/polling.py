@@ -19,7 +19,6 @@ are in flight.
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import itertools
 import math
@@ -36,6 +35,8 @@ import attrs
 from flux_async import PollPolicy, TaskId, TaskRecord, TaskStatus
 from flux_async.policy.learning import GenerationTimes
 from flux_async.policy.polling import Watch
+from harness.charts import write
+from harness.report import introduce, parser
 
 COST_OF_LOOK_S = PollPolicy().cost_of_look_s
 COLD = 300
@@ -380,13 +381,9 @@ def plot(path: Path) -> None:
         marks += f'<text x="690" y="{y + 4}">{name}</text>'
         marks += "".join(f'<circle cx="{40 + 16 * at:.1f}" cy="{y}" r="4"/>' for at in looks if at < 40)
     scale = "".join(f'<text x="{36 + 16 * at}" y="196">{at}</text>' for at in range(0, 41, 5))
-    path.write_text(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 320" font-family="sans-serif" '
-        'font-size="13"><rect width="900" height="320" fill="white"/>'
-        '<text x="40" y="24">Generation times (log-normal, median 12 s) and the looks at a task, by its age '
-        f'in seconds</text>{bars}{scale}<g fill="#24507f">{marks}</g></svg>\n',
-        encoding="utf-8",
-    )
+    title = "Generation times (log-normal, median 12 s) and the looks at a task, by its age in seconds"
+    drawn = f'<text x="40" y="24">{title}</text>{bars}{scale}<g fill="#24507f">{marks}</g>'
+    write(path, 900, 320, drawn)
 
 
 def planned(policy: PollPolicy, known: GenerationTimes) -> tuple[float, ...]:
@@ -413,15 +410,12 @@ def show(rows: Sequence[Row], cost: float) -> None:
 
 def main() -> int:
     """Print the figures and hold them against the limits."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--short", action="store_true", help="4 rounds of 1,500 tasks (the default)")
-    form.add_argument(
-        "--long", action="store_true", help="20 rounds of 5,000 tasks, and other costs of a look"
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the schedules as SVG")
-    options = parser.parse_args()
+    short, long = "4 rounds of 1,500 tasks", "20 rounds of 5,000 tasks, and other costs of a look"
+    asked = parser(__doc__, short=short, long=long)
+    asked.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the schedules")
+    options = asked.parse_args()
     rounds, count = (20, 5_000) if options.long else (4, 1_500)
+    introduce(f"{long if options.long else short}; a simulation: seeds decide, not the machine")
     costs = (COST_OF_LOOK_S, 0.25, 1.0) if options.long else (COST_OF_LOOK_S,)
     good = True
     for cost in costs:

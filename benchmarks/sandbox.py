@@ -9,25 +9,24 @@ a second.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
-import select
 import socket
 import statistics
-import subprocess
-import sys
 import time
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from harness.processes import serving
+from harness.report import introduce, parser
+
 TASKS = 2_000
 CONNECTIONS = 32
 LEAST = 1_500.0
-START_S = 30.0
 HEAD = (
     "Host: 127.0.0.1\r\nAccept: */*\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
     "User-Agent: flux-async/0.1.0 (Python 3.11.7; httpx/0.28.1)\r\nContent-Type: application/json\r\n"
@@ -175,17 +174,14 @@ def mixture(ids: list[str]) -> Next:
 @contextlib.contextmanager
 def running(core: int, *command: str) -> Iterator[str]:
     """Run a server on one core and yield its address."""
-    arguments = [sys.executable, *command]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        os.sched_setaffinity(process.pid, {core})
-        try:
-            assert process.stdout is not None
-            readable, _, _ = select.select([process.stdout], [], [], START_S)
-            line = process.stdout.readline() if readable else ""
-            assert " ready at " in f" {line}", f"no server: {line!r}"
-            yield line.rpartition(" ")[2].strip()
-        finally:
-            process.kill()
+    here = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})  # what is started now stays there
+    try:
+        with serving(*command) as address:
+            os.sched_setaffinity(0, here)
+            yield address
+    finally:
+        os.sched_setaffinity(0, here)
 
 
 async def measure(rounds: int, seconds: float, core: int) -> dict[str, list[float]]:
@@ -207,11 +203,10 @@ async def measure(rounds: int, seconds: float, core: int) -> dict[str, list[floa
 
 def main() -> int:
     """Measure and print; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--long", action="store_true", help="more and longer rounds")
-    parser.add_argument("--strict", action="store_true", help="exit 1 below the limit")
-    parser.add_argument("--serve", choices=["floor", "hello"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    asked = parser(__doc__, short="3 rounds of 1.5 s", long="7 rounds of 4 s")
+    asked.add_argument("--strict", action="store_true", help="exit 1 below the limit")
+    asked.add_argument("--serve", choices=["floor", "hello"], help=SUPPRESS)
+    options = asked.parse_args()
     if options.serve == "floor":
         asyncio.run(serve_floor())
     if options.serve == "hello":
@@ -219,12 +214,13 @@ def main() -> int:
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         print("needs two cores, and a system that can pin processes to them")
         return int(options.strict)
+    rounds, seconds = (7, 4.0) if options.long else (3, 1.5)
+    introduce(f"{rounds} rounds of {seconds:g} s; medians, and each round", ("uvicorn", "starlette"))
     ours, theirs, *_ = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {ours})
-    rounds, seconds = (7, 4.0) if options.long else (3, 1.5)
     found = asyncio.run(measure(rounds, seconds, theirs))
     rate = {name: statistics.median(rates) for name, rates in found.items()}
-    print(f"answers per second on one core, {TASKS:,} tasks, median of {rounds} rounds of {seconds:g} s")
+    print(f"answers per second on one core, {TASKS:,} tasks")
     for name, value in rate.items():
         print(f"  {name:<15}{value:>9,.0f}  ({', '.join(f'{each:,.0f}' for each in found[name])})")
     print(f"the sandbox reaches {rate['sandbox'] / rate['uvicorn hello']:.0%} of uvicorn's hello")

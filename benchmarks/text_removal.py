@@ -1,8 +1,9 @@
 """How well text is removed, measured on the samples whose clean originals are known.
 
-    python benchmarks/text_removal.py [--quality fast good] [--fill hybrid smooth ...] [--sample NAME ...]
+    python benchmarks/text_removal.py [--long] [--quality fast good] [--fill hybrid ...] [--sample NAME ...]
 
-One table per quality and fill. All figures are measured when this runs:
+The short form takes a few samples with the defaults of the package, the long one everything. One table per
+quality and fill. All figures are measured when this runs:
 
 left      letters and digits the recogniser still reads where text was (of those it read before)
 psnr      peak signal to noise ratio against the clean picture, in and right around the text, in decibels
@@ -24,7 +25,9 @@ import numpy as np
 
 from flux_async.imaging import Fill, Mask, Pixels, Quality, read_text, remove_text
 from flux_async.sandbox.samples import Sample, draw_sample, sample_names
+from harness.report import introduce, parser
 
+FEW = 4
 VISIBLE = 12
 """A change of this many levels (of 255) in any channel counts as visible."""
 FAR = 20
@@ -47,22 +50,29 @@ class Figures:
 def main() -> None:
     """Measure and print."""
     options = _options()
-    for quality in options.quality:
-        for fill in options.fill:
+    every = options.long
+    qualities = options.quality or ([kind.value for kind in Quality] if every else ["fast"])
+    fills = options.fill or ([kind.value for kind in Fill] if every else ["hybrid"])
+    samples = options.sample or list(sample_names())[: None if every else FEW]
+    introduce(f"{len(samples)} samples, once each", ("opencv-python-headless", "numpy", "rapidocr"))
+    for quality in qualities:
+        for fill in fills:
             print(f"\nquality {quality}, fill {fill}")
             print(f"{'':20}{'left':>9}{'psnr':>7}{'ssim':>7}{'damage':>9}{'wall':>8}{'cpu':>7}")
-            rows = [_measure(name, Quality(quality), Fill(fill)) for name in options.sample]
+            rows = [_measure(name, Quality(quality), Fill(fill)) for name in samples]
             _print_mean(rows)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser(
+        __doc__,
+        short=f"the first {FEW} samples, quality fast, fill hybrid",
+        long="every sample, quality and fill: minutes",
     )
-    parser.add_argument("--quality", nargs="+", default=[kind.value for kind in Quality], metavar="QUALITY")
-    parser.add_argument("--fill", nargs="+", default=[kind.value for kind in Fill], metavar="FILL")
-    parser.add_argument("--sample", nargs="+", default=list(sample_names()), metavar="NAME")
-    return parser.parse_args()
+    options.add_argument("--quality", nargs="+", choices=[kind.value for kind in Quality])
+    options.add_argument("--fill", nargs="+", choices=[kind.value for kind in Fill])
+    options.add_argument("--sample", nargs="+", metavar="NAME")
+    return options.parse_args()
 
 
 def _measure(name: str, quality: Quality, fill: Fill) -> Figures:

@@ -11,25 +11,22 @@ is submitted again when no callback can come any more. Then nothing may be in do
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import random
-import select
-import socket
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
 from flux_async import CallbackEndpoint, FluxClient, Journal, Limits, PollPolicy, run_batch
 from flux_async.cli.listening import Place, bind, listening
+from harness.processes import child, first_line, free_port, read_ledger, sandbox
+from harness.report import introduce, parser
 
 SPEED = 20.0
 """The vendor's clock: 20 submits in 0.5 s, a task of 12 s takes 0.6 s."""
@@ -37,7 +34,6 @@ LATENCY = 1.0
 """Vendor seconds between a submit's charge and its reply: the gap that a kill can hit."""
 DROPPED = 0.01
 RUN_LIMIT_S = 900.0
-STOP_S = 10.0
 KEY = "torture"
 DOUBT_WAIT_S = (300.0 + 21 * 60.0) / SPEED
 """What a task may take and the vendor's retries of its callback, on the vendor's clock."""
@@ -81,53 +77,21 @@ def receiving(
 # --- the parent -------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python child and end it, by its pid, whatever happens."""
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(STOP_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def first_line(process: subprocess.Popen[str], seconds: float = 30.0) -> str:
-    """Return the first line a child prints."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], seconds)
-    return process.stdout.readline().strip() if ready else ""
-
-
 def torture(jobs: int, kills: int, seed: int, folder: Path, port: int = 0) -> dict[str, float]:
     """Kill the worker ``kills`` times, let it finish, and return the audit."""
     rng = random.Random(seed)
     journal = folder / "journal.sqlite3"
-    options = ("--speed", SPEED, "--credits", jobs * 20, "--latency", LATENCY, "--drop-replies", DROPPED)
-    options += ("--webhook-key", KEY)
-    sandbox_command = ("-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", *map(str, options))
+    vendor = sandbox(speed=SPEED, credits=jobs * 20, latency=LATENCY, drop_replies=DROPPED, webhook_key=KEY)
     begun, killed = time.monotonic(), 0
     mean_s = 0.8 * jobs / (20 / 10 * SPEED) / max(1, kills)  # so that the kills spread over the whole batch
-    with child(*sandbox_command) as sandbox:
-        url = first_line(sandbox).removeprefix("sandbox ready at ")
+    with vendor as url:
         while True:
             if time.monotonic() - begun > RUN_LIMIT_S:
                 raise SystemExit("torture: not done in time")
-            order = ("--work", url, str(journal), "--jobs", str(jobs), "--port", str(port))
+            order = ("--work", url, journal, "--jobs", jobs, "--port", port)
             with child(__file__, *order) as worker:
                 if first_line(worker) != "running":
-                    raise SystemExit(f"torture: the worker did not start (exit {worker.wait(STOP_S)})")
+                    raise SystemExit(f"torture: the worker did not start (exit {worker.wait(10.0)})")
                 limit = rng.uniform(0.0, 2 * mean_s) if killed < kills else RUN_LIMIT_S
                 try:
                     code = worker.wait(limit)
@@ -139,14 +103,9 @@ def torture(jobs: int, kills: int, seed: int, folder: Path, port: int = 0) -> di
             if code != 0:
                 raise SystemExit(f"torture: the worker ended with exit code {code}")
             break
-        with urllib.request.urlopen(_browser(url + "/__sandbox/ledger"), timeout=30) as answer:
-            ledger = json.load(answer)
+        ledger = read_ledger(url)
     figures = audit(journal, ledger, jobs)
     return {"jobs": jobs, "kills": killed, "seconds": round(time.monotonic() - begun, 1)} | figures
-
-
-def _browser(url: str) -> urllib.request.Request:
-    return urllib.request.Request(url, headers={"User-Agent": "torture"})
 
 
 def audit(journal: Path, ledger: dict[str, Any], jobs: int) -> dict[str, float]:
@@ -179,22 +138,20 @@ def audit(journal: Path, ledger: dict[str, Any], jobs: int) -> dict[str, float]:
 
 def main() -> int:
     """Torture a batch and print the audit."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--short", action="store_true", help="300 jobs, 8 kills (the default)")
-    form.add_argument("--long", action="store_true", help="5,000 jobs, 50 kills: some minutes")
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--kills", type=int)
-    parser.add_argument("--callbacks", action="store_true", help="told by callbacks as well")
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=1, help="of the kill times (default: %(default)s)")
-    parser.add_argument("--work", nargs=2, metavar=("URL", "JOURNAL"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    asked = parser(__doc__, short="300 jobs, 8 kills", long="5,000 jobs, 50 kills: some minutes")
+    asked.add_argument("--jobs", type=int)
+    asked.add_argument("--kills", type=int)
+    asked.add_argument("--callbacks", action="store_true", help="told by callbacks as well")
+    asked.add_argument("--port", type=int, default=0, help=SUPPRESS)
+    asked.add_argument("--seed", type=int, default=1, help="of the kill times (default: %(default)s)")
+    asked.add_argument("--work", nargs=2, metavar=("URL", "JOURNAL"), help=SUPPRESS)
+    options = asked.parse_args()
     jobs = options.jobs or (5_000 if options.long else 300)
     if options.work:
         url, journal = options.work
         return asyncio.run(work(url, journal, jobs, options.port))
     kills = options.kills if options.kills is not None else (50 if options.long else 8)
+    introduce(f"one round of {jobs:,} jobs, {kills} kills at times drawn with seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         port = free_port() if options.callbacks else 0
         figures = torture(jobs, kills, options.seed, Path(folder), port)

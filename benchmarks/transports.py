@@ -6,18 +6,16 @@ moment is busy for all, and only ratios are judged. As in the client, at most 16
 and the others wait before them, whatever the stack. "aiohttp itself" is the shortest loop one would write
 with it, without an account of what was sent and without a limit to what is read.
 
-Exits 1 where our aiohttp transport takes more than 1.3 times the CPU of aiohttp itself.
+In the long form it exits 1 where our aiohttp transport takes more than 1.3 times the CPU of aiohttp itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import resource
 import statistics
-import subprocess
-import sys
+from argparse import SUPPRESS
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -30,6 +28,9 @@ from flux_async.protocol.wire import build_record_info
 from flux_async.transport import Answered
 from flux_async.transport.choice import make_transport
 from flux_async.transport.origin import ApiOrigin
+from harness.charts import Bar, draw_bars
+from harness.processes import child, first_line
+from harness.report import exit_code, introduce, parser
 
 MOST = 1.3
 AT_ONCE = (1, 10, 100)
@@ -204,59 +205,41 @@ def show(at_once: int, costs: dict[str, list[float]]) -> float:
 
 def plot(path: Path, found: dict[int, dict[str, list[float]]]) -> None:
     """Write the medians as bars, with the spread as lines."""
-    rows = [(at_once, name, taken) for at_once, costs in found.items() for name, taken in costs.items()]
-    scale = 520 / max(max(taken) for _, _, taken in rows)
-    height = 30 + 20 * len(rows) + 14 * len(found)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{height}" font-size="12">',
-        f'<rect width="860" height="{height}" fill="white"/>',
-        '<text x="10" y="18">CPU of one look, microseconds; bar: median, line: lowest to highest</text>',
+    bars = [
+        Bar(
+            name=f"{at_once} in flight, {name}",
+            values=taken,
+            ours=name.startswith("transport"),
+            opens=name == FLOOR,
+        )
+        for at_once, costs in found.items()
+        for name, taken in costs.items()
     ]
-    y = 30
-    for at_once, name, taken in rows:
-        y += 14 if name == FLOOR else 0
-        median, low, high = statistics.median(taken), min(taken) * scale, max(taken) * scale
-        colour = "#2a78b5" if name.startswith("transport") else "#9aa5b1"
-        parts += [
-            f'<text x="10" y="{y + 11}">{at_once} in flight, {name}</text>',
-            f'<rect x="230" y="{y}" width="{median * scale:.1f}" height="14" fill="{colour}"/>',
-            f'<path d="M{230 + low:.1f} {y + 7}H{230 + high:.1f}" stroke="black"/>',
-            f'<text x="{236 + high:.1f}" y="{y + 11}">{median:.0f}</text>',
-        ]
-        y += 20
-    path.write_text("\n".join([*parts, "</svg>", ""]), encoding="utf-8")
+    draw_bars(path, "CPU of one look, microseconds", bars)
 
 
 def main() -> int:
     """Measure, print, judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--short", action="store_true", help="5 rounds of 600 looks (the default)")
-    form.add_argument("--long", action="store_true", help="15 rounds of 3,000 looks")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a chart, too")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    asked = parser(__doc__, short="5 rounds of 600 looks", long="15 rounds of 3,000 looks")
+    asked.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a chart, too")
+    asked.add_argument("--serve", action="store_true", help=SUPPRESS)
+    options = asked.parse_args()
     if options.serve:
         asyncio.run(serve())
     looks, rounds = (3000, 15) if options.long else (600, 5)
-    print(f"{rounds} rounds of {looks} looks; Python {sys.version.split()[0]}, aiohttp {aiohttp.__version__}")
-    command = [sys.executable, __file__, "--serve"]
+    introduce(f"{rounds} rounds of {looks} looks; medians", ("httpx", "sniffio", "httpx2", "aiohttp"))
     found: dict[int, dict[str, list[float]]] = {}
     good = True
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            port = int(server.stdout.readline())
-            for at_once in AT_ONCE:
-                found[at_once] = asyncio.run(measure(port, at_once, looks, rounds))
-                ratio = show(at_once, found[at_once])
-                good = good and ratio <= MOST
-                print(f"  {OURS} takes {ratio:.2f} times what {BARE} takes, limit {MOST}")
-        finally:
-            server.terminate()
+    with child(__file__, "--serve") as server:
+        port = int(first_line(server))
+        for at_once in AT_ONCE:
+            found[at_once] = asyncio.run(measure(port, at_once, looks, rounds))
+            ratio = show(at_once, found[at_once])
+            good = good and ratio <= MOST
+            print(f"  {OURS} takes {ratio:.2f} times what {BARE} takes, limit {MOST}")
     if options.plot:
         plot(options.plot, found)
-    return 0 if good else 1
+    return exit_code(good=good, long=options.long)
 
 
 if __name__ == "__main__":

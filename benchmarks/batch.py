@@ -1,0 +1,282 @@
+"""What a batch costs with this package, and what it costs as one would write it without.
+
+Two parts, each of the clients in a process of its own, against a server in another (``harness/vendor.py``):
+
+**cost**: 2,000 tasks, 100 in flight, on an account whose rate limit does not bind. The API page's own Python
+sample in 100 threads; its ``Promise.all`` batch, in asyncio, with chunks of 100; ``asyncio.gather`` with a
+semaphore; aiometer; all three with httpx, and all with the page's poll every 3 s. Then ``run_batch`` with a
+journal on a file, through each transport. Clients take turns, and begin in another order in every round.
+``cpu`` is the CPU time of the whole client process, imports and journal included, per finished task;
+``makespan`` is in least possible ones: all places busy all the time, ``tasks x mean generation time /
+places``; ``requests`` and ``connections`` are counted by the server. No client fetches or touches a picture.
+
+**pace**: as many tasks at the vendor's 20 submits in 10 s, which aiometer can keep as well, all at the same
+time. The makespan is held against ``tasks / rate + mean generation time``. Whoever keeps no pace is answered
+429 and loses tasks, so the others are not here.
+
+Time is scaled: everything the vendor measures is shorter by ``--speed``, and so is every client's poll
+interval, our policy and limits, our first guess of how long a task takes, and the 0.1 s that a request
+travels. Not scaled are the shortest gap between our looks (0.3 s), the width of our bins at young ages, and
+the vendor's times, which are cut to the second: at high speed ours is at a disadvantage. There is no TLS,
+which flatters those who open many connections. httpx runs as ``pip install httpx`` leaves it, without sniffio
+(which would save it a failing search at every lock); the rows "with sniffio" have it.
+
+In the long form it exits 1 where ours takes more than 1/2 (httpx), or 1/8 (aiohttp), of the CPU per task of
+``gather`` and a semaphore, or more than 1.02 times the makespan there is at the vendor's pace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from harness.charts import Bar, draw_bars
+from harness.processes import child, read_json, read_ledger, serving
+from harness.report import exit_code, introduce, parser, spread
+
+HERE = Path(__file__).parent / "harness"
+LIBRARIES = ("httpx", "httpcore", "anyio", "sniffio", "httpx2", "aiohttp", "requests", "aiometer")
+SUBMITS, WINDOW_S = 20, 10.0
+LONGEST_S = 3_600.0
+
+
+@attrs.frozen
+class Client:
+    """One of those that are compared.
+
+    Attributes:
+        title: What it is called in the table.
+        name: What it is called in ``batch_clients.py``.
+        sniffio: Whether it finds sniffio.
+        most: The share of the CPU of ``BASE`` that it may take, where there is a limit.
+    """
+
+    title: str
+    name: str
+    sniffio: bool = False
+    most: float | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this package."""
+        return self.name.startswith("ours")
+
+
+BASE = Client("gather + semaphore, httpx", "gather")
+COST = (
+    Client("page's sample, threads", "page"),
+    Client("page's chunks, httpx", "chunks"),
+    BASE,
+    Client("  with sniffio", "gather", sniffio=True),
+    Client("aiometer, httpx", "aiometer"),
+    Client("run_batch, httpx", "ours-httpx", most=1 / 2),
+    Client("  with sniffio", "ours-httpx", sniffio=True),
+    Client("run_batch, httpx2", "ours-httpx2"),
+    Client("run_batch, aiohttp", "ours-aiohttp", most=1 / 8),
+)
+PACE = (
+    Client("aiometer, httpx", "aiometer"),
+    Client("run_batch, httpx", "ours-httpx"),
+    Client("run_batch, aiohttp", "ours-aiohttp"),
+)
+MOST_MAKESPAN = 1.02
+
+
+# --- one run ----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Size:
+    """What is asked of every client."""
+
+    tasks: int
+    places: int
+    speed: float
+    trip_s: float
+
+    @property
+    def per_s(self) -> float:
+        """The submits the account takes in a real second, where it is paced."""
+        return SUBMITS / WINDOW_S * self.speed
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """What one run took: seconds are real ones.
+
+    Attributes:
+        finished: Tasks whose picture the client was told of.
+        refused: Submits that were answered 429.
+        mean_s: Mean generation time of its tasks, by the server's clock.
+        seconds: From its first to its last instruction, imports left out.
+    """
+
+    finished: int
+    refused: int
+    requests: int
+    connections: int
+    mean_s: float
+    seconds: float
+    cpu_s: float
+    peak_mb: float
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU of a finished task."""
+        return self.cpu_s / max(1, self.finished) * 1000
+
+
+def run(client: Client, size: Size, *, seed: int, paced: bool) -> Run:
+    """Run one client against a server of its own; with the same seed tasks take the same time."""
+    pace = ("--submits", SUBMITS) if paced else ()
+    order = ("--speed", size.speed, "--seed", seed, "--trip", size.trip_s, *pace)
+    with (
+        serving(HERE / "vendor.py", *order) as url,
+        tempfile.TemporaryDirectory(prefix="batch-") as folder,
+    ):
+        flags = ["--paced"] * paced + ["--sniffio"] * client.sniffio
+        figures = _told(
+            HERE / "batch_clients.py",
+            *(client.name, url, "--tasks", size.tasks, "--places", size.places, "--speed", size.speed),
+            *("--journal", f"{folder}/journal.sqlite3", *flags),
+        )
+        counts, ledger = read_json(f"{url}/__counts"), read_ledger(url)
+    ended = [task["endedAt"] - task["createdAt"] for task in ledger["tasks"] if task["endedAt"]]
+    return Run(mean_s=statistics.fmean(ended), refused=ledger["refused"].get("429", 0), **counts, **figures)
+
+
+def _told(*arguments: object) -> dict[str, Any]:
+    """Run a client and return what it says."""
+    with child(*arguments) as process:
+        said, _ = process.communicate(timeout=LONGEST_S)
+        if process.returncode:
+            raise SystemExit(f"batch: the client {arguments[1]} failed")
+    told: dict[str, Any] = json.loads(said)
+    return told
+
+
+# --- the two parts ----------------------------------------------------------------------------------------
+
+
+def measure_cost(size: Size, clients: Iterable[Client], rounds: int) -> dict[Client, list[Run]]:
+    """Let the clients take turns."""
+    runs: dict[Client, list[Run]] = {client: [] for client in clients}
+    for number in range(rounds):
+        turn = list(runs)
+        first = number * 2 % len(turn)
+        for client in turn[first:] + turn[:first]:
+            runs[client].append(run(client, size, seed=number, paced=False))
+            done = runs[client][-1]
+            print(f"round {number + 1}, {client.title.strip()}: {done.cpu_ms:.1f} ms", file=sys.stderr)
+            if client.is_ours and done.finished != size.tasks:
+                raise SystemExit(f"batch: {client.title} finished {done.finished} of {size.tasks}")
+    return runs
+
+
+def show_cost(size: Size, runs: dict[Client, list[Run]]) -> bool:
+    """Print the table; say whether the limits hold."""
+    print(f"{'':<27}{'CPU, ms a task':>22}{'of gather':>19}{'makespan':>20}", end="")
+    print(f"{'requests':>10}{'connections':>13}{'peak MB':>9}{'finished':>10}")
+    good = True
+    for client, taken in runs.items():
+        ratios = [mine.cpu_ms / base.cpu_ms for mine, base in zip(taken, runs.get(BASE, []), strict=False)]
+        makespans = [each.seconds * size.places / (size.tasks * each.mean_s) for each in taken]
+        requests = statistics.median(each.requests / size.tasks for each in taken)
+        connections = statistics.median(each.connections for each in taken)
+        print(f"{client.title:<27}{spread([each.cpu_ms for each in taken], '.1f'):>22}", end="")
+        print(f"{spread(ratios) if ratios else '-':>19}{spread(makespans):>20}{requests:>10.2f}", end="")
+        peak = max(each.peak_mb for each in taken)
+        print(f"{connections:>13,.0f}{peak:>9.0f}{min(each.finished for each in taken):>10,}")
+        if client.most is not None and ratios:
+            good = good and statistics.median(ratios) <= client.most
+    print("limits, CPU of gather: " + ", ".join(f"{c.title} <= {c.most:.3f}" for c in COST if c.most))
+    print(f"requests: a task's; makespan: of {size.tasks:,} x mean generation time / {size.places}\n")
+    return good
+
+
+def measure_pace(size: Size, clients: Iterable[Client], seed: int) -> dict[Client, Run]:
+    """Let all run at the same time, each against a server of its own."""
+    asked = list(clients)
+    with ThreadPoolExecutor(max(1, len(asked))) as threads:
+        done = threads.map(lambda client: run(client, size, seed=seed, paced=True), asked)
+        return dict(zip(asked, done, strict=True))
+
+
+def show_pace(size: Size, runs: dict[Client, Run]) -> bool:
+    """Print the table; say whether the limit holds."""
+    print(f"{'':<27}{'makespan, s':>13}{'of N/rate + mean':>18}{'requests':>10}{'429':>6}{'finished':>10}")
+    good = True
+    for client, done in runs.items():
+        ratio = done.seconds / (size.tasks / size.per_s + done.mean_s)
+        print(f"{client.title:<27}{done.seconds:>13.1f}{ratio:>18.4f}", end="")
+        print(f"{done.requests / size.tasks:>10.2f}{done.refused:>6}{done.finished:>10,}")
+        good = good and (not client.is_ours or ratio <= MOST_MAKESPAN)
+    print(f"{size.tasks:,} tasks at {size.per_s:g} a second; limit for run_batch: {MOST_MAKESPAN}")
+    return good
+
+
+def plot(path: Path, runs: dict[Client, list[Run]]) -> None:
+    """Write the CPU per finished task as bars."""
+    bars = [
+        Bar(name=client.title, values=[each.cpu_ms for each in taken], ours=client.is_ours, form=".1f")
+        for client, taken in runs.items()
+    ]
+    draw_bars(path, "CPU of a finished task, milliseconds", bars)
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    options = _options()
+    size = Size(
+        tasks=options.tasks or (2_000 if options.long else 200),
+        places=options.places,
+        speed=options.speed or (4.0 if options.long else 10.0),
+        trip_s=options.trip,
+    )
+    rounds = options.rounds or (3 if options.long else 1)
+    chosen = options.only or sorted({client.name for client in COST})
+    introduce(
+        f"{rounds} rounds of {size.tasks:,} tasks, {size.places} in flight, {size.trip_s:g} s a trip, "
+        f"all times shortened {size.speed:g} times; medians (lowest-highest)",
+        LIBRARIES,
+    )
+    good = True
+    if options.part != "pace":
+        runs = measure_cost(size, [client for client in COST if client.name in chosen], rounds)
+        good = show_cost(size, runs)
+        if options.plot:
+            plot(options.plot, runs)
+    if options.part != "cost":
+        paced = measure_pace(size, [client for client in PACE if client.name in chosen], seed=rounds)
+        good = show_pace(size, paced) and good
+    return exit_code(good=good, long=options.long)
+
+
+def _options() -> argparse.Namespace:
+    options = parser(
+        __doc__,
+        short="200 tasks, time shortened 10 times, one round",
+        long="2,000 tasks, time shortened 4 times, 3 rounds: 40 minutes",
+    )
+    options.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a chart of the cost, too")
+    options.add_argument("--part", choices=("cost", "pace"), help="only this one")
+    options.add_argument("--only", nargs="+", metavar="CLIENT", help="only these clients, by process name")
+    options.add_argument("--tasks", type=int, help="how many")
+    options.add_argument("--places", type=int, default=100, help="in flight (default: %(default)s)")
+    options.add_argument("--speed", type=float, help="by how much times are shortened")
+    options.add_argument("--rounds", type=int, help="how often each client has its turn")
+    options.add_argument("--trip", type=float, default=0.1, help="seconds there and back (default: 0.1)")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

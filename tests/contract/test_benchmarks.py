@@ -1,0 +1,38 @@
+"""Every benchmark can be asked for its short form, and is told of."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py"))
+ROWS = dict(
+    re.findall(
+        r"^\| `python benchmarks/(\S+?\.py)(.*?)`", (FOLDER / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_benchmark_takes_what_its_row_says(script: str) -> None:
+    """Each has a row in the README of the benchmarks, and takes ``--short``, ``--long`` and what it says."""
+    told = subprocess.run(
+        [sys.executable, str(FOLDER / script), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(FOLDER)},
+    ).stdout
+    wanted = ["--long", "--short", *re.findall(r"--[a-z]+", ROWS[script])]
+    assert [option for option in wanted if option not in told] == []
+
+
+def test_no_row_tells_of_what_is_gone() -> None:
+    """Every row of that README is about a script that is there."""
+    assert sorted(ROWS) == SCRIPTS
