@@ -36,7 +36,7 @@ from flux_async.transport.conduct import (
 )
 from flux_async.transport.file_host import FileHost
 from flux_async.transport.origin import ApiOrigin
-from flux_async.transport.pools import Pool
+from flux_async.transport.pools import Rack
 from flux_async.transport.proxies import proxy_for
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
@@ -124,14 +124,14 @@ class _TooLate(Exception):
 
 
 class HttpxTransport:
-    """Requests through httpx or httpx2: a small pool, kept alive, without redirects, with an honest account.
+    """Requests through httpx or httpx2: few connections, kept alive, without redirects, an honest account.
 
     Where no client is given, requests go straight to the library's carrier: what its client adds to each
     (cookies, redirects, a line in the log) costs a sixth to a third of the CPU, and is not wanted.
 
     Args:
         origin: The API's address and key.
-        limits: Sizes the pool: ``connections`` for looks and ``submits_in_air`` for submits.
+        limits: Bounds the connections: ``connections`` for looks and ``submits_in_air`` for submits.
         version: Ours, for the User-Agent.
         client: A client of the caller's, which stays his to close; None has connections made.
         family: The library to make them with.
@@ -153,8 +153,8 @@ class HttpxTransport:
         self._limits = limits
         self._user_agent = user_agent(version, self.name, getattr(self._family, "__version__", "?"))
         self._given = client
-        self._own: Pool[Carrier] | None = None
-        self._for_uploads: Pool[Carrier] | None = None
+        self._own: Rack[Carrier] | None = None
+        self._for_uploads: Rack[Carrier] | None = None
         self._closed = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
         self._tls: ssl.SSLContext | None = None
@@ -176,12 +176,18 @@ class HttpxTransport:
             return NotSent("the connections are closed" if self._closed else "the http_client is closed")
         if self._given is not None:
             return await self._exchange_through_client(self._given, request, timeout_s)
+        rack = self._rack_for(request)
         try:
-            pool, wire = self._pool_for(request), self._build(request, timeout_s)
+            wire = self._build(request, timeout_s)
+            carrier = await rack.take(timeout_s)
         except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
             return NotSent(self._reason(error))
-        async with pool.used() as carrier:
-            return await self._told(carrier.handle_async_request(wire), timeout_s, believed=True)
+        truth: Truth | None = None
+        try:
+            truth = await self._told(carrier.handle_async_request(wire), timeout_s, believed=True)
+        finally:
+            await rack.give(carrier, is_sound=isinstance(truth, Answered))
+        return truth
 
     async def _exchange_through_client(
         self, client: HttpClient, request: WireRequest, timeout_s: float
@@ -208,22 +214,19 @@ class HttpxTransport:
                 return Answered(await self._read(await sending, ends))
         except Unreadable as error:
             return Unknown(str(error))
-        except TimeoutError:
-            # Only a server that drips gets here: cancelling may cost the pool a connection for ever.
-            self._retire_pools()
-            return Unknown(f"no whole answer within {timeout_s:g} s")
-        except _TooLate:
+        except (TimeoutError, _TooLate):
             return Unknown(f"no whole answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
             names = {base.__name__ for base in type(error).__mro__}
             return (NotSent if believed and names & NEVER_SENT else Unknown)(self._reason(error))
 
-    def _pool_for(self, request: WireRequest) -> Pool[Carrier]:
+    def _rack_for(self, request: WireRequest) -> Rack[Carrier]:
         """Uploads have connections of their own: a slow one must not hold up a submit."""
         if request.host is Host.UPLOADS:
-            self._for_uploads = self._for_uploads or Pool(self._make_upload_carrier())
+            self._for_uploads = self._for_uploads or self._make_rack(self._origin.upload_url, UPLOADS)
             return self._for_uploads
-        self._own = self._own or Pool(self._make_carrier())
+        most = self._limits.connections + self._limits.submits_in_air
+        self._own = self._own or self._make_rack(self._origin.base_url, most)
         return self._own
 
     def _headers(self, request: WireRequest) -> dict[str, str]:
@@ -277,27 +280,21 @@ class HttpxTransport:
     async def aclose(self) -> None:
         """Close the connections that are ours, for good; a client given by the caller stays open."""
         self._closed = True
-        for pool in (self._own, self._for_uploads):
-            if pool is not None:
-                await pool.resource.aclose()
-        self._own = self._for_uploads = None
+        for rack in (self._own, self._for_uploads):
+            if rack is not None:
+                await rack.aclose()
         await self._files.aclose()
 
-    def _make_carrier(self) -> Carrier:
-        connections = self._limits.connections + self._limits.submits_in_air
-        return self._make_keyed_carrier(connections, self._origin.base_url)
+    def _make_rack(self, base: str, most: int) -> Rack[Carrier]:
+        return Rack(lambda: self._make_carrier(base), most, KEEPALIVE_S)
 
-    def _make_upload_carrier(self) -> Carrier:
-        return self._make_keyed_carrier(UPLOADS, self._origin.upload_url)
-
-    def _make_keyed_carrier(self, connections: int, base: str) -> Carrier:
+    def _make_carrier(self, base: str) -> Carrier:
+        """Make a carrier of one connection."""
         parts = urlsplit(base)
         carrier: Carrier = self._family.AsyncHTTPTransport(
             verify=self._tls_context(),
             limits=self._family.Limits(
-                max_connections=connections,
-                max_keepalive_connections=connections,
-                keepalive_expiry=KEEPALIVE_S,
+                max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S
             ),
             proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
         )
@@ -307,9 +304,3 @@ class HttpxTransport:
         """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""
         self._tls = self._tls or tls_context()
         return self._tls
-
-    def _retire_pools(self) -> None:
-        for pool in (self._own, self._for_uploads):
-            if pool is not None:
-                pool.retire()
-        self._own = self._for_uploads = None

@@ -12,7 +12,7 @@ import pytest
 
 from flux_async import ConfigurationError, DownloadError, FluxClient, InvalidInput, Limits, ResultExpired
 from flux_async.protocol.envelope import WireRequest
-from flux_async.transport import NotSent, Unknown
+from flux_async.transport import Answered, NotSent, Unknown
 from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of, tells_the_truth
 from flux_async.transport.origin import ApiOrigin
 
@@ -289,7 +289,7 @@ async def test_the_callers_default_parameters_do_not_displace_ours(raw_server: A
 async def test_hard_stops_do_not_pile_up_connections(
     raw_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pool that had to be given up is closed when its last exchange has ended."""
+    """A connection that had to be given up in the middle of an answer is closed, and not used again."""
     monkeypatch.setattr("flux_async.transport.httpx_._HARD_STOP_S", 0.01)
     made: list[Any] = []
 
@@ -303,13 +303,69 @@ async def test_hard_stops_do_not_pile_up_connections(
     async with raw_server(behave) as server:
         transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1")
         make_carrier = transport._make_carrier
-        monkeypatch.setattr(transport, "_make_carrier", lambda: made.append(make_carrier()) or made[-1])
+        monkeypatch.setattr(
+            transport, "_make_carrier", lambda base: made.append(make_carrier(base)) or made[-1]
+        )
         for _ in range(3):
             assert isinstance(await transport.exchange(GET, timeout_s=0.03), Unknown)
         async with asyncio.timeout(2):
             while server.open:
                 await asyncio.sleep(0.005)
     assert len(made) == 3
+
+
+@pytest.mark.parametrize("family", ["httpx", "httpx2"])
+async def test_no_more_connections_than_are_used_at_once(
+    raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch, family: Any
+) -> None:
+    """One after another all requests take the same connection; what a crowd has opened is closed again."""
+    monkeypatch.setattr("flux_async.transport.httpx_.KEEPALIVE_S", 0.05)
+    together = asyncio.Barrier(3)
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if first.startswith("POST"):
+            await together.wait()
+        writer.write(make.http(b"{}"))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1", family=family)
+        for _ in range(5):
+            assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
+        assert server.open == 1
+        await asyncio.gather(*(transport.exchange(POST, timeout_s=5) for _ in range(3)))  # noqa: TID251
+        assert server.open == 3
+        async with asyncio.timeout(2):
+            while server.open > 1:
+                await transport.exchange(GET, timeout_s=5)
+        await transport.aclose()
+    assert len(server.requests) > 8
+
+
+async def test_who_waits_in_vain_for_a_connection_has_sent_nothing(raw_server: Any) -> None:
+    """Where all connections are taken a request waits its time and is not sent; nor is it after the end."""
+    reached = asyncio.Event()
+
+    async def behave(*args: Any) -> bool:
+        reached.set()
+        await asyncio.sleep(30)
+        return True
+
+    async with raw_server(behave) as server, asyncio.TaskGroup() as group:
+        limits = Limits(connections=1, submits_in_air=1)
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), limits, version="1")
+        taken = [group.create_task(transport.exchange(POST, timeout_s=20)) for _ in range(2)]
+        await reached.wait()
+        truth = await transport.exchange(GET, timeout_s=0.02)
+        assert isinstance(truth, NotSent)
+        assert "no connection was free" in truth.reason
+        late = group.create_task(transport.exchange(GET, timeout_s=20))
+        await asyncio.sleep(0)
+        await transport.aclose()
+        for each in taken:
+            each.cancel()
+        assert isinstance(await late, NotSent)
+    assert [first[:4] for first, _, _ in server.requests] == ["POST", "POST"]
 
 
 BAD_DESTINATIONS = ["", ".", "/", "a\x00b", None, 7, "lone\udc80\ud800"]
