@@ -29,6 +29,7 @@ from flux_async.errors import (
     ConnectionLost,
     DeadlineExceeded,
     FluxError,
+    RateLimitedError,
     RequestNotSent,
     Scope,
     WrongEventLoop,
@@ -313,10 +314,13 @@ class Account:
             self._halts += 1
             self._halted_by = copy.copy(error)  # without traceback, which would keep the caller's data alive
         elif error.scope is Scope.EVERYONE_FOR_NOW:
+            if isinstance(error, RateLimitedError):
+                self.admission.turned_away()
             pause = self._pauses.pause_for(error, self.rng.random())
             self.admission.pause(self.clock.monotonic(), pause)
 
     def _note_success(self) -> None:
+        self.admission.let_in()
         if not self._proven:
             self._proven = True
             limits = self.admission.limits

@@ -3,6 +3,10 @@
 The vendor takes 20 submits in any 10 s per account and rejects the rest (vendor's page "Getting Started",
 section 8). Submits are therefore paced *evenly*: the generic cell rate algorithm with a burst of one. Bursts
 would fill the window at once, meet the server's clock unevenly and come back as 429.
+
+How much wider than the limit the spacing must be depends on how unevenly requests travel: connections that
+are being made, a busy machine, a bad line. That is learned. It begins with 2 %, is halved by every full
+window of submits that were let in, down to 0.5 %, and doubled by a 429, below which it never falls again.
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ from attrs.validators import optional
 
 from flux_async.policy.numbers import positive_integer, positive_number
 
-_SLACK = 1.02
-"""Spacing is 2 % wider than the limit, so that uneven network delays do not squeeze 21 into a window."""
+_SLACK, _LEAST_SLACK, _MOST_SLACK = 0.02, 0.005, 0.04
+"""By what share the spacing is wider than the limit: at first, and in the best and the worst case."""
 
 
 @attrs.frozen(kw_only=True)
@@ -43,16 +47,20 @@ class Limits:
 class Admission:
     """When the next submit of an account may start.
 
-    ``delay`` asks, ``take`` starts one, ``pause`` holds everyone back. All times are monotonic seconds.
+    ``delay`` asks, ``take`` starts one, ``pause`` holds everyone back; ``let_in`` and ``turned_away`` tell
+    what became of those that were started. All times are monotonic seconds.
     """
 
     limits: Limits
     _next_at: float = attrs.field(default=float("-inf"), init=False)
+    _slack: float = attrs.field(default=_SLACK, init=False)
+    _least_slack: float = attrs.field(default=_LEAST_SLACK, init=False)
+    _in_a_row: int = attrs.field(default=0, init=False)
 
     @property
     def spacing_s(self) -> float:
-        """Seconds between two submits: 0.51 s for the vendor's 20 in 10 s."""
-        return self.limits.window_s / self.limits.submits * _SLACK
+        """Seconds between two submits: at first 0.51 s for the vendor's 20 in 10 s."""
+        return self.limits.window_s / self.limits.submits * (1.0 + self._slack)
 
     def delay(self, now: float) -> float:
         """Return the seconds to wait before the next submit; 0 means go."""
@@ -66,6 +74,18 @@ class Admission:
         """Let no submit start for ``seconds``: the vendor said 429 or 455."""
         self._next_at = max(self._next_at, now + seconds)
 
+    def let_in(self) -> None:
+        """Take note of a submit that was not too early."""
+        self._in_a_row += 1
+        if self._in_a_row % self.limits.submits == 0:
+            self._slack = max(self._least_slack, self._slack / 2.0)
+
+    def turned_away(self) -> None:
+        """Take note of a 429. Several at once, with nothing let in between, are one."""
+        if self._in_a_row:
+            self._slack = self._least_slack = min(_MOST_SLACK, self._slack * 2.0)
+        self._in_a_row = 0
+
     def seed(self, now: float, ages: list[float]) -> None:
         """Count submits of an earlier process, made ``ages`` seconds ago: the vendor still counts them.
 
@@ -75,4 +95,4 @@ class Admission:
         self._next_at = max(self._next_at, starts[-1] + self.spacing_s)
         if len(starts) >= self.limits.submits:
             oldest = starts[-self.limits.submits]
-            self._next_at = max(self._next_at, oldest + self.limits.window_s * _SLACK)
+            self._next_at = max(self._next_at, oldest + self.limits.window_s * (1.0 + _SLACK))

@@ -82,6 +82,7 @@ def test_no_window_ever_holds_more_than_the_limit(submits: int, window: float, i
         now += pause
         now += admission.delay(now)
         admission.take(now)
+        admission.let_in()
         starts.append(now)
     for i, start in enumerate(starts):
         assert sum(start <= other < start + window for other in starts[i:]) <= submits
@@ -95,6 +96,35 @@ def test_submits_are_spaced_evenly() -> None:
     assert admission.delay(100.0) == pytest.approx(0.51)
     assert admission.delay(100.3) == pytest.approx(0.21)
     assert admission.delay(101.0) == 0
+
+
+def _let_in(admission: Admission, windows: int) -> None:
+    for _ in range(windows * admission.limits.submits):
+        admission.let_in()
+
+
+def test_the_pace_is_used_up_where_nothing_is_turned_away() -> None:
+    """Spacing begins 2 % wider than the limit, and after two full windows it is 0.5 % wider, never less."""
+    admission, spacings = Admission(Limits()), []
+    for _ in range(5):
+        spacings.append(admission.spacing_s)
+        _let_in(admission, 1)
+    assert spacings == pytest.approx([0.51, 0.505, 0.5025, 0.5025, 0.5025])
+
+
+def test_a_429_widens_the_spacing_for_good() -> None:
+    """What was too narrow is doubled and not tried again; the rest of the same crowd changes nothing more."""
+    admission = Admission(Limits())
+    _let_in(admission, 2)
+    for _ in range(6):
+        admission.turned_away()
+    assert admission.spacing_s == pytest.approx(0.505)
+    _let_in(admission, 3)
+    assert admission.spacing_s == pytest.approx(0.505)
+    for _ in range(4):
+        admission.turned_away()
+        admission.let_in()
+    assert admission.spacing_s == pytest.approx(0.52)
 
 
 def test_a_pause_holds_and_never_shortens() -> None:
