@@ -127,7 +127,7 @@ class HttpxTransport:
     """Requests through httpx or httpx2: few connections, kept alive, without redirects, an honest account.
 
     Where no client is given, requests go straight to the library's carrier: what its client adds to each
-    (cookies, redirects, a line in the log) costs a sixth to a third of the CPU, and is not wanted.
+    (cookies, redirects, a line in the log) costs CPU, and is not wanted.
 
     Args:
         origin: The API's address and key.
