@@ -211,7 +211,8 @@ def show_cost(size: Size, runs: dict[Client, list[Run]]) -> bool:
         if client.most is not None and ratios:
             good = good and statistics.median(ratios) <= client.most
     print("limits, CPU of gather: " + ", ".join(f"{c.title} <= {c.most:.3f}" for c in COST if c.most))
-    print(f"requests: a task's; makespan: of {size.tasks:,} x mean generation time / {size.places}\n")
+    print(f"requests: a task's; makespan: of {size.tasks:,} x mean generation time / {size.places}; ", end="")
+    print(f"times shortened {size.speed:g} times\n")
     return good
 
 
@@ -267,8 +268,8 @@ def main() -> int:
         trip_s=options.trip,
     )
     introduce(
-        f"{rounds} rounds of {size.tasks:,} tasks, {size.places} in flight, {size.trip_s:g} s a trip, "
-        f"all times shortened {size.speed:g} times; medians (lowest-highest)",
+        f"{rounds} rounds of {size.tasks:,} tasks, {size.places} in flight, {size.trip_s:g} s a trip; "
+        "medians (lowest-highest)",
         LIBRARIES,
     )
     good = True

@@ -27,7 +27,7 @@ from flux_async.imaging import Fill, Mask, Pixels, Quality, read_text, remove_te
 from flux_async.sandbox.samples import Sample, draw_sample, sample_names
 from harness.report import introduce, parser
 
-FEW = 4
+FEW = 3
 VISIBLE = 12
 """A change of this many levels (of 255) in any channel counts as visible."""
 FAR = 20
