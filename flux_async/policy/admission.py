@@ -5,8 +5,9 @@ section 8). Submits are therefore paced *evenly*: the generic cell rate algorith
 would fill the window at once, meet the server's clock unevenly and come back as 429.
 
 How much wider than the limit the spacing must be depends on how unevenly requests travel: connections that
-are being made, a busy machine, a bad line. That is learned. It begins with 2 %, is halved by every full
-window of submits that were let in, down to 0.5 %, and doubled by a 429, below which it never falls again.
+are being made, a busy machine, a bad line. That is learned. It begins with 2 %, is halved whenever five full
+windows of submits were let in, down to 0.5 %, and doubled by a 429, below which it never falls again. A 429
+costs a window: that is nothing to a batch so long that it narrows, and a short one never does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flux_async.policy.numbers import positive_integer, positive_number
 
 _SLACK, _LEAST_SLACK, _MOST_SLACK = 0.02, 0.005, 0.04
 """By what share the spacing is wider than the limit: at first, and in the best and the worst case."""
+_WINDOWS_BEFORE_NARROWER = 5
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +79,7 @@ class Admission:
     def let_in(self) -> None:
         """Take note of a submit that was not too early."""
         self._in_a_row += 1
-        if self._in_a_row % self.limits.submits == 0:
+        if self._in_a_row % (_WINDOWS_BEFORE_NARROWER * self.limits.submits) == 0:
             self._slack = max(self._least_slack, self._slack / 2.0)
 
     def turned_away(self) -> None:

@@ -229,15 +229,15 @@ async def test_the_pace_learns_from_what_the_vendor_lets_in(transport: Any, make
     """Where nothing is turned away submits come closer together; a 429 sets them apart again, for good."""
     numbers = iter(range(10_000))
     taken: Any = lambda request: make.answer({"taskId": f"t{next(numbers)}"})  # noqa: E731
-    transport.script["generate"] = [taken] * 60 + [make.answer(None, 429)] + [taken] * 60
+    transport.script["generate"] = [taken] * 250 + [make.answer(None, 429)] + [taken] * 150
     async with FluxClient(make.key, transport=transport, clock=clock) as client:
-        for number in range(120):
+        for number in range(400):
             await client.submit(EditRequest.text_removal(f"{URL}?{number}"))
     times = [at for at, request in transport.seen if request.method == "POST"]
     gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert gaps[:10] == pytest.approx([0.51] * 10)
-    assert gaps[45:59] == pytest.approx([0.5025] * 14)
-    assert gaps[61:] == pytest.approx([0.505] * len(gaps[61:]))
+    assert gaps[:99] == pytest.approx([0.51] * 99)
+    assert gaps[200:249] == pytest.approx([0.5025] * 49)
+    assert gaps[251:] == pytest.approx([0.505] * 149)
 
 
 async def test_a_task_not_visible_yet_is_waited_for(client: Any, transport: Any, make: Any) -> None:

@@ -104,9 +104,10 @@ def _let_in(admission: Admission, windows: int) -> None:
 
 
 def test_the_pace_is_used_up_where_nothing_is_turned_away() -> None:
-    """Spacing begins 2 % wider than the limit, and after two full windows it is 0.5 % wider, never less."""
+    """Spacing begins 2 % wider than the limit, and after ten full windows it is 0.5 % wider, never less."""
     admission, spacings = Admission(Limits()), []
     for _ in range(5):
+        _let_in(admission, 4)
         spacings.append(admission.spacing_s)
         _let_in(admission, 1)
     assert spacings == pytest.approx([0.51, 0.505, 0.5025, 0.5025, 0.5025])
@@ -115,11 +116,11 @@ def test_the_pace_is_used_up_where_nothing_is_turned_away() -> None:
 def test_a_429_widens_the_spacing_for_good() -> None:
     """What was too narrow is doubled and not tried again; the rest of the same crowd changes nothing more."""
     admission = Admission(Limits())
-    _let_in(admission, 2)
+    _let_in(admission, 10)
     for _ in range(6):
         admission.turned_away()
     assert admission.spacing_s == pytest.approx(0.505)
-    _let_in(admission, 3)
+    _let_in(admission, 15)
     assert admission.spacing_s == pytest.approx(0.505)
     for _ in range(4):
         admission.turned_away()
