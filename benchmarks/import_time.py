@@ -28,8 +28,8 @@ def import_ms(module: str) -> float:
 
 def main() -> int:
     """Measure, print one line for each package and the ratio."""
-    options = parser(__doc__, short="10 imports each", long="40 imports each").parse_args()
-    rounds = 40 if options.long else 10
+    options = parser(__doc__, short="5 imports each", long="40 imports each").parse_args()
+    rounds = 40 if options.long else 5
     introduce(f"{rounds} imports each; medians", [THEIRS])
 
     names = (OURS, THEIRS)

@@ -99,13 +99,13 @@ def measure(jobs: int, *, on_disk: bool = True) -> dict[str, float]:
 
 def main() -> int:
     """Measure and print."""
-    asked = parser(__doc__, short="10,000 jobs against 1,000", long="100,000 jobs against 1,000")
+    asked = parser(__doc__, short="5,000 jobs against 1,000", long="100,000 jobs against 1,000")
     asked.add_argument("--work", nargs=2, metavar=("JOBS", "JOURNAL"), help=SUPPRESS)
     options = asked.parse_args()
     if options.work:
         report(int(options.work[0]), options.work[1])
         return 0
-    many = 100_000 if options.long else 10_000
+    many = 100_000 if options.long else 5_000
     introduce(f"one round; {IN_FLIGHT} in flight")
     print(f"{'jobs':>10}  {'journal':<10}{'peak MB':>9}{'seconds':>9}{'CPU ms/job':>12}")
     peaks: dict[tuple[int, bool], float] = {}

@@ -220,13 +220,13 @@ def plot(path: Path, found: dict[int, dict[str, list[float]]]) -> None:
 
 def main() -> int:
     """Measure, print, judge."""
-    asked = parser(__doc__, short="5 rounds of 600 looks", long="15 rounds of 3,000 looks")
+    asked = parser(__doc__, short="5 rounds of 300 looks", long="15 rounds of 3,000 looks")
     asked.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a chart, too")
     asked.add_argument("--serve", action="store_true", help=SUPPRESS)
     options = asked.parse_args()
     if options.serve:
         asyncio.run(serve())
-    looks, rounds = (3000, 15) if options.long else (600, 5)
+    looks, rounds = (3000, 15) if options.long else (300, 5)
     introduce(f"{rounds} rounds of {looks} looks; medians", ("httpx", "sniffio", "httpx2", "aiohttp"))
     found: dict[int, dict[str, list[float]]] = {}
     good = True
