@@ -29,26 +29,26 @@ from harness.processes import child, first_line, free_port, read_ledger, sandbox
 from harness.report import introduce, parser
 
 SPEED = 20.0
-"""The vendor's clock: 20 submits in 0.5 s, a task of 12 s takes 0.6 s."""
+"""The vendor's clock, left alone: 20 submits in 0.5 s, a task of 12 s takes 0.6 s."""
 LATENCY = 1.0
 """Vendor seconds between a submit's charge and its reply: the gap that a kill can hit."""
 DROPPED = 0.01
 RUN_LIMIT_S = 900.0
 KEY = "torture"
-DOUBT_WAIT_S = (300.0 + 21 * 60.0) / SPEED
-"""What a task may take and the vendor's retries of its callback, on the vendor's clock."""
 
 
 # --- the worker -------------------------------------------------------------------------------------------
 
 
-async def work(url: str, path: str, jobs: int, port: int) -> int:
+async def work(url: str, path: str, jobs: int, port: int, speed: float) -> int:
     """Run the batch, or resume it; return 0 when it came to its end."""
-    limits = Limits(submits=20, window_s=10.0 / SPEED)
+    limits = Limits(submits=20, window_s=10.0 / speed)
     polling = PollPolicy(
         first_s=0.5, interval_s=0.2, visible_within_s=10.0, sweep_s=1.5, callback_within_s=0.5
     )
-    endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/", KEY, doubt_wait_s=DOUBT_WAIT_S) if port else None
+    # What a task may take and the vendor's retries of its callback, on the vendor's clock.
+    doubt_wait_s = CallbackEndpoint("http://127.0.0.1").wait_for_doubts_s(300.0) / speed
+    endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/", KEY, doubt_wait_s=doubt_wait_s) if port else None
     async with FluxClient("test", url, limits=limits, polling=polling, timeout=60.0) as client:
         images = (f"https://pictures.example/{n}.jpg" for n in range(jobs))
         journal = await Journal(path).open(account=client.fingerprint)
@@ -77,18 +77,20 @@ def receiving(
 # --- the parent -------------------------------------------------------------------------------------------
 
 
-def torture(jobs: int, kills: int, seed: int, folder: Path, port: int = 0) -> dict[str, float]:
+def torture(
+    jobs: int, kills: int, seed: int, folder: Path, *, port: int = 0, speed: float = SPEED
+) -> dict[str, float]:
     """Kill the worker ``kills`` times, let it finish, and return the audit."""
     rng = random.Random(seed)
     journal = folder / "journal.sqlite3"
-    vendor = sandbox(speed=SPEED, credits=jobs * 20, latency=LATENCY, drop_replies=DROPPED, webhook_key=KEY)
+    vendor = sandbox(speed=speed, credits=jobs * 20, latency=LATENCY, drop_replies=DROPPED, webhook_key=KEY)
     begun, killed = time.monotonic(), 0
-    mean_s = 0.8 * jobs / (20 / 10 * SPEED) / max(1, kills)  # so that the kills spread over the whole batch
+    mean_s = 0.8 * jobs / (20 / 10 * speed) / max(1, kills)  # so that the kills spread over the whole batch
     with vendor as url:
         while True:
             if time.monotonic() - begun > RUN_LIMIT_S:
                 raise SystemExit("torture: not done in time")
-            order = ("--work", url, journal, "--jobs", jobs, "--port", port)
+            order = ("--work", url, journal, "--jobs", jobs, "--port", port, "--speed", speed)
             with child(__file__, *order) as worker:
                 if first_line(worker) != "running":
                     raise SystemExit(f"torture: the worker did not start (exit {worker.wait(10.0)})")
@@ -143,18 +145,21 @@ def main() -> int:
     asked.add_argument("--kills", type=int)
     asked.add_argument("--callbacks", action="store_true", help="told by callbacks as well")
     asked.add_argument("--port", type=int, default=0, help=SUPPRESS)
+    asked.add_argument(
+        "--speed", type=float, default=SPEED, help="of the vendor's clock (default: %(default)s)"
+    )
     asked.add_argument("--seed", type=int, default=1, help="of the kill times (default: %(default)s)")
     asked.add_argument("--work", nargs=2, metavar=("URL", "JOURNAL"), help=SUPPRESS)
     options = asked.parse_args()
     jobs = options.jobs or (5_000 if options.long else 300)
     if options.work:
         url, journal = options.work
-        return asyncio.run(work(url, journal, jobs, options.port))
+        return asyncio.run(work(url, journal, jobs, options.port, options.speed))
     kills = options.kills if options.kills is not None else (50 if options.long else 8)
     introduce(f"one round of {jobs:,} jobs, {kills} kills at times drawn with seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         port = free_port() if options.callbacks else 0
-        figures = torture(jobs, kills, options.seed, Path(folder), port)
+        figures = torture(jobs, kills, options.seed, Path(folder), port=port, speed=options.speed)
     for name, value in figures.items():
         print(f"{name:<24}{value:>10,}")
     bad = figures["lost"] or figures["charged twice"] or not figures["integrity_check ok"]
