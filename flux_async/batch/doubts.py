@@ -135,9 +135,11 @@ class Doubts:
         while True:
             self.journal.mail.clear()
             try:
-                entries, self._seen = await self.journal.callbacks_after(self._seen)
+                entries, newest = await self.journal.callbacks_after(self._seen)
                 for entry in entries:
                     await self._arrived(entry)
+                    self._seen = entry.number  # one that fails is read again
+                self._seen = newest
             except JournalError as error:  # callbacks only save time: the batch goes on without
                 logger.warning("callbacks cannot be read: %s", error)
                 self._first_read_is_over()

@@ -346,7 +346,13 @@ class Driver:
         if now < ends and self.still_waits():
             raise Parked(Parking(until=ends if again_s is None else min(ends, now + again_s), ends=ends))
         self._callback_may_come = False
-        if self.terms.resubmits and self.still_spends() and self.grant():
+        if again_s is not None:
+            logger.warning(
+                "job %s stays in doubt and is not submitted again: a callback named a task for it, and "
+                "record-info does not tell now whether it is the one",
+                self.job.key,
+            )
+        elif self.terms.resubmits and self.still_spends() and self.grant():
             await self._happened(ResubmitGranted(at=self._account.clock.wall()))
             self._callback_may_come = self.terms.callbacks is not None
         return True

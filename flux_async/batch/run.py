@@ -54,7 +54,7 @@ from flux_async.models import (
 )
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
-from flux_async.protocol.callbacks import RETRIES_END_AFTER_S, CallbackEndpoint
+from flux_async.protocol.callbacks import CallbackEndpoint
 from flux_async.protocol.wire import read_submit
 from flux_async.transport.shielded import see_through
 
@@ -433,7 +433,6 @@ class BatchRun:
 
     def _make_driver(self, call: Call, stored: StoredJob, doubt_ends: float | None) -> Driver:
         doubts = None if self._fleet is None else self._fleet.doubts
-        doubt_wait_s = None if self.callbacks is None else self.callbacks.doubt_wait_s
         terms = Terms(
             timeout_s=self.timeout,
             retry=self.retry,
@@ -442,7 +441,7 @@ class BatchRun:
             fetch=partial(self.client.fetch_file, match_suffix=True),
             original=None if self.originals is None else partial(self._destination, self.originals),
             callbacks=self.callbacks,
-            doubt_wait_s=self.timeout + RETRIES_END_AFTER_S if doubt_wait_s is None else doubt_wait_s,
+            doubt_wait_s=0.0 if self.callbacks is None else self.callbacks.wait_for_doubts_s(self.timeout),
             resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
             via_upload=self.via_upload,
         )

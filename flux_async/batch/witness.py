@@ -11,9 +11,12 @@ from flux_async.errors import ConfigurationError, FluxError, Scope
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import TaskId
+from flux_async.policy.polling import PollPolicy
+from flux_async.protocol.codes import PollMeaning, poll_meaning
 from flux_async.protocol.wire import is_echo, with_input
 
 _SOONEST_S, _LATEST_S = 5.0, 300.0
+_VISIBLE_WITHIN_S = PollPolicy().visible_within_s
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -36,7 +39,10 @@ class Witness:
     keys: Collection[bytes] = ()
 
     async def testimony(self) -> tuple[TaskId | None, float | None]:
-        """Return the task, or else in how many seconds to ask once more, if asking again may help."""
+        """Return the task, or else in how many seconds to ask once more, if asking again may help.
+
+        While it may, a callback names a task that can be the one that was paid for: no time for another.
+        """
         again_s: float | None = None
         now = self.client.account.clock.wall()
         for entry in await self.journal.callbacks_for(self.stored.number):
@@ -59,5 +65,10 @@ class Witness:
         except FluxError as error:
             if error.scope is Scope.STOP or isinstance(error, ConfigurationError):
                 raise
-            return None
+            return False if self._is_of_nothing(error, entry) else None
         return is_echo(record.params, with_input(self.stored.request, entry.input_url), entry.callback_id)
+
+    def _is_of_nothing(self, error: FluxError, entry: InboxEntry) -> bool:
+        """Say whether the vendor has no such task, long after it could not be visible yet."""
+        age = self.client.account.clock.wall() - entry.at
+        return poll_meaning(error) is PollMeaning.NOT_VISIBLE and age >= _VISIBLE_WITHIN_S

@@ -56,7 +56,6 @@ from flux_async.lifecycle import JobState, Problem, ResultLost, Saved, apply
 from flux_async.local_images import identify_now
 from flux_async.models import JobKey
 from flux_async.policy.downloads import is_lost
-from flux_async.protocol.callbacks import RETRIES_END_AFTER_S
 from flux_async.protocol.wire import read_submit
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
@@ -402,9 +401,10 @@ class RemoveText:
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
         )
         _tell(self.display.progressed, view)
-        if view.only_awaits_callbacks and not self._said_what_is_awaited:
+        callbacks = self.order.callbacks
+        if view.only_awaits_callbacks and callbacks is not None and not self._said_what_is_awaited:
             self._said_what_is_awaited = True
-            minutes = (self.order.timeout_s + RETRIES_END_AFTER_S) / 60
+            minutes = callbacks.wait_for_doubts_s(self.order.timeout_s) / 60
             self.display.note(
                 f"{progress.parked} submits in doubt wait for their callbacks, each for up to "
                 f"{minutes:.0f} minutes. Ctrl-C leaves them for the next run.",

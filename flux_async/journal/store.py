@@ -27,6 +27,7 @@ from flux_async.errors import (
     JobConflictError,
     JournalBusyError,
     JournalError,
+    WrongEventLoop,
     shown,
 )
 from flux_async.journal import inbox
@@ -298,8 +299,12 @@ class Journal:
         at = self._clock.wall()
         try:
             await self._do(lambda c: inbox.put(c, event, at))
-        finally:
+        except WrongEventLoop:
+            raise
+        except BaseException:
             self.mail.set()  # a caller who was cancelled has written it all the same
+            raise
+        self.mail.set()
 
     async def callbacks_after(self, number: int) -> tuple[list[InboxEntry], int]:
         """Return the callbacks beyond ``number`` whose jobs wait for something, and the newest number."""
@@ -455,8 +460,9 @@ def _record(
         )
     else:
         connection.execute(
-            "UPDATE attempt SET state = ?, task_id = ? WHERE job = ? AND number = ?",
-            (attempt, job.task_id, number, job.attempts),
+            # What a contradictory answer named is not known to be the attempt's task: a callback may say.
+            "UPDATE attempt SET state = ?, task_id = coalesce(?, task_id) WHERE job = ? AND number = ?",
+            (attempt, event.task_id if isinstance(event, SubmitAccepted) else None, number, job.attempts),
         )
     connection.execute(
         "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",

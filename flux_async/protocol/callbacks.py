@@ -37,8 +37,12 @@ TOLERANCE_S = 300.0
 ATTEMPT_PARAMETER = "c"
 """The query parameter that carries the attempt's id."""
 
-RETRIES_END_AFTER_S = 21 * 60.0
-"""Seconds after the first delivery at which the vendor makes its last one (1, 5, 15 min apart; API page)."""
+RETRIES_END_AFTER_S = (1 + 5 + 15) * 60.0 + 4 * 15.0
+"""Seconds after the first delivery at which the last one has come or never will: 1, 5 and 15 min lie between
+them, and each may take 15 s to fail (API page)."""
+
+LONGEST_GENERATION_S = 600.0
+"""Seconds after which the vendor gives a task up, whatever we wait for (code 408)."""
 
 _ATTEMPT_ID = re.compile(r"[0-9a-f]{32}")
 _TIMESTAMP = re.compile(r"[0-9]{1,12}")
@@ -108,8 +112,8 @@ class CallbackEndpoint:
             vendor does not sign. Without a key no callback can supply the task of a lost answer by itself
             being signed; it is still confirmed by record-info.
         doubt_wait_s: Seconds after its submit for which a callback may still settle a submit in doubt; left
-            out, the time a task may take and the vendor's 21 minutes of retries. Afterwards it is known that
-            there is no task, as far as callbacks can tell.
+            out, the time a task may take, ten minutes at least, and the vendor's 22 minutes of deliveries.
+            Afterwards it is known that there is no task, as far as callbacks can tell.
 
     Raises:
         InvalidInput: The address or a key cannot be used.
@@ -120,6 +124,12 @@ class CallbackEndpoint:
     doubt_wait_s: float | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(_seconds)
     )
+
+    def wait_for_doubts_s(self, timeout_s: float) -> float:
+        """Return ``doubt_wait_s``, or what it is where tasks may take ``timeout_s`` seconds."""
+        if self.doubt_wait_s is not None:
+            return self.doubt_wait_s
+        return max(timeout_s, LONGEST_GENERATION_S) + RETRIES_END_AFTER_S
 
     def address_for(self, attempt_id: str) -> str:
         """Return the address to be called for one attempt."""

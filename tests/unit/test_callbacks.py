@@ -505,6 +505,13 @@ def test_waits_are_seconds(wait: Any) -> None:
         CallbackEndpoint("https://example.com", doubt_wait_s=wait)
 
 
+@pytest.mark.parametrize(("timeout_s", "wait_s"), [(20, 1920), (300, 1920), (600, 1920), (900, 2220)])
+def test_a_doubt_waits_for_the_last_delivery(timeout_s: float, wait_s: float) -> None:
+    """However short we wait ourselves, a task may take ten minutes, and its callback four deliveries."""
+    assert CallbackEndpoint("https://example.com").wait_for_doubts_s(timeout_s) == wait_s
+    assert CallbackEndpoint("https://example.com", doubt_wait_s=7).wait_for_doubts_s(timeout_s) == 7
+
+
 @pytest.mark.parametrize(
     ("given_keys", "keys"),
     [

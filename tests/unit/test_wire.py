@@ -262,22 +262,28 @@ def test_a_stored_submit_carries_the_address_of_its_attempt() -> None:
         ({"inputImage": "https://h.example/b.jpg"}, False),
         ({"model": "flux-kontext-max"}, False),
         ({"unheard": 1}, True),
+        ({"callBackUrl": f"https://ours.example/?c={CALLBACK}", "enableTranslation": "false"}, True),
+        ({"enableTranslation": "false"}, False),
     ],
 )
 def test_an_echo_is_of_the_same_submit(changes: dict[str, Any], expected: bool) -> None:
-    """What the vendor repeats must be what was sent; what it adds does not matter."""
+    """What the vendor repeats must be what was sent, but for an address that names the attempt anyhow."""
     assert is_echo(json.loads(BODY) | changes, BODY, CALLBACK) is expected
 
 
 def test_an_echo_must_show_prompt_and_picture() -> None:
-    """A partial one will do, an empty or unreadable one will not."""
+    """Of a partial, an empty or an unreadable one nobody knows; unless what it shows is another's."""
     sent = json.loads(BODY)
-    assert is_echo({"prompt": sent["prompt"], "inputImage": sent["inputImage"]}, BODY)
-    assert not is_echo({"prompt": sent["prompt"]}, BODY)
-    assert not is_echo({}, BODY)
-    assert not is_echo(None, BODY)
+    assert is_echo({"prompt": sent["prompt"], "inputImage": sent["inputImage"]}, BODY) is True
+    assert is_echo({"prompt": sent["prompt"]}, BODY) is None
+    assert is_echo({"prompt": sent["prompt"], "inputImage": None}, BODY) is None
+    assert is_echo({"callBackUrl": f"https://ours.example/?c={CALLBACK}"}, BODY, CALLBACK) is None
+    assert is_echo({"callBackUrl": "https://ours.example/?c=other"}, BODY, CALLBACK) is False
+    assert is_echo({"prompt": "another"}, BODY) is False
+    assert is_echo({}, BODY) is None
+    assert is_echo(None, BODY) is None
     words = (build_submit(GenerateRequest(prompt="a lighthouse")).body or b"").decode()
-    assert is_echo({"prompt": "a lighthouse"}, words, CALLBACK)
+    assert is_echo({"prompt": "a lighthouse"}, words, CALLBACK) is True
 
 
 # --- fresh links ------------------------------------------------------------------------------------------
