@@ -150,6 +150,15 @@ class Account:
         if self._loop is not loop:
             raise WrongEventLoop("This client belongs to another event loop.")
 
+    def on_its_loop(self, work: Callable[[], None]) -> None:
+        """Do ``work`` on this account's event loop: now, or soon where it is asked from elsewhere."""
+        loop = self._loop
+        if loop is None or loop is _loop_here():
+            work()
+            return
+        with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there any more
+            loop.call_soon_threadsafe(work)
+
     @asynccontextmanager
     async def call(self) -> AsyncIterator[Call]:
         """Run one call on the account; closing the account ends it, with :class:`ClientClosed`."""
@@ -439,3 +448,10 @@ def _answered(truth: Truth, *, looking: bool = False) -> WireResponse:
         raise RequestNotSent(f"The API could not be reached: {truth.reason}.")
     fields: dict[str, Any] = {"charge": Charge.NO, "advice": READ_ADVICE} if looking else {}
     raise ConnectionLost(f"The request was sent, but no whole answer came: {truth.reason}.", **fields)
+
+
+def _loop_here() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
@@ -310,10 +311,10 @@ class FluxClient:
 
         This is what a :class:`flux_async.WebhookReceiver` in this process is given as ``on_callback``. It is
         only a reason to look, so a false one costs a look or two. One that comes before anybody waits is kept
-        for whoever does. It is to be called on the client's event loop.
+        for whoever does. It may be called from any thread and any event loop.
         """
         task = callback.task_id if isinstance(callback, CallbackEvent) else check_task_id(callback)
-        self._waiting.ring(task)
+        self._account.on_its_loop(partial(self._waiting.ring, task))
 
     async def credits(self, *, timeout: float | None = None) -> float:
         """Return the account's balance in credits."""

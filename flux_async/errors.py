@@ -147,7 +147,7 @@ class ClientClosed(ConfigurationError):
 
 
 class WrongEventLoop(ConfigurationError):
-    """A client was used on another event loop than the one it belongs to."""
+    """A client, or a journal, was used on another event loop than the one it belongs to."""
 
     default_advice = (
         "Make one FluxClient per event loop: inside the coroutine given to asyncio.run, or in the lifespan "

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from flux_async.errors import FluxError, JournalError, Scope
+from flux_async.errors import FluxError, JournalError, Scope, WrongEventLoop
 from flux_async.journal.reserve import NO_ROOM_ADVICE
 
 if TYPE_CHECKING:
@@ -62,7 +62,15 @@ class Writer:
 
         A cancelled caller does not undo it: what was asked for is written. Where the disk is full, room is
         made for what is ``dear``.
+
+        Raises:
+            WrongEventLoop: The file was opened on another one; nothing was written.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoop(
+                "This journal was opened on another event loop.",
+                advice="Give a WebhookReceiver that is served elsewhere the journal's path.",
+            )
         done: asyncio.Future[T] = self._loop.create_future()
         self._queue.put((work, done, dear))
         return await done

@@ -17,7 +17,15 @@ from typing import Any
 
 import pytest
 
-from flux_async import CallbackEvent, JobKey, Journal, JournalError, JournalVersionError, TaskId
+from flux_async import (
+    CallbackEvent,
+    JobKey,
+    Journal,
+    JournalError,
+    JournalVersionError,
+    TaskId,
+    WrongEventLoop,
+)
 from flux_async.journal.inbox import Inbox
 from flux_async.journal.schema import SCHEMA_VERSION, open_file
 from flux_async.journal.store import StoredJob
@@ -139,6 +147,18 @@ async def test_beside_a_run_in_this_process(path: Path) -> None:
         with pytest.raises(JournalError, match="being run"):
             await Journal(path).open()
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_on_another_event_loop(path: Path) -> None:
+    """A journal or an inbox that was opened here is refused there, with what to do; nothing is written."""
+    async with Journal(path) as journal:
+        await submitting(journal)
+        async with Inbox(path) as inbox:
+            for keeper in (journal, inbox):
+                with pytest.raises(WrongEventLoop, match="path"):
+                    await asyncio.to_thread(asyncio.run, keeper.receive(event("t")))
+        assert not journal.mail.is_set()
+        assert await journal.newest_callback() == 0
 
 
 async def test_before_there_is_a_journal(path: Path) -> None:

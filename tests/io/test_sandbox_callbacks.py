@@ -299,11 +299,11 @@ async def test_silent_receiver() -> None:
     """A receiver that never answers delays no other, and has failed after 15 vendor seconds or a real one."""
     async with receiver(*[NO_ANSWER] * 150) as silent, receiver() as hook, sandbox() as box:
         begun = time.monotonic()
-        for _ in range(80):
+        for _ in range(68):
             await box.submit(silent)
-        for _ in range(10):
+        for _ in range(4):
             await box.submit(hook)
-        ledger = await box.settled(accepted=10)
+        ledger = await box.settled(accepted=4)
         assert ledger["callbacks"]["failed"] == 0
         assert silent.connections == 64
         await box.settled(failed=1)

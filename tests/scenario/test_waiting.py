@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -151,6 +152,44 @@ async def test_a_callback_wakes_all_who_wait(
             group.create_task(client.wait(TASK))
     assert clock.now - began == pytest.approx(0.6)
     assert transport.count("record-info") == 1
+
+
+def _ring_there(client: FluxClient) -> None:
+    async def ring() -> None:
+        client.ring(TASK)
+
+    asyncio.run(ring())
+
+
+@pytest.mark.parametrize("rung", [lambda client: client.ring(TASK), _ring_there], ids=["thread", "loop"])
+async def test_a_callback_told_from_elsewhere_wakes_as_well(
+    client: FluxClient, transport: Any, clock: Any, make: Any, rung: Callable[[FluxClient], None]
+) -> None:
+    """A receiver may be served by another thread, or on another event loop than the client's."""
+    transport.script["record-info"] = [make.record(1)]
+    in_a_thread = clock.counting(asyncio.to_thread)
+
+    async def ring() -> None:
+        await clock.sleep(0.5)
+        await in_a_thread(rung, client)
+
+    began = clock.now
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ring())
+        for _ in range(5):
+            group.create_task(client.wait(TASK))
+    assert clock.now - began == pytest.approx(0.6)
+    assert transport.count("record-info") == 1
+
+
+def test_a_callback_for_a_client_whose_loop_has_ended_wakes_nobody(transport: Any, clock: Any) -> None:
+    """It is no error of the receiver's."""
+
+    async def use() -> FluxClient:
+        async with FluxClient("k" * 20, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+            return client
+
+    asyncio.run(use()).ring(TASK)
 
 
 async def test_a_callback_before_the_wait_is_kept(
