@@ -93,7 +93,7 @@ OUTSIDE: dict[str, set[str]] = {
     "sandbox": {"PIL", "anyio", "attrs", "cattrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
     "report": {"PIL", "attrs"},
     "testing": {"anyio", "attrs", "httpx", "pytest"},
-    "cli": {"PIL", "anyio", "attrs", "click", "httpx", "rich", "uvicorn"},
+    "cli": {"PIL", "anyio", "attrs", "click", "h11", "httpx", "rich", "uvicorn"},
     "__init__": set(),
 }
 ONLY_IN: dict[str, set[str]] = {
@@ -105,7 +105,8 @@ ONLY_IN: dict[str, set[str]] = {
     "httpx": {"transport/httpx_.py", "sandbox", "cli", "testing/sandbox.py"},
     "rich": {"cli"},
     "sqlite3": {"journal", "sandbox/state.py"},
-    "uvicorn": {"sandbox", "cli/listening.py"},
+    "h11": {"cli/callback_server.py"},
+    "uvicorn": {"sandbox", "cli/callback_server.py", "cli/listening.py"},
     "yarl": {"transport/aiohttp_.py"},
     "time": {"clock", "sandbox", "imaging", "cli", "testing"},
 }

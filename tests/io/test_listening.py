@@ -19,8 +19,9 @@ import httpx
 import pytest
 
 from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, Journal
-from flux_async.cli import listening as module
-from flux_async.cli.listening import Place, Places, bind, listening, most_connections
+from flux_async.cli import callback_server as module
+from flux_async.cli.callback_server import Places, most_connections
+from flux_async.cli.listening import Place, bind, listening
 from flux_async.protocol.callbacks import sign
 
 resource = pytest.importorskip("resource")
@@ -181,6 +182,50 @@ async def deliver(port: int, client: httpx.AsyncClient, task_id: str = "stray") 
 
 
 WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"  # is answered: it is no callback
+
+
+CRUMB = b"1\r\n \r\n"
+
+
+async def test_a_body_in_crumbs_is_not_read(tmp_path: Path) -> None:
+    """A body in ever so many pieces of a byte, each of which is work, is turned away long before its time."""
+    async with served(tmp_path) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CRUMB * 2_000)
+        async with asyncio.timeout(5):  # a body has ten seconds
+            assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
+@pytest.mark.parametrize("method", [b"POST", b"GET"])
+async def test_junk_in_a_body_writes_nothing_on_the_screen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: bytes
+) -> None:
+    """Whether or not its head alone would have had it turned away, it has one answer, and that is all."""
+    head = HEAD.replace(b"POST", method) + b"Transfer-Encoding: chunked\r\n\r\n"
+    async with served(tmp_path) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + b"no length\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert (await reader.read()).count(b"HTTP/1.1 400 ") == 1
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}]
+
+
+async def test_pieces_are_counted_by_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection in use may bring any number of bodies; each in as many pieces as a body may have."""
+    monkeypatch.setattr(module, "MOST_PIECES", 3)
+    sent = delivery("stray")
+    body = sent["content"]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (body[:5], body[5:20], body[20:]):
+            yield piece
+
+    async with served(tmp_path) as port, httpx.AsyncClient(trust_env=False) as client:
+        for _ in range(5):
+            answer = await client.post(f"http://127.0.0.1:{port}/hook", **sent | {"content": pieces()})
+            assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(
