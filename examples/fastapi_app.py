@@ -79,6 +79,8 @@ class Service:
                 await self._run_batch()
             except FluxError as error:
                 logger.error("halted: %s", error)  # noqa: TRY400 - the words say it all
+            except Exception:  # requests are taken as long as the server runs, so this must run, too
+                logger.exception("halted")
             await asyncio.sleep(PAUSE_S)
 
     async def _run_batch(self) -> None:

@@ -273,15 +273,25 @@ async def _answer(
 
 @attrs.define(eq=False)
 class _Refusals:
-    """Says in the log what was turned away and why: one line a second at most, however many there are."""
+    """Says in the log what was turned away and why: one line a second at most, however many there are.
+
+    Of the first bad signature it warns: with a wrong key no callback is taken, and nothing else would tell.
+    """
 
     _clock: Clock
     _counts: Counter[str] = attrs.field(factory=Counter, init=False)
     _told_at: float = attrs.field(default=-math.inf, init=False)
     _failed_at: float = attrs.field(default=-math.inf, init=False)
+    _has_warned: bool = attrs.field(default=False, init=False)
 
     def add(self, reason: str) -> None:
         self._counts[reason] += 1
+        if reason == _REASONS[401] and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "webhook: a callback was turned away: not signed with our key, or more than 300 s from our "
+                "clock. If it was the vendor's, compare the key with kie.ai/settings"
+            )
         if self._clock.monotonic() - self._told_at >= _LOG_EVERY_S:
             self.tell()
 

@@ -243,6 +243,19 @@ async def test_without_a_key_it_warns_once(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
+async def test_a_wrong_key_is_told_once(
+    book: Book, stopped: StoppedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever has configured another key than the vendor's learns why no callback is taken; once."""
+    app = WebhookReceiver(book, key="another", clock=stopped)
+    for _ in range(3):
+        await call(app, headers=JSON | sign("task12345", KEY, at=AT))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "kie.ai/settings" in warnings[0]
+    assert "another" not in warnings[0]
+
+
 async def test_one_key_replaces_another(book: Book, stopped: StoppedClock) -> None:
     """Each of several keys is right."""
     app = WebhookReceiver(book, key=["new", KEY.encode()], clock=stopped)
@@ -528,17 +541,21 @@ async def test_the_log_has_one_line_a_second(
 ) -> None:
     """However many are turned away, the log has a line a second, with what and how often."""
     caplog.set_level(logging.INFO)
+
+    def lines() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelname == "INFO"]
+
     for _ in range(100):
         await call(app, headers=JSON)
     await call(app, b"private")
-    assert caplog.messages == ["webhook: turned away: 1 bad signature"]
+    assert lines() == ["webhook: turned away: 1 bad signature"]
     stopped.seconds += 1
     await call(app, b"private")
-    assert caplog.messages[1:] == ["webhook: turned away: 99 bad signature, 2 not a callback"]
+    assert lines()[1:] == ["webhook: turned away: 99 bad signature, 2 not a callback"]
     await call(app, method="GET")
     await app.aclose()
     await app.aclose()
-    assert caplog.messages[2:] == ["webhook: turned away: 1 method not allowed"]
+    assert lines()[2:] == ["webhook: turned away: 1 method not allowed"]
     assert KEY not in caplog.text
     assert "private" not in caplog.text
 
