@@ -290,7 +290,8 @@ class _Wait:
     def _decide(self, now: float) -> bool:
         """Say when to look next, or False: the deadline is here."""
         told = self.waiting.told() and self.expects_callback
-        rang = self.board.rings != self._rings
+        # A look that is on its way began before the callback came: what it finds says nothing of it.
+        rang = self.board.rings != self._rings and not self.board.looking
         if rang:
             self._rings = self.board.rings
             self.watch.rang(now)

@@ -183,6 +183,7 @@ class Watch:
     4. The deadline ends it. The last look is made just before, so that nothing finished is missed.
     5. A callback moves the next look to now. Where that look finds nothing the next follow soon, a second,
        two, four later, and after six the callback is held for a mistake; one that comes meanwhile adds none.
+       One that comes after a mistake waits until the last look is a second old.
     6. In a learned rhythm gaps are counted from the look before, and from the task's beginning to the first
        look. A task of unknown age is looked at soon; its record may tell the age.
 
@@ -212,6 +213,7 @@ class Watch:
     _last_error: FluxError | None = attrs.field(default=None, init=False)
     _looked_at: float | None = attrs.field(default=None, init=False)
     _since_ring: int | None = attrs.field(default=None, init=False)
+    _was_misled: bool = attrs.field(default=False, init=False)
 
     def rang(self, _now: float) -> None:
         """Take note of a callback for this task."""
@@ -312,16 +314,19 @@ class Watch:
         return at - now if at > now else _OVERDUE_S * draw  # as where thousands are taken up together
 
     def _after_ring(self, now: float) -> float:
-        """At once, where the last look is not of just now; then a second, two, four after the look before."""
+        """At once, the first time; then a second, two, four after the look before."""
         if self._since_ring:
             return float(_RING_GAP_S * 2 ** (self._since_ring - 1))
-        return 0.0 if self._looked_at is None else max(0.0, self._looked_at + _RING_GAP_S - now)
+        if self._looked_at is None or not self._was_misled:
+            return 0.0
+        return max(0.0, self._looked_at + _RING_GAP_S - now)
 
     def _count(self, now: float) -> None:
         self._looks += 1
         self._looked_at = now
         if self._since_ring is not None:
             self._since_ring = self._since_ring + 1 if self._since_ring < _LOOKS_AFTER_RING else None
+            self._was_misled = True  # or this was the last look
         if now - self.started_at >= self.policy.slow_after_s:
             self._stragglers += 1
 

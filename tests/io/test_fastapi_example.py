@@ -94,7 +94,7 @@ def test_submitted_in_one_request_told_by_webhook_killed_in_between(sandbox: str
     """Every picture that was acknowledged ends once, whatever happens to the server; none is paid twice."""
     pytest.importorskip("fastapi")
     port, journal = free_port(), tmp_path / "app.sqlite3"
-    images = [f"https://pictures.example/{number}.jpg" for number in range(12)]
+    images = [f"https://pictures.example/{number}.jpg" for number in range(8)]  # one each half second
     url = f"http://127.0.0.1:{port}/pictures"
     with serving(sandbox, journal, port) as process:
         assert httpx.post(url, json={"image": "no address"}, timeout=5).status_code == 422

@@ -154,6 +154,32 @@ async def test_a_callback_wakes_all_who_wait(
     assert transport.count("record-info") == 1
 
 
+@pytest.mark.parametrize("after_s", [0.05, 0.3], ids=["during a look", "after a look"])
+async def test_a_callback_just_after_a_look_began_wakes_at_once(
+    client: FluxClient, transport: Any, clock: Any, make: Any, after_s: float
+) -> None:
+    """A look that began before the callback says nothing of it: another follows, and not a second later."""
+    rung_at: list[float] = []
+
+    def record(_request: Any) -> Any:
+        return make.record(int(bool(rung_at) and clock.now > rung_at[0] + 0.1))
+
+    transport.script["record-info"] = [record]
+
+    async def ring() -> None:
+        while transport.count("record-info") == 0:
+            await clock.sleep(0.01)
+        await clock.sleep(after_s)
+        rung_at.append(clock.now)
+        client.ring(TASK)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ring())
+        for _ in range(3):
+            group.create_task(client.wait(TASK))
+    assert clock.now - rung_at[0] < 0.5
+
+
 def _ring_there(client: FluxClient) -> None:
     async def ring() -> None:
         client.ring(TASK)

@@ -269,7 +269,7 @@ def test_failed_looks_do_not_hasten_the_next() -> None:
 
 
 def test_a_callback_brings_the_next_look_forward() -> None:
-    """Now, where the last look is not of just now; else a second after it."""
+    """Now; after callbacks that were mistakes, a second after the last look at the earliest."""
     wait = watch()
     assert wait.next_look(0.0, 0.5) == 3.0
     wait.rang(0.5)
@@ -277,8 +277,12 @@ def test_a_callback_brings_the_next_look_forward() -> None:
     wait = watch()
     wait.saw_record(record(TaskStatus.GENERATING), 3.0)
     wait.rang(3.2)
-    assert wait.next_look(3.2, 0.5) == pytest.approx(0.8)
-    assert wait.next_look(9.0, 0.5) == 0.0
+    assert wait.next_look(3.2, 0.5) == 0.0
+    for now in (3.2, 4.2, 6.2, 10.2, 18.2, 34.2, 64.0):
+        wait.saw_record(record(TaskStatus.GENERATING), now)
+    wait.rang(64.2)
+    assert wait.next_look(64.2, 0.5) == pytest.approx(0.8)
+    assert wait.next_look(70.0, 0.5) == 0.0
 
 
 def test_after_a_callback_looks_follow_soon_and_then_as_ever() -> None:
