@@ -98,7 +98,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *, places: Places, **options: Any) -> None:
         super().__init__(**options)
-        self.conn = Parser(h11.SERVER)
+        self.conn: h11.Connection = Parser(h11.SERVER)
         self._places = places
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
