@@ -3,10 +3,10 @@
 Three batches at the same time, each with a sandbox and a process of its own, at the vendor's own speed and in
 the rhythm that is learned: one that only polls, one whose callbacks come, and one whose callbacks are all
 lost. The lag of a task is the time from its end by the vendor's clock to its commit in the journal. In the
-long form it exits 1 where the median lag with callbacks is over 5 % of that of polling, a task costs more than
-1.2 looks, or the mean lag without any callback is more than 10 % over that of polling. Until three callbacks
-have come tasks are polled as ever, so a short run says little of the looks a task: those of tasks begun after
-25 s are told apart.
+long form it exits 1 where the median lag with callbacks is over 5 % of that of polling, a task costs more
+than 1.2 looks, or the mean lag without any callback is more than 10 % over that of polling. Until three
+callbacks have come tasks are polled as ever, so a short run says little of the looks a task: those of tasks
+begun after 25 s are told apart.
 """
 
 from __future__ import annotations
