@@ -71,7 +71,7 @@ OUTSIDE: dict[str, set[str]] = {
     # room: the third-party packages it may import.
     "errors": set(),
     "models": {"attrs"},
-    "protocol": {"attrs", "cattrs"},
+    "protocol": {"attrs", "cattrs", "orjson"},
     "pictures": {"attrs"},
     "policy": {"attrs"},
     "lifecycle": {"attrs"},
@@ -103,6 +103,7 @@ ONLY_IN: dict[str, set[str]] = {
     "click": {"cli"},
     "httpcore": {"transport/file_host.py"},
     "httpx": {"transport/httpx_.py", "sandbox", "cli", "testing/sandbox.py"},
+    "orjson": {"protocol/envelope.py"},
     "rich": {"cli"},
     "sqlite3": {"journal", "sandbox/state.py"},
     "h11": {"cli/callback_server.py"},
