@@ -201,8 +201,8 @@ def reading_us(looks: int) -> dict[str, float]:
     answer, task_id = WireResponse(status=200, body=BODY), TaskId("t" * 302)
     fast, found = envelope.fast_parser, {}
     parsers = {"json": lambda: None} if fast() is None else {"json": lambda: None, "orjson": fast}
-    for name, parser in parsers.items():
-        envelope.fast_parser = parser  # type: ignore[assignment]
+    for name, fast_parser in parsers.items():
+        envelope.fast_parser = fast_parser  # type: ignore[assignment]
         rounds = timeit.repeat(lambda: parse_look(answer, task_id), number=looks, repeat=5)
         found[name] = min(rounds) / looks * 1e6
     envelope.fast_parser = fast
@@ -245,7 +245,9 @@ def main() -> int:
     if options.serve:
         asyncio.run(serve())
     looks, rounds = (3000, 15) if options.long else (300, 5)
-    introduce(f"{rounds} rounds of {looks} looks; medians", ("httpx", "sniffio", "httpx2", "aiohttp", "orjson"))
+    introduce(
+        f"{rounds} rounds of {looks} looks; medians", ("httpx", "sniffio", "httpx2", "aiohttp", "orjson")
+    )
     found: dict[int, dict[str, list[float]]] = {}
     good = True
     with child(__file__, "--serve") as server:

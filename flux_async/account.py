@@ -14,11 +14,12 @@ import contextlib
 import copy
 import logging
 import random
-from collections import deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import attrs
 
@@ -56,13 +57,15 @@ _SHORTEST_S = 0.01
 
 @attrs.define(eq=False)
 class Call:
-    """One call under way on the account.
+    """One call under way on the account, from ``async with`` to its end.
 
     Attributes:
+        account: Ends it when it is closed.
         halts: How often the account had been turned away when the call began.
         posting: How many POSTs of this call are in the air.
     """
 
+    account: Account
     halts: int
     posting: int = 0
     _scope: asyncio.Timeout = attrs.field(factory=lambda: asyncio.timeout(None))
@@ -72,16 +75,20 @@ class Call:
         if not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
 
-    @asynccontextmanager
-    async def until_closed(self) -> AsyncIterator[None]:
-        """Run the call until it ends or is ended."""
+    async def __aenter__(self) -> Self:
+        self.account.begin(self)
+        await self._scope.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            async with self._scope:
-                yield
+            await self._scope.__aexit__(kind, error, trace)
         except TimeoutError:
-            if not self._scope.expired():
-                raise
             raise ClientClosed("The client was closed during this call.") from None
+        finally:
+            self.account.finish(self)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -104,9 +111,7 @@ class Account:
     _pauses: RetryPolicy = attrs.field(init=False, repr=False)
     _exchanges: ExchangeHost = attrs.field(factory=ExchangeHost, init=False, repr=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
-    _unclaimed: deque[UnclaimedTask] = attrs.field(
-        factory=partial(deque, maxlen=_MOST_UNCLAIMED), init=False, repr=False
-    )
+    _unclaimed: OrderedDict[object, UnclaimedTask] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _in_flight: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _submits: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _looks: asyncio.Semaphore = attrs.field(init=False, repr=False)
@@ -159,17 +164,27 @@ class Account:
         with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there any more
             loop.call_soon_threadsafe(work)
 
-    @asynccontextmanager
-    async def call(self) -> AsyncIterator[Call]:
-        """Run one call on the account; closing the account ends it, with :class:`ClientClosed`."""
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed, or is being closed."""
+        return self._closed
+
+    def call(self) -> Call:
+        """Return a call on the account; closing the account ends it, with :class:`ClientClosed`."""
+        return Call(self, self._halts)
+
+    def begin(self, call: Call) -> None:
+        """Take note of a call."""
         self.enter()
-        call = Call(self._halts)
         self._calls.add(call)
-        try:
-            async with call.until_closed():
-                yield call
-        finally:
-            self._calls.discard(call)
+
+    def finish(self, call: Call) -> None:
+        """Take note of its end."""
+        self._calls.discard(call)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what belongs to no call, and handles its own errors; closing the account ends it."""
+        return self._exchanges.start(work)
 
     async def aclose(self) -> None:
         """Let submits in the air come home, end everything else, close the connections.
@@ -195,25 +210,29 @@ class Account:
     @property
     def unclaimed(self) -> tuple[UnclaimedTask, ...]:
         """Submits whose callers left before they could be told the task id."""
-        return tuple(self._unclaimed)
+        return tuple(self._unclaimed.values())
 
     def leave(self, request: ImageRequest, task_id: TaskId) -> None:
         """Remember a paid task whose caller has gone."""
-        self._unclaimed.append(UnclaimedTask(request=request, task_id=task_id))
+        self._keep_loose(UnclaimedTask(request=request, task_id=task_id))
         with contextlib.suppress(Exception):  # somebody's log handler must not undo this
             logger.warning("the caller of task %s has left; it is paid: take it up with wait()", task_id)
 
     def claim(self, task_id: TaskId) -> None:
         """Forget an unclaimed task: somebody knows how it ended."""
-        self._unclaimed = deque(
-            (loose for loose in self._unclaimed if loose.task_id != task_id), maxlen=_MOST_UNCLAIMED
-        )
+        self._unclaimed.pop(task_id, None)
+
+    def _keep_loose(self, loose: UnclaimedTask) -> None:
+        """Keep it under its task, or as one of those whose task is not known."""
+        self._unclaimed[loose.task_id or object()] = loose
+        if len(self._unclaimed) > _MOST_UNCLAIMED:
+            self._unclaimed.popitem(last=False)
 
     def _abandoned(self, request: ImageRequest, answer: TaskId | FluxError) -> None:
         if not isinstance(answer, FluxError):
             self.leave(request, answer)
         elif answer.charge is not Charge.NO:
-            self._unclaimed.append(UnclaimedTask(request=request, error=answer, task_id=answer.task_id))
+            self._keep_loose(UnclaimedTask(request=request, error=answer, task_id=answer.task_id))
             with contextlib.suppress(Exception):
                 logger.warning("a submit whose caller has left is in doubt: %s", answer)
 
@@ -349,6 +368,9 @@ class Account:
             self._pace.release()
 
     async def _take(self, place: asyncio.Semaphore | asyncio.Lock, deadline: float) -> None:
+        if not place.locked():
+            await place.acquire()  # at once
+            return
         try:
             async with asyncio.timeout(max(0.0, deadline - self.clock.monotonic())):
                 await place.acquire()
@@ -370,39 +392,26 @@ class Account:
         )
         return _answered(truth, looking=True)
 
-    async def begin_look(
-        self,
-        wire: WireRequest,
-        *,
-        timeout_s: float,
-        deadline: float,
-        tell: Callable[[WireResponse | FluxError], None],
-    ) -> None:
-        """Start a look when a place is free. ``tell`` learns what it found, whoever still waits for it.
+    async def take_look(self, deadline: float) -> None:
+        """Take a place for a look, which :meth:`make_look` gives back.
 
         Raises:
-            DeadlineExceeded: No place was free before the deadline; nothing was started.
+            DeadlineExceeded: None was free before the deadline.
         """
         await self._take(self._looks, deadline)
-        if self._closed:
-            self._looks.release()
-        self.enter()
-        self._exchanges.start(self._look_for_all(wire, timeout_s, tell), when_done=self._looks.release)
 
-    async def _look_for_all(
-        self, wire: WireRequest, timeout_s: float, tell: Callable[[WireResponse | FluxError], None]
-    ) -> None:
-        found: WireResponse | FluxError = ClientClosed("The client was closed during this look.")
+    async def make_look(self, wire: WireRequest, *, timeout_s: float) -> WireResponse | FluxError:
+        """Make a look, with a place, and return what it found, whatever that is. It must not be cancelled."""
         try:
-            found = _answered(await self.transport.exchange(wire, timeout_s=timeout_s), looking=True)
+            return _answered(await self.transport.exchange(wire, timeout_s=timeout_s), looking=True)
         except FluxError as error:
-            found = error
+            return error
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
-            found = ConnectionLost(
+            return ConnectionLost(
                 f"The look failed in an unforeseen way: {type(error).__name__}.", charge=Charge.NO
             )
         finally:
-            tell(found)
+            self._looks.release()
 
     async def upload(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> Truth:
         """Make one request to the upload host when a place is free; it costs nothing.

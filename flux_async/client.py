@@ -71,7 +71,7 @@ from flux_async.transport import Transport
 from flux_async.transport.choice import TransportName, check_choice, make_transport, name_of
 from flux_async.transport.origin import ApiOrigin
 from flux_async.uploads import Uploads, too_late
-from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Waiting
+from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Wait, Waiting
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
@@ -302,9 +302,40 @@ class FluxClient:
         age = None if age is None else check_not_negative(age, "age")
         deadline = self._deadline(timeout)
         async with self._account.call():
-            return await self._wait(
-                task, deadline, self._span(timeout), kind, age, expects_callback=expects_callback
+            return await self._waiting.wait(
+                task,
+                policy=self._polling,
+                timeout_s=self._span(timeout),
+                deadline=deadline,
+                kind=kind,
+                age=age,
+                expects_callback=expects_callback,
             )
+
+    def begin_wait(
+        self,
+        task_id: TaskId,
+        tell: Callable[[Found], None],
+        *,
+        request: ImageRequest,
+        age: float | None = None,
+        timeout: float | None = None,
+        expects_callback: bool = False,
+    ) -> Wait:
+        """Begin to :meth:`wait` without a coroutine: ``tell`` learns the picture, or the error, once.
+
+        For a batch, which has thousands of tasks waited for. Whoever begins one ends it, or leaves it.
+        """
+        return self._waiting.begin(
+            check_task_id(task_id),
+            tell,
+            policy=self._polling,
+            timeout_s=self._span(timeout),
+            deadline=self._deadline(timeout),
+            kind=kind_of(request),
+            age=age,
+            expects_callback=expects_callback,
+        )
 
     def ring(self, callback: CallbackEvent | TaskId | str) -> None:
         """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
@@ -443,7 +474,14 @@ class FluxClient:
         async with self._account.call() as call, self._account.task_in_flight(deadline):
             task_id = await self._submit(request, deadline, call)
             try:
-                return await self._wait(task_id, deadline, self._span(timeout), kind_of(request), 0.0)
+                return await self._waiting.wait(
+                    task_id,
+                    policy=self._polling,
+                    timeout_s=self._span(timeout),
+                    deadline=deadline,
+                    kind=kind_of(request),
+                    age=0.0,
+                )
             except FluxError as error:
                 raise as_paid(error, task_id) from None
             except BaseException as gone:
@@ -556,26 +594,6 @@ class FluxClient:
     async def _look(self, wire: WireRequest, deadline: float) -> WireResponse:
         remaining = max(SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
         return await self._account.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
-
-    async def _wait(
-        self,
-        task_id: TaskId,
-        deadline: float,
-        span: float,
-        kind: str | None,
-        age: float | None,
-        *,
-        expects_callback: bool = False,
-    ) -> ImageResult:
-        return await self._waiting.wait(
-            task_id,
-            policy=self._polling,
-            timeout_s=span,
-            deadline=deadline,
-            kind=kind,
-            age=age,
-            expects_callback=expects_callback,
-        )
 
 
 def _find_origin(api_key: str | None, base_url: str | None, upload_url: str | None) -> ApiOrigin:

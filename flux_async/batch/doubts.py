@@ -21,7 +21,7 @@ from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import JobState
 from flux_async.models import JobKey
-from flux_async.waiting import Nap
+from flux_async.timing import Nap
 
 logger: logging.Logger = logging.getLogger("flux_async")
 

@@ -17,6 +17,10 @@ from flux_async.errors import FluxError, Scope
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import FINAL, JobState
 from flux_async.models import Outcome
+from flux_async.waiting import Found
+
+_MOST_STARTING = 64
+"""Inputs that wait for their submit at once: more than could be on their way, also to the upload host."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -45,13 +49,19 @@ class Fleet:
     on_change: Callable[[], None]
     doubts: Doubts | None = None
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
-    _driven: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _starts: asyncio.Semaphore = attrs.field(init=False, repr=False)
+    _starting: set[int] = attrs.field(factory=set, init=False, repr=False)
+    # Jobs by their numbers, each with its driver while its task is waited for.
+    _driven: dict[int, Driver | None] = attrs.field(factory=dict, init=False, repr=False)
     _told: set[int] = attrs.field(factory=set, init=False, repr=False)
     _granted: set[int] = attrs.field(factory=set, init=False, repr=False)
     _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _idle: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self.account.admission.limits.in_flight)
+        limits = self.account.admission.limits
+        self._slots = asyncio.Semaphore(limits.in_flight)
+        self._starts = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.submits_in_air))
 
     @property
     def is_busy(self) -> bool:
@@ -75,47 +85,86 @@ class Fleet:
             return
         if self.doubts is not None:
             self.doubts.invite(stored.job.key)
-        await self.start(stored)
+        await self.start(stored, is_input=True)
 
-    async def start(self, stored: StoredJob) -> bool:
+    async def start(self, stored: StoredJob, *, is_input: bool = False) -> bool:
         """Start a driver when there is a slot, unless the job's outcome was told; False where it has one."""
         if stored.number in self._driven:
             return False
         if stored.number in self._told:
             return True
-        self._driven.add(stored.number)
+        self._driven[stored.number] = None
         await self._slots.acquire()
+        if is_input:
+            await self._starts.acquire()
+            self._starting.add(stored.number)
         self.group.start_soon(self._drive, stored)
         return True
 
+    async def all_done(self) -> None:
+        """Wait until nobody drives, and no task is waited for."""
+        while self._driven:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def abandon(self) -> None:
+        """Leave the tasks that are waited for: the run is over, and nobody will receive their outcomes."""
+        for driver in tuple(self._driven.values()):
+            if driver is not None:
+                driver.leave()
+                self.account.give_place()
+                self._let_go(driver.stored, driver)
+
+    def heard(self, driver: Driver, found: Found) -> None:
+        """The wait for a job's task is over: drive on."""
+        self.group.start_soon(self._go_on, driver, found)
+
     async def _drive(self, stored: StoredJob) -> None:
-        """Drive one job, and hand its outcome over."""
+        """Take a place for a job, and drive it."""
         driver: Driver | None = None
         try:
             await self.account.take_place()
             try:
-                fresh = await self.journal.job(stored.job.key)
-                if fresh is None or fresh.job.state in FINAL:
-                    return
-                self._take_up(fresh)
-                driver = self.make_driver(fresh, self._doubt_ends(stored))
-                outcome = await self._outcome_of(driver)
+                driver = await self._take_up(stored)
             finally:
-                self.account.give_place()
+                if driver is None:
+                    self.account.give_place()
+        finally:
+            if driver is None:
+                self._let_go(stored, None)
+        if driver is not None:
+            await self._go_on(driver, None)
+
+    async def _take_up(self, stored: StoredJob) -> Driver | None:
+        """Return a driver where there is something to do; count the job, once, however often it is parked."""
+        fresh = await self.journal.job(stored.job.key)
+        if fresh is None or fresh.job.state in FINAL:
+            return None
+        if fresh.number not in self._counted:
+            self.tally.taken_up(fresh.job.state)
+        return self.make_driver(fresh, self._doubt_ends(stored))
+
+    async def _go_on(self, driver: Driver, found: Found | None) -> None:
+        """Drive a job that has a place, until its task is waited for or its outcome is handed over."""
+        self._driven[driver.stored.number] = None
+        try:
+            try:
+                outcome = await self._outcome_of(driver, found)
+            finally:
+                self._has_started(driver.stored.number)
+                if driver.wait is None:
+                    self.account.give_place()
+                else:
+                    self._driven[driver.stored.number] = driver
             if outcome is not None:
                 await self._hand_over(driver, outcome)
-        except asyncio.CancelledError:
-            if driver is not None:
-                driver.leave_task()  # nobody will receive this outcome
-            raise
         finally:
-            self._driven.discard(stored.number)
-            self._slots.release()
-            self._park(stored, driver)
+            if driver.wait is None:
+                self._let_go(driver.stored, driver)
 
-    async def _outcome_of(self, driver: Driver) -> Outcome | None:
+    async def _outcome_of(self, driver: Driver, found: Found | None) -> Outcome | None:
         try:
-            return await driver.run()
+            return await driver.run(found)
         except FluxError as error:
             if error.scope is not Scope.STOP:
                 raise
@@ -130,13 +179,25 @@ class Fleet:
         self._counted.discard(number)
         self.tally.ended(type(outcome).__name__, driver.job.state)
         self.on_change()
-        await self.send.send(outcome)
+        try:
+            await self.send.send(outcome)
+        except asyncio.CancelledError:
+            driver.leave_task()  # nobody will receive this outcome
+            raise
 
-    def _take_up(self, fresh: StoredJob) -> None:
-        """Count a job, once, however often it is parked."""
-        if fresh.number not in self._counted:
-            self._counted.add(fresh.number)
-            self.tally.taken_up(fresh.job.state)
+    def _has_started(self, number: int) -> None:
+        if number in self._starting:
+            self._starting.discard(number)
+            self._starts.release()
+
+    def _let_go(self, stored: StoredJob, driver: Driver | None) -> None:
+        """Nobody drives a job any more."""
+        self._has_started(stored.number)
+        self._driven.pop(stored.number, None)
+        self._slots.release()
+        self._park(stored, driver)
+        if not self._driven:
+            self._idle.set()
 
     def _doubt_ends(self, stored: StoredJob) -> float | None:
         return None if self.doubts is None else self.doubts.ends(stored.job.key)
@@ -147,6 +208,7 @@ class Fleet:
             return
         key = stored.job.key
         if driver is not None and driver.parked is not None:
+            self._counted.add(stored.number)
             self.doubts.park(key, driver.parked)
             return
         if driver is not None and driver.was_left_alone:

@@ -52,6 +52,7 @@ from flux_async.lifecycle import (
     ResultLost,
     Saved,
     Settle,
+    Step,
     SubmitAccepted,
     SubmitIntended,
     SubmitRefused,
@@ -65,11 +66,12 @@ from flux_async.lifecycle import (
     apply,
     next_step,
 )
-from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
+from flux_async.models import Failed, ImageResult, InDoubt, Job, JobKey, Outcome, Succeeded, TaskId
 from flux_async.policy.downloads import is_lost
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
 from flux_async.protocol.wire import build_stored_submit, with_input
+from flux_async.waiting import Found, Wait
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -116,11 +118,22 @@ class Terms:
     """What all jobs of a run have in common.
 
     Attributes:
+        client: Asks the vendor.
+        journal: Keeps what happens.
+        call: The run, as a call on the account.
         timeout_s: Seconds a task may take from its acceptance.
         retry: When a submit is made again, and how often a task is paid for.
         folder: Where pictures go.
         destination: Where in it a job's picture goes, without ending, or None to leave it at the vendor.
         fetch: Brings a result to disk, within the run's bound of downloads.
+        on_event: Told of every move of a job.
+        still_spends: Whether the run still submits.
+        still_waits: Whether it still waits for callbacks.
+        reserve: Lets one more submit go, or not.
+        spending: Told how many POSTs more or less are in the air.
+        grant: Whether a job in doubt, by its number, may be submitted again.
+        is_invited: Whether a job is one of the run's own inputs.
+        tell: Told that a driver's wait is over, and what it found.
         original: Where the vendor's copy of the input goes, without ending, or None to leave it there.
         callbacks: Where the vendor reports ends, or None where it is not asked to.
         doubt_wait_s: Seconds after a submit for which its callback may settle it, where it is in doubt.
@@ -128,11 +141,22 @@ class Terms:
         via_upload: Whether pictures that have an address go to the upload host first, too.
     """
 
+    client: FluxClient
+    journal: Journal
+    call: Call
     timeout_s: float
     retry: RetryPolicy
     folder: Path
     destination: Callable[[StoredJob], Path] | None
     fetch: Callable[[ImageResult | str, Path], Awaitable[SavedFile]]
+    on_event: Callable[[StoredJob, JobState, JobSnapshot, Event], None]
+    still_spends: Callable[[], bool]
+    still_waits: Callable[[], bool]
+    reserve: Callable[[StoredJob], bool]
+    spending: Callable[[int], None]
+    grant: Callable[[int], bool]
+    is_invited: Callable[[JobKey], bool]
+    tell: Callable[[Driver, Found], None]
     original: Callable[[StoredJob], Path] | None = None
     callbacks: CallbackEndpoint | None = None
     doubt_wait_s: float = 0.0
@@ -142,22 +166,27 @@ class Terms:
 
 @attrs.define(kw_only=True, eq=False)
 class Driver:
-    """Takes one job as far as this run can."""
+    """Takes one job as far as this run can.
 
-    client: FluxClient
-    journal: Journal
-    call: Call
+    While the job's task is at work nobody drives: :attr:`wait` then stands for the driver, and the run is
+    told what it found, for :meth:`run` to go on from. So a task that is waited for costs what is known of it,
+    and no coroutine.
+
+    Attributes:
+        terms: What all jobs of the run have in common.
+        stored: The job as the journal had it.
+        doubt_ends: When its doubt is over, where that is known.
+        job: Where it stands.
+        wait: The wait that is under way.
+        parked: How long it waits for its callback, where it does.
+        was_left_alone: Whether it is in doubt, and nobody has asked about it.
+    """
+
     terms: Terms
     stored: StoredJob
-    on_event: Callable[[StoredJob, JobState, JobSnapshot, Event], None]
-    still_spends: Callable[[], bool]
-    still_waits: Callable[[], bool]
-    reserve: Callable[[StoredJob], bool]
-    spending: Callable[[int], None]
-    grant: Callable[[], bool]
-    is_invited: Callable[[], bool] = lambda: True
     doubt_ends: float | None = None
     job: JobSnapshot = attrs.field(init=False)
+    wait: Wait | None = attrs.field(default=None, init=False)
     parked: Parking | None = attrs.field(default=None, init=False)
     was_left_alone: bool = attrs.field(default=False, init=False)
     _callback_may_come: bool = attrs.field(default=False, init=False)
@@ -166,19 +195,24 @@ class Driver:
     _fresh: bool = attrs.field(default=False, init=False)
     _left: bool = attrs.field(default=False, init=False)
     _last_error: FluxError | None = attrs.field(default=None, init=False)
-    _input: InputPlace = attrs.field(init=False)
+    _known_input: InputPlace | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.job = self.stored.job
         self._callback_may_come = self.terms.callbacks is not None or self.job.state is JobState.IN_DOUBT
 
-    async def run(self) -> Outcome | None:
-        """Drive the job until it settles or this run can do no more for it now.
+    async def run(self, found: Found | None = None) -> Outcome | None:
+        """Drive the job until it settles, its task is waited for, or this run can do no more for it now.
 
-        None leaves it as it is: to another run, or, where it is ``parked``, to a later hour of this one.
+        None leaves it as it is: to its :attr:`wait`, to another run, or, where it is ``parked``, to a later
+        hour of this one.
+
+        Args:
+            found: What the wait has found, where there was one.
         """
+        self.wait = None
         try:
-            return await self._run()
+            return await self._run(found)
         except Parked as rest:
             self.parked = rest.parking
             return None
@@ -191,22 +225,32 @@ class Driver:
             self.leave_task()
             raise
 
+    def leave(self) -> None:
+        """Wait no more: the run ends."""
+        if self.wait is not None:
+            self.wait.leave()
+        self.leave_task()
+
     def leave_task(self) -> None:
         """Where no journal outlives the process, tell of a paid task whose outcome nobody will receive."""
         paid = self.job.task_id is not None and self.job.state is not JobState.FAILED
-        if paid and not self.journal.is_durable:
+        if paid and not self.terms.journal.is_durable:
             self._account.leave(self._as_job().request, TaskId(self.job.task_id or ""))
 
-    async def _run(self) -> Outcome | None:
-        request = self._as_job().request  # one of another release is told before anything is spent
-        self._input = InputPlace(client=self.client, request=request, via_upload=self.terms.via_upload)
+    async def _run(self, found: Found | None) -> Outcome | None:
+        if found is None:
+            _ = self._input  # one of another release is told before anything is spent
         while not isinstance(step := next_step(self.job, callback_may_come=self._callback_may_come), Settle):
             match step:
                 case Begin():
                     if not await self._submit(step):
                         return None
-                case Watch():
-                    await self._happened(await self._watch(step))
+                case Watch(task_id=task_id) | Fetch(task_id=task_id) if self._must_look(step):
+                    if found is None:
+                        await self._begin_to_wait(task_id)
+                        return None
+                    await self._happened(*self._seen(task_id, found))
+                    found = None
                 case AwaitCallback():
                     if not await self._settle_doubt():
                         return None
@@ -216,12 +260,16 @@ class Driver:
                     raise AssertionError(step)  # Submit never outlives _submit, nor a restart
         return self._outcome()
 
-    async def _happened(self, event: Event) -> None:
-        """The turn of the loop: legal, on disk, known."""
+    async def _happened(self, event: Event, then: Event | None = None) -> None:
+        """The turn of the loop: legal, on disk, known. What follows at once is on disk together with it."""
         before, job = self.job, apply(self.job, event)
-        await self.journal.record(self.stored.number, job, event, before=before)
+        follows = None if then is None else (apply(job, then), then)
+        await self.terms.journal.record(self.stored.number, job, event, before=before, then=follows)
         self.job = job
-        self.on_event(self.stored, before.state, job, event)
+        self.terms.on_event(self.stored, before.state, job, event)
+        if follows is not None:
+            self.job = follows[0]
+            self.terms.on_event(self.stored, job.state, *follows)
 
     # --- submitting ---------------------------------------------------------------------------------------
 
@@ -233,29 +281,29 @@ class Driver:
             await clock.sleep(wait)
         deadline = clock.monotonic() + FOREVER_S
         await self._place_input()
-        while not await account.admit(deadline=deadline, call=self.call, wanted=self._may_submit):
-            if not self.still_spends():
+        while not await account.admit(deadline=deadline, call=self.terms.call, wanted=self._may_submit):
+            if not self.terms.still_spends():
                 return False
             await self._place_input()  # it has grown old while it waited
         admitted = False
         try:
             if await self._found_before_posting():
                 return True
-            admitted = self.reserve(self.stored)
+            admitted = self.terms.reserve(self.stored)
         finally:
             if not admitted:
                 account.leave_air()
         if not admitted:
             return False
-        self.spending(1)
-        await account.spend(self._spend(), call=self.call, when_abandoned=lambda _: None)
+        self.terms.spending(1)
+        await account.spend(self._spend(), call=self.terms.call, when_abandoned=lambda _: None)
         if self.job.state is JobState.PENDING:
             self._give_up_where_hopeless()
         return True
 
     async def _place_input(self) -> None:
         """Put the picture where the vendor can fetch it: before the intent, from which on nothing waits."""
-        if not self.still_spends():
+        if not self.terms.still_spends():
             return
         try:
             await self._input.prepare()
@@ -263,7 +311,7 @@ class Driver:
             raise self._unless_for_all(error) from None
 
     def _may_submit(self) -> bool:
-        return self.still_spends() and self._input.is_ready
+        return self.terms.still_spends() and self._input.is_ready
 
     async def _spend(self) -> None:
         """Intent, POST, answer: each on disk before the next, and nobody can come in between."""
@@ -278,7 +326,7 @@ class Driver:
             answer = await self._account.post(build_stored_submit(body, callback_url))
             await self._keep(answer, self._answered(answer, now()))
         finally:
-            self.spending(-1)
+            self.terms.spending(-1)
         if self._left:
             self.leave_task()
 
@@ -336,14 +384,14 @@ class Driver:
         task_id, again_s = await self._witness().testimony()
         if task_id is not None and await self._found(task_id):
             return True
-        if not self.is_invited():
+        if not self.terms.is_invited(self.job.key):
             ends = now + _UNINVITED_S if self.doubt_ends is None else self.doubt_ends
-            if again_s is not None and now < ends and self.still_waits():
+            if again_s is not None and now < ends and self.terms.still_waits():
                 raise Parked(Parking(until=min(ends, now + again_s), ends=ends))
             self.was_left_alone = True
             return False
         ends = await self._end_of_doubt(now)
-        if now < ends and self.still_waits():
+        if now < ends and self.terms.still_waits():
             raise Parked(Parking(until=ends if again_s is None else min(ends, now + again_s), ends=ends))
         self._callback_may_come = False
         if again_s is not None:
@@ -352,7 +400,7 @@ class Driver:
                 "record-info does not tell now whether it is the one",
                 self.job.key,
             )
-        elif self.terms.resubmits and self.still_spends() and self.grant():
+        elif self.terms.resubmits and self.terms.still_spends() and self.terms.grant(self.stored.number):
             await self._happened(ResubmitGranted(at=self._account.clock.wall()))
             self._callback_may_come = self.terms.callbacks is not None
         return True
@@ -362,7 +410,7 @@ class Driver:
 
         Only the first time, and only for a submit of an earlier process, is the wall clock asked.
         """
-        intended_at, callback_id = await self.journal.attempt(self.stored.number, self.job.attempts)
+        intended_at, callback_id = await self.terms.journal.attempt(self.stored.number, self.job.attempts)
         if callback_id is None or self.terms.callbacks is None:
             return now
         wait = self.terms.doubt_wait_s
@@ -389,30 +437,48 @@ class Driver:
 
     def _witness(self) -> Witness:
         keys = () if self.terms.callbacks is None else self.terms.callbacks.keys
-        return Witness(client=self.client, journal=self.journal, stored=self.stored, keys=keys)
+        return Witness(client=self.terms.client, journal=self.terms.journal, stored=self.stored, keys=keys)
 
     # --- watching -----------------------------------------------------------------------------------------
 
-    async def _watch(self, step: Watch) -> Event:
-        try:
-            image = await self.client.wait(
-                step.task_id,
-                request=self._input.request,
-                age=self._age(),
-                timeout=self.terms.timeout_s,
-                expects_callback=await self._expects_callback(),
-            )
-        except TaskFailed as error:
-            return self._failed(error)
-        except FluxError as error:
-            raise self._unless_for_all(as_paid(error, step.task_id)) from None
+    async def _begin_to_wait(self, task_id: TaskId) -> None:
+        """Leave the job to a wait. What is only of use for a submit is forgotten meanwhile."""
+        expects_callback = await self._expects_callback()
+        request, self._known_input = self._input.request, None
+        self.stored = attrs.evolve(self.stored, job=self.job)
+        self.wait = self.terms.client.begin_wait(
+            task_id,
+            self._heard,
+            request=request,
+            age=self._age(),
+            timeout=self.terms.timeout_s,
+            expects_callback=expects_callback,
+        )
+
+    def _heard(self, found: Found) -> None:
+        self.terms.tell(self, found)
+
+    def _seen(self, task_id: TaskId, found: Found) -> tuple[Event, Event | None]:
+        """Say what a wait has found, and what follows: a picture that is not fetched is where it belongs."""
         self._fresh = True
-        return _picture(image, self._account.clock.wall())
+        if isinstance(found, TaskFailed):
+            return self._failed(found), None
+        if isinstance(found, FluxError):
+            raise self._unless_for_all(as_paid(found, task_id)) from None
+        if isinstance(found, Exception):
+            raise found
+        now = self._account.clock.wall()
+        fetches = self.terms.destination is not None or self.terms.original is not None
+        return _picture(found, now), None if fetches else Saved(at=now)
+
+    def _must_look(self, step: Step) -> bool:
+        """Whether the task has to be waited for first, also for the sake of an address that may be old."""
+        return isinstance(step, Watch) or (self.terms.destination is not None and not self._fresh)
 
     async def _expects_callback(self) -> bool:
         if self.terms.callbacks is None or self._posted_at is not None:
             return self.terms.callbacks is not None
-        _, callback_id = await self.journal.attempt(self.stored.number, self.job.attempts)
+        _, callback_id = await self.terms.journal.attempt(self.stored.number, self.job.attempts)
         return callback_id is not None
 
     def _age(self) -> float | None:
@@ -440,9 +506,6 @@ class Driver:
         if self.terms.destination is None:
             await self._fetch_original()
             return Saved(at=clock.wall())
-        if not self._fresh:  # after a restart: addresses age
-            self._fresh = True
-            return await self._watch(Watch(task_id=step.task_id))
         image = ImageResult(task_id=step.task_id, result_url=step.result_url, origin_url=self.job.origin_url)
         try:
             await self._fetch_original()
@@ -475,7 +538,15 @@ class Driver:
 
     @property
     def _account(self) -> Account:
-        return self.client.account
+        return self.terms.client.account
+
+    @property
+    def _input(self) -> InputPlace:
+        if self._known_input is None:
+            self._known_input = InputPlace(
+                client=self.terms.client, request=self.stored.read(), via_upload=self.terms.via_upload
+            )
+        return self._known_input
 
     def _as_job(self) -> Job:
         return Job(key=self.job.key, request=self.stored.read())

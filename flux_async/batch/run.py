@@ -49,14 +49,16 @@ from flux_async.models import (
     Failed,
     InDoubtPolicy,
     Job,
+    JobKey,
     Model,
     Outcome,
 )
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
-from flux_async.protocol.wire import read_submit
+from flux_async.protocol.wire import read_model
 from flux_async.transport.shielded import see_through
+from flux_async.waiting import Found
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -297,13 +299,18 @@ class BatchRun:
             await self._learned.take_up()
             await self._seed()
             async with anyio.create_task_group() as clerks:
-                async with anyio.create_task_group() as drivers:
-                    if self.journal.is_durable:
-                        clerks.start_soon(self._learned.keep_on)
-                    self._fleet = fleet = self._make_fleet(drivers, call, send)
-                    self._listen(fleet, clerks)
-                    await self._take_up_what_is_paid(fleet)
-                    await self._feed(fleet)
+                if self.journal.is_durable:
+                    clerks.start_soon(self._learned.keep_on)
+                try:
+                    async with anyio.create_task_group() as drivers:
+                        self._fleet = fleet = self._make_fleet(drivers, call, send)
+                        self._listen(fleet, clerks)
+                        await self._take_up_what_is_paid(fleet)
+                        await self._feed(fleet)
+                        await fleet.all_done()
+                finally:
+                    if self._fleet is not None:
+                        self._fleet.abandon()
                 clerks.cancel_scope.cancel()
 
     def _make_fleet(self, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]) -> Fleet:
@@ -313,7 +320,7 @@ class BatchRun:
             tally=self._tally,
             group=drivers,
             send=send,
-            make_driver=partial(self._make_driver, call),
+            make_driver=partial(_make_driver, self._terms(call)),
             on_halt=self._halt,
             on_change=self._tell,
         )
@@ -364,9 +371,6 @@ class BatchRun:
                 fleet.doubts.reconsider()
 
     # --- spending -----------------------------------------------------------------------------------------
-
-    def _still_spends(self) -> bool:
-        return not self._over
 
     def _reserve(self, stored: StoredJob) -> bool:
         """Let one more submit go, and count what it costs; or say that this run does not spend it."""
@@ -431,38 +435,41 @@ class BatchRun:
     def _clock(self) -> Clock:
         return self._account.clock
 
-    def _make_driver(self, call: Call, stored: StoredJob, doubt_ends: float | None) -> Driver:
-        doubts = None if self._fleet is None else self._fleet.doubts
-        terms = Terms(
+    def _heard(self, driver: Driver, found: Found) -> None:
+        if self._fleet is not None:
+            self._fleet.heard(driver, found)
+
+    def _terms(self, call: Call) -> Terms:
+        return Terms(
+            client=self.client,
+            journal=self.journal,
+            call=call,
             timeout_s=self.timeout,
             retry=self.retry,
             folder=self.directory or Path(),
             destination=None if self.directory is None else partial(self._destination, self.directory),
             fetch=partial(self.client.fetch_file, match_suffix=True),
+            on_event=self._on_event,
+            still_spends=lambda: not self._over,
+            still_waits=lambda: self._waits,
+            reserve=self._reserve,
+            spending=self._count_spending,
+            grant=lambda number: self._fleet is None or self._fleet.grant(number),
+            is_invited=self._is_invited,
+            tell=self._heard,
             original=None if self.originals is None else partial(self._destination, self.originals),
             callbacks=self.callbacks,
             doubt_wait_s=0.0 if self.callbacks is None else self.callbacks.wait_for_doubts_s(self.timeout),
             resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
             via_upload=self.via_upload,
         )
-        return Driver(
-            client=self.client,
-            journal=self.journal,
-            call=call,
-            terms=terms,
-            stored=stored,
-            on_event=self._on_event,
-            still_spends=self._still_spends,
-            reserve=self._reserve,
-            spending=self._count_spending,
-            still_waits=lambda: self._waits,
-            grant=lambda: self._fleet is None or self._fleet.grant(stored.number),
-            is_invited=lambda: doubts is None or doubts.is_invited(stored.job.key),
-            doubt_ends=doubt_ends,
-        )
+
+    def _is_invited(self, key: JobKey) -> bool:
+        doubts = None if self._fleet is None else self._fleet.doubts
+        return doubts is None or doubts.is_invited(key)
 
     def _price(self, stored: StoredJob) -> float:
-        return self.prices[read_submit(stored.request).model]
+        return self.prices[read_model(stored.request)]
 
     def _name(self, job: Job) -> str:
         """Name a job's file, before anything is spent on it."""
@@ -500,6 +507,10 @@ class BatchRun:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]  # many drivers met the same wall
         return error
+
+
+def _make_driver(terms: Terms, stored: StoredJob, doubt_ends: float | None) -> Driver:
+    return Driver(terms=terms, stored=stored, doubt_ends=doubt_ends)
 
 
 def _job_of(stored: StoredJob) -> Job:

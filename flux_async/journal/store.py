@@ -244,7 +244,10 @@ class Journal:
         """
         entries, sources = [], dict[JobKey, LocalImage]()
         for job in jobs:
-            entries.append((job.key, store_request(attrs.evolve(job.request, callback_url=None))))
+            request = job.request
+            if request.callback_url is not None:
+                request = attrs.evolve(request, callback_url=None)
+            entries.append((job.key, store_request(request)))
             image = job.request.input_image if isinstance(job.request, EditRequest) else ""
             if isinstance(image, LocalImage) and image.path is not None:
                 sources[job.key] = image
@@ -259,7 +262,13 @@ class Journal:
             after = page[-1].number
 
     async def record(
-        self, number: int, job: JobSnapshot, event: Event, *, before: JobSnapshot | None = None
+        self,
+        number: int,
+        job: JobSnapshot,
+        event: Event,
+        *,
+        before: JobSnapshot | None = None,
+        then: tuple[JobSnapshot, Event] | None = None,
     ) -> None:
         """Write the job as ``event`` left it, and the event. Returns after the commit.
 
@@ -268,8 +277,15 @@ class Journal:
             job: The job after the event.
             event: What happened.
             before: The job as it was; the write is refused where the journal has it otherwise by now.
+            then: The job after an event that followed at once, and that event: both are written, or none.
         """
-        await self._do(lambda c: _record(c, number, job, event, before), dear=isinstance(event, _ANSWERS))
+
+        def write(connection: sqlite3.Connection) -> None:
+            _record(connection, number, job, event, before)
+            if then is not None:
+                _record(connection, number, *then, job)
+
+        await self._do(write, dear=isinstance(event, _ANSWERS))
 
     async def recover(self) -> None:
         """Put in doubt what a process that has died left half submitted; a run does so first of all."""

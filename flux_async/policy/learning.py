@@ -275,6 +275,7 @@ class GenerationTimes:
 
     _all: LifeTable = attrs.field(factory=lambda: LifeTable(lambda: _GUESS), init=False)
     _kinds: dict[str, LifeTable] = attrs.field(factory=dict, init=False)
+    _tables: dict[str | None, tuple[LifeTable, ...]] = attrs.field(factory=dict, init=False)
 
     def begin(self, now: float, *, kind: str | None = None, age: float | None = None) -> Trail:
         """Return the trail of a task that is waited for from now on.
@@ -284,8 +285,7 @@ class GenerationTimes:
             kind: What it is like, for example its model and mode; None: like all.
             age: Seconds since it was accepted, where that is known.
         """
-        table = None if kind is None else self._table(kind)
-        tables = (self._all,) if table is None else (table, self._all)
+        tables = self._tables_of(kind)
         for each in tables:
             each.at_work[0] += 1
         return Trail(tables, now - max(0.0, age or 0.0), age is not None)
@@ -313,6 +313,13 @@ class GenerationTimes:
             if table is not None:
                 table.merge(ended, lost)
         return True
+
+    def _tables_of(self, kind: str | None) -> tuple[LifeTable, ...]:
+        """Return where a task of that kind counts: one tuple for all of them."""
+        table = None if kind is None else self._table(kind)
+        if table is None:
+            return self._tables.setdefault(None, (self._all,))
+        return self._tables.setdefault(kind, (table, self._all))
 
     def _table(self, kind: str) -> LifeTable | None:
         if kind not in self._kinds:

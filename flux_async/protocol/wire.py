@@ -25,6 +25,7 @@ from flux_async.models import (
     ImageRequest,
     ImageResult,
     LocalImage,
+    Model,
     TaskId,
     TaskRecord,
     TaskStatus,
@@ -57,6 +58,11 @@ def _wire_name(field: str) -> str:
         return "callBackUrl"  # the capital B is the vendor's
     first, *rest = field.split("_")
     return first + "".join(word.capitalize() for word in rest)
+
+
+_OUR_NAMES = {
+    kind: {_wire_name(a.name): a.name for a in attrs.fields(kind)} for kind in (GenerateRequest, EditRequest)
+}
 
 
 def _make_converter() -> cattrs.Converter:
@@ -128,7 +134,7 @@ def read_submit(body: str) -> ImageRequest:
     try:
         sent: dict[str, Any] = json.loads(body)
         kind = EditRequest if "inputImage" in sent else GenerateRequest
-        names = {_wire_name(a.name): a.name for a in attrs.fields(kind)}
+        names = _OUR_NAMES[kind]
         given = {names[name]: value for name, value in sent.items()}
         if kind is EditRequest:
             given["input_image"] = LocalImage.of_reference(str(sent["inputImage"])) or sent["inputImage"]
@@ -159,6 +165,11 @@ def is_echo(params: Mapping[str, Any] | None, body: str, callback_id: str | None
         return None
     is_called = callback_id is not None and called is not None
     return is_called or all(told[name] == value for name, value in sent.items() if name in told)
+
+
+def read_model(body: str) -> Model:
+    """Read only the model from the body of an earlier :func:`store_request`."""
+    return Model(json.loads(body)["model"])
 
 
 def read_image(body: str) -> str:

@@ -63,16 +63,12 @@ class ExchangeHost:
             task.add_done_callback(lambda done: _hand_over(done, when_abandoned))
             raise
 
-    def start(self, exchange: Coroutine[Any, Any, None], *, when_done: Callable[[], None]) -> None:
-        """Run ``exchange`` without waiting for it; it must handle its own errors. Closing ends it."""
-        task = asyncio.get_running_loop().create_task(exchange)
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run ``work`` without waiting for it; it must handle its own errors. Closing ends it."""
+        task = asyncio.get_running_loop().create_task(work)
         self._losable.add(task)
-
-        def let_go(done: asyncio.Task[None]) -> None:
-            self._losable.discard(done)
-            when_done()
-
-        task.add_done_callback(let_go)
+        task.add_done_callback(self._losable.discard)
+        return task
 
     @property
     def in_the_air(self) -> int:

@@ -29,7 +29,7 @@ PACKAGE = Path(flux_async.__file__).parent
 
 L0 = {"errors", "models"}
 L1 = {"lifecycle", "pictures", "policy", "protocol"}
-L2 = {"clock", "files", "journal", "local_images", "transport"}
+L2 = {"clock", "files", "journal", "local_images", "timing", "transport"}
 L3 = {"account", "client", "download", "uploads", "waiting"}
 L4 = {"batch", "engine", "telemetry", "webhook"}
 
@@ -47,7 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
     "account": L0 | L1 | {"clock", "transport"},
-    "waiting": L0 | L1 | {"account", "clock"},
+    "timing": {"clock"},
+    "waiting": L0 | L1 | {"account", "timing"},
     # remove_text_many is the batch's short form; it imports it when it is called.
     "client": L0 | L1 | L2 | {"account", "batch.gathered", "download", "uploads", "waiting", "__version__"},
     "download": L0 | L1 | {"account", "clock", "files", "transport"},
@@ -82,6 +83,7 @@ OUTSIDE: dict[str, set[str]] = {
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "certifi", "httpcore", "httpx", "yarl"},
     "account": {"anyio", "attrs"},
+    "timing": {"attrs"},
     "waiting": {"attrs"},
     "client": {"anyio", "attrs"},
     "download": {"attrs"},

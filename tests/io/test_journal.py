@@ -195,6 +195,26 @@ async def test_a_write_upon_something_else_is_refused(path: Path) -> None:
     assert rows(path, "SELECT count(*) FROM event") == [(4,)]
 
 
+async def test_two_events_at_once_are_written_together_or_not_at_all(path: Path) -> None:
+    """One commit holds both; where the first is refused, so is the second."""
+    intended, accepted, succeeded, saved = life()
+    async with Journal(path) as journal:
+        (stored,) = await journal.add(entries(1))
+        job = await happened(journal, stored, intended, accepted)
+        generated = apply(job, succeeded)
+        both = {"before": job, "then": (apply(generated, saved), saved)}
+        before = journal.commits
+        await journal.record(stored.number, generated, succeeded, **both)
+        assert journal.commits == before + 1
+        with pytest.raises(JournalError):
+            await journal.record(stored.number, generated, succeeded, **both)
+        found = await journal.job("k0")
+        assert found is not None
+        assert found.job == apply(generated, saved)
+    names = [name for (name,) in rows(path, "SELECT type FROM event ORDER BY number")]
+    assert names == ["SubmitIntended", "SubmitAccepted", "TaskSucceeded", "Saved"]
+
+
 async def test_a_cancelled_writer_has_written(path: Path) -> None:
     """Cancelling who waits for a write does not undo it."""
     async with Journal(path) as journal:

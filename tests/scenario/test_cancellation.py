@@ -173,8 +173,8 @@ async def test_remove_text_cancelled_at_every_await_point(
                 break
         else:
             pytest.fail("the call has more await points than were tried")
-        assert suspension > 5
-        assert struck_with_a_post > 2
+        assert suspension > 2, "at the submit, at the wait, and not at all"
+        assert struck_with_a_post > 1
 
 
 @pytest.mark.parametrize("stack", STACKS, ids=STACK_NAMES)

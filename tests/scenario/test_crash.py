@@ -29,8 +29,8 @@ from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, Truth
 
 JOBS = 20
-WRITES = 1 + 4 * JOBS
-"""At least: one for the list; intent, task, picture and end of each job."""
+WRITES = 1 + 3 * JOBS
+"""At least: one for the list; intent, task, and picture together with the end, of each job."""
 
 IMAGES = [f"https://pictures.example/{n}.jpg" for n in range(JOBS)]
 FAST = Limits(submits=10_000, window_s=1.0, submits_in_air=6)

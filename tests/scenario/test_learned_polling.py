@@ -27,7 +27,7 @@ from flux_async import (
 )
 from flux_async.batch.learned import LearnedTimes
 from flux_async.policy.learning import kind_of
-from flux_async.waiting import LookPace
+from flux_async.timing import LookPace
 
 URLS = [f"https://pictures.example/{n}.jpg" for n in range(400)]
 KIND = "flux-kontext-pro/edit"
