@@ -193,7 +193,7 @@ async def test_a_callback_told_from_elsewhere_wakes_as_well(
 ) -> None:
     """A receiver may be served by another thread, or on another event loop than the client's."""
     transport.script["record-info"] = [make.record(1)]
-    in_a_thread = clock.counting(asyncio.to_thread)
+    in_a_thread = clock.holding(asyncio.to_thread)
 
     async def ring() -> None:
         await clock.sleep(0.5)
