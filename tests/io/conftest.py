@@ -73,6 +73,13 @@ def sandbox_url() -> Iterator[str]:
         yield sandbox.url
 
 
+@pytest.fixture(scope="session")
+def quick_url() -> Iterator[str]:
+    """The address of another one, which does not work on pictures: every result is one pixel."""
+    with running_sandbox("--speed", "20", "--credits", "1000000", "--pictures", "none") as sandbox:
+        yield sandbox.url
+
+
 @pytest.fixture
 def start_sandbox() -> Iterator[Callable[..., RunningSandbox]]:
     """Start sandboxes of one's own, ended with the test."""

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 RATE = ("--rate", "20/1")
+SLOWLY = ("--rate", "5/1")
+NO_PICTURES = ("--pictures", "none")
 OVERALL_S = 60
+
+
+@pytest.fixture
+def cli(make_cli: Any, quick_url: str) -> Any:
+    """A command line against a sandbox that makes no pictures, in a folder that knows how quick it is."""
+    made = make_cli(quick_url)
+    made.knows_times()
+    return made
 
 
 @pytest.fixture
@@ -42,7 +52,7 @@ def test_a_signal_ends_the_run_soon_and_the_same_command_completes_it(
     cli: Any, many: list[str], number: signal.Signals
 ) -> None:
     """A signal in the middle: exit 130 soon, every input has its line; then the rest, paid once."""
-    with cli.start("remove-text", *many, *RATE, "-o", "out") as process:
+    with cli.start("remove-text", *many, *SLOWLY, "-o", "out") as process:
         cli.wait_for(lambda: settled_lines(cli.folder) >= 2)
         told = time.monotonic()
         process.send_signal(number)
@@ -65,7 +75,7 @@ def test_a_signal_ends_the_run_soon_and_the_same_command_completes_it(
 
 def test_a_killed_run_is_completed_and_doubts_are_flagged(cli: Any, many: list[str]) -> None:
     """SIGKILL in the middle: the same command completes the rest; what is in doubt is not paid for again."""
-    with cli.start("remove-text", *many, *RATE, "-o", "out") as process:
+    with cli.start("remove-text", *many, *SLOWLY, "-o", "out") as process:
         cli.wait_for(lambda: settled_lines(cli.folder) >= 3)
         process.kill()
         process.communicate()
@@ -84,7 +94,7 @@ def test_a_second_run_in_the_same_folder_says_who_holds_it(
     make_cli: Any, start_sandbox: Any, many: list[str]
 ) -> None:
     """While one runs, another exits 2, names its process and touches nothing; status tells of both."""
-    cli = make_cli(start_sandbox("--speed", "2").url)
+    cli = make_cli(start_sandbox("--speed", "2", *NO_PICTURES).url)
     with cli.start("remove-text", *many[:3], "-o", "out") as process:
         cli.wait_for(lambda: (cli.folder / "out" / "journal.sqlite3").exists() and cli.ledger()["accepted"])
         second = cli.run("remove-text", many[5], "-o", "out")
@@ -105,7 +115,7 @@ def test_a_second_run_in_the_same_folder_says_who_holds_it(
 
 def test_an_empty_balance_is_one_halt(make_cli: Any, start_sandbox: Any, many: list[str]) -> None:
     """Credits for ten of sixteen: ten succeed, six stay pending, exit 3, few submits answered 402."""
-    cli = make_cli(start_sandbox("--speed", "20", "--credits", "50").url)
+    cli = make_cli(start_sandbox("--speed", "20", "--credits", "50", *NO_PICTURES).url)
     ended = cli.run("remove-text", *many, *RATE, "-o", "out")
     assert ended.code == 3, ended.stderr
     assert ended.stderr.count("Halted: The API answered 402") == 1
@@ -126,7 +136,7 @@ def test_a_budget_is_a_halt(cli: Any, many: list[str]) -> None:
 
 def test_a_deadline_is_a_failure_of_one_run_only(make_cli: Any, start_sandbox: Any, many: list[str]) -> None:
     """A task that takes too long fails its row, paid; a later run waits for the same task."""
-    cli = make_cli(start_sandbox("--speed", "4").url)
+    cli = make_cli(start_sandbox("--speed", "4", *NO_PICTURES).url)
     late = cli.run("remove-text", many[0], "--timeout", "0.1", "-o", "out")
     assert late.code == 1, late.stderr
     (row,) = cli.rows()
@@ -223,8 +233,12 @@ def test_one_key_for_two_pictures_is_a_bad_row(cli: Any, many: list[str]) -> Non
 # --- a person's word --------------------------------------------------------------------------------------
 
 
-def test_a_failure_is_paid_for_again_only_on_request(cli: Any, picture_host: Any, tmp_path: Path) -> None:
+def test_a_failure_is_paid_for_again_only_on_request(
+    make_cli: Any, sandbox_url: str, picture_host: Any, tmp_path: Path
+) -> None:
     """A task that failed stays failed under the same command; retry says what it may cost, and runs it."""
+    cli = make_cli(sandbox_url)
+    cli.knows_times()
     image = f"{picture_host.url}/late-{os.getpid()}.png"
     assert cli.run("remove-text", image, *RATE, "-o", "out").code == 1
     again = cli.run("remove-text", image, *RATE, "-o", "out")
@@ -248,7 +262,7 @@ def test_a_failure_is_paid_for_again_only_on_request(cli: Any, picture_host: Any
 @pytest.fixture
 def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     """A run of two images whose submits were charged, and whose answers were lost."""
-    cli = make_cli(start_sandbox("--speed", "20", "--drop-replies", "1").url)
+    cli = make_cli(start_sandbox("--speed", "20", "--drop-replies", "1", *NO_PICTURES).url)
     ended = cli.run("remove-text", *many[:2], *RATE, "-o", "flux-out")
     assert ended.code == 1, ended.stderr
     assert [row["status"] for row in cli.rows("flux-out")] == ["in_doubt"] * 2
