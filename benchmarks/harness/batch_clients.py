@@ -78,11 +78,17 @@ def page_in_threads(order: Order) -> int:
         return sum(threads.map(one, order.images))
 
 
+async def asked(request: Coroutine[Any, Any, Any]) -> Any:
+    """Return the JSON of an answer, in the way of httpx or of aiohttp."""
+    said = (await request).json()
+    return await said if asyncio.iscoroutine(said) else said
+
+
 async def remove_text(client: Any, order: Order, image: str, *, look_first: bool = False) -> str:
     """Submit one picture and look every 3 s, as the page does, until it is done."""
     base = f"{order.url}/api/v1/flux/kontext"
     body = {"prompt": PROMPT, "inputImage": image, "model": "flux-kontext-pro", "enableTranslation": True}
-    answer = (await client.post(f"{base}/generate", json=body)).json()
+    answer = await asked(client.post(f"{base}/generate", json=body))
     if answer["code"] != 200:
         raise RuntimeError(answer["msg"])
     task_id = answer["data"]["taskId"]
@@ -91,7 +97,7 @@ async def remove_text(client: Any, order: Order, image: str, *, look_first: bool
         if not look_first:
             await asyncio.sleep(PAGE_POLL_S / order.speed)
         look_first = False
-        answer = (await client.get(f"{base}/record-info", params={"taskId": task_id})).json()
+        answer = await asked(client.get(f"{base}/record-info", params={"taskId": task_id}))
         if answer["code"] != 200:
             raise RuntimeError(answer["msg"])
         if answer["data"]["successFlag"] == 1:
@@ -122,10 +128,17 @@ async def chunks(order: Order) -> int:
     return finished
 
 
-async def gather(order: Order) -> int:
+def aiohttp_client() -> Any:
+    """Return the same of aiohttp."""
+    import aiohttp  # noqa: PLC0415
+
+    return aiohttp.ClientSession(headers={"Authorization": "Bearer test"})
+
+
+async def gather(order: Order, make_client: Callable[[], Any] = httpx_client) -> int:
     """All of them at once, held back by a semaphore; it sleeps before it looks, which saves a request."""
     places = asyncio.Semaphore(order.places)
-    async with httpx_client() as client:
+    async with make_client() as client:
 
         async def one(image: str) -> str:
             async with places:
@@ -183,6 +196,7 @@ CLIENTS: dict[str, Callable[[Order], int | Coroutine[Any, Any, int]]] = {
     "page": page_in_threads,
     "chunks": chunks,
     "gather": gather,
+    "gather-aiohttp": functools.partial(gather, make_client=aiohttp_client),
     "aiometer": aiometer,
     "ours-httpx": functools.partial(ours, transport="httpx"),
     "ours-httpx2": functools.partial(ours, transport="httpx2"),

@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode, urlsplit
@@ -119,6 +120,17 @@ def tells_the_truth(client: Any, family: ModuleType) -> bool:
     return all(carrier is None or type(carrier) in own for carrier in carriers)
 
 
+def _note_what_is_not_installed() -> None:
+    """Have Python remember that there is no sniffio, where there is none.
+
+    httpcore tries to import it at every lock, a few times a request, and what is not found is looked for anew
+    on the whole path each time. None in ``sys.modules`` is Python's own way to say that there is no such
+    module.
+    """
+    if "sniffio" not in sys.modules and find_spec("sniffio") is None:
+        sys.modules["sniffio"] = None  # type: ignore[assignment]
+
+
 class _TooLate(Exception):
     """The time is over, and nobody had to be cancelled for it."""
 
@@ -158,6 +170,7 @@ class HttpxTransport:
         self._closed = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
         self._tls: ssl.SSLContext | None = None
+        _note_what_is_not_installed()
         self._files = files or FileHost(
             self._user_agent, AddressGuard(origin.host, is_public=origin.is_default), self._tls_context
         )

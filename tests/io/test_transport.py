@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +368,41 @@ async def test_who_waits_in_vain_for_a_connection_has_sent_nothing(raw_server: A
             each.cancel()
         assert isinstance(await late, NotSent)
     assert [first[:4] for first, _, _ in server.requests] == ["POST", "POST"]
+
+
+class WithoutSniffio(PathFinder):
+    """Finds everything but sniffio, and counts who looks for it."""
+
+    looked = 0
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """Find it, or not."""
+        if fullname == "sniffio":
+            cls.looked += 1
+            return None
+        return super().find_spec(fullname, path, target)
+
+
+async def test_what_is_not_installed_is_looked_for_once(
+    raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every lock httpcore asks for sniffio; where there is none, the disk is not searched each time."""
+    finders = [WithoutSniffio if finder is PathFinder else finder for finder in sys.meta_path]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    monkeypatch.setitem(sys.modules, "sniffio", None)
+    monkeypatch.delitem(sys.modules, "sniffio")
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(make.http(b"{}"))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1")
+        for _ in range(3):
+            assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        await transport.aclose()
+    assert WithoutSniffio.looked == 1
 
 
 BAD_DESTINATIONS = ["", ".", "/", "a\x00b", None, 7, "lone\udc80\ud800"]
