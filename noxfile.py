@@ -6,6 +6,7 @@ checkout. Only ``lint`` and ``typing`` look at the files of the checkout themsel
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tarfile
@@ -39,8 +40,8 @@ COVERAGE_DATA = ROOT / ".nox" / "coverage.data"
 # What the benchmarks compare with: import_time.py, and batch.py.
 COMPARED = ("openai", "aiometer", "requests")
 
-# A worker has its own sandboxes, which have children of their own: more workers than this gain nothing.
-SIDE_BY_SIDE = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+# One more than there are cores, since many tests wait; but each has sandboxes, which have children of their own.
+SIDE_BY_SIDE = ("-n", str(min(4, 1 + (os.cpu_count() or 1))), "--dist", "worksteal")
 
 _wheels: list[Path] = []
 
