@@ -40,7 +40,7 @@ COVERAGE_DATA = ROOT / ".nox" / "coverage.data"
 # What the benchmarks compare with: import_time.py, and batch.py.
 COMPARED = ("openai", "aiometer", "requests")
 
-# One more than there are cores, since many tests wait; but each has sandboxes, which have children of their own.
+# One more than there are cores, as many tests wait; no more, as each has sandboxes with children.
 SIDE_BY_SIDE = ("-n", str(min(4, 1 + (os.cpu_count() or 1))), "--dist", "worksteal")
 
 _wheels: list[Path] = []
