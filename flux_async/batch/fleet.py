@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context, copy_context
 
 import attrs
 from anyio.abc import TaskGroup
@@ -57,6 +58,7 @@ class Fleet:
     _granted: set[int] = attrs.field(factory=set, init=False, repr=False)
     _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
     _idle: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
+    _context: Context = attrs.field(factory=copy_context, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         limits = self.account.admission.limits
@@ -116,8 +118,8 @@ class Fleet:
                 self._let_go(driver.stored, driver)
 
     def heard(self, driver: Driver, found: Found) -> None:
-        """The wait for a job's task is over: drive on."""
-        self.group.start_soon(self._go_on, driver, found)
+        """The wait for a job's task is over: drive on, in the run's context, whoever has found the end."""
+        self._context.copy().run(self.group.start_soon, self._go_on, driver, found)
 
     async def _drive(self, stored: StoredJob) -> None:
         """Take a place for a job, and drive it."""

@@ -442,9 +442,11 @@ class Driver:
     # --- watching -----------------------------------------------------------------------------------------
 
     async def _begin_to_wait(self, task_id: TaskId) -> None:
-        """Leave the job to a wait. What is only of use for a submit is forgotten meanwhile."""
+        """Leave the job to a wait. What only a submit needs is forgotten meanwhile, save an upload."""
         expects_callback = await self._expects_callback()
-        request, self._known_input = self._input.request, None
+        request = self._input.request
+        if self._input.url is None:
+            self._known_input = None
         self.stored = attrs.evolve(self.stored, job=self.job)
         self.wait = self.terms.client.begin_wait(
             task_id,

@@ -6,14 +6,25 @@ import asyncio
 import random
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from flux_async import EditRequest, FluxClient, Limits, PollPolicy, TaskId, run_batch
+from flux_async import (
+    EditRequest,
+    FluxClient,
+    Limits,
+    PollPolicy,
+    RetryPolicy,
+    Succeeded,
+    TaskId,
+    run_batch,
+)
 from flux_async.timing import Agenda, Alarm, LookPace
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(400)]
+ORIGIN: ContextVar[str] = ContextVar("ORIGIN", default="nobody")
 
 
 class Counted(float):
@@ -255,3 +266,34 @@ async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> Non
     client.account.claim(TaskId("n7000"))
     known = [loose.task_id for loose in client.unclaimed]
     assert (len(known), known[0], known[-1]) == (9_999, "n5", "n10004")
+
+
+async def test_an_upload_serves_the_submit_after_a_paid_failure(
+    client: FluxClient, transport: Any, make: Any
+) -> None:
+    """Waiting for the first task forgets the request, but not where the picture has been put."""
+    transport.script["file-url-upload"] = [make.answer({"downloadUrl": "https://uploads.example/1.jpg"})]
+    transport.script["record-info"] = [make.record(3, errorCode=500, errorMessage="no"), make.record(1)]
+    retry = RetryPolicy(max_paid_attempts=2)
+    async with run_batch(client, URLS[:1], via_upload=True, retry=retry) as batch:
+        (outcome,) = [outcome async for outcome in batch]
+    assert isinstance(outcome, Succeeded)
+    assert (transport.count("generate"), transport.count("file-url-upload")) == (2, 1)
+
+
+async def test_observers_are_called_in_the_context_of_their_batch(
+    client: FluxClient, vendor: Any, clock: Any
+) -> None:
+    """Two batches wait on one client: neither sees the context variables of the other."""
+    seen: set[tuple[str, str]] = set()
+
+    async def run(name: str) -> None:
+        ORIGIN.set(name)
+        wanted = [f"{url}?{name}" for url in URLS[:5]]
+        async with run_batch(client, wanted, on_progress=lambda _: seen.add((name, ORIGIN.get()))) as batch:
+            assert len([outcome async for outcome in batch]) == 5
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run("a"))
+        group.create_task(run("b"))
+    assert seen == {("a", "a"), ("b", "b")}
