@@ -368,7 +368,8 @@ class Account:
             self._pace.release()
 
     async def _take(self, place: asyncio.Semaphore | asyncio.Lock, deadline: float) -> None:
-        if not place.locked():
+        # A lock that is free may still be promised to somebody who has waited for it.
+        if isinstance(place, asyncio.Semaphore) and not place.locked():
             await place.acquire()  # at once
             return
         try:

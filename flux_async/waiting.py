@@ -80,6 +80,8 @@ class Waiting:
 
     def ring(self, task_id: TaskId) -> None:
         """A callback came for a task: whoever waits for it looks now, whoever comes to wait looks at once."""
+        if self.account.is_closed:
+            return  # nobody looks any more, and closing waits for whatever is begun now
         now = self.now()
         if self.health.rang(task_id, now):
             return  # its end is known already

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from flux_async import (
+    ClientClosed,
+    DeadlineExceeded,
     EditRequest,
     FluxClient,
     Limits,
@@ -297,3 +299,44 @@ async def test_observers_are_called_in_the_context_of_their_batch(
         group.create_task(run("a"))
         group.create_task(run("b"))
     assert seen == {("a", "a"), ("b", "b")}
+
+
+async def test_a_callback_does_not_hold_up_closing(
+    client: FluxClient, transport: Any, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes while a request is being ended begins nothing that closing would wait for."""
+
+    async def stubborn(*_: Any, **__: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(type(transport), "exchange", stubborn)
+    began, told = clock.now, list[Any]()
+    with clock.hold():
+        for name in ("t1", "t2"):
+            client.begin_wait(TaskId(name), told.append, request=EditRequest.text_removal(URLS[0]))
+        reading = asyncio.get_running_loop().create_task(client.credits())
+        await asyncio.sleep(0)
+        closing = asyncio.get_running_loop().create_task(client.aclose())
+        await asyncio.sleep(0.005)
+        client.ring("t1")
+    await closing
+    assert clock.now == began
+    with pytest.raises(ClientClosed):
+        await reading
+
+
+async def test_a_deadline_holds_also_as_the_pace_changes_hands(client: FluxClient, clock: Any) -> None:
+    """Whoever comes between one submit's turn and that of the next in line waits no longer than he may."""
+    pace = client.account._pace
+    await pace.acquire()
+    following = asyncio.get_running_loop().create_task(pace.acquire())
+    await asyncio.sleep(0)
+    pace.release()
+    async with asyncio.timeout(1.0):
+        with pytest.raises(DeadlineExceeded):
+            await client.account._await_permit(clock.now + 0.02)
+    await following
+    pace.release()
