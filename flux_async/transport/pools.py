@@ -12,6 +12,7 @@ is a pool of its own, and what is free lies on a stack.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -109,9 +110,9 @@ class Rack(Generic[R]):
         if is_sound and not self._closed:
             self._free.append((one, now))
         else:
-            await one.aclose()
+            await _close(one)
         while self._free and now - self._free[0][1] > self.idle_s:
-            await self._free.popleft()[0].aclose()
+            await _close(self._free.popleft()[0])
 
     async def aclose(self) -> None:
         """Close all of them, those in use as well."""
@@ -119,4 +120,10 @@ class Rack(Generic[R]):
         everything = [*self._taken, *(one for one, _ in self._free)]
         self._free.clear()
         for one in everything:
-            await one.aclose()
+            await _close(one)
+
+
+async def _close(one: Closable) -> None:
+    """Close what nobody uses any more; what goes wrong with it must not cost anybody the answer he has."""
+    with contextlib.suppress(Exception):
+        await one.aclose()
