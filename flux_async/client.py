@@ -324,7 +324,8 @@ class FluxClient:
     ) -> Wait:
         """Begin to :meth:`wait` without a coroutine: ``tell`` learns the picture, or the error, once.
 
-        For a batch, which has thousands of tasks waited for. Whoever begins one ends it, or leaves it.
+        For a batch, which has thousands of tasks waited for. Whoever begins one ends it, or leaves it. What
+        ``tell`` raises is logged and goes no further.
         """
         return self._waiting.begin(
             check_task_id(task_id),

@@ -65,6 +65,13 @@ class Agenda(Generic[W]):
         """Have ``who`` due no more."""
         self._hours.pop(who, None)
 
+    def clear(self) -> list[W]:
+        """Drop everybody, and return who was there."""
+        everybody = list(self._hours)
+        self._hours.clear()
+        self._heap.clear()
+        return everybody
+
     def next_at(self) -> float:
         """Return when the next one is due; with none, never."""
         while self._heap and not self._is_valid(self._heap[0]):
@@ -91,11 +98,13 @@ class Alarm(Generic[W]):
         clock: The reader of time.
         start: Runs that coroutine.
         call: Is called with whoever is due.
+        fail: Is called with everybody when the clock fails, and with its error: nobody is to wait for ever.
     """
 
     clock: Clock
     start: Callable[[Coroutine[Any, Any, None]], object]
     call: Callable[[W], None]
+    fail: Callable[[W, Exception], None]
     _agenda: Agenda[W] = attrs.field(factory=Agenda, init=False)
     _is_kept: bool = attrs.field(default=False, init=False)
     _until: float = attrs.field(default=math.inf, init=False)
@@ -117,18 +126,27 @@ class Alarm(Generic[W]):
             self._nap.wake()
 
     async def _keep(self) -> None:
+        failure: Exception | None = None
         try:
-            while self._agenda:
-                self._until = self._agenda.next_at()
-                seconds = self._until - self.clock.monotonic()
-                if seconds > 0:
-                    await self._sleep(seconds)
-                    continue
-                who = self._agenda.take(self._until)
-                if who is not None:
-                    self.call(who)
+            await self._call_who_is_due()
+        except Exception as error:  # noqa: BLE001 - of a clock of the caller's
+            failure = error
         finally:
             self._is_kept = False
+        if failure is not None:
+            for who in self._agenda.clear():
+                self.fail(who, failure)
+
+    async def _call_who_is_due(self) -> None:
+        while self._agenda:
+            self._until = self._agenda.next_at()
+            seconds = self._until - self.clock.monotonic()
+            if seconds > 0:
+                await self._sleep(seconds)
+                continue
+            who = self._agenda.take(self._until)
+            if who is not None:
+                self.call(who)
 
     async def _sleep(self, seconds: float) -> None:
         self._nap = Nap()

@@ -76,7 +76,12 @@ class Waiting:
     def __attrs_post_init__(self) -> None:
         most = self.account.admission.limits.looks_per_s
         self.pace = None if most is None else LookPace(self.account.clock, 1.0 / most)
-        self.alarm = Alarm(self.account.clock, self.account.start, lambda wait: wait.go_on())
+        self.alarm = Alarm(
+            self.account.clock,
+            self.account.start,
+            call=lambda wait: wait.go_on(),
+            fail=lambda wait, error: wait.end(error),
+        )
 
     def ring(self, task_id: TaskId) -> None:
         """A callback came for a task: whoever waits for it looks now, whoever comes to wait looks at once."""
@@ -282,8 +287,15 @@ class Wait:
         except Exception as error:  # noqa: BLE001 - a bug, or a clock of the caller's: he must hear of it
             found = error
         if found is not None:
-            self.leave()
+            self.end(found)
+
+    def end(self, found: Found) -> None:
+        """Wait no more, and tell what it ended with. What that raises keeps nobody else from being told."""
+        self.leave()
+        try:
             self.tell(found)
+        except Exception:
+            logger.exception("whoever waited for task %s could not be told of its end", self.watch.task_id)
 
     def _next(self) -> Found | None:
         waiting, board, watch, now = self.waiting, self.board, self.watch, self.waiting.now()

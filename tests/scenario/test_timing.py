@@ -103,7 +103,10 @@ def ringing(clock: Any) -> Iterator[tuple[Alarm[str], list[tuple[str, float]], l
     def start(work: Coroutine[Any, Any, None]) -> None:
         kept.append(asyncio.get_running_loop().create_task(work))
 
-    yield Alarm(clock, start, lambda who: called.append((who, clock.now))), called, kept
+    def fail(who: str, error: Exception) -> None:
+        raise AssertionError(who) from error
+
+    yield Alarm(clock, start, lambda who: called.append((who, clock.now)), fail), called, kept
     for task in kept:
         task.cancel()
 
@@ -229,6 +232,41 @@ async def test_what_goes_wrong_in_a_wait_is_told_to_whoever_waits(
     with pytest.raises(RuntimeError, match="no luck today"):
         await client.wait("t1")
     assert client._waiting._boards == {}
+
+
+async def test_a_clock_that_fails_is_told_to_whoever_waits(
+    client: FluxClient, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All hear of it, and whoever begins to wait then as well; nobody waits for ever."""
+
+    async def broken(_: float) -> None:
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(clock, "sleep", broken)
+    async with asyncio.timeout(1.0):
+        for _ in range(2):
+            waits = [asyncio.get_running_loop().create_task(client.wait(f"t{n}", age=0.0)) for n in range(3)]
+            await asyncio.wait(waits)
+            assert [str(task.exception()) for task in waits] == ["stopped"] * 3
+    assert client._waiting._boards == {}
+
+
+async def test_one_who_cannot_be_told_keeps_it_from_nobody(
+    client: FluxClient, transport: Any, make: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it raises is logged; the other who waits for the task, and whoever waits for others, are told."""
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("not listening")
+
+    transport.script["record-info"] = [lambda request: make.record(1, request.query["taskId"])]
+    for timeout in (1e-9, 100.0):
+        request = EditRequest.text_removal(URLS[0])
+        client.begin_wait(TaskId("t1"), broken, request=request, timeout=timeout)
+    async with asyncio.TaskGroup() as group:
+        for task_id in ("t1", "t2"):
+            group.create_task(client.wait(task_id, timeout=100.0))
+    assert caplog.text.count("could not be told") == 2
 
 
 async def test_one_who_is_cancelled_as_the_end_is_found_keeps_it_from_nobody(
