@@ -46,7 +46,7 @@ class Nap:
 class Agenda(Generic[W]):
     """Who is due when, however many there are: what is set anew or dropped costs nothing for long."""
 
-    _hours: dict[W, float] = attrs.field(factory=dict, init=False)
+    _hours: dict[W, int] = attrs.field(factory=dict, init=False)  # by the number of the entry that counts
     _heap: list[tuple[float, int, W]] = attrs.field(factory=list, init=False)
     _numbers: Iterator[int] = attrs.field(factory=itertools.count, init=False)
 
@@ -55,8 +55,8 @@ class Agenda(Generic[W]):
 
     def set(self, who: W, at: float) -> None:
         """Have ``who`` due at ``at``, and at no other time."""
-        self._hours[who] = at
-        heapq.heappush(self._heap, (at, next(self._numbers), who))
+        number = self._hours[who] = next(self._numbers)
+        heapq.heappush(self._heap, (at, number, who))
         if len(self._heap) > 2 * len(self._hours) + _SPARE:
             self._heap = [entry for entry in self._heap if self._is_valid(entry)]
             heapq.heapify(self._heap)
@@ -87,7 +87,7 @@ class Agenda(Generic[W]):
         return who
 
     def _is_valid(self, entry: tuple[float, int, W]) -> bool:
-        return self._hours.get(entry[2]) == entry[0]
+        return self._hours.get(entry[2]) == entry[1]
 
 
 @attrs.define(eq=False)
