@@ -275,6 +275,14 @@ def cli(tmp_path: Path, sandbox_url: str) -> Cli:
 
 
 @pytest.fixture
+def quick_cli(tmp_path: Path, quick_url: str) -> Cli:
+    """One against the sandbox that makes no pictures, with a folder ``out`` that knows how quick it is."""
+    made = Cli(tmp_path, quick_url)
+    made.knows_times()
+    return made
+
+
+@pytest.fixture
 def offline(tmp_path: Path) -> Cli:
     """A command line whose API cannot be reached: what works here makes no request."""
     return Cli(tmp_path)

@@ -79,17 +79,17 @@ def test_one_unreachable_image_fails_alone(cli: Any, pictures: list[str], pictur
     assert "TaskFailed" in ended.stderr
 
 
-def test_a_reader_that_goes_away_does_not_end_the_run(cli: Any, pictures: list[str], tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_does_not_end_the_run(quick_cli: Any, pictures: list[str]) -> None:
     """A broken pipe on stdout loses the printed lines, not the pictures, and shows no traceback."""
     reader, writer = os.pipe()
-    with cli.start("remove-text", *pictures[:2], "-o", "out", stdout=writer) as process:
+    with quick_cli.start("remove-text", *pictures[:2], "-o", "out", stdout=writer) as process:
         os.close(writer)
         os.close(reader)
         _, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, stderr
     assert "Error" not in stderr
     assert "Traceback" not in stderr
-    assert [row["status"] for row in cli.rows()] == ["succeeded"] * 2
+    assert [row["status"] for row in quick_cli.rows()] == ["succeeded"] * 2
 
 
 class _DeadKey(BaseHTTPRequestHandler):
@@ -156,7 +156,8 @@ def test_an_empty_balance_halts_the_run(
     make_cli: Any, tmp_path: Path, start_sandbox: Any, pictures: list[str]
 ) -> None:
     """With credits for two of three: two succeed, the third stays pending, exit 3."""
-    cli = make_cli(start_sandbox("--speed", "20", "--credits", "10").url)
+    cli = make_cli(start_sandbox("--speed", "20", "--credits", "10", "--pictures", "none").url)
+    cli.knows_times()
     ended = cli.run("remove-text", *pictures, "-o", "out")
     assert ended.code == 3
     assert [row["status"] for row in cli.rows()] == ["succeeded", "succeeded", "pending"]
@@ -257,10 +258,12 @@ def test_an_address_that_is_none_fails_without_a_request(offline: Any) -> None:
     assert "nor a file here" in ended.stderr
 
 
-def test_in_a_terminal_results_and_the_live_lines_share_the_screen(cli: Any, pictures: list[str]) -> None:
+def test_in_a_terminal_results_and_the_live_lines_share_the_screen(
+    quick_cli: Any, pictures: list[str]
+) -> None:
     """On a terminal the results stand on lines of their own above the live lines, which go in the end."""
     screen, terminal = os.openpty()
-    with cli.start(
+    with quick_cli.start(
         "remove-text", pictures[0], "nonsense", "-o", "out", stdout=terminal, stderr=terminal
     ) as process:
         os.close(terminal)
@@ -273,7 +276,7 @@ def test_in_a_terminal_results_and_the_live_lines_share_the_screen(cli: Any, pic
         os.close(screen)
     assert process.returncode == 1
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", shown.decode()).splitlines()
-    assert f"out/{cli.rows()[0]['file']}" in lines
+    assert f"out/{quick_cli.rows()[0]['file']}" in lines
     assert any("1 of 2 done" in line for line in lines)
     assert any("1 of 20 submits in 10 s" in line for line in lines)
     assert "Traceback" not in shown.decode()

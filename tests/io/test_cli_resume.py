@@ -18,11 +18,9 @@ OVERALL_S = 60
 
 
 @pytest.fixture
-def cli(make_cli: Any, quick_url: str) -> Any:
-    """A command line against a sandbox that makes no pictures, in a folder that knows how quick it is."""
-    made = make_cli(quick_url)
-    made.knows_times()
-    return made
+def cli(quick_cli: Any) -> Any:
+    """No test here but one needs a picture."""
+    return quick_cli
 
 
 @pytest.fixture
