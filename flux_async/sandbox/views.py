@@ -13,7 +13,7 @@ from flux_async.sandbox.ledger import Attempt, Ledger
 from flux_async.sandbox.page import PAID_TWICE, TaskView
 from flux_async.sandbox.tasks import FAILURES, Account, Flag, Task
 
-STATES: Final = {
+STATES: Final[dict[str, tuple[Flag, ...]]] = {
     "generating": (Flag.GENERATING,),
     "done": (Flag.SUCCESS,),
     "failed": FAILURES,
