@@ -71,7 +71,7 @@ from flux_async.transport import Transport
 from flux_async.transport.choice import TransportName, check_choice, make_transport, name_of
 from flux_async.transport.origin import ApiOrigin
 from flux_async.uploads import Uploads, too_late
-from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Wait, Waiting
+from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
@@ -300,17 +300,9 @@ class FluxClient:
         task = check_task_id(task_id)
         kind = None if request is None else kind_of(check_request(request))
         age = None if age is None else check_not_negative(age, "age")
-        deadline = self._deadline(timeout)
+        patience = self._patience(timeout, kind, age, expects_callback=expects_callback)
         async with self._account.call():
-            return await self._waiting.wait(
-                task,
-                policy=self._polling,
-                timeout_s=self._span(timeout),
-                deadline=deadline,
-                kind=kind,
-                age=age,
-                expects_callback=expects_callback,
-            )
+            return await self._waiting.wait(task, patience)
 
     def begin_wait(
         self,
@@ -327,16 +319,8 @@ class FluxClient:
         For a batch, which has thousands of tasks waited for. Whoever begins one ends it, or leaves it. What
         ``tell`` raises is logged and goes no further.
         """
-        return self._waiting.begin(
-            check_task_id(task_id),
-            tell,
-            policy=self._polling,
-            timeout_s=self._span(timeout),
-            deadline=self._deadline(timeout),
-            kind=kind_of(request),
-            age=age,
-            expects_callback=expects_callback,
-        )
+        patience = self._patience(timeout, kind_of(request), age, expects_callback=expects_callback)
+        return self._waiting.begin(check_task_id(task_id), tell, patience)
 
     def ring(self, callback: CallbackEvent | TaskId | str) -> None:
         """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
@@ -475,14 +459,8 @@ class FluxClient:
         async with self._account.call() as call, self._account.task_in_flight(deadline):
             task_id = await self._submit(request, deadline, call)
             try:
-                return await self._waiting.wait(
-                    task_id,
-                    policy=self._polling,
-                    timeout_s=self._span(timeout),
-                    deadline=deadline,
-                    kind=kind_of(request),
-                    age=0.0,
-                )
+                patience = self._patience(timeout, kind_of(request), 0.0, deadline=deadline)
+                return await self._waiting.wait(task_id, patience)
             except FluxError as error:
                 raise as_paid(error, task_id) from None
             except BaseException as gone:
@@ -540,6 +518,25 @@ class FluxClient:
 
     def _deadline(self, timeout: float | None) -> float:
         return self._account.clock.monotonic() + self._span(timeout)
+
+    def _patience(
+        self,
+        timeout: float | None,
+        kind: str | None,
+        age: float | None,
+        *,
+        deadline: float | None = None,
+        expects_callback: bool = False,
+    ) -> Patience:
+        """Return how to wait for a task; ``deadline`` is that of a call which has begun before."""
+        return Patience(
+            policy=self._polling,
+            timeout_s=self._span(timeout),
+            deadline=self._deadline(timeout) if deadline is None else deadline,
+            kind=kind,
+            age=age,
+            expects_callback=expects_callback,
+        )
 
     @property
     def _uploads(self) -> Uploads:

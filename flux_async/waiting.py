@@ -34,6 +34,27 @@ Found: TypeAlias = ImageResult | Exception
 """What a wait ends with."""
 
 
+@attrs.frozen(kw_only=True)
+class Patience:
+    """How one caller waits for a task.
+
+    Attributes:
+        policy: The rhythm of looking.
+        timeout_s: What he asked for; it is only told to him again.
+        deadline: When he waits no more, in monotonic seconds.
+        kind: What the task is like, where that is known.
+        age: Seconds since it was accepted, where that is known.
+        expects_callback: Whether the vendor was given an address to call for it.
+    """
+
+    policy: PollPolicy
+    timeout_s: float
+    deadline: float
+    kind: str | None = None
+    age: float | None = None
+    expects_callback: bool = False
+
+
 @attrs.define(eq=False)
 class _Board:
     """What those who wait for one task have in common.
@@ -100,17 +121,7 @@ class Waiting:
         while len(self._early) > _MOST_EARLY_RINGS:
             self._early.popitem(last=False)
 
-    async def wait(
-        self,
-        task_id: TaskId,
-        *,
-        policy: PollPolicy,
-        timeout_s: float,
-        deadline: float,
-        kind: str | None = None,
-        age: float | None = None,
-        expects_callback: bool = False,
-    ) -> ImageResult:
+    async def wait(self, task_id: TaskId, patience: Patience) -> ImageResult:
         """Wait for a task's picture; what it raises is told at :meth:`flux_async.FluxClient.wait`."""
         ending: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
 
@@ -118,16 +129,7 @@ class Waiting:
             if not ending.done():  # else he was cancelled just now
                 ending.set_result(found)
 
-        wait = self.begin(
-            task_id,
-            tell,
-            policy=policy,
-            timeout_s=timeout_s,
-            deadline=deadline,
-            kind=kind,
-            age=age,
-            expects_callback=expects_callback,
-        )
+        wait = self.begin(task_id, tell, patience)
         try:
             found = await ending
         finally:
@@ -136,35 +138,26 @@ class Waiting:
             raise found
         return found
 
-    def begin(
-        self,
-        task_id: TaskId,
-        tell: Callable[[Found], None],
-        *,
-        policy: PollPolicy,
-        timeout_s: float,
-        deadline: float,
-        kind: str | None = None,
-        age: float | None = None,
-        expects_callback: bool = False,
-    ) -> Wait:
+    def begin(self, task_id: TaskId, tell: Callable[[Found], None], patience: Patience) -> Wait:
         """Begin to wait for a task; ``tell`` learns how it ended, once, unless the wait is left before."""
         now = self.now()
         board = self._boards.get(task_id)
         if board is None:
-            board = self._boards[task_id] = _Board(self.account.times.begin(now, kind=kind, age=age))
+            board = self._boards[task_id] = _Board(
+                self.account.times.begin(now, kind=patience.kind, age=patience.age)
+            )
         if task_id in self._early:
             del self._early[task_id]
             board.rings += 1
         watch = Watch(
-            policy=policy,
+            policy=patience.policy,
             task_id=task_id,
             started_at=now,
-            deadline=deadline,
-            timeout_s=timeout_s,
+            deadline=patience.deadline,
+            timeout_s=patience.timeout_s,
             trail=board.trail,
         )
-        wait = Wait(self, board, watch, tell, expects_callback)
+        wait = Wait(self, board, watch, tell, patience.expects_callback)
         board.waits.append(wait)
         wait.go_on()
         return wait
