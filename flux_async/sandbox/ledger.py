@@ -69,9 +69,14 @@ class Line:
     callbacks: int = 0
 
     @property
+    def charges(self) -> int:
+        """How many of its tasks were paid for good."""
+        return len(self.tasks) - self.refunds
+
+    @property
     def is_paid_twice(self) -> bool:
-        """Whether more than one of its tasks was paid for good."""
-        return len(self.tasks) - self.refunds > 1
+        """Whether that is more than one."""
+        return self.charges > 1
 
 
 @attrs.define

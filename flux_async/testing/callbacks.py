@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import time
-from typing import Final, Protocol
+from typing import Final
 
 import attrs
 
@@ -26,8 +26,17 @@ class SignedCallback:
     body: bytes
 
 
-class SignCallback(Protocol):
-    """What the fixture ``sign_callback`` is."""
+@attrs.frozen
+class SignCallback:
+    """Makes callbacks; this is what the fixture ``sign_callback`` is. The sandbox's own code writes them.
+
+    Attributes:
+        default_key: Signs those that name no key.
+        now: The hour of those that name none, in seconds since the epoch.
+    """
+
+    default_key: str = attrs.field(default=WEBHOOK_KEY, repr=False)
+    now: Callable[[], float] = time
 
     def __call__(
         self,
@@ -51,22 +60,6 @@ class SignCallback(Protocol):
             key: Signs it; left out, the key of the test's sandbox.
             at: When it is signed, in seconds since the epoch; left out, now.
         """
-        ...
-
-
-def signer(default_key: str = WEBHOOK_KEY, now: Callable[[], float] = time) -> SignCallback:
-    """Return a maker of callbacks; the sandbox's own code writes them."""
-
-    def sign_callback(
-        task_id: str,
-        *,
-        code: int = 200,
-        result_url: str = "https://files.example/result.jpg",
-        origin_url: str = "https://files.example/origin.jpg",
-        message: str | None = None,
-        key: str | None = None,
-        at: float | None = None,
-    ) -> SignedCallback:
         from flux_async.sandbox import callbacks, replies  # noqa: PLC0415 - the kit loads what a test uses
 
         succeeded = code == callbacks.ACCEPTED
@@ -74,7 +67,6 @@ def signer(default_key: str = WEBHOOK_KEY, now: Callable[[], float] = time) -> S
         info = dict(zip(("originImageUrl", "resultImageUrl"), links, strict=True))
         told = message or (callbacks.SUCCESS if succeeded else _MESSAGES.get(code, _MESSAGES[500]))
         reply = replies.Reply({"code": code, "msg": told, "data": {"taskId": task_id, "info": info}})
-        signature = callbacks.sign(key or default_key, task_id, int(now() if at is None else at))
+        signed_at = int(self.now() if at is None else at)
+        signature = callbacks.sign(key or self.default_key, task_id, signed_at)
         return SignedCallback({"Content-Type": "application/json", **signature}, reply.encode())
-
-    return sign_callback

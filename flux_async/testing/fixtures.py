@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flux_async.testing.callbacks import WEBHOOK_KEY, SignCallback, signer
+from flux_async.testing.callbacks import WEBHOOK_KEY, SignCallback
 from flux_async.testing.clock import VirtualClock
 from flux_async.testing.sandbox import FluxSandbox
 
@@ -54,4 +54,4 @@ def callback_signer(request: pytest.FixtureRequest) -> SignCallback:
         key = request.getfixturevalue("flux_sandbox").webhook_key or WEBHOOK_KEY
     if "flux_clock" in named:
         now = request.getfixturevalue("flux_clock").wall
-    return signer(key, now)
+    return SignCallback(key, now)

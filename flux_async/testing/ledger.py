@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import attrs
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flux_async.sandbox.ledger import Ledger, Line
@@ -62,13 +60,12 @@ class FluxLedger:
         """Return how often an image was charged for good."""
         images = self.read().images
         line = images.get(image) or images.get(f"prompt:{image}")
-        return 0 if line is None else _charges(line)
+        return 0 if line is None else line.charges
 
     @property
     def double_charges(self) -> dict[str, int]:
         """How often each image was charged for good, of those for which that is more than once."""
-        counts = {image: _charges(line) for image, line in self.read().images.items()}
-        return {image: count for image, count in counts.items() if count > 1}
+        return {image: line.charges for image, line in self.read().images.items() if line.is_paid_twice}
 
     def allow(self, image: str, times: int = 2) -> None:
         """Say that an image may be charged ``times`` times: it is submitted again on purpose."""
@@ -81,24 +78,15 @@ class FluxLedger:
             PaidTwice: An image was charged more often than it may be.
         """
         images = self.read().images
-        over = {image: line for image, line in images.items() if _charges(line) > self._allowed.get(image, 1)}
+        over = {image: line for image, line in images.items() if line.charges > self._allowed.get(image, 1)}
         if over:
             raise PaidTwice("\n".join(["charged more than once:", *map(_told, over.items())]))
 
 
-def _charges(line: Line) -> int:
-    return len(line.tasks) - line.refunds
-
-
 def _told(entry: tuple[str, Line]) -> str:
     image, line = entry
-    spent = attrs.asdict(line, filter=attrs.filters.include("charged", "refunded"))
     refunds = f", {line.refunds} of them refunded" if line.refunds else ""
     return (
-        f"  {image}: {_charges(line)} charges, {_net(spent):g} credits "
+        f"  {image}: {line.charges} charges, {line.charged - line.refunded:g} credits "
         f"({line.submits} submits made the tasks {', '.join(line.tasks)}{refunds})"
     )
-
-
-def _net(spent: dict[str, Any]) -> float:
-    return float(spent["charged"] - spent["refunded"])
