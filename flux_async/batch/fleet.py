@@ -12,7 +12,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from flux_async.account import Account
 from flux_async.batch.doubts import Doubts
-from flux_async.batch.orchestrator import Driver
+from flux_async.batch.orchestrator import Driver, Terms
 from flux_async.batch.progress import Tally
 from flux_async.errors import FluxError, Scope
 from flux_async.journal.store import Journal, StoredJob
@@ -34,7 +34,7 @@ class Fleet:
         tally: Counts.
         group: Runs the drivers.
         send: Takes the outcomes, one by one.
-        make_driver: Makes the driver of a job; the second argument is when its doubt ends, if that is known.
+        terms: What the drivers have in common.
         on_halt: Told of the error that ends all spending.
         on_change: Told when there is something new to see.
         doubts: Where jobs wait for their callbacks, if they do.
@@ -45,7 +45,7 @@ class Fleet:
     tally: Tally
     group: TaskGroup
     send: MemoryObjectSendStream[Outcome]
-    make_driver: Callable[[StoredJob, float | None], Driver]
+    terms: Terms
     on_halt: Callable[[FluxError], None]
     on_change: Callable[[], None]
     doubts: Doubts | None = None
@@ -144,7 +144,7 @@ class Fleet:
             return None
         if fresh.number not in self._counted:
             self.tally.taken_up(fresh.job.state)
-        return self.make_driver(fresh, self._doubt_ends(stored))
+        return Driver(terms=self.terms, stored=fresh, doubt_ends=self._doubt_ends(stored))
 
     async def _go_on(self, driver: Driver, found: Found | None) -> None:
         """Drive a job that has a place, until its task is waited for or its outcome is handed over."""

@@ -320,7 +320,7 @@ class BatchRun:
             tally=self._tally,
             group=drivers,
             send=send,
-            make_driver=partial(_make_driver, self._terms(call)),
+            terms=self._terms(call),
             on_halt=self._halt,
             on_change=self._tell,
         )
@@ -507,10 +507,6 @@ class BatchRun:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]  # many drivers met the same wall
         return error
-
-
-def _make_driver(terms: Terms, stored: StoredJob, doubt_ends: float | None) -> Driver:
-    return Driver(terms=terms, stored=stored, doubt_ends=doubt_ends)
 
 
 def _job_of(stored: StoredJob) -> Job:

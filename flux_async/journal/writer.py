@@ -164,10 +164,12 @@ def _has_no_room(error: BaseException) -> bool:
     import sqlite3  # noqa: PLC0415 - as above
 
     known = isinstance(error, sqlite3.OperationalError)
-    return known and getattr(error, "sqlite_errorcode", 0) & 0xFF in {
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-    }
+    return known and _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's code of an error, without what it says more closely; 0 where there is none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _resolve(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
@@ -187,6 +189,6 @@ def as_journal_error(error: BaseException) -> BaseException:
     if isinstance(error, FluxError) or not isinstance(error, sqlite3.Error):
         return error
     words = f"The journal could not be written: {error}."
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+    if _code(error) == sqlite3.SQLITE_FULL:
         return JournalError(words, advice=NO_ROOM_ADVICE, scope=Scope.STOP)
     return JournalError(words)
