@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flux_async import FluxError, TaskId, TaskRecord, TaskStatus
-from flux_async.protocol.envelope import WireResponse, fast_parser
+from flux_async.protocol.envelope import WireResponse
 from flux_async.protocol.wire import parse_look, parse_record
+
+pytestmark = pytest.mark.usefixtures("parser")
 
 SAMPLES = sorted((Path(__file__).parents[1] / "samples" / "wire").glob("*.json"))
 TASK = TaskId("c0d0c0d0c0d0c0d0c0d0c0d0c0d0c0d0")
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 5), st.floats(), st.text(max_size=5), st.just(str(TASK))
 )
-
-
-@pytest.fixture(params=["json", "orjson"], scope="module", autouse=True)
-def parser(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Have every test here read with orjson, and as where it is not installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "json":
-            patch.setattr("flux_async.protocol.envelope.fast_parser", lambda: None)
-        else:
-            assert fast_parser() is not None
-        yield request.param
 
 
 def outcome(parse: Any, response: WireResponse) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from flux_async import (
     UnexpectedResponse,
 )
 from flux_async.protocol.codes import PollMeaning, poll_meaning
-from flux_async.protocol.envelope import WireResponse, fast_parser
+from flux_async.protocol.envelope import WireResponse
 from flux_async.protocol.wire import (
     build_credit,
     build_download_url,
@@ -40,20 +39,11 @@ from flux_async.protocol.wire import (
     parse_submit,
 )
 
+pytestmark = pytest.mark.usefixtures("parser")
+
 SAMPLES = sorted((Path(__file__).parents[1] / "samples" / "wire").glob("*.json"))
 TASK = TaskId("c0d0c0d0c0d0c0d0c0d0c0d0c0d0c0d0")
 QUIRKS_OF_ANSWERS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 18, 19, 20, 21, 22}
-
-
-@pytest.fixture(params=["json", "orjson"], scope="module", autouse=True)
-def parser(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Have every test here read with orjson, and as where it is not installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "json":
-            patch.setattr("flux_async.protocol.envelope.fast_parser", lambda: None)
-        else:
-            assert fast_parser() is not None
-        yield request.param
 
 
 def read(phase: str, response: WireResponse) -> Any:
