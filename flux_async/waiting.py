@@ -93,8 +93,10 @@ class Waiting:
     _boards: dict[TaskId, _Board] = attrs.field(factory=dict, init=False, repr=False)
     _early: OrderedDict[TaskId, None] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _were_coming: bool = attrs.field(default=False, init=False)
+    _began: float = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._began = self.now()
         most = self.account.admission.limits.looks_per_s
         self.pace = None if most is None else LookPace(self.account.clock, 1.0 / most)
         self.alarm = Alarm(
@@ -156,6 +158,7 @@ class Waiting:
             deadline=patience.deadline,
             timeout_s=patience.timeout_s,
             trail=board.trail,
+            ticks_from=self._began,
         )
         wait = Wait(self, board, watch, tell, patience.expects_callback)
         board.waits.append(wait)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 import attrs
@@ -41,6 +42,8 @@ class PollPolicy:
 
     Attributes:
         cost_of_look_s: Of a learned rhythm: one look is worth so many seconds of seeing an end earlier.
+        tick_s: Of a learned rhythm: looks are made at ticks so many seconds apart, rather a moment late than
+            each for itself; to wake up for ten looks costs little more than for one. 0 has no ticks.
         interval_s: Seconds between looks; None learns.
         first_s: Seconds before the first look, where ``interval_s`` is given; left out, ``interval_s``.
         jitter: Share of a gap by which it is spread, 0 to 0.5.
@@ -56,6 +59,7 @@ class PollPolicy:
     """
 
     cost_of_look_s: float = attrs.field(default=0.5, validator=positive_number)
+    tick_s: float = attrs.field(default=0.1, validator=not_negative)
     interval_s: float | None = attrs.field(default=None, validator=optional(positive_number))
     first_s: float | None = attrs.field(default=None, validator=optional(not_negative))
     jitter: float = attrs.field(default=0.25, validator=not_negative)
@@ -115,6 +119,12 @@ class PollPolicy:
         """
         delay_s = self.spread(best_s, min(best_s, _WIDEST * following_s), draw)
         return min(self.cap_s, max(SHORTEST_GAP_S, delay_s))
+
+    def on_tick(self, at: float, ticks_from: float) -> float:
+        """Return the first tick from the moment ``at`` on; ``ticks_from`` is one of them."""
+        if not self.tick_s:
+            return at
+        return max(at, ticks_from + math.ceil((at - ticks_from) / self.tick_s) * self.tick_s)
 
     def spread(self, gap_s: float, width_s: float, draw: float) -> float:
         """Return a gap made longer or shorter by up to ``jitter`` of ``width_s``."""
@@ -185,7 +195,7 @@ class Watch:
        two, four later, and after six the callback is held for a mistake; one that comes meanwhile adds none.
        One that comes after a mistake waits until the last look is a second old.
     6. In a learned rhythm gaps are counted from the look before, and from the task's beginning to the first
-       look. A task of unknown age is looked at soon; its record may tell the age.
+       look, and end at a tick. A task of unknown age is looked at soon; its record may tell the age.
 
     Attributes:
         policy: The rhythm.
@@ -194,6 +204,7 @@ class Watch:
         deadline: When it ends.
         timeout_s: What the caller asked for.
         trail: What is seen of the task, by whoever waits for it, and how old it is.
+        ticks_from: One of the ticks, which all waits of a client have in common.
     """
 
     policy: PollPolicy
@@ -204,6 +215,7 @@ class Watch:
     trail: Trail = attrs.field(
         default=attrs.Factory(lambda self: GenerationTimes().begin(self.started_at), takes_self=True)
     )
+    ticks_from: float = 0.0
     _looks: int = attrs.field(default=0, init=False)
     _stragglers: int = attrs.field(default=0, init=False)
     _troubles: int = attrs.field(default=0, init=False)
@@ -311,7 +323,9 @@ class Watch:
             best_s = min(best_s, _SOON_S)
         following_s = trail.gap(before + best_s, policy.cost_of_look_s, policy.cap_s)
         at = before + policy.learned_delay(best_s, following_s, draw)
-        return at - now if at > now else _OVERDUE_S * draw  # as where thousands are taken up together
+        if at <= now:
+            at = now + _OVERDUE_S * draw  # as where thousands are taken up together
+        return policy.on_tick(at, self.ticks_from) - now
 
     def _after_ring(self, now: float) -> float:
         """At once, the first time; then a second, two, four after the look before."""

@@ -207,11 +207,16 @@ def test_the_last_look_is_known_as_such() -> None:
 # --- a learned rhythm -------------------------------------------------------------------------------------
 
 
-def learned(*, age: float | None = 0.0, now: float = 0.0) -> Watch:
+def learned(
+    *,
+    age: float | None = 0.0,
+    now: float = 0.0,
+    policy: PollPolicy = PollPolicy(),  # noqa: B008 - frozen
+) -> Watch:
     """A wait in a rhythm that is learned, of which nothing is learned yet."""
     trail = GenerationTimes().begin(now, age=age)
     return Watch(
-        policy=PollPolicy(), task_id=TASK, started_at=now, deadline=now + 300.0, timeout_s=300.0, trail=trail
+        policy=policy, task_id=TASK, started_at=now, deadline=now + 300.0, timeout_s=300.0, trail=trail
     )
 
 
@@ -229,7 +234,34 @@ def test_a_learned_gap_counts_from_the_look_before() -> None:
 
 def test_an_overdue_task_is_looked_at_within_a_second() -> None:
     """Taken up after a restart, thousands of tasks are looked at soon, but not in the same instant."""
-    assert [learned(age=100.0).next_look(0.0, draw) for draw in (0.0, 0.3, 1.0)] == [0.0, 0.3, 1.0]
+    delays = [learned(age=100.0).next_look(0.0, draw) for draw in (0.0, 0.3, 1.0)]
+    assert delays == pytest.approx([0.0, 0.3, 1.0])
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1e6), st.floats(0.0, 1.0))
+def test_learned_looks_are_made_at_ticks(draw: float, now: float, ticks_from: float) -> None:
+    """A look comes at the first tick after its best moment, never before it: many are made together."""
+    exact, ticking = (learned(now=now, policy=PollPolicy(tick_s=tick_s)) for tick_s in (0.0, 0.1))
+    ticking.ticks_from = ticks_from
+    best, delay = exact.next_look(now, draw), ticking.next_look(now, draw)
+    assert best is not None
+    assert delay is not None
+    assert best <= delay <= best + 0.1 + 1e-6
+    ticks = (now + delay - ticks_from) / 0.1
+    assert ticks == pytest.approx(round(ticks), abs=1e-4)
+
+
+def test_the_last_look_waits_for_no_tick() -> None:
+    """It would miss the deadline."""
+    wait = Watch(policy=PollPolicy(tick_s=5.0), task_id=TASK, started_at=0.0, deadline=1.0, timeout_s=1.0)
+    assert wait.next_look(0.0, 0.5) == pytest.approx(0.9)
+
+
+def test_a_rhythm_of_ones_own_has_no_ticks() -> None:
+    """What was asked for is what is done."""
+    policy = PollPolicy.fixed(0.25, jitter=0.0)
+    wait = Watch(policy=policy, task_id=TASK, started_at=0.0, deadline=9.0, timeout_s=9.0, ticks_from=0.07)
+    assert wait.next_look(0.0, 0.5) == 0.25
 
 
 def test_a_task_of_unknown_age_is_looked_at_soon() -> None:
