@@ -36,6 +36,7 @@ from flux_async.transport.conduct import (
     user_agent,
 )
 from flux_async.transport.file_host import FileHost
+from flux_async.transport.one_connection import without_pool
 from flux_async.transport.origin import ApiOrigin
 from flux_async.transport.pools import Rack
 from flux_async.transport.proxies import proxy_for
@@ -304,14 +305,15 @@ class HttpxTransport:
     def _make_carrier(self, base: str) -> Carrier:
         """Make a carrier of one connection."""
         parts = urlsplit(base)
+        tls = self._tls_context()
         carrier: Carrier = self._family.AsyncHTTPTransport(
-            verify=self._tls_context(),
+            verify=tls,
             limits=self._family.Limits(
                 max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S
             ),
             proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
         )
-        return carrier
+        return without_pool(carrier, tls, KEEPALIVE_S)
 
     def _tls_context(self) -> ssl.SSLContext:
         """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""

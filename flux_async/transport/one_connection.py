@@ -1,0 +1,56 @@
+"""What stands for httpcore's pool where there is one connection: the connection.
+
+A pool of httpcore costs a request as much CPU as all the rest of it: locks, a queue, and a look at every
+connection before and after. In a :class:`flux_async.transport.pools.Rack` nobody else can want the
+connection, so there is nothing to lock and nothing to queue.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from typing import Any
+
+
+class OneConnection:
+    """A connection that is made with the first request, and made anew when the server has closed it.
+
+    Args:
+        core: httpcore, or the library of that interface which httpx2 stands on.
+        tls: Whom to trust.
+        keepalive_s: Seconds after which an idle connection is not used again.
+    """
+
+    def __init__(self, core: Any, tls: ssl.SSLContext, keepalive_s: float) -> None:
+        self._core, self._tls, self._keepalive_s = core, tls, keepalive_s
+        self._connection: Any = None
+
+    async def handle_async_request(self, request: Any) -> Any:
+        """Make a request, one at a time."""
+        connection = self._connection
+        if connection is None or not connection.is_available() or connection.has_expired():
+            await self.aclose()
+            connection = self._connection = self._core.AsyncHTTPConnection(
+                request.url.origin, ssl_context=self._tls, keepalive_expiry=self._keepalive_s
+            )
+        return await connection.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close the connection, if there is one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.aclose()
+
+
+def without_pool(carrier: Any, tls: ssl.SSLContext, keepalive_s: float) -> Any:
+    """Return the library's carrier of one connection with that connection in place of its pool.
+
+    It is the library's own all the same, so whoever stands in for its ``handle_async_request`` in a test, or
+    for httpcore's, stands in for ours. One that goes through a proxy, or is not built as it was known to us,
+    stays as it is.
+    """
+    pool = getattr(carrier, "_pool", None)
+    core = sys.modules[type(pool).__module__.partition(".")[0]]
+    if type(pool) is getattr(core, "AsyncConnectionPool", None) and hasattr(core, "AsyncHTTPConnection"):
+        carrier._pool = OneConnection(core, tls, keepalive_s)  # noqa: SLF001 - see above
+    return carrier
