@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 
 import attrs
-from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from flux_async.account import Account
@@ -43,7 +42,7 @@ class Fleet:
     account: Account
     journal: Journal
     tally: Tally
-    group: TaskGroup
+    group: asyncio.TaskGroup
     send: MemoryObjectSendStream[Outcome]
     terms: Terms
     on_halt: Callable[[FluxError], None]
@@ -57,6 +56,8 @@ class Fleet:
     _told: set[int] = attrs.field(factory=set, init=False, repr=False)
     _granted: set[int] = attrs.field(factory=set, init=False, repr=False)
     _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
+    # Jobs that have been driven since the inputs at hand were read; how those stand now, the journal knows.
+    _moved: set[int] | None = attrs.field(default=None, init=False, repr=False)
     _idle: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
     _context: Context = attrs.field(factory=copy_context, init=False, repr=False)
 
@@ -81,8 +82,12 @@ class Fleet:
         self._granted.add(number)
         return True
 
+    def read_on(self) -> None:
+        """The next inputs are about to be read from the journal, and none that were read before is left."""
+        self._moved = set()
+
     async def begin(self, stored: StoredJob) -> None:
-        """Start an input's job where there is something to do."""
+        """Start an input's job where there is something to do, as it was read since :meth:`read_on`."""
         if stored.number in self._told or stored.job.state not in {JobState.PENDING, JobState.IN_DOUBT}:
             return
         if self.doubts is not None:
@@ -96,11 +101,12 @@ class Fleet:
         if stored.number in self._told:
             return True
         self._driven[stored.number] = None
+        is_fresh = is_input and self._moved is not None and stored.number not in self._moved
         await self._slots.acquire()
         if is_input:
             await self._starts.acquire()
             self._starting.add(stored.number)
-        self.group.start_soon(self._drive, stored)
+        self.group.create_task(self._drive(stored, is_fresh=is_fresh))
         return True
 
     async def all_done(self) -> None:
@@ -113,21 +119,31 @@ class Fleet:
         """Leave the tasks that are waited for: the run is over, and nobody will receive their outcomes."""
         for driver in tuple(self._driven.values()):
             if driver is not None:
-                driver.leave()
-                self.account.give_place()
-                self._let_go(driver.stored, driver)
+                self._leave(driver)
 
     def heard(self, driver: Driver, found: Found) -> None:
         """The wait for a job's task is over: drive on, in the run's context, whoever has found the end."""
-        self._context.copy().run(self.group.start_soon, self._go_on, driver, found)
+        driving = self._go_on(driver, found)
+        try:
+            self.group.create_task(driving, context=self._context.copy())
+        except RuntimeError:  # the run is over, and nobody will receive the outcome
+            driving.close()
+            self._leave(driver)
 
-    async def _drive(self, stored: StoredJob) -> None:
-        """Take a place for a job, and drive it."""
+    def _leave(self, driver: Driver) -> None:
+        """Drive a job no more whose task was waited for."""
+        driver.leave()
+        self.account.give_place()
+        self._let_go(driver.stored, driver)
+
+    async def _drive(self, stored: StoredJob, *, is_fresh: bool) -> None:
+        """Take a place for a job, and drive it; one that is not fresh is read again."""
         driver: Driver | None = None
         try:
             await self.account.take_place()
             try:
-                driver = await self._take_up(stored)
+                fresh = stored if is_fresh else await self.journal.job(stored.job.key)
+                driver = self._take_up(fresh)
             finally:
                 if driver is None:
                     self.account.give_place()
@@ -137,14 +153,13 @@ class Fleet:
         if driver is not None:
             await self._go_on(driver, None)
 
-    async def _take_up(self, stored: StoredJob) -> Driver | None:
+    def _take_up(self, stored: StoredJob | None) -> Driver | None:
         """Return a driver where there is something to do; count the job, once, however often it is parked."""
-        fresh = await self.journal.job(stored.job.key)
-        if fresh is None or fresh.job.state in FINAL:
+        if stored is None or stored.job.state in FINAL:
             return None
-        if fresh.number not in self._counted:
-            self.tally.taken_up(fresh.job.state)
-        return Driver(terms=self.terms, stored=fresh, doubt_ends=self._doubt_ends(stored))
+        if stored.number not in self._counted:
+            self.tally.taken_up(stored.job.state)
+        return Driver(terms=self.terms, stored=stored, doubt_ends=self._doubt_ends(stored))
 
     async def _go_on(self, driver: Driver, found: Found | None) -> None:
         """Drive a job that has a place, until its task is waited for or its outcome is handed over."""
@@ -196,6 +211,8 @@ class Fleet:
         """Nobody drives a job any more."""
         self._has_started(stored.number)
         self._driven.pop(stored.number, None)
+        if self._moved is not None:
+            self._moved.add(stored.number)
         self._slots.release()
         self._park(stored, driver)
         if not self._driven:

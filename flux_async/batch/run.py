@@ -302,7 +302,7 @@ class BatchRun:
                 if self.journal.is_durable:
                     clerks.start_soon(self._learned.keep_on)
                 try:
-                    async with anyio.create_task_group() as drivers:
+                    async with asyncio.TaskGroup() as drivers:
                         self._fleet = fleet = self._make_fleet(drivers, call, send)
                         self._listen(fleet, clerks)
                         await self._take_up_what_is_paid(fleet)
@@ -313,7 +313,9 @@ class BatchRun:
                         self._fleet.abandon()
                 clerks.cancel_scope.cancel()
 
-    def _make_fleet(self, drivers: TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]) -> Fleet:
+    def _make_fleet(
+        self, drivers: asyncio.TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
+    ) -> Fleet:
         return Fleet(
             account=self._account,
             journal=self.journal,
@@ -340,7 +342,7 @@ class BatchRun:
         clerks.start_soon(fleet.doubts.read)
         if self.journal.is_durable:
             clerks.start_soon(fleet.doubts.peek)
-        fleet.group.start_soon(fleet.doubts.settle)
+        fleet.group.create_task(fleet.doubts.settle())
 
     async def _take_up_what_is_paid(self, fleet: Fleet) -> None:
         """Start what an earlier run has paid for, first of all what the vendor will soon delete."""
@@ -356,10 +358,11 @@ class BatchRun:
 
     async def _feed(self, fleet: Fleet) -> None:
         give, take = anyio.create_memory_object_stream[Input](_CHUNK)
-        fleet.group.start_soon(read_into, give, self.images, self._reading)
+        fleet.group.create_task(read_into(give, self.images, self._reading))
         try:
             async with take:
                 async for chunk in drain(take, _CHUNK):
+                    fleet.read_on()
                     for stored in await self._add(chunk, fleet.send):
                         if self._over:
                             return

@@ -11,7 +11,9 @@ Rules (API page, "Core Endpoints"; the rest was seen on the live service):
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import eq
 from typing import Any, cast
 
 import attrs
@@ -65,6 +67,17 @@ _OUR_NAMES = {
 }
 
 
+_READERS: Mapping[Any, Callable[[object], object]] = {
+    fields.Text: fields.text,
+    fields.WholeNumber: fields.whole_number,
+    fields.Moment: fields.moment,
+    fields.JsonObject: fields.json_object,
+    fields.Link: fields.link,
+    fields.Raw: lambda value: value,
+}
+"""How each kind of field is read."""
+
+
 def _make_converter() -> cattrs.Converter:
     """The one converter: the vendor's names, no coercion, absent for what is not understood."""
     converter = cattrs.Converter()
@@ -74,18 +87,19 @@ def _make_converter() -> cattrs.Converter:
             kind, make_dict_unstructure_fn(kind, converter, **cast("dict[str, Any]", names))
         )
     converter.register_unstructure_hook(LocalImage, lambda image: image.reference)
-    converter.register_structure_hook(fields.Text, lambda value, _: fields.text(value))
-    converter.register_structure_hook(fields.WholeNumber, lambda value, _: fields.whole_number(value))
-    converter.register_structure_hook(fields.Moment, lambda value, _: fields.moment(value))
-    converter.register_structure_hook(fields.JsonObject, lambda value, _: fields.json_object(value))
-    converter.register_structure_hook(fields.Raw, lambda value, _: value)
-    converter.register_structure_hook(fields.Link, lambda value, _: fields.link(value))
+    for kind, read in _READERS.items():
+        # Of "or None" as a whole: cattrs would find out at each value which of the two it is to be.
+        converter.register_structure_hook_func(partial(eq, kind | None), _reading(read))
     for body in (_RecordBody, _LinksBody):
         names = {a.name: override(rename=_wire_name(a.name)) for a in attrs.fields(body)}
         converter.register_structure_hook(
             body, make_dict_structure_fn(body, converter, **cast("dict[str, Any]", names))
         )
     return converter
+
+
+def _reading(read: Callable[[object], object]) -> Callable[[object, object], object]:
+    return lambda value, _: read(value)
 
 
 def build_submit(request: ImageRequest) -> WireRequest:
