@@ -168,7 +168,17 @@ class Doubts:
             self.reconsider()
             return
         stored = await self.journal.job(entry.job)
-        if stored is None or stored.job.state is not JobState.IN_DOUBT:
+        if stored is None:
+            return
+        if entry.is_besides and stored.job.state not in {JobState.PENDING, JobState.IN_DOUBT}:
+            logger.warning(
+                "a %s callback names task %s for a submit of job %s that was made again: the picture was "
+                "perhaps paid for twice",
+                "signed" if entry.signed else "unsigned",
+                entry.task_id,
+                entry.job,
+            )
+        if stored.job.state is not JobState.IN_DOUBT:
             return
         if self.is_driven(stored.number):
             self._rung.add(entry.job)  # for when it parks

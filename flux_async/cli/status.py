@@ -59,6 +59,15 @@ def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
             }
             for stored in reader.jobs(*doubtful)
         ],
+        "paid_besides": [
+            {
+                "key": besides.stored.job.key,
+                "image": image_of(besides.stored),
+                "task_id": besides.task_id,
+                "signed": besides.signed,
+            }
+            for besides in reader.named_besides()
+        ],
         "credits": {
             "spent": sum(_price(spent.model) * spent.tasks for spent in spending),
             "perhaps": sum(_price(spent.model) * spent.perhaps for spent in spending),
@@ -94,3 +103,9 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
         yield f"in doubt: {doubt['submitted_at']} {doubt['image']} {doubt['key']}{uploaded}"
     if len(told["in_doubt"]) > _MOST_LISTED:
         yield f"in doubt: {len(told['in_doubt']) - _MOST_LISTED} more: add --json"
+    for besides in told["paid_besides"][:_MOST_LISTED]:
+        how = "a callback" if besides["signed"] else "an unsigned callback"
+        yield (
+            f"perhaps paid twice: {besides['image']} {besides['key']}: {how} names task {besides['task_id']} "
+            "for a submit that was made again"
+        )

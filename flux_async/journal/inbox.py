@@ -26,9 +26,15 @@ _MOST_PER_ATTEMPT = 8
 """Tasks that callbacks may name for one attempt, signed ones and others each: one is right, and who knows the
 address may lie."""
 
+NAMED_BESIDES = (
+    "attempt.task_id IS NULL AND attempt.number < job.attempts "
+    "AND NOT EXISTS (SELECT 1 FROM attempt AS known WHERE known.task_id = inbox.task_id)"
+)
+"""That a callback names a task nobody knows, for an attempt that was made again since: both may be paid."""
+
 _ENTRIES = (
-    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "
-    "attempt.input_url "
+    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "  # noqa: S608
+    f"attempt.input_url, {NAMED_BESIDES} "
     "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
 )
 
@@ -45,6 +51,8 @@ class InboxEntry:
         signed: Whether its signature was verified.
         callback_id: The attempt, as its address has it.
         input_url: Where that attempt told the vendor to fetch the picture, where it was uploaded.
+        is_besides: Whether that attempt was made again since, and nobody knows the task: then the picture was
+            perhaps paid for twice.
     """
 
     number: int
@@ -54,6 +62,7 @@ class InboxEntry:
     signed: bool
     callback_id: str
     input_url: str | None
+    is_besides: bool
 
 
 class Inbox:
@@ -145,10 +154,13 @@ def put(connection: sqlite3.Connection, event: CallbackEvent, at: float) -> None
 
 
 def unsettled_after(connection: sqlite3.Connection, number: int) -> tuple[list[InboxEntry], int]:
-    """Return the callbacks beyond ``number`` whose jobs still wait for something, and the newest number."""
+    """Return the callbacks beyond ``number`` whose jobs still wait for something, and the newest number.
+
+    With them are those that tell of a task nobody waits for, as it was paid besides.
+    """
     newest = connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0
     where = "WHERE inbox.number > ? AND inbox.number <= ? "
-    where += "AND job.state IN ('submitting', 'submitted', 'in_doubt') ORDER BY 1"
+    where += f"AND (job.state IN ('submitting', 'submitted', 'in_doubt') OR {NAMED_BESIDES}) ORDER BY 1"
     return _entries(connection, where, number, newest), newest
 
 
@@ -168,8 +180,9 @@ def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[I
             signed=bool(signed),
             callback_id=callback_id,
             input_url=input_url,
+            is_besides=bool(besides),
         )
-        for number, at, key, task_id, signed, callback_id, input_url in connection.execute(
+        for number, at, key, task_id, signed, callback_id, input_url, besides in connection.execute(
             _ENTRIES + where, values
         )
     ]

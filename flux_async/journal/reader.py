@@ -14,13 +14,14 @@ from typing import Any, Self
 import attrs
 
 from flux_async.errors import JournalError, JournalVersionError
+from flux_async.journal.inbox import NAMED_BESIDES
 from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from flux_async.journal.store import COLUMNS, StoredJob, stored_job
 from flux_async.lifecycle import JobState
-from flux_async.models import JobKey
+from flux_async.models import JobKey, TaskId
 
 _PAGE = 500
-_WITH_FILES = 3
+_WITH_INBOX, _WITH_FILES = 2, 3
 _COLUMNS_BEFORE = COLUMNS.replace("sha256, source, source_folder", "NULL, NULL, NULL")
 _SPENT = ("SubmitAccepted", "TaskFound")
 _MODEL = "json_extract(job.request, '$.model')"
@@ -48,6 +49,21 @@ class Spending:
     perhaps: int
 
 
+@attrs.frozen(kw_only=True)
+class Besides:
+    """A task that was perhaps paid besides the one a job has its picture from.
+
+    Attributes:
+        stored: The job.
+        task_id: What a callback names.
+        signed: Whether its signature was verified.
+    """
+
+    stored: StoredJob
+    task_id: TaskId
+    signed: bool
+
+
 class JournalReader:
     """A read-only connection to a journal; use it as ``with``. It may be used from any thread, one at a time.
 
@@ -67,7 +83,8 @@ class JournalReader:
             raise JournalError(f"{path} cannot be read: {error}.") from None
         try:
             # One that no run has brought up to date yet has no files of this machine in it.
-            self._columns = COLUMNS if self._check(path) >= _WITH_FILES else _COLUMNS_BEFORE
+            self._version = self._check(path)
+            self._columns = COLUMNS if self._version >= _WITH_FILES else _COLUMNS_BEFORE
         except JournalError:
             self.close()
             raise
@@ -134,6 +151,22 @@ class JournalReader:
     def intended_at(self, number: int) -> float | None:
         """Return when the latest submit of a job was about to leave."""
         return self._number("SELECT max(intended_at) FROM attempt WHERE job = ?", number)
+
+    def named_besides(self) -> list[Besides]:
+        """Return the tasks that callbacks name for submits made again since, and that nobody knows."""
+        if self._version < _WITH_INBOX:
+            return []
+        sql = (
+            "SELECT DISTINCT job.number, inbox.task_id, inbox.signed FROM inbox "  # noqa: S608
+            "JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
+            f"WHERE {NAMED_BESIDES} ORDER BY inbox.number LIMIT {_PAGE}"
+        )
+        rows = self._all(sql)
+        jobs = {stored.number: stored for stored in self.by_number(sorted({row[0] for row in rows}))}
+        return [
+            Besides(stored=jobs[number], task_id=TaskId(task_id), signed=bool(signed))
+            for number, task_id, signed in rows
+        ]
 
     # --- figures ------------------------------------------------------------------------------------------
 

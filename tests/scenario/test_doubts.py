@@ -26,7 +26,9 @@ from flux_async import (
     TaskId,
 )
 from flux_async.batch.run import run_batch
+from flux_async.cli.status import status_of
 from flux_async.journal.inbox import Inbox
+from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
 from flux_async.lifecycle import JobState, ResubmitGranted, apply
 
@@ -77,6 +79,13 @@ def troubled(calling: Any, until: float) -> Any:
     return lambda request: answer if calling.clock.now < until else calling.record(request)
 
 
+def paid_besides(path: Path) -> list[Any]:
+    """Return what the command status tells of tasks that were perhaps paid besides."""
+    with JournalReader(path) as reader:
+        told: list[Any] = status_of(reader, None)["paid_besides"]
+    return told
+
+
 # --- nothing is paid for twice ------------------------------------------------------------------------------
 
 
@@ -103,6 +112,31 @@ async def test_mail_on_disk_forbids_a_second_charge(
     )
     assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
     assert calling.submits == 1
+    assert paid_besides(path) == []
+
+
+@pytest.mark.parametrize("signed", [True, False])
+async def test_a_second_charge_is_told_when_it_comes_to_light(
+    client: FluxClient, calling: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, signed: bool
+) -> None:
+    """By consent a doubt was paid for again; later a callback tells that the first submit was, too."""
+    path = tmp_path / "run.sqlite3"
+    calling.loses_answer = lambda number: number == 0
+    calling.calls_after = lambda call: None if call.task_id == "t0" else 0.0
+    again = {"in_doubt": "resubmit", "callbacks": waiting(5.0)}
+    outcomes = await calling.collect(client, path, calling.images[:1], **again)
+    assert [outcome.image.task_id for outcome in outcomes] == ["t1"]
+    assert paid_besides(path) == []
+    calling.signed = signed
+    await post(path, calling, calling.calls[0])
+    caplog.clear()
+    assert await calling.collect(client, path, calling.images[:1], **again) == []
+    assert calling.submits == 2
+    (warning,) = [record.message for record in caplog.records if "t0" in record.message]
+    assert "perhaps paid for twice" in warning
+    assert ("unsigned" in warning) is not signed
+    (told,) = paid_besides(path)
+    assert (told["image"], told["task_id"], told["signed"]) == (calling.images[0], "t0", signed)
 
 
 async def test_a_callback_that_comes_between_consent_and_pace_is_heeded(
