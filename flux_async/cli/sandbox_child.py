@@ -16,7 +16,10 @@ from flux_async import FluxError
 
 SPEED = 10
 
-_COMMAND = ("-m", "flux_async.sandbox", "--port", "0", "--speed", str(SPEED), "--quality", "good")
+_COMMAND = (
+    *("-m", "flux_async.sandbox", "--port", "0", "--speed", str(SPEED), "--quality", "good"),
+    "--until-eof",
+)
 _READY = "sandbox ready at "
 _START_S = 60.0
 _STOP_S = 5.0
@@ -31,7 +34,10 @@ class SandboxChildError(FluxError):
 
 @attrs.define(eq=False)
 class SandboxChild:
-    """The child. It has a session of its own, so that Ctrl-C in the terminal reaches only its parent."""
+    """The child. It has a session of its own, so that Ctrl-C in the terminal reaches only its parent.
+
+    It ends with its parent, however that ends: then nobody holds the other end of its standard input.
+    """
 
     process: Process
     _complaints: IO[bytes]
@@ -43,7 +49,7 @@ class SandboxChild:
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         process = await anyio.open_process(
             [sys.executable, *_COMMAND],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
             start_new_session=True,

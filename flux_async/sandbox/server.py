@@ -10,11 +10,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 import anyio
 
@@ -34,6 +35,7 @@ BACKLOG: Final = 2048
 USAGE_ERROR: Final = 2
 
 _A_MOMENT: Final = 0.002  # seconds
+_MUCH: Final = 65_536
 
 _SERVING: Final = ("starlette", "uvicorn", "python_multipart")
 _PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr")
@@ -133,11 +135,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             state=options.state,
             **({} if options.workers is None else {"workers": options.workers}),
         )
+        if options.until_eof:
+            threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
         serve(settings, host=options.host, port=options.port, ledger=options.ledger)
     except (SandboxError, ValueError) as error:
         print(f"sandbox: {error}", file=sys.stderr)  # noqa: T201 - this is a command
         return USAGE_ERROR
     return 0
+
+
+def _end_with(parent: BinaryIO) -> None:
+    """End this process in good order when nobody holds the other end of ``parent`` any more."""
+    while parent.read(_MUCH):
+        pass
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--state", type=Path, metavar="FILE", help="keep tasks, balance and pictures there, beyond the end")
     add("--ledger", action="store_true", help="print what was asked and paid to stderr, in the end")
     add("--virtual-clock", action="store_true", help="let time pass by POST /__sandbox/clock only")
+    add("--until-eof", action="store_true", help="end when standard input does: with whoever started it")
     return parser
 
 

@@ -89,3 +89,42 @@ def test_the_demo_leaves_the_results_of_a_real_run_alone(tmp_path: Path) -> None
     assert ended.returncode == 2
     assert "results of a real run" in ended.stderr
     assert results.read_text() == json.dumps(row)
+
+
+PARENT = """
+import anyio
+from flux_async.cli.sandbox_child import SandboxChild
+
+async def main():
+    child = await SandboxChild.start()
+    await child.ready()
+    print(child.process.pid, flush=True)
+    await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.timeout(MOST_SECONDS_ON_A_BUSY_MACHINE)
+def test_a_killed_demo_leaves_no_sandbox_behind() -> None:
+    """Whoever started the sandbox has no chance to end it: it notices by itself."""
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + MOST_SECONDS
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(child)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process, which is no child of ours, is there and has not ended."""
+    try:
+        if Path("/proc/self").exists():
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        os.kill(pid, 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
