@@ -36,7 +36,7 @@ from flux_async.transport.conduct import (
     user_agent,
 )
 from flux_async.transport.file_host import FileHost
-from flux_async.transport.one_connection import without_pool
+from flux_async.transport.one_connection import drop_pool
 from flux_async.transport.origin import ApiOrigin
 from flux_async.transport.pools import Rack
 from flux_async.transport.proxies import proxy_for
@@ -313,7 +313,8 @@ class HttpxTransport:
             ),
             proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
         )
-        return without_pool(carrier, tls, KEEPALIVE_S)
+        drop_pool(carrier, tls, KEEPALIVE_S)
+        return carrier
 
     def _tls_context(self) -> ssl.SSLContext:
         """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""

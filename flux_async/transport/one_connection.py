@@ -42,8 +42,8 @@ class OneConnection:
             await connection.aclose()
 
 
-def without_pool(carrier: Any, tls: ssl.SSLContext, keepalive_s: float) -> Any:
-    """Return the library's carrier of one connection with that connection in place of its pool.
+def drop_pool(carrier: Any, tls: ssl.SSLContext, keepalive_s: float) -> None:
+    """Put the one connection of a library's carrier in the place of its pool.
 
     It is the library's own all the same, so whoever stands in for its ``handle_async_request`` in a test, or
     for httpcore's, stands in for ours. One that goes through a proxy, or is not built as it was known to us,
@@ -53,4 +53,3 @@ def without_pool(carrier: Any, tls: ssl.SSLContext, keepalive_s: float) -> Any:
     core = sys.modules[type(pool).__module__.partition(".")[0]]
     if type(pool) is getattr(core, "AsyncConnectionPool", None) and hasattr(core, "AsyncHTTPConnection"):
         carrier._pool = OneConnection(core, tls, keepalive_s)  # noqa: SLF001 - see above
-    return carrier
