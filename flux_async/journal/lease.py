@@ -21,9 +21,10 @@ class Lease:
     locks.
     """
 
-    def __init__(self, by_name: int, by_inode: int) -> None:
+    def __init__(self, by_name: int, by_inode: int, of_inode: Path) -> None:
         self._by_name = by_name
         self._by_inode = by_inode
+        self._of_inode = of_inode
 
     @classmethod
     def take(cls, journal: Path, *, at: float) -> Lease:
@@ -39,7 +40,8 @@ class Lease:
             if by_name is None:
                 raise JournalBusyError(f"{journal} is being run by {_holder(path)}.")
             try:
-                by_inode = _lock_file(_inode_lock(journal))
+                of_inode = _inode_lock(journal)
+                by_inode = _lock_file(of_inode)
             except OSError:
                 _let_go(by_name)
                 raise
@@ -50,12 +52,16 @@ class Lease:
             raise JournalError(f"{journal} cannot be opened: {error.strerror or error}.") from None
         os.ftruncate(by_name, 0)
         os.pwrite(by_name, json.dumps({"pid": os.getpid(), "since": at}).encode(), 0)
-        return cls(by_name, by_inode)
+        return cls(by_name, by_inode, of_inode)
 
     def release(self) -> None:
-        """Let go, also of what a forked child inherited."""
+        """Let go, also of what a forked child inherited; the temporary folder is left as it was."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._by_name, 0)
+        with contextlib.suppress(OSError):
+            # Whoever waits for this very file sees that it has lost its name, and makes another.
+            if os.path.samestat(os.fstat(self._by_inode), self._of_inode.lstat()):
+                self._of_inode.unlink()
         for file in (self._by_inode, self._by_name):
             _let_go(file)
 

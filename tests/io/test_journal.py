@@ -365,6 +365,58 @@ async def test_lease_holds_within_a_process(path: Path) -> None:
         pass
 
 
+async def test_the_temporary_folder_is_left_as_it_was(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock that is named after the file's inode goes with the lease, as long as it is ours."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    async with Journal(path):
+        (lock,) = folder.iterdir()
+    assert list(folder.iterdir()) == []
+    async with Journal(path):
+        lock.unlink()
+        lock.write_text("somebody else's by now")
+    assert list(folder.iterdir()) == [lock]
+
+
+_TAKER = """
+import os, sys
+from pathlib import Path
+from flux_async.errors import JournalBusyError
+from flux_async.journal.lease import Lease
+
+journal, marker, turns = Path(sys.argv[1]), Path(sys.argv[2]), 0
+while turns < 100:
+    try:
+        lease = Lease.take(journal, at=0.0)
+    except JournalBusyError:
+        continue
+    os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    marker.unlink()
+    lease.release()
+    turns += 1
+"""
+
+
+def test_a_lease_is_held_by_one_however_often_it_changes_hands(path: Path, tmp_path: Path) -> None:
+    """By three names for one file it is taken and let go a hundred times each: never by two at once."""
+    path.touch()
+    names = [path, *(tmp_path / f"link{n}.sqlite3" for n in range(2))]
+    for name in names[1:]:
+        os.link(path, name)
+    takers = [
+        subprocess.Popen([sys.executable, "-c", _TAKER, str(name), str(tmp_path / "marker")])
+        for name in names
+    ]
+    try:
+        assert [taker.wait(WAIT_S) for taker in takers] == [0, 0, 0]
+    finally:
+        for taker in takers:
+            taker.kill()
+
+
 # --- files that are left alone ----------------------------------------------------------------------------
 
 
