@@ -53,6 +53,9 @@ class Agenda(Generic[W]):
     def __len__(self) -> int:
         return len(self._hours)
 
+    def __contains__(self, who: object) -> bool:
+        return who in self._hours
+
     def set(self, who: W, at: float) -> None:
         """Have ``who`` due at ``at``, and at no other time."""
         number = self._hours[who] = next(self._numbers)

@@ -21,7 +21,7 @@ from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import JobState
 from flux_async.models import JobKey
-from flux_async.timing import Nap
+from flux_async.timing import Agenda, Nap
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -29,7 +29,7 @@ PEEK_S = 0.05
 """Seconds between two looks for callbacks that another process has received."""
 
 _AFTER_TROUBLE_S = 1.0
-_NEVER = float("inf")
+_AT_ONCE = float("-inf")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -51,7 +51,7 @@ class Doubts:
     is_driven: Callable[[int], bool]
     is_active: Callable[[], bool]
     is_over: Callable[[], bool]
-    _parked: dict[JobKey, Parking] = attrs.field(factory=dict, init=False, repr=False)
+    _parked: Agenda[JobKey] = attrs.field(factory=Agenda, init=False, repr=False)
     _ends: dict[JobKey, float] = attrs.field(factory=dict, init=False, repr=False)
     _rung: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
     _uninvited: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
@@ -64,7 +64,7 @@ class Doubts:
 
     def park(self, key: JobKey, parking: Parking) -> None:
         """Keep a job in doubt until its hour or its callback."""
-        self._parked[key] = parking
+        self._parked.set(key, _AT_ONCE if key in self._rung else parking.until)
         self._ends.setdefault(key, parking.ends)
         self.reconsider()
 
@@ -106,13 +106,13 @@ class Doubts:
             await self._until_next()
 
     def _take_due(self) -> list[JobKey]:
-        now, over = self._clock.monotonic(), self.is_over()
-        due = [
-            key for key, parked in self._parked.items() if over or parked.until <= now or key in self._rung
-        ]
-        for key in due:
-            del self._parked[key]
-            self._rung.discard(key)
+        if self.is_over():
+            due = self._parked.clear()
+        else:
+            now, due = self._clock.monotonic(), list[JobKey]()
+            while (key := self._parked.take(now)) is not None:
+                due.append(key)
+        self._rung.difference_update(due)
         return due
 
     async def _until_next(self) -> None:
@@ -121,10 +121,9 @@ class Doubts:
         if not self._parked:
             await self._changed.wait()
             return
-        next_at = min(parked.until for parked in self._parked.values())
         self._nap = Nap()
         try:
-            await self._nap.sleep(self._clock, max(0.0, next_at - self._clock.monotonic()))
+            await self._nap.sleep(self._clock, max(0.0, self._parked.next_at() - self._clock.monotonic()))
         finally:
             self._nap = None
 
@@ -164,7 +163,7 @@ class Doubts:
     async def _arrived(self, entry: InboxEntry) -> None:
         self.client.ring(entry.task_id)
         if entry.job in self._parked:
-            self._rung.add(entry.job)
+            self._parked.set(entry.job, _AT_ONCE)
             self.reconsider()
             return
         stored = await self.journal.job(entry.job)
@@ -184,7 +183,7 @@ class Doubts:
             self._rung.add(entry.job)  # for when it parks
             return
         self._uninvited.add(entry.job)
-        self._parked[entry.job] = Parking(until=self._clock.monotonic(), ends=_NEVER)
+        self._parked.set(entry.job, _AT_ONCE)
         self.reconsider()
 
     @property
