@@ -53,6 +53,7 @@ class Doubts:
     is_over: Callable[[], bool]
     _parked: Agenda[JobKey] = attrs.field(factory=Agenda, init=False, repr=False)
     _ends: dict[JobKey, float] = attrs.field(factory=dict, init=False, repr=False)
+    _at_hand: set[JobKey] = attrs.field(factory=set, init=False, repr=False)  # due, and about to be driven
     _rung: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
     _uninvited: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
@@ -103,6 +104,7 @@ class Doubts:
                 stored = await self.journal.job(key)
                 if stored is not None and not await self.start(stored):
                     self._rung.add(key)  # its driver may have asked the inbox a moment too early
+                self._at_hand.discard(key)
             await self._until_next()
 
     def _take_due(self) -> list[JobKey]:
@@ -113,6 +115,7 @@ class Doubts:
             while (key := self._parked.take(now)) is not None:
                 due.append(key)
         self._rung.difference_update(due)
+        self._at_hand.update(due)
         return due
 
     async def _until_next(self) -> None:
@@ -162,29 +165,29 @@ class Doubts:
 
     async def _arrived(self, entry: InboxEntry) -> None:
         self.client.ring(entry.task_id)
+        stored = await self.journal.job(entry.job)
         if entry.job in self._parked:
             self._parked.set(entry.job, _AT_ONCE)
             self.reconsider()
-            return
-        stored = await self.journal.job(entry.job)
-        if stored is None:
-            return
-        if entry.is_besides and stored.job.state not in {JobState.PENDING, JobState.IN_DOUBT}:
+        elif stored is None or stored.job.state is not JobState.IN_DOUBT:
+            self._tell_of_second_charge(entry, stored)
+        elif entry.job in self._at_hand or self.is_driven(stored.number):
+            self._rung.add(entry.job)  # for when it parks
+        else:
+            self._uninvited.add(entry.job)
+            self._parked.set(entry.job, _AT_ONCE)
+            self.reconsider()
+
+    def _tell_of_second_charge(self, entry: InboxEntry, stored: StoredJob | None) -> None:
+        """A task that nobody knows, of a job that has gone on: once it has, no other submit can adopt it."""
+        if stored is not None and entry.is_besides and stored.job.state is not JobState.PENDING:
             logger.warning(
-                "a %s callback names task %s for a submit of job %s that was made again: the picture was "
+                "%s callback names task %s for a submit of job %s that was made again: the picture was "
                 "perhaps paid for twice",
-                "signed" if entry.signed else "unsigned",
+                "a signed" if entry.signed else "an unsigned",
                 entry.task_id,
                 entry.job,
             )
-        if stored.job.state is not JobState.IN_DOUBT:
-            return
-        if self.is_driven(stored.number):
-            self._rung.add(entry.job)  # for when it parks
-            return
-        self._uninvited.add(entry.job)
-        self._parked.set(entry.job, _AT_ONCE)
-        self.reconsider()
 
     @property
     def _clock(self) -> Clock:
