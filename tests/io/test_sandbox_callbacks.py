@@ -295,10 +295,10 @@ async def test_given_up() -> None:
     assert statuses == [[None] * 4, [None] * 4, [500] * 4]
 
 
-async def test_silent_receiver() -> None:
-    """A receiver that never answers delays no other, and has failed after 15 vendor seconds or a real one."""
+async def test_a_silent_receiver_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that never answers holds up its own calls only, and not more than 64 at once."""
+    monkeypatch.setattr("flux_async.sandbox.courier.SHORTEST_LIMIT", float(SECONDS))
     async with receiver(*[NO_ANSWER] * 150) as silent, receiver() as hook, sandbox() as box:
-        begun = time.monotonic()
         for _ in range(68):
             await box.submit(silent)
         for _ in range(4):
@@ -306,6 +306,13 @@ async def test_silent_receiver() -> None:
         ledger = await box.settled(accepted=4)
         assert ledger["callbacks"]["failed"] == 0
         assert silent.connections == 64
+
+
+async def test_a_silent_receiver_has_failed() -> None:
+    """After 15 vendor seconds, and not before a real one is over."""
+    async with receiver(*[NO_ANSWER] * 4) as silent, sandbox() as box:
+        begun = time.monotonic()
+        await box.submit(silent)
         await box.settled(failed=1)
         assert time.monotonic() - begun > 1.0
 
