@@ -27,6 +27,7 @@ _LOOKS_AFTER_RING = 6
 _SOON_S = 3.0
 _OVERDUE_S = 1.0
 _WIDEST = 2.0
+_MOST_TICKS = 2.0**52  # beyond that they are finer than any clock
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +50,7 @@ class PollPolicy:
         jitter: Share of a gap by which it is spread, 0 to 0.5.
         slow_after_s: Age in seconds from which looks grow rarer, where ``interval_s`` is given.
         growth: Factor by which they do, at least 1.
-        cap_s: Longest gap between looks, in seconds, spread included.
+        cap_s: Longest gap between looks, in seconds, spread included; no tick is waited for beyond it.
         visible_within_s: For this long after the wait began "no such task" means "not visible yet".
         flip_within_s: For this long a failure whose words speak of a time-out is looked at again: such
             failures have been seen to turn into a success about a minute later.
@@ -122,9 +123,10 @@ class PollPolicy:
 
     def on_tick(self, at: float, ticks_from: float) -> float:
         """Return the first tick from the moment ``at`` on; ``ticks_from`` is one of them."""
-        if not self.tick_s:
+        ticks = (at - ticks_from) / self.tick_s if self.tick_s else math.inf
+        if abs(ticks) > _MOST_TICKS:
             return at
-        return max(at, ticks_from + math.ceil((at - ticks_from) / self.tick_s) * self.tick_s)
+        return max(at, ticks_from + math.ceil(ticks) * self.tick_s)
 
     def spread(self, gap_s: float, width_s: float, draw: float) -> float:
         """Return a gap made longer or shorter by up to ``jitter`` of ``width_s``."""
@@ -324,8 +326,8 @@ class Watch:
         following_s = trail.gap(before + best_s, policy.cost_of_look_s, policy.cap_s)
         at = before + policy.learned_delay(best_s, following_s, draw)
         if at <= now:
-            at = now + _OVERDUE_S * draw  # as where thousands are taken up together
-        return policy.on_tick(at, self.ticks_from) - now
+            before, at = now, now + _OVERDUE_S * draw  # as where thousands are taken up together
+        return min(policy.on_tick(at, self.ticks_from), max(at, before + policy.cap_s)) - now
 
     def _after_ring(self, now: float) -> float:
         """At once, the first time; then a second, two, four after the look before."""

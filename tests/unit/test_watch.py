@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flux_async import (
@@ -249,6 +249,19 @@ def test_learned_looks_are_made_at_ticks(draw: float, now: float, ticks_from: fl
     assert best <= delay <= best + 0.1 + 1e-6
     ticks = (now + delay - ticks_from) / 0.1
     assert ticks == pytest.approx(round(ticks), abs=1e-4)
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1e6), st.floats(0.0, 1e15), st.floats(0.3, 1e3))
+@example(draw=0.5, now=1e6, tick_s=5e-324, cap_s=30.0)
+@example(draw=0.5, now=1e6, tick_s=60.0, cap_s=30.0)
+def test_whatever_the_ticks_no_gap_is_longer_than_the_cap(
+    draw: float, now: float, tick_s: float, cap_s: float
+) -> None:
+    """Ticks far apart do not stretch it, and ticks finer than a clock are none."""
+    wait = learned(now=now, policy=PollPolicy(tick_s=tick_s, cap_s=cap_s))
+    delay = wait.next_look(now, draw)
+    assert delay is not None
+    assert 0.0 <= delay <= cap_s + 1e-6
 
 
 def test_the_last_look_waits_for_no_tick() -> None:
