@@ -93,10 +93,9 @@ class Waiting:
     _boards: dict[TaskId, _Board] = attrs.field(factory=dict, init=False, repr=False)
     _early: OrderedDict[TaskId, None] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _were_coming: bool = attrs.field(default=False, init=False)
-    _began: float = attrs.field(init=False)
+    _ticks_from: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._began = self.now()
         most = self.account.admission.limits.looks_per_s
         self.pace = None if most is None else LookPace(self.account.clock, 1.0 / most)
         self.alarm = Alarm(
@@ -143,6 +142,8 @@ class Waiting:
     def begin(self, task_id: TaskId, tell: Callable[[Found], None], patience: Patience) -> Wait:
         """Begin to wait for a task; ``tell`` learns how it ended, once, unless the wait is left before."""
         now = self.now()
+        if self._ticks_from is None:  # not sooner: a clock may need a running loop
+            self._ticks_from = now
         board = self._boards.get(task_id)
         if board is None:
             board = self._boards[task_id] = _Board(
@@ -158,7 +159,7 @@ class Waiting:
             deadline=patience.deadline,
             timeout_s=patience.timeout_s,
             trail=board.trail,
-            ticks_from=self._began,
+            ticks_from=self._ticks_from,
         )
         wait = Wait(self, board, watch, tell, patience.expects_callback)
         board.waits.append(wait)

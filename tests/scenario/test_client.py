@@ -382,6 +382,28 @@ async def test_closing_ends_those_who_wait_in_line(transport: Any, make: Any, cl
     assert transport.count("generate") == 1
 
 
+class LoopClock:
+    """The time of the loop that runs: there is none before."""
+
+    def monotonic(self) -> float:
+        """Ask the loop."""
+        return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        """Stand still."""
+        return 1_700_000_000.0
+
+    async def sleep(self, seconds: float) -> None:
+        """Let others run."""
+        await asyncio.sleep(0)
+
+
+def test_a_client_is_made_where_no_loop_runs(transport: Any, make: Any) -> None:
+    """What is made at the top of a module asks its clock for nothing before it is used."""
+    client = FluxClient(make.key, transport=transport, clock=LoopClock())
+    assert asyncio.run(client.credits()) == 42.5
+
+
 def test_another_event_loop_is_refused(transport: Any, make: Any, clock: Any) -> None:
     """A client made for one loop says so on the next, instead of hanging."""
     client = FluxClient(make.key, transport=transport, clock=clock)
