@@ -109,3 +109,5 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
             f"perhaps paid twice: {besides['image']} {besides['key']}: {how} names task {besides['task_id']} "
             "for a submit that was made again"
         )
+    if len(told["paid_besides"]) > _MOST_LISTED:
+        yield f"perhaps paid twice: {len(told['paid_besides']) - _MOST_LISTED} more: add --json"

@@ -153,13 +153,17 @@ class JournalReader:
         return self._number("SELECT max(intended_at) FROM attempt WHERE job = ?", number)
 
     def named_besides(self) -> list[Besides]:
-        """Return the tasks that callbacks name for submits made again since, and that nobody knows."""
+        """Return the tasks that callbacks name for submits made again since, and that nobody knows.
+
+        A job that waits for its next submit is left out: before that it may yet take up the task.
+        """
         if self._version < _WITH_INBOX:
             return []
         sql = (
-            "SELECT DISTINCT job.number, inbox.task_id, inbox.signed FROM inbox "  # noqa: S608
+            "SELECT job.number, inbox.task_id, max(inbox.signed) FROM inbox "  # noqa: S608
             "JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
-            f"WHERE {NAMED_BESIDES} ORDER BY inbox.number LIMIT {_PAGE}"
+            f"WHERE {NAMED_BESIDES} AND job.state <> 'pending' "
+            f"GROUP BY job.number, inbox.task_id ORDER BY min(inbox.number) LIMIT {_PAGE}"
         )
         rows = self._all(sql)
         jobs = {stored.number: stored for stored in self.by_number(sorted({row[0] for row in rows}))}

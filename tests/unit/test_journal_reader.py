@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sqlite3
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from flux_async import EditRequest, JournalError
+from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.status import show_status
 from flux_async.errors import JournalVersionError
 from flux_async.journal.reader import Holder, JournalReader, Spending, holder_of
 from flux_async.journal.schema import APPLICATION_ID
@@ -21,12 +24,13 @@ from flux_async.lifecycle import (
     ResubmitGranted,
     SubmitAccepted,
     SubmitIntended,
+    SubmitRefused,
     SubmitUnknown,
     TaskFound,
     TaskSucceeded,
     apply,
 )
-from flux_async.models import JobKey, TaskId
+from flux_async.models import CallbackEvent, JobKey, TaskId
 from flux_async.protocol.wire import build_submit
 
 PROBLEM = Problem(type="ConnectionLost", message="gone")
@@ -88,6 +92,39 @@ async def test_figures_are_read_while_a_run_holds_the_journal(tmp_path: Path) ->
             assert reader.owner_of("t8") is None
             with pytest.raises(JournalError):
                 reader._all("DELETE FROM job")
+
+
+async def test_what_was_perhaps_paid_twice_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sixty tasks, each named by a callback that nobody signed and by a signed one; two jobs go on later."""
+    async with Journal(tmp_path / JOURNAL) as journal:
+
+        async def submitted_again(job: StoredJob) -> None:
+            first, again = SubmitIntended(at=1, callback_id=f"{job.number:032x}"), SubmitIntended(at=4)
+            answer: Event = SubmitAccepted(at=5, task_id=TaskId(f"known{job.number}"))
+            if job.number > 60:
+                answer = SubmitRefused(at=5, problem=PROBLEM, not_before=9.0)
+            unknown = SubmitUnknown(at=2, problem=PROBLEM)
+            await happen(journal, job, first, unknown, ResubmitGranted(at=3), again, answer)
+            for signed in (False, True):
+                task, attempt = TaskId(f"t{job.number}"), first.callback_id
+                await journal.receive(
+                    CallbackEvent(task_id=task, code=200, attempt_id=attempt, signed=signed)
+                )
+
+        async with asyncio.TaskGroup() as group:
+            for job in await add(journal, 62):
+                group.create_task(submitted_again(job))
+    with JournalReader(tmp_path / JOURNAL) as reader:
+        told = reader.named_besides()
+    assert sorted((one.stored.number, one.task_id, one.signed) for one in told) == [
+        (number, f"t{number}", True) for number in range(1, 61)
+    ]
+    show_status(tmp_path, as_json=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "perhaps paid twice" in line]
+    assert len(lines) == 51
+    assert lines[-1] == "perhaps paid twice: 10 more: add --json"
 
 
 async def test_jobs_are_found_by_state_by_number_and_by_name(tmp_path: Path) -> None:
