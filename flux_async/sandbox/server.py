@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import logging
@@ -15,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **({} if options.workers is None else {"workers": options.workers}),
         )
         if options.until_eof:
-            threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
+            _end_with_input()
         serve(settings, host=options.host, port=options.port, ledger=options.ledger)
     except (SandboxError, ValueError) as error:
         print(f"sandbox: {error}", file=sys.stderr)  # noqa: T201 - this is a command
@@ -144,10 +145,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _end_with(parent: BinaryIO) -> None:
-    """End this process in good order when nobody holds the other end of ``parent`` any more."""
-    while parent.read(_MUCH):
-        pass
+def _end_with_input() -> None:
+    if sys.stdin is None:
+        raise SandboxError("--until-eof needs a standard input, and there is none.")
+    threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process in good order when nobody holds the other end of file ``parent`` any more.
+
+    It is read as the system has it: Python aborts where a thread still holds a file object's lock in the end.
+    """
+    with contextlib.suppress(OSError):  # a terminal that has gone
+        while os.read(parent, _MUCH):
+            pass
     signal.raise_signal(signal.SIGTERM)
 
 

@@ -199,6 +199,33 @@ def test_signal_ends_it_at_once(
     wait_for(lambda: not any(map(is_alive, workers)), 5)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None])
+def test_who_waits_for_the_end_of_its_input_ends_in_good_order(number: signal.Signals | None) -> None:
+    """A signal that comes while nothing more comes from its parent ends it as any other, and so does EOF."""
+    command = [sys.executable, "-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", "--until-eof"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as sandbox:
+        assert sandbox.stdin is not None
+        assert sandbox.stdout is not None
+        assert sandbox.stderr is not None
+        assert sandbox.stdout.readline().startswith("sandbox ready at ")
+        if number is None:
+            sandbox.stdin.close()
+        else:
+            sandbox.send_signal(number)
+        assert sandbox.wait(30) == 0
+        assert "Fatal" not in sandbox.stderr.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes files")
+def test_without_an_input_there_is_no_end_to_wait_for() -> None:
+    """One clear line on stderr and exit code 2."""
+    command = ["sh", "-c", '"$0" -m flux_async.sandbox --port 0 --until-eof <&-', sys.executable]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "sandbox: --until-eof needs a standard input, and there is none.\n"
+
+
 @needs_proc
 def test_workers_die_with_it(start_sandbox: Callable[..., Any], picture_host: Any) -> None:
     """Killed in the middle of a picture, it leaves no worker process behind."""
