@@ -28,7 +28,7 @@ class OneConnection:
     async def handle_async_request(self, request: Any) -> Any:
         """Make a request, one at a time."""
         connection = self._connection
-        if connection is None or not connection.is_available() or connection.has_expired():
+        if connection is None or not _is_fit(connection):
             await self.aclose()
             connection = self._connection = self._core.AsyncHTTPConnection(
                 request.url.origin, ssl_context=self._tls, keepalive_expiry=self._keepalive_s
@@ -40,6 +40,17 @@ class OneConnection:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.aclose()
+
+
+def _is_fit(connection: Any) -> bool:
+    """Whether another request may go this way, and its answer would be its own.
+
+    What the server said beyond its last answer lies with the parser, which would take it for the next one: a
+    submit would go by the task of another, and its own, which is paid for, be lost.
+    """
+    parser = getattr(getattr(connection, "_connection", None), "_h11_state", None)
+    left_over, _ = getattr(parser, "trailing_data", (b"", False))
+    return connection.is_available() and not connection.has_expired() and not left_over
 
 
 def drop_pool(carrier: Any, tls: ssl.SSLContext, keepalive_s: float) -> None:

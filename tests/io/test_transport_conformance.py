@@ -606,11 +606,10 @@ async def test_what_is_said_unasked_is_not_the_next_answer(
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("own_transport_to", ["aiohttp"], indirect=True)
 async def test_a_second_answer_in_one_piece_with_the_first_is_dropped(
     own_transport_to: Any, raw_server: Any, make: Any
 ) -> None:
-    """With the connection, by aiohttp; httpcore keeps what is left over, and takes it for the next answer."""
+    """With the connection: else a submit would go by another's task, and its own, paid for, be lost."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         writer.write(make.http(b"%d" % len(server.requests)) + make.http(b"unasked"))
