@@ -36,10 +36,9 @@ class OneConnection:
         return await connection.handle_async_request(request)
 
     async def aclose(self) -> None:
-        """Close the connection, if there is one."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.aclose()
+        """Close the connection, if there is one; one that is just being made, when this is called again."""
+        if self._connection is not None:
+            await self._connection.aclose()
 
 
 def _is_fit(connection: Any) -> bool:

@@ -344,6 +344,31 @@ async def test_no_more_connections_than_are_used_at_once(
     assert len(server.requests) > 8
 
 
+@pytest.mark.parametrize("family", ["httpx", "httpx2"])
+@pytest.mark.parametrize("turns", range(1, 10))
+async def test_a_connection_that_is_made_while_all_are_closed_is_closed_too(
+    raw_server: Any, make: Any, family: Any, turns: int
+) -> None:
+    """Whatever becomes of its exchange."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        writer.write(make.http(b"{}"))
+        return True
+
+    async with raw_server(behave) as server, asyncio.TaskGroup() as group:
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1", family=family)
+        exchange = group.create_task(transport.exchange(POST, timeout_s=5))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await transport.aclose()
+        await exchange
+        for _ in range(100):
+            if not server.open:
+                break
+            await asyncio.sleep(0.005)
+        assert server.open == 0
+
+
 async def test_who_waits_in_vain_for_a_connection_has_sent_nothing(raw_server: Any) -> None:
     """Where all connections are taken a request waits its time and is not sent; nor is it after the end."""
     reached = asyncio.Event()
