@@ -4,7 +4,8 @@
 
     fetch → is it a file? → take its bytes → is it whole? → keep
       │         └ 403, 404, 410: once, ask the vendor for a fresh link and begin again
-      └ broke off: go on where it stopped, if the host can send the rest of the same file
+      └ broke off: go on where it stopped, if the host can send the rest of the same file;
+                   begin again, if nothing of it had come
 
 What it comes to is the file or one :class:`DownloadError`. The coroutine cannot be cancelled by its caller;
 when he has left, it ends at the next chunk and leaves nothing behind.
@@ -91,7 +92,8 @@ class Download:
                     return
             except DownloadCutShort as cut:
                 delay = before_resume(resumes, self.account.rng.random())
-                if delay is None or not headers_to_resume(self._head, picture.received):
+                can_go_on = not picture.received or headers_to_resume(self._head, picture.received)
+                if delay is None or not can_go_on:
                     raise
                 logger.info("a download broke off after %d bytes and is taken up again", picture.received)
                 await self._pause(delay, cut)

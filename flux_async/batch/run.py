@@ -369,6 +369,7 @@ class BatchRun:
                         await fleet.begin(stored)
         finally:
             self._reading.cancel()
+            give.close()  # whoever reads into it may have been cancelled before he began
             self._fed = True
             if fleet.doubts is not None:
                 fleet.doubts.reconsider()

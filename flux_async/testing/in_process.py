@@ -187,7 +187,7 @@ class InProcess:
                 return
             found = _HeardFile(hop.host, await self.hand_over("GET", hop.url, raw, b""))
             if not found.status:
-                raise DownloadError(f"{hop.host} cannot be reached: the connection was closed.")
+                raise DownloadCutShort(f"{hop.host} broke off without an answer: the connection was closed.")
             if not 300 <= found.status < 400 or "location" not in found.headers:  # noqa: PLR2004 - as HTTP says
                 yield found
                 return

@@ -270,6 +270,10 @@ class FileHost:
                 advice="Run  pip install socksio  and download it again: the result is kept for 14 days.",
             ) from None
         except Exception as error:  # noqa: BLE001 - whatever the layers below raise, it is one thing to us
+            if _broke_off(error):
+                raise DownloadCutShort(
+                    f"{hop.host} broke off without an answer: {type(error).__name__}."
+                ) from None
             raise DownloadError(f"{hop.host} cannot be reached: {type(error).__name__}.") from None
         wire = response.extensions.get("network_stream")
         if isinstance(wire, _Wire):
@@ -287,6 +291,13 @@ class FileHost:
             backend = GuardedBackend(self.guard, self.backend)
             return httpcore.AsyncConnectionPool(network_backend=backend, **settings)
         return httpcore.AsyncConnectionPool(proxy=_read_proxy(proxy), **settings)
+
+
+def _broke_off(error: Exception) -> bool:
+    """Whether there was a connection, and it ended before anything came, as a kept one may at any moment."""
+    if isinstance(error, httpcore.RemoteProtocolError):
+        return "disconnected" in str(error)
+    return isinstance(error, httpcore.ReadError | httpcore.WriteError)
 
 
 def _in_lower_case(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

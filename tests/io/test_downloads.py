@@ -177,6 +177,34 @@ async def test_a_download_is_not_taken_up_for_ever(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"], ids=["silence", "head"]
+)
+@pytest.mark.parametrize(("breaks", "comes"), [(3, True), (4, False)])
+async def test_what_broke_off_before_its_first_byte_is_begun_again(
+    client: FluxClient, raw_server: Any, tmp_path: Path, head: bytes, breaks: int, comes: bool
+) -> None:
+    """A host that hangs up is asked three times more: nothing of the file has to be gone on with."""
+    asked = 0
+
+    async def behave(_first: str, _headers: dict[str, str], _body: bytes, writer: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        writer.write(answer("200 OK", JPEG) if asked > breaks else head)
+        await writer.drain()
+        return asked > breaks
+
+    async with raw_server(behave) as server:
+        if comes:
+            saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            assert saved.path.read_bytes() == JPEG
+        else:
+            with pytest.raises(DownloadCutShort, match="broke off"):
+                await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            assert list(tmp_path.iterdir()) == []
+    assert asked == 4
+
+
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
 async def test_without_an_offer_nothing_is_taken_up(
     client: FluxClient, raw_server: Any, tmp_path: Path, etag: str | None
