@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,16 +98,24 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
     if told["generation_s"]["p50"] is not None:
         yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**told["generation_s"])
     yield f"last activity: {told['last_activity'] or 'none'}"
-    for doubt in told["in_doubt"][:_MOST_LISTED]:
-        uploaded = f" (uploaded as {doubt['uploaded_as']})" if doubt["uploaded_as"] else ""
-        yield f"in doubt: {doubt['submitted_at']} {doubt['image']} {doubt['key']}{uploaded}"
-    if len(told["in_doubt"]) > _MOST_LISTED:
-        yield f"in doubt: {len(told['in_doubt']) - _MOST_LISTED} more: add --json"
-    for besides in told["paid_besides"][:_MOST_LISTED]:
-        how = "a callback" if besides["signed"] else "an unsigned callback"
-        yield (
-            f"perhaps paid twice: {besides['image']} {besides['key']}: {how} names task {besides['task_id']} "
-            "for a submit that was made again"
-        )
-    if len(told["paid_besides"]) > _MOST_LISTED:
-        yield f"perhaps paid twice: {len(told['paid_besides']) - _MOST_LISTED} more: add --json"
+    yield from _listed("in doubt", map(_doubt_in_words, told["in_doubt"]))
+    yield from _listed("perhaps paid twice", map(_besides_in_words, told["paid_besides"]))
+
+
+def _listed(title: str, entries: Iterable[str]) -> Iterator[str]:
+    """Yield the first entries in full, and how many more there are."""
+    lines = [f"{title}: {entry}" for entry in entries]
+    yield from lines[:_MOST_LISTED]
+    if len(lines) > _MOST_LISTED:
+        yield f"{title}: {len(lines) - _MOST_LISTED} more: add --json"
+
+
+def _doubt_in_words(doubt: dict[str, Any]) -> str:
+    uploaded = f" (uploaded as {doubt['uploaded_as']})" if doubt["uploaded_as"] else ""
+    return f"{doubt['submitted_at']} {doubt['image']} {doubt['key']}{uploaded}"
+
+
+def _besides_in_words(besides: dict[str, Any]) -> str:
+    how = "a callback" if besides["signed"] else "an unsigned callback"
+    task = f"{how} names task {besides['task_id']} for a submit that was made again"
+    return f"{besides['image']} {besides['key']}: {task}"
