@@ -226,6 +226,30 @@ def test_without_an_input_there_is_no_end_to_wait_for() -> None:
     assert ended.stderr == "sandbox: --until-eof needs a standard input, and there is none.\n"
 
 
+PARENT = """
+import anyio
+from flux_async.cli.sandbox_child import SandboxChild
+
+async def main():
+    child = await SandboxChild.start()
+    await child.ready()
+    print(child.process.pid, flush=True)
+    await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+@needs_proc
+def test_a_killed_demo_leaves_no_sandbox_behind() -> None:
+    """Whoever started the sandbox has no chance to end it: it notices by itself."""
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    wait_for(lambda: not is_alive(child))
+
+
 @needs_proc
 def test_workers_die_with_it(start_sandbox: Callable[..., Any], picture_host: Any) -> None:
     """Killed in the middle of a picture, it leaves no worker process behind."""
