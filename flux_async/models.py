@@ -86,10 +86,10 @@ def check_http_url(url: object, name: str = "image") -> str:
 
     Reachability is not checked: the vendor fetches the picture later, and reports on the task.
     """
-    if isinstance(url, str) and _PLAIN_URL.fullmatch(url):
-        return url  # as nearly all are: the rest is for the others
     if not isinstance(url, str):
         raise InvalidInput(f"{name} must be an http(s) URL as a string, not {type(url).__name__}.")
+    if _PLAIN_URL.fullmatch(url):
+        return url  # as nearly all are: the rest is for the others
     if url[:5].lower() == "data:":
         raise InvalidInput(
             f"{name} is a data: URI, which the API does not take.",
