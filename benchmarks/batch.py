@@ -21,9 +21,9 @@ Time is scaled: everything the vendor measures is shorter by ``--speed``, and so
 interval, our policy and limits, our first guess of how long a task takes, and the 0.1 s that a request
 travels. Not scaled are the shortest gap between our looks (0.3 s) and their ticks (0.1 s), the width of our
 bins at young ages, and the vendor's times, which are cut to the second: at high speed ours is at a
-disadvantage. There is no TLS,
-which flatters those who open many connections. httpx runs as ``pip install httpx`` leaves it, without sniffio
-(which would save it a failing search at every lock); the row "with sniffio" has it.
+disadvantage. There is no TLS, which flatters those who open many connections. httpx runs as ``pip install
+httpx`` leaves it, without sniffio (which would save it a failing search at every lock); the row "with
+sniffio" has it.
 
 In the long form it exits 1 where ours takes more than 1/2 (httpx), or 1/3 (aiohttp), of the CPU per task of
 ``gather`` and a semaphore over httpx, or more than 1.02 times the makespan there is at the vendor's pace.
