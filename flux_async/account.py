@@ -149,7 +149,13 @@ class Account:
         self._check_loop()
 
     def _check_loop(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = _loop_here()
+        if loop is None:
+            raise WrongEventLoop(
+                "flux_async needs a running asyncio event loop.",
+                advice="Call it from a coroutine that asyncio runs, as in asyncio.run(main()); "
+                "trio is not supported.",
+            )
         if self._loop is None:
             self._loop = loop
         if self._loop is not loop:
@@ -171,6 +177,7 @@ class Account:
 
     def call(self) -> Call:
         """Return a call on the account; closing the account ends it, with :class:`ClientClosed`."""
+        self._check_loop()  # the call's timeout needs the loop
         return Call(self, self._halts)
 
     def begin(self, call: Call) -> None:
@@ -215,8 +222,8 @@ class Account:
     def leave(self, request: ImageRequest, task_id: TaskId) -> None:
         """Remember a paid task whose caller has gone."""
         self._keep_loose(UnclaimedTask(request=request, task_id=task_id))
-        with contextlib.suppress(Exception):  # somebody's log handler must not undo this
-            logger.warning("the caller of task %s has left; it is paid: take it up with wait()", task_id)
+        words = "the caller of task %s has left; it is paid: take it up with wait()"
+        log(logging.WARNING, words, task_id)
 
     def claim(self, task_id: TaskId) -> None:
         """Forget an unclaimed task: somebody knows how it ended."""
@@ -233,8 +240,7 @@ class Account:
             self.leave(request, answer)
         elif answer.charge is not Charge.NO:
             self._keep_loose(UnclaimedTask(request=request, error=answer, task_id=answer.task_id))
-            with contextlib.suppress(Exception):
-                logger.warning("a submit whose caller has left is in doubt: %s", answer)
+            log(logging.WARNING, "a submit whose caller has left is in doubt: %s", answer)
 
     # --- spending -----------------------------------------------------------------------------------------
 
@@ -340,11 +346,13 @@ class Account:
         """What concerns everyone takes effect here, whether or not the caller is still there."""
         if error.scope is Scope.STOP:
             self._halts += 1
+            log(logging.WARNING, "all submits are halted: %s", error.message)
             self._halted_by = copy.copy(error)  # without traceback, which would keep the caller's data alive
         elif error.scope is Scope.EVERYONE_FOR_NOW:
             if isinstance(error, RateLimitedError):
                 self.admission.turned_away()
             pause = self._pauses.pause_for(error, self.rng.random())
+            log(logging.WARNING, "all submits pause for %.1f s: %s", pause, error.message)
             self.admission.pause(self.clock.monotonic(), pause)
 
     def _note_success(self) -> None:
@@ -436,6 +444,12 @@ class Account:
             release()
         self.enter()
         return await self._exchanges.run(start(), when_done=release)
+
+
+def log(level: int, words: str, *details: object) -> None:
+    """Write one log line. A handler of the caller's that fails must not lose what was paid for."""
+    with contextlib.suppress(Exception):
+        logger.log(level, words, *details)
 
 
 def _too_late() -> DeadlineExceeded:

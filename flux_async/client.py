@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 import anyio
 import attrs
 
-from flux_async.account import Account, Call
+from flux_async.account import Account, Call, log
 from flux_async.clock import Clock, SystemClock
 from flux_async.download import Download, timed_out
 from flux_async.errors import (
@@ -51,6 +51,7 @@ from flux_async.models import (
     UploadedFile,
     check_http_url,
     check_request,
+    without_query,
 )
 from flux_async.policy.admission import Admission, Limits
 from flux_async.policy.downloads import DownloadLimits
@@ -169,6 +170,15 @@ class FluxClient:
             "A client cannot be pickled: it holds the key and connections.",
             advice="Make one in each process.",
         )
+
+    def __enter__(self) -> NoReturn:
+        raise ConfigurationError(
+            "FluxClient is an asynchronous context manager.",
+            advice="Write `async with FluxClient() as client:` inside a coroutine.",
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Exist, so that ``with`` reaches :meth:`__enter__` and its advice."""
 
     async def __aenter__(self) -> Self:
         self._account.enter()
@@ -460,13 +470,16 @@ class FluxClient:
             task_id = await self._submit(request, deadline, call)
             try:
                 patience = self._patience(timeout, kind_of(request), 0.0, deadline=deadline)
-                return await self._waiting.wait(task_id, patience)
+                image = await self._waiting.wait(task_id, patience)
             except FluxError as error:
+                log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
                 raise as_paid(error, task_id) from None
             except BaseException as gone:
                 gone.add_note(f"Task {task_id} was submitted and is paid; take it up with client.wait().")
                 self._account.leave(request, task_id)
                 raise
+            log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
+            return image
 
     async def remove_text(
         self, image: InputImage, *, timeout: float | None = None, **options: Any
@@ -502,14 +515,18 @@ class FluxClient:
     async def remove_text_many(
         self, images: Iterable[InputImage | EditRequest], **options: Any
     ) -> list[Outcome]:
-        """Return one outcome per picture, in input order. ``options`` are those of :func:`run_batch`.
+        """Return one outcome per image, in input order. ``options`` are those of :func:`run_batch`.
+
+        A halt (key, credits …) raises nothing, so that no result is lost: each image that it left undone is a
+        ``Failed`` with the error that halted the batch. With a ``journal`` the same call resumes them.
 
         Raises:
-            FluxError: The batch was halted (key, credits …); with a ``journal`` the same call resumes it.
+            InvalidInput: ``images`` is one image instead of a list of them.
+            ConfigurationError, JournalError: The batch could not start; nothing was sent.
         """
         from flux_async.batch.gathered import gather  # noqa: PLC0415 - the batch is built upon the client
 
-        return await gather(self, list(images), **options)
+        return await gather(self, images, **options)
 
     # --- how ----------------------------------------------------------------------------------------------
 
@@ -567,13 +584,21 @@ class FluxClient:
         while True:
             tries += 1
             try:
-                return await account.submit(request, deadline=deadline, call=call)
+                task_id = await account.submit(request, deadline=deadline, call=call)
             except FluxError as error:
                 delay = self._retry.before_next_submit(error, tries, account.rng.random())
                 if delay is None or account.clock.monotonic() + delay >= deadline:
+                    level = logging.INFO if error.charge is Charge.NO else logging.WARNING
+                    words = "submit of %s failed (%s), charge %s"
+                    log(level, words, _image_in_log(request), type(error).__name__, error.charge)
                     raise
-                logger.info("submit not accepted (%s), again in %.1f s", type(error).__name__, delay)
+                words = "submit not accepted (%s), again in %.1f s"
+                log(logging.INFO, words, type(error).__name__, delay)
                 await account.clock.sleep(delay)
+            else:
+                words = "submit of %s accepted: task %s, charged"
+                log(logging.INFO, words, _image_in_log(request), task_id)
+                return task_id
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Look, and again where the retry policy says so and the deadline allows."""
@@ -616,6 +641,10 @@ def _of_kind(value: T | None, kind: type[T], name: str) -> T | None:
     if value is not None and not isinstance(value, kind):
         raise InvalidInput(f"{name} must be a {kind.__name__}, not {shown(value)}.")
     return value
+
+
+def _image_in_log(request: ImageRequest) -> str:
+    return without_query(str(request.input_image)) if isinstance(request, EditRequest) else "a prompt"
 
 
 def as_paid(error: FluxError, task_id: TaskId) -> FluxError:

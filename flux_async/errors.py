@@ -49,6 +49,7 @@ Every error survives :mod:`pickle`, holds no key, and ends with a sentence that 
 from __future__ import annotations
 
 import enum
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
@@ -80,7 +81,12 @@ _LONGEST_SHOWN = 120
 
 
 def shown(value: object) -> str:
-    """Return ``repr(value)`` for a message, cut to a length a person reads."""
+    """Return ``repr(value)`` for a message, cut to a length a person reads.
+
+    A coroutine in place of a value is a call whose ``await`` was forgotten, and is named as one.
+    """
+    if isinstance(value, Coroutine):
+        return f"the coroutine of {getattr(value, '__qualname__', 'a call')}() (is an `await` missing?)"
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
 

@@ -81,13 +81,25 @@ class TaskStatus(enum.IntEnum):
         return self in {TaskStatus.CREATE_TASK_FAILED, TaskStatus.GENERATE_FAILED}
 
 
+def without_query(url: str) -> str:
+    """Return an address as logs may hold it: queries sign for access, so they are left out, as are passwords.
+
+    ``https://user:pw@host/a.jpg?sig=1#x`` becomes ``https://host/a.jpg``. A file path stays as it is.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def check_http_url(url: object, name: str = "image") -> str:
     """Return ``url`` if it is an absolute http(s) address, else raise :class:`InvalidInput`.
 
     Reachability is not checked: the vendor fetches the picture later, and reports on the task.
     """
     if not isinstance(url, str):
-        raise InvalidInput(f"{name} must be an http(s) URL as a string, not {type(url).__name__}.")
+        raise InvalidInput(f"{name} must be an http(s) URL as a string, not {shown(url)}.")
     if _PLAIN_URL.fullmatch(url):
         return url  # as nearly all are: the rest is for the others
     if url[:5].lower() == "data:":

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import attrs
 
-from flux_async.account import Account
+from flux_async.account import Account, log
 from flux_async.errors import ClientClosed, DeadlineExceeded, FluxError, TaskFailed
 from flux_async.models import ImageResult, TaskId, TaskRecord
 from flux_async.policy.learning import Trail
@@ -224,6 +224,7 @@ class Waiting:
                 wait.missed = True
             else:
                 board.last = _read(answer, task_id)
+                _log_poll(task_id, board.last)
                 board.looks += 1
             for each in tuple(board.waits):
                 each.go_on()
@@ -370,6 +371,11 @@ class Wait:
         if record.unknown_flag is not None and not self.board.warned:
             self.board.warned = True
             logger.warning("task %s has an unknown successFlag: %r", record.task_id, record.unknown_flag)
+
+
+def _log_poll(task_id: TaskId, found: TaskRecord | FluxError) -> None:
+    words = found.status.name if isinstance(found, TaskRecord) else type(found).__name__
+    log(logging.DEBUG, "poll of task %s: %s", task_id, words)
 
 
 def _read(answer: WireResponse | FluxError, task_id: TaskId) -> TaskRecord | FluxError:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Iterable
 from typing import Any
 
 from flux_async.batch.input_files import with_file_read
-from flux_async.batch.inputs import Input, as_job
+from flux_async.batch.inputs import Input, as_job, check_images, each
 from flux_async.batch.run import run_batch
 from flux_async.client import FluxClient
 from flux_async.errors import FluxError, InvalidInput, Scope
@@ -14,13 +14,16 @@ from flux_async.lifecycle import FINAL
 from flux_async.models import Failed, Job, JobKey, Outcome
 
 
-async def gather(client: FluxClient, images: Sequence[Input], **options: Any) -> list[Outcome]:
+async def gather(
+    client: FluxClient, images: Iterable[Input] | AsyncIterable[Input], **options: Any
+) -> list[Outcome]:
     """Run a batch to its end and put its outcomes in order; what an earlier run finished is told again.
 
     A halt (key, credits …) raises nothing here, so that no outcome is lost: what it left undone is a
     :class:`Failed` with the error that halted it.
     """
-    jobs = [await _job_or_failure(image) for image in images]
+    check_images(images)
+    jobs = [await _job_or_failure(image) async for image in each(images)]
     wanted = [job for job in jobs if isinstance(job, Job)]
     found: dict[JobKey, Outcome] = {}
     halted: FluxError | None = None

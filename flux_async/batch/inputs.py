@@ -12,6 +12,7 @@ from typing import TypeAlias
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from flux_async.errors import InvalidInput, shown
 from flux_async.files import PICTURE_ENDINGS
 from flux_async.models import EditRequest, GenerateRequest, InputImage, Job, LocalImage, check_request
 
@@ -71,6 +72,29 @@ def _is_safe_part(part: str) -> bool:
 def _is_device(part: str) -> bool:
     """Whether Windows takes a name for a device, whatever its ending: ``NUL``, ``aux.txt``."""
     return bool(_DEVICE.fullmatch(part.partition(".")[0].rstrip()))
+
+
+def check_images(images: object) -> None:
+    """Refuse one image in place of a list of them: a string would be read letter by letter.
+
+    Raises:
+        InvalidInput: ``images`` is one image, or nothing that can be iterated over.
+    """
+    if isinstance(images, str | bytes) or not isinstance(images, Iterable | AsyncIterable):
+        raise InvalidInput(
+            f"images must be a list or a stream of images, not {shown(images)}.",
+            advice="Put a single image into a list: [image]. Nothing was sent.",
+        )
+
+
+async def each(images: Iterable[Input] | AsyncIterable[Input]) -> AsyncIterator[Input]:
+    """Yield the inputs, whichever kind of iterable holds them."""
+    if isinstance(images, AsyncIterable):
+        async for given in images:
+            yield given
+    else:
+        for given in images:
+            yield given
 
 
 async def read_into(

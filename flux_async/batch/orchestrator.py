@@ -21,6 +21,7 @@ from pathlib import Path
 import attrs
 
 from flux_async.account import Account, Call
+from flux_async.batch.event_log import log_event
 from flux_async.batch.input_files import InputPlace
 from flux_async.batch.witness import Witness
 from flux_async.client import FluxClient, as_paid
@@ -267,9 +268,11 @@ class Driver:
         await self.terms.journal.record(self.stored.number, job, event, before=before, then=follows)
         self.job = job
         self.terms.on_event(self.stored, before.state, job, event)
+        log_event(self.stored, job, event)
         if follows is not None:
             self.job = follows[0]
             self.terms.on_event(self.stored, job.state, *follows)
+            log_event(self.stored, *follows)
 
     # --- submitting ---------------------------------------------------------------------------------------
 

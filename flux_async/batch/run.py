@@ -18,7 +18,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import anyio
 import attrs
@@ -29,7 +29,7 @@ from flux_async.account import Account, Call
 from flux_async.batch.doubts import Doubts
 from flux_async.batch.fleet import Fleet
 from flux_async.batch.input_files import with_file_read
-from flux_async.batch.inputs import Input, as_job, drain, is_safe_name, read_into, safe_name
+from flux_async.batch.inputs import Input, as_job, check_images, drain, is_safe_name, read_into, safe_name
 from flux_async.batch.learned import LearnedTimes
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
 from flux_async.batch.prices import price_list
@@ -110,8 +110,7 @@ def run_batch(
     Raises:
         InvalidInput: An option is out of range; nothing was opened or sent.
     """
-    if isinstance(images, str | bytes) or not isinstance(images, Iterable | AsyncIterable):
-        raise InvalidInput("images must be a list or a stream of pictures, not one value.")
+    check_images(images)
     return BatchRun(
         client=client,
         images=images,
@@ -175,7 +174,7 @@ class BatchRun:
     _tally: Tally = attrs.field(factory=Tally, init=False, repr=False)
     _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
     _outcomes: MemoryObjectReceiveStream[Outcome] | None = attrs.field(default=None, init=False, repr=False)
-    _reading: anyio.CancelScope = attrs.field(factory=anyio.CancelScope, init=False, repr=False)
+    _reading: anyio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     _closing: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack, init=False, repr=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False, repr=False)
     _failure_told: bool = attrs.field(default=False, init=False)
@@ -192,6 +191,15 @@ class BatchRun:
         self._learned = LearnedTimes(account=self._account, journal=self.journal)
 
     # --- coming and going ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> NoReturn:
+        raise InvalidInput(
+            "A batch is an asynchronous context manager.",
+            advice="Write `async with run_batch(…) as batch:` inside a coroutine; nothing was sent.",
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Exist, so that ``with`` reaches :meth:`__enter__` and its advice."""
 
     async def __aenter__(self) -> Self:
         if self._work_task is not None:
@@ -268,7 +276,8 @@ class BatchRun:
 
     def _stop_spending(self) -> None:
         self._over = True
-        self._reading.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
         if self._fleet is not None and self._fleet.doubts is not None:
             self._fleet.doubts.reconsider()
 
@@ -358,7 +367,10 @@ class BatchRun:
 
     async def _feed(self, fleet: Fleet) -> None:
         give, take = anyio.create_memory_object_stream[Input](_CHUNK)
-        fleet.group.create_task(read_into(give, self.images, self._reading))
+        self._reading = reading = anyio.CancelScope()
+        if self._over:
+            reading.cancel()
+        fleet.group.create_task(read_into(give, self.images, reading))
         try:
             async with take:
                 async for chunk in drain(take, _CHUNK):
@@ -368,7 +380,7 @@ class BatchRun:
                             return
                         await fleet.begin(stored)
         finally:
-            self._reading.cancel()
+            reading.cancel()
             give.close()  # whoever reads into it may have been cancelled before he began
             self._fed = True
             if fleet.doubts is not None:
