@@ -61,6 +61,7 @@ from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
 from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.protocol.url_encoding import encoded_as_by_a_browser
 from flux_async.protocol.wire import (
     build_credit,
     build_record_info,
@@ -389,7 +390,8 @@ class FluxClient:
             DiskFull, FolderNotWritable: The disk refused it, and would refuse the next one, too.
             DownloadError: It cannot be fetched for another reason.
         """
-        url = check_http_url(image.result_url if isinstance(image, ImageResult) else image)
+        given: object = image.result_url if isinstance(image, ImageResult) else image
+        url = check_http_url(encoded_as_by_a_browser(given) if isinstance(given, str) else given)
         span, caller_left = self._span(timeout), asyncio.Event()
         download = Download(
             account=self._account,

@@ -13,6 +13,7 @@ from typing import Any, NewType
 
 from flux_async.errors import InvalidInput
 from flux_async.models import TaskId, check_http_url
+from flux_async.protocol.url_encoding import encoded_as_by_a_browser
 
 Text = NewType("Text", str)
 WholeNumber = NewType("WholeNumber", int)
@@ -82,9 +83,9 @@ def json_object(value: object) -> JsonObject | None:
 
 
 def link(value: object) -> Link | None:
-    """An http(s) URL; an empty string is none."""
+    """An http(s) URL, percent-encoded where the vendor did not do it; an empty string is none."""
     address = text(value)
     try:
-        return None if address is None else Link(check_http_url(address))
+        return None if address is None else Link(check_http_url(encoded_as_by_a_browser(address)))
     except InvalidInput:
         return None

@@ -22,13 +22,14 @@ import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Self, TypeAlias
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import anyio
 import attrs
 
 from flux_async.errors import AddressForbidden, DownloadError, InvalidInput
 from flux_async.models import check_http_url
+from flux_async.protocol.url_encoding import encoded_as_by_a_browser
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -37,7 +38,8 @@ Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9._-]{1,255}|[0-9a-f:.]{2,45}")
 _NUMBER = re.compile(r"[0-9a-fx.]+")
-_TARGET_CHARACTERS = "!#$%&'()*+,/:;=?@[]~-._"
+_READ_DIFFERENTLY = frozenset("\u00df\u1e9e\u03c2\u200c\u200d")
+"""Sharp s, final sigma and the joiners: a browser asks for another host than Python's codec (IDNA 2003)."""
 _INNER_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 
 
@@ -160,18 +162,19 @@ class Hop:
 
     @classmethod
     def read(cls, url: str) -> Self:
-        """Take an http(s) address apart. A user or password in it is not sent.
+        """Take an http(s) address apart, percent-encoded as a browser does. A user or password is not sent.
 
         Raises:
             DownloadError: Its host is none.
         """
-        parts = urlsplit(check_http_url(url))
+        url = check_http_url(encoded_as_by_a_browser(url))
+        parts = urlsplit(url)
         host = _ascii(parts.hostname or "")
         if not _HOST.fullmatch(host):
             raise DownloadError("The address of the file names no host that could be looked up.")
-        target = quote(parts.path or "/", safe=_TARGET_CHARACTERS)
+        target = parts.path or "/"
         if parts.query:
-            target += "?" + quote(parts.query, safe=_TARGET_CHARACTERS)
+            target += "?" + parts.query
         scheme = parts.scheme.lower()
         return cls(url, scheme, host, parts.port or _PORTS[scheme], target.encode("ascii"))
 
@@ -209,6 +212,8 @@ class Hop:
 def _ascii(host: str) -> str:
     if host.isascii():
         return host.lower()
+    if not _READ_DIFFERENTLY.isdisjoint(host):
+        return ""
     try:
         return host.encode("idna").decode("ascii").lower()
     except UnicodeError:

@@ -111,6 +111,34 @@ async def test_limits_are_the_clients(client: FluxClient, raw_server: Any, tmp_p
         client.with_options(download_limits=3)  # type: ignore[arg-type]
 
 
+ACUTE = "\N{LATIN SMALL LETTER E WITH ACUTE}"
+
+
+@pytest.mark.parametrize("transport", ["httpx", "aiohttp"])
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("/my poster.jpg?a=b c", "/my%20poster.jpg?a=b%20c"),
+        (f"/{ACUTE}.jpg?q={ACUTE}'", "/%C3%A9.jpg?q=%C3%A9%27"),
+        ("/a%2Fb%27%7E.jpg?s=%2F%27%7E+%2b~!'#top", "/a%2Fb%27%7E.jpg?s=%2F%27%7E+%2b~!%27"),
+    ],
+)
+async def test_addresses_are_sent_as_a_browser_would_send_them(
+    raw_server: Any, tmp_path: Path, transport: Any, path: str, line: str
+) -> None:
+    """What must be escaped is, in a result's address and in a redirect; what is escaped stays as it is."""
+
+    async def behave(first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
+        moved = answer("302 Found", location="@").replace(b"@", f"/moved{path}".encode())
+        writer.write(answer("200 OK", JPEG) if "/moved" in first else moved)
+        return True
+
+    client = FluxClient(KEY, "http://127.0.0.1:1", transport=transport)
+    async with raw_server(behave) as server, client:
+        await client.download(server.url + path, tmp_path / "r.jpg")
+    assert [first.split()[1] for first, _, _ in server.requests] == [line, f"/moved{line}"]
+
+
 # --- breaks -----------------------------------------------------------------------------------------------
 
 
