@@ -124,6 +124,7 @@ class Terms:
         call: The run, as a call on the account.
         timeout_s: Seconds a task may take from its acceptance.
         retry: When a submit is made again, and how often a task is paid for.
+        patience_s: Seconds the run waits for a service that is away for now before it halts.
         folder: Where pictures go.
         destination: Where in it a job's picture goes, without ending, or None to leave it at the vendor.
         fetch: Brings a result to disk, within the run's bound of downloads.
@@ -147,6 +148,7 @@ class Terms:
     call: Call
     timeout_s: float
     retry: RetryPolicy
+    patience_s: float
     folder: Path
     destination: Callable[[StoredJob], Path] | None
     fetch: Callable[[ImageResult | str, Path], Awaitable[SavedFile]]

@@ -32,6 +32,8 @@ class BatchProgress:
         parked: Jobs in doubt that wait for their callback.
         credits: Credits this run has spent by the price list, submits in doubt included.
         elapsed_s: Seconds since the run began.
+        pause_left_s: Seconds until submits are tried again, where all of them pause; else 0.
+        pause_reason: Why they pause, in one sentence without its full stop; else empty.
     """
 
     seen: int = 0
@@ -44,6 +46,8 @@ class BatchProgress:
     parked: int = 0
     credits: float = 0.0
     elapsed_s: float = 0.0
+    pause_left_s: float = 0.0
+    pause_reason: str = ""
 
 
 class ProgressObserver(Protocol):

@@ -65,6 +65,9 @@ logger: logging.Logger = logging.getLogger("flux_async")
 _FETCH_FIRST_AFTER_S = 13 * 86_400.0
 """The vendor keeps results for 14 days."""
 
+PATIENCE_S = 600.0
+"""Seconds a batch waits for the service before it halts, unless the caller sets another time."""
+
 _PAGE = 100
 _CHUNK = 100
 
@@ -82,6 +85,7 @@ def run_batch(
     prices: Mapping[Model, float] | None = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
+    patience: float = PATIENCE_S,
     callbacks: CallbackEndpoint | None = None,
     via_upload: bool = False,
     on_progress: ProgressObserver | None = None,
@@ -101,6 +105,8 @@ def run_batch(
         prices: Credits per picture, by model, where they are no longer 5 (pro) and 10 (max).
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are made again, and how often a job may be paid for.
+        patience: Seconds the batch waits for a service that cannot be reached, is under maintenance or asks
+            to wait, before it halts. Images that were not submitted stay pending.
         callbacks: Where the vendor is to report ends. A :class:`flux_async.WebhookReceiver` on the same
             journal, in this process or another, must answer there. A submit whose answer was lost is then
             settled by its callback; where none comes within ``doubt_wait_s``, ``in_doubt`` decides.
@@ -124,6 +130,7 @@ def run_batch(
         prices=price_list(prices),
         timeout=client.timeout if timeout is None else check_positive(timeout, "timeout"),
         retry=_retry(retry),
+        patience=check_positive(patience, "patience"),
         callbacks=_endpoint(callbacks),
         via_upload=via_upload,
         on_progress=on_progress,
@@ -168,6 +175,7 @@ class BatchRun:
     prices: Mapping[Model, float] = attrs.field(repr=False)
     timeout: float
     retry: RetryPolicy
+    patience: float
     via_upload: bool
     callbacks: CallbackEndpoint | None = None
     on_progress: ProgressObserver | None = attrs.field(default=None, repr=False)
@@ -462,6 +470,7 @@ class BatchRun:
             call=call,
             timeout_s=self.timeout,
             retry=self.retry,
+            patience_s=self.patience,
             folder=self.directory or Path(),
             destination=None if self.directory is None else partial(self._destination, self.directory),
             fetch=partial(self.client.fetch_file, match_suffix=True),

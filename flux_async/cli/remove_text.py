@@ -35,7 +35,7 @@ from flux_async import (
 )
 from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
-from flux_async.batch.run import BatchRun, run_batch
+from flux_async.batch.run import PATIENCE_S, BatchRun, run_batch
 from flux_async.cli.balance import Balance, cost_in_words
 from flux_async.cli.display import RunDisplay, summary_table
 from flux_async.cli.exits import Exit, halts
@@ -75,6 +75,7 @@ class RunOrder:
         folder: Where journal, images and results are.
         limits: The account's pace, and how many tasks at once.
         timeout_s: Seconds an accepted task may take.
+        patience_s: Seconds the run waits for a service that is away for now before it halts.
         download: Whether results are brought to disk.
         keep_originals: Whether the inputs are, too, as the vendor kept them.
         in_doubt: What to do with submits whose answer never came.
@@ -92,6 +93,7 @@ class RunOrder:
     folder: Path
     limits: Limits = attrs.field(factory=Limits)
     timeout_s: float = 300.0
+    patience_s: float = PATIENCE_S
     download: bool = True
     keep_originals: bool = False
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
@@ -292,6 +294,7 @@ class RemoveText:
             max_credits=order.max_credits,
             prices=order.prices,
             timeout=order.timeout_s,
+            patience=order.patience_s,
             callbacks=order.callbacks,
             via_upload=order.via_upload,
             on_progress=self._progressed,
