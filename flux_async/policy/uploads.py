@@ -1,4 +1,4 @@
-"""Which pictures may be sent: their kind, their size, their dimensions.
+"""Which pictures may be sent: their kind, their size, their dimensions, and whether they are whole.
 
 What the vendor takes is not documented beyond "JPEG, PNG, etc."; JPEG, PNG and WebP up to 20 MB are what its
 other models name and what has been seen to work.
@@ -26,6 +26,7 @@ MAX_PIXELS = 100_000_000
 Read: TypeAlias = Callable[[int, int], bytes]
 """Gives ``count`` bytes from ``offset``, fewer at the end: ``read(offset, count)``."""
 
+_AGAIN = "Copy or download it again. Nothing was sent."
 _TAKEN = "Give a JPEG, PNG or WebP file; convert others first. Nothing was sent."
 _FOREIGN = (
     (0, b"GIF8", "a GIF"),
@@ -44,7 +45,6 @@ _FOREIGN = (
     (0, b"<html", "a web page"),
 )
 _PIECE = 64 * 1024
-_MOST_HEADER = 8 * 1024 * 1024
 _TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 
@@ -68,18 +68,17 @@ class Picture:
 def read_picture(read: Read, name: str) -> Picture:
     """Return what the picture behind ``read`` is; ``name`` is what messages call it.
 
+    All of it is read, in small pieces, because a file that breaks off in the middle has a good header.
+
     Raises:
-        InvalidInput: It is no JPEG, PNG or WebP, its header is damaged, or it claims absurd dimensions.
+        InvalidInput: It is no JPEG, PNG or WebP, it is damaged or cut off, or it claims absurd dimensions.
     """
     head = read(0, 32)
     suffix = picture_suffix(head)
     content_type = _TYPES.get(suffix or "")
     if suffix is None or content_type is None:
         raise InvalidInput(f"{name} is {_what_else(head)}, which the API may not take.", advice=_TAKEN)
-    size = _size(read)
-    if size is None:
-        raise InvalidInput(f"The header of {name} is damaged.", advice=_TAKEN)
-    width, height = size
+    width, height = _dimensions_of_a_whole_image(read, name)
     if width * height > MAX_PIXELS:
         raise InvalidInput(
             f"{name} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are sent.",
@@ -109,15 +108,15 @@ def _what_else(head: bytes) -> str:
     return next(found, "neither a JPEG nor a PNG nor a WebP file")
 
 
-def _size(read: Read) -> tuple[int, int] | None:
-    """Read as far as the dimensions, past whatever a camera has put before them."""
-    reader = PictureReader()
+def _dimensions_of_a_whole_image(read: Read, name: str) -> tuple[int, int]:
+    """Return width and height after reading to the end of the image; bytes behind it are left alone."""
+    reader, at = PictureReader(), 0
     try:
-        for at in range(0, _MOST_HEADER, _PIECE):
-            piece = read(at, _PIECE)
+        while not reader.complete and (piece := read(at, _PIECE)):
+            at += len(piece)
             reader.feed(piece)
-            if reader.size is not None or not piece:
-                break
     except NotAPicture:
-        return None
+        raise InvalidInput(f"{name} begins as an image, but its data is damaged.", advice=_AGAIN) from None
+    if reader.size is None or not reader.complete:
+        raise InvalidInput(f"{name} is cut off: the file ends before the image does.", advice=_AGAIN)
     return reader.size

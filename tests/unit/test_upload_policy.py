@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import struct
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from flux_async import InvalidInput
 from flux_async.policy.uploads import MAX_PIXELS, check_size, read_picture
@@ -23,15 +25,14 @@ def read(content: bytes) -> object:
 
 
 def drawn(kind: str, **options: object) -> bytes:
-    from PIL import Image  # noqa: PLC0415 - only where pictures are wanted
-
     file = io.BytesIO()
     Image.new("RGB", (70, 41), (9, 90, 200)).save(file, kind, **options)
     return file.getvalue()
 
 
 def png(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height) + bytes(8)
+    end = struct.pack(">I4sI", 0, b"IEND", 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, height) + bytes(9) + end
 
 
 def segment(marker: int, length: int) -> bytes:
@@ -104,7 +105,7 @@ def test_other_files_are_named_and_refused(head: bytes, words: str) -> None:
 )
 def test_a_damaged_header_is_refused(content: bytes) -> None:
     """Without dimensions above zero nothing is sent."""
-    with pytest.raises(InvalidInput, match="damaged"):
+    with pytest.raises(InvalidInput, match=r"damaged|cut off"):
         read(content)
 
 
@@ -133,10 +134,71 @@ def test_size_has_bounds() -> None:
             check_size(size, "x.jpg", 1)
 
 
-def test_a_picture_that_hides_its_size_is_not_read_for_ever() -> None:
-    """After eight megabytes of comments without a word about its size it is damaged."""
-    comment = b"\xff\xfe\xff\xff" + bytes(65_533)
-    content = b"\xff\xd8" + comment * 140
+def whole_images() -> dict[str, bytes]:
+    noise = Image.frombytes("RGB", (190, 160), random.Random(5).randbytes(3 * 190 * 160))
+    kinds: dict[str, tuple[str, dict[str, object]]] = {
+        "baseline JPEG": ("JPEG", {"quality": 90}),
+        "progressive JPEG": ("JPEG", {"progressive": True}),
+        "JPEG with restart markers": ("JPEG", {"restart_marker_rows": 1}),
+        "PNG": ("PNG", {}),
+        "lossy WebP": ("WEBP", {}),
+        "lossless WebP": ("WEBP", {"lossless": True}),
+        "animated WebP": ("WEBP", {"save_all": True, "append_images": [noise.rotate(90)]}),
+        "MPO": ("MPO", {"save_all": True, "append_images": [noise.rotate(180)]}),
+    }
+    made = {}
+    for name, (kind, options) in kinds.items():
+        file = io.BytesIO()
+        noise.save(file, kind, **options)
+        made[name] = file.getvalue()
+    return made
 
+
+WHOLE = whole_images()
+each_kind = pytest.mark.parametrize("kind", WHOLE)
+
+
+@each_kind
+def test_half_an_image_is_refused(kind: str) -> None:
+    """A file that breaks off anywhere, in its header or in its data, is never uploaded."""
+    content = WHOLE[kind]
+    end = len(content) // 2 if kind == "MPO" else len(content)  # its first image is all of it that counts
+    for part in (0.01, 0.1, 0.5, 0.9, 0.99):
+        with pytest.raises(InvalidInput, match=r"cut off.*Nothing was sent"):
+            read(content[: max(16, int(end * part))])
+
+
+@each_kind
+def test_whole_images_with_odds_and_ends_pass(kind: str) -> None:
+    """Bytes behind the end are no reason to refuse an image, be they zeros, text or a video."""
+    for tail in (b"", b"\0" * 512, b"\r\n", b"ftypmp42" + bytes(300_000)):
+        assert read(WHOLE[kind] + tail).width == 190  # type: ignore[attr-defined]
+
+
+def test_ten_megabytes_of_metadata_are_read_past() -> None:
+    """Cameras and editors put previews and profiles of any size before the image."""
+    notes = segment(0xE1, 65_000) * 160
+    jpeg, png_image = WHOLE["baseline JPEG"], WHOLE["PNG"]
+    chunk = struct.pack(">I4s", 10 << 20, b"iTXt") + bytes((10 << 20) + 4)
+    assert read(jpeg[:2] + notes + jpeg[2:]).width == 190  # type: ignore[attr-defined]
+    assert read(png_image[:33] + chunk + png_image[33:]).width == 190  # type: ignore[attr-defined]
+
+
+def test_an_image_is_read_in_small_pieces_and_not_beyond_its_end() -> None:
+    """Memory is bounded by the piece, and a long tail costs nothing."""
+    content, asked = WHOLE["PNG"] + bytes(5 << 20), []
+
+    def reading(at: int, count: int) -> bytes:
+        asked.append((at, count))
+        return content[at : at + count]
+
+    read_picture(reading, "tail.png")
+    assert max(count for _, count in asked) <= 64 * 1024
+    assert max(at for at, _ in asked) <= len(WHOLE["PNG"])
+
+
+def test_data_that_is_damaged_behind_a_good_header_is_refused() -> None:
+    """A PNG chunk that claims two gigabytes is no chunk."""
+    content = png(5, 5)[:33] + b"\xff\xff\xff\xffIDAT" + bytes(90)
     with pytest.raises(InvalidInput, match="damaged"):
-        read_picture(lambda at, count: content[at : at + count], "endless.jpg")
+        read(content)
