@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ class SandboxChild:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
+            env=_environment(),
             start_new_session=True,
         )
         return cls(process, complaints)
@@ -113,3 +115,8 @@ class SandboxChild:
                 if b"\n" in said:
                     break
         return said.decode(errors="replace").partition("\n")[0]
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment without its keys and addresses: the sandbox has no use for them."""
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith("KIE_")}

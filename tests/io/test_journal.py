@@ -365,20 +365,94 @@ async def test_lease_holds_within_a_process(path: Path) -> None:
         pass
 
 
-async def test_the_temporary_folder_is_left_as_it_was(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lock that is named after the file's inode goes with the lease, as long as it is ours."""
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary folder and a home folder of the test's own; the first is returned."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return folder
+
+
+async def test_locks_leave_no_file_behind(path: Path, temporary: Path) -> None:
+    """The locks named after path and inode go with the lease, as long as they are its own."""
+    private = temporary / f"flux-async-{os.getuid()}"
     async with Journal(path):
-        (lock,) = folder.iterdir()
-    assert list(folder.iterdir()) == []
+        locks = list(private.iterdir())
+        assert len(locks) == 2
+    assert list(private.iterdir()) == []
     async with Journal(path):
-        lock.unlink()
-        lock.write_text("somebody else's by now")
-    assert list(folder.iterdir()) == [lock]
+        for lock in locks:
+            lock.unlink()
+            lock.write_text("made by another process since")
+    assert sorted(private.iterdir()) == sorted(locks)
+
+
+async def test_the_folder_of_locks_is_private(path: Path, temporary: Path) -> None:
+    """Only this user can write to it."""
+    async with Journal(path):
+        assert [(temporary / f"flux-async-{os.getuid()}").stat().st_mode & 0o777] == [0o700]
+
+
+def _writable_by_others(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+
+def _a_file(folder: Path) -> None:
+    folder.touch()
+
+
+def _a_link(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+def _of_another_user(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    try:
+        os.chown(folder, 12345, 12345)
+    except PermissionError:
+        pytest.skip("only root can give a folder away")
+
+
+@pytest.mark.parametrize("prepared", [_writable_by_others, _a_file, _a_link, _of_another_user])
+async def test_a_lock_folder_that_others_prepared_is_not_used(
+    path: Path, tmp_path: Path, temporary: Path, prepared: Callable[[Path], None]
+) -> None:
+    """Another user's folder of that name neither blocks a run nor leaves it without its locks."""
+    prepared(temporary / f"flux-async-{os.getuid()}")
+    async with Journal(path):
+        (locks,) = (tmp_path / "home" / ".cache" / "flux-async").iterdir()
+        assert len(list(locks.iterdir())) == 2
+        path.with_name(path.name + ".lock").unlink()
+        with pytest.raises(JournalBusyError, match=rf"process {os.getpid()}, though"):
+            await Journal(path).open()
+
+
+async def test_without_a_private_folder_for_locks_nothing_is_opened(
+    path: Path, tmp_path: Path, temporary: Path
+) -> None:
+    """The error names the folders; the journal is not opened without its locks."""
+    _writable_by_others(temporary / f"flux-async-{os.getuid()}")
+    (tmp_path / "home").touch()
+    with pytest.raises(JournalError, match="private to this user: tried .*temporary.* and .*home"):
+        await Journal(path).open()
+    assert not path.exists()
+
+
+async def test_a_folder_made_anew_is_not_run_beside_the_run_in_the_moved_one(tmp_path: Path) -> None:
+    """While a run lives, no other starts under the path that its folder had."""
+    folder = tmp_path / "out"
+    async with Journal(folder / "run.sqlite3"):
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(JournalBusyError, match=rf"process {os.getpid()}, though .* folder moved"):
+            await Journal(folder / "run.sqlite3").open()
+        with pytest.raises(JournalBusyError, match=rf"process {os.getpid()}\."):
+            await Journal(tmp_path / "moved" / "run.sqlite3").open()
+    async with Journal(folder / "run.sqlite3"):
+        pass
 
 
 _TAKER = """

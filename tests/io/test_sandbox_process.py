@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -238,6 +239,23 @@ async def main():
 
 anyio.run(main)
 """
+
+
+@needs_proc
+def test_the_sandbox_of_the_demo_gets_neither_the_key_nor_the_webhook_key() -> None:
+    """No variable of the API is in its environment, so none is in those of its workers."""
+    secrets = {"KIE_API_KEY": "secret-of-the-user", "KIE_WEBHOOK_KEY": "another", "KIE_BASE_URL": "http://x"}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=os.environ | secrets
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        environment = Path(f"/proc/{child}/environ").read_bytes()
+        parent.kill()
+    assert b"PATH=" in environment
+    assert b"KIE_" not in environment
+    assert b"secret-of-the-user" not in environment
+    wait_for(lambda: not is_alive(child))
 
 
 @needs_proc
