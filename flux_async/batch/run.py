@@ -435,7 +435,8 @@ class BatchRun:
                 await send.send(Failed(job=None, error=error))
                 continue
             jobs.append(job)
-        return await self.journal.add_jobs(jobs)
+        is_driven = None if self._fleet is None else self._fleet.is_driven
+        return await self.journal.add_jobs(jobs, is_chosen=is_driven or (lambda _: False))
 
     async def _pages(
         self, state: JobState, *, submitted_before: float | None = None

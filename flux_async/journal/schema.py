@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flux_async.errors import JournalError, JournalVersionError
+from flux_async.journal.adding import unsigned_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x464C5558
 """"FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
 
-_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql")
+_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
 SCHEMA_VERSION = len(_STEPS)
 
 _MEMORY = ":memory:"
@@ -138,6 +139,7 @@ def _check_ours(connection: sqlite3.Connection, path: str | Path) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date; a step and its number commit together, whoever else is at it."""
+    connection.create_function("unsigned_url", 1, unsigned_of, deterministic=True)
     while _version(connection) < SCHEMA_VERSION:
         connection.execute("BEGIN IMMEDIATE")
         try:

@@ -16,14 +16,13 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio.to_thread
 import attrs
 
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import (
-    Charge,
     JobConflictError,
     JournalBusyError,
     JournalError,
@@ -31,9 +30,11 @@ from flux_async.errors import (
     shown,
 )
 from flux_async.journal import inbox
+from flux_async.journal.adding import Added, Adding, as_new
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lease import Lease
 from flux_async.journal.reserve import Reserve
+from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
 from flux_async.journal.writer import Writer
 from flux_async.lifecycle import (
@@ -51,21 +52,18 @@ from flux_async.lifecycle import (
     apply,
     recover,
 )
-from flux_async.models import CallbackEvent, EditRequest, ImageRequest, Job, JobKey, LocalImage, TaskId
-from flux_async.protocol.wire import read_submit, store_request
+from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
+from flux_async.protocol.wire import store_request
 
 if TYPE_CHECKING:
     import sqlite3
+
+__all__ = ["COLUMNS", "Journal", "StoredJob", "stored_job"]
 
 T = TypeVar("T")
 
 _ANSWERS = (SubmitAccepted, SubmitRefused, SubmitRejected, SubmitUnknown)
 
-COLUMNS = (
-    "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
-    "problem, not_before, submitted_at, generated_at, finished_at, generation_s, sha256, source, "
-    "source_folder"
-)
 _UPDATE = (
     "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
     "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=?, "
@@ -73,37 +71,6 @@ _UPDATE = (
     "WHERE number=?"
 )
 _UPDATE_FROM = _UPDATE + " AND state=? AND attempts=?"
-
-
-@attrs.frozen(kw_only=True)
-class StoredJob:
-    """A job as the journal has it.
-
-    Attributes:
-        number: Its place in the order of arrival.
-        request: The wire JSON it was added with; it names a file of this machine by its content.
-        job: Where it stands.
-        source: Where that file was last seen, as given.
-        source_folder: What it is relative to, where it is relative.
-    """
-
-    number: int
-    request: str
-    job: JobSnapshot
-    source: str | None = None
-    source_folder: str | None = None
-
-    def read(self) -> ImageRequest:
-        """Return the request as it was given.
-
-        Raises:
-            InvalidInput: Another release wrote it, with fields that are unknown here.
-        """
-        request = read_submit(self.request)
-        if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
-            return request
-        image = attrs.evolve(request.input_image, path=self.source, folder=self.source_folder or "")
-        return attrs.evolve(request, input_image=image)
 
 
 class Journal:
@@ -221,22 +188,70 @@ class Journal:
     # --- writing ------------------------------------------------------------------------------------------
 
     async def add(
-        self, entries: Sequence[tuple[JobKey, str]], *, sources: Mapping[JobKey, LocalImage] | None = None
+        self,
+        entries: Sequence[tuple[JobKey, str]],
+        *,
+        sources: Mapping[JobKey, LocalImage] | None = None,
+        is_chosen: Callable[[int], bool] = lambda _: False,
     ) -> list[StoredJob]:
         """Add jobs that are not there yet; return them all, each once, in order of arrival.
 
-        Adding the same again does nothing, so giving a batch its list a second time resumes it.
+        Adding the same again does nothing, so giving a batch its list a second time resumes it. An address
+        that was only signed anew takes the place of the older one, while its job waits for a submit.
 
         Args:
             entries: Keys and requests.
             sources: Where the files of some of them are now.
+            is_chosen: Says by its number whether a run has a job in hand, whose address then stays.
 
         Raises:
             JobConflictError: A key is there with another request; nothing of ``entries`` was added.
         """
-        return await self._do(lambda c: _add(c, entries, sources or {}))
+        sources = sources or {}
 
-    async def add_jobs(self, jobs: Sequence[Job]) -> list[StoredJob]:
+        def add(connection: sqlite3.Connection) -> list[StoredJob]:
+            adding = Adding(
+                connection=connection, at=self._clock.wall(), is_chosen=is_chosen, pays_again=True
+            )
+            found: dict[int, StoredJob] = {}
+            for (key, request), (number, stored, conflict, _) in zip(
+                entries, adding.add(entries, sources), strict=True
+            ):
+                if conflict is not None:
+                    raise conflict
+                if number is not None and number not in found:
+                    found[number] = stored or as_new(number, key, request, sources.get(key))
+            return [found[number] for number in sorted(found)]
+
+        return await self._do(add)
+
+    async def take_in(
+        self,
+        entries: Sequence[tuple[JobKey, str]],
+        *,
+        sources: Mapping[JobKey, LocalImage],
+        is_chosen: Callable[[int], bool],
+        pays_again: bool,
+    ) -> list[Added]:
+        """Add jobs as :meth:`add` does, and say of each entry what became of it; one that conflicts is alone.
+
+        Args:
+            entries: Keys and requests.
+            sources: Where the files of some of them are now.
+            is_chosen: Says by its number whether a job is part of the run already.
+            pays_again: Whether to add a job whose image was submitted under another signature.
+        """
+
+        def add(connection: sqlite3.Connection) -> list[Added]:
+            at = self._clock.wall()
+            adding = Adding(connection=connection, at=at, is_chosen=is_chosen, pays_again=pays_again)
+            return adding.add(entries, sources)
+
+        return await self._do(add)
+
+    async def add_jobs(
+        self, jobs: Sequence[Job], *, is_chosen: Callable[[int], bool] = lambda _: False
+    ) -> list[StoredJob]:
         """Add jobs as :meth:`add` does: from its return on they are kept, whoever runs the journal.
 
         A running batch learns of them from its inputs, a later one from :meth:`pending_jobs`. The address of
@@ -251,7 +266,7 @@ class Journal:
             image = job.request.input_image if isinstance(job.request, EditRequest) else ""
             if isinstance(image, LocalImage) and image.path is not None:
                 sources[job.key] = image
-        return await self.add(entries, sources=sources)
+        return await self.add(entries, sources=sources, is_chosen=is_chosen)
 
     async def pending_jobs(self) -> AsyncIterator[Job]:
         """Yield the jobs that wait for their first submit, or for another, in order of arrival."""
@@ -413,31 +428,6 @@ def _check_account(connection: sqlite3.Connection, account: str) -> None:
         )
 
 
-def _add(
-    connection: sqlite3.Connection,
-    entries: Sequence[tuple[JobKey, str]],
-    sources: Mapping[JobKey, LocalImage],
-) -> list[StoredJob]:
-    connection.executemany("INSERT OR IGNORE INTO job (key, request) VALUES (?, ?)", entries)
-    connection.executemany(
-        "UPDATE job SET source = ?, source_folder = ? WHERE key = ?",
-        [(_storable(image.path), _storable(image.folder), key) for key, image in sources.items()],
-    )
-    sql = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
-    found: dict[int, StoredJob] = {}
-    for key, request in entries:
-        stored = stored_job(connection.execute(sql, (key,)).fetchone())
-        if stored.request != request:
-            raise JobConflictError(f"The journal holds another request under the key {key!r}.")
-        found[stored.number] = stored
-    return [found[number] for number in sorted(found)]
-
-
-def _storable(path: str | None) -> bytes | None:
-    """Names of files may be no Unicode, which SQLite's text would not take."""
-    return None if path is None else os.fsencode(path)
-
-
 def _record(
     connection: sqlite3.Connection, number: int, job: JobSnapshot, event: Event, before: JobSnapshot | None
 ) -> None:
@@ -499,33 +489,3 @@ def _detail(event: Event) -> str:
         if a.name != "at" and (value := getattr(event, a.name)) is not None
     }
     return json.dumps(fields, separators=(",", ":")) if fields else "{}"
-
-
-def stored_job(row: tuple[Any, ...]) -> StoredJob:
-    """Return the job of a row of :data:`COLUMNS`."""
-    number, key, request, state, attempts, paid, task, result, origin, file, charge, problem, *times = row
-    not_before, submitted_at, generated_at, finished_at, generation_s, sha256, source, source_folder = times
-    return StoredJob(
-        number=number,
-        request=request,
-        source=None if source is None else os.fsdecode(source),
-        source_folder=None if source_folder is None else os.fsdecode(source_folder),
-        job=JobSnapshot(
-            key=JobKey(key),
-            state=JobState(state),
-            attempts=attempts,
-            paid_failures=paid,
-            task_id=None if task is None else TaskId(task),
-            result_url=result,
-            origin_url=origin,
-            file=file,
-            charge=Charge(charge),
-            problem=None if problem is None else Problem(**json.loads(problem)),
-            not_before=not_before,
-            submitted_at=submitted_at,
-            generated_at=generated_at,
-            finished_at=finished_at,
-            generation_s=generation_s,
-            sha256=sha256,
-        ),
-    )

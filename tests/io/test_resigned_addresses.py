@@ -1,0 +1,206 @@
+"""Addresses that a store signs anew each day, in a journal on disk: one image, one job, one payment."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flux_async import EditRequest, Job, JobConflictError, JobKey, Journal
+from flux_async.journal.schema import SCHEMA_VERSION
+from flux_async.lifecycle import (
+    JobState,
+    Saved,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitRejected,
+    SubmitUnknown,
+    TaskSucceeded,
+    apply,
+)
+from flux_async.lifecycle import Problem as Trouble
+from flux_async.models import TaskId
+from flux_async.protocol.wire import read_image, store_request
+
+IMAGE = "https://bucket.example/poster.jpg"
+PROBLEM = Trouble(type="BadRequest", code=422, message="No.")
+ACCEPTED = SubmitAccepted(at=2.0, task_id=TaskId("t1"))
+DONE = (
+    ACCEPTED,
+    TaskSucceeded(at=3.0, result_url="https://files.example/t.jpg"),
+    Saved(at=4.0, file="a.jpg"),
+)
+
+
+def signed(day: int, image: str = IMAGE) -> str:
+    return f"{image}?X-Amz-Date={day}&X-Amz-Signature={day:x}"
+
+
+def job(day: int, key: str | None = "k", **options: str) -> Job:
+    request = EditRequest.text_removal(signed(day), **options)
+    return Job(request=request) if key is None else Job(request=request, key=JobKey(key))
+
+
+def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+async def live(journal: Journal, wanted: Job, *events: object) -> None:
+    """Add a job and take it through ``events``."""
+    (stored,) = await journal.add_jobs([wanted])
+    state = stored.job
+    for event in events:
+        state = apply(state, event)  # type: ignore[arg-type]
+        await journal.record(stored.number, state, event)  # type: ignore[arg-type]
+
+
+async def take_in(
+    journal: Journal, *jobs: Job, pays_again: bool = False, chosen: bool = False
+) -> list[object]:
+    entries = [(job.key, store_request(job.request)) for job in jobs]
+    return list(await journal.take_in(entries, sources={}, is_chosen=lambda _: chosen, pays_again=pays_again))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+async def test_a_pending_job_takes_the_newer_address_and_the_log_says_so(path: Path) -> None:
+    """The same key with a new signature is the same job; it is submitted with the address that is valid."""
+    async with Journal(path) as journal:
+        await live(journal, job(1))
+        (stored,) = await journal.add_jobs([job(2)])
+        assert read_image(stored.request) == signed(2)
+        assert (stored.number, await journal.job("k")) == (1, stored)
+    ((kind, detail),) = rows(path, "SELECT type, detail FROM event")
+    assert (kind, json.loads(str(detail))) == ("AddressRenewed", {"before": signed(1)})
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [SubmitIntended(at=1.0), ACCEPTED],
+        [SubmitIntended(at=1.0), *DONE],
+        [SubmitIntended(at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM)],
+    ],
+)
+async def test_what_was_submitted_keeps_the_address_it_was_submitted_with(
+    path: Path, events: list[object]
+) -> None:
+    """A live or finished attempt is compared with what was sent: it does not change under it."""
+    async with Journal(path) as journal:
+        await live(journal, job(1), *events)
+        (stored,) = await journal.add_jobs([job(2)])
+        assert read_image(stored.request) == signed(1)
+    assert not rows(path, "SELECT * FROM event WHERE type = 'AddressRenewed'")
+
+
+async def test_a_failed_job_is_retried_with_the_newer_address_and_its_old_attempt_keeps_the_old_one(
+    path: Path,
+) -> None:
+    """The record stays truthful about what the vendor was told to fetch."""
+    async with Journal(path) as journal:
+        await live(journal, job(1), SubmitIntended(at=1.0), SubmitRejected(at=2.0, problem=PROBLEM))
+        (stored,) = await journal.add_jobs([job(2)])
+        assert stored.job.state is JobState.FAILED
+        assert read_image(stored.request) == signed(2)
+        assert await journal.input_url(stored.number, 1) == signed(1)
+
+
+async def test_a_job_in_hand_keeps_its_address(path: Path) -> None:
+    """A run that holds a job would submit the old address while the journal names the new one."""
+    async with Journal(path) as journal:
+        await live(journal, job(1))
+        (stored,) = await journal.add_jobs([job(2)], is_chosen=lambda _: True)
+        (twice,) = await journal.add_jobs([job(3), job(4)])
+    assert read_image(stored.request) == signed(1)
+    assert read_image(twice.request) == signed(3)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (
+            Job(request=EditRequest.text_removal(signed(1, f"{IMAGE}x")), key=JobKey("k")),
+            "inputImage differs",
+        ),
+        (Job(request=EditRequest.text_removal(f"{signed(1)}&v=2"), key=JobKey("k")), "inputImage differs"),
+        (job(1, model="flux-kontext-max"), "model differs"),
+        (job(2, prompt="Other words"), "enableTranslation and inputImage and prompt differ"),
+    ],
+)
+async def test_a_key_for_two_things_is_a_conflict_that_says_what_differs(
+    path: Path, other: Job, what: str
+) -> None:
+    """Another path, version, model or prompt is another thing, however it is signed."""
+    async with Journal(path) as journal:
+        await live(journal, job(1))
+        with pytest.raises(JobConflictError, match=what):
+            await journal.add_jobs([other])
+        ((number, _, conflict, _),) = await take_in(journal, other)  # type: ignore[misc]
+        assert (number, what in str(conflict)) == (None, True)
+
+
+@pytest.mark.parametrize("in_doubt", [False, True])
+async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Path, in_doubt: bool) -> None:
+    """It is not added, and what it was paid as is named; with permission it becomes a job of its own."""
+    unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
+    async with Journal(path) as journal:
+        await live(journal, job(1, None), SubmitIntended(at=1.0), *([unknown] if in_doubt else DONE))
+        ((number, _, _, paid_as),) = await take_in(journal, job(2, None))  # type: ignore[misc]
+        assert (number, paid_as.job.key) == (None, job(1, None).key)
+        assert sum((await journal.counts()).values()) == 1
+        ((number, _, _, paid_as),) = await take_in(journal, job(2, None), pays_again=True)  # type: ignore[misc]
+        assert (number, paid_as.job.key) == (2, job(1, None).key)
+
+
+async def test_two_signatures_of_one_image_in_one_list_are_noticed(path: Path) -> None:
+    """Both would be paid; the second is named, whether it stands in the same chunk or in a later one."""
+    async with Journal(path) as journal:
+        first, second = await take_in(journal, job(1, None), job(2, None))
+        assert (first[0], second[0]) == (1, None)  # type: ignore[index]
+        (third,) = await take_in(journal, job(3, None), chosen=True)
+        assert third[0] is None  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        (job(1, "a"), job(2, "b")),  # two keys of the caller's own
+        (job(1, None), job(2, None, model="flux-kontext-max")),
+        (job(1, None), Job(request=EditRequest.text_removal(f"{signed(2)}&v=2"))),
+    ],
+)
+async def test_what_is_asked_for_as_another_thing_is_added(path: Path, earlier: Job, later: Job) -> None:
+    """Two keys of the caller's own, another model, another version of the file: nothing to warn of."""
+    async with Journal(path) as journal:
+        await live(journal, earlier, SubmitIntended(at=1.0), *DONE)
+        ((number, *_),) = await take_in(journal, later)  # type: ignore[misc]
+        assert number == 2
+
+
+async def test_a_failed_or_pending_job_of_an_earlier_run_is_no_reason_to_warn(path: Path) -> None:
+    """Nothing was paid under its address."""
+    async with Journal(path) as journal:
+        await live(journal, job(1, None))
+        ((number, *_),) = await take_in(journal, job(2, None))  # type: ignore[misc]
+        assert number == 2
+
+
+async def test_a_journal_of_an_earlier_release_learns_its_unsigned_addresses(path: Path) -> None:
+    """What was paid before the column existed is found all the same."""
+    async with Journal(path) as journal:
+        await live(journal, job(1, None), SubmitIntended(at=1.0), *DONE)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "DROP INDEX job_by_unsigned_url; ALTER TABLE job DROP COLUMN unsigned_url; "
+            f"PRAGMA user_version = {SCHEMA_VERSION - 1};"
+        )
+    async with Journal(path) as journal:
+        ((number, *_),) = await take_in(journal, job(2, None))  # type: ignore[misc]
+        assert number is None
