@@ -446,10 +446,10 @@ class Account:
         return await self._exchanges.run(start(), when_done=release)
 
 
-def log(level: int, words: str, *details: object) -> None:
+def log(level: int, words: str, *details: object, to: logging.Logger = logger) -> None:
     """Write one log line. A handler of the caller's that fails must not lose what was paid for."""
     with contextlib.suppress(Exception):
-        logger.log(level, words, *details)
+        to.log(level, words, *details)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -77,6 +77,11 @@ class Scope(enum.StrEnum):
     """No further submit can succeed until a person acts (401, 402, 433, 505)."""
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra, from the index and from a checkout."""
+    return f"pip install 'flux-async[{extra}]'  (in a checkout: pip install '.[{extra}]')"
+
+
 _LONGEST_SHOWN = 120
 
 
@@ -165,6 +170,11 @@ class MissingExtra(ConfigurationError, ImportError):
     """A part of the package was used whose optional dependencies are not installed."""
 
     default_advice = "Install the extra named above and try again."
+
+    @classmethod
+    def for_extra(cls, what: str, extra: str) -> MissingExtra:
+        """Return the error of ``what``, for which ``extra`` has to be installed."""
+        return cls(f"{what} needs the extra {extra}.", advice=f"Run: {install_command(extra)}")
 
 
 class InvalidInput(FluxError, ValueError):

@@ -1,4 +1,4 @@
-"""Writes one log line per event of a job of a batch.
+"""Writes one log line per event of a job of a batch, on the logger ``flux_async.jobs``.
 
 INFO for submits, retries and settlement, WARNING where money may have been spent without a known task. Lines
 name the image without the query of its address, and never the key.
@@ -15,7 +15,7 @@ from flux_async.lifecycle import Event, JobSnapshot, JobState
 from flux_async.models import without_query
 from flux_async.protocol.wire import read_image
 
-logger: logging.Logger = logging.getLogger("flux_async")
+logger: logging.Logger = logging.getLogger("flux_async.jobs")
 
 _SHOWN_OF_KEY = 12
 
@@ -28,7 +28,7 @@ def log_event(stored: StoredJob, job: JobSnapshot, event: Event) -> None:
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
     image = without_query(stored.source or read_image(stored.request))
     key = stored.job.key[:_SHOWN_OF_KEY]
-    log(level, "job %s %s: %s, now %s%s", key, image, words, job.state, _details(job))
+    log(level, "job %s %s: %s, now %s%s", key, image, words, job.state, _details(job), to=logger)
 
 
 def _details(job: JobSnapshot) -> str:

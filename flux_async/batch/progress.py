@@ -8,12 +8,14 @@ from typing import Protocol
 
 import attrs
 
-from flux_async.errors import Charge
+from flux_async.errors import Charge, RequestNotSent
 from flux_async.lifecycle import (
     Event,
     JobSnapshot,
     JobState,
     SubmitIntended,
+    TaskEnded,
+    TaskEndedRetryable,
 )
 
 
@@ -23,14 +25,15 @@ class BatchProgress:
 
     Attributes:
         seen: Jobs this run was given so far, those of earlier runs that it takes up included.
-        submits: Submits this run has made.
+        submits: Submits this run has made; one that never reached the vendor is none.
         generating: Tasks at the vendor.
         fetching: Pictures on their way to disk.
         succeeded: Jobs that have their picture.
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
         parked: Jobs in doubt that wait for their callback.
-        credits: Credits this run has spent by the price list, submits in doubt included.
+        credits: Credits this run has spent by the price list, submits in doubt and failed tasks included.
+        refundable: The part of ``credits`` that went to failed tasks; the vendor usually returns it.
         elapsed_s: Seconds since the run began.
         pause_left_s: Seconds until submits are tried again, where all of them pause; else 0.
         pause_reason: Why they pause, in one sentence without its full stop; else empty.
@@ -45,6 +48,7 @@ class BatchProgress:
     in_doubt: int = 0
     parked: int = 0
     credits: float = 0.0
+    refundable: float = 0.0
     elapsed_s: float = 0.0
     pause_left_s: float = 0.0
     pause_reason: str = ""
@@ -65,17 +69,22 @@ class Tally:
     seen: int = 0
     submits: int = 0
     credits: float = 0.0
+    refundable: float = 0.0
     _states: Counter[JobState] = attrs.field(factory=Counter)
     _ended: Counter[str] = attrs.field(factory=Counter)
 
     def moved(self, before: JobState, after: JobSnapshot, event: Event, price: Callable[[], float]) -> None:
-        """Count one event of one job; ``price`` is asked only where a submit turns out not to be charged."""
+        """Count one event of one job; ``price`` is called only where an event changes what was spent."""
         self._states[before] -= 1
         self._states[after.state] += 1
         if isinstance(event, SubmitIntended):
             self.submits += 1
         elif before is JobState.SUBMITTING and after.charge is Charge.NO:
             self.credits -= price()  # it was counted when the submit was let go
+            if after.problem is not None and after.problem.type == RequestNotSent.__name__:
+                self.submits -= 1
+        elif isinstance(event, TaskEnded | TaskEndedRetryable):
+            self.refundable += price()
 
     def taken_up(self, state: JobState) -> None:
         """Count a job that this run begins to drive."""
@@ -109,5 +118,6 @@ class Tally:
             in_doubt=self._ended["InDoubt"],
             parked=self._states[JobState.IN_DOUBT],
             credits=self.credits,
+            refundable=self.refundable,
             elapsed_s=elapsed_s,
         )

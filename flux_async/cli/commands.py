@@ -90,6 +90,22 @@ _file = click.option("-o", "--output", "file", type=_FILE, help="Download the pi
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def _set_verbosity(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
+    from flux_async.cli.verbosity import show_log  # noqa: PLC0415 - loads rich
+
+    show_log(value)
+
+
+_verbose = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    expose_value=False,
+    callback=_set_verbosity,
+    show_default=False,
+    help="Log submits and results to stderr; -vv adds polls.",
+)
+
 _folder = click.option(
     "-o", "--output", "folder", type=_FOLDER, default=Path("flux-out"), help="Folder for the results."
 )
@@ -98,6 +114,7 @@ _folder = click.option(
 def _run_options(command: F) -> F:
     """Give a command the options that say how a run goes about it."""
     for option in (
+        _verbose,
         click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
         click.option(
             "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
@@ -294,6 +311,7 @@ def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
 @click.argument("job")
 @click.argument("task_id")
 @_folder
+@_verbose
 def adopt(job: str, task_id: str, folder: Path) -> int:
     """Say that TASK_ID is the task of JOB, which is in doubt; JOB is its key, or how its key begins.
 
@@ -312,6 +330,7 @@ def adopt(job: str, task_id: str, folder: Path) -> int:
 @_timeout
 @_file
 @_json
+@_verbose
 def generate(
     prompt: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
 ) -> int:
@@ -331,6 +350,7 @@ def generate(
 @_timeout
 @_file
 @_json
+@_verbose
 def edit(
     prompt: str, image: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
 ) -> int:
@@ -347,6 +367,7 @@ def edit(
 @_timeout
 @_file
 @_json
+@_verbose
 def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: bool) -> int:
     """Say how the task TASK_ID stands; print the URL of its picture, or with -o the path."""
     from flux_async.cli.single import Presentation, look_at_task  # noqa: PLC0415
@@ -361,6 +382,7 @@ def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: b
 )
 @_timeout
 @_json
+@_verbose
 def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
     """Put IMAGE, a file or http(s) URL, where the vendor can fetch it for 24 hours, and print its address.
 
@@ -374,6 +396,7 @@ def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
 
 @cli.command("credits")
 @_json
+@_verbose
 def show_balance(as_json: bool) -> int:
     """Print the account's balance in credits."""
     from flux_async.cli.single import Presentation, show_credits  # noqa: PLC0415
@@ -387,6 +410,7 @@ def show_balance(as_json: bool) -> int:
     "--callback-url", help="Also see whether something answers at this address of a receiver.", metavar="URL"
 )
 @_json
+@_verbose
 def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
     """Look at all that a run depends on: key, balance, clock, uploads, certificates, disk; say what to do.
 

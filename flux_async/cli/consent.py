@@ -14,7 +14,7 @@ from flux_async import (
     TaskRecord,
 )
 from flux_async.cli.balance import in_credits
-from flux_async.cli.display import MessageConsole
+from flux_async.cli.display import message_console
 from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
@@ -62,7 +62,7 @@ async def _grant(intake: Intake, states: list[JobState], order: RunOrder) -> Sel
             intake.selection.to_do.append(stored.number)
             granted, cost = granted + 1, cost + order.prices[read_submit(stored.request).model]
     plural = "image gets" if granted == 1 else "images get"
-    MessageConsole().note(f"{granted} {plural} another try, for up to {in_credits(cost)} credits.")
+    message_console().note(f"{granted} {plural} another try, for up to {in_credits(cost)} credits.")
     return intake.selection
 
 
@@ -110,7 +110,7 @@ async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId)
     _check_match(stored, folder.reader.input_url(stored.number), await _record(client, task))
     event = TaskFound(at=at, task_id=task)
     await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
-    MessageConsole().note(
+    message_console().note(
         f"Task {task} is now the task of job {stored.job.key}. "
         "Run the same remove-text command again for its picture."
     )

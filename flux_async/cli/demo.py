@@ -59,10 +59,7 @@ def run_demo(folder: Path) -> Exit:
     """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(
-            f"The demo needs {', '.join(missing)}.",
-            advice="Run  pip install 'flux-async[demo]'  and try again.",
-        )
+        raise MissingExtra.for_extra(f"The demo ({', '.join(missing)} not installed)", "demo")
     _start_fresh(folder)
     # The sandbox is on this machine: no proxy that the environment names leads there.
     os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1"]))
@@ -125,6 +122,7 @@ class Demo:
             display=self.display,
             interruption=interruption,
             resumable=False,
+            vendor_speed=SPEED,
         ).run()
         return list(ResultFile(self.folder).rows()), code
 

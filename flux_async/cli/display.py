@@ -6,9 +6,10 @@ import contextlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import attrs
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -24,6 +25,8 @@ from flux_async.cli.run_folder import Totals
 _LIVE_EVERY_S = 0.1
 _PLAIN_EVERY_S = 10.0
 _BAR_WIDTH = 24
+_NARROW = 60
+"""Below so many columns there is no room for bars."""
 _MINUTE = 60
 _HOUR = 3600
 _COLOURS = {Status.FAILED: "red", Status.IN_DOUBT: "yellow"}
@@ -58,6 +61,12 @@ class MessageConsole(Console):
         return self.status(Text(words)) if self.shows_live else nullcontext()
 
 
+@cache
+def message_console() -> MessageConsole:
+    """Return the one console of this process: what it prints goes above the live lines."""
+    return MessageConsole()
+
+
 @attrs.define(eq=False)
 class RunDisplay:
     """The display of one remove-text run.
@@ -73,7 +82,7 @@ class RunDisplay:
     output: Output
     as_json: bool = False
     prints_results: bool = True
-    console: MessageConsole = attrs.field(factory=MessageConsole)
+    console: MessageConsole = attrs.field(factory=message_console)
     show_path: Callable[[str], str] = str
     _live: Live | None = attrs.field(default=None, init=False)
     _shown_at: float | None = attrs.field(default=None, init=False)
@@ -113,7 +122,7 @@ class RunDisplay:
             return
         self._shown_at = now
         if self._live is not None:
-            self._live.update(live_lines(view), refresh=True)
+            self._live.update(live_lines(view, self.console.width), refresh=True)
         else:
             self.note(plain_line(view))
 
@@ -154,42 +163,50 @@ class RunDisplay:
 
 def plain_line(view: RunView) -> str:
     """Return progress in words: ``12 of 40 done · … · 21/min · 1:20 left``."""
-    batch = view.batch
-    parts = [
-        f"{view.settled} of {view.total} done",
-        f"{batch.submits} submitted",
-        f"{view.in_flight} in flight",
-        f"{batch.failed + batch.in_doubt} failed",
-    ]
-    if batch.parked:
-        parts.append(f"{batch.parked} await a callback")
-    if view.per_minute > 0:
-        parts.append(f"{view.per_minute:.0f}/min")
+    parts = [f"{view.settled} of {view.total} done", *_counts(view)]
     if view.eta_s is not None:
         parts.append(f"{duration(view.eta_s)} left")
     return " · ".join(parts)
 
 
-def live_lines(view: RunView) -> Table:
-    """Return progress as three bars: overall, tasks in flight, use of the rate's window."""
+def _counts(view: RunView) -> list[str]:
+    batch = view.batch
+    parts = [f"{batch.submits} submitted", f"{view.in_flight} in flight", f"{view.failed} failed"]
+    if batch.in_doubt:
+        parts.append(f"{batch.in_doubt} in doubt")
+    if batch.parked:
+        parts.append(f"{batch.parked} wait for a callback")
+    if view.per_minute > 0:
+        parts.append(f"{view.per_minute:.0f}/min")
+    return parts
+
+
+def live_lines(view: RunView, width: int) -> RenderableType:
+    """Return progress as three bars (overall, tasks in flight, use of the rate limit) above the counts.
+
+    Nothing of it is cut off: a narrow terminal gets no bars, and the counts take as many lines as they need.
+    """
     limits = view.limits
+    has_bars = width >= _NARROW
     lines = Table.grid(padding=(0, 1))
     lines.add_column(no_wrap=True)
-    lines.add_column(width=_BAR_WIDTH)
-    lines.add_column(no_wrap=True, overflow="ellipsis")
+    if has_bars:
+        lines.add_column(width=_BAR_WIDTH)
+    lines.add_column()
+    left = "" if view.eta_s is None else f", {duration(view.eta_s)} left"
     for name, value, most, words in (
-        ("overall", view.settled, view.total, plain_line(view)),
+        ("overall", view.settled, view.total, f"{view.settled} of {view.total} done{left}"),
         ("in flight", view.in_flight, limits.in_flight, f"{view.in_flight} of {limits.in_flight}"),
         (
-            "window",
+            "rate limit",
             view.in_window,
             limits.submits,
             f"{view.in_window} of {limits.submits} submits in {limits.window_s:g} s",
         ),
     ):
         bar = ProgressBar(total=max(1, most), completed=min(value, most), width=_BAR_WIDTH)
-        lines.add_row(name, bar, Text(words))
-    return lines
+        lines.add_row(*([name, bar] if has_bars else [name]), Text(words))
+    return Group(lines, Text(" · ".join(_counts(view))))
 
 
 def duration(seconds: float) -> str:
@@ -203,6 +220,7 @@ def summary_table(
     totals: Totals,
     *,
     spent: float,
+    refundable: float = 0.0,
     balance: tuple[float | None, float | None] = (None, None),
     elapsed_s: float,
     generation_s: tuple[float | None, float | None],
@@ -212,6 +230,7 @@ def summary_table(
     Args:
         totals: How the images that were asked for stand.
         spent: What this run spent, by the price list.
+        refundable: The part of it that went to failed tasks, which the vendor usually returns.
         balance: What the account had before and after, as far as it is known.
         elapsed_s: Seconds it took.
         generation_s: Median and 95th percentile of the vendor's own durations, in this folder.
@@ -228,6 +247,8 @@ def summary_table(
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
     table.add_row("credits spent", in_credits(spent))
+    if refundable:
+        table.add_row("  for failed tasks, usually refunded", in_credits(refundable), style="dim")
     if None not in balance:
         table.add_row(
             "account before / after",

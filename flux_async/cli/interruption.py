@@ -87,8 +87,9 @@ class Interruption:
                     say()
             os._exit(Exit.INTERRUPTED)
         self.happened = True
-        # The command itself now tells of tasks whose coroutines have gone; the library need not.
+        # The command itself now names the tasks whose coroutines have gone; the library need not.
         logging.getLogger("flux_async").setLevel(logging.CRITICAL)
+        logging.getLogger("flux_async.jobs").setLevel(logging.CRITICAL)
         self.cut_short()
         self.on_first()
 

@@ -107,6 +107,4 @@ def check_server() -> None:
     try:
         import uvicorn  # noqa: F401, PLC0415 - an extra; only those who listen need it
     except ImportError as missing:
-        raise MissingExtra(
-            "--listen needs a web server.", advice="Install it:  pip install 'flux-async[webhook]'"
-        ) from missing
+        raise MissingExtra.for_extra("--listen", "webhook") from missing

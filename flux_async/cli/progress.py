@@ -17,7 +17,8 @@ class RunView:
     Attributes:
         batch: What the batch says of itself.
         asked: Different images that were asked for, those that are no request included.
-        kept: How many of them were settled without any work.
+        kept: How many of them an earlier run settled.
+        refused: How many of them are no request.
         limits: The bounds of the run.
         in_window: Submits of this run in the last window.
     """
@@ -25,13 +26,14 @@ class RunView:
     batch: BatchProgress
     asked: int
     kept: int = 0
+    refused: int = 0
     limits: Limits = attrs.field(factory=Limits)
     in_window: int = 0
 
     @property
     def total(self) -> int:
         """All images, those that an earlier run left under way included."""
-        return max(self.asked, self.kept + self.batch.seen)
+        return max(self.asked, self.kept + self.refused + self.batch.seen)
 
     @property
     def worked_off(self) -> int:
@@ -41,7 +43,12 @@ class RunView:
     @property
     def settled(self) -> int:
         """Images about which nothing more will happen in this run."""
-        return self.kept + self.worked_off
+        return self.kept + self.refused + self.worked_off
+
+    @property
+    def failed(self) -> int:
+        """Images that failed in this run, those that are no request included."""
+        return self.refused + self.batch.failed
 
     @property
     def in_flight(self) -> int:
@@ -61,10 +68,13 @@ class RunView:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at the present rate, or None while there is none: 40 left at 20 a minute is 120."""
+        """Seconds to go at the present rate, or None while there is none: 40 left at 20 a minute is 120.
+
+        Jobs in doubt that wait for their callback are left out: they end with the callback, not at this rate.
+        """
         if self.per_minute <= 0:
             return None
-        return 60.0 * (self.total - self.settled) / self.per_minute
+        return 60.0 * max(0, self.total - self.settled - self.batch.parked) / self.per_minute
 
 
 @attrs.define

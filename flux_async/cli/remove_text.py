@@ -159,6 +159,7 @@ class RemoveText:
         display: What a person sees.
         interruption: Whether he wants it to end.
         resumable: Whether the same command would take up what is left.
+        vendor_speed: How many of the vendor's seconds pass in a real one; a sandbox may run faster.
         clock: The reader of time.
     """
 
@@ -168,6 +169,7 @@ class RemoveText:
     display: RunDisplay
     interruption: Interruption
     resumable: bool = True
+    vendor_speed: float = 1.0
     clock: Clock = attrs.field(factory=SystemClock)
     _selection: Selection = attrs.field(factory=Selection, init=False)
     _batch: BatchRun | None = attrs.field(default=None, init=False)
@@ -399,7 +401,8 @@ class RemoveText:
         view = RunView(
             batch=progress,
             asked=chosen.asked,
-            kept=chosen.kept + len(chosen.refused) + self._repaired,
+            kept=chosen.kept + self._repaired,
+            refused=len(chosen.refused),
             limits=self.order.limits,
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
         )
@@ -454,9 +457,10 @@ class RemoveText:
         table = summary_table(
             totals,
             spent=self._progress.credits,
+            refundable=self._progress.refundable,
             balance=(self._balance.before, self._balance.after),
             elapsed_s=elapsed_s,
-            generation_s=(folder.reader.generation_s(0.5), folder.reader.generation_s(0.95)),
+            generation_s=(self._generation_s(folder, 0.5), self._generation_s(folder, 0.95)),
         )
         self.display.console.show(table)
         if self._halted_by is not None:
@@ -464,6 +468,11 @@ class RemoveText:
         if self.resumable:
             for words in self._advice(totals, folder):
                 self.display.note(words, "yellow")
+
+    def _generation_s(self, folder: RunFolder, share: float) -> float | None:
+        """Return the real seconds that ``share`` of the tasks did not exceed."""
+        seconds = folder.reader.generation_s(share)
+        return None if seconds is None else seconds / self.vendor_speed
 
     def _advice(self, totals: Totals, folder: RunFolder) -> list[str]:
         """Return what a person may want to do next."""

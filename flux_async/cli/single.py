@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,7 @@ from flux_async import (
     UploadedFile,
 )
 from flux_async.cli.balance import in_credits
-from flux_async.cli.display import MessageConsole
+from flux_async.cli.display import MessageConsole, message_console
 from flux_async.cli.exits import Exit
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
@@ -44,13 +44,40 @@ class Presentation:
     file: Path | None = None
     as_json: bool = False
     output: Output = attrs.field(factory=Output)
-    console: MessageConsole = attrs.field(factory=MessageConsole)
+    console: MessageConsole = attrs.field(factory=message_console)
+
+    def answer(self, answer: Answer) -> Exit:
+        """Print an answer and return its exit code."""
+        if self.as_json:
+            self.output.json(answer.data)
+        else:
+            self.output.line(answer.line)
+        if answer.note:
+            self.console.note(answer.note)
+        return answer.code
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """What a command prints when its work is done and the spinner is gone.
+
+    Attributes:
+        line: For a person.
+        data: The same with ``--json``.
+        code: The exit code.
+        note: What is said on standard error besides.
+    """
+
+    line: str
+    data: Mapping[str, object]
+    code: Exit = Exit.SUCCEEDED
+    note: str = ""
 
 
 def make_picture(request: ImageRequest, timeout: float, show: Presentation) -> Exit:
     """Submit one request, wait for its picture, bring it home."""
 
-    async def work(client: FluxClient) -> Exit:
+    async def work(client: FluxClient) -> Answer:
         return await _deliver(client, await client.run(request), show)
 
     return _with_client(work, timeout, show, "Generating …")
@@ -59,7 +86,7 @@ def make_picture(request: ImageRequest, timeout: float, show: Presentation) -> E
 def look_at_task(task_id: str, *, wait: bool, timeout: float, show: Presentation) -> Exit:
     """Say how a task stands; with ``wait``, when it has ended."""
 
-    async def work(client: FluxClient) -> Exit:
+    async def work(client: FluxClient) -> Answer:
         if wait:
             return await _deliver(client, await client.wait(task_id), show)
         record = await client.record(task_id)
@@ -71,7 +98,7 @@ def look_at_task(task_id: str, *, wait: bool, timeout: float, show: Presentation
                 record=record,
             )
             return await _deliver(client, image, show)
-        return _unfinished(record, show)
+        return _unfinished(record, wants_file=show.file is not None)
 
     return _with_client(work, timeout, show, "Waiting …")
 
@@ -79,16 +106,12 @@ def look_at_task(task_id: str, *, wait: bool, timeout: float, show: Presentation
 def upload_image(image: str | LocalImage, max_bytes: int, timeout: float, show: Presentation) -> Exit:
     """Put a picture on the vendor's upload host and print its address."""
 
-    async def work(client: FluxClient) -> Exit:
+    async def work(client: FluxClient) -> Answer:
         if isinstance(image, LocalImage):
             uploaded = await client.upload(image, max_bytes=max_bytes)
         else:
             uploaded = await client.upload_from_url(image)
-        if show.as_json:
-            show.output.json(_upload_data(uploaded))
-        else:
-            show.output.line(uploaded.url)
-        return Exit.SUCCEEDED
+        return Answer(line=uploaded.url, data=_upload_data(uploaded))
 
     return _with_client(work, timeout, show, "Uploading …")
 
@@ -96,35 +119,32 @@ def upload_image(image: str | LocalImage, max_bytes: int, timeout: float, show: 
 def show_credits(show: Presentation) -> Exit:
     """Print the balance."""
 
-    async def work(client: FluxClient) -> Exit:
+    async def work(client: FluxClient) -> Answer:
         balance = await client.credits()
-        if show.as_json:
-            show.output.json({"credits": balance})
-        else:
-            show.output.line(in_credits(balance))
-        return Exit.SUCCEEDED
+        return Answer(line=in_credits(balance), data={"credits": balance})
 
     return _with_client(work, None, show, "Asking …")
 
 
 def _with_client(
-    work: Callable[[FluxClient], Awaitable[Exit]], timeout: float | None, show: Presentation, words: str
+    work: Callable[[FluxClient], Awaitable[Answer]], timeout: float | None, show: Presentation, words: str
 ) -> Exit:
     """Run ``work`` with a client; when interrupted, name the tasks that are paid."""
 
     async def command(interruption: Interruption) -> Exit:
         client = FluxClient() if timeout is None else FluxClient(timeout=timeout)
-        code = Exit.INTERRUPTED
+        answer: Answer | None = None
         try:
             with interruption.scope(), show.console.busy(words):
-                code = await work(client)
+                answer = await work(client)
         finally:
             with anyio.CancelScope(shield=True):
                 await client.aclose()
+        if answer is not None:
+            show.answer(answer)
         if interruption.happened:
             _name_the_paid(client, show)
-            return Exit.INTERRUPTED
-        return code
+        return Exit.INTERRUPTED if answer is None or interruption.happened else answer.code
 
     return run_interruptible(command)
 
@@ -140,8 +160,8 @@ def _name_the_paid(client: FluxClient, show: Presentation) -> None:
             show.console.note(f"The submit is in doubt: {loose.error}")
 
 
-async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -> Exit:
-    """Print the result; with a file, bring it home first."""
+async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -> Answer:
+    """Return the result; with a file, download it first."""
     path: Path | None = None
     if show.file is not None:
         try:
@@ -151,24 +171,19 @@ async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -
                 f"Task {image.task_id} is done, but its picture is not here: {image.result_url}"
             )
             raise
-    if show.as_json:
-        show.output.json(_as_data(image, path))
-    else:
-        show.output.line(str(path or image.result_url))
-    return Exit.SUCCEEDED
+    return Answer(line=str(path or image.result_url), data=_as_data(image, path))
 
 
-def _unfinished(record: TaskRecord, show: Presentation) -> Exit:
-    """Print the state of a task that has no picture, or none yet."""
-    if show.as_json:
-        show.output.json(_record_data(record))
-    else:
-        why = f": {record.error_message}" if record.status.is_failure and record.error_message else ""
-        show.output.line(f"{record.status.name}{printable(why)}")
-    if record.status is TaskStatus.GENERATING and show.file is not None:
-        show.console.note("There is no picture yet: add --wait.")
-        return Exit.SOME_FAILED
-    return Exit.SOME_FAILED if record.status.is_failure else Exit.SUCCEEDED
+def _unfinished(record: TaskRecord, *, wants_file: bool) -> Answer:
+    """Return the state of a task that has no image, or none yet."""
+    why = f": {record.error_message}" if record.status.is_failure and record.error_message else ""
+    lacks_file = record.status is TaskStatus.GENERATING and wants_file
+    return Answer(
+        line=f"{record.status.name}{printable(why)}",
+        data=_record_data(record),
+        code=Exit.SOME_FAILED if record.status.is_failure or lacks_file else Exit.SUCCEEDED,
+        note="There is no image yet: add --wait." if lacks_file else "",
+    )
 
 
 def _as_data(image: ImageResult, path: Path | None) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from flux_async.cli.balance import in_credits
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
-from flux_async.cli.results import image_of, utc_text
+from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, utc_text
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.journal.reader import Holder, JournalReader, holder_of
 from flux_async.lifecycle import JobState
@@ -28,7 +29,10 @@ def show_status(folder: Path, *, as_json: bool) -> Exit:
     """
     journal = folder / JOURNAL
     with JournalReader(journal) as reader:
-        told = status_of(reader, holder_of(journal)) | {"folder": str(folder)}
+        told = status_of(reader, holder_of(journal)) | {
+            "refused": refused_inputs(folder, reader),
+            "folder": str(folder),
+        }
     output = Output()
     if as_json:
         output.json(told)
@@ -36,6 +40,19 @@ def show_status(folder: Path, *, as_json: bool) -> Exit:
     for line in _in_words(told):
         output.line(printable(line))
     return Exit.SUCCEEDED
+
+
+def refused_inputs(folder: Path, reader: JournalReader) -> int:
+    """Return how many inputs of the last runs never became a job: only ``results.jsonl`` holds them.
+
+    Rows that cannot be read count for nothing: the journal is what a folder remembers.
+    """
+    refused: set[str] = set()
+    with contextlib.suppress(ResultsError, OSError):
+        for row in ResultFile(folder).rows():
+            if row.status is Status.FAILED and not row.attempts and not reader.has(row.key):
+                refused.add(row.key)
+    return len(refused)
 
 
 def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
@@ -91,6 +108,8 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
     )
     for state, count in told["counts"].items():
         yield f"  {state.replace('_', ' '):<12}{count:>8}"
+    if told["refused"]:
+        yield f"  {'refused':<12}{told['refused']:>8}  (never submitted; results.jsonl says why)"
     perhaps = (
         f", and perhaps {in_credits(spending['perhaps'])} for submits in doubt" if spending["perhaps"] else ""
     )

@@ -70,7 +70,9 @@ def __getattr__(name: str) -> object:
         if error.name is not None and error.name.startswith("flux_async"):
             raise
         raise ImportError(
-            f"flux_async.imaging needs {error.name}: run  pip install 'flux-async[imaging]'", name=error.name
+            f"flux_async.imaging needs {error.name}: run  pip install 'flux-async[imaging]'  "
+            "(in a checkout: '.[imaging]')",
+            name=error.name,
         ) from error
     value: object = getattr(module, name)
     globals()[name] = value

@@ -35,7 +35,7 @@ class NetworksMissingError(ImportError):
     """The networks, or an OpenCV that can run them, are not installed."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}: run  pip install 'flux-async[imaging]'")
+        super().__init__(f"{reason}: run  pip install 'flux-async[imaging]'  (in a checkout: '.[imaging]')")
 
 
 class Network:

@@ -134,6 +134,10 @@ class JournalReader:
         rows = self._all(exact, start) or self._all(begins, len(start), start)
         return [stored_job(row) for row in rows]
 
+    def has(self, key: str) -> bool:
+        """Whether a job has this key."""
+        return self._value("SELECT 1 FROM job WHERE key = ?", key) is not None
+
     def owner_of(self, task_id: str) -> JobKey | None:
         """Return the job that a task belongs to, or once belonged to."""
         sql = "SELECT key FROM job JOIN attempt ON attempt.job = job.number WHERE attempt.task_id = ? LIMIT 1"

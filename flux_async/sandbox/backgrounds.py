@@ -46,7 +46,9 @@ def photo(
     """Return a photograph, cropped (left, top, right, bottom as shares), enlarged to ``size`` and grained."""
     path = photo_file(name)
     if path is None:
-        raise FileNotFoundError(f"{name} is not here: run  pip install 'flux-async[demo]'")
+        raise FileNotFoundError(
+            f"{name} is not here: run  pip install 'flux-async[demo]'  (in a checkout: '.[demo]')"
+        )
     with Image.open(path) as image:
         full = image.convert("RGB")
     left, top, right, bottom = (

@@ -196,7 +196,10 @@ def _parser() -> argparse.ArgumentParser:
 def _require(modules: Sequence[str]) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise SandboxError(f"{', '.join(missing)} not installed: run  pip install 'flux-async[sandbox]'")
+        raise SandboxError(
+            f"{', '.join(missing)} not installed: run  pip install 'flux-async[sandbox]'  "
+            "(in a checkout: '.[sandbox]')"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

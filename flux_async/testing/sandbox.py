@@ -238,7 +238,4 @@ def _settings(clock: VirtualClock | None, options: dict[str, Any]) -> SandboxSet
 def _require(extra: str, modules: tuple[str, ...]) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(
-            f"A sandbox in a test needs the extra {extra}: pip install 'flux-async[{extra}]' "
-            f"({', '.join(missing)} not installed)."
-        )
+        raise MissingExtra.for_extra(f"A sandbox in a test ({', '.join(missing)} not installed)", extra)

@@ -67,12 +67,11 @@ def _over_aiohttp(origin: ApiOrigin, limits: Limits, version: str) -> Transport:
     try:
         from flux_async.transport import aiohttp_  # noqa: PLC0415 - an extra
     except ImportError as missing:
-        raise MissingExtra(
-            f"transport='aiohttp' needs the extra aiohttp: pip install 'flux-async[aiohttp]' ({missing})."
-        ) from None
+        raise MissingExtra.for_extra(f"transport='aiohttp' ({missing})", "aiohttp") from None
     if not aiohttp_.is_recent():
         raise MissingExtra(
-            "The aiohttp that is installed is of another age: pip install --upgrade 'flux-async[aiohttp]'."
+            "The version of aiohttp that is installed is not supported.",
+            advice="Run: pip install --upgrade 'flux-async[aiohttp]'",
         )
     return aiohttp_.AiohttpTransport(origin, limits, version=version)
 

@@ -196,7 +196,7 @@ class Cli:
         environment |= {} if self.key is None else {"KIE_API_KEY": self.key}
         environment |= self.more
         with subprocess.Popen(
-            [sys.executable, "-m", "flux_async.cli", *arguments],
+            [sys.executable, "-m", "flux_async", *arguments],
             cwd=self.folder,
             env=environment,
             stdin=options.pop("stdin", subprocess.DEVNULL),

@@ -19,7 +19,7 @@ MOST_SECONDS_ON_A_BUSY_MACHINE = 240
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
     return subprocess.run(
-        [sys.executable, "-m", "flux_async.cli", "demo", *arguments],
+        [sys.executable, "-m", "flux_async", "demo", *arguments],
         check=False,
         cwd=folder,
         env=environment | {"HTTP_PROXY": "http://127.0.0.1:9", "COLUMNS": "120"},

@@ -133,7 +133,7 @@ def test_progress_reads_like_a_sentence() -> None:
     """Progress tells done, submitted, in flight, failed, the rate and what is left of the time."""
     progress = view(seen=40, submits=40, succeeded=20, failed=8, in_doubt=2, generating=10, elapsed_s=90.0)
     assert plain_line(progress) == (
-        "30 of 60 done · 40 submitted · 10 in flight · 10 failed · 20/min · 1:30 left"
+        "30 of 60 done · 40 submitted · 10 in flight · 8 failed · 2 in doubt · 20/min · 1:30 left"
     )
 
 
@@ -170,4 +170,18 @@ def test_without_the_extra_the_command_says_how_to_get_it(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2
-    assert capsys.readouterr().err == "The command line needs an extra: run  pip install 'flux-async[cli]'\n"
+    assert capsys.readouterr().err == (
+        "The command line needs the extra cli. "
+        "Run: pip install 'flux-async[cli]'  (in a checkout: pip install '.[cli]')\n"
+    )
+
+
+def test_on_windows_the_command_names_wsl(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The journal's locks and the signals are those of Linux and macOS."""
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "inside WSL" in capsys.readouterr().err

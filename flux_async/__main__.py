@@ -1,4 +1,4 @@
-"""Runs the command line: ``python -m flux_async.cli``."""
+"""Runs the command line: ``python -m flux_async``."""
 
 from __future__ import annotations
 
