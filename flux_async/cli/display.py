@@ -166,7 +166,16 @@ def plain_line(view: RunView) -> str:
     parts = [f"{view.settled} of {view.total} done", *_counts(view)]
     if view.eta_s is not None:
         parts.append(f"{duration(view.eta_s)} left")
-    return " · ".join(parts)
+    pause = _pause(view)
+    return " · ".join([*parts, pause] if pause else parts)
+
+
+def _pause(view: RunView) -> str:
+    """Return why no submit leaves now, and for how long; empty where submits leave."""
+    batch = view.batch
+    if batch.pause_left_s <= 0:
+        return ""
+    return f"submits pause for {duration(batch.pause_left_s)}: {batch.pause_reason}"
 
 
 def _counts(view: RunView) -> list[str]:
@@ -206,7 +215,9 @@ def live_lines(view: RunView, width: int) -> RenderableType:
     ):
         bar = ProgressBar(total=max(1, most), completed=min(value, most), width=_BAR_WIDTH)
         lines.add_row(*([name, bar] if has_bars else [name]), Text(words))
-    return Group(lines, Text(" · ".join(_counts(view))))
+    pause = _pause(view)
+    paused = [Text(printable(pause), style="yellow")] if pause else []
+    return Group(lines, Text(" · ".join(_counts(view))), *paused)
 
 
 def duration(seconds: float) -> str:

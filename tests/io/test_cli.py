@@ -282,6 +282,43 @@ def test_in_a_terminal_results_and_the_live_lines_share_the_screen(
     assert "Traceback" not in shown.decode()
 
 
+def test_the_spinner_of_a_single_command_is_gone_before_its_result(quick_cli: Any) -> None:
+    """On a terminal the address stands on a line of its own."""
+    screen, terminal = os.openpty()
+    with quick_cli.start("generate", "A lighthouse", stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        try:
+            while chunk := os.read(screen, 65536):
+                shown += chunk
+        except OSError:
+            pass  # how a terminal says that nobody is on its other end any more
+        os.close(screen)
+    assert process.returncode == 0
+    assert "Generating" in shown.decode()
+    last = re.split(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n", shown.decode().rstrip())[-1]
+    assert last.startswith("http://")
+
+
+def test_the_log_is_shown_as_asked(quick_cli: Any, pictures: list[str]) -> None:
+    """Without -v warnings only; -v adds submits and results, -vv polls; nothing of it holds the key."""
+    quiet = quick_cli.run("remove-text", pictures[0], "-o", "out")
+    once = quick_cli.run("remove-text", pictures[1] + "?sig=geheim", "-o", "out", "-v")
+    twice = quick_cli.run("remove-text", pictures[2], "-o", "out", "-vv")
+    assert "submit accepted" not in quiet.stderr
+    assert "submit accepted, now submitted" in once.stderr
+    assert "poll of task" not in once.stderr
+    assert "poll of task" in twice.stderr
+    assert "sig=geheim" not in "".join(line for line in once.stderr.splitlines() if " INFO " in line)
+
+
+def test_status_counts_inputs_that_were_refused(quick_cli: Any, pictures: list[str]) -> None:
+    """They are in no journal, but they were asked for and failed."""
+    quick_cli.run("remove-text", pictures[0], "nonsense", "data:image/png;base64,AA", "-o", "out")
+    assert quick_cli.status()["refused"] == 2
+    assert re.search(r"refused +2 ", quick_cli.run("status", "out").stdout)
+
+
 # --- one picture, one task, the account -------------------------------------------------------------------
 
 

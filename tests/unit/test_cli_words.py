@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 
 import click
 import pytest
+from rich.console import Console
 
 from flux_async import (
     AuthenticationError,
@@ -27,7 +29,7 @@ from flux_async.cli import main
 from flux_async.cli.balance import cost_in_words, in_credits
 from flux_async.cli.checkups import failed
 from flux_async.cli.commands import read_rate
-from flux_async.cli.display import MessageConsole, RunDisplay, duration, plain_line
+from flux_async.cli.display import MessageConsole, RunDisplay, duration, live_lines, plain_line
 from flux_async.cli.doctor import doctor_lines
 from flux_async.cli.exits import Exit, exit_for
 from flux_async.cli.local_inputs import names_a_file
@@ -141,6 +143,49 @@ def test_progress_without_an_outcome_promises_nothing() -> None:
     """Before the first outcome of this run there is no rate and no time left; what was kept is done."""
     progress = RunView(batch=BatchProgress(seen=1, elapsed_s=5.0), asked=4, kept=3)
     assert plain_line(progress) == "3 of 4 done · 0 submitted · 0 in flight · 0 failed"
+
+
+def test_refused_inputs_count_as_failed() -> None:
+    """The progress agrees with the table at the end, which counts them as failed."""
+    progress = RunView(batch=BatchProgress(failed=1), asked=12, refused=10)
+    assert plain_line(progress) == "11 of 12 done · 0 submitted · 0 in flight · 11 failed"
+
+
+def test_the_time_left_leaves_out_what_waits_for_a_callback() -> None:
+    """Jobs in doubt end with their callback, not at the rate of the others."""
+    progress = view(seen=60, submits=60, succeeded=30, parked=30, elapsed_s=60.0)
+    assert plain_line(progress).endswith("30 wait for a callback · 30/min · 0:00 left")
+
+
+def test_a_pause_is_shown_with_its_reason() -> None:
+    """Why nothing is submitted, and until when."""
+    batch = BatchProgress(pause_left_s=80.0, pause_reason="the vendor is under maintenance")
+    progress = RunView(batch=batch, asked=3)
+    pause = "submits pause for 1:20: the vendor is under maintenance"
+    assert plain_line(progress).endswith(pause)
+    assert pause in rendered(progress, 80)
+
+
+def rendered(progress: RunView, width: int) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(live_lines(progress, width))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [120, 80, 60, 50, 30])
+def test_progress_is_whole_in_a_terminal_of_any_width(width: int) -> None:
+    """Labels and numbers stay; what gives way is the bars."""
+    batch = BatchProgress(submits=1234, succeeded=1000, in_doubt=2, parked=3, generating=80, elapsed_s=900.0)
+    shown = rendered(RunView(batch=batch, asked=5000, in_window=19), width)
+    words = " ".join(shown.replace("━", " ").replace("╸", " ").split())
+    for label in ("overall", "in flight", "rate limit"):
+        assert label in shown
+    for number in ("1002 of 5000 done", "80 of 100", "1234 submitted", "2 in doubt", "67/min"):
+        assert number in words
+    assert "…" not in shown
+    assert max(len(line) for line in shown.splitlines()) <= width
 
 
 def test_jobs_of_an_earlier_run_add_to_the_total() -> None:
