@@ -11,17 +11,16 @@ import csv
 import io
 import json
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 
 import attrs
 import click
 
+from flux_async.cli.live_input import LiveInputs
 from flux_async.cli.local_inputs import files_of, names_a_file, row_fault
 
 STDIN = "-"
@@ -67,29 +66,45 @@ class Given:
         return self.image if self.source == "argument" and self.is_file else f"{self.source}:{self.line}"
 
 
-def gather_inputs(
-    arguments: Iterable[str], lists: Iterable[str], stdin: IO[str] | None = None
-) -> Iterator[Given]:
-    """Return everything that was given, in order, to be read row by row.
+@attrs.define(eq=False)
+class Inputs(Iterator[Given]):
+    """All that was given, in order, read row by row as it is asked for.
 
-    Files are opened here, and standard input is read to its end, so that nothing waits for them later.
+    Attributes:
+        rows: The rows.
+        live: The inputs among them that may be slow to come.
+    """
+
+    rows: Iterator[Given]
+    live: LiveInputs = attrs.field(factory=LiveInputs)
+
+    def __next__(self) -> Given:
+        return next(self.rows)
+
+
+def gather_inputs(arguments: Iterable[str], lists: Iterable[str], stdin: IO[str] | None = None) -> Inputs:
+    """Return everything that was given.
+
+    Files are opened here, and the first row of each is read, so that a list that cannot be used is known
+    before anything is sent. Standard input and pipes are read as they come.
 
     Raises:
         click.UsageError: There is nothing, nothing where a path leads, or a list cannot be read.
     """
+    live = LiveInputs()
     parts: list[Iterable[Given]] = []
     for number, argument in enumerate(arguments, start=1):
         if argument == STDIN:
-            parts.append(_read(STDIN, stdin))
+            parts.append(_read(STDIN, stdin, live))
             continue
         files = files_of(argument)
         names = [argument] if files is None else files
         made = Given(source="argument", line=number, is_file=files is not None)
         parts.append([attrs.evolve(made, image=name) for name in names])
-    parts.extend(_read(name, stdin) for name in lists)
+    parts.extend(_read(name, stdin, live) for name in lists)
     rows = chain.from_iterable(parts)
     for first in rows:
-        return chain([first], rows)
+        return Inputs(chain([first], rows), live)
     raise click.UsageError(
         "Give at least one image (URL, file or folder), --from with a list, or - to read from standard input."
     )
@@ -98,9 +113,9 @@ def gather_inputs(
 # --- opening ----------------------------------------------------------------------------------------------
 
 
-def _read(name: str, stdin: IO[str] | None) -> Iterator[Given]:
+def _read(name: str, stdin: IO[str] | None, live: LiveInputs) -> Iterator[Given]:
     source = "stdin" if name == STDIN else name
-    lines = _lines_of(_open_stdin(stdin) if name == STDIN else _open(name))
+    lines = _lines_of(_open_stdin(stdin, live) if name == STDIN else _open(name, live))
     head = []
     for line in lines:
         head.append(line)
@@ -119,29 +134,21 @@ def _lines_of(file: IO[str]) -> Iterator[str]:
         yield from file
 
 
-def _open(name: str) -> IO[str]:
+def _open(name: str, live: LiveInputs) -> IO[str]:
     try:
         file = Path(name).open("rb")  # noqa: SIM115 - read, and closed, as the rows are asked for
     except OSError as error:
         raise click.UsageError(f"{name} cannot be read: {error.strerror or error}.") from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return _spooled(file)
+        with file:
+            return _as_text(live.open(os.dup(file.fileno()), closefd=True))
     return _as_text(file)
 
 
-def _open_stdin(stdin: IO[str] | None) -> IO[str]:
+def _open_stdin(stdin: IO[str] | None, live: LiveInputs) -> IO[str]:
     if isinstance(stdin, io.TextIOWrapper):
-        return _spooled(cast("BinaryIO", stdin.buffer))
+        return _as_text(live.open(stdin.fileno(), closefd=False))
     return io.StringIO("" if stdin is None else stdin.read())
-
-
-def _spooled(file: BinaryIO) -> IO[str]:
-    """Copy what may be slow to come; who waits for it can still be interrupted the plain way."""
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 - as in _open
-    with file:
-        shutil.copyfileobj(file, copy)
-    copy.seek(0)
-    return _as_text(cast("BinaryIO", copy))
 
 
 def _as_text(file: BinaryIO) -> IO[str]:
