@@ -40,7 +40,7 @@ from flux_async.policy.admission import Admission
 from flux_async.policy.learning import GenerationTimes
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
-from flux_async.protocol.wire import build_submit, parse_submit
+from flux_async.protocol.wire import build_record_info, build_submit, is_for_task, parse_submit
 from flux_async.transport import Answered, NotSent, Transport, Truth
 from flux_async.transport.shielded import ExchangeHost
 
@@ -409,16 +409,26 @@ class Account:
         """
         await self._take(self._looks, deadline)
 
-    async def make_look(self, wire: WireRequest, *, timeout_s: float) -> WireResponse | FluxError:
-        """Make a look, with a place, and return what it found, whatever that is. It must not be cancelled."""
+    async def make_look(self, task_id: TaskId, *, timeout_s: float) -> WireResponse | FluxError:
+        """Poll a task, with a place, and return what was answered, whatever it is. It must not be cancelled.
+
+        The poll goes over a kept connection. Where the answer may belong to an earlier poll, the poll is made
+        again over a fresh one.
+        """
         try:
-            return _answered(await self.transport.exchange(wire, timeout_s=timeout_s), looking=True)
+            poll = build_record_info(task_id, keep_alive=True)
+            answer = _answered(await self.transport.exchange(poll, timeout_s=timeout_s), looking=True)
+            if not is_for_task(answer, task_id):
+                poll = build_record_info(task_id)
+                answer = _answered(await self.transport.exchange(poll, timeout_s=timeout_s), looking=True)
         except FluxError as error:
             return error
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
             return ConnectionLost(
                 f"The look failed in an unforeseen way: {type(error).__name__}.", charge=Charge.NO
             )
+        else:
+            return answer
         finally:
             self._looks.release()
 

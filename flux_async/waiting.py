@@ -21,7 +21,7 @@ from flux_async.models import ImageResult, TaskId, TaskRecord
 from flux_async.policy.learning import Trail
 from flux_async.policy.polling import CallbackHealth, PollPolicy, Watch
 from flux_async.protocol.envelope import WireResponse
-from flux_async.protocol.wire import build_record_info, image_of, parse_look
+from flux_async.protocol.wire import image_of, parse_look
 from flux_async.timing import Alarm, LookPace
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -217,7 +217,7 @@ class Waiting:
         answer: WireResponse | FluxError | None = None
         try:
             if await self._has_turn(wait):
-                answer = await self.account.make_look(build_record_info(task_id), timeout_s=LOOK_TIMEOUT_S)
+                answer = await self.account.make_look(task_id, timeout_s=LOOK_TIMEOUT_S)
         finally:
             board.looking, board.queued = False, None
             if answer is None:

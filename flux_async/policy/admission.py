@@ -32,7 +32,8 @@ class Limits:
         in_flight: Pictures that ``run`` and its short forms have under way, at most; who calls ``submit``
             himself counts for himself.
         submits_in_air: Submits sent and not yet answered, at most: what a crash could leave in doubt.
-        connections: TCP connections to the API, all of them kept alive.
+        connections: Connections to the API that polls share, kept alive. Every other request has one of its
+            own.
         looks_per_s: Looks that all waits together make a second, at most; None sets no bound. Where more are
             due, the tasks that have most likely ended come first.
     """

@@ -58,7 +58,13 @@ class Stream(Protocol):
 
 @attrs.frozen(kw_only=True)
 class WireRequest:
-    """One HTTP request, without address and without key: both belong to the transport."""
+    """One HTTP request, without address and without key: both belong to the transport.
+
+    Attributes:
+        keep_alive: Send it over a kept connection, and keep that afterwards. Only for a request whose answer
+            names what was asked for: on a kept connection the answer to an earlier request may still lie.
+            Any other request has a connection of its own, which is closed afterwards.
+    """
 
     method: str
     path: str
@@ -67,6 +73,7 @@ class WireRequest:
     stream: Stream | None = attrs.field(default=None, repr=False)
     content_type: str = "application/json"
     host: Host = Host.API
+    keep_alive: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -191,9 +191,32 @@ def read_image(body: str) -> str:
     return str(json.loads(body).get("inputImage", ""))
 
 
-def build_record_info(task_id: TaskId) -> WireRequest:
-    """GET record-info (API page, "Task Status Query")."""
-    return WireRequest(method="GET", path=RECORD_INFO_PATH, query={"taskId": check_task_id(task_id)})
+def build_record_info(task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
+    """GET record-info (API page, "Task Status Query").
+
+    Of an answer over a kept connection ask :func:`is_for_task` first.
+    """
+    return WireRequest(
+        method="GET",
+        path=RECORD_INFO_PATH,
+        query={"taskId": check_task_id(task_id)},
+        keep_alive=keep_alive,
+    )
+
+
+def is_for_task(response: WireResponse, task_id: TaskId) -> bool:
+    """Return False where an answer over a kept connection may belong to an earlier poll of another task.
+
+    A record that does not name the task, or an error that ends a task and names none. Other errors end no
+    task: the next poll replaces them.
+    """
+    if task_id.encode() in response.body:
+        return True
+    code, envelope = read_envelope(response)
+    if code is None:
+        return True
+    ends_task = rule_for(code).poll is PollMeaning.TASK_FAILED
+    return not ends_task and not (code == OK and isinstance(envelope.get("data"), dict))
 
 
 def build_credit() -> WireRequest:
@@ -257,7 +280,7 @@ def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:
     Raises:
         NotFoundError: No such task, or not visible yet (404, ``data: null``).
         ApiError: Any other refusal; ``protocol.codes`` says what it means for a wait.
-        UnexpectedResponse: No documented shape, or a record of another task.
+        UnexpectedResponse: No documented shape, or a record of another task or of none.
     """
     found = _open_record(response, task_id)
     return found if isinstance(found, TaskRecord) else _record(response, found, task_id)
@@ -275,7 +298,7 @@ def parse_look(response: WireResponse, task_id: TaskId) -> TaskRecord:
     status, unknown = _status(found.get("successFlag"))
     if status is not TaskStatus.GENERATING:
         return _record(response, found, task_id)
-    _check_owner(response, fields.text(found.get("taskId")), task_id)
+    _check_owner(response, found, task_id)
     created_at = fields.moment(found.get("createTime"))
     return TaskRecord(task_id=task_id, status=status, unknown_flag=unknown, created_at=created_at, raw=found)
 
@@ -359,7 +382,6 @@ def image_of(record: TaskRecord) -> ImageResult:
 class _RecordBody:
     """``data`` of record-info, field by field as the vendor names them."""
 
-    task_id: fields.Text | None = None
     param_json: fields.JsonObject | None = None
     response: fields.Raw | None = None
     complete_time: fields.Moment | None = None
@@ -380,7 +402,7 @@ class _LinksBody:
 
 def _record(response: WireResponse, data: dict[str, Any], asked: TaskId) -> TaskRecord:
     body = _converter.structure(data, _RecordBody)
-    _check_owner(response, body.task_id, asked)
+    _check_owner(response, data, asked)
     status, unknown = _status(body.success_flag)
     origin, result = _links(body.response, data)
     return TaskRecord(
@@ -398,8 +420,12 @@ def _record(response: WireResponse, data: dict[str, Any], asked: TaskId) -> Task
     )
 
 
-def _check_owner(response: WireResponse, told: str | None, asked: TaskId) -> None:
-    if told is not None and told != asked:
+def _check_owner(response: WireResponse, data: dict[str, Any], asked: TaskId) -> None:
+    """Refuse a record that does not name the task: over a kept connection it may be another task's."""
+    named = fields.task_id(data.get("taskId"))
+    if named is None:
+        raise unexpected(response, "record-info answered with a record that names no task", reading=True)
+    if named != asked:
         raise unexpected(response, "record-info answered with the record of another task", reading=True)
 
 

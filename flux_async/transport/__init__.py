@@ -68,6 +68,7 @@ class Transport(Protocol):
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
         """Make one request to the API or its upload host, with the key, and without following redirects.
 
+        A request without ``keep_alive`` goes over a connection that no other request uses, before or after.
         Returns within about ``timeout_s`` seconds whatever the server does, and raises nothing.
         """
         ...

@@ -35,7 +35,6 @@ from flux_async.transport.conduct import (
     CONNECT_S,
     ENCODINGS,
     KEEPALIVE_S,
-    UPLOADS,
     Unreadable,
     by_name,
     check_size,
@@ -148,7 +147,7 @@ async def _pieces(stream: Stream) -> AsyncGenerator[bytes, None]:
 
 @attrs.define(eq=False)
 class _Line:
-    """The connections to one of the two hosts, with all that every request to it has in common.
+    """The connections to one of the two hosts, kept alive or not, with what requests over them share.
 
     Attributes:
         session: Has the headers, key included, and the one host it may go to.
@@ -224,11 +223,14 @@ def _timeout(timeout_s: float) -> aiohttp.ClientTimeout:
 
 
 class AiohttpTransport:
-    """Requests through aiohttp: a small pool, kept alive, without redirects or cookies, honestly told.
+    """Requests through aiohttp: without redirects and cookies, and it is known what has left.
+
+    Polls share a small pool of connections that are kept alive. Every other request has a connection of its
+    own, which is closed afterwards: what a server says beyond its answer can be no other request's answer.
 
     Args:
         origin: The API's address and key.
-        limits: Sizes the pool: ``connections`` for looks and ``submits_in_air`` for submits.
+        limits: Bounds the connections for polls: ``connections``.
         version: Ours, for the User-Agent.
         files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
     """
@@ -239,9 +241,9 @@ class AiohttpTransport:
         self, origin: ApiOrigin, limits: Limits, *, version: str, files: FileHost | None = None
     ) -> None:
         self._origin = origin
-        self._connections = {Host.API: limits.connections + limits.submits_in_air, Host.UPLOADS: UPLOADS}
+        self._connections = limits.connections
         self._user_agent = user_agent(version, "aiohttp", aiohttp.__version__)
-        self._lines: dict[Host, _Line] = {}
+        self._lines: dict[tuple[Host, bool], _Line] = {}
         self._closed = False
         self._tls: ssl.SSLContext | None = None
         self._files = files or FileHost(
@@ -258,7 +260,7 @@ class AiohttpTransport:
         attempt = _Attempt()
         _ATTEMPT.set(attempt)
         try:
-            response = await self._line_to(request.host).ask(request, timeout_s)
+            response = await self._line_for(request).ask(request, timeout_s)
         except asyncio.CancelledError:
             if not self._closed or _is_cancelled():
                 raise
@@ -285,23 +287,24 @@ class AiohttpTransport:
             await line.aclose()
         await self._files.aclose()
 
-    def _line_to(self, host: Host) -> _Line:
-        """Uploads have connections of their own: a slow one must not hold up a submit."""
-        line = self._lines.get(host)
+    def _line_for(self, request: WireRequest) -> _Line:
+        """Return the session for polls, or one of those whose connections serve one request each."""
+        which = request.host, request.keep_alive
+        line = self._lines.get(which)
         if line is None:
-            line = self._lines[host] = self._make_line(host)
+            line = self._lines[which] = self._make_line(*which)
         return line
 
-    def _make_line(self, host: Host) -> _Line:
+    def _make_line(self, host: Host, keep_alive: bool) -> _Line:  # noqa: FBT001
         base = self._origin.upload_url if host is Host.UPLOADS else self._origin.base_url
         scheme, name = urlsplit(base).scheme.lower(), urlsplit(base).hostname or ""
         prefix, proxy = str(yarl.URL(base)).rstrip("/"), proxy_for(scheme, name)
         if proxy is not None and urlsplit(proxy).scheme not in PROXIES:
             raise ValueError("aiohttp cannot use the proxy that the environment names, httpx perhaps can")
+        kept: dict[str, Any] = {"limit": self._connections, "keepalive_timeout": KEEPALIVE_S}
         connector = _Connector(
+            **kept if keep_alive else {"limit": 0, "force_close": True},
             ssl=self._tls_context() if scheme == "https" else True,
-            limit=self._connections[host],
-            keepalive_timeout=KEEPALIVE_S,
             resolver=aiohttp.ThreadedResolver(),  # the system's, as for everything else in this program
         )
         session = aiohttp.ClientSession(

@@ -13,7 +13,6 @@ import certifi
 CONNECT_S = 10.0
 KEEPALIVE_S = 60.0
 """Longer than the pauses between two looks at a task, so that each finds its connection."""
-UPLOADS = 8
 MOST_BYTES = 4 * 1024 * 1024
 """Of an answer, unpacked; an envelope has a few hundred."""
 ENCODINGS = "identity"

@@ -221,7 +221,7 @@ class FileHost:
         """Close all connections."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            await pool.resource.aclose()
+            await pool.aclose()
 
     async def _open(
         self, carriers: _Carriers, hop: Hop, headers: dict[str, str], timeout_s: float, stall_s: float

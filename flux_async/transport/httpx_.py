@@ -13,21 +13,21 @@ from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode, urlsplit
 
+import attrs
+
 from flux_async.errors import ConfigurationError, MissingExtra
 from flux_async.policy.admission import Limits
-from flux_async.protocol.envelope import Host, WireRequest, WireResponse
+from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
 from flux_async.transport.addresses import AddressGuard
 from flux_async.transport.conduct import (
     CONNECT_S,
     ENCODINGS,
     KEEPALIVE_S,
-    UPLOADS,
     Unreadable,
     by_name,
     check_size,
@@ -36,9 +36,8 @@ from flux_async.transport.conduct import (
     user_agent,
 )
 from flux_async.transport.file_host import FileHost
-from flux_async.transport.one_connection import drop_pool
 from flux_async.transport.origin import ApiOrigin
-from flux_async.transport.pools import Rack
+from flux_async.transport.pools import Pool
 from flux_async.transport.proxies import proxy_for
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
@@ -47,6 +46,8 @@ NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyE
 _FAMILIES = ("httpx", "httpx2")
 _HARD_STOP_S = 2.0
 _URLS_KEPT = 1024
+_MOST_KEPT = 1000
+"""Kept connections that are given up for one request, at most: more than any pool has."""
 
 
 class HttpClient(Protocol):
@@ -119,30 +120,44 @@ def tells_the_truth(client: Any, family: ModuleType) -> bool:
     return all(carrier is None or type(carrier) in own for carrier in carriers)
 
 
-def _note_what_is_not_installed() -> None:
-    """Have Python remember that there is no sniffio, where there is none.
-
-    httpcore tries to import it at every lock, a few times a request, and what is not found is looked for anew
-    on the whole path each time. None in ``sys.modules`` is Python's own way to say that there is no such
-    module.
-    """
-    if "sniffio" not in sys.modules and find_spec("sniffio") is None:
-        sys.modules["sniffio"] = None  # type: ignore[assignment]
-
-
 class _TooLate(Exception):
     """The time is over, and nobody had to be cancelled for it."""
 
 
+class _Kept(Exception):
+    """The request was to go over a connection that had been used before; nothing of it has left."""
+
+
+@attrs.define
+class _FreshConnection:
+    """A ``trace`` extension, as httpx documents it, that keeps a request off connections used before.
+
+    No setting of a request makes a pool of the caller's open a connection. But each step is reported before
+    it is made, and a step whose report raises is not made: httpcore then closes the connection.
+    """
+
+    connected: bool = False
+
+    async def __call__(self, event: str, _: object) -> None:
+        """Note that a connection was made; raise before a request is written to one that was kept."""
+        if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete")):
+            self.connected = True
+        elif event == "http11.send_request_headers.started" and not self.connected:
+            raise _Kept
+
+
 class HttpxTransport:
-    """Requests through httpx or httpx2: few connections, kept alive, without redirects, an honest account.
+    """Requests through httpx or httpx2: without redirects and cookies, and it is known what has left.
+
+    Polls share a small pool of connections that are kept alive. Every other request has a connection of its
+    own, which is closed afterwards: what a server says beyond its answer can be no other request's answer.
 
     Where no client is given, requests go straight to the library's carrier: what its client adds to each
     (cookies, redirects, a line in the log) costs CPU, and is not wanted.
 
     Args:
         origin: The API's address and key.
-        limits: Bounds the connections: ``connections`` for looks and ``submits_in_air`` for submits.
+        limits: Bounds the connections for polls: ``connections``.
         version: Ours, for the User-Agent.
         client: A client of the caller's, which stays his to close; None has connections made.
         family: The library to make them with.
@@ -161,15 +176,14 @@ class HttpxTransport:
     ) -> None:
         self._family = library_named(family) if client is None else family_of(client)
         self._origin = origin
-        self._limits = limits
+        self._connections = limits.connections
         self._user_agent = user_agent(version, self.name, getattr(self._family, "__version__", "?"))
         self._given = client
-        self._own: Rack[Carrier] | None = None
-        self._for_uploads: Rack[Carrier] | None = None
+        self._polls: Pool[Carrier] | None = None
+        self._pools: set[Pool[Carrier]] = set()
         self._closed = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
         self._tls: ssl.SSLContext | None = None
-        _note_what_is_not_installed()
         self._files = files or FileHost(
             self._user_agent, AddressGuard(origin.host, is_public=origin.is_default), self._tls_context
         )
@@ -188,42 +202,58 @@ class HttpxTransport:
             return NotSent("the connections are closed" if self._closed else "the http_client is closed")
         if self._given is not None:
             return await self._exchange_through_client(self._given, request, timeout_s)
-        rack = self._rack_for(request)
         try:
             wire = self._build(request, timeout_s)
-            carrier = await rack.take(timeout_s)
+            pool = self._pool_for(request)
         except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
             return NotSent(self._reason(error))
-        truth: Truth | None = None
         try:
-            truth = await self._told(carrier.handle_async_request(wire), timeout_s, believed=True)
+            async with pool.used() as carrier:
+                truth = await self._told(carrier.handle_async_request(wire), timeout_s, believed=True)
         finally:
-            await rack.give(carrier, is_sound=isinstance(truth, Answered))
+            if pool.is_retired:
+                self._pools.discard(pool)
+        if isinstance(truth, Unknown):
+            self._give_up(pool)
         return truth
 
     async def _exchange_through_client(
         self, client: HttpClient, request: WireRequest, timeout_s: float
     ) -> Truth:
-        try:
-            wire = client.build_request(
-                request.method,
-                self._origin.url_for(request),
-                params=dict(request.query),
-                headers=self._headers(request),
-                content=request.body if request.stream is None else request.stream,
-                timeout=self._family.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
-            )
-        except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
-            return NotSent(self._reason(error))
-        sending = client.send(wire, stream=True, follow_redirects=False, auth=None)
-        return await self._told(sending, timeout_s, believed=tells_the_truth(client, self._family))
+        """Make a request through the caller's client; without ``keep_alive`` over a fresh connection."""
+        believed = tells_the_truth(client, self._family)
+        for _ in range(_MOST_KEPT):
+            try:
+                wire = client.build_request(
+                    request.method,
+                    self._origin.url_for(request),
+                    params=dict(request.query),
+                    headers=self._headers(request),
+                    content=request.body if request.stream is None else request.stream,
+                    timeout=self._family.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
+                    extensions={} if request.keep_alive else {"trace": _FreshConnection()},
+                )
+            except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
+                return NotSent(self._reason(error))
+            sending = client.send(wire, stream=True, follow_redirects=False, auth=None)
+            try:
+                return await self._told(sending, timeout_s, believed=believed)
+            except _Kept:
+                continue
+        return NotSent("the http_client opens no connection of its own")
 
     async def _told(self, sending: Coroutine[Any, Any, Any], timeout_s: float, *, believed: bool) -> Truth:
-        """Make a request and say what became of it."""
+        """Make a request and say what became of it.
+
+        Raises:
+            _Kept: It was not sent.
+        """
         ends = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout(timeout_s + _HARD_STOP_S):
                 return Answered(await self._read(await sending, ends))
+        except _Kept:
+            raise
         except Unreadable as error:
             return Unknown(str(error))
         except (TimeoutError, _TooLate):
@@ -232,14 +262,25 @@ class HttpxTransport:
             names = {base.__name__ for base in type(error).__mro__}
             return (NotSent if believed and names & NEVER_SENT else Unknown)(self._reason(error))
 
-    def _rack_for(self, request: WireRequest) -> Rack[Carrier]:
-        """Uploads have connections of their own: a slow one must not hold up a submit."""
-        if request.host is Host.UPLOADS:
-            self._for_uploads = self._for_uploads or self._make_rack(self._origin.upload_url, UPLOADS)
-            return self._for_uploads
-        most = self._limits.connections + self._limits.submits_in_air
-        self._own = self._own or self._make_rack(self._origin.base_url, most)
-        return self._own
+    def _pool_for(self, request: WireRequest) -> Pool[Carrier]:
+        """Return the pool that polls share, or one for this request alone, which its end closes."""
+        url = self._origin.url_for(request)
+        if not request.keep_alive:
+            alone = Pool(self._make_carrier(url, 1, kept=0))
+            alone.retire()
+            self._pools.add(alone)
+            return alone
+        if self._polls is None:
+            self._polls = Pool(self._make_carrier(url, self._connections, kept=self._connections))
+            self._pools.add(self._polls)
+        return self._polls
+
+    def _give_up(self, pool: Pool[Carrier]) -> None:
+        """Use a pool no more: a request that was stopped in httpcore may have cost it a connection."""
+        pool.retire()
+        self._pools.discard(pool)
+        if self._polls is pool:
+            self._polls = None
 
     def _headers(self, request: WireRequest) -> dict[str, str]:
         headers = {
@@ -250,6 +291,8 @@ class HttpxTransport:
         }
         if request.stream is not None:
             headers["Content-Length"] = str(request.stream.size)
+        if not request.keep_alive:
+            headers["Connection"] = "close"
         return headers | self._origin.authorization_for(self._origin.url_for(request))
 
     def _build(self, request: WireRequest, timeout_s: float) -> Any:
@@ -292,26 +335,20 @@ class HttpxTransport:
     async def aclose(self) -> None:
         """Close the connections that are ours, for good; a client given by the caller stays open."""
         self._closed = True
-        for rack in (self._own, self._for_uploads):
-            if rack is not None:
-                await rack.aclose()
+        for pool in tuple(self._pools):
+            await pool.aclose()
         await self._files.aclose()
 
-    def _make_rack(self, base: str, most: int) -> Rack[Carrier]:
-        return Rack(lambda: self._make_carrier(base), most, KEEPALIVE_S)
-
-    def _make_carrier(self, base: str) -> Carrier:
-        """Make a carrier of one connection."""
-        parts = urlsplit(base)
-        tls = self._tls_context()
+    def _make_carrier(self, url: str, most: int, *, kept: int) -> Carrier:
+        """Make a carrier of at most so many connections, of which it keeps so many alive."""
+        parts = urlsplit(url)
         carrier: Carrier = self._family.AsyncHTTPTransport(
-            verify=tls,
+            verify=self._tls_context(),
             limits=self._family.Limits(
-                max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_S
+                max_connections=most, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_S
             ),
             proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
         )
-        drop_pool(carrier, tls, KEEPALIVE_S)
         return carrier
 
     def _tls_context(self) -> ssl.SSLContext:

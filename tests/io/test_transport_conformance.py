@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from flux_async.transport.choice import make_transport
 from flux_async.transport.origin import ApiOrigin
 
 KEY = "k-secret-0123456789"
-GET = WireRequest(method="GET", path="/api/v1/chat/credit")
+GET = WireRequest(method="GET", path="/api/v1/flux/kontext/record-info", keep_alive=True)
 POST = WireRequest(method="POST", path="/api/v1/flux/kontext/generate", body=b'{"prompt":"x"}')
 OK = b'{"code":200,"data":1}'
 OURS = ["httpx", "httpx2", "aiohttp"]
@@ -77,6 +77,34 @@ async def own_transport_to(request: pytest.FixtureRequest) -> AsyncIterator[Call
     """Make transports over connections of our own for a base URL."""
     async for make in _makers(request.param):
         yield make
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificate and key of localhost and of vendor.example, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    pem, key = folder / "here.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-out", pem]
+    command += [
+        "-keyout",
+        key,
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost,DNS:vendor.example",
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    pem.write_text(pem.read_text() + key.read_text())
+    return pem
+
+
+def server_side(certificate: Path) -> ssl.SSLContext:
+    """Return the TLS settings of a server with that certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
 
 
 Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -125,17 +153,19 @@ async def test_a_whole_answer_is_answered(transport_to: Any, raw_server: Any, ma
         args[3].write(make.http(OK, "200 OK", "X-Thing: a\r\nx-thing: b\r\n"))
         return True
 
-    query = WireRequest(method="GET", path="/record-info", query={"taskId": "a b&c"})
+    query = WireRequest(method="GET", path="/record-info", query={"taskId": "a b&c"}, keep_alive=True)
     async with raw_server(behave) as server:
         transport = transport_to(server.url + "/v0")
-        for request in (GET, POST, query):
+        for request in (GET, query, POST):
             truth = await transport.exchange(request, timeout_s=5)
             assert isinstance(truth, Answered)
             assert truth.response.body == OK
             assert truth.response.headers["x-thing"] == "a, b"
-        assert server.connections == 1, "the connection is kept"
-    (first, headers, _), (_, _, body), (last, _, _) = server.requests
-    assert first == "GET /v0/api/v1/chat/credit HTTP/1.1"
+        assert server.connections == 2, "one that polls share, and one for the submit"
+    (first, headers, _), (last, _, _), (_, closing, body) = server.requests
+    assert first == f"GET /v0{GET.path} HTTP/1.1"
+    assert headers.get("connection") in (None, "keep-alive")
+    assert closing["connection"] == "close"
     assert headers["authorization"] == f"Bearer {KEY}"
     assert headers["content-type"] == "application/json"
     assert headers["user-agent"].startswith("flux-async/1 (Python ")
@@ -302,22 +332,24 @@ async def test_a_connection_that_is_not_made_in_time_is_not_sent(transport_to: A
     assert isinstance(truth, NotSent)
 
 
-async def test_who_waits_for_a_connection_in_vain_has_not_sent(
+async def test_a_poll_that_gets_no_connection_in_time_is_not_sent(
     own_transport_to: Any, raw_server: Any
 ) -> None:
-    """All connections are in use until the time is over."""
+    """All connections for polls are in use until the time is over."""
 
     async def behave(*args: Any) -> bool:
         await asyncio.sleep(30)
         return False
 
     async with raw_server(behave) as server:
-        transport = own_transport_to(server.url, connections=1, submits_in_air=1)
+        transport = own_transport_to(server.url, connections=2)
         async with asyncio.TaskGroup() as group:
-            for _ in range(2):
-                group.create_task(transport.exchange(POST, timeout_s=0.3))
-            await asyncio.sleep(0.05)
-            late = await transport.exchange(POST, timeout_s=0.1)
+            polls = [group.create_task(transport.exchange(GET, timeout_s=20)) for _ in range(2)]
+            while len(server.requests) < 2:
+                await asyncio.sleep(0.001)
+            late = await transport.exchange(GET, timeout_s=0.1)
+            for poll in polls:
+                poll.cancel()
     assert isinstance(late, NotSent)
     assert len(server.requests) == 2
 
@@ -505,10 +537,34 @@ async def test_an_endless_answer_is_cut_off(transport_to: Any, raw_server: Any, 
 # --- connections that are kept ----------------------------------------------------------------------------
 
 
-async def test_a_kept_connection_that_closes_on_the_next_request_is_unknown(
+async def test_a_submit_does_not_use_the_connection_of_a_poll_nor_of_a_submit(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
-    """The server may have acted on it before it closed: one copy of a POST, and no other try."""
+    """The server answers the first request of each connection only: every submit is answered."""
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        ports.append(writer.get_extra_info("peername")[1])
+        writer.write(make.http(OK))
+        return ports.count(ports[-1]) == 1
+
+    ports: list[int] = []
+    async with raw_server(behave) as server:
+        transport = transport_to(server.url)
+        for request in (POST, GET, POST, POST):
+            assert isinstance(await transport.exchange(request, timeout_s=5), Answered)
+        async with asyncio.TaskGroup() as group:
+            polls = [group.create_task(transport.exchange(GET, timeout_s=5)) for _ in range(4)]
+        assert {type(poll.result()) for poll in polls} == {Answered}
+        for _ in range(5):
+            assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        assert len(server.requests) == 13
+        assert [first[:4] for first, _, _ in server.requests].count("POST") == 8
+
+
+async def test_a_poll_over_a_connection_that_closes_on_it_is_never_answered_wrongly(
+    transport_to: Any, raw_server: Any, make: Any
+) -> None:
+    """It is unknown, or, as aiohttp makes a GET again by itself, answered; what follows works."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         if len(server.requests) == 2:
@@ -518,10 +574,8 @@ async def test_a_kept_connection_that_closes_on_the_next_request_is_unknown(
 
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
-        assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
-        assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
-        assert server.connections == 1
-        assert len(server.requests) == 2
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered | Unknown)
         await works(transport)
 
 
@@ -571,56 +625,121 @@ async def blocking_server(reset: bool) -> AsyncIterator[Blocking]:
 async def test_a_kept_connection_that_was_closed_is_not_used(
     transport_to: Any, reset: bool, loop_saw_it: bool
 ) -> None:
-    """Nor where the event loop was too busy to notice: a submit is not lost for nothing."""
+    """Nor where the event loop was too busy to notice: a poll is not lost for nothing."""
     async with blocking_server(reset) as server:
         transport = transport_to(server.url)
-        assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
         server.hang_up.set()
         server.gone.wait(5)  # blocks the loop, as a busy program does
         if loop_saw_it:
             await asyncio.sleep(0.02)
-        assert isinstance(await transport.exchange(POST, timeout_s=5), Answered)
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
         assert len([request for request in server.requests if request]) == 2
         await transport.aclose()
 
 
-async def test_what_is_said_unasked_is_not_the_next_answer(
-    own_transport_to: Any, raw_server: Any, make: Any
+# --- answers that nobody asked for ------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Stand between as a proxy of the environment does, for https: CONNECT to any host leads to ``port``."""
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"CONNECT ")
+        inner, outer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_pass_on(reader, outer))
+                group.create_task(_pass_on(inner, writer))
+        except* OSError:
+            pass
+        finally:
+            outer.close()
+
+    async with listening(connected) as number:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{number}")
+        yield
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(65536):
+        writer.write(piece)
+    writer.close()
+
+
+Duplicates = Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
+
+
+async def _in_one_piece(writer: asyncio.StreamWriter, answer: bytes) -> None:
+    writer.write(answer + answer)
+
+
+async def _in_a_record_of_its_own(writer: asyncio.StreamWriter, answer: bytes) -> None:
+    writer.write(answer)  # over TLS each write is a record; both go out before anything is read
+    writer.write(answer)
+
+
+async def _a_moment_later(writer: asyncio.StreamWriter, answer: bytes) -> None:
+    writer.write(answer)
+    await asyncio.sleep(0.005)
+    writer.write(answer)
+
+
+@attrs.define
+class Duplicating:
+    """A vendor that sends every answer twice: a submit gets a task of its own, a poll the task it names."""
+
+    twice: Duplicates
+    submits: int = 0
+    connections: int = 0
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self.connections += 1
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head.startswith(b"POST"):
+                self.submits += 1
+                task = (await reader.readexactly(len(b'{"prompt":"000"}')))[11:14]
+            else:
+                task = head.partition(b"taskId=")[2][:3]
+            body = b'{"code":200,"data":{"taskId":"%s"}}' % task
+            answer = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            await self.twice(writer, answer)
+
+
+@pytest.mark.parametrize("twice", [_in_one_piece, _in_a_record_of_its_own, _a_moment_later])
+@pytest.mark.parametrize("way", ["plain", "TLS", "TLS through a proxy"])
+async def test_twenty_submits_among_polls_get_each_its_own_task(
+    transport_to: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    certificate: Path,
+    twice: Duplicates,
+    way: str,
 ) -> None:
-    """A second answer that came while the connection was idle belongs to nobody."""
-
-    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
-        number = len(server.requests)
-        writer.write(make.http(b"%d" % number))
-        await writer.drain()
-        await asyncio.sleep(0.005)
-        writer.write(make.http(b"unasked", "408 Request Timeout"))
-        return True
-
-    async with raw_server(behave) as server:
-        transport = own_transport_to(server.url)
-        for number in range(1, 4):
-            truth = await transport.exchange(POST, timeout_s=5)
-            assert isinstance(truth, Answered)
-            assert truth.response.body == b"%d" % number
-            await asyncio.sleep(0.02)
-
-
-async def test_a_second_answer_in_one_piece_with_the_first_is_dropped(
-    own_transport_to: Any, raw_server: Any, make: Any
-) -> None:
-    """With the connection: else a submit would go by another's task, and its own, paid for, be lost."""
-
-    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
-        writer.write(make.http(b"%d" % len(server.requests)) + make.http(b"unasked"))
-        return True
-
-    async with raw_server(behave) as server:
-        transport = own_transport_to(server.url)
-        for number in range(1, 4):
-            truth = await transport.exchange(POST, timeout_s=5)
-            assert isinstance(truth, Answered)
-            assert truth.response.body == b"%d" % number
+    """However a server duplicates its answers, none is taken for the answer to another submit."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    server = Duplicating(twice)
+    secure = None if way == "plain" else server_side(certificate)
+    scheme = "http" if secure is None else "https"
+    host = "vendor.example" if way.endswith("proxy") else "localhost"
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(listening(server.connected, secure))
+        if way.endswith("proxy"):
+            await stack.enter_async_context(proxy(port, monkeypatch))
+        transport = transport_to(f"{scheme}://{host}:{port}")
+        for number in range(20):
+            poll = WireRequest(method="GET", path="/r", query={"taskId": f"{number:03}"}, keep_alive=True)
+            await transport.exchange(poll, timeout_s=5)
+            submit = WireRequest(method="POST", path="/g", body=b'{"prompt":"%03d"}' % number)
+            truth = await transport.exchange(submit, timeout_s=5)
+            assert isinstance(truth, Answered), truth
+            assert truth.response.body == b'{"code":200,"data":{"taskId":"%03d"}}' % number
+        await transport.aclose()
+    assert server.submits == 20
 
 
 # --- uploads ----------------------------------------------------------------------------------------------
@@ -657,9 +776,9 @@ async def test_an_upload_arrives_whole_and_announced(transport_to: Any, raw_serv
     async with raw_server(behave) as api, raw_server(behave) as host:
         transport = transport_to(api.url, host.url)
         stream = Pieces(size=1_000_000, pieces=10)
-        for _ in range(2):
+        for number in range(2):
             assert isinstance(await transport.exchange(upload(stream), timeout_s=10), Answered)
-        assert host.connections == 1
+            assert host.connections == 1 + number
     _, headers, body = host.requests[0]
     assert (headers["content-length"], headers["content-type"]) == ("1000000", "x/y")
     assert "transfer-encoding" not in headers
@@ -767,7 +886,7 @@ async def test_a_proxy_of_the_environment_is_gone_through(
         assert isinstance(
             await own_transport_to("http://a.example.test").exchange(POST, timeout_s=5), NotSent
         )
-    assert proxy.connections == 1
+    assert proxy.connections == 2
     first, headers, _ = proxy.requests[0]
     assert first == f"POST http://api.example.test{POST.path} HTTP/1.1"
     assert headers["proxy-authorization"] == "Basic " + base64.b64encode(b"user:pass").decode()
@@ -809,27 +928,11 @@ async def test_a_proxy_that_cannot_be_used_is_not_sent(
 # --- TLS --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificate and key of localhost, signed by itself."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    pem, key = folder / "here.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-out", pem]
-    command += ["-keyout", key, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run(command, check=True, capture_output=True)
-    pem.write_text(pem.read_text() + key.read_text())
-    return pem
-
-
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_tls_is_checked(
     own_transport_to: Any, make: Any, monkeypatch: pytest.MonkeyPatch, certificate: Path, trusted: bool
 ) -> None:
-    """Whom SSL_CERT_FILE trusts is talked to, over one connection; a stranger does not see the request."""
-    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server_side.load_cert_chain(certificate)
+    """Whom SSL_CERT_FILE trusts is talked to; a stranger does not see the request."""
     requests: list[bytes] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -839,7 +942,7 @@ async def test_tls_is_checked(
 
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    async with listening(connected, server_side) as port:
+    async with listening(connected, server_side(certificate)) as port:
         transport = own_transport_to(f"https://localhost:{port}")
         truths = [await transport.exchange(POST, timeout_s=5) for _ in range(2)]
         await transport.aclose()

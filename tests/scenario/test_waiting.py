@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flux_async import FluxClient, NotFoundError, PollDeadlineExceeded, TaskFailed, TaskId
+from flux_async import EditRequest, FluxClient, NotFoundError, PollDeadlineExceeded, TaskFailed, TaskId
 from flux_async.models import CallbackEvent
 
 TASK = TaskId("t1")
@@ -36,6 +36,43 @@ async def test_one_look_serves_all(client: FluxClient, transport: Any) -> None:
     results = await waits(client, 50)
     assert {image.result_url for image in results} == {"https://files.example/t1.jpg"}
     assert transport.count("record-info") == 3
+
+
+LEFT_OVER = {
+    "another task's success": lambda make: make.record(1, "t2"),
+    "a success that names no task": lambda make: make.record(1, "t2", taskId=None),
+    "a failure that names no task": lambda make: make.answer(None, 501, msg="Image generation task failed"),
+}
+
+
+@pytest.mark.parametrize("left_over", LEFT_OVER.values(), ids=LEFT_OVER)
+async def test_the_answer_to_an_earlier_poll_is_not_believed(
+    client: FluxClient, transport: Any, make: Any, left_over: Any
+) -> None:
+    """A poll whose answer may be another task's is made again, at once, over a fresh connection."""
+    transport.script["record-info"] = [left_over(make), make.record(0), left_over(make), make.record(1)]
+    image = await client.wait(TASK)
+    assert image.result_url == "https://files.example/t1.jpg"
+    kept = [request.keep_alive for _, request in transport.seen]
+    assert kept == [True, False, True, False]
+
+
+async def test_a_failure_without_a_task_is_believed_over_a_fresh_connection(
+    client: FluxClient, transport: Any, make: Any
+) -> None:
+    """There it can be no other task's."""
+    transport.script["record-info"] = [make.answer(None, 501, msg="Image generation task failed")]
+    with pytest.raises(TaskFailed):
+        await client.wait(TASK)
+    assert transport.count("record-info") == 2
+
+
+async def test_only_polls_may_use_kept_connections(client: FluxClient, transport: Any) -> None:
+    """A submit, a balance and a single record have connections of their own."""
+    await client.submit(EditRequest.text_removal("https://h.example/a.jpg"))
+    await client.credits()
+    await client.record(TASK)
+    assert not any(request.keep_alive for _, request in transport.seen)
 
 
 async def test_who_comes_late_shares_the_looks(

@@ -33,6 +33,7 @@ from flux_async.protocol.wire import (
     build_submit,
     image_of,
     is_echo,
+    is_for_task,
     parse_credit,
     parse_download_url,
     parse_record,
@@ -238,6 +239,23 @@ def test_a_missing_record_names_its_task() -> None:
     with pytest.raises(NotFoundError) as caught:
         parse_record(WireResponse(status=200, body=b'{"code":200,"msg":"success","data":null}'), TASK)
     assert caught.value.task_id == TASK
+
+
+FOR_TASK = {
+    "its record": (b'{"code":200,"data":{"taskId":"%s"}}' % TASK.encode(), True),
+    "another record": (b'{"code":200,"data":{"taskId":"other"}}', False),
+    "a record without a name": (b'{"code":200,"data":{"successFlag":1}}', False),
+    "a failure": (b'{"code":501,"msg":"failed","data":null}', False),
+    "no record": (b'{"code":200,"data":null}', True),
+    "a refusal that ends no task": (b'{"code":429,"msg":"slowly"}', True),
+    "no envelope": (b"<html>", True),
+}
+
+
+@pytest.mark.parametrize(("body", "is_ours"), FOR_TASK.values(), ids=FOR_TASK)
+def test_an_answer_that_may_be_another_tasks_is_told(body: bytes, is_ours: bool) -> None:
+    """Only what would end or confuse the wait has to name the task."""
+    assert is_for_task(WireResponse(status=200, body=body), TASK) is is_ours
 
 
 # --- the body of an attempt, and its echo -----------------------------------------------------------------
