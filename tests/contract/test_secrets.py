@@ -21,7 +21,7 @@ from flux_async import ConfigurationError, EditRequest, FluxClient, FluxError, I
 from flux_async.transport.choice import TransportName
 
 KEY = "sk-3f9a-not-to-be-seen"
-PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1" + bytes(16) + b"IEND\xaeB`\x82"
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1" + bytes(13) + b"IEND\xaeB`\x82"
 ENVELOPE = '{"code":401,"msg":"You do not have access permissions"}'
 
 Responder = Callable[[httpx.Request], httpx.Response]
