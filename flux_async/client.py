@@ -55,6 +55,7 @@ from flux_async.models import (
 )
 from flux_async.policy.admission import Admission, Limits
 from flux_async.policy.downloads import DownloadLimits
+from flux_async.policy.image_addresses import check_reachable, mistyped_in_words
 from flux_async.policy.learning import kind_of
 from flux_async.policy.numbers import check_not_negative, check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
@@ -71,7 +72,7 @@ from flux_async.protocol.wire import (
 )
 from flux_async.transport import Transport
 from flux_async.transport.choice import TransportName, check_choice, make_transport, name_of
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.origin import ApiOrigin, origin_of
 from flux_async.uploads import Uploads, too_late
 from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
 
@@ -234,6 +235,10 @@ class FluxClient:
         return name_of(self._account.transport)
 
     @property
+    def _api_host(self) -> str:
+        return origin_of(self._base_url)[1]
+
+    @property
     def fingerprint(self) -> str:
         """Tells accounts apart without telling the key."""
         return self._fingerprint
@@ -247,6 +252,18 @@ class FluxClient:
     def unclaimed(self) -> tuple[UnclaimedTask, ...]:
         """Submits whose callers left before they could be told the task id, oldest first."""
         return self._account.unclaimed
+
+    def check_reachable(self, request: ImageRequest) -> None:
+        """Refuse a request whose image the vendor can certainly not fetch.
+
+        ``submit``, ``run`` and batches do this before anything is spent. Beside an API in a private network
+        nothing is refused: it may reach what is there.
+
+        Raises:
+            InvalidInput: The image is at a private or malformed address, or is a page around an image.
+        """
+        if isinstance(request, EditRequest) and isinstance(request.input_image, str):
+            check_reachable(request.input_image, api_host=self._api_host)
 
     # --- one step each ------------------------------------------------------------------------------------
 
@@ -454,9 +471,8 @@ class FluxClient:
         For addresses that the vendor's generator cannot fetch reliably. It raises what :meth:`upload` raises.
         """
         deadline = self._deadline(timeout)
-        return await self._uploading(
-            self._uploads.send_url(check_http_url(url, "url"), deadline=deadline, name=name), deadline
-        )
+        check_reachable(check_http_url(url, "url"), api_host=self._api_host)
+        return await self._uploading(self._uploads.send_url(url, deadline=deadline, name=name), deadline)
 
     # --- all of it ----------------------------------------------------------------------------------------
 
@@ -582,6 +598,9 @@ class FluxClient:
     async def _submit(self, request: ImageRequest, deadline: float, call: Call) -> TaskId:
         """Submit, and again only where that cannot pay twice; a file is uploaded first."""
         account, tries = self._account, 0
+        self.check_reachable(request)
+        if (words := mistyped_in_words(request)) is not None:
+            log(logging.WARNING, "%s", words)
         request = await self._sendable(request, deadline)
         while True:
             tries += 1

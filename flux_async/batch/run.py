@@ -53,6 +53,7 @@ from flux_async.models import (
     Model,
     Outcome,
 )
+from flux_async.policy.image_addresses import mistyped_in_words
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
@@ -61,6 +62,7 @@ from flux_async.transport.shielded import see_through
 from flux_async.waiting import Found
 
 logger: logging.Logger = logging.getLogger("flux_async")
+job_logger: logging.Logger = logging.getLogger("flux_async.jobs")
 
 _FETCH_FIRST_AFTER_S = 13 * 86_400.0
 """The vendor keeps results for 14 days."""
@@ -429,7 +431,10 @@ class BatchRun:
         for given in chunk:
             try:
                 job = as_job(await with_file_read(given))
+                self.client.check_reachable(job.request)
                 self._name(job)
+                if (words := mistyped_in_words(job.request)) is not None:
+                    job_logger.warning("%s", words)
             except InvalidInput as error:
                 self._tally.refused()
                 await send.send(Failed(job=None, error=error))

@@ -224,7 +224,7 @@ class RemoveText:
     async def _work(self, client: FluxClient, folder: RunFolder) -> None:
         self.interruption.on_first = self._stopping
         with self.interruption.scope():
-            await self._attempt(self._choose(folder))
+            await self._attempt(self._choose(client, folder))
             await self._attempt(self._look_at_balance(client, folder))
             if self._halted_by is not None:
                 return
@@ -248,8 +248,8 @@ class RemoveText:
         except BaseExceptionGroup as group:
             self._halt(_only_error_of(group))
 
-    async def _choose(self, folder: RunFolder) -> None:
-        self._selection = await self.select(self._intake(folder))
+    async def _choose(self, client: FluxClient, folder: RunFolder) -> None:
+        self._selection = await self.select(self._intake(client, folder))
         self._say_what_is_kept(self._selection)
 
     async def _look_at_balance(self, client: FluxClient, folder: RunFolder) -> None:
@@ -273,10 +273,15 @@ class RemoveText:
         jobs = folder.jobs_of(self._selection.to_do)
         return Counter(read_submit(stored.request).model for stored in jobs if stored.job.state in states)
 
-    def _intake(self, folder: RunFolder) -> Intake:
+    def _intake(self, client: FluxClient, folder: RunFolder) -> Intake:
+        def make_job(given: Given) -> Job:
+            job = self.order.job_for(given)
+            client.check_reachable(job.request)
+            return job
+
         return Intake(
             folder=folder,
-            make_job=self.order.job_for,
+            make_job=make_job,
             download=self.order.download,
             on_kept=partial(_tell, self.display.settled),
             on_refused=self.display.refused,

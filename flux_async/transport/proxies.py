@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import urllib.request
 
-from flux_async.transport.addresses import literal
+from flux_async.policy.hosts import literal
 
 
 def proxy_named(scheme: str, host: str) -> str | None:

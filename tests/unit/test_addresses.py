@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from flux_async import AddressForbidden, DownloadError, InvalidInput
-from flux_async.transport.addresses import AddressGuard, AddressKind, Hop, kind_of, literal, look_up
+from flux_async.policy.hosts import AddressKind, kind_of, literal, may_be_public
+from flux_async.transport.addresses import AddressGuard, Hop, look_up
 
 PUBLIC = ["93.184.216.34", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"]
 PUBLIC_INSIDE = ["::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::1"]
@@ -83,6 +84,16 @@ def test_special_addresses_have_a_kind(kind: AddressKind, text: str) -> None:
 def test_an_address_is_known_in_every_spelling(host: str, address: str | None) -> None:
     """Decimal, octal, hexadecimal, shortened."""
     assert literal(host) == (ipaddress.ip_address(address) if address else None)
+
+
+@pytest.mark.parametrize(
+    ("host", "public"),
+    [("api.kie.ai", True), ("Files.Example.", True), ("1.1.1.1", True), ("[", False), ("::1", False)]
+    + [(host, False) for host in ("localhost", "nas.LOCAL", "intranet.", "10.0.0.1", "0x7f.1", "")],
+)
+def test_a_host_may_be_public_by_its_name_or_number(host: str, public: bool) -> None:
+    """Names that only inner networks know, and numbers that nobody routes, are not."""
+    assert may_be_public(host) is public
 
 
 def guard(
