@@ -33,10 +33,12 @@ from flux_async.errors import (
     RateLimitedError,
     RequestNotSent,
     Scope,
+    TaskMismatch,
     WrongEventLoop,
 )
 from flux_async.models import ImageRequest, TaskId, UnclaimedTask
 from flux_async.policy.admission import Admission
+from flux_async.policy.echo import SubmitLog
 from flux_async.policy.learning import GenerationTimes
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
@@ -101,6 +103,7 @@ class Account:
         clock: The reader of time.
         rng: The source of jitter.
         times: What is known of how long tasks take.
+        submits: The latest submits, and whether records are known to show what was sent.
     """
 
     transport: Transport = attrs.field(repr=False)
@@ -108,6 +111,7 @@ class Account:
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
+    submits: SubmitLog = attrs.field(factory=SubmitLog, init=False, repr=False)
     _pauses: RetryPolicy = attrs.field(init=False, repr=False)
     _exchanges: ExchangeHost = attrs.field(factory=ExchangeHost, init=False, repr=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
@@ -339,6 +343,8 @@ class Account:
             return ConnectionLost("The program ended the request before its answer came.")
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
             return ConnectionLost(f"The request failed in an unforeseen way: {type(error).__name__}.")
+        if not self.submits.is_new(task_id):
+            return _named_twice(task_id)
         self._note_success()
         return task_id
 
@@ -471,6 +477,14 @@ def _unanswered() -> DeadlineExceeded:
         "The deadline passed while the submit was on its way.",
         charge=Charge.MAYBE,
         advice="Its answer is still awaited: look into client.unclaimed before you submit again.",
+    )
+
+
+def _named_twice(task_id: TaskId) -> TaskMismatch:
+    return TaskMismatch(
+        f"The API answered the submit with task {task_id}, which another submit of this client has. "
+        "The submit was probably charged, and its own task is not known.",
+        refused_task_id=task_id,
     )
 
 

@@ -11,6 +11,7 @@
     ├── RequestNotSent             never connected: certainly not charged
     ├── ConnectionLost             maybe delivered: a submit may have been charged
     ├── UnexpectedResponse         an answer of no documented shape          .http_status .body_excerpt
+    │   └── TaskMismatch           the task that was named is another submit's  .refused_task_id .belongs_to
     ├── ApiError                   the vendor's own refusal                  .code .msg .http_status
     │   ├── ContentPolicyError     400
     │   ├── AuthenticationError    401
@@ -53,7 +54,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
-    from flux_async.models import TaskId, TaskRecord
+    from flux_async.models import JobKey, TaskId, TaskRecord
 
 E = TypeVar("E", bound="FluxError")
 
@@ -216,6 +217,34 @@ class UnexpectedResponse(FluxError):
         super().__init__(message, **fields)
         self.http_status: int | None = http_status
         self.body_excerpt: str = body_excerpt
+
+
+class TaskMismatch(UnexpectedResponse):
+    """A submit was answered with a task that is not its own, and its own task is not known.
+
+    Another submit has the task, or its record shows another request. The submit may have been charged.
+
+    Attributes:
+        refused_task_id: The task that was named. ``task_id`` is None: it is not this submit's.
+        belongs_to: The key of the job whose task it is, in a batch, where one is known.
+        record: The record that shows another request; None where no record was needed.
+    """
+
+    default_advice = ConnectionLost.default_advice
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        refused_task_id: TaskId | None = None,
+        belongs_to: JobKey | None = None,
+        record: TaskRecord | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, **fields)
+        self.refused_task_id: TaskId | None = refused_task_id
+        self.belongs_to: JobKey | None = belongs_to
+        self.record: TaskRecord | None = record
 
 
 class ApiError(FluxError):

@@ -12,6 +12,8 @@ or the start after a crash.
        │                 unknown                   │  └── task failed ──▶ FAILED, or PENDING where it may
        │                    ▼                      │                      be paid for once more
        └──── consent ─── IN_DOUBT ── task found ───┘
+                             ▲
+                             └── the task's record shows another request ── SUBMITTED, GENERATED
 
 Rules:
 
@@ -24,7 +26,9 @@ Rules:
    where its file is missing; where the vendor no longer has it either, the job has FAILED.)
    ``RetryGranted`` is a person's word, not a fact.
 5. A job has at most one live attempt: submitting, submitted or in doubt.
-6. A deadline of ours ends a run's wait, not the job: it stays SUBMITTED, paid, to be taken up again.
+6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so
+   its own task is unknown and the job is IN_DOUBT.
+7. A deadline of ours ends a run's wait, not the job: it stays SUBMITTED, paid, to be taken up again.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from typing import Any, ClassVar, TypeAlias
 import attrs
 
 from flux_async.errors import Charge, FluxError
-from flux_async.models import JobKey, TaskId
+from flux_async.models import Echo, JobKey, TaskId
 
 
 class JobState(enum.StrEnum):
@@ -107,6 +111,7 @@ class JobSnapshot:
         generated_at: When the picture was seen.
         finished_at: When the job became final.
         generation_s: The vendor's own figure for the duration.
+        echo: What the task's record shows of the request; None where no record has been compared with it.
     """
 
     key: JobKey
@@ -125,6 +130,7 @@ class JobSnapshot:
     finished_at: float | None = None
     generation_s: float | None = None
     sha256: str | None = None
+    echo: Echo | None = None
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -154,7 +160,13 @@ class SubmitIntended(_Event):
 
     def changes(self, job: JobSnapshot) -> dict[str, Any]:
         """One attempt more; until it is answered it may be charged."""
-        return {"attempts": job.attempts + 1, "charge": Charge.MAYBE, "problem": None, "task_id": None}
+        return {
+            "attempts": job.attempts + 1,
+            "charge": Charge.MAYBE,
+            "problem": None,
+            "task_id": None,
+            "echo": None,
+        }
 
 
 @attrs.frozen(kw_only=True)
@@ -198,10 +210,16 @@ class SubmitRejected(_Event):
 
 @attrs.frozen(kw_only=True)
 class SubmitUnknown(_Event):
-    """The answer never came, or contradicts itself: perhaps charged."""
+    """The answer never came, or contradicts itself, or names a task of another submit: perhaps charged.
+
+    ``answer`` is what came instead, cut and without the key: it may name the task all the same.
+    ``refused_task_id`` is a task that it named and that is not taken, as another submit has it.
+    """
 
     problem: Problem
     task_id: TaskId | None = None
+    answer: str | None = None
+    refused_task_id: TaskId | None = None
 
     def changes(self, _job: JobSnapshot) -> dict[str, Any]:
         """Parked, with the task id if the answer named one."""
@@ -210,7 +228,42 @@ class SubmitUnknown(_Event):
 
 @attrs.frozen(kw_only=True)
 class TaskFound(SubmitAccepted):
-    """The task of a submit in doubt became known: by a callback, or by a person."""
+    """The task of a submit in doubt became known: by a callback, by its record, or by a person.
+
+    ``echo`` is what its record shows of the request, where that was compared.
+    """
+
+    echo: Echo | None = None
+
+    def changes(self, job: JobSnapshot) -> dict[str, Any]:
+        """It is paid."""
+        return super().changes(job) | {"echo": self.echo}
+
+
+@attrs.frozen(kw_only=True)
+class EchoContradicted(_Event):
+    """The record of the task that the API named shows another request: the submit's own task is unknown.
+
+    ``belongs_to`` is the job of this journal whose request it shows, where there is one: the task is offered
+    to that job.
+    """
+
+    problem: Problem
+    task_id: TaskId
+    belongs_to: JobKey | None = None
+
+    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
+        """In doubt; nothing of the other task is kept."""
+        return {
+            "charge": Charge.MAYBE,
+            "problem": self.problem,
+            "task_id": None,
+            "result_url": None,
+            "origin_url": None,
+            "generation_s": None,
+            "generated_at": None,
+            "echo": None,
+        }
 
 
 @attrs.frozen(kw_only=True)
@@ -231,10 +284,12 @@ class TaskSucceeded(_Event):
     result_url: str
     origin_url: str | None = None
     generation_s: float | None = None
+    echo: Echo | None = None
 
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
+    def changes(self, job: JobSnapshot) -> dict[str, Any]:
         """The picture is at the vendor."""
         return {
+            "echo": self.echo or job.echo,
             "result_url": self.result_url,
             "origin_url": self.origin_url,
             "generation_s": self.generation_s,
@@ -312,6 +367,7 @@ Event: TypeAlias = (
     | SubmitRejected
     | SubmitUnknown
     | TaskFound
+    | EchoContradicted
     | ResubmitGranted
     | TaskSucceeded
     | TaskEnded
@@ -335,9 +391,11 @@ TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
         (JobState.IN_DOUBT, TaskFound): JobState.SUBMITTED,
         (JobState.IN_DOUBT, ResubmitGranted): JobState.PENDING,
         (JobState.SUBMITTED, TaskSucceeded): JobState.GENERATED,
+        (JobState.SUBMITTED, EchoContradicted): JobState.IN_DOUBT,
         (JobState.SUBMITTED, TaskEnded): JobState.FAILED,
         (JobState.SUBMITTED, TaskEndedRetryable): JobState.PENDING,
         (JobState.GENERATED, TaskSucceeded): JobState.GENERATED,
+        (JobState.GENERATED, EchoContradicted): JobState.IN_DOUBT,
         (JobState.GENERATED, Saved): JobState.DONE,
         (JobState.GENERATED, TaskEnded): JobState.FAILED,
         (JobState.GENERATED, ResultLost): JobState.FAILED,

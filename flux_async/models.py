@@ -395,6 +395,18 @@ class Job:
     )
 
 
+class Echo(enum.StrEnum):
+    """What the record of a task shows of the request it was made from (``paramJson`` of record-info)."""
+
+    CONFIRMED = "confirmed"
+    """The prompt, image and model that were sent: the result is of this request."""
+    ABSENT = "absent"
+    """Not both prompt and image, but nothing else either: no sign that the result is of another request."""
+    UNRECOGNISED = "unrecognised"
+    """Another prompt, image or model than was sent, and no other request of the caller's. A service may
+    translate prompts and copy images; compare the result with the image it should be of."""
+
+
 @attrs.frozen(kw_only=True)
 class TaskRecord:
     """What record-info says of a task (API page, "Task Status Query").
@@ -441,12 +453,15 @@ class ImageResult:
         task_id: The task that made it.
         result_url: Where it is, for 14 days; download it at once.
         origin_url: The input as the vendor kept it, for 10 minutes, or None.
+        echo: Whether its record shows the request it is the result of; None where the request is not known
+            here, as in a ``wait`` for a bare task id.
         record: The record it was read from.
     """
 
     task_id: TaskId
     result_url: str
     origin_url: str | None = None
+    echo: Echo | None = None
     record: TaskRecord | None = attrs.field(default=None, eq=False, repr=False)
 
 

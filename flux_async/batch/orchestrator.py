@@ -37,6 +37,7 @@ from flux_async.errors import (
     ResultExpired,
     Scope,
     TaskFailed,
+    TaskMismatch,
     shown,
 )
 from flux_async.files import SavedFile
@@ -340,6 +341,11 @@ class Driver:
         for _ in range(_PATIENCE):
             try:
                 return await self._happened(event)
+            except JobConflictError as error:  # another submit of the journal has this task
+                if not isinstance(event, SubmitAccepted):
+                    raise
+                answer = _named_twice(event.task_id, error)
+                event = self._answered(answer, event.at)
             except JournalError as error:
                 last = error
                 await self._account.clock.sleep(1.0)
@@ -352,7 +358,8 @@ class Driver:
             return SubmitAccepted(at=at, task_id=answer)
         self._last_error, problem = answer, Problem.of(answer)
         if answer.charge is not Charge.NO:
-            return SubmitUnknown(at=at, problem=problem, task_id=answer.task_id)
+            refused = answer.refused_task_id if isinstance(answer, TaskMismatch) else None
+            return SubmitUnknown(at=at, problem=problem, task_id=answer.task_id, refused_task_id=refused)
         if answer.scope is Scope.THIS_JOB and not isinstance(answer, RequestNotSent):
             return SubmitRejected(at=at, problem=problem)
         # 429 and 455 have paused the whole account already; only a missing connection is this job's own wait.
@@ -573,6 +580,14 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
         return Succeeded(job=job, image=image, file=file)
     error = error or _remembered(snapshot)
     return (InDoubt if snapshot.state is JobState.IN_DOUBT else Failed)(job=job, error=error)
+
+
+def _named_twice(task_id: TaskId, conflict: JobConflictError) -> TaskMismatch:
+    return TaskMismatch(
+        f"The API answered the submit with a task that is not its own. {conflict.message} "
+        "The submit was probably charged, and its own task is not known.",
+        refused_task_id=task_id,
+    )
 
 
 def _remembered(snapshot: JobSnapshot) -> FluxError:

@@ -13,7 +13,8 @@ from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import TaskId
 from flux_async.policy.polling import PollPolicy
 from flux_async.protocol.codes import PollMeaning, poll_meaning
-from flux_async.protocol.wire import is_echo, with_input
+from flux_async.protocol.echo import is_of_attempt
+from flux_async.protocol.wire import with_input
 
 _SOONEST_S, _LATEST_S = 5.0, 300.0
 _VISIBLE_WITHIN_S = PollPolicy().visible_within_s
@@ -66,7 +67,9 @@ class Witness:
             if error.scope is Scope.STOP or isinstance(error, ConfigurationError):
                 raise
             return False if self._is_of_nothing(error, entry) else None
-        return is_echo(record.params, with_input(self.stored.request, entry.input_url), entry.callback_id)
+        return is_of_attempt(
+            record.params, with_input(self.stored.request, entry.input_url), entry.callback_id
+        )
 
     def _is_of_nothing(self, error: FluxError, entry: InboxEntry) -> bool:
         """Say whether the vendor has no such task, long after it could not be visible yet."""

@@ -21,9 +21,10 @@ from flux_async.lifecycle import JobState
 from flux_async.models import JobKey, TaskId
 
 _PAGE = 500
-_WITH_INBOX, _WITH_FILES = 2, 3
-_COLUMNS_BEFORE = COLUMNS.replace("sha256, source, source_folder", "NULL, NULL, NULL")
+_WITH_INBOX, _WITH_FILES, _WITH_ECHO = 2, 3, 5
+_NEWER_COLUMNS = {_WITH_FILES: ("sha256", "source", "source_folder"), _WITH_ECHO: ("echo",)}
 _SPENT = ("SubmitAccepted", "TaskFound")
+_UNKNOWN = ("SubmitUnknown", "EchoContradicted")
 _MODEL = "json_extract(job.request, '$.model')"
 
 
@@ -82,9 +83,8 @@ class JournalReader:
         except sqlite3.Error as error:
             raise JournalError(f"{path} cannot be read: {error}.") from None
         try:
-            # One that no run has brought up to date yet has no files of this machine in it.
             self._version = self._check(path)
-            self._columns = COLUMNS if self._version >= _WITH_FILES else _COLUMNS_BEFORE
+            self._columns = _columns_of(self._version)
         except JournalError:
             self.close()
             raise
@@ -146,7 +146,7 @@ class JournalReader:
 
     def input_url(self, number: int) -> str | None:
         """Return where the latest submit of a job told the vendor to fetch a picture that was uploaded."""
-        if self._columns is not COLUMNS:
+        if self._version < _WITH_FILES:
             return None
         sql = "SELECT input_url FROM attempt WHERE job = ? ORDER BY number DESC LIMIT 1"
         url = self._value(sql, number)
@@ -190,9 +190,10 @@ class JournalReader:
     def spending(self) -> list[Spending]:
         """Return the tasks made so far, by model."""
         sql = (
-            f"SELECT {_MODEL}, sum(type IN {_SPENT}), sum(type = 'SubmitUnknown') - sum(type = 'TaskFound') "  # noqa: S608
+            f"SELECT {_MODEL}, sum(type IN {_SPENT}) - sum(type = 'EchoContradicted'), "  # noqa: S608
+            f"sum(type IN {_UNKNOWN}) - sum(type = 'TaskFound') "
             "FROM event JOIN job ON event.job = job.number "
-            f"WHERE type IN {(*_SPENT, 'SubmitUnknown')} GROUP BY 1"
+            f"WHERE type IN {_SPENT + _UNKNOWN} GROUP BY 1"
         )
         return [
             Spending(model=str(model), tasks=tasks, perhaps=max(0, perhaps))
@@ -238,6 +239,12 @@ def holder_of(journal: Path) -> Holder | None:
     except (OSError, OverflowError):
         return None
     return holder
+
+
+def _columns_of(version: int) -> str:
+    """Return the columns of a job; those that no run has added to the file yet are read as NULL."""
+    missing = {name for since, names in _NEWER_COLUMNS.items() if version < since for name in names}
+    return ", ".join("NULL" if name in missing else name for name in COLUMNS.split(", "))
 
 
 def _marks(values: Sequence[object]) -> str:

@@ -10,13 +10,13 @@ import attrs
 
 from flux_async.errors import Charge
 from flux_async.lifecycle import JobSnapshot, JobState, Problem
-from flux_async.models import EditRequest, ImageRequest, JobKey, LocalImage, TaskId
+from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, LocalImage, TaskId
 from flux_async.protocol.wire import read_submit
 
 COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
     "problem, not_before, submitted_at, generated_at, finished_at, generation_s, sha256, source, "
-    "source_folder"
+    "source_folder, echo"
 )
 
 
@@ -54,7 +54,8 @@ class StoredJob:
 def stored_job(row: tuple[Any, ...]) -> StoredJob:
     """Return the job of a row of :data:`COLUMNS`."""
     number, key, request, state, attempts, paid, task, result, origin, file, charge, problem, *times = row
-    not_before, submitted_at, generated_at, finished_at, generation_s, sha256, source, source_folder = times
+    not_before, submitted_at, generated_at, finished_at, generation_s, *rest = times
+    sha256, source, source_folder, echo = rest
     return StoredJob(
         number=number,
         request=request,
@@ -77,5 +78,6 @@ def stored_job(row: tuple[Any, ...]) -> StoredJob:
             finished_at=finished_at,
             generation_s=generation_s,
             sha256=sha256,
+            echo=None if echo is None else Echo(echo),
         ),
     )

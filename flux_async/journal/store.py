@@ -16,20 +16,19 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import anyio.to_thread
 import attrs
 
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import (
-    JobConflictError,
     JournalBusyError,
     JournalError,
     WrongEventLoop,
     shown,
 )
-from flux_async.journal import inbox
+from flux_async.journal import inbox, task_owners
 from flux_async.journal.adding import Added, Adding, as_new
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lease import Lease
@@ -48,7 +47,6 @@ from flux_async.lifecycle import (
     SubmitRefused,
     SubmitRejected,
     SubmitUnknown,
-    TaskFound,
     apply,
     recover,
 )
@@ -67,7 +65,7 @@ _ANSWERS = (SubmitAccepted, SubmitRefused, SubmitRejected, SubmitUnknown)
 _UPDATE = (
     "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
     "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=?, "
-    "sha256=? "
+    "sha256=?, echo=? "
     "WHERE number=?"
 )
 _UPDATE_FROM = _UPDATE + " AND state=? AND attempts=?"
@@ -371,6 +369,32 @@ class Journal:
         row = await self._do(lambda c: c.execute(sql, (job, number)).fetchone())
         return None if row is None else row[0]
 
+    async def input_urls(self, job: int) -> list[str | None]:
+        """Return where the submits of a job, by its number, told the vendor to fetch its image.
+
+        None stands for the address in the request. The latest comes first.
+        """
+        return await self._do(lambda c: task_owners.input_urls(c, job))
+
+    async def job_that_sent(
+        self, told: Mapping[str, Any], *, besides: int, verbatim: bool = False
+    ) -> JobKey | None:
+        """Return another job than ``besides``, a number, whose submit a record's ``paramJson`` shows.
+
+        With ``verbatim`` the request must be the same character by character, in all that is shown.
+        """
+        return await self._do(
+            lambda c: task_owners.job_that_sent(c, told, besides=besides, verbatim=verbatim)
+        )
+
+    async def offers_to(self, job: int) -> list[TaskId]:
+        """Return tasks that no job has and whose records show the request of a job, by its number."""
+        return await self._do(lambda c: task_owners.offers_to(c, job))
+
+    async def confirmed_echoes(self) -> int:
+        """Return how many records have shown the very request that was sent."""
+        return await self._do(task_owners.confirmed_echoes)
+
     # --- reading ------------------------------------------------------------------------------------------
 
     async def jobs(
@@ -447,6 +471,7 @@ def _record(
         job.finished_at,
         job.generation_s,
         job.sha256,
+        job.echo,
         number,
     )
     if before is None:
@@ -455,8 +480,7 @@ def _record(
         changed = connection.execute(_UPDATE_FROM, (*values, before.state.value, before.attempts))
     if changed.rowcount != 1:
         raise JournalError(f"The journal does not hold job {job.key}, or it has moved on without this run.")
-    if isinstance(event, TaskFound) and _belongs_to_another(connection, event.task_id, number):
-        raise JobConflictError(f"Task {event.task_id} belongs to another job.")
+    task_owners.check_owner(connection, event, number, job.attempts)
     attempt = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
@@ -465,27 +489,18 @@ def _record(
             (number, job.attempts, attempt, event.at, event.callback_id, event.input_url),
         )
     else:
-        connection.execute(
-            # What a contradictory answer named is not known to be the attempt's task: a callback may say.
-            "UPDATE attempt SET state = ?, task_id = coalesce(?, task_id) WHERE job = ? AND number = ?",
-            (attempt, event.task_id if isinstance(event, SubmitAccepted) else None, number, job.attempts),
-        )
+        task_owners.keep(connection, event, number, job.attempts, attempt)
     connection.execute(
         "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
         (number, event.at, type(event).__name__, _detail(event)),
     )
 
 
-def _belongs_to_another(connection: sqlite3.Connection, task_id: TaskId, job: int) -> bool:
-    sql = "SELECT 1 FROM attempt WHERE task_id = ? AND job <> ? LIMIT 1"
-    return connection.execute(sql, (task_id, job)).fetchone() is not None
-
-
 def _detail(event: Event) -> str:
-    """The event's own fields as JSON."""
+    """The event's own fields as JSON; an answer is kept with its attempt."""
     fields = {
         a.name: attrs.asdict(value) if isinstance(value, Problem) else value
         for a in attrs.fields(type(event))
-        if a.name != "at" and (value := getattr(event, a.name)) is not None
+        if a.name not in {"at", "answer"} and (value := getattr(event, a.name)) is not None
     }
     return json.dumps(fields, separators=(",", ":")) if fields else "{}"

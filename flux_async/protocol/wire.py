@@ -157,30 +157,6 @@ def read_submit(body: str) -> ImageRequest:
         raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
 
 
-def is_echo(params: Mapping[str, Any] | None, body: str, callback_id: str | None = None) -> bool | None:
-    """Say whether a record's ``paramJson`` is of the submit with this body: is this the task we asked for?
-
-    The vendor echoes the fields that were sent, reordered and perhaps not all of them. What is told of prompt
-    and picture must be the same, and an address to call must hold ``callback_id``: then it can be no other
-    submit, however the rest is spelled. Without an address all else that is told must be the same, too.
-
-    Returns:
-        None where prompt or picture is not told, so that it may be ours or not.
-    """
-    sent: dict[str, Any] = json.loads(body)
-    told = params or {}
-    subject = [name for name in ("prompt", "inputImage") if name in sent]
-    if any(told.get(name) not in (None, sent[name]) for name in subject):
-        return False
-    called = told.get(_wire_name("callback_url"))
-    if callback_id is not None and called is not None and callback_id not in str(called):
-        return False
-    if any(told.get(name) is None for name in subject):
-        return None
-    is_called = callback_id is not None and called is not None
-    return is_called or all(told[name] == value for name, value in sent.items() if name in told)
-
-
 def read_model(body: str) -> Model:
     """Read only the model from the body of an earlier :func:`store_request`."""
     return Model(json.loads(body)["model"])

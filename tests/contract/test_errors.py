@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flux_async import Charge, FluxError, Scope, TaskId, TaskRecord, TaskStatus
+from flux_async import Charge, FluxError, JobKey, Scope, TaskId, TaskRecord, TaskStatus
 
 
 def family(kind: type[FluxError]) -> list[type[FluxError]]:
@@ -31,12 +31,14 @@ RECORD = TaskRecord(
 SAMPLES: dict[str, object] = {
     # A value, different from the default, for every field an error can have.
     "advice": "Do this.",
+    "belongs_to": JobKey("job-2"),
     "body_excerpt": "<html>",
     "charge": Charge.YES,
     "code": 499,
     "http_status": 502,
     "msg": "words",
     "record": RECORD,
+    "refused_task_id": TaskId("task-2"),
     "retry_after_s": 7.5,
     "scope": Scope.STOP,
     "task_id": TaskId("task-1"),

@@ -50,8 +50,9 @@ async def test_remove_text_submits_once_and_waits(client: Any, transport: Any) -
     assert transport.count("record-info") == 3
 
 
-async def test_edit_and_generate_send_their_own_requests(client: Any, transport: Any) -> None:
+async def test_edit_and_generate_send_their_own_requests(client: Any, vendor: Any) -> None:
     """The prompt, the picture and the options arrive; nothing unset does."""
+    transport = vendor
     await client.edit("Make the sky orange", URL, model="flux-kontext-max", safety_tolerance=1)
     await client.generate("A lighthouse at dusk", aspect_ratio="16:9")
     bodies = [request.body for _, request in transport.seen if request.body]
@@ -145,7 +146,7 @@ async def test_429_pauses_every_submit_of_the_account(transport: Any, make: Any,
     transport.script["generate"] = [
         make.answer({"taskId": "t1"}),
         make.answer(None, 429),
-        make.answer({"taskId": "t1"}),
+        *(make.answer({"taskId": f"t{number}"}) for number in range(2, 6)),
     ]
     async with FluxClient(make.key, transport=transport, clock=clock) as client:
         await client.submit(EditRequest.text_removal(URL))

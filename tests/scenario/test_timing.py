@@ -313,7 +313,8 @@ async def test_an_upload_serves_the_submit_after_a_paid_failure(
 ) -> None:
     """Waiting for the first task forgets the request, but not where the picture has been put."""
     transport.script["file-url-upload"] = [make.answer({"downloadUrl": "https://uploads.example/1.jpg"})]
-    transport.script["record-info"] = [make.record(3, errorCode=500, errorMessage="no"), make.record(1)]
+    transport.script["generate"] = [make.answer({"taskId": "t1"}), make.answer({"taskId": "t2"})]
+    transport.script["record-info"] = [make.record(3, errorCode=500, errorMessage="no"), make.record(1, "t2")]
     retry = RetryPolicy(max_paid_attempts=2)
     async with run_batch(client, URLS[:1], via_upload=True, retry=retry) as batch:
         (outcome,) = [outcome async for outcome in batch]

@@ -18,6 +18,7 @@ from flux_async.lifecycle import (
     TRANSITIONS,
     AwaitCallback,
     Begin,
+    EchoContradicted,
     Event,
     Fetch,
     IllegalTransition,
@@ -44,7 +45,7 @@ from flux_async.lifecycle import (
     next_step,
     recover,
 )
-from flux_async.models import JobKey, TaskId, TaskRecord, TaskStatus
+from flux_async.models import Echo, JobKey, TaskId, TaskRecord, TaskStatus
 
 P, S, SUBMITTED, G = JobState.PENDING, JobState.SUBMITTING, JobState.SUBMITTED, JobState.GENERATED
 DONE, FAILED, DOUBT = JobState.DONE, JobState.FAILED, JobState.IN_DOUBT
@@ -60,6 +61,7 @@ EVENTS: tuple[Event, ...] = (
     SubmitRejected(at=2, problem=PROBLEM),
     SubmitUnknown(at=2, problem=PROBLEM),
     TaskFound(at=3, task_id=TASK),
+    EchoContradicted(at=4, problem=PROBLEM, task_id=TASK, belongs_to=JobKey("other")),
     ResubmitGranted(at=3),
     TaskSucceeded(at=4, result_url=URL, origin_url="https://files.example/o.jpg", generation_s=7.5),
     TaskEnded(at=4, problem=PROBLEM),
@@ -83,6 +85,8 @@ LEGAL = {
     (DOUBT, TaskFound): SUBMITTED,
     (DOUBT, ResubmitGranted): P,
     (SUBMITTED, TaskSucceeded): G,
+    (SUBMITTED, EchoContradicted): DOUBT,
+    (G, EchoContradicted): DOUBT,
     (SUBMITTED, TaskEnded): FAILED,
     (SUBMITTED, TaskEndedRetryable): P,
     (G, TaskSucceeded): G,
@@ -173,6 +177,8 @@ def test_only_consent_leaves_a_final_state_or_frees_a_doubt() -> None:
         (DOUBT, TaskFound, {"charge": Charge.YES, "task_id": TASK, "submitted_at": 3}),
         (DOUBT, ResubmitGranted, {"not_before": 0.0, "attempts": 1}),
         (SUBMITTED, TaskSucceeded, {"result_url": URL, "generated_at": 4, "generation_s": 7.5}),
+        (SUBMITTED, EchoContradicted, {"charge": Charge.MAYBE, "problem": PROBLEM, "task_id": None}),
+        (G, EchoContradicted, {"charge": Charge.MAYBE, "task_id": None, "result_url": None}),
         (SUBMITTED, TaskEnded, {"charge": Charge.MAYBE, "paid_failures": 1, "finished_at": 4}),
         (SUBMITTED, TaskEndedRetryable, {"paid_failures": 1, "not_before": 0.0, "finished_at": None}),
         (G, Saved, {"file": "a.jpg", "finished_at": 5, "problem": None}),
@@ -193,6 +199,19 @@ def test_result_address_is_renewed() -> None:
     """A success said again, as after a restart, only renews the address."""
     again = apply(job(G), TaskSucceeded(at=9, result_url="https://files.example/new.jpg"))
     assert (again.state, again.result_url) == (G, "https://files.example/new.jpg")
+
+
+def test_the_echo_of_a_task_stays_with_it() -> None:
+    """What a record showed outlives a renewed address of the result, and ends with the next submit."""
+    found = apply(job(DOUBT), TaskFound(at=3, task_id=TASK, echo=Echo.CONFIRMED))
+    assert found.echo is Echo.CONFIRMED
+    assert apply(job(DOUBT), TaskFound(at=3, task_id=TASK)).echo is None
+    done = apply(found, TaskSucceeded(at=4, result_url=URL))
+    assert done.echo is Echo.CONFIRMED
+    other = apply(done, TaskSucceeded(at=5, result_url=URL, echo=Echo.ABSENT))
+    assert other.echo is Echo.ABSENT
+    again = attrs.evolve(other, state=P)
+    assert apply(again, SubmitIntended(at=6)).echo is None
 
 
 # --- what comes next --------------------------------------------------------------------------------------
@@ -327,6 +346,12 @@ class _AnyOrder(RuleBasedStateMachine):
     @rule()
     def unknown(self) -> None:
         self.offer(SubmitUnknown(at=self.at(), problem=PROBLEM))
+
+    @rule()
+    def contradicted(self) -> None:
+        was_over = self.job.state is G
+        if self.offer(EchoContradicted(at=self.at(), problem=PROBLEM, task_id=TASK)):
+            self.live += was_over
 
     @rule()
     def resubmit(self) -> None:

@@ -32,7 +32,6 @@ from flux_async.protocol.wire import (
     build_stored_submit,
     build_submit,
     image_of,
-    is_echo,
     is_for_task,
     parse_credit,
     parse_download_url,
@@ -258,7 +257,7 @@ def test_an_answer_that_may_be_another_tasks_is_told(body: bytes, is_ours: bool)
     assert is_for_task(WireResponse(status=200, body=body), TASK) is is_ours
 
 
-# --- the body of an attempt, and its echo -----------------------------------------------------------------
+# --- the body of an attempt -----------------------------------------------------------------
 
 BODY = (build_submit(EditRequest.text_removal("https://h.example/a.jpg")).body or b"").decode()
 CALLBACK = "0123456789abcdef0123456789abcdef"
@@ -270,40 +269,6 @@ def test_a_stored_submit_carries_the_address_of_its_attempt() -> None:
     body = json.loads(build_stored_submit(BODY, url).body or b"")
     assert body == json.loads(BODY) | {"callBackUrl": url}
     assert (build_stored_submit(BODY).body or b"").decode() == BODY
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, True),
-        ({"callBackUrl": f"https://elsewhere.example/?c={CALLBACK}"}, True),
-        ({"callBackUrl": "https://elsewhere.example/?c=" + "f" * 32}, False),
-        ({"prompt": "another"}, False),
-        ({"inputImage": "https://h.example/b.jpg"}, False),
-        ({"model": "flux-kontext-max"}, False),
-        ({"unheard": 1}, True),
-        ({"callBackUrl": f"https://ours.example/?c={CALLBACK}", "enableTranslation": "false"}, True),
-        ({"enableTranslation": "false"}, False),
-    ],
-)
-def test_an_echo_is_of_the_same_submit(changes: dict[str, Any], expected: bool) -> None:
-    """What the vendor repeats must be what was sent, but for an address that names the attempt anyhow."""
-    assert is_echo(json.loads(BODY) | changes, BODY, CALLBACK) is expected
-
-
-def test_an_echo_must_show_prompt_and_picture() -> None:
-    """Of a partial, an empty or an unreadable one nobody knows; unless what it shows is another's."""
-    sent = json.loads(BODY)
-    assert is_echo({"prompt": sent["prompt"], "inputImage": sent["inputImage"]}, BODY) is True
-    assert is_echo({"prompt": sent["prompt"]}, BODY) is None
-    assert is_echo({"prompt": sent["prompt"], "inputImage": None}, BODY) is None
-    assert is_echo({"callBackUrl": f"https://ours.example/?c={CALLBACK}"}, BODY, CALLBACK) is None
-    assert is_echo({"callBackUrl": "https://ours.example/?c=other"}, BODY, CALLBACK) is False
-    assert is_echo({"prompt": "another"}, BODY) is False
-    assert is_echo({}, BODY) is None
-    assert is_echo(None, BODY) is None
-    words = (build_submit(GenerateRequest(prompt="a lighthouse")).body or b"").decode()
-    assert is_echo({"prompt": "a lighthouse"}, words, CALLBACK) is True
 
 
 # --- fresh links ------------------------------------------------------------------------------------------

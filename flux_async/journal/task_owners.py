@@ -1,0 +1,144 @@
+"""Which task is whose: what a journal knows of task ids, as functions on its connection.
+
+A task belongs to one submit. The record of a task shows the request it was made from, so a task whose answer
+went to the wrong submit can be found its job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flux_async.errors import JobConflictError
+from flux_async.lifecycle import (
+    EchoContradicted,
+    Event,
+    SubmitAccepted,
+    SubmitUnknown,
+    TaskFound,
+    TaskSucceeded,
+)
+from flux_async.models import Echo, JobKey, TaskId
+from flux_async.protocol.echo import compare, spellings_of
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_SUBJECT = "coalesce(json_extract(request, '$.inputImage'), json_extract(request, '$.prompt'))"
+"""As the index ``job_by_subject`` has it, letter by letter."""
+
+_MOST_ALIKE = 200
+"""Jobs about one image that a record is compared with."""
+
+
+def check_owner(connection: sqlite3.Connection, event: Event, job: int, attempt: int) -> None:
+    """Refuse a task that another submit has.
+
+    A found task may be that of an earlier submit of the same job. A task that a submit was answered with may
+    not: each submit makes its own.
+
+    Raises:
+        JobConflictError: Another job has it, or for an answer, an earlier submit of the job.
+    """
+    if not isinstance(event, SubmitAccepted):
+        return
+    sql = (
+        "SELECT job.key, job.number FROM attempt JOIN job ON job.number = attempt.job "
+        "WHERE attempt.task_id = ? AND NOT (attempt.job = ? AND attempt.number = ?) "
+        "ORDER BY job.number <> ? DESC LIMIT 1"
+    )
+    row = connection.execute(sql, (event.task_id, job, attempt, job)).fetchone()
+    if row is None:
+        return
+    key, number = row
+    if number != job:
+        raise JobConflictError(f"Task {event.task_id} belongs to job {key}.")
+    if not isinstance(event, TaskFound):
+        raise JobConflictError(f"Task {event.task_id} belongs to an earlier submit of this job.")
+
+
+def keep(connection: sqlite3.Connection, event: Event, job: int, attempt: int, state: str) -> None:
+    """Write down what an event says of the task of a job's latest attempt, now in ``state``."""
+    task_id, answer, refused = None, None, None
+    if isinstance(event, SubmitAccepted):
+        task_id = event.task_id
+    elif isinstance(event, SubmitUnknown):
+        # What a contradictory answer named is not known to be the attempt's task: a callback may say.
+        answer, refused = event.answer, event.refused_task_id
+    elif isinstance(event, EchoContradicted):
+        refused = event.task_id
+        connection.execute("UPDATE attempt SET task_id = NULL WHERE job = ? AND number = ?", (job, attempt))
+        connection.execute(
+            "INSERT OR IGNORE INTO offer SELECT number, ?, ? FROM job WHERE key = ?",
+            (event.task_id, event.at, event.belongs_to),
+        )
+    elif isinstance(event, TaskSucceeded) and event.echo is Echo.CONFIRMED:
+        connection.execute(
+            "INSERT INTO meta VALUES ('confirmed_echoes', '1') "
+            "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+        )
+    connection.execute(
+        "UPDATE attempt SET state = ?, task_id = coalesce(?, task_id), answer = coalesce(?, answer), "
+        "refused_task_id = coalesce(?, refused_task_id) WHERE job = ? AND number = ?",
+        (state, task_id, answer, refused, job, attempt),
+    )
+
+
+def confirmed_echoes(connection: sqlite3.Connection) -> int:
+    """Return how many records have shown the very request that was sent."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'confirmed_echoes'").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def offers_to(connection: sqlite3.Connection, job: int) -> list[TaskId]:
+    """Return the tasks whose records show the request of a job, and that no job has."""
+    sql = (
+        "SELECT task_id FROM offer WHERE job = ? "
+        "AND NOT EXISTS (SELECT 1 FROM attempt WHERE attempt.task_id = offer.task_id) ORDER BY at"
+    )
+    return [TaskId(row[0]) for row in connection.execute(sql, (job,))]
+
+
+def input_urls(connection: sqlite3.Connection, job: int) -> list[str | None]:
+    """Return where the submits of a job told the vendor to fetch its image; None: where the request says."""
+    sql = "SELECT input_url FROM attempt WHERE job = ? ORDER BY number DESC"
+    return list(dict.fromkeys(row[0] for row in connection.execute(sql, (job,))))
+
+
+def job_that_sent(
+    connection: sqlite3.Connection, told: Mapping[str, Any], *, besides: int, verbatim: bool
+) -> JobKey | None:
+    """Return another job whose submit a record shows, the closest where there are several.
+
+    Args:
+        connection: To the journal.
+        told: The request as the record shows it.
+        besides: The number of the job that is known to have sent something else.
+        verbatim: Whether the request must be the same character by character, in all that is shown.
+    """
+    best: tuple[int, JobKey] | None = None
+    for number, key, body in _alike(connection, spellings_of(told)):
+        if number == besides:
+            continue
+        seen = compare(told, body)
+        if not seen.is_same or (verbatim and not (seen.is_verbatim and seen.rest_is_same)):
+            continue
+        closeness = seen.is_verbatim + seen.rest_is_same
+        if best is None or closeness > best[0]:
+            best = closeness, key
+    return None if best is None else best[1]
+
+
+def _alike(connection: sqlite3.Connection, subjects: list[str]) -> Iterator[tuple[int, JobKey, str]]:
+    """Yield number, key and body of submits about one of these images or prompts."""
+    marks = ", ".join("?" * len(subjects))
+    by_request = (
+        f"SELECT number, key, request FROM job WHERE attempts > 0 AND {_SUBJECT} IN ({marks}) LIMIT ?"  # noqa: S608
+    )
+    by_upload = (
+        "SELECT job.number, job.key, json_set(job.request, '$.inputImage', attempt.input_url) "  # noqa: S608
+        f"FROM attempt JOIN job ON job.number = attempt.job WHERE attempt.input_url IN ({marks}) LIMIT ?"
+    )
+    for sql in (by_request, by_upload):
+        for number, key, body in connection.execute(sql, (*subjects, _MOST_ALIKE)):
+            yield number, JobKey(key), body

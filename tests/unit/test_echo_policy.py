@@ -1,0 +1,43 @@
+"""When a record contradicts its submit, and what a session remembers of its submits."""
+
+from __future__ import annotations
+
+import pytest
+
+from flux_async.models import Echo, TaskId
+from flux_async.policy.echo import CONFIRMED_ENOUGH, SubmitLog, is_contradiction
+
+
+@pytest.mark.parametrize(
+    ("echo", "is_anothers", "is_reworded", "confirmed", "expected"),
+    [
+        (Echo.CONFIRMED, False, False, 9, False),
+        (Echo.CONFIRMED, True, False, 0, True),
+        (Echo.ABSENT, False, False, 9, False),
+        (Echo.UNRECOGNISED, True, False, 0, True),
+        (Echo.UNRECOGNISED, True, True, 0, True),
+        (Echo.UNRECOGNISED, False, False, CONFIRMED_ENOUGH - 1, False),
+        (Echo.UNRECOGNISED, False, False, CONFIRMED_ENOUGH, True),
+        (Echo.UNRECOGNISED, False, True, CONFIRMED_ENOUGH, False),
+    ],
+)
+def test_a_contradiction(
+    echo: Echo, is_anothers: bool, is_reworded: bool, confirmed: int, expected: bool
+) -> None:
+    """Another's request always; an unknown one once three records have shown what was sent."""
+    assert expected is is_contradiction(
+        echo, is_anothers=is_anothers, is_reworded=is_reworded, confirmed=confirmed
+    )
+
+
+def test_a_session_remembers_its_latest_submits() -> None:
+    """Ten thousand task ids and requests; older ones are forgotten."""
+    log = SubmitLog()
+    assert log.is_new(TaskId("t0"))
+    assert not log.is_new(TaskId("t0"))
+    log.sends(("https://h/a.jpg", "p"))
+    assert log.has_sent(("https://h/a.jpg", "p"))
+    assert not log.has_sent(("https://h/b.jpg", "p"))
+    for number in range(1, 10_001):
+        assert log.is_new(TaskId(f"t{number}"))
+    assert log.is_new(TaskId("t0"))
