@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.run import BatchRun, run_batch
 from flux_async.client import FluxClient
@@ -144,6 +145,8 @@ __all__ = [
     "PollDeadlineExceeded",
     "PollPolicy",
     "RateLimitedError",
+    "RekeyEvidence",
+    "Rekeyed",
     "RequestNotSent",
     "ResultExpired",
     "ResultTooLarge",
@@ -163,5 +166,6 @@ __all__ = [
     "UploadedFile",
     "WebhookReceiver",
     "WrongEventLoop",
+    "rekey_journal",
     "run_batch",
 ]

@@ -476,7 +476,7 @@ def _unanswered() -> DeadlineExceeded:
     return DeadlineExceeded(
         "The deadline passed while the submit was on its way.",
         charge=Charge.MAYBE,
-        advice="Its answer is still awaited: look into client.unclaimed before you submit again.",
+        advice="Its answer is still awaited: {task_of_lost_answer} before you submit again.",
     )
 
 

@@ -21,6 +21,7 @@ import anyio
 import attrs
 
 from flux_async.account import Account, Call, log
+from flux_async.advice import python_words
 from flux_async.clock import Clock, SystemClock
 from flux_async.download import Download, timed_out
 from flux_async.errors import (
@@ -493,7 +494,8 @@ class FluxClient:
                 log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
                 raise as_paid(error, task_id) from None
             except BaseException as gone:
-                gone.add_note(f"Task {task_id} was submitted and is paid; take it up with client.wait().")
+                again = python_words(task_id)["wait"]
+                gone.add_note(f"Task {task_id} was submitted and is paid; {again}.")
                 self._account.leave(request, task_id)
                 raise
             log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
@@ -673,5 +675,5 @@ def as_paid(error: FluxError, task_id: TaskId) -> FluxError:
     error.task_id = task_id
     if error.charge is Charge.NO and not isinstance(error, TaskFailed):
         error.charge = Charge.YES
-        error.advice = f"{error.advice} {PollDeadlineExceeded.default_advice}"
+        error.advice = f"{error.advice_template} {PollDeadlineExceeded.default_advice}"
     return error

@@ -50,8 +50,11 @@ Every error survives :mod:`pickle`, holds no key, and ends with a sentence that 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from flux_async.advice import fill, python_words
 
 if TYPE_CHECKING:
     from flux_async.models import JobKey, TaskId, TaskRecord
@@ -84,6 +87,7 @@ def install_command(extra: str) -> str:
 
 
 _LONGEST_SHOWN = 120
+_TWO_ENDS = re.compile(r"(?:[!?…]|\.\.\.|(?:^|[^.])\.)\.$")
 
 
 def shown(value: object) -> str:
@@ -95,6 +99,11 @@ def shown(value: object) -> str:
         return f"the coroutine of {getattr(value, '__qualname__', 'a call')}() (is an `await` missing?)"
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
+
+
+def _with_one_full_stop(message: str) -> str:
+    """Return ``message`` without a full stop after quoted words that end in a mark of their own."""
+    return message[:-1] if _TWO_ENDS.search(message) else message
 
 
 def _restore(cls: type[E], args: tuple[object, ...], state: dict[str, Any]) -> E:
@@ -111,7 +120,7 @@ class FluxError(Exception):
         charge: Whether credits were spent by the exchange that failed.
         scope: Whom it concerns: this job, everyone for now, or everyone until a person acts.
         task_id: The vendor's task, where one is known; take it up again with ``client.wait(task_id)``.
-        advice: One sentence that says what to do next; it closes ``str(error)``.
+        advice_template: The advice, with what to do named in braces: :mod:`flux_async.advice`.
     """
 
     default_charge: ClassVar[Charge] = Charge.NO
@@ -127,8 +136,8 @@ class FluxError(Exception):
         scope: Scope | None = None,
         task_id: TaskId | None = None,
     ) -> None:
-        super().__init__(message)
-        self.advice: str = self.default_advice if advice is None else advice
+        super().__init__(_with_one_full_stop(message))
+        self.advice_template: str = self.default_advice if advice is None else advice
         self.charge: Charge = self.default_charge if charge is None else charge
         self.scope: Scope = self.default_scope if scope is None else scope
         self.task_id: TaskId | None = task_id
@@ -137,6 +146,15 @@ class FluxError(Exception):
     def message(self) -> str:
         """What happened, without the advice."""
         return str(self.args[0])
+
+    @property
+    def advice(self) -> str:
+        """What to do next, for a caller of the library; it closes ``str(error)``."""
+        return fill(self.advice_template, python_words(self.task_id))
+
+    @advice.setter
+    def advice(self, template: str) -> None:
+        self.advice_template = template
 
     def __str__(self) -> str:
         return f"{self.message} {self.advice}".strip()
@@ -280,7 +298,7 @@ class AuthenticationError(ApiError):
 
     default_charge = Charge.NO
     default_scope = Scope.STOP
-    default_advice = "Set KIE_API_KEY to a key from https://kie.ai/api-key and run again."
+    default_advice = "Set KIE_API_KEY to a key from https://kie.ai/api-key and run again. {new_key}"
 
 
 class InsufficientCreditsError(ApiError):
@@ -296,7 +314,7 @@ class PermissionDeniedError(ApiError):
 
     default_charge = Charge.NO
     default_scope = Scope.STOP
-    default_advice = "Check the key's IP whitelist and state at https://kie.ai/api-key."
+    default_advice = "Check the key's IP whitelist and state at https://kie.ai/api-key. {new_key}"
 
 
 class NotFoundError(ApiError):
@@ -334,7 +352,7 @@ class KeyLimitError(ApiError):
 
     default_charge = Charge.NO
     default_scope = Scope.STOP
-    default_advice = "Raise the key's cap at https://kie.ai/api-key, or use another key."
+    default_advice = "Raise the key's cap at https://kie.ai/api-key, or use another key. {new_key}"
 
 
 class MaintenanceError(ApiError):
@@ -389,7 +407,7 @@ class BudgetExhausted(FluxError):
     """The next submit would spend more than this run was allowed."""
 
     default_scope = Scope.STOP
-    default_advice = "Run the same call again with a larger max_credits; what is done stays done."
+    default_advice = "{larger_budget}; what is done stays done."
 
 
 class DeadlineExceeded(FluxError):
@@ -405,10 +423,7 @@ class PollDeadlineExceeded(DeadlineExceeded):
     """
 
     default_charge = Charge.YES
-    default_advice = (
-        "The task may still finish and is paid: take it up again with client.wait(task_id) or "
-        "`flux-async task TASK_ID --wait`; do not submit the image again."
-    )
+    default_advice = "The task may still finish and is paid: {wait}; do not submit the image again."
 
 
 class DownloadError(FluxError):
@@ -431,7 +446,7 @@ class ResultExpired(DownloadError):
 
     default_advice = (
         "Ask record-info for the address again; past 14 days the image must be made anew, which is a new "
-        "charge: `flux-async retry DIR --failed`."
+        "charge{pay_again}."
     )
 
 
@@ -442,9 +457,7 @@ class AddressForbidden(DownloadError):
     step from https down to http.
     """
 
-    default_advice = (
-        "If the address is one of your own network, fetch the file yourself: it is image.result_url."
-    )
+    default_advice = "If the address is one of your own network, fetch the file yourself: it is {result_url}."
 
 
 class DownloadCutShort(DownloadError):
@@ -462,13 +475,13 @@ class DownloadTimedOut(DownloadError):
 class NotAPicture(DownloadError):
     """What came is no JPEG, PNG, WebP or GIF: a web page, an empty, damaged or packed file."""
 
-    default_advice = "Open image.result_url in a browser; if the picture is there, download it again."
+    default_advice = "Open {result_url} in a browser; if the picture is there, download it again."
 
 
 class ResultTooLarge(DownloadError):
     """The file has more bytes or more pixels than allowed; it was refused before the rest was read."""
 
-    default_advice = "If the picture is wanted all the same, raise max_bytes or max_pixels of DownloadLimits."
+    default_advice = "If the picture is wanted all the same, {larger_result}."
 
 
 class DiskFull(DownloadError):
@@ -483,8 +496,8 @@ class FolderNotWritable(DownloadError):
 
     default_scope = Scope.STOP
     default_advice = (
-        "Check the folder's permissions, or give another folder, and run again: the paid results are kept "
-        "for 14 days."
+        "Check the folder's permissions and run again: nothing is lost, the paid results are kept for 14 "
+        "days."
     )
 
 
@@ -511,7 +524,7 @@ class JournalError(FluxError):
 class JournalBusyError(JournalError):
     """Another process holds the lease of this journal."""
 
-    default_advice = "Wait for the other run to end, or give this one a directory of its own."
+    default_advice = "Wait for the other run to end, then run again; what it has paid for is not paid again."
 
 
 class JobConflictError(JournalError):
@@ -523,4 +536,4 @@ class JobConflictError(JournalError):
 class JournalVersionError(JournalError):
     """The journal was written by a newer release."""
 
-    default_advice = "Install that release, or start a new journal."
+    default_advice = "Install that release. A new journal would pay again for what this one holds."

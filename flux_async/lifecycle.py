@@ -84,10 +84,12 @@ class Problem:
 
     @classmethod
     def of(cls, error: FluxError) -> Problem:
-        """Note down ``error``."""
+        """Note down ``error``, its advice as a template: who reads it words what can be done."""
         record = getattr(error, "record", None)
         code = getattr(error, "code", None) or getattr(record, "error_code", None)
-        return cls(type=type(error).__name__, code=code, message=str(error))
+        return cls(
+            type=type(error).__name__, code=code, message=f"{error.message} {error.advice_template}".strip()
+        )
 
 
 @attrs.frozen(kw_only=True)

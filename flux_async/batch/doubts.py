@@ -143,7 +143,7 @@ class Doubts:
                     self._seen = entry.number  # one that fails is read again
                 self._seen = newest
             except JournalError as error:  # callbacks only save time: the batch goes on without
-                logger.warning("callbacks cannot be read: %s", error)
+                logger.warning("callbacks cannot be read: %s", error.message)
                 self._first_read_is_over()
                 await self._clock.sleep(_AFTER_TROUBLE_S)
             else:

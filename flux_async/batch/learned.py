@@ -50,6 +50,6 @@ class LearnedTimes:
         try:
             await self.journal.keep_times(text)
         except JournalError as error:
-            logger.warning("what was learned of generation times could not be kept: %s", error)
+            logger.warning("what was learned of generation times could not be kept: %s", error.message)
         else:
             self._kept = text

@@ -21,6 +21,7 @@ from pathlib import Path
 import attrs
 
 from flux_async.account import Account, Call
+from flux_async.advice import fill, python_words
 from flux_async.batch.event_log import log_event
 from flux_async.batch.input_files import InputPlace
 from flux_async.batch.witness import Witness
@@ -594,7 +595,8 @@ def _remembered(snapshot: JobSnapshot) -> FluxError:
     """An error that an earlier process met, as far as the journal tells it."""
     words = f"Job {snapshot.key} is {snapshot.state}."
     if snapshot.problem is not None:
-        words = f"{snapshot.problem.type}: {snapshot.problem.message}"
+        told = fill(snapshot.problem.message, python_words(snapshot.task_id))
+        words = f"{snapshot.problem.type}: {told}"
     return FluxError(words, advice="", charge=snapshot.charge, task_id=snapshot.task_id)
 
 

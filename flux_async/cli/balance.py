@@ -74,4 +74,4 @@ def cost_in_words(counts: Counter[Model], cost: float, most: float | None, have:
     words = f"{plural} about {in_credits(cost)} credits{bounded}; the account has {in_credits(have)}."
     if have >= need:
         return words, False
-    return f"{words} It will stop when they are used up; top up, and the same command resumes.", True
+    return f"{words} It will stop when they are used up; the rest stays pending.", True

@@ -22,6 +22,7 @@ import attrs
 import httpx
 
 from flux_async import AuthenticationError, FluxClient, FluxError, InvalidInput, __version__
+from flux_async.cli.advice import with_commands
 from flux_async.cli.balance import in_credits
 from flux_async.clock import Clock, SystemClock
 from flux_async.models import check_http_url
@@ -79,7 +80,9 @@ class Finding:
 
 def failed(check: str, error: FluxError) -> Finding:
     """Return the finding that an error of ours is."""
-    return Finding(check, Level.FAIL, error.message, error.advice)
+    return Finding(
+        check, Level.FAIL, error.message, with_commands(error.advice_template, None, error.task_id)
+    )
 
 
 def look_at_versions() -> Finding:

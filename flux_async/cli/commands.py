@@ -22,7 +22,7 @@ from flux_async import (
     __version__,
 )
 from flux_async.batch.prices import price_list
-from flux_async.cli.exits import Exit
+from flux_async.cli.exits import Commands, Exit
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.local_inputs import image_of
 
@@ -216,7 +216,7 @@ def _order(
     )
 
 
-@click.group(context_settings=_SETTINGS, no_args_is_help=True)
+@click.group(cls=Commands, context_settings=_SETTINGS, no_args_is_help=True)
 @click.version_option(__version__, prog_name="flux-async")
 def cli() -> None:
     """Remove text from images, or make and edit them, with KIE AI's Flux Kontext.
@@ -279,7 +279,8 @@ def remove_text(
     from flux_async.cli.remove_text import run_remove_text  # noqa: PLC0415 - loads rich
 
     options = {"model": model, "prompt": prompt, "output_format": output_format}
-    order = _order(**run, in_doubt=InDoubtPolicy(on_doubt), request_options=_given(options))
+    repeats = ("--on-doubt resubmit",) if on_doubt == InDoubtPolicy.RESUBMIT else ()
+    order = _order(**run, in_doubt=InDoubtPolicy(on_doubt), repeats=repeats, request_options=_given(options))
     return run_remove_text(order, gather_inputs(images, lists, sys.stdin), as_json=as_json)
 
 
@@ -299,27 +300,46 @@ def status(folder: Path, as_json: bool) -> int:
 @click.option("--in-doubt", is_flag=True, help="Submit images in doubt again: some may be paid for twice.")
 @_run_options
 def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
-    """Give images of FOLDER that failed, or that are in doubt, another try; say what it may cost."""
+    """Resume the run in FOLDER without its list.
+
+    Without an option this is the run's own command once more: nothing is paid twice. --failed and --in-doubt
+    pay for images again, each time they are given; how many, and what it may cost, is said first.
+    """
     from flux_async.cli.consent import run_retry  # noqa: PLC0415
 
-    if not failed and not in_doubt:
-        raise click.UsageError("Say what is to be tried again: --failed, --in-doubt, or both.")
-    return run_retry(_order(**run), failed=failed, in_doubt=in_doubt, as_json=as_json)
+    repeats = ("--failed",) * failed + ("--in-doubt",) * in_doubt
+    return run_retry(_order(**run, repeats=repeats), failed=failed, in_doubt=in_doubt, as_json=as_json)
 
 
 @cli.command()
+@click.argument("folder", type=_FOLDER)
 @click.argument("job")
 @click.argument("task_id")
-@_folder
 @_verbose
-def adopt(job: str, task_id: str, folder: Path) -> int:
-    """Say that TASK_ID is the task of JOB, which is in doubt; JOB is its key, or how its key begins.
+def adopt(folder: Path, job: str, task_id: str) -> int:
+    """Say that TASK_ID is the task of JOB in FOLDER.
 
-    The task is looked at first: it must exist and be made from the same picture. Nothing is submitted.
+    JOB is in doubt; it is its key, or how its key begins. The task is looked at first: it must exist and be
+    made from the same picture. Nothing is submitted.
     """
     from flux_async.cli.consent import run_adopt  # noqa: PLC0415
 
     return run_adopt(folder, job, task_id)
+
+
+@cli.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--yes", "sure", is_flag=True, help="The account is the same, where that cannot be told.")
+@_verbose
+def rekey(folder: Path, sure: bool) -> int:
+    """Let the run in FOLDER go on with a new key.
+
+    The new key, of the same account, is taken from KIE_API_KEY. It must be valid, and tasks of the folder are
+    looked at with it: one that it can read shows that the account is the same. Nothing is submitted.
+    """
+    from flux_async.cli.consent import run_rekey  # noqa: PLC0415
+
+    return run_rekey(folder, sure=sure)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""What only a person may say of a job: pay for it again, or: this is its task."""
+"""What only a person may say: pay for a job again; this is its task; this key is of the same account."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from flux_async import (
     NotFoundError,
     TaskRecord,
 )
+from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
+from flux_async.cli.advice import after_adopting, after_rekeying, command
 from flux_async.cli.balance import in_credits
 from flux_async.cli.display import message_console
 from flux_async.cli.exits import Exit
@@ -34,7 +36,9 @@ _SHORTEST_NAME = 6
 
 
 def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -> Exit:
-    """Grant another try to what failed, to what is in doubt, or to both, and run those jobs.
+    """Grant another try to what failed, to what is in doubt, or to both, and run those jobs; or resume.
+
+    Without either, all that the folder has is taken up as it stands: nothing is paid twice.
 
     Raises:
         JournalError: There is no journal, or it cannot be used.
@@ -43,6 +47,9 @@ def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
 
     async def select(intake: Intake) -> Selection:
+        if not states:
+            await intake.folder.journal.recover()
+            return intake.choose(intake.folder.reader.jobs())
         return await _grant(intake, states, order)
 
     return run_selected(order, select, as_json=as_json)
@@ -87,7 +94,7 @@ def run_adopt(folder: Path, name: str, task_id: str) -> Exit:
     JournalReader(folder / JOURNAL).close()
     task = check_task_id(task_id)
 
-    async def command(interruption: Interruption) -> Exit:
+    async def work(interruption: Interruption) -> Exit:
         async with FluxClient() as client:
             opened = await RunFolder.open(folder, account=client.fingerprint)
             try:
@@ -97,13 +104,13 @@ def run_adopt(folder: Path, name: str, task_id: str) -> Exit:
                 await opened.aclose()
         return Exit.INTERRUPTED if interruption.happened else Exit.SUCCEEDED
 
-    return run_interruptible(command)
+    return run_interruptible(work)
 
 
 async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId) -> None:
     at = SystemClock().wall()
     await folder.journal.recover()
-    stored = _job_in_doubt(folder.reader, name)
+    stored = _job_in_doubt(folder, name)
     owner = folder.reader.owner_of(task)
     if owner not in (None, stored.job.key):
         raise InvalidInput(f"Task {task} belongs to job {owner}.", advice="Nothing was changed.")
@@ -111,8 +118,7 @@ async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId)
     event = TaskFound(at=at, task_id=task)
     await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
     message_console().note(
-        f"Task {task} is now the task of job {stored.job.key}. "
-        "Run the same remove-text command again for its picture."
+        f"Task {task} is now the task of job {stored.job.key}. {after_adopting(folder.path)}"
     )
 
 
@@ -124,10 +130,12 @@ async def _record(client: FluxClient, task: TaskId) -> TaskRecord:
         raise
 
 
-def _job_in_doubt(reader: JournalReader, name: str) -> StoredJob:
-    found = reader.named(name)
+def _job_in_doubt(folder: RunFolder, name: str) -> StoredJob:
+    found = folder.reader.named(name)
     if not found:
-        raise ConfigurationError(f"No job here is called {name}.", advice="`flux-async status` lists them.")
+        raise ConfigurationError(
+            f"No job here is called {name}.", advice=f"{command('status', folder.path)} lists those in doubt."
+        )
     if len(found) > 1 or (found[0].job.key != name and len(name) < _SHORTEST_NAME):
         raise ConfigurationError(f"{name} may be several jobs.", advice="Give more of its key.")
     (stored,) = found
@@ -148,3 +156,40 @@ def _check_match(stored: StoredJob, uploaded: str | None, record: TaskRecord) ->
                 f"Task {record.task_id} was made from {told[field]}, job {stored.job.key} is about {value}.",
                 advice="Nothing was changed.",
             )
+
+
+# --- rekey ------------------------------------------------------------------------------------------------
+
+_FOUND = {
+    RekeyEvidence.SAME_KEY: "The folder belongs to this key already.",
+    RekeyEvidence.NOTHING_PAID: "Nothing was paid with the old key.",
+    RekeyEvidence.TASK_SEEN: "The new key can read task {task}, which was paid with the old one: "
+    "the account is the same.",
+    RekeyEvidence.CALLER: "Whether the account is the same cannot be told; you say that it is.",
+}
+
+
+def run_rekey(folder: Path, *, sure: bool) -> Exit:
+    """Let a folder go on with the key of the environment, after looking whether the account is the same.
+
+    Raises:
+        AuthenticationError: The key was refused; nothing was changed.
+        JournalError: It is of another account, or that cannot be told; or a run uses the folder.
+    """
+    JournalReader(folder / JOURNAL).close()
+
+    async def work(interruption: Interruption) -> Exit:
+        async with FluxClient() as client:
+            with interruption.scope():
+                found = await rekey_journal(client, folder / JOURNAL, sure=sure)
+                message_console().note(f"{_in_words(found)} {after_rekeying(folder)}")
+        return Exit.INTERRUPTED if interruption.happened else Exit.SUCCEEDED
+
+    return run_interruptible(work)
+
+
+def _in_words(found: Rekeyed) -> str:
+    told = _FOUND[found.evidence].format(task=found.task_id)
+    if found.evidence is RekeyEvidence.SAME_KEY:
+        return told
+    return f"{told} The folder now belongs to the new key."

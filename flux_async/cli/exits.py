@@ -6,10 +6,12 @@ import enum
 import io
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from flux_async import ConfigurationError, FluxError, InvalidInput, JournalError, MaintenanceError, Scope
+from flux_async.cli.advice import error_text
 from flux_async.cli.printable import printable
 
 
@@ -36,6 +38,35 @@ def exit_for(error: FluxError) -> Exit:
     return Exit.HALTED if halts(error) else Exit.SOME_FAILED
 
 
+class Command(click.Command):
+    """A command whose errors are shown with advice for its own folder."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run it.
+
+        Raises:
+            Ended: It ended in an error.
+        """
+        try:
+            return super().invoke(ctx)
+        except FluxError as error:
+            raise Ended(error, ctx.params.get("folder")) from error
+
+
+class Ended(Exception):  # no error of its own: what is shown of one
+    """A command ended in an error: the words that are shown, and the exit code."""
+
+    def __init__(self, error: FluxError, folder: Path | None) -> None:
+        super().__init__(printable(error_text(error, folder)))
+        self.code = exit_for(error)
+
+
+class Commands(click.Group):
+    """The commands."""
+
+    command_class = Command
+
+
 def run_command(cli: click.Group) -> int:
     """Run ``cli`` with the arguments of this process; return its exit code, show errors as a line or two."""
     _take_any_bytes()
@@ -44,9 +75,9 @@ def run_command(cli: click.Group) -> int:
     except click.ClickException as mistake:
         mistake.show()
         return mistake.exit_code
-    except FluxError as error:
-        click.echo(f"Error: {printable(str(error))}", err=True)
-        return exit_for(error)
+    except Ended as ended:
+        click.echo(f"Error: {ended}", err=True)
+        return ended.code
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
     except BrokenPipeError:

@@ -9,6 +9,7 @@ import attrs
 from anyio.lowlevel import checkpoint
 
 from flux_async import EditRequest, FluxError, InvalidInput, Job, JobConflictError, JobKey, LocalImage
+from flux_async.cli.advice import error_text
 from flux_async.cli.inputs import Given
 from flux_async.cli.results import ResultRow, refused_row
 from flux_async.cli.run_folder import RunFolder, Selection, in_chunks
@@ -112,7 +113,7 @@ class Intake:
     def _refuse(self, given: Given, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)
         self.selection.refused.append((len(self.selection.jobs), row))
-        words = str(error)
+        words = error_text(error)
         self.on_refused(row, words if words.startswith(given.place) else f"{given.place}: {words}")
 
 

@@ -36,6 +36,7 @@ from flux_async import (
 from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.run import PATIENCE_S, BatchRun, run_batch
+from flux_async.cli.advice import AfterRun, error_text
 from flux_async.cli.balance import Balance, cost_in_words
 from flux_async.cli.display import RunDisplay, summary_table
 from flux_async.cli.exits import Exit, halts
@@ -79,6 +80,7 @@ class RunOrder:
         download: Whether results are brought to disk.
         keep_originals: Whether the inputs are, too, as the vendor kept them.
         in_doubt: What to do with submits whose answer never came.
+        repeats: Options of the command that pay again each time it is run.
         max_credits: What this run may spend.
         callbacks: Where the vendor reports ends, or None.
         listen: Where this run receives them; None leaves that to a receiver elsewhere.
@@ -97,6 +99,7 @@ class RunOrder:
     download: bool = True
     keep_originals: bool = False
     in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
+    repeats: tuple[str, ...] = ()
     max_credits: float | None = None
     callbacks: CallbackEndpoint | None = None
     listen: Place | None = None
@@ -447,7 +450,7 @@ class RemoveText:
             )
         except FluxError as error:
             self._halted_by = self._halted_by or error
-            self.display.note(f"Error: {error}", "red")
+            self.display.note(f"Error: {error_text(error, self.order.folder)}", "red")
         if totals is not None:
             self._conclude(folder, totals, self.clock.monotonic() - began)
         for loose in client.unclaimed:
@@ -469,9 +472,9 @@ class RemoveText:
         )
         self.display.console.show(table)
         if self._halted_by is not None:
-            self.display.note(f"Halted: {self._halted_by}", "red")
+            self.display.note(f"Halted: {error_text(self._halted_by, self.order.folder)}", "red")
         if self.resumable:
-            for words in self._advice(totals, folder):
+            for words in self._left_over(totals, folder).lines():
                 self.display.note(words, "yellow")
 
     def _generation_s(self, folder: RunFolder, share: float) -> float | None:
@@ -479,23 +482,23 @@ class RemoveText:
         seconds = folder.reader.generation_s(share)
         return None if seconds is None else seconds / self.vendor_speed
 
-    def _advice(self, totals: Totals, folder: RunFolder) -> list[str]:
-        """Return what a person may want to do next."""
-        words, where = [], self.order.folder
-        unfinished = totals.statuses[Status.PENDING] + len(folder.obstacles)
-        if unfinished or self.interruption.happened:
-            words.append("Run the same command again to resume; nothing is paid twice.")
-        failed = totals.statuses[Status.FAILED] - len(folder.obstacles) - len(self._selection.refused)
-        if failed > 0:
-            words.append(
-                f"Failed for good: {failed}. To pay for another try:  flux-async retry {where} --failed"
-            )
-        if doubtful := totals.statuses[Status.IN_DOUBT]:
-            words.append(
-                f"In doubt: {doubtful}. Look for them at kie.ai/logs; then  flux-async adopt JOB TASK_ID "
-                f"-o {where}, or submit them again:  flux-async retry {where} --in-doubt"
-            )
-        return words
+    def _left_over(self, totals: Totals, folder: RunFolder) -> AfterRun:
+        obstacles, doubts = len(folder.obstacles), totals.statuses[Status.IN_DOUBT]
+        failed = totals.statuses[Status.FAILED] - obstacles - len(self._selection.refused)
+        return AfterRun(
+            folder=self.order.folder,
+            repeats=self.order.repeats,
+            unfinished=totals.statuses[Status.PENDING] + obstacles,
+            interrupted=self.interruption.happened,
+            failed=max(0, failed),
+            doubts=doubts,
+            only_doubt=self._only_doubt(folder) if doubts == 1 else None,
+        )
+
+    def _only_doubt(self, folder: RunFolder) -> str | None:
+        unknown = {JobState.IN_DOUBT, JobState.SUBMITTING}
+        jobs = folder.jobs_of(self._selection.jobs)
+        return next((stored.job.key for stored in jobs if stored.job.state in unknown), None)
 
 
 def _tell(listener: Callable[[V], None], value: V) -> None:

@@ -20,6 +20,7 @@ import attrs
 from attrs.validators import and_, ge, instance_of, optional
 
 from flux_async import Charge, FluxError
+from flux_async.cli.advice import with_commands
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import JobState, Problem
 from flux_async.protocol.wire import read_image
@@ -73,9 +74,10 @@ class ErrorNote:
     message: str = attrs.field(validator=_text)
 
     @classmethod
-    def of(cls, problem: Problem) -> Self:
-        """Say what the journal holds of an error."""
-        return cls(type=problem.type, code=problem.code, message=problem.message)
+    def of(cls, problem: Problem, folder: Path | None = None, task_id: str | None = None) -> Self:
+        """Say what the journal holds of an error, with advice for its folder and task."""
+        message = with_commands(problem.message, folder, task_id)
+        return cls(type=problem.type, code=problem.code, message=message)
 
 
 _STATUS = {
@@ -154,12 +156,13 @@ class ResultRow:
             raise ValueError(str(error.args[0])) from error
 
 
-def row_of(stored: StoredJob, obstacle: Problem | None = None) -> ResultRow:
+def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | None = None) -> ResultRow:
     """Return how a job stands.
 
     Args:
         stored: The job as the journal has it.
         obstacle: What a run could not get past, where the job itself has not ended.
+        folder: Of the run, for the advice of an error.
     """
     job = stored.job
     status = _STATUS[job.state]
@@ -178,7 +181,7 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None) -> ResultRow:
         file=f"{IMAGES}/{job.file}" if kept else None,
         sha256=job.sha256 if kept else None,
         charge=job.charge,
-        error=None if problem is None else ErrorNote.of(problem),
+        error=None if problem is None else ErrorNote.of(problem, folder, job.task_id),
         attempts=job.attempts,
         submitted_at=utc_text(job.submitted_at),
         finished_at=utc_text(job.finished_at),

@@ -140,7 +140,7 @@ class RunFolder:
     def row(self, stored: StoredJob) -> ResultRow:
         """Return how a job stands, by the journal and by what this run met."""
         obstacle = self.obstacles.get(stored.number)
-        return row_of(stored, obstacle)
+        return row_of(stored, obstacle, self.path)
 
     async def settled(self, key: str, problem: Problem | None) -> ResultRow | None:
         """Write down the outcome of one job and return its row.
@@ -229,15 +229,17 @@ def _prepare(path: Path) -> None:
             if within.exists() and not within.is_dir():
                 raise ConfigurationError(
                     f"{within} is no folder, and pictures are to go there.",
-                    advice="Move it away, or choose another folder with -o; nothing was sent.",
+                    advice="Move it away and run the same command again; nothing was sent.",
                 )
         results = path / FILE_NAME
         if results.exists() and results.stat().st_size and not (path / JOURNAL).exists():
             raise ConfigurationError(
                 f"{path} holds {FILE_NAME} but no {JOURNAL}: what it says was paid would be paid again.",
-                advice="It was left as it is and nothing was sent: choose another folder with -o.",
+                advice=f"It was left as it is and nothing was sent: put {JOURNAL} back. Another folder would "
+                "pay for all of it again.",
             )
     except OSError as error:
         raise ConfigurationError(
-            f"{path} cannot be used: {error.strerror or error}.", advice="Choose another folder with -o."
+            f"{path} cannot be used: {error.strerror or error}.",
+            advice="Check its permissions and the disk, then run the same command again; nothing was sent.",
         ) from None

@@ -19,6 +19,7 @@ from flux_async import (
     TaskStatus,
     UploadedFile,
 )
+from flux_async.cli.advice import error_text, paid_result, paid_task
 from flux_async.cli.balance import in_credits
 from flux_async.cli.display import MessageConsole, message_console
 from flux_async.cli.exits import Exit
@@ -152,12 +153,9 @@ def _with_client(
 def _name_the_paid(client: FluxClient, show: Presentation) -> None:
     for loose in client.unclaimed:
         if loose.task_id is not None:
-            show.console.note(
-                f"Task {loose.task_id} was submitted and is paid: take it up with "
-                f"`flux-async task {loose.task_id} --wait`."
-            )
-        else:
-            show.console.note(f"The submit is in doubt: {loose.error}")
+            show.console.note(paid_task(loose.task_id))
+        elif loose.error is not None:
+            show.console.note(f"The submit is in doubt. {error_text(loose.error)}")
 
 
 async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -> Answer:
@@ -167,9 +165,7 @@ async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -
         try:
             path = await client.download(image, show.file)
         except DownloadError:
-            show.console.note(
-                f"Task {image.task_id} is done, but its picture is not here: {image.result_url}"
-            )
+            show.console.note(paid_result(image.task_id, image.result_url, show.file))
             raise
     return Answer(line=str(path or image.result_url), data=_as_data(image, path))
 

@@ -21,6 +21,10 @@ APPLICATION_ID = 0x464C5558
 _STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql")
 SCHEMA_VERSION = len(_STEPS)
 
+_RESTORE = (
+    "It was left as it is. If it was a journal, restore a copy: a new journal would pay again for what this "
+    "one held."
+)
 _MEMORY = ":memory:"
 _WAL_TURNS, _WAL_TURN_S = 20, 0.05
 
@@ -169,13 +173,9 @@ def _statements(name: str) -> list[str]:
 
 def _not_ours_or_damaged(error: Exception, path: Path) -> JournalError:
     if "not a database" in str(error):
-        return JournalError(
-            f"{path} is not a journal, or a damaged one.", advice="It was left as it is; choose another path."
-        )
+        return JournalError(f"{path} is not a journal, or a damaged one.", advice=_RESTORE)
     return _damaged(str(error), path)
 
 
 def _damaged(problem: str, path: Path) -> JournalError:
-    return JournalError(
-        f"{path} is damaged: {problem}.", advice="It was left as it is; restore a copy, or start a new one."
-    )
+    return JournalError(f"{path} is damaged: {problem}.", advice=_RESTORE)

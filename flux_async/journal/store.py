@@ -28,10 +28,11 @@ from flux_async.errors import (
     WrongEventLoop,
     shown,
 )
-from flux_async.journal import inbox, task_owners
+from flux_async.journal import inbox, paying_account, task_owners
 from flux_async.journal.adding import Added, Adding, as_new
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lease import Lease
+from flux_async.journal.paying_account import PaidTask
 from flux_async.journal.reserve import Reserve
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
@@ -100,7 +101,8 @@ class Journal:
         """Take the lease and open the file; a new one is made.
 
         Args:
-            account: Fingerprint of the account whose tasks it holds; another one's journal is refused.
+            account: Fingerprint of the account whose tasks it holds. Another one's journal is
+                refused, unless nothing was paid in it.
 
         Raises:
             JournalBusyError: Somebody else is running it.
@@ -119,7 +121,7 @@ class Journal:
             make_room = (lambda: False) if self._reserve is None else self._reserve.give
             self._writer = Writer(self._connect, asyncio.get_running_loop(), make_room)
             await self._writer.start()
-            await self._do(lambda c: _check_account(c, account))
+            await self._do(lambda c: paying_account.check_account(c, account))
         except BaseException:
             await self.aclose()
             raise
@@ -153,6 +155,25 @@ class Journal:
     def is_durable(self) -> bool:
         """Whether it outlives the process."""
         return self._path is not None
+
+    async def account(self) -> str:
+        """Return the fingerprint of the account it belongs to; empty where it belongs to none yet."""
+        return await self._do(paying_account.read_account)
+
+    async def rekey(self, account: str) -> None:
+        """Give the journal to another key, by its client's fingerprint, without any check.
+
+        :func:`flux_async.rekey_journal` checks first that the key is of the same account.
+        """
+        await self._do(lambda c: paying_account.set_account(c, account))
+
+    async def may_have_paid(self) -> bool:
+        """Return whether a submit of this journal was charged, or may have been."""
+        return await self._do(paying_account.may_have_paid)
+
+    async def paid_tasks(self, *, since: float, limit: int) -> list[PaidTask]:
+        """Return tasks submitted since a time (seconds since the epoch): live ones first, then the newest."""
+        return await self._do(lambda c: paying_account.paid_tasks(c, since, limit))
 
     @contextlib.contextmanager
     def one_run(self) -> Iterator[None]:
@@ -439,17 +460,6 @@ class Journal:
 
     def _connect(self) -> sqlite3.Connection:
         return open_memory() if self._path is None else open_file(self._path)
-
-
-def _check_account(connection: sqlite3.Connection, account: str) -> None:
-    connection.execute("INSERT OR IGNORE INTO meta VALUES ('account', ?)", (account,))
-    connection.execute("UPDATE meta SET value = ? WHERE name = 'account' AND value = ''", (account,))
-    known = connection.execute("SELECT value FROM meta WHERE name = 'account'").fetchone()[0]
-    if account and known and known != account:
-        raise JournalError(
-            "This journal holds the tasks of another key or address.",
-            advice="Use the key and address it was made with, or give this run a journal of its own.",
-        )
 
 
 def _record(

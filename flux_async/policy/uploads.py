@@ -98,7 +98,7 @@ def check_size(size: int, name: str, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
     if size > max_bytes:
         raise InvalidInput(
             f"{name} has more than {max_bytes:,} bytes.",
-            advice="Scale it down, or upload it by itself with a larger bound (max_bytes, or --max-mb).",
+            advice="Scale it down, or {larger_upload}.",
         )
 
 

@@ -7,7 +7,7 @@
     L3  client → download, uploads, waiting → account    imaging   models and errors only
     L2  transport  files  local_images  journal  clock   testing   for users' tests
     L1  lifecycle  policy  protocol  pictures    pure: no await, no time, no randomness
-    L0  models → errors
+    L0  models → errors → advice
 
 A room is a module or sub-package directly under ``flux_async``. A new room needs a row in each table.
 """
@@ -27,7 +27,7 @@ import flux_async
 
 PACKAGE = Path(flux_async.__file__).parent
 
-L0 = {"errors", "models"}
+L0 = {"advice", "errors", "models"}
 L1 = {"lifecycle", "pictures", "policy", "protocol"}
 L2 = {"clock", "files", "journal", "local_images", "timing", "transport"}
 L3 = {"account", "client", "download", "uploads", "waiting"}
@@ -35,7 +35,8 @@ L4 = {"batch", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
     # room: the rooms it may import, besides itself; a dotted name allows that module only.
-    "errors": set(),
+    "advice": set(),
+    "errors": {"advice"},
     "models": {"errors"},
     "protocol": L0,
     "pictures": {"errors"},
@@ -71,6 +72,7 @@ ALLOWED_FOR_TYPING: dict[str, set[str]] = {
 }
 OUTSIDE: dict[str, set[str]] = {
     # room: the third-party packages it may import.
+    "advice": set(),
     "errors": set(),
     "models": {"attrs"},
     "protocol": {"attrs", "cattrs", "orjson"},

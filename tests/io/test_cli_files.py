@@ -104,9 +104,9 @@ def test_doubts_name_their_uploads_and_a_retry_finds_the_file(
     assert f"uploaded as {doubts[0]['uploaded_as']}" in cli.run("status", "out").stdout
 
     mine, other = (tasks[doubt["uploaded_as"]] for doubt in doubts)
-    refused = cli.run("adopt", doubts[0]["key"], other, "-o", "out")
+    refused = cli.run("adopt", "out", doubts[0]["key"], other)
     assert "was made from" in refused.stderr
-    adopted = cli.run("adopt", doubts[0]["key"], mine, "-o", "out")
+    adopted = cli.run("adopt", "out", doubts[0]["key"], mine)
     assert adopted.code == 0, adopted.stderr
 
     elsewhere = tmp_path / "elsewhere"

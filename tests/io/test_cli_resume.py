@@ -250,10 +250,10 @@ def test_a_failure_is_paid_for_again_only_on_request(
     (row,) = cli.rows()
     assert (row["status"], row["attempts"], cli.submits_of(image)) == ("succeeded", 2, 2)
     assert retried.stdout == f"out/{row['file']}\n"
-    assert cli.run("retry", "out").code == 2
     assert cli.run("retry", "no-such-folder", "--failed").code == 2
     assert cli.run("status", "no-such-folder").code == 2
-    assert cli.run("adopt", "k", "0" * 32, "-o", "no-such-folder").code == 2
+    assert cli.run("adopt", "no-such-folder", "k", "0" * 32).code == 2
+    assert cli.run("rekey", "no-such-folder").code == 2
     assert not (tmp_path / "no-such-folder").exists()
 
 
@@ -264,7 +264,7 @@ def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     ended = cli.run("remove-text", *many[:2], *RATE, "-o", "flux-out")
     assert ended.code == 1, ended.stderr
     assert [row["status"] for row in cli.rows("flux-out")] == ["in_doubt"] * 2
-    assert "flux-async adopt JOB TASK_ID" in ended.stderr
+    assert "flux-async adopt flux-out JOB TASK_ID" in ended.stderr
     return cli
 
 
@@ -273,14 +273,14 @@ def test_a_task_is_adopted_where_it_fits(doubtful: Any, many: list[str]) -> None
     first, second = doubtful.rows("flux-out")
     tasks = {task["image"]: task["taskId"] for task in doubtful.ledger()["tasks"]}
     for name, task in ((first["key"], tasks[many[1]]), (first["key"], "0" * 32), ("zzz", tasks[many[0]])):
-        refused = doubtful.run("adopt", name, task)
+        refused = doubtful.run("adopt", "flux-out", name, task)
         assert refused.code in {1, 2}
         assert "Error" in refused.stderr
     assert len(doubtful.status("flux-out")["in_doubt"]) == 2
 
-    adopted = doubtful.run("adopt", first["key"][:12], tasks[many[0]])
+    adopted = doubtful.run("adopt", "flux-out", first["key"][:12], tasks[many[0]])
     assert adopted.code == 0, adopted.stderr
-    assert doubtful.run("adopt", second["key"], tasks[many[0]]).code == 2
+    assert doubtful.run("adopt", "flux-out", second["key"], tasks[many[0]]).code == 2
     resumed = doubtful.run("remove-text", *many[:2], *RATE)
     assert resumed.code == 1, resumed.stderr
     rows = doubtful.rows("flux-out")

@@ -1,0 +1,52 @@
+"""Advice of errors, worded for where it is read: in Python code or at a command line.
+
+An advice is a template. What a reader can do is named in braces, such as ``{wait}``, and each surface has its
+own words for it: Python's are in this module, the command line's in :mod:`flux_async.cli.advice`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+ACTIONS = frozenset(
+    {
+        "larger_budget",
+        "larger_result",
+        "larger_upload",
+        "new_key",
+        "pay_again",
+        "result_url",
+        "sure",
+        "task_of_lost_answer",
+        "wait",
+    }
+)
+"""Every name that a template may hold in braces."""
+
+
+def fill(template: str, words: Mapping[str, str]) -> str:
+    """Return ``template`` with each action replaced by its words; other braces stay as they are."""
+    filled = re.sub(r"\{([a-z_]+)\}", lambda found: words.get(found[1], found[0]), template)
+    return filled.strip()
+
+
+def python_words(task_id: str | None) -> Mapping[str, str]:
+    """Return the words of every action for a caller of the library.
+
+    Args:
+        task_id: The task that the error is about, where it is known.
+    """
+    task = "task_id" if task_id is None else repr(str(task_id))
+    return {
+        "larger_budget": "Run the same call again with a larger max_credits",
+        "larger_result": "raise max_bytes or max_pixels of DownloadLimits",
+        "larger_upload": "upload it with client.upload(path, max_bytes=…)",
+        "new_key": "A journal of the old key goes on with a new key of the same account after "
+        "rekey_journal(client, path); nothing is paid twice.",
+        "pay_again": "",
+        "result_url": "image.result_url",
+        "sure": "call rekey_journal(client, path, sure=True)",
+        "task_of_lost_answer": "look into client.unclaimed",
+        "wait": f"take it up again with client.wait({task})",
+    }

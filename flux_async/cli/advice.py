@@ -1,0 +1,132 @@
+"""What the command line advises: after an error, after a run, about a task that is paid.
+
+No advice leads to a second charge, unless it says so: ``tests/io/test_cli_advice.py`` runs the commands that
+are printed here. "The same command again" is advised only where it pays for nothing twice; some options
+repeat a charge, and the advice then says to leave them out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from flux_async import FluxError
+from flux_async.advice import fill
+
+_NOT_TWICE = "nothing is paid twice."
+
+
+def command(*words: str | Path) -> str:
+    """Return a command of this program as it can be pasted into a shell."""
+    return f"`flux-async {shlex.join(map(str, words))}`"
+
+
+def error_text(error: FluxError, folder: Path | None = None) -> str:
+    """Return what happened and what to do, in commands.
+
+    Args:
+        error: What happened.
+        folder: Of the run, where there is one.
+    """
+    return f"{error.message} {with_commands(error.advice_template, folder, error.task_id)}".strip()
+
+
+def with_commands(template: str, folder: Path | None, task_id: str | None) -> str:
+    """Return ``template`` with each action worded as a command; what is known is filled in."""
+    return fill(template, _words(folder, task_id))
+
+
+def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
+    wait = "wait for it with " + command("task", task_id or "TASK_ID", "--wait")
+    if folder is not None:
+        wait = "wait for it with " + command("retry", folder)
+    return {
+        "larger_budget": "Run the same command again: --max-credits counts for each run by itself",
+        "larger_result": "fetch it from its address yourself",
+        "larger_upload": "upload it with `flux-async upload --max-mb` and give the address that is printed",
+        "new_key": ""
+        if folder is None
+        else f"If it is a new key of the same account, run {command('rekey', folder)} first: {_NOT_TWICE}",
+        "pay_again": "" if folder is None else f": {command('retry', folder, '--failed')}",
+        "result_url": "its result_url" if folder is None else f"its result_url in {folder / 'results.jsonl'}",
+        "sure": "add --yes",
+        "task_of_lost_answer": "look for the task at kie.ai/logs",
+        "wait": wait,
+    }
+
+
+def paid_task(task_id: str) -> str:
+    """Return what to say of a task that was submitted, where its caller left."""
+    return f"Task {task_id} was submitted and is paid: wait for it with {command('task', task_id, '--wait')}."
+
+
+def paid_result(task_id: str, result_url: str, file: Path | None) -> str:
+    """Return what to say of a result that could not be downloaded."""
+    again = command("task", task_id, "-o", file or "FILE")
+    return f"Task {task_id} is done, but its image is not here: {result_url}. Download it with {again}."
+
+
+@attrs.frozen(kw_only=True)
+class AfterRun:
+    """What is left when a run ends.
+
+    Attributes:
+        folder: Of the run.
+        repeats: Options of the command that pay again each time it is run.
+        unfinished: Images that the run did not finish.
+        interrupted: Whether it was cut short.
+        failed: Images that failed for good.
+        doubts: Images in doubt.
+        only_doubt: The key of the only one.
+    """
+
+    folder: Path
+    repeats: Sequence[str] = ()
+    unfinished: int = 0
+    interrupted: bool = False
+    failed: int = 0
+    doubts: int = 0
+    only_doubt: str | None = None
+
+    def lines(self) -> list[str]:
+        """Return what a person may want to do next."""
+        told = []
+        if self.unfinished or self.interrupted:
+            told.append(f"{self._same_command} to resume; {_NOT_TWICE}")
+        if self.failed:
+            told.append(
+                f"Failed for good: {self.failed}. To pay for another task for each: "
+                f"{command('retry', self.folder, '--failed')}"
+            )
+        if self.doubts:
+            told.append(self._about_doubts())
+        return told
+
+    @property
+    def _same_command(self) -> str:
+        if not self.repeats:
+            return "Run the same command again"
+        return f"Run the same command without {' and '.join(self.repeats)}"
+
+    def _about_doubts(self) -> str:
+        status = "" if self.doubts == 1 else f"; {command('status', self.folder)} lists them"
+        key = self.only_doubt or "JOB"
+        adopt = command("adopt", self.folder, key, "TASK_ID")
+        resubmit = command("retry", self.folder, "--in-doubt")
+        return (
+            f"In doubt, perhaps paid: {self.doubts}{status}. Look for the task at kie.ai/logs. If it is "
+            f"there: {adopt}. To submit again, perhaps for a second charge: {resubmit}"
+        )
+
+
+def after_adopting(folder: Path) -> str:
+    """Return what brings the image of an adopted task."""
+    return f"Fetch its image with {command('retry', folder)}; {_NOT_TWICE}"
+
+
+def after_rekeying(folder: Path) -> str:
+    """Return what goes on with a run whose folder has a new key."""
+    return f"Go on with {command('retry', folder)}; {_NOT_TWICE}"

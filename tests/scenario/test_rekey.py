@@ -1,0 +1,175 @@
+"""A key that was replaced: a journal goes on with a new key of the same account, and with no other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_async import (
+    AuthenticationError,
+    Charge,
+    FluxClient,
+    Journal,
+    JournalBusyError,
+    JournalError,
+    RekeyEvidence,
+    ServerError,
+    Succeeded,
+    rekey_journal,
+    run_batch,
+)
+from flux_async.transport import Unknown
+
+URL = "https://example.com/a.jpg"
+MINUTES_S = 120.0
+
+
+@pytest.fixture
+async def renewed(clock: Any, transport: Any) -> AsyncIterator[FluxClient]:
+    """A client with another key, on the same transport."""
+    async with FluxClient(
+        "k-other-0123456789", "http://127.0.0.1:1", transport=transport, clock=clock, rng=random.Random(7)
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+async def run(client: FluxClient, path: Path, **options: Any) -> list[Any]:
+    async with run_batch(client, [URL], journal=path, **options) as batch:
+        return [outcome async for outcome in batch]
+
+
+async def leave_a_live_task(client: FluxClient, path: Path, transport: Any, make: Any) -> None:
+    """Run until a deadline, with a task that is still generating."""
+    transport.script["record-info"] = [make.record(0)]
+    (outcome,) = await run(client, path, timeout=5.0)
+    assert outcome.error.charge is Charge.YES
+
+
+async def test_a_task_that_the_new_key_can_read_proves_the_account(
+    client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path
+) -> None:
+    """The other key is refused, with what to do; then the paid task is fetched and not paid again."""
+    await leave_a_live_task(client, path, transport, make)
+    with pytest.raises(JournalError, match="another key") as refused:
+        await run(renewed, path)
+    assert "rekey_journal(client, path)" in str(refused.value)
+
+    found = await rekey_journal(renewed, path)
+    assert (found.evidence, found.task_id) == (RekeyEvidence.TASK_SEEN, "t1")
+    transport.script["record-info"] = [make.record(1)]
+    (outcome,) = await run(renewed, path)
+    assert isinstance(outcome, Succeeded)
+    assert transport.count("generate") == 1
+    with pytest.raises(JournalError, match="another key"):
+        await run(client, path)
+
+
+async def test_a_journal_in_which_nothing_was_paid_goes_on_with_any_key(
+    client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path
+) -> None:
+    """A first key with a typing mistake strands nothing."""
+    transport.script["generate"] = [make.answer(None, 401, msg="no"), make.answer({"taskId": "t1"})]
+    with pytest.raises(AuthenticationError) as refused:
+        await run(client, path)
+    assert "rekey_journal(client, path)" in str(refused.value)
+    (outcome,) = await run(renewed, path)
+    assert isinstance(outcome, Succeeded)
+
+
+async def test_rekeying_a_journal_in_which_nothing_was_paid_asks_for_no_task(
+    client: Any, renewed: FluxClient, transport: Any, path: Path
+) -> None:
+    """It says so, and the second time that the journal belongs to this key."""
+    async with await Journal(path).open(account=client.fingerprint):
+        pass
+    assert (await rekey_journal(renewed, path)).evidence is RekeyEvidence.NOTHING_PAID
+    assert (await rekey_journal(renewed, path)).evidence is RekeyEvidence.SAME_KEY
+    assert transport.count("record-info") == 0
+
+
+@pytest.mark.parametrize("sure", [False, True])
+async def test_a_key_of_another_account_is_refused(
+    client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path, clock: Any, sure: bool
+) -> None:
+    """A paid task that must exist does not for this key: no word of the caller changes that."""
+    await leave_a_live_task(client, path, transport, make)
+    await clock.sleep(MINUTES_S)
+    transport.script["record-info"] = [make.answer(None, 422, msg="The record does not exist")]
+    with pytest.raises(JournalError, match="another account: for it there is no task t1") as refused:
+        await rekey_journal(renewed, path, sure=sure)
+    assert "Nothing was changed" in str(refused.value)
+    with pytest.raises(JournalError, match="another key"):
+        await run(renewed, path)
+
+
+@pytest.mark.parametrize("age_s", [1.0, 15 * 86_400.0])
+async def test_where_the_account_cannot_be_told_the_caller_says_so(
+    client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path, clock: Any, age_s: float
+) -> None:
+    """A task too new to be visible, or too old to be kept, proves nothing."""
+    await leave_a_live_task(client, path, transport, make)
+    await clock.sleep(age_s)
+    transport.script["record-info"] = [make.answer(None, 422, msg="The record does not exist")]
+    with pytest.raises(JournalError, match="cannot be told") as refused:
+        await rekey_journal(renewed, path)
+    assert "sure=True" in str(refused.value)
+    assert "--" not in str(refused.value)
+    assert (await rekey_journal(renewed, path, sure=True)).evidence is RekeyEvidence.CALLER
+
+
+async def test_images_in_doubt_alone_prove_nothing(
+    client: Any, renewed: FluxClient, transport: Any, path: Path
+) -> None:
+    """A lost answer names no task to look at."""
+    transport.script["generate"] = [Unknown("cut off")]
+    await run(client, path)
+    with pytest.raises(JournalError, match="no task of the last 14 days"):
+        await rekey_journal(renewed, path)
+    async with Journal(path) as journal:
+        assert (await rekey_journal(renewed, journal, sure=True)).evidence is RekeyEvidence.CALLER
+
+
+async def test_a_key_that_is_refused_changes_nothing(
+    client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path
+) -> None:
+    """The balance is asked for first; a vendor that fails while tasks are read changes nothing either."""
+    await leave_a_live_task(client, path, transport, make)
+    transport.script["credit"] = [make.answer(None, 401, msg="no")]
+    looks = transport.count("record-info")
+    with pytest.raises(AuthenticationError):
+        await rekey_journal(renewed, path, sure=True)
+    assert transport.count("record-info") == looks
+    transport.script["credit"] = [make.answer(42.5)]
+    transport.script["record-info"] = [make.answer(None, 500, msg="oops")]
+    with pytest.raises(ServerError, match="Nothing was changed"):
+        await rekey_journal(renewed, path, sure=True)
+    transport.script["record-info"] = [make.answer(None, 401, msg="no")]
+    with pytest.raises(AuthenticationError):
+        await rekey_journal(renewed, path, sure=True)
+    with pytest.raises(JournalError, match="another key"):
+        await run(renewed, path)
+
+
+async def test_a_journal_in_use_is_refused(client: Any, renewed: FluxClient, path: Path) -> None:
+    """Whether its run is in another process or another place of this one."""
+    async with await Journal(path).open(account=client.fingerprint) as journal:
+        with pytest.raises(JournalBusyError):
+            await rekey_journal(renewed, path)
+        with journal.one_run(), pytest.raises(JournalBusyError):
+            await rekey_journal(renewed, journal)
+
+
+async def test_a_journal_that_is_not_there_is_not_made(renewed: FluxClient, path: Path) -> None:
+    """A mistyped path is told."""
+    with pytest.raises(JournalError, match="There is no journal"):
+        await rekey_journal(renewed, path)
+    assert not path.exists()
