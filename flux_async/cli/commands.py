@@ -463,6 +463,8 @@ def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
 @click.option("--fault-script", type=_FILE, help="JSON Lines: the faults of each submit, in order.")
 @click.option("--list-faults", is_flag=True, help="Say what can go wrong, and end.")
 @click.option("--state", type=_FILE, help="Keep tasks, balance and pictures there, beyond the end.")
+@click.option("--public-url", help="Address under which others reach it, as through a tunnel.", metavar="URL")
+@click.option("--callbacks-anywhere", is_flag=True, help="Send callbacks to other machines, too.")
 @click.option("--ledger", is_flag=True, help="Print what was asked and paid to stderr, in the end.")
 @click.option("--virtual-clock", is_flag=True, help="Let time pass by POST /__sandbox/clock only.")
 def sandbox(host: str, port: int, ledger: bool, list_faults: bool, **options: Any) -> int:

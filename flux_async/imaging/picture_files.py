@@ -76,7 +76,8 @@ def decode_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Pict
             )  # Pillow warns of large sizes and odd metadata: both are judged here
             with Image.open(io.BytesIO(data), formats=[kind.value for kind in PictureFormat]) as image:
                 _check_size(image.size, max_pixels)
-                kind = PictureFormat(image.format)
+                # Cameras and phones write several JPEG images into one file, which Pillow calls MPO.
+                kind = PictureFormat.JPEG if image.format == "MPO" else PictureFormat(image.format)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 return _to_picture(upright, kind)
@@ -97,7 +98,8 @@ def encode_picture(
 ) -> bytes:
     """Encode an array (uint8, RGB or greyscale) as the bytes of an image file.
 
-    ``quality`` (1 to 100) counts for JPEG and WebP, ``alpha`` is written where the format can hold it.
+    ``quality`` (1 to 100) counts for JPEG and WebP, ``alpha`` is written where the format can hold it; in
+    other formats what it leaves open is white.
 
     Raises:
         PictureError: not such an array, or too large for the format.
@@ -105,9 +107,13 @@ def encode_picture(
     if pixels.dtype != np.uint8 or pixels.size == 0 or pixels.shape[2:] not in {(), (3,)}:
         raise PictureError(f"expected a uint8 RGB or greyscale array, got {pixels.dtype} {pixels.shape}")
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    if alpha is not None and format in {PictureFormat.PNG, PictureFormat.WEBP, PictureFormat.TIFF}:
+    if alpha is not None:
+        opacity = Image.fromarray(np.ascontiguousarray(alpha))
         image = image.convert("RGB")
-        image.putalpha(Image.fromarray(np.ascontiguousarray(alpha)))
+        if format in {PictureFormat.PNG, PictureFormat.WEBP, PictureFormat.TIFF}:
+            image.putalpha(opacity)
+        else:
+            image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
     options: dict[str, int] = {}
     if format in {PictureFormat.JPEG, PictureFormat.WEBP}:
         options["quality"] = quality

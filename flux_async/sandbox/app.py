@@ -27,7 +27,7 @@ from flux_async.sandbox.clock import ScaledTime, VendorClock, VirtualTime, as_cl
 from flux_async.sandbox.delivery import answer
 from flux_async.sandbox.desk import Desk
 from flux_async.sandbox.plan import HEADER, FaultPlan
-from flux_async.sandbox.requests import BodyTooLargeError, UnknownFaultError, base_url
+from flux_async.sandbox.requests import BodyTooLargeError, UnknownFaultError
 from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.state import State
 
@@ -120,7 +120,8 @@ async def _samples(request: Request) -> Response:
     listed = []
     for name in names:
         title, _ = await anyio.to_thread.run_sync(_draw_sample, name)
-        listed.append({"name": name, "title": title, "url": f"{base_url(request)}/samples/{name}.png"})
+        address = desk_of(request.app).address(request)
+        listed.append({"name": name, "title": title, "url": f"{address}/samples/{name}.png"})
     return JSONResponse({"samples": listed})
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -52,6 +54,8 @@ class Courier:
         book: Decides what is due.
         clock: The vendor's time; `speed` of its seconds pass in a real one.
         wall: Real seconds since the epoch, for signatures.
+        anywhere: Whether callbacks go to other machines, too. A sandbox is given whatever address a program
+            under test knows, and that may be a receiver in production.
     """
 
     def __init__(
@@ -62,11 +66,13 @@ class Courier:
         clock: VendorClock,
         speed: float,
         wall: Callable[[], float],
+        anywhere: bool = False,
     ) -> None:
         self._vendor = vendor
         self._book = book
         self._now = clock
         self._wall = wall
+        self._anywhere = anywhere
         self._limit = max(TIME_LIMIT / speed, SHORTEST_LIMIT)
         self._lanes: dict[str, anyio.CapacityLimiter] = {}
         self._sleeps_until = -math.inf
@@ -136,6 +142,12 @@ class Courier:
 
     async def _post(self, web: httpx.AsyncClient, letter: Letter) -> int | None:
         """Post a letter and return the HTTP status, or None where no answer came in time."""
+        if not self._anywhere and not await _is_here(letter.url):
+            logger.warning(
+                "callback to %s not sent: it leads to another machine; allow that with --callbacks-anywhere",
+                urlsplit(letter.url).netloc,
+            )
+            return None
         try:
             # httpx bounds each read, not all of them; it ends by itself first wherever that is enough.
             with anyio.fail_after(self._limit + 0.1):
@@ -162,6 +174,16 @@ class Courier:
         if response.status_code != ACCEPTED:
             logger.info("callback to %s failed: HTTP %s", letter.url, response.status_code)
         return response.status_code
+
+
+async def _is_here(url: str) -> bool:
+    """Say whether an address leads to this machine, by all that its name resolves to."""
+    try:
+        parts = urlsplit(url)
+        found = await anyio.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+        return all(ipaddress.ip_address(address[4][0].partition("%")[0]).is_loopback for address in found)
+    except (OSError, ValueError):
+        return False
 
 
 async def _read_a_little(response: httpx.Response) -> None:

@@ -65,26 +65,35 @@ def develop(negative: Negative) -> Spoiled | None:
     from flux_async.imaging import PictureError  # noqa: PLC0415 - loaded in workers only
 
     try:
-        before, after, alpha = _pictures(negative)
+        before, alpha = _input(negative)
+        _write_thumbnail(before, alpha, negative.before)  # first: it is shown while the work goes on
+        after, alpha = _result(negative, before, alpha)
     except PictureError as error:
         return Spoiled(reason=str(error))
     _write(after, negative.result, negative.output_format, JPEG_QUALITY, alpha)
-    _write(_thumbnail(after), negative.after, "jpeg", THUMBNAIL_QUALITY)
-    _write(_thumbnail(before), negative.before, "jpeg", THUMBNAIL_QUALITY)
+    _write_thumbnail(after, alpha, negative.after)
     return None
 
 
-def _pictures(negative: Negative) -> tuple[Pixels, Pixels, Pixels | None]:
-    """Return the picture before and after, and the opacity of the latter if it has any."""
-    from flux_async.imaging import Quality, decode_picture, remove_text  # noqa: PLC0415 - loaded in workers only
+def _input(negative: Negative) -> tuple[Pixels, Pixels | None]:
+    """Return the picture to begin with, and its opacity if it has any; a prompt alone is drawn."""
+    from flux_async.imaging import decode_picture  # noqa: PLC0415 - loaded in workers only
 
     if negative.source is None:
         from flux_async.sandbox.pictures import draw_from_prompt  # noqa: PLC0415 - as above
 
-        drawn = draw_from_prompt(negative.prompt, negative.ratio or "1:1", seed=_digest(negative.prompt))
-        return drawn, drawn, None
-    before = decode_picture(negative.source.read_bytes(), max_pixels=MAX_PIXELS)
-    after, alpha = before.pixels, before.alpha
+        return draw_from_prompt(negative.prompt, negative.ratio or "1:1", seed=_digest(negative.prompt)), None
+    picture = decode_picture(negative.source.read_bytes(), max_pixels=MAX_PIXELS)
+    return picture.pixels, picture.alpha
+
+
+def _result(negative: Negative, before: Pixels, alpha: Pixels | None) -> tuple[Pixels, Pixels | None]:
+    """Return what becomes of the picture, and its opacity if it has any."""
+    from flux_async.imaging import Quality, remove_text  # noqa: PLC0415 - loaded in workers only
+
+    if negative.source is None:
+        return before, None
+    after = before
     if negative.kind is Kind.TEXT_REMOVAL:
         after = remove_text(after, quality=Quality[negative.quality.upper()]).picture
     if negative.ratio is not None:
@@ -93,7 +102,7 @@ def _pictures(negative: Negative) -> tuple[Pixels, Pixels, Pixels | None]:
         after, alpha = fit_to_ratio(after, negative.ratio), None
     if negative.kind is Kind.EDIT:
         after = mark_edit(after, negative.prompt)
-    return before.pixels, after, alpha
+    return after, alpha
 
 
 def _digest(prompt: str) -> int:
@@ -120,7 +129,14 @@ def mark_edit(picture: Pixels, prompt: str) -> Pixels:
     return np.asarray(canvas, np.uint8)
 
 
-def _thumbnail(picture: Pixels) -> Pixels:
+def _write_thumbnail(picture: Pixels, alpha: Pixels | None, path: Path) -> None:
+    """Write a small copy, which is under its name only when it is whole: a page may ask for it meanwhile."""
+    part = path.with_name(f"{path.name}.part")
+    _write(_small(picture), part, "jpeg", THUMBNAIL_QUALITY, None if alpha is None else _small(alpha))
+    part.replace(path)
+
+
+def _small(picture: Pixels) -> Pixels:
     import numpy as np  # noqa: PLC0415 - loaded in workers only
     from PIL import Image  # noqa: PLC0415
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import anyio
 import anyio.to_thread
+import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -76,7 +77,12 @@ class Desk:
         self.studio: Studio = Studio(settings, self.shelf, self._hand_in, clock)
         self.callbacks: CallbackBook = CallbackBook(settings.webhook_key)
         self.courier: Courier = Courier(
-            self.vendor, self.callbacks, clock=clock, speed=settings.speed, wall=wall
+            self.vendor,
+            self.callbacks,
+            clock=clock,
+            speed=settings.speed,
+            wall=wall,
+            anywhere=settings.callbacks_anywhere,
         )
 
         if state is not None:
@@ -90,6 +96,10 @@ class Desk:
             self.studio.thumbnails[task_id] = Thumbnails(
                 before=self.shelf.path(before), after=self.shelf.path(after)
             )
+
+    def address(self, request: Request) -> str:
+        """Return the address that links of this service begin with."""
+        return self.settings.public_url or base_url(request)
 
     def save(self) -> None:
         """Write down what has changed, where it is to outlive this process."""
@@ -123,11 +133,11 @@ class Desk:
             self.shelf.drop(blob.name)
 
     @asynccontextmanager
-    async def running(self, _app: Starlette) -> AsyncIterator[None]:
+    async def running(self, app: Starlette) -> AsyncIterator[None]:
         """Work on pictures and send callbacks for as long as the app lives."""
         try:
             async with (
-                web_client() as web,
+                web_client(self._own_links(app)) as web,
                 callback_client() as receivers,
                 anyio.create_task_group() as tasks,
             ):
@@ -146,6 +156,11 @@ class Desk:
                 self.state.close()
             self.shelf.clear()
 
+    def _own_links(self, app: Starlette) -> dict[str, httpx.AsyncBaseTransport]:
+        """Return how links under the public address are fetched: from here, wherever that address leads."""
+        url = self.settings.public_url
+        return {} if url is None else {url: httpx.ASGITransport(app)}
+
     # The Flux Kontext API
 
     async def generate(self, request: Request) -> Response:
@@ -154,7 +169,7 @@ class Desk:
         if not is_json(request):
             return answer(replies.unauthorized(key_sent=True))
         asked = asked_faults(request)
-        submission = self.vendor.submit(sent_key(request), body, self.now(), base_url(request), asked)
+        submission = self.vendor.submit(sent_key(request), body, self.now(), self.address(request), asked)
         if (task := submission.task) is not None:
             self.save()  # before anybody hears of it
             try:
@@ -171,7 +186,7 @@ class Desk:
     async def record_info(self, request: Request) -> Response:
         """GET record-info: the state of a task (API page, "Task Status Query")."""
         task_id = request.query_params.get("taskId")
-        reply = self.vendor.record_info(sent_key(request), task_id, self.now(), base_url(request))
+        reply = self.vendor.record_info(sent_key(request), task_id, self.now(), self.address(request))
         if self.vendor.drops_look(task_id):
             hang_up(request)
         return answer(reply)
@@ -188,7 +203,7 @@ class Desk:
         body = await json_body(request)
         if not is_json(request):
             return answer(replies.unauthorized(key_sent=True))
-        return answer(self.vendor.download_url(sent_key(request), body, self.now(), base_url(request)))
+        return answer(self.vendor.download_url(sent_key(request), body, self.now(), self.address(request)))
 
     # The upload host
 
@@ -231,7 +246,7 @@ class Desk:
             return answer(refused.reply)
         except BodyTooLargeError:
             return answer(replies.upload_refusal(400, "File size exceeds the limit"))
-        reply = self.vendor.upload(account, upload, self.now(), base_url(request))
+        reply = self.vendor.upload(account, upload, self.now(), self.address(request))
         self.sweep()
         self.save()
         return answer(reply)
@@ -277,7 +292,7 @@ class Desk:
 
     async def page(self, request: Request) -> Response:
         """GET the page that shows the tasks."""
-        return HTMLResponse(render_page(self._summary(), *self._shown(request), base_url(request)))
+        return HTMLResponse(render_page(self._summary(), *self._shown(request), self.address(request)))
 
     async def page_tasks(self, request: Request) -> Response:
         """GET the part of the page that changes."""
@@ -290,6 +305,8 @@ class Desk:
         if thumbnails is None:
             raise HTTPException(http.HTTPStatus.NOT_FOUND)
         path = thumbnails.before if request.path_params["side"] == "before" else thumbnails.after
+        if not path.is_file():
+            raise HTTPException(http.HTTPStatus.NOT_FOUND)
         return FileResponse(path, media_type="image/jpeg", headers=FILE_HEADERS)
 
     def _summary(self) -> dict[str, str]:
@@ -302,7 +319,14 @@ class Desk:
         found = (task for task in self.vendor.newest(now) if matches(task, words, state))
         tasks = list(itertools.islice(found, TASKS_ON_PAGE))
         views = [
-            task_view(task, now, self.vendor.files, has_thumbnails=task.task_id in drawn) for task in tasks
+            task_view(
+                task,
+                now,
+                self.vendor.files,
+                has_before=(small := drawn.get(task.task_id)) is not None and small.before.is_file(),
+                has_after=small is not None and small.after.is_file(),
+            )
+            for task in tasks
         ]
         if words or state:
             return views, "and older ones" if next(found, None) is not None else _nothing(views)

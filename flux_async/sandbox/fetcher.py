@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -41,15 +41,21 @@ def trust() -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def web_client() -> AsyncIterator[httpx.AsyncClient]:
-    """Open the HTTP client for fetching; a proxy is never used for this machine's own addresses."""
+async def web_client(
+    own: Mapping[str, httpx.AsyncBaseTransport] | None = None,
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Open the HTTP client for fetching; a proxy is never used for this machine's own addresses.
+
+    Args:
+        own: How to fetch what lies under certain addresses.
+    """
     async with httpx.AsyncClient(
         verify=trust(),
         headers={"User-Agent": USER_AGENT},
         timeout=TIME_LIMIT,
         follow_redirects=True,
         max_redirects=REDIRECTS,
-        mounts=dict.fromkeys(DIRECT),
+        mounts={**dict.fromkeys(DIRECT), **(own or {})},
         limits=httpx.Limits(max_connections=16, max_keepalive_connections=16),
     ) as client:
         yield client
@@ -71,7 +77,7 @@ async def fetch(client: httpx.AsyncClient, url: str, target: Path, max_bytes: in
                 declared = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
                 return sniff(head) or declared or "application/octet-stream"
     # Addresses come from outside: what a broken one makes of the URL parser is not only InvalidURL.
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ConnectionError, TimeoutError, ValueError) as error:
         raise UnreachableError(str(error) or type(error).__name__) from error
 
 

@@ -58,6 +58,8 @@ class Line:
         refunded: Credits given back.
         polls: Times a record of its tasks was read.
         callbacks: Deliveries of callbacks attempted for its tasks.
+        requests: How often each request about it was paid for good, by the request's digest: two edits of one
+            image are two requests.
     """
 
     submits: int = 0
@@ -67,6 +69,7 @@ class Line:
     refunded: float = 0.0
     polls: int = 0
     callbacks: int = 0
+    requests: dict[str, int] = attrs.Factory(dict)
 
     @property
     def charges(self) -> int:
@@ -74,9 +77,14 @@ class Line:
         return len(self.tasks) - self.refunds
 
     @property
+    def most_charges(self) -> int:
+        """How often the request about it was paid for good that was paid most often."""
+        return max(self.requests.values(), default=0)
+
+    @property
     def is_paid_twice(self) -> bool:
-        """Whether that is more than one."""
-        return self.charges > 1
+        """Whether one and the same request was paid more than once."""
+        return self.most_charges > 1
 
 
 @attrs.define
@@ -107,6 +115,7 @@ class Ledger:
         polls: Records read, unknown tasks included.
         callbacks: What became of the callbacks.
         faults: How often each fault struck: a submit, a task with all that follows, or a call.
+        unknown_fields: How often each field was sent that the vendor does not know.
         submits_in_window: The most submits within ten vendor seconds, refused ones included;
             `tasks_in_window`, the most tasks made.
         images: One line per input image URL; a generation is filed under ``prompt:`` and its prompt.
@@ -121,6 +130,7 @@ class Ledger:
     polls: int = 0
     callbacks: CallbackCounts = attrs.Factory(CallbackCounts)
     faults: Counter[str] = attrs.Factory(Counter)
+    unknown_fields: Counter[str] = attrs.Factory(Counter)
     submits_in_window: Window = attrs.Factory(Window)
     tasks_in_window: Window = attrs.Factory(Window)
     images: dict[str, Line] = attrs.Factory(dict)
@@ -128,7 +138,7 @@ class Ledger:
 
     @property
     def double_charges(self) -> list[str]:
-        """The images that were paid more than once: more than one task that was not refunded."""
+        """The images about which the same request was paid more than once, and not refunded."""
         return [subject for subject, line in self.images.items() if line.is_paid_twice]
 
     def line(self, subject: str) -> Line:
@@ -151,20 +161,22 @@ class Ledger:
         """Write down that faults struck."""
         self.faults.update(map(str, faults))
 
-    def accept(self, subject: str, task_id: str, price: float, now: float) -> None:
+    def accept(self, subject: str, request: str, task_id: str, price: float, now: float) -> None:
         """Write down a task and its charge."""
         self.accepted += 1
         self.tasks_in_window.note(now)
         self.charged += price
         line = self.line(subject)
         line.tasks.append(task_id)
+        line.requests[request] = line.requests.get(request, 0) + 1
         line.charged += price
 
-    def refund(self, subject: str, price: float) -> None:
+    def refund(self, subject: str, request: str, price: float) -> None:
         """Write down credits that were given back."""
         self.refunded += price
         line = self.line(subject)
         line.refunds += 1
+        line.requests[request] = line.requests.get(request, 1) - 1
         line.refunded += price
 
     def poll(self, subject: str | None) -> None:
@@ -197,6 +209,7 @@ class Ledger:
             "polls": self.polls,
             "callbacks": attrs.asdict(self.callbacks),
             "faults": dict(sorted(self.faults.items())),
+            "unknown_fields": dict(sorted(self.unknown_fields.items())),
             "busiest_window": {
                 "submits": self.submits_in_window.most,
                 "accepted": self.tasks_in_window.most,

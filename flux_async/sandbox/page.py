@@ -36,7 +36,7 @@ class TaskView:
         faults: The names of what goes wrong with it.
         callbacks: What each delivery of its callback was answered.
         result: The path of the full result while it lives.
-        has_thumbnails: Whether there are small pictures of it.
+        has_before: Whether there is a small picture of its input, `has_after` of its result.
     """
 
     task_id: str
@@ -53,7 +53,8 @@ class TaskView:
     faults: Sequence[str]
     callbacks: Sequence[str]
     result: str | None
-    has_thumbnails: bool
+    has_before: bool
+    has_after: bool
 
 
 def render_page(summary: Mapping[str, str], tasks: Sequence[TaskView], more: str, base_url: str) -> str:
@@ -92,8 +93,8 @@ def _card(task: TaskView) -> str:
         f'<div class="words"><p class="badges"><b class="{css}">{state}</b><b>{escape(task.kind)}</b>{faults}'
         f'<time title="made at {task.made_at} UTC">{task.made_at} {_DOT} {task.seconds:.1f} s</time></p>'
         f'<p class="prompt">{escape(_short(task.prompt, _SHOWN_PROMPT))}</p>{image}{problem}'
-        f'<p class="small">{escape(f" {_DOT} ".join(told))} {_DOT} '
-        f'<code title="{task.task_id}">{task.task_id[:8]}</code></p></div></article>'
+        f'<p class="small">{escape(f" {_DOT} ".join(told))}</p>'
+        f'<p class="small"><code class="id">{task.task_id}</code></p></div></article>'
     )
 
 
@@ -111,8 +112,12 @@ def _count(number: int, name: str) -> str:
 
 
 def _pictures(task: TaskView) -> str:
-    if not task.has_thumbnails:
-        word = {"GENERATING": "in the darkroom", "SUCCESS": "no picture"}.get(task.state, "no result")
+    at_work = task.state == "GENERATING"
+    if at_work and task.has_before and task.kind != "generation":
+        waiting = '<figure class="waiting"><span>at work</span></figure>'
+        return f'<div class="pictures">{_picture(task, "before")}{waiting}</div>'
+    if not task.has_after:
+        word = {"GENERATING": "at work", "SUCCESS": "no picture"}.get(task.state, "no result")
         return f'<div class="pictures none"><span>{word}</span></div>'
     after = _picture(task, "after")
     if task.result:

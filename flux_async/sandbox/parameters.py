@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
@@ -23,6 +25,10 @@ DEFAULT_TOLERANCE: Final = 2
 MAX_TOLERANCE_GENERATING: Final = 6
 MAX_TOLERANCE_EDITING: Final = 2
 MAX_URL_LENGTH: Final = 2048
+
+_DIGEST_LENGTH: Final = 16
+_LONGEST_NAME: Final = 60
+_MOST_UNKNOWN: Final = 50
 
 TOLERANCE_OUT_OF_RANGE: Final = "The security tolerance level is out of range and should be 0-2 or 0-6."
 
@@ -58,6 +64,7 @@ class Order:
         aspect_ratio: The ratio asked for; None keeps the ratio of the picture being edited.
         faults: The faults the URL of the picture asks for.
         sent: The known fields that were sent, with their names on the wire; what ``paramJson`` echoes.
+        unknown: The names of the other fields, which nothing is done about.
     """
 
     prompt: str
@@ -69,6 +76,13 @@ class Order:
     call_back_url: str | None
     faults: tuple[Rule, ...]
     sent: Mapping[str, object]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """The same for the same request: all that is asked for, without where its end is to be reported."""
+        asked = {name: value for name, value in self.sent.items() if name != "callBackUrl"}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
     @property
     def kind(self) -> Kind:
@@ -102,10 +116,15 @@ def read_order(body: object) -> Order | Refusal:
             return Refusal(422, f"{name} must be {_TYPE_NAMES[_TYPES[name]]}.")
     sent = {name: _without_surrogates(value) for name, value in sent.items()}
     try:
-        order = _order(sent)
+        order = attrs.evolve(_order(sent), unknown=_unknown(body))
     except ValueError as error:  # a misspelled fault would be a test that tests nothing
         return Refusal(422, f"inputImage: {error}")
     return _refusal(order) or order
+
+
+def _unknown(body: Mapping[Any, object]) -> tuple[str, ...]:
+    names = (str(_without_surrogates(name)) for name in body if name not in _TYPES)
+    return tuple(name[:_LONGEST_NAME] for name in names)[:_MOST_UNKNOWN]
 
 
 def _has_type(value: object, expected: type) -> bool:

@@ -34,6 +34,7 @@ MAX_PORT: Final = 65_535
 BACKLOG: Final = 2048
 
 USAGE_ERROR: Final = 2
+A_SAMPLE: Final = "summer-sale"  # drawn, so that it needs no photograph
 
 _A_MOMENT: Final = 0.002  # seconds
 _MUCH: Final = 65_536
@@ -49,7 +50,9 @@ def serve(
     port: int = DEFAULT_PORT,
     ledger: bool = False,
 ) -> None:
-    """Serve the sandbox until SIGINT or SIGTERM; prints one line to stdout when it is ready.
+    """Serve the sandbox until SIGINT or SIGTERM.
+
+    When it is ready it prints its address to stdout, and that of a sample image where it makes images.
 
     Args:
         settings: How it behaves; the defaults where left out.
@@ -68,7 +71,9 @@ def serve(
     app = create_app(settings)
     with _listen(host, port) as listener:
         config = _config(app, lifespan="on")
-        _quiet_server(config, _address(host, listener)).run([listener])
+        address = settings.public_url or _address(host, listener)
+        sample = f"{address}/samples/{A_SAMPLE}.png" if settings.pictures == "real" else None
+        _quiet_server(config, address, sample).run([listener])
     if ledger:
         print(ledger_table(desk_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
 
@@ -134,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             script=read_script(options.fault_script) if options.fault_script else (),
             virtual_clock=options.virtual_clock,
             state=options.state,
+            public_url=options.public_url,
+            callbacks_anywhere=options.callbacks_anywhere,
             **({} if options.workers is None else {"workers": options.workers}),
         )
         if options.until_eof:
@@ -187,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--fault-script", type=Path, metavar="FILE", help="JSON Lines: the faults of each submit, in order")
     add("--list-faults", action="store_true", help="say what can go wrong, and end")
     add("--state", type=Path, metavar="FILE", help="keep tasks, balance and pictures there, beyond the end")
+    add("--public-url", metavar="URL", help="the address under which others reach it, as through a tunnel")
+    add("--callbacks-anywhere", action="store_true", help="send callbacks to other machines, too")
     add("--ledger", action="store_true", help="print what was asked and paid to stderr, in the end")
     add("--virtual-clock", action="store_true", help="let time pass by POST /__sandbox/clock only")
     add("--until-eof", action="store_true", help="end when standard input does: with whoever started it")
@@ -242,7 +251,7 @@ def _guest_server(config: uvicorn.Config) -> uvicorn.Server:
     return GuestServer(config)
 
 
-def _quiet_server(config: uvicorn.Config, address: str) -> uvicorn.Server:
+def _quiet_server(config: uvicorn.Config, address: str, sample: str | None) -> uvicorn.Server:
     import uvicorn  # noqa: PLC0415 - needs the extra
 
     class QuietServer(uvicorn.Server):
@@ -252,6 +261,8 @@ def _quiet_server(config: uvicorn.Config, address: str) -> uvicorn.Server:
             await super().startup(sockets)
             if self.started:
                 print(f"sandbox ready at {address}", flush=True)  # noqa: T201 - this is a command
+                if sample is not None:
+                    print(f"a sample image: {sample}", flush=True)  # noqa: T201 - as above
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:

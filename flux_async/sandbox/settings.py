@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -72,6 +73,17 @@ def _check_faults(instance: SandboxSettings, _attribute: attrs.Attribute[Any], f
         raise ValueError("name the share of lost replies once: as drop_replies, or as drop-reply in faults")
 
 
+def _as_origin(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        raise ValueError(f"public_url must be an http(s) address, not {url!r}")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"public_url must end with its host, and {url!r} goes on")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def _as_entries(script: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], ...]:
     entries = [entry if isinstance(entry, str) else tuple(map(str, entry)) for entry in script]
     parse_entries(entries)  # refuses what is none
@@ -109,6 +121,9 @@ class SandboxSettings:
             means nothing.
         state: A file in which tasks, balance, ledger and links outlive the sandbox; their pictures lie in a
             folder beside it. What it holds wins over `credits`. Left out, nothing is kept.
+        public_url: The address under which others reach this sandbox, such as that of a tunnel or a reverse
+            proxy: links that are given out begin with it, and links that begin with it are known as its own.
+        callbacks_anywhere: Whether callbacks go to other machines, too; otherwise to this one only.
         script: What befalls the first submits, in order: for each a list of names. Then `faults` holds.
 
     Raises:
@@ -135,6 +150,8 @@ class SandboxSettings:
     faults: str = attrs.field(default="", validator=_check_faults)
     virtual_clock: bool = False
     state: Path | None = None
+    public_url: str | None = attrs.field(default=None, converter=_as_origin)
+    callbacks_anywhere: bool = False
     script: tuple[tuple[str, ...], ...] = attrs.field(default=(), converter=_as_entries)
 
     @property

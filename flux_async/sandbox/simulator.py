@@ -124,6 +124,7 @@ class Vendor:
             refusal = self._refusal(account, order, now) or order
             return self._refuse(account, refusal.code, replies.refusal(refusal.code, refusal.message))
         account.ledger.line(subject_of(order)).submits += 1
+        account.ledger.unknown_fields.update(order.unknown)
         rules = (*order.faults, *asked)
         faults = self._plan.for_submit(self.submits, now - self.began, rules)
         return self._spoiled(account, order, faults) or self._accept(account, order, faults, now, base_url)
@@ -195,7 +196,7 @@ class Vendor:
         self._tasks[task_id] = task
         self._changed.add(task_id)
         account.balance -= order.price
-        account.ledger.accept(task.subject, task_id, order.price, now)
+        account.ledger.accept(task.subject, order.digest, task_id, order.price, now)
         account.ledger.strike(struck)
         return task
 
@@ -245,7 +246,7 @@ class Vendor:
             return
         task.refunded = task.order.price
         task.account.balance += task.order.price
-        task.account.ledger.refund(task.subject, task.order.price)
+        task.account.ledger.refund(task.subject, task.order.digest, task.order.price)
 
     def record_info(self, key: str | None, task_id: str | None, now: float, base_url: str) -> Answer:
         """Answer GET record-info; links begin with `base_url`."""

@@ -159,11 +159,11 @@ class Studio:
             before=thumbnails.before,
             after=thumbnails.after,
         )
+        self.thumbnails[task.task_id] = thumbnails  # the one before is there long before the result
         spoiled = await anyio.to_process.run_sync(develop, negative, cancellable=True, limiter=self._workers)
         if isinstance(spoiled, Spoiled):
             logger.info("task %s: %s", task.task_id, spoiled.reason)
             return NOT_AN_IMAGE
-        self.thumbnails[task.task_id] = thumbnails
         # A picture made from nothing has no original but itself.
         return Pictures(origin=origin or attrs.evolve(result, kept=True), result=result)
 

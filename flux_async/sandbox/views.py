@@ -34,11 +34,12 @@ def summary(account: Account) -> dict[str, str]:
         "Refused": f"{ledger.refused.total():,}",
         "Polls": f"{ledger.polls:,}",
         "Faults": f"{ledger.faults.total():,}",
+        "Unknown fields": f"{ledger.unknown_fields.total():,}",
         PAID_TWICE: f"{len(ledger.double_charges):,}",
     }
 
 
-def task_view(task: Task, now: float, files: FileBook, *, has_thumbnails: bool) -> TaskView:
+def task_view(task: Task, now: float, files: FileBook, *, has_before: bool, has_after: bool) -> TaskView:
     """Return what the page shows of a task."""
     failure, result = task.failure, task.result
     return TaskView(
@@ -56,7 +57,8 @@ def task_view(task: Task, now: float, files: FileBook, *, has_thumbnails: bool) 
         faults=sorted(task.faults),
         callbacks=[_answered(attempt) for attempt in task.callbacks],
         result=result.path if result and files.find(result.path, now) else None,
-        has_thumbnails=task.flag is Flag.SUCCESS and has_thumbnails,
+        has_before=has_before and task.flag in (Flag.GENERATING, Flag.SUCCESS),
+        has_after=has_after and task.flag is Flag.SUCCESS,
     )
 
 
@@ -114,7 +116,10 @@ def _totals(ledger: Ledger) -> Iterator[str]:
     yield f"busiest 10 s: {busiest} submits, {made} tasks"
     if ledger.faults:
         yield "faults: " + ", ".join(f"{name} {count:,}" for name, count in sorted(ledger.faults.items()))
-    yield f"paid more than once: {len(ledger.double_charges):,}"
+    if ledger.unknown_fields:
+        names = ", ".join(f"{_printable(name)} {count:,}" for name, count in ledger.unknown_fields.items())
+        yield f"unknown fields: {names}"
+    yield f"requests paid more than once: {len(ledger.double_charges):,}"
 
 
 def _images(ledger: Ledger) -> Iterator[str]:
@@ -123,7 +128,7 @@ def _images(ledger: Ledger) -> Iterator[str]:
     yield f"{'submits':>7} {'tasks':>6} {'charged':>8} {'refunded':>8} {'polls':>6}  image"
     most = sorted(ledger.images.items(), key=lambda item: (-item[1].is_paid_twice, -item[1].submits))
     for subject, line in most[:_LINES]:
-        name = "".join(letter if letter.isprintable() else "?" for letter in subject)
+        name = _printable(subject)
         name = name if len(name) <= _NAME else f"{name[:20]}...{name[23 - _NAME :]}"
         twice = "  PAID TWICE" if line.is_paid_twice else ""
         yield (
@@ -132,3 +137,7 @@ def _images(ledger: Ledger) -> Iterator[str]:
         )
     if len(most) > _LINES:
         yield f"and {len(most) - _LINES:,} more images"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class PaidTwice(AssertionError):
-    """An image was charged more than once, and the test did not say that it may be."""
+    """The same request was charged more than once, and the test did not say that it may be."""
 
 
 class FluxLedger:
@@ -64,21 +64,25 @@ class FluxLedger:
 
     @property
     def double_charges(self) -> dict[str, int]:
-        """How often each image was charged for good, of those for which that is more than once."""
-        return {image: line.charges for image, line in self.read().images.items() if line.is_paid_twice}
+        """The images about which the same request was charged for good more than once, and how often."""
+        images = self.read().images
+        return {image: line.most_charges for image, line in images.items() if line.is_paid_twice}
 
     def allow(self, image: str, times: int = 2) -> None:
-        """Say that an image may be charged ``times`` times: it is submitted again on purpose."""
+        """Allow the same request about an image to be charged ``times`` times, on purpose."""
         self._allowed |= {image: times, f"prompt:{image}": times}
 
     def check(self) -> None:
         """Raise what the fixture raises at the end of the test.
 
         Raises:
-            PaidTwice: An image was charged more often than it may be.
+            PaidTwice: The same request about an image was charged more often than it may be. Two different
+                edits of one image are two requests.
         """
         images = self.read().images
-        over = {image: line for image, line in images.items() if line.charges > self._allowed.get(image, 1)}
+        over = {
+            image: line for image, line in images.items() if line.most_charges > self._allowed.get(image, 1)
+        }
         if over:
             raise PaidTwice("\n".join(["charged more than once:", *map(_told, over.items())]))
 

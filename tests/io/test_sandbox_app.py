@@ -233,6 +233,28 @@ async def test_links_follow_the_host_header(web: httpx.AsyncClient, clock: Clock
 # Files
 
 
+async def test_links_begin_with_the_public_address(clock: Clock) -> None:
+    """Behind a tunnel, links lead through it; the sandbox knows them and fetches what is there itself."""
+    public = "https://tunnel.example"
+    app = create_app(SandboxSettings(pictures="none", seed=1, public_url=f"{public}/"), clock=clock)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8787", headers=KEY) as web,
+    ):
+        task_id = await new_task(web)
+        clock.now += 120
+        result = (await record(web, task_id))["response"]["resultImageUrl"]
+        assert result.startswith(f"{public}/files/")
+        fresh = (await web.post(DOWNLOAD, json={"url": result})).json()["data"]
+        assert fresh.startswith(f"{public}/files/")
+        body = {"fileUrl": result, "uploadPath": "images"}
+        uploaded = (await web.post(URL, json=body)).json()
+        assert uploaded["code"] == 200, uploaded
+        assert uploaded["data"]["downloadUrl"].startswith(f"{public}/kieai/")
+        assert (await web.get("/samples/")).json()["samples"][0]["url"].startswith(f"{public}/samples/")
+
+
 @pytest.mark.parametrize(("output_format", "magic"), [("jpeg", b"\xff\xd8"), ("png", b"\x89PNG")])
 async def test_results_are_plain_files(
     web: httpx.AsyncClient, clock: Clock, output_format: str, magic: bytes

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from flux_async.sandbox import SandboxSettings, create_app
+from flux_async.sandbox.courier import _is_here
 from flux_async.sandbox.server import main
 
 GENERATE = "/api/v1/flux/kontext/generate"
@@ -469,3 +470,38 @@ def test_bad_options(options: tuple[str, ...], words: str, capsys: pytest.Captur
     """A bad option is one clear line and exit code 2."""
     assert main(options) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        ("http://127.0.0.1:9/hook", True),
+        ("http://127.9.9.9/hook", True),
+        ("http://[::1]:9/hook", True),
+        ("http://localhost:9/hook", True),
+        ("http://203.0.113.7/hook", False),
+        ("http://192.168.0.1/hook", False),
+        ("http://nowhere.invalid/hook", False),
+        ("http://127.0.0.1:99999/hook", False),
+    ],
+)
+async def test_only_this_machine_is_here(url: str, is_here: bool) -> None:
+    """By what the name resolves to."""
+    assert await _is_here(url) is is_here
+
+
+async def test_callbacks_stay_on_this_machine_unless_told_otherwise(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A program under test may name a receiver in production; nothing is sent there."""
+    caplog.set_level("INFO", logger="flux_async.sandbox.courier")
+    async with sandbox() as box:
+        await box.submit(None, callBackUrl="http://nowhere.invalid/hook")
+        await box.settled(failed=1)
+    assert "not sent: it leads to another machine" in caplog.text
+    caplog.clear()
+    async with sandbox(callbacks_anywhere=True) as box:
+        await box.submit(None, callBackUrl="http://nowhere.invalid/hook")
+        await box.settled(failed=1)
+    assert "not sent" not in caplog.text
+    assert "callback to http://nowhere.invalid/hook failed" in caplog.text

@@ -75,11 +75,27 @@ async def test_cards(web: httpx.AsyncClient) -> None:
 
 
 async def test_a_double_charge_stands_out(web: httpx.AsyncClient) -> None:
-    """The figure turns red when an image has been paid twice."""
+    """The figure turns red when the same request has been paid twice; two edits of one image are none."""
     assert 'class="bad">1</dd>' not in (await web.get("/__sandbox/tasks")).text
     body = {"prompt": "x", "inputImage": "https://pictures.example/poster.jpg"}
     await web.post(GENERATE, json=body)
+    assert 'class="bad">1</dd>' not in (await web.get("/__sandbox/tasks")).text
+    await web.post(GENERATE, json=body)
     assert '<dt>Paid twice</dt><dd class="bad">1</dd>' in (await web.get("/__sandbox/tasks")).text
+
+
+async def test_the_whole_task_id_can_be_copied(web: httpx.AsyncClient) -> None:
+    """It is needed for `flux-async task` and `adopt`."""
+    part = (await web.get("/__sandbox/tasks")).text
+    listed = [task["taskId"] for task in (await web.get("/__sandbox/ledger")).json()["tasks"]]
+    assert re.findall(r'<code class="id">(\w+)</code>', part) == listed
+
+
+async def test_unknown_fields_are_shown(web: httpx.AsyncClient) -> None:
+    """A misspelled field has no effect, as at the vendor, and can be seen."""
+    assert "<dt>Unknown fields</dt><dd>0</dd>" in (await web.get("/__sandbox/tasks")).text
+    await web.post(GENERATE, json={"prompt": "x", "safety_tolerance": 2})
+    assert "<dt>Unknown fields</dt><dd>1</dd>" in (await web.get("/__sandbox/tasks")).text
 
 
 async def test_words_from_outside_are_escaped(web: httpx.AsyncClient) -> None:

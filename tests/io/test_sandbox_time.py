@@ -222,5 +222,5 @@ def test_ledger_in_the_end(start_sandbox: Any, tmp_path: Any) -> None:
     lines = sandbox.process.stderr.read().splitlines()
     assert lines[0] == "submits 3   tasks 2   refused 1 (429: 1)   dropped 0"
     assert "faults: 500-paid 1, http-429 1" in lines
-    assert "paid more than once: 1" in lines
+    assert "requests paid more than once: 1" in lines
     assert lines[-1].split() == ["3", "2", "10", "0", "0", image, "PAID", "TWICE"]

@@ -334,6 +334,24 @@ class TestDecoding:
         assert picture.format.value == kind
         assert picture.pixels[..., 0].min() > 230
 
+    def test_several_images_in_one_jpeg_file_give_the_first(self):
+        """Phones and cameras write such files (MPO)."""
+        first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
+        data = encoded(first, "MPO", save_all=True, append_images=[second])
+        picture = imaging.decode_picture(data)
+        assert picture.format is imaging.PictureFormat.JPEG
+        assert picture.pixels[..., 0].min() > 230
+
+    def test_what_is_transparent_is_white_in_a_jpeg(self):
+        """JPEG has no opacity; the colour below a transparent pixel means nothing."""
+        pixels = np.zeros((16, 32, 3), np.uint8)
+        alpha = np.full((16, 32), 255, np.uint8)
+        alpha[:, 16:] = 0
+        data = imaging.encode_picture(pixels, imaging.PictureFormat.JPEG, alpha=alpha)
+        again = imaging.decode_picture(data).pixels
+        assert again[:, 24:].min() > 245
+        assert again[:, :8].max() < 10
+
     def test_nothing_is_refused(self):
         """Zero bytes are no picture."""
         with pytest.raises(imaging.PictureError, match="no bytes"):

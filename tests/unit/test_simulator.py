@@ -18,6 +18,7 @@ from flux_async.sandbox.ledger import WINDOW
 from flux_async.sandbox.parameters import Kind, Order, asks_to_remove_text, read_order
 from flux_async.sandbox.simulator import SUBMITS_PER_WINDOW, Upload, Vendor
 from flux_async.sandbox.tasks import Account, Failure, Flag, Pictures, Task
+from flux_async.sandbox.views import ledger_table
 
 NOW = 1_787_093_500.25
 BASE = "http://sandbox"
@@ -541,6 +542,7 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
         "polls": 2,
         "callbacks": {"sent": 0, "accepted": 0, "failed": 0, "given_up": 0},
         "faults": {},
+        "unknown_fields": {},
         "busiest_window": {"submits": 4, "accepted": 3},
         "double_charges": [],
         "images": {
@@ -552,6 +554,7 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
                 "refunded": 5.0,
                 "polls": 1,
                 "callbacks": 0,
+                "requests": {first.order.digest: 1},
             },
             "prompt:A tree": {
                 "submits": 1,
@@ -561,9 +564,33 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
                 "refunded": 0.0,
                 "polls": 0,
                 "callbacks": 0,
+                "requests": {next(vendor.newest(NOW)).order.digest: 1},
             },
         },
     }
+
+
+def test_two_edits_of_one_image_are_not_paid_twice(vendor: Vendor) -> None:
+    """Paid twice is the same request paid twice; where its end is reported is no part of it."""
+    account = vendor.account("test")
+    assert account is not None
+    submit(vendor, prompt="Remove the text")
+    submit(vendor, prompt="Make the sky orange")
+    submit(vendor, prompt="Remove the text", model="flux-kontext-max")
+    assert account.ledger.double_charges == []
+    submit(vendor, prompt="Remove the text", callBackUrl="https://example.com/hook?attempt=2")
+    assert account.ledger.double_charges == [IMAGE]
+    assert account.ledger.images[IMAGE].most_charges == 2
+
+
+def test_unknown_fields_are_counted(vendor: Vendor) -> None:
+    """The vendor ignores them without a word; a misspelled field is seen here."""
+    submit(vendor, aspect_ratio="16:9", **{"\ud800": 1})
+    submit(vendor, aspect_ratio="1:1")
+    account = vendor.account("test")
+    assert account is not None
+    assert account.ledger.as_json()["unknown_fields"] == {"?": 1, "aspect_ratio": 2}
+    assert "unknown fields: aspect_ratio 2, ? 1" in ledger_table(account.ledger)
 
 
 # Settings
@@ -573,6 +600,9 @@ def test_ledger_files_by_image(vendor: Vendor) -> None:
     ("options", "words"),
     [
         ({"speed": 0}, "above 0"),
+        ({"public_url": "tunnel.example"}, "http"),
+        ({"public_url": "https://user@tunnel.example"}, "http"),
+        ({"public_url": "https://tunnel.example/path"}, "end with its host"),
         ({"speed": float("inf")}, "above 0"),
         ({"speed": float("nan")}, "above 0"),
         ({"credits": -1}, "at least 0"),
