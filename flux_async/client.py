@@ -291,7 +291,7 @@ class FluxClient:
         """Look at a task once (API page, "Task Status Query").
 
         Raises:
-            NotFoundError, InvalidRequestError: No such task, or not visible yet.
+            NotFoundError: No such task, or not visible yet.
             FluxError: The look itself failed; the task goes on.
         """
         task = check_task_id(task_id)

@@ -260,11 +260,12 @@ def remove_text(
     output_format: str | None,
     **run: Any,
 ) -> int:
-    """Remove the text from IMAGES: http(s) URLs, files, folders, or - to read them from standard input.
+    """Remove the text from IMAGES.
 
-    Files are uploaded first, free of charge: JPEG, PNG or WebP up to 20 MB. Of a folder its pictures are
-    taken, not those of its folders; a quoted pattern like 'photos/**/*.jpg' goes deeper. The same file again
-    is the same job, whatever it is called. In a list, files are relative to the list's own folder.
+    IMAGES are http(s) URLs, files, folders, or - to read them from standard input. Files are uploaded first,
+    free of charge: JPEG, PNG or WebP up to 20 MB. Of a folder its pictures are taken, not those of its
+    folders; a quoted pattern like 'photos/**/*.jpg' goes deeper. The same file again is the same job,
+    whatever it is called. In a list, files are relative to the list's own folder.
 
     Lists in CSV have a column url or image, and may have key, prompt, model and output_format; JSON Lines
     hold an image or an object with those names. A row that cannot be read fails alone.
@@ -354,7 +355,10 @@ def rekey(folder: Path, sure: bool) -> int:
 def generate(
     prompt: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
 ) -> int:
-    """Make a picture from the words of PROMPT; print its URL, or with -o its path."""
+    """Make a picture from the words of PROMPT.
+
+    Its URL is printed, or with -o the path of the file.
+    """
     from flux_async.cli.single import Presentation, make_picture  # noqa: PLC0415
 
     request = GenerateRequest(prompt=prompt, **_given(request_options))
@@ -374,7 +378,10 @@ def generate(
 def edit(
     prompt: str, image: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
 ) -> int:
-    """Change IMAGE, an http(s) URL or a file, as PROMPT says; print the result's URL, or with -o its path."""
+    """Change IMAGE, an http(s) URL or a file, as PROMPT says.
+
+    The URL of the result is printed, or with -o the path of the file.
+    """
     from flux_async.cli.single import Presentation, make_picture  # noqa: PLC0415
 
     request = EditRequest(prompt=prompt, input_image=image_of(image), **_given(request_options))
@@ -389,7 +396,10 @@ def edit(
 @_json
 @_verbose
 def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: bool) -> int:
-    """Say how the task TASK_ID stands; print the URL of its picture, or with -o the path."""
+    """Say how the task TASK_ID stands.
+
+    The URL of its picture is printed, or with -o the path of the file.
+    """
     from flux_async.cli.single import Presentation, look_at_task  # noqa: PLC0415
 
     return look_at_task(task_id, wait=wait, timeout=timeout, show=Presentation(file=file, as_json=as_json))
@@ -404,9 +414,10 @@ def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: b
 @_json
 @_verbose
 def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
-    """Put IMAGE, a file or http(s) URL, where the vendor can fetch it for 24 hours, and print its address.
+    """Put IMAGE where the vendor can fetch it for 24 hours.
 
-    It costs nothing. Nobody can guess the address, but whoever knows it can fetch the picture.
+    IMAGE is a file or an http(s) URL; the address to give the vendor is printed. It costs nothing. Nobody can
+    guess the address, but whoever knows it can fetch the picture.
     """
     from flux_async.cli.single import Presentation, upload_image  # noqa: PLC0415
 
@@ -432,9 +443,10 @@ def show_balance(as_json: bool) -> int:
 @_json
 @_verbose
 def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
-    """Look at all that a run depends on: key, balance, clock, uploads, certificates, disk; say what to do.
+    """Check all that a run depends on, and say what to do.
 
-    A picture of one pixel is uploaded; nothing is submitted or charged. Exit 1 where something fails.
+    Checked are key, balance, clock, uploads, certificates and disk. A picture of one pixel is uploaded;
+    nothing is submitted or charged. Exit 1 where something fails.
     """
     from flux_async.cli.doctor import run_doctor  # noqa: PLC0415
 
@@ -468,7 +480,10 @@ def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
 @click.option("--ledger", is_flag=True, help="Print what was asked and paid to stderr, in the end.")
 @click.option("--virtual-clock", is_flag=True, help="Let time pass by POST /__sandbox/clock only.")
 def sandbox(host: str, port: int, ledger: bool, list_faults: bool, **options: Any) -> int:
-    """Serve the vendor's API on this machine, for tests and dry runs: no real key, no network, no charge."""
+    """Serve the vendor's API on this machine, without a charge.
+
+    For tests and dry runs: it needs no real key and no network.
+    """
     from flux_async.sandbox import SandboxError, SandboxSettings, serve  # noqa: PLC0415
     from flux_async.sandbox.faults import list_of_faults  # noqa: PLC0415
     from flux_async.sandbox.plan import read_script  # noqa: PLC0415
@@ -490,9 +505,10 @@ def sandbox(host: str, port: int, ledger: bool, list_faults: bool, **options: An
     "-o", "--output", "folder", type=_FOLDER, default=Path("flux-demo"), help="Folder for the results."
 )
 def demo(folder: Path) -> int:
-    """Watch text vanish from sample pictures: no key, no network, under a minute.
+    """Watch text vanish from sample pictures, without a key.
 
-    Starts a sandbox, runs remove-text on its samples and draws a contact sheet of before and after.
+    It needs no network and less than a minute. It starts a sandbox, runs remove-text on its samples and draws
+    a contact sheet of before and after.
     """
     from flux_async.cli.demo import run_demo  # noqa: PLC0415
 

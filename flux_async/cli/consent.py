@@ -126,7 +126,7 @@ async def _record(client: FluxClient, task: TaskId) -> TaskRecord:
     try:
         return await client.record(task)
     except NotFoundError as error:
-        error.advice = "Nothing was changed: check the task id at kie.ai/logs."
+        error.advice = "Nothing was changed. Check the task id at kie.ai/logs."
         raise
 
 

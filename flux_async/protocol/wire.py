@@ -62,6 +62,10 @@ def _wire_name(field: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
+_NO_TASK = (
+    "Check the task id, and that the key is of the account that made it; a task of the last minute may not "
+    "be visible yet."
+)
 _OUR_NAMES = {
     kind: {_wire_name(a.name): a.name for a in attrs.fields(kind)} for kind in (GenerateRequest, EditRequest)
 }
@@ -254,7 +258,7 @@ def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:
     (400, 408, 501).
 
     Raises:
-        NotFoundError: No such task, or not visible yet (404, ``data: null``).
+        NotFoundError: No such task, or not visible yet (404, 422, ``data: null``).
         ApiError: Any other refusal; ``protocol.codes`` says what it means for a wait.
         UnexpectedResponse: No documented shape, or a record of another task or of none.
     """
@@ -290,17 +294,28 @@ def _open_record(response: WireResponse, task_id: TaskId) -> TaskRecord | dict[s
             error_message=message_of(envelope) or None,
             raw=envelope,
         )
+    if code is not None and rule_for(code).poll is PollMeaning.NOT_VISIBLE:
+        msg = message_of(envelope)
+        raise _no_task(response, task_id, f"the API answered {code}: {msg or 'no message'}", code, msg)
     data = data_of(response, code, envelope, reading=True)
     if not data:
-        raise NotFoundError(
-            "record-info holds nothing under this task id.",
-            code=404,
-            http_status=response.status,
-            task_id=task_id,
-        )
+        raise _no_task(response, task_id, "record-info holds nothing under this id")
     if not isinstance(data, dict):
         raise unexpected(response, "record-info answered with something other than a record", reading=True)
     return data
+
+
+def _no_task(
+    response: WireResponse, task_id: TaskId, why: str, code: int = 404, msg: str = ""
+) -> NotFoundError:
+    return NotFoundError(
+        f"No task {shown(str(task_id))}: {why}.",
+        advice=_NO_TASK,
+        code=code,
+        msg=msg,
+        http_status=response.status,
+        task_id=task_id,
+    )
 
 
 def parse_credit(response: WireResponse) -> float:

@@ -353,10 +353,12 @@ def test_a_task_that_failed_is_exit_1(cli: Any, picture_host: Any) -> None:
 
 
 def test_an_unknown_task_is_exit_1(cli: Any) -> None:
-    """A task nobody knows is an error of one line."""
-    ended = cli.run("task", "0" * 32)
+    """A task that does not exist is told in one line, with what the API said; no parameter is to blame."""
+    ended = cli.run("task", "nope")
     assert (ended.code, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("Error: The API answered ")
+    assert ended.stderr.startswith("Error: No task 'nope': the API answered 422: The record does not exist. ")
+    assert ended.stderr.count("\n") == 1
+    assert "parameter" not in ended.stderr
 
 
 def test_an_interrupted_picture_is_not_forgotten(make_cli: Any, tmp_path: Path, start_sandbox: Any) -> None:

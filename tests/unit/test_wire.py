@@ -240,6 +240,25 @@ def test_a_missing_record_names_its_task() -> None:
     assert caught.value.task_id == TASK
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            b'{"code":422,"msg":"The record does not exist"}',
+            "the API answered 422: The record does not exist.",
+        ),
+        (b'{"code":404}', "the API answered 404: no message."),
+        (b'{"code":200,"data":null}', "record-info holds nothing under this id."),
+    ],
+)
+def test_an_unknown_task_is_named_with_what_the_api_said(body: bytes, said: str) -> None:
+    """However the vendor says that there is no such task, the message says so first."""
+    with pytest.raises(NotFoundError) as caught:
+        parse_record(WireResponse(status=200, body=body), TaskId("nope"))
+    assert caught.value.message == f"No task 'nope': {said}"
+    assert "task id" in caught.value.advice
+
+
 FOR_TASK = {
     "its record": (b'{"code":200,"data":{"taskId":"%s"}}' % TASK.encode(), True),
     "another record": (b'{"code":200,"data":{"taskId":"other"}}', False),
