@@ -16,6 +16,7 @@ ACTIONS = frozenset(
         "larger_upload",
         "new_key",
         "pay_again",
+        "recover",
         "result_url",
         "sure",
         "task_of_lost_answer",
@@ -45,6 +46,7 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
         "new_key": "A journal of the old key goes on with a new key of the same account after "
         "rekey_journal(client, path); nothing is paid twice.",
         "pay_again": "",
+        "recover": "open it with Journal(path).open(accept_lost_records=True)",
         "result_url": "image.result_url",
         "sure": "call rekey_journal(client, path, sure=True)",
         "task_of_lost_answer": "look into client.unclaimed",

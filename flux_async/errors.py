@@ -41,6 +41,8 @@
     ├── CallbackRejected           a callback with a bad signature or shape  .http_status
     └── JournalError               the journal cannot be used
         ├── JournalBusyError       somebody else holds the lease
+        ├── JournalDisplaced       it was moved, deleted or replaced during a run
+        ├── JournalRecordsLost     it lacks records of submits that may be paid
         ├── JobConflictError       one key, two different requests
         └── JournalVersionError    written by a newer release
 
@@ -525,6 +527,25 @@ class JournalBusyError(JournalError):
     """Another process holds the lease of this journal."""
 
     default_advice = "Wait for the other run to end, then run again; what it has paid for is not paid again."
+
+
+class JournalRecordsLost(JournalError):
+    """The journal lacks records of submits that were made, and are perhaps paid; nothing was sent."""
+
+    default_advice = (
+        "Put the missing file back beside it. Otherwise {recover}: what may have been submitted is then in "
+        "doubt, and is not submitted again."
+    )
+
+
+class JournalDisplaced(JournalError):
+    """The journal was moved, deleted or replaced while it was run; nothing more was submitted."""
+
+    default_scope = Scope.STOP
+    default_advice = (
+        "Put the journal back before the next run: a new one would pay for the same images again. The tasks "
+        "of this run are at kie.ai/logs."
+    )
 
 
 class JobConflictError(JournalError):

@@ -506,3 +506,25 @@ def recover(job: JobSnapshot, at: float) -> Event | None:
             "charged. Look for the task at kie.ai/logs before submitting the same image again.",
         ),
     )
+
+
+def events_of_lost_submit(job: JobSnapshot, at: float, now: float) -> tuple[Event, ...]:
+    """Return the events that put a job in doubt of whose submit, at ``at``, the journal lost the record.
+
+    What must have come before that submit is said, too: a task that failed, or a person's word. A job that
+    has its result, or is in doubt already, needs none: it is not submitted anyway.
+    """
+    problem = Problem(
+        type="ConnectionLost",
+        message="The journal lost the record of a submit; it may have been charged. Look for the task at "
+        "kie.ai/logs before submitting the same image again.",
+    )
+    submit = (SubmitIntended(at=at), SubmitUnknown(at=now, problem=problem))
+    match job.state:
+        case JobState.PENDING:
+            return submit
+        case JobState.SUBMITTED:
+            return (TaskEndedRetryable(at=at, problem=problem), *submit)
+        case JobState.FAILED:
+            return (RetryGranted(at=at), *submit)
+    return ()

@@ -13,7 +13,7 @@ from flux_async.account import Account
 from flux_async.batch.doubts import Doubts
 from flux_async.batch.orchestrator import Driver, Terms
 from flux_async.batch.progress import Tally
-from flux_async.errors import FluxError, Scope
+from flux_async.errors import FluxError, JournalDisplaced, Scope
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import FINAL, JobState
 from flux_async.models import Outcome
@@ -183,8 +183,8 @@ class Fleet:
         try:
             return await driver.run(found)
         except FluxError as error:
-            if error.scope is not Scope.STOP:
-                raise
+            if error.scope is not Scope.STOP or isinstance(error, JournalDisplaced):
+                raise  # nothing goes on without a journal, not even what is paid
             self.on_halt(error)
             self.tally.ended("Halted", driver.job.state)
             return None

@@ -51,6 +51,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
         if folder is None
         else f"If it is a new key of the same account, run {command('rekey', folder)} first: {_NOT_TWICE}",
         "pay_again": "" if folder is None else f": {command('retry', folder, '--failed')}",
+        "recover": f"run {command('recover', folder or 'DIR')}",
         "result_url": "its result_url" if folder is None else f"its result_url in {folder / 'results.jsonl'}",
         "sure": "add --yes",
         "task_of_lost_answer": "look for the task at kie.ai/logs",

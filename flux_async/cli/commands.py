@@ -344,6 +344,21 @@ def rekey(folder: Path, sure: bool) -> int:
 
 
 @cli.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_verbose
+def recover(folder: Path, *, yes: bool) -> int:
+    """Go on in FOLDER though its journal lost records of submits: put what they may concern in doubt.
+
+    A journal loses records where its -wal file is not copied along, or an older copy is put in its place. The
+    file journal.sqlite3.submits beside it shows which images were submitted. Nothing is sent.
+    """
+    from flux_async.cli.recover import run_recover  # noqa: PLC0415
+
+    return run_recover(folder, yes=yes)
+
+
+@cli.command()
 @click.argument("prompt")
 @_aspect_ratio
 @_model

@@ -35,7 +35,7 @@ _OURS = "http://127.0.0.1:"
 _SAMPLES_S = 60.0
 _LIMITS = Limits(submits=20, window_s=10 / SPEED)
 _POLLING = PollPolicy(first_s=0.5, interval_s=1.0)
-_BESIDE = ("-wal", "-shm", ".lock")
+_BESIDE = ("-wal", "-shm", ".lock", ".submits")
 _MOST_SAMPLES = 15
 """Five full rows on the sheet; two cores take about half a minute for them."""
 

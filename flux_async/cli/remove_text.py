@@ -47,6 +47,7 @@ from flux_async.cli.listening import Place, bind, check_server, listening
 from flux_async.cli.local_inputs import is_address
 from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
+from flux_async.cli.paid_tasks import tasks_not_recorded, tasks_under_way
 from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Selection, Totals
@@ -444,22 +445,35 @@ class RemoveText:
         totals = None
         if self._progress.submits and not self.interruption.happened:
             await self._balance.look_after(client)
-        try:
-            totals = await anyio.to_thread.run_sync(
-                folder.rewrite, self._selection, partial(_tell, self.display.unfinished)
-            )
-        except FluxError as error:
-            self._halted_by = self._halted_by or error
-            self.display.note(f"Error: {error_text(error, self.order.folder)}", "red")
+        if (displaced := await folder.journal.displacement()) is not None:
+            # No results are written beside a journal that is not there, and no advice given for that place.
+            self._halted_by = displaced
+            self.display.note(f"Halted: {error_text(displaced, self.order.folder)}", "red")
+            self._note_all(tasks_under_way(folder.reader))
+        else:
+            totals = await self._rewrite_results(folder)
         if totals is not None:
             self._conclude(folder, totals, self.clock.monotonic() - began)
-        for loose in client.unclaimed:
-            self.display.note(f"Task {loose.task_id} is paid, and could not be written down.", "red")
+        self._note_all(tasks_not_recorded(client.unclaimed))
         if self.interruption.happened:
             return Exit.INTERRUPTED
         if self._halted_by is not None or totals is None:
             return Exit.HALTED
         return Exit.SUCCEEDED if totals.all_succeeded else Exit.SOME_FAILED
+
+    async def _rewrite_results(self, folder: RunFolder) -> Totals | None:
+        """Write results.jsonl anew; return None where that failed."""
+        on_row = partial(_tell, self.display.unfinished)
+        try:
+            return await anyio.to_thread.run_sync(folder.rewrite, self._selection, on_row)
+        except FluxError as error:
+            self._halted_by = self._halted_by or error
+            self.display.note(f"Error: {error_text(error, self.order.folder)}", "red")
+            return None
+
+    def _note_all(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.display.note(line, "red")
 
     def _conclude(self, folder: RunFolder, totals: Totals, elapsed_s: float) -> None:
         table = summary_table(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import attrs
 
 from flux_async.errors import InvalidInput, JobConflictError
+from flux_async.journal.lost_records import has_unknown, take_unknown
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
 from flux_async.lifecycle import JobSnapshot, JobState
 from flux_async.models import JobKey, LocalImage, digest_key
@@ -43,7 +44,7 @@ class Added(NamedTuple):
 
     Attributes:
         number: The job's number; None where the entry was not added.
-        stored: The job as it was there before, or None where it is new.
+        stored: The job as it was there before, or is in doubt; None where it is new.
         conflict: Why the entry was not added, where its key names something else.
         paid_as: A job that was submitted for the same image under another signature.
     """
@@ -63,16 +64,20 @@ class Adding:
         at: Seconds since the epoch.
         is_chosen: Says by its number whether a job is part of the run already: its address stays.
         pays_again: Whether an image that was submitted under another signature becomes a new job.
+        put_in_doubt: Puts a job in doubt that was perhaps submitted at a time, by its key.
     """
 
     connection: sqlite3.Connection
     at: float
     is_chosen: Callable[[int], bool]
     pays_again: bool
+    put_in_doubt: Callable[[JobKey, float], object]
     _here: set[int] = attrs.field(factory=set, init=False)
+    _lost_any: bool = attrs.field(default=False, init=False)
 
     def add(self, entries: Sequence[tuple[JobKey, str]], sources: Mapping[JobKey, LocalImage]) -> list[Added]:
         """Add what is not there yet; return what became of each entry, in order."""
+        self._lost_any = has_unknown(self.connection)
         return [self._add(key, request, sources.get(key)) for key, request in entries]
 
     def _add(self, key: JobKey, request: str, source: LocalImage | None) -> Added:
@@ -89,7 +94,15 @@ class Adding:
             self.connection.execute("DELETE FROM job WHERE number = ?", (number,))
             return Added(None, paid_as=paid_as)
         self._here.add(number)
-        return Added(number, paid_as=paid_as)
+        return Added(number, self._in_doubt(key) if self._lost_any else None, paid_as=paid_as)
+
+    def _in_doubt(self, key: JobKey) -> StoredJob | None:
+        """Return a new job, in doubt, where the journal had it before and lost the record of its submit."""
+        submitted_at = take_unknown(self.connection, key)
+        if submitted_at is None:
+            return None
+        self.put_in_doubt(key, submitted_at)
+        return stored_job(self.connection.execute(_BY_KEY, (key,)).fetchone())
 
     def _known(self, stored: StoredJob, request: str) -> Added:
         is_first, number = stored.number not in self._here, stored.number

@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flux_async.errors import JournalError, JournalVersionError
+from flux_async.errors import JournalError, JournalRecordsLost, JournalVersionError
 from flux_async.journal.adding import unsigned_of
+from flux_async.journal.lost_records import LostRecords, check_whole, find_lost
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x464C5558
 """"FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
 
-_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql")
+_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql", "schema_6.sql")
 SCHEMA_VERSION = len(_STEPS)
 
 _RESTORE = (
@@ -64,16 +65,40 @@ def inspect(path: Path) -> None:
         raise _damaged(problem, path)
 
 
+def look_for_loss(path: Path) -> LostRecords | None:
+    """Return what a journal lacks of the submits in its log, or None where it is whole; it is not changed.
+
+    Raises:
+        JournalError: It is another program's, or damaged.
+    """
+    import sqlite3  # noqa: PLC0415 - as above
+
+    if not path.exists() or not path.stat().st_size:
+        lost = find_lost(None, path)
+        return lost if lost.submits else None
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            _check_ours(connection, path)
+            try:
+                check_whole(connection, path)
+            except JournalRecordsLost:
+                return find_lost(connection, path)
+    except sqlite3.Error as error:
+        raise _not_ours_or_damaged(error, path) from None
+    return None
+
+
 def open_memory() -> sqlite3.Connection:
     """Open a journal that nobody else sees and that ends with the process."""
     return _open(_MEMORY)
 
 
-def open_file(path: Path) -> sqlite3.Connection:
+def open_file(path: Path, *, accept_lost_records: bool = False) -> sqlite3.Connection:
     """Open a journal, by whatever process; make it or bring it up to date where needed.
 
     Raises:
         JournalVersionError: A newer release wrote it.
+        JournalRecordsLost: It lacks records of submits, and that is not accepted.
         JournalError: It is another program's, or damaged.
         sqlite3.Error: It cannot be opened.
     """
@@ -81,9 +106,14 @@ def open_file(path: Path) -> sqlite3.Connection:
 
     try:
         if path.exists() and path.stat().st_size:
-            # Closing a connection that may write would tidy up another program's files.
+            # Closing a connection that may write would tidy up another program's files, and would make it
+            # impossible to put a -wal file back that was left behind.
             with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
                 _check_ours(connection, path)
+                if not accept_lost_records:
+                    check_whole(connection, path)
+        elif not accept_lost_records:
+            check_whole(None, path)
         return _open(path)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):

@@ -14,6 +14,8 @@ import contextlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -24,18 +26,22 @@ import attrs
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import (
     JournalBusyError,
+    JournalDisplaced,
     JournalError,
     WrongEventLoop,
     shown,
 )
 from flux_async.journal import inbox, paying_account, task_owners
 from flux_async.journal.adding import Added, Adding, as_new
+from flux_async.journal.guard import JournalGuard
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lease import Lease
+from flux_async.journal.lost_records import find_lost, keep_unknown, pending_keys
 from flux_async.journal.paying_account import PaidTask
 from flux_async.journal.reserve import Reserve
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
+from flux_async.journal.submit_log import LoggedSubmit, log_of, rewrite
 from flux_async.journal.writer import Writer
 from flux_async.lifecycle import (
     LIVE,
@@ -49,6 +55,7 @@ from flux_async.lifecycle import (
     SubmitRejected,
     SubmitUnknown,
     apply,
+    events_of_lost_submit,
     recover,
 )
 from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
@@ -92,20 +99,24 @@ class Journal:
         self._lease: Lease | None = None
         self._reserve: Reserve | None = None if self._path is None else Reserve(self._path)
         self._watch: InboxWatch | None = None
+        self._guard: JournalGuard | None = None
         self.mail: asyncio.Event = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Journal {self._path or ':memory:'}>"
 
-    async def open(self, *, account: str = "") -> Self:
+    async def open(self, *, account: str = "", accept_lost_records: bool = False) -> Self:
         """Take the lease and open the file; a new one is made.
 
         Args:
             account: Fingerprint of the account whose tasks it holds. Another one's journal is
                 refused, unless nothing was paid in it.
+            accept_lost_records: Open it also where it lacks records of submits: the jobs that they may belong
+                to are put in doubt first, those that it does not know when they are given again.
 
         Raises:
             JournalBusyError: Somebody else is running it.
+            JournalRecordsLost: It lacks records of submits, which may be paid.
             JournalVersionError: A newer release wrote it.
             JournalError: It is damaged, somebody else's, or cannot be written; it was left as it is.
         """
@@ -119,7 +130,9 @@ class Journal:
             if self._path is not None:
                 inspect(self._path)
             make_room = (lambda: False) if self._reserve is None else self._reserve.give
-            self._writer = Writer(self._connect, asyncio.get_running_loop(), make_room)
+            connect = partial(self._connect, accept_lost_records=accept_lost_records)
+            self._guard = None if self._path is None else JournalGuard(self._path)
+            self._writer = Writer(connect, asyncio.get_running_loop(), make_room, self._guard)
             await self._writer.start()
             await self._do(lambda c: paying_account.check_account(c, account))
         except BaseException:
@@ -199,6 +212,12 @@ class Journal:
         if self._reserve is not None:
             await anyio.to_thread.run_sync(self._reserve.hold)
 
+    async def displacement(self) -> JournalDisplaced | None:
+        """Return the error of a journal that is no longer at its path, or None."""
+        with contextlib.suppress(JournalError):  # a locked or full disk: what was noticed before counts
+            await self._do(lambda _: None)
+        return None if self._guard is None else self._guard.displaced
+
     @property
     def commits(self) -> int:
         """Transactions so far; fewer than writes where several were waiting at once."""
@@ -229,9 +248,7 @@ class Journal:
         sources = sources or {}
 
         def add(connection: sqlite3.Connection) -> list[StoredJob]:
-            adding = Adding(
-                connection=connection, at=self._clock.wall(), is_chosen=is_chosen, pays_again=True
-            )
+            adding = self._adding(connection, is_chosen, pays_again=True)
             found: dict[int, StoredJob] = {}
             for (key, request), (number, stored, conflict, _) in zip(
                 entries, adding.add(entries, sources), strict=True
@@ -262,9 +279,7 @@ class Journal:
         """
 
         def add(connection: sqlite3.Connection) -> list[Added]:
-            at = self._clock.wall()
-            adding = Adding(connection=connection, at=at, is_chosen=is_chosen, pays_again=pays_again)
-            return adding.add(entries, sources)
+            return self._adding(connection, is_chosen, pays_again=pays_again).add(entries, sources)
 
         return await self._do(add)
 
@@ -312,14 +327,40 @@ class Journal:
             event: What happened.
             before: The job as it was; the write is refused where the journal has it otherwise by now.
             then: The job after an event that followed at once, and that event: both are written, or none.
+
+        Raises:
+            JournalDisplaced: The journal is no longer at its path; what it holds, this write included, is
+                where the error says.
         """
 
-        def write(connection: sqlite3.Connection) -> None:
-            _record(connection, number, job, event, before)
+        def write(connection: sqlite3.Connection) -> LoggedSubmit | None:
+            place = _record(connection, number, job, event, before)
             if then is not None:
                 _record(connection, number, *then, job)
+            return LoggedSubmit(place, float(event.at), job.key) if submits else None
 
-        await self._do(write, dear=isinstance(event, _ANSWERS))
+        submits = isinstance(event, SubmitIntended)
+        is_answer = isinstance(event, _ANSWERS)
+        try:
+            await self._do(write, dear=is_answer, submits=job.key if submits else None)
+        except JournalError as error:
+            if submits:
+                await self._take_back(number, job, error)
+            raise
+        if self._guard is not None and self._guard.displaced is not None and not is_answer:
+            raise copy(self._guard.displaced)
+
+    async def _take_back(self, number: int, job: JobSnapshot, error: JournalError) -> None:
+        """Write down that an intent was not followed by its request, where the intent was committed."""
+        event = SubmitRefused(at=self._clock.wall(), problem=Problem.of(error))
+
+        def write(connection: sqlite3.Connection) -> None:
+            sql = "SELECT 1 FROM job WHERE number = ? AND state = ? AND attempts = ?"
+            if connection.execute(sql, (number, job.state, job.attempts)).fetchone() is not None:
+                _record(connection, number, apply(job, event), event, job)
+
+        with contextlib.suppress(JournalError):  # then it is in doubt
+            await self._do(write, dear=True)
 
     async def recover(self) -> None:
         """Put in doubt what a process that has died left half submitted; a run does so first of all."""
@@ -453,18 +494,77 @@ class Journal:
 
     # --- how ----------------------------------------------------------------------------------------------
 
-    async def _do(self, work: Callable[[sqlite3.Connection], T], *, dear: bool = False) -> T:
+    def _adding(
+        self, connection: sqlite3.Connection, is_chosen: Callable[[int], bool], *, pays_again: bool
+    ) -> Adding:
+        at = self._clock.wall()
+        return Adding(
+            connection=connection,
+            at=at,
+            is_chosen=is_chosen,
+            pays_again=pays_again,
+            put_in_doubt=lambda key, submitted_at: _put_in_doubt(connection, key, submitted_at, at),
+        )
+
+    async def _do(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        dear: bool = False,
+        submits: JobKey | None = None,
+    ) -> T:
         if self._writer is None:
             raise JournalError("The journal is not open.", advice="Use it as `async with`, or call open().")
-        return await self._writer.do(work, dear=dear)
+        return await self._writer.do(work, dear=dear, submits=submits)
 
-    def _connect(self) -> sqlite3.Connection:
-        return open_memory() if self._path is None else open_file(self._path)
+    def _connect(self, *, accept_lost_records: bool) -> sqlite3.Connection:
+        if self._path is None:
+            return open_memory()
+        if not accept_lost_records:
+            return open_file(self._path)
+        connection = open_file(self._path, accept_lost_records=True)
+        try:
+            _accept_lost_records(connection, self._path, self._clock.wall())
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _accept_lost_records(connection: sqlite3.Connection, path: Path, now: float) -> None:
+    """Put in doubt every job that may have been submitted without the journal's knowing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        lost = find_lost(connection, path)
+        for key, submit in lost.submits.items():
+            if not _put_in_doubt(connection, key, submit.at, now):
+                keep_unknown(connection, submit)
+        for key in pending_keys(connection) if lost.log_is_missing else []:
+            _put_in_doubt(connection, key, now, now)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    rewrite(connection, log_of(path))
+
+
+def _put_in_doubt(connection: sqlite3.Connection, key: JobKey, at: float, now: float) -> bool:
+    """Put a job in doubt that was perhaps submitted at ``at``; False where the journal does not know it."""
+    row = connection.execute(f"SELECT {COLUMNS} FROM job WHERE key = ?", (key,)).fetchone()  # noqa: S608
+    if row is None:
+        return False
+    stored = stored_job(row)
+    job = stored.job
+    for event in events_of_lost_submit(job, at, now):
+        before, job = job, apply(job, event)
+        _record(connection, stored.number, job, event, before)
+    return True
 
 
 def _record(
     connection: sqlite3.Connection, number: int, job: JobSnapshot, event: Event, before: JobSnapshot | None
-) -> None:
+) -> int:
+    """Write what ``event`` made of a job; return the event's number."""
     values = (
         job.state.value,
         job.attempts,
@@ -500,10 +600,11 @@ def _record(
         )
     else:
         task_owners.keep(connection, event, number, job.attempts, attempt)
-    connection.execute(
+    written = connection.execute(
         "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
         (number, event.at, type(event).__name__, _detail(event)),
     )
+    return written.lastrowid or 0
 
 
 def _detail(event: Event) -> str:

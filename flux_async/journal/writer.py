@@ -6,11 +6,17 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import attrs
+
 from flux_async.errors import FluxError, JournalError, Scope, WrongEventLoop
+from flux_async.journal.guard import JournalGuard
 from flux_async.journal.reserve import NO_ROOM_ADVICE
+from flux_async.journal.submit_log import LoggedSubmit
+from flux_async.models import JobKey
 
 if TYPE_CHECKING:
     import sqlite3
@@ -19,8 +25,26 @@ T = TypeVar("T")
 
 Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
 
-Item: TypeAlias = "tuple[Work, asyncio.Future[Any], bool]"
-"""What to do, who waits for it, and whether it is dear."""
+Result: TypeAlias = "tuple[asyncio.Future[Any], Any, BaseException | None]"
+"""Who waits, what the work returned, why it failed."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Item:
+    """A piece of work in the queue.
+
+    Attributes:
+        work: What to do.
+        done: Receives what it returned, after the commit.
+        dear: Whether room is made for it on a full disk.
+        submits: The job that is submitted after it, if one is.
+    """
+
+    work: Work
+    done: asyncio.Future[Any]
+    dear: bool = False
+    submits: JobKey | None = None
+
 
 _MOST_PER_COMMIT = 1000
 
@@ -32,6 +56,7 @@ class Writer:
         connect: Opens the connection, in the thread.
         loop: Where the waiting coroutines live.
         make_room: Frees some of a full disk for what is dear; says whether it could.
+        guard: Watches over the commits of intents.
     """
 
     def __init__(
@@ -39,7 +64,9 @@ class Writer:
         connect: Callable[[], sqlite3.Connection],
         loop: asyncio.AbstractEventLoop,
         make_room: Callable[[], bool] = lambda: False,
+        guard: JournalGuard | None = None,
     ) -> None:
+        self._guard = guard
         self._connect = connect
         self._loop = loop
         self._make_room = make_room
@@ -57,11 +84,18 @@ class Writer:
         self._thread.start()
         await asyncio.shield(self._opened)
 
-    async def do(self, work: Callable[[sqlite3.Connection], T], *, dear: bool = False) -> T:
+    async def do(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        dear: bool = False,
+        submits: JobKey | None = None,
+    ) -> T:
         """Run ``work`` in a transaction; return what it returned, after the commit.
 
         A cancelled caller does not undo it: what was asked for is written. Where the disk is full, room is
-        made for what is ``dear``.
+        made for what is ``dear``. Work after which a job is submitted names it, and returns the submit for
+        the log.
 
         Raises:
             WrongEventLoop: The file was opened on another one; nothing was written.
@@ -72,7 +106,7 @@ class Writer:
                 advice="Give a WebhookReceiver that is served elsewhere the journal's path.",
             )
         done: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put((work, done, dear))
+        self._queue.put(Item(work=work, done=done, dear=dear, submits=submits))
         return await done
 
     async def stop(self) -> None:
@@ -90,7 +124,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            connection = self._connect()
+            connection = self._open()
         except Exception as error:  # noqa: BLE001 - handed to whoever opened the journal
             self._tell(partial(self._opened.set_exception, as_journal_error(error)))
             return
@@ -101,8 +135,25 @@ class Writer:
                 results = self._commit(connection, batch)
                 self._tell(partial(_resolve, results))
             if over:
-                connection.close()
+                self._close(connection)
                 return
+
+    def _open(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            if self._guard is not None:
+                self._guard.opened(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _close(self, connection: sqlite3.Connection) -> None:
+        try:
+            if self._guard is not None:
+                self._guard.closing(connection)
+        finally:
+            connection.close()
 
     def _collect(self) -> tuple[list[Item], bool]:
         batch: list[Item] = []
@@ -117,21 +168,35 @@ class Writer:
                 return batch, False
         return batch, True
 
-    def _commit(
-        self, connection: sqlite3.Connection, batch: list[Item]
-    ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
+    def _commit(self, connection: sqlite3.Connection, batch: list[Item]) -> list[Result]:
         """Commit all together; if one of them fails, each by itself, so that it fails alone."""
+        submits = [item.submits for item in batch if item.submits is not None]
+        refusal = self._guard.refusal(connection, submits) if self._guard is not None and submits else None
+        if refusal is not None:
+            rest = [item for item in batch if item.submits is None]
+            refused = [(item.done, None, copy(refusal)) for item in batch if item.submits is not None]
+            return [*refused, *(self._commit(connection, rest) if rest else [])]
         try:
-            values = self._transact(connection, [work for work, _, _ in batch])
+            values = self._transact(connection, [item.work for item in batch])
         except BaseException as error:  # noqa: BLE001 - told to whose work it was; the thread must live
-            dear = [item for item in batch if item[2]]
+            dear = [item for item in batch if item.dear]
             if dear and _has_no_room(error) and self._make_room():
-                others = [(done, None, as_journal_error(error)) for _, done, is_dear in batch if not is_dear]
+                others = [(item.done, None, as_journal_error(error)) for item in batch if not item.dear]
                 return others + self._commit(connection, dear)
             if len(batch) == 1 or not _is_of_one(error):
-                return [(done, None, as_journal_error(error)) for _, done, _ in batch]
+                return [(item.done, None, as_journal_error(error)) for item in batch]
             return [result for item in batch for result in self._commit(connection, [item])]
-        return [(done, value, None) for (_, done, _), value in zip(batch, values, strict=True)]
+        trouble = self._log(connection, values)
+        return [
+            (item.done, value, None if item.submits is None else copy(trouble))
+            for item, value in zip(batch, values, strict=True)
+        ]
+
+    def _log(self, connection: sqlite3.Connection, values: list[Any]) -> JournalError | None:
+        if self._guard is None:
+            return None
+        submits = [value for value in values if isinstance(value, LoggedSubmit)]
+        return self._guard.committed(connection, submits)
 
     def _transact(self, connection: sqlite3.Connection, works: list[Work]) -> list[Any]:
         connection.execute("BEGIN IMMEDIATE")
@@ -172,7 +237,7 @@ def _code(error: BaseException) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
-def _resolve(results: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+def _resolve(results: list[Result]) -> None:
     for done, value, error in results:
         if done.done():
             continue

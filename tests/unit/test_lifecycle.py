@@ -42,6 +42,7 @@ from flux_async.lifecycle import (
     TaskSucceeded,
     Watch,
     apply,
+    events_of_lost_submit,
     next_step,
     recover,
 )
@@ -290,6 +291,21 @@ def test_problem_of(error: FluxError, code: int | None) -> None:
 
 
 # --- any order of facts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_a_job_whose_submit_was_lost_is_not_submitted_again(state: JobState) -> None:
+    """Every job that a run would submit, now or after its task fails, is in doubt; the others stay."""
+    job = JobSnapshot(key=JobKey("k"), state=state, attempts=1, task_id=TASK, result_url=URL)
+    after = job
+    for event in events_of_lost_submit(job, at=5.0, now=9.0):
+        after = apply(after, event)
+    if state in {JobState.PENDING, JobState.SUBMITTED, JobState.FAILED}:
+        assert (after.state, after.attempts, after.charge) == (JobState.IN_DOUBT, 2, Charge.MAYBE)
+        assert after.problem is not None
+        assert "lost the record" in after.problem.message
+    else:
+        assert after == job
 
 
 class _AnyOrder(RuleBasedStateMachine):

@@ -1,0 +1,328 @@
+"""A journal that lost records of submits is not resumed silently: nothing is paid twice."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flux_async.errors import JournalError, JournalRecordsLost, Scope
+from flux_async.journal.inbox import Inbox
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, last_of, log_of, read_log
+from flux_async.lifecycle import (
+    Event,
+    JobState,
+    Problem,
+    RetryGranted,
+    Saved,
+    SubmitAccepted,
+    SubmitIntended,
+    TaskEnded,
+    TaskEndedRetryable,
+    TaskSucceeded,
+    apply,
+)
+from flux_async.models import JobKey, TaskId
+
+WAIT_S = 30
+
+_SUBMITTER = """
+import asyncio, sys
+from flux_async.journal.store import Journal
+from flux_async.lifecycle import SubmitAccepted, SubmitIntended, apply
+from flux_async.models import JobKey
+
+async def main():
+    async with Journal(sys.argv[1]) as journal:
+        stored = await journal.add([(JobKey(f"k{n}"), "{}") for n in range(int(sys.argv[2]))])
+        for n in range(int(sys.argv[3])):
+            job = stored[n].job
+            for event in (SubmitIntended(at=100.0 + n), SubmitAccepted(at=100.5 + n, task_id=f"t{n}")):
+                job = apply(job, event)
+                await journal.record(stored[n].number, job, event)
+            print(n, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "run.sqlite3"
+
+
+def killed_after(path: Path, jobs: int, submits: int) -> None:
+    """Add jobs and submit the first of them in another process, and kill it with SIGKILL."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SUBMITTER, str(path), str(jobs), str(submits)],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for n in range(submits):
+                ready, _, _ = select.select([process.stdout], [], [], WAIT_S)
+                assert ready
+                assert process.stdout.readline() == f"{n}\n"
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(WAIT_S)
+
+
+def entries(count: int) -> list[tuple[JobKey, str]]:
+    return [(JobKey(f"k{n}"), "{}") for n in range(count)]
+
+
+async def happened(journal: Journal, stored: StoredJob, *events: Event) -> None:
+    job = stored.job
+    for event in events:
+        before, job = job, apply(job, event)
+        await journal.record(stored.number, job, event, before=before)
+
+
+async def states(journal: Journal, count: int) -> dict[str, JobState]:
+    """Add the jobs, as a run that is given the same list, and return how they stand."""
+    await journal.add(entries(count))
+    found = [await journal.job(f"k{n}") for n in range(count)]
+    return {stored.job.key: stored.job.state for stored in found if stored is not None}
+
+
+def without(path: Path, *ends: str) -> None:
+    """Move the folder as a copy that left files behind."""
+    for end in ends:
+        path.with_name(path.name + end).unlink()
+
+
+def cut_wal(path: Path) -> None:
+    wal = path.with_name(path.name + "-wal")
+    os.truncate(wal, wal.stat().st_size // 2)
+
+
+async def test_a_killed_run_with_all_its_files_goes_on(path: Path) -> None:
+    """With the log of submits beside it the journal is known to be whole."""
+    killed_after(path, 30, 12)
+    without(path, "-shm")  # SQLite makes it anew
+    async with Journal(path) as journal:
+        assert list((await states(journal, 30)).values()).count(JobState.SUBMITTED) == 12
+
+
+@pytest.mark.parametrize("damage", [cut_wal, lambda path: without(path, "-wal")], ids=["cut", "lost"])
+async def test_a_lost_or_cut_wal_is_refused_and_then_in_doubt(
+    path: Path, damage: Callable[[Path], None]
+) -> None:
+    """The refusal changes nothing; when it is accepted, what was submitted is in doubt, the rest pending."""
+    killed_after(path, 30, 12)
+    damage(path)
+    before = path.read_bytes()
+    for _ in range(2):
+        with pytest.raises(JournalRecordsLost, match=r"lacks records of submits, which may be paid"):
+            await Journal(path).open()
+    with pytest.raises(JournalRecordsLost):
+        await Inbox(path).open()
+    assert path.read_bytes() == before
+    async with await Journal(path).open(accept_lost_records=True) as journal:
+        found = await states(journal, 30)
+    unsafe = {JobState.PENDING, JobState.FAILED}
+    assert not unsafe & {found[f"k{n}"] for n in range(12)}
+    assert found["k11"] is JobState.IN_DOUBT
+    assert {found[f"k{n}"] for n in range(12, 30)} == {JobState.PENDING}
+    async with Journal(path) as journal:
+        assert await states(journal, 30) == found
+
+
+async def test_a_wal_that_is_put_back_makes_it_whole(path: Path) -> None:
+    """Between the loss and the repair nothing was written: all records are there again."""
+    killed_after(path, 30, 12)
+    kept = path.with_name("kept")
+    shutil.copy(path.with_name(path.name + "-wal"), kept)
+    without(path, "-wal")
+    with pytest.raises(JournalRecordsLost):
+        await Journal(path).open()
+    kept.rename(path.with_name(path.name + "-wal"))
+    async with Journal(path) as journal:
+        assert (await journal.counts())[JobState.SUBMITTED] == 12
+
+
+async def test_a_journal_alone_that_was_in_use_is_refused(path: Path, tmp_path: Path) -> None:
+    """Only the database was copied, without -wal and log: any pending job may have been submitted."""
+    async with Journal(path) as journal:
+        await journal.add(entries(30))
+    killed_after(path, 30, 12)
+    alone = tmp_path / "copy.sqlite3"
+    shutil.copy(path, alone)
+    with pytest.raises(JournalRecordsLost, match=r"copy\.sqlite3\.submits is not beside it"):
+        await Journal(alone).open()
+    async with await Journal(alone).open(accept_lost_records=True) as journal:
+        assert set((await states(journal, 30)).values()) == {JobState.IN_DOUBT}
+
+
+async def test_a_journal_alone_that_was_closed_is_whole(path: Path, tmp_path: Path) -> None:
+    """After a run that ended by itself the database is all there is to copy."""
+    async with Journal(path) as journal:
+        (first, *_) = await journal.add(entries(3))
+        await happened(journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+    alone = tmp_path / "copy.sqlite3"
+    shutil.copy(path, alone)
+    async with Journal(alone) as journal:
+        assert (await journal.counts())[JobState.SUBMITTED] == 1
+    assert [submit.key for submit in read_log(log_of(alone))] == ["k0"]
+
+
+async def test_an_older_copy_of_the_journal_is_refused(path: Path, tmp_path: Path) -> None:
+    """A backup that was put in place lacks what happened since; so does one beside which others were run."""
+    backup = tmp_path / "backup.sqlite3"
+    async with Journal(path) as journal:
+        await journal.add(entries(4))
+    shutil.copy(path, backup)
+    submit = (SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+    async with Journal(path) as journal:
+        await happened(journal, (await journal.add(entries(1)))[0], *submit)
+    shutil.copy(path, tmp_path / "newer.sqlite3")
+    shutil.copy(backup, path)
+    with pytest.raises(JournalRecordsLost):
+        await Journal(path).open()
+    async with await Journal(path).open(accept_lost_records=True) as journal:
+        assert (await states(journal, 4))["k0"] is JobState.IN_DOUBT
+        (second,) = [stored for stored in await journal.add(entries(2)) if stored.job.key == "k1"]
+        await happened(journal, second, SubmitIntended(at=3.0), SubmitAccepted(at=4.0, task_id=TaskId("u")))
+    shutil.copy(tmp_path / "newer.sqlite3", path)
+    with pytest.raises(JournalRecordsLost):
+        await Journal(path).open()
+
+
+async def test_a_deleted_journal_beside_its_log_is_refused(path: Path) -> None:
+    """Jobs that the journal lost are in doubt when they are given again."""
+    killed_after(path, 5, 3)
+    without(path, "", "-wal", "-shm")
+    with pytest.raises(JournalRecordsLost):
+        await Journal(path).open()
+    async with await Journal(path).open(accept_lost_records=True) as journal:
+        assert await journal.counts() == {}
+        found = await states(journal, 5)
+        assert [state for _, state in sorted(found.items())] == [JobState.IN_DOUBT] * 3 + [
+            JobState.PENDING
+        ] * 2
+        doubt = (await journal.jobs(JobState.IN_DOUBT))[0]
+        assert await journal.attempt(doubt.number, 1) == (100.0, None)
+        assert doubt.job.problem is not None
+        assert "lost the record of a submit" in doubt.job.problem.message
+
+
+async def test_a_lost_submit_after_a_failure_or_a_paid_failure_is_in_doubt_too(
+    path: Path, tmp_path: Path
+) -> None:
+    """What was submitted again in the lost part is not submitted once more; a result that is there stays."""
+    problem = Problem(type="TaskFailed", message="no")
+    async with Journal(path) as journal:
+        failed, retried, done, _ = await journal.add(entries(4))
+        for stored in (failed, retried, done):
+            task = TaskId(f"t{stored.number}")
+            await happened(journal, stored, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=task))
+        found = {stored.job.key: stored for stored in await journal.jobs(JobState.SUBMITTED)}
+        await happened(journal, found[JobKey("k0")], TaskEnded(at=3.0, problem=problem))
+        ended = (TaskSucceeded(at=3.0, result_url="https://files.example/r.jpg"), Saved(at=4.0))
+        await happened(journal, found[JobKey("k2")], *ended)
+    shutil.copy(path, tmp_path / "backup")
+    async with Journal(path) as journal:
+        (again,) = await journal.jobs(JobState.FAILED)
+        await happened(journal, again, RetryGranted(at=5.0), SubmitIntended(at=6.0))
+        (once_more,) = await journal.jobs(JobState.SUBMITTED)
+        await happened(
+            journal, once_more, TaskEndedRetryable(at=7.0, problem=problem), SubmitIntended(at=8.0)
+        )
+    shutil.copy(tmp_path / "backup", path)
+    async with await Journal(path).open(accept_lost_records=True) as journal:
+        found_states = await states(journal, 4)
+    assert found_states == {
+        "k0": JobState.IN_DOUBT,
+        "k1": JobState.IN_DOUBT,
+        "k2": JobState.DONE,
+        "k3": JobState.PENDING,
+    }
+
+
+async def test_a_journal_of_an_earlier_release_gets_a_log(path: Path) -> None:
+    """A release that kept no log made the journal: it is opened, and its submits are logged."""
+    async with Journal(path) as journal:
+        first, *_ = await journal.add(entries(3))
+        await happened(journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM meta WHERE name = 'submit_log'")
+    without(path, ".submits")
+    async with Journal(path):
+        assert [submit.key for submit in read_log(log_of(path))] == ["k0"]
+
+
+# --- the log itself ---------------------------------------------------------------------------------------
+
+
+def test_the_log_survives_a_line_that_was_cut(tmp_path: Path) -> None:
+    """What a loss of power left of a line counts as nothing, and the next line is a line of its own."""
+    path = tmp_path / "log"
+    first, second = LoggedSubmit(1, 10.5, JobKey('a b\n"é')), LoggedSubmit(2, 11.0, JobKey("c"))
+    log = SubmitLog(path)
+    log.make_room([first.key])
+    log.append([first])
+    log.close()
+    with path.open("r+b") as file:
+        file.seek(len(first.line))
+        file.write(b'2 11.0 "c')
+    assert last_of(path) == first
+    log = SubmitLog(path)
+    log.append([second])
+    log.close()
+    assert list(read_log(path)) == [first, second]
+    assert last_of(path) == second
+    with path.open("ab") as file:
+        file.write(b"\n" * 100_000 + b"\0" * 100_000)
+    assert last_of(path) == second
+
+
+def test_the_last_line_of_a_long_log_is_found(tmp_path: Path) -> None:
+    """Lines longer than a block, and many of them."""
+    log = SubmitLog(tmp_path / "log")
+    submits = [LoggedSubmit(n, float(n), JobKey("k" * (n * 997 % 40_000))) for n in range(1, 60)]
+    for submit in submits:
+        log.append([submit])
+        assert last_of(tmp_path / "log") == submit
+    log.close()
+    assert list(read_log(tmp_path / "log")) == submits
+    assert last_of(tmp_path / "none") is None
+
+
+async def test_a_submit_that_cannot_be_logged_does_not_leave(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk has no room for the line, or refuses it, the job is as it was before the intent."""
+    async with Journal(path) as journal:
+        first, _ = await journal.add(entries(2))
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(SubmitLog, "make_room", full)
+        event = SubmitIntended(at=1.0)
+        with pytest.raises(JournalError, match="No space left") as refused:
+            await journal.record(first.number, apply(first.job, event), event)
+        assert refused.value.scope is Scope.STOP
+        assert await journal.counts() == {JobState.PENDING: 2}
+        monkeypatch.undo()
+        monkeypatch.setattr(SubmitLog, "append", full)
+        with pytest.raises(JournalError, match="No space left"):
+            await journal.record(first.number, apply(first.job, event), event)
+        assert await journal.counts() == {JobState.PENDING: 2}
+        monkeypatch.undo()
+        (back, _) = await journal.jobs(JobState.PENDING)
+        await happened(journal, back, SubmitIntended(at=2.0), SubmitAccepted(at=3.0, task_id=TaskId("t")))
+    assert [(submit.key, submit.at) for submit in read_log(log_of(path))] == [("k0", 2.0)]
