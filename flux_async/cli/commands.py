@@ -24,7 +24,9 @@ from flux_async import (
 from flux_async.batch.prices import price_list
 from flux_async.cli.exits import Commands, Exit
 from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.list_rows import ListOptions
 from flux_async.cli.local_inputs import image_of
+from flux_async.cli.printable import printable
 
 if TYPE_CHECKING:
     from flux_async.cli.listening import Place
@@ -235,8 +237,14 @@ def cli() -> None:
     "lists",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="List of images: one a line, CSV or JSON Lines; - is standard input; repeatable.",
+    help="List of images: one a line, CSV or JSON; - is standard input; repeatable.",
     metavar="FILE",
+)
+@click.option(
+    "--column", help="Column of a CSV list, or name in JSON, that holds the images.", metavar="NAME"
+)
+@click.option(
+    "--split", help="Separator of several images in one cell: makes one job of each.", metavar="SEPARATOR"
 )
 @_folder
 @_run_options
@@ -253,6 +261,8 @@ def remove_text(
     *,
     images: tuple[str, ...],
     lists: tuple[str, ...],
+    column: str | None,
+    split: str | None,
     on_doubt: str,
     as_json: bool,
     model: str,
@@ -267,8 +277,9 @@ def remove_text(
     folders; a quoted pattern like 'photos/**/*.jpg' goes deeper. The same file again is the same job,
     whatever it is called. In a list, files are relative to the list's own folder.
 
-    Lists in CSV have a column url or image, and may have key, prompt, model and output_format; JSON Lines
-    hold an image or an object with those names. A row that cannot be read fails alone.
+    Lists in CSV have a column of images, found by its usual names (url, image, image_url, src, link) or named
+    by --column, and may have key, prompt, model and output_format; JSON holds images or objects with those
+    names. A row that cannot be read fails alone.
 
     The folder gets journal.sqlite3, images/ and results.jsonl with one JSON object per image. stdout gets the
     paths of the pictures, everything else goes to stderr.
@@ -282,7 +293,9 @@ def remove_text(
     options = {"model": model, "prompt": prompt, "output_format": output_format}
     repeats = ("--on-doubt resubmit",) if on_doubt == InDoubtPolicy.RESUBMIT else ()
     order = _order(**run, in_doubt=InDoubtPolicy(on_doubt), repeats=repeats, request_options=_given(options))
-    return run_remove_text(order, gather_inputs(images, lists, sys.stdin), as_json=as_json)
+    reading = ListOptions(column=column, split=split or None)
+    inputs = gather_inputs(images, lists, sys.stdin, options=reading, note=_note)
+    return run_remove_text(order, inputs, as_json=as_json)
 
 
 @cli.command()
@@ -528,6 +541,10 @@ def demo(folder: Path) -> int:
     from flux_async.cli.demo import run_demo  # noqa: PLC0415
 
     return run_demo(folder)
+
+
+def _note(words: str) -> None:
+    click.echo(printable(words), err=True)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

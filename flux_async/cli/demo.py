@@ -18,7 +18,7 @@ from rich.text import Text
 from flux_async import ConfigurationError, FluxClient, Limits, MissingExtra, PollPolicy
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.exits import Exit
-from flux_async.cli.inputs import Given
+from flux_async.cli.given import Given
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
 from flux_async.cli.remove_text import RemoveText, RunOrder

@@ -19,12 +19,14 @@ from flux_async.cli.balance import in_credits
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.progress import RunView
-from flux_async.cli.results import ResultRow, Status
+from flux_async.cli.results import FILE_NAME, ResultRow, Status
 from flux_async.cli.run_folder import Totals
 
 _LIVE_EVERY_S = 0.1
 _PLAIN_EVERY_S = 10.0
 _BAR_WIDTH = 24
+MOST_NOTES = 20
+"""Rows of one kind of trouble that are printed; the others are counted."""
 _NARROW = 60
 """Below so many columns there is no room for bars."""
 _MINUTE = 60
@@ -86,6 +88,8 @@ class RunDisplay:
     show_path: Callable[[str], str] = str
     _live: Live | None = attrs.field(default=None, init=False)
     _shown_at: float | None = attrs.field(default=None, init=False)
+    _refused: int = attrs.field(default=0, init=False)
+    _suspected: int = attrs.field(default=0, init=False)
 
     def start(self) -> None:
         """Begin the live line, where there is one."""
@@ -139,10 +143,25 @@ class RunDisplay:
             self.note(words, _COLOURS.get(row.status, ""))
 
     def refused(self, row: ResultRow, words: str) -> None:
-        """Print that an input is no request, and where it stands."""
+        """Print that an input is no request, and where it stands; of many, the first."""
         if self.as_json:
             self._result(row.as_json())
-        self.note(words, _COLOURS[Status.FAILED])
+        self._refused += 1
+        if self._refused <= MOST_NOTES:
+            self.note(words, _COLOURS[Status.FAILED])
+
+    def suspected(self, words: str) -> None:
+        """Print that an input looks mistyped and is taken all the same; of many, the first."""
+        self._suspected += 1
+        if self._suspected <= MOST_NOTES:
+            self.note(words, "yellow")
+
+    def count_what_was_not_printed(self) -> None:
+        """Print how many rows were refused, or looked mistyped, beyond those that were printed."""
+        if (more := self._refused - MOST_NOTES) > 0:
+            self.note(f"{more} more could not be used: all {self._refused} are in {FILE_NAME}.", "red")
+        if (more := self._suspected - MOST_NOTES) > 0:
+            self.note(f"{more} more look mistyped.", "yellow")
 
     def unfinished(self, row: ResultRow) -> None:
         """Print, as JSON, a row the run did not settle, so that every image has its line."""

@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint
 
 from flux_async import EditRequest, FluxError, InvalidInput, Job, JobConflictError, JobKey, LocalImage
 from flux_async.cli.advice import error_text
-from flux_async.cli.inputs import Given
+from flux_async.cli.given import Given
 from flux_async.cli.results import ResultRow, refused_row
 from flux_async.cli.run_folder import RunFolder, Selection, in_chunks
 from flux_async.journal.store import StoredJob

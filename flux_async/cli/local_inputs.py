@@ -13,31 +13,63 @@ from __future__ import annotations
 import glob
 import os
 import re
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import click
 
 from flux_async import LocalImage
 from flux_async.cli.printable import printable
+from flux_async.errors import shown
+from flux_async.policy.image_addresses import with_scheme
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".gz")
+_NOT_TAKEN = {
+    ".heic": "HEIC",
+    ".heif": "HEIC",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".avif": "AVIF",
+    ".svg": "SVG",
+    ".psd": "Photoshop",
+    ".jxl": "JPEG XL",
+    ".jp2": "JPEG 2000",
+    ".pdf": "PDF",
+    ".dng": "raw",
+    ".cr2": "raw",
+    ".cr3": "raw",
+    ".nef": "raw",
+    ".arw": "raw",
+}
+"""Endings of images that the vendor does not take, and what they are called."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _PATH_LIKE = ("/", "./", "../", ".\\", "..\\")
 
 
-def files_of(argument: str) -> list[str] | None:
-    """Return the files that an argument stands for, or None where it may be an address.
+def files_of(argument: str, note: Callable[[str], None] = lambda _: None) -> list[str] | None:
+    """Return the files that an argument stands for, or None where it is an address.
+
+    Args:
+        argument: As it was typed.
+        note: Receives what a folder holds besides.
 
     Raises:
-        click.UsageError: It is a path or a pattern with nothing behind it.
+        click.UsageError: Nothing is behind a path or pattern, it is a list, or neither path nor address.
     """
     if is_address(argument):
         return None
     path = os.path.expanduser(argument)  # noqa: PTH111 - Path() drops what was typed
     if _ask(os.path.isdir, path):
-        return _files_in(path)
+        return _files_in(path, note)
     if _ask(os.path.exists, path):
+        if path.lower().endswith(LISTS):
+            words = f"{argument} is no image. If it is a list of images, write --from {shlex.quote(argument)}"
+            raise click.UsageError(printable(f"{words}. Nothing was sent."))
         return [path]
     if glob.has_magic(path):
         found = sorted({name for name in _matches(path) if not os.path.isdir(name)})  # noqa: PTH112
@@ -45,8 +77,10 @@ def files_of(argument: str) -> list[str] | None:
             raise click.UsageError(f"{printable(argument)} matches no file. Nothing was sent.")
         return found
     if _means_a_file(argument):
-        raise click.UsageError(f"{printable(argument)}: {_why_not(path)}. Nothing was sent.")
-    return None
+        raise click.UsageError(f"{printable(argument)}: {_why_not(path)}{_hint(argument)}. Nothing was sent.")
+    raise click.UsageError(
+        f"{printable(argument)} is neither an http(s) URL nor a file here{_hint(argument)}. Nothing was sent."
+    )
 
 
 def image_of(argument: str) -> str | LocalImage:
@@ -61,7 +95,8 @@ def image_of(argument: str) -> str | LocalImage:
     if not _ask(os.path.isfile, path):
         why = "it is a folder" if _ask(os.path.isdir, path) else _why_not(path)
         raise click.UsageError(
-            f"{printable(argument)} is neither an http(s) URL nor a file here: {why}. Nothing was sent."
+            f"{printable(argument)} is neither an http(s) URL nor a file here: {why}{_hint(argument)}. "
+            "Nothing was sent."
         )
     return LocalImage(path=path)
 
@@ -73,7 +108,12 @@ def row_fault(image: str, folder: str) -> str | None:
         return None
     if _ask(os.path.isdir, path):
         return f"{image} is a folder: give it as an argument"
-    return f"{path}: {_why_not(path)}"
+    return f"{path}: {_why_not(path)}{_hint(image)}"
+
+
+def no_image(image: str) -> str:
+    """Say that a row names neither an address nor a file, and what may be meant."""
+    return f"{shown(image)} is neither an http(s) URL nor a file here{_hint(image)}."
 
 
 def names_a_file(image: str, folder: str) -> bool:
@@ -94,19 +134,41 @@ def _means_a_file(text: str) -> bool:
     return text.startswith(_PATH_LIKE) or text.lower().endswith(ENDINGS)
 
 
-def _files_in(folder: str) -> list[str]:
+def _files_in(folder: str, note: Callable[[str], None]) -> list[str]:
+    names: list[str] = []
+    left_out: Counter[str] = Counter()
     try:
         with os.scandir(folder) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if entry.name.lower().endswith(ENDINGS) and entry.name[:1] != "." and not _is_folder(entry)
-            )
+            for entry in entries:
+                if entry.name[:1] == ".":
+                    continue
+                if _is_folder(entry):
+                    left_out["folder"] += 1
+                elif entry.name.lower().endswith(ENDINGS):
+                    names.append(entry.name)
+                else:
+                    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a name, not a path
+                    left_out[_NOT_TAKEN.get(suffix, "other file")] += 1
     except OSError as error:
         raise click.UsageError(f"{printable(folder)} cannot be read: {error.strerror or error}.") from None
+    words = _left_out_in_words(left_out)
     if not names:
-        raise click.UsageError(f"{printable(folder)} holds no {', '.join(ENDINGS)}: nothing was sent.")
-    return [os.path.join(folder, name) for name in names]  # noqa: PTH118 - as typed
+        besides = f", only {words}" if words else ""
+        raise click.UsageError(
+            f"{printable(folder)} holds no {', '.join(ENDINGS)}{besides}. Nothing was sent."
+        )
+    if words:
+        note(f"{printable(folder)}: left out {words}. Taken are JPEG, PNG and WebP files.")
+    return [os.path.join(folder, name) for name in sorted(names)]  # noqa: PTH118 - as typed
+
+
+def _left_out_in_words(left_out: Counter[str]) -> str:
+    """Return counts in words, images first: ``3 HEIC, 1 TIFF, 2 folders``."""
+    plain = {"other file", "folder"}
+    kinds = sorted(left_out, key=lambda kind: (kind in plain, -left_out[kind], kind))
+    return ", ".join(
+        f"{left_out[kind]} {kind}{'s' if kind in plain and left_out[kind] > 1 else ''}" for kind in kinds
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -140,6 +202,12 @@ def _folders_under(top: str) -> Iterator[str]:
         seen.add((here.st_dev, here.st_ino))
         within[:] = sorted(name for name in within if name[:1] != ".")
         yield folder if top else folder[2:]  # without the "./" that nobody typed
+
+
+def _hint(text: str) -> str:
+    """Say which address may be meant by a text that is none."""
+    meant = with_scheme(text)
+    return "" if meant is None else f" (is {printable(meant)} meant?)"
 
 
 def _why_not(path: str) -> str:

@@ -40,11 +40,11 @@ from flux_async.cli.advice import AfterRun, error_text
 from flux_async.cli.balance import Balance, cost_in_words
 from flux_async.cli.display import RunDisplay, summary_table
 from flux_async.cli.exits import Exit, halts
-from flux_async.cli.inputs import Given
+from flux_async.cli.given import Given
 from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.listening import Place, bind, check_server, listening
-from flux_async.cli.local_inputs import is_address
+from flux_async.cli.local_inputs import is_address, no_image
 from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
 from flux_async.cli.paid_tasks import tasks_not_recorded, tasks_under_way
@@ -52,12 +52,12 @@ from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Selection, Totals
 from flux_async.clock import Clock, SystemClock
-from flux_async.errors import shown
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import JobState, Problem, ResultLost, Saved, apply
 from flux_async.local_images import identify_now
 from flux_async.models import JobKey
 from flux_async.policy.downloads import is_lost
+from flux_async.policy.image_addresses import suspicion, with_scheme
 from flux_async.protocol.wire import read_submit
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
@@ -121,8 +121,8 @@ class RunOrder:
         image: str | LocalImage = given.image
         if given.is_file:
             image = identify_now(LocalImage(path=given.image, folder=given.folder))
-        elif not is_address(given.image):
-            raise InvalidInput(f"{shown(given.image)} is neither an http(s) URL nor a file here.")
+        elif not is_address(given.image) or with_scheme(given.image) is not None:
+            raise InvalidInput(no_image(given.image))
         request = EditRequest.text_removal(image, **{**self.request_options, **given.options})
         return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))
 
@@ -281,6 +281,10 @@ class RemoveText:
         def make_job(given: Given) -> Job:
             job = self.order.job_for(given)
             client.check_reachable(job.request)
+            if not given.is_file and (suspect := suspicion(given.image)) is not None:
+                what, meant = suspect
+                words = f"{given.place}: {given.image} looks mistyped: {what}."
+                self.display.suspected(f"{words} Perhaps {meant} is meant." if meant else words)
             return job
 
         return Intake(
@@ -485,6 +489,7 @@ class RemoveText:
             generation_s=(self._generation_s(folder, 0.5), self._generation_s(folder, 0.95)),
         )
         self.display.console.show(table)
+        self.display.count_what_was_not_printed()
         if self._halted_by is not None:
             self.display.note(f"Halted: {error_text(self._halted_by, self.order.folder)}", "red")
         if self.resumable:

@@ -1,0 +1,180 @@
+"""Opens a list: finds its encoding, and refuses what is no list in one sentence.
+
+UTF-8 and UTF-16 (what Excel calls "Unicode text", what PowerShell's ``>`` writes) are read as such; text that
+is neither is read as Windows-1252, with a note. Lines are bounded, so no file can fill the memory.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO, TypeAlias, cast
+
+import click
+
+from flux_async.cli.printable import printable
+from flux_async.pictures import picture_suffix
+
+STDIN = "-"
+LONGEST_LINE = 1_000_000
+"""Characters. A longer line is refused: it is no row of a list."""
+
+Note: TypeAlias = Callable[[str], None]
+"""Receives what the user should know of a list that is read all the same."""
+
+_PIECE = 1 << 16
+_HEAD = 4096
+_EXPORT = "Export it as CSV (UTF-8) and give that file."
+_UNPACK = "Unpack it first."
+_NO_LISTS = (
+    (b"PK\x03\x04", "an Excel workbook or another zip archive", _EXPORT),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook or another Office file", _EXPORT),
+    (b"PAR1", "a Parquet file", _EXPORT),
+    (b"SQLite format 3\0", "a database", _EXPORT),
+    (b"%PDF", "a PDF", _EXPORT),
+    (b"{\\rtf", "an RTF document", "Save it as plain text."),
+    (b"<!doctype html", "a web page", "Save the addresses as plain text."),
+    (b"<html", "a web page", "Save the addresses as plain text."),
+    (b"\x1f\x8b", "compressed with gzip", _UNPACK),
+    (b"BZh", "compressed with bzip2", _UNPACK),
+    (b"\xfd7zXZ", "compressed with xz", _UNPACK),
+    (b"(\xb5/\xfd", "compressed with zstd", _UNPACK),
+    (b"7z\xbc\xaf", "compressed with 7-Zip", _UNPACK),
+)
+_IMAGES = ((0, b"II*\0"), (0, b"MM\0*"), (0, b"BM"), (4, b"ftyp"))
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def open_list(name: str, stdin: IO[str] | None, note: Note) -> IO[str]:
+    """Open the list called ``name``, ``-`` for standard input, as text.
+
+    Standard input is read to its end first, so that nothing waits for it later.
+
+    Raises:
+        click.UsageError: It cannot be read, or is no text.
+    """
+    shown = "stdin" if name == STDIN else printable(name)
+    file = _open_stdin(stdin) if name == STDIN else _open(name)
+    try:
+        encoding = _encoding_of(file, shown, note)
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
+
+
+def lines_of(file: IO[str]) -> Iterator[str]:
+    """Yield the lines of ``file``, and close it behind the last.
+
+    Raises:
+        LineTooLong: A line has more than :data:`LONGEST_LINE` characters.
+    """
+    with file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE:
+                raise LineTooLong(number)
+            yield line
+
+
+class LineTooLong(Exception):
+    """A line that no list has.
+
+    Args:
+        number: The number of the line.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _open(name: str) -> BinaryIO:
+    try:
+        file = Path(name).open("rb")  # noqa: SIM115 - read, and closed, as the rows are asked for
+    except OSError as error:
+        raise click.UsageError(f"{printable(name)} cannot be read: {error.strerror or error}.") from None
+    return file if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else _spooled(file)
+
+
+def _open_stdin(stdin: IO[str] | None) -> BinaryIO:
+    if isinstance(stdin, io.TextIOWrapper):
+        return _spooled(cast("BinaryIO", stdin.buffer))
+    return io.BytesIO(b"" if stdin is None else stdin.read().encode())
+
+
+def _spooled(file: BinaryIO) -> BinaryIO:
+    """Copy what may be slow to come; who waits for it can still be interrupted the plain way."""
+    copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - as in _open
+    with file:
+        shutil.copyfileobj(file, copy)
+    copy.seek(0)
+    return copy
+
+
+# --- encoding ---------------------------------------------------------------------------------------------
+
+
+def _encoding_of(file: BinaryIO, shown: str, note: Note) -> str:
+    head = file.read(_HEAD)
+    _refuse_what_is_no_list(head, shown)
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
+    encoding = encoding or _utf_16_without_a_mark(head) or "utf-8"
+    if _decodes(file, encoding):
+        return encoding
+    if encoding != "utf-8" or b"\0" in head or not _decodes(file, "cp1252"):
+        raise click.UsageError(
+            f"{shown} is not text in UTF-8, UTF-16 or Windows-1252. Save it as UTF-8. Nothing was sent."
+        )
+    note(
+        f"{shown} is not UTF-8: it is read as Windows-1252. Look whether names with accents are right, "
+        "or save it as UTF-8."
+    )
+    return "cp1252"
+
+
+def _refuse_what_is_no_list(head: bytes, shown: str) -> None:
+    if picture_suffix(head) or any(head[at : at + len(magic)] == magic for at, magic in _IMAGES):
+        raise click.UsageError(f"{shown} is an image, not a list: give it without --from. Nothing was sent.")
+    lower = head.lower()
+    for magic, what, advice in _NO_LISTS:
+        if head.startswith(magic) or lower.startswith(magic):
+            raise click.UsageError(f"{shown} is {what}, not a list. {advice} Nothing was sent.")
+
+
+def _utf_16_without_a_mark(head: bytes) -> str | None:
+    """Recognise plain text in UTF-16: every second byte of the beginning is zero."""
+    pairs = head[: min(len(head), 64) // 2 * 2]
+    high, low = pairs[1::2], pairs[0::2]
+    if not pairs or len(pairs) < 8:  # noqa: PLR2004 - four letters
+        return None
+    if not any(high) and all(low):
+        return "utf-16-le"
+    return "utf-16-be" if not any(low) and all(high) else None
+
+
+def _decodes(file: BinaryIO, encoding: str) -> bool:
+    """Whether all of the file is text in ``encoding``; 100 MB take a tenth of a second."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    file.seek(0)
+    try:
+        while piece := file.read(_PIECE):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
+    except UnicodeError:
+        return False
+    return True

@@ -1,0 +1,140 @@
+"""Rows of lists: which columns mean what, and how one cell becomes one image, or several."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from flux_async.cli.given import Given
+
+IMAGE_COLUMNS = (
+    "image_url",
+    "image_src",
+    "image_link",
+    "image_urls",
+    "img_url",
+    "img_src",
+    "imageurl",
+    "picture_url",
+    "photo_url",
+    "url",
+    "image",
+    "images",
+    "img",
+    "picture",
+    "pictures",
+    "photo",
+    "photos",
+    "src",
+    "urls",
+    "link",
+    "links",
+    "file",
+    "path",
+    "filename",
+)
+"""Usual names of the column with the images; where a list has several, the first of these is taken."""
+
+OPTIONS = ("prompt", "model", "output_format")
+
+AT_THE_ENDS = " \t\r\n\v\f\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202f\u2060\u3000\ufeff"
+"""White space and invisible letters that editors, web pages and spreadsheets leave around an address."""
+
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_NEXT_ADDRESS = re.compile(r"\s*([|,;]|\s)[\s|,;]*(?=https?://)", re.IGNORECASE)
+_UNREADABLE = "\ufffd"
+
+
+@attrs.frozen(kw_only=True)
+class ListOptions:
+    """How lists are read.
+
+    Attributes:
+        column: The name of the column with the images, or None to find it.
+        split: What separates several images in one cell, or None where a cell is one image. A blank stands
+            for any white space.
+    """
+
+    column: str | None = None
+    split: str | None = None
+
+
+def normal(name: str) -> str:
+    """Return a column's name as it is compared: ``Image URL``, ``image-url`` and ``#image_url`` are one."""
+    name = name.strip(AT_THE_ENDS)
+    name = name[1:] if name[:1] == "#" and name[1:2].isalnum() else name
+    return re.sub(r"[\s_-]+", "_", name.lower())
+
+
+def image_columns(names: Sequence[str], options: ListOptions) -> list[str]:
+    """Return those of the normalised ``names`` that may hold the images, the one to take first."""
+    if options.column is not None:
+        return [name for name in [normal(options.column)] if name in names]
+    return [name for name in IMAGE_COLUMNS if name in names]
+
+
+def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[str]) -> Given:
+    """Read a row of named fields; names that mean nothing here are the caller's own affair."""
+    image = next((fields[name] for name in columns if fields.get(name)), "")
+    key = fields.get("key")
+    options = {name: fields[name] for name in OPTIONS if fields.get(name) not in (None, "")}
+    refusal = None
+    if not image:
+        refusal = " and ".join(f"no {name!r}" for name in columns[:2])
+    elif not isinstance(image, str):
+        refusal = "'url' is not a string"
+    elif name := next((name for name, value in options.items() if not isinstance(value, str)), None):
+        refusal = f"{name!r} is not a string"
+    elif isinstance(key, bool) or not isinstance(key, str | int | None):
+        refusal = "'key' is not a string"
+    if refusal is not None:
+        return Given(source=source, line=line, image=image if isinstance(image, str) else "", refusal=refusal)
+    stripped = {name: value.strip() for name, value in options.items()} if options else options
+    return Given(
+        source=source,
+        line=line,
+        image=image,
+        key=str(key).strip() or None if key is not None else None,
+        options={name: value for name, value in stripped.items() if value},
+    )
+
+
+def one_by_one(given: Given, split: str | None) -> Iterator[Given]:
+    """Yield a row as it is meant: one image, or with ``--split`` several; several unasked are refused."""
+    image = given.image.strip(AT_THE_ENDS)
+    if given.refusal is not None or (split is None and image == given.image and _fault(image) is None):
+        yield given  # as nearly all are
+        return
+    parts = [image] if split is None else _parts(image, split)
+    for number, part in enumerate(parts, start=1):
+        key = given.key if given.key is None or len(parts) == 1 else f"{given.key}-{number}"
+        yield attrs.evolve(given, image=part, key=key, refusal=_fault(part))
+
+
+def _parts(image: str, split: str) -> list[str]:
+    """Split a cell. Within an address only where another begins: it may hold the separator itself."""
+    separator = r"\s+" if split.isspace() else re.escape(split)
+    if _ADDRESS.match(image):
+        separator += r"\s*(?=https?://)"
+    image = image.removesuffix(split)
+    parts = [part.strip(AT_THE_ENDS) for part in re.split(separator, image, flags=re.IGNORECASE)]
+    return [part for part in parts if part] or [""]
+
+
+def _fault(image: str) -> str | None:
+    if _UNREADABLE in image:
+        return "it holds bytes that are no text"
+    if image.count("://") > 1 and _ADDRESS.match(image) and (found := _NEXT_ADDRESS.search(image)):
+        separator = " " if found[1].isspace() else found[1]
+        count = 1 + len(_NEXT_ADDRESS.findall(image))
+        return f'it holds {count} addresses: --split "{separator}" makes one job of each'
+    return None
+
+
+def folder_of(name: str) -> str:
+    """Return the folder of a list, as it was typed."""
+    return os.path.dirname(name)  # noqa: PTH120
