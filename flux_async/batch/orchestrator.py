@@ -136,6 +136,7 @@ class Terms:
         still_spends: Whether the run still submits.
         still_waits: Whether it still waits for callbacks.
         reserve: Lets one more submit go, or not.
+        give_back: Told that a submit that was let go was not made.
         spending: Told how many POSTs more or less are in the air.
         grant: Whether a job in doubt, by its number, may be submitted again.
         is_invited: Whether a job is one of the run's own inputs.
@@ -161,6 +162,7 @@ class Terms:
     still_spends: Callable[[], bool]
     still_waits: Callable[[], bool]
     reserve: Callable[[StoredJob], bool]
+    give_back: Callable[[StoredJob], None]
     spending: Callable[[int], None]
     grant: Callable[[int], bool]
     is_invited: Callable[[JobKey], bool]
@@ -343,7 +345,11 @@ class Driver:
         try:
             url = self._input.url
             callback_id, callback_url = self._address()
-            await self._happened(SubmitIntended(at=now(), callback_id=callback_id, input_url=url))
+            try:
+                await self._happened(SubmitIntended(at=now(), callback_id=callback_id, input_url=url))
+            except BaseException:
+                self.terms.give_back(self.stored)  # no request leaves without its intent
+                raise
             self._posted_at = self._account.clock.monotonic()
             body = with_input(self.stored.request, url)
             answer = await self._account.post(build_stored_submit(body, callback_url))

@@ -411,6 +411,9 @@ class BatchRun:
         self._tally.credits += price
         return True
 
+    def _give_back(self, stored: StoredJob) -> None:
+        self._tally.credits -= self._price(stored)
+
     def _count_spending(self, change: int) -> None:
         self._spending += change
         if not self._spending:
@@ -485,6 +488,7 @@ class BatchRun:
             still_spends=lambda: not self._over,
             still_waits=lambda: self._waits,
             reserve=self._reserve,
+            give_back=self._give_back,
             spending=self._count_spending,
             grant=lambda number: self._fleet is None or self._fleet.grant(number),
             is_invited=self._is_invited,
