@@ -39,7 +39,6 @@ from flux_async.local_images import Source, choose
 from flux_async.models import (
     AspectRatio,
     CallbackEvent,
-    Echo,
     EditRequest,
     GenerateRequest,
     ImageRequest,
@@ -63,7 +62,6 @@ from flux_async.policy.numbers import check_not_negative, check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
-from flux_async.protocol.echo import compare
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.protocol.url_encoding import encoded_as_by_a_browser
 from flux_async.protocol.wire import (
@@ -72,10 +70,10 @@ from flux_async.protocol.wire import (
     check_task_id,
     parse_credit,
     parse_record,
-    store_request,
 )
 from flux_async.transport import Transport
 from flux_async.transport.choice import TransportName, check_choice, make_transport, name_of
+from flux_async.transport.deadline import Deadline
 from flux_async.transport.origin import ApiOrigin, origin_of
 from flux_async.uploads import Uploads, too_late
 from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
@@ -317,8 +315,7 @@ class FluxClient:
 
         Args:
             task_id: The task.
-            request: What was asked for, where you know it: how long such tasks take tells when to look, and
-                the task's record is compared with it (:class:`flux_async.Echo`).
+            request: What was asked for, where you know it: how long such tasks take tells when to look.
             age: Seconds since it was submitted; left out, its record tells.
             timeout: Seconds to wait; left out, the client's.
             expects_callback: The vendor was given an address for this task that leads to :meth:`ring`. While
@@ -328,8 +325,6 @@ class FluxClient:
             TaskFailed: The task ended without a picture.
             PollDeadlineExceeded: ``timeout`` seconds passed. The task may still finish and is paid.
             UnexpectedResponse: The task succeeded without a result URL.
-            TaskMismatch: The task's record shows another request of this client's than ``request``, or one
-                that is unknown although three records have shown the very request that was sent.
             ApiError: No later look can help (401, 402, 403, 433, 505), or the task does not exist.
         """
         task = check_task_id(task_id)
@@ -337,8 +332,7 @@ class FluxClient:
         age = None if age is None else check_not_negative(age, "age")
         patience = self._patience(timeout, kind, age, expects_callback=expects_callback)
         async with self._account.call():
-            image = await self._waiting.wait(task, patience)
-        return image if request is None else self._with_echo(image, request)
+            return await self._waiting.wait(task, patience)
 
     def begin_wait(
         self,
@@ -429,7 +423,7 @@ class FluxClient:
         )
         async with self._account.call():
             try:
-                async with asyncio.timeout(span):
+                async with Deadline(span):
                     return await self._account.download(download.run, deadline=download.deadline)
             except (TimeoutError, DeadlineExceeded):
                 raise timed_out(span) from None
@@ -493,14 +487,11 @@ class FluxClient:
         check_request(request)
         deadline = self._deadline(timeout)
         async with self._account.call() as call, self._account.task_in_flight(deadline):
-            sent = await self._sendable(request, deadline)
-            task_id = await self._submit(sent, deadline, call)
+            task_id = await self._submit(request, deadline, call)
             try:
                 patience = self._patience(timeout, kind_of(request), 0.0, deadline=deadline)
                 image = await self._waiting.wait(task_id, patience)
             except FluxError as error:
-                if isinstance(error, TaskFailed) and error.record is not None:
-                    self._check_echo(error.record, sent)
                 log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
                 raise as_paid(error, task_id) from None
             except BaseException as gone:
@@ -509,7 +500,7 @@ class FluxClient:
                 self._account.leave(request, task_id)
                 raise
             log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
-            return self._with_echo(image, sent)
+            return image
 
     async def remove_text(
         self, image: InputImage, *, timeout: float | None = None, **options: Any
@@ -594,7 +585,7 @@ class FluxClient:
         with contextlib.closing(send):  # where the client is closed, it never starts
             async with self._account.call():
                 try:
-                    async with asyncio.timeout(max(0.0, deadline - self._account.clock.monotonic())):
+                    async with Deadline(deadline - self._account.clock.monotonic()):
                         return await send
                 except TimeoutError:
                     raise too_late() from None
@@ -632,23 +623,6 @@ class FluxClient:
                 words = "submit of %s accepted: task %s, charged"
                 log(logging.INFO, words, _image_in_log(request), task_id)
                 return task_id
-
-    def _with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
-        """Return a result that says whether its record shows the request."""
-        echo = None if image.record is None else self._check_echo(image.record, request)
-        return attrs.evolve(image, echo=echo)
-
-    def _check_echo(self, record: TaskRecord, request: ImageRequest) -> Echo | None:
-        """Compare a record with a request; None for a file, whose address in the submit is not known here.
-
-        Raises:
-            TaskMismatch: The record is of another request.
-        """
-        if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
-            return None
-        return self._account.judge_echo(
-            record.task_id, record, compare(record.params, store_request(request))
-        )
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Look, and again where the retry policy says so and the deadline allows."""

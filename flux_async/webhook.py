@@ -32,6 +32,7 @@ from flux_async.errors import CallbackRejected, FluxError, InvalidInput, WrongEv
 from flux_async.journal.inbox import Inbox
 from flux_async.models import CallbackEvent
 from flux_async.protocol.callbacks import Keys, check_keys, read_callback
+from flux_async.transport.deadline import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -174,7 +175,7 @@ class WebhookReceiver:
         """Read a body within the limits of time and memory."""
         body = bytearray()  # a list of chunks would hold far more than their bytes where each is small
         try:
-            async with asyncio.timeout(self._body_timeout_s):
+            async with Deadline(self._body_timeout_s):
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":

@@ -42,6 +42,7 @@ from flux_async.transport.conduct import (
     unpacked,
     user_agent,
 )
+from flux_async.transport.deadline import Deadline
 from flux_async.transport.file_host import FileHost
 from flux_async.transport.origin import ApiOrigin
 from flux_async.transport.proxies import proxy_for
@@ -218,8 +219,8 @@ def _url(address: str, query: tuple[tuple[str, str], ...]) -> yarl.URL:
 
 @lru_cache(maxsize=64)
 def _timeout(timeout_s: float) -> aiohttp.ClientTimeout:
-    """Bound all of an exchange, and the making of a connection within it."""
-    return aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(CONNECT_S, timeout_s))
+    """Bound the making of a connection; a Deadline bounds all of the exchange."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_S, timeout_s))
 
 
 class AiohttpTransport:
@@ -260,7 +261,8 @@ class AiohttpTransport:
         attempt = _Attempt()
         _ATTEMPT.set(attempt)
         try:
-            response = await self._line_for(request).ask(request, timeout_s)
+            async with Deadline(timeout_s):
+                response = await self._line_for(request).ask(request, timeout_s)
         except asyncio.CancelledError:
             if not self._closed or _is_cancelled():
                 raise

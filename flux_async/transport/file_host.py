@@ -8,7 +8,6 @@ whole of it) is not there to be switched off.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from anyio.lowlevel import checkpoint
 from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
 from flux_async.transport import FileStream
 from flux_async.transport.addresses import AddressGuard, Hop
+from flux_async.transport.deadline import Deadline
 from flux_async.transport.pools import Pool
 from flux_async.transport.proxies import is_bypassed, proxy_named
 
@@ -196,7 +196,7 @@ class FileHost:
     ) -> AsyncIterator[FileStream]:
         """Open a file; see :meth:`flux_async.transport.Transport.fetch`."""
         pool = self._pool = self._pool or Pool(_Carriers(self._make_pool))
-        deadline = asyncio.timeout(timeout_s + _HARD_STOP_S)
+        deadline = Deadline(timeout_s + _HARD_STOP_S)
         async with pool.used() as carriers:
             try:
                 async with deadline:

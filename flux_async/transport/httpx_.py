@@ -6,7 +6,6 @@ of click and rich where they are installed.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import sys
 from collections.abc import Coroutine, Mapping
@@ -35,6 +34,7 @@ from flux_async.transport.conduct import (
     unpacked,
     user_agent,
 )
+from flux_async.transport.deadline import Deadline
 from flux_async.transport.file_host import FileHost
 from flux_async.transport.origin import ApiOrigin
 from flux_async.transport.pools import Pool
@@ -44,7 +44,6 @@ NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyE
 """Exceptions that httpx's own transport raises only before the first byte of a request has left."""
 
 _FAMILIES = ("httpx", "httpx2")
-_HARD_STOP_S = 2.0
 _URLS_KEPT = 1024
 _MOST_KEPT = 1000
 """Kept connections that are given up for one request, at most: more than any pool has."""
@@ -120,30 +119,46 @@ def tells_the_truth(client: Any, family: ModuleType) -> bool:
     return all(carrier is None or type(carrier) in own for carrier in carriers)
 
 
-class _TooLate(Exception):
-    """The time is over, and nobody had to be cancelled for it."""
-
-
 class _Kept(Exception):
     """The request was to go over a connection that had been used before; nothing of it has left."""
 
 
-@attrs.define
-class _FreshConnection:
-    """A ``trace`` extension, as httpx documents it, that keeps a request off connections used before.
+def _connect_s(timeout_s: float) -> float:
+    """Return the seconds for TCP and again for TLS: both end by themselves before the whole is cancelled.
 
-    No setting of a request makes a pool of the caller's open a connection. But each step is reported before
-    it is made, and a step whose report raises is not made: httpcore then closes the connection.
+    A TLS handshake that is cancelled within httpcore 1.0 leaves its socket open.
+    """
+    return min(CONNECT_S, timeout_s / 2)
+
+
+@attrs.define
+class _Steps:
+    """What has been done of a request: a ``trace`` extension, as httpx documents it.
+
+    Attributes:
+        only_fresh: Keep the request off connections used before. No setting of a request makes a pool of the
+            caller's open a connection. But each step is reported before it is made, and a step whose report
+            raises is not made: httpcore then closes the connection.
+        reported: Whether any step was; a carrier that is not the library's reports none.
+        connected: Whether a connection was made for this request.
+        sent: Whether its first byte may have left.
     """
 
-    connected: bool = False
+    only_fresh: bool = False
+    reported: bool = attrs.field(default=False, init=False)
+    connected: bool = attrs.field(default=False, init=False)
+    sent: bool = attrs.field(default=False, init=False)
 
-    async def __call__(self, event: str, _: object) -> None:
-        """Note that a connection was made; raise before a request is written to one that was kept."""
+    async def __call__(self, event: str, facts: dict[str, Any]) -> None:
+        """Take note of a step; raise before the request is written to a connection that was kept."""
+        self.reported = True
         if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete")):
             self.connected = True
-        elif event == "http11.send_request_headers.started" and not self.connected:
-            raise _Kept
+        elif event.endswith(".send_request_headers.started"):
+            if self.only_fresh and not self.connected and event.startswith("http11."):
+                raise _Kept
+            request = facts.get("request")
+            self.sent = self.sent or getattr(request, "method", None) != b"CONNECT"
 
 
 class HttpxTransport:
@@ -202,14 +217,16 @@ class HttpxTransport:
             return NotSent("the connections are closed" if self._closed else "the http_client is closed")
         if self._given is not None:
             return await self._exchange_through_client(self._given, request, timeout_s)
+        steps = _Steps()
         try:
-            wire = self._build(request, timeout_s)
+            wire = self._build(request, timeout_s, steps)
             pool = self._pool_for(request)
         except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
             return NotSent(self._reason(error))
         try:
             async with pool.used() as carrier:
-                truth = await self._told(carrier.handle_async_request(wire), timeout_s, believed=True)
+                sending = carrier.handle_async_request(wire)
+                truth = await self._told(sending, timeout_s, steps, believed=True)
         finally:
             if pool.is_retired:
                 self._pools.discard(pool)
@@ -223,6 +240,7 @@ class HttpxTransport:
         """Make a request through the caller's client; without ``keep_alive`` over a fresh connection."""
         believed = tells_the_truth(client, self._family)
         for _ in range(_MOST_KEPT):
+            steps = _Steps(only_fresh=not request.keep_alive)
             try:
                 wire = client.build_request(
                     request.method,
@@ -230,33 +248,36 @@ class HttpxTransport:
                     params=dict(request.query),
                     headers=self._headers(request),
                     content=request.body if request.stream is None else request.stream,
-                    timeout=self._family.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
-                    extensions={} if request.keep_alive else {"trace": _FreshConnection()},
+                    timeout=self._family.Timeout(None, connect=_connect_s(timeout_s), pool=timeout_s),
+                    extensions={"trace": steps},
                 )
             except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
                 return NotSent(self._reason(error))
             sending = client.send(wire, stream=True, follow_redirects=False, auth=None)
             try:
-                return await self._told(sending, timeout_s, believed=believed)
+                return await self._told(sending, timeout_s, steps, believed=believed)
             except _Kept:
                 continue
         return NotSent("the http_client opens no connection of its own")
 
-    async def _told(self, sending: Coroutine[Any, Any, Any], timeout_s: float, *, believed: bool) -> Truth:
+    async def _told(
+        self, sending: Coroutine[Any, Any, Any], timeout_s: float, steps: _Steps, *, believed: bool
+    ) -> Truth:
         """Make a request and say what became of it.
 
         Raises:
             _Kept: It was not sent.
         """
-        ends = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s + _HARD_STOP_S):
-                return Answered(await self._read(await sending, ends))
+            async with Deadline(timeout_s):
+                return Answered(await self._read(await sending))
         except _Kept:
             raise
         except Unreadable as error:
             return Unknown(str(error))
-        except (TimeoutError, _TooLate):
+        except TimeoutError:
+            if believed and steps.reported and not steps.sent:
+                return NotSent(f"no connection within {timeout_s:g} s")
             return Unknown(f"no whole answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
             names = {base.__name__ for base in type(error).__mro__}
@@ -295,28 +316,26 @@ class HttpxTransport:
             headers["Connection"] = "close"
         return headers | self._origin.authorization_for(self._origin.url_for(request))
 
-    def _build(self, request: WireRequest, timeout_s: float) -> Any:
+    def _build(self, request: WireRequest, timeout_s: float, steps: _Steps) -> Any:
         url = self._origin.url_for(request)
         if request.query:
             url = f"{url}?{urlencode(request.query)}"
-        times = dict.fromkeys(("read", "write", "pool"), timeout_s)
+        times = {"connect": _connect_s(timeout_s), "pool": timeout_s}  # a Deadline bounds all of it
         return self._family.Request(
             request.method,
             self._read_url(url),
             headers=self._headers(request),
             content=request.body if request.stream is None else request.stream,
-            extensions={"timeout": {"connect": min(CONNECT_S, timeout_s), **times}},
+            extensions={"timeout": times, "trace": steps},
         )
 
-    async def _read(self, response: Any, ends: float) -> WireResponse:
+    async def _read(self, response: Any) -> WireResponse:
         try:
             said = by_name(response.headers.items())
             packed = bytearray()
             async for chunk in response.aiter_raw():
                 packed += chunk
                 check_size(len(packed))
-                if asyncio.get_running_loop().time() > ends:
-                    raise _TooLate
         finally:
             await response.aclose()
         clean = self._origin.scrub(unpacked(bytes(packed), said.get("content-encoding", "")))

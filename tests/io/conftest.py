@@ -7,6 +7,7 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,3 +293,18 @@ def offline(tmp_path: Path) -> Cli:
 def pictures(picture_host: PictureHost, request: pytest.FixtureRequest) -> list[str]:
     """Three addresses that no other test uses."""
     return picture_host.more(request.node.name, 3)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificate and key of localhost and of vendor.example, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    pem, key = folder / "here.pem", folder / "key.pem"
+    names = "subjectAltName=DNS:localhost,DNS:vendor.example"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-out", pem]
+    command += ["-keyout", key, "-subj", "/CN=localhost", "-addext", names]
+    subprocess.run(command, check=True, capture_output=True)
+    pem.write_text(pem.read_text() + key.read_text())
+    return pem
