@@ -24,7 +24,10 @@ _decode = json.JSONDecoder().raw_decode
 
 @attrs.define
 class _Text:
-    """The part of a file that is being looked at, and the number of the line it begins on."""
+    """The part of a file that is being looked at, and the number of the line it begins on.
+
+    It is read line by line, so that what comes through a pipe is a row as soon as it is there.
+    """
 
     file: IO[str]
     text: str = ""
@@ -34,7 +37,7 @@ class _Text:
 
     def read_on(self) -> bool:
         """Read another piece; return whether there was one."""
-        piece = "" if self.ended else self.file.read(_PIECE)
+        piece = "" if self.ended else self.file.readline(_PIECE)
         self.ended = not piece
         self.text, self.at = self.text[self.at :] + piece, 0
         return not self.ended
@@ -66,7 +69,14 @@ class _Text:
             except (ValueError, RecursionError):
                 if self.ended or len(self.text) - self.at > LONGEST_VALUE:
                     raise ValueError("no JSON") from None
-            self.read_on()
+            self._read_more()
+
+    def _read_more(self) -> None:
+        """Read a line; of a long value twice as much, so that it is not parsed anew for every line."""
+        length = len(self.text) - self.at
+        most = length + 1 if length < _PIECE else 2 * length
+        while self.read_on() and len(self.text) < most:
+            pass
 
     def rest_of_line(self) -> str:
         """Return what is left of this line, and go behind it."""
@@ -84,10 +94,16 @@ def _behind_blanks(text: str, at: int) -> int:
     return at if found is None else found.end()
 
 
-def json_rows(source: str, file: IO[str], options: ListOptions) -> Iterator[Given]:
-    """Yield a row for every string and object, also of an array at the top."""
-    with file:
-        yield from _values(source, _Text(file), options)
+def json_rows(source: str, file: IO[str], options: ListOptions, begun: str = "") -> Iterator[Given]:
+    """Yield a row for every string and object, also of an array at the top.
+
+    Args:
+        source: What the list is called.
+        file: The list.
+        options: How it is read.
+        begun: What has been read of it already.
+    """
+    yield from _values(source, _Text(file, begun), options)
 
 
 def _values(source: str, text: _Text, options: ListOptions) -> Iterator[Given]:
@@ -123,9 +139,8 @@ def _values(source: str, text: _Text, options: ListOptions) -> Iterator[Given]:
 
 def _is_list(text: _Text) -> bool:
     """Whether the array that begins here holds images, and not other arrays."""
-    while len(text.text) - text.at < _PIECE and text.read_on():
+    while (end := _behind_blanks(text.text, text.at + 1)) == len(text.text) and text.read_on():
         pass
-    end = _behind_blanks(text.text, text.at + 1)
     return text.text[end : end + 1] != "["
 
 

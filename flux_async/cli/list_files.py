@@ -9,15 +9,14 @@ from __future__ import annotations
 import codecs
 import io
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, TypeAlias, cast
 
 import click
 
+from flux_async.cli.live_input import LiveInputs
 from flux_async.cli.printable import printable
 from flux_async.pictures import picture_suffix
 
@@ -57,38 +56,41 @@ _BYTE_ORDER_MARKS = (
 )
 
 
-def open_list(name: str, stdin: IO[str] | None, note: Note) -> IO[str]:
+def open_list(name: str, stdin: IO[str] | None, live: LiveInputs, note: Note) -> IO[str]:
     """Open the list called ``name``, ``-`` for standard input, as text.
 
-    Standard input is read to its end first, so that nothing waits for it later.
+    What is no plain file is read as it comes. Its beginning tells its encoding; bytes behind it that are no
+    text make their row one that is refused.
 
     Raises:
         click.UsageError: It cannot be read, or is no text.
     """
     shown = "stdin" if name == STDIN else printable(name)
-    file = _open_stdin(stdin) if name == STDIN else _open(name)
+    file = _open_stdin(stdin, live) if name == STDIN else _open(name, live)
     try:
-        encoding = _encoding_of(file, shown, note)
+        if file.seekable():
+            encoding = _encoding_of(file, shown, note)
+            file.seek(0)
+        else:
+            encoding = _encoding_by_the_beginning(file.peek(_HEAD)[:_HEAD], shown)
     except BaseException:
         file.close()
         raise
-    file.seek(0)
     return io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
 
 
 def lines_of(file: IO[str]) -> Iterator[str]:
-    """Yield the lines of ``file``, and close it behind the last.
+    """Yield the lines of ``file``.
 
     Raises:
         LineTooLong: A line has more than :data:`LONGEST_LINE` characters.
     """
-    with file:
-        number = 0
-        while line := file.readline(LONGEST_LINE):
-            number += 1
-            if len(line) == LONGEST_LINE:
-                raise LineTooLong(number)
-            yield line
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise LineTooLong(number)
+        yield line
 
 
 class LineTooLong(Exception):
@@ -103,27 +105,28 @@ class LineTooLong(Exception):
         self.number = number
 
 
-def _open(name: str) -> BinaryIO:
+def _open(name: str, live: LiveInputs) -> io.BufferedReader:
     try:
         file = Path(name).open("rb")  # noqa: SIM115 - read, and closed, as the rows are asked for
     except OSError as error:
         raise click.UsageError(f"{printable(name)} cannot be read: {error.strerror or error}.") from None
-    return file if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else _spooled(file)
-
-
-def _open_stdin(stdin: IO[str] | None) -> BinaryIO:
-    if isinstance(stdin, io.TextIOWrapper):
-        return _spooled(cast("BinaryIO", stdin.buffer))
-    return io.BytesIO(b"" if stdin is None else stdin.read().encode())
-
-
-def _spooled(file: BinaryIO) -> BinaryIO:
-    """Copy what may be slow to come; who waits for it can still be interrupted the plain way."""
-    copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - as in _open
+    if _is_plain(file.fileno()):
+        return file
     with file:
-        shutil.copyfileobj(file, copy)
-    copy.seek(0)
-    return copy
+        return live.open(os.dup(file.fileno()), closefd=True)
+
+
+def _open_stdin(stdin: IO[str] | None, live: LiveInputs) -> io.BufferedReader:
+    if not isinstance(stdin, io.TextIOWrapper):
+        content = "" if stdin is None else stdin.read()
+        return io.BufferedReader(cast("io.RawIOBase", io.BytesIO(content.encode())))
+    if _is_plain(stdin.fileno()):
+        return os.fdopen(os.dup(stdin.fileno()), "rb")
+    return live.open(stdin.fileno(), closefd=False)
+
+
+def _is_plain(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 # --- encoding ---------------------------------------------------------------------------------------------
@@ -131,9 +134,7 @@ def _spooled(file: BinaryIO) -> BinaryIO:
 
 def _encoding_of(file: BinaryIO, shown: str, note: Note) -> str:
     head = file.read(_HEAD)
-    _refuse_what_is_no_list(head, shown)
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
-    encoding = encoding or _utf_16_without_a_mark(head) or "utf-8"
+    encoding = _encoding_by_the_beginning(head, shown)
     if _decodes(file, encoding):
         return encoding
     if encoding != "utf-8" or b"\0" in head or not _decodes(file, "cp1252"):
@@ -145,6 +146,12 @@ def _encoding_of(file: BinaryIO, shown: str, note: Note) -> str:
         "or save it as UTF-8."
     )
     return "cp1252"
+
+
+def _encoding_by_the_beginning(head: bytes, shown: str) -> str:
+    _refuse_what_is_no_list(head, shown)
+    marked = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
+    return marked or _utf_16_without_a_mark(head) or "utf-8"
 
 
 def _refuse_what_is_no_list(head: bytes, shown: str) -> None:

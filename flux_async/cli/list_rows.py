@@ -106,13 +106,13 @@ def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[
 def one_by_one(given: Given, split: str | None) -> Iterator[Given]:
     """Yield a row as it is meant: one image, or with ``--split`` several; several unasked are refused."""
     image = given.image.strip(AT_THE_ENDS)
-    if given.refusal is not None or (split is None and image == given.image and _fault(image) is None):
+    if given.refusal is not None or (split is None and image == given.image and _fault(given, image) is None):
         yield given  # as nearly all are
         return
     parts = [image] if split is None else _parts(image, split)
     for number, part in enumerate(parts, start=1):
         key = given.key if given.key is None or len(parts) == 1 else f"{given.key}-{number}"
-        yield attrs.evolve(given, image=part, key=key, refusal=_fault(part))
+        yield attrs.evolve(given, image=part, key=key, refusal=_fault(given, part))
 
 
 def _parts(image: str, split: str) -> list[str]:
@@ -125,8 +125,8 @@ def _parts(image: str, split: str) -> list[str]:
     return [part for part in parts if part] or [""]
 
 
-def _fault(image: str) -> str | None:
-    if _UNREADABLE in image:
+def _fault(given: Given, image: str) -> str | None:
+    if _UNREADABLE in image or _UNREADABLE in (given.key or ""):
         return "it holds bytes that are no text"
     if image.count("://") > 1 and _ADDRESS.match(image) and (found := _NEXT_ADDRESS.search(image)):
         separator = " " if found[1].isspace() else found[1]

@@ -10,7 +10,7 @@ import io
 import os
 import select
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 
 class InputStopped(Exception):
@@ -33,7 +33,7 @@ class LiveInputs:
         os.close(self._woken)
         os.close(self._wake)
 
-    def open(self, descriptor: int, *, closefd: bool) -> BinaryIO:
+    def open(self, descriptor: int, *, closefd: bool) -> io.BufferedReader:
         """Return the bytes of an open file, as they come."""
         return io.BufferedReader(_LiveFile(self, descriptor, closefd=closefd))
 

@@ -66,3 +66,29 @@ def test_the_end_of_a_pipe_is_the_end_of_the_list(tmp_path: Path) -> None:
     rows = gather_inputs([], [str(path)])
     os.close(end)
     assert [row.image for row in rows] == ["http://h/1"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"id;url\n1;http://h/1\n", b"2;http://h/2\n"),
+        (b'{"url": "http://h/1"}\n', b'{"url": "http://h/2"}\n'),
+        (b'[\n"http://h/1",\n', b'"http://h/2",\n'),
+        ("http://h/1\n".encode("utf-16"), "http://h/2\n".encode("utf-16-le")),
+    ],
+)
+def test_each_format_is_read_as_it_comes(pipe: tuple[str, int], first: bytes, second: bytes) -> None:
+    """A row does not wait for the rows behind it, whatever the format and the encoding."""
+    path, end = pipe
+    os.write(end, first)
+    rows = gather_inputs([], [path])
+    rows.live.on_wait = lambda: os.write(end, second) and None
+    assert [next(rows).image for _ in range(2)] == ["http://h/1", "http://h/2"]
+
+
+def test_a_row_with_bytes_that_are_no_text_is_refused_alone(pipe: tuple[str, int]) -> None:
+    """What comes through a pipe cannot be looked at before: its encoding is not guessed."""
+    path, end = pipe
+    os.write(end, b"url,key\nhttp://h/1,M\xfcller\nhttp://h/2,b\n")
+    rows = gather_inputs([], [path])
+    assert ["no text" in (next(rows).refusal or "") for _ in range(2)] == [True, False]
