@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import json
 import logging
 import random
 from collections import OrderedDict
@@ -36,11 +37,12 @@ from flux_async.errors import (
     TaskMismatch,
     WrongEventLoop,
 )
-from flux_async.models import ImageRequest, TaskId, UnclaimedTask
+from flux_async.models import Echo, ImageRequest, JobKey, TaskId, TaskRecord, UnclaimedTask
 from flux_async.policy.admission import Admission
-from flux_async.policy.echo import SubmitLog
+from flux_async.policy.echo import SubmitLog, is_contradiction
 from flux_async.policy.learning import GenerationTimes
 from flux_async.policy.retry import RetryPolicy
+from flux_async.protocol.echo import Comparison, in_words, mismatch, subject_of
 from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
 from flux_async.protocol.wire import build_record_info, build_submit, is_for_task, parse_submit
 from flux_async.transport import Answered, NotSent, Transport, Truth
@@ -334,6 +336,7 @@ class Account:
 
     async def post(self, wire: WireRequest) -> TaskId | FluxError:
         """Make an admitted POST and judge its answer. Returns whatever happens: money may be gone."""
+        self.submits.sends(subject_of(json.loads(wire.body or b"{}")))
         try:
             truth = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
             task_id = parse_submit(_answered(truth))
@@ -348,6 +351,40 @@ class Account:
             return _named_twice(task_id)
         self._note_success()
         return task_id
+
+    def judge_echo(
+        self, task_id: TaskId, record: TaskRecord, seen: Comparison, *, belongs_to: JobKey | None = None
+    ) -> Echo:
+        """Return what the record of a task shows of its request.
+
+        Args:
+            task_id: What a submit was answered with.
+            record: Its record.
+            seen: The record against that submit.
+            belongs_to: Another job whose request the record shows, where one is known.
+
+        Raises:
+            TaskMismatch: It is another task.
+        """
+        submits = self.submits
+        is_anothers = seen.is_other_subject and submits.has_sent(subject_of(record.params or {}))
+        if is_contradiction(
+            seen.echo,
+            is_anothers=is_anothers or belongs_to is not None,
+            is_reworded=seen.is_reworded,
+            confirmed=submits.confirmed,
+        ):
+            raise mismatch(task_id, record, belongs_to=belongs_to)
+        submits.confirmed += seen.echo is Echo.CONFIRMED
+        if seen.echo is Echo.UNRECOGNISED:
+            words = (
+                "the record of task %s shows another request than was sent (%s); its result is kept and "
+                "marked as unrecognised: compare it with the image (logged once, later ones at DEBUG)"
+            )
+            level = logging.DEBUG if submits.has_warned else logging.WARNING
+            submits.has_warned = True
+            log(level, words, task_id, in_words(record.params))
+        return seen.echo
 
     def _note_refusal(self, error: FluxError) -> None:
         """What concerns everyone takes effect here, whether or not the caller is still there."""

@@ -39,6 +39,7 @@ from flux_async.local_images import Source, choose
 from flux_async.models import (
     AspectRatio,
     CallbackEvent,
+    Echo,
     EditRequest,
     GenerateRequest,
     ImageRequest,
@@ -62,6 +63,7 @@ from flux_async.policy.numbers import check_not_negative, check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
+from flux_async.protocol.echo import compare
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.protocol.url_encoding import encoded_as_by_a_browser
 from flux_async.protocol.wire import (
@@ -70,6 +72,7 @@ from flux_async.protocol.wire import (
     check_task_id,
     parse_credit,
     parse_record,
+    store_request,
 )
 from flux_async.transport import Transport
 from flux_async.transport.choice import TransportName, check_choice, make_transport, name_of
@@ -315,7 +318,8 @@ class FluxClient:
 
         Args:
             task_id: The task.
-            request: What was asked for, where you know it: how long such tasks take tells when to look.
+            request: What was asked for, where you know it: how long such tasks take tells when to look, and
+                the task's record is compared with it (:class:`flux_async.Echo`).
             age: Seconds since it was submitted; left out, its record tells.
             timeout: Seconds to wait; left out, the client's.
             expects_callback: The vendor was given an address for this task that leads to :meth:`ring`. While
@@ -325,6 +329,8 @@ class FluxClient:
             TaskFailed: The task ended without a picture.
             PollDeadlineExceeded: ``timeout`` seconds passed. The task may still finish and is paid.
             UnexpectedResponse: The task succeeded without a result URL.
+            TaskMismatch: The task's record shows another request of this client's than ``request``, or one
+                that is unknown although three records have shown the very request that was sent.
             ApiError: No later look can help (401, 402, 403, 433, 505), or the task does not exist.
         """
         task = check_task_id(task_id)
@@ -332,7 +338,8 @@ class FluxClient:
         age = None if age is None else check_not_negative(age, "age")
         patience = self._patience(timeout, kind, age, expects_callback=expects_callback)
         async with self._account.call():
-            return await self._waiting.wait(task, patience)
+            image = await self._waiting.wait(task, patience)
+        return image if request is None else self._with_echo(image, request)
 
     def begin_wait(
         self,
@@ -487,11 +494,14 @@ class FluxClient:
         check_request(request)
         deadline = self._deadline(timeout)
         async with self._account.call() as call, self._account.task_in_flight(deadline):
-            task_id = await self._submit(request, deadline, call)
+            sent = await self._sendable(request, deadline)
+            task_id = await self._submit(sent, deadline, call)
             try:
                 patience = self._patience(timeout, kind_of(request), 0.0, deadline=deadline)
                 image = await self._waiting.wait(task_id, patience)
             except FluxError as error:
+                if isinstance(error, TaskFailed) and error.record is not None:
+                    self._check_echo(error.record, sent)
                 log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
                 raise as_paid(error, task_id) from None
             except BaseException as gone:
@@ -500,7 +510,7 @@ class FluxClient:
                 self._account.leave(request, task_id)
                 raise
             log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
-            return image
+            return self._with_echo(image, sent)
 
     async def remove_text(
         self, image: InputImage, *, timeout: float | None = None, **options: Any
@@ -623,6 +633,23 @@ class FluxClient:
                 words = "submit of %s accepted: task %s, charged"
                 log(logging.INFO, words, _image_in_log(request), task_id)
                 return task_id
+
+    def _with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
+        """Return a result that says whether its record shows the request."""
+        echo = None if image.record is None else self._check_echo(image.record, request)
+        return attrs.evolve(image, echo=echo)
+
+    def _check_echo(self, record: TaskRecord, request: ImageRequest) -> Echo | None:
+        """Compare a record with a request; None for a file, whose address in the submit is not known here.
+
+        Raises:
+            TaskMismatch: The record is of another request.
+        """
+        if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
+            return None
+        return self._account.judge_echo(
+            record.task_id, record, compare(record.params, store_request(request))
+        )
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Look, and again where the retry policy says so and the deadline allows."""

@@ -79,6 +79,14 @@ class Doubts:
             self._uninvited.discard(key)
             self._ends.pop(key, None)
 
+    def offered(self, key: JobKey) -> None:
+        """A task has been found for a job: drive it again, at once or as soon as it is parked."""
+        if key in self._parked:
+            self._parked.set(key, _AT_ONCE)
+            self.reconsider()
+        else:
+            self._rung.add(key)
+
     def is_invited(self, key: JobKey) -> bool:
         """Say whether more than a task that is found concerns this run."""
         return key not in self._uninvited

@@ -22,6 +22,7 @@ import attrs
 
 from flux_async.account import Account, Call
 from flux_async.advice import fill, python_words
+from flux_async.batch.echo_check import check_echo
 from flux_async.batch.event_log import log_event
 from flux_async.batch.input_files import InputPlace
 from flux_async.batch.witness import Witness
@@ -46,6 +47,7 @@ from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import (
     AwaitCallback,
     Begin,
+    EchoContradicted,
     Event,
     Fetch,
     JobSnapshot,
@@ -69,7 +71,7 @@ from flux_async.lifecycle import (
     apply,
     next_step,
 )
-from flux_async.models import Failed, ImageResult, InDoubt, Job, JobKey, Outcome, Succeeded, TaskId
+from flux_async.models import Echo, Failed, ImageResult, InDoubt, Job, JobKey, Outcome, Succeeded, TaskId
 from flux_async.policy.downloads import is_lost
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
@@ -134,10 +136,12 @@ class Terms:
         still_spends: Whether the run still submits.
         still_waits: Whether it still waits for callbacks.
         reserve: Lets one more submit go, or not.
+        give_back: Told that a submit that was let go was not made.
         spending: Told how many POSTs more or less are in the air.
         grant: Whether a job in doubt, by its number, may be submitted again.
         is_invited: Whether a job is one of the run's own inputs.
         tell: Told that a driver's wait is over, and what it found.
+        offer: Told of a job whose task was found by another job's poll.
         original: Where the vendor's copy of the input goes, without ending, or None to leave it there.
         callbacks: Where the vendor reports ends, or None where it is not asked to.
         doubt_wait_s: Seconds after a submit for which its callback may settle it, where it is in doubt.
@@ -158,10 +162,12 @@ class Terms:
     still_spends: Callable[[], bool]
     still_waits: Callable[[], bool]
     reserve: Callable[[StoredJob], bool]
+    give_back: Callable[[StoredJob], None]
     spending: Callable[[int], None]
     grant: Callable[[int], bool]
     is_invited: Callable[[JobKey], bool]
     tell: Callable[[Driver, Found], None]
+    offer: Callable[[JobKey], None]
     original: Callable[[StoredJob], Path] | None = None
     callbacks: CallbackEndpoint | None = None
     doubt_wait_s: float = 0.0
@@ -245,7 +251,7 @@ class Driver:
     async def _run(self, found: Found | None) -> Outcome | None:
         if found is None:
             _ = self._input  # one of another release is told before anything is spent
-        while not isinstance(step := next_step(self.job, callback_may_come=self._callback_may_come), Settle):
+        while not isinstance(step := await self._next_step(), Settle):
             match step:
                 case Begin():
                     if not await self._submit(step):
@@ -254,7 +260,7 @@ class Driver:
                     if found is None:
                         await self._begin_to_wait(task_id)
                         return None
-                    await self._happened(*self._seen(task_id, found))
+                    await self._happened(*await self._checked(task_id, found))
                     found = None
                 case AwaitCallback():
                     if not await self._settle_doubt():
@@ -265,6 +271,16 @@ class Driver:
                     raise AssertionError(step)  # Submit never outlives _submit, nor a restart
         return self._outcome()
 
+    async def _next_step(self) -> Step:
+        """Return what follows. A job in doubt first takes its task, if another job's poll has found it."""
+        step = next_step(self.job, callback_may_come=self._callback_may_come)
+        if not isinstance(step, Settle) or step.state is not JobState.IN_DOUBT:
+            return step
+        for task_id in await self.terms.journal.offers_to(self.stored.number):
+            if await self._found(task_id):
+                return next_step(self.job)
+        return step
+
     async def _happened(self, event: Event, then: Event | None = None) -> None:
         """The turn of the loop: legal, on disk, known. What follows at once is on disk together with it."""
         before, job = self.job, apply(self.job, event)
@@ -273,6 +289,8 @@ class Driver:
         self.job = job
         self.terms.on_event(self.stored, before.state, job, event)
         log_event(self.stored, job, event)
+        if isinstance(event, EchoContradicted) and event.belongs_to is not None:
+            self.terms.offer(event.belongs_to)
         if follows is not None:
             self.job = follows[0]
             self.terms.on_event(self.stored, job.state, *follows)
@@ -327,7 +345,11 @@ class Driver:
         try:
             url = self._input.url
             callback_id, callback_url = self._address()
-            await self._happened(SubmitIntended(at=now(), callback_id=callback_id, input_url=url))
+            try:
+                await self._happened(SubmitIntended(at=now(), callback_id=callback_id, input_url=url))
+            except BaseException:
+                self.terms.give_back(self.stored)  # no request leaves without its intent
+                raise
             self._posted_at = self._account.clock.monotonic()
             body = with_input(self.stored.request, url)
             answer = await self._account.post(build_stored_submit(body, callback_url))
@@ -434,9 +456,10 @@ class Driver:
         return now + min(wait, intended_at + wait - self._account.clock.wall())
 
     async def _found(self, task_id: TaskId) -> bool:
-        """Write down the task that a callback has told of; False where another job was faster."""
+        """Write down the task that a callback or its record has named; False where another job was faster."""
         try:
-            await self._happened(TaskFound(at=self._account.clock.wall(), task_id=task_id))
+            found = TaskFound(at=self._account.clock.wall(), task_id=task_id, echo=Echo.CONFIRMED)
+            await self._happened(found)
         except JobConflictError:
             return False
         return True
@@ -473,7 +496,23 @@ class Driver:
     def _heard(self, found: Found) -> None:
         self.terms.tell(self, found)
 
-    def _seen(self, task_id: TaskId, found: Found) -> tuple[Event, Event | None]:
+    async def _checked(self, task_id: TaskId, found: Found) -> tuple[Event, Event | None]:
+        """Return what a wait has found, or that it was for another submit's task."""
+        echo = self.job.echo
+        if echo is None:
+            account, journal, url = self._account, self.terms.journal, self._input.url
+            try:
+                echo = await check_echo(account, journal, self.stored, found, input_url=url)
+            except TaskMismatch as error:
+                return self._contradicted(task_id, error), None
+        return self._seen(task_id, found, echo)
+
+    def _contradicted(self, task_id: TaskId, error: TaskMismatch) -> Event:
+        self._last_error = error
+        at, problem = self._account.clock.wall(), Problem.of(error)
+        return EchoContradicted(at=at, problem=problem, task_id=task_id, belongs_to=error.belongs_to)
+
+    def _seen(self, task_id: TaskId, found: Found, echo: Echo | None) -> tuple[Event, Event | None]:
         """Say what a wait has found, and what follows: a picture that is not fetched is where it belongs."""
         self._fresh = True
         if isinstance(found, TaskFailed):
@@ -484,7 +523,7 @@ class Driver:
             raise found
         now = self._account.clock.wall()
         fetches = self.terms.destination is not None or self.terms.original is not None
-        return _picture(found, now), None if fetches else Saved(at=now)
+        return _picture(found, now, echo), None if fetches else Saved(at=now)
 
     def _must_look(self, step: Step) -> bool:
         """Whether the task has to be waited for first, also for the sake of an address that may be old."""
@@ -575,7 +614,10 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
     """Return the outcome of a settled job; ``error`` is the one this process met, if it did."""
     if snapshot.state is JobState.DONE and snapshot.task_id is not None and snapshot.result_url is not None:
         image = ImageResult(
-            task_id=snapshot.task_id, result_url=snapshot.result_url, origin_url=snapshot.origin_url
+            task_id=snapshot.task_id,
+            result_url=snapshot.result_url,
+            origin_url=snapshot.origin_url,
+            echo=snapshot.echo,
         )
         file = directory / snapshot.file if directory is not None and snapshot.file else None
         return Succeeded(job=job, image=image, file=file)
@@ -600,8 +642,8 @@ def _remembered(snapshot: JobSnapshot) -> FluxError:
     return FluxError(words, advice="", charge=snapshot.charge, task_id=snapshot.task_id)
 
 
-def _picture(image: ImageResult, at: float) -> TaskSucceeded:
+def _picture(image: ImageResult, at: float, echo: Echo | None) -> TaskSucceeded:
     seconds = image.record.generation_s if image.record is not None else None
     return TaskSucceeded(
-        at=at, result_url=image.result_url, origin_url=image.origin_url, generation_s=seconds
+        at=at, result_url=image.result_url, origin_url=image.origin_url, generation_s=seconds, echo=echo
     )

@@ -411,6 +411,9 @@ class BatchRun:
         self._tally.credits += price
         return True
 
+    def _give_back(self, stored: StoredJob) -> None:
+        self._tally.credits -= self._price(stored)
+
     def _count_spending(self, change: int) -> None:
         self._spending += change
         if not self._spending:
@@ -419,8 +422,9 @@ class BatchRun:
     # --- the journal --------------------------------------------------------------------------------------
 
     async def _seed(self) -> None:
-        """Count the submits of the last window against the pace: the account does, too."""
+        """Begin with the submits of the last window, and with what records have shown in earlier runs."""
         account, now = self._account, self._clock.wall()
+        account.submits.confirmed = max(account.submits.confirmed, await self.journal.confirmed_echoes())
         recent = await self.journal.submits_since(now - account.admission.limits.window_s)
         if recent:
             account.admission.seed(self._clock.monotonic(), [now - at for at in recent])
@@ -484,16 +488,22 @@ class BatchRun:
             still_spends=lambda: not self._over,
             still_waits=lambda: self._waits,
             reserve=self._reserve,
+            give_back=self._give_back,
             spending=self._count_spending,
             grant=lambda number: self._fleet is None or self._fleet.grant(number),
             is_invited=self._is_invited,
             tell=self._heard,
+            offer=self._offer,
             original=None if self.originals is None else partial(self._destination, self.originals),
             callbacks=self.callbacks,
             doubt_wait_s=0.0 if self.callbacks is None else self.callbacks.wait_for_doubts_s(self.timeout),
             resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
             via_upload=self.via_upload,
         )
+
+    def _offer(self, key: JobKey) -> None:
+        if self._fleet is not None and self._fleet.doubts is not None:
+            self._fleet.doubts.offered(key)
 
     def _is_invited(self, key: JobKey) -> bool:
         doubts = None if self._fleet is None else self._fleet.doubts

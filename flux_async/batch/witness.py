@@ -1,4 +1,4 @@
-"""What callbacks say of a job's submits, and whether the vendor confirms it."""
+"""What callbacks and the polls of other jobs say of a job's submits, and whether the vendor confirms it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _VISIBLE_WITHIN_S = PollPolicy().visible_within_s
 class Witness:
     """Finds the task of a submit whose answer was lost.
 
-    A callback counts where it names an attempt of this job whose task is not known, was signed (or there is
+    A task counts whose record was seen to show this job's request, while it was polled for another job. A
+    callback counts where it names an attempt of this job whose task is not known, was signed (or there is
     no key to sign with), and record-info shows the same picture, prompt and address.
 
     Attributes:
@@ -44,6 +45,8 @@ class Witness:
 
         While it may, a callback names a task that can be the one that was paid for: no time for another.
         """
+        for task_id in await self.journal.offers_to(self.stored.number):
+            return task_id, None
         again_s: float | None = None
         now = self.client.account.clock.wall()
         for entry in await self.journal.callbacks_for(self.stored.number):

@@ -7,6 +7,7 @@ import math
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ import attrs
 
 from flux_async.errors import JournalError, JournalVersionError
 from flux_async.journal.inbox import NAMED_BESIDES
+from flux_async.journal.read_only import open_for_reading
 from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from flux_async.journal.store import COLUMNS, StoredJob, stored_job
 from flux_async.lifecycle import JobState
@@ -76,11 +78,11 @@ class JournalReader:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise JournalError(f"There is no journal at {path}.", advice="Check the folder's name.")
+        self._closing = ExitStack()
         try:
-            self._connection = sqlite3.connect(
-                f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.Error as error:
+            self._connection = open_for_reading(path, self._closing)
+        except (OSError, sqlite3.Error) as error:
+            self.close()
             raise JournalError(f"{path} cannot be read: {error}.") from None
         try:
             self._version = self._check(path)
@@ -99,10 +101,9 @@ class JournalReader:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._connection.close()
+        self._closing.close()
 
     def _check(self, path: Path) -> int:
-        self._all("PRAGMA busy_timeout = 5000")
         if self._value("PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{path} is not a journal.", advice="Check the folder's name.")
         version = int(self._value("PRAGMA user_version"))

@@ -26,6 +26,9 @@ _RESTORE = (
     "It was left as it is. If it was a journal, restore a copy: a new journal would pay again for what this "
     "one held."
 )
+BUSY_S = 30.0
+"""For so long a write waits where another program has locked the journal: backups take seconds."""
+
 _MEMORY = ":memory:"
 _WAL_TURNS, _WAL_TURN_S = 20, 0.05
 
@@ -127,7 +130,7 @@ def _open(path: str | Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=64)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
         _check_ours(connection, path)
         if path != _MEMORY:
             _use_wal(connection)

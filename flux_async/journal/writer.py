@@ -47,6 +47,7 @@ class Item:
 
 
 _MOST_PER_COMMIT = 1000
+_LOCKED_ADVICE = "Close the program that has it open, then run again: nothing is lost or paid twice."
 
 
 class Writer:
@@ -253,6 +254,10 @@ def as_journal_error(error: BaseException) -> BaseException:
 
     if isinstance(error, FluxError) or not isinstance(error, sqlite3.Error):
         return error
+    if _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return JournalError(
+            "Another program keeps the journal locked.", advice=_LOCKED_ADVICE, scope=Scope.STOP
+        )
     words = f"The journal could not be written: {error}."
     if _code(error) == sqlite3.SQLITE_FULL:
         return JournalError(words, advice=NO_ROOM_ADVICE, scope=Scope.STOP)

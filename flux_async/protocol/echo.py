@@ -36,12 +36,14 @@ class Comparison:
             shown, and nothing else differs.
         is_verbatim: Whether prompt and image are, character by character.
         rest_is_same: Whether all other fields that are shown are as they were sent.
+        is_other_subject: Whether prompt or image differ.
         is_reworded: Whether only the prompt differs, of a request whose prompt the vendor may rewrite.
     """
 
     is_same: bool | None
     is_verbatim: bool = False
     rest_is_same: bool = False
+    is_other_subject: bool = False
     is_reworded: bool = False
 
     @property
@@ -60,7 +62,7 @@ def compare(told: Mapping[str, Any] | None, body: str) -> Comparison:
     differing = [name for name, same in agree.items() if same is False]
     if differing:
         reworded = differing == [_PROMPT] and bool(agree[_IMAGE]) and _may_reword(sent)
-        return Comparison(is_same=False, is_reworded=reworded)
+        return Comparison(is_same=False, is_other_subject=differing != [_MODEL], is_reworded=reworded)
     if agree[_PROMPT] is None or (_IMAGE in sent and agree[_IMAGE] is None):
         return Comparison(is_same=None)
     return Comparison(
@@ -108,12 +110,12 @@ def spellings_of(told: Mapping[str, Any]) -> list[str]:
     return [text.encode("utf-8", "replace").decode() for text in dict.fromkeys(found)]
 
 
-def mismatch(task_id: TaskId, record: TaskRecord | None, *, belongs_to: JobKey | None = None) -> TaskMismatch:
+def mismatch(task_id: TaskId, record: TaskRecord, *, belongs_to: JobKey | None = None) -> TaskMismatch:
     """Return the error for a task whose record shows another request than its submit sent."""
     whose = f"that of job {belongs_to}" if belongs_to is not None else "another request"
-    told = None if record is None else record.params
+    told = in_words(record.params)
     return TaskMismatch(
-        f"The API answered the submit with task {task_id}, whose record shows {whose} ({in_words(told)}). "
+        f"The API answered the submit with task {task_id}, whose record shows {whose} ({told}). "
         "The submit was probably charged, and its own task is not known.",
         refused_task_id=task_id,
         belongs_to=belongs_to,

@@ -7,6 +7,7 @@ import math
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from flux_async import (
     run_batch,
 )
 from flux_async.batch.inputs import is_safe_name, safe_name
+from flux_async.errors import Scope
+from flux_async.journal import schema
 from flux_async.lifecycle import JobState, SubmitIntended, apply
 from flux_async.transport import Unknown
 
@@ -87,6 +90,47 @@ async def test_a_journal_that_could_not_be_opened_is_not_kept_from_others(
             await collect(client, URLS, journal=journal)
     journal.unlink()
     assert len(await collect(client, URLS[:2], journal=journal)) == 2
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+async def test_a_journal_locked_by_another_program_halts_the_run_and_the_figures_are_right(
+    client: Any, vendor: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for_good: bool
+) -> None:
+    """What was not submitted is not counted as spent; an answer that cannot be written is with the client."""
+    monkeypatch.setattr(schema, "BUSY_S", 0.02)
+    journal = tmp_path / "run.sqlite3"
+    lock = sqlite3.connect(journal, isolation_level=None)
+    tasks = iter(f"t{number}" for number in range(100))
+
+    def submitted(_: Any) -> Any:
+        task = next(tasks)
+        if task == "t3":  # another program takes the lock while this answer is on its way
+            lock.execute("BEGIN IMMEDIATE")
+        return make.answer({"taskId": task})
+
+    vendor.script["generate"] = [submitted]
+    with closing(lock):
+        batch = run_batch(client, URLS, journal=journal)
+        with pytest.raises(JournalError, match="Another program keeps the journal locked") as halted:
+            async with batch:
+                async for _ in batch:
+                    if lock.in_transaction and not for_good:
+                        lock.execute("ROLLBACK")
+    charged = vendor.count("generate")
+    assert halted.value.scope is Scope.STOP
+    assert 4 <= charged < len(URLS)
+    assert batch.progress.credits == 5 * charged
+    paid = {f"t{number}" for number in range(charged)}
+    async with Journal(journal) as reopened:
+        known = {stored.job.task_id for state in JobState for stored in await reopened.jobs(state)}
+    assert known | {loose.task_id for loose in client.unclaimed} >= paid
+
+
+def test_another_program_may_lock_the_journal_for_some_seconds() -> None:
+    """Backups and scanners do."""
+    assert schema.BUSY_S == 30
+    with closing(schema.open_memory()) as connection:
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (30_000,)
 
 
 async def test_links_lead_to_the_same_lease(client: Any, vendor: Any, tmp_path: Path) -> None:

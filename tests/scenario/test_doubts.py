@@ -31,6 +31,7 @@ from flux_async.journal.inbox import Inbox
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
 from flux_async.lifecycle import JobState, ResubmitGranted, apply
+from flux_async.transport import Unknown
 
 
 @pytest.fixture(autouse=True)
@@ -563,3 +564,46 @@ async def test_a_stop_ends_the_looks_at_an_uninvited_doubt(
             assert [outcome async for outcome in batch] == []
     assert calling.submits == 1
     assert calling.transport.count("record-info") < 20
+
+
+# --- a task that another job's poll has found ---------------------------------------------------------------
+
+
+async def test_a_parked_doubt_takes_the_task_that_another_poll_has_found(
+    client: FluxClient, calling: Any, tmp_path: Path
+) -> None:
+    """The first answer is lost, and its task is named to the second submit: both settle in this run."""
+    calling.calls_after = lambda call: None if call.task_id == "t0" else 60.0
+    generate = calling.generate
+
+    def misdirected(request: Any) -> Any:
+        generate(request)
+        return Unknown("dropped") if len(calling.calls) == 1 else calling.make.answer({"taskId": "t0"})
+
+    calling.transport.script["generate"] = [misdirected]
+    path = tmp_path / "run.sqlite3"
+    outcomes = await calling.collect(client, path, calling.images[:2], callbacks=waiting(900.0))
+    for outcome in outcomes:
+        assert isinstance(outcome, Succeeded)
+        assert calling.tasks_of(outcome.job.request.input_image) == [outcome.image.task_id]
+    assert len(outcomes) == calling.submits == 2
+    assert calling.clock.now < calling.calls[0].ready_at + 300.0
+
+
+async def test_a_task_found_by_another_poll_forbids_a_second_charge(
+    client: FluxClient, calling: Any, tmp_path: Path
+) -> None:
+    """Consent to pay again is void where the record of a task has been seen to show this very request."""
+    path = tmp_path / "run.sqlite3"
+    await leave_in_doubt(client, calling, path)
+    calling.calls_after = lambda _: None
+    calling.transport.script["generate"] = [calling.make.answer({"taskId": "t0"})]
+    outcomes = await calling.collect(client, path, calling.images[1:2], callbacks=waiting(5.0))
+    assert calling.kinds(outcomes) == {InDoubt: 1}
+    async with Journal(path, clock=calling.clock) as journal:
+        (stored,) = [job for job in await journal.jobs(JobState.IN_DOUBT) if job.number == 1]
+        event = ResubmitGranted(at=calling.clock.wall())
+        await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
+    outcomes = await calling.collect(client, path, calling.images[:1], callbacks=None)
+    assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
+    assert calling.submits == 1

@@ -12,15 +12,22 @@ import pytest
 
 from flux_async import (
     Charge,
+    ConnectionLost,
+    Echo,
     EditRequest,
+    Failed,
     FluxClient,
     InDoubt,
+    Job,
+    JobKey,
+    LocalImage,
     Outcome,
     RetryPolicy,
     Succeeded,
     TaskMismatch,
 )
 from flux_async.batch.run import run_batch
+from flux_async.transport import Unknown
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(8)]
 
@@ -137,3 +144,257 @@ async def test_one_client_hands_out_an_id_once(client: FluxClient, echoing: Echo
         await client.submit(EditRequest.text_removal(URLS[1]))
     assert (caught.value.charge, caught.value.task_id) == (Charge.MAYBE, None)
     assert caught.value.refused_task_id == "t0"
+
+
+# --- the record of another job ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [1, 3], ids=["succeeded", "failed"])
+async def test_the_record_of_another_job_is_not_the_result_and_is_offered_to_that_job(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, flag: int
+) -> None:
+    """One answer is lost and its task's id goes to the next submit: both jobs end with their own image."""
+    path = tmp_path / "j.sqlite3"
+    echoing.ends = lambda _: flag
+    echoing.answers_with = lambda number: Unknown("dropped") if number == 0 else 0
+    outcomes = await run(client, path, URLS[:1])
+    assert isinstance(outcomes[URLS[0]], InDoubt)
+    outcomes = await run(client, path, URLS[1:2])
+    doubt = outcomes[URLS[1]]
+    assert isinstance(doubt, InDoubt)
+    assert isinstance(doubt.error, TaskMismatch)
+    assert doubt.error.charge is Charge.MAYBE
+    assert doubt.error.refused_task_id == "t0"
+    assert URLS[0] in doubt.error.message
+    assert len(echoing.sent) == 2
+    outcomes = await run(client, path, URLS[:2])
+    first, second = outcomes[URLS[0]], outcomes[URLS[1]]
+    if flag == 1:
+        assert isinstance(first, Succeeded)
+        assert (first.image.task_id, first.image.echo) == ("t0", Echo.CONFIRMED)
+    else:
+        assert isinstance(first, Failed)
+        assert first.error.task_id == "t0"
+    assert isinstance(second, InDoubt)
+    assert len(echoing.sent) == 2
+
+
+async def test_two_answers_that_are_exchanged_are_set_right_without_another_charge(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """Each of two jobs is answered with the other's task: neither takes it, and later both have theirs."""
+    path = tmp_path / "j.sqlite3"
+    echoing.answers_with = lambda number: 1 - number
+    first = await run(client, path, URLS[:2])
+    again = await run(client, path, URLS[:2])
+    outcomes = first | again
+    for url in URLS[:2]:
+        outcome = outcomes[url]
+        assert isinstance(outcome, Succeeded)
+        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert outcome.image.echo is Echo.CONFIRMED
+    assert len(echoing.sent) == 2
+
+
+async def test_answers_that_arrive_one_submit_late_give_no_wrong_result(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """Eight submits, each answered with the task of the one before: later runs set seven of them right."""
+    path = tmp_path / "j.sqlite3"
+    echoing.answers_with = lambda number: number - 1 if number else Unknown("dropped")
+    outcomes: dict[str, Outcome] = {}
+    for _ in range(3):
+        outcomes |= await run(client, path, URLS)
+    for url in URLS[:-1]:
+        outcome = outcomes[url]
+        assert isinstance(outcome, Succeeded)
+        assert [outcome.image.task_id] == echoing.tasks_about(url)
+    assert isinstance(outcomes[URLS[-1]], InDoubt)
+    assert len(echoing.sent) == 8
+
+
+async def test_a_killed_run_compares_the_first_record_after_it_resumes(
+    echoing: EchoingVendor, tmp_path: Path, make: Any, clock: Any, transport: Any
+) -> None:
+    """A wrong id that was written down before the process died is found out by the next one."""
+    path = tmp_path / "j.sqlite3"
+    echoing.answers_with = lambda number: Unknown("dropped") if number == 0 else 0
+    echoing.ends = lambda _: 0
+    async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+        await run(client, path, URLS[:1])
+        outcomes = await run(client, path, URLS[1:2], timeout=30.0)
+        assert isinstance(outcomes[URLS[1]], Failed)  # its deadline passed: the journal has it as submitted
+    echoing.ends = lambda _: 1
+    async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+        outcomes = await run(client, path, URLS[1:2])
+    assert isinstance(outcomes[URLS[1]], InDoubt)
+    assert isinstance(outcomes[URLS[1]].error, TaskMismatch)
+
+
+async def test_the_same_image_in_two_formats_is_not_confused(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """Prompt, image and model are the same; the record shows the other job's format."""
+    path = tmp_path / "j.sqlite3"
+    jobs = [EditRequest.text_removal(URLS[0], output_format=kind) for kind in ("png", "jpeg")]
+    echoing.answers_with = lambda number: 1 - number
+    async with run_batch(client, jobs, journal=path) as batch:
+        outcomes = [outcome async for outcome in batch]
+    async with run_batch(client, jobs, journal=path) as batch:
+        outcomes += [outcome async for outcome in batch]
+    for outcome in outcomes:
+        if isinstance(outcome, Succeeded):
+            number = int(outcome.image.task_id[1:])
+            assert echoing.sent[number]["outputFormat"] == outcome.job.request.output_format
+    assert sum(isinstance(outcome, Succeeded) for outcome in outcomes) == 2
+
+
+async def test_two_jobs_with_one_request_each_keep_their_task(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """The records of two equal requests are alike: each is a confirmation for both."""
+    request = EditRequest.text_removal(URLS[0])
+    jobs = [Job(key=JobKey(key), request=request) for key in ("a", "b")]
+    async with run_batch(client, jobs, journal=tmp_path / "j.sqlite3") as batch:
+        outcomes = [outcome async for outcome in batch]
+    assert {type(outcome) for outcome in outcomes} == {Succeeded}
+    assert {outcome.image.task_id for outcome in outcomes if isinstance(outcome, Succeeded)} == {"t0", "t1"}
+
+
+async def test_the_record_of_an_uploaded_image_shows_where_it_was_uploaded(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, transport: Any, make: Any
+) -> None:
+    """The echo holds the address of the attempt, also after a resume; another upload's is another job's."""
+    path = tmp_path / "j.sqlite3"
+    numbers = iter(range(100))
+    transport.script["file-url-upload"] = [
+        lambda _: make.answer({"downloadUrl": f"https://uploads.example/{next(numbers)}.jpg"})
+    ]
+    outcomes = await run(client, path, URLS[:2], via_upload=True)
+    echoes = [outcome.image.echo for outcome in outcomes.values() if isinstance(outcome, Succeeded)]
+    assert echoes == [Echo.CONFIRMED, Echo.CONFIRMED]
+    echoing.answers_with = lambda number: 3 if number == 2 else 2
+    outcomes = await run(client, path, URLS[2:4], via_upload=True)
+    outcomes |= await run(client, path, URLS[2:4], via_upload=True)
+    for url in URLS[2:4]:
+        outcome = outcomes[url]
+        assert isinstance(outcome, Succeeded)
+        assert outcome.image.task_id == ("t2" if url == URLS[2] else "t3")
+    assert len(echoing.sent) == 4
+
+
+# --- the record of nobody's request -------------------------------------------------------------------------
+
+
+def rehosted(number: int, sent: dict[str, Any]) -> str:
+    """Show the request of a vendor that copies images and translates prompts."""
+    return json.dumps(sent | {"inputImage": f"https://copies.example/{number}.jpg", "prompt": "übersetzt"})
+
+
+async def test_a_vendor_that_never_echoes_verbatim_stays_usable(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every image has its result, marked as unrecognised; one warning is logged for all of them."""
+    echoing.shows = rehosted
+    outcomes = await run(client, tmp_path / "j.sqlite3", URLS)
+    for url in URLS:
+        outcome = outcomes[url]
+        assert isinstance(outcome, Succeeded)
+        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert outcome.image.echo is Echo.UNRECOGNISED
+    warnings = [record for record in caplog.records if "shows another request" in record.getMessage()]
+    assert [record.levelname for record in warnings] == ["WARNING"]
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["one run", "two runs"])
+async def test_an_unknown_record_is_in_doubt_once_three_were_verbatim(
+    echoing: EchoingVendor, tmp_path: Path, make: Any, clock: Any, transport: Any, restart: bool
+) -> None:
+    """The journal keeps that this account echoes verbatim: from then on, another request contradicts."""
+    path = tmp_path / "j.sqlite3"
+    echoing.shows = lambda number, sent: rehosted(number, sent) if number in {2, 4} else json.dumps(sent)
+    parts = [URLS[:4], URLS[4:5]] if restart else [[*URLS[:4], *URLS[4:5]]]
+    outcomes: dict[str, Outcome] = {}
+    for part in parts:
+        async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+            for url in part:  # one after another, so that their order is known
+                outcomes |= await run(client, path, [url])
+    third, fifth = outcomes[URLS[2]], outcomes[URLS[4]]
+    assert isinstance(third, Succeeded)
+    assert third.image.echo is Echo.UNRECOGNISED
+    assert isinstance(fifth, InDoubt)
+    assert isinstance(fifth.error, TaskMismatch)
+    assert "https://copies.example/4.jpg" in fifth.error.message
+    assert fifth.error.belongs_to is None
+
+
+async def test_a_prompt_that_the_vendor_may_translate_is_no_contradiction(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """After verbatim records of English prompts, a translated one of the right image has its result."""
+    path = tmp_path / "j.sqlite3"
+    await run(client, path, URLS[:4])
+    echoing.shows = lambda _, sent: json.dumps(sent | {"prompt": "Remove the text"})
+    outcomes = await run(client, path, [EditRequest(prompt="Text entfernen", input_image=URLS[4])])
+    outcome = outcomes[URLS[4]]
+    assert isinstance(outcome, Succeeded)
+    assert outcome.image.echo is Echo.UNRECOGNISED
+
+
+async def test_no_echo_is_no_contradiction(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Records without their request, or with half of it, end in results as they did."""
+    path = tmp_path / "j.sqlite3"
+    await run(client, path, URLS[:4])
+    parts: list[Any] = [None, "{broken", json.dumps({"aspectRatio": "1:1"}), ""]
+    echoing.shows = lambda number, _: parts[number - 4]
+    outcomes = await run(client, path, URLS[4:])
+    for url in URLS[4:]:
+        outcome = outcomes[url]
+        assert isinstance(outcome, Succeeded)
+        assert outcome.image.echo is Echo.ABSENT
+    assert not [record for record in caplog.records if "another request" in record.getMessage()]
+
+
+# --- one call -----------------------------------------------------------------------------------------------
+
+
+async def test_one_call_says_what_the_record_shows(client: FluxClient, echoing: EchoingVendor) -> None:
+    """``remove_text`` compares the record with its request; a ``wait`` for a bare id compares nothing."""
+    image = await client.remove_text(URLS[0])
+    assert image.echo is Echo.CONFIRMED
+    assert (await client.wait(image.task_id)).echo is None
+    request = EditRequest.text_removal(URLS[0])
+    assert (await client.wait(image.task_id, request=request)).echo is Echo.CONFIRMED
+    local = EditRequest.text_removal(LocalImage(sha256="0" * 64))
+    assert (await client.wait(image.task_id, request=local)).echo is None
+    echoing.shows = rehosted
+    assert (await client.remove_text(URLS[1])).echo is Echo.UNRECOGNISED
+
+
+@pytest.mark.parametrize("flag", [1, 3], ids=["succeeded", "failed"])
+async def test_one_call_refuses_the_task_of_another(
+    client: FluxClient, echoing: EchoingVendor, flag: int
+) -> None:
+    """The task of a submit whose answer was lost comes as the answer to the next: no result, and in doubt."""
+    echoing.ends = lambda _: flag
+    echoing.answers_with = lambda number: Unknown("dropped") if number == 0 else 0
+    with pytest.raises(ConnectionLost):
+        await client.remove_text(URLS[0])
+    with pytest.raises(TaskMismatch) as caught:
+        await client.remove_text(URLS[1])
+    assert (caught.value.charge, caught.value.task_id) == (Charge.MAYBE, None)
+    assert caught.value.refused_task_id == "t0"
+    assert URLS[0] in caught.value.message
+
+
+async def test_one_call_refuses_an_unknown_record_once_three_were_verbatim(
+    client: FluxClient, echoing: EchoingVendor
+) -> None:
+    """A client that has seen three verbatim records knows that the account echoes."""
+    for url in URLS[:3]:
+        await client.remove_text(url)
+    echoing.shows = rehosted
+    with pytest.raises(TaskMismatch, match="https://copies.example/3.jpg"):
+        await client.remove_text(URLS[3])

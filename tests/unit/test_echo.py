@@ -103,6 +103,13 @@ def test_a_prompt_that_the_vendor_may_rewrite_is_told_apart(options: dict[str, A
     assert not compare({"prompt": "without text"}, body).is_reworded
 
 
+def test_another_model_is_no_other_subject() -> None:
+    """The request of another model about the same image is not said to be about something else."""
+    told = json.loads(BODY)
+    assert not compare(told | {"model": "flux-kontext-max"}, BODY).is_other_subject
+    assert compare(told | {"prompt": "another"}, BODY).is_other_subject
+
+
 # --- against one attempt ------------------------------------------------------------------------------------
 
 
@@ -148,7 +155,7 @@ def test_a_subject_has_one_spelling() -> None:
     body = json.loads(sent("https://h.example/a%20b.jpg"))
     told = {"prompt": f"{PROMPT} ", "inputImage": "https://h.example/a b.jpg"}
     assert subject_of(body) == subject_of(told) == ("https://h.example/a b.jpg", PROMPT)
-    assert subject_of({}) == (None, None)
+    assert subject_of({"prompt": ""}) == (None, None)
 
 
 def test_spellings_to_look_for() -> None:
@@ -174,5 +181,6 @@ def test_a_mismatch_says_what_was_seen() -> None:
     assert "that of job k2" in str(error)
     assert "image 'https://h.example/b.jpg', prompt 'p', model 'm'" in str(error)
     assert "sig=" not in str(error)
-    assert "another request (nothing)" in str(mismatch(TaskId("t1"), None))
+    empty = TaskRecord(task_id=TaskId("t1"), status=TaskStatus.SUCCESS)
+    assert "another request (nothing)" in str(mismatch(TaskId("t1"), empty))
     assert in_words(None) == "nothing"

@@ -1,0 +1,74 @@
+"""Which task is whose, as a journal's file has it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+
+from flux_async.journal import task_owners
+from flux_async.journal.schema import open_memory
+from flux_async.models import EditRequest, GenerateRequest
+from flux_async.protocol.wire import store_request
+
+
+def test_whose_request_a_record_shows_is_found_by_an_index() -> None:
+    """Of a vendor that copies every image, each task asks: that must not read the whole journal."""
+    statements: list[str] = []
+    with closing(open_memory()) as connection:
+        connection.set_trace_callback(statements.append)
+        told = {"prompt": "p", "inputImage": "https://copies.example/1.jpg"}
+        assert task_owners.job_that_sent(connection, told, besides=1, verbatim=False) is None
+        connection.set_trace_callback(None)
+        plans = [
+            step[3]
+            for sql in statements
+            for step in connection.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()
+        ]
+    assert any("job_by_subject" in plan for plan in plans)
+    assert any("attempt_by_input" in plan for plan in plans)
+    assert not [plan for plan in plans if plan.startswith("SCAN")]
+
+
+def test_the_closest_request_is_found() -> None:
+    """By image, by prompt and by upload; an exact match comes before one in another spelling."""
+    jobs = {
+        "words": store_request(GenerateRequest(prompt="a lighthouse")),
+        "respelled": store_request(EditRequest(prompt="p", input_image="https://h.example/a%20b.jpg")),
+        "png": store_request(
+            EditRequest(prompt="p", input_image="https://h.example/c.jpg", output_format="png")
+        ),
+        "jpeg": store_request(
+            EditRequest(prompt="p", input_image="https://h.example/c.jpg", output_format="jpeg")
+        ),
+        "uploaded": json.dumps({"prompt": "p", "inputImage": "sha256:" + "0" * 64}),
+        "never sent": store_request(EditRequest(prompt="p", input_image="https://h.example/d.jpg")),
+    }
+    with closing(open_memory()) as connection:
+        for number, (key, request) in enumerate(jobs.items(), start=1):
+            sent = int(key != "never sent")
+            connection.execute(
+                "INSERT INTO job (number, key, request, attempts) VALUES (?, ?, ?, ?)",
+                (number, key, request, sent),
+            )
+        connection.execute(
+            "INSERT INTO attempt (job, number, state, intended_at, input_url) "
+            "VALUES (5, 1, 'in_doubt', 0, 'https://uploads.example/1.jpg')"
+        )
+
+        def owner(
+            image: str | None = None, prompt: str = "p", *, besides: int = 0, **told: str
+        ) -> str | None:
+            shown = {"prompt": prompt, "inputImage": image} | told
+            return task_owners.job_that_sent(connection, shown, besides=besides, verbatim=False)
+
+        assert owner(prompt="a lighthouse") == "words"
+        assert owner("https://h.example/a b.jpg") == "respelled"
+        assert owner("https://h.example/c.jpg", outputFormat="jpeg") == "jpeg"
+        assert owner("https://h.example/c.jpg", outputFormat="png") == "png"
+        assert owner("https://h.example/c.jpg", outputFormat="png", besides=3) == "jpeg"
+        assert owner("https://uploads.example/1.jpg") == "uploaded"
+        assert owner("https://h.example/d.jpg") is None
+        assert owner("https://h.example/c.jpg", prompt="another") is None
+        shown = {"prompt": "p", "inputImage": "https://h.example/a b.jpg"}
+        assert task_owners.job_that_sent(connection, shown, besides=0, verbatim=True) is None
+        assert task_owners.job_that_sent(connection, {}, besides=0, verbatim=False) is None
