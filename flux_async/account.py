@@ -1,11 +1,4 @@
-"""What all clients of one account share: its pace, its places, its connections, its loose ends.
-
-A submit goes through these gates, in this order: a submit in the air less than the limit → a permit of the
-pace → POST at once. Nothing waits between the permit and the POST.
-
-Until the first submit has been accepted, submits go one at a time: a wrong key or an empty balance then costs
-one request, not one for every picture that was waiting.
-"""
+"""What all clients of one account share: its pace, its places, its connections, its loose ends."""
 
 from __future__ import annotations
 
@@ -14,6 +7,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -31,20 +25,22 @@ from flux_async.errors import (
     ConnectionLost,
     DeadlineExceeded,
     FluxError,
-    RateLimitedError,
     RequestNotSent,
     Scope,
     TaskMismatch,
+    UnexpectedResponse,
     WrongEventLoop,
 )
 from flux_async.models import Echo, ImageRequest, JobKey, TaskId, TaskRecord, UnclaimedTask
 from flux_async.policy.admission import Admission
 from flux_async.policy.echo import SubmitLog, is_contradiction
 from flux_async.policy.learning import GenerationTimes
-from flux_async.policy.retry import RetryPolicy
+from flux_async.policy.pauses import Pause
 from flux_async.protocol.echo import Comparison, in_words, mismatch, subject_of
 from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
 from flux_async.protocol.wire import build_record_info, build_submit, is_for_task, parse_submit
+from flux_async.submit_gate import SubmitGate, take
+from flux_async.timing import Signal
 from flux_async.transport import Answered, NotSent, Transport, Truth
 from flux_async.transport.deadline import Deadline
 from flux_async.transport.shielded import ExchangeHost
@@ -107,6 +103,12 @@ class Account:
         rng: The source of jitter.
         times: What is known of how long tasks take.
         submits: The latest submits, and whether records are known to show what was sent.
+        address: The API's origin, for messages.
+        changed: Is set when pauses begin or end, and when a submit that waits should look again.
+        gate: Lets submits start.
+        polls: Whether polls get through: on while no connection can be made for them.
+        upload_pause: The pause that uploads share while their host cannot be reached.
+        contact_at: When the vendor last answered anything, in monotonic seconds.
     """
 
     transport: Transport = attrs.field(repr=False)
@@ -115,12 +117,16 @@ class Account:
     rng: random.Random = attrs.field(repr=False)
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
     submits: SubmitLog = attrs.field(factory=SubmitLog, init=False, repr=False)
-    _pauses: RetryPolicy = attrs.field(init=False, repr=False)
+    address: str = ""
+    changed: Signal = attrs.field(factory=Signal, init=False, repr=False)
+    gate: SubmitGate = attrs.field(init=False, repr=False)
+    polls: Pause = attrs.field(factory=Pause, init=False, repr=False)
+    upload_pause: Pause = attrs.field(factory=Pause, init=False, repr=False)
+    contact_at: float = attrs.field(default=-math.inf, init=False)
     _exchanges: ExchangeHost = attrs.field(factory=ExchangeHost, init=False, repr=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _unclaimed: OrderedDict[object, UnclaimedTask] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _in_flight: asyncio.Semaphore = attrs.field(init=False, repr=False)
-    _submits: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _looks: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _downloads: asyncio.Semaphore = attrs.field(
         factory=partial(asyncio.Semaphore, DOWNLOADS), init=False, repr=False
@@ -128,8 +134,6 @@ class Account:
     _uploads: asyncio.Semaphore = attrs.field(
         factory=partial(asyncio.Semaphore, UPLOADS), init=False, repr=False
     )
-    _pace: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False, repr=False)
-    _proven: bool = attrs.field(default=False, init=False)
     _halts: int = attrs.field(default=0, init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False, repr=False)
     _closed: bool = attrs.field(default=False, init=False)
@@ -137,10 +141,9 @@ class Account:
 
     def __attrs_post_init__(self) -> None:
         limits = self.admission.limits
-        self._pauses = RetryPolicy(window_s=limits.window_s)
+        self.gate = SubmitGate(admission=self.admission, clock=self.clock, rng=self.rng, changed=self.changed)
         self._in_flight = asyncio.Semaphore(limits.in_flight)
         self._looks = asyncio.Semaphore(limits.connections)
-        self._submits = asyncio.Semaphore(1)  # widened when the first submit is accepted
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -254,7 +257,7 @@ class Account:
     @asynccontextmanager
     async def task_in_flight(self, deadline: float) -> AsyncIterator[None]:
         """Hold one of the places for tasks that are submitted and not finished."""
-        await self._take(self._in_flight, deadline)
+        await take(self._in_flight, deadline, self.clock)
         try:
             yield
         finally:
@@ -305,28 +308,30 @@ class Account:
         finally:
             call.posting -= 1
 
-    async def admit(self, *, deadline: float, call: Call, wanted: Callable[[], bool] = lambda: True) -> bool:
+    async def admit(
+        self,
+        *,
+        deadline: float,
+        call: Call,
+        wanted: Callable[[], bool] = lambda: True,
+        waits_out_pauses: bool = False,
+    ) -> bool:
         """Wait for a place in the air and a permit of the pace; then POST at once, and ``leave_air``.
 
         A submit that was waiting here when the vendor turned the account away (401, 402 …) is not let in:
-        it ends with that same error. Nor is one that is not ``wanted`` any more: then False.
+        it ends with that same error. Nor is one that is not ``wanted`` any more: then False. More of it is
+        told at :class:`flux_async.submit_gate.SubmitGate`.
         """
-        await self._take(self._submits, deadline)
-        admitted = False
-        try:
-            self._check_open(call)  # no permit for those who were turned away while they waited
-            if wanted():
-                await self._await_permit(deadline)
-                self._check_open(call)
-                admitted = wanted()
-        finally:
-            if not admitted:
-                self._submits.release()
-        return admitted
+        return await self.gate.enter(
+            deadline,
+            check=partial(self._check_open, call),
+            wanted=wanted,
+            waits_out_pauses=waits_out_pauses,
+        )
 
     def leave_air(self) -> None:
         """Give back the place of an admitted submit."""
-        self._submits.release()
+        self.gate.leave()
 
     def _check_open(self, call: Call) -> None:
         """Refuse what was waiting here while the client was closed or the account turned away."""
@@ -337,19 +342,22 @@ class Account:
     async def post(self, wire: WireRequest) -> TaskId | FluxError:
         """Make an admitted POST and judge its answer. Returns whatever happens: money may be gone."""
         self.submits.sends(subject_of(json.loads(wire.body or b"{}")))
+        began = self.clock.monotonic()
         try:
             truth = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
-            task_id = parse_submit(_answered(truth))
+            task_id = parse_submit(self._answered(truth))
         except FluxError as error:
-            self._note_refusal(error)
-            return error
+            return self._judged(error, began)
         except asyncio.CancelledError:
             return ConnectionLost("The program ended the request before its answer came.")
-        except Exception as error:  # noqa: BLE001 - a transport of the caller's own
-            return ConnectionLost(f"The request failed in an unforeseen way: {type(error).__name__}.")
+        except Exception as failure:  # noqa: BLE001 - a transport of the caller's own
+            return self._judged(
+                ConnectionLost(f"The request failed in an unforeseen way: {type(failure).__name__}."), began
+            )
         if not self.submits.is_new(task_id):
-            return _named_twice(task_id)
-        self._note_success()
+            return self._judged(_named_twice(task_id), began)
+        self.contact_at = self.clock.monotonic()
+        self.gate.saw_accepted(began)
         return task_id
 
     def judge_echo(
@@ -386,49 +394,33 @@ class Account:
             log(level, words, task_id, in_words(record.params))
         return seen.echo
 
-    def _note_refusal(self, error: FluxError) -> None:
-        """What concerns everyone takes effect here, whether or not the caller is still there."""
+    def begin_batch(self) -> None:
+        """End a halt for unknown answers: one submit of the batch that begins goes alone, and decides."""
+        self.gate.brake.release()
+
+    def _judged(self, error: FluxError, began: float) -> FluxError:
+        """Return it. What concerns everyone takes effect here, whether or not the caller is still there."""
+        if isinstance(error, RequestNotSent):
+            if not self._closed:
+                pause = self.gate.saw_unreachable(error, began)
+                log(logging.WARNING, "next try in %.1f s: %s", pause, error.message)
+            return error
+        self.contact_at = self.clock.monotonic()
         if error.scope is Scope.STOP:
+            if isinstance(error, UnexpectedResponse):
+                error.advice = f"{error.advice} It is {self.address} now."
             self._halts += 1
             log(logging.WARNING, "all submits are halted: %s", error.message)
             self._halted_by = copy.copy(error)  # without traceback, which would keep the caller's data alive
+            self.changed.set()
         elif error.scope is Scope.EVERYONE_FOR_NOW:
-            if isinstance(error, RateLimitedError):
-                self.admission.turned_away()
-            pause = self._pauses.pause_for(error, self.rng.random())
+            pause = self.gate.saw_request_to_wait(error, began)
             log(logging.WARNING, "all submits pause for %.1f s: %s", pause, error.message)
-            self.admission.pause(self.clock.monotonic(), pause)
-
-    def _note_success(self) -> None:
-        self.admission.let_in()
-        if not self._proven:
-            self._proven = True
-            limits = self.admission.limits
-            for _ in range(min(limits.submits_in_air, limits.in_flight) - 1):
-                self._submits.release()
-
-    async def _await_permit(self, deadline: float) -> None:
-        """Wait for the pace, first come first served."""
-        await self._take(self._pace, deadline)
-        try:
-            while (delay := self.admission.delay(now := self.clock.monotonic())) > 0:
-                if now + delay >= deadline:
-                    raise _too_late()
-                await self.clock.sleep(delay)
-            self.admission.take(now)
-        finally:
-            self._pace.release()
-
-    async def _take(self, place: asyncio.Semaphore | asyncio.Lock, deadline: float) -> None:
-        # A lock that is free may still be promised to somebody who has waited for it.
-        if isinstance(place, asyncio.Semaphore) and not place.locked():
-            await place.acquire()  # at once
-            return
-        try:
-            async with asyncio.timeout(max(0.0, deadline - self.clock.monotonic())):
-                await place.acquire()
-        except TimeoutError:
-            raise _too_late() from None
+        elif error.charge is Charge.NO:
+            self.gate.saw_rejected(began)
+        elif (halt := self.gate.saw_unknown(error, began)) is not None:
+            log(logging.WARNING, "all submits are halted: %s", halt.message)
+        return error
 
     # --- looking ------------------------------------------------------------------------------------------
 
@@ -439,11 +431,12 @@ class Account:
             RequestNotSent, ConnectionLost: There is no whole answer; charge NO.
             DeadlineExceeded: No place was free before the deadline.
         """
-        await self._take(self._looks, deadline)
+        await take(self._looks, deadline, self.clock)
+        began = self.clock.monotonic()
         truth = await self._run_here(
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._looks.release
         )
-        return _answered(truth, looking=True)
+        return self._polled(truth, began)
 
     async def take_look(self, deadline: float) -> None:
         """Take a place for a look, which :meth:`make_look` gives back.
@@ -451,7 +444,7 @@ class Account:
         Raises:
             DeadlineExceeded: None was free before the deadline.
         """
-        await self._take(self._looks, deadline)
+        await take(self._looks, deadline, self.clock)
 
     async def make_look(self, task_id: TaskId, *, timeout_s: float) -> WireResponse | FluxError:
         """Poll a task, with a place, and return what was answered, whatever it is. It must not be cancelled.
@@ -459,12 +452,13 @@ class Account:
         The poll goes over a kept connection. Where the answer may belong to an earlier poll, the poll is made
         again over a fresh one.
         """
+        began = self.clock.monotonic()
         try:
             poll = build_record_info(task_id, keep_alive=True)
-            answer = _answered(await self.transport.exchange(poll, timeout_s=timeout_s), looking=True)
+            answer = self._polled(await self.transport.exchange(poll, timeout_s=timeout_s), began)
             if not is_for_task(answer, task_id):
-                poll = build_record_info(task_id)
-                answer = _answered(await self.transport.exchange(poll, timeout_s=timeout_s), looking=True)
+                poll, began = build_record_info(task_id), self.clock.monotonic()
+                answer = self._polled(await self.transport.exchange(poll, timeout_s=timeout_s), began)
         except FluxError as error:
             return error
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
@@ -476,21 +470,63 @@ class Account:
         finally:
             self._looks.release()
 
+    def _polled(self, truth: Truth, began: float) -> WireResponse:
+        """Return the answer of a poll, or raise what its absence means; note whether polls get through."""
+        try:
+            answer = self._answered(truth, looking=True)
+        except RequestNotSent as error:
+            self._note_unreachable(self.polls, error, began)
+            raise
+        except ConnectionLost:
+            self._note_contact(self.polls, began)  # it was sent, so there was a connection
+            raise
+        self._note_contact(self.polls, began)
+        return answer
+
+    def _note_contact(self, pause: Pause, began: float) -> None:
+        self.contact_at = self.clock.monotonic()
+        if pause.saw_answer(began, self.contact_at):
+            self.changed.set()
+
+    def _note_unreachable(self, pause: Pause, error: RequestNotSent, began: float) -> None:
+        if self._closed:
+            return
+        was_on = pause.is_on
+        pause.saw_unreachable(error, began, self.clock.monotonic(), self.rng.random())
+        if not was_on:
+            self.changed.set()
+
+    def _answered(self, truth: Truth, *, looking: bool = False) -> WireResponse:
+        """Return the answer there is, or raise what its absence means."""
+        if isinstance(truth, Answered):
+            return truth.response
+        if isinstance(truth, NotSent):
+            where = f"The API at {self.address}" if self.address else "The API"
+            raise RequestNotSent(f"{where} could not be reached: {truth.reason}.")
+        fields: dict[str, Any] = {"charge": Charge.NO, "advice": READ_ADVICE} if looking else {}
+        raise ConnectionLost(f"The request was sent, but no whole answer came: {truth.reason}.", **fields)
+
     async def upload(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> Truth:
         """Make one request to the upload host when a place is free; it costs nothing.
 
         Raises:
             DeadlineExceeded: No place was free before the deadline.
         """
-        await self._take(self._uploads, deadline)
-        timeout_s = min(timeout_s, max(_SHORTEST_S, deadline - self.clock.monotonic()))
-        return await self._run_here(
+        await take(self._uploads, deadline, self.clock)
+        began = self.clock.monotonic()
+        timeout_s = min(timeout_s, max(_SHORTEST_S, deadline - began))
+        truth = await self._run_here(
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._uploads.release
         )
+        if isinstance(truth, NotSent):
+            self._note_unreachable(self.upload_pause, upload_host_unreachable(truth.reason), began)
+        else:
+            self._note_contact(self.upload_pause, began)
+        return truth
 
     async def download(self, fetch: Callable[[], Coroutine[Any, Any, T]], *, deadline: float) -> T:
         """Run a download when a place is free, in a coroutine that no caller can cancel."""
-        await self._take(self._downloads, deadline)
+        await take(self._downloads, deadline, self.clock)
         return await self._run_here(fetch, self._downloads.release)
 
     async def _run_here(self, start: Callable[[], Coroutine[Any, Any, T]], release: Callable[[], None]) -> T:
@@ -506,8 +542,12 @@ def log(level: int, words: str, *details: object, to: logging.Logger = logger) -
         to.log(level, words, *details)
 
 
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("The deadline passed before the request could be sent.")
+def upload_host_unreachable(reason: str) -> RequestNotSent:
+    """Return the error of an upload that never left."""
+    return RequestNotSent(
+        f"The upload host could not be reached: {reason}.",
+        advice="Check the network and KIE_UPLOAD_URL; an upload is free and may be made again.",
+    )
 
 
 def _unanswered() -> DeadlineExceeded:
@@ -524,16 +564,6 @@ def _named_twice(task_id: TaskId) -> TaskMismatch:
         "The submit was probably charged, and its own task is not known.",
         refused_task_id=task_id,
     )
-
-
-def _answered(truth: Truth, *, looking: bool = False) -> WireResponse:
-    """Return the answer there is, or raise what its absence means."""
-    if isinstance(truth, Answered):
-        return truth.response
-    if isinstance(truth, NotSent):
-        raise RequestNotSent(f"The API could not be reached: {truth.reason}.")
-    fields: dict[str, Any] = {"charge": Charge.NO, "advice": READ_ADVICE} if looking else {}
-    raise ConnectionLost(f"The request was sent, but no whole answer came: {truth.reason}.", **fields)
 
 
 def _loop_here() -> asyncio.AbstractEventLoop | None:

@@ -162,6 +162,7 @@ class FluxClient:
             admission=Admission(limits),
             clock=clock or SystemClock(),
             rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
+            address=origin.base_url,
         )
         self._waiting: Waiting = Waiting(
             self._account, CallbackHealth(within_s=self._polling.callback_within_s)
@@ -350,13 +351,16 @@ class FluxClient:
         age: float | None = None,
         timeout: float | None = None,
         expects_callback: bool = False,
+        waits_out_outages: bool = False,
     ) -> Wait:
         """Begin to :meth:`wait` without a coroutine: ``tell`` learns the picture, or the error, once.
 
         For a batch, which has thousands of tasks waited for. Whoever begins one ends it, or leaves it. What
-        ``tell`` raises is logged and goes no further.
+        ``tell`` raises is logged and goes no further. With ``waits_out_outages`` the time in which no poll
+        could connect does not count.
         """
         patience = self._patience(timeout, kind_of(request), age, expects_callback=expects_callback)
+        patience = attrs.evolve(patience, waits_out_outages=waits_out_outages)
         return self._waiting.begin(check_task_id(task_id), tell, patience)
 
     def ring(self, callback: CallbackEvent | TaskId | str) -> None:

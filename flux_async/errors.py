@@ -27,6 +27,7 @@
     │   └── UploadRejected         the upload host's 400: the file cannot be used
     ├── TaskFailed                 the task ended in CREATE_TASK_FAILED or GENERATE_FAILED   .record
     ├── BudgetExhausted            max_credits of a batch is used up
+    ├── TooManyUnknownAnswers      nothing is submitted: too many answers made no sense      .unknown
     ├── DeadlineExceeded           our own deadline passed
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
     ├── DownloadError              a result could not be brought to disk     .http_status
@@ -410,6 +411,27 @@ class BudgetExhausted(FluxError):
 
     default_scope = Scope.STOP
     default_advice = "{larger_budget}; what is done stays done."
+
+
+class TooManyUnknownAnswers(FluxError):
+    """This submit was not made: too many of the last ones may have been charged without a known task.
+
+    Ten minutes later, in a new batch, or with a new client, one submit goes alone, and its answer decides.
+
+    Attributes:
+        unknown: Submits of this session that may have been charged without a known task.
+    """
+
+    default_scope = Scope.STOP
+    default_advice = (
+        "Look at kie.ai/logs for tasks that were made, and check KIE_BASE_URL and the network (`flux-async "
+        "doctor`). Images in doubt are not submitted again; the next run submits those that are left, one at "
+        "a time until one is accepted, and each of them may be charged."
+    )
+
+    def __init__(self, message: str, *, unknown: int = 0, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.unknown: int = unknown
 
 
 class DeadlineExceeded(FluxError):

@@ -28,10 +28,10 @@ class Nap:
     _scope: asyncio.Timeout = attrs.field(factory=lambda: asyncio.timeout(None), init=False)
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
-        """Sleep, at most ``seconds``."""
+        """Sleep, at most ``seconds``; infinity has no bound."""
         try:
             async with self._scope:
-                await clock.sleep(seconds)
+                await (asyncio.Event().wait() if seconds == math.inf else clock.sleep(seconds))
         except TimeoutError:
             if not self._scope.expired():
                 raise
@@ -40,6 +40,27 @@ class Nap:
         """End the sleep, which has begun."""
         if not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time())
+
+
+@attrs.define(eq=False)
+class Signal:
+    """Wakes everybody who waits for a change, whenever there is one."""
+
+    _naps: set[Nap] = attrs.field(factory=set, init=False)
+
+    async def wait(self, clock: Clock, seconds: float) -> None:
+        """Wait for the next :meth:`set`, at most ``seconds``; infinity has no bound."""
+        nap = Nap()
+        self._naps.add(nap)
+        try:
+            await nap.sleep(clock, seconds)
+        finally:
+            self._naps.discard(nap)
+
+    def set(self) -> None:
+        """Wake everybody who waits now."""
+        for nap in self._naps:
+            nap.wake()
 
 
 @attrs.define(eq=False)

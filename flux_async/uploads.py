@@ -9,13 +9,12 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from flux_async.account import Account
+from flux_async.account import Account, upload_host_unreachable
 from flux_async.errors import (
     Charge,
     ConnectionLost,
     DeadlineExceeded,
     FluxError,
-    RequestNotSent,
     UnexpectedResponse,
     shown,
 )
@@ -149,7 +148,9 @@ class Uploads:
             except FluxError as error:
                 if content is not None and content.trouble is not None:
                     raise content.trouble from None
-                delay = self.retry.before_next_upload(error, tries, account.rng.random())
+                # Tries that could not connect are counted for all uploads together.
+                counted = max(tries, account.upload_pause.tries)
+                delay = self.retry.before_next_upload(error, counted, account.rng.random())
                 if delay is None or account.clock.monotonic() + delay >= deadline:
                     raise
                 logger.info("upload failed (%s), again in %.1f s", type(error).__name__, delay)
@@ -159,7 +160,7 @@ class Uploads:
         size = 0 if content is None else content.size
         truth = await self.account.upload(wire, timeout_s=_TRY_S + size / _SLOWEST, deadline=deadline)
         if isinstance(truth, NotSent):
-            raise RequestNotSent(f"The upload host could not be reached: {truth.reason}.", advice=_NO_ANSWER)
+            raise upload_host_unreachable(truth.reason)
         if not isinstance(truth, Answered):
             raise ConnectionLost(
                 f"The upload was not answered: {truth.reason}.", charge=Charge.NO, advice=_NO_ANSWER

@@ -29,6 +29,8 @@ logger: logging.Logger = logging.getLogger("flux_async")
 LOOK_TIMEOUT_S = 30.0
 SHORTEST_LOOK_S = 0.01
 _MOST_EARLY_RINGS = 10_000
+_LEAST_AFTER_OUTAGE_S = 60.0
+"""Twice the longest gap between polls that fail: one gets through before the deadline."""
 
 Found: TypeAlias = ImageResult | Exception
 """What a wait ends with."""
@@ -45,6 +47,8 @@ class Patience:
         kind: What the task is like, where that is known.
         age: Seconds since it was accepted, where that is known.
         expects_callback: Whether the vendor was given an address to call for it.
+        waits_out_outages: Whether time in which no poll could connect does not count; whoever begins such a
+            wait ends it.
     """
 
     policy: PollPolicy
@@ -53,6 +57,7 @@ class Patience:
     kind: str | None = None
     age: float | None = None
     expects_callback: bool = False
+    waits_out_outages: bool = False
 
 
 @attrs.define(eq=False)
@@ -161,7 +166,7 @@ class Waiting:
             trail=board.trail,
             ticks_from=self._ticks_from,
         )
-        wait = Wait(self, board, watch, tell, patience.expects_callback)
+        wait = Wait(self, board, watch, tell, patience.expects_callback, patience.waits_out_outages)
         board.waits.append(wait)
         wait.go_on()
         return wait
@@ -215,6 +220,7 @@ class Waiting:
     async def _look(self, wait: Wait) -> None:
         board, task_id = wait.board, wait.watch.task_id
         answer: WireResponse | FluxError | None = None
+        was_outage = self.account.polls.is_on
         try:
             if await self._has_turn(wait):
                 answer = await self.account.make_look(task_id, timeout_s=LOOK_TIMEOUT_S)
@@ -229,6 +235,9 @@ class Waiting:
             for each in tuple(board.waits):
                 each.go_on()
             board.last = None  # all have heard, and whoever comes now asks anew
+            if was_outage and not self.account.polls.is_on:
+                for each_board in tuple(self._boards.values()):
+                    self._wake(each_board, self.now())
 
     async def _has_turn(self, wait: Wait) -> bool:
         """Wait for a turn and a place until the deadline; nobody waits for them when all have left."""
@@ -250,6 +259,7 @@ class Wait:
     Attributes:
         tell: Learns what it ended with.
         expects_callback: Whether the vendor was given an address to call for this task.
+        waits_out_outages: Whether time in which no poll could connect moves the deadline.
         due: When he looks next, or None: to be decided.
         told: What callbacks were worth when he decided.
         missed: Whether a look of his got no turn before the deadline.
@@ -260,15 +270,18 @@ class Wait:
     watch: Watch
     tell: Callable[[Found], None]
     expects_callback: bool
+    waits_out_outages: bool = False
     due: float | None = attrs.field(default=None, init=False)
     told: bool = attrs.field(default=False, init=False)
     missed: bool = attrs.field(default=False, init=False)
     _looks: int = attrs.field(init=False)
+    _outage_s: float = attrs.field(init=False)
     _rings: int = attrs.field(default=0, init=False)
     _over: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._looks = self.board.looks
+        self._outage_s = self.waiting.account.polls.outage_s(self.waiting.now())
 
     def leave(self) -> None:
         """Wait no more, and tell nobody."""
@@ -299,6 +312,8 @@ class Wait:
         waiting, board, watch, now = self.waiting, self.board, self.watch, self.waiting.now()
         if waiting.account.is_closed:
             return ClientClosed("The client was closed during this call.")
+        if self.waits_out_outages:
+            self._postpone(now)
         if board.looks != self._looks:
             self._looks, self.due = board.looks, None
             found = self._judge(now)
@@ -310,10 +325,23 @@ class Wait:
             waiting.alarm.set(self, watch.deadline)
         elif self.due is not None and self.due > now:
             waiting.alarm.set(self, self.due)
+        elif self.waits_out_outages and (pause := waiting.account.polls).is_on and pause.delay(now) > 0:
+            waiting.alarm.set(self, pause.until)  # or sooner, when another's poll gets through
         else:
+            if waiting.account.polls.is_on:
+                waiting.account.polls.hold(now, LOOK_TIMEOUT_S)
             waiting.look(self)
             waiting.alarm.set(self, watch.deadline)
         return None
+
+    def _postpone(self, now: float) -> None:
+        """Move the deadline by the time in which no poll could connect; meanwhile it is never near."""
+        polls, watch = self.waiting.account.polls, self.watch
+        outage_s = polls.outage_s(now)
+        watch.deadline += outage_s - self._outage_s
+        self._outage_s = outage_s
+        if polls.is_on:
+            watch.deadline = max(watch.deadline, now + _LEAST_AFTER_OUTAGE_S)
 
     def _decide(self, now: float) -> bool:
         """Say when to look next, or False: the deadline is here."""

@@ -37,6 +37,7 @@ class Fleet:
         on_halt: Told of the error that ends all spending.
         on_change: Told when there is something new to see.
         doubts: Where jobs wait for their callbacks, if they do.
+        is_abandoned: Whether tasks are not waited for any more.
     """
 
     account: Account
@@ -48,6 +49,7 @@ class Fleet:
     on_halt: Callable[[FluxError], None]
     on_change: Callable[[], None]
     doubts: Doubts | None = None
+    is_abandoned: bool = attrs.field(default=False, init=False)
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _starts: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _starting: set[int] = attrs.field(factory=set, init=False, repr=False)
@@ -116,7 +118,8 @@ class Fleet:
             await self._idle.wait()
 
     def abandon(self) -> None:
-        """Leave the tasks that are waited for: the run is over, and nobody will receive their outcomes."""
+        """Leave the tasks that are waited for, now and later: nobody will receive their outcomes."""
+        self.is_abandoned = True
         for driver in tuple(self._driven.values()):
             if driver is not None:
                 self._leave(driver)
@@ -173,6 +176,8 @@ class Fleet:
                     self.account.give_place()
                 else:
                     self._driven[driver.stored.number] = driver
+                    if self.is_abandoned:
+                        self._leave(driver)
             if outcome is not None:
                 await self._hand_over(driver, outcome)
         finally:

@@ -202,7 +202,6 @@ class Driver:
     was_left_alone: bool = attrs.field(default=False, init=False)
     _callback_may_come: bool = attrs.field(default=False, init=False)
     _posted_at: float | None = attrs.field(default=None, init=False)
-    _tries: int = attrs.field(default=0, init=False)
     _fresh: bool = attrs.field(default=False, init=False)
     _left: bool = attrs.field(default=False, init=False)
     _last_error: FluxError | None = attrs.field(default=None, init=False)
@@ -306,7 +305,9 @@ class Driver:
             await clock.sleep(wait)
         deadline = clock.monotonic() + FOREVER_S
         await self._place_input()
-        while not await account.admit(deadline=deadline, call=self.terms.call, wanted=self._may_submit):
+        while not await account.admit(
+            deadline=deadline, call=self.terms.call, wanted=self._may_submit, waits_out_pauses=True
+        ):
             if not self.terms.still_spends():
                 return False
             await self._place_input()  # it has grown old while it waited
@@ -322,18 +323,26 @@ class Driver:
             return False
         self.terms.spending(1)
         await account.spend(self._spend(), call=self.terms.call, when_abandoned=lambda _: None)
-        if self.job.state is JobState.PENDING:
-            self._give_up_where_hopeless()
+        error = self._last_error
+        if self.job.state is JobState.PENDING and error is not None and error.scope is Scope.STOP:
+            raise error
         return True
 
     async def _place_input(self) -> None:
         """Put the picture where the vendor can fetch it: before the intent, from which on nothing waits."""
-        if not self.terms.still_spends():
+        account = self._account
+        while self.terms.still_spends():
+            wait = account.upload_pause.delay(account.clock.monotonic())
+            if wait > 0 and not self._input.is_ready:
+                await account.changed.wait(account.clock, wait)
+                continue
+            try:
+                await self._input.prepare()
+            except RequestNotSent:  # the run halts when that lasts
+                continue
+            except FluxError as error:
+                raise self._unless_for_all(error) from None
             return
-        try:
-            await self._input.prepare()
-        except FluxError as error:
-            raise self._unless_for_all(error) from None
 
     def _may_submit(self) -> bool:
         return self.terms.still_spends() and self._input.is_ready
@@ -341,7 +350,6 @@ class Driver:
     async def _spend(self) -> None:
         """Intent, POST, answer: each on disk before the next, and nobody can come in between."""
         now = self._account.clock.wall
-        self._tries += 1
         try:
             url = self._input.url
             callback_id, callback_url = self._address()
@@ -385,20 +393,8 @@ class Driver:
             return SubmitUnknown(at=at, problem=problem, task_id=answer.task_id, refused_task_id=refused)
         if answer.scope is Scope.THIS_JOB and not isinstance(answer, RequestNotSent):
             return SubmitRejected(at=at, problem=problem)
-        # 429 and 455 have paused the whole account already; only a missing connection is this job's own wait.
-        delay = self.terms.retry.before_next_submit(answer, self._tries, self._account.rng.random()) or 0.0
-        own_wait = delay if isinstance(answer, RequestNotSent) else 0.0
-        return SubmitRefused(at=at, problem=problem, not_before=at + own_wait)
-
-    def _give_up_where_hopeless(self) -> None:
-        error = self._last_error
-        if error is None:
-            return
-        again = self.terms.retry.before_next_submit(error, self._tries, 0.5)
-        if error.scope is Scope.STOP:
-            raise error
-        if again is None:
-            raise Unfinished(error)
+        # All submits pause already, and the run halts when that lasts: it is never one job's failure.
+        return SubmitRefused(at=at, problem=problem)
 
     def _address(self) -> tuple[str | None, str | None]:
         """Return an id for this attempt that nobody can guess, and the address that carries it."""
@@ -491,6 +487,7 @@ class Driver:
             age=self._age(),
             timeout=self.terms.timeout_s,
             expects_callback=expects_callback,
+            waits_out_outages=True,
         )
 
     def _heard(self, found: Found) -> None:

@@ -25,13 +25,14 @@ import attrs
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from flux_async.account import Account, Call
+from flux_async.account import Account, Call, log
 from flux_async.batch.doubts import Doubts
 from flux_async.batch.fleet import Fleet
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, check_images, drain, is_safe_name, read_into, safe_name
 from flux_async.batch.learned import LearnedTimes
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
+from flux_async.batch.pause_watch import PauseWatch
 from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
 from flux_async.client import FluxClient
@@ -192,6 +193,7 @@ class BatchRun:
     _spending: int = attrs.field(default=0, init=False)
     _spent: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
     _fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
+    _pause_watch: PauseWatch | None = attrs.field(default=None, init=False, repr=False)
     _learned: LearnedTimes = attrs.field(init=False, repr=False)
     _waits: bool = attrs.field(default=True, init=False)
     _fed: bool = attrs.field(default=False, init=False)
@@ -286,10 +288,18 @@ class BatchRun:
 
     def _stop_spending(self) -> None:
         self._over = True
+        self._account.changed.set()
         if self._reading is not None:
             self._reading.cancel()
         if self._fleet is not None and self._fleet.doubts is not None:
             self._fleet.doubts.reconsider()
+
+    def _halt_for_pause(self, error: FluxError, leaves: bool) -> None:  # noqa: FBT001
+        """The service was away for too long; ``leaves``: the tasks that are waited for are left, too."""
+        log(logging.WARNING, "the batch is halted: %s", error.message)
+        self._halt(error)
+        if leaves and self._fleet is not None:
+            self._fleet.abandon()
 
     def _halt(self, error: FluxError) -> None:
         """Nothing more can be submitted; ``error`` is told when all else has ended."""
@@ -306,7 +316,13 @@ class BatchRun:
     @property
     def progress(self) -> BatchProgress:
         """How far it is."""
-        return self._tally.progress(self._clock.monotonic() - self._began)
+        now = self._clock.monotonic()
+        progress = self._tally.progress(now - self._began)
+        pause = None if self._pause_watch is None else self._pause_watch.current()
+        if pause is None or pause.error is None:
+            return progress
+        reason = pause.error.message.rstrip(".")
+        return attrs.evolve(progress, pause_left_s=pause.delay(now), pause_reason=reason)
 
     # --- the work -----------------------------------------------------------------------------------------
 
@@ -317,7 +333,15 @@ class BatchRun:
             await self.journal.recover()
             await self._learned.take_up()
             await self._seed()
+            self._account.begin_batch()
+            self._pause_watch = watch = PauseWatch(
+                account=self._account,
+                patience_s=self.patience,
+                on_halt=self._halt_for_pause,
+                on_change=self._tell,
+            )
             async with anyio.create_task_group() as clerks:
+                clerks.start_soon(watch.run)
                 if self.journal.is_durable:
                     clerks.start_soon(self._learned.keep_on)
                 try:
@@ -373,6 +397,8 @@ class BatchRun:
             (JobState.SUBMITTED, None),
         ):
             async for stored in self._pages(state, submitted_before=before):
+                if fleet.is_abandoned:
+                    return
                 await fleet.start(stored)
 
     async def _feed(self, fleet: Fleet) -> None:

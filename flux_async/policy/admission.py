@@ -36,6 +36,8 @@ class Limits:
             own.
         looks_per_s: Looks that all waits together make a second, at most; None sets no bound. Where more are
             due, the tasks that have most likely ended come first.
+        unknown_answers: Submits whose answer makes no sense, among the last ten answered, that halt all
+            submits (:class:`flux_async.TooManyUnknownAnswers`).
     """
 
     submits: int = attrs.field(default=20, validator=positive_integer)
@@ -44,6 +46,7 @@ class Limits:
     submits_in_air: int = attrs.field(default=6, validator=positive_integer)
     connections: int = attrs.field(default=16, validator=positive_integer)
     looks_per_s: float | None = attrs.field(default=None, validator=optional(positive_number))
+    unknown_answers: int = attrs.field(default=5, validator=positive_integer)
 
 
 @attrs.define

@@ -32,6 +32,9 @@ class RetryPolicy:
     Retry-After asked for (up to ``longest_retry_after_s``; beyond that we give up), after 455
     ``maintenance_pause_s``.
 
+    In a batch no job counts the tries of its submits: all of them pause together, for as long as Retry-After
+    asks, until the service is back or the batch halts (:mod:`flux_async.policy.pauses`).
+
     Attributes:
         max_tries: How often one request is made in all.
         max_paid_attempts: How many tasks may be paid for one job.

@@ -30,6 +30,7 @@ _REDIRECTS = range(300, 400)
 _MOVED = frozenset(
     {301, 307, 308}
 )  # "ask there instead": nothing was done here; a 302 or 303 may follow a success
+_NO_SUCH_PLACE = frozenset({404, 405})
 _AMBIGUOUS = frozenset({400, 408})  # as HTTP statuses any proxy sends these, with other meanings
 _LONGEST_RETRY_AFTER = 9
 _LONGEST_MESSAGE = 500
@@ -190,6 +191,8 @@ def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
             http_status=status,
             **_for_reading(reading),
         )
+    if status in _NO_SUCH_PLACE:
+        return _no_api_here(response, reading=reading)
     if status in CODES and status not in _AMBIGUOUS:
         return error_for(
             status,
@@ -198,6 +201,24 @@ def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
             retry_after_s=_retry_after(response),
         )
     return unexpected(response, "The answer is not the API's JSON envelope", reading=reading)
+
+
+def _no_api_here(response: WireResponse, *, reading: bool) -> UnexpectedResponse:
+    """A web server that has no such address: certainly no task was made, and the next submit ends the same.
+
+    A poll of a task that is paid is made again all the same: the address may be right again by then.
+    """
+    what = "The server has no such address: it is not the API"
+    if reading:
+        return unexpected(response, what, reading=True)
+    return UnexpectedResponse(
+        f"{what} (HTTP {response.status}, {len(response.body)} bytes).",
+        advice="Nothing was charged. Set KIE_BASE_URL to the address of the API.",
+        http_status=response.status,
+        body_excerpt=_excerpt(response),
+        charge=Charge.NO,
+        scope=Scope.STOP,
+    )
 
 
 def unexpected(response: WireResponse, what: str, *, reading: bool = False) -> UnexpectedResponse:

@@ -42,6 +42,7 @@ SAMPLES: dict[str, object] = {
     "retry_after_s": 7.5,
     "scope": Scope.STOP,
     "task_id": TaskId("task-1"),
+    "unknown": 7,
 }
 every_error = pytest.mark.parametrize("kind", family(FluxError), ids=lambda kind: kind.__name__)
 

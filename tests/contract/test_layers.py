@@ -4,7 +4,7 @@
 
     L5  cli  report
     L4  batch  webhook  telemetry  engine        sandbox   island: itself and imaging
-    L3  client → download, uploads, waiting → account    imaging   models and errors only
+    L3  client → download, uploads, waiting → account → submit_gate    imaging   models and errors only
     L2  transport  files  local_images  journal  clock   testing   for users' tests
     L1  lifecycle  policy  protocol  pictures    pure: no await, no time, no randomness
     L0  models → errors → advice
@@ -30,7 +30,7 @@ PACKAGE = Path(flux_async.__file__).parent
 L0 = {"advice", "errors", "models"}
 L1 = {"lifecycle", "pictures", "policy", "protocol"}
 L2 = {"clock", "files", "journal", "local_images", "timing", "transport"}
-L3 = {"account", "client", "download", "uploads", "waiting"}
+L3 = {"account", "client", "download", "submit_gate", "uploads", "waiting"}
 L4 = {"batch", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -47,7 +47,8 @@ ALLOWED: dict[str, set[str]] = {
     "local_images": L0 | {"policy.uploads"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
-    "account": L0 | L1 | {"clock", "transport"},
+    "account": L0 | L1 | {"clock", "submit_gate", "timing", "transport"},
+    "submit_gate": L0 | L1 | {"clock", "timing"},
     "timing": {"clock"},
     "waiting": L0 | L1 | {"account", "timing"},
     # remove_text_many is the batch's short form; it imports it when it is called.
@@ -86,6 +87,7 @@ OUTSIDE: dict[str, set[str]] = {
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "certifi", "httpcore", "httpx", "yarl"},
     "account": {"anyio", "attrs"},
+    "submit_gate": {"attrs"},
     "timing": {"attrs"},
     "waiting": {"attrs"},
     "client": {"anyio", "attrs"},

@@ -30,6 +30,8 @@ from flux_async import (
     JournalBusyError,
     Limits,
     PollDeadlineExceeded,
+    RequestNotSent,
+    Scope,
     Succeeded,
     TaskFailed,
     TaskId,
@@ -216,16 +218,16 @@ async def test_a_budget_is_kept(client: Any, vendor: Any) -> None:
     assert vendor.count("generate") == 10
 
 
-async def test_never_connected_is_an_outcome_that_a_later_run_takes_up(
+async def test_a_service_that_is_never_reached_halts_and_a_later_run_takes_it_up(
     client: Any, vendor: Any, tmp_path: Path
 ) -> None:
-    """A few tries, then a failure without a charge; the job is still pending in the journal."""
+    """No outcome, no charge: the batch halts, and the job is still pending in the journal."""
     journal = tmp_path / "run.sqlite3"
     make_task = vendor.script["generate"][0]
     vendor.script["generate"] = [NotSent("refused")]
-    (outcome,) = await collect(client, URLS[:1], journal=journal)
-    assert isinstance(outcome, Failed)
-    assert outcome.error.charge is Charge.NO
+    with pytest.raises(RequestNotSent) as halt:
+        await collect(client, URLS[:1], journal=journal)
+    assert (halt.value.scope, halt.value.charge) == (Scope.STOP, Charge.NO)
     vendor.script["generate"] = [make_task]
     (outcome,) = await collect(client, URLS[:1], journal=journal)
     assert isinstance(outcome, Succeeded)

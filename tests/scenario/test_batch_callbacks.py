@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from flux_async import Failed, FluxClient, InDoubt, InvalidInput, JournalError, Succeeded
+from flux_async import Failed, FluxClient, InDoubt, InvalidInput, JournalError, Limits, Succeeded
 from flux_async.batch.run import run_batch
 from flux_async.journal.inbox import Inbox
 from flux_async.journal.store import Journal
@@ -24,6 +25,16 @@ from flux_async.protocol.callbacks import CallbackEndpoint
 def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes of waiting are many looks into the file."""
     monkeypatch.setattr("flux_async.batch.doubts.PEEK_S", 0.5)
+
+
+@pytest.fixture
+async def client(transport: Any, clock: Any) -> AsyncIterator[FluxClient]:
+    """A client that does not halt however many answers are lost: callbacks are to settle them."""
+    limits = Limits(unknown_answers=1000)
+    async with FluxClient(
+        "k", "http://127.0.0.1:1", transport=transport, clock=clock, rng=random.Random(7), limits=limits
+    ) as made:
+        yield made
 
 
 UNSIGNED = CallbackEndpoint("https://ours.example/flux-callback")
@@ -363,7 +374,10 @@ async def test_random_storms(make_calling: Any, transport: Any, clock: Any, tmp_
 
             vendor.calls_after = calls_after
             images = [f"https://pictures.example/{seed}/{n}.jpg" for n in range(40)]
-            async with FluxClient("k" * 20, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+            limits = Limits(unknown_answers=1000)
+            async with FluxClient(
+                "k" * 20, "http://127.0.0.1:1", transport=transport, clock=clock, limits=limits
+            ) as client:
                 path = tmp_path / f"{seed}.sqlite3"
                 short = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=120.0)
                 outcomes = await vendor.collect(client, path, images, in_doubt="resubmit", callbacks=short)

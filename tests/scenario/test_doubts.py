@@ -141,9 +141,11 @@ async def test_a_second_charge_is_told_when_it_comes_to_light(
 
 
 async def test_a_callback_that_comes_between_consent_and_pace_is_heeded(
-    client: FluxClient, calling: Any
+    calling: Any, transport: Any, clock: Any
 ) -> None:
     """Forty doubts get consent and queue behind others; while they do, their callbacks come."""
+    bold = Limits(unknown_answers=100)
+    client = FluxClient("k", "http://127.0.0.1:1", transport=transport, clock=clock, limits=bold)
     calling.images = [f"https://pictures.example/many/{n}.jpg" for n in range(100)]
     calling.loses_answer = lambda number: number < 40
     calling.calls_after = lambda call: 4.0 if int(call.task_id[1:]) < 40 else 0.0

@@ -23,6 +23,7 @@ from flux_async import (
     TaskId,
     run_batch,
 )
+from flux_async.submit_gate import take
 from flux_async.timing import Agenda, Alarm, LookPace
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(400)]
@@ -367,15 +368,15 @@ async def test_a_callback_does_not_hold_up_closing(
         await reading
 
 
-async def test_a_deadline_holds_also_as_the_pace_changes_hands(client: FluxClient, clock: Any) -> None:
+async def test_a_deadline_holds_also_as_the_pace_changes_hands(clock: Any) -> None:
     """Whoever comes between one submit's turn and that of the next in line waits no longer than he may."""
-    pace = client.account._pace
+    pace = asyncio.Lock()
     await pace.acquire()
     following = asyncio.get_running_loop().create_task(pace.acquire())
     await asyncio.sleep(0)
     pace.release()
     async with asyncio.timeout(1.0):
         with pytest.raises(DeadlineExceeded):
-            await client.account._await_permit(clock.now + 0.02)
+            await take(pace, clock.now + 0.02, clock)
     await following
     pace.release()

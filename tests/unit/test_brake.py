@@ -1,0 +1,107 @@
+"""When do answers that make no sense halt submits? Decisions, and how often bad luck alone would halt."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from flux_async.policy.brake import HALT_S, Brake
+
+NOW = 1000.0
+
+
+def feed(brake: Brake, answers: str) -> int | None:
+    """Give answers, each to a submit that goes as it must; return which of them halts, counted from 1."""
+    for number, answer in enumerate(answers, start=1):
+        alone = brake.one_at_a_time
+        if answer == "a":
+            brake.saw_accepted()
+        elif answer == "r":
+            brake.saw_rejected()
+        elif brake.saw_unknown(NOW, alone=alone):
+            return number
+    return None
+
+
+@pytest.mark.parametrize(
+    ("limit", "answers", "halts_at"),
+    [
+        (5, "uuuuuuu", 5),  # from the start: each goes alone
+        (5, "auuuuuuuu", 6 + 1),  # later on, the one after the fifth goes alone
+        (5, "auuuuu" + "a" * 40, None),  # it is accepted, and so are those that follow
+        (5, "auuuuu" + "a" * 6 + "uuu", None),  # by then two of the five are forgotten
+        (5, "auuuuu" + "a" + "u", 8),
+        (5, "au" * 20, 12),  # every second answer lost
+        (5, "aaaaaaaaau" * 20, None),  # one in ten lost
+        (5, "aaauaaau" * 20, None),
+        (5, "ruruuruu" + "uu", 8),  # never accepted: they go alone, and refusals are answers
+        (5, "rrrrrrrrrrr", None),
+        (1, "u", 1),
+        (1, "auu", 3),
+        (20, "a" + "u" * 21, 22),  # a limit above ten counts as many answers
+    ],
+)
+def test_unknown_answers_halt(limit: int, answers: str, halts_at: int | None) -> None:
+    """Five of the last ten, the last of which went alone, halt."""
+    assert feed(Brake(limit), answers) == halts_at
+
+
+def test_answers_to_submits_already_in_the_air_do_not_halt() -> None:
+    """Six submits lost with one connection are one event: only a submit made alone afterwards may halt."""
+    brake = Brake(5)
+    brake.saw_accepted()
+    assert not brake.one_at_a_time
+    assert [brake.saw_unknown(NOW, alone=False) for _ in range(6)] == [False] * 6
+    assert brake.one_at_a_time
+    assert not brake.is_halted(NOW)
+    assert (brake.unknown, brake.counts()) == (6, (6, 7))
+
+
+def test_a_halt_ends_after_ten_minutes_with_one_submit() -> None:
+    """One submit then finds out: unknown halts at once again, accepted ends it."""
+    brake = Brake(5)
+    assert feed(brake, "uuuuu") == 5
+    assert brake.is_halted(NOW + HALT_S - 1)
+    assert not brake.is_halted(NOW + HALT_S)
+    assert brake.one_at_a_time
+    assert feed(brake, "u") == 1
+    brake.saw_accepted()
+    assert not brake.is_halted(NOW)
+    assert brake.one_at_a_time
+    assert feed(brake, "aaaaa") is None
+    assert not brake.one_at_a_time
+
+
+def test_a_new_batch_releases_a_halt_for_one_submit() -> None:
+    """It goes alone, and one more unknown answer halts again."""
+    brake = Brake(5)
+    feed(brake, "uuuuu")
+    brake.release()
+    assert not brake.is_halted(NOW)
+    assert brake.one_at_a_time
+    assert feed(brake, "u") == 1
+
+
+def chance_of_a_halt(loss: float, submits: int) -> float:
+    """Return how likely a run of ``submits`` halts whose answers are lost at random, each with ``loss``."""
+    states: dict[tuple[bool, ...], float] = {(False,): 1.0}
+    halted = 0.0
+    for _ in range(submits):
+        following: dict[tuple[bool, ...], float] = defaultdict(float)
+        for last, share in states.items():
+            suspicious = sum(last) >= 5
+            following[(*last, False)[-10:]] += share * (1 - loss)
+            lost = (*last, True)[-10:]
+            if suspicious and sum(lost) >= 5:
+                halted += share * loss
+            else:
+                following[lost] += share * loss
+        states = following
+    return halted
+
+
+@pytest.mark.parametrize(("loss", "most"), [(0.01, 2e-6), (0.05, 0.015)])
+def test_scattered_lost_answers_hardly_ever_halt(loss: float, most: float) -> None:
+    """5,000 submits with 5 % of all answers lost halt in fewer than 15 of 1,000 runs."""
+    assert 10 * chance_of_a_halt(loss, 500) < most
