@@ -156,7 +156,7 @@ class Terms:
     retry: RetryPolicy
     patience_s: float
     folder: Path
-    destination: Callable[[StoredJob], Path] | None
+    destination: Callable[[StoredJob], Awaitable[Path]] | None
     fetch: Callable[[ImageResult | str, Path], Awaitable[SavedFile]]
     on_event: Callable[[StoredJob, JobState, JobSnapshot, Event], None]
     still_spends: Callable[[], bool]
@@ -168,7 +168,7 @@ class Terms:
     is_invited: Callable[[JobKey], bool]
     tell: Callable[[Driver, Found], None]
     offer: Callable[[JobKey], None]
-    original: Callable[[StoredJob], Path] | None = None
+    original: Callable[[StoredJob], Awaitable[Path]] | None = None
     callbacks: CallbackEndpoint | None = None
     doubt_wait_s: float = 0.0
     resubmits: bool = False
@@ -560,7 +560,7 @@ class Driver:
         image = ImageResult(task_id=step.task_id, result_url=step.result_url, origin_url=self.job.origin_url)
         try:
             await self._fetch_original()
-            saved = await self.terms.fetch(image, self.terms.destination(self.stored))
+            saved = await self.terms.fetch(image, await self.terms.destination(self.stored))
         except ResultExpired as error:
             self._last_error = error
             if not is_lost(error, self.job.submitted_at, clock.wall()):
@@ -579,7 +579,7 @@ class Driver:
         if self.terms.original is None or url is None:
             return
         try:
-            await self.terms.fetch(url, self.terms.original(self.stored))
+            await self.terms.fetch(url, await self.terms.original(self.stored))
         except FluxError as error:
             if error.scope is Scope.STOP:
                 raise

@@ -27,9 +27,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.account import Account, Call, log
 from flux_async.batch.doubts import Doubts
+from flux_async.batch.file_names import FileNames
 from flux_async.batch.fleet import Fleet
 from flux_async.batch.input_files import with_file_read
-from flux_async.batch.inputs import Input, as_job, check_images, drain, is_safe_name, read_into, safe_name
+from flux_async.batch.inputs import Input, as_job, check_images, drain, read_into
 from flux_async.batch.learned import LearnedTimes
 from flux_async.batch.orchestrator import Driver, Terms, outcome_of
 from flux_async.batch.pause_watch import PauseWatch
@@ -102,7 +103,8 @@ def run_batch(
         journal: Where the batch is kept; the same call on the same file resumes. ``":memory:"`` does not.
         directory: Where the pictures go; None leaves them at the vendor.
         originals: Where the inputs go as the vendor kept them, for ten minutes; None leaves them there.
-        name_file: Names a job's file in it, without ending, each its own; left out, after the job's key.
+        name_file: Names a job's file in it, without ending; left out, after the job's key. A job whose name
+            another job of the journal has is a :class:`Failed` outcome, and is not submitted.
         in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
         max_credits: Stop submitting before this many credits are spent by this run.
         prices: Credits per picture, by model, where they are no longer 5 (pro) and 10 (max).
@@ -120,6 +122,9 @@ def run_batch(
         InvalidInput: An option is out of range; nothing was opened or sent.
     """
     check_images(images)
+    folders = [Path(folder).resolve() for folder in (directory, originals) if folder is not None]
+    if len(folders) > len(set(folders)):
+        raise InvalidInput("directory and originals are one folder: the files would overwrite each other.")
     return BatchRun(
         client=client,
         images=images,
@@ -127,7 +132,7 @@ def run_batch(
         owns_journal=not isinstance(journal, Journal),
         directory=None if directory is None else Path(directory),
         originals=None if originals is None else Path(originals),
-        name_file=name_file or (lambda job: safe_name(job.key)),
+        name_file=name_file,
         in_doubt=_policy(in_doubt),
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
         prices=price_list(prices),
@@ -172,7 +177,7 @@ class BatchRun:
     owns_journal: bool
     directory: Path | None
     originals: Path | None
-    name_file: Callable[[Job], str] = attrs.field(repr=False)
+    name_file: Callable[[Job], str] | None = attrs.field(repr=False)
     in_doubt: InDoubtPolicy
     max_credits: float | None
     prices: Mapping[Model, float] = attrs.field(repr=False)
@@ -195,12 +200,15 @@ class BatchRun:
     _fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
     _pause_watch: PauseWatch | None = attrs.field(default=None, init=False, repr=False)
     _learned: LearnedTimes = attrs.field(init=False, repr=False)
+    _names: FileNames = attrs.field(init=False, repr=False)
     _waits: bool = attrs.field(default=True, init=False)
     _fed: bool = attrs.field(default=False, init=False)
     _began: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._learned = LearnedTimes(account=self._account, journal=self.journal)
+        folder = self.directory or self.originals
+        self._names = FileNames(journal=self.journal, name_file=self.name_file, folder=folder)
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -457,12 +465,12 @@ class BatchRun:
 
     async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
         """Put a chunk of inputs into the journal; what is no request becomes an outcome of its own."""
-        jobs = []
+        jobs, names = [], dict[JobKey, str]()
         for given in chunk:
             try:
                 job = as_job(await with_file_read(given))
                 self.client.check_reachable(job.request)
-                self._name(job)
+                name = self._names.check(job)
                 if (words := mistyped_in_words(job.request)) is not None:
                     job_logger.warning("%s", words)
             except InvalidInput as error:
@@ -470,8 +478,15 @@ class BatchRun:
                 await send.send(Failed(job=None, error=error))
                 continue
             jobs.append(job)
+            names[job.key] = name
         is_driven = None if self._fleet is None else self._fleet.is_driven
-        return await self.journal.add_jobs(jobs, is_chosen=is_driven or (lambda _: False))
+        added = await self.journal.add_jobs(jobs, is_chosen=is_driven or (lambda _: False))
+        refused = await self._names.refused(added, names)
+        for stored in added:
+            if stored.number in refused:
+                self._tally.refused()
+                await send.send(Failed(job=_job_of(stored), error=refused[stored.number]))
+        return [stored for stored in added if stored.number not in refused]
 
     async def _pages(
         self, state: JobState, *, submitted_before: float | None = None
@@ -508,7 +523,7 @@ class BatchRun:
             retry=self.retry,
             patience_s=self.patience,
             folder=self.directory or Path(),
-            destination=None if self.directory is None else partial(self._destination, self.directory),
+            destination=None if self.directory is None else partial(self._names.destination, self.directory),
             fetch=partial(self.client.fetch_file, match_suffix=True),
             on_event=self._on_event,
             still_spends=lambda: not self._over,
@@ -520,7 +535,7 @@ class BatchRun:
             is_invited=self._is_invited,
             tell=self._heard,
             offer=self._offer,
-            original=None if self.originals is None else partial(self._destination, self.originals),
+            original=None if self.originals is None else partial(self._names.destination, self.originals),
             callbacks=self.callbacks,
             doubt_wait_s=0.0 if self.callbacks is None else self.callbacks.wait_for_doubts_s(self.timeout),
             resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
@@ -537,21 +552,6 @@ class BatchRun:
 
     def _price(self, stored: StoredJob) -> float:
         return self.prices[read_model(stored.request)]
-
-    def _name(self, job: Job) -> str:
-        """Name a job's file, before anything is spent on it."""
-        if self.directory is None and self.originals is None:
-            return ""
-        try:
-            name = self.name_file(job)
-        except Exception as error:  # noqa: BLE001 - the caller's own function
-            raise InvalidInput(f"name_file failed for job {job.key}: {shown(error)}.") from None
-        if not is_safe_name(name):
-            raise InvalidInput(f"{shown(name)} is no name for a file in {self.directory or self.originals}.")
-        return name
-
-    def _destination(self, folder: Path, stored: StoredJob) -> Path:
-        return folder / self._name(_job_of(stored))
 
     def _on_event(self, stored: StoredJob, before: JobState, job: JobSnapshot, event: Event) -> None:
         self._tally.moved(before, job, event, partial(self._price, stored))

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x464C5558
 """"FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
 
-_STEPS = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql", "schema_6.sql")
+_STEPS = (
+    "schema.sql",
+    "schema_2.sql",
+    "schema_3.sql",
+    "schema_4.sql",
+    "schema_5.sql",
+    "schema_6.sql",
+    "schema_7.sql",
+)
 SCHEMA_VERSION = len(_STEPS)
 
 _RESTORE = (

@@ -31,7 +31,7 @@ from flux_async.errors import (
     WrongEventLoop,
     shown,
 )
-from flux_async.journal import inbox, paying_account, task_owners
+from flux_async.journal import file_names, inbox, paying_account, task_owners
 from flux_async.journal.adding import Added, Adding, as_new
 from flux_async.journal.guard import JournalGuard
 from flux_async.journal.inbox import InboxEntry, InboxWatch
@@ -301,6 +301,10 @@ class Journal:
             if isinstance(image, LocalImage) and image.path is not None:
                 sources[job.key] = image
         return await self.add(entries, sources=sources, is_chosen=is_chosen)
+
+    async def take_names(self, names: Mapping[int, str]) -> dict[int, JobKey]:
+        """Give jobs, by their numbers, their file names; return those whose names others have, with whose."""
+        return await self._do(lambda c: file_names.take_names(c, names))
 
     async def pending_jobs(self) -> AsyncIterator[Job]:
         """Yield the jobs that wait for their first submit, or for another, in order of arrival."""

@@ -29,6 +29,7 @@ from flux_async import (
     Succeeded,
     run_batch,
 )
+from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import is_safe_name, safe_name
 from flux_async.errors import Scope
 from flux_async.journal import schema
@@ -247,6 +248,50 @@ async def test_a_bad_name_costs_nothing(client: Any, vendor: Any, tmp_path: Path
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, InvalidInput)
     assert vendor.count("generate") == 0
+
+
+SAME_NAMES = [("a", "a"), ("a", "A"), ("Été/x", "E\u0301te\u0301/X"), ("a.png", "a.JPG"), ("a", "a.webp")]
+
+
+@pytest.mark.parametrize("names", SAME_NAMES)
+async def test_a_name_that_another_job_has_is_refused_before_it_is_paid(
+    client: Any, vendor: Any, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    """Also where only some disks take the two names for one; the error names both, and no run pays."""
+    jobs = [Job(key=JobKey(f"k{n}"), request=EditRequest.text_removal(URLS[n])) for n in range(3)]
+    named = dict(zip(("k0", "k1", "k2"), (*names, "other"), strict=True))
+    options: dict[str, Any] = {
+        "journal": tmp_path / "run.sqlite3",
+        "directory": tmp_path / "images",
+        "name_file": lambda job: named[job.key],
+    }
+    for expected in (2, 2):
+        outcomes = {outcome.job.key: outcome for outcome in await collect(client, jobs, **options)}
+        error = outcomes["k1"].error
+        assert isinstance(error, InvalidInput)
+        assert "for job k1, and job k0 has that file name" in str(error)
+        assert vendor.count("generate") == expected
+    named["k1"] = "a name of its own"
+    outcomes = {outcome.job.key: outcome for outcome in await collect(client, jobs, **options)}
+    assert not isinstance(outcomes["k1"].error, InvalidInput)
+    assert vendor.count("generate") == 3
+
+
+async def test_the_result_of_a_paid_job_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    """Two jobs of an earlier release were paid under one name: the second is named after its key."""
+    async with Journal(tmp_path / "run.sqlite3") as journal:
+        jobs = [Job(key=JobKey(f"k{n}"), request=EditRequest.text_removal(URLS[n])) for n in range(2)]
+        first, second = await journal.add_jobs(jobs)
+        names = FileNames(journal=journal, name_file=lambda _: "same", folder=tmp_path)
+        assert await names.destination(tmp_path, second) == tmp_path / "same"
+        assert await names.destination(tmp_path, first) == tmp_path / "k0"
+        assert await names.destination(tmp_path, second) == tmp_path / "same"
+
+
+async def test_results_and_originals_do_not_share_a_folder(client: Any, tmp_path: Path) -> None:
+    """They have the same names."""
+    with pytest.raises(InvalidInput, match="one folder"):
+        run_batch(client, URLS, directory=tmp_path, originals=tmp_path / "x" / "..")
 
 
 async def test_a_naming_function_that_raises_fails_its_job_only(
