@@ -1,8 +1,8 @@
 """Run the code blocks of README and docs against a sandbox: what is written there works.
 
 Blocks marked ``python`` and ``sh`` are run, each by itself, in an empty directory, with the sandbox as the
-API. ``https://example.com/`` stands for a server that has a picture with text under every name. A comment on
-the line above a block changes that::
+API. ``http://127.0.0.1:8787`` stands for that sandbox, ``https://example.com/`` for a server that has an image with
+text under every name. A comment on the line above a block changes that::
 
     <!-- not run: why -->
     <!-- exits with 3 -->
@@ -31,6 +31,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PICTURES = "https://example.com"
+SANDBOX = "http://127.0.0.1:8787"
 LONGEST_S = 60
 
 BLOCK = re.compile(
@@ -142,7 +143,7 @@ def run(block: Block, folder: str, api: str, images: str) -> str | None:
         command = [sys.executable, "-m", "pytest", "-q", "test_block.py"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"KIE_API_KEY": "test", "KIE_BASE_URL": api, "PATH": path}
-    code = block.code.replace(PICTURES, images)
+    code = block.code.replace(PICTURES, images).replace(SANDBOX, api)
     child = subprocess.Popen(
         command,
         cwd=folder,
