@@ -232,7 +232,7 @@ class Account:
     def leave(self, request: ImageRequest, task_id: TaskId) -> None:
         """Remember a paid task whose caller has gone."""
         self._keep_loose(UnclaimedTask(request=request, task_id=task_id))
-        words = "the caller of task %s has left; it is paid: take it up with wait()"
+        words = "the caller of task %s has left; the task is paid and goes on"
         log(logging.WARNING, words, task_id)
 
     def claim(self, task_id: TaskId) -> None:
@@ -554,7 +554,7 @@ def _unanswered() -> DeadlineExceeded:
     return DeadlineExceeded(
         "The deadline passed while the submit was on its way.",
         charge=Charge.MAYBE,
-        advice="Its answer is still awaited: {task_of_lost_answer} before you submit again.",
+        advice="{unanswered_submit}",
     )
 
 

@@ -19,7 +19,7 @@ ACTIONS = frozenset(
         "recover",
         "result_url",
         "sure",
-        "task_of_lost_answer",
+        "unanswered_submit",
         "wait",
     }
 )
@@ -49,6 +49,7 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
         "recover": "open it with Journal(path).open(accept_lost_records=True)",
         "result_url": "image.result_url",
         "sure": "call rekey_journal(client, path, sure=True)",
-        "task_of_lost_answer": "look into client.unclaimed",
+        "unanswered_submit": "Its answer is still awaited: look into client.unclaimed before you "
+        "submit again.",
         "wait": f"take it up again with client.wait({task})",
     }

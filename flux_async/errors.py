@@ -301,7 +301,7 @@ class AuthenticationError(ApiError):
 
     default_charge = Charge.NO
     default_scope = Scope.STOP
-    default_advice = "Set KIE_API_KEY to a key from https://kie.ai/api-key and run again. {new_key}"
+    default_advice = "Set KIE_API_KEY to a key from https://kie.ai/api-key. {new_key}"
 
 
 class InsufficientCreditsError(ApiError):
@@ -309,7 +309,7 @@ class InsufficientCreditsError(ApiError):
 
     default_charge = Charge.NO
     default_scope = Scope.STOP
-    default_advice = "Top up at https://kie.ai/pricing and run again; what is done stays done."
+    default_advice = "Top up at https://kie.ai/pricing; what is done stays done."
 
 
 class PermissionDeniedError(ApiError):
@@ -512,17 +512,14 @@ class DiskFull(DownloadError):
     """There is no room for the file on its disk, or none left in the quota."""
 
     default_scope = Scope.STOP
-    default_advice = "Make room and run again: nothing is lost, the paid results are kept for 14 days."
+    default_advice = "Make room: nothing is lost, the paid results are kept for 14 days."
 
 
 class FolderNotWritable(DownloadError):
     """No file can be made in the folder: no permission, or a read-only disk."""
 
     default_scope = Scope.STOP
-    default_advice = (
-        "Check the folder's permissions and run again: nothing is lost, the paid results are kept for 14 "
-        "days."
-    )
+    default_advice = "Check the folder's permissions: nothing is lost, the paid results are kept for 14 days."
 
 
 class CallbackRejected(FluxError):

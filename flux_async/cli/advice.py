@@ -44,7 +44,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     if folder is not None:
         wait = "wait for it with " + command("retry", folder)
     return {
-        "larger_budget": "Run the same command again: --max-credits counts for each run by itself",
+        "larger_budget": "--max-credits counts for each run by itself",
         "larger_result": "fetch it from its address yourself",
         "larger_upload": "upload it with `flux-async upload --max-mb` and give the address that is printed",
         "new_key": ""
@@ -54,7 +54,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
         "recover": f"run {command('recover', folder or 'DIR')}",
         "result_url": "its result_url" if folder is None else f"its result_url in {folder / 'results.jsonl'}",
         "sure": "add --yes",
-        "task_of_lost_answer": "look for the task at kie.ai/logs",
+        "unanswered_submit": "If no task is named above, look for it at kie.ai/logs before you submit again.",
         "wait": wait,
     }
 
@@ -96,7 +96,7 @@ class AfterRun:
         """Return what a person may want to do next."""
         told = []
         if self.unfinished or self.interrupted:
-            told.append(f"{self._same_command} to resume; {_NOT_TWICE}")
+            told.append(self._about_the_rest())
         if self.failed:
             told.append(
                 f"Failed for good: {self.failed}. To pay for another task for each: "
@@ -106,11 +106,11 @@ class AfterRun:
             told.append(self._about_doubts())
         return told
 
-    @property
-    def _same_command(self) -> str:
+    def _about_the_rest(self) -> str:
         if not self.repeats:
-            return "Run the same command again"
-        return f"Run the same command without {' and '.join(self.repeats)}"
+            return f"Run the same command again to resume; {_NOT_TWICE}"
+        options = " and ".join(self.repeats)
+        return f"Run the same command without {options} to resume; that pays for nothing else again."
 
     def _about_doubts(self) -> str:
         status = "" if self.doubts == 1 else f"; {command('status', self.folder)} lists them"
@@ -126,6 +126,11 @@ class AfterRun:
 def after_adopting(folder: Path) -> str:
     """Return what brings the image of an adopted task."""
     return f"Fetch its image with {command('retry', folder)}; {_NOT_TWICE}"
+
+
+def after_recovering(folder: Path) -> str:
+    """Return what goes on with a run whose journal had lost records of submits."""
+    return f"Go on with {command('retry', folder)}: it submits only what was certainly not submitted."
 
 
 def after_rekeying(folder: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import click
 
+from flux_async.cli.advice import after_recovering
 from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.run_folder import JOURNAL
@@ -38,10 +39,7 @@ def run_recover(folder: Path, *, yes: bool) -> Exit:
         console.note("Nothing was changed.")
         return Exit.USAGE
     in_doubt = anyio.run(_accept, journal)
-    console.note(
-        f"Done. In doubt now: {in_doubt}. Look for them at kie.ai/logs. Run the same remove-text command "
-        "again: it submits only what was certainly not submitted."
-    )
+    console.note(f"Done. In doubt now: {in_doubt}. Look for them at kie.ai/logs. {after_recovering(folder)}")
     return Exit.SUCCEEDED
 
 

@@ -458,6 +458,9 @@ class RemoveText:
             totals = await self._rewrite_results(folder)
         if totals is not None:
             self._conclude(folder, totals, self.clock.monotonic() - began)
+        elif displaced is None and self.resumable:
+            left = AfterRun(folder=self.order.folder, repeats=self.order.repeats, interrupted=True)
+            self._note_all(left.lines())
         self._note_all(tasks_not_recorded(client.unclaimed))
         if self.interruption.happened:
             return Exit.INTERRUPTED

@@ -60,9 +60,7 @@ class Status(enum.StrEnum):
 class ResultsError(FluxError):
     """The results cannot be written."""
 
-    default_advice = (
-        "Check free space and permissions, then run the same command again: the journal has it all."
-    )
+    default_advice = "Check free space and permissions: the journal has it all."
 
 
 @attrs.frozen(kw_only=True)

@@ -130,7 +130,7 @@ def show_credits(show: Presentation) -> Exit:
 def _with_client(
     work: Callable[[FluxClient], Awaitable[Answer]], timeout: float | None, show: Presentation, words: str
 ) -> Exit:
-    """Run ``work`` with a client; when interrupted, name the tasks that are paid."""
+    """Run ``work`` with a client; name the tasks that are paid and that it left."""
 
     async def command(interruption: Interruption) -> Exit:
         client = FluxClient() if timeout is None else FluxClient(timeout=timeout)
@@ -141,10 +141,9 @@ def _with_client(
         finally:
             with anyio.CancelScope(shield=True):
                 await client.aclose()
+            _name_the_paid(client, show)
         if answer is not None:
             show.answer(answer)
-        if interruption.happened:
-            _name_the_paid(client, show)
         return Exit.INTERRUPTED if answer is None or interruption.happened else answer.code
 
     return run_interruptible(command)

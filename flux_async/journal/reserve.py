@@ -18,7 +18,7 @@ STEP = 64 * 1024
 
 SIZE = 8 * STEP
 
-NO_ROOM_ADVICE = "Make room and run again: what was written down is kept, and nothing is paid twice."
+NO_ROOM_ADVICE = "Make room: what was written down is kept."
 
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 

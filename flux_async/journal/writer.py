@@ -47,7 +47,7 @@ class Item:
 
 
 _MOST_PER_COMMIT = 1000
-_LOCKED_ADVICE = "Close the program that has it open, then run again: nothing is lost or paid twice."
+_LOCKED_ADVICE = "Close the program that has it open: nothing is lost."
 
 
 class Writer:
