@@ -131,10 +131,8 @@ def test_no_line_of_a_help_text_is_cut(words: list[str]) -> None:
     """In a terminal of 80 columns every help text ends where its sentence does."""
     told = CliRunner().invoke(cli, [*words, "--help"], terminal_width=80)
     assert told.exit_code == 0
-    assert [line for line in told.output.splitlines() if line.endswith(("...", "…"))] in (
-        [],
-        [line for line in told.output.splitlines() if line.startswith("Usage:")],
-    )
+    lines = [line for line in told.output.splitlines() if not line.startswith("Usage:")]
+    assert [line for line in lines if line.endswith(("...", "…"))] == []
 
 
 @pytest.mark.parametrize(
