@@ -43,7 +43,9 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     wait = "wait for it with " + command("task", task_id or "TASK_ID", "--wait")
     if folder is not None:
         wait = "wait for it with " + command("retry", folder)
+    doctor = command("doctor") if folder is None else command("doctor", "-o", folder)
     return {
+        "check_network": f"check KIE_BASE_URL and the network with {doctor}",
         "larger_budget": "--max-credits counts for each run by itself",
         "larger_result": "fetch it from its address yourself",
         "larger_upload": "upload it with `flux-async upload --max-mb` and give the address that is printed",
