@@ -424,9 +424,9 @@ class TooManyUnknownAnswers(FluxError):
 
     default_scope = Scope.STOP
     default_advice = (
-        "Look at kie.ai/logs for tasks that were made, and {check_network}. Images in doubt are not submitted "
-        "again; the next run submits those that are left, one at a time until one is accepted, and each of them "
-        "may be charged."
+        "Look at kie.ai/logs for tasks that were made, and {check_network}. Images in doubt are not "
+        "submitted again; the next run submits those that are left, one at a time until one is accepted, and "
+        "each of them may be charged."
     )
 
     def __init__(self, message: str, *, unknown: int = 0, **fields: Any) -> None:

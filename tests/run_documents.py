@@ -1,8 +1,8 @@
 """Run the code blocks of README and docs against a sandbox: what is written there works.
 
 Blocks marked ``python`` and ``sh`` are run, each by itself, in an empty directory, with the sandbox as the
-API. ``http://127.0.0.1:8787`` stands for that sandbox, ``https://example.com/`` for a server that has an image with
-text under every name. A comment on the line above a block changes that::
+API. ``http://127.0.0.1:8787`` stands for that sandbox, ``https://example.com/`` for a server that has an
+image with text under every name. A comment on the line above a block changes that::
 
     <!-- not run: why -->
     <!-- exits with 3 -->
