@@ -24,6 +24,7 @@ from flux_async import (
 from flux_async.batch.prices import price_list
 from flux_async.cli.exits import Commands, Exit
 from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.list_files import STDIN
 from flux_async.cli.list_rows import ListOptions
 from flux_async.cli.local_inputs import image_of
 from flux_async.cli.printable import printable
@@ -137,6 +138,14 @@ def _run_options(command: F) -> F:
             help="Stop submitting before this run spends more.",
             metavar="N",
         ),
+        click.option(
+            "--confirm-above",
+            type=click.FloatRange(min=0),
+            default=1_000.0,
+            help="Ask before spending more credits, where standard input is a terminal.",
+            metavar="N",
+        ),
+        click.option("-y", "--yes", is_flag=True, help="Answer every question with yes."),
         click.option(
             "--price",
             "prices",
@@ -288,10 +297,12 @@ def remove_text(
     task that was submitted is waited for or downloaded, never submitted anew. Images that failed, or that are
     in doubt (the answer to their submit never came), stay as they are: see retry and adopt.
     """
+    from flux_async.cli.questions import can_ask  # noqa: PLC0415 - loads anyio
     from flux_async.cli.remove_text import run_remove_text  # noqa: PLC0415 - loads rich
 
     options = {"model": model, "prompt": prompt, "output_format": output_format}
     repeats = ("--on-doubt resubmit",) if on_doubt == InDoubtPolicy.RESUBMIT else ()
+    run["asks"] = can_ask() and STDIN not in (*images, *lists)
     order = _order(**run, in_doubt=InDoubtPolicy(on_doubt), repeats=repeats, request_options=_given(options))
     reading = ListOptions(column=column, split=split or None)
     inputs = gather_inputs(images, lists, sys.stdin, options=reading, note=_note)
@@ -320,9 +331,11 @@ def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
     pay for images again, each time they are given; how many, and what it may cost, is said first.
     """
     from flux_async.cli.consent import run_retry  # noqa: PLC0415
+    from flux_async.cli.questions import can_ask  # noqa: PLC0415
 
     repeats = ("--failed",) * failed + ("--in-doubt",) * in_doubt
-    return run_retry(_order(**run, repeats=repeats), failed=failed, in_doubt=in_doubt, as_json=as_json)
+    order = _order(**run, repeats=repeats, asks=can_ask())
+    return run_retry(order, failed=failed, in_doubt=in_doubt, as_json=as_json)
 
 
 @cli.command()

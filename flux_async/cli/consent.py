@@ -21,13 +21,14 @@ from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.remove_text import RunOrder, run_selected
-from flux_async.cli.run_folder import JOURNAL, RunFolder, Selection
+from flux_async.cli.run_folder import JOURNAL, RunFolder
+from flux_async.cli.spending import Spending
 from flux_async.clock import SystemClock
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import Event, JobState, ResubmitGranted, RetryGranted, TaskFound, apply
 from flux_async.models import TaskId
-from flux_async.protocol.wire import check_task_id, read_submit
+from flux_async.protocol.wire import check_task_id, read_model, read_submit
 
 _SHORTEST_NAME = 6
 
@@ -46,31 +47,35 @@ def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -
     JournalReader(order.folder / JOURNAL).close()  # retry makes no folder
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
 
-    async def select(intake: Intake) -> Selection:
-        if not states:
+    async def select(intake: Intake, spending: Spending) -> None:
+        if states:
+            await _grant(intake, spending, states)
+        else:
             await intake.folder.journal.recover()
-            return intake.choose(intake.folder.reader.jobs())
-        return await _grant(intake, states, order)
+            await intake.choose(intake.folder.reader.jobs())
 
     return run_selected(order, select, as_json=as_json)
 
 
-async def _grant(intake: Intake, states: list[JobState], order: RunOrder) -> Selection:
-    """Write the grants, choose their jobs, say how many they are and what they may cost."""
-    journal, at = intake.folder.journal, SystemClock().wall()
+async def _grant(intake: Intake, spending: Spending, states: list[JobState]) -> None:
+    """Choose the jobs, say how many they are and what they may cost, and write the grants."""
+    journal, chosen, at = intake.folder.journal, intake.selection, SystemClock().wall()
     await journal.recover()
-    granted, cost = 0, 0.0
+    for state in states:
+        async for stored in _pages(journal, state):
+            chosen.jobs.add(stored.number)
+            chosen.needs[read_model(stored.request)] += 1
+    granted, cost = len(chosen.jobs), spending.cost(chosen)
+    plural = "image gets" if granted == 1 else "images get"
+    message_console().note(f"{granted} {plural} another try, for up to {in_credits(cost)} credits.")
+    await spending.may_submit(chosen, is_last=True)
     for state in states:
         grant = RetryGranted(at=at) if state is JobState.FAILED else ResubmitGranted(at=at)
         async for stored in _pages(journal, state):
             event: Event = grant
             await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
-            intake.selection.jobs[stored.number] = None
-            intake.selection.to_do.append(stored.number)
-            granted, cost = granted + 1, cost + order.prices[read_submit(stored.request).model]
-    plural = "image gets" if granted == 1 else "images get"
-    message_console().note(f"{granted} {plural} another try, for up to {in_credits(cost)} credits.")
-    return intake.selection
+            chosen.to_do.append(stored.number)
+    chosen.release()
 
 
 async def _pages(journal: Journal, state: JobState) -> AsyncIterator[StoredJob]:

@@ -117,7 +117,7 @@ class Demo:
         ]
         code = await RemoveText(
             order=RunOrder(folder=self.folder, limits=_LIMITS),
-            select=lambda intake: intake.take(inputs),
+            select=lambda intake, _: intake.take(inputs),
             make_client=lambda: FluxClient(_KEY, sandbox.url, limits=_LIMITS, polling=_POLLING),
             display=self.display,
             interruption=interruption,

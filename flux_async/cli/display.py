@@ -107,15 +107,6 @@ class RunDisplay:
         """Print one message, above the live line."""
         self.console.note(text, style)
 
-    def reading(self, count: int) -> None:
-        """Say now and then how many images have been read: a folder of large files takes a while."""
-        now = self.console.get_time()
-        if self._shown_at is None:
-            self._shown_at = now
-        elif now - self._shown_at >= _PLAIN_EVERY_S:
-            self._shown_at = now
-            self.note(f"{count} images read so far …")
-
     def progressed(self, view: RunView) -> None:
         """Show how far the run is, not more often than the eye can follow."""
         now = self.console.get_time()
@@ -182,11 +173,16 @@ class RunDisplay:
 
 def plain_line(view: RunView) -> str:
     """Return progress in words: ``12 of 40 done · … · 21/min · 1:20 left``."""
-    parts = [f"{view.settled} of {view.total} done", *_counts(view)]
+    parts = [_done(view), *_counts(view)]
     if view.eta_s is not None:
         parts.append(f"{duration(view.eta_s)} left")
     pause = _pause(view)
     return " · ".join([*parts, pause] if pause else parts)
+
+
+def _done(view: RunView) -> str:
+    """Return how many of the images known so far are done: ``12 of 500+ done`` while more are read."""
+    return f"{view.settled} of {view.total}{'' if view.is_read else '+'} done"
 
 
 def _pause(view: RunView) -> str:
@@ -223,7 +219,7 @@ def live_lines(view: RunView, width: int) -> RenderableType:
     lines.add_column()
     left = "" if view.eta_s is None else f", {duration(view.eta_s)} left"
     for name, value, most, words in (
-        ("overall", view.settled, view.total, f"{view.settled} of {view.total} done{left}"),
+        ("overall", view.settled, view.total, f"{_done(view)}{left}"),
         ("in flight", view.in_flight, limits.in_flight, f"{view.in_flight} of {limits.in_flight}"),
         (
             "rate limit",

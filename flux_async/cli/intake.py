@@ -1,37 +1,83 @@
-"""Puts what was given into the journal, before anything is spent."""
+"""Reads the inputs of a run into its journal, while the run submits what has been read.
+
+Three coroutines of work, each at its own speed: a thread reads rows and makes requests of them, the journal
+adds them a chunk at a time, and the batch takes them from the journal as submits are allowed. Nothing of a
+chunk is submitted before ``may_submit`` has agreed to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
+import anyio.from_thread
 import anyio.to_thread
 import attrs
-from anyio.lowlevel import checkpoint
+import click
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from flux_async import EditRequest, FluxError, InvalidInput, Job, JobConflictError, JobKey, LocalImage
+from flux_async import ConfigurationError, EditRequest, FluxError, InvalidInput, Job, LocalImage, Model
 from flux_async.cli.advice import error_text
 from flux_async.cli.given import Given
+from flux_async.cli.inputs import Inputs
+from flux_async.cli.live_input import InputStopped
 from flux_async.cli.results import ResultRow, refused_row
-from flux_async.cli.run_folder import RunFolder, Selection, in_chunks
+from flux_async.cli.run_folder import RunFolder
+from flux_async.cli.selection import Selection
+from flux_async.clock import Clock, SystemClock
+from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import FINAL, JobState
-from flux_async.protocol.wire import store_request
+from flux_async.models import JobKey
+from flux_async.protocol.wire import read_model, store_request
 
 _CHUNK = 500
+_PASS_ON_S = 0.2
+"""Files are read whole: what has been read is passed on after so long, however little it is."""
+
 _PAID = frozenset({JobState.SUBMITTED, JobState.GENERATED})
+
+
+class Row(NamedTuple):
+    """An input that has been read: a request with its key, or why it is none."""
+
+    given: Given
+    key: JobKey
+    request: str
+    model: Model | None
+    image: LocalImage | None
+    refusal: InvalidInput | None
+
+
+_Chunk: TypeAlias = "tuple[list[Row], bool]"
+"""Rows, and whether they are the last."""
+
+
+async def _always(_selection: Selection, *, is_last: bool) -> bool:  # noqa: ARG001 - a callback's form
+    return True
+
+
+async def _never(_count: int, _place: str, _paid_as: StoredJob) -> bool:
+    return False
 
 
 @attrs.define(kw_only=True, eq=False)
 class Intake:
-    """Takes inputs in, a few at a time.
+    """Takes inputs in.
 
     Attributes:
         folder: Whose journal receives them.
-        make_job: Makes a job of an input, or raises :class:`InvalidInput`.
-        download: Whether a picture that is not here is missing.
-        on_kept: Told the row of every job that ended in an earlier run.
-        on_refused: Told the row of every input that is no request, and what to say of it.
-        on_taken: Told how many inputs there are so far.
+        make_job: Makes a job of an input, or raises :class:`InvalidInput`; called in a thread.
+        download: Whether an image that is not here is missing.
+        resubmits: Whether jobs in doubt are submitted again.
+        on_kept: Receives the row of every job that ended in an earlier run.
+        on_refused: Receives the row of every input that is no request, and what to say of it.
+        may_submit: Says whether what has been read so far may be submitted; ``is_last`` after all of it.
+        may_pay_again: Says whether images are to be paid for that were submitted under another signature: how
+            many there are in this chunk, and the first one's place and earlier job. Asked once.
+        clock: The reader of time.
     """
 
     folder: RunFolder
@@ -39,72 +85,155 @@ class Intake:
     download: bool
     on_kept: Callable[[ResultRow], None]
     on_refused: Callable[[ResultRow, str], None]
-    on_taken: Callable[[int], None] = lambda _: None
+    resubmits: bool = False
+    may_submit: Callable[..., Awaitable[bool]] = _always
+    may_pay_again: Callable[[int, str, StoredJob], Awaitable[bool]] = _never
+    clock: Clock = attrs.field(factory=SystemClock)
     selection: Selection = attrs.field(factory=Selection, init=False)
+    _inputs: Inputs | None = attrs.field(default=None, init=False)
+    _pays_again: bool | None = attrs.field(default=None, init=False)
+    _broke: click.ClickException | None = attrs.field(default=None, init=False)
 
     async def take(self, inputs: Iterable[Given]) -> Selection:
-        """Take in everything; what an earlier run was given is taken up, not doubled."""
-        self.on_taken(0)
-        for chunk in in_chunks(inputs, _CHUNK):
-            await checkpoint()
-            made = [(given, await self._made(given)) for given in chunk]
-            stored = await self._add_all([job for _, job in made if isinstance(job, Job)])
-            for given, job in made:
-                found = stored[id(job)] if isinstance(job, Job) else job
-                if isinstance(found, FluxError):
-                    self._refuse(given, found)
-                else:
-                    self._choose(found)
-            self.on_taken(self.selection.asked)
+        """Take in everything; what an earlier run was given is taken up, not doubled.
+
+        Raises:
+            ConfigurationError: The rest of a list cannot be read; what came before it has been taken in.
+        """
+        self._inputs = given = inputs if isinstance(inputs, Inputs) else Inputs(iter(inputs))
+        send, receive = anyio.create_memory_object_stream[_Chunk](1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._read, given, send)
+            await self._take_all(given, receive)
+        if self._broke is not None:
+            raise ConfigurationError(
+                self._broke.message, advice="Mend the list and run the same command again."
+            )
         return self.selection
 
-    def choose(self, jobs: Iterable[StoredJob]) -> Selection:
+    async def choose(self, jobs: Iterable[StoredJob]) -> Selection:
         """Take jobs that the journal has already."""
         for stored in jobs:
-            self._choose(stored)
+            if self.selection.jobs.add(stored.number):
+                self._choose(stored)
+        if await self.may_submit(self.selection, is_last=True):
+            self.selection.release()
         return self.selection
 
-    async def _made(self, given: Given) -> Job | InvalidInput:
-        if not given.is_file:
-            return self._job(given)
-        return await anyio.to_thread.run_sync(self._job, given)  # it reads the file
+    def stop(self) -> None:
+        """Wait for no more inputs; what is in files is read to its end."""
+        if self._inputs is not None:
+            self._inputs.live.stop()
 
-    def _job(self, given: Given) -> Job | InvalidInput:
-        if given.refusal is not None:
-            return InvalidInput(f"This row cannot be used: {given.refusal}.")
+    async def _take_all(self, given: Inputs, receive: MemoryObjectReceiveStream[_Chunk]) -> None:
+        with receive:
+            try:
+                async for rows, is_last in receive:
+                    await self._take(rows)
+                    if await self.may_submit(self.selection, is_last=is_last):
+                        self.selection.release()
+            finally:
+                given.live.stop()
+
+    # --- in the thread ------------------------------------------------------------------------------------
+
+    async def _read(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
+        with send:
+            await anyio.to_thread.run_sync(self._read_rows, given, send)
+
+    def _read_rows(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
+        rows: list[Row] = []
+        passed_on = self.clock.monotonic()
+
+        def pass_on(*, is_last: bool) -> None:
+            nonlocal rows, passed_on
+            if rows or is_last:
+                anyio.from_thread.run(send.send, (rows, is_last))
+                rows, passed_on = [], self.clock.monotonic()
+
+        given.live.on_wait = partial(pass_on, is_last=False)
         try:
-            return self.make_job(given)
+            try:
+                for one in given:
+                    rows.append(self._row(one))
+                    is_slow = one.is_file and self.clock.monotonic() - passed_on > _PASS_ON_S
+                    if len(rows) >= _CHUNK or is_slow:
+                        pass_on(is_last=False)
+            except click.ClickException as trouble:
+                self._broke = trouble
+            except InputStopped:
+                pass
+            pass_on(is_last=True)
+        except (anyio.BrokenResourceError, CancelledError):
+            return  # nobody takes them any more
+
+    def _row(self, given: Given) -> Row:
+        try:
+            if given.refusal is not None:
+                raise InvalidInput(f"This row cannot be used: {given.refusal}.")  # noqa: TRY301 - one way out
+            job = self.make_job(given)
         except InvalidInput as refusal:
-            return refusal
+            return Row(given, JobKey(""), "", None, None, refusal)
+        request = job.request
+        image = request.input_image if isinstance(request, EditRequest) else None
+        source = image if isinstance(image, LocalImage) else None
+        return Row(given, job.key, store_request(request), request.model, source, None)
 
-    async def _add_all(self, jobs: list[Job]) -> dict[int, StoredJob | FluxError]:
-        """Add a chunk at once; where one of it conflicts, each by itself."""
-        try:
-            stored = {found.job.key: found for found in await self._add(jobs)}
-            return {id(job): stored[job.key] for job in jobs}
-        except JobConflictError:
-            return {id(job): await self._add_one(job) for job in jobs}
+    # --- a chunk ------------------------------------------------------------------------------------------
 
-    async def _add_one(self, job: Job) -> StoredJob | FluxError:
-        try:
-            return (await self._add([job]))[0]
-        except JobConflictError as conflict:
-            return conflict
+    async def _take(self, rows: list[Row]) -> None:
+        good = [row for row in rows if row.refusal is None]
+        added = await self._add(good, pays_again=self._pays_again is True)
+        again = [number for number, one in enumerate(added) if one.paid_as is not None]
+        if again and await self._may_pay_again(good[again[0]], added[again[0]], len(again)):
+            repeats = [number for number in again if added[number].number is None]
+            paid = await self._add([good[number] for number in repeats], pays_again=True)
+            for number, one in zip(repeats, paid, strict=True):
+                added[number] = one
+        found = iter(added)
+        for row in rows:
+            if row.refusal is None:
+                self._sort(row, next(found))
+            else:
+                self._refuse(row.given, row.refusal)
 
-    async def _add(self, jobs: list[Job]) -> list[StoredJob]:
-        entries = [(job.key, store_request(job.request)) for job in jobs]
-        return await self.folder.journal.add(entries, sources=dict(_sources(jobs)))
+    async def _may_pay_again(self, row: Row, added: Added, count: int) -> bool:
+        if self._pays_again is None and added.paid_as is not None:
+            self._pays_again = await self.may_pay_again(count, row.given.place, added.paid_as)
+        return self._pays_again is True
+
+    async def _add(self, rows: list[Row], *, pays_again: bool) -> list[Added]:
+        return await self.folder.journal.take_in(
+            [(row.key, row.request) for row in rows],
+            sources={row.key: row.image for row in rows if row.image is not None},
+            is_chosen=self.selection.jobs.__contains__,
+            pays_again=pays_again,
+        )
+
+    def _sort(self, row: Row, added: Added) -> None:
+        chosen = self.selection
+        if added.number is None:
+            self._refuse(row.given, added.conflict or _paid_already(added.paid_as))
+        elif not chosen.jobs.add(added.number):
+            chosen.doubles += 1
+        elif added.stored is not None:
+            self._choose(added.stored)
+        else:
+            chosen.to_do.append(added.number)
+            chosen.needs[row.model or Model.PRO] += 1
+        chosen.paid_again += added.number is not None and added.paid_as is not None
 
     def _choose(self, stored: StoredJob) -> None:
-        chosen = self.selection
-        if stored.number in chosen.jobs:
-            chosen.doubles += 1
-            return
-        chosen.jobs[stored.number] = None
-        if stored.job.state not in FINAL:
+        """Sort a job that an earlier run was given."""
+        chosen, state = self.selection, stored.job.state
+        if stored.number in self.folder.settled_here:
+            return  # this run took it up before it came to this row
+        if state not in FINAL:
             chosen.to_do.append(stored.number)
-            chosen.paid += stored.job.state in _PAID
-        elif stored.job.state is JobState.DONE and self.download and not self.folder.has_picture(stored):
+            chosen.paid += state in _PAID
+            if state is JobState.PENDING or (state is JobState.IN_DOUBT and self.resubmits):
+                chosen.needs[read_model(stored.request)] += 1
+        elif state is JobState.DONE and self.download and not self.folder.has_picture(stored):
             chosen.missing.append(stored.number)
         else:
             chosen.kept += 1
@@ -112,13 +241,14 @@ class Intake:
 
     def _refuse(self, given: Given, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)
-        self.selection.refused.append((len(self.selection.jobs), row))
+        self.selection.refused.append(len(self.selection.jobs), row)
         words = error_text(error)
         self.on_refused(row, words if words.startswith(given.place) else f"{given.place}: {words}")
 
 
-def _sources(jobs: list[Job]) -> Iterator[tuple[JobKey, LocalImage]]:
-    for job in jobs:
-        image = job.request.input_image if isinstance(job.request, EditRequest) else ""
-        if isinstance(image, LocalImage):
-            yield job.key, image
+def _paid_already(stored: StoredJob | None) -> FluxError:
+    key = "" if stored is None else stored.job.key
+    return InvalidInput(
+        f"The same image under another signature is job {key} of this folder; it was not paid for again.",
+        advice="Give the row that key in a column 'key', or pay for it again with --yes.",
+    )

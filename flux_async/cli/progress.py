@@ -21,6 +21,7 @@ class RunView:
         refused: How many of them are no request.
         limits: The bounds of the run.
         in_window: Submits of this run in the last window.
+        is_read: Whether all inputs have been read; until then, there may be more.
     """
 
     batch: BatchProgress
@@ -29,6 +30,7 @@ class RunView:
     refused: int = 0
     limits: Limits = attrs.field(factory=Limits)
     in_window: int = 0
+    is_read: bool = True
 
     @property
     def total(self) -> int:
@@ -59,7 +61,7 @@ class RunView:
     def only_awaits_callbacks(self) -> bool:
         """Whether nothing but the callbacks of submits in doubt is missing."""
         parked = self.batch.parked
-        return parked > 0 and self.in_flight == 0 and self.settled + parked >= self.total
+        return self.is_read and parked > 0 and self.in_flight == 0 and self.settled + parked >= self.total
 
     @property
     def per_minute(self) -> float:
@@ -72,7 +74,7 @@ class RunView:
 
         Jobs in doubt that wait for their callback are left out: they end with the callback, not at this rate.
         """
-        if self.per_minute <= 0:
+        if self.per_minute <= 0 or not self.is_read:
             return None
         return 60.0 * max(0, self.total - self.settled - self.batch.parked) / self.per_minute
 

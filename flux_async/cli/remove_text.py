@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -37,7 +37,7 @@ from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.run import PATIENCE_S, BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text
-from flux_async.cli.balance import Balance, cost_in_words
+from flux_async.cli.balance import Balance
 from flux_async.cli.display import RunDisplay, summary_table
 from flux_async.cli.exits import Exit, halts
 from flux_async.cli.given import Given
@@ -49,8 +49,11 @@ from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
 from flux_async.cli.paid_tasks import tasks_not_recorded, tasks_under_way
 from flux_async.cli.progress import RunView, WindowUse
+from flux_async.cli.questions import Questions
 from flux_async.cli.results import ResultsError, Status
-from flux_async.cli.run_folder import RunFolder, Selection, Totals
+from flux_async.cli.run_folder import RunFolder, Totals
+from flux_async.cli.selection import Feed, Selection
+from flux_async.cli.spending import Spending
 from flux_async.clock import Clock, SystemClock
 from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import JobState, Problem, ResultLost, Saved, apply
@@ -58,12 +61,12 @@ from flux_async.local_images import identify_now
 from flux_async.models import JobKey
 from flux_async.policy.downloads import is_lost
 from flux_async.policy.image_addresses import suspicion, with_scheme
-from flux_async.protocol.wire import read_submit
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
 
 V = TypeVar("V")
 
+CONFIRM_ABOVE = 1_000.0
 _ANY_URL = "https://example.com/"
 _TICK_S = 0.5
 _REPAIRS = 8
@@ -87,6 +90,9 @@ class RunOrder:
         listen: Where this run receives them; None leaves that to a receiver elsewhere.
         prices: Credits per image, by model.
         via_upload: Whether images that have an address go through the upload host, too.
+        confirm_above: Credits above which a person is asked before they are spent.
+        asks: Whether there is a person to ask.
+        yes: Whether the answer to every question is yes.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
     Raises:
@@ -106,6 +112,9 @@ class RunOrder:
     listen: Place | None = None
     prices: Mapping[Model, float] = attrs.field(default=None, converter=price_list)
     via_upload: bool = False
+    confirm_above: float = CONFIRM_ABOVE
+    asks: bool = False
+    yes: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -127,13 +136,13 @@ class RunOrder:
         return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))
 
 
-Select: TypeAlias = Callable[[Intake], Awaitable[Selection]]
+Select: TypeAlias = Callable[[Intake, Spending], Awaitable[object]]
 """Says, and writes into the journal, what a run is about."""
 
 
 def run_remove_text(order: RunOrder, inputs: Iterable[Given], *, as_json: bool) -> Exit:
     """Run the command, with the key and the address of the environment, and return its exit code."""
-    return run_selected(order, lambda intake: intake.take(inputs), as_json=as_json)
+    return run_selected(order, lambda intake, _: intake.take(inputs), as_json=as_json)
 
 
 def run_selected(order: RunOrder, select: Select, *, as_json: bool) -> Exit:
@@ -180,7 +189,10 @@ class RemoveText:
     _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
     _repaired: int = attrs.field(default=0, init=False)
     _window: WindowUse = attrs.field(init=False)
-    _balance: Balance = attrs.field(factory=Balance, init=False)
+    _starts: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    _intake: Intake | None = attrs.field(default=None, init=False)
+    _spending: Spending | None = attrs.field(default=None, init=False)
+    _is_asking: bool = attrs.field(default=False, init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False)
     _said_what_is_awaited: bool = attrs.field(default=False, init=False)
     _socket: socket.socket | None = attrs.field(default=None, init=False)
@@ -228,56 +240,58 @@ class RemoveText:
     async def _work(self, client: FluxClient, folder: RunFolder) -> None:
         self.interruption.on_first = self._stopping
         with self.interruption.scope():
-            await self._attempt(self._choose(client, folder))
-            await self._attempt(self._look_at_balance(client, folder))
-            if self._halted_by is not None:
-                return
             self.display.start()
             try:
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._tick)
-                    await self._attempt(self._bring_what_is_missing(client, folder))
-                    if self._halted_by is None:
-                        await self._attempt(self._run_batch(client, folder))
+                    async with anyio.create_task_group() as parts:
+                        for part in (self._choose, self._bring_what_is_missing, self._run_batch):
+                            parts.start_soon(self._attempt, part, client, folder)
                     group.cancel_scope.cancel()
             finally:
                 self.display.stop()
 
-    async def _attempt(self, part: Awaitable[None]) -> None:
+    async def _attempt(
+        self,
+        part: Callable[[FluxClient, RunFolder], Awaitable[None]],
+        client: FluxClient,
+        folder: RunFolder,
+    ) -> None:
         """Do a part of the work; an error of ours in it ends the spending, not the bookkeeping."""
         try:
-            await part
+            await part(client, folder)
         except FluxError as error:
             self._halt(error)
         except BaseExceptionGroup as group:
             self._halt(_only_error_of(group))
 
     async def _choose(self, client: FluxClient, folder: RunFolder) -> None:
-        self._selection = await self.select(self._intake(client, folder))
-        self._say_what_is_kept(self._selection)
+        """Read the inputs; what has been read is worked off meanwhile."""
+        spending = self._spending_of(client)
+        self._intake = intake = self._make_intake(client, folder, spending)
+        self._selection = intake.selection
+        self._starts.set()
+        try:
+            await self.select(intake, spending)
+        finally:
+            intake.selection.complete()
 
-    async def _look_at_balance(self, client: FluxClient, folder: RunFolder) -> None:
-        """Say what the run may cost, and what there is; a key that is refused ends it before it spends."""
-        counts = await anyio.to_thread.run_sync(self._to_be_paid, folder)
-        if self._halted_by is not None or not counts:
-            return
-        trouble = await self._balance.look_before(client)
-        if self._balance.before is None:
-            self.display.note(trouble or "", "yellow")
-            return
+    def _spending_of(self, client: FluxClient) -> Spending:
         order = self.order
-        cost = sum(order.prices[model] * count for model, count in counts.items())
-        words, short = cost_in_words(counts, cost, order.max_credits, self._balance.before)
-        self.display.note(words, "yellow" if short else "")
+        ask = Questions(show=self._show_question).ask if order.asks and not order.yes else None
+        self._spending = Spending(
+            client=client,
+            prices=order.prices,
+            max_credits=order.max_credits,
+            confirm_above=order.confirm_above,
+            ask=None if ask is None else partial(self._ask, ask),
+            is_agreed=order.yes,
+            note=self.display.note,
+            clock=self.clock,
+        )
+        return self._spending
 
-    def _to_be_paid(self, folder: RunFolder) -> Counter[Model]:
-        """Count the images that this run would submit, by model."""
-        resubmits = self.order.in_doubt is InDoubtPolicy.RESUBMIT
-        states = {JobState.PENDING} | ({JobState.IN_DOUBT} if resubmits else set())
-        jobs = folder.jobs_of(self._selection.to_do)
-        return Counter(read_submit(stored.request).model for stored in jobs if stored.job.state in states)
-
-    def _intake(self, client: FluxClient, folder: RunFolder) -> Intake:
+    def _make_intake(self, client: FluxClient, folder: RunFolder, spending: Spending) -> Intake:
         def make_job(given: Given) -> Job:
             job = self.order.job_for(given)
             client.check_reachable(job.request)
@@ -287,20 +301,44 @@ class RemoveText:
                 self.display.suspected(f"{words} Perhaps {meant} is meant." if meant else words)
             return job
 
+        async def may_submit(selection: Selection, *, is_last: bool) -> bool:
+            if self._halted_by is not None:
+                return False
+            if is_last:
+                self._say_what_is_kept(selection)
+            return await spending.may_submit(selection, is_last=is_last)
+
         return Intake(
             folder=folder,
             make_job=make_job,
             download=self.order.download,
+            resubmits=self.order.in_doubt is InDoubtPolicy.RESUBMIT,
             on_kept=partial(_tell, self.display.settled),
             on_refused=self.display.refused,
-            on_taken=partial(_tell, self.display.reading),
+            may_submit=may_submit,
+            may_pay_again=spending.may_pay_again,
+            clock=self.clock,
         )
 
+    async def _ask(self, ask: Callable[[str], Awaitable[bool]], words: str) -> bool:
+        """Ask with the live lines out of the way."""
+        self.display.stop()
+        self._is_asking = True
+        try:
+            return await ask(words)
+        finally:
+            self._is_asking = False
+            if not self.interruption.happened:
+                self.display.start()
+
     async def _run_batch(self, client: FluxClient, folder: RunFolder) -> None:
+        await self._starts.wait()
+        if not await self._selection.opened() or self._halted_by is not None:
+            return
         order = self.order
         batch = run_batch(
             client,
-            folder.wanted(self._selection.to_do),
+            Feed(self._selection, folder.wanted),
             journal=folder.journal,
             directory=folder.images if order.download else None,
             originals=folder.originals if order.keep_originals else None,
@@ -316,6 +354,8 @@ class RemoveText:
         )
         try:
             async with self._told(client, folder), batch as self._batch:
+                if self._halted_by is not None:
+                    batch.stop()
                 async for outcome in batch:
                     await self._settled(folder, outcome)
         finally:
@@ -346,17 +386,24 @@ class RemoveText:
         self._halted_by = self._halted_by or error
         if self._batch is not None:
             self._batch.stop()
+        if self._intake is not None:
+            self._intake.stop()
 
     # --- pictures that are done, and not here -------------------------------------------------------------
 
     async def _bring_what_is_missing(self, client: FluxClient, folder: RunFolder) -> None:
-        places = anyio.Semaphore(_REPAIRS)
+        await self._starts.wait()
+        if not await self._selection.opened():
+            return
+        places, taken = anyio.Semaphore(_REPAIRS), 0
         async with anyio.create_task_group() as group:
-            for stored in folder.jobs_of(self._selection.missing):
-                if self._halted_by is not None:
-                    break
-                await places.acquire()
-                group.start_soon(self._bring, client, folder, stored, places.release)
+            while numbers := await self._selection.missing_beyond(taken):
+                taken += len(numbers)
+                for stored in folder.jobs_of(numbers):
+                    await places.acquire()
+                    if self._halted_by is not None:
+                        return
+                    group.start_soon(self._bring, client, folder, stored, places.release)
 
     async def _bring(
         self, client: FluxClient, folder: RunFolder, stored: StoredJob, release: Callable[[], None]
@@ -407,15 +454,26 @@ class RemoveText:
             say(f"{selection.paid} of {selection.asked} paid by an earlier run: taken up without a submit.")
         if selection.missing:
             say(f"{len(selection.missing)} of {selection.asked} done before, but not here: downloaded again.")
+        if selection.paid_again:
+            say(
+                f"{selection.paid_again} of {selection.asked} paid for again under another signature.",
+                "yellow",
+            )
+
+    def _show_question(self, words: str) -> None:
+        self.display.note(words, "bold")
 
     def _progressed(self, progress: BatchProgress) -> None:
         self._progress = progress
+        if self._is_asking:
+            return
         chosen = self._selection
         view = RunView(
             batch=progress,
             asked=chosen.asked,
             kept=chosen.kept + self._repaired,
             refused=len(chosen.refused),
+            is_read=chosen.is_complete,
             limits=self.order.limits,
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
         )
@@ -446,9 +504,9 @@ class RemoveText:
 
     async def _end(self, client: FluxClient, folder: RunFolder, began: float) -> Exit:
         """Write everything down, say how it went, return the exit code."""
-        totals = None
+        totals, balance = None, self._balance
         if self._progress.submits and not self.interruption.happened:
-            await self._balance.look_after(client)
+            await balance.look_after(client)
         if (displaced := await folder.journal.displacement()) is not None:
             # No results are written beside a journal that is not there, and no advice given for that place.
             self._halted_by = displaced
@@ -481,6 +539,10 @@ class RemoveText:
     def _note_all(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.display.note(line, "red")
+
+    @property
+    def _balance(self) -> Balance:
+        return Balance() if self._spending is None else self._spending.balance
 
     def _conclude(self, folder: RunFolder, totals: Totals, elapsed_s: float) -> None:
         table = summary_table(

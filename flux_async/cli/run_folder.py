@@ -21,6 +21,7 @@ from flux_async.cli.results import (
     image_of,
     row_of,
 )
+from flux_async.cli.selection import Bits, Selection
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import FINAL, JobState, Problem
@@ -31,34 +32,6 @@ ORIGINALS = "originals"
 _CHUNK = 100
 
 T = TypeVar("T")
-
-
-@attrs.define(kw_only=True)
-class Selection:
-    """What a run is about. Jobs are held as their numbers in the journal, never as themselves.
-
-    Attributes:
-        jobs: The jobs asked for, in the order of the input.
-        to_do: Those of them that have not ended.
-        missing: Those that are done, but whose picture is not here.
-        refused: Inputs that never became a job, each with the number of jobs asked for before it.
-        kept: How many of the jobs ended in an earlier run.
-        paid: How many of the jobs an earlier run has paid for and not finished.
-        doubles: Inputs that were given before.
-    """
-
-    jobs: dict[int, None] = attrs.field(factory=dict)
-    to_do: list[int] = attrs.field(factory=list)
-    missing: list[int] = attrs.field(factory=list)
-    refused: list[tuple[int, ResultRow]] = attrs.field(factory=list)
-    kept: int = 0
-    paid: int = 0
-    doubles: int = 0
-
-    @property
-    def asked(self) -> int:
-        """How many different inputs there are."""
-        return len(self.jobs) + len(self.refused)
 
 
 @attrs.define
@@ -95,6 +68,7 @@ class RunFolder:
         reader: A second look at the journal, for what the run need not wait for.
         results: What others read.
         obstacles: What this run could not get past, by job, where the job itself has not ended.
+        settled_here: The numbers of the jobs whose outcome this run has written down.
     """
 
     path: Path
@@ -102,6 +76,7 @@ class RunFolder:
     reader: JournalReader
     results: ResultFile
     obstacles: dict[int, Problem] = attrs.field(factory=dict)
+    settled_here: Bits = attrs.field(factory=Bits)
 
     @classmethod
     async def open(cls, path: Path, *, account: str) -> Self:
@@ -154,6 +129,7 @@ class RunFolder:
             return None
         if problem is not None and stored.job.state not in FINAL | {JobState.IN_DOUBT}:
             self.obstacles[stored.number] = problem
+        self.settled_here.add(stored.number)
         row = self.row(stored)
         self.results.append(row)
         return row

@@ -29,7 +29,7 @@ from flux_async.cli import main
 from flux_async.cli.balance import cost_in_words, in_credits
 from flux_async.cli.checkups import failed
 from flux_async.cli.commands import read_rate
-from flux_async.cli.display import MessageConsole, RunDisplay, duration, live_lines, plain_line
+from flux_async.cli.display import MessageConsole, duration, live_lines, plain_line
 from flux_async.cli.doctor import doctor_lines
 from flux_async.cli.exits import Exit, exit_for
 from flux_async.cli.local_inputs import names_a_file
@@ -94,14 +94,14 @@ def test_credits_are_not_rounded(amount: float, shown: str) -> None:
     assert (f"has {shown}." in words, short) == (True, amount < 5)
 
 
-def test_reading_many_files_is_told_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every ten seconds; what is read at once is not spoken of."""
-    display = RunDisplay(output=Output())
-    display.console.get_time = iter((100.0, 109.0, 111.0, 112.0, 122.0)).__next__
-    for count in (0, 500, 1000, 1500, 2000):
-        display.reading(count)
-    told = capsys.readouterr().err.split("\n")
-    assert told == ["1000 images read so far …", "2000 images read so far …", ""]
+def test_a_total_that_may_grow_is_marked_and_no_time_is_promised() -> None:
+    """While the inputs are read, the total is a least number, and how long it takes is not known."""
+    batch = BatchProgress(seen=9, succeeded=6, elapsed_s=60.0)
+    read, reading = (RunView(batch=batch, asked=20, is_read=is_read) for is_read in (True, False))
+    assert plain_line(reading).startswith("6 of 20+ done")
+    assert "left" not in plain_line(reading)
+    assert plain_line(read).startswith("6 of 20 done")
+    assert plain_line(read).endswith("2:20 left")
 
 
 def test_what_names_a_file_is_told_from_what_is_mistyped(tmp_path: Path) -> None:
