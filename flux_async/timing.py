@@ -17,6 +17,9 @@ from flux_async.clock import Clock
 
 W = TypeVar("W")
 
+GAP_S = 1.0
+"""A sleep that took so much longer than asked for tells that the process was stopped meanwhile."""
+_READ_FIRST_S = 1.0
 _MOST_COMPARED = 256
 _SPARE = 64
 
@@ -28,10 +31,17 @@ class Nap:
     _scope: asyncio.Timeout = attrs.field(factory=lambda: asyncio.timeout(None), init=False)
 
     async def sleep(self, clock: Clock, seconds: float) -> None:
-        """Sleep, at most ``seconds``; infinity has no bound."""
+        """Sleep, at most ``seconds``; infinity has no bound.
+
+        Where the process was stopped meanwhile, a second more: what has arrived is read before anything is
+        judged by the time.
+        """
+        until = clock.monotonic() + seconds
         try:
             async with self._scope:
                 await (asyncio.Event().wait() if seconds == math.inf else clock.sleep(seconds))
+                if clock.monotonic() > until + GAP_S:
+                    await clock.sleep(_READ_FIRST_S)
         except TimeoutError:
             if not self._scope.expired():
                 raise

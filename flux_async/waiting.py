@@ -22,7 +22,7 @@ from flux_async.policy.learning import Trail
 from flux_async.policy.polling import CallbackHealth, PollPolicy, Watch
 from flux_async.protocol.envelope import WireResponse
 from flux_async.protocol.wire import image_of, parse_look
-from flux_async.timing import Alarm, LookPace
+from flux_async.timing import GAP_S, Alarm, LookPace
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -319,6 +319,7 @@ class Wait:
             found = self._judge(now)
             if found is not None:
                 return found
+        self._see_to_gap(now)
         if self.missed or not self._decide(now) or (board.looking and now >= watch.deadline):
             return watch.expired()
         if board.looking:  # he hears of it
@@ -342,6 +343,11 @@ class Wait:
         self._outage_s = outage_s
         if polls.is_on:
             watch.deadline = max(watch.deadline, now + _LEAST_AFTER_OUTAGE_S)
+
+    def _see_to_gap(self, now: float) -> None:
+        """Put the deadline off where the process was stopped over it: the poll that was due is still made."""
+        if now - self.watch.deadline > GAP_S and self.watch.put_off(now):
+            self.missed = False
 
     def _decide(self, now: float) -> bool:
         """Say when to look next, or False: the deadline is here."""

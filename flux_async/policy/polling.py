@@ -16,6 +16,7 @@ from flux_async.policy.schedule import SHORTEST_GAP_S
 from flux_async.protocol.codes import PollMeaning, poll_meaning
 
 _LAST_LOOK_S = 2.0
+_PUT_OFF_S = 5.0
 _LAST_LOOK_SHARE = 0.1
 _TROUBLE_CAP_S = 30.0
 _FASTEST_GROWTH = 10.0
@@ -192,7 +193,8 @@ class Watch:
     1. Only the vendor's word ends a wait early: a finished record, or a refusal no later look can mend.
     2. "No such task" within ``visible_within_s`` means "not visible yet"; once seen, a task exists.
     3. Lost connections, 429, 455 and server errors mean "look again", ever more rarely.
-    4. The deadline ends it. The last look is made just before, so that nothing finished is missed.
+    4. The deadline ends it. The last look is made just before, so that nothing finished is missed. Where the
+       process was stopped over the deadline, that is put off once, for a last look.
     5. A callback moves the next look to now. Where that look finds nothing the next follow soon, a second,
        two, four later, and after six the callback is held for a mistake; one that comes meanwhile adds none.
        One that comes after a mistake waits until the last look is a second old.
@@ -228,6 +230,7 @@ class Watch:
     _looked_at: float | None = attrs.field(default=None, init=False)
     _since_ring: int | None = attrs.field(default=None, init=False)
     _was_misled: bool = attrs.field(default=False, init=False)
+    _is_put_off: bool = attrs.field(default=False, init=False)
 
     def rang(self, _now: float) -> None:
         """Take note of a callback for this task."""
@@ -253,6 +256,17 @@ class Watch:
                 delay, self._asked_to_wait(), min(_TROUBLE_CAP_S, 2.0 ** min(self._troubles, 16) * draw)
             )
         return max(0.0, min(delay, last_look_at - now))
+
+    def put_off(self, now: float) -> bool:
+        """Put the deadline off to five seconds from now, for a last look; False where it was put off before.
+
+        For a deadline that passed while the process was stopped.
+        """
+        if self._is_put_off:
+            return False
+        self._is_put_off = True
+        self.deadline = now + _PUT_OFF_S
+        return True
 
     def is_last_look(self, now: float) -> bool:
         """Say whether a look made now is the last before the deadline."""

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from flux_async import EditRequest, FluxClient, NotFoundError, PollDeadlineExceeded, TaskFailed, TaskId
+from flux_async import (
+    EditRequest,
+    FluxClient,
+    ImageResult,
+    NotFoundError,
+    PollDeadlineExceeded,
+    TaskFailed,
+    TaskId,
+)
 from flux_async.models import CallbackEvent
 
 TASK = TaskId("t1")
@@ -180,6 +188,38 @@ async def seconds_of_five(client: FluxClient, clock: Any, ring: Callable[[], Any
         for _ in range(5):
             group.create_task(client.wait(TASK))
     return float(clock.now - began)
+
+
+async def test_a_process_stopped_during_a_poll_polls_once_more(
+    client: FluxClient, transport: Any, clock: Any, make: Any
+) -> None:
+    """The deadline passed meanwhile, and what the poll found was true before: the task has finished."""
+
+    def stopped(_: Any) -> Any:
+        clock.now += 400.0
+        return make.record(0)
+
+    transport.script["record-info"] = [make.record(0), stopped, make.record(1)]
+    image = await client.wait(TASK, timeout=300.0)
+    assert image.result_url == "https://files.example/t1.jpg"
+
+
+@pytest.mark.parametrize("has_finished", [True, False])
+async def test_a_process_stopped_between_polls_makes_the_one_that_was_due(
+    client: FluxClient, transport: Any, clock: Any, make: Any, has_finished: bool
+) -> None:
+    """And if that finds nothing, the wait ends within seconds all the same."""
+    transport.script["record-info"] = [make.record(0), make.record(0), make.record(int(has_finished))]
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(waits(client, 1, timeout=300.0))
+        while transport.count("record-info") < 2 or transport.in_the_air:
+            await asyncio.sleep(0)
+        clock.now += 400.0
+        gone_on = clock.now
+    (found,) = waiting.result()
+    assert isinstance(found, ImageResult if has_finished else PollDeadlineExceeded)
+    assert transport.count("record-info") > 2
+    assert clock.now - gone_on < 10.0
 
 
 async def test_a_callback_wakes_all_who_wait(

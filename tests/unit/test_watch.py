@@ -129,6 +129,20 @@ def test_the_last_look_comes_just_before_the_deadline() -> None:
     assert wait.next_look(9.0, 0.5) is None
 
 
+def test_a_deadline_is_put_off_once_for_a_last_look() -> None:
+    """By five seconds, where the process was stopped over it."""
+    wait = watch(300.0, PollPolicy())
+    wait.saw_record(record(TaskStatus.GENERATING), 250.0)
+    assert wait.next_look(400.0, 0.5) is None
+    assert wait.put_off(400.0)
+    delay = wait.next_look(400.0, 0.5)
+    assert delay is not None
+    assert 0.0 <= delay < 5.0
+    wait.saw_record(record(TaskStatus.GENERATING), 404.9)
+    assert wait.next_look(405.0, 0.5) is None
+    assert not wait.put_off(500.0)
+
+
 def test_expiry_carries_the_task_and_says_that_it_is_paid() -> None:
     """The deadline's error can be acted on."""
     wait = watch(10.0)
