@@ -45,7 +45,7 @@ def script(name: str) -> str:
 
 
 MEASURED: dict[str, Callable[[], float]] = {
-    "import flux_async": lambda: import_ms("flux_async"),
+    "import flux_async": lambda: import_ms("flux_async.public"),
     "import openai": lambda: import_ms("openai"),
     "flux-async --help": lambda: run_ms(script("flux-async"), "--help"),
     "python, import openai": lambda: run_ms(sys.executable, "-c", "import openai"),

@@ -5,173 +5,24 @@
 
 from __future__ import annotations
 
-from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
-from flux_async.batch.progress import BatchProgress
-from flux_async.batch.run import BatchRun, run_batch
-from flux_async.client import FluxClient
-from flux_async.errors import (
-    AddressForbidden,
-    ApiError,
-    AuthenticationError,
-    BudgetExhausted,
-    CallbackRejected,
-    Charge,
-    ClientClosed,
-    ConfigurationError,
-    ConnectionLost,
-    ContentPolicyError,
-    DeadlineExceeded,
-    DiskFull,
-    DownloadCutShort,
-    DownloadError,
-    DownloadTimedOut,
-    FeatureDisabledError,
-    FluxError,
-    FolderNotWritable,
-    InsufficientCreditsError,
-    InvalidInput,
-    InvalidRequestError,
-    JobConflictError,
-    JournalBusyError,
-    JournalDisplaced,
-    JournalError,
-    JournalRecordsLost,
-    JournalVersionError,
-    KeyLimitError,
-    MaintenanceError,
-    MissingExtra,
-    NotAPicture,
-    NotFoundError,
-    PermissionDeniedError,
-    PollDeadlineExceeded,
-    RateLimitedError,
-    RequestNotSent,
-    ResultExpired,
-    ResultTooLarge,
-    Scope,
-    ServerError,
-    TaskFailed,
-    TaskMismatch,
-    TooManyUnknownAnswers,
-    UnexpectedResponse,
-    UploadRejected,
-    WrongEventLoop,
-)
-from flux_async.files import SavedFile
-from flux_async.journal.store import Journal
-from flux_async.models import (
-    AspectRatio,
-    CallbackEvent,
-    Echo,
-    EditRequest,
-    Failed,
-    GenerateRequest,
-    ImageResult,
-    InDoubt,
-    InDoubtPolicy,
-    Job,
-    JobKey,
-    LocalImage,
-    Model,
-    Outcome,
-    OutputFormat,
-    Succeeded,
-    TaskId,
-    TaskRecord,
-    TaskStatus,
-    UnclaimedTask,
-    UploadedFile,
-)
-from flux_async.policy.admission import Limits
-from flux_async.policy.downloads import DownloadLimits
-from flux_async.policy.polling import PollPolicy
-from flux_async.policy.retry import RetryPolicy
-from flux_async.protocol.callbacks import CallbackEndpoint
-from flux_async.webhook import WebhookReceiver
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flux_async.public import *  # noqa: F403 - the names are listed there
+    from flux_async.public import __all__ as __all__
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AddressForbidden",
-    "ApiError",
-    "AspectRatio",
-    "AuthenticationError",
-    "BatchProgress",
-    "BatchRun",
-    "BudgetExhausted",
-    "CallbackEndpoint",
-    "CallbackEvent",
-    "CallbackRejected",
-    "Charge",
-    "ClientClosed",
-    "ConfigurationError",
-    "ConnectionLost",
-    "ContentPolicyError",
-    "DeadlineExceeded",
-    "DiskFull",
-    "DownloadCutShort",
-    "DownloadError",
-    "DownloadLimits",
-    "DownloadTimedOut",
-    "Echo",
-    "EditRequest",
-    "Failed",
-    "FeatureDisabledError",
-    "FluxClient",
-    "FluxError",
-    "FolderNotWritable",
-    "GenerateRequest",
-    "ImageResult",
-    "InDoubt",
-    "InDoubtPolicy",
-    "InsufficientCreditsError",
-    "InvalidInput",
-    "InvalidRequestError",
-    "Job",
-    "JobConflictError",
-    "JobKey",
-    "Journal",
-    "JournalBusyError",
-    "JournalDisplaced",
-    "JournalError",
-    "JournalRecordsLost",
-    "JournalVersionError",
-    "KeyLimitError",
-    "Limits",
-    "LocalImage",
-    "MaintenanceError",
-    "MissingExtra",
-    "Model",
-    "NotAPicture",
-    "NotFoundError",
-    "Outcome",
-    "OutputFormat",
-    "PermissionDeniedError",
-    "PollDeadlineExceeded",
-    "PollPolicy",
-    "RateLimitedError",
-    "RekeyEvidence",
-    "Rekeyed",
-    "RequestNotSent",
-    "ResultExpired",
-    "ResultTooLarge",
-    "RetryPolicy",
-    "SavedFile",
-    "Scope",
-    "ServerError",
-    "Succeeded",
-    "TaskFailed",
-    "TaskId",
-    "TaskMismatch",
-    "TaskRecord",
-    "TaskStatus",
-    "TooManyUnknownAnswers",
-    "UnclaimedTask",
-    "UnexpectedResponse",
-    "UploadRejected",
-    "UploadedFile",
-    "WebhookReceiver",
-    "WrongEventLoop",
-    "rekey_journal",
-    "run_batch",
-]
+# The names are loaded with the first that is used: until then Ctrl-C meets nothing but this file, and the
+# command line can end without a traceback.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        public = import_module("flux_async.public")
+        if name != "__all__" and name not in public.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(public, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("flux_async.public").__all__})

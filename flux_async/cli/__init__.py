@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-from flux_async.errors import install_command
-
 _NEEDED = ("click", "rich")
 _USAGE = 2
 _INTERRUPTED = 130
@@ -17,14 +15,20 @@ def main() -> None:
     if sys.platform == "win32":
         sys.stderr.write("The command line runs on Linux and macOS. On Windows, run it inside WSL.\n")
         sys.exit(_USAGE)
-    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
-        sys.stderr.write(f"The command line needs the extra cli. Run: {install_command('cli')}\n")
-        sys.exit(_USAGE)
     try:
-        from flux_async.cli.commands import cli  # noqa: PLC0415 - needs the extra
-        from flux_async.cli.exits import run_command  # noqa: PLC0415 - needs the extra
-
-        code = run_command(cli)
-    except KeyboardInterrupt:
+        code = _run()
+    except KeyboardInterrupt:  # also while modules are loaded
         code = _INTERRUPTED
     sys.exit(code)
+
+
+def _run() -> int:
+    from flux_async.errors import install_command  # noqa: PLC0415 - loaded where Ctrl-C is expected
+
+    if any(importlib.util.find_spec(name) is None for name in _NEEDED):
+        sys.stderr.write(f"The command line needs the extra cli. Run: {install_command('cli')}\n")
+        return _USAGE
+    from flux_async.cli.commands import cli  # noqa: PLC0415 - needs the extra
+    from flux_async.cli.exits import run_command  # noqa: PLC0415 - needs the extra
+
+    return run_command(cli)

@@ -374,11 +374,11 @@ def rekey(folder: Path, sure: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_verbose
 def recover(folder: Path, *, yes: bool) -> int:
-    """Go on in FOLDER though its journal lost records of submits.
+    """Go on with a journal that lost records of submits.
 
-    The images that they may concern are put in doubt; nothing is sent. A journal loses records where its -wal
-    file is not copied along, or an older copy is put in its place. The file journal.sqlite3.submits beside it
-    shows which images were submitted.
+    Images that may have been submitted without the journal's knowing are put in doubt; nothing is sent. A
+    journal loses records where its -wal file is not copied along, or an older copy is put in its place. The
+    file journal.sqlite3.submits beside it shows which images were submitted.
     """
     from flux_async.cli.recover import run_recover  # noqa: PLC0415
 

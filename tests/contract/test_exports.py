@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import flux_async
-from flux_async import errors, models
+from flux_async import errors, models, public
 
 
 def test_all_is_sorted() -> None:
@@ -21,12 +21,12 @@ def test_all_is_sorted() -> None:
 
 def test_all_is_every_public_name() -> None:
     """``__all__`` holds each public name of the package, and no other."""
-    public = {
+    names = {
         name
-        for name, value in vars(flux_async).items()
+        for name, value in vars(public).items()
         if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
     }
-    assert set(flux_async.__all__) == public
+    assert set(flux_async.__all__) == names
 
 
 def test_every_error_is_exported_and_has_the_one_base() -> None:

@@ -23,12 +23,22 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("statement", ["import flux_async", "import flux_async.sandbox, flux_async.imaging"])
+@pytest.mark.parametrize(
+    "statement", ["import flux_async.public", "import flux_async.sandbox, flux_async.imaging"]
+)
 def test_import_loads_nothing_heavy(statement: str) -> None:
     """Importing the package, the sandbox or imaging loads no optional dependency, no httpx and no sqlite3."""
     loaded = modules_after(statement)
     assert "flux_async" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+def test_names_are_loaded_with_the_first_that_is_used() -> None:
+    """Before that nothing of the package is there but its version; a name that is none is an error."""
+    assert "attrs" not in modules_after("import flux_async; flux_async.__version__")
+    assert "attrs" in modules_after("from flux_async import *; FluxClient")
+    assert "attrs" in modules_after("import flux_async; assert 'FluxClient' in dir(flux_async)")
+    modules_after("import flux_async; assert not hasattr(flux_async, 'nothing')")
 
 
 @pytest.mark.parametrize("name", sorted(HTTP))

@@ -64,7 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": L0 | L1 | L2,
     "testing": L0 | L1 | L2 | L3 | L4 | {"sandbox"},
     "cli": L0 | L1 | L2 | L3 | L4 | {"__init__", "__version__", "imaging", "report", "sandbox"},
-    "__init__": L0 | L1 | L2 | L3 | L4,
+    "__init__": {"public"},
+    "public": L0 | L1 | L2 | L3 | L4,
     "__main__": {"cli"},
 }
 ALLOWED_FOR_TYPING: dict[str, set[str]] = {
@@ -102,6 +103,7 @@ OUTSIDE: dict[str, set[str]] = {
     "testing": {"anyio", "attrs", "httpx", "pytest"},
     "cli": {"PIL", "anyio", "attrs", "click", "h11", "httpx", "rich", "uvicorn"},
     "__init__": set(),
+    "public": set(),
     "__main__": set(),
 }
 ONLY_IN: dict[str, set[str]] = {
