@@ -12,6 +12,7 @@ from collections.abc import Mapping
 ACTIONS = frozenset(
     {
         "check_network",
+        "fetch",
         "larger_budget",
         "larger_result",
         "larger_upload",
@@ -42,6 +43,7 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
     task = "task_id" if task_id is None else repr(str(task_id))
     return {
         "check_network": "check KIE_BASE_URL and the network",
+        "fetch": "Run the batch again on the same journal",
         "larger_budget": "Run the same call again with a larger max_credits",
         "larger_result": "raise max_bytes or max_pixels of DownloadLimits",
         "larger_upload": "upload it with client.upload(path, max_bytes=…)",

@@ -6,7 +6,6 @@ picture home; ``run`` and its short forms do all but the last in one call.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -23,11 +22,10 @@ import attrs
 from flux_async.account import Account, Call, log
 from flux_async.advice import python_words
 from flux_async.clock import Clock, SystemClock
-from flux_async.download import Download, timed_out
+from flux_async.download import DownloadOrder, download, download_once
 from flux_async.errors import (
     Charge,
     ConfigurationError,
-    DeadlineExceeded,
     FluxError,
     InvalidInput,
     PollDeadlineExceeded,
@@ -396,24 +394,28 @@ class FluxClient:
         *,
         timeout: float | None = None,
         match_suffix: bool = False,
+        retry: bool = True,
     ) -> SavedFile:
         """Bring a picture to disk; the file appears under its name only when it is whole.
 
         The file host sees neither key nor cookies. Redirects are followed, at most five, and only to public
         addresses, or to the kind the API itself has. A download that breaks off goes on where it stopped, if
-        the host offers that; a link that is refused is once replaced by a fresh one of the vendor's.
+        the host offers that; a link that is refused is replaced by a fresh one of the vendor's. Every failure
+        that may pass (:attr:`DownloadError.retryable`) is tried again within ``timeout``, also 404 and 410:
+        a result that is seconds old may not be on every server yet.
 
         Args:
             image: A result, or the http(s) URL of a picture.
             destination: Where to; an existing file is replaced, missing folders are made.
             timeout: Seconds for the whole download; left out, the client's.
             match_suffix: Give the file the ending its content has: a JPEG may arrive where PNG was asked for.
+            retry: False makes one try only.
 
         Returns:
             The path written, the digest of its bytes, and its size.
 
         Raises:
-            ResultExpired: The file host no longer has it, and a fresh link did not help.
+            ResultExpired: The file host refuses it, and it is older than the vendor keeps results (14 days).
             AddressForbidden: Its address leads where a download must not go.
             DownloadCutShort, DownloadTimedOut: Not all of it came.
             NotAPicture, ResultTooLarge: It is no picture, or larger than the limits allow.
@@ -422,24 +424,17 @@ class FluxClient:
         """
         given: object = image.result_url if isinstance(image, ImageResult) else image
         url = check_http_url(encoded_as_by_a_browser(given) if isinstance(given, str) else given)
-        span, caller_left = self._span(timeout), asyncio.Event()
-        download = Download(
-            account=self._account,
+        order = DownloadOrder(
             url=url,
             destination=check_destination(destination),
             limits=self._download_limits,
-            deadline=self._deadline(timeout),
-            given_up=caller_left.is_set,
+            span_s=self._span(timeout),
             match_suffix=match_suffix,
         )
         async with self._account.call():
-            try:
-                async with Deadline(span):
-                    return await self._account.download(download.run, deadline=download.deadline)
-            except (TimeoutError, DeadlineExceeded):
-                raise timed_out(span) from None
-            finally:
-                caller_left.set()
+            if retry:
+                return await download(self._account, order, _submitted_at(image))
+            return await download_once(self._account, order)
 
     async def upload(
         self,
@@ -690,6 +685,12 @@ def _make_transport(
     from flux_async import __version__  # noqa: PLC0415 - the package imports this module
 
     return make_transport(name, origin, limits, version=__version__, client=client)
+
+
+def _submitted_at(image: ImageResult | str) -> float | None:
+    """Return when the task of a result was made, in seconds since the epoch, where its record says so."""
+    record = image.record if isinstance(image, ImageResult) else None
+    return None if record is None or record.created_at is None else record.created_at.timestamp()
 
 
 def _of_kind(value: T | None, kind: type[T], name: str) -> T | None:

@@ -3,7 +3,7 @@
 ::
 
     fetch → is it a file? → take its bytes → is it whole? → keep
-      │         └ 403, 404, 410: once, ask the vendor for a fresh link and begin again
+      │         └ 401, 403, 404, 410: once, ask the vendor for a fresh link and begin again
       └ broke off: go on where it stopped, if the host can send the rest of the same file;
                    begin again, if nothing of it had come
 
@@ -13,6 +13,7 @@ when he has left, it ends at the next chunk and leaves nothing behind.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -20,21 +21,33 @@ from pathlib import Path
 
 import attrs
 
-from flux_async.account import Account
-from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
+from flux_async.account import Account, log
+from flux_async.errors import (
+    DeadlineExceeded,
+    DownloadCutShort,
+    DownloadError,
+    DownloadTimedOut,
+    FluxError,
+)
 from flux_async.files import IncomingPicture, SavedFile, given_up_error
 from flux_async.policy.downloads import (
     REFRESHABLE,
+    DownloadAgain,
     DownloadLimits,
     FileHead,
+    NoDownload,
+    after_failed_download,
     before_resume,
     continues,
+    expired,
     headers_to_resume,
     read_head,
     refusal,
 )
+from flux_async.protocol.envelope import retry_after_s
 from flux_async.protocol.wire import build_download_url, parse_download_url
 from flux_async.transport import FileStream
+from flux_async.transport.deadline import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -42,29 +55,44 @@ _OK = 200
 _ABOUT_RANGES = frozenset({206, 416})
 _REFRESH_TIMEOUT_S = 30.0
 _SHORTEST_S = 0.01
+_LAST_TRY = 0.1
+"""Part of the time in which no other try begins: it would only be cut short."""
+
+
+@attrs.frozen(kw_only=True)
+class DownloadOrder:
+    """What to bring where.
+
+    Attributes:
+        url: Address of the result.
+        destination: Where to.
+        limits: What is allowed.
+        span_s: Seconds for all of it.
+        match_suffix: Give the file the ending its content has.
+    """
+
+    url: str = attrs.field(repr=False)
+    destination: Path
+    limits: DownloadLimits
+    span_s: float
+    match_suffix: bool = False
 
 
 @attrs.define(kw_only=True, eq=False)
 class Download:
-    """Brings one result to disk.
+    """Brings one result to disk, in one try.
 
     Args:
         account: Whose transport and clock are used.
-        url: Address of the result.
-        destination: Where to.
-        limits: What is allowed.
+        order: What to bring where.
         deadline: When to stop, as monotonic seconds.
         given_up: Whether the caller has left.
-        match_suffix: Give the file the ending its content has.
     """
 
     account: Account
-    url: str = attrs.field(repr=False)
-    destination: Path
-    limits: DownloadLimits
+    order: DownloadOrder
     deadline: float
     given_up: Callable[[], bool] = attrs.field(repr=False)
-    match_suffix: bool = False
     _head: FileHead = attrs.field(factory=FileHead, init=False)
     _address: str = attrs.field(default="", init=False, repr=False)
     _refreshed: bool = attrs.field(default=False, init=False)
@@ -75,8 +103,8 @@ class Download:
         Raises:
             DownloadError: What went wrong.
         """
-        self._address = self.url
-        picture = IncomingPicture(self.destination, self.limits, match_suffix=self.match_suffix)
+        order, self._address = self.order, self.order.url
+        picture = IncomingPicture(order.destination, order.limits, match_suffix=order.match_suffix)
         try:
             await self._fetch(picture)
             return await picture.keep(self.given_up)
@@ -122,16 +150,16 @@ class Download:
     def _open(self, headers: dict[str, str]) -> AbstractAsyncContextManager[FileStream]:
         remaining = max(_SHORTEST_S, self.deadline - self.account.clock.monotonic())
         return self.account.transport.fetch(
-            self._address, timeout_s=remaining, stall_s=self.limits.stall_s, headers=headers
+            self._address, timeout_s=remaining, stall_s=self.order.limits.stall_s, headers=headers
         )
 
     async def _begin(self, file: FileStream, picture: IncomingPicture) -> None:
         """Read what the host says of the file; what had come of another one is forgotten."""
         if file.status != _OK:
-            raise refusal(file.status, file.host, refreshed=self._refreshed)
+            raise refusal(file.status, file.host, retry_after_s=retry_after_s(file.headers))
         self._head = read_head(file.headers)
         if self._head.length is not None:
-            self.limits.check_bytes(self._head.length, declared=True)
+            self.order.limits.check_bytes(self._head.length, declared=True)
         if picture.received:
             await picture.start_over()
 
@@ -155,7 +183,7 @@ class Download:
         remaining = max(_SHORTEST_S, self.deadline - self.account.clock.monotonic())
         try:
             answer = await self.account.look(
-                build_download_url(self.url),
+                build_download_url(self.order.url),
                 timeout_s=min(_REFRESH_TIMEOUT_S, remaining),
                 deadline=self.deadline,
             )
@@ -165,6 +193,57 @@ class Download:
             raise refused from None
 
 
-def timed_out(seconds: float) -> DownloadTimedOut:
-    """Return the error of a download whose deadline has passed."""
-    return DownloadTimedOut(f"The download took longer than {seconds:g} s.")
+async def download_once(account: Account, order: DownloadOrder) -> SavedFile:
+    """Try one download. Waiting for a place among the downloads counts as time.
+
+    Raises:
+        DownloadError: What went wrong.
+    """
+    caller_left = asyncio.Event()
+    one = Download(
+        account=account,
+        order=order,
+        deadline=account.clock.monotonic() + order.span_s,
+        given_up=caller_left.is_set,
+    )
+    try:
+        async with Deadline(order.span_s):
+            return await account.download(one.run, deadline=one.deadline)
+    except (TimeoutError, DeadlineExceeded):
+        raise DownloadTimedOut(f"The download took longer than {order.span_s:g} s.") from None
+    finally:
+        caller_left.set()
+
+
+async def download(account: Account, order: DownloadOrder, submitted_at: float | None) -> SavedFile:
+    """Download, again and again within ``order.span_s`` where a failure may pass.
+
+    Args:
+        account: Whose transport and clock are used.
+        order: What to bring where.
+        submitted_at: When the task was submitted, in seconds since the epoch, where that is known.
+
+    Raises:
+        DownloadError: How the last try ended.
+    """
+    clock, tries = account.clock, 0
+    deadline = clock.monotonic() + order.span_s
+    while True:
+        tries += 1
+        left = deadline - clock.monotonic()
+        try:
+            return await download_once(account, attrs.evolve(order, span_s=max(_SHORTEST_S, left)))
+        except DownloadError as error:
+            what = after_failed_download(
+                error,
+                tries=tries,
+                age_s=None if submitted_at is None else clock.wall() - submitted_at,
+                left_s=deadline - _LAST_TRY * order.span_s - clock.monotonic(),
+                draw=account.rng.random(),
+            )
+            if what is NoDownload.FOR_GOOD:
+                raise expired(error) from None
+            if not isinstance(what, DownloadAgain):
+                raise
+            log(logging.INFO, "download tried again in %.1f s: %s", what.delay_s, error.message)
+            await clock.sleep(what.delay_s)

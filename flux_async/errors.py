@@ -30,7 +30,7 @@
     ├── TooManyUnknownAnswers      nothing is submitted: too many answers made no sense      .unknown
     ├── DeadlineExceeded           our own deadline passed
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
-    ├── DownloadError              a result could not be brought to disk     .http_status
+    ├── DownloadError              a result could not be brought to disk     .http_status .retryable
     │   ├── ResultExpired          the vendor no longer has the file
     │   ├── AddressForbidden       the file's address leads where a download must not go
     │   ├── DownloadCutShort       the file stopped before its end
@@ -455,23 +455,35 @@ class DownloadError(FluxError):
 
     Attributes:
         http_status: HTTP status of the file host's answer, or None where there was none.
+        retryable: Whether the same download may succeed later as it is. Where not, a limit, the disk or the
+            address itself is in the way.
+        retry_after_s: Seconds the file host asked to wait, or None where it did not say.
     """
 
     default_charge = Charge.YES
     default_advice = "The result is paid and kept for 14 days: download it again."
+    default_retryable: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, http_status: int | None = None, **fields: Any) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        http_status: int | None = None,
+        retryable: bool | None = None,
+        retry_after_s: float | None = None,
+        **fields: Any,
+    ) -> None:
         super().__init__(message, **fields)
         self.http_status: int | None = http_status
+        self.retryable: bool = self.default_retryable if retryable is None else retryable
+        self.retry_after_s: float | None = retry_after_s
 
 
 class ResultExpired(DownloadError):
-    """The vendor no longer has the file: originals live 10 minutes, results 14 days."""
+    """The vendor no longer has the file: it keeps results for 14 days."""
 
-    default_advice = (
-        "Ask record-info for the address again; past 14 days the image must be made anew, which is a new "
-        "charge{pay_again}."
-    )
+    default_retryable = False
+    default_advice = "The image must be made anew, which is a new charge{pay_again}."
 
 
 class AddressForbidden(DownloadError):
@@ -481,6 +493,7 @@ class AddressForbidden(DownloadError):
     step from https down to http.
     """
 
+    default_retryable = False
     default_advice = "If the address is one of your own network, fetch the file yourself: it is {result_url}."
 
 
@@ -505,12 +518,14 @@ class NotAPicture(DownloadError):
 class ResultTooLarge(DownloadError):
     """The file has more bytes or more pixels than allowed; it was refused before the rest was read."""
 
+    default_retryable = False
     default_advice = "If the picture is wanted all the same, {larger_result}."
 
 
 class DiskFull(DownloadError):
     """There is no room for the file on its disk, or none left in the quota."""
 
+    default_retryable = False
     default_scope = Scope.STOP
     default_advice = "Make room: nothing is lost, the paid results are kept for 14 days."
 
@@ -518,6 +533,7 @@ class DiskFull(DownloadError):
 class FolderNotWritable(DownloadError):
     """No file can be made in the folder: no permission, or a read-only disk."""
 
+    default_retryable = False
     default_scope = Scope.STOP
     default_advice = "Check the folder's permissions: nothing is lost, the paid results are kept for 14 days."
 

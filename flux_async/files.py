@@ -152,7 +152,7 @@ class IncomingPicture:
 
 def given_up_error() -> DownloadError:
     """Return the error of a download that nobody waits for any more."""
-    return DownloadError("The download was given up by its caller.")
+    return DownloadError("The download was given up by its caller.", retryable=False)
 
 
 def _disk_error(error: OSError, destination: Path) -> DownloadError:
@@ -168,6 +168,7 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
     return DownloadError(
         words,
         advice="Check the path and the disk, then download again: the paid result is kept 14 days.",
+        retryable=False,
     )
 
 

@@ -23,7 +23,7 @@ Rules:
    caller's consent makes it PENDING. A task of an earlier submit that becomes known even then, before another
    POST, makes it SUBMITTED: nothing is paid twice that is known to be paid.
 4. DONE and FAILED are final for facts: late and repeated ones change nothing. (A picture may be saved again
-   where its file is missing; where the vendor no longer has it either, the job has FAILED.)
+   where its file is missing; one that was left at the vendor, never saved and has expired there has FAILED.)
    ``RetryGranted`` is a person's word, not a fact.
 5. A job has at most one live attempt: submitting, submitted or in doubt.
 6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so

@@ -32,6 +32,7 @@ class ScriptedTransport:
     most_in_the_air: int = 0
     latency_s: float = 0.1
     closed: bool = False
+    files: Callable[[str], AbstractAsyncContextManager[FileStream]] | None = None
 
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
         """Take the next answer of the path."""
@@ -45,8 +46,10 @@ class ScriptedTransport:
         return answer(request) if callable(answer) else answer
 
     def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
-        """Not scripted."""
-        raise NotImplementedError
+        """Open a file, where a test has some."""
+        if self.files is None:
+            raise NotImplementedError
+        return self.files(url)
 
     async def aclose(self) -> None:
         """Remember it."""

@@ -11,6 +11,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from flux_async.account import Account
 from flux_async.batch.doubts import Doubts
+from flux_async.batch.download_retries import DownloadRetries, FailedDownload
 from flux_async.batch.orchestrator import Driver, Terms
 from flux_async.batch.progress import Tally
 from flux_async.errors import FluxError, JournalDisplaced, Scope
@@ -36,8 +37,10 @@ class Fleet:
         terms: What the drivers have in common.
         on_halt: Told of the error that ends all spending.
         on_change: Told when there is something new to see.
+        is_fed: Whether all inputs have been read.
         doubts: Where jobs wait for their callbacks, if they do.
         is_abandoned: Whether tasks are not waited for any more.
+        retries: The downloads that failed and are tried again.
     """
 
     account: Account
@@ -48,14 +51,17 @@ class Fleet:
     terms: Terms
     on_halt: Callable[[FluxError], None]
     on_change: Callable[[], None]
+    is_fed: Callable[[], bool]
     doubts: Doubts | None = None
     is_abandoned: bool = attrs.field(default=False, init=False)
+    retries: DownloadRetries = attrs.field(init=False)
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _starts: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _starting: set[int] = attrs.field(factory=set, init=False, repr=False)
     # Jobs by their numbers, each with its driver while its task is waited for.
     _driven: dict[int, Driver | None] = attrs.field(factory=dict, init=False, repr=False)
     _told: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _fetching_again: int = attrs.field(default=0, init=False)
     _granted: set[int] = attrs.field(factory=set, init=False, repr=False)
     _counted: set[int] = attrs.field(factory=set, init=False, repr=False)
     # Jobs that have been driven since the inputs at hand were read; how those stand now, the journal knows.
@@ -67,6 +73,13 @@ class Fleet:
         limits = self.account.admission.limits
         self._slots = asyncio.Semaphore(limits.in_flight)
         self._starts = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.submits_in_air))
+        self.retries = DownloadRetries(
+            account=self.account,
+            patience_s=self.terms.patience_s,
+            group=self.group,
+            start=self._fetch_again,
+            is_busy=lambda: not self.is_fed() or len(self._driven) > self._fetching_again,
+        )
 
     @property
     def is_busy(self) -> bool:
@@ -98,7 +111,7 @@ class Fleet:
 
     async def start(self, stored: StoredJob, *, is_input: bool = False) -> bool:
         """Start a driver when there is a slot, unless the job's outcome was told; False where it has one."""
-        if stored.number in self._driven:
+        if stored.number in self._driven or stored.number in self.retries:
             return False
         if stored.number in self._told:
             return True
@@ -112,8 +125,8 @@ class Fleet:
         return True
 
     async def all_done(self) -> None:
-        """Wait until nobody drives, and no task is waited for."""
-        while self._driven:
+        """Wait until nobody drives, and neither a task nor another try of a download is waited for."""
+        while self._driven or self.retries:
             self._idle.clear()
             await self._idle.wait()
 
@@ -155,6 +168,27 @@ class Fleet:
                 self._let_go(stored, None)
         if driver is not None:
             await self._go_on(driver, None)
+
+    def _fetch_again(self, number: int, failed: FailedDownload) -> None:
+        """Try a download once more, beside the slots and places for tasks in flight."""
+        self._driven[number] = None
+        self._fetching_again += 1
+        self.group.create_task(self._drive_download(number, failed), context=self._context.copy())
+
+    async def _drive_download(self, number: int, failed: FailedDownload) -> None:
+        driver: Driver | None = None
+        try:
+            stored = await self.journal.job(failed.key)
+            if stored is not None and stored.job.state is JobState.GENERATED:
+                driver = Driver(terms=self.terms, stored=stored, is_fresh=True)
+                outcome = driver.given_up() if failed.given_up else await self._outcome_of(driver, None)
+                if outcome is not None:
+                    await self._hand_over(driver, outcome)
+        finally:
+            self._fetching_again -= 1
+            self._forget(number, driver)
+            self.retries.tried()
+            self._note_idle()
 
     def _take_up(self, stored: StoredJob | None) -> Driver | None:
         """Return a driver where there is something to do; count the job, once, however often it is parked."""
@@ -215,12 +249,26 @@ class Fleet:
     def _let_go(self, stored: StoredJob, driver: Driver | None) -> None:
         """Nobody drives a job any more."""
         self._has_started(stored.number)
-        self._driven.pop(stored.number, None)
-        if self._moved is not None:
-            self._moved.add(stored.number)
         self._slots.release()
+        self._forget(stored.number, driver)
         self._park(stored, driver)
-        if not self._driven:
+        self._note_idle()
+
+    def _forget(self, number: int, driver: Driver | None) -> None:
+        """Nobody drives a job; where its download failed, it may be tried again later."""
+        self._driven.pop(number, None)
+        if self._moved is not None:
+            self._moved.add(number)
+        if driver is not None and driver.fetch_in_s is not None:
+            self.retries.wait(number, driver.fetch_in_s)
+        else:
+            self.retries.forget(number)
+
+    def _note_idle(self) -> None:
+        """Notify those who wait for the end of all work."""
+        if self.doubts is not None:
+            self.doubts.reconsider()
+        if not self._driven and not self.retries:
             self._idle.set()
 
     def _doubt_ends(self, stored: StoredJob) -> float | None:

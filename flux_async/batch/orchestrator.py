@@ -22,6 +22,7 @@ import attrs
 
 from flux_async.account import Account, Call
 from flux_async.advice import fill, python_words
+from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.echo_check import check_echo
 from flux_async.batch.event_log import log_event
 from flux_async.batch.input_files import InputPlace
@@ -36,7 +37,6 @@ from flux_async.errors import (
     JobConflictError,
     JournalError,
     RequestNotSent,
-    ResultExpired,
     Scope,
     TaskFailed,
     TaskMismatch,
@@ -72,7 +72,7 @@ from flux_async.lifecycle import (
     next_step,
 )
 from flux_async.models import Echo, Failed, ImageResult, InDoubt, Job, JobKey, Outcome, Succeeded, TaskId
-from flux_async.policy.downloads import is_lost
+from flux_async.policy.downloads import DownloadAgain, NoDownload, expired
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
 from flux_async.protocol.wire import build_stored_submit, with_input
@@ -110,6 +110,14 @@ class Parking:
     ends: float
 
 
+class FetchLater(Exception):  # no error: as above
+    """The download of the result failed, and is tried again after a while."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__(delay_s)
+        self.delay_s = delay_s
+
+
 class Parked(Exception):  # no error: as above
     """The job is in doubt, and a callback may still settle it."""
 
@@ -142,6 +150,7 @@ class Terms:
         is_invited: Whether a job is one of the run's own inputs.
         tell: Told that a driver's wait is over, and what it found.
         offer: Told of a job whose task was found by another job's poll.
+        retries: The downloads that failed and may be tried again.
         original: Where the vendor's copy of the input goes, without ending, or None to leave it there.
         callbacks: Where the vendor reports ends, or None where it is not asked to.
         doubt_wait_s: Seconds after a submit for which its callback may settle it, where it is in doubt.
@@ -168,6 +177,7 @@ class Terms:
     is_invited: Callable[[JobKey], bool]
     tell: Callable[[Driver, Found], None]
     offer: Callable[[JobKey], None]
+    retries: Callable[[], DownloadRetries]
     original: Callable[[StoredJob], Awaitable[Path]] | None = None
     callbacks: CallbackEndpoint | None = None
     doubt_wait_s: float = 0.0
@@ -187,22 +197,25 @@ class Driver:
         terms: What all jobs of the run have in common.
         stored: The job as the journal had it.
         doubt_ends: When its doubt is over, where that is known.
+        is_fresh: Whether this run has asked for the address of its result.
         job: Where it stands.
         wait: The wait that is under way.
         parked: How long it waits for its callback, where it does.
         was_left_alone: Whether it is in doubt, and nobody has asked about it.
+        fetch_in_s: Seconds after which its download is to be tried again, where it is.
     """
 
     terms: Terms
     stored: StoredJob
     doubt_ends: float | None = None
+    is_fresh: bool = False
     job: JobSnapshot = attrs.field(init=False)
     wait: Wait | None = attrs.field(default=None, init=False)
     parked: Parking | None = attrs.field(default=None, init=False)
     was_left_alone: bool = attrs.field(default=False, init=False)
+    fetch_in_s: float | None = attrs.field(default=None, init=False)
     _callback_may_come: bool = attrs.field(default=False, init=False)
     _posted_at: float | None = attrs.field(default=None, init=False)
-    _fresh: bool = attrs.field(default=False, init=False)
     _left: bool = attrs.field(default=False, init=False)
     _last_error: FluxError | None = attrs.field(default=None, init=False)
     _known_input: InputPlace | None = attrs.field(default=None, init=False)
@@ -226,6 +239,9 @@ class Driver:
         except Parked as rest:
             self.parked = rest.parking
             return None
+        except FetchLater as later:
+            self.fetch_in_s = later.delay_s
+            return None
         except Unfinished as stop:
             return Failed(job=self._as_job(), error=stop.error)
         except InvalidInput as error:  # a request that another release wrote
@@ -234,6 +250,10 @@ class Driver:
             self._left = True
             self.leave_task()
             raise
+
+    def given_up(self) -> Outcome:
+        """Return the outcome of a job whose download has had its time in this run."""
+        return Failed(job=self._as_job(), error=self.terms.retries().last_word(self.stored))
 
     def leave(self) -> None:
         """Wait no more: the run ends."""
@@ -259,7 +279,7 @@ class Driver:
                     if found is None:
                         await self._begin_to_wait(task_id)
                         return None
-                    await self._happened(*await self._checked(task_id, found))
+                    await self._take_in(task_id, found)
                     found = None
                 case AwaitCallback():
                     if not await self._settle_doubt():
@@ -511,7 +531,6 @@ class Driver:
 
     def _seen(self, task_id: TaskId, found: Found, echo: Echo | None) -> tuple[Event, Event | None]:
         """Say what a wait has found, and what follows: a picture that is not fetched is where it belongs."""
-        self._fresh = True
         if isinstance(found, TaskFailed):
             return self._failed(found), None
         if isinstance(found, FluxError):
@@ -522,9 +541,16 @@ class Driver:
         fetches = self.terms.destination is not None or self.terms.original is not None
         return _picture(found, now, echo), None if fetches else Saved(at=now)
 
+    async def _take_in(self, task_id: TaskId, found: Found) -> None:
+        """Record what a wait has found. A result whose record cannot be read now keeps its known address."""
+        self.is_fresh = True
+        if self.job.state is JobState.GENERATED and _is_unread(found):
+            return
+        await self._happened(*await self._checked(task_id, found))
+
     def _must_look(self, step: Step) -> bool:
         """Whether the task has to be waited for first, also for the sake of an address that may be old."""
-        return isinstance(step, Watch) or (self.terms.destination is not None and not self._fresh)
+        return isinstance(step, Watch) or (self.terms.destination is not None and not self.is_fresh)
 
     async def _expects_callback(self) -> bool:
         if self.terms.callbacks is None or self._posted_at is not None:
@@ -561,22 +587,37 @@ class Driver:
         try:
             await self._fetch_original()
             saved = await self.terms.fetch(image, await self.terms.destination(self.stored))
-        except ResultExpired as error:
-            self._last_error = error
-            if not is_lost(error, self.job.submitted_at, clock.wall()):
-                raise Unfinished(error) from None
-            return ResultLost(at=clock.wall(), problem=Problem.of(error))
+        except DownloadError as error:
+            return self._unfetched(error)
         except FluxError as error:
             raise self._unless_for_all(error) from None
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
-            raise Unfinished(DownloadError(f"The download failed: {shown(error)}.")) from None
+            return self._unfetched(DownloadError(f"The download failed: {shown(error)}."))
         file = saved.path.relative_to(self.terms.folder).as_posix()
         return Saved(at=clock.wall(), file=file, sha256=saved.sha256)
+
+    def _unfetched(self, error: DownloadError) -> Event:
+        """Return the end of a result that is gone for good; any other is fetched later.
+
+        Raises:
+            FetchLater: In this run.
+            Unfinished: In another.
+        """
+        if error.scope is Scope.STOP:
+            raise error
+        stored, retries = attrs.evolve(self.stored, job=self.job), self.terms.retries()
+        what = retries.failed(stored, error)
+        if isinstance(what, DownloadAgain):
+            raise FetchLater(what.delay_s)
+        if what is NoDownload.FOR_NOW:
+            raise Unfinished(retries.last_word(stored))
+        self._last_error = expired(error)
+        return ResultLost(at=self._account.clock.wall(), problem=Problem.of(self._last_error))
 
     async def _fetch_original(self) -> None:
         """Bring the input home as the vendor keeps it, for ten minutes; without it the result is as good."""
         url = self.job.origin_url
-        if self.terms.original is None or url is None:
+        if self.terms.original is None or url is None or self.stored.number in self.terms.retries():
             return
         try:
             await self.terms.fetch(url, await self.terms.original(self.stored))
@@ -628,6 +669,13 @@ def _named_twice(task_id: TaskId, conflict: JobConflictError) -> TaskMismatch:
         "The submit was probably charged, and its own task is not known.",
         refused_task_id=task_id,
     )
+
+
+def _is_unread(found: Found) -> bool:
+    """Whether a record could not be read, which says nothing of its task."""
+    if not isinstance(found, FluxError) or found.scope is Scope.STOP:
+        return False
+    return not isinstance(found, TaskFailed | ConfigurationError)
 
 
 def _remembered(snapshot: JobSnapshot) -> FluxError:

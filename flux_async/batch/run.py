@@ -27,6 +27,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.account import Account, Call, log
 from flux_async.batch.doubts import Doubts
+from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.fleet import Fleet
 from flux_async.batch.input_files import with_file_read
@@ -111,7 +112,8 @@ def run_batch(
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are made again, and how often a job may be paid for.
         patience: Seconds the batch waits for a service that cannot be reached, is under maintenance or asks
-            to wait, before it halts. Images that were not submitted stay pending.
+            to wait, before it halts. Images that were not submitted stay pending. Also, seconds for which the
+            download of a paid result is tried again once the batch has nothing else to do.
         callbacks: Where the vendor is to report ends. A :class:`flux_async.WebhookReceiver` on the same
             journal, in this process or another, must answer there. A submit whose answer was lost is then
             settled by its callback; where none comes within ``doubt_wait_s``, ``in_doubt`` decides.
@@ -376,6 +378,7 @@ class BatchRun:
             terms=self._terms(call),
             on_halt=self._halt,
             on_change=self._tell,
+            is_fed=lambda: self._fed,
         )
 
     def _listen(self, fleet: Fleet, clerks: TaskGroup) -> None:
@@ -514,6 +517,11 @@ class BatchRun:
         if self._fleet is not None:
             self._fleet.heard(driver, found)
 
+    def _retries(self) -> DownloadRetries:
+        if self._fleet is None:
+            raise AssertionError("no driver runs before there is a fleet")
+        return self._fleet.retries
+
     def _terms(self, call: Call) -> Terms:
         return Terms(
             client=self.client,
@@ -524,7 +532,7 @@ class BatchRun:
             patience_s=self.patience,
             folder=self.directory or Path(),
             destination=None if self.directory is None else partial(self._names.destination, self.directory),
-            fetch=partial(self.client.fetch_file, match_suffix=True),
+            fetch=partial(self.client.fetch_file, match_suffix=True, retry=False),
             on_event=self._on_event,
             still_spends=lambda: not self._over,
             still_waits=lambda: self._waits,
@@ -535,6 +543,7 @@ class BatchRun:
             is_invited=self._is_invited,
             tell=self._heard,
             offer=self._offer,
+            retries=self._retries,
             original=None if self.originals is None else partial(self._names.destination, self.originals),
             callbacks=self.callbacks,
             doubt_wait_s=0.0 if self.callbacks is None else self.callbacks.wait_for_doubts_s(self.timeout),

@@ -46,6 +46,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     doctor = command("doctor") if folder is None else command("doctor", "-o", folder)
     return {
         "check_network": f"check KIE_BASE_URL and the network with {doctor}",
+        "fetch": "Run the same command again" if folder is None else f"Run {command('retry', folder)}",
         "larger_budget": "--max-credits counts for each run by itself",
         "larger_result": "fetch it from its address yourself",
         "larger_upload": "upload it with `flux-async upload --max-mb` and give the address that is printed",
@@ -84,6 +85,7 @@ class AfterRun:
         failed: Images that failed for good.
         doubts: Images in doubt.
         only_doubt: The key of the only one.
+        moved_away: Images of an earlier run that are not in the folder and could not be downloaded again.
     """
 
     folder: Path
@@ -93,12 +95,18 @@ class AfterRun:
     failed: int = 0
     doubts: int = 0
     only_doubt: str | None = None
+    moved_away: int = 0
 
     def lines(self) -> list[str]:
         """Return what a person may want to do next."""
         told = []
         if self.unfinished or self.interrupted:
             told.append(self._about_the_rest())
+        if self.moved_away:
+            told.append(
+                f"Delivered by an earlier run, moved away and not downloaded again: {self.moved_away}. "
+                "They stay succeeded; results.jsonl says why."
+            )
         if self.failed:
             told.append(
                 f"Failed for good: {self.failed}. To pay for another task for each: "

@@ -124,14 +124,14 @@ class RunDisplay:
     def settled(self, row: ResultRow) -> None:
         """Print one outcome: the result to stdout, what went wrong to stderr."""
         if row.status is Status.PENDING:
-            return
-        if self.as_json:
+            pass  # its JSON line comes at the end, with those the run did not settle
+        elif self.as_json:
             self._result(row.as_json())
-        elif row.status is Status.SUCCEEDED:
+        elif row.status is Status.SUCCEEDED and row.error is None:
             self._result(self.show_path(row.file) if row.file else row.result_url or "")
         if row.error is not None:
-            words = f"{row.status.replace('_', ' ')}: {row.image}: {row.error.message}"
-            self.note(words, _COLOURS.get(row.status, ""))
+            status = "not in the folder" if row.status is Status.SUCCEEDED else row.status.replace("_", " ")
+            self.note(f"{status}: {row.image}: {row.error.message}", _COLOURS.get(row.status, "yellow"))
 
     def refused(self, row: ResultRow, words: str) -> None:
         """Print that an input is no request, and where it stands; of many, the first."""

@@ -31,7 +31,6 @@ from flux_async import (
     LocalImage,
     Model,
     Outcome,
-    ResultExpired,
 )
 from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
@@ -45,6 +44,7 @@ from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.listening import Place, bind, check_server, listening
 from flux_async.cli.local_inputs import is_address, no_image
+from flux_async.cli.missing_images import MissingImages
 from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
 from flux_async.cli.paid_tasks import tasks_not_recorded, tasks_under_way
@@ -55,11 +55,9 @@ from flux_async.cli.run_folder import RunFolder, Totals
 from flux_async.cli.selection import Feed, Selection
 from flux_async.cli.spending import Spending
 from flux_async.clock import Clock, SystemClock
-from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import JobState, Problem, ResultLost, Saved, apply
+from flux_async.lifecycle import JobState, Problem
 from flux_async.local_images import identify_now
 from flux_async.models import JobKey
-from flux_async.policy.downloads import is_lost
 from flux_async.policy.image_addresses import suspicion, with_scheme
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
@@ -69,7 +67,6 @@ V = TypeVar("V")
 CONFIRM_ABOVE = 1_000.0
 _ANY_URL = "https://example.com/"
 _TICK_S = 0.5
-_REPAIRS = 8
 
 
 @attrs.frozen(kw_only=True)
@@ -187,7 +184,7 @@ class RemoveText:
     _selection: Selection = attrs.field(factory=Selection, init=False)
     _batch: BatchRun | None = attrs.field(default=None, init=False)
     _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
-    _repaired: int = attrs.field(default=0, init=False)
+    _missing: MissingImages | None = attrs.field(default=None, init=False)
     _window: WindowUse = attrs.field(init=False)
     _starts: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _intake: Intake | None = attrs.field(default=None, init=False)
@@ -250,6 +247,17 @@ class RemoveText:
                     group.cancel_scope.cancel()
             finally:
                 self.display.stop()
+
+    def _missing_images(self, client: FluxClient, folder: RunFolder) -> MissingImages:
+        return MissingImages(
+            client=client,
+            folder=folder,
+            clock=self.clock,
+            patience_s=self.order.patience_s,
+            on_row=partial(_tell, self.display.settled),
+            on_halt=self._halt,
+            is_halted=lambda: self._halted_by is not None,
+        )
 
     async def _attempt(
         self,
@@ -389,58 +397,13 @@ class RemoveText:
         if self._intake is not None:
             self._intake.stop()
 
-    # --- pictures that are done, and not here -------------------------------------------------------------
+    # --- images that are done, and not here ---------------------------------------------------------------
 
     async def _bring_what_is_missing(self, client: FluxClient, folder: RunFolder) -> None:
         await self._starts.wait()
-        if not await self._selection.opened():
-            return
-        places, taken = anyio.Semaphore(_REPAIRS), 0
-        async with anyio.create_task_group() as group:
-            while numbers := await self._selection.missing_beyond(taken):
-                taken += len(numbers)
-                for stored in folder.jobs_of(numbers):
-                    await places.acquire()
-                    if self._halted_by is not None:
-                        return
-                    group.start_soon(self._bring, client, folder, stored, places.release)
-
-    async def _bring(
-        self, client: FluxClient, folder: RunFolder, stored: StoredJob, release: Callable[[], None]
-    ) -> None:
-        problem = None
-        try:
-            event = await self._saved_or_lost(client, folder, stored)
-            await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
-        except FluxError as error:
-            problem = Problem.of(error)
-            folder.obstacles[stored.number] = problem
-            if halts(error):
-                self._halt(error)
-        finally:
-            release()
-        self._repaired += 1
-        try:
-            row = await folder.settled(stored.job.key, problem)
-        except FluxError as trouble:
-            self._halt(trouble)
-            return
-        if row is not None:
-            _tell(self.display.settled, row)
-
-    async def _saved_or_lost(
-        self, client: FluxClient, folder: RunFolder, stored: StoredJob
-    ) -> Saved | ResultLost:
-        at = self.clock.wall()
-        try:
-            saved = await client.fetch_file(
-                stored.job.result_url or "", folder.target(stored), match_suffix=True
-            )
-        except ResultExpired as error:
-            if not is_lost(error, stored.job.submitted_at, at):
-                raise
-            return ResultLost(at=at, problem=Problem.of(error))
-        return Saved(at=at, file=saved.path.name, sha256=saved.sha256)
+        if await self._selection.opened():
+            self._missing = self._missing_images(client, folder)
+            await self._missing.bring(self._selection.missing_beyond)
 
     # --- what a person sees -------------------------------------------------------------------------------
 
@@ -467,11 +430,11 @@ class RemoveText:
         self._progress = progress
         if self._is_asking:
             return
-        chosen = self._selection
+        chosen, missing = self._selection, self._missing
         view = RunView(
             batch=progress,
             asked=chosen.asked,
-            kept=chosen.kept + self._repaired,
+            kept=chosen.kept + (0 if missing is None else missing.settled),
             refused=len(chosen.refused),
             is_read=chosen.is_complete,
             limits=self.order.limits,
@@ -567,14 +530,15 @@ class RemoveText:
         return None if seconds is None else seconds / self.vendor_speed
 
     def _left_over(self, totals: Totals, folder: RunFolder) -> AfterRun:
-        obstacles, doubts = len(folder.obstacles), totals.statuses[Status.IN_DOUBT]
-        failed = totals.statuses[Status.FAILED] - obstacles - len(self._selection.refused)
+        resumable, doubts = totals.can_be_resumed, totals.statuses[Status.IN_DOUBT]
+        failed = totals.statuses[Status.FAILED] - resumable - len(self._selection.refused)
         return AfterRun(
             folder=self.order.folder,
             repeats=self.order.repeats,
-            unfinished=totals.statuses[Status.PENDING] + obstacles,
+            unfinished=totals.statuses[Status.PENDING] + resumable,
             interrupted=self.interruption.happened,
             failed=max(0, failed),
+            moved_away=0 if self._missing is None else self._missing.moved_away,
             doubts=doubts,
             only_doubt=self._only_doubt(folder) if doubts == 1 else None,
         )

@@ -87,6 +87,7 @@ _STATUS = {
     JobState.FAILED: Status.FAILED,
     JobState.IN_DOUBT: Status.IN_DOUBT,
 }
+_PAID = frozenset({JobState.SUBMITTED, JobState.GENERATED, JobState.DONE})
 _UNANSWERED = Problem(type="ConnectionLost", message="The answer to its submit is not known.")
 
 
@@ -106,7 +107,8 @@ class ResultRow:
         result_url: Where the vendor keeps the result, for 14 days.
         file: The picture, relative to the folder, with forward slashes.
         charge: Whether it was paid for.
-        error: Why there is no picture.
+        error: Why there is no picture. Beside "pending": what a run met; the image is not lost. Beside
+            "succeeded": why an image that was moved away could not be downloaded again.
         attempts: Submits made.
         submitted_at: When the task was accepted, UTC.
         finished_at: When the image was settled, UTC.
@@ -166,10 +168,10 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
     status = _STATUS[job.state]
     problem = job.problem if status in {Status.FAILED, Status.IN_DOUBT} else None
     if obstacle is not None and job.state not in {JobState.FAILED, JobState.IN_DOUBT}:
-        status, problem = Status.FAILED, obstacle
+        status, problem = _status_behind(stored), obstacle
     if problem is None and status in {Status.FAILED, Status.IN_DOUBT}:
         problem = _UNANSWERED
-    kept = job.file is not None and status is Status.SUCCEEDED  # a picture that was lost later is not here
+    kept = job.file is not None and obstacle is None and status is Status.SUCCEEDED
     return ResultRow(
         image=image_of(stored),
         key=job.key,
@@ -184,6 +186,18 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         submitted_at=utc_text(job.submitted_at),
         finished_at=utc_text(job.finished_at),
     )
+
+
+def _status_behind(stored: StoredJob) -> Status:
+    """Return the status of a job that a run could not bring to its end.
+
+    What is paid is pending, with its error: the same command fetches it, free. A row that says "failed" would
+    invite its reader to pay again. What was delivered once stays succeeded.
+    """
+    job = stored.job
+    if job.state is JobState.DONE and job.file is not None:
+        return Status.SUCCEEDED
+    return Status.PENDING if job.state in _PAID else Status.FAILED
 
 
 def refused_row(image: str, key: str, error: FluxError) -> ResultRow:

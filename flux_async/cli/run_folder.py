@@ -41,10 +41,12 @@ class Totals:
     Attributes:
         statuses: How many are how.
         failures: Failures by the class of their error.
+        can_be_resumed: Failures of this run only, which the same command tries again.
     """
 
     statuses: Counter[Status] = attrs.field(factory=Counter)
     failures: Counter[str] = attrs.field(factory=Counter)
+    can_be_resumed: int = 0
 
     def count(self, row: ResultRow) -> None:
         """Count one image."""
@@ -166,7 +168,7 @@ class RunFolder:
         totals = Totals()
 
         def rows() -> Iterator[ResultRow]:
-            for row in self._asked_for(selection):
+            for row in self._asked_for(selection, totals):
                 totals.count(row)
                 on_row(row)
                 yield row
@@ -178,14 +180,16 @@ class RunFolder:
         self.results.rewrite(rows())
         return totals
 
-    def _asked_for(self, selection: Selection) -> Iterator[ResultRow]:
+    def _asked_for(self, selection: Selection, totals: Totals) -> Iterator[ResultRow]:
         refused = iter(selection.refused)
         place, row = next(refused, (None, None))
         for number, stored in enumerate(self.jobs_of(selection.jobs)):
             while row is not None and place == number:
                 yield row
                 place, row = next(refused, (None, None))
-            yield self.row(stored)
+            made = self.row(stored)
+            totals.can_be_resumed += made.status is Status.FAILED and stored.job.state is not JobState.FAILED
+            yield made
         if row is not None:
             yield row
         yield from (row for _, row in refused)

@@ -1,12 +1,15 @@
-"""What may be brought to disk, and when a download that broke off goes on where it stopped.
+"""What may be brought to disk, when a download goes on where it stopped, when a failed one is tried again.
 
 Pure judgements over what a file host says; the bytes themselves are read in ``pictures.py``.
 """
 
 from __future__ import annotations
 
+import copy
+import enum
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import attrs
@@ -17,13 +20,18 @@ from flux_async.policy.numbers import positive_integer, positive_number
 MOST_RESUMES = 3
 """How often one download is taken up again after it broke off."""
 
-REFRESHABLE = frozenset({403, 404, 410})
-"""Answers of a file host after which a fresh link may help."""
+REFRESHABLE = frozenset({401, 403, 404, 410})
+"""Answers of a file host after which a fresh link may help: it refuses this address."""
 
 KEPT_S = 14 * 86_400.0
 """How long the vendor keeps results (API page, \"Important Notes\")."""
 
-_GONE = frozenset({404, 410})
+_DAY_S = 86_400.0
+_LONGEST_BACKOFF_S = 60.0
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
 _PARTIAL = 206
 _RESUME_BASE_S = 0.5
 _LONGEST_ETAG = 200
@@ -139,32 +147,104 @@ def before_resume(resumes: int, draw: float) -> float | None:
     return draw * _RESUME_BASE_S * 2.0**resumes if resumes else 0.0
 
 
-def refusal(status: int, host: str, *, refreshed: bool = False) -> DownloadError:
-    """Return the error for an answer that is no file.
+def refusal(status: int, host: str, *, retry_after_s: float | None = None) -> DownloadError:
+    """Return the error for an answer that is no file. No status alone proves that a result is gone.
 
     Args:
         status: HTTP status.
         host: Who answered. The whole address of a fresh link lets anybody in, so it is never shown.
-        refreshed: Whether the link was a fresh one.
+        retry_after_s: Seconds the host asked to wait.
     """
-    if refreshed and status in REFRESHABLE:
-        return ResultExpired(
-            f"{host} refused the picture (HTTP {status}), though the link was fresh.", http_status=status
-        )
-    if status in _GONE:
-        return ResultExpired(f"{host} no longer has this picture (HTTP {status}).", http_status=status)
-    return DownloadError(f"{host} answered HTTP {status}.", http_status=status)
+    return DownloadError(f"{host} answered HTTP {status}.", http_status=status, retry_after_s=retry_after_s)
 
 
-def is_lost(error: ResultExpired, submitted_at: float | None, now: float) -> bool:
-    """Say whether a result that a file host refused is gone for good, or may be there another time.
+# --- again, later or never --------------------------------------------------------------------------------
 
-    404 and 410 mean that the file is gone. A 403 may be a host that blocks for a while: a paid picture is
-    given up for it only when it is older than the vendor keeps any.
+
+@attrs.frozen
+class DownloadAgain:
+    """Download once more after ``delay_s`` seconds; it is free."""
+
+    delay_s: float
+
+
+class NoDownload(enum.Enum):
+    """Why a download is not tried again."""
+
+    FOR_NOW = enum.auto()
+    """The result stays available: another run, or another call, may fetch it."""
+    FOR_GOOD = enum.auto()
+    """The vendor no longer keeps it."""
+
+
+def after_failed_download(
+    error: DownloadError, *, tries: int, age_s: float | None, left_s: float, draw: float
+) -> DownloadAgain | NoDownload:
+    """Decide what follows a failed download of a paid result.
+
+    Every failure that may pass is tried again: half to all of 1 s later, then 2 s, 4 s … up to 60 s, or after
+    what the host asked for. The last try comes when the time is up: with 10 s left and Retry-After of an hour
+    in 10 s.
 
     Args:
-        error: The refusal.
-        submitted_at: When the task was submitted, where that is known, in seconds since the epoch.
-        now: The present, likewise.
+        error: How the last try ended.
+        tries: Downloads tried so far, at least 1.
+        age_s: Seconds since the task was submitted, or None where nobody knows.
+        left_s: Seconds for which further tries may begin.
+        draw: A random number from 0 to 1.
     """
-    return error.http_status in _GONE or (submitted_at is not None and now - submitted_at > KEPT_S)
+    if is_expired(error, age_s):
+        return NoDownload.FOR_GOOD
+    if not error.retryable or left_s <= 0:
+        return NoDownload.FOR_NOW
+    backoff = min(_LONGEST_BACKOFF_S, 2.0 ** min(tries - 1, 32)) * (0.5 + 0.5 * draw)
+    return DownloadAgain(min(max(backoff, error.retry_after_s or 0.0), left_s))
+
+
+def is_expired(error: DownloadError, age_s: float | None) -> bool:
+    """Say whether a result is gone for good: refused, and older than the vendor keeps any.
+
+    Before that even 404 and 410 may pass: a CDN answers so for results that are seconds old. After it a host
+    that cannot be reached proves nothing.
+    """
+    return age_s is not None and age_s > KEPT_S and error.http_status in REFRESHABLE
+
+
+def expired(error: DownloadError) -> ResultExpired:
+    """Return the error of a result that is gone for good."""
+    days = round(KEPT_S / _DAY_S)
+    return ResultExpired(
+        f"The vendor keeps results for {days} days, and this one is older: {error.message}",
+        http_status=error.http_status,
+    )
+
+
+def unfetched(error: DownloadError, name: str, *, tries: int, submitted_at: float | None) -> DownloadError:
+    """Return ``error`` as the end of all tries of a run: what failed, that it is paid, until when it is kept.
+
+    ``Download failed for poster.jpg: files.example answered HTTP 503 (3 attempts). The result is paid and
+    stays available until 14 December. Run the batch again on the same journal to fetch it.``
+
+    Args:
+        error: How the last try ended.
+        name: What the image is called.
+        tries: Downloads tried.
+        submitted_at: When the task was submitted, in seconds since the epoch, where that is known.
+    """
+    attempts = f"{tries} {'attempt' if tries == 1 else 'attempts'}"
+    reason = error.message.removesuffix(".")
+    if reason.startswith("The "):
+        reason = reason.replace("T", "t", 1)
+    told = copy.copy(error)
+    told.args = (f"Download failed for {name}: {reason} ({attempts}).",)
+    cure = "" if error.retryable else f"{error.advice_template} "
+    told.advice = f"{cure}{kept_until(submitted_at)} {{fetch}} to fetch it."
+    return told
+
+
+def kept_until(submitted_at: float | None) -> str:
+    """Return the sentence that says how long a paid result can be fetched."""
+    if submitted_at is None:
+        return f"The result is paid and stays available for {round(KEPT_S / _DAY_S)} days."
+    day = datetime.fromtimestamp(submitted_at + KEPT_S, UTC)
+    return f"The result is paid and stays available until {day.day} {_MONTHS[day.month - 1]}."

@@ -159,7 +159,7 @@ def data_of(
         code,
         message_of(envelope),
         http_status=response.status,
-        retry_after_s=_retry_after(response),
+        retry_after_s=retry_after_s(response.headers),
         **_for_reading(reading and rule_for(code).charge is Charge.MAYBE),
     )
 
@@ -198,7 +198,7 @@ def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
             status,
             f"HTTP {status} without the API's envelope ({_excerpt(response)!r})",
             http_status=status,
-            retry_after_s=_retry_after(response),
+            retry_after_s=retry_after_s(response.headers),
         )
     return unexpected(response, "The answer is not the API's JSON envelope", reading=reading)
 
@@ -245,13 +245,13 @@ def _readable(words: str, longest: int) -> str:
     return "".join(c if c.isprintable() else " " for c in words[:longest])
 
 
-def _retry_after(response: WireResponse) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds of a Retry-After header; a date in it is measured against the answer's own Date."""
-    value = response.headers.get("retry-after", "").strip()
+    value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:_LONGEST_RETRY_AFTER])
     try:
         until = parsedate_to_datetime(value)
-        return max(0.0, (until - parsedate_to_datetime(response.headers["date"])).total_seconds())
+        return max(0.0, (until - parsedate_to_datetime(headers["date"])).total_seconds())
     except (KeyError, OverflowError, TypeError, ValueError):
         return None

@@ -73,7 +73,9 @@ class Hop:
         parts = urlsplit(url)
         host = _ascii(parts.hostname or "")
         if not _HOST.fullmatch(host):
-            raise DownloadError("The address of the file names no host that could be looked up.")
+            raise DownloadError(
+                "The address of the file names no host that could be looked up.", retryable=False
+            )
         target = parts.path or "/"
         if parts.query:
             target += "?" + parts.query

@@ -268,6 +268,7 @@ class FileHost:
             raise DownloadError(
                 f"{hop.host} cannot be reached: the proxy of the environment is a SOCKS proxy.",
                 advice="Run  pip install socksio  and download it again: the result is kept for 14 days.",
+                retryable=False,
             ) from None
         except Exception as error:  # noqa: BLE001 - whatever the layers below raise, it is one thing to us
             if _broke_off(error):

@@ -40,6 +40,7 @@ SAMPLES: dict[str, object] = {
     "record": RECORD,
     "refused_task_id": TaskId("task-2"),
     "retry_after_s": 7.5,
+    "retryable": False,
     "scope": Scope.STOP,
     "task_id": TaskId("task-1"),
     "unknown": 7,

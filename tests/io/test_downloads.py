@@ -17,6 +17,7 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,12 @@ from flux_async import (
     InvalidInput,
     PollPolicy,
     ResultExpired,
+    ResultTooLarge,
     SavedFile,
     Scope,
     TaskId,
+    TaskRecord,
+    TaskStatus,
 )
 from flux_async.protocol.wire import build_download_url, parse_download_url
 
@@ -106,7 +110,9 @@ async def test_limits_are_the_clients(client: FluxClient, raw_server: Any, tmp_p
     strict = client.with_options(download_limits=DownloadLimits(max_bytes=SIZE - 1))
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="300,000 bytes, and 299,999 are allowed"):
-            await strict.with_options(timeout=5).download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            await strict.with_options(timeout=5).fetch_file(
+                f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False
+            )
     with pytest.raises(InvalidInput, match="DownloadLimits"):
         client.with_options(download_limits=3)  # type: ignore[arg-type]
 
@@ -200,7 +206,7 @@ async def test_a_download_is_not_taken_up_for_ever(
     host = Host([40_000] * 9)
     async with raw_server(host.behave) as server:
         with pytest.raises(DownloadCutShort, match="broke off"):
-            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert len(host.ranges) == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -228,7 +234,7 @@ async def test_what_broke_off_before_its_first_byte_is_begun_again(
             assert saved.path.read_bytes() == JPEG
         else:
             with pytest.raises(DownloadCutShort, match="broke off"):
-                await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+                await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
             assert list(tmp_path.iterdir()) == []
     assert asked == 4
 
@@ -241,7 +247,7 @@ async def test_without_an_offer_nothing_is_taken_up(
     host = Host([100_000], etag)
     async with raw_server(host.behave) as server:
         with pytest.raises(DownloadCutShort):
-            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert host.ranges == [None]
 
 
@@ -295,7 +301,7 @@ async def test_nothing_is_taken_up_after_the_deadline(
     host = Host([40_000] * 9, change=change)
     async with raw_server(host.behave) as server:
         with pytest.raises(DownloadCutShort):
-            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=10)
+            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=10, retry=False)
     assert len(host.ranges) < 4
 
 
@@ -318,7 +324,116 @@ async def test_bytes_are_counted_whoever_brings_them(
     """A transport that does not notice a missing half does not matter."""
     monkeypatch.setattr(client.account.transport, "fetch", lambda *_, **__: nullcontext(Quiet()))
     with pytest.raises(DownloadCutShort, match="1,000 of 300,000 bytes came"):
-        await client.download("https://files.example/r.jpg", tmp_path / "r.jpg")
+        await client.fetch_file("https://files.example/r.jpg", tmp_path / "r.jpg", retry=False)
+
+
+# --- again ------------------------------------------------------------------------------------------------
+
+TROUBLE = {
+    "a CDN that lags": answer("404 Not Found"),
+    "a CDN that says gone": answer("410 Gone"),
+    "a signature that is not valid yet": answer("401 Unauthorized"),
+    "a host that is down": answer("503 Service Unavailable"),
+    "a host that is busy": answer("429 Too Many Requests", retry_after=7),
+    "an empty answer": answer("200 OK"),
+    "a web page": answer("200 OK", b"<!DOCTYPE html><html>Log in to the hotel's network</html>"),
+    "a head without end": b"HTTP/1.1 200 OK\r\n",
+    "half a picture": answer("200 OK", JPEG)[:-1000],
+    "half a picture, told as whole": answer("200 OK", JPEG[:-1000]),
+    "a packed picture": answer("200 OK", JPEG, content_encoding="gzip"),
+    "no HTTP": b"220 mail.example ESMTP\r\n\r\n",
+    "a redirect in a circle": answer("302 Found", location="/r.jpg"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
+async def test_a_download_that_may_succeed_later_is_tried_again_within_the_timeout(
+    client: FluxClient, raw_server: Any, clock: Any, tmp_path: Path, trouble: bytes
+) -> None:
+    """A paid result arrives however its host began; the waits are the policy's."""
+    began = clock.now
+
+    async def behave(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
+        well = clock.now - began > 6.0
+        writer.write(answer("200 OK", JPEG) if well else trouble)
+        return well or b"302" in trouble
+
+    async with raw_server(behave) as server:
+        saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=60)
+    assert saved.path.read_bytes() == JPEG
+    assert 6.0 < clock.now - began < 15.0
+    assert list(tmp_path.iterdir()) == [saved.path]
+
+
+async def test_a_host_that_asks_to_wait_is_tried_when_it_said(
+    client: FluxClient, raw_server: Any, clock: Any, tmp_path: Path
+) -> None:
+    """Retry-After counts, up to the end of the timeout."""
+    seen: list[float] = []
+
+    async def behave(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
+        seen.append(clock.now)
+        asked = {1: 40, 2: 3600}.get(len(seen))
+        writer.write(answer("503 Busy", retry_after=asked) if asked else answer("200 OK", JPEG))
+        return True
+
+    async with raw_server(behave) as server:
+        await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=100)
+    assert [round(at - seen[0], 3) for at in seen] == [0.0, 40.0, 90.0]
+
+
+async def test_the_timeout_ends_the_tries_with_the_last_error(
+    client: FluxClient, raw_server: Any, clock: Any, tmp_path: Path
+) -> None:
+    """It is the host's answer that is raised; a result is not called expired."""
+    began = clock.now
+
+    async def behave(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
+        writer.write(answer("404 Not Found"))
+        return True
+
+    async with raw_server(behave) as server:
+        with pytest.raises(DownloadError, match="HTTP 404.*kept for 14 days") as caught:
+            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=100)
+    assert type(caught.value) is DownloadError
+    assert 89.0 < clock.now - began <= 100.0
+    assert 5 < sum(first.startswith("GET /r.jpg") for first, _, _ in server.requests) < 15
+
+
+@pytest.mark.parametrize(("age_days", "kind"), [(13.9, DownloadError), (14.1, ResultExpired)])
+async def test_a_result_is_expired_only_when_its_record_is_older_than_14_days(
+    client: FluxClient, raw_server: Any, clock: Any, tmp_path: Path, age_days: float, kind: type
+) -> None:
+    """Before that a refusal may pass, whatever its status is."""
+
+    async def behave(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
+        writer.write(answer("410 Gone"))
+        return True
+
+    created = datetime.fromtimestamp(clock.wall() - age_days * 86_400, UTC)
+    record = TaskRecord(task_id=TaskId("t"), status=TaskStatus.SUCCESS, created_at=created)
+    async with raw_server(behave) as server:
+        image = ImageResult(task_id=TaskId("t"), result_url=f"{server.url}/r", origin_url=None, record=record)
+        with pytest.raises(DownloadError, match="HTTP 410") as caught:
+            await client.download(image, tmp_path / "r.jpg", timeout=100)
+    assert type(caught.value) is kind
+
+
+async def test_what_cannot_pass_is_not_tried_again(
+    client: FluxClient, raw_server: Any, clock: Any, tmp_path: Path
+) -> None:
+    """A file over the limit stays over it."""
+
+    async def behave(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
+        writer.write(answer("200 OK", JPEG))
+        return True
+
+    strict = client.with_options(download_limits=DownloadLimits(max_bytes=SIZE - 1))
+    async with raw_server(behave) as server:
+        with pytest.raises(ResultTooLarge):
+            await strict.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+    assert len(server.requests) == 1
+    assert clock.slept == []
 
 
 # --- fresh links ------------------------------------------------------------------------------------------
@@ -354,10 +469,10 @@ class Vendor:
 async def bring(vendor: Vendor, raw_server: Any, path: Path) -> SavedFile:
     async with raw_server(vendor.behave) as server, FluxClient(KEY, server.url) as client:
         vendor.url = server.url
-        return await client.fetch_file(f"{server.url}/result.jpg", path, timeout=5)
+        return await client.fetch_file(f"{server.url}/result.jpg", path, timeout=5, retry=False)
 
 
-@pytest.mark.parametrize("refusal", ["403 Forbidden", "404 Not Found", "410 Gone"])
+@pytest.mark.parametrize("refusal", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "410 Gone"])
 async def test_a_refused_result_is_fetched_by_a_fresh_link(
     raw_server: Any, tmp_path: Path, refusal: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -373,13 +488,14 @@ async def test_a_refused_result_is_fetched_by_a_fresh_link(
 
 
 @pytest.mark.parametrize("refusal", ["403 Forbidden", "404 Not Found"])
-async def test_a_fresh_link_that_is_refused_means_expired(
+async def test_a_fresh_link_that_is_refused_ends_the_try(
     raw_server: Any, tmp_path: Path, refusal: str
 ) -> None:
     """Asked once, not again and again; the error shows the host only."""
     vendor = Vendor(refusal, fresh_works=False)
-    with pytest.raises(ResultExpired, match="though the link was fresh") as caught:
+    with pytest.raises(DownloadError, match=f"HTTP {refusal[:3]}") as caught:
         await bring(vendor, raw_server, tmp_path / "r.jpg")
+    assert not isinstance(caught.value, ResultExpired)
     assert len(vendor.asked) == 1
     assert "4711" not in repr(vars(caught.value)) + str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -395,17 +511,15 @@ NO_LINK = {
 
 
 @pytest.mark.parametrize("fresh", NO_LINK.values(), ids=NO_LINK)
-@pytest.mark.parametrize(
-    ("refusal", "kind"), [("403 Forbidden", DownloadError), ("404 Not Found", ResultExpired)]
-)
+@pytest.mark.parametrize("refusal", ["401 Unauthorized", "403 Forbidden", "404 Not Found"])
 async def test_a_failed_refresh_hides_nothing(
-    raw_server: Any, tmp_path: Path, fresh: bytes, refusal: str, kind: type
+    raw_server: Any, tmp_path: Path, fresh: bytes, refusal: str
 ) -> None:
     """What the file host said stands."""
     vendor = Vendor(refusal, fresh)
     with pytest.raises(DownloadError, match=f"HTTP {refusal[:3]}") as caught:
         await bring(vendor, raw_server, tmp_path / "r.jpg")
-    assert type(caught.value) is kind
+    assert type(caught.value) is DownloadError
     assert len(vendor.asked) == 1
 
 
@@ -465,7 +579,7 @@ async def test_a_disk_that_is_full(client: FluxClient, raw_server: Any, mounted:
     folder = mounted("size=1m")
     async with raw_server(serve_pictures) as server:
         with pytest.raises(DiskFull, match="No space left.*nothing is lost") as caught:
-            await client.download(f"{server.url}/r.jpg", folder / "r.jpg")
+            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     assert caught.value.scope is Scope.STOP
     assert list(folder.iterdir()) == []
 
@@ -475,7 +589,7 @@ async def test_a_disk_that_can_only_be_read(client: FluxClient, raw_server: Any,
     folder = mounted("ro")
     async with raw_server(serve_pictures) as server:
         with pytest.raises(FolderNotWritable, match="Read-only") as caught:
-            await client.download(f"{server.url}/r.jpg", folder / "r.jpg")
+            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     assert caught.value.scope is Scope.STOP
 
 
@@ -489,7 +603,7 @@ async def test_a_write_that_finds_no_room(
     monkeypatch.setattr("flux_async.files._make_part", lambda _path: full.open("wb"))
     async with raw_server(serve_pictures) as server:
         with pytest.raises(DiskFull):
-            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -513,7 +627,7 @@ async def test_a_folder_of_somebody_else(
     folder.chmod(0o555)
     async with raw_server(serve_pictures) as server:
         with pytest.raises(FolderNotWritable, match="denied"):
-            await client.download(f"{server.url}/r.jpg", folder / "r.jpg")
+            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     folder.rmdir()
 
 
@@ -525,7 +639,7 @@ async def test_a_file_in_place_of_a_folder_concerns_everybody(
     async with raw_server(serve_pictures) as server:
         for place in ("images/r.jpg", "images/below/r.jpg"):
             with pytest.raises(FolderNotWritable, match="a file is where its folder should be") as caught:
-                await client.download(f"{server.url}/r.jpg", tmp_path / place)
+                await client.fetch_file(f"{server.url}/r.jpg", tmp_path / place, retry=False)
             assert caught.value.scope is Scope.STOP
 
 
@@ -541,7 +655,7 @@ async def test_a_folder_in_the_way_concerns_one_job(
 
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="cannot be written") as caught:
-            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert caught.value.scope is Scope.THIS_JOB
     assert [path.name for path in tmp_path.iterdir()] == ["r.jpg"]
 
@@ -608,7 +722,7 @@ async def test_waiting_for_a_place_counts_as_time(raw_server: Any, tmp_path: Pat
 
 async def _refused(client: FluxClient, url: str, path: Path) -> DownloadError:
     with pytest.raises(DownloadError) as caught:
-        await client.download(url, path, timeout=0.05)
+        await client.fetch_file(url, path, timeout=0.05, retry=False)
     return caught.value
 
 

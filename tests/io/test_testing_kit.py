@@ -24,7 +24,6 @@ from flux_async import (
     MissingExtra,
     NotFoundError,
     PollDeadlineExceeded,
-    ResultExpired,
     Succeeded,
     run_batch,
 )
@@ -181,7 +180,7 @@ async def test_files_up_and_down(flux_client: Any, flux_sandbox: FluxSandbox, tm
     ("fault", "error"),
     [
         ("file-truncated", DownloadCutShort),
-        ("expired-result", ResultExpired),
+        ("expired-result", DownloadError),
         ("file-redirect", DownloadError),
     ],
 )

@@ -17,7 +17,6 @@ from flux_async import (
     FluxClient,
     InvalidInput,
     Limits,
-    ResultExpired,
 )
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, NotSent, Unknown
@@ -155,7 +154,7 @@ async def test_the_ending_follows_the_content_where_asked(
 
 
 HOSTILE_FILES = {
-    "gone": (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", ResultExpired, "no longer"),
+    "gone": (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", DownloadError, "HTTP 404"),
     "forbidden": (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", DownloadError, "HTTP 403"),
     "a web page": (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", DownloadError, "no JPEG"),
     "empty": (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", DownloadError, "empty"),
@@ -193,7 +192,7 @@ async def test_a_bad_file_leaves_nothing_behind(
 
     async with raw_server(behave) as server:
         with pytest.raises(kind, match=says):
-            await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg")
+            await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,7 +208,9 @@ async def test_a_dripping_file_is_bounded(file_client: Any, raw_server: Any, tmp
 
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="longer than 0.1 s"):
-            await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1)
+            await file_client.fetch_file(
+                f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1, retry=False
+            )
         async with asyncio.timeout(5):
             while file_client._account._exchanges.in_the_air:
                 await asyncio.sleep(0.005)
@@ -228,7 +229,7 @@ async def test_a_disk_that_refuses_is_told(
     (tmp_path / "file").write_text("in the way")
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="cannot be written.*kept for 14 days"):
-            await file_client.download(f"{server.url}/r.jpg", tmp_path / "file" / "clean.jpg")
+            await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "file" / "clean.jpg", retry=False)
 
 
 async def test_a_download_given_up_ends_soon_and_leaves_nothing(
@@ -248,7 +249,7 @@ async def test_a_download_given_up_ends_soon_and_leaves_nothing(
     async with raw_server(behave) as server:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg")
+                await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
         async with asyncio.timeout(5):
             while file_client._account._exchanges.in_the_air:
                 await asyncio.sleep(0.005)
@@ -379,13 +380,13 @@ BAD_DESTINATIONS = ["", ".", "/", "a\x00b", None, 7, "lone\udc80\ud800"]
 async def test_a_destination_that_is_no_file_is_refused_first(file_client: Any, destination: Any) -> None:
     """Before anything is fetched, with an error of ours."""
     with pytest.raises(InvalidInput):
-        await file_client.download("http://127.0.0.1:1/r.jpg", destination)
+        await file_client.fetch_file("http://127.0.0.1:1/r.jpg", destination, retry=False)
 
 
 async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> None:
     """An existing folder is refused first, too."""
     with pytest.raises(InvalidInput, match="does not name a file"):
-        await file_client.download("http://127.0.0.1:1/r.jpg", tmp_path)
+        await file_client.fetch_file("http://127.0.0.1:1/r.jpg", tmp_path, retry=False)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +395,7 @@ async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> N
 async def test_an_odd_address_is_a_download_error(file_client: Any, tmp_path: Path, url: str) -> None:
     """What the HTTP library refuses is told as an error of ours, of bounded length."""
     with pytest.raises((DownloadError, InvalidInput)) as caught:
-        await file_client.download(url, tmp_path / "r.jpg", timeout=5)
+        await file_client.fetch_file(url, tmp_path / "r.jpg", timeout=5, retry=False)
     assert len(str(caught.value)) < 400
 
 

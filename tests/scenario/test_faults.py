@@ -38,7 +38,6 @@ from flux_async import (
     PollDeadlineExceeded,
     PollPolicy,
     RateLimitedError,
-    ResultExpired,
     RetryPolicy,
     ServerError,
     Succeeded,
@@ -180,13 +179,13 @@ WIRES: dict[str, Seen] = {
 }
 # What becomes of the file: over a socket, brought to disk.
 FILES: dict[str, Seen] = {
-    "expired-result": Seen(Failed, ResultExpired, YES),
+    "expired-result": Seen(Failed, DownloadError, YES),
     "file-html": Seen(Failed, NotAPicture, YES),
     "file-truncated": Seen(Failed, DownloadCutShort, YES),
     "file-wrong-type": GOOD,
     "file-jpeg-as-png": GOOD,
     "link-refused": GOOD,
-    "link-refused,file-404": Seen(Failed, ResultExpired, YES),
+    "link-refused,file-404": Seen(Failed, DownloadError, YES),
 }
 # A fresh link would help; the client does not ask for one.
 FRESH_LINKS: dict[str, Seen] = {"file-403": GOOD, "file-404": GOOD}

@@ -1,21 +1,38 @@
-"""What may be brought to disk, and when a download goes on where it stopped."""
+"""What may be brought to disk, when a download goes on where it stopped, when a failed one is tried again."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from flux_async import DownloadError, DownloadLimits, InvalidInput, NotAPicture, ResultExpired, ResultTooLarge
+from flux_async import (
+    AddressForbidden,
+    DiskFull,
+    DownloadCutShort,
+    DownloadError,
+    DownloadLimits,
+    DownloadTimedOut,
+    FolderNotWritable,
+    InvalidInput,
+    NotAPicture,
+    ResultExpired,
+    ResultTooLarge,
+)
 from flux_async.policy.downloads import (
     MOST_RESUMES,
+    DownloadAgain,
     FileHead,
+    NoDownload,
+    after_failed_download,
     before_resume,
     continues,
+    expired,
     headers_to_resume,
-    is_lost,
     read_head,
     refusal,
+    unfetched,
 )
 
 LATER, EARLIER = "Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:00:00 GMT"
@@ -123,41 +140,125 @@ def test_resumes_follow_at_once_then_later_then_not_at_all() -> None:
     assert before_resume(2, 0.25) == 0.5
 
 
-@pytest.mark.parametrize(
-    ("status", "refreshed", "kind"),
-    [
-        (404, False, ResultExpired),
-        (410, False, ResultExpired),
-        (403, False, DownloadError),
-        (403, True, ResultExpired),
-        (503, False, DownloadError),
-        (503, True, DownloadError),
-    ],
-)
-def test_a_refusal_says_who_refused(status: int, kind: type, *, refreshed: bool) -> None:
-    """The host and the status, and whether a fresh link was refused, too."""
-    error = refusal(status, "files.example", refreshed=refreshed)
-    assert type(error) is kind
-    assert error.http_status == status
-    assert "files.example" in str(error)
-    assert ("fresh" in str(error)) == (refreshed and status == 403)
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 500, 503])
+def test_a_refusal_names_the_host_and_proves_nothing(status: int) -> None:
+    """No status alone means that the result is gone."""
+    error = refusal(status, "files.example", retry_after_s=7.0)
+    assert type(error) is DownloadError
+    assert (error.http_status, error.retry_after_s, error.retryable) == (status, 7.0, True)
+    assert error.message == f"files.example answered HTTP {status}."
 
 
-@pytest.mark.parametrize(
-    ("status", "age_days", "lost"),
-    [
-        (404, 0, True),
-        (410, None, True),
-        (403, 1, False),
-        (403, None, False),
-        (403, 13.9, False),
-        (403, 14.1, True),
-    ],
-)
-def test_a_paid_result_is_given_up_only_when_it_is_gone(
-    status: int, age_days: float | None, lost: bool
+DAY_S = 86_400.0
+MAY_PASS: list[DownloadError] = [
+    *(refusal(status, "h") for status in (400, 401, 403, 404, 408, 410, 418, 429, 500, 503)),
+    DownloadError("h cannot be reached: ConnectError."),
+    DownloadCutShort("cut"),
+    DownloadTimedOut("late"),
+    NotAPicture("a web page"),
+]
+IN_THE_WAY: list[DownloadError] = [
+    ResultTooLarge("large"),
+    AddressForbidden("private"),
+    DiskFull("full"),
+    FolderNotWritable("read-only"),
+    ResultExpired("gone"),
+    DownloadError("a folder is in the way", retryable=False),
+]
+
+
+def decide(error: DownloadError, **facts: Any) -> object:
+    return after_failed_download(error, **{"tries": 1, "age_s": 5.0, "left_s": 600.0, "draw": 1.0} | facts)
+
+
+@pytest.mark.parametrize("error", MAY_PASS, ids=str)
+@pytest.mark.parametrize("age_s", [None, 0.0, 13.9 * DAY_S])
+def test_whatever_may_pass_is_tried_again_while_the_vendor_keeps_results(
+    error: DownloadError, age_s: float | None
 ) -> None:
-    """404 and 410 are the end; a 403 is one only where the vendor keeps nothing that old."""
-    now = 1_790_000_000.0
-    submitted_at = None if age_days is None else now - age_days * 86_400
-    assert is_lost(ResultExpired("refused", http_status=status), submitted_at, now) is lost
+    """Whatever the status says: a CDN that lags answers 404 and 410 for results that are seconds old."""
+    assert decide(error, age_s=age_s) == DownloadAgain(1.0)
+    assert decide(error, age_s=age_s, left_s=0.0) is NoDownload.FOR_NOW
+
+
+@pytest.mark.parametrize("error", IN_THE_WAY, ids=str)
+@pytest.mark.parametrize("age_s", [None, 0.0, 15 * DAY_S])
+def test_limits_disks_and_forbidden_addresses_are_not_tried_again(
+    error: DownloadError, age_s: float | None
+) -> None:
+    """Something has to be changed first; the result stays where it is."""
+    assert decide(error, age_s=age_s) is NoDownload.FOR_NOW
+
+
+@pytest.mark.parametrize("error", MAY_PASS, ids=str)
+def test_a_result_is_lost_only_when_it_is_refused_after_14_days(error: DownloadError) -> None:
+    """A host that is down proves nothing, however old the result is."""
+    refused = error.http_status in {401, 403, 404, 410}
+    assert decide(error, age_s=14.1 * DAY_S) == (NoDownload.FOR_GOOD if refused else DownloadAgain(1.0))
+
+
+def test_the_waits_double_up_to_a_minute() -> None:
+    """Half of each is jitter."""
+    lost = DownloadCutShort("cut")
+    waits = [decide(lost, tries=tries) for tries in range(1, 9)]
+    assert waits == [DownloadAgain(float(s)) for s in (1, 2, 4, 8, 16, 32, 60, 60)]
+    assert decide(lost, tries=3, draw=0.0) == DownloadAgain(2.0)
+    assert decide(lost, tries=10**6) == DownloadAgain(60.0)
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "left_s", "delay_s"),
+    [(0.0, 600.0, 1.0), (30.0, 600.0, 30.0), (3600.0, 600.0, 600.0), (9, 0.2, 0.2)],
+)
+def test_a_host_that_asks_to_wait_is_obeyed_within_the_time_that_is_left(
+    asked_s: float, left_s: float, delay_s: float
+) -> None:
+    """The last try comes when the time is up."""
+    assert decide(refusal(503, "h", retry_after_s=asked_s), left_s=left_s) == DownloadAgain(delay_s)
+
+
+def test_an_expired_result_says_why() -> None:
+    """How long results are kept, and what the host answered."""
+    error = expired(refusal(404, "files.example"))
+    assert (type(error), error.http_status) == (ResultExpired, 404)
+    assert error.message == (
+        "The vendor keeps results for 14 days, and this one is older: files.example answered HTTP 404."
+    )
+
+
+SUBMITTED = datetime(2026, 11, 30, 23, 59, tzinfo=UTC).timestamp()
+FETCH = "Run the batch again on the same journal to fetch it."
+UNTIL = (
+    f"The result is paid and stays available until 14 December. {FETCH}",
+    f"The result is paid and stays available for 14 days. {FETCH}",
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "tries", "submitted_at", "message", "advice"),
+    [
+        (
+            DownloadCutShort("The download from files.example broke off: ReadError."),
+            3,
+            SUBMITTED,
+            "the download from files.example broke off: ReadError (3 attempts)",
+            UNTIL[0],
+        ),
+        (refusal(503, "h"), 1, None, "h answered HTTP 503 (1 attempt)", UNTIL[1]),
+        (
+            ResultTooLarge("The file goes on, and 10 are allowed.", advice="Raise max_bytes."),
+            1,
+            SUBMITTED,
+            "the file goes on, and 10 are allowed (1 attempt)",
+            f"Raise max_bytes. {UNTIL[0]}",
+        ),
+    ],
+)
+def test_the_last_word_says_what_happened_that_it_is_paid_and_what_to_do(
+    error: DownloadError, tries: int, submitted_at: float | None, message: str, advice: str
+) -> None:
+    """Nobody is led to pay again; the class and the fields of the error stay."""
+    told = unfetched(error, "poster.jpg", tries=tries, submitted_at=submitted_at)
+    assert str(told) == f"Download failed for poster.jpg: {message}. {advice}"
+    assert (type(told), told.http_status, told.charge) == (type(error), error.http_status, error.charge)
+    assert "Download failed" not in str(error)

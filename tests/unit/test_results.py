@@ -53,15 +53,24 @@ def lines_of(folder: Path) -> list[dict[str, object]]:
 
 
 def test_a_picture_that_is_not_here_any_more_is_not_named() -> None:
-    """A result that was brought home, lost, and has expired since is a failure without a file."""
+    """A result that was delivered and moved away stays succeeded, and says why it was not fetched again."""
     problem = Problem(type="ResultExpired", code=None, message="gone")
     here = {"file": "a.jpg", "sha256": "0" * 64}
     assert row_of(stored(JobState.DONE, **here)).file == "images/a.jpg"
-    for row in (
-        row_of(stored(JobState.FAILED, problem=problem, **here)),
-        row_of(stored(JobState.DONE, **here), problem),
+    for row, status in (
+        (row_of(stored(JobState.FAILED, problem=problem, **here)), Status.FAILED),
+        (row_of(stored(JobState.DONE, **here), problem), Status.SUCCEEDED),
     ):
-        assert (row.status, row.file, row.sha256) == (Status.FAILED, None, None)
+        assert (row.status, row.file, row.sha256, row.error) == (status, None, None, ErrorNote.of(problem))
+
+
+@pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.GENERATED, JobState.DONE])
+def test_what_is_paid_and_not_here_yet_is_pending(state: JobState) -> None:
+    """A row that says "failed" would invite its reader to pay again; the error says what a run met."""
+    problem = Problem(type="DownloadCutShort", code=None, message="cut")
+    row = row_of(stored(state), problem)
+    assert (row.status, row.file, row.error) == (Status.PENDING, None, ErrorNote.of(problem))
+    assert row_of(stored(JobState.PENDING), problem).status is Status.FAILED
 
 
 def test_a_line_has_exactly_the_keys_of_the_design_in_their_order() -> None:
@@ -103,11 +112,11 @@ def test_a_job_has_its_error_and_its_file() -> None:
     assert row_of(stored(JobState.DONE, file="a.png")).file == "images/a.png"
 
 
-def test_what_a_run_could_not_get_past_is_a_failure_until_the_next() -> None:
-    """An obstacle fails the row of a job that has not ended, and leaves alone what has."""
+def test_what_a_run_could_not_get_past_is_told_until_the_next() -> None:
+    """An obstacle is the error of a job that has not ended, and leaves alone what has."""
     obstacle = Problem.of(PollDeadlineExceeded("Too late."))
     waiting = row_of(stored(JobState.SUBMITTED), obstacle)
-    assert (waiting.status, waiting.charge) == ("failed", "yes")
+    assert (waiting.status, waiting.charge) == ("pending", "yes")
     assert waiting.error is not None
     assert waiting.error.type == "PollDeadlineExceeded"
     assert row_of(stored(JobState.IN_DOUBT), obstacle).status == "in_doubt"
