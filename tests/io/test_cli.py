@@ -250,12 +250,12 @@ def test_a_file_in_place_of_a_folder_stops_the_run_before_it_spends(offline: Any
 
 def test_an_address_that_is_none_fails_without_a_request(offline: Any) -> None:
     """An invalid address is a failed row, free of charge, and exit 1."""
-    ended = offline.run("remove-text", "nonsense", "data:image/png;base64,AAAA", "-o", "out")
+    ended = offline.run("remove-text", "ftp://h.com/a.png", "data:image/png;base64,AAAA", "-o", "out")
     assert ended.code == 1
     rows = offline.rows()
     assert [(row["status"], row["charge"], row["attempts"]) for row in rows] == [("failed", "no", 0)] * 2
     assert {row["error"]["type"] for row in rows} == {"InvalidInput"}
-    assert "nor a file here" in ended.stderr
+    assert "not an http(s) URL" in ended.stderr
 
 
 def test_in_a_terminal_results_and_the_live_lines_share_the_screen(
@@ -264,7 +264,7 @@ def test_in_a_terminal_results_and_the_live_lines_share_the_screen(
     """On a terminal the results stand on lines of their own above the live lines, which go in the end."""
     screen, terminal = os.openpty()
     with quick_cli.start(
-        "remove-text", pictures[0], "nonsense", "-o", "out", stdout=terminal, stderr=terminal
+        "remove-text", pictures[0], "ftp://h.com/a.png", "-o", "out", stdout=terminal, stderr=terminal
     ) as process:
         os.close(terminal)
         shown = b""
@@ -314,7 +314,7 @@ def test_the_log_is_shown_as_asked(quick_cli: Any, pictures: list[str]) -> None:
 
 def test_status_counts_inputs_that_were_refused(quick_cli: Any, pictures: list[str]) -> None:
     """They are in no journal, but they were asked for and failed."""
-    quick_cli.run("remove-text", pictures[0], "nonsense", "data:image/png;base64,AA", "-o", "out")
+    quick_cli.run("remove-text", pictures[0], "ftp://h.com/a.png", "data:image/png;base64,AA", "-o", "out")
     assert quick_cli.status()["refused"] == 2
     assert re.search(r"refused +2 ", quick_cli.run("status", "out").stdout)
 
