@@ -105,20 +105,6 @@ def family_of(client: object) -> ModuleType:
     )
 
 
-def tells_the_truth(client: Any, family: ModuleType) -> bool:
-    """Say whether the client's "could not connect" can be believed.
-
-    Foreign carriers have been seen to raise ``ConnectTimeout`` for a request that the server had read, and a
-    response hook may fail to connect somewhere else after the answer has come. With those, and with
-    subclasses, nothing counts as never sent. (``MockTransport`` is the library's own stand-in for a carrier.)
-    """
-    if type(client) is not family.AsyncClient or any(client.event_hooks.values()):
-        return False
-    carriers = [getattr(client, "_transport", None), *getattr(client, "_mounts", {}).values()]
-    own = (family.AsyncHTTPTransport, family.MockTransport)
-    return all(carrier is None or type(carrier) in own for carrier in carriers)
-
-
 class _Kept(Exception):
     """The request was to go over a connection that had been used before; nothing of it has left."""
 
@@ -197,6 +183,7 @@ class HttpxTransport:
         self._polls: Pool[Carrier] | None = None
         self._pools: set[Pool[Carrier]] = set()
         self._closed = False
+        self._reports = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
         self._tls: ssl.SSLContext | None = None
         self._files = files or FileHost(
@@ -226,7 +213,7 @@ class HttpxTransport:
         try:
             async with pool.used() as carrier:
                 sending = carrier.handle_async_request(wire)
-                truth = await self._told(sending, timeout_s, steps, believed=True)
+                truth = await self._told(sending, timeout_s, steps, own=True)
         finally:
             if pool.is_retired:
                 self._pools.discard(pool)
@@ -238,7 +225,6 @@ class HttpxTransport:
         self, client: HttpClient, request: WireRequest, timeout_s: float
     ) -> Truth:
         """Make a request through the caller's client; without ``keep_alive`` over a fresh connection."""
-        believed = tells_the_truth(client, self._family)
         for _ in range(_MOST_KEPT):
             steps = _Steps(only_fresh=not request.keep_alive)
             try:
@@ -255,15 +241,19 @@ class HttpxTransport:
                 return NotSent(self._reason(error))
             sending = client.send(wire, stream=True, follow_redirects=False, auth=None)
             try:
-                return await self._told(sending, timeout_s, steps, believed=believed)
+                return await self._told(sending, timeout_s, steps, own=False)
             except _Kept:
                 continue
         return NotSent("the http_client opens no connection of its own")
 
     async def _told(
-        self, sending: Coroutine[Any, Any, Any], timeout_s: float, steps: _Steps, *, believed: bool
+        self, sending: Coroutine[Any, Any, Any], timeout_s: float, steps: _Steps, *, own: bool
     ) -> Truth:
         """Make a request and say what became of it.
+
+        What the caller's client raises is believed only where httpcore reported its steps: foreign carriers
+        have been seen to raise ConnectTimeout for a request that the server had read. While a request waits
+        for a place in the pool there are no steps; then earlier reports show that there is a pool.
 
         Raises:
             _Kept: It was not sent.
@@ -276,12 +266,16 @@ class HttpxTransport:
         except Unreadable as error:
             return Unknown(str(error))
         except TimeoutError:
-            if believed and steps.reported and not steps.sent:
+            if steps.reported and not steps.sent:
                 return NotSent(f"no connection within {timeout_s:g} s")
             return Unknown(f"no whole answer within {timeout_s:g} s")
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
             names = {base.__name__ for base in type(error).__mro__}
-            return (NotSent if believed and names & NEVER_SENT else Unknown)(self._reason(error))
+            believed = own or steps.reported or (self._reports and "PoolTimeout" in names)
+            not_sent = believed and not steps.sent and names & NEVER_SENT
+            return (NotSent if not_sent else Unknown)(self._reason(error))
+        finally:
+            self._reports = self._reports or steps.reported
 
     def _pool_for(self, request: WireRequest) -> Pool[Carrier]:
         """Return the pool that polls share, or one for this request alone, which its end closes."""

@@ -20,7 +20,7 @@ from flux_async import (
 )
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, NotSent, Unknown
-from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of, tells_the_truth
+from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of
 from flux_async.transport.origin import ApiOrigin
 
 KEY = "k-secret-0123456789"
@@ -39,27 +39,62 @@ def _all_of(family: Any) -> list[type[Exception]]:
 
 
 @pytest.mark.parametrize("family", [httpx, httpx2], ids=["httpx", "httpx2"])
-async def test_every_exception_of_the_library_is_one_of_two_truths(family: Any) -> None:
-    """The map covers every exception the library exports, and only pre-send ones count as not sent."""
+async def test_every_exception_of_the_library_is_one_of_two_truths(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The map covers every exception the library exports, and only pre-send ones count as not sent.
+
+    Of a client of the caller's none counts without the reports of the library's own carrier.
+    """
     never_sent = {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
     assert never_sent == NEVER_SENT
     kinds = _all_of(family)
     assert len(kinds) > 20
     for kind in kinds:
 
-        def handler(request: Any, kind: type[Exception] = kind) -> Any:
+        async def handle(self: Any, request: Any, kind: type[Exception] = kind) -> Any:
             error = kind.__new__(kind)
             error.args = (f"echo {KEY}",)
             raise error
 
-        given = family.AsyncClient(transport=family.MockTransport(handler))
-        async with given:
+        monkeypatch.setattr(family.AsyncHTTPTransport, "handle_async_request", handle)
+        transport = HttpxTransport(
+            ApiOrigin(KEY, "http://127.0.0.1:1"), Limits(), version="1", family=family.__name__
+        )
+        truth = await transport.exchange(POST, timeout_s=5)
+        assert isinstance(truth, NotSent if kind.__name__ in never_sent else Unknown), kind
+        assert KEY not in truth.reason
+        async with family.AsyncClient() as given:
             transport = HttpxTransport(
                 ApiOrigin(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given
             )
-            truth = await transport.exchange(POST, timeout_s=5)
-        assert isinstance(truth, NotSent if kind.__name__ in never_sent else Unknown), kind
-        assert KEY not in truth.reason
+            assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
+
+
+async def test_who_waits_in_vain_for_a_connection_of_the_callers_client_has_not_sent(
+    raw_server: Any, make: Any
+) -> None:
+    """Its pool is known from the request before."""
+    busy = asyncio.Event()
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if busy.is_set():
+            await asyncio.sleep(30)
+        writer.write(make.http(b"{}"))
+        return True
+
+    limits = httpx.Limits(max_connections=1)
+    async with raw_server(behave) as server, httpx.AsyncClient(limits=limits) as given:
+        transport = HttpxTransport(ApiOrigin(KEY, server.url), Limits(), version="1", client=given)
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
+        busy.set()
+        async with asyncio.TaskGroup() as group:
+            poll = group.create_task(transport.exchange(GET, timeout_s=30))
+            while len(server.requests) < 2:
+                await asyncio.sleep(0.001)
+            assert isinstance(await transport.exchange(POST, timeout_s=0.05), NotSent)
+            poll.cancel()
+    assert len(server.requests) == 2
 
 
 class ForeignTransport(httpx.AsyncBaseTransport):
@@ -77,7 +112,6 @@ async def test_a_foreign_carrier_is_not_believed() -> None:
         httpx.AsyncClient(mounts={"http://": ForeignTransport()}),
     ):
         async with given:
-            assert not tells_the_truth(given, httpx)
             transport = HttpxTransport(
                 ApiOrigin(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given
             )
