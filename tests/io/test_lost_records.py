@@ -201,6 +201,29 @@ async def test_an_older_copy_of_the_journal_is_refused(path: Path, tmp_path: Pat
         await Journal(path).open()
 
 
+async def test_a_journal_that_is_copied_while_it_is_run(path: Path, tmp_path: Path) -> None:
+    """With all its files of one moment it is whole; with files older than its log it is refused."""
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    async with Journal(path) as journal:
+        jobs = await journal.add(entries(6))
+
+        async def submit(stored: StoredJob) -> None:
+            task = TaskId(f"t{stored.number}")
+            await happened(journal, stored, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=task))
+
+        for stored in jobs[:3]:
+            await submit(stored)
+        shutil.copytree(path.parent, whole)
+        shutil.copytree(path.parent, torn)
+        for stored in jobs[3:]:
+            await submit(stored)
+        shutil.copy(log_of(path), torn)
+    async with Journal(whole / path.name) as copy:
+        assert (await copy.counts())[JobState.SUBMITTED] == 3
+    with pytest.raises(JournalRecordsLost):
+        await Journal(torn / path.name).open()
+
+
 async def test_a_deleted_journal_beside_its_log_is_refused(path: Path) -> None:
     """Jobs that the journal lost are in doubt when they are given again."""
     killed_after(path, 5, 3)

@@ -24,6 +24,7 @@ from flux_async import (
     JobKey,
     Journal,
     JournalBusyError,
+    JournalDisplaced,
     JournalError,
     Limits,
     Succeeded,
@@ -132,6 +133,30 @@ def test_another_program_may_lock_the_journal_for_some_seconds() -> None:
     assert schema.BUSY_S == 30
     with closing(schema.open_memory()) as connection:
         assert connection.execute("PRAGMA busy_timeout").fetchone() == (30_000,)
+
+
+async def test_a_journal_that_loses_its_folder_ends_the_batch(
+    client: Any, vendor: Any, make: Any, tmp_path: Path
+) -> None:
+    """No request leaves after it was moved; the error names the new place, where the batch goes on."""
+    folder, moved = tmp_path / "out", tmp_path / "moved"
+    tasks = iter(f"t{number}" for number in range(100))
+
+    def submitted(_: Any) -> Any:
+        task = next(tasks)
+        if task == "t5":
+            folder.rename(moved)
+        return make.answer({"taskId": task})
+
+    vendor.script["generate"] = [submitted]
+    with pytest.raises(JournalDisplaced, match=f"was moved to {moved}") as ended:
+        await collect(client, URLS, journal=folder / "run.sqlite3")
+    assert ended.value.scope is Scope.STOP
+    charged = vendor.count("generate")
+    assert charged <= 5 + Limits().submits_in_air
+    assert not folder.exists()
+    await collect(client, URLS, journal=moved / "run.sqlite3")
+    assert vendor.count("generate") == len(URLS)
 
 
 async def test_links_lead_to_the_same_lease(client: Any, vendor: Any, tmp_path: Path) -> None:
