@@ -158,7 +158,7 @@ def _run_options(command: F) -> F:
             "--patience",
             type=_SECONDS,
             default=600.0,
-            help="Seconds to wait for a service that is away before the run halts.",
+            help="Seconds to wait for a service that is away, and for paid results that do not come.",
             metavar="SECONDS",
         ),
         _timeout,

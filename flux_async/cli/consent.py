@@ -69,6 +69,13 @@ async def _grant(intake: Intake, spending: Spending, states: list[JobState]) -> 
     plural = "image gets" if granted == 1 else "images get"
     message_console().note(f"{granted} {plural} another try, for up to {in_credits(cost)} credits.")
     await spending.may_submit(chosen, is_last=True)
+    async for stored in _paid_and_unfinished(journal):  # they are fetched, not paid for again
+        chosen.jobs.add(stored.number)
+        chosen.to_do.append(stored.number)
+        chosen.paid += 1
+    if chosen.paid:
+        is_or_are = "image that is" if chosen.paid == 1 else "images that are"
+        message_console().note(f"{chosen.paid} {is_or_are} paid and not here yet: fetched, free of charge.")
     for state in states:
         grant = RetryGranted(at=at) if state is JobState.FAILED else ResubmitGranted(at=at)
         async for stored in _pages(journal, state):
@@ -76,6 +83,12 @@ async def _grant(intake: Intake, spending: Spending, states: list[JobState]) -> 
             await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
             chosen.to_do.append(stored.number)
     chosen.release()
+
+
+async def _paid_and_unfinished(journal: Journal) -> AsyncIterator[StoredJob]:
+    for state in (JobState.GENERATED, JobState.SUBMITTED):
+        async for stored in _pages(journal, state):
+            yield stored
 
 
 async def _pages(journal: Journal, state: JobState) -> AsyncIterator[StoredJob]:

@@ -21,6 +21,8 @@ from flux_async.testing import FluxSandbox
 OK, OTHER = "https://example.com/ok.jpg", "https://example.com/other.jpg"
 FAILS = "https://example.com/fails.jpg?sandbox-fault=fail-500"
 LOST, LOST_TOO = (f"https://example.com/{name}.jpg?sandbox-fault=drop-reply" for name in ("lost", "too"))
+LATE, LATER = (f"https://example.com/late.jpg?sandbox-fault=file-html={tries}" for tries in (2, 4))
+IMPATIENT = ("--patience", "0.1")
 QUICK = ("--rate", "20/0.2")
 PAY_AGAIN = ("--failed", "--in-doubt", "resubmit")
 SAYS_SO = re.compile(r"\bpay for another\b|\bsecond charge\b")
@@ -97,6 +99,12 @@ CASES = {
     ),
     "resume: halted": Case(first=remove(OK), command=retry(), script=[["402"], ["402"]], advised=("again",)),
     "resume: doubt": Case(first=remove(LOST), command=retry(), advised=ADOPT_OR_RESUBMIT),
+    "download failed": Case(command=remove(LATE, more=IMPATIENT), advised=("retry out", "again")),
+    "retry: download failed": Case(
+        first=remove(LATER, more=IMPATIENT),
+        command=retry("--failed", *IMPATIENT),
+        advised=("retry out", "without"),
+    ),
     "single: refused look": Case(
         command=("generate", "A lighthouse"), faults="poll-401", advised=("task TASK_ID --wait",)
     ),

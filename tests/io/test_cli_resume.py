@@ -132,13 +132,15 @@ def test_a_budget_is_a_halt(cli: Any, many: list[str]) -> None:
     assert_complete(cli, many[:4])
 
 
-def test_a_deadline_is_a_failure_of_one_run_only(make_cli: Any, start_sandbox: Any, many: list[str]) -> None:
-    """A task that takes too long fails its row, paid; a later run waits for the same task."""
+def test_a_deadline_leaves_what_is_paid_pending_for_the_next_run(
+    make_cli: Any, start_sandbox: Any, many: list[str]
+) -> None:
+    """Its row is pending, with the reason; a later run waits for the same task."""
     cli = make_cli(start_sandbox("--speed", "4", *NO_PICTURES).url)
     late = cli.run("remove-text", many[0], "--timeout", "0.1", "-o", "out")
     assert late.code == 1, late.stderr
     (row,) = cli.rows()
-    assert (row["status"], row["charge"], row["error"]["type"]) == ("failed", "yes", "PollDeadlineExceeded")
+    assert (row["status"], row["charge"], row["error"]["type"]) == ("pending", "yes", "PollDeadlineExceeded")
     assert row["task_id"]
     assert row["finished_at"] is None
     assert "Run the same command again" in late.stderr

@@ -1,0 +1,207 @@
+"""Paid images whose download fails, at the command line: pending or succeeded, and not paid again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from flux_async import FluxClient, FluxError, JobKey, TaskId
+from flux_async.batch.inputs import as_job
+from flux_async.cli.commands import cli
+from flux_async.cli.exits import run_command
+from flux_async.cli.missing_images import MissingImages
+from flux_async.cli.results import ResultRow
+from flux_async.cli.run_folder import RunFolder
+from flux_async.lifecycle import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
+from flux_async.testing import FluxSandbox
+
+LATE = "https://example.com/late.jpg?sandbox-fault=file-html=2"
+QUICK = ("-o", "out", "--rate", "20/0.2")
+DAY_S = 86_400.0
+PICTURE = (
+    b"\xff\xd8\xff\xe0\x00\x04\x00\x00\xff\xc0\x00\x0b\x08\x00\x10\x00\x20\x01\x01\x11\x00"
+    b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + bytes(100) + b"\xff\xd9"
+)
+
+
+@pytest.fixture
+def sandbox(make_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FluxSandbox]:
+    """A sandbox on a port, for commands that are run in this process."""
+    with FluxSandbox(sockets=True) as made:
+        make_cli().knows_times()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("KIE_BASE_URL", made.url)
+        monkeypatch.setenv("KIE_API_KEY", "test")
+        monkeypatch.setenv("COLUMNS", "1000")
+        yield made
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a command in this process and return its exit code."""
+
+    def run_one(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["flux-async", *words])
+        return run_command(cli)
+
+    return run_one
+
+
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path("out", "results.jsonl").read_text().splitlines()]
+
+
+def test_an_image_that_has_not_come_is_pending_and_retry_failed_fetches_it_without_paying(
+    sandbox: FluxSandbox, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ends with 1 and says that it is paid, until when, and what to do; then it comes, paid once."""
+    assert run("remove-text", LATE, *QUICK, "--patience", "0.1") == 1
+    [row] = rows()
+    assert (row["status"], row["charge"], row["error"]["type"], row["file"]) == (
+        "pending",
+        "yes",
+        "NotAPicture",
+        None,
+    )
+    told = capsys.readouterr().err
+    assert "Download failed for late.jpg: the file host sent something that is no JPEG" in told
+    assert "(2 attempts). The result is paid and stays available until " in told
+    assert "Run `flux-async retry out` to fetch it." in told
+    assert "Failed for good" not in told
+    assert run("retry", "out", "--failed", "--rate", "20/0.2") == 0
+    told = capsys.readouterr().err
+    assert "0 images get another try, for up to 0 credits" in told
+    assert "1 image that is paid and not here yet: fetched, free of charge." in told
+    [row] = rows()
+    assert (row["status"], row["error"], row["attempts"]) == ("succeeded", None, 1)
+    assert Path("out", row["file"]).exists()
+    assert len(sandbox.record()["tasks"]) == 1
+
+
+# --- moved away, or left at the vendor --------------------------------------------------------------------
+
+
+@attrs.frozen
+class Answer:
+    """One answer of a file host."""
+
+    status: int = 200
+    body: bytes = PICTURE
+    host: str = "files.example"
+    headers: dict[str, str] = attrs.field(factory=dict)
+
+    async def chunks(self) -> Any:
+        """Send it all."""
+        yield self.body
+
+
+@attrs.define(eq=False)
+class Done:
+    """A folder in which one image is done, and not there."""
+
+    client: FluxClient
+    transport: Any
+    clock: Any
+    path: Path
+    rows: list[ResultRow] = attrs.field(factory=list)
+    halts: list[FluxError] = attrs.field(factory=list)
+    tries: int = 0
+
+    async def bring(
+        self, answer: Callable[[float], Answer], *, file: str | None, days: float = 1.0
+    ) -> ResultRow:
+        """Have the image brought; return its row."""
+        began = self.clock.now
+
+        @asynccontextmanager
+        async def files(_url: str) -> Any:
+            self.tries += 1
+            yield answer(self.clock.now - began)
+
+        self.transport.files = files
+        folder = await RunFolder.open(self.path, account=self.client.fingerprint)
+        try:
+            [stored] = await folder.journal.add_jobs([as_job("https://example.com/poster.jpg")])
+            at, job = self.clock.wall() - days * DAY_S, stored.job
+            for event in (
+                SubmitIntended(at=at),
+                SubmitAccepted(at=at, task_id=TaskId("old")),
+                TaskSucceeded(at=at, result_url="https://files.example/r.jpg"),
+                Saved(at=at, file=file, sha256=None if file is None else "0" * 64),
+            ):
+                job = apply(job, event)
+                await folder.journal.record(stored.number, job, event)
+            missing = MissingImages(
+                client=self.client,
+                folder=folder,
+                clock=self.clock,
+                patience_s=100.0,
+                on_row=self.rows.append,
+                on_halt=self.halts.append,
+                is_halted=lambda: bool(self.halts),
+            )
+
+            async def beyond(taken: int) -> list[int]:
+                return [stored.number][taken:]
+
+            await missing.bring(beyond)
+            left = await folder.journal.job(JobKey(stored.job.key))
+            assert left is not None
+            return folder.row(left)
+        finally:
+            await folder.aclose()
+
+
+@pytest.fixture
+def done(client: FluxClient, transport: Any, make: Any, clock: Any, tmp_path: Path) -> Done:
+    """A folder in which one image is done, and not there; the vendor has no fresh links."""
+    transport.script["download-url"] = [make.answer(None, 422, msg="url is wrong")]
+    return Done(client, transport, clock, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", [None, "poster.jpg"])
+async def test_an_image_that_is_not_there_is_downloaded_as_soon_as_its_host_lets_it(
+    done: Done, file: str | None
+) -> None:
+    """Half a minute of refusals costs nothing but tries."""
+    row = await done.bring(lambda at: Answer(503 if at < 30 else 200), file=file)
+    assert (row.status, row.error) == ("succeeded", None)
+    assert row.file is not None
+    assert (done.path / row.file).read_bytes() == PICTURE
+    assert 4 < done.tries < 12
+    assert [told.status for told in done.rows] == ["succeeded"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 410, 503])
+@pytest.mark.parametrize("days", [1.0, 20.0])
+async def test_an_image_that_was_moved_away_and_is_refused_stays_succeeded(
+    done: Done, status: int, days: float
+) -> None:
+    """It was delivered: its row keeps its status and says why there is no file."""
+    row = await done.bring(lambda _: Answer(status, b""), file="poster.jpg", days=days)
+    assert (row.status, row.file, row.charge) == ("succeeded", None, "yes")
+    assert row.error is not None
+    gone = days > 14 and status != 503
+    assert row.error.type == ("ResultExpired" if gone else "DownloadError")
+    assert f"HTTP {status}" in row.error.message
+    assert (done.tries == 1) == gone
+    assert done.halts == []
+
+
+@pytest.mark.parametrize(
+    ("days", "status", "kind"), [(1.0, "pending", "DownloadError"), (20.0, "failed", "ResultExpired")]
+)
+async def test_an_image_that_was_left_at_the_vendor_is_lost_only_after_14_days(
+    done: Done, days: float, status: str, kind: str
+) -> None:
+    """It was never delivered: until then it is pending, and the same command fetches it."""
+    row = await done.bring(lambda _: Answer(404, b""), file=None, days=days)
+    assert row.error is not None
+    assert (row.status, row.error.type) == (status, kind)
