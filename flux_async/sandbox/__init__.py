@@ -6,17 +6,17 @@ Needs ``pip install 'flux-async[sandbox]'``; importing this module does not.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from flux_async.sandbox.clock import VirtualTime
-from flux_async.sandbox.faults import Fault
-from flux_async.sandbox.plan import FaultPlan
-from flux_async.sandbox.settings import SandboxError, SandboxSettings
 
 if TYPE_CHECKING:
     from flux_async.sandbox.app import create_app
+    from flux_async.sandbox.clock import VirtualTime
+    from flux_async.sandbox.faults import Fault
     from flux_async.sandbox.local import Sandbox
+    from flux_async.sandbox.plan import FaultPlan
     from flux_async.sandbox.server import serve
+    from flux_async.sandbox.settings import SandboxError, SandboxSettings
 
 __all__ = [
     "Fault",
@@ -29,20 +29,20 @@ __all__ = [
     "serve",
 ]
 
+_HOMES = {
+    "Fault": "faults",
+    "FaultPlan": "plan",
+    "Sandbox": "local",
+    "SandboxError": "settings",
+    "SandboxSettings": "settings",
+    "VirtualTime": "clock",
+    "create_app": "app",
+    "serve": "server",
+}
+
 
 def __getattr__(name: str) -> object:
-    match name:
-        case "create_app":
-            from flux_async.sandbox.app import create_app  # noqa: PLC0415 - needs the extra
-
-            return create_app
-        case "Sandbox":
-            from flux_async.sandbox.local import Sandbox  # noqa: PLC0415 - needs the extra
-
-            return Sandbox
-        case "serve":
-            from flux_async.sandbox.server import serve  # noqa: PLC0415 - needs the extra
-
-            return serve
-        case _:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load a name when it is used: some need the extra, and Ctrl-C before that ends without a traceback."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -35,3 +35,17 @@ def test_ctrl_c_while_modules_are_loaded_is_exit_130_without_a_traceback(
         assert (ended.returncode, ended.stderr) == (0, "")
     else:
         assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_the_sandbox_is_loaded_is_exit_130_without_a_traceback(tmp_path: Path) -> None:
+    """The sandbox has a command of its own."""
+    (tmp_path / "attrs.py").write_text("raise KeyboardInterrupt\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "flux_async.sandbox", "--list-faults"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
