@@ -8,6 +8,7 @@ which are web pages and not images. What is merely suspicious is a warning.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import parse_qs, urlsplit
 
 from flux_async.errors import InvalidInput, shown
@@ -54,6 +55,7 @@ def check_reachable(url: str, *, api_host: str) -> None:
         )
 
 
+@lru_cache(maxsize=1024)
 def _unreachable(host: str) -> str | None:
     """Say why no public server reaches ``host``, where that is certain."""
     if (address := literal(host)) is not None:

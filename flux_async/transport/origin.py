@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ _SHORTEST_SECRET = 16
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+@lru_cache(maxsize=64)
 def origin_of(url: str) -> tuple[str, str, int | None]:
     """Return (scheme, host, port) of ``url``, with the scheme's own port filled in."""
     parts = urlsplit(url)
