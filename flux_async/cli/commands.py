@@ -31,7 +31,7 @@ from flux_async.cli.printable import printable
 
 if TYPE_CHECKING:
     from flux_async.cli.listening import Place
-    from flux_async.cli.remove_text import RunOrder
+    from flux_async.cli.run_order import RunOrder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -208,7 +208,7 @@ def _order(
 ) -> RunOrder:
     from flux_async import CallbackEndpoint  # noqa: PLC0415 - loaded where it is needed
     from flux_async.cli.listening import webhook_keys  # noqa: PLC0415 - as above
-    from flux_async.cli.remove_text import RunOrder  # noqa: PLC0415 - loads rich
+    from flux_async.cli.run_order import RunOrder  # noqa: PLC0415 - loads rich
 
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
@@ -263,6 +263,9 @@ def cli() -> None:
     default=InDoubtPolicy.HOLD.value,
     help="Submits whose answer never came: leave them, or pay perhaps twice.",
 )
+@click.option(
+    "--dry-run", is_flag=True, help="Print what would be submitted, with its cost; send and change nothing."
+)
 @_model
 @click.option("--prompt", help="Ask for the removal in other words.")
 @_output_format
@@ -273,6 +276,7 @@ def remove_text(
     column: str | None,
     split: str | None,
     on_doubt: str,
+    dry_run: bool,
     as_json: bool,
     model: str,
     prompt: str | None,
@@ -297,6 +301,7 @@ def remove_text(
     task that was submitted is waited for or downloaded, never submitted anew. Images that failed, or that are
     in doubt (the answer to their submit never came), stay as they are: see retry and adopt.
     """
+    from flux_async.cli.dry_run import run_dry  # noqa: PLC0415 - loads rich
     from flux_async.cli.questions import can_ask  # noqa: PLC0415 - loads anyio
     from flux_async.cli.remove_text import run_remove_text  # noqa: PLC0415 - loads rich
 
@@ -306,6 +311,8 @@ def remove_text(
     order = _order(**run, in_doubt=InDoubtPolicy(on_doubt), repeats=repeats, request_options=_given(options))
     reading = ListOptions(column=column, split=split or None)
     inputs = gather_inputs(images, lists, sys.stdin, options=reading, note=_note)
+    if dry_run:
+        return run_dry(order, inputs, as_json=as_json)
     return run_remove_text(order, inputs, as_json=as_json)
 
 

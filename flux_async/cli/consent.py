@@ -20,8 +20,9 @@ from flux_async.cli.display import message_console
 from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
-from flux_async.cli.remove_text import RunOrder, run_selected
+from flux_async.cli.remove_text import run_selected
 from flux_async.cli.run_folder import JOURNAL, RunFolder
+from flux_async.cli.run_order import RunOrder
 from flux_async.cli.spending import Spending
 from flux_async.clock import SystemClock
 from flux_async.journal.reader import JournalReader

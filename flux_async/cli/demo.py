@@ -21,9 +21,10 @@ from flux_async.cli.exits import Exit
 from flux_async.cli.given import Given
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
-from flux_async.cli.remove_text import RemoveText, RunOrder
+from flux_async.cli.remove_text import RemoveText
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, image_of
 from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.run_order import RunOrder
 from flux_async.cli.sandbox_child import SPEED, SandboxChild, SandboxChildError
 from flux_async.journal.reader import JournalReader, holder_of
 

@@ -155,7 +155,7 @@ class Intake:
         try:
             try:
                 for one in given:
-                    rows.append(self._row(one))
+                    rows.append(read_row(one, self.make_job))
                     is_slow = one.is_file and self.clock.monotonic() - passed_on > _PASS_ON_S
                     if len(rows) >= _CHUNK or is_slow:
                         pass_on(is_last=False)
@@ -166,18 +166,6 @@ class Intake:
             pass_on(is_last=True)
         except (anyio.BrokenResourceError, CancelledError):
             return  # nobody takes them any more
-
-    def _row(self, given: Given) -> Row:
-        try:
-            if given.refusal is not None:
-                raise InvalidInput(f"This row cannot be used: {given.refusal}.")  # noqa: TRY301 - one way out
-            job = self.make_job(given)
-        except InvalidInput as refusal:
-            return Row(given, JobKey(""), "", None, None, refusal)
-        request = job.request
-        image = request.input_image if isinstance(request, EditRequest) else None
-        source = image if isinstance(image, LocalImage) else None
-        return Row(given, job.key, store_request(request), request.model, source, None)
 
     # --- a chunk ------------------------------------------------------------------------------------------
 
@@ -213,7 +201,7 @@ class Intake:
     def _sort(self, row: Row, added: Added) -> None:
         chosen = self.selection
         if added.number is None:
-            self._refuse(row.given, added.conflict or _paid_already(added.paid_as))
+            self._refuse(row.given, added.conflict or paid_already(added.paid_as))
         elif not chosen.jobs.add(added.number):
             chosen.doubles += 1
         elif added.stored is not None:
@@ -246,7 +234,22 @@ class Intake:
         self.on_refused(row, words if words.startswith(given.place) else f"{given.place}: {words}")
 
 
-def _paid_already(stored: StoredJob | None) -> FluxError:
+def read_row(given: Given, make_job: Callable[[Given], Job]) -> Row:
+    """Make a request of an input, or say why it is none."""
+    try:
+        if given.refusal is not None:
+            raise InvalidInput(f"This row cannot be used: {given.refusal}.")  # noqa: TRY301 - one way out
+        job = make_job(given)
+    except InvalidInput as refusal:
+        return Row(given, JobKey(""), "", None, None, refusal)
+    request = job.request
+    image = request.input_image if isinstance(request, EditRequest) else None
+    source = image if isinstance(image, LocalImage) else None
+    return Row(given, job.key, store_request(request), request.model, source, None)
+
+
+def paid_already(stored: StoredJob | None) -> FluxError:
+    """Return why an input is refused whose image was submitted under another signature."""
     key = "" if stored is None else stored.job.key
     return InvalidInput(
         f"The same image under another signature is job {key} of this folder; it was not paid for again.",

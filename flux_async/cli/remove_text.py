@@ -6,35 +6,28 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import anyio
 import anyio.to_thread
 import attrs
 
 from flux_async import (
-    CallbackEndpoint,
     EditRequest,
     Failed,
     FluxClient,
     FluxError,
     InDoubt,
     InDoubtPolicy,
-    InvalidInput,
     Job,
     JournalError,
-    Limits,
-    LocalImage,
-    Model,
     Outcome,
 )
-from flux_async.batch.prices import price_list
 from flux_async.batch.progress import BatchProgress
-from flux_async.batch.run import PATIENCE_S, BatchRun, run_batch
+from flux_async.batch.run import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text
 from flux_async.cli.balance import Balance
 from flux_async.cli.display import RunDisplay, summary_table
@@ -42,8 +35,7 @@ from flux_async.cli.exits import Exit, halts
 from flux_async.cli.given import Given
 from flux_async.cli.intake import Intake
 from flux_async.cli.interruption import Interruption, run_interruptible
-from flux_async.cli.listening import Place, bind, check_server, listening
-from flux_async.cli.local_inputs import is_address, no_image
+from flux_async.cli.listening import bind, check_server, listening
 from flux_async.cli.missing_images import MissingImages
 from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
@@ -52,85 +44,18 @@ from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.questions import Questions
 from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Totals
+from flux_async.cli.run_order import RunOrder
 from flux_async.cli.selection import Feed, Selection
 from flux_async.cli.spending import Spending
 from flux_async.clock import Clock, SystemClock
 from flux_async.lifecycle import JobState, Problem
-from flux_async.local_images import identify_now
-from flux_async.models import JobKey
-from flux_async.policy.image_addresses import suspicion, with_scheme
+from flux_async.policy.image_addresses import suspicion
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
 
 V = TypeVar("V")
 
-CONFIRM_ABOVE = 1_000.0
-_ANY_URL = "https://example.com/"
 _TICK_S = 0.5
-
-
-@attrs.frozen(kw_only=True)
-class RunOrder:
-    """How a run goes about it.
-
-    Attributes:
-        folder: Where journal, images and results are.
-        limits: The account's pace, and how many tasks at once.
-        timeout_s: Seconds an accepted task may take.
-        patience_s: Seconds the run waits for a service that is away for now before it halts.
-        download: Whether results are brought to disk.
-        keep_originals: Whether the inputs are, too, as the vendor kept them.
-        in_doubt: What to do with submits whose answer never came.
-        repeats: Options of the command that pay again each time it is run.
-        max_credits: What this run may spend.
-        callbacks: Where the vendor reports ends, or None.
-        listen: Where this run receives them; None leaves that to a receiver elsewhere.
-        prices: Credits per image, by model.
-        via_upload: Whether images that have an address go through the upload host, too.
-        confirm_above: Credits above which a person is asked before they are spent.
-        asks: Whether there is a person to ask.
-        yes: Whether the answer to every question is yes.
-        request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
-
-    Raises:
-        InvalidInput: An option is out of range.
-    """
-
-    folder: Path
-    limits: Limits = attrs.field(factory=Limits)
-    timeout_s: float = 300.0
-    patience_s: float = PATIENCE_S
-    download: bool = True
-    keep_originals: bool = False
-    in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
-    repeats: tuple[str, ...] = ()
-    max_credits: float | None = None
-    callbacks: CallbackEndpoint | None = None
-    listen: Place | None = None
-    prices: Mapping[Model, float] = attrs.field(default=None, converter=price_list)
-    via_upload: bool = False
-    confirm_above: float = CONFIRM_ABOVE
-    asks: bool = False
-    yes: bool = False
-    request_options: Mapping[str, Any] = attrs.field(factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        # An option that is wrong for one image is wrong for all.
-        EditRequest.text_removal(_ANY_URL, **self.request_options)
-
-    def job_for(self, given: Given) -> Job:
-        """Return what is wanted for one input; a file is read, in the thread of the caller.
-
-        Raises:
-            InvalidInput: It is no request.
-        """
-        image: str | LocalImage = given.image
-        if given.is_file:
-            image = identify_now(LocalImage(path=given.image, folder=given.folder))
-        elif not is_address(given.image) or with_scheme(given.image) is not None:
-            raise InvalidInput(no_image(given.image))
-        request = EditRequest.text_removal(image, **{**self.request_options, **given.options})
-        return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))
 
 
 Select: TypeAlias = Callable[[Intake, Spending], Awaitable[object]]
@@ -171,6 +96,7 @@ class RemoveText:
         resumable: Whether the same command would take up what is left.
         vendor_speed: How many of the vendor's seconds pass in a real one; a sandbox may run faster.
         clock: The reader of time.
+        person: Answers questions; left out, whoever is at the terminal, where the order says there is one.
     """
 
     order: RunOrder
@@ -181,6 +107,7 @@ class RemoveText:
     resumable: bool = True
     vendor_speed: float = 1.0
     clock: Clock = attrs.field(factory=SystemClock)
+    person: Callable[[str], Awaitable[bool]] | None = None
     _selection: Selection = attrs.field(factory=Selection, init=False)
     _batch: BatchRun | None = attrs.field(default=None, init=False)
     _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
@@ -229,6 +156,7 @@ class RemoveText:
                     try:
                         code = await self._end(client, folder, began)
                     finally:
+                        self._selection.refused.close()
                         await folder.aclose()
         return code
 
@@ -286,7 +214,7 @@ class RemoveText:
 
     def _spending_of(self, client: FluxClient) -> Spending:
         order = self.order
-        ask = Questions(show=self._show_question).ask if order.asks and not order.yes else None
+        ask = self.person or (Questions(show=self._show_question).ask if order.asks else None)
         self._spending = Spending(
             client=client,
             prices=order.prices,

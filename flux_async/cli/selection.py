@@ -72,7 +72,7 @@ class RefusedRows:
     """Rows of inputs that never became a job, each with the number of jobs that were asked for before it."""
 
     def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - as long as the run
+        self._file: IO[bytes] | None = None
         self._count = 0
 
     def __len__(self) -> int:
@@ -80,15 +80,23 @@ class RefusedRows:
 
     def append(self, place: int, row: ResultRow) -> None:
         """Keep a row."""
-        line = json.dumps([place, row.as_json()])
-        self._file.write(line.encode() + b"\n")
+        if self._file is None:
+            self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - see close
+        self._file.write(json.dumps([place, row.as_json()]).encode() + b"\n")
         self._count += 1
 
     def __iter__(self) -> Iterator[tuple[int, ResultRow]]:
-        self._file.seek(0)
-        for line in self._file:
+        if self._file is not None:
+            self._file.seek(0)
+        for line in self._file or ():
             place, row = json.loads(line)
             yield place, ResultRow.from_json(row)
+
+    def close(self) -> None:
+        """Forget the rows; their number stays."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 @attrs.define(kw_only=True, eq=False)

@@ -17,14 +17,24 @@ from pathlib import Path
 _NO_PLACE = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
 
 
-def open_for_reading(path: Path, closing_stack: ExitStack) -> sqlite3.Connection:
+def open_for_reading(
+    path: Path, closing_stack: ExitStack, *, leaves_no_trace: bool = False
+) -> sqlite3.Connection:
     """Return a connection that reads a journal; the stack closes it, and removes what was copied for it.
+
+    Args:
+        path: The journal.
+        closing_stack: Closes the connection.
+        leaves_no_trace: Also not the empty ``-wal`` and ``-shm`` that SQLite otherwise makes beside a journal
+            at rest. A run that begins meanwhile may then end the reading with an error.
 
     Raises:
         OSError: It cannot be copied.
         sqlite3.Error: It cannot be opened.
     """
     path = path.resolve()
+    if leaves_no_trace and not path.with_name(f"{path.name}-wal").exists():
+        return closing_stack.enter_context(closing(_connect(path, "mode=ro&immutable=1")))
     try:
         connection = _connect(path, "mode=ro")
     except sqlite3.OperationalError as error:

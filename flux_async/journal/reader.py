@@ -23,6 +23,7 @@ from flux_async.lifecycle import JobState
 from flux_async.models import JobKey, TaskId
 
 _PAGE = 500
+_WITH_UNSIGNED_URLS = 4
 _WITH_INBOX, _WITH_FILES, _WITH_ECHO = 2, 3, 5
 _NEWER_COLUMNS = {_WITH_FILES: ("sha256", "source", "source_folder"), _WITH_ECHO: ("echo",)}
 _SPENT = ("SubmitAccepted", "TaskFound")
@@ -70,17 +71,21 @@ class Besides:
 class JournalReader:
     """A read-only connection to a journal; use it as ``with``. It may be used from any thread, one at a time.
 
+    Args:
+        path: The journal.
+        leaves_no_trace: Make no file beside it, not even for a moment.
+
     Raises:
         JournalError: There is none, it is damaged, or it is somebody else's.
         JournalVersionError: A newer release wrote it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, leaves_no_trace: bool = False) -> None:
         if not path.is_file():
             raise JournalError(f"There is no journal at {path}.", advice="Check the folder's name.")
         self._closing = ExitStack()
         try:
-            self._connection = open_for_reading(path, self._closing)
+            self._connection = open_for_reading(path, self._closing, leaves_no_trace=leaves_no_trace)
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise JournalError(f"{path} cannot be read: {error}.") from None
@@ -127,6 +132,22 @@ class JournalReader:
         sql = f"SELECT {self._columns} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
         found = {row[0]: stored_job(row) for row in self._all(sql, *numbers)}
         return [found[number] for number in numbers if number in found]
+
+    def with_key(self, key: str) -> StoredJob | None:
+        """Return the job with this key, or None."""
+        rows = self._all(f"SELECT {self._columns} FROM job WHERE key = ?", key)  # noqa: S608
+        return stored_job(rows[0]) if rows else None
+
+    def with_unsigned_url(self, url: str) -> list[StoredJob]:
+        """Return the jobs at this address, however it was signed; none where that is not kept yet."""
+        if self._version < _WITH_UNSIGNED_URLS:
+            return []
+        rows = self._all(f"SELECT {self._columns} FROM job WHERE unsigned_url = ?", url)  # noqa: S608
+        return list(map(stored_job, rows))
+
+    def newest(self) -> int:
+        """Return the number of the newest job; 0 where there is none."""
+        return int(self._value("SELECT max(number) FROM job") or 0)
 
     def named(self, start: str) -> list[StoredJob]:
         """Return the job with this key, or else up to two whose keys begin so."""

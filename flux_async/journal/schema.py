@@ -37,7 +37,7 @@ _RESTORE = (
 BUSY_S = 30.0
 """For so long a write waits where another program has locked the journal: backups take seconds."""
 
-_MEMORY = ":memory:"
+_MEMORY, _TEMPORARY = ":memory:", ""
 _WAL_TURNS, _WAL_TURN_S = 20, 0.05
 
 
@@ -104,6 +104,11 @@ def open_memory() -> sqlite3.Connection:
     return _open(_MEMORY)
 
 
+def open_temporary() -> sqlite3.Connection:
+    """Open a journal that ends with the process, and that may be larger than memory."""
+    return _open(_TEMPORARY)
+
+
 def open_file(path: Path, *, accept_lost_records: bool = False) -> sqlite3.Connection:
     """Open a journal, by whatever process; make it or bring it up to date where needed.
 
@@ -140,7 +145,7 @@ def _open(path: str | Path) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
         _check_ours(connection, path)
-        if path != _MEMORY:
+        if path not in {_MEMORY, _TEMPORARY}:
             _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
         _migrate(connection)

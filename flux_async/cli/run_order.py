@@ -1,0 +1,95 @@
+"""What a run is told by its options, and the request that it makes of an input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from flux_async import (
+    CallbackEndpoint,
+    EditRequest,
+    InDoubtPolicy,
+    InvalidInput,
+    Job,
+    Limits,
+    LocalImage,
+    Model,
+)
+from flux_async.batch.prices import price_list
+from flux_async.batch.run import PATIENCE_S
+from flux_async.cli.given import Given
+from flux_async.cli.listening import Place
+from flux_async.cli.local_inputs import is_address, no_image
+from flux_async.local_images import identify_now
+from flux_async.models import JobKey
+from flux_async.policy.image_addresses import with_scheme
+
+CONFIRM_ABOVE = 1_000.0
+_ANY_URL = "https://example.com/"
+
+
+@attrs.frozen(kw_only=True)
+class RunOrder:
+    """How a run goes about it.
+
+    Attributes:
+        folder: Where journal, images and results are.
+        limits: The account's pace, and how many tasks at once.
+        timeout_s: Seconds an accepted task may take.
+        patience_s: Seconds the run waits for a service that is away for now before it halts.
+        download: Whether results are brought to disk.
+        keep_originals: Whether the inputs are, too, as the vendor kept them.
+        in_doubt: What to do with submits whose answer never came.
+        repeats: Options of the command that pay again each time it is run.
+        max_credits: What this run may spend.
+        callbacks: Where the vendor reports ends, or None.
+        listen: Where this run receives them; None leaves that to a receiver elsewhere.
+        prices: Credits per image, by model.
+        via_upload: Whether images that have an address go through the upload host, too.
+        confirm_above: Credits above which a person is asked before they are spent.
+        asks: Whether there is a person to ask.
+        yes: Whether the answer to every question is yes.
+        request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
+
+    Raises:
+        InvalidInput: An option is out of range.
+    """
+
+    folder: Path
+    limits: Limits = attrs.field(factory=Limits)
+    timeout_s: float = 300.0
+    patience_s: float = PATIENCE_S
+    download: bool = True
+    keep_originals: bool = False
+    in_doubt: InDoubtPolicy = InDoubtPolicy.HOLD
+    repeats: tuple[str, ...] = ()
+    max_credits: float | None = None
+    callbacks: CallbackEndpoint | None = None
+    listen: Place | None = None
+    prices: Mapping[Model, float] = attrs.field(default=None, converter=price_list)
+    via_upload: bool = False
+    confirm_above: float = CONFIRM_ABOVE
+    asks: bool = False
+    yes: bool = False
+    request_options: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        # An option that is wrong for one image is wrong for all.
+        EditRequest.text_removal(_ANY_URL, **self.request_options)
+
+    def job_for(self, given: Given) -> Job:
+        """Return what is wanted for one input; a file is read, in the thread of the caller.
+
+        Raises:
+            InvalidInput: It is no request.
+        """
+        image: str | LocalImage = given.image
+        if given.is_file:
+            image = identify_now(LocalImage(path=given.image, folder=given.folder))
+        elif not is_address(given.image) or with_scheme(given.image) is not None:
+            raise InvalidInput(no_image(given.image))
+        request = EditRequest.text_removal(image, **{**self.request_options, **given.options})
+        return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))

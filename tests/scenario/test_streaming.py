@@ -1,0 +1,380 @@
+"""remove-text while its inputs are read: what is submitted when, what is asked, what the results hold."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from flux_async import FluxClient, Limits, PollPolicy
+from flux_async.cli.display import RunDisplay
+from flux_async.cli.dry_run import run_dry
+from flux_async.cli.exits import Exit
+from flux_async.cli.given import Given
+from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.interruption import Interruption
+from flux_async.cli.output import Output
+from flux_async.cli.questions import Questions
+from flux_async.cli.remove_text import RemoveText
+from flux_async.cli.run_order import RunOrder
+from flux_async.cli.selection import Bits, Numbers
+from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.transport import Answered, FileStream, Truth
+
+FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
+LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
+WAIT_S = 60
+
+
+@attrs.define
+class Vendor:
+    """Makes a task of every submit, done at the first poll; the balance is asked for like the rest."""
+
+    balance: float = 1e6
+    sent: list[str] = attrs.field(factory=list)
+    tasks: dict[str, str] = attrs.field(factory=dict)
+    asked: int = 0
+    news: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+        """Answer as the vendor does."""
+        await asyncio.sleep(0)
+        if request.method == "POST":
+            body = request.body.decode()
+            task_id = f"task-{len(self.tasks)}"
+            self.tasks[task_id] = body
+            self.sent.append(json.loads(body)["inputImage"])
+            self.news.set()
+            return answer({"taskId": task_id})
+        if "taskId" not in request.query:
+            self.asked += 1
+            return answer(self.balance)
+        task_id = request.query["taskId"]
+        response = {"resultImageUrl": f"https://files.example/{task_id}.png"}
+        record = {"taskId": task_id, "paramJson": self.tasks[task_id], "successFlag": 1, "response": response}
+        return answer(record)
+
+    async def has_sent(self, count: int) -> None:
+        """Wait until so many submits have arrived."""
+        async with asyncio.timeout(WAIT_S):
+            while len(self.sent) < count:
+                self.news.clear()
+                await self.news.wait()
+
+    def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
+        """Not wanted."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def answer(data: Any) -> Truth:
+    body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
+    return Answered(WireResponse(status=200, headers={}, body=body))
+
+
+@attrs.define
+class Answers:
+    """A person who answers questions, and what was asked."""
+
+    says: bool
+    asked: list[str] = attrs.field(factory=list)
+
+    async def ask(self, words: str) -> bool:
+        """Answer a question."""
+        self.asked.append(words)
+        return self.says
+
+
+@attrs.define
+class Runs:
+    """Runs remove-text in one folder, without its process."""
+
+    folder: Path
+    vendor: Vendor = attrs.field(factory=Vendor)
+
+    async def run(
+        self, inputs: Iterable[Given], person: Answers | None = None, **options: Any
+    ) -> tuple[Exit, list[dict[str, Any]]]:
+        """Return the exit code and the lines of results.jsonl."""
+        order = RunOrder(folder=self.folder, limits=FAST, download=False, **options)
+
+        def make_client() -> FluxClient:
+            return FluxClient("k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS)
+
+        command = RemoveText(
+            order=order,
+            select=lambda intake, _: intake.take(inputs),
+            make_client=make_client,
+            display=RunDisplay(output=Output(), prints_results=False),
+            interruption=Interruption(),
+            person=None if person is None else person.ask,
+        )
+        code = await command.run()
+        lines = (self.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        return code, list(map(json.loads, lines))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path / "out")
+
+
+@pytest.fixture
+async def pipe(tmp_path: Path) -> AsyncIterator[tuple[str, int]]:
+    path = tmp_path / "list"
+    os.mkfifo(path)
+    end = os.open(path, os.O_RDWR)
+    yield str(path), end
+    os.close(end)
+
+
+def url(n: int) -> str:
+    return f"https://pictures.example/{n}.jpg"
+
+
+def listed(*rows: str) -> Iterator[Given]:
+    """Return the rows of a CSV list with keys."""
+    text = "".join(f"{row}\n" for row in ("url,key", *rows))
+    return gather_inputs([], ["-"], io.StringIO(text))
+
+
+def signed(day: int, n: int = 1) -> str:
+    return f"{url(n)}?X-Amz-Signature={day:x}"
+
+
+# --- while it is read -------------------------------------------------------------------------------------
+
+
+async def test_each_line_is_submitted_when_it_comes(runs: Runs, tmp_path: Path) -> None:
+    """A list that is still being written is worked off as it grows, and its end ends the run."""
+    path = tmp_path / "list"
+    os.mkfifo(path)
+    end = os.open(path, os.O_RDWR)
+    os.write(end, f"{url(0)}\n".encode())
+    inputs = gather_inputs([], [str(path)])
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(runs.run(inputs))
+        for n in range(1, 4):
+            await runs.vendor.has_sent(n)
+            os.write(end, f"{url(n)}\n".encode())
+        await runs.vendor.has_sent(4)
+        assert not run.done()
+        os.close(end)
+    code, rows = run.result()
+    assert (code, [row["image"] for row in rows]) == (Exit.SUCCEEDED, [url(n) for n in range(4)])
+
+
+async def test_the_first_submit_does_not_wait_for_the_list(runs: Runs) -> None:
+    """Rows are read in a thread, and what has been read is submitted: here reading waits for a submit."""
+    was_sent: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def rows() -> Iterator[Given]:
+        for n in range(2_000):
+            if n == 1_900:
+                asyncio.run_coroutine_threadsafe(runs.vendor.has_sent(1), loop).result(WAIT_S)
+                was_sent.append(n)
+            yield Given(source="list", line=n + 1, image=url(n))
+
+    code, results = await runs.run(rows())
+    assert (code, was_sent) == (Exit.SUCCEEDED, [1_900])
+    assert [row["image"] for row in results] == [url(n) for n in range(2_000)]
+
+
+async def test_results_keep_the_order_of_the_input_with_refused_rows(
+    runs: Runs,
+) -> None:
+    """Bad rows have their place, at the beginning and at the end too; what is given twice is one job."""
+    rows = ["nothing,", f"{url(2)},", f"{url(1)},", "bad,", f"{url(2)},", f"{url(3)},", "worse,"]
+    code, results = await runs.run(listed(*rows))
+    images = ["nothing", url(2), url(1), "bad", url(3), "worse"]
+    assert (code, [row["image"] for row in results]) == (Exit.SOME_FAILED, images)
+    assert sorted(runs.vendor.sent) == [url(1), url(2), url(3)]
+    code, results = await runs.run(listed(f"{url(4)},", *reversed(rows)))
+    assert [row["image"] for row in results] == [url(4), "worse", url(3), url(2), "bad", url(1), "nothing"]
+    assert len(runs.vendor.sent) == 4
+
+
+async def test_a_halted_run_waits_for_no_more_lines(runs: Runs, pipe: tuple[str, int]) -> None:
+    """Nothing can be paid any more, and the pipe stays open: the run ends with what it has read."""
+    path, end = pipe
+    os.write(end, "".join(f"{url(n)}\n" for n in range(3)).encode())
+    async with asyncio.timeout(WAIT_S):
+        code, results = await runs.run(gather_inputs([], [path]), max_credits=10)
+    assert (code, len(runs.vendor.sent), len(results)) == (Exit.HALTED, 2, 3)
+
+
+async def test_an_interrupted_run_waits_for_no_more_lines(runs: Runs, pipe: tuple[str, int]) -> None:
+    """The thread that reads ends with the run."""
+    path, end = pipe
+    os.write(end, f"{url(0)}\n".encode())
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        run = group.create_task(runs.run(gather_inputs([], [path])))
+        await runs.vendor.has_sent(1)
+        run.cancel()
+    assert run.cancelled()
+
+
+async def test_nothing_to_pay_asks_for_no_balance(runs: Runs) -> None:
+    """A second run of the same list makes no request at all."""
+    await runs.run(listed(f"{url(1)},"))
+    asked = runs.vendor.asked
+    code, _ = await runs.run(listed(f"{url(1)},"))
+    assert (code, runs.vendor.asked, len(runs.vendor.sent)) == (Exit.SUCCEEDED, asked, 1)
+
+
+# --- questions --------------------------------------------------------------------------------------------
+
+
+async def test_a_person_is_asked_before_more_is_spent_and_no_means_no(runs: Runs) -> None:
+    """Nothing has left when the question comes; the folder keeps what was read for the next run."""
+    person = Answers(says=False)
+    code, results = await runs.run(listed(*(f"{url(n)}," for n in range(5))), person, confirm_above=24)
+    assert (code, runs.vendor.sent, len(results)) == (Exit.HALTED, [], 5)
+    (question,) = person.asked
+    assert question.startswith("5 images need about 25 credits; the account has 1000000")
+    person = Answers(says=True)
+    code, _ = await runs.run(listed(*(f"{url(n)}," for n in range(5))), person, confirm_above=24)
+    assert (code, len(person.asked), len(runs.vendor.sent)) == (Exit.SUCCEEDED, 1, 5)
+
+
+@pytest.mark.parametrize("options", [{"confirm_above": 25}, {"max_credits": 24}, {"yes": True}])
+async def test_within_the_amount_or_with_yes_nobody_is_asked(runs: Runs, options: dict[str, Any]) -> None:
+    """What a run may spend at most is what counts."""
+    person = Answers(says=False)
+    await runs.run(listed(*(f"{url(n)}," for n in range(5))), person, **{"confirm_above": 24, **options})
+    assert (person.asked, len(runs.vendor.sent) >= 4) == ([], True)
+
+
+async def test_a_long_list_is_asked_about_before_more_than_the_amount_has_left(runs: Runs) -> None:
+    """What was released before the need passed the amount is all that may leave without the answer."""
+    sent: list[int] = []
+
+    class Person(Answers):
+        async def ask(self, words: str) -> bool:
+            """Note what has left."""
+            sent.append(len(runs.vendor.sent))
+            return await super().ask(words)
+
+    person = Person(says=True)
+    rows = (f"{url(n)}," for n in range(1_500))
+    code, _ = await runs.run(listed(*rows), person, confirm_above=3_000)
+    assert (code, len(runs.vendor.sent), len(person.asked)) == (Exit.SUCCEEDED, 1_500, 1)
+    assert sent[0] * 5 <= 3_000
+
+
+async def test_an_answer_is_read_from_a_terminal_or_given_up() -> None:
+    """Only what begins with y is a yes; who is cancelled leaves no thread behind."""
+    shown: list[str] = []
+    read, write = os.pipe()
+    questions = Questions(show=shown.append, descriptor=read)
+    for text, meant in (("y\n", True), ("Yes\n", True), ("\n", False), ("no\n", False)):
+        os.write(write, text.encode())
+        assert await questions.ask("Submit?") is meant
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        waiting = group.create_task(questions.ask("Submit?"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+    assert waiting.cancelled()
+    os.close(write)
+    assert await questions.ask("Submit?") is False
+    os.close(read)
+    assert shown[0].startswith("Submit? Type y")
+
+
+# --- addresses signed anew --------------------------------------------------------------------------------
+
+
+async def test_a_row_with_a_key_is_one_job_however_it_is_signed(runs: Runs) -> None:
+    """The second day's list pays nothing for what is done."""
+    await runs.run(listed(f"{signed(1)},a"))
+    code, (row,) = await runs.run(listed(f"{signed(2)},a"))
+    assert (code, row["image"], runs.vendor.sent) == (Exit.SUCCEEDED, signed(1), [signed(1)])
+
+
+@pytest.mark.parametrize("person", [None, Answers(says=False)])
+async def test_a_new_signature_without_a_key_is_not_paid_unasked(runs: Runs, person: Answers | None) -> None:
+    """The row is refused, free, and names the job it repeats; with that key it is that job; others go on."""
+    _, (done,) = await runs.run(listed(f"{signed(1)},"))
+    code, results = await runs.run(listed(f"{signed(2)},", f"{url(7)},", f"{signed(3)},"), person)
+    assert (code, runs.vendor.sent) == (Exit.SOME_FAILED, [signed(1), url(7)])
+    refused = [row for row in results if row["image"] in {signed(2), signed(3)}]
+    assert [row["status"] for row in refused] == ["failed", "failed"]
+    assert all(done["key"] in row["error"]["message"] for row in refused)
+    if person is not None:
+        (question,) = person.asked
+        assert question.startswith("2 images of the rows read so far differ only in the signature")
+    code, _ = await runs.run(listed(f"{signed(2)},{done['key']}"))
+    assert (code, len(runs.vendor.sent)) == (Exit.SUCCEEDED, 2)
+
+
+@pytest.mark.parametrize("options", [{"person": Answers(says=True)}, {"yes": True}])
+async def test_with_permission_it_is_paid_for_again(runs: Runs, options: dict[str, Any]) -> None:
+    """And said how many were."""
+    await runs.run(listed(f"{signed(1)},"))
+    code, _ = await runs.run(listed(f"{signed(2)},"), **options)
+    assert (code, runs.vendor.sent) == (Exit.SUCCEEDED, [signed(1), signed(2)])
+
+
+# --- dry run ----------------------------------------------------------------------------------------------
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+async def test_a_dry_run_tells_what_would_be_paid_and_changes_nothing(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is done, given twice, refused or signed anew is counted by itself; the rest has its price."""
+    await runs.run(listed(f"{url(1)},", f"{signed(1)},"))
+    before, sent = everything_in(runs.folder), list(runs.vendor.sent)
+    capsys.readouterr()
+    order = RunOrder(folder=runs.folder, download=False)
+    rows = [f"{url(1)},", f"{url(2)},", f"{url(2)},", "bad,", f"{signed(2)},", f"{url(3)},k", f"{url(4)},k"]
+    assert run_dry(order, listed(*rows), as_json=True) is Exit.SOME_FAILED
+    told = json.loads(capsys.readouterr().out)
+    assert told["to_submit"] == {"flux-kontext-pro": 2}
+    assert (told["credits"], told["done"], told["duplicates"]) == (10, 1, 1)
+    assert (told["refused"], told["signed_anew"], told["failed"]) == (2, 1, 0)
+    assert run_dry(order, listed(f"{url(2)},", f"{url(1)},"), as_json=False) is Exit.SUCCEEDED
+    told = capsys.readouterr()
+    assert told.out == f"{url(2)}\n"
+    assert "To submit: 1 (flux-kontext-pro: 1), for about 5 credits." in told.err
+    assert (everything_in(runs.folder), runs.vendor.sent) == (before, sent)
+
+
+def test_a_dry_run_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is there before or after; a budget is named where it is smaller."""
+    order = RunOrder(folder=tmp_path / "out", max_credits=5)
+    assert run_dry(order, listed(f"{url(2)},", f"{url(3)},"), as_json=False) is Exit.SUCCEEDED
+    assert "for about 10 credits, of which the run may spend 5." in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what a selection is kept in --------------------------------------------------------------------------
+
+
+def test_a_million_numbers_take_nine_megabytes() -> None:
+    """Eight bytes and a bit each, in order, each once."""
+    numbers = Numbers()
+    assert [numbers.add(n) for n in (5, 3, 5, 1 << 20)] == [True, True, False, True]
+    assert (list(numbers), len(numbers), 3 in numbers, 4 in numbers, 1 << 30 in numbers) == (
+        [5, 3, 1 << 20],
+        3,
+        True,
+        False,
+        False,
+    )
+    bits = Bits()
+    assert (bits.add(7), bits.add(7), 6 in bits) == (True, False, False)
