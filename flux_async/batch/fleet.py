@@ -234,6 +234,7 @@ class Fleet:
             self._told.add(number)
         self._counted.discard(number)
         self.tally.ended(type(outcome).__name__, driver.job.state)
+        self.retries.forget(number)
         self.on_change()
         try:
             await self.send.send(outcome)
@@ -261,6 +262,7 @@ class Fleet:
             self._moved.add(number)
         if driver is not None and driver.fetch_in_s is not None:
             self.retries.wait(number, driver.fetch_in_s)
+            self.on_change()
         else:
             self.retries.forget(number)
 

@@ -28,6 +28,7 @@ class BatchProgress:
         submits: Submits this run has made; one that never reached the vendor is none.
         generating: Tasks at the vendor.
         fetching: Pictures on their way to disk.
+        retrying: Those of them whose download failed and is tried again.
         succeeded: Jobs that have their picture.
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
@@ -43,6 +44,7 @@ class BatchProgress:
     submits: int = 0
     generating: int = 0
     fetching: int = 0
+    retrying: int = 0
     succeeded: int = 0
     failed: int = 0
     in_doubt: int = 0

@@ -328,6 +328,8 @@ class BatchRun:
         """How far it is."""
         now = self._clock.monotonic()
         progress = self._tally.progress(now - self._began)
+        if self._fleet is not None and self._fleet.retries:
+            progress = attrs.evolve(progress, retrying=len(self._fleet.retries))
         pause = None if self._pause_watch is None else self._pause_watch.current()
         if pause is None or pause.error is None:
             return progress

@@ -198,6 +198,8 @@ def _counts(view: RunView) -> list[str]:
     parts = [f"{batch.submits} submitted", f"{view.in_flight} in flight", f"{view.failed} failed"]
     if batch.in_doubt:
         parts.append(f"{batch.in_doubt} in doubt")
+    if batch.retrying:
+        parts.append(f"{batch.retrying} downloads tried again")
     if batch.parked:
         parts.append(f"{batch.parked} wait for a callback")
     if view.per_minute > 0:

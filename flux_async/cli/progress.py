@@ -64,6 +64,12 @@ class RunView:
         return self.is_read and parked > 0 and self.in_flight == 0 and self.settled + parked >= self.total
 
     @property
+    def only_retries_downloads(self) -> bool:
+        """Whether nothing is missing but results whose download failed and is tried again."""
+        retrying = self.batch.retrying
+        return self.is_read and 0 < retrying == self.in_flight and self.settled + retrying >= self.total
+
+    @property
     def per_minute(self) -> float:
         """Images settled by this run, per minute: 30 in 90 s is 20."""
         return 60.0 * self.worked_off / self.batch.elapsed_s if self.batch.elapsed_s > 0 else 0.0

@@ -119,6 +119,7 @@ class RemoveText:
     _is_asking: bool = attrs.field(default=False, init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False)
     _said_what_is_awaited: bool = attrs.field(default=False, init=False)
+    _said_what_is_retried: bool = attrs.field(default=False, init=False)
     _socket: socket.socket | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -369,6 +370,14 @@ class RemoveText:
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
         )
         _tell(self.display.progressed, view)
+        if view.only_retries_downloads and not self._said_what_is_retried:
+            self._said_what_is_retried = True
+            images = "image" if progress.retrying == 1 else "images"
+            self.display.note(
+                f"{progress.retrying} paid {images} could not be downloaded yet: tried again, free, for "
+                f"up to {self.order.patience_s:.0f} s. Ctrl-C leaves the rest for the next run.",
+                "yellow",
+            )
         callbacks = self.order.callbacks
         if view.only_awaits_callbacks and callbacks is not None and not self._said_what_is_awaited:
             self._said_what_is_awaited = True

@@ -348,4 +348,5 @@ async def test_the_progress_counts_what_waits_for_its_download(
     outcomes = await collect(client, URLS[:3], directory=tmp_path, on_progress=seen.append)
     assert len(outcomes) == 3
     assert max(progress.fetching for progress in seen) == 3
-    assert (seen[-1].fetching, seen[-1].succeeded, seen[-1].seen) == (0, 3, 3)
+    assert max(progress.retrying for progress in seen) == 3
+    assert (seen[-1].retrying, seen[-1].fetching, seen[-1].succeeded, seen[-1].seen) == (0, 0, 3, 3)

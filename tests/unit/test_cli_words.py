@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
+import attrs
 import click
 import pytest
 from rich.console import Console
@@ -230,3 +231,20 @@ def test_on_windows_the_command_names_wsl(
         main()
     assert end.value.code == 2
     assert "inside WSL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "only"),
+    [
+        ({"seen": 4, "succeeded": 2, "fetching": 2, "retrying": 2}, True),
+        ({"seen": 4, "succeeded": 1, "fetching": 2, "retrying": 2, "generating": 1}, False),
+        ({"seen": 4, "succeeded": 2, "fetching": 2, "retrying": 1}, False),
+        ({"seen": 4, "succeeded": 1, "fetching": 2, "retrying": 2}, False),
+        ({"seen": 4, "succeeded": 4}, False),
+    ],
+)
+def test_a_run_that_only_tries_downloads_again_is_known(fields: dict[str, int], only: bool) -> None:
+    """Then its user is told once what it is waiting for, and that it may be left."""
+    view = RunView(batch=BatchProgress(**fields), asked=4)
+    assert view.only_retries_downloads is only
+    assert not attrs.evolve(view, is_read=False).only_retries_downloads
