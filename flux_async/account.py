@@ -38,6 +38,7 @@ from flux_async.policy.learning import GenerationTimes
 from flux_async.policy.pauses import Pause
 from flux_async.protocol.echo import Comparison, in_words, mismatch, subject_of
 from flux_async.protocol.envelope import READ_ADVICE, WireRequest, WireResponse
+from flux_async.protocol.odd_answers import ids_in, kept_answer
 from flux_async.protocol.wire import build_record_info, build_submit, is_for_task, parse_submit
 from flux_async.submit_gate import SubmitGate, take
 from flux_async.timing import Signal
@@ -101,6 +102,7 @@ class Account:
         admission: The pace of submits.
         clock: The reader of time.
         rng: The source of jitter.
+        scrub: Blots the key out of what a server said.
         times: What is known of how long tasks take.
         submits: The latest submits, and whether records are known to show what was sent.
         address: The API's origin, for messages.
@@ -115,6 +117,7 @@ class Account:
     admission: Admission
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
+    scrub: Callable[[bytes], bytes] = attrs.field(default=bytes, repr=False)
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
     submits: SubmitLog = attrs.field(factory=SubmitLog, init=False, repr=False)
     address: str = ""
@@ -343,11 +346,12 @@ class Account:
         """Make an admitted POST and judge its answer. Returns whatever happens: money may be gone."""
         self.submits.sends(subject_of(json.loads(wire.body or b"{}")))
         began = self.clock.monotonic()
+        truth: Truth | None = None
         try:
             truth = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
             task_id = parse_submit(self._answered(truth))
         except FluxError as error:
-            return self._judged(error, began)
+            return self._with_answer(self._judged(error, began), wire, truth)
         except asyncio.CancelledError:
             return ConnectionLost("The program ended the request before its answer came.")
         except Exception as failure:  # noqa: BLE001 - a transport of the caller's own
@@ -359,6 +363,17 @@ class Account:
         self.contact_at = self.clock.monotonic()
         self.gate.saw_accepted(began)
         return task_id
+
+    def _with_answer(self, error: FluxError, wire: WireRequest, truth: Truth | None) -> FluxError:
+        """Keep with an error what came in answer to a submit that may be charged: it may name the task."""
+        body = truth.response.body if isinstance(truth, Answered) else getattr(truth, "body", b"")
+        if error.charge is Charge.NO or not body:
+            return error
+        error.answer = kept_answer(self.scrub(body))
+        sent = (wire.body or b"").decode()
+        if ids := [found for found in ids_in(error.answer) if found not in sent]:
+            error.args = (f"{error.message} The answer may name the task: {', '.join(ids)}.",)
+        return error
 
     def judge_echo(
         self, task_id: TaskId, record: TaskRecord, seen: Comparison, *, belongs_to: JobKey | None = None

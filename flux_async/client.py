@@ -159,6 +159,7 @@ class FluxClient:
             else transport,
             admission=Admission(limits),
             clock=clock or SystemClock(),
+            scrub=origin.scrub,
             rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
             address=origin.base_url,
         )

@@ -124,6 +124,8 @@ class FluxError(Exception):
         scope: Whom it concerns: this job, everyone for now, or everyone until a person acts.
         task_id: The vendor's task, where one is known; take it up again with ``client.wait(task_id)``.
         advice_template: The advice, with what to do named in braces: :mod:`flux_async.advice`.
+        answer: What a submit whose charge is not known was answered with, up to 4 kB and without the key: it
+            may name the task. Empty where nothing came.
     """
 
     default_charge: ClassVar[Charge] = Charge.NO
@@ -144,6 +146,7 @@ class FluxError(Exception):
         self.charge: Charge = self.default_charge if charge is None else charge
         self.scope: Scope = self.default_scope if scope is None else scope
         self.task_id: TaskId | None = task_id
+        self.answer: str = ""
 
     @property
     def message(self) -> str:

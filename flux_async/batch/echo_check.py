@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from flux_async.account import Account
-from flux_async.errors import TaskFailed
+from flux_async.errors import InvalidInput, TaskFailed
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Echo, ImageResult, TaskId, TaskRecord
-from flux_async.protocol.echo import Comparison, compare
+from flux_async.models import Echo, ImageResult, JobKey, TaskRecord
+from flux_async.protocol.echo import Comparison, compare, in_words
 from flux_async.protocol.wire import with_input
 from flux_async.waiting import Found
 
@@ -29,13 +29,44 @@ async def check_echo(
     record = found.record if isinstance(found, ImageResult | TaskFailed) else None
     if record is None:
         return None
+    seen, owner = await compare_with_journal(journal, stored, record, input_url=input_url)
+    return account.judge_echo(record.task_id, record, seen, belongs_to=owner)
+
+
+async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord) -> Echo:
+    """Return what the record of a task shows that a person says is the task of a job in doubt.
+
+    An unknown request is taken where the API itself named the task in answer to a submit of the job: then the
+    person who compares the images knows more than the record.
+
+    Raises:
+        InvalidInput: It was made from another request.
+    """
+    seen, owner = await compare_with_journal(journal, stored, record)
+    if owner is None and seen.echo is not Echo.UNRECOGNISED:
+        return seen.echo
+    if owner is None and record.task_id in await journal.candidates(stored.number):
+        return seen.echo
+    whose = f"the request of job {owner}" if owner is not None else "another request"
+    raise InvalidInput(
+        f"Task {record.task_id} was made from {whose} ({in_words(record.params)}), not from that of job "
+        f"{stored.job.key}.",
+        advice="Nothing was changed.",
+    )
+
+
+async def compare_with_journal(
+    journal: Journal, stored: StoredJob, record: TaskRecord, *, input_url: str | None = None
+) -> tuple[Comparison, JobKey | None]:
+    """Return how a record compares with the submits of a job, and the other job whose request it shows.
+
+    Where it shows the job's own request, only a job that has sent exactly what is shown counts as another.
+    """
     seen = await _closest(journal, stored, record, input_url)
-    owner = None
-    if seen.is_same is False or (seen.is_same and not (seen.is_verbatim and seen.rest_is_same)):
-        owner = await journal.job_that_sent(
-            record.params or {}, besides=stored.number, verbatim=seen.is_same is True
-        )
-    return account.judge_echo(TaskId(record.task_id), record, seen, belongs_to=owner)
+    if seen.is_same is None or (seen.is_same and seen.is_verbatim and seen.rest_is_same):
+        return seen, None
+    told, verbatim = record.params or {}, seen.is_same
+    return seen, await journal.job_that_sent(told, besides=stored.number, verbatim=verbatim)
 
 
 async def _closest(

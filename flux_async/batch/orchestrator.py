@@ -410,7 +410,13 @@ class Driver:
         self._last_error, problem = answer, Problem.of(answer)
         if answer.charge is not Charge.NO:
             refused = answer.refused_task_id if isinstance(answer, TaskMismatch) else None
-            return SubmitUnknown(at=at, problem=problem, task_id=answer.task_id, refused_task_id=refused)
+            return SubmitUnknown(
+                at=at,
+                problem=problem,
+                task_id=answer.task_id,
+                answer=answer.answer or None,
+                refused_task_id=refused,
+            )
         if answer.scope is Scope.THIS_JOB and not isinstance(answer, RequestNotSent):
             return SubmitRejected(at=at, problem=problem)
         # All submits pause already, and the run halts when that lasts: it is never one job's failure.

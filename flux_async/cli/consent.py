@@ -7,12 +7,12 @@ from pathlib import Path
 
 from flux_async import (
     ConfigurationError,
-    EditRequest,
     FluxClient,
     InvalidInput,
     NotFoundError,
     TaskRecord,
 )
+from flux_async.batch.echo_check import adoptable_echo
 from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
 from flux_async.cli.advice import after_adopting, after_rekeying, command
 from flux_async.cli.balance import in_credits
@@ -28,8 +28,9 @@ from flux_async.clock import SystemClock
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import Event, JobState, ResubmitGranted, RetryGranted, TaskFound, apply
-from flux_async.models import TaskId
-from flux_async.protocol.wire import check_task_id, read_model, read_submit
+from flux_async.models import Echo, TaskId
+from flux_async.protocol.echo import in_words
+from flux_async.protocol.wire import check_task_id, read_model
 
 _SHORTEST_NAME = 6
 
@@ -133,8 +134,15 @@ async def _adopt(client: FluxClient, folder: RunFolder, name: str, task: TaskId)
     owner = folder.reader.owner_of(task)
     if owner not in (None, stored.job.key):
         raise InvalidInput(f"Task {task} belongs to job {owner}.", advice="Nothing was changed.")
-    _check_match(stored, folder.reader.input_url(stored.number), await _record(client, task))
-    event = TaskFound(at=at, task_id=task)
+    record = await _record(client, task)
+    echo = await adoptable_echo(folder.journal, stored, record)
+    if echo is Echo.UNRECOGNISED:
+        message_console().note(
+            f"Task {task} was made from another request ({in_words(record.params)}). It is taken because the "
+            "API named it in answer to a submit of this job: compare the result with the image.",
+            "yellow",
+        )
+    event = TaskFound(at=at, task_id=task, echo=echo)
     await folder.journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
     message_console().note(
         f"Task {task} is now the task of job {stored.job.key}. {after_adopting(folder.path)}"
@@ -163,18 +171,6 @@ def _job_in_doubt(folder: RunFolder, name: str) -> StoredJob:
             f"Job {stored.job.key} is {stored.job.state}, not in doubt.", advice="Nothing was changed."
         )
     return stored
-
-
-def _check_match(stored: StoredJob, uploaded: str | None, record: TaskRecord) -> None:
-    """Refuse a task that was made from another picture, where the vendor tells."""
-    request, told = read_submit(stored.request), record.params or {}
-    wanted = {"inputImage": uploaded or request.input_image} if isinstance(request, EditRequest) else {}
-    for field, value in wanted.items():
-        if told.get(field) not in (None, value):
-            raise InvalidInput(
-                f"Task {record.task_id} was made from {told[field]}, job {stored.job.key} is about {value}.",
-                advice="Nothing was changed.",
-            )
 
 
 # --- rekey ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_async.batch.prices import PRICES
+from flux_async.cli.advice import after_adopting, command
 from flux_async.cli.balance import in_credits
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
@@ -16,7 +17,7 @@ from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, u
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.journal.reader import Holder, JournalReader, holder_of
 from flux_async.lifecycle import JobState
-from flux_async.models import Model
+from flux_async.models import Echo, Model
 
 _MOST_LISTED = 50
 
@@ -73,6 +74,8 @@ def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
                 "image": image_of(stored),
                 "uploaded_as": reader.input_url(stored.number),
                 "submitted_at": utc_text(reader.intended_at(stored.number)),
+                "found_task": reader.found_task(stored.number),
+                "candidates": reader.candidates(stored.number),
             }
             for stored in reader.jobs(*doubtful)
         ],
@@ -85,6 +88,7 @@ def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
             }
             for besides in reader.named_besides()
         ],
+        "echoes": {echo.value: count for echo, count in reader.echoes().items()},
         "credits": {
             "spent": sum(_price(spent.model) * spent.tasks for spent in spending),
             "perhaps": sum(_price(spent.model) * spent.perhaps for spent in spending),
@@ -116,8 +120,15 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
     yield f"credits spent: {in_credits(spending['spent'])}{perhaps}"
     if told["generation_s"]["p50"] is not None:
         yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**told["generation_s"])
+    if strange := told["echoes"][Echo.UNRECOGNISED]:
+        records = "record shows" if strange == 1 else "records show"
+        yield (
+            f"unrecognised: {strange} {records} another request than was sent; compare the results with "
+            "their images"
+        )
     yield f"last activity: {told['last_activity'] or 'none'}"
-    yield from _listed("in doubt", map(_doubt_in_words, told["in_doubt"]))
+    folder = Path(told["folder"])
+    yield from _listed("in doubt", (_doubt_in_words(doubt, folder) for doubt in told["in_doubt"]))
     yield from _listed("perhaps paid twice", map(_besides_in_words, told["paid_besides"]))
 
 
@@ -129,9 +140,17 @@ def _listed(title: str, entries: Iterable[str]) -> Iterator[str]:
         yield f"{title}: {len(lines) - _MOST_LISTED} more: add --json"
 
 
-def _doubt_in_words(doubt: dict[str, Any]) -> str:
+def _doubt_in_words(doubt: dict[str, Any], folder: Path) -> str:
     uploaded = f" (uploaded as {doubt['uploaded_as']})" if doubt["uploaded_as"] else ""
-    return f"{doubt['submitted_at']} {doubt['image']} {doubt['key']}{uploaded}"
+    words = f"{doubt['submitted_at']} {doubt['image']} {doubt['key']}{uploaded}"
+    if doubt["found_task"] is not None:
+        return f"{words}: its task is {doubt['found_task']}. {after_adopting(folder)}"
+    if not doubt["candidates"]:
+        return words
+    first, *more = doubt["candidates"]
+    others = f" (or {', '.join(more)})" if more else ""
+    adopt = command("adopt", folder, doubt["key"], first)
+    return f"{words}: its task may be {first}{others}. If it is: {adopt}"
 
 
 def _besides_in_words(besides: dict[str, Any]) -> str:

@@ -6,21 +6,24 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import attrs
 
 from flux_async.errors import JournalError, JournalVersionError
+from flux_async.journal import task_owners
 from flux_async.journal.inbox import NAMED_BESIDES
 from flux_async.journal.read_only import open_for_reading
 from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from flux_async.journal.store import COLUMNS, StoredJob, stored_job
 from flux_async.lifecycle import JobState
-from flux_async.models import JobKey, TaskId
+from flux_async.models import Echo, JobKey, TaskId
+
+T = TypeVar("T")
 
 _PAGE = 500
 _WITH_UNSIGNED_URLS = 4
@@ -162,9 +165,24 @@ class JournalReader:
 
     def owner_of(self, task_id: str) -> JobKey | None:
         """Return the job that a task belongs to, or once belonged to."""
-        sql = "SELECT key FROM job JOIN attempt ON attempt.job = job.number WHERE attempt.task_id = ? LIMIT 1"
-        key = self._value(sql, task_id)
-        return None if key is None else JobKey(key)
+        return self._read(lambda c: task_owners.owner_of(c, task_id))
+
+    def candidates(self, number: int) -> list[TaskId]:
+        """Return tasks that may be those of a job's submits: what odd answers named."""
+        return self._read(lambda c: task_owners.candidates(c, number)) if self._has_echoes else []
+
+    def found_task(self, number: int) -> TaskId | None:
+        """Return the task whose record shows the request of a job in doubt, and that no job has."""
+        found = self._read(lambda c: task_owners.offers_to(c, number)) if self._has_echoes else []
+        return found[0] if found else None
+
+    def echoes(self) -> dict[Echo, int]:
+        """Return how many jobs have a record that shows their request, none, or an unknown one."""
+        return self._read(task_owners.echoes) if self._has_echoes else dict.fromkeys(Echo, 0)
+
+    @property
+    def _has_echoes(self) -> bool:
+        return self._version >= _WITH_ECHO
 
     def input_url(self, number: int) -> str | None:
         """Return where the latest submit of a job told the vendor to fetch a picture that was uploaded."""
@@ -232,8 +250,11 @@ class JournalReader:
     # --- how ----------------------------------------------------------------------------------------------
 
     def _all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._read(lambda c: c.execute(sql, values).fetchall())
+
+    def _read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            return self._connection.execute(sql, values).fetchall()
+            return question(self._connection)
         except sqlite3.Error as error:
             raise JournalError(f"The journal cannot be read: {error}.") from None
 

@@ -425,9 +425,7 @@ class Journal:
 
     async def owner_of(self, task_id: TaskId) -> JobKey | None:
         """Return the job that a task belongs to, or once belonged to."""
-        sql = "SELECT key FROM job JOIN attempt ON attempt.job = job.number WHERE attempt.task_id = ? LIMIT 1"
-        row = await self._do(lambda c: c.execute(sql, (task_id,)).fetchone())
-        return None if row is None else JobKey(row[0])
+        return await self._do(lambda c: task_owners.owner_of(c, task_id))
 
     async def input_url(self, job: int, number: int) -> str | None:
         """Return where an attempt told the vendor to fetch its picture, where that was uploaded."""
@@ -456,6 +454,10 @@ class Journal:
     async def offers_to(self, job: int) -> list[TaskId]:
         """Return tasks that no job has and whose records show the request of a job, by its number."""
         return await self._do(lambda c: task_owners.offers_to(c, job))
+
+    async def candidates(self, job: int) -> list[TaskId]:
+        """Return tasks that may be those of a job's submits, by its number: what odd answers named."""
+        return await self._do(lambda c: task_owners.candidates(c, job))
 
     async def confirmed_echoes(self) -> int:
         """Return how many records have shown the very request that was sent."""

@@ -20,6 +20,7 @@ from flux_async.lifecycle import (
 )
 from flux_async.models import Echo, JobKey, TaskId
 from flux_async.protocol.echo import compare, spellings_of
+from flux_async.protocol.odd_answers import ids_in
 
 if TYPE_CHECKING:
     import sqlite3
@@ -97,6 +98,41 @@ def offers_to(connection: sqlite3.Connection, job: int) -> list[TaskId]:
         "AND NOT EXISTS (SELECT 1 FROM attempt WHERE attempt.task_id = offer.task_id) ORDER BY at"
     )
     return [TaskId(row[0]) for row in connection.execute(sql, (job,))]
+
+
+def candidates(connection: sqlite3.Connection, job: int) -> list[TaskId]:
+    """Return the tasks that may be a job's: what answers to its submits named, the latest first.
+
+    Tasks that a submit has, or whose record shows another job's request, are left out, and what the request
+    itself holds.
+    """
+    request, task_id = connection.execute(
+        "SELECT request, task_id FROM job WHERE number = ?", (job,)
+    ).fetchone()
+    found = [task_id]
+    sql = "SELECT refused_task_id, answer FROM attempt WHERE job = ? ORDER BY number DESC"
+    for refused, answer in connection.execute(sql, (job,)):
+        found += [refused, *(name for name in ids_in(answer or "") if name not in request)]
+    named = [TaskId(name) for name in dict.fromkeys(found) if name is not None]
+    taken = "SELECT 1 FROM offer WHERE task_id = ? AND job <> ?"
+    return [
+        name
+        for name in named
+        if owner_of(connection, name) is None and connection.execute(taken, (name, job)).fetchone() is None
+    ]
+
+
+def owner_of(connection: sqlite3.Connection, task_id: str) -> JobKey | None:
+    """Return the job that a task belongs to, or once belonged to."""
+    sql = "SELECT key FROM job JOIN attempt ON attempt.job = job.number WHERE attempt.task_id = ? LIMIT 1"
+    row = connection.execute(sql, (task_id,)).fetchone()
+    return None if row is None else JobKey(row[0])
+
+
+def echoes(connection: sqlite3.Connection) -> dict[Echo, int]:
+    """Return how many jobs have a record that shows their request, none, or an unknown one."""
+    rows = dict(connection.execute("SELECT echo, count(*) FROM job WHERE echo IS NOT NULL GROUP BY echo"))
+    return {echo: rows.get(echo.value, 0) for echo in Echo}
 
 
 def input_urls(connection: sqlite3.Connection, job: int) -> list[str | None]:

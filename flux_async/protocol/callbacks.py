@@ -242,7 +242,8 @@ def _code(value: object) -> int | None:
 def _task_id(envelope: dict[str, Any]) -> TaskId:
     data = envelope.get("data")
     data = data if isinstance(data, dict) else {}
-    places = [data.get(name) if outer else envelope.get(name) for outer, name in _PLACES]
+    told = [data.get(name) if outer else envelope.get(name) for outer, name in _PLACES]
+    places = [fields.task_id(value) if type(value) is int else value for value in told]
     found = {value for value in places if isinstance(value, str) and value}
     if len(found) != 1 or any(value is not None and not isinstance(value, str) for value in places):
         raise _misshapen("The callback does not name one task.")

@@ -25,6 +25,7 @@ Raw = NewType("Raw", object)
 _LARGEST_SECONDS = 1e11  # later than the year 5000: a larger number counts milliseconds
 _MOST_DIGITS = 18
 _LONGEST_TASK_ID = 200
+_FIRST_TOO_LONG = 10**_LONGEST_TASK_ID
 
 
 def text(value: object) -> Text | None:
@@ -35,7 +36,9 @@ def text(value: object) -> Text | None:
 
 
 def task_id(value: object) -> TaskId | None:
-    """A name for a task: opaque, printable, of bounded length."""
+    """A name for a task: opaque, printable, of bounded length; of a whole number, its decimal digits."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _FIRST_TOO_LONG:
+        value = str(value)
     name = text(value)
     return TaskId(name) if name and len(name) <= _LONGEST_TASK_ID and name.isprintable() else None
 

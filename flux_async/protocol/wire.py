@@ -212,7 +212,7 @@ def build_download_url(url: str) -> WireRequest:
 
 def check_task_id(task_id: object) -> TaskId:
     """Return ``task_id`` if it can be one, else raise :class:`InvalidInput`."""
-    clean = fields.task_id(task_id)
+    clean = fields.task_id(task_id) if isinstance(task_id, str) else None
     if clean is None:
         raise InvalidInput(f"{shown(task_id)} is not a task id.", advice="Give the id that submit returned.")
     return clean

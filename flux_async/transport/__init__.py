@@ -31,9 +31,15 @@ class NotSent:
 
 @attrs.frozen
 class Unknown:
-    """The request left in whole or in part, and no whole answer came back."""
+    """The request left in whole or in part, and no whole answer came back.
+
+    Attributes:
+        reason: Why, without the key.
+        body: What came of the answer, without the key.
+    """
 
     reason: str
+    body: bytes = attrs.field(default=b"", repr=False)
 
 
 Truth: TypeAlias = Answered | NotSent | Unknown

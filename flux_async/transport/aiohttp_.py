@@ -35,6 +35,7 @@ from flux_async.transport.conduct import (
     CONNECT_S,
     ENCODINGS,
     KEEPALIVE_S,
+    Arriving,
     Unreadable,
     by_name,
     check_size,
@@ -68,9 +69,10 @@ def is_recent() -> bool:
 
 @attrs.define
 class _Attempt:
-    """One exchange: has it been given a connection?"""
+    """One exchange: has it been given a connection, and what has come of its answer?"""
 
     connected: bool = False
+    answer: Arriving = attrs.field(factory=Arriving)
 
 
 _ATTEMPT: ContextVar[_Attempt] = ContextVar("flux_async_attempt")
@@ -162,8 +164,8 @@ class _Line:
     scrub: Callable[[bytes], bytes] = attrs.field(repr=False)
     reading: set[aiohttp.ClientResponse] = attrs.field(factory=set, repr=False)
 
-    async def ask(self, request: WireRequest, timeout_s: float) -> WireResponse:
-        """Make one request and read its answer."""
+    async def ask(self, request: WireRequest, timeout_s: float, answer: Arriving) -> WireResponse:
+        """Make one request and read its answer; ``answer`` keeps what came of one that breaks off."""
         headers = None
         body: bytes | _StreamedBody | None = request.body
         if request.stream is not None:
@@ -179,14 +181,15 @@ class _Line:
             timeout=_timeout(timeout_s),
         )
         self.reading.add(response)
+        said = by_name(response.headers.items())
+        answer.encoding = said.get("content-encoding", "")
         try:
-            packed = await _read(response)
+            packed = await _read(response, answer.packed)
         finally:
             self.reading.discard(response)
             if not response.closed:  # not read to its end: nobody may use the connection any more
                 response.close()
-        said = by_name(response.headers.items())
-        whole = self.scrub(unpacked(packed, said.get("content-encoding", "")))
+        whole = self.scrub(unpacked(packed, answer.encoding))
         return WireResponse(status=response.status, headers=said, body=whole)
 
     async def aclose(self) -> None:
@@ -196,19 +199,18 @@ class _Line:
         await self.session.close()
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse, packed: bytearray) -> bytes:
     """Read a body as it was sent, up to the limit; nearly always it has come with the head."""
     content = response.content
     body = content.read_nowait()
     if content.at_eof():
         return body
-    pieces, size = [body], len(body)
+    packed += body
     while not content.at_eof():
-        check_size(size)
-        pieces.append(await content.readany())
-        size += len(pieces[-1])
-    check_size(size)
-    return b"".join(pieces)
+        check_size(len(packed))
+        packed += await content.readany()
+    check_size(len(packed))
+    return bytes(packed)
 
 
 @lru_cache(maxsize=_URLS_KEPT)
@@ -262,7 +264,7 @@ class AiohttpTransport:
         _ATTEMPT.set(attempt)
         try:
             async with Deadline(timeout_s):
-                response = await self._line_for(request).ask(request, timeout_s)
+                response = await self._line_for(request).ask(request, timeout_s, attempt.answer)
         except asyncio.CancelledError:
             if not self._closed or _is_cancelled():
                 raise
@@ -273,7 +275,9 @@ class AiohttpTransport:
             reason = self._reason(error)
         else:
             return Answered(response)
-        return Unknown(reason) if attempt.connected else NotSent(reason)
+        if not attempt.connected:
+            return NotSent(reason)
+        return Unknown(reason, self._origin.scrub(attempt.answer.part()))
 
     def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None

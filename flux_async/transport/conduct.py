@@ -8,6 +8,7 @@ import ssl
 import zlib
 from collections.abc import Iterable
 
+import attrs
 import certifi
 
 CONNECT_S = 10.0
@@ -73,6 +74,26 @@ def unpacked(body: bytes, encoding: str) -> bytes:
     if not unpacker.eof:
         raise Unreadable("the packed answer is cut short")
     return whole
+
+
+@attrs.define
+class Arriving:
+    """The body of an answer while it is read.
+
+    Attributes:
+        packed: What has come so far.
+        encoding: Its content encoding.
+    """
+
+    packed: bytearray = attrs.field(factory=bytearray)
+    encoding: str = ""
+
+    def part(self) -> bytes:
+        """Return what came of a body that is not whole, or nothing where it cannot be unpacked."""
+        try:
+            return unpacked(bytes(self.packed), self.encoding)
+        except Unreadable:
+            return b""
 
 
 def check_size(size: int) -> None:

@@ -27,6 +27,7 @@ from flux_async.transport.conduct import (
     CONNECT_S,
     ENCODINGS,
     KEEPALIVE_S,
+    Arriving,
     Unreadable,
     by_name,
     check_size,
@@ -258,24 +259,26 @@ class HttpxTransport:
         Raises:
             _Kept: It was not sent.
         """
+        answer = Arriving()
         try:
             async with Deadline(timeout_s):
-                return Answered(await self._read(await sending))
+                return Answered(await self._read(await sending, answer))
         except _Kept:
             raise
         except Unreadable as error:
-            return Unknown(str(error))
+            reason = str(error)
         except TimeoutError:
             if steps.reported and not steps.sent:
                 return NotSent(f"no connection within {timeout_s:g} s")
-            return Unknown(f"no whole answer within {timeout_s:g} s")
+            reason = f"no whole answer within {timeout_s:g} s"
         except Exception as error:  # noqa: BLE001 - every failure is one of three truths
-            names = {base.__name__ for base in type(error).__mro__}
+            reason, names = self._reason(error), {base.__name__ for base in type(error).__mro__}
             believed = own or steps.reported or (self._reports and "PoolTimeout" in names)
-            not_sent = believed and not steps.sent and names & NEVER_SENT
-            return (NotSent if not_sent else Unknown)(self._reason(error))
+            if believed and not steps.sent and names & NEVER_SENT:
+                return NotSent(reason)
         finally:
             self._reports = self._reports or steps.reported
+        return Unknown(reason, self._origin.scrub(answer.part()))
 
     def _pool_for(self, request: WireRequest) -> Pool[Carrier]:
         """Return the pool that polls share, or one for this request alone, which its end closes."""
@@ -323,16 +326,16 @@ class HttpxTransport:
             extensions={"timeout": times, "trace": steps},
         )
 
-    async def _read(self, response: Any) -> WireResponse:
+    async def _read(self, response: Any, answer: Arriving) -> WireResponse:
         try:
             said = by_name(response.headers.items())
-            packed = bytearray()
+            answer.encoding = said.get("content-encoding", "")
             async for chunk in response.aiter_raw():
-                packed += chunk
-                check_size(len(packed))
+                answer.packed += chunk
+                check_size(len(answer.packed))
         finally:
             await response.aclose()
-        clean = self._origin.scrub(unpacked(bytes(packed), said.get("content-encoding", "")))
+        clean = self._origin.scrub(unpacked(bytes(answer.packed), answer.encoding))
         return WireResponse(status=response.status_code, headers=said, body=clean)
 
     def _reason(self, error: Exception) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from functools import lru_cache
 from typing import NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flux_async.errors import ConfigurationError, InvalidInput
 from flux_async.models import check_http_url
@@ -102,7 +103,7 @@ class ApiOrigin:
         return {"Authorization": f"Bearer {self._key}"}
 
     def scrub(self, body: bytes) -> bytes:
-        """Return ``body`` with the key, should the server have echoed it, blotted out.
+        """Return ``body`` with the key, should the server have echoed it, blotted out, also in base64.
 
         A word as short as the sandbox's ``test`` is no secret, and part of many an honest URL.
         """
@@ -111,11 +112,28 @@ class ApiOrigin:
         return body
 
 
-def _spellings_of(key: str) -> frozenset[bytes]:
-    """Return how a server might echo a key, as it is or in JSON."""
+def _spellings_of(key: str) -> tuple[bytes, ...]:
+    """Return how a server might echo a key: as it is, in JSON, in an address, in UTF-16, in base64."""
     if len(key) < _SHORTEST_SECRET:
-        return frozenset()
-    return frozenset({key.encode(), key.replace("/", "\\/").encode()})
+        return ()
+    found = [key, quote(key, safe=""), *_in_base64(key.encode())]
+    found += [text.replace("/", "\\/") for text in found]
+    wide = (key.encode("utf-16-le"), key.encode("utf-16-be"))
+    return tuple(dict.fromkeys([*(text.encode() for text in found), *wide]))
+
+
+def _in_base64(secret: bytes) -> list[str]:
+    """Return what base64 makes of ``secret``, as in a whole header, in both alphabets.
+
+    It packs three bytes into four letters, so there is one form for each place to begin; the letters that it
+    shares with what stands before or after are left out.
+    """
+    found = []
+    for lead in range(3):
+        packed = base64.b64encode(bytes(lead) + secret)
+        own = packed[-(-lead * 8 // 6) : (lead + len(secret)) * 8 // 6].decode()
+        found += [own, own.translate(str.maketrans("+/", "-_"))]
+    return found
 
 
 def _clean_key(api_key: object) -> str:

@@ -6,6 +6,8 @@ No local variable of this module may show the key: tracebacks are taken here wit
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 import pickle
 import re
@@ -17,10 +19,22 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flux_async import ConfigurationError, EditRequest, FluxClient, FluxError, InvalidInput, RetryPolicy
+from flux_async import (
+    ConfigurationError,
+    EditRequest,
+    FluxClient,
+    FluxError,
+    InDoubt,
+    InvalidInput,
+    RetryPolicy,
+    run_batch,
+)
+from flux_async.protocol.envelope import WireResponse
+from flux_async.transport import Answered
 from flux_async.transport.choice import TransportName
 
 KEY = "sk-3f9a-not-to-be-seen"
+PACKED = tuple(base64.b64encode(f"{words}{KEY}".encode()).decode() for words in ("", "Bearer ", "a "))
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\1\0\0\0\1" + bytes(13) + b"IEND\xaeB`\x82"
 ENVELOPE = '{"code":401,"msg":"You do not have access permissions"}'
 
@@ -28,17 +42,36 @@ Responder = Callable[[httpx.Request], httpx.Response]
 Call = Callable[[FluxClient], Awaitable[object]]
 
 
+def reply(status: int, body: str) -> httpx.Response:
+    """Answer with a body that is read as it comes, as that of a real server is."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield body.encode()
+
+    return httpx.Response(status, content=pieces())
+
+
 def echo_envelope(_request: httpx.Request) -> httpx.Response:
-    return httpx.Response(200, json={"code": 401, "msg": f"the key {KEY} is not known"})
+    return reply(200, json.dumps({"code": 401, "msg": f"the key {KEY} is not known"}))
 
 
 def echo_page(_request: httpx.Request) -> httpx.Response:
-    return httpx.Response(502, html=f"<html>Authorization: Bearer {KEY}</html>")
+    return reply(502, f"<html>Authorization: Bearer {KEY}</html>")
 
 
-def echo_record(_request: httpx.Request) -> httpx.Response:
-    data = {"successFlag": 3, "errorMessage": f"bad {KEY}", "paramJson": f'{{"k":"{KEY}"}}'}
-    return httpx.Response(200, json={"code": 200, "data": data})
+def echo_odd_answer(_request: httpx.Request) -> httpx.Response:
+    return reply(200, json.dumps({"code": 200, "data": {"task_id": "t", "seen": [KEY, *PACKED]}}))
+
+
+def echo_record(request: httpx.Request) -> httpx.Response:
+    data: dict[str, object] = {
+        "successFlag": 3,
+        "errorMessage": f"bad {KEY}",
+        "paramJson": f'{{"k":"{KEY}"}}',
+    }
+    if request.url.path.endswith("record-info"):
+        data["taskId"] = "t"
+    return reply(200, json.dumps({"code": 200, "data": data}))
 
 
 def refuse_connection(request: httpx.Request) -> httpx.Response:
@@ -81,6 +114,7 @@ CALLS: tuple[Call, ...] = (submit, wait, credits_, run, upload, upload_from_url)
 RESPONDERS: tuple[Responder, ...] = (
     echo_envelope,
     echo_page,
+    echo_odd_answer,
     echo_record,
     refuse_connection,
     drop_connection,
@@ -92,7 +126,7 @@ def tells_no_key(error: BaseException) -> bool:
     """Say whether the key is in neither the error's words, nor its pickle, nor its traceback with locals."""
     shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     seen = (shown, str(error), repr(error), repr(vars(error)), repr(pickle.dumps(error)))
-    return not any(KEY in text for text in seen)
+    return not any(secret in text for text in seen for secret in (KEY, *PACKED))
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
@@ -111,6 +145,40 @@ async def test_a_failed_call_tells_no_key(
         assert KEY not in repr(client)
     assert tells_no_key(caught.value)
     assert KEY not in caplog.text
+
+
+async def test_a_kept_answer_tells_no_key(tmp_path: Path) -> None:
+    """The journal keeps an odd answer to a submit, without the key that the server echoed in it."""
+    async with (
+        httpx.AsyncClient(transport=httpx.MockTransport(echo_odd_answer)) as http_client,
+        FluxClient(KEY, http_client=http_client) as client,
+        run_batch(client, ["https://example.com/a.jpg"], journal=tmp_path / "run.sqlite3") as batch,
+    ):
+        (outcome,) = [outcome async for outcome in batch]
+    assert isinstance(outcome, InDoubt)
+    assert "***" in outcome.error.answer
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
+    assert b"task_id" in kept
+    assert not any(secret.encode() in kept for secret in (KEY, *PACKED))
+    assert tells_no_key(outcome.error)
+
+
+async def test_what_a_transport_of_the_callers_own_reads_is_kept_without_the_key() -> None:
+    """Blotting the key out of a kept answer does not depend on who has read it."""
+
+    class Bare:
+        async def exchange(self, _request: object, *, timeout_s: float) -> Answered:
+            body = json.dumps({"code": 200, "data": {"task_id": "t", "seen": [KEY, *PACKED]}})
+            return Answered(WireResponse(status=200, body=body.encode()))
+
+        async def aclose(self) -> None:
+            """Nothing is open."""
+
+    async with FluxClient(KEY, transport=Bare()) as client:  # type: ignore[arg-type]
+        with pytest.raises(FluxError) as caught:
+            await submit(client)
+    assert '"task_id": "t"' in caught.value.answer
+    assert not any(secret in caught.value.answer for secret in (KEY, *PACKED))
 
 
 @pytest.mark.parametrize(

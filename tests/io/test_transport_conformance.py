@@ -388,6 +388,30 @@ BROKEN = {
 }
 
 
+CUT = {
+    "by its length": b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n%s",
+    "within a chunk": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1f4\r\n%s",
+    "without a last chunk": b"HTTP/1.1 500 Oops\r\ntransfer-encoding: chunked\r\n\r\n3b\r\n%s\r\n",
+}
+
+
+@pytest.mark.parametrize("said", CUT.values(), ids=CUT)
+async def test_what_came_of_a_broken_answer_is_kept(transport_to: Any, raw_server: Any, said: bytes) -> None:
+    """It may name the task; it comes without the key."""
+    part = b'{"code":200,"seen":"%s","data":{"taskId":"c0d0",' % KEY.encode()
+
+    async def behave(*args: Any) -> bool:
+        args[3].write(said.replace(b"3b", b"%x" % len(part)) % part)
+        await args[3].drain()
+        return False
+
+    async with raw_server(behave) as server:
+        truth = await transport_to(server.url).exchange(POST, timeout_s=5)
+    assert isinstance(truth, Unknown)
+    assert truth.body == part.replace(KEY.encode(), b"***")
+    assert "c0d0" not in repr(truth)
+
+
 @pytest.mark.parametrize("said", BROKEN.values(), ids=BROKEN)
 async def test_a_broken_answer_leaves_the_fate_unknown(
     transport_to: Any, raw_server: Any, make: Any, said: bytes

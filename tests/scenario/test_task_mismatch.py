@@ -18,16 +18,27 @@ from flux_async import (
     Failed,
     FluxClient,
     InDoubt,
+    InsufficientCreditsError,
+    InvalidInput,
     Job,
     JobKey,
     LocalImage,
     Outcome,
     RetryPolicy,
     Succeeded,
+    TaskId,
     TaskMismatch,
+    UnexpectedResponse,
 )
+from flux_async.batch.echo_check import adoptable_echo
 from flux_async.batch.run import run_batch
-from flux_async.transport import Unknown
+from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.status import show_status, status_of
+from flux_async.journal.reader import JournalReader
+from flux_async.journal.store import Journal
+from flux_async.lifecycle import JobState, TaskFound, apply
+from flux_async.protocol.envelope import WireResponse
+from flux_async.transport import Answered, Unknown
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(8)]
 
@@ -398,3 +409,132 @@ async def test_one_call_refuses_an_unknown_record_once_three_were_verbatim(
     echoing.shows = rehosted
     with pytest.raises(TaskMismatch, match="https://copies.example/3.jpg"):
         await client.remove_text(URLS[3])
+
+
+# --- ids in odd answers -------------------------------------------------------------------------------------
+
+HEX = "c0d0c0d0c0d0c0d0c0d0c0d0c0d0c0d0"
+
+
+def said(body: str, status: int = 200) -> Answered:
+    """Make an answer of these very characters."""
+    return Answered(WireResponse(status=status, body=body.encode()))
+
+
+ODD = {
+    "another name": (said('{"code":200,"msg":"success","data":{"task_id":"t0"}}'), "t0"),
+    "a bare string": (said(f'{{"code":200,"msg":"success","data":"{HEX}"}}'), HEX),
+    "a code 500 that names one": (said('{"code":500,"msg":"task_id=t0-late","data":null}'), "t0-late"),
+    "a page": (said(f"<html>Bad gateway. Task {HEX} is queued.</html>", 502), HEX),
+    "JSON cut short": (said(f'{{"code":200,"data":{{"taskId":"{HEX}"'), HEX),
+    "a connection cut short": (Unknown("dropped", f'{{"code":200,"data":{{"taskId":"{HEX}",'.encode()), HEX),
+}
+
+
+@pytest.mark.parametrize(("answer", "task_id"), ODD.values(), ids=ODD)
+async def test_an_id_in_an_odd_answer_is_kept_and_shown(
+    client: FluxClient,
+    echoing: EchoingVendor,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    answer: Any,
+    task_id: str,
+) -> None:
+    """The answer is kept with the attempt; the error, its stored words and ``status`` name the id in it."""
+    echoing.answers_with = lambda _: answer
+    path = tmp_path / JOURNAL
+    outcomes = await run(client, path, URLS[:1])
+    doubt = outcomes[URLS[0]]
+    assert isinstance(doubt, InDoubt)
+    assert task_id in doubt.error.answer
+    assert f"The answer may name the task: {task_id}." in doubt.error.message
+    show_status(tmp_path, as_json=False)
+    assert f"its task may be {task_id}. If it is: `flux-async adopt" in capsys.readouterr().out
+    async with Journal(path) as journal:
+        assert await journal.candidates(1) == [task_id]
+
+
+async def test_a_whole_number_is_a_task_id(client: FluxClient, echoing: EchoingVendor, make: Any) -> None:
+    """``{"taskId": 12345}`` is an accepted submit, whose record names the task as a number, too."""
+    echoing.answers_with = lambda _: make.answer({"taskId": 12345})
+    echoing.transport.script["record-info"] = [
+        lambda _: make.record(1, 12345, paramJson=json.dumps(echoing.sent[0]))
+    ]
+    image = await client.remove_text(URLS[0])
+    assert (image.task_id, image.echo) == ("12345", Echo.CONFIRMED)
+
+
+async def test_a_single_submit_names_the_ids_of_an_odd_answer(
+    client: FluxClient, echoing: EchoingVendor
+) -> None:
+    """Without a journal the error is all there is; the ids of the request itself are none of the task."""
+    image = f"https://pictures.example/{HEX}.jpg"
+    echoing.answers_with = lambda _: said(f'{{"code":200,"data":{{"task_id":"t0","for":"{HEX}"}}}}')
+    with pytest.raises(UnexpectedResponse, match=r"The answer may name the task: t0\.") as caught:
+        await client.remove_text(image)
+    assert json.loads(caught.value.answer)["data"] == {"task_id": "t0", "for": HEX}
+    assert caught.value.charge is Charge.MAYBE
+
+
+async def test_a_refusal_keeps_no_answer(client: FluxClient, echoing: EchoingVendor, make: Any) -> None:
+    """Where nothing was charged there is no task to look for."""
+    echoing.answers_with = lambda _: make.answer({"requestId": HEX}, 402)
+    with pytest.raises(InsufficientCreditsError) as caught:
+        await client.submit(EditRequest.text_removal(URLS[0]))
+    assert caught.value.answer == ""
+
+
+@pytest.mark.parametrize("kind", ["confirmed", "absent", "unknown", "another job's"])
+async def test_what_a_person_may_adopt(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, kind: str
+) -> None:
+    """An unknown record only where the API named the task for this job; another job's task never."""
+    path = tmp_path / "j.sqlite3"
+    echoing.answers_with = lambda number: said(f'{{"code":200,"data":{{"task_id":"t{number}"}}}}')
+    for url in URLS[:2]:
+        await run(client, path, [url])
+    if kind == "unknown":
+        echoing.shows = rehosted
+    elif kind == "absent":
+        echoing.shows = lambda *_: None
+    async with Journal(path) as journal:
+        first, second = await journal.jobs(JobState.IN_DOUBT)
+        mine, other = [await client.record(TaskId(name)) for name in ("t0", "t1")]
+        expected = {"confirmed": Echo.CONFIRMED, "absent": Echo.ABSENT, "unknown": Echo.UNRECOGNISED}
+        if kind in expected:
+            assert await adoptable_echo(journal, first, mine) is expected[kind]
+        if kind != "absent":
+            with pytest.raises(InvalidInput, match="was made from") as caught:
+                await adoptable_echo(journal, first, other)
+            assert (second.job.key in str(caught.value)) is (kind != "unknown")
+        if kind == "unknown":
+            # The person's word is not asked for again: the next run takes the result, and keeps the mark.
+            event = TaskFound(at=0.0, task_id=mine.task_id, echo=Echo.UNRECOGNISED)
+            await journal.record(first.number, apply(first.job, event), event, before=first.job)
+    if kind == "unknown":
+        client.account.submits.confirmed = 3
+        outcomes = await run(client, path, URLS[:1])
+        outcome = outcomes[URLS[0]]
+        assert isinstance(outcome, Succeeded)
+        assert (outcome.image.task_id, outcome.image.echo) == ("t0", Echo.UNRECOGNISED)
+
+
+async def test_status_counts_records_of_unknown_requests_and_names_found_tasks(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In words and as data: what was confirmed, what was not, and the task that another poll has found."""
+    path = tmp_path / JOURNAL
+    echoing.shows = lambda number, sent: rehosted(number, sent) if number == 0 else json.dumps(sent)
+    echoing.answers_with = lambda number: Unknown("dropped") if number == 1 else min(number, 1)
+    for url in URLS[:3]:
+        await run(client, path, [url])
+    with JournalReader(path) as reader:
+        told = status_of(reader, None)
+    assert told["echoes"] == {"confirmed": 0, "absent": 0, "unrecognised": 1}
+    assert [doubt["found_task"] for doubt in told["in_doubt"]] == ["t1", None]
+    assert [doubt["candidates"] for doubt in told["in_doubt"]] == [[], []]
+    assert told["credits"] == {"spent": 5.0, "perhaps": 10.0}
+    show_status(tmp_path, as_json=False)
+    out = capsys.readouterr().out
+    assert "unrecognised: 1 record shows another request than was sent" in out
+    assert "its task is t1. Fetch its image with `flux-async retry" in out

@@ -223,6 +223,11 @@ def test_task_id_in_each_place(envelope: object) -> None:
     assert parse(encoded(envelope)).task_id == "t"
 
 
+def test_a_whole_number_is_a_task_id() -> None:
+    """In its decimal digits, as in the answer to a submit."""
+    assert parse(encoded({"taskId": 5, "data": {"taskId": "5"}})).task_id == "5"
+
+
 @pytest.mark.parametrize(
     "envelope",
     [
@@ -230,7 +235,9 @@ def test_task_id_in_each_place(envelope: object) -> None:
         {"data": {}},
         {"taskId": ""},
         {"taskId": None},
-        {"taskId": 5},
+        {"taskId": 0},
+        {"taskId": 5.5},
+        {"taskId": 5, "task_id": "6"},
         {"taskId": ["t"]},
         {"taskId": {"t": 1}},
         {"taskId": True, "data": {"taskId": "t"}},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
+from collections.abc import Callable
 
 import pytest
 
@@ -25,6 +27,25 @@ def test_the_key_goes_to_its_origin_only() -> None:
         "https://api.kie.ai@evil.example/x",
     ):
         assert origin.authorization_for(foreign) == {}
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@pytest.mark.parametrize("key", [KEY, "k/?~>>?~k/?~>>?~k"])
+@pytest.mark.parametrize("words", ["%s", "Bearer %s", "Authorization: Bearer %s\r\nHost: h", "a%sb", "ab%s"])
+def test_an_echo_in_base64_is_blotted_out(words: str, key: str, encode: Callable[[bytes], bytes]) -> None:
+    """Wherever the key begins in what was packed; at most its first and last letter can be guessed at."""
+    packed = encode((words % key).encode())
+    for said in (packed, packed.replace(b"/", rb"\/")):
+        left = ApiOrigin(key, None).scrub(b'{"seen":"' + said + b'"}')
+        assert b"***" in left
+        assert len(left) <= len(said) + 11 + 3 - (len(key) * 8 // 6 - 2)
+
+
+def test_an_echo_in_other_spellings_is_blotted_out() -> None:
+    """In UTF-16, and percent-encoded."""
+    assert ApiOrigin(KEY, None).scrub(KEY.encode("utf-16-be")) == b"***"
+    assert ApiOrigin(KEY, None).scrub(KEY.encode("utf-16-le")) == b"***"
+    assert ApiOrigin("abc/def+ghi=jkl%mno", None).scrub(b"?k=abc%2Fdef%2Bghi%3Djkl%25mno&") == b"?k=***&"
 
 
 @pytest.mark.parametrize("key", [None, "", "  \n"])

@@ -259,6 +259,22 @@ def test_an_unknown_task_is_named_with_what_the_api_said(body: bytes, said: str)
     assert "task id" in caught.value.advice
 
 
+@pytest.mark.parametrize("number", [0, -5, True, 1.5, 10**200])
+def test_what_is_no_number_of_a_task(number: Any) -> None:
+    """Only a whole number above zero, of bounded length, is an id."""
+    body = json.dumps({"code": 200, "data": {"taskId": number}}).encode()
+    with pytest.raises(UnexpectedResponse, match="without a task id"):
+        parse_submit(WireResponse(status=200, body=body))
+
+
+def test_the_record_of_a_task_with_a_number_is_read() -> None:
+    """The record names the task as a number, too; that of another number is another task's."""
+    body = b'{"code":200,"data":{"taskId":12345,"successFlag":0}}'
+    assert parse_record(WireResponse(status=200, body=body), TaskId("12345")).task_id == "12345"
+    with pytest.raises(UnexpectedResponse, match="another task"):
+        parse_record(WireResponse(status=200, body=body), TaskId("1234"))
+
+
 FOR_TASK = {
     "its record": (b'{"code":200,"data":{"taskId":"%s"}}' % TASK.encode(), True),
     "another record": (b'{"code":200,"data":{"taskId":"other"}}', False),
