@@ -29,6 +29,7 @@ from flux_async.errors import (
     FluxError,
     InvalidInput,
     PollDeadlineExceeded,
+    Scope,
     TaskFailed,
     shown,
 )
@@ -709,5 +710,8 @@ def as_paid(error: FluxError, task_id: TaskId) -> FluxError:
     error.task_id = task_id
     if error.charge is Charge.NO and not isinstance(error, TaskFailed):
         error.charge = Charge.YES
-        error.advice = f"{error.advice_template} {PollDeadlineExceeded.default_advice}"
+        # "Try again" was meant for the look. Said of the call, it would pay again.
+        stays = error.scope is Scope.STOP or isinstance(error, ConfigurationError)
+        first = f"{error.advice_template} " if stays else ""
+        error.advice = first + PollDeadlineExceeded.default_advice
     return error

@@ -47,6 +47,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     return {
         "check_network": f"check KIE_BASE_URL and the network with {doctor}",
         "fetch": "Run the same command again" if folder is None else f"Run {command('retry', folder)}",
+        "give_key": "set KIE_API_KEY",
         "larger_budget": "--max-credits counts for each run by itself",
         "larger_result": "fetch it from its address yourself",
         "larger_upload": "upload it with `flux-async upload --max-mb` and give the address that is printed",

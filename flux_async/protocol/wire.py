@@ -356,7 +356,7 @@ def image_of(record: TaskRecord) -> ImageResult:
     if record.result_url is None:
         raise UnexpectedResponse(
             f"Task {record.task_id} reports success without a result URL.",
-            advice="It is paid: look at it at kie.ai/logs, or ask record-info again later.",
+            advice="It is paid: look at it at kie.ai/logs, or {wait}.",
             charge=Charge.YES,
             task_id=record.task_id,
             body_excerpt=str(record.raw)[:EXCERPT],

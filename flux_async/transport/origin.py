@@ -142,8 +142,8 @@ def _clean_key(api_key: object) -> str:
     key = (api_key or "").strip()
     if not key:
         raise ConfigurationError(
-            "No API key: neither the api_key argument nor the environment variable KIE_API_KEY is set.",
-            advice="Get a key at https://kie.ai/api-key and set KIE_API_KEY; the local sandbox takes the key "
+            "There is no API key.",
+            advice="Get a key at https://kie.ai/api-key and {give_key}. The local sandbox takes the key "
             "'test'.",
         )
     if not key.isascii() or not key.isprintable() or " " in key:

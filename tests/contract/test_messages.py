@@ -19,7 +19,7 @@ from flux_async.cli.commands import cli
 PACKAGE = Path(flux_async.__file__).parent
 FOR_COMMANDS = {"cli", "sandbox"}
 FOR_PYTHON = re.compile(
-    r"client\.\w+|run_batch|journal=|max_credits|FluxClient|DownloadLimits|sure=|\bawait\b"
+    r"client\.\w+|run_batch|journal=|max_credits|FluxClient|DownloadLimits|\bapi_key\b|sure=|\bawait\b"
 )
 AN_OPTION = re.compile(r"(?<![\w-])--[a-z]|flux-async [a-z]")
 NO_COMMANDS = ("pip install", "flux-async journal")  # the latter is a thread
@@ -109,7 +109,7 @@ def test_every_action_in_a_message_is_known() -> None:
     used = {
         brace
         for place, text in messages(of_commands=False)
-        if not place.startswith(("advice.py", "protocol", "journal/store"))
+        if not place.startswith(("advice.py", "journal/store"))
         for brace in re.findall(r"\{[a-z_]+\}", text)
     }
     assert used <= known

@@ -265,3 +265,16 @@ def test_a_folder_keeps_its_name_in_a_command() -> None:
     printed = AfterRun(folder=Path("it's mine"), failed=1).lines()
     (advice,) = advice_in(printed[0], ())
     assert advice.words == ("retry", "it's mine", "--failed")
+
+
+@pytest.mark.parametrize(
+    ("repeats", "told"),
+    [
+        ((), "Run the same command again to resume; nothing is paid twice."),
+        (("--failed", "--in-doubt"), "Run the same command without --failed and --in-doubt to resume"),
+    ],
+)
+def test_an_interrupted_command_is_resumed_without_what_pays_again(repeats: Any, told: str) -> None:
+    """Also where nothing is left that the command could count."""
+    (line,) = AfterRun(folder=Path("out"), repeats=repeats, interrupted=True).lines()
+    assert line.startswith(told)
