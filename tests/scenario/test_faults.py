@@ -33,6 +33,7 @@ from flux_async import (
     Limits,
     MaintenanceError,
     NotAPicture,
+    NotFoundError,
     Outcome,
     PermissionDeniedError,
     PollDeadlineExceeded,
@@ -288,7 +289,7 @@ async def test_answers(pair: Any, faults: str) -> None:
 async def test_a_record_that_never_appears(pair: Any) -> None:
     """After 90 s without a record the task is given up, and its error says that it was paid."""
     seen, _ = await (await pair("late-record=120")).seen()
-    assert seen == Seen(Failed, InvalidRequestError, YES)
+    assert seen == Seen(Failed, NotFoundError, YES)
 
 
 @pytest.mark.parametrize("faults", WIRES)

@@ -29,6 +29,7 @@ from flux_async import (
     GenerateRequest,
     ImageResult,
     InvalidRequestError,
+    NotFoundError,
     TaskStatus,
 )
 from flux_async.protocol.envelope import WireRequest, read_envelope
@@ -144,7 +145,7 @@ async def test_a_wrong_key(vendor: Vendor) -> None:
 
 async def test_an_unknown_task(vendor: Vendor) -> None:
     """Its record is refused with 422: such a record does not exist."""
-    with pytest.raises(InvalidRequestError, match="does not exist") as told:
+    with pytest.raises(NotFoundError, match="does not exist") as told:
         await vendor.client.record(NOBODYS_TASK)
     assert (told.value.code, told.value.http_status) == (422, 200)
 
