@@ -43,10 +43,13 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     wait = "wait for it with " + command("task", task_id or "TASK_ID", "--wait")
     if folder is not None:
         wait = "wait for it with " + command("retry", folder)
+    fetch = command("task", task_id or "TASK_ID", "-o", "FILE")
+    if folder is not None:
+        fetch = command("retry", folder)
     doctor = command("doctor") if folder is None else command("doctor", "-o", folder)
     return {
         "check_network": f"check KIE_BASE_URL and the network with {doctor}",
-        "fetch": "Run the same command again" if folder is None else f"Run {command('retry', folder)}",
+        "fetch": f"Run {fetch}",
         "give_key": "set KIE_API_KEY",
         "larger_budget": "--max-credits counts for each run by itself",
         "larger_result": "fetch it from its address yourself",
