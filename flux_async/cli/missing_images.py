@@ -140,7 +140,9 @@ class MissingImages:
         if for_good and job.file is None:
             return ResultLost(at=at, problem=Problem.of(expired(error))), None
         if for_good:
-            return None, Problem.of(expired(error))
+            gone = expired(error)
+            gone.advice = "An earlier run delivered the image; nothing is paid again."
+            return None, Problem.of(gone)
         tries = self._tries[stored.number]
         last = unfetched(error, name_of(stored), tries=tries, submitted_at=job.submitted_at)
         return None, Problem.of(last)

@@ -192,6 +192,7 @@ async def test_an_image_that_was_moved_away_and_is_refused_stays_succeeded(
     assert row.error.type == ("ResultExpired" if gone else "DownloadError")
     assert f"HTTP {status}" in row.error.message
     assert (done.tries == 1) == gone
+    assert "new charge" not in row.error.message
     assert done.halts == []
 
 
