@@ -118,6 +118,8 @@ def test_a_journal_that_is_deleted_ends_its_run_and_is_saved(cli: Any, happens: 
     assert str(rescued) in stderr
     known = cli.status(rescued.name)["counts"]
     assert known["submitted"] + known["generated"] + known["done"] == cli.ledger()["submits"]
+    under_way = known["submitted"] + known["generated"]
+    assert stderr.count(" is paid: https://pictures.example/lost/") == under_way
     resumed = cli.run(*command, *RATE, "-o", rescued.name)
     assert resumed.code == 0, resumed.stderr
     assert {row["status"] for row in cli.rows(rescued.name)} == {"succeeded"}
