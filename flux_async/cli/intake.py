@@ -193,7 +193,9 @@ class Intake:
     async def _add(self, rows: list[Row], *, pays_again: bool) -> list[Added]:
         return await self.folder.journal.take_in(
             [(row.key, row.request) for row in rows],
-            sources={row.key: row.image for row in rows if row.image is not None},
+            sources={
+                row.key: row.image for row in reversed(rows) if row.image is not None
+            },  # the first counts
             is_chosen=self.selection.jobs.__contains__,
             pays_again=pays_again,
         )
@@ -203,7 +205,9 @@ class Intake:
         if added.number is None:
             self._refuse(row.given, added.conflict or paid_already(added.paid_as))
         elif not chosen.jobs.add(added.number):
-            chosen.doubles += 1
+            first = None if added.stored is None or row.image is None else added.stored.source
+            if first is None or not chosen.add_equal_file(added.number, row.given.image, first):
+                chosen.doubles += 1
         elif added.stored is not None:
             self._choose(added.stored)
         else:
@@ -229,7 +233,7 @@ class Intake:
 
     def _refuse(self, given: Given, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)
-        self.selection.refused.append(len(self.selection.jobs), row)
+        self.selection.besides.refuse(len(self.selection.jobs), row)
         words = error_text(error)
         self.on_refused(row, words if words.startswith(given.place) else f"{given.place}: {words}")
 

@@ -157,7 +157,7 @@ class RemoveText:
                     try:
                         code = await self._end(client, folder, began)
                     finally:
-                        self._selection.refused.close()
+                        self._selection.besides.close()
                         await folder.aclose()
         return code
 
@@ -340,6 +340,8 @@ class RemoveText:
         say = self.display.note
         if selection.doubles:
             say(f"{selection.doubles} {'duplicate' if selection.doubles == 1 else 'duplicates'} left out.")
+        if equal := selection.besides.equal:
+            say(f"{equal} {'file holds' if equal == 1 else 'files hold'} the same as another one: paid once.")
         if selection.kept:
             say(f"{selection.kept} of {selection.asked} ended in an earlier run.")
         if selection.paid:
@@ -363,8 +365,8 @@ class RemoveText:
         view = RunView(
             batch=progress,
             asked=chosen.asked,
-            kept=chosen.kept + (0 if missing is None else missing.settled),
-            refused=len(chosen.refused),
+            kept=chosen.kept + chosen.besides.equal + (0 if missing is None else missing.settled),
+            refused=chosen.besides.refused,
             is_read=chosen.is_complete,
             limits=self.order.limits,
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
@@ -428,9 +430,9 @@ class RemoveText:
 
     async def _rewrite_results(self, folder: RunFolder) -> Totals | None:
         """Write results.jsonl anew; return None where that failed."""
-        on_row = partial(_tell, self.display.unfinished)
+        on_row, on_equal = (partial(_tell, show) for show in (self.display.unfinished, self.display.settled))
         try:
-            return await anyio.to_thread.run_sync(folder.rewrite, self._selection, on_row)
+            return await anyio.to_thread.run_sync(folder.rewrite, self._selection, on_row, on_equal)
         except FluxError as error:
             self._halted_by = self._halted_by or error
             self.display.note(f"Error: {error_text(error, self.order.folder)}", "red")
@@ -468,7 +470,7 @@ class RemoveText:
 
     def _left_over(self, totals: Totals, folder: RunFolder) -> AfterRun:
         resumable, doubts = totals.can_be_resumed, totals.statuses[Status.IN_DOUBT]
-        failed = totals.statuses[Status.FAILED] - resumable - len(self._selection.refused)
+        failed = totals.statuses[Status.FAILED] - resumable - self._selection.besides.refused
         return AfterRun(
             folder=self.order.folder,
             repeats=self.order.repeats,

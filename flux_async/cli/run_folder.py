@@ -21,7 +21,7 @@ from flux_async.cli.results import (
     image_of,
     row_of,
 )
-from flux_async.cli.selection import Bits, Selection
+from flux_async.cli.selection import Bits, EqualFile, Selection
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import FINAL, JobState, Problem
@@ -158,8 +158,18 @@ class RunFolder:
 
     # --- the end ------------------------------------------------------------------------------------------
 
-    def rewrite(self, selection: Selection, on_row: Callable[[ResultRow], None]) -> Totals:
-        """Write all results anew, those asked for first; tell and count those asked for.
+    def rewrite(
+        self,
+        selection: Selection,
+        on_row: Callable[[ResultRow], None],
+        on_equal: Callable[[ResultRow], None] = lambda _: None,
+    ) -> Totals:
+        """Write all results anew, those asked for first, and count those asked for.
+
+        Args:
+            selection: What was asked for.
+            on_row: Receives the row of each of these.
+            on_equal: Receives the rows of files that were no job of their own.
 
         Raises:
             ResultsError: The disk refused it.
@@ -168,7 +178,7 @@ class RunFolder:
         totals = Totals()
 
         def rows() -> Iterator[ResultRow]:
-            for row in self._asked_for(selection, totals):
+            for row in self._asked_for(selection, totals, on_equal):
                 totals.count(row)
                 on_row(row)
                 yield row
@@ -180,19 +190,35 @@ class RunFolder:
         self.results.rewrite(rows())
         return totals
 
-    def _asked_for(self, selection: Selection, totals: Totals) -> Iterator[ResultRow]:
-        refused = iter(selection.refused)
-        place, row = next(refused, (None, None))
+    def _asked_for(
+        self, selection: Selection, totals: Totals, on_equal: Callable[[ResultRow], None]
+    ) -> Iterator[ResultRow]:
+        besides = iter(selection.besides)
+        place, one = next(besides, (None, None))
         for number, stored in enumerate(self.jobs_of(selection.jobs)):
-            while row is not None and place == number:
-                yield row
-                place, row = next(refused, (None, None))
-            made = self.row(stored)
-            totals.can_be_resumed += made.status is Status.FAILED and stored.job.state is not JobState.FAILED
-            yield made
-        if row is not None:
-            yield row
-        yield from (row for _, row in refused)
+            while one is not None and place == number:
+                yield self._besides(one, totals, on_equal)
+                place, one = next(besides, (None, None))
+            yield self._counted(stored, totals)
+        if one is not None:
+            yield self._besides(one, totals, on_equal)
+        for _, one in besides:
+            yield self._besides(one, totals, on_equal)
+
+    def _besides(
+        self, one: ResultRow | EqualFile, totals: Totals, on_equal: Callable[[ResultRow], None]
+    ) -> ResultRow:
+        if isinstance(one, ResultRow):
+            return one
+        (stored,) = self.reader.by_number([one.number])
+        row = attrs.evolve(self._counted(stored, totals), image=one.path)
+        on_equal(row)
+        return row
+
+    def _counted(self, stored: StoredJob, totals: Totals) -> ResultRow:
+        row = self.row(stored)
+        totals.can_be_resumed += row.status is Status.FAILED and stored.job.state is not JobState.FAILED
+        return row
 
 
 def in_chunks(values: Iterable[T], size: int) -> Iterator[Sequence[T]]:

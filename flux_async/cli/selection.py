@@ -12,7 +12,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import IO
+from typing import IO, NamedTuple
 
 import attrs
 
@@ -68,29 +68,45 @@ class Numbers:
         return len(self._order)
 
 
-class RefusedRows:
-    """Rows of inputs that never became a job, each with the number of jobs that were asked for before it."""
+class EqualFile(NamedTuple):
+    """A file that holds the same as an earlier one of the run: the job of that one, and its own path."""
+
+    number: int
+    path: str
+
+
+class RowsBesides:
+    """What has a row and is no job of its own: refused inputs and files that are equal to an earlier one.
+
+    Each is kept with the number of jobs that were asked for before it, in a temporary file.
+    """
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
-        self._count = 0
+        self.refused = 0
+        self.equal = 0
 
-    def __len__(self) -> int:
-        return self._count
+    def refuse(self, place: int, row: ResultRow) -> None:
+        """Keep the row of a refused input."""
+        self._keep([place, row.as_json()])
+        self.refused += 1
 
-    def append(self, place: int, row: ResultRow) -> None:
-        """Keep a row."""
-        if self._file is None:
-            self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - see close
-        self._file.write(json.dumps([place, row.as_json()]).encode() + b"\n")
-        self._count += 1
+    def add_equal(self, place: int, file: EqualFile) -> None:
+        """Keep a file that is equal to an earlier one."""
+        self._keep([place, list(file)])
+        self.equal += 1
 
-    def __iter__(self) -> Iterator[tuple[int, ResultRow]]:
+    def __iter__(self) -> Iterator[tuple[int, ResultRow | EqualFile]]:
         if self._file is not None:
             self._file.seek(0)
         for line in self._file or ():
-            place, row = json.loads(line)
-            yield place, ResultRow.from_json(row)
+            place, kept = json.loads(line)
+            yield place, ResultRow.from_json(kept) if isinstance(kept, str) else EqualFile(*kept)
+
+    def _keep(self, entry: list[object]) -> None:
+        if self._file is None:
+            self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - see close
+        self._file.write(json.dumps(entry).encode() + b"\n")
 
     def close(self) -> None:
         """Forget the rows; their number stays."""
@@ -107,7 +123,7 @@ class Selection:
         jobs: The jobs asked for, in the order of the input.
         to_do: Those of them that have not ended.
         missing: Those that are done, but whose image is not here.
-        refused: Inputs that never became a job.
+        besides: Inputs that never became a job, and files equal to an earlier one.
         needs: Images to be paid for, by model.
         kept: How many of the jobs ended in an earlier run.
         paid: How many of the jobs an earlier run has paid for and not finished.
@@ -119,13 +135,14 @@ class Selection:
     jobs: Numbers = attrs.field(factory=Numbers)
     to_do: array[int] = attrs.field(factory=lambda: array("q"))
     missing: array[int] = attrs.field(factory=lambda: array("q"))
-    refused: RefusedRows = attrs.field(factory=RefusedRows)
+    besides: RowsBesides = attrs.field(factory=RowsBesides)
     needs: Counter[Model] = attrs.field(factory=Counter)
     kept: int = 0
     paid: int = 0
     doubles: int = 0
     paid_again: int = 0
     is_complete: bool = False
+    _equal: set[EqualFile] = attrs.field(factory=set, init=False)
     _released: int = attrs.field(default=0, init=False)
     _is_open: bool = attrs.field(default=False, init=False)
     _news: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
@@ -133,7 +150,16 @@ class Selection:
     @property
     def asked(self) -> int:
         """How many different inputs there are so far."""
-        return len(self.jobs) + len(self.refused)
+        return len(self.jobs) + self.besides.refused + self.besides.equal
+
+    def add_equal_file(self, number: int, path: str, first: str) -> bool:
+        """Give a file a row of its own that is equal to a job's; return False where it is that file again."""
+        file = EqualFile(number, path)
+        if path == first or file in self._equal:
+            return False
+        self._equal.add(file)
+        self.besides.add_equal(len(self.jobs), file)
+        return True
 
     def release(self) -> None:
         """Let what has been read so far be worked off."""

@@ -83,18 +83,29 @@ class Adding:
     def _add(self, key: JobKey, request: str, source: LocalImage | None) -> Added:
         unsigned = unsigned_of(request)
         cursor = self.connection.execute(_INSERT, (key, request, unsigned))
-        if source is not None:
-            where = _storable(source.path), _storable(source.folder)
-            self.connection.execute(_PUT_SOURCE, (*where, key))
         if not cursor.rowcount:
-            return self._known(stored_job(self.connection.execute(_BY_KEY, (key,)).fetchone()), request)
+            return self._known(self._with_source(key, source), request)
         number = int(cursor.lastrowid or 0)
+        if source is not None:
+            self._put_source(key, source)
         paid_as = None if unsigned is None else self._paid_as(number, key, request, unsigned)
         if paid_as is not None and not self.pays_again:
             self.connection.execute("DELETE FROM job WHERE number = ?", (number,))
             return Added(None, paid_as=paid_as)
         self._here.add(number)
         return Added(number, self._in_doubt(key) if self._lost_any else None, paid_as=paid_as)
+
+    def _with_source(self, key: JobKey, source: LocalImage | None) -> StoredJob:
+        """Return a job that was there before; the first time in a run, with the file as it is given now."""
+        stored = stored_job(self.connection.execute(_BY_KEY, (key,)).fetchone())
+        if source is None or stored.number in self._here or self.is_chosen(stored.number):
+            return stored
+        self._put_source(key, source)
+        return stored_job(self.connection.execute(_BY_KEY, (key,)).fetchone())
+
+    def _put_source(self, key: JobKey, source: LocalImage) -> None:
+        where = _storable(source.path), _storable(source.folder)
+        self.connection.execute(_PUT_SOURCE, (*where, key))
 
     def _in_doubt(self, key: JobKey) -> StoredJob | None:
         """Return a new job, in doubt, where the journal had it before and lost the record of its submit."""

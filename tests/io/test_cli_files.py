@@ -72,6 +72,22 @@ def test_a_folder_is_run_once_whatever_its_files_are_called(quick: Any, photos: 
     assert len(quick.rows()) == 4
 
 
+def test_equal_files_are_paid_once_and_have_rows_of_their_own(quick: Any, photos: Path) -> None:
+    """Each path has its row and its line on stdout, with the one task; the same path again has none."""
+    for name in ("copy.png", "z.png"):
+        (photos / name).write_bytes((photos / "b.png").read_bytes())
+    (photos / "list.csv").write_text("file\nb.png\nnone.png\ncopy.png\nc.png\nb.png\ncopy.png\nz.png\n")
+    for command in (("--from", "photos/list.csv"), ("--from", "photos/list.csv", "--json")):
+        ended = quick.run("remove-text", *command, *RATE, "-o", "out")
+        rows = quick.rows()
+        assert [row["image"] for row in rows] == ["b.png", "none.png", "copy.png", "c.png", "z.png"]
+        assert len({row["task_id"] for row in rows if row["image"] in {"b.png", "copy.png", "z.png"}}) == 1
+        assert [row["status"] for row in rows].count("succeeded") == 4
+        assert (len(ended.stdout.splitlines()), submits(quick)) == (5 if "--json" in command else 4, 2)
+        assert "2 files hold the same as another one: paid once." in ended.stderr
+        assert "2 duplicates left out." in ended.stderr
+
+
 def test_lists_name_files_beside_them_and_bad_ones_fail_alone(quick: Any, photos: Path) -> None:
     """A list travels with its pictures; a missing file and one that is no picture fail alone."""
     (photos / "list.csv").write_text("image,key\nb.png,mine\nnone.png,\nnotes.txt,\n")
