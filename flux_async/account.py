@@ -375,6 +375,11 @@ class Account:
             error.args = (f"{error.message} The answer may name the task: {', '.join(ids)}.",)
         return error
 
+    def saw_mismatch(self, error: TaskMismatch) -> TaskMismatch:
+        """Return the error, counted with the unknown answers: too many of them halt."""
+        self._judged(error, self.clock.monotonic())
+        return error
+
     def judge_echo(
         self, task_id: TaskId, record: TaskRecord, seen: Comparison, *, belongs_to: JobKey | None = None
     ) -> Echo:
@@ -397,7 +402,7 @@ class Account:
             is_reworded=seen.is_reworded,
             confirmed=submits.confirmed,
         ):
-            raise mismatch(task_id, record, belongs_to=belongs_to)
+            raise self.saw_mismatch(mismatch(task_id, record, belongs_to=belongs_to))
         submits.confirmed += seen.echo is Echo.CONFIRMED
         if seen.echo is Echo.UNRECOGNISED:
             words = (

@@ -395,7 +395,7 @@ class Driver:
             except JobConflictError as error:  # another submit of the journal has this task
                 if not isinstance(event, SubmitAccepted):
                     raise
-                answer = _named_twice(event.task_id, error)
+                answer = self._account.saw_mismatch(_named_twice(event.task_id, error))
                 event = self._answered(answer, event.at)
             except JournalError as error:
                 last = error

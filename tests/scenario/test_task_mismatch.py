@@ -28,6 +28,7 @@ from flux_async import (
     Succeeded,
     TaskId,
     TaskMismatch,
+    TooManyUnknownAnswers,
     UnexpectedResponse,
 )
 from flux_async.batch.echo_check import adoptable_echo
@@ -366,6 +367,19 @@ async def test_no_echo_is_no_contradiction(
         assert isinstance(outcome, Succeeded)
         assert outcome.image.echo is Echo.ABSENT
     assert not [record for record in caplog.records if "another request" in record.getMessage()]
+
+
+async def test_many_contradictions_halt_the_run(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """Records that show strangers' requests are answers that make no sense: not all of sixty are paid."""
+    path = tmp_path / "j.sqlite3"
+    await run(client, path, URLS[:3])
+    echoing.shows = rehosted
+    images = [f"https://pictures.example/many/{number}.jpg" for number in range(60)]
+    with pytest.raises(TooManyUnknownAnswers):
+        await run(client, path, images)
+    assert len(echoing.sent) < 50
 
 
 # --- one call -----------------------------------------------------------------------------------------------
