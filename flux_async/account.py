@@ -422,8 +422,9 @@ class Account:
         """Return it. What concerns everyone takes effect here, whether or not the caller is still there."""
         if isinstance(error, RequestNotSent):
             if not self._closed:
+                level = logging.INFO if self.gate.pause.is_on else logging.WARNING
                 pause = self.gate.saw_unreachable(error, began)
-                log(logging.WARNING, "next try in %.1f s: %s", pause, error.message)
+                log(level, "all submits pause for %.1f s: %s", pause, error.message)
             return error
         self.contact_at = self.clock.monotonic()
         if error.scope is Scope.STOP:

@@ -90,6 +90,7 @@ class AfterRun:
         doubts: Images in doubt.
         only_doubt: The key of the only one.
         moved_away: Images of an earlier run that are not in the folder and could not be downloaded again.
+        answers_made_no_sense: Whether the run halted because of that.
     """
 
     folder: Path
@@ -100,6 +101,7 @@ class AfterRun:
     doubts: int = 0
     only_doubt: str | None = None
     moved_away: int = 0
+    answers_made_no_sense: bool = False
 
     def lines(self) -> list[str]:
         """Return what a person may want to do next."""
@@ -121,10 +123,16 @@ class AfterRun:
         return told
 
     def _about_the_rest(self) -> str:
+        without = f" without {' and '.join(self.repeats)}" if self.repeats else ""
+        if self.answers_made_no_sense:
+            return (
+                f"Find out first why the answers make no sense. The same command{without} then submits the "
+                f"{self.unfinished} images that are left, one at a time until one is accepted: each may be "
+                "charged without a result. Those in doubt are not submitted again."
+            )
         if not self.repeats:
             return f"Run the same command again to resume; {_NOT_TWICE}"
-        options = " and ".join(self.repeats)
-        return f"Run the same command without {options} to resume; that pays for nothing else again."
+        return f"Run the same command{without} to resume; that pays for nothing else again."
 
     def _about_doubts(self) -> str:
         status = "" if self.doubts == 1 else f"; {command('status', self.folder)} lists them"

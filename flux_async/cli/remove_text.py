@@ -25,6 +25,7 @@ from flux_async import (
     Job,
     JournalError,
     Outcome,
+    TooManyUnknownAnswers,
 )
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.run import BatchRun, run_batch
@@ -480,6 +481,7 @@ class RemoveText:
             moved_away=0 if self._missing is None else self._missing.moved_away,
             doubts=doubts,
             only_doubt=self._only_doubt(folder) if doubts == 1 else None,
+            answers_made_no_sense=isinstance(self._halted_by, TooManyUnknownAnswers),
         )
 
     def _only_doubt(self, folder: RunFolder) -> str | None:

@@ -17,7 +17,6 @@ _FIRST_S, _LONGEST_S = 1.0, 15.0
 _AT_START_S = 20.0
 """A run that has reached nothing has nothing to lose: it halts within 30 s, its last try included."""
 _TRIES_COUNTED = 16
-_CHECK_NETWORK = "Check the network and KIE_BASE_URL first."
 _COME_BACK = "Do so when the service takes submits again."
 
 
@@ -118,7 +117,7 @@ class Pause:
         error.advice = (
             f"The run waited {waited_s:.0f} s and halted. The images that are left were not submitted and "
             "cost nothing; running the same again submits them, and fetches what is already paid. "
-            f"{_CHECK_NETWORK if self.is_outage else _COME_BACK}"
+            f"{self.error.advice_template if self.is_outage else _COME_BACK}"
         )
         return error
 

@@ -29,7 +29,9 @@ from flux_async import (
     Limits,
     LocalImage,
     PollPolicy,
+    RequestNotSent,
     RetryPolicy,
+    Scope,
     Succeeded,
     run_batch,
 )
@@ -177,18 +179,18 @@ async def test_a_wrong_key_halts_at_the_upload(url: str, photos: list[Path]) -> 
     assert ledger(url)["submits"] == 0
 
 
-async def test_an_upload_host_that_is_down_fails_jobs_of_this_run_only(
+async def test_an_upload_host_that_is_down_halts_and_fails_no_image(
     url: str, photos: list[Path], tmp_path: Path
 ) -> None:
-    """Nothing is submitted or charged; the next run takes them up."""
+    """Nothing is submitted or charged; the next run takes all of them up."""
     journal, retry = tmp_path / "run.sqlite3", RetryPolicy(base_s=0.001, max_tries=2)
     async with (
         client_of(url, upload_url="http://127.0.0.1:9", retry=retry) as client,
-        run_batch(client, photos, journal=journal) as batch,
+        run_batch(client, photos, journal=journal, patience=0.05) as batch,
     ):
-        outcomes = [outcome async for outcome in batch]
-    assert [type(outcome) for outcome in outcomes] == [Failed] * 5
-    assert {outcome.error.charge for outcome in outcomes if isinstance(outcome, Failed)} == {Charge.NO}
+        with pytest.raises(RequestNotSent, match="KIE_UPLOAD_URL") as halt:
+            [outcome async for outcome in batch]
+    assert (halt.value.scope, halt.value.charge) == (Scope.STOP, Charge.NO)
     assert ledger(url)["submits"] == 0
     assert len(await collect(url, photos, journal=journal)) == 5
 
