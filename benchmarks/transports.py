@@ -42,7 +42,11 @@ AT_ONCE = (1, 10, 100)
 PLACES = Limits().connections
 KEY = "benchmark-0123456789"
 PATH = "/api/v1/flux/kontext/record-info"
-BODY = b'{"code":200,"msg":"success","data":{"taskId":"%s","successFlag":0,"response":null}}' % (b"t" * 302)
+TASK = "t" * 32
+BODY = (
+    b'{"code":200,"msg":"success","data":{"taskId":"%s","paramJson":"%s","successFlag":0,"response":null}}'
+    % (TASK.encode(), b"p" * 256)
+)
 FLOOR, BARE, OURS = "bare sockets", "aiohttp itself", "transport aiohttp"
 
 Look = Callable[[str], Awaitable[None]]
@@ -137,7 +141,8 @@ def ours(name: Any) -> Callable[[int], Any]:
         transport = make_transport(name, origin, Limits(), version="benchmark")
 
         async def look(task_id: str) -> None:
-            truth = await transport.exchange(build_record_info(TaskId(task_id)), timeout_s=30.0)
+            poll = build_record_info(TaskId(task_id), keep_alive=True)
+            truth = await transport.exchange(poll, timeout_s=30.0)
             if not isinstance(truth, Answered) or truth.response.body != BODY:
                 raise SystemExit(f"transports: {name} got {truth}")
 
@@ -198,7 +203,7 @@ async def measure(port: int, at_once: int, looks: int, rounds: int) -> dict[str,
 
 def reading_us(looks: int) -> dict[str, float]:
     """Return the microseconds of reading one answer, by parser; the least of some rounds."""
-    answer, task_id = WireResponse(status=200, body=BODY), TaskId("t" * 302)
+    answer, task_id = WireResponse(status=200, body=BODY), TaskId(TASK)
     fast, found = envelope.fast_parser, {}
     parsers = {"json": lambda: None} if fast() is None else {"json": lambda: None, "orjson": fast}
     for name, fast_parser in parsers.items():
