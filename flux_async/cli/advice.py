@@ -88,7 +88,7 @@ class AfterRun:
         interrupted: Whether it was cut short.
         failed: Images that failed for good.
         doubts: Images in doubt.
-        only_doubt: The key of the only one.
+        only_doubt: The key of the only one, and the task that it may be of, where one is known.
         moved_away: Images of an earlier run that are not in the folder and could not be downloaded again.
         answers_made_no_sense: Whether the run halted because of that.
     """
@@ -99,7 +99,7 @@ class AfterRun:
     interrupted: bool = False
     failed: int = 0
     doubts: int = 0
-    only_doubt: str | None = None
+    only_doubt: tuple[str, str | None] | None = None
     moved_away: int = 0
     answers_made_no_sense: bool = False
 
@@ -136,8 +136,8 @@ class AfterRun:
 
     def _about_doubts(self) -> str:
         status = "" if self.doubts == 1 else f"; {command('status', self.folder)} lists them"
-        key = self.only_doubt or "JOB"
-        adopt = command("adopt", self.folder, key, "TASK_ID")
+        key, task = self.only_doubt or ("JOB", None)
+        adopt = command("adopt", self.folder, key, task or "TASK_ID")
         resubmit = command("retry", self.folder, "--in-doubt")
         return (
             f"In doubt, perhaps paid: {self.doubts}{status}. Look for the task at kie.ai/logs. If it is "

@@ -484,10 +484,13 @@ class RemoveText:
             answers_made_no_sense=isinstance(self._halted_by, TooManyUnknownAnswers),
         )
 
-    def _only_doubt(self, folder: RunFolder) -> str | None:
+    def _only_doubt(self, folder: RunFolder) -> tuple[str, str | None] | None:
+        """Return the key of the first image in doubt, and the task that it may be of, where one is known."""
         unknown = {JobState.IN_DOUBT, JobState.SUBMITTING}
-        jobs = folder.jobs_of(self._selection.jobs)
-        return next((stored.job.key for stored in jobs if stored.job.state in unknown), None)
+        for stored in folder.jobs_of(self._selection.jobs):
+            if stored.job.state in unknown:
+                return stored.job.key, next(iter(folder.reader.candidates(stored.number)), None)
+        return None
 
 
 def _tell(listener: Callable[[V], None], value: V) -> None:

@@ -278,3 +278,11 @@ def test_an_interrupted_command_is_resumed_without_what_pays_again(repeats: Any,
     """Also where nothing is left that the command could count."""
     (line,) = AfterRun(folder=Path("out"), repeats=repeats, interrupted=True).lines()
     assert line.startswith(told)
+
+
+def test_what_is_known_of_an_image_in_doubt_is_filled_in() -> None:
+    """Its key, and the task that an odd answer named."""
+    (line,) = AfterRun(folder=Path("out"), doubts=1, only_doubt=("cat.jpg", "t1")).lines()
+    assert "`flux-async adopt out cat.jpg t1`" in line
+    (line,) = AfterRun(folder=Path("out"), doubts=1, only_doubt=("cat.jpg", None)).lines()
+    assert "`flux-async adopt out cat.jpg TASK_ID`" in line
