@@ -6,13 +6,11 @@ other models name and what has been seen to work.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import attrs
 
 from flux_async.errors import InvalidInput, NotAPicture
 from flux_async.pictures import PictureReader, picture_suffix
+from flux_async.policy.jpeg_scan import Read, lacks_only_its_end
 
 MAX_UPLOAD_BYTES = 20 * 1024 * 1024
 """A larger file is refused unless the caller says otherwise."""
@@ -22,9 +20,6 @@ LARGE_UPLOAD_BYTES = 10 * 1024 * 1024
 
 MAX_PIXELS = 100_000_000
 """More than any camera's picture: a header that claims more is damaged, or a trap for who decodes it."""
-
-Read: TypeAlias = Callable[[int, int], bytes]
-"""Gives ``count`` bytes from ``offset``, fewer at the end: ``read(offset, count)``."""
 
 _AGAIN = "Copy or download it again. Nothing was sent."
 _TAKEN = "Give a JPEG, PNG or WebP file; convert others first. Nothing was sent."
@@ -117,6 +112,7 @@ def _dimensions_of_a_whole_image(read: Read, name: str) -> tuple[int, int]:
             reader.feed(piece)
     except NotAPicture:
         raise InvalidInput(f"{name} begins as an image, but its data is damaged.", advice=_AGAIN) from None
-    if reader.size is None or not reader.complete:
+    is_whole = reader.complete or (reader.suffix == ".jpg" and lacks_only_its_end(read))
+    if reader.size is None or not is_whole:
         raise InvalidInput(f"{name} is cut off: the file ends before the image does.", advice=_AGAIN)
     return reader.size

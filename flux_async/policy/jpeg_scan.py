@@ -1,0 +1,178 @@
+"""Whether a JPEG without its end marker lacks anything else.
+
+Such a file may be whole but for two bytes, or cut off in its middle; its size does not say which. The image
+data is walked through code by code, without decoding a pixel, until all blocks of the image were there or the
+data has ended. Only files without an end marker are walked through, about 1 MB a second.
+
+Known of ITU T.81: sequential Huffman images in one scan, which is what cameras write. Of other kinds, such as
+progressive ones, the answer is that something may be missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+Read: TypeAlias = Callable[[int, int], bytes]
+"""Gives ``count`` bytes from ``offset``, fewer at the end: ``read(offset, count)``."""
+
+_PIECE = 64 * 1024
+_DHT, _SOS, _DRI = 0xC4, 0xDA, 0xDD
+_SEQUENTIAL = (0xC0, 0xC1)
+_ALONE = (0x01, *range(0xD0, 0xD9))
+_FILL = 0xFF
+_NEEDED = 32  # bits: the longest code and the bits behind it
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_PADDING = 4
+_LAST_COEFFICIENT = 63
+_RUN_OF_16_ZEROS = 0xF0
+
+
+class _Frame(NamedTuple):
+    """Width and height in pixels, and horizontal and vertical sampling by component."""
+
+    width: int
+    height: int
+    sampling: Mapping[int, tuple[int, int]]
+
+
+def lacks_only_its_end(read: Read) -> bool:
+    """Whether all image data of a JPEG without an end marker is there."""
+    try:
+        return _walk(read)
+    except IndexError:  # a header is shorter than it has to be
+        return False
+
+
+def _walk(read: Read) -> bool:
+    frame: _Frame | None = None
+    tables: dict[int, list[int]] = {}
+    interval, at = 0, 2
+    while True:
+        code = read(at, 2)[1]
+        if code == _FILL:
+            at += 1
+            continue
+        if code in _ALONE:
+            at += 2
+            continue
+        length = int.from_bytes(read(at + 2, 2))
+        body = read(at + 4, length - 2)
+        at += 2 + length
+        if code in _SEQUENTIAL:
+            frame = _frame(body)
+        elif code == _DHT:
+            tables.update(_tables(body))
+        elif code == _DRI:
+            interval = int.from_bytes(body[:2])
+        elif code == _SOS:
+            plan = None if frame is None else _plan(frame, body, tables)
+            return frame is not None and plan is not None and _is_all_there(read, at, frame, plan, interval)
+
+
+def _frame(body: bytes) -> _Frame:
+    height, width = int.from_bytes(body[1:3]), int.from_bytes(body[3:5])
+    parts = (body[at : at + 3] for at in range(6, 6 + 3 * body[5], 3))
+    return _Frame(width, height, {part[0]: (part[1] >> 4, part[1] & 15) for part in parts})
+
+
+def _tables(body: bytes) -> Iterator[tuple[int, list[int]]]:
+    """Yield Huffman tables by class and number: for each 16 bits, the length of the code and its symbol."""
+    while len(body) > 16:  # noqa: PLR2004 - the counts of codes by length
+        name, counts, at = body[0], body[1:17], 17
+        table: list[int] = []
+        for length, count in enumerate(counts, start=1):
+            for symbol in body[at : at + count]:
+                table += [length << 8 | symbol] * (1 << 16 - length)
+            at += count
+        yield name, (table + [0] * (1 << 16))[: 1 << 16]
+        body = body[at:]
+
+
+def _plan(
+    frame: _Frame, scan: bytes, tables: Mapping[int, list[int]]
+) -> list[tuple[list[int], list[int]]] | None:
+    """Return the tables of each block of one unit of the scan, or None where that is not all of the image."""
+    count = scan[0]
+    if count != len(frame.sampling):
+        return None
+    plan = []
+    for at in range(1, 1 + 2 * count, 2):
+        component, choice = scan[at], scan[at + 1]
+        pair = tables.get(choice >> 4), tables.get(0x10 | choice & 15)
+        if component not in frame.sampling or pair[0] is None or pair[1] is None:
+            return None
+        across, down = frame.sampling[component]
+        plan += [(pair[0], pair[1])] * (across * down if count > 1 else 1)
+    return plan
+
+
+def _is_all_there(
+    read: Read, at: int, frame: _Frame, plan: Sequence[tuple[list[int], list[int]]], interval: int
+) -> bool:
+    """Walk through the data behind the last restart marker; what is before it is there."""
+    sampling = list(frame.sampling.values()) if len(frame.sampling) > 1 else [(1, 1)]
+    across, down = max(one[0] for one in sampling), max(one[1] for one in sampling)
+    if not across or not down:
+        return False
+    units = -(-frame.width // (8 * across)) * -(-frame.height // (8 * down))
+    if interval:
+        restarts, at = _restarts(read, at)
+        units -= interval * restarts
+        if units > interval:
+            return False
+    return _has_blocks(_unstuffed(read, at), list(plan), units)
+
+
+def _restarts(read: Read, start: int) -> tuple[int, int]:
+    """Return how many restart markers stand behind ``start``, and where the data behind the last begins."""
+    count, at, behind = 0, start, start
+    while len(piece := read(at, _PIECE)) > 1:
+        for found in _RESTART.finditer(piece):
+            count, behind = count + 1, at + found.end()
+        at += len(piece) - 1  # a marker may lie across two pieces
+    return count, behind
+
+
+def _unstuffed(read: Read, at: int) -> Iterator[int]:
+    """Yield the bytes of the data, and ones behind its end."""
+    while piece := read(at, _PIECE):
+        at += len(piece)
+        if piece[-1] == _FILL:  # what it means is told by the next byte
+            piece += read(at, 1)
+            at += 1
+        yield from piece.replace(b"\xff\x00", b"\xff")
+    yield from b"\xff" * _PADDING
+
+
+def _has_blocks(data: Iterator[int], plan: Sequence[tuple[list[int], list[int]]], units: int) -> bool:
+    """Whether ``data`` holds as many units of blocks as the image has."""
+    bits = count = 0
+
+    def take(table: list[int]) -> int:
+        """Return a symbol and skip the bits that belong to it; below zero where there is none."""
+        nonlocal bits, count
+        while count < _NEEDED:
+            byte = next(data, -1)
+            if byte < 0:
+                return -1
+            bits, count = (bits << 8 | byte) & 0xFFFFFFFFFF, count + 8
+        found = table[bits >> count - 16 & 0xFFFF]
+        count -= (found >> 8) + (found & 15)
+        return found & 0xFF if found else -1
+
+    for _ in range(units):
+        for direct, others in plan:
+            if take(direct) < 0:
+                return False
+            at = 1
+            while at <= _LAST_COEFFICIENT:
+                symbol = take(others)
+                if symbol < 0:
+                    return False
+                if not symbol & 15 and symbol != _RUN_OF_16_ZEROS:
+                    break
+                at += (symbol >> 4) + 1
+    left = count + 8 * sum(1 for _ in data)
+    return left >= 8 * _PADDING  # the last code was not made of what was put behind the end
