@@ -355,6 +355,9 @@ def _request(_instance: object, _attribute: attrs.Attribute[Any], value: object)
     check_request(value)
 
 
+_DIGEST_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def digest_key(request: ImageRequest) -> JobKey:
     """Name a request by its content: 64 hex digits, the same on every machine and in every release.
 
@@ -369,7 +372,7 @@ def digest_key(request: ImageRequest) -> JobKey:
     )
     if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
         fields["input_image"] = request.input_image.reference
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    text = _DIGEST_ENCODER.encode(fields)
     return JobKey(hashlib.sha256(text.encode()).hexdigest())
 
 

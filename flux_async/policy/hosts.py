@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
+from functools import lru_cache
 from socket import inet_aton
 from typing import TypeAlias
 
@@ -112,6 +113,7 @@ def literal(host: str) -> Address | None:
         return None
 
 
+@lru_cache(maxsize=64)
 def may_be_public(host: str) -> bool:
     """Whether ``host``, a name or a numeric address, may be one that the whole internet reaches."""
     bare = host.lower().rstrip(".")

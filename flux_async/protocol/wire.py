@@ -117,6 +117,9 @@ def build_submit(request: ImageRequest) -> WireRequest:
     return WireRequest(method="POST", path=GENERATE_PATH, body=store_request(request).encode())
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
 def store_request(request: ImageRequest) -> str:
     """Return a request as a journal keeps it: the body of its submit, with a file named by its content.
 
@@ -124,7 +127,7 @@ def store_request(request: ImageRequest) -> str:
         InvalidInput: It is about a file that has not been read.
     """
     sent = {name: value for name, value in _converter.unstructure(request).items() if value is not None}
-    return json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(sent)
 
 
 def with_input(body: str, input_url: str | None) -> str:
