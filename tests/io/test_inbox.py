@@ -252,7 +252,7 @@ async def test_what_a_run_reads(path: Path) -> None:
         succeeded = TaskSucceeded(at=3.0, result_url=URL, origin_url=URL, generation_s=1.0)
         await go_on(submitted, accepted)
         await go_on(doubtful, unknown)
-        await go_on(done, accepted, succeeded, Saved(at=4.0, file="a.jpg"))
+        await go_on(done, SubmitAccepted(at=2.0, task_id=TaskId("u")), succeeded, Saved(at=4.0, file="a.jpg"))
         await go_on(
             again, unknown, ResubmitGranted(at=3.0), SubmitIntended(at=4.0, callback_id=attempt_id(99))
         )

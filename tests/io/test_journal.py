@@ -605,8 +605,9 @@ def test_read_only_is_told(only: str) -> None:
 
 async def test_another_account_is_refused(path: Path) -> None:
     """Tasks of one account are not looked for with another's key; the same key opens as before."""
-    async with await Journal(path).open(account="ours"):
-        pass
+    async with await Journal(path).open(account="ours") as journal:
+        (stored,) = await journal.add(entries(1))
+        await happened(journal, stored, *life())
     with pytest.raises(JournalError, match="another key"):
         await Journal(path).open(account="theirs")
     async with await Journal(path).open(account="ours"):
@@ -617,8 +618,9 @@ async def test_account_is_learned_by_the_first_who_has_one(path: Path) -> None:
     """A journal first opened without an account still belongs to the first account that uses it."""
     async with Journal(path):
         pass
-    async with await Journal(path).open(account="ours"):
-        pass
+    async with await Journal(path).open(account="ours") as journal:
+        (stored,) = await journal.add(entries(1))
+        await happened(journal, stored, *life())
     with pytest.raises(JournalError, match="another key"):
         await Journal(path).open(account="theirs")
 
