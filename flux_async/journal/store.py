@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -66,7 +67,14 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Journal", "StoredJob", "stored_job"]
 
+logger: logging.Logger = logging.getLogger("flux_async")
+
 T = TypeVar("T")
+
+_PAID_AGAIN = (
+    "%d jobs are about images that this journal has submitted under another signature of their address: they "
+    "will be paid for again. Give jobs keys of their own to make them the same jobs"
+)
 
 _ANSWERS = (SubmitAccepted, SubmitRefused, SubmitRejected, SubmitUnknown)
 
@@ -235,7 +243,8 @@ class Journal:
         """Add jobs that are not there yet; return them all, each once, in order of arrival.
 
         Adding the same again does nothing, so giving a batch its list a second time resumes it. An address
-        that was only signed anew takes the place of the older one, while its job waits for a submit.
+        that was only signed anew takes the place of the older one, while its job waits for a submit. A new
+        job of an image that was submitted under another signature is added, and the log warns of it.
 
         Args:
             entries: Keys and requests.
@@ -250,13 +259,14 @@ class Journal:
         def add(connection: sqlite3.Connection) -> list[StoredJob]:
             adding = self._adding(connection, is_chosen, pays_again=True)
             found: dict[int, StoredJob] = {}
-            for (key, request), (number, stored, conflict, _) in zip(
-                entries, adding.add(entries, sources), strict=True
-            ):
+            added = adding.add(entries, sources)
+            for (key, request), (number, stored, conflict, _) in zip(entries, added, strict=True):
                 if conflict is not None:
                     raise conflict
                 if number is not None and number not in found:
                     found[number] = stored or as_new(number, key, request, sources.get(key))
+            if again := sum(one.paid_as is not None for one in added):
+                logger.warning(_PAID_AGAIN, again)
             return [found[number] for number in sorted(found)]
 
         return await self._do(add)

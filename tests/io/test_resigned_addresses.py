@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from flux_async import EditRequest, Job, JobConflictError, JobKey, Journal
-from flux_async.journal.schema import SCHEMA_VERSION
+from flux_async.journal.schema import APPLICATION_ID
 from flux_async.lifecycle import (
     JobState,
     Saved,
@@ -159,6 +160,18 @@ async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Pa
         assert (number, paid_as.job.key) == (2, job(1, None).key)
 
 
+async def test_a_batch_warns_of_images_that_it_pays_for_again(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library asks nobody: it adds the job, and one line of the log says how many there are."""
+    async with Journal(path) as journal:
+        await live(journal, job(1, None), SubmitIntended(at=1.0), *DONE)
+        assert len(await journal.add_jobs([job(2, None), job(3, None)])) == 2
+        await journal.add_jobs([job(2, None)])
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()[:6]) == ("WARNING", "2 jobs")
+
+
 async def test_two_signatures_of_one_image_in_one_list_are_noticed(path: Path) -> None:
     """Both would be paid; the second is named, whether it stands in the same chunk or in a later one."""
     async with Journal(path) as journal:
@@ -194,13 +207,18 @@ async def test_a_failed_or_pending_job_of_an_earlier_run_is_no_reason_to_warn(pa
 
 async def test_a_journal_of_an_earlier_release_learns_its_unsigned_addresses(path: Path) -> None:
     """What was paid before the column existed is found all the same."""
-    async with Journal(path) as journal:
-        await live(journal, job(1, None), SubmitIntended(at=1.0), *DONE)
+    steps = [files("flux_async.journal").joinpath(f"schema{step}.sql") for step in ("", "_2", "_3")]
+    paid = job(1, None)
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(
-            "DROP INDEX job_by_unsigned_url; ALTER TABLE job DROP COLUMN unsigned_url; "
-            f"PRAGMA user_version = {SCHEMA_VERSION - 1};"
+        for step in steps:
+            connection.executescript(step.read_text(encoding="utf-8"))
+        connection.execute(
+            "INSERT INTO job (key, request, state, task_id, result_url, charge) "
+            "VALUES (?, ?, 'done', 't1', 'https://files.example/t.jpg', 'yes')",
+            (paid.key, store_request(paid.request)),
         )
+        connection.commit()
+        connection.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 3;")
     async with Journal(path) as journal:
         ((number, *_),) = await take_in(journal, job(2, None))  # type: ignore[misc]
         assert number is None
