@@ -254,7 +254,7 @@ class TaskMismatch(UnexpectedResponse):
         record: The record that shows another request; None where no record was needed.
     """
 
-    default_advice = ConnectionLost.default_advice
+    default_advice: ClassVar[str] = ConnectionLost.default_advice
 
     def __init__(
         self,

@@ -58,13 +58,13 @@ class Ended(Exception):  # no error of its own: what is shown of one
 
     def __init__(self, error: FluxError, folder: Path | None) -> None:
         super().__init__(printable(error_text(error, folder)))
-        self.code = exit_for(error)
+        self.code: Exit = exit_for(error)
 
 
 class Commands(click.Group):
     """The commands."""
 
-    command_class = Command
+    command_class: type[click.Command] | None = Command
 
 
 def run_command(cli: click.Group) -> int:

@@ -83,8 +83,8 @@ class RowsBesides:
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
-        self.refused = 0
-        self.equal = 0
+        self.refused: int = 0
+        self.equal: int = 0
 
     def refuse(self, place: int, row: ResultRow) -> None:
         """Keep the row of a refused input."""
