@@ -44,9 +44,9 @@ import attrs
 from flux_async import FluxClient, Limits, PollPolicy, TaskId
 from flux_async.batch.run import run_batch
 from flux_async.protocol.envelope import WireRequest
-from flux_async.transport import FileStream, Transport, Truth
-from flux_async.transport.choice import make_transport
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport import FileStream, Transport, SendResult
+from flux_async.transport.factory import make_transport
+from flux_async.transport.credentials import Credentials
 from harness.charts import Bar, draw_bars
 from harness.processes import child, first_line
 from harness.report import exit_code, introduce, parser, spread
@@ -155,7 +155,7 @@ class Counting:
     submits: int = 0
     all_seen: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Make a request."""
         truth = await self.inner.exchange(request, timeout_s=timeout_s)
         if request.method == "GET":
@@ -179,7 +179,7 @@ def client_of(order: Order, port: int, polling: PollPolicy, rate: float) -> tupl
     """Make a client that submits at a rate, and the count of its requests."""
     limits = Limits(submits=round(rate), window_s=1.0, in_flight=order.in_flight, submits_in_air=16)
     url, name = f"http://127.0.0.1:{port}", order.transport
-    inner = make_transport(name, ApiOrigin(KEY, url), limits, version="benchmark")  # type: ignore[arg-type]
+    inner = make_transport(name, Credentials(KEY, url), limits, version="benchmark")  # type: ignore[arg-type]
     counting = Counting(inner, order.tasks)
     return FluxClient(KEY, url, limits=limits, polling=polling, timeout=1e7, transport=counting), counting
 

@@ -30,7 +30,7 @@ from flux_async.journal.store import Journal, StoredJob
 from flux_async.lifecycle import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.protocol.wire import build_submit
-from flux_async.transport import Answered, FileStream, Truth
+from flux_async.transport import Answered, FileStream, SendResult
 from harness.report import exit_code, introduce, parser
 
 PER_S_AT_20 = 8_000
@@ -162,7 +162,7 @@ class FirstRequest:
 
     asked: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:  # noqa: ARG002
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:  # noqa: ARG002
         """Answer 'still generating', or with a task."""
         self.asked.set()
         data = {"taskId": "t" * 32, "successFlag": 0}

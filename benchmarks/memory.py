@@ -21,7 +21,7 @@ import attrs
 from flux_async import FluxClient, Limits, PollPolicy
 from flux_async.batch.run import run_batch
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, Truth
+from flux_async.transport import Answered, FileStream, SendResult
 from harness.report import introduce, parser
 
 GROWTH_MB = 40.0
@@ -35,7 +35,7 @@ class Instant:
 
     tasks: int = 0
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:  # noqa: ARG002 - a Protocol
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:  # noqa: ARG002 - a Protocol
         """Make a task, or say that it is done."""
         await asyncio.sleep(0)
         data: dict[str, object]

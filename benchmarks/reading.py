@@ -40,7 +40,7 @@ from flux_async.cli.remove_text import RemoveText
 from flux_async.cli.run_order import RunOrder
 from flux_async.cli.spending import Spending
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, Truth
+from flux_async.transport import Answered, FileStream, SendResult
 from harness.report import exit_code, introduce, parser
 
 MOST_MB, MOST_S, LEAST_ROWS = 100.0, 1.5, 20_000.0
@@ -54,7 +54,7 @@ class Instant:
     submitted_at: float | None = None
     body: str = ""
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:  # noqa: ARG002 - a Protocol
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:  # noqa: ARG002 - a Protocol
         """Answer a request."""
         await asyncio.sleep(0)
         data: object = 1e6

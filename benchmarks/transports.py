@@ -31,8 +31,8 @@ from flux_async.protocol import envelope
 from flux_async.protocol.envelope import WireResponse
 from flux_async.protocol.wire import build_record_info, parse_look
 from flux_async.transport import Answered
-from flux_async.transport.choice import make_transport
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.factory import make_transport
+from flux_async.transport.credentials import Credentials
 from harness.charts import Bar, draw_bars
 from harness.processes import child, first_line
 from harness.report import exit_code, introduce, parser
@@ -137,7 +137,7 @@ def ours(name: Any) -> Callable[[int], Any]:
 
     @asynccontextmanager
     async def stack(port: int) -> AsyncIterator[Look]:
-        origin = ApiOrigin(KEY, f"http://127.0.0.1:{port}")
+        origin = Credentials(KEY, f"http://127.0.0.1:{port}")
         transport = make_transport(name, origin, Limits(), version="benchmark")
 
         async def look(task_id: str) -> None:

@@ -42,9 +42,9 @@ from flux_async.protocol.odd_answers import ids_in, kept_answer
 from flux_async.protocol.wire import build_record_info, build_submit, is_for_task, parse_submit
 from flux_async.submit_gate import SubmitGate, take
 from flux_async.timing import Signal
-from flux_async.transport import Answered, NotSent, Transport, Truth
+from flux_async.transport import Answered, NotSent, Transport, SendResult
 from flux_async.transport.deadline import Deadline
-from flux_async.transport.shielded import ExchangeHost
+from flux_async.transport.background import BackgroundTasks
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -126,7 +126,7 @@ class Account:
     polls: Pause = attrs.field(factory=Pause, init=False, repr=False)
     upload_pause: Pause = attrs.field(factory=Pause, init=False, repr=False)
     contact_at: float = attrs.field(default=-math.inf, init=False)
-    _exchanges: ExchangeHost = attrs.field(factory=ExchangeHost, init=False, repr=False)
+    _exchanges: BackgroundTasks = attrs.field(factory=BackgroundTasks, init=False, repr=False)
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _unclaimed: OrderedDict[object, UnclaimedTask] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _in_flight: asyncio.Semaphore = attrs.field(init=False, repr=False)
@@ -346,12 +346,12 @@ class Account:
         """Make an admitted POST and judge its answer. Returns whatever happens: money may be gone."""
         self.submits.sends(subject_of(json.loads(wire.body or b"{}")))
         began = self.clock.monotonic()
-        truth: Truth | None = None
+        result: SendResult | None = None
         try:
-            truth = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
-            task_id = parse_submit(self._answered(truth))
+            result = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
+            task_id = parse_submit(self._answered(result))
         except FluxError as error:
-            return self._with_answer(self._judged(error, began), wire, truth)
+            return self._with_answer(self._judged(error, began), wire, result)
         except asyncio.CancelledError:
             return ConnectionLost("The program ended the request before its answer came.")
         except Exception as failure:  # noqa: BLE001 - a transport of the caller's own
@@ -364,9 +364,9 @@ class Account:
         self.gate.saw_accepted(began)
         return task_id
 
-    def _with_answer(self, error: FluxError, wire: WireRequest, truth: Truth | None) -> FluxError:
+    def _with_answer(self, error: FluxError, wire: WireRequest, result: SendResult | None) -> FluxError:
         """Keep with an error what came in answer to a submit that may be charged: it may name the task."""
-        body = truth.response.body if isinstance(truth, Answered) else getattr(truth, "body", b"")
+        body = result.response.body if isinstance(result, Answered) else getattr(result, "body", b"")
         if error.charge is Charge.NO or not body:
             return error
         error.answer = kept_answer(self.scrub(body))
@@ -454,10 +454,10 @@ class Account:
         """
         await take(self._looks, deadline, self.clock)
         began = self.clock.monotonic()
-        truth = await self._run_here(
+        result = await self._run_here(
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._looks.release
         )
-        return self._polled(truth, began)
+        return self._polled(result, began)
 
     async def take_look(self, deadline: float) -> None:
         """Take a place for a look, which :meth:`make_look` gives back.
@@ -491,10 +491,10 @@ class Account:
         finally:
             self._looks.release()
 
-    def _polled(self, truth: Truth, began: float) -> WireResponse:
+    def _polled(self, result: SendResult, began: float) -> WireResponse:
         """Return the answer of a poll, or raise what its absence means; note whether polls get through."""
         try:
-            answer = self._answered(truth, looking=True)
+            answer = self._answered(result, looking=True)
         except RequestNotSent as error:
             self._note_unreachable(self.polls, error, began)
             raise
@@ -517,17 +517,17 @@ class Account:
         if not was_on:
             self.changed.set()
 
-    def _answered(self, truth: Truth, *, looking: bool = False) -> WireResponse:
+    def _answered(self, result: SendResult, *, looking: bool = False) -> WireResponse:
         """Return the answer there is, or raise what its absence means."""
-        if isinstance(truth, Answered):
-            return truth.response
-        if isinstance(truth, NotSent):
+        if isinstance(result, Answered):
+            return result.response
+        if isinstance(result, NotSent):
             where = f"The API at {self.address}" if self.address else "The API"
-            raise RequestNotSent(f"{where} could not be reached: {truth.reason}.")
+            raise RequestNotSent(f"{where} could not be reached: {result.reason}.")
         fields: dict[str, Any] = {"charge": Charge.NO, "advice": READ_ADVICE} if looking else {}
-        raise ConnectionLost(f"The request was sent, but no whole answer came: {truth.reason}.", **fields)
+        raise ConnectionLost(f"The request was sent, but no whole answer came: {result.reason}.", **fields)
 
-    async def upload(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> Truth:
+    async def upload(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> SendResult:
         """Make one request to the upload host when a place is free; it costs nothing.
 
         Raises:
@@ -536,14 +536,14 @@ class Account:
         await take(self._uploads, deadline, self.clock)
         began = self.clock.monotonic()
         timeout_s = min(timeout_s, max(_SHORTEST_S, deadline - began))
-        truth = await self._run_here(
+        result = await self._run_here(
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._uploads.release
         )
-        if isinstance(truth, NotSent):
-            self._note_unreachable(self.upload_pause, upload_host_unreachable(truth.reason), began)
+        if isinstance(result, NotSent):
+            self._note_unreachable(self.upload_pause, upload_host_unreachable(result.reason), began)
         else:
             self._note_contact(self.upload_pause, began)
-        return truth
+        return result
 
     async def download(self, fetch: Callable[[], Coroutine[Any, Any, T]], *, deadline: float) -> T:
         """Run a download when a place is free, in a coroutine that no caller can cancel."""

@@ -74,9 +74,9 @@ from flux_async.protocol.wire import (
     store_request,
 )
 from flux_async.transport import Transport
-from flux_async.transport.choice import TransportName, check_choice, make_transport, name_of
+from flux_async.transport.factory import TransportName, check_choice, make_transport, name_of
 from flux_async.transport.deadline import Deadline
-from flux_async.transport.origin import ApiOrigin, origin_of
+from flux_async.transport.credentials import Credentials, origin_of
 from flux_async.uploads import Uploads, too_late
 from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
 
@@ -137,7 +137,7 @@ class FluxClient:
         rng: random.Random | None = None,
     ) -> None:
         try:
-            origin = _find_origin(api_key, base_url, upload_url)
+            origin = _find_credentials(api_key, base_url, upload_url)
         except ConfigurationError as refused:
             api_key = None  # here and below: tracebacks can show local variables
             raise refused.with_traceback(None) from None
@@ -671,9 +671,9 @@ class FluxClient:
         return await self._account.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
 
 
-def _find_origin(api_key: str | None, base_url: str | None, upload_url: str | None) -> ApiOrigin:
+def _find_credentials(api_key: str | None, base_url: str | None, upload_url: str | None) -> Credentials:
     key = api_key if api_key is not None else os.environ.get("KIE_API_KEY")
-    origin = ApiOrigin(
+    origin = Credentials(
         key, base_url or os.environ.get("KIE_BASE_URL"), upload_url or os.environ.get("KIE_UPLOAD_URL")
     )
     for url in origin.in_clear:
@@ -682,7 +682,7 @@ def _find_origin(api_key: str | None, base_url: str | None, upload_url: str | No
 
 
 def _make_transport(
-    name: TransportName, origin: ApiOrigin, limits: Limits, client: HttpClient | None
+    name: TransportName, origin: Credentials, limits: Limits, client: HttpClient | None
 ) -> Transport:
     from flux_async import __version__  # noqa: PLC0415 - the package imports this module
 

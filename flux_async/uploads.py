@@ -158,14 +158,14 @@ class Uploads:
 
     async def _once(self, wire: WireRequest, deadline: float, content: Content | None) -> Stored:
         size = 0 if content is None else content.size
-        truth = await self.account.upload(wire, timeout_s=_TRY_S + size / _SLOWEST, deadline=deadline)
-        if isinstance(truth, NotSent):
-            raise upload_host_unreachable(truth.reason)
-        if not isinstance(truth, Answered):
+        result = await self.account.upload(wire, timeout_s=_TRY_S + size / _SLOWEST, deadline=deadline)
+        if isinstance(result, NotSent):
+            raise upload_host_unreachable(result.reason)
+        if not isinstance(result, Answered):
             raise ConnectionLost(
-                f"The upload was not answered: {truth.reason}.", charge=Charge.NO, advice=_NO_ANSWER
+                f"The upload was not answered: {result.reason}.", charge=Charge.NO, advice=_NO_ANSWER
             )
-        stored = parse_upload(truth.response)
+        stored = parse_upload(result.response)
         if content is not None and stored.size not in (None, content.size):
             raise UnexpectedResponse(
                 f"The upload host has {stored.size} bytes of {content.size}.",

@@ -15,7 +15,7 @@ import pytest
 from flux_async import FluxClient
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.testing import VirtualClock
-from flux_async.transport import Answered, FileStream, Truth
+from flux_async.transport import Answered, FileStream, SendResult
 
 KEY = "k-secret-0123456789"
 BEGIN = 1_790_001_000.0
@@ -26,7 +26,7 @@ class ScriptedTransport:
     """Answers from a script: per path a list whose last entry is repeated."""
 
     clock: VirtualClock
-    script: dict[str, list[Truth | Callable[[WireRequest], Truth]]] = attrs.field(factory=dict)
+    script: dict[str, list[SendResult | Callable[[WireRequest], SendResult]]] = attrs.field(factory=dict)
     seen: list[tuple[float, WireRequest]] = attrs.field(factory=list)
     in_the_air: int = 0
     most_in_the_air: int = 0
@@ -34,7 +34,7 @@ class ScriptedTransport:
     closed: bool = False
     files: Callable[[str], AbstractAsyncContextManager[FileStream]] | None = None
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Take the next answer of the path."""
         self.seen.append((self.clock.now, request))
         self.in_the_air += 1

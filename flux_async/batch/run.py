@@ -61,7 +61,7 @@ from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
 from flux_async.protocol.callbacks import CallbackEndpoint
 from flux_async.protocol.wire import read_model
-from flux_async.transport.shielded import see_through
+from flux_async.transport.background import see_through
 from flux_async.waiting import Found
 
 logger: logging.Logger = logging.getLogger("flux_async")

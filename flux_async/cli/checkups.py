@@ -26,7 +26,7 @@ from flux_async.cli.advice import with_commands
 from flux_async.cli.balance import in_credits
 from flux_async.clock import Clock, SystemClock
 from flux_async.models import check_http_url
-from flux_async.transport.conduct import tls_context
+from flux_async.transport.http_settings import tls_context
 
 TIMEOUT_S = 15.0
 

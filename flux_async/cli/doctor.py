@@ -26,7 +26,7 @@ from flux_async.cli.exits import Exit
 from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.credentials import Credentials
 
 _ORDER = (
     "versions",
@@ -90,7 +90,7 @@ class Doctor:
     async def _note(self, look: Awaitable[Finding]) -> None:
         self.findings.append(await look)
 
-    async def _ask_with_key(self, origin: ApiOrigin) -> None:
+    async def _ask_with_key(self, origin: Credentials) -> None:
         """Look at what only a client can."""
         try:
             client = FluxClient(retry=RetryPolicy(max_tries=1))
@@ -102,9 +102,9 @@ class Doctor:
             self.findings.append(await look_at_upload_host(client, origin.upload_url))
 
 
-def _addresses() -> ApiOrigin:
+def _addresses() -> Credentials:
     """Return where API and upload host are, also where there is no key."""
-    return ApiOrigin("none", os.environ.get("KIE_BASE_URL"), os.environ.get("KIE_UPLOAD_URL"))
+    return Credentials("none", os.environ.get("KIE_BASE_URL"), os.environ.get("KIE_UPLOAD_URL"))
 
 
 def _print(findings: list[Finding], *, as_json: bool) -> None:

@@ -29,7 +29,7 @@ from flux_async.journal.store import StoredJob
 from flux_async.lifecycle import JobState
 from flux_async.policy.image_addresses import check_reachable
 from flux_async.protocol.wire import read_model
-from flux_async.transport.origin import DEFAULT_BASE_URL, origin_of
+from flux_async.transport.credentials import DEFAULT_BASE_URL, origin_of
 
 _WORDS = {
     "duplicates": "given twice in the input",

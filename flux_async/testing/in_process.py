@@ -14,10 +14,10 @@ import attrs
 
 from flux_async.errors import DownloadCutShort, DownloadError
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, NotSent, Transport, Truth, Unknown
-from flux_async.transport.addresses import Hop
-from flux_async.transport.file_host import MOST_REDIRECTS
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport import Answered, FileStream, NotSent, Transport, SendResult, Unknown
+from flux_async.transport.ssrf_guard import ParsedUrl
+from flux_async.transport.file_client import MOST_REDIRECTS
+from flux_async.transport.credentials import Credentials
 
 URL: Final = "https://sandbox.test"
 """Where the sandbox is when it listens nowhere: a name that can never belong to anybody (RFC 6761)."""
@@ -142,12 +142,12 @@ class InProcess:
         elsewhere: Fetches files of other hosts.
     """
 
-    origin: ApiOrigin
+    origin: Credentials
     hand_over: Callable[[str, str, RawHeaders, bytes], Awaitable[Heard]] = attrs.field(repr=False)
     elsewhere: Transport = attrs.field(repr=False)
     name: str = "in process"
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Make one request; see :class:`flux_async.transport.Transport`."""
         url = self.origin.url_for(request)
         said = {"Content-Type": request.content_type, "User-Agent": _USER_AGENT}
@@ -177,21 +177,23 @@ class InProcess:
         """Open a file; see :class:`flux_async.transport.Transport`."""
         said = {"User-Agent": _USER_AGENT, **(headers or {})}
         raw = [(name.lower().encode(), value.encode()) for name, value in said.items()]
-        hop = Hop.read(url)
+        parsed = ParsedUrl.read(url)
         for _ in range(1 + MOST_REDIRECTS):
-            if hop.host != self.origin.host:
+            if parsed.host != self.origin.host:
                 async with self.elsewhere.fetch(
-                    hop.url, timeout_s=timeout_s, stall_s=stall_s, headers=headers
+                    parsed.url, timeout_s=timeout_s, stall_s=stall_s, headers=headers
                 ) as file:
                     yield file
                 return
-            found = _HeardFile(hop.host, await self.hand_over("GET", hop.url, raw, b""))
+            found = _HeardFile(parsed.host, await self.hand_over("GET", parsed.url, raw, b""))
             if not found.status:
-                raise DownloadCutShort(f"{hop.host} broke off without an answer: the connection was closed.")
+                raise DownloadCutShort(
+                    f"{parsed.host} broke off without an answer: the connection was closed."
+                )
             if not 300 <= found.status < 400 or "location" not in found.headers:  # noqa: PLR2004 - as HTTP says
                 yield found
                 return
-            hop = hop.follow(found.headers["location"])
+            parsed = parsed.follow(found.headers["location"])
         raise DownloadError(f"The download was redirected more than {MOST_REDIRECTS} times.")
 
     async def aclose(self) -> None:

@@ -11,8 +11,8 @@ import attrs
 from flux_async.client import FluxClient
 from flux_async.protocol.envelope import WireRequest
 from flux_async.testing.clock import VirtualClock
-from flux_async.transport import FileStream, Transport, Truth, Unknown
-from flux_async.transport.choice import name_of
+from flux_async.transport import FileStream, Transport, SendResult, Unknown
+from flux_async.transport.factory import name_of
 
 
 @attrs.define(eq=False)
@@ -31,7 +31,7 @@ class LentTransport:
     inner: Transport
     clock: VirtualClock | None = None
     loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False)
-    _late: set[asyncio.Future[Truth]] = attrs.field(factory=set, init=False, repr=False)
+    _late: set[asyncio.Future[SendResult]] = attrs.field(factory=set, init=False, repr=False)
     _over: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
     _keeper: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
 
@@ -40,7 +40,7 @@ class LentTransport:
         """The library."""
         return name_of(self.inner)
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Make one request; see :class:`flux_async.transport.Transport`."""
         self._settle_in()
         if self.clock is None:
@@ -48,7 +48,9 @@ class LentTransport:
         with self.clock.hold():
             return await self._in_virtual_time(self.clock, request, timeout_s)
 
-    async def _in_virtual_time(self, clock: VirtualClock, request: WireRequest, timeout_s: float) -> Truth:
+    async def _in_virtual_time(
+        self, clock: VirtualClock, request: WireRequest, timeout_s: float
+    ) -> SendResult:
         # Both run beside this coroutine: a request that is cancelled may cost its pool a connection.
         asking = asyncio.ensure_future(self.inner.exchange(request, timeout_s=timeout_s))  # noqa: TID251
         patience = asyncio.ensure_future(clock.sleep(timeout_s))  # noqa: TID251

@@ -24,8 +24,8 @@ from flux_async.testing.clock import VirtualClock
 from flux_async.testing.in_process import IN_REQUEST, URL, Heard, InProcess, RawHeaders, as_answering, ask
 from flux_async.testing.ledger import FluxLedger
 from flux_async.testing.lent import LentClient, LentTransport
-from flux_async.transport.choice import TransportName, make_transport
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.factory import TransportName, make_transport
+from flux_async.transport.credentials import Credentials
 
 if TYPE_CHECKING:
     import httpx
@@ -150,7 +150,7 @@ class FluxSandbox:
                 ``polling`` are as fast as the vendor unless given.
         """
         options = self._pace() | {"rng": random.Random(1)} | options  # noqa: S311 - jitter is no secret
-        origin = ApiOrigin(api_key or self.key, self.url)
+        origin = Credentials(api_key or self.key, self.url)
         limits = options.get("limits") or Limits()
         name = transport if self._sockets else "httpx"
         inner = make_transport(name, origin, limits, version="testing")

@@ -42,7 +42,7 @@ class Unknown:
     body: bytes = attrs.field(default=b"", repr=False)
 
 
-Truth: TypeAlias = Answered | NotSent | Unknown
+SendResult: TypeAlias = Answered | NotSent | Unknown
 
 
 class FileStream(Protocol):
@@ -71,7 +71,7 @@ class FileStream(Protocol):
 class Transport(Protocol):
     """What the client needs of an HTTP library."""
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Make one request to the API or its upload host, with the key, and without following redirects.
 
         A request without ``keep_alive`` goes over a connection that no other request uses, before or after.

@@ -29,9 +29,9 @@ from aiohttp.abc import AbstractStreamWriter
 
 from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import Host, Stream, WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
-from flux_async.transport.addresses import AddressGuard
-from flux_async.transport.conduct import (
+from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
+from flux_async.transport.ssrf_guard import AddressGuard
+from flux_async.transport.http_settings import (
     CONNECT_S,
     ENCODINGS,
     KEEPALIVE_S,
@@ -44,9 +44,9 @@ from flux_async.transport.conduct import (
     user_agent,
 )
 from flux_async.transport.deadline import Deadline
-from flux_async.transport.file_host import FileHost
-from flux_async.transport.origin import ApiOrigin
-from flux_async.transport.proxies import proxy_for
+from flux_async.transport.file_client import FileClient
+from flux_async.transport.credentials import Credentials
+from flux_async.transport.http_settings import proxy_for
 
 OLDEST: Final = (3, 13)
 """The first version this adapter is tested with; the next major one may be another library altogether."""
@@ -149,7 +149,7 @@ async def _pieces(stream: Stream) -> AsyncGenerator[bytes, None]:
 
 
 @attrs.define(eq=False)
-class _Line:
+class HostSession:
     """The connections to one of the two hosts, kept alive or not, with what requests over them share.
 
     Attributes:
@@ -232,7 +232,7 @@ class AiohttpTransport:
     own, which is closed afterwards: what a server says beyond its answer can be no other request's answer.
 
     Args:
-        origin: The API's address and key.
+        credentials: The API's address and key.
         limits: Bounds the connections for polls: ``connections``.
         version: Ours, for the User-Agent.
         files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
@@ -241,22 +241,24 @@ class AiohttpTransport:
     name = "aiohttp"
 
     def __init__(
-        self, origin: ApiOrigin, limits: Limits, *, version: str, files: FileHost | None = None
+        self, credentials: Credentials, limits: Limits, *, version: str, files: FileClient | None = None
     ) -> None:
-        self._origin = origin
+        self._credentials = credentials
         self._connections = limits.connections
         self._user_agent = user_agent(version, "aiohttp", aiohttp.__version__)
-        self._lines: dict[tuple[Host, bool], _Line] = {}
+        self._sessions: dict[tuple[Host, bool], HostSession] = {}
         self._closed = False
         self._tls: ssl.SSLContext | None = None
-        self._files = files or FileHost(
-            self._user_agent, AddressGuard(origin.host, is_public=origin.is_default), self._tls_context
+        self._files = files or FileClient(
+            self._user_agent,
+            AddressGuard(credentials.host, is_public=credentials.is_default),
+            self._tls_context,
         )
 
     def __repr__(self) -> str:
-        return f"<AiohttpTransport {getattr(self, '_origin', '(not made)')!r}>"
+        return f"<AiohttpTransport {getattr(self, '_credentials', '(not made)')!r}>"
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Make one request; see :class:`flux_async.transport.Transport`."""
         if self._closed:
             return NotSent("the connections are closed")
@@ -264,7 +266,7 @@ class AiohttpTransport:
         _ATTEMPT.set(attempt)
         try:
             async with Deadline(timeout_s):
-                response = await self._line_for(request).ask(request, timeout_s, attempt.answer)
+                response = await self._session_for(request).ask(request, timeout_s, attempt.answer)
         except asyncio.CancelledError:
             if not self._closed or _is_cancelled():
                 raise
@@ -277,7 +279,7 @@ class AiohttpTransport:
             return Answered(response)
         if not attempt.connected:
             return NotSent(reason)
-        return Unknown(reason, self._origin.scrub(attempt.answer.part()))
+        return Unknown(reason, self._credentials.scrub(attempt.answer.part()))
 
     def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
@@ -288,21 +290,21 @@ class AiohttpTransport:
     async def aclose(self) -> None:
         """Close all connections, for good."""
         self._closed = True
-        lines, self._lines = self._lines, {}
+        lines, self._sessions = self._sessions, {}
         for line in lines.values():
             await line.aclose()
         await self._files.aclose()
 
-    def _line_for(self, request: WireRequest) -> _Line:
+    def _session_for(self, request: WireRequest) -> HostSession:
         """Return the session for polls, or one of those whose connections serve one request each."""
         which = request.host, request.keep_alive
-        line = self._lines.get(which)
+        line = self._sessions.get(which)
         if line is None:
-            line = self._lines[which] = self._make_line(*which)
+            line = self._sessions[which] = self._make_session(*which)
         return line
 
-    def _make_line(self, host: Host, keep_alive: bool) -> _Line:  # noqa: FBT001
-        base = self._origin.upload_url if host is Host.UPLOADS else self._origin.base_url
+    def _make_session(self, host: Host, keep_alive: bool) -> HostSession:  # noqa: FBT001
+        base = self._credentials.upload_url if host is Host.UPLOADS else self._credentials.base_url
         scheme, name = urlsplit(base).scheme.lower(), urlsplit(base).hostname or ""
         prefix, proxy = str(yarl.URL(base)).rstrip("/"), proxy_for(scheme, name)
         if proxy is not None and urlsplit(proxy).scheme not in PROXIES:
@@ -322,14 +324,14 @@ class AiohttpTransport:
                 "Content-Type": _JSON,
                 "User-Agent": self._user_agent,
             }
-            | self._origin.authorization_for(base),
+            | self._credentials.authorization_for(base),
             proxy=proxy,
             trust_env=False,  # netrc would be read for each request, and a proxy be asked about this machine
             auto_decompress=False,  # only we know how much may come out
             max_line_size=_MOST_HEAD_BYTES,
             max_field_size=_MOST_HEAD_BYTES,
         )
-        return _Line(session, prefix, self._origin.scrub)
+        return HostSession(session, prefix, self._credentials.scrub)
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, Unreadable):
@@ -338,7 +340,7 @@ class AiohttpTransport:
             words = f"the proxy answered HTTP {error.status}"
         else:
             words = f"{type(error).__name__}: {error}".rstrip(": ")
-        return self._origin.scrub(words.encode("utf-8", "replace")).decode()
+        return self._credentials.scrub(words.encode("utf-8", "replace")).decode()
 
     def _tls_context(self) -> ssl.SSLContext:
         """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""

@@ -21,9 +21,9 @@ import attrs
 from flux_async.errors import ConfigurationError, MissingExtra
 from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, NotSent, Truth, Unknown
-from flux_async.transport.addresses import AddressGuard
-from flux_async.transport.conduct import (
+from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
+from flux_async.transport.ssrf_guard import AddressGuard
+from flux_async.transport.http_settings import (
     CONNECT_S,
     ENCODINGS,
     KEEPALIVE_S,
@@ -36,10 +36,10 @@ from flux_async.transport.conduct import (
     user_agent,
 )
 from flux_async.transport.deadline import Deadline
-from flux_async.transport.file_host import FileHost
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.file_client import FileClient
+from flux_async.transport.credentials import Credentials
 from flux_async.transport.pools import Pool
-from flux_async.transport.proxies import proxy_for
+from flux_async.transport.http_settings import proxy_for
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 """Exceptions that httpx's own transport raises only before the first byte of a request has left."""
@@ -158,7 +158,7 @@ class HttpxTransport:
     (cookies, redirects, a line in the log) costs CPU, and is not wanted.
 
     Args:
-        origin: The API's address and key.
+        credentials: The API's address and key.
         limits: Bounds the connections for polls: ``connections``.
         version: Ours, for the User-Agent.
         client: A client of the caller's, which stays his to close; None has connections made.
@@ -168,16 +168,16 @@ class HttpxTransport:
 
     def __init__(
         self,
-        origin: ApiOrigin,
+        credentials: Credentials,
         limits: Limits,
         *,
         version: str,
         client: HttpClient | None = None,
         family: Literal["httpx", "httpx2"] = "httpx",
-        files: FileHost | None = None,
+        files: FileClient | None = None,
     ) -> None:
         self._family = library_named(family) if client is None else family_of(client)
-        self._origin = origin
+        self._credentials = credentials
         self._connections = limits.connections
         self._user_agent = user_agent(version, self.name, getattr(self._family, "__version__", "?"))
         self._given = client
@@ -187,19 +187,21 @@ class HttpxTransport:
         self._reports = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
         self._tls: ssl.SSLContext | None = None
-        self._files = files or FileHost(
-            self._user_agent, AddressGuard(origin.host, is_public=origin.is_default), self._tls_context
+        self._files = files or FileClient(
+            self._user_agent,
+            AddressGuard(credentials.host, is_public=credentials.is_default),
+            self._tls_context,
         )
 
     def __repr__(self) -> str:
-        return f"<HttpxTransport {getattr(self, '_origin', '(not made)')!r}>"
+        return f"<HttpxTransport {getattr(self, '_credentials', '(not made)')!r}>"
 
     @property
     def name(self) -> str:
         """The library."""
         return self._family.__name__
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Make one request; see :class:`flux_async.transport.Transport`."""
         if self._closed or getattr(self._given, "is_closed", False):
             return NotSent("the connections are closed" if self._closed else "the http_client is closed")
@@ -214,24 +216,24 @@ class HttpxTransport:
         try:
             async with pool.used() as carrier:
                 sending = carrier.handle_async_request(wire)
-                truth = await self._told(sending, timeout_s, steps, own=True)
+                result = await self._told(sending, timeout_s, steps, own=True)
         finally:
             if pool.is_retired:
                 self._pools.discard(pool)
-        if isinstance(truth, Unknown):
+        if isinstance(result, Unknown):
             self._give_up(pool)
-        return truth
+        return result
 
     async def _exchange_through_client(
         self, client: HttpClient, request: WireRequest, timeout_s: float
-    ) -> Truth:
+    ) -> SendResult:
         """Make a request through the caller's client; without ``keep_alive`` over a fresh connection."""
         for _ in range(_MOST_KEPT):
             steps = _Steps(only_fresh=not request.keep_alive)
             try:
                 wire = client.build_request(
                     request.method,
-                    self._origin.url_for(request),
+                    self._credentials.url_for(request),
                     params=dict(request.query),
                     headers=self._headers(request),
                     content=request.body if request.stream is None else request.stream,
@@ -249,7 +251,7 @@ class HttpxTransport:
 
     async def _told(
         self, sending: Coroutine[Any, Any, Any], timeout_s: float, steps: _Steps, *, own: bool
-    ) -> Truth:
+    ) -> SendResult:
         """Make a request and say what became of it.
 
         What the caller's client raises is believed only where httpcore reported its steps: foreign carriers
@@ -278,11 +280,11 @@ class HttpxTransport:
                 return NotSent(reason)
         finally:
             self._reports = self._reports or steps.reported
-        return Unknown(reason, self._origin.scrub(answer.part()))
+        return Unknown(reason, self._credentials.scrub(answer.part()))
 
     def _pool_for(self, request: WireRequest) -> Pool[Carrier]:
         """Return the pool that polls share, or one for this request alone, which its end closes."""
-        url = self._origin.url_for(request)
+        url = self._credentials.url_for(request)
         if not request.keep_alive:
             alone = Pool(self._make_carrier(url, 1, kept=0))
             alone.retire()
@@ -311,10 +313,10 @@ class HttpxTransport:
             headers["Content-Length"] = str(request.stream.size)
         if not request.keep_alive:
             headers["Connection"] = "close"
-        return headers | self._origin.authorization_for(self._origin.url_for(request))
+        return headers | self._credentials.authorization_for(self._credentials.url_for(request))
 
     def _build(self, request: WireRequest, timeout_s: float, steps: _Steps) -> Any:
-        url = self._origin.url_for(request)
+        url = self._credentials.url_for(request)
         if request.query:
             url = f"{url}?{urlencode(request.query)}"
         times = {"connect": _connect_s(timeout_s), "pool": timeout_s}  # a Deadline bounds all of it
@@ -335,12 +337,12 @@ class HttpxTransport:
                 check_size(len(answer.packed))
         finally:
             await response.aclose()
-        clean = self._origin.scrub(unpacked(bytes(answer.packed), answer.encoding))
+        clean = self._credentials.scrub(unpacked(bytes(answer.packed), answer.encoding))
         return WireResponse(status=response.status_code, headers=said, body=clean)
 
     def _reason(self, error: Exception) -> str:
         words = f"{type(error).__name__}: {error}".rstrip(": ")
-        return self._origin.scrub(words.encode("utf-8", "replace")).decode()
+        return self._credentials.scrub(words.encode("utf-8", "replace")).decode()
 
     def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None

@@ -31,7 +31,7 @@ from flux_async import (
 )
 from flux_async.protocol.envelope import WireResponse
 from flux_async.transport import Answered
-from flux_async.transport.choice import TransportName
+from flux_async.transport.factory import TransportName
 
 KEY = "sk-3f9a-not-to-be-seen"
 PACKED = tuple(base64.b64encode(f"{words}{KEY}".encode()).decode() for words in ("", "Bearer ", "a "))

@@ -36,10 +36,10 @@ from flux_async import (
     ResultTooLarge,
     SavedFile,
 )
-from flux_async.transport.addresses import AddressGuard
-from flux_async.transport.file_host import FileHost, GuardedBackend
+from flux_async.transport.ssrf_guard import AddressGuard
+from flux_async.transport.file_client import FileClient, GuardedBackend
 from flux_async.transport.httpx_ import HttpxTransport
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.credentials import Credentials
 
 KEY = "k-secret-0123456789"
 PUBLIC = "93.184.216.34"
@@ -120,8 +120,8 @@ class Net(httpcore.AsyncNetworkBackend):
     async def client(self) -> AsyncIterator[FluxClient]:
         """A client of the vendor's own API in this world."""
         guard = AddressGuard("api.kie.ai", is_public=True, resolve=self.resolve)
-        files = FileHost("flux-async/1", guard, lambda: self.secure, self)
-        transport = HttpxTransport(ApiOrigin(KEY, None), Limits(), version="1", files=files)
+        files = FileClient("flux-async/1", guard, lambda: self.secure, self)
+        transport = HttpxTransport(Credentials(KEY, None), Limits(), version="1", files=files)
         async with FluxClient(KEY, transport=transport) as made:
             yield made
 
@@ -507,7 +507,7 @@ async def test_a_slow_drip_ends_with_the_deadline(
     then: bytes,
 ) -> None:
     """Each byte is in time, the whole never; nothing of it goes on behind the caller's back."""
-    monkeypatch.setattr("flux_async.transport.file_host._HARD_STOP_S", 0.02)
+    monkeypatch.setattr("flux_async.transport.file_client._HARD_STOP_S", 0.02)
 
     async def behave(_first: str, headers: Any, body: bytes, writer: asyncio.StreamWriter) -> bool:
         writer.write(first)

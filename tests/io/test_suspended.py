@@ -23,9 +23,9 @@ import pytest
 from flux_async import FluxClient, Limits
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, Transport
-from flux_async.transport.choice import make_transport
+from flux_async.transport.factory import make_transport
 from flux_async.transport.deadline import Deadline
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.credentials import Credentials
 
 KEY = "k-secret-0123456789"
 POST = WireRequest(method="POST", path="/api/v1/flux/kontext/generate", body=b'{"prompt":"x"}')
@@ -111,7 +111,7 @@ def transport_to(url: str, library: str) -> tuple[Transport, Any]:
     if library.startswith("client"):
         given = httpx.AsyncClient() if library.endswith("httpx") else httpx2.AsyncClient()
     name: Any = library if given is None else "auto"
-    return make_transport(name, ApiOrigin(KEY, url), Limits(), version="1", client=given), given
+    return make_transport(name, Credentials(KEY, url), Limits(), version="1", client=given), given
 
 
 BODY = b'{"code":200,"data":{"taskId":"t1"}}' + b" " * 4000

@@ -25,9 +25,9 @@ import pytest
 
 from flux_async import Limits
 from flux_async.protocol.envelope import Host, WireRequest
-from flux_async.transport import Answered, NotSent, Transport, Truth, Unknown
-from flux_async.transport.choice import make_transport
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport import Answered, NotSent, Transport, SendResult, Unknown
+from flux_async.transport.factory import make_transport
+from flux_async.transport.credentials import Credentials
 
 KEY = "k-secret-0123456789"
 GET = WireRequest(method="GET", path="/api/v1/flux/kontext/record-info", keep_alive=True)
@@ -52,7 +52,7 @@ async def _makers(stack: str) -> AsyncIterator[Callable[..., Transport]]:
     def make(url: str, upload_url: str | None = None, **limits: int) -> Transport:
         given = library.AsyncClient() if stack in GIVEN else None
         name: Any = "auto" if given else stack
-        origin = ApiOrigin(KEY, url, upload_url)
+        origin = Credentials(KEY, url, upload_url)
         transport = make_transport(name, origin, Limits(**limits), version="1", client=given)
         made.extend([transport, given])
         return transport
@@ -113,7 +113,7 @@ async def listening(connected: Connected, secure: ssl.SSLContext | None = None) 
         await asyncio.sleep(0.005)
 
 
-async def sent_in_vain(transport: Transport, request: WireRequest, timeout_s: float) -> Truth:
+async def sent_in_vain(transport: Transport, request: WireRequest, timeout_s: float) -> SendResult:
     """Make a request that gets no answer; with more time where this machine was too busy to connect."""
     while isinstance(truth := await transport.exchange(request, timeout_s=timeout_s), NotSent):
         timeout_s *= 4

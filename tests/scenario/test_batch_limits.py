@@ -29,7 +29,7 @@ from flux_async.journal.store import Journal
 from flux_async.lifecycle import JobState
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.protocol.wire import build_submit
-from flux_async.transport import Answered, FileStream, Truth
+from flux_async.transport import Answered, FileStream, SendResult
 
 PRICE = 5.0
 IN_AIR = 6
@@ -83,7 +83,7 @@ class Vendor:
         """POSTs that arrived."""
         return self.charged.total() + self.refused
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Answer as the vendor does."""
         if request.method != "POST":
             return self._look(str(request.query["taskId"]))
@@ -102,7 +102,7 @@ class Vendor:
         self.in_the_air -= 1
         return _answer({"taskId": task_id})
 
-    def _look(self, task_id: str) -> Truth:
+    def _look(self, task_id: str) -> SendResult:
         self.tasks[task_id] += 1
         flag = int(self.tasks[task_id] >= self.looks)
         self.unfinished -= self.tasks[task_id] == self.looks
@@ -122,7 +122,7 @@ class Vendor:
         """Nothing to close."""
 
 
-def _answer(data: Any, code: int = 200) -> Truth:
+def _answer(data: Any, code: int = 200) -> SendResult:
     body = json.dumps({"code": code, "msg": "success", "data": data}).encode()
     return Answered(WireResponse(status=200, headers={}, body=body))
 
@@ -532,11 +532,11 @@ async def test_a_word_that_changes_after_success_fails_one_job(path: Path, tmp_p
     vendor.file_s = 0.0
     honest = vendor._look
 
-    def fickle(task_id: str) -> Truth:
+    def fickle(task_id: str) -> SendResult:
         return _answer({"taskId": task_id, "successFlag": 3}) if task_id == "task-1" else honest(task_id)
 
     class Fickle(Vendor):
-        def _look(self, task_id: str) -> Truth:
+        def _look(self, task_id: str) -> SendResult:
             return fickle(task_id)
 
     other = Fickle(tasks=vendor.tasks)

@@ -26,7 +26,7 @@ from flux_async.batch.run import run_batch
 from flux_async.journal.store import Journal
 from flux_async.lifecycle import JobState
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, Truth
+from flux_async.transport import Answered, FileStream, SendResult
 
 JOBS = 20
 WRITES = 1 + 3 * JOBS
@@ -91,7 +91,7 @@ class Vendor:
     charged: Counter[str] = attrs.field(factory=Counter)
     tasks: dict[str, int] = attrs.field(factory=dict)
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Take money, or tell how a task is."""
         if request.method != "POST":
             return self._look(request)
@@ -103,7 +103,7 @@ class Vendor:
         self.fate.reach("after POST")
         return _answer({"taskId": task_id})
 
-    def _look(self, request: WireRequest) -> Truth:
+    def _look(self, request: WireRequest) -> SendResult:
         if self.fate.over:
             raise Crash
         task_id = str(request.query["taskId"])
@@ -120,7 +120,7 @@ class Vendor:
         """Nothing to close."""
 
 
-def _answer(data: Any) -> Truth:
+def _answer(data: Any) -> SendResult:
     body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
     return Answered(WireResponse(status=200, headers={}, body=body))
 

@@ -27,7 +27,7 @@ from flux_async import (
 )
 from flux_async.journal.store import Journal
 from flux_async.lifecycle import JobState
-from flux_async.transport import NotSent, Truth
+from flux_async.transport import NotSent, SendResult
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(200)]
 
@@ -41,12 +41,12 @@ class Line:
         self.up_at = self.down_at + down_s
         self.refused = 0
 
-    async def exchange(self, request: Any, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: Any, *, timeout_s: float) -> SendResult:
         """Refuse, or let it through."""
         if self.down_at <= self.vendor.clock.now < self.up_at:
             self.refused += 1
             return NotSent("connection refused")
-        answer: Truth = await self.vendor.exchange(request, timeout_s=timeout_s)
+        answer: SendResult = await self.vendor.exchange(request, timeout_s=timeout_s)
         return answer
 
     def fetch(self, url: str, **options: Any) -> Any:

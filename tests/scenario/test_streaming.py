@@ -27,7 +27,7 @@ from flux_async.cli.remove_text import RemoveText
 from flux_async.cli.run_order import RunOrder
 from flux_async.cli.selection import Bits, Numbers
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, Truth
+from flux_async.transport import Answered, FileStream, SendResult
 
 FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
 LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
@@ -44,7 +44,7 @@ class Vendor:
     asked: int = 0
     news: asyncio.Event = attrs.field(factory=asyncio.Event)
 
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> Truth:
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
         """Answer as the vendor does."""
         await asyncio.sleep(0)
         if request.method == "POST":
@@ -77,7 +77,7 @@ class Vendor:
         """Nothing to close."""
 
 
-def answer(data: Any) -> Truth:
+def answer(data: Any) -> SendResult:
     body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
     return Answered(WireResponse(status=200, headers={}, body=body))
 

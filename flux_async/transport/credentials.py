@@ -28,7 +28,7 @@ def origin_of(url: str) -> tuple[str, str, int | None]:
     return scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(scheme)
 
 
-class ApiOrigin:
+class Credentials:
     """The addresses of the API and of its upload host, and the key that belongs to both.
 
     The key has no place in ``repr``, cannot be pickled, and is handed out only for URLs of these two origins.
@@ -54,7 +54,7 @@ class ApiOrigin:
         self.upload_url: str = _clean_base_url(upload_url or default, "KIE_UPLOAD_URL")
 
     def __repr__(self) -> str:
-        return f"ApiOrigin({getattr(self, 'base_url', '(not made)')!r})"
+        return f"Credentials({getattr(self, 'base_url', '(not made)')!r})"
 
     def __reduce__(self) -> NoReturn:
         raise ConfigurationError(

@@ -45,7 +45,7 @@ _EXEMPTIBLE = _EXEMPTIBLE_EVERYWHERE | {AddressKind.LOOPBACK, AddressKind.PRIVAT
 
 
 @attrs.frozen
-class Hop:
+class ParsedUrl:
     """One address on the way to a file, taken apart once, so that all who look at it see the same.
 
     Attributes:

@@ -22,10 +22,10 @@ from anyio.lowlevel import checkpoint
 
 from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
 from flux_async.transport import FileStream
-from flux_async.transport.addresses import AddressGuard, Hop
+from flux_async.transport.ssrf_guard import AddressGuard, ParsedUrl
 from flux_async.transport.deadline import Deadline
 from flux_async.transport.pools import Pool
-from flux_async.transport.proxies import is_bypassed, proxy_named
+from flux_async.transport.http_settings import is_bypassed, proxy_named
 
 MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -174,7 +174,7 @@ class _Carriers:
 
 
 @attrs.define(eq=False)
-class FileHost:
+class FileClient:
     """Fetches files.
 
     Args:
@@ -200,7 +200,9 @@ class FileHost:
         async with pool.used() as carriers:
             try:
                 async with deadline:
-                    file = await self._open(carriers, Hop.read(url), dict(headers or {}), timeout_s, stall_s)
+                    file = await self._open(
+                        carriers, ParsedUrl.read(url), dict(headers or {}), timeout_s, stall_s
+                    )
                     try:
                         yield file
                     finally:
@@ -224,32 +226,44 @@ class FileHost:
             await pool.aclose()
 
     async def _open(
-        self, carriers: _Carriers, hop: Hop, headers: dict[str, str], timeout_s: float, stall_s: float
+        self,
+        carriers: _Carriers,
+        parsed: ParsedUrl,
+        headers: dict[str, str],
+        timeout_s: float,
+        stall_s: float,
     ) -> _File:
         """Follow redirects by hand: each leads to an address that is looked at like the first."""
         for _ in range(1 + MOST_REDIRECTS):
-            file = await self._ask(carriers, hop, headers, timeout_s, stall_s)
+            file = await self._ask(carriers, parsed, headers, timeout_s, stall_s)
             if file.status not in _REDIRECTS or "location" not in file.headers:
                 return file
             await file.response.aclose()
-            hop = hop.follow(file.headers["location"])
+            parsed = parsed.follow(file.headers["location"])
         raise DownloadError(f"The download was redirected more than {MOST_REDIRECTS} times.")
 
     async def _ask(
-        self, carriers: _Carriers, hop: Hop, headers: dict[str, str], timeout_s: float, stall_s: float
+        self,
+        carriers: _Carriers,
+        parsed: ParsedUrl,
+        headers: dict[str, str],
+        timeout_s: float,
+        stall_s: float,
     ) -> _File:
-        proxy = await _proxy_for(hop)
+        proxy = await _proxy_for(parsed)
         if proxy is not None:
-            await self.guard.check_for_proxy(hop.host)
+            await self.guard.check_for_proxy(parsed.host)
         said = {
-            "Host": hop.authority,
+            "Host": parsed.authority,
             "User-Agent": self.user_agent,
             "Accept": "*/*",  # who asks for pictures only is sent another format by some hosts
             "Accept-Encoding": "identity",  # the size on the way is the size on the disk
         }
         request = httpcore.Request(
             "GET",
-            httpcore.URL(scheme=hop.scheme, host=hop.host, port=hop.given_port, target=hop.target),
+            httpcore.URL(
+                scheme=parsed.scheme, host=parsed.host, port=parsed.given_port, target=parsed.target
+            ),
             headers=list((said | headers).items()),
             extensions={
                 "timeout": {
@@ -266,20 +280,20 @@ class FileHost:
             raise
         except ImportError:
             raise DownloadError(
-                f"{hop.host} cannot be reached: the proxy of the environment is a SOCKS proxy.",
+                f"{parsed.host} cannot be reached: the proxy of the environment is a SOCKS proxy.",
                 advice="Run  pip install socksio  and download it again: the result is kept for 14 days.",
                 retryable=False,
             ) from None
         except Exception as error:  # noqa: BLE001 - whatever the layers below raise, it is one thing to us
             if _broke_off(error):
                 raise DownloadCutShort(
-                    f"{hop.host} broke off without an answer: {type(error).__name__}."
+                    f"{parsed.host} broke off without an answer: {type(error).__name__}."
                 ) from None
-            raise DownloadError(f"{hop.host} cannot be reached: {type(error).__name__}.") from None
+            raise DownloadError(f"{parsed.host} cannot be reached: {type(error).__name__}.") from None
         wire = response.extensions.get("network_stream")
         if isinstance(wire, _Wire):
             wire.answered()
-        return _File(hop.host, response.status, _in_lower_case(response.headers), response)
+        return _File(parsed.host, response.status, _in_lower_case(response.headers), response)
 
     def _make_pool(self, proxy: str | None) -> httpcore.AsyncConnectionPool:
         settings: dict[str, Any] = {
@@ -312,12 +326,12 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-async def _proxy_for(hop: Hop) -> str | None:
+async def _proxy_for(parsed: ParsedUrl) -> str | None:
     """Return the proxy that the environment names for an address; this machine is never asked for by one."""
-    proxy = proxy_named(hop.scheme, hop.host)
+    proxy = proxy_named(parsed.scheme, parsed.host)
     if proxy is None:
         return None
-    bypassed = await anyio.to_thread.run_sync(is_bypassed, hop.host)  # may look names up
+    bypassed = await anyio.to_thread.run_sync(is_bypassed, parsed.host)  # may look names up
     return None if bypassed else proxy
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from flux_async import AddressForbidden, DownloadError, InvalidInput
 from flux_async.policy.hosts import AddressKind, kind_of, literal, may_be_public
-from flux_async.transport.addresses import AddressGuard, Hop, look_up
+from flux_async.transport.ssrf_guard import AddressGuard, ParsedUrl, look_up
 
 PUBLIC = ["93.184.216.34", "1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"]
 PUBLIC_INSIDE = ["::ffff:1.1.1.1", "64:ff9b::101:101", "2002:101:101::1"]
@@ -215,7 +215,9 @@ async def test_a_proxy_is_asked_for_the_rest() -> None:
 
 def test_an_address_is_taken_apart_once() -> None:
     """Host, port and target are what will be used; a password in it is not."""
-    hop = Hop.read("https://user:secret@Files.Example/ab%20c/\N{LATIN SMALL LETTER E WITH ACUTE}?q=1&r=<>#p")
+    hop = ParsedUrl.read(
+        "https://user:secret@Files.Example/ab%20c/\N{LATIN SMALL LETTER E WITH ACUTE}?q=1&r=<>#p"
+    )
     assert (hop.scheme, hop.host, hop.port) == ("https", "files.example", 443)
     assert hop.target == b"/ab%20c/%C3%A9?q=1&r=%3C%3E"
     assert hop.authority == "files.example"
@@ -236,7 +238,7 @@ def test_an_address_is_taken_apart_once() -> None:
 )
 def test_the_host_is_what_will_be_connected_to(url: str, authority: str) -> None:
     """There is one reading of an address, odd ones included."""
-    assert Hop.read(url).authority == authority
+    assert ParsedUrl.read(url).authority == authority
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_the_host_is_what_will_be_connected_to(url: str, authority: str) -> None
 def test_a_host_that_is_none_is_refused(url: str) -> None:
     """Scopes, escapes and commas are no part of a host's name."""
     with pytest.raises((DownloadError, InvalidInput)):
-        Hop.read(url)
+        ParsedUrl.read(url)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_a_host_that_is_none_is_refused(url: str) -> None:
 )
 def test_redirects_are_followed(start: str, location: str, url: str) -> None:
     """Relative ones, too."""
-    assert Hop.read(start).follow(location).url == url
+    assert ParsedUrl.read(start).follow(location).url == url
 
 
 @pytest.mark.parametrize(
@@ -290,4 +292,4 @@ def test_redirects_are_followed(start: str, location: str, url: str) -> None:
 def test_redirects_elsewhere_are_refused(location: str, says: str) -> None:
     """Other schemes, the way down, and what is no address."""
     with pytest.raises(AddressForbidden, match=says):
-        Hop.read("https://a/x").follow(location)
+        ParsedUrl.read("https://a/x").follow(location)

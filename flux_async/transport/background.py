@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @attrs.define(eq=False)
-class ExchangeHost:
+class BackgroundTasks:
     """Runs exchanges that no caller can cancel."""
 
     _losable: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)

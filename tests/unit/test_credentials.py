@@ -10,14 +10,14 @@ import pytest
 
 from flux_async import ConfigurationError
 from flux_async.protocol.envelope import Host, WireRequest
-from flux_async.transport.origin import ApiOrigin
+from flux_async.transport.credentials import Credentials
 
 KEY = "k-0123456789abcdef"
 
 
 def test_the_key_goes_to_its_origin_only() -> None:
     """Scheme, host and port must all be the configured ones; letter case and default ports do not matter."""
-    origin = ApiOrigin(KEY, "https://API.kie.ai/")
+    origin = Credentials(KEY, "https://API.kie.ai/")
     assert origin.authorization_for("https://api.kie.ai:443/x") == {"Authorization": f"Bearer {KEY}"}
     for foreign in (
         "http://api.kie.ai/x",
@@ -36,68 +36,70 @@ def test_an_echo_in_base64_is_blotted_out(words: str, key: str, encode: Callable
     """Wherever the key begins in what was packed; at most its first and last letter can be guessed at."""
     packed = encode((words % key).encode())
     for said in (packed, packed.replace(b"/", rb"\/")):
-        left = ApiOrigin(key, None).scrub(b'{"seen":"' + said + b'"}')
+        left = Credentials(key, None).scrub(b'{"seen":"' + said + b'"}')
         assert b"***" in left
         assert len(left) <= len(said) + 11 + 3 - (len(key) * 8 // 6 - 2)
 
 
 def test_an_echo_in_other_spellings_is_blotted_out() -> None:
     """In UTF-16, and percent-encoded."""
-    assert ApiOrigin(KEY, None).scrub(KEY.encode("utf-16-be")) == b"***"
-    assert ApiOrigin(KEY, None).scrub(KEY.encode("utf-16-le")) == b"***"
-    assert ApiOrigin("abc/def+ghi=jkl%mno", None).scrub(b"?k=abc%2Fdef%2Bghi%3Djkl%25mno&") == b"?k=***&"
+    assert Credentials(KEY, None).scrub(KEY.encode("utf-16-be")) == b"***"
+    assert Credentials(KEY, None).scrub(KEY.encode("utf-16-le")) == b"***"
+    assert Credentials("abc/def+ghi=jkl%mno", None).scrub(b"?k=abc%2Fdef%2Bghi%3Djkl%25mno&") == b"?k=***&"
 
 
 @pytest.mark.parametrize("key", [None, "", "  \n"])
 def test_no_key_names_the_variable(key: str | None) -> None:
     """The message says which variable to set."""
     with pytest.raises(ConfigurationError, match="KIE_API_KEY"):
-        ApiOrigin(key, None)
+        Credentials(key, None)
 
 
 @pytest.mark.parametrize("key", ["a b", "a\nb", "schlüssel", "a\x00b"])
 def test_a_key_no_header_can_carry_is_refused(key: str) -> None:
     """Better here than as a broken request; and the message does not show it."""
     with pytest.raises(ConfigurationError) as caught:
-        ApiOrigin(key, None)
+        Credentials(key, None)
     assert key not in str(caught.value)
 
 
 def test_a_key_is_stripped() -> None:
     """A trailing newline from a secrets file does no harm."""
     assert (
-        ApiOrigin(f" {KEY}\r\n", None).authorization_for("https://api.kie.ai/")["Authorization"].endswith(KEY)
+        Credentials(f" {KEY}\r\n", None)
+        .authorization_for("https://api.kie.ai/")["Authorization"]
+        .endswith(KEY)
     )
 
 
 def test_the_key_is_not_shown_and_not_pickled() -> None:
     """Neither repr nor pickle holds it, and an echo of it is blotted out, however JSON spells it."""
-    origin = ApiOrigin(KEY, "http://127.0.0.1:8787")
+    origin = Credentials(KEY, "http://127.0.0.1:8787")
     assert KEY not in repr(origin)
     assert origin.scrub(f"sent {KEY}!".encode()) == b"sent ***!"
-    assert ApiOrigin("abc/def/ghi/jkl/mno", None).scrub(rb"abc\/def\/ghi\/jkl\/mno") == b"***"
+    assert Credentials("abc/def/ghi/jkl/mno", None).scrub(rb"abc\/def\/ghi\/jkl\/mno") == b"***"
     with pytest.raises(ConfigurationError):
         pickle.dumps(origin)
 
 
 def test_a_word_as_short_as_the_sandboxs_key_is_not_blotted_out() -> None:
     """The key ``test`` is part of honest task ids and URLs, which must arrive as they are."""
-    assert ApiOrigin("test", None).scrub(b"https://h/tests/contest.jpg") == b"https://h/tests/contest.jpg"
+    assert Credentials("test", None).scrub(b"https://h/tests/contest.jpg") == b"https://h/tests/contest.jpg"
 
 
 @pytest.mark.parametrize("bad", [7, b"key", ["key"], object()])
 def test_settings_of_another_type_are_refused(bad: object) -> None:
     """Keys and addresses are strings; anything else is an error of configuration."""
     with pytest.raises(ConfigurationError, match="key"):
-        ApiOrigin(bad, None)
+        Credentials(bad, None)
     with pytest.raises(ConfigurationError, match="KIE_BASE_URL"):
-        ApiOrigin(KEY, bad)
+        Credentials(KEY, bad)
 
 
 def test_a_password_in_the_base_url_is_not_shown() -> None:
     """It is refused without being repeated."""
     with pytest.raises(ConfigurationError) as caught:
-        ApiOrigin(KEY, "https://user:s3cret@api.kie.ai")
+        Credentials(KEY, "https://user:s3cret@api.kie.ai")
     assert "s3cret" not in str(caught.value)
 
 
@@ -115,7 +117,7 @@ def test_a_password_in_the_base_url_is_not_shown() -> None:
 def test_a_base_url_that_is_none_is_refused(url: str) -> None:
     """Missing scheme, user names and queries are errors of configuration."""
     with pytest.raises(ConfigurationError, match="KIE_BASE_URL"):
-        ApiOrigin(KEY, url)
+        Credentials(KEY, url)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_a_base_url_that_is_none_is_refused(url: str) -> None:
 def test_the_pages_own_base_url_works_too(url: str | None) -> None:
     """The API page's base URL with its path may be pasted as it is."""
     request = WireRequest(method="GET", path="/api/v1/chat/credit")
-    assert ApiOrigin(KEY, url).url_for(request) == "https://api.kie.ai/api/v1/chat/credit"
+    assert Credentials(KEY, url).url_for(request) == "https://api.kie.ai/api/v1/chat/credit"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_the_pages_own_base_url_works_too(url: str | None) -> None:
 )
 def test_plain_http_is_noticed_outside_this_machine(url: str | None, clear: bool) -> None:
     """The key crosses a network unencrypted only with plain http to another host."""
-    assert ApiOrigin(KEY, url).sends_key_in_clear is clear
+    assert Credentials(KEY, url).sends_key_in_clear is clear
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_uploads_go_to_the_vendor_only_beside_the_vendor(
     base_url: str | None, upload_url: str | None, expected: str
 ) -> None:
     """The key of a sandbox or proxy is not sent to the vendor's upload host."""
-    origin = ApiOrigin(KEY, base_url, upload_url)
+    origin = Credentials(KEY, base_url, upload_url)
     request = WireRequest(method="POST", path="/api/x", host=Host.UPLOADS)
     assert origin.url_for(request) == f"{expected}/api/x"
     assert origin.authorization_for(f"{expected}/api/x") == {"Authorization": f"Bearer {KEY}"}
@@ -161,7 +163,7 @@ def test_uploads_go_to_the_vendor_only_beside_the_vendor(
 
 def test_the_key_goes_to_two_origins_at_most() -> None:
     """Neither the host that serves uploads nor one that looks like it gets the key."""
-    origin = ApiOrigin(KEY, None)
+    origin = Credentials(KEY, None)
     for foreign in (
         "https://tempfile.redpandaai.co/kieai/1/a.png",
         "http://kieai.redpandaai.co/",
@@ -175,17 +177,17 @@ def test_the_key_goes_to_two_origins_at_most() -> None:
 def test_an_upload_url_that_is_none_is_refused(bad: object) -> None:
     """With its own name in the message, and no password."""
     with pytest.raises(ConfigurationError, match="KIE_UPLOAD_URL") as caught:
-        ApiOrigin(KEY, None, bad)
+        Credentials(KEY, None, bad)
     assert "s3cret" not in str(caught.value)
 
 
 def test_a_plain_upload_host_is_noticed_too() -> None:
     """Each address to which the key would go unencrypted is named once."""
-    assert ApiOrigin(KEY, None, "http://up.example").in_clear == ("http://up.example",)
-    assert ApiOrigin(KEY, "http://up.example").in_clear == ("http://up.example",)
-    assert ApiOrigin(KEY, None, "http://localhost:1").in_clear == ()
+    assert Credentials(KEY, None, "http://up.example").in_clear == ("http://up.example",)
+    assert Credentials(KEY, "http://up.example").in_clear == ("http://up.example",)
+    assert Credentials(KEY, None, "http://localhost:1").in_clear == ()
 
 
 def test_the_upload_host_is_no_part_of_the_account() -> None:
     """A journal of one account stays usable when its upload host changes."""
-    assert ApiOrigin(KEY, None, "https://up.example").fingerprint == ApiOrigin(KEY, None).fingerprint
+    assert Credentials(KEY, None, "https://up.example").fingerprint == Credentials(KEY, None).fingerprint

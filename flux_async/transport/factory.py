@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 from flux_async.errors import InvalidInput, MissingExtra, shown
 from flux_async.policy.admission import Limits
 from flux_async.transport import Transport
-from flux_async.transport.origin import ApiOrigin, origin_of
-from flux_async.transport.proxies import proxy_for
+from flux_async.transport.credentials import Credentials, origin_of
+from flux_async.transport.http_settings import proxy_for
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
@@ -38,7 +38,12 @@ def check_choice(transport: object, client: object) -> None:
 
 
 def make_transport(
-    name: TransportName, origin: ApiOrigin, limits: Limits, *, version: str, client: HttpClient | None = None
+    name: TransportName,
+    credentials: Credentials,
+    limits: Limits,
+    *,
+    version: str,
+    client: HttpClient | None = None,
 ) -> Transport:
     """Make the transport of that name, or one over a client of the caller's.
 
@@ -46,14 +51,14 @@ def make_transport(
         MissingExtra: Its library is not installed, or of another age.
         ConfigurationError: The client is none that can be used.
     """
-    if client is None and (name == "aiohttp" or (name == "auto" and _suits_aiohttp(origin))):
-        return _over_aiohttp(origin, limits, version)
+    if client is None and (name == "aiohttp" or (name == "auto" and _suits_aiohttp(credentials))):
+        return _over_aiohttp(credentials, limits, version)
     from flux_async.transport import httpx_  # noqa: PLC0415 - httpx is slow to import
 
     if client is not None:
-        return httpx_.HttpxTransport(origin, limits, version=version, client=client)
+        return httpx_.HttpxTransport(credentials, limits, version=version, client=client)
     return httpx_.HttpxTransport(
-        origin, limits, version=version, family="httpx2" if name == "httpx2" else "httpx"
+        credentials, limits, version=version, family="httpx2" if name == "httpx2" else "httpx"
     )
 
 
@@ -63,7 +68,7 @@ def name_of(transport: Transport) -> str:
     return name if isinstance(name, str) else type(transport).__name__
 
 
-def _over_aiohttp(origin: ApiOrigin, limits: Limits, version: str) -> Transport:
+def _over_aiohttp(credentials: Credentials, limits: Limits, version: str) -> Transport:
     try:
         from flux_async.transport import aiohttp_  # noqa: PLC0415 - an extra
     except ImportError as missing:
@@ -73,15 +78,15 @@ def _over_aiohttp(origin: ApiOrigin, limits: Limits, version: str) -> Transport:
             "The version of aiohttp that is installed is not supported.",
             advice="Run: pip install --upgrade 'flux-async[aiohttp]'",
         )
-    return aiohttp_.AiohttpTransport(origin, limits, version=version)
+    return aiohttp_.AiohttpTransport(credentials, limits, version=version)
 
 
-def _suits_aiohttp(origin: ApiOrigin) -> bool:
+def _suits_aiohttp(credentials: Credentials) -> bool:
     """Say whether aiohttp is installed, recent, and can use the proxies that the environment names."""
     try:
         from flux_async.transport import aiohttp_  # noqa: PLC0415 - an extra
     except Exception:  # noqa: BLE001 - an aiohttp of another age or a broken one: httpx is always there
         return False
-    hosts = (origin_of(url)[:2] for url in (origin.base_url, origin.upload_url))
+    hosts = (origin_of(url)[:2] for url in (credentials.base_url, credentials.upload_url))
     proxies = {proxy_for(*host) for host in hosts} - {None}
     return aiohttp_.is_recent() and all(urlsplit(proxy).scheme in aiohttp_.PROXIES for proxy in proxies)
