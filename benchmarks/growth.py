@@ -44,9 +44,9 @@ import attrs
 from flux_async import FluxClient, Limits, PollPolicy, TaskId
 from flux_async.batch.run import run_batch
 from flux_async.protocol.envelope import WireRequest
-from flux_async.transport import FileStream, Transport, SendResult
-from flux_async.transport.factory import make_transport
+from flux_async.transport import FileStream, SendResult, Transport
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.factory import make_transport
 from harness.charts import Bar, draw_bars
 from harness.processes import child, first_line
 from harness.report import exit_code, introduce, parser, spread

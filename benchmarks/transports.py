@@ -31,8 +31,8 @@ from flux_async.protocol import envelope
 from flux_async.protocol.envelope import WireResponse
 from flux_async.protocol.wire import build_record_info, parse_look
 from flux_async.transport import Answered
-from flux_async.transport.factory import make_transport
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.factory import make_transport
 from harness.charts import Bar, draw_bars
 from harness.processes import child, first_line
 from harness.report import exit_code, introduce, parser

@@ -42,9 +42,9 @@ from flux_async.protocol.odd_answers import ids_in, kept_answer
 from flux_async.protocol.wire import build_record_info, build_submit, is_for_task, parse_submit
 from flux_async.submit_gate import SubmitGate, take
 from flux_async.timing import Signal
-from flux_async.transport import Answered, NotSent, Transport, SendResult
-from flux_async.transport.deadline import Deadline
+from flux_async.transport import Answered, NotSent, SendResult, Transport
 from flux_async.transport.background import BackgroundTasks
+from flux_async.transport.deadline import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 

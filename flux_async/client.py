@@ -74,9 +74,9 @@ from flux_async.protocol.wire import (
     store_request,
 )
 from flux_async.transport import Transport
-from flux_async.transport.factory import TransportName, check_choice, make_transport, name_of
-from flux_async.transport.deadline import Deadline
 from flux_async.transport.credentials import Credentials, origin_of
+from flux_async.transport.deadline import Deadline
+from flux_async.transport.factory import TransportName, check_choice, make_transport, name_of
 from flux_async.uploads import Uploads, too_late
 from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
 

@@ -14,10 +14,10 @@ import attrs
 
 from flux_async.errors import DownloadCutShort, DownloadError
 from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.transport import Answered, FileStream, NotSent, Transport, SendResult, Unknown
-from flux_async.transport.ssrf_guard import ParsedUrl
-from flux_async.transport.file_client import MOST_REDIRECTS
+from flux_async.transport import Answered, FileStream, NotSent, SendResult, Transport, Unknown
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.file_client import MOST_REDIRECTS
+from flux_async.transport.ssrf_guard import ParsedUrl
 
 URL: Final = "https://sandbox.test"
 """Where the sandbox is when it listens nowhere: a name that can never belong to anybody (RFC 6761)."""

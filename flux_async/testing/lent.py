@@ -11,7 +11,7 @@ import attrs
 from flux_async.client import FluxClient
 from flux_async.protocol.envelope import WireRequest
 from flux_async.testing.clock import VirtualClock
-from flux_async.transport import FileStream, Transport, SendResult, Unknown
+from flux_async.transport import FileStream, SendResult, Transport, Unknown
 from flux_async.transport.factory import name_of
 
 

@@ -24,8 +24,8 @@ from flux_async.testing.clock import VirtualClock
 from flux_async.testing.in_process import IN_REQUEST, URL, Heard, InProcess, RawHeaders, as_answering, ask
 from flux_async.testing.ledger import FluxLedger
 from flux_async.testing.lent import LentClient, LentTransport
-from flux_async.transport.factory import TransportName, make_transport
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.factory import TransportName, make_transport
 
 if TYPE_CHECKING:
     import httpx

@@ -30,7 +30,9 @@ from aiohttp.abc import AbstractStreamWriter
 from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import Host, Stream, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
-from flux_async.transport.ssrf_guard import AddressGuard
+from flux_async.transport.credentials import Credentials
+from flux_async.transport.deadline import Deadline
+from flux_async.transport.file_client import FileClient
 from flux_async.transport.http_settings import (
     CONNECT_S,
     ENCODINGS,
@@ -39,14 +41,12 @@ from flux_async.transport.http_settings import (
     Unreadable,
     by_name,
     check_size,
+    proxy_for,
     tls_context,
     unpacked,
     user_agent,
 )
-from flux_async.transport.deadline import Deadline
-from flux_async.transport.file_client import FileClient
-from flux_async.transport.credentials import Credentials
-from flux_async.transport.http_settings import proxy_for
+from flux_async.transport.ssrf_guard import AddressGuard
 
 OLDEST: Final = (3, 13)
 """The first version this adapter is tested with; the next major one may be another library altogether."""

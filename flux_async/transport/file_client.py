@@ -22,10 +22,10 @@ from anyio.lowlevel import checkpoint
 
 from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
 from flux_async.transport import FileStream
-from flux_async.transport.ssrf_guard import AddressGuard, ParsedUrl
 from flux_async.transport.deadline import Deadline
-from flux_async.transport.pools import Pool
 from flux_async.transport.http_settings import is_bypassed, proxy_named
+from flux_async.transport.pools import Pool
+from flux_async.transport.ssrf_guard import AddressGuard, ParsedUrl
 
 MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

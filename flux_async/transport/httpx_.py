@@ -22,7 +22,9 @@ from flux_async.errors import ConfigurationError, MissingExtra
 from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
-from flux_async.transport.ssrf_guard import AddressGuard
+from flux_async.transport.credentials import Credentials
+from flux_async.transport.deadline import Deadline
+from flux_async.transport.file_client import FileClient
 from flux_async.transport.http_settings import (
     CONNECT_S,
     ENCODINGS,
@@ -31,15 +33,13 @@ from flux_async.transport.http_settings import (
     Unreadable,
     by_name,
     check_size,
+    proxy_for,
     tls_context,
     unpacked,
     user_agent,
 )
-from flux_async.transport.deadline import Deadline
-from flux_async.transport.file_client import FileClient
-from flux_async.transport.credentials import Credentials
 from flux_async.transport.pools import Pool
-from flux_async.transport.http_settings import proxy_for
+from flux_async.transport.ssrf_guard import AddressGuard
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 """Exceptions that httpx's own transport raises only before the first byte of a request has left."""

@@ -36,10 +36,10 @@ from flux_async import (
     ResultTooLarge,
     SavedFile,
 )
-from flux_async.transport.ssrf_guard import AddressGuard
+from flux_async.transport.credentials import Credentials
 from flux_async.transport.file_client import FileClient, GuardedBackend
 from flux_async.transport.httpx_ import HttpxTransport
-from flux_async.transport.credentials import Credentials
+from flux_async.transport.ssrf_guard import AddressGuard
 
 KEY = "k-secret-0123456789"
 PUBLIC = "93.184.216.34"

@@ -23,9 +23,9 @@ import pytest
 from flux_async import FluxClient, Limits
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, Transport
-from flux_async.transport.factory import make_transport
-from flux_async.transport.deadline import Deadline
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.deadline import Deadline
+from flux_async.transport.factory import make_transport
 
 KEY = "k-secret-0123456789"
 POST = WireRequest(method="POST", path="/api/v1/flux/kontext/generate", body=b'{"prompt":"x"}')

@@ -20,8 +20,8 @@ from flux_async import (
 )
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, NotSent, Unknown
-from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of
 
 KEY = "k-secret-0123456789"
 GET = WireRequest(method="GET", path="/api/v1/flux/kontext/record-info", keep_alive=True)

@@ -25,9 +25,9 @@ import pytest
 
 from flux_async import Limits
 from flux_async.protocol.envelope import Host, WireRequest
-from flux_async.transport import Answered, NotSent, Transport, SendResult, Unknown
-from flux_async.transport.factory import make_transport
+from flux_async.transport import Answered, NotSent, SendResult, Transport, Unknown
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.factory import make_transport
 
 KEY = "k-secret-0123456789"
 GET = WireRequest(method="GET", path="/api/v1/flux/kontext/record-info", keep_alive=True)
