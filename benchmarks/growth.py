@@ -179,7 +179,7 @@ def client_of(order: Order, port: int, polling: PollPolicy, rate: float) -> tupl
     """Make a client that submits at a rate, and the count of its requests."""
     limits = Limits(submits=round(rate), window_s=1.0, in_flight=order.in_flight, submits_in_air=16)
     url, name = f"http://127.0.0.1:{port}", order.transport
-    inner = make_transport(name, Credentials(KEY, url), limits, version="benchmark")  # type: ignore[arg-type]
+    inner = make_transport(name, Credentials(KEY, url), version="benchmark")  # type: ignore[arg-type]
     counting = Counting(inner, order.tasks)
     return FluxClient(KEY, url, limits=limits, polling=polling, timeout=1e7, transport=counting), counting
 

@@ -138,7 +138,7 @@ def ours(name: Any) -> Callable[[int], Any]:
     @asynccontextmanager
     async def stack(port: int) -> AsyncIterator[Look]:
         origin = Credentials(KEY, f"http://127.0.0.1:{port}")
-        transport = make_transport(name, origin, Limits(), version="benchmark")
+        transport = make_transport(name, origin, version="benchmark")
 
         async def look(task_id: str) -> None:
             poll = build_record_info(TaskId(task_id), keep_alive=True)

@@ -155,7 +155,7 @@ class FluxClient:
             _of_kind(download_limits, DownloadLimits, "download_limits") or DownloadLimits()
         )
         self._account: Account = Account(
-            transport=_make_transport(transport, origin, limits, http_client)
+            transport=_make_transport(transport, origin, http_client)
             if isinstance(transport, str)
             else transport,
             admission=Admission(limits),
@@ -681,12 +681,10 @@ def _find_credentials(api_key: str | None, base_url: str | None, upload_url: str
     return origin
 
 
-def _make_transport(
-    name: TransportName, origin: Credentials, limits: Limits, client: HttpClient | None
-) -> Transport:
+def _make_transport(name: TransportName, origin: Credentials, client: HttpClient | None) -> Transport:
     from flux_async import __version__  # noqa: PLC0415 - the package imports this module
 
-    return make_transport(name, origin, limits, version=__version__, client=client)
+    return make_transport(name, origin, version=__version__, client=client)
 
 
 def _submitted_at(image: ImageResult | str) -> float | None:

@@ -151,9 +151,8 @@ class FluxSandbox:
         """
         options = self._pace() | {"rng": random.Random(1)} | options  # noqa: S311 - jitter is no secret
         origin = Credentials(api_key or self.key, self.url)
-        limits = options.get("limits") or Limits()
         name = transport if self._sockets else "httpx"
-        inner = make_transport(name, origin, limits, version="testing")
+        inner = make_transport(name, origin, version="testing")
         if not self._sockets:
             inner = InProcess(origin, self._hand_over, inner)
         lent = LentTransport(inner, self.clock)

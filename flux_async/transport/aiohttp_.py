@@ -27,7 +27,6 @@ import attrs
 import yarl
 from aiohttp.abc import AbstractStreamWriter
 
-from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import Host, Stream, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
 from flux_async.transport.credentials import Credentials
@@ -97,18 +96,19 @@ class _Connector(aiohttp.TCPConnector):
             if protocol not in self._handed_out:
                 self._handed_out.add(protocol)
                 break
-            if not _is_stale(protocol):
+            if not _is_stale(connection):
                 break
             connection.close()
         _ATTEMPT.get().connected = True
         return connection
 
 
-def _is_stale(protocol: Any) -> bool:
-    """Say whether a kept connection was closed, or spoken on, since its last answer."""
-    if protocol.should_close or protocol.transport is None:
+def _is_stale(connection: aiohttp.connector.Connection) -> bool:
+    """Return whether a kept connection was closed, or received anything, since its last answer."""
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or protocol.should_close:
         return True
-    number = protocol.transport.get_extra_info("socket").fileno()
+    number = transport.get_extra_info("socket").fileno()
     return number < 0 or _is_readable(number)
 
 
@@ -233,18 +233,14 @@ class AiohttpTransport:
 
     Args:
         credentials: The API's address and key.
-        limits: Bounds the connections for polls: ``connections``.
         version: Ours, for the User-Agent.
         files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
     """
 
     name = "aiohttp"
 
-    def __init__(
-        self, credentials: Credentials, limits: Limits, *, version: str, files: FileClient | None = None
-    ) -> None:
+    def __init__(self, credentials: Credentials, *, version: str, files: FileClient | None = None) -> None:
         self._credentials = credentials
-        self._connections = limits.connections
         self._user_agent = user_agent(version, "aiohttp", aiohttp.__version__)
         self._sessions: dict[tuple[Host, bool], HostSession] = {}
         self._closed = False
@@ -309,9 +305,10 @@ class AiohttpTransport:
         prefix, proxy = str(yarl.URL(base)).rstrip("/"), proxy_for(scheme, name)
         if proxy is not None and urlsplit(proxy).scheme not in PROXIES:
             raise ValueError("aiohttp cannot use the proxy that the environment names, httpx perhaps can")
-        kept: dict[str, Any] = {"limit": self._connections, "keepalive_timeout": KEEPALIVE_S}
+        kept: dict[str, Any] = {"keepalive_timeout": KEEPALIVE_S} if keep_alive else {"force_close": True}
         connector = _Connector(
-            **kept if keep_alive else {"limit": 0, "force_close": True},
+            **kept,
+            limit=0,  # the caller limits the requests in flight
             ssl=self._tls_context() if scheme == "https" else True,
             resolver=aiohttp.ThreadedResolver(),  # the system's, as for everything else in this program
         )

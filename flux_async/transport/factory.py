@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from flux_async.errors import InvalidInput, MissingExtra, shown
-from flux_async.policy.admission import Limits
 from flux_async.transport import Transport
 from flux_async.transport.credentials import Credentials, origin_of
 from flux_async.transport.http_settings import proxy_for
@@ -40,7 +39,6 @@ def check_choice(transport: object, client: object) -> None:
 def make_transport(
     name: TransportName,
     credentials: Credentials,
-    limits: Limits,
     *,
     version: str,
     client: HttpClient | None = None,
@@ -52,13 +50,13 @@ def make_transport(
         ConfigurationError: The client is none that can be used.
     """
     if client is None and (name == "aiohttp" or (name == "auto" and _suits_aiohttp(credentials))):
-        return _over_aiohttp(credentials, limits, version)
+        return _over_aiohttp(credentials, version)
     from flux_async.transport import httpx_  # noqa: PLC0415 - httpx is slow to import
 
     if client is not None:
-        return httpx_.HttpxTransport(credentials, limits, version=version, client=client)
+        return httpx_.HttpxTransport(credentials, version=version, client=client)
     return httpx_.HttpxTransport(
-        credentials, limits, version=version, family="httpx2" if name == "httpx2" else "httpx"
+        credentials, version=version, family="httpx2" if name == "httpx2" else "httpx"
     )
 
 
@@ -68,7 +66,7 @@ def name_of(transport: Transport) -> str:
     return name if isinstance(name, str) else type(transport).__name__
 
 
-def _over_aiohttp(credentials: Credentials, limits: Limits, version: str) -> Transport:
+def _over_aiohttp(credentials: Credentials, version: str) -> Transport:
     try:
         from flux_async.transport import aiohttp_  # noqa: PLC0415 - an extra
     except ImportError as missing:
@@ -78,7 +76,7 @@ def _over_aiohttp(credentials: Credentials, limits: Limits, version: str) -> Tra
             "The version of aiohttp that is installed is not supported.",
             advice="Run: pip install --upgrade 'flux-async[aiohttp]'",
         )
-    return aiohttp_.AiohttpTransport(credentials, limits, version=version)
+    return aiohttp_.AiohttpTransport(credentials, version=version)
 
 
 def _suits_aiohttp(credentials: Credentials) -> bool:

@@ -6,8 +6,11 @@ of click and rich where they are installed.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
 import sys
+from collections import deque
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
@@ -19,7 +22,6 @@ from urllib.parse import urlencode, urlsplit
 import attrs
 
 from flux_async.errors import ConfigurationError, MissingExtra
-from flux_async.policy.admission import Limits
 from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
 from flux_async.transport.credentials import Credentials
@@ -38,7 +40,6 @@ from flux_async.transport.http_settings import (
     unpacked,
     user_agent,
 )
-from flux_async.transport.pools import Pool
 from flux_async.transport.ssrf_guard import AddressGuard
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
@@ -149,27 +150,29 @@ class _Steps:
 
 
 class HttpxTransport:
-    """Requests through httpx or httpx2: without redirects and cookies, and it is known what has left.
+    """Makes requests with httpx or httpx2, without redirects or cookies, and reports whether they were sent.
 
-    Polls share a small pool of connections that are kept alive. Every other request has a connection of its
-    own, which is closed afterwards: what a server says beyond its answer can be no other request's answer.
+    A poll uses a connection that an earlier poll left open, if there is one. Every other request uses a
+    connection of its own, closed afterwards, so that no answer can belong to an earlier request. The caller
+    limits the requests in flight, and so the connections.
 
-    Where no client is given, requests go straight to the library's carrier: what its client adds to each
-    (cookies, redirects, a line in the log) costs CPU, and is not wanted.
+    Without a client of the caller's, each connection is one ``AsyncHTTPTransport``. httpcore's pool inspects
+    all its connections before and after each request: with 16 in one pool a poll took 1.9 ms of CPU, with one
+    in each 0.6 ms (``benchmarks/transports.py``). A request stopped in the middle can occupy a place in its
+    pool forever; here that is the connection that is closed anyway. The ``AsyncClient`` is left out because
+    its cookies, redirects and log lines cost CPU and are not wanted.
 
     Args:
-        credentials: The API's address and key.
-        limits: Bounds the connections for polls: ``connections``.
-        version: Ours, for the User-Agent.
-        client: A client of the caller's, which stays his to close; None has connections made.
-        family: The library to make them with.
-        files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
+        credentials: API address and key.
+        version: Version of this package, for the User-Agent.
+        client: The caller's client, which the caller closes. None makes connections of its own.
+        family: Library to make them with.
+        files: Downloads files. None makes one that reaches public addresses and the API's own network.
     """
 
     def __init__(
         self,
         credentials: Credentials,
-        limits: Limits,
         *,
         version: str,
         client: HttpClient | None = None,
@@ -178,11 +181,10 @@ class HttpxTransport:
     ) -> None:
         self._family = library_named(family) if client is None else family_of(client)
         self._credentials = credentials
-        self._connections = limits.connections
         self._user_agent = user_agent(version, self.name, getattr(self._family, "__version__", "?"))
         self._given = client
-        self._polls: Pool[Carrier] | None = None
-        self._pools: set[Pool[Carrier]] = set()
+        self._kept: deque[tuple[Carrier, float]] = deque()
+        self._carriers: set[Carrier] = set()
         self._closed = False
         self._reports = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
@@ -207,21 +209,20 @@ class HttpxTransport:
             return NotSent("the connections are closed" if self._closed else "the http_client is closed")
         if self._given is not None:
             return await self._exchange_through_client(self._given, request, timeout_s)
-        steps = _Steps()
+        steps, result = _Steps(), None
         try:
             wire = self._build(request, timeout_s, steps)
-            pool = self._pool_for(request)
+            carrier = self._carrier_for(request)
         except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
             return NotSent(self._reason(error))
         try:
-            async with pool.used() as carrier:
-                sending = carrier.handle_async_request(wire)
-                result = await self._told(sending, timeout_s, steps, own=True)
+            sending = carrier.handle_async_request(wire)
+            result = await self._result_of(sending, timeout_s, steps, own=True)
         finally:
-            if pool.is_retired:
-                self._pools.discard(pool)
-        if isinstance(result, Unknown):
-            self._give_up(pool)
+            if request.keep_alive and isinstance(result, Answered) and not self._closed:
+                await self._keep(carrier)
+            else:
+                await self._close(carrier)
         return result
 
     async def _exchange_through_client(
@@ -244,12 +245,12 @@ class HttpxTransport:
                 return NotSent(self._reason(error))
             sending = client.send(wire, stream=True, follow_redirects=False, auth=None)
             try:
-                return await self._told(sending, timeout_s, steps, own=False)
+                return await self._result_of(sending, timeout_s, steps, own=False)
             except _Kept:
                 continue
         return NotSent("the http_client opens no connection of its own")
 
-    async def _told(
+    async def _result_of(
         self, sending: Coroutine[Any, Any, Any], timeout_s: float, steps: _Steps, *, own: bool
     ) -> SendResult:
         """Make a request and say what became of it.
@@ -282,25 +283,34 @@ class HttpxTransport:
             self._reports = self._reports or steps.reported
         return Unknown(reason, self._credentials.scrub(answer.part()))
 
-    def _pool_for(self, request: WireRequest) -> Pool[Carrier]:
-        """Return the pool that polls share, or one for this request alone, which its end closes."""
-        url = self._credentials.url_for(request)
-        if not request.keep_alive:
-            alone = Pool(self._make_carrier(url, 1, kept=0))
-            alone.retire()
-            self._pools.add(alone)
-            return alone
-        if self._polls is None:
-            self._polls = Pool(self._make_carrier(url, self._connections, kept=self._connections))
-            self._pools.add(self._polls)
-        return self._polls
+    def _carrier_for(self, request: WireRequest) -> Carrier:
+        """Return the connection that was used last, so that the others can expire, or a new one."""
+        if request.keep_alive and self._kept:
+            return self._kept.pop()[0]
+        parts = urlsplit(self._credentials.url_for(request))
+        carrier: Carrier = self._family.AsyncHTTPTransport(
+            verify=self._tls_context(),
+            limits=self._family.Limits(
+                max_connections=1,
+                max_keepalive_connections=int(request.keep_alive),
+                keepalive_expiry=KEEPALIVE_S,
+            ),
+            proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
+        )
+        self._carriers.add(carrier)
+        return carrier
 
-    def _give_up(self, pool: Pool[Carrier]) -> None:
-        """Use a pool no more: a request that was stopped in httpcore may have cost it a connection."""
-        pool.retire()
-        self._pools.discard(pool)
-        if self._polls is pool:
-            self._polls = None
+    async def _keep(self, carrier: Carrier) -> None:
+        """Keep a connection for the next poll; close those that no poll has used for ``KEEPALIVE_S``."""
+        now = asyncio.get_running_loop().time()
+        self._kept.append((carrier, now))
+        while self._kept and self._kept[0][1] < now - KEEPALIVE_S:
+            await self._close(self._kept.popleft()[0])
+
+    async def _close(self, carrier: Carrier) -> None:
+        self._carriers.discard(carrier)
+        with contextlib.suppress(Exception):  # an answer that has come must not be lost for it
+            await carrier.aclose()
 
     def _headers(self, request: WireRequest) -> dict[str, str]:
         headers = {
@@ -351,23 +361,15 @@ class HttpxTransport:
         return self._files.fetch(url, timeout_s=timeout_s, stall_s=stall_s, headers=headers)
 
     async def aclose(self) -> None:
-        """Close the connections that are ours, for good; a client given by the caller stays open."""
-        self._closed = True
-        for pool in tuple(self._pools):
-            await pool.aclose()
-        await self._files.aclose()
+        """Close all connections for good, but not a client given by the caller.
 
-    def _make_carrier(self, url: str, most: int, *, kept: int) -> Carrier:
-        """Make a carrier of at most so many connections, of which it keeps so many alive."""
-        parts = urlsplit(url)
-        carrier: Carrier = self._family.AsyncHTTPTransport(
-            verify=self._tls_context(),
-            limits=self._family.Limits(
-                max_connections=most, max_keepalive_connections=kept, keepalive_expiry=KEEPALIVE_S
-            ),
-            proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
-        )
-        return carrier
+        A connection that is being opened is closed when its request ends.
+        """
+        self._closed = True
+        self._kept.clear()
+        for carrier in tuple(self._carriers):
+            await self._close(carrier)
+        await self._files.aclose()
 
     def _tls_context(self) -> ssl.SSLContext:
         """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""

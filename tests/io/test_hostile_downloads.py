@@ -31,7 +31,6 @@ from flux_async import (
     DownloadTimedOut,
     FluxClient,
     FluxError,
-    Limits,
     NotAPicture,
     ResultTooLarge,
     SavedFile,
@@ -121,7 +120,7 @@ class Net(httpcore.AsyncNetworkBackend):
         """A client of the vendor's own API in this world."""
         guard = AddressGuard("api.kie.ai", is_public=True, resolve=self.resolve)
         files = FileClient("flux-async/1", guard, lambda: self.secure, self)
-        transport = HttpxTransport(Credentials(KEY, None), Limits(), version="1", files=files)
+        transport = HttpxTransport(Credentials(KEY, None), version="1", files=files)
         async with FluxClient(KEY, transport=transport) as made:
             yield made
 

@@ -20,7 +20,7 @@ import httpx
 import httpx2
 import pytest
 
-from flux_async import FluxClient, Limits
+from flux_async import FluxClient
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, Transport
 from flux_async.transport.credentials import Credentials
@@ -111,7 +111,7 @@ def transport_to(url: str, library: str) -> tuple[Transport, Any]:
     if library.startswith("client"):
         given = httpx.AsyncClient() if library.endswith("httpx") else httpx2.AsyncClient()
     name: Any = library if given is None else "auto"
-    return make_transport(name, Credentials(KEY, url), Limits(), version="1", client=given), given
+    return make_transport(name, Credentials(KEY, url), version="1", client=given), given
 
 
 BODY = b'{"code":200,"data":{"taskId":"t1"}}' + b" " * 4000

@@ -16,7 +16,6 @@ from flux_async import (
     DownloadError,
     FluxClient,
     InvalidInput,
-    Limits,
 )
 from flux_async.protocol.envelope import WireRequest
 from flux_async.transport import Answered, NotSent, Unknown
@@ -59,15 +58,13 @@ async def test_every_exception_of_the_library_is_one_of_two_truths(
 
         monkeypatch.setattr(family.AsyncHTTPTransport, "handle_async_request", handle)
         transport = HttpxTransport(
-            Credentials(KEY, "http://127.0.0.1:1"), Limits(), version="1", family=family.__name__
+            Credentials(KEY, "http://127.0.0.1:1"), version="1", family=family.__name__
         )
         truth = await transport.exchange(POST, timeout_s=5)
         assert isinstance(truth, NotSent if kind.__name__ in never_sent else Unknown), kind
         assert KEY not in truth.reason
         async with family.AsyncClient() as given:
-            transport = HttpxTransport(
-                Credentials(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given
-            )
+            transport = HttpxTransport(Credentials(KEY, "http://127.0.0.1:1"), version="1", client=given)
             assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
 
 
@@ -85,7 +82,7 @@ async def test_who_waits_in_vain_for_a_connection_of_the_callers_client_has_not_
 
     limits = httpx.Limits(max_connections=1)
     async with raw_server(behave) as server, httpx.AsyncClient(limits=limits) as given:
-        transport = HttpxTransport(Credentials(KEY, server.url), Limits(), version="1", client=given)
+        transport = HttpxTransport(Credentials(KEY, server.url), version="1", client=given)
         assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
         busy.set()
         async with asyncio.TaskGroup() as group:
@@ -112,9 +109,7 @@ async def test_a_foreign_carrier_is_not_believed() -> None:
         httpx.AsyncClient(mounts={"http://": ForeignTransport()}),
     ):
         async with given:
-            transport = HttpxTransport(
-                Credentials(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given
-            )
+            transport = HttpxTransport(Credentials(KEY, "http://127.0.0.1:1"), version="1", client=given)
             assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
 
 
@@ -126,7 +121,7 @@ async def test_an_injected_client_stays_open_and_keeps_its_secrets(raw_server: A
         return True
 
     async with raw_server(behave) as server, httpx.AsyncClient(auth=("user", "password")) as given:
-        transport = HttpxTransport(Credentials(KEY, server.url), Limits(), version="1", client=given)
+        transport = HttpxTransport(Credentials(KEY, server.url), version="1", client=given)
         await transport.exchange(GET, timeout_s=5)
         await transport.aclose()
         assert not given.is_closed
@@ -308,7 +303,7 @@ async def test_a_hook_that_fails_after_the_answer_does_not_make_it_unsent(raw_se
     async with raw_server(behave) as server:
         for given in (httpx.AsyncClient(event_hooks={"response": [report]}), Mine()):
             async with given:
-                transport = HttpxTransport(Credentials(KEY, server.url), Limits(), version="1", client=given)
+                transport = HttpxTransport(Credentials(KEY, server.url), version="1", client=given)
                 assert isinstance(await transport.exchange(POST, timeout_s=5), Unknown)
 
 
@@ -316,9 +311,9 @@ async def test_a_closed_client_and_an_impossible_address_are_not_sent() -> None:
     """What fails before any byte has left is certain."""
     given = httpx.AsyncClient()
     await given.aclose()
-    transport = HttpxTransport(Credentials(KEY, "http://127.0.0.1:1"), Limits(), version="1", client=given)
+    transport = HttpxTransport(Credentials(KEY, "http://127.0.0.1:1"), version="1", client=given)
     assert isinstance(await transport.exchange(POST, timeout_s=5), NotSent)
-    transport = HttpxTransport(Credentials(KEY, "http://xn--a"), Limits(), version="1")
+    transport = HttpxTransport(Credentials(KEY, "http://xn--a"), version="1")
     assert isinstance(await transport.exchange(POST, timeout_s=5), NotSent)
 
 
@@ -331,7 +326,7 @@ async def test_the_callers_default_parameters_do_not_displace_ours(raw_server: A
 
     look = WireRequest(method="GET", path="/record-info", query={"taskId": "a b"})
     async with raw_server(behave) as server, httpx.AsyncClient(params={"v": "1"}) as given:
-        transport = HttpxTransport(Credentials(KEY, server.url), Limits(), version="1", client=given)
+        transport = HttpxTransport(Credentials(KEY, server.url), version="1", client=given)
         await transport.exchange(look, timeout_s=5)
     assert "taskId=a+b" in server.requests[0][0] or "taskId=a%20b" in server.requests[0][0]
 
@@ -347,7 +342,7 @@ async def test_hard_stops_do_not_pile_up_connections(raw_server: Any) -> None:
             await asyncio.sleep(0.005)
 
     async with raw_server(behave) as server:
-        transport = HttpxTransport(Credentials(KEY, server.url), Limits(), version="1")
+        transport = HttpxTransport(Credentials(KEY, server.url), version="1")
         for _ in range(3):
             assert isinstance(await transport.exchange(GET, timeout_s=0.2), Unknown)
         async with asyncio.timeout(5):
@@ -370,7 +365,7 @@ async def test_polls_share_connections_and_a_submit_leaves_none(
         return True
 
     async with raw_server(behave) as server:
-        transport = HttpxTransport(Credentials(KEY, server.url), Limits(), version="1", family=family)
+        transport = HttpxTransport(Credentials(KEY, server.url), version="1", family=family)
         for _ in range(5):
             assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
         assert server.connections == 1
@@ -394,7 +389,7 @@ async def test_a_connection_that_is_made_while_all_are_closed_is_closed_too(
         return True
 
     async with raw_server(behave) as server, asyncio.TaskGroup() as group:
-        transport = HttpxTransport(Credentials(KEY, server.url), Limits(), version="1", family=family)
+        transport = HttpxTransport(Credentials(KEY, server.url), version="1", family=family)
         exchange = group.create_task(transport.exchange(POST, timeout_s=5))
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -23,7 +23,6 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async import Limits
 from flux_async.protocol.envelope import Host, WireRequest
 from flux_async.transport import Answered, NotSent, SendResult, Transport, Unknown
 from flux_async.transport.credentials import Credentials
@@ -49,11 +48,11 @@ async def _makers(stack: str) -> AsyncIterator[Callable[..., Transport]]:
     library = pytest.importorskip(stack.rpartition(" ")[2], reason=f"{stack} is not installed")
     made: list[Any] = []
 
-    def make(url: str, upload_url: str | None = None, **limits: int) -> Transport:
+    def make(url: str, upload_url: str | None = None) -> Transport:
         given = library.AsyncClient() if stack in GIVEN else None
         name: Any = "auto" if given else stack
         origin = Credentials(KEY, url, upload_url)
-        transport = make_transport(name, origin, Limits(**limits), version="1", client=given)
+        transport = make_transport(name, origin, version="1", client=given)
         made.extend([transport, given])
         return transport
 
@@ -184,7 +183,7 @@ async def test_an_odd_but_whole_answer_is_answered(
         return False
 
     async with raw_server(behave) as server:
-        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        transport = transport_to(server.url)
         for _ in range(3):
             truth = await transport.exchange(POST, timeout_s=5)
             assert isinstance(truth, Answered), truth
@@ -203,7 +202,7 @@ async def test_a_server_that_leaves_http_costs_no_connection(
         return True
 
     async with raw_server(behave) as server:
-        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        transport = transport_to(server.url)
         for _ in range(3):
             assert isinstance(await transport.exchange(POST, timeout_s=0.2), Answered | Unknown)
         await works(transport)
@@ -317,28 +316,6 @@ async def test_a_connection_that_is_not_made_in_time_is_not_sent(transport_to: A
     assert isinstance(truth, NotSent)
 
 
-async def test_a_poll_that_gets_no_connection_in_time_is_not_sent(
-    own_transport_to: Any, raw_server: Any
-) -> None:
-    """All connections for polls are in use until the time is over."""
-
-    async def behave(*args: Any) -> bool:
-        await asyncio.sleep(30)
-        return False
-
-    async with raw_server(behave) as server:
-        transport = own_transport_to(server.url, connections=2)
-        async with asyncio.TaskGroup() as group:
-            polls = [group.create_task(transport.exchange(GET, timeout_s=20)) for _ in range(2)]
-            while len(server.requests) < 2:
-                await asyncio.sleep(0.001)
-            late = await transport.exchange(GET, timeout_s=0.1)
-            for poll in polls:
-                poll.cancel()
-    assert isinstance(late, NotSent)
-    assert len(server.requests) == 2
-
-
 @pytest.mark.parametrize(
     "said", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28"]
 )
@@ -424,7 +401,7 @@ async def test_a_broken_answer_leaves_the_fate_unknown(
         return first.startswith("GET")
 
     async with raw_server(behave) as server:
-        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        transport = transport_to(server.url)
         truth = await transport.exchange(POST, timeout_s=5)
         assert isinstance(truth, Unknown), truth
         assert len(server.requests) == 1, "and it was sent once"
@@ -472,7 +449,7 @@ async def test_a_silent_server_is_unknown_within_the_time(
         return True
 
     async with raw_server(behave) as server:
-        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        transport = transport_to(server.url)
         for _ in range(3):
             assert isinstance(await sent_in_vain(transport, POST, 0.05), Unknown)
         await works(transport)
@@ -510,7 +487,7 @@ async def test_a_dripping_answer_is_stopped_and_costs_no_connection(
             await asyncio.sleep(pause_s)
 
     async with raw_server(behave) as server:
-        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        transport = transport_to(server.url)
         for _ in range(3):
             begun = time.monotonic()
             truth = await sent_in_vain(transport, POST, 0.1)
@@ -532,7 +509,7 @@ async def test_an_endless_answer_is_cut_off(transport_to: Any, raw_server: Any, 
             await writer.drain()
 
     async with raw_server(behave) as server:
-        transport = transport_to(server.url, connections=1, submits_in_air=1)
+        transport = transport_to(server.url)
         truth = await transport.exchange(POST, timeout_s=10)
         await works(transport)
     assert isinstance(truth, Unknown)
@@ -845,7 +822,7 @@ async def test_slow_uploads_do_not_hold_up_a_submit(
         return True
 
     async with raw_server(behave) as server:
-        transport = own_transport_to(server.url, connections=1, submits_in_air=1)
+        transport = own_transport_to(server.url)
         async with asyncio.TaskGroup() as group:
             slow = upload(Pieces(size=100_000, pieces=1))
             uploads = [group.create_task(transport.exchange(slow, timeout_s=60)) for _ in range(8)]
@@ -982,7 +959,7 @@ async def test_two_hundred_at_once_leave_no_connection_and_lose_no_place(
         return WireRequest(method="POST", path="/p", query={"n": str(number)}, body=b"{}")
 
     async with raw_server(behave) as server:
-        transport = own_transport_to(server.url, connections=6, submits_in_air=2)
+        transport = own_transport_to(server.url)
         async with asyncio.TaskGroup() as group:
             calls = [
                 group.create_task(transport.exchange(request(n), timeout_s=0.2 if n % 5 == 3 else 10))
@@ -1022,7 +999,7 @@ async def test_closing_ends_what_is_under_way_for_good(
         return False
 
     async with raw_server(behave) as server:
-        transport = own_transport_to(server.url, connections=2, submits_in_air=2)
+        transport = own_transport_to(server.url)
         timeout_s = 30 if transport.name == "aiohttp" else 0.3
         async with asyncio.timeout(5), asyncio.TaskGroup() as group:
             calls = [group.create_task(transport.exchange(POST, timeout_s=timeout_s)) for _ in range(6)]
