@@ -42,8 +42,8 @@ from urllib.parse import parse_qs
 import attrs
 
 from flux_async import FluxClient, Limits, PollPolicy, TaskId
-from flux_async.batch.run import run_batch
-from flux_async.protocol.envelope import WireRequest
+from flux_async.api.envelope import WireRequest
+from flux_async.batch.runner import run_batch
 from flux_async.transport import FileStream, SendResult, Transport
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import make_transport
@@ -177,7 +177,7 @@ class Counting:
 
 def client_of(order: Order, port: int, polling: PollPolicy, rate: float) -> tuple[FluxClient, Counting]:
     """Make a client that submits at a rate, and the count of its requests."""
-    limits = Limits(submits=round(rate), window_s=1.0, in_flight=order.in_flight, submits_in_air=16)
+    limits = Limits(submits=round(rate), window_s=1.0, in_flight=order.in_flight, concurrent_submits=16)
     url, name = f"http://127.0.0.1:{port}", order.transport
     inner = make_transport(name, Credentials(KEY, url), version="benchmark")  # type: ignore[arg-type]
     counting = Counting(inner, order.tasks)
@@ -209,7 +209,7 @@ async def run(order: Order, port: int, journal: str) -> Figures:
     """Run a batch to its end."""
     seconds = order.in_flight / RATE * 1.05
     fixed = PollPolicy.fixed(seconds / LOOKS_PER_TASK)
-    polling = PollPolicy(cost_of_look_s=seconds / 24) if order.learns else fixed
+    polling = PollPolicy(poll_cost_s=seconds / 24) if order.learns else fixed
     client, counting = client_of(order, port, polling, RATE * 1.1)
     images = (f"{FOLDER}{seconds:.3f}-{number}.jpg" for number in range(order.tasks))
     outcomes, most = 0, 0

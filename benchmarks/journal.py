@@ -24,12 +24,12 @@ from pathlib import Path
 import attrs
 
 from flux_async import EditRequest, FluxClient, Job, JobKey, PollPolicy, TaskId
-from flux_async.batch.run import run_batch
+from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.api.kontext import build_submit
+from flux_async.batch.runner import run_batch
+from flux_async.job_state import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.journal import writer
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
-from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.protocol.wire import build_submit
 from flux_async.transport import Answered, FileStream, SendResult
 from harness.report import exit_code, introduce, parser
 

@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 
 from flux_async import FluxClient, Limits, PollPolicy
-from flux_async.batch.run import run_batch
+from flux_async.batch.runner import run_batch
 from harness.processes import child, first_line, read_ledger, sandbox
 from harness.report import exit_code, introduce, parser
 

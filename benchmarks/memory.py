@@ -19,8 +19,8 @@ from contextlib import AbstractAsyncContextManager
 import attrs
 
 from flux_async import FluxClient, Limits, PollPolicy
-from flux_async.batch.run import run_batch
-from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.batch.runner import run_batch
 from flux_async.transport import Answered, FileStream, SendResult
 from harness.report import introduce, parser
 

@@ -7,7 +7,7 @@ many seconds one look is worth. The bound is the cheapest schedule there is for 
 distribution; it is found by dynamic programming on a grid of 50 ms. The vendor's times are cut to the second,
 as the real ones are.
 
-What a look is worth, ``c`` = 0.5 s, is ``PollPolicy.cost_of_look_s``: then the bound itself takes about three
+What a look is worth, ``c`` = 0.5 s, is ``PollPolicy.poll_cost_s``: then the bound itself takes about three
 looks a task, six a second at the vendor's 20 submits in 10 s. Were it 0.35 s, no fixed rhythm would be better
 for a task of 13 s than the API page's 3 s; ``--long`` shows 0.25 and 1.0 as well. A look takes no time here.
 
@@ -33,12 +33,12 @@ from pathlib import Path
 import attrs
 
 from flux_async import PollPolicy, TaskId, TaskRecord, TaskStatus
-from flux_async.policy.learning import GenerationTimes
+from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.polling import Watch
 from harness.charts import write
 from harness.report import introduce, parser
 
-COST_OF_LOOK_S = PollPolicy().cost_of_look_s
+COST_OF_LOOK_S = PollPolicy().poll_cost_s
 COLD = 300
 SUBMITS_PER_S = 2.0
 LONGEST_S = 290.0
@@ -282,7 +282,7 @@ class Row:
 def compare(name: str, draw: Draw, *, cost: float, rounds: int, count: int) -> Row:
     """Measure all rhythms on one distribution; the cold figure is the mean of several beginnings."""
     bound = bound_of(draw, cost, 20_000).price
-    policy = PollPolicy(cost_of_look_s=cost)
+    policy = PollPolicy(poll_cost_s=cost)
     runs = [Run(policy, seed=seed).go(paced(draw, count, seed)) for seed in range(rounds)]
     cold = sum(run.price(0, COLD, cost=cost) for run in runs) / rounds
     warm = sum(run.price(COLD, cost=cost) for run in runs) / rounds
@@ -390,7 +390,7 @@ def planned(policy: PollPolicy, known: GenerationTimes) -> tuple[float, ...]:
     """Return the ages at which a task that never ends is looked at."""
     trail, looks = known.begin(0.0, kind="pro/edit", age=0.0), [0.0]
     while looks[-1] < 40.0:
-        looks.append(looks[-1] + trail.gap(looks[-1], policy.cost_of_look_s, policy.cap_s))
+        looks.append(looks[-1] + trail.gap(looks[-1], policy.poll_cost_s, policy.cap_s))
     return tuple(looks[1:])
 
 

@@ -31,15 +31,15 @@ from pathlib import Path
 import attrs
 
 from flux_async import FluxClient, Limits, PollPolicy
+from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.cli.display import MessageConsole, RunDisplay
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.intake import Intake
-from flux_async.cli.interruption import Interruption
 from flux_async.cli.output import Output
-from flux_async.cli.remove_text import RemoveText
-from flux_async.cli.run_order import RunOrder
+from flux_async.cli.run_command import RemoveText
+from flux_async.cli.run_order import RunOptions
+from flux_async.cli.signals import Interruption
 from flux_async.cli.spending import Spending
-from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, SendResult
 from harness.report import exit_code, introduce, parser
 
@@ -91,7 +91,7 @@ async def work(path: str, folder: Path) -> dict[str, float]:
     console = MessageConsole()
     console.quiet = True
     await RemoveText(
-        order=RunOrder(folder=folder, limits=limits, max_credits=5.0, download=False),
+        order=RunOptions(folder=folder, limits=limits, max_credits=5.0, download=False),
         select=select,
         make_client=lambda: FluxClient(
             "k", "http://127.0.0.1:1", transport=vendor, limits=limits, polling=polling

@@ -44,7 +44,7 @@ async def work(url: str, path: str, jobs: int, port: int, speed: float) -> int:
     """Run the batch, or resume it; return 0 when it came to its end."""
     limits = Limits(submits=20, window_s=10.0 / speed)
     polling = PollPolicy(
-        first_s=0.5, interval_s=0.2, visible_within_s=10.0, sweep_s=1.5, callback_within_s=0.5
+        first_s=0.5, interval_s=0.2, not_found_grace_s=10.0, sweep_s=1.5, callback_within_s=0.5
     )
     # What a task may take and the vendor's retries of its callback, on the vendor's clock.
     doubt_wait_s = CallbackEndpoint("http://127.0.0.1").wait_for_doubts_s(300.0) / speed

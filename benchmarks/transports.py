@@ -27,9 +27,9 @@ from typing import Any
 import aiohttp
 
 from flux_async import Limits, TaskId
-from flux_async.protocol import envelope
-from flux_async.protocol.envelope import WireResponse
-from flux_async.protocol.wire import build_record_info, parse_look
+from flux_async.api import envelope
+from flux_async.api.envelope import WireResponse
+from flux_async.api.kontext import build_record_info, parse_look
 from flux_async.transport import Answered
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import make_transport

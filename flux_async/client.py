@@ -19,8 +19,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 import anyio
 import attrs
 
-from flux_async.account import Account, Call, log
 from flux_async.advice import python_words
+from flux_async.api.echo import compare
+from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.api.kontext import (
+    build_credit,
+    build_record_info,
+    check_task_id,
+    parse_credit,
+    parse_record,
+    store_request,
+)
+from flux_async.api.url_encoding import encoded_as_by_a_browser
 from flux_async.clock import Clock, SystemClock
 from flux_async.download import DownloadOrder, download, download_once
 from flux_async.errors import (
@@ -33,8 +43,8 @@ from flux_async.errors import (
     TaskFailed,
     shown,
 )
-from flux_async.files import SavedFile, check_destination
-from flux_async.local_images import Source, choose
+from flux_async.files.image_source import Source, choose
+from flux_async.files.image_writer import SavedFile, check_destination
 from flux_async.models import (
     AspectRatio,
     CallbackEvent,
@@ -54,31 +64,21 @@ from flux_async.models import (
     check_request,
     without_query,
 )
-from flux_async.policy.admission import Admission, Limits
 from flux_async.policy.downloads import DownloadLimits
+from flux_async.policy.generation_times import kind_of
 from flux_async.policy.image_addresses import check_reachable, mistyped_in_words
-from flux_async.policy.learning import kind_of
 from flux_async.policy.numbers import check_not_negative, check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
+from flux_async.policy.rate_limit import Admission, Limits
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
-from flux_async.protocol.echo import compare
-from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.protocol.url_encoding import encoded_as_by_a_browser
-from flux_async.protocol.wire import (
-    build_credit,
-    build_record_info,
-    check_task_id,
-    parse_credit,
-    parse_record,
-    store_request,
-)
+from flux_async.poller import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
+from flux_async.session import Call, Session, log
 from flux_async.transport import Transport
 from flux_async.transport.credentials import Credentials, origin_of
 from flux_async.transport.deadline import Deadline
 from flux_async.transport.factory import TransportName, check_choice, make_transport, name_of
 from flux_async.uploads import Uploads, too_late
-from flux_async.waiting import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
@@ -154,7 +154,7 @@ class FluxClient:
         self._download_limits: DownloadLimits = (
             _of_kind(download_limits, DownloadLimits, "download_limits") or DownloadLimits()
         )
-        self._account: Account = Account(
+        self._session: Session = Session(
             transport=_make_transport(transport, origin, http_client)
             if isinstance(transport, str)
             else transport,
@@ -165,11 +165,11 @@ class FluxClient:
             address=origin.base_url,
         )
         self._waiting: Waiting = Waiting(
-            self._account, CallbackHealth(within_s=self._polling.callback_within_s)
+            self._session, CallbackHealth(within_s=self._polling.callback_within_s)
         )
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_account"):
+        if not hasattr(self, "_session"):
             return "<FluxClient (not made)>"
         return f"<FluxClient {self._base_url} through {self.transport_name}>"
 
@@ -189,7 +189,7 @@ class FluxClient:
         """Exist, so that ``with`` reaches :meth:`__enter__` and its advice."""
 
     async def __aenter__(self) -> Self:
-        self._account.enter()
+        self._session.enter()
         return self
 
     async def __aexit__(
@@ -203,7 +203,7 @@ class FluxClient:
         Closing twice does nothing more. Who is cancelled while closing leaves when it is done.
         """
         with anyio.CancelScope(shield=True):
-            await self._account.aclose()
+            await self._session.aclose()
 
     def with_options(
         self,
@@ -226,7 +226,7 @@ class FluxClient:
         other._download_limits = (
             _of_kind(download_limits, DownloadLimits, "download_limits") or self._download_limits
         )
-        other._account = self._account
+        other._session = self._session
         other._waiting = self._waiting
         return other
 
@@ -238,7 +238,7 @@ class FluxClient:
     @property
     def transport_name(self) -> str:
         """Which library makes the requests; of a transport of your own, the name of its class."""
-        return name_of(self._account.transport)
+        return name_of(self._session.transport)
 
     @property
     def _api_host(self) -> str:
@@ -250,14 +250,14 @@ class FluxClient:
         return self._fingerprint
 
     @property
-    def account(self) -> Account:
+    def session(self) -> Session:
         """What this client shares with those made from it by :meth:`with_options`."""
-        return self._account
+        return self._session
 
     @property
     def unclaimed(self) -> tuple[UnclaimedTask, ...]:
         """Submits whose callers left before they could be told the task id, oldest first."""
-        return self._account.unclaimed
+        return self._session.unclaimed
 
     def check_reachable(self, request: ImageRequest) -> None:
         """Refuse a request whose image the vendor can certainly not fetch.
@@ -289,7 +289,7 @@ class FluxClient:
         """
         check_request(request)
         deadline = self._deadline(timeout)
-        async with self._account.call() as call:
+        async with self._session.call() as call:
             return await self._submit(request, deadline, call)
 
     async def record(self, task_id: TaskId | str, *, timeout: float | None = None) -> TaskRecord:
@@ -338,7 +338,7 @@ class FluxClient:
         kind = None if request is None else kind_of(check_request(request))
         age = None if age is None else check_not_negative(age, "age")
         patience = self._patience(timeout, kind, age, expects_callback=expects_callback)
-        async with self._account.call():
+        async with self._session.call():
             image = await self._waiting.wait(task, patience)
         return image if request is None else self._with_echo(image, request)
 
@@ -371,7 +371,7 @@ class FluxClient:
         for whoever does. It may be called from any thread and any event loop.
         """
         task = callback.task_id if isinstance(callback, CallbackEvent) else check_task_id(callback)
-        self._account.on_its_loop(partial(self._waiting.ring, task))
+        self._session.on_its_loop(partial(self._waiting.ring, task))
 
     async def credits(self, *, timeout: float | None = None) -> float:
         """Return the account's balance in credits."""
@@ -433,10 +433,10 @@ class FluxClient:
             span_s=self._span(timeout),
             match_suffix=match_suffix,
         )
-        async with self._account.call():
+        async with self._session.call():
             if retry:
-                return await download(self._account, order, _submitted_at(image))
-            return await download_once(self._account, order)
+                return await download(self._session, order, _submitted_at(image))
+            return await download_once(self._session, order)
 
     async def upload(
         self,
@@ -494,7 +494,7 @@ class FluxClient:
         """
         check_request(request)
         deadline = self._deadline(timeout)
-        async with self._account.call() as call, self._account.task_in_flight(deadline):
+        async with self._session.call() as call, self._session.task_in_flight(deadline):
             sent = await self._sendable(request, deadline)
             task_id = await self._submit(sent, deadline, call)
             try:
@@ -508,7 +508,7 @@ class FluxClient:
             except BaseException as gone:
                 again = python_words(task_id)["wait"]
                 gone.add_note(f"Task {task_id} was submitted and is paid; {again}.")
-                self._account.leave(request, task_id)
+                self._session.leave(request, task_id)
                 raise
             log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
             return self._with_echo(image, sent)
@@ -566,7 +566,7 @@ class FluxClient:
         return self._timeout if timeout is None else check_positive(timeout, "timeout")
 
     def _deadline(self, timeout: float | None) -> float:
-        return self._account.clock.monotonic() + self._span(timeout)
+        return self._session.clock.monotonic() + self._span(timeout)
 
     def _patience(
         self,
@@ -589,14 +589,14 @@ class FluxClient:
 
     @property
     def _uploads(self) -> Uploads:
-        return Uploads(account=self._account, retry=self._retry)
+        return Uploads(session=self._session, retry=self._retry)
 
     async def _uploading(self, send: Coroutine[Any, Any, UploadedFile], deadline: float) -> UploadedFile:
         """Run an upload as a call of its own, until the deadline."""
         with contextlib.closing(send):  # where the client is closed, it never starts
-            async with self._account.call():
+            async with self._session.call():
                 try:
-                    async with Deadline(deadline - self._account.clock.monotonic()):
+                    async with Deadline(deadline - self._session.clock.monotonic()):
                         return await send
                 except TimeoutError:
                     raise too_late() from None
@@ -611,7 +611,7 @@ class FluxClient:
 
     async def _submit(self, request: ImageRequest, deadline: float, call: Call) -> TaskId:
         """Submit, and again only where that cannot pay twice; a file is uploaded first."""
-        account, tries = self._account, 0
+        session, tries = self._session, 0
         self.check_reachable(request)
         if (words := mistyped_in_words(request)) is not None:
             log(logging.WARNING, "%s", words)
@@ -619,17 +619,17 @@ class FluxClient:
         while True:
             tries += 1
             try:
-                task_id = await account.submit(request, deadline=deadline, call=call)
+                task_id = await session.submit(request, deadline=deadline, call=call)
             except FluxError as error:
-                delay = self._retry.before_next_submit(error, tries, account.rng.random())
-                if delay is None or account.clock.monotonic() + delay >= deadline:
+                delay = self._retry.before_next_submit(error, tries, session.rng.random())
+                if delay is None or session.clock.monotonic() + delay >= deadline:
                     level = logging.INFO if error.charge is Charge.NO else logging.WARNING
                     words = "submit of %s failed (%s), charge %s"
                     log(level, words, _image_in_log(request), type(error).__name__, error.charge)
                     raise
                 words = "submit not accepted (%s), again in %.1f s"
                 log(logging.INFO, words, type(error).__name__, delay)
-                await account.clock.sleep(delay)
+                await session.clock.sleep(delay)
             else:
                 words = "submit of %s accepted: task %s, charged"
                 log(logging.INFO, words, _image_in_log(request), task_id)
@@ -648,27 +648,27 @@ class FluxClient:
         """
         if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
             return None
-        return self._account.judge_echo(
+        return self._session.judge_echo(
             record.task_id, record, compare(record.params, store_request(request))
         )
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Look, and again where the retry policy says so and the deadline allows."""
-        account, tries, deadline = self._account, 0, self._deadline(timeout)
-        async with account.call():
+        session, tries, deadline = self._session, 0, self._deadline(timeout)
+        async with session.call():
             while True:
                 tries += 1
                 try:
                     return parse(await self._look(wire, deadline))
                 except FluxError as error:
-                    delay = self._retry.before_next_look(error, tries, account.rng.random())
-                    if delay is None or account.clock.monotonic() + delay >= deadline:
+                    delay = self._retry.before_next_look(error, tries, session.rng.random())
+                    if delay is None or session.clock.monotonic() + delay >= deadline:
                         raise
-                    await account.clock.sleep(delay)
+                    await session.clock.sleep(delay)
 
     async def _look(self, wire: WireRequest, deadline: float) -> WireResponse:
-        remaining = max(SHORTEST_LOOK_S, deadline - self._account.clock.monotonic())
-        return await self._account.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
+        remaining = max(SHORTEST_LOOK_S, deadline - self._session.clock.monotonic())
+        return await self._session.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
 
 
 def _find_credentials(api_key: str | None, base_url: str | None, upload_url: str | None) -> Credentials:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import attrs
 
-from flux_async.account import Account, log
+from flux_async.api.envelope import retry_after_s
+from flux_async.api.kontext import build_download_url, parse_download_url
 from flux_async.errors import (
     DeadlineExceeded,
     DownloadCutShort,
@@ -29,7 +30,7 @@ from flux_async.errors import (
     DownloadTimedOut,
     FluxError,
 )
-from flux_async.files import IncomingPicture, SavedFile, given_up_error
+from flux_async.files.image_writer import IncomingPicture, SavedFile, given_up_error
 from flux_async.policy.downloads import (
     REFRESHABLE,
     DownloadAgain,
@@ -44,8 +45,7 @@ from flux_async.policy.downloads import (
     read_head,
     refusal,
 )
-from flux_async.protocol.envelope import retry_after_s
-from flux_async.protocol.wire import build_download_url, parse_download_url
+from flux_async.session import Session, log
 from flux_async.transport import FileStream
 from flux_async.transport.deadline import Deadline
 
@@ -83,13 +83,13 @@ class Download:
     """Brings one result to disk, in one try.
 
     Args:
-        account: Whose transport and clock are used.
+        session: Whose transport and clock are used.
         order: What to bring where.
         deadline: When to stop, as monotonic seconds.
         given_up: Whether the caller has left.
     """
 
-    account: Account
+    session: Session
     order: DownloadOrder
     deadline: float
     given_up: Callable[[], bool] = attrs.field(repr=False)
@@ -119,7 +119,7 @@ class Download:
                 if await self._attempt(picture):
                     return
             except DownloadCutShort as cut:
-                delay = before_resume(resumes, self.account.rng.random())
+                delay = before_resume(resumes, self.session.rng.random())
                 can_go_on = not picture.received or headers_to_resume(self._head, picture.received)
                 if delay is None or not can_go_on:
                     raise
@@ -148,8 +148,8 @@ class Download:
         return True
 
     def _open(self, headers: dict[str, str]) -> AbstractAsyncContextManager[FileStream]:
-        remaining = max(_SHORTEST_S, self.deadline - self.account.clock.monotonic())
-        return self.account.transport.fetch(
+        remaining = max(_SHORTEST_S, self.deadline - self.session.clock.monotonic())
+        return self.session.transport.fetch(
             self._address, timeout_s=remaining, stall_s=self.order.limits.stall_s, headers=headers
         )
 
@@ -170,9 +170,9 @@ class Download:
             yield chunk
 
     async def _pause(self, delay: float, cut: DownloadCutShort) -> None:
-        if self.given_up() or self.account.clock.monotonic() + delay >= self.deadline:
+        if self.given_up() or self.session.clock.monotonic() + delay >= self.deadline:
             raise cut
-        await self.account.clock.sleep(delay)
+        await self.session.clock.sleep(delay)
 
     async def _refresh(self, refused: DownloadError) -> None:
         """Ask the vendor, once, for a fresh link; if that fails, what the file host said stands.
@@ -180,9 +180,9 @@ class Download:
         The link lets anybody in: it is kept nowhere, and neither log nor error shows more than its host.
         """
         self._refreshed = True
-        remaining = max(_SHORTEST_S, self.deadline - self.account.clock.monotonic())
+        remaining = max(_SHORTEST_S, self.deadline - self.session.clock.monotonic())
         try:
-            answer = await self.account.look(
+            answer = await self.session.look(
                 build_download_url(self.order.url),
                 timeout_s=min(_REFRESH_TIMEOUT_S, remaining),
                 deadline=self.deadline,
@@ -193,7 +193,7 @@ class Download:
             raise refused from None
 
 
-async def download_once(account: Account, order: DownloadOrder) -> SavedFile:
+async def download_once(session: Session, order: DownloadOrder) -> SavedFile:
     """Try one download. Waiting for a place among the downloads counts as time.
 
     Raises:
@@ -201,45 +201,45 @@ async def download_once(account: Account, order: DownloadOrder) -> SavedFile:
     """
     caller_left = asyncio.Event()
     one = Download(
-        account=account,
+        session=session,
         order=order,
-        deadline=account.clock.monotonic() + order.span_s,
+        deadline=session.clock.monotonic() + order.span_s,
         given_up=caller_left.is_set,
     )
     try:
         async with Deadline(order.span_s):
-            return await account.download(one.run, deadline=one.deadline)
+            return await session.download(one.run, deadline=one.deadline)
     except (TimeoutError, DeadlineExceeded):
         raise DownloadTimedOut(f"The download took longer than {order.span_s:g} s.") from None
     finally:
         caller_left.set()
 
 
-async def download(account: Account, order: DownloadOrder, submitted_at: float | None) -> SavedFile:
+async def download(session: Session, order: DownloadOrder, submitted_at: float | None) -> SavedFile:
     """Download, again and again within ``order.span_s`` where a failure may pass.
 
     Args:
-        account: Whose transport and clock are used.
+        session: Whose transport and clock are used.
         order: What to bring where.
         submitted_at: When the task was submitted, in seconds since the epoch, where that is known.
 
     Raises:
         DownloadError: How the last try ended.
     """
-    clock, tries = account.clock, 0
+    clock, tries = session.clock, 0
     deadline = clock.monotonic() + order.span_s
     while True:
         tries += 1
         left = deadline - clock.monotonic()
         try:
-            return await download_once(account, attrs.evolve(order, span_s=max(_SHORTEST_S, left)))
+            return await download_once(session, attrs.evolve(order, span_s=max(_SHORTEST_S, left)))
         except DownloadError as error:
             what = after_failed_download(
                 error,
                 tries=tries,
                 age_s=None if submitted_at is None else clock.wall() - submitted_at,
                 left_s=deadline - _LAST_TRY * order.span_s - clock.monotonic(),
-                draw=account.rng.random(),
+                draw=session.rng.random(),
             )
             if what is NoDownload.FOR_GOOD:
                 raise expired(error) from None

@@ -78,7 +78,7 @@ class Scope(enum.StrEnum):
 
     THIS_JOB = "this_job"
     """Only the one job; the others go on."""
-    EVERYONE_FOR_NOW = "everyone_for_now"
+    ACCOUNT_PAUSED = "account_paused"
     """All submits of the account must pause, then may go on (429, 455)."""
     STOP = "stop"
     """No further submit can succeed until a person acts (401, 402, 433, 505)."""
@@ -345,7 +345,7 @@ class RateLimitedError(ApiError):
     """
 
     default_charge = Charge.NO
-    default_scope = Scope.EVERYONE_FOR_NOW
+    default_scope = Scope.ACCOUNT_PAUSED
     default_advice = "Wait a full window (10 s) and try again, or lower the rate."
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, **fields: Any) -> None:
@@ -365,7 +365,7 @@ class MaintenanceError(ApiError):
     """455: the service is under maintenance."""
 
     default_charge = Charge.NO
-    default_scope = Scope.EVERYONE_FOR_NOW
+    default_scope = Scope.ACCOUNT_PAUSED
     default_advice = "Try again in some minutes; nothing was charged."
 
 

@@ -1,7 +1,7 @@
 """The vocabulary: frozen values, checked when they are made.
 
 A request that could not succeed is refused here, before any credit is spent. Field names are Python's;
-``protocol/wire.py`` alone knows the vendor's.
+``api/kontext.py`` alone knows the vendor's.
 """
 
 from __future__ import annotations

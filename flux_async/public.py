@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
 from flux_async.batch.progress import BatchProgress
-from flux_async.batch.run import BatchRun, run_batch
+from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.client import FluxClient
 from flux_async.errors import (
     AddressForbidden,
@@ -54,7 +55,7 @@ from flux_async.errors import (
     UploadRejected,
     WrongEventLoop,
 )
-from flux_async.files import SavedFile
+from flux_async.files.image_writer import SavedFile
 from flux_async.journal.store import Journal
 from flux_async.models import (
     AspectRatio,
@@ -79,11 +80,10 @@ from flux_async.models import (
     UnclaimedTask,
     UploadedFile,
 )
-from flux_async.policy.admission import Limits
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.polling import PollPolicy
+from flux_async.policy.rate_limit import Limits
 from flux_async.policy.retry import RetryPolicy
-from flux_async.protocol.callbacks import CallbackEndpoint
 from flux_async.webhook import WebhookReceiver
 
 __all__ = [

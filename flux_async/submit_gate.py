@@ -26,9 +26,9 @@ from flux_async.errors import (
     RequestNotSent,
     TooManyUnknownAnswers,
 )
-from flux_async.policy.admission import Admission
 from flux_async.policy.brake import Brake
 from flux_async.policy.pauses import Pause
+from flux_async.policy.rate_limit import Admission
 from flux_async.policy.retry import RetryPolicy
 from flux_async.timing import Signal
 
@@ -63,7 +63,7 @@ class SubmitGate:
         limits = self.admission.limits
         self.brake = Brake(limits.unknown_answers)
         self._waits = RetryPolicy(window_s=limits.window_s)
-        self._places = asyncio.Semaphore(min(limits.submits_in_air, limits.in_flight))
+        self._places = asyncio.Semaphore(min(limits.concurrent_submits, limits.in_flight))
 
     async def enter(
         self,

@@ -9,21 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import attrs
 
-from flux_async.account import Account, upload_host_unreachable
-from flux_async.errors import (
-    Charge,
-    ConnectionLost,
-    DeadlineExceeded,
-    FluxError,
-    UnexpectedResponse,
-    shown,
-)
-from flux_async.local_images import Content, open_content
-from flux_async.models import UploadedFile
-from flux_async.policy.retry import RetryPolicy
-from flux_async.policy.uploads import LARGE_UPLOAD_BYTES
-from flux_async.protocol.envelope import WireRequest
-from flux_async.protocol.uploads import (
+from flux_async.api.envelope import WireRequest
+from flux_async.api.uploads import (
     LIFETIME_S,
     Stored,
     build_stream_upload,
@@ -32,6 +19,19 @@ from flux_async.protocol.uploads import (
     parse_upload,
     upload_name,
 )
+from flux_async.errors import (
+    Charge,
+    ConnectionLost,
+    DeadlineExceeded,
+    FluxError,
+    UnexpectedResponse,
+    shown,
+)
+from flux_async.files.image_source import Content, open_content
+from flux_async.models import UploadedFile
+from flux_async.policy.retry import RetryPolicy
+from flux_async.policy.uploads import LARGE_UPLOAD_BYTES
+from flux_async.session import Session, upload_host_unreachable
 from flux_async.transport import Answered, NotSent
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -78,11 +78,11 @@ class Uploads:
     """Makes the uploads of one client.
 
     Attributes:
-        account: Whose key and connections are used.
+        session: Whose key and connections are used.
         retry: When an upload is made again.
     """
 
-    account: Account
+    session: Session
     retry: RetryPolicy
 
     async def send(
@@ -139,26 +139,26 @@ class Uploads:
         self, build: Callable[[], WireRequest], deadline: float, content: Content | None = None
     ) -> tuple[Stored, datetime]:
         """Upload, and again, each time under a new name, where the retry policy says so."""
-        account, tries = self.account, 0
+        session, tries = self.session, 0
         while True:
             tries += 1
-            at = datetime.fromtimestamp(account.clock.wall(), UTC)
+            at = datetime.fromtimestamp(session.clock.wall(), UTC)
             try:
                 return await self._once(build(), deadline, content), at
             except FluxError as error:
                 if content is not None and content.trouble is not None:
                     raise content.trouble from None
                 # Tries that could not connect are counted for all uploads together.
-                counted = max(tries, account.upload_pause.tries)
-                delay = self.retry.before_next_upload(error, counted, account.rng.random())
-                if delay is None or account.clock.monotonic() + delay >= deadline:
+                counted = max(tries, session.upload_pause.tries)
+                delay = self.retry.before_next_upload(error, counted, session.rng.random())
+                if delay is None or session.clock.monotonic() + delay >= deadline:
                     raise
                 logger.info("upload failed (%s), again in %.1f s", type(error).__name__, delay)
-                await account.clock.sleep(delay)
+                await session.clock.sleep(delay)
 
     async def _once(self, wire: WireRequest, deadline: float, content: Content | None) -> Stored:
         size = 0 if content is None else content.size
-        result = await self.account.upload(wire, timeout_s=_TRY_S + size / _SLOWEST, deadline=deadline)
+        result = await self.session.upload(wire, timeout_s=_TRY_S + size / _SLOWEST, deadline=deadline)
         if isinstance(result, NotSent):
             raise upload_host_unreachable(result.reason)
         if not isinstance(result, Answered):

@@ -27,11 +27,11 @@ from typing import Any, Protocol, Self, TypeAlias
 
 import attrs
 
+from flux_async.api.webhooks import Keys, check_keys, read_callback
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import CallbackRejected, FluxError, InvalidInput, WrongEventLoop, shown
 from flux_async.journal.inbox import Inbox
 from flux_async.models import CallbackEvent
-from flux_async.protocol.callbacks import Keys, check_keys, read_callback
 from flux_async.transport.deadline import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from flux_async import FluxClient
-from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.testing import VirtualClock
 from flux_async.transport import Answered, FileStream, SendResult
 

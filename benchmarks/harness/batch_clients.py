@@ -177,7 +177,7 @@ async def ours(order: Order, *, transport: str) -> int:
     learning._GUESSED_MEDIAN_S /= order.speed  # type: ignore[misc]  # noqa: SLF001
     learning._GUESS = learning._guess()  # noqa: SLF001
     policy = PollPolicy()
-    polling = PollPolicy(cost_of_look_s=policy.cost_of_look_s / order.speed, cap_s=policy.cap_s / order.speed)
+    polling = PollPolicy(poll_cost_s=policy.poll_cost_s / order.speed, cap_s=policy.cap_s / order.speed)
     pace = {"window_s": 10.0 / order.speed} if order.paced else {"submits": 10**6, "window_s": 1.0}
     limits = Limits(in_flight=order.places, **pace)  # type: ignore[arg-type]
     finished = 0

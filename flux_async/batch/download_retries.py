@@ -14,12 +14,12 @@ from collections.abc import Callable
 
 import attrs
 
-from flux_async.account import Account, log
+from flux_async.api.kontext import read_image
 from flux_async.errors import DownloadError
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey, without_query
 from flux_async.policy.downloads import DownloadAgain, NoDownload, after_failed_download, unfetched
-from flux_async.protocol.wire import read_image
+from flux_async.session import Session, log
 from flux_async.timing import Alarm
 
 MOST_AT_ONCE = 4
@@ -69,7 +69,7 @@ class DownloadRetries:
         is_busy: Whether the run has other work.
     """
 
-    account: Account
+    session: Session
     patience_s: float
     group: asyncio.TaskGroup
     start: Callable[[int, FailedDownload], None]
@@ -81,7 +81,7 @@ class DownloadRetries:
 
     def __attrs_post_init__(self) -> None:
         self._alarm = Alarm(
-            self.account.clock,
+            self.session.clock,
             self.group.create_task,
             call=self._is_due,
             fail=lambda number, _: self._give_up(number),
@@ -95,7 +95,7 @@ class DownloadRetries:
 
     def failed(self, stored: StoredJob, error: DownloadError) -> DownloadAgain | NoDownload:
         """Decide what follows a failed try; what is tried again is to be queued by :meth:`wait`."""
-        clock, job = self.account.clock, stored.job
+        clock, job = self.session.clock, stored.job
         failed = self._failed.get(stored.number)
         if failed is None:
             ends = clock.monotonic() + self.patience_s
@@ -109,7 +109,7 @@ class DownloadRetries:
             tries=failed.tries,
             age_s=None if job.submitted_at is None else clock.wall() - job.submitted_at,
             left_s=self.patience_s if left <= 0 and self._may_go_on() else left,
-            draw=self.account.rng.random(),
+            draw=self.session.rng.random(),
         )
         if isinstance(what, DownloadAgain):
             words = "job %s: download of task %s tried again in %.1f s: %s"
@@ -123,7 +123,7 @@ class DownloadRetries:
 
     def wait(self, number: int, delay_s: float) -> None:
         """Try a download again after ``delay_s`` seconds."""
-        at = self._failed[number].next_at = self.account.clock.monotonic() + delay_s
+        at = self._failed[number].next_at = self.session.clock.monotonic() + delay_s
         self._alarm.set(number, at)
 
     def forget(self, number: int) -> None:
@@ -148,7 +148,7 @@ class DownloadRetries:
     def _try(self, number: int) -> None:
         """Start one try; a download that waited in the queue past its time is given up instead."""
         failed = self._failed[number]
-        late = self.account.clock.monotonic() > max(failed.ends, failed.next_at + _LATE_S)
+        late = self.session.clock.monotonic() > max(failed.ends, failed.next_at + _LATE_S)
         failed.given_up = failed.given_up or (late and not self._may_go_on())
         self._trying += 1
         self.start(number, failed)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from flux_async.account import Account
+from flux_async.api.echo import Comparison, compare, in_words
+from flux_async.api.kontext import with_input
 from flux_async.errors import InvalidInput, TaskFailed
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, ImageResult, JobKey, TaskRecord
-from flux_async.protocol.echo import Comparison, compare, in_words
-from flux_async.protocol.wire import with_input
-from flux_async.waiting import Found
+from flux_async.poller import Found
+from flux_async.session import Session
 
 
 async def check_echo(
-    account: Account, journal: Journal, stored: StoredJob, found: Found, *, input_url: str | None
+    session: Session, journal: Journal, stored: StoredJob, found: Found, *, input_url: str | None
 ) -> Echo | None:
     """Return what the record that ended a wait shows of the job's request; None where there is no record.
 
     Args:
-        account: Knows whether its records show what was sent.
+        session: Says whether records of this API key have shown what was sent.
         journal: Knows what the other jobs have sent.
         stored: The job.
         found: What the wait for its task ended with.
@@ -30,7 +30,7 @@ async def check_echo(
     if record is None:
         return None
     seen, owner = await compare_with_journal(journal, stored, record, input_url=input_url)
-    return account.judge_echo(record.task_id, record, seen, belongs_to=owner)
+    return session.judge_echo(record.task_id, record, seen, belongs_to=owner)
 
 
 async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord) -> Echo:

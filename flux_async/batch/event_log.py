@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import re
 
-from flux_async.account import log
+from flux_async.api.kontext import read_image
+from flux_async.job_state import Event, JobSnapshot, JobState
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import Event, JobSnapshot, JobState
 from flux_async.models import without_query
-from flux_async.protocol.wire import read_image
+from flux_async.session import log
 
 logger: logging.Logger = logging.getLogger("flux_async.jobs")
 

@@ -16,9 +16,9 @@ import attrs
 
 from flux_async.batch.inputs import is_safe_name, safe_name
 from flux_async.errors import InvalidInput, shown
-from flux_async.files import PICTURE_ENDINGS
+from flux_async.files.image_writer import PICTURE_ENDINGS
+from flux_async.job_state import JobState
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import JobState
 from flux_async.models import Job, JobKey
 
 logger: logging.Logger = logging.getLogger("flux_async")

@@ -9,16 +9,16 @@ from contextvars import Context, copy_context
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
 
-from flux_async.account import Account
-from flux_async.batch.doubts import Doubts
 from flux_async.batch.download_retries import DownloadRetries, FailedDownload
-from flux_async.batch.orchestrator import Driver, Terms
+from flux_async.batch.in_doubt import Doubts
+from flux_async.batch.job_runner import Driver, Terms
 from flux_async.batch.progress import Tally
 from flux_async.errors import FluxError, JournalDisplaced, Scope
+from flux_async.job_state import FINAL, JobState
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import FINAL, JobState
 from flux_async.models import Outcome
-from flux_async.waiting import Found
+from flux_async.poller import Found
+from flux_async.session import Session
 
 _MOST_STARTING = 64
 """Inputs that wait for their submit at once: more than could be on their way, also to the upload host."""
@@ -43,7 +43,7 @@ class Fleet:
         retries: The downloads that failed and are tried again.
     """
 
-    account: Account
+    session: Session
     journal: Journal
     tally: Tally
     group: asyncio.TaskGroup
@@ -70,11 +70,11 @@ class Fleet:
     _context: Context = attrs.field(factory=copy_context, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        limits = self.account.admission.limits
+        limits = self.session.admission.limits
         self._slots = asyncio.Semaphore(limits.in_flight)
-        self._starts = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.submits_in_air))
+        self._starts = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.concurrent_submits))
         self.retries = DownloadRetries(
-            account=self.account,
+            session=self.session,
             patience_s=self.terms.patience_s,
             group=self.group,
             start=self._fetch_again,
@@ -149,20 +149,20 @@ class Fleet:
     def _leave(self, driver: Driver) -> None:
         """Drive a job no more whose task was waited for."""
         driver.leave()
-        self.account.give_place()
+        self.session.give_place()
         self._let_go(driver.stored, driver)
 
     async def _drive(self, stored: StoredJob, *, is_fresh: bool) -> None:
         """Take a place for a job, and drive it; one that is not fresh is read again."""
         driver: Driver | None = None
         try:
-            await self.account.take_place()
+            await self.session.take_place()
             try:
                 fresh = stored if is_fresh else await self.journal.job(stored.job.key)
                 driver = self._take_up(fresh)
             finally:
                 if driver is None:
-                    self.account.give_place()
+                    self.session.give_place()
         finally:
             if driver is None:
                 self._let_go(stored, None)
@@ -207,7 +207,7 @@ class Fleet:
             finally:
                 self._has_started(driver.stored.number)
                 if driver.wait is None:
-                    self.account.give_place()
+                    self.session.give_place()
                 else:
                     self._driven[driver.stored.number] = driver
                     if self.is_abandoned:

@@ -7,10 +7,10 @@ from typing import Any
 
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, check_images, each
-from flux_async.batch.run import run_batch
+from flux_async.batch.runner import run_batch
 from flux_async.client import FluxClient
 from flux_async.errors import FluxError, InvalidInput, Scope
-from flux_async.lifecycle import FINAL
+from flux_async.job_state import FINAL
 from flux_async.models import Failed, Job, JobKey, Outcome
 
 

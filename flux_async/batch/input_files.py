@@ -12,7 +12,7 @@ import attrs
 
 from flux_async.batch.inputs import Input
 from flux_async.client import FluxClient
-from flux_async.local_images import choose, identify
+from flux_async.files.image_source import choose, identify
 from flux_async.models import EditRequest, ImageRequest, Job, LocalImage, UploadedFile
 
 REUSE_S = 12 * 3600.0
@@ -89,5 +89,5 @@ class InputPlace:
 
     @property
     def _is_young(self) -> bool:
-        now = self.client.account.clock.wall()
+        now = self.client.session.clock.wall()
         return self._uploaded is not None and now - self._uploaded.uploaded_at.timestamp() < REUSE_S

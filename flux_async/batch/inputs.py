@@ -13,7 +13,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async.errors import InvalidInput, shown
-from flux_async.files import PICTURE_ENDINGS
+from flux_async.files.image_writer import PICTURE_ENDINGS
 from flux_async.models import EditRequest, GenerateRequest, InputImage, Job, LocalImage, check_request
 
 Input: TypeAlias = InputImage | GenerateRequest | EditRequest | Job

@@ -6,9 +6,9 @@ import logging
 
 import attrs
 
-from flux_async.account import Account
 from flux_async.errors import JournalError
 from flux_async.journal.store import Journal
+from flux_async.session import Session
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -22,7 +22,7 @@ class LearnedTimes:
     It is no more than a head start: where it cannot be read or written, the run goes on without it.
     """
 
-    account: Account
+    session: Session
     journal: Journal
     _kept: str = attrs.field(default="", init=False, repr=False)
 
@@ -31,20 +31,20 @@ class LearnedTimes:
         if not self.journal.is_durable:
             return
         text = await self.journal.times()
-        if text is not None and not self.account.times.merge(text):
+        if text is not None and not self.session.times.merge(text):
             logger.info("what the journal holds of generation times cannot be read; it is learned anew")
 
     async def keep_on(self) -> None:
         """Keep it every two minutes, until cancelled."""
         while True:
-            await self.account.clock.sleep(KEPT_EVERY_S)
+            await self.session.clock.sleep(KEPT_EVERY_S)
             await self.keep()
 
     async def keep(self) -> None:
         """Write down what is known, where there is something new."""
-        if not self.journal.is_durable or not self.account.times.weight():
+        if not self.journal.is_durable or not self.session.times.weight():
             return
-        text = self.account.times.dump()
+        text = self.session.times.dump()
         if text == self._kept:
             return
         try:

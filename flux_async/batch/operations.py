@@ -12,18 +12,18 @@ import os
 
 import attrs
 
+from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.client import FluxClient
 from flux_async.errors import FluxError, JournalError, Scope
 from flux_async.journal.paying_account import PaidTask
 from flux_async.journal.store import Journal
 from flux_async.models import TaskId
 from flux_async.policy.polling import PollPolicy
-from flux_async.protocol.codes import PollMeaning, poll_meaning
 
 _KEPT_S = 14 * 86_400.0
 """How long the vendor keeps a task's result."""
 _MOST_TASKS = 3
-_VISIBLE_WITHIN_S = PollPolicy().visible_within_s
+_VISIBLE_WITHIN_S = PollPolicy().not_found_grace_s
 _NOTHING_CHANGED = "Nothing was changed."
 
 
@@ -92,7 +92,7 @@ async def _evidence(client: FluxClient, journal: Journal, *, sure: bool) -> Reke
         return Rekeyed(evidence=RekeyEvidence.SAME_KEY)
     if not await journal.may_have_paid():
         return Rekeyed(evidence=RekeyEvidence.NOTHING_PAID)
-    now = client.account.clock.wall()
+    now = client.session.clock.wall()
     hidden: list[PaidTask] = []
     for task in await journal.paid_tasks(since=now - _KEPT_S, limit=_MOST_TASKS):
         if await _can_read(client, task.task_id):

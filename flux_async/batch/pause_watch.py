@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import attrs
 
-from flux_async.account import Account
 from flux_async.errors import FluxError
 from flux_async.policy.pauses import Pause
+from flux_async.session import Session
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -29,7 +29,7 @@ class PauseWatch:
         on_change: Is called when a pause has begun or ended.
     """
 
-    account: Account
+    session: Session
     patience_s: float
     on_halt: Callable[[FluxError, bool], None]
     on_change: Callable[[], None]
@@ -38,22 +38,22 @@ class PauseWatch:
     _ended: list[Pause] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._began = self.account.clock.monotonic()
+        self._began = self.session.clock.monotonic()
 
     async def run(self) -> None:
         """Watch until cancelled, or until a halt leaves nothing to wait for."""
-        account = self.account
+        session = self.session
         while True:
-            now = account.clock.monotonic()
+            now = session.clock.monotonic()
             self._show()
             at, pause = min(
                 ((self._gives_up_at(pause), pause) for pause in self._pauses()), key=lambda end: end[0]
             )
             if now < at:
-                await account.changed.wait(account.clock, at - now)
+                await session.changed.wait(session.clock, at - now)
                 continue
             began = max(self._began, now if pause.since is None else pause.since)
-            leaves = pause.is_outage and account.contact_at < began
+            leaves = pause.is_outage and session.contact_at < began
             self.on_halt(pause.as_halt(now - began), leaves)
             if leaves:
                 return
@@ -71,10 +71,10 @@ class PauseWatch:
         return next((pause for pause in self._pauses() if pause.is_on), None)
 
     def _pauses(self) -> tuple[Pause, Pause, Pause]:
-        return self.account.gate.pause, self.account.upload_pause, self.account.polls
+        return self.session.gate.pause, self.session.upload_pause, self.session.polls
 
     def _gives_up_at(self, pause: Pause) -> float:
         if any(pause is ended for ended in self._ended):
             return math.inf
-        reached = self.account.contact_at >= self._began
+        reached = self.session.contact_at >= self._began
         return pause.gives_up_at(self._began, self.patience_s, reached=reached)

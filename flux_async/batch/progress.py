@@ -9,7 +9,7 @@ from typing import Protocol
 import attrs
 
 from flux_async.errors import Charge, RequestNotSent
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     Event,
     JobSnapshot,
     JobState,

@@ -6,18 +6,18 @@ from collections.abc import Collection
 
 import attrs
 
+from flux_async.api.echo import is_of_attempt
+from flux_async.api.error_codes import PollMeaning, poll_meaning
+from flux_async.api.kontext import with_input
 from flux_async.client import FluxClient
 from flux_async.errors import ConfigurationError, FluxError, Scope
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import TaskId
 from flux_async.policy.polling import PollPolicy
-from flux_async.protocol.codes import PollMeaning, poll_meaning
-from flux_async.protocol.echo import is_of_attempt
-from flux_async.protocol.wire import with_input
 
 _SOONEST_S, _LATEST_S = 5.0, 300.0
-_VISIBLE_WITHIN_S = PollPolicy().visible_within_s
+_VISIBLE_WITHIN_S = PollPolicy().not_found_grace_s
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -40,7 +40,7 @@ class Witness:
     stored: StoredJob
     keys: Collection[bytes] = ()
 
-    async def testimony(self) -> tuple[TaskId | None, float | None]:
+    async def find_task(self) -> tuple[TaskId | None, float | None]:
         """Return the task, or else in how many seconds to ask once more, if asking again may help.
 
         While it may, a callback names a task that can be the one that was paid for: no time for another.
@@ -48,7 +48,7 @@ class Witness:
         for task_id in await self.journal.offers_to(self.stored.number):
             return task_id, None
         again_s: float | None = None
-        now = self.client.account.clock.wall()
+        now = self.client.session.clock.wall()
         for entry in await self.journal.callbacks_for(self.stored.number):
             if self.keys and not entry.signed:
                 continue
@@ -76,5 +76,5 @@ class Witness:
 
     def _is_of_nothing(self, error: FluxError, entry: InboxEntry) -> bool:
         """Say whether the vendor has no such task, long after it could not be visible yet."""
-        age = self.client.account.clock.wall() - entry.at
+        age = self.client.session.clock.wall() - entry.at
         return poll_meaning(error) is PollMeaning.NOT_VISIBLE and age >= _VISIBLE_WITHIN_S

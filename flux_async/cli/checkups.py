@@ -23,7 +23,7 @@ import httpx
 
 from flux_async import AuthenticationError, FluxClient, FluxError, InvalidInput, __version__
 from flux_async.cli.advice import with_commands
-from flux_async.cli.balance import in_credits
+from flux_async.cli.credits import in_credits
 from flux_async.clock import Clock, SystemClock
 from flux_async.models import check_http_url
 from flux_async.transport.http_settings import tls_context

@@ -31,7 +31,7 @@ from flux_async.cli.printable import printable
 
 if TYPE_CHECKING:
     from flux_async.cli.listening import Place
-    from flux_async.cli.run_order import RunOrder
+    from flux_async.cli.run_order import RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -205,15 +205,15 @@ def _order(
     callback_url: str | None,
     listen: Place | None,
     **more: Any,
-) -> RunOrder:
+) -> RunOptions:
     from flux_async import CallbackEndpoint  # noqa: PLC0415 - loaded where it is needed
     from flux_async.cli.listening import webhook_keys  # noqa: PLC0415 - as above
-    from flux_async.cli.run_order import RunOrder  # noqa: PLC0415 - loads rich
+    from flux_async.cli.run_order import RunOptions  # noqa: PLC0415 - loads rich
 
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
 
-    return RunOrder(
+    return RunOptions(
         folder=folder,
         limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
         timeout_s=timeout,
@@ -303,7 +303,7 @@ def remove_text(
     """
     from flux_async.cli.dry_run import run_dry  # noqa: PLC0415 - loads rich
     from flux_async.cli.questions import can_ask  # noqa: PLC0415 - loads anyio
-    from flux_async.cli.remove_text import run_remove_text  # noqa: PLC0415 - loads rich
+    from flux_async.cli.run_command import run_remove_text  # noqa: PLC0415 - loads rich
 
     options = {"model": model, "prompt": prompt, "output_format": output_format}
     repeats = ("--on-doubt resubmit",) if on_doubt == InDoubtPolicy.RESUBMIT else ()
@@ -408,7 +408,7 @@ def generate(
 
     Its URL is printed, or with -o the path of the file.
     """
-    from flux_async.cli.single import Presentation, make_picture  # noqa: PLC0415
+    from flux_async.cli.single_commands import Presentation, make_picture  # noqa: PLC0415
 
     request = GenerateRequest(prompt=prompt, **_given(request_options))
     return make_picture(request, timeout, Presentation(file=file, as_json=as_json))
@@ -431,7 +431,7 @@ def edit(
 
     The URL of the result is printed, or with -o the path of the file.
     """
-    from flux_async.cli.single import Presentation, make_picture  # noqa: PLC0415
+    from flux_async.cli.single_commands import Presentation, make_picture  # noqa: PLC0415
 
     request = EditRequest(prompt=prompt, input_image=image_of(image), **_given(request_options))
     return make_picture(request, timeout, Presentation(file=file, as_json=as_json))
@@ -449,7 +449,7 @@ def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: b
 
     The URL of its picture is printed, or with -o the path of the file.
     """
-    from flux_async.cli.single import Presentation, look_at_task  # noqa: PLC0415
+    from flux_async.cli.single_commands import Presentation, look_at_task  # noqa: PLC0415
 
     return look_at_task(task_id, wait=wait, timeout=timeout, show=Presentation(file=file, as_json=as_json))
 
@@ -468,7 +468,7 @@ def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
     IMAGE is a file or an http(s) URL; the address to give the vendor is printed. It costs nothing. Nobody can
     guess the address, but whoever knows it can fetch the picture.
     """
-    from flux_async.cli.single import Presentation, upload_image  # noqa: PLC0415
+    from flux_async.cli.single_commands import Presentation, upload_image  # noqa: PLC0415
 
     most = int(max_mb * 1024 * 1024)
     return upload_image(image_of(image), most, timeout, Presentation(as_json=as_json))
@@ -479,7 +479,7 @@ def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
 @_verbose
 def show_balance(as_json: bool) -> int:
     """Print the account's balance in credits."""
-    from flux_async.cli.single import Presentation, show_credits  # noqa: PLC0415
+    from flux_async.cli.single_commands import Presentation, show_credits  # noqa: PLC0415
 
     return show_credits(Presentation(as_json=as_json))
 

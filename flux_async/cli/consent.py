@@ -12,25 +12,25 @@ from flux_async import (
     NotFoundError,
     TaskRecord,
 )
+from flux_async.api.echo import in_words
+from flux_async.api.kontext import check_task_id, read_model
 from flux_async.batch.echo_check import adoptable_echo
 from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
 from flux_async.cli.advice import after_adopting, after_rekeying, command
-from flux_async.cli.balance import in_credits
+from flux_async.cli.credits import in_credits
 from flux_async.cli.display import message_console
 from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
-from flux_async.cli.interruption import Interruption, run_interruptible
-from flux_async.cli.remove_text import run_selected
+from flux_async.cli.run_command import run_selected
 from flux_async.cli.run_folder import JOURNAL, RunFolder
-from flux_async.cli.run_order import RunOrder
+from flux_async.cli.run_order import RunOptions
+from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.spending import Spending
 from flux_async.clock import SystemClock
+from flux_async.job_state import Event, JobState, ResubmitGranted, RetryGranted, TaskFound, apply
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import Event, JobState, ResubmitGranted, RetryGranted, TaskFound, apply
 from flux_async.models import Echo, TaskId
-from flux_async.protocol.echo import in_words
-from flux_async.protocol.wire import check_task_id, read_model
 
 _SHORTEST_NAME = 6
 
@@ -38,7 +38,7 @@ _SHORTEST_NAME = 6
 # --- retry ------------------------------------------------------------------------------------------------
 
 
-def run_retry(order: RunOrder, *, failed: bool, in_doubt: bool, as_json: bool) -> Exit:
+def run_retry(order: RunOptions, *, failed: bool, in_doubt: bool, as_json: bool) -> Exit:
     """Grant another try to what failed, to what is in doubt, or to both, and run those jobs; or resume.
 
     Without either, all that the folder has is taken up as it stands: nothing is paid twice.

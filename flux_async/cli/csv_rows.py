@@ -15,7 +15,7 @@ from itertools import chain
 import attrs
 import click
 
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.list_files import Note
 from flux_async.cli.list_rows import AT_THE_ENDS, ListOptions, image_columns, normal, row_of
 from flux_async.cli.printable import printable
@@ -61,7 +61,7 @@ def csv_header(line: str, options: ListOptions) -> bool:
     return _SEPARATOR_LINE.fullmatch(line) is not None or bool(image_columns(names, options))
 
 
-def csv_rows(source: str, lines: Iterable[str], options: ListOptions, note: Note) -> Iterator[Given]:
+def csv_rows(source: str, lines: Iterable[str], options: ListOptions, note: Note) -> Iterator[InputRow]:
     """Yield the rows of a CSV file.
 
     Raises:
@@ -76,7 +76,7 @@ def csv_rows(source: str, lines: Iterable[str], options: ListOptions, note: Note
     columns = image_columns(names, options)
     if not columns:
         if options.column is None and len(cells) == 1 and _ADDRESS.match(cells[0]):
-            yield Given(source=source, line=counted.number, image=cells[0])  # a list without a header
+            yield InputRow(source=source, line=counted.number, image=cells[0])  # a list without a header
             columns = names = ["image"]
         else:
             raise _no_column(source, counted.number, cells, options)
@@ -110,7 +110,9 @@ def _header_cells(source: str, header: str, lines: _Lines, separator: str) -> li
         raise click.UsageError(printable(f"The header of {source} is not CSV: {error}.")) from None
 
 
-def _body(source: str, lines: _Lines, separator: str, names: Sequence[str], column: str) -> Iterator[Given]:
+def _body(
+    source: str, lines: _Lines, separator: str, names: Sequence[str], column: str
+) -> Iterator[InputRow]:
     reader = csv.reader(lines, delimiter=separator, strict=True)
     at, width = names.index(column), len(names)
     while True:
@@ -120,7 +122,7 @@ def _body(source: str, lines: _Lines, separator: str, names: Sequence[str], colu
         except StopIteration:
             return
         except csv.Error as error:
-            row = Given(source=source, line=first, refusal=f"it is not CSV: {error}")
+            row = InputRow(source=source, line=first, refusal=f"it is not CSV: {error}")
             if lines.number == first and "end of data" not in str(error):
                 yield row
                 continue

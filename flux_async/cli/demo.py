@@ -18,15 +18,15 @@ from rich.text import Text
 from flux_async import ConfigurationError, FluxClient, Limits, MissingExtra, PollPolicy
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.exits import Exit
-from flux_async.cli.given import Given
-from flux_async.cli.interruption import Interruption, run_interruptible
+from flux_async.cli.given import InputRow
 from flux_async.cli.output import Output
-from flux_async.cli.remove_text import RemoveText
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, image_of
+from flux_async.cli.run_command import RemoveText
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.run_order import RunOrder
+from flux_async.cli.run_order import RunOptions
 from flux_async.cli.sandbox_child import SPEED, SandboxChild, SandboxChildError
-from flux_async.journal.reader import JournalReader, holder_of
+from flux_async.cli.signals import Interruption, run_interruptible
+from flux_async.journal.reader import JournalReader, lock_owner_of
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -113,11 +113,11 @@ class Demo:
         """The command remove-text, as anybody would run it."""
         self.display.note(f"Removing the text from {len(samples)} pictures …")
         inputs = [
-            Given(source="sample", line=number, image=sample.url)
+            InputRow(source="sample", line=number, image=sample.url)
             for number, sample in enumerate(samples, start=1)
         ]
         code = await RemoveText(
-            order=RunOrder(folder=self.folder, limits=_LIMITS),
+            order=RunOptions(folder=self.folder, limits=_LIMITS),
             select=lambda intake, _: intake.take(inputs),
             make_client=lambda: FluxClient(_KEY, sandbox.url, limits=_LIMITS, polling=_POLLING),
             display=self.display,
@@ -163,7 +163,7 @@ def _start_fresh(folder: Path) -> None:
                 pictures.extend([folder / IMAGES / stored.job.file] if stored.job.file else [])
     elif (folder / FILE_NAME).exists():
         raise _a_real_run(folder)
-    if holder_of(journal) is not None:
+    if lock_owner_of(journal) is not None:
         raise ConfigurationError(f"Another demo is running in {folder}.", advice="Choose another with -o.")
     try:
         for name in (JOURNAL, *(f"{JOURNAL}{end}" for end in _BESIDE), FILE_NAME, CONTACT_SHEET):

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flux_async.cli.balance import in_credits
+from flux_async.cli.credits import in_credits
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.progress import RunView

@@ -23,9 +23,9 @@ from flux_async.cli.checkups import (
     look_at_versions,
 )
 from flux_async.cli.exits import Exit
-from flux_async.cli.interruption import Interruption, run_interruptible
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
+from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.transport.credentials import Credentials
 
 _ORDER = (

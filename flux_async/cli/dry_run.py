@@ -11,24 +11,24 @@ from typing import Any
 import attrs
 
 from flux_async import EditRequest, FluxError, InDoubtPolicy, Job, Model
+from flux_async.api.kontext import read_model
 from flux_async.cli.advice import error_text
-from flux_async.cli.balance import in_credits
+from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.exits import Exit
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.intake import Row, paid_already, read_row
 from flux_async.cli.output import Output
 from flux_async.cli.results import IMAGES, refused_row
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.run_order import RunOrder
+from flux_async.cli.run_order import RunOptions
 from flux_async.cli.selection import Bits
+from flux_async.job_state import JobState
 from flux_async.journal.adding import Added
 from flux_async.journal.preview import JournalPreview
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import JobState
 from flux_async.policy.image_addresses import check_reachable
-from flux_async.protocol.wire import read_model
 from flux_async.transport.credentials import DEFAULT_BASE_URL, origin_of
 
 _WORDS = {
@@ -50,7 +50,7 @@ _OF_STATES = {
 }
 
 
-def run_dry(order: RunOrder, inputs: Iterable[Given], *, as_json: bool) -> Exit:
+def run_dry(order: RunOptions, inputs: Iterable[InputRow], *, as_json: bool) -> Exit:
     """Print which images would be submitted (stdout) and what else there is (stderr), or all as one object.
 
     Raises:
@@ -82,7 +82,7 @@ class DryRun:
         models: Images that would be submitted, by model.
     """
 
-    order: RunOrder
+    order: RunOptions
     preview: JournalPreview
     as_json: bool
     counts: Counter[str] = attrs.field(factory=Counter, init=False)
@@ -94,7 +94,7 @@ class DryRun:
     def __attrs_post_init__(self) -> None:
         self._api_host = origin_of(os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL)[1]
 
-    def take(self, given: Given) -> None:
+    def take(self, given: InputRow) -> None:
         """Sort one input."""
         row = read_row(given, self._job)
         if row.refusal is not None:
@@ -111,7 +111,7 @@ class DryRun:
         else:
             self._sort(row, added)
 
-    def _job(self, given: Given) -> Job:
+    def _job(self, given: InputRow) -> Job:
         job = self.order.job_for(given)
         if isinstance(job.request, EditRequest) and isinstance(job.request.input_image, str):
             check_reachable(job.request.input_image, api_host=self._api_host)
@@ -138,11 +138,11 @@ class DryRun:
         is_here = file is not None and (self.order.folder / IMAGES / file).is_file()
         return is_here or not self.order.download
 
-    def _refuse(self, given: Given, error: FluxError) -> None:
+    def _refuse(self, given: InputRow, error: FluxError) -> None:
         self.counts["refused"] += 1
         self._say(given, error)
 
-    def _say(self, given: Given, error: FluxError) -> None:
+    def _say(self, given: InputRow, error: FluxError) -> None:
         words = error_text(error)
         placed = words if words.startswith(given.place) else f"{given.place}: {words}"
         self._display.refused(refused_row(given.image, given.name, error), placed)

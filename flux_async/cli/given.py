@@ -8,7 +8,7 @@ import attrs
 
 
 @attrs.frozen(kw_only=True)
-class Given:
+class InputRow:
     """One input as given.
 
     Attributes:

@@ -16,7 +16,7 @@ import attrs
 import click
 
 from flux_async.cli.csv_rows import csv_header, csv_rows
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.json_rows import json_rows
 from flux_async.cli.list_files import LONGEST_LINE, STDIN, LineTooLong, Note, lines_of, open_list
 from flux_async.cli.list_rows import AT_THE_ENDS, ListOptions, folder_of, one_by_one
@@ -34,7 +34,7 @@ _JSON_STRING = re.compile(r'"[^"\s]*"')
 
 
 @attrs.define(eq=False)
-class Inputs(Iterator[Given]):
+class Inputs(Iterator[InputRow]):
     """All that was given, in order, read row by row as it is asked for.
 
     Attributes:
@@ -42,10 +42,10 @@ class Inputs(Iterator[Given]):
         live: The inputs among them that may be slow to come.
     """
 
-    rows: Iterator[Given]
+    rows: Iterator[InputRow]
     live: LiveInputs = attrs.field(factory=LiveInputs)
 
-    def __next__(self) -> Given:
+    def __next__(self) -> InputRow:
         return next(self.rows)
 
 
@@ -66,14 +66,14 @@ def gather_inputs(
         click.UsageError: There is nothing, nothing where a path leads, or a list cannot be read.
     """
     lists_read = _Lists(stdin=stdin, options=options or ListOptions(), note=note)
-    parts: list[Iterable[Given]] = []
+    parts: list[Iterable[InputRow]] = []
     for number, argument in enumerate(arguments, start=1):
         if argument == STDIN:
             parts.append(lists_read.rows_of(STDIN))
             continue
         files = files_of(argument, note)
         names = [argument] if files is None else files
-        made = Given(source="argument", line=number, is_file=files is not None)
+        made = InputRow(source="argument", line=number, is_file=files is not None)
         parts.append([attrs.evolve(made, image=name) for name in names])
     parts.extend(map(lists_read.rows_of, lists))
     rows = chain.from_iterable(parts)
@@ -102,7 +102,7 @@ class _Lists:
     live: LiveInputs = attrs.field(factory=LiveInputs)
     empty: list[str] = attrs.field(factory=list)
 
-    def rows_of(self, name: str) -> Iterator[Given]:
+    def rows_of(self, name: str) -> Iterator[InputRow]:
         """Return the rows of a list, whose first one has been read."""
         source, folder = ("stdin", "") if name == STDIN else (name, folder_of(name))
         file = open_list(name, self.stdin, self.live, self.note)
@@ -113,17 +113,17 @@ class _Lists:
         return iter(())
 
 
-def _rows(source: str, file: IO[str], options: ListOptions, note: Note) -> Iterator[Given]:
+def _rows(source: str, file: IO[str], options: ListOptions, note: Note) -> Iterator[InputRow]:
     with file:
         try:
             for row in _reader_for(source, file, options, note):
                 yield from one_by_one(row, options.split)
         except LineTooLong as long:
             words = f"it has more than {LONGEST_LINE:,} characters; nothing from here on was read"
-            yield Given(source=source, line=long.number, refusal=words)
+            yield InputRow(source=source, line=long.number, refusal=words)
 
 
-def _reader_for(source: str, file: IO[str], options: ListOptions, note: Note) -> Iterator[Given]:
+def _reader_for(source: str, file: IO[str], options: ListOptions, note: Note) -> Iterator[InputRow]:
     """Choose the format by the file's ending; where that does not tell, by how it begins."""
     suffix = Path(source).suffix.lower()
     if suffix in _JSON_ENDINGS:
@@ -158,7 +158,7 @@ def _looks_like_json(begin: str) -> bool:
     return bool(_JSON_BEGINS.match(text) or _JSON_STRING.fullmatch(text))
 
 
-def _checked(given: Given, folder: str) -> Given:
+def _checked(given: InputRow, folder: str) -> InputRow:
     """Notice a row that names a file, which is relative to the folder of its list."""
     if given.refusal is not None or not names_a_file(given.image, folder):
         return given

@@ -19,19 +19,19 @@ import click
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async import ConfigurationError, EditRequest, FluxError, InvalidInput, Job, LocalImage, Model
+from flux_async.api.kontext import read_model, store_request
 from flux_async.cli.advice import error_text
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.inputs import Inputs
 from flux_async.cli.live_input import InputStopped
 from flux_async.cli.results import ResultRow, refused_row
 from flux_async.cli.run_folder import RunFolder
 from flux_async.cli.selection import Selection
 from flux_async.clock import Clock, SystemClock
+from flux_async.job_state import FINAL, JobState
 from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import FINAL, JobState
 from flux_async.models import JobKey
-from flux_async.protocol.wire import read_model, store_request
 
 _CHUNK = 500
 _PASS_ON_S = 0.2
@@ -43,7 +43,7 @@ _PAID = frozenset({JobState.SUBMITTED, JobState.GENERATED})
 class Row(NamedTuple):
     """An input that has been read: a request with its key, or why it is none."""
 
-    given: Given
+    given: InputRow
     key: JobKey
     request: str
     model: Model | None
@@ -81,7 +81,7 @@ class Intake:
     """
 
     folder: RunFolder
-    make_job: Callable[[Given], Job]
+    make_job: Callable[[InputRow], Job]
     download: bool
     on_kept: Callable[[ResultRow], None]
     on_refused: Callable[[ResultRow, str], None]
@@ -94,7 +94,7 @@ class Intake:
     _pays_again: bool | None = attrs.field(default=None, init=False)
     _broke: click.ClickException | None = attrs.field(default=None, init=False)
 
-    async def take(self, inputs: Iterable[Given]) -> Selection:
+    async def take(self, inputs: Iterable[InputRow]) -> Selection:
         """Take in everything; what an earlier run was given is taken up, not doubled.
 
         Raises:
@@ -231,14 +231,14 @@ class Intake:
             chosen.kept += 1
             self.on_kept(self.folder.row(stored))
 
-    def _refuse(self, given: Given, error: FluxError) -> None:
+    def _refuse(self, given: InputRow, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)
         self.selection.besides.refuse(len(self.selection.jobs), row)
         words = error_text(error)
         self.on_refused(row, words if words.startswith(given.place) else f"{given.place}: {words}")
 
 
-def read_row(given: Given, make_job: Callable[[Given], Job]) -> Row:
+def read_row(given: InputRow, make_job: Callable[[InputRow], Job]) -> Row:
     """Make a request of an input, or say why it is none."""
     try:
         if given.refusal is not None:

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import attrs
 
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.list_rows import ListOptions, image_columns, normal, row_of
 
 LONGEST_VALUE = 1_000_000
@@ -94,7 +94,7 @@ def _behind_blanks(text: str, at: int) -> int:
     return at if found is None else found.end()
 
 
-def json_rows(source: str, file: IO[str], options: ListOptions, begun: str = "") -> Iterator[Given]:
+def json_rows(source: str, file: IO[str], options: ListOptions, begun: str = "") -> Iterator[InputRow]:
     """Yield a row for every string and object, also of an array at the top.
 
     Args:
@@ -106,7 +106,7 @@ def json_rows(source: str, file: IO[str], options: ListOptions, begun: str = "")
     yield from _values(source, _Text(file, begun), options)
 
 
-def _values(source: str, text: _Text, options: ListOptions) -> Iterator[Given]:
+def _values(source: str, text: _Text, options: ListOptions) -> Iterator[InputRow]:
     in_array, one_a_line = False, None
     while letter := text.next_letter():
         line = text.line
@@ -123,7 +123,7 @@ def _values(source: str, text: _Text, options: ListOptions) -> Iterator[Given]:
         except ValueError:
             text.rest_of_line()
             more = text.next_letter() != ""
-            damaged = Given(source=source, line=line, refusal="it is not JSON")
+            damaged = InputRow(source=source, line=line, refusal="it is not JSON")
             if more and (in_array or not _is_alone(text, letter, one_a_line)):
                 words = "it is not JSON, or not closed; nothing behind this line was read"
                 yield attrs.evolve(damaged, refusal=words)
@@ -134,7 +134,9 @@ def _values(source: str, text: _Text, options: ListOptions) -> Iterator[Given]:
             one_a_line = text.line == line
         yield _row(source, line, value, options)
     if in_array:
-        yield Given(source=source, line=text.line, refusal="the array is not closed: the list may be cut off")
+        yield InputRow(
+            source=source, line=text.line, refusal="the array is not closed: the list may be cut off"
+        )
 
 
 def _is_list(text: _Text) -> bool:
@@ -157,15 +159,15 @@ def _is_alone(text: _Text, letter: str, one_a_line: bool | None) -> bool:
         return False
 
 
-def _row(source: str, line: int, value: Any, options: ListOptions) -> Given:
+def _row(source: str, line: int, value: Any, options: ListOptions) -> InputRow:
     match value:
         case str() as image:
-            return Given(source=source, line=line, image=image)
+            return InputRow(source=source, line=line, image=image)
         case dict() as fields:
             named = {normal(name): value for name, value in fields.items()}
             return row_of(source, line, named, _columns(list(named), options))
         case _:
-            return Given(source=source, line=line, refusal="neither a JSON string nor a JSON object")
+            return InputRow(source=source, line=line, refusal="neither a JSON string nor a JSON object")
 
 
 def _columns(names: Sequence[str], options: ListOptions) -> Sequence[str]:

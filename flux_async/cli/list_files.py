@@ -18,7 +18,7 @@ import click
 
 from flux_async.cli.live_input import LiveInputs
 from flux_async.cli.printable import printable
-from flux_async.pictures import picture_suffix
+from flux_async.files.image_header import picture_suffix
 
 STDIN = "-"
 LONGEST_LINE = 1_000_000

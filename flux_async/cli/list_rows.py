@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 
 IMAGE_COLUMNS = (
     "image_url",
@@ -77,7 +77,7 @@ def image_columns(names: Sequence[str], options: ListOptions) -> list[str]:
     return [name for name in IMAGE_COLUMNS if name in names]
 
 
-def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[str]) -> Given:
+def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[str]) -> InputRow:
     """Read a row of named fields; names that mean nothing here are the caller's own affair."""
     image = next((fields[name] for name in columns if fields.get(name)), "")
     key = fields.get("key")
@@ -92,9 +92,11 @@ def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[
     elif isinstance(key, bool) or not isinstance(key, str | int | None):
         refusal = "'key' is not a string"
     if refusal is not None:
-        return Given(source=source, line=line, image=image if isinstance(image, str) else "", refusal=refusal)
+        return InputRow(
+            source=source, line=line, image=image if isinstance(image, str) else "", refusal=refusal
+        )
     stripped = {name: value.strip() for name, value in options.items()} if options else options
-    return Given(
+    return InputRow(
         source=source,
         line=line,
         image=image,
@@ -103,7 +105,7 @@ def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[
     )
 
 
-def one_by_one(given: Given, split: str | None) -> Iterator[Given]:
+def one_by_one(given: InputRow, split: str | None) -> Iterator[InputRow]:
     """Yield a row as it is meant: one image, or with ``--split`` several; several unasked are refused."""
     image = given.image.strip(AT_THE_ENDS)
     if given.refusal is not None or (split is None and image == given.image and _fault(given, image) is None):
@@ -125,7 +127,7 @@ def _parts(image: str, split: str) -> list[str]:
     return [part for part in parts if part] or [""]
 
 
-def _fault(given: Given, image: str) -> str | None:
+def _fault(given: InputRow, image: str) -> str | None:
     if _UNREADABLE in image or _UNREADABLE in (given.key or ""):
         return "it holds bytes that are no text"
     if image.count("://") > 1 and _ADDRESS.match(image) and (found := _NEXT_ADDRESS.search(image)):

@@ -87,7 +87,7 @@ async def listening(
     if listener is None:
         yield
         return
-    from flux_async.cli.callback_server import make_server  # noqa: PLC0415 - loads uvicorn
+    from flux_async.cli.webhook_server import make_server  # noqa: PLC0415 - loads uvicorn
 
     server = make_server(WebhookReceiver(journal, key=endpoint.keys, on_callback=client.ring), _BACKLOG)
     async with anyio.create_task_group() as group:

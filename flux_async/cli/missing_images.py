@@ -17,8 +17,8 @@ from flux_async.cli.exits import halts
 from flux_async.cli.results import ResultRow
 from flux_async.cli.run_folder import RunFolder
 from flux_async.clock import Clock
+from flux_async.job_state import Problem, ResultLost, Saved, apply
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import Problem, ResultLost, Saved, apply
 from flux_async.models import TaskId
 from flux_async.policy.downloads import (
     DownloadAgain,
@@ -126,7 +126,7 @@ class MissingImages:
             tries=tries,
             age_s=None if submitted_at is None else self.clock.wall() - submitted_at,
             left_s=ends - self.clock.monotonic(),
-            draw=self.client.account.rng.random(),
+            draw=self.client.session.rng.random(),
         )
 
     def _end(

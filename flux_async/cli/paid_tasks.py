@@ -7,8 +7,8 @@ from itertools import islice
 
 from flux_async import EditRequest, FluxError, UnclaimedTask
 from flux_async.cli.results import image_of
+from flux_async.job_state import JobState
 from flux_async.journal.reader import JournalReader
-from flux_async.lifecycle import JobState
 
 _MOST = 50
 

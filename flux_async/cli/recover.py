@@ -14,11 +14,11 @@ from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.errors import JournalError
+from flux_async.job_state import JobState
 from flux_async.journal.lost_records import LostRecords
 from flux_async.journal.schema import look_for_loss
 from flux_async.journal.store import Journal
 from flux_async.journal.submit_log import log_of
-from flux_async.lifecycle import JobState
 
 
 def run_recover(folder: Path, *, yes: bool) -> Exit:

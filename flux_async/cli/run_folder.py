@@ -22,9 +22,9 @@ from flux_async.cli.results import (
     row_of,
 )
 from flux_async.cli.selection import Bits, EqualFile, Selection
+from flux_async.job_state import FINAL, JobState, Problem
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import FINAL, JobState, Problem
 from flux_async.models import JobKey
 
 JOURNAL = "journal.sqlite3"

@@ -19,11 +19,11 @@ from flux_async import (
     Model,
 )
 from flux_async.batch.prices import price_list
-from flux_async.batch.run import PATIENCE_S
-from flux_async.cli.given import Given
+from flux_async.batch.runner import PATIENCE_S
+from flux_async.cli.given import InputRow
 from flux_async.cli.listening import Place
 from flux_async.cli.local_inputs import is_address, no_image
-from flux_async.local_images import identify_now
+from flux_async.files.image_source import identify_now
 from flux_async.models import JobKey
 from flux_async.policy.image_addresses import with_scheme
 
@@ -32,7 +32,7 @@ _ANY_URL = "https://example.com/"
 
 
 @attrs.frozen(kw_only=True)
-class RunOrder:
+class RunOptions:
     """How a run goes about it.
 
     Attributes:
@@ -80,7 +80,7 @@ class RunOrder:
         # An option that is wrong for one image is wrong for all.
         EditRequest.text_removal(_ANY_URL, **self.request_options)
 
-    def job_for(self, given: Given) -> Job:
+    def job_for(self, given: InputRow) -> Job:
         """Return what is wanted for one input; a file is read, in the thread of the caller.
 
         Raises:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import attrs
 
 from flux_async import BudgetExhausted, FluxClient, Model
-from flux_async.cli.balance import Balance, cost_in_words, in_credits
+from flux_async.cli.credits import Balance, cost_in_words, in_credits
 from flux_async.cli.selection import Selection
 from flux_async.clock import Clock
 from flux_async.journal.store import StoredJob

@@ -9,14 +9,14 @@ from typing import Any
 
 from flux_async.batch.prices import PRICES
 from flux_async.cli.advice import after_adopting, command
-from flux_async.cli.balance import in_credits
+from flux_async.cli.credits import in_credits
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, utc_text
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.journal.reader import Holder, JournalReader, holder_of
-from flux_async.lifecycle import JobState
+from flux_async.job_state import JobState
+from flux_async.journal.reader import JournalReader, LockOwner, lock_owner_of
 from flux_async.models import Echo, Model
 
 _MOST_LISTED = 50
@@ -30,7 +30,7 @@ def show_status(folder: Path, *, as_json: bool) -> Exit:
     """
     journal = folder / JOURNAL
     with JournalReader(journal) as reader:
-        told = status_of(reader, holder_of(journal)) | {
+        told = status_of(reader, lock_owner_of(journal)) | {
             "refused": refused_inputs(folder, reader),
             "folder": str(folder),
         }
@@ -56,7 +56,7 @@ def refused_inputs(folder: Path, reader: JournalReader) -> int:
     return len(refused)
 
 
-def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
+def status_of(reader: JournalReader, holder: LockOwner | None) -> dict[str, Any]:
     """Return how a journal stands, as data.
 
     Args:
@@ -79,14 +79,14 @@ def status_of(reader: JournalReader, holder: Holder | None) -> dict[str, Any]:
             }
             for stored in reader.jobs(*doubtful)
         ],
-        "paid_besides": [
+        "possible_duplicate_charges": [
             {
                 "key": besides.stored.job.key,
                 "image": image_of(besides.stored),
                 "task_id": besides.task_id,
                 "signed": besides.signed,
             }
-            for besides in reader.named_besides()
+            for besides in reader.possible_duplicate_charges()
         ],
         "echoes": {echo.value: count for echo, count in reader.echoes().items()},
         "credits": {
@@ -129,7 +129,7 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
     yield f"last activity: {told['last_activity'] or 'none'}"
     folder = Path(told["folder"])
     yield from _listed("in doubt", (_doubt_in_words(doubt, folder) for doubt in told["in_doubt"]))
-    yield from _listed("perhaps paid twice", map(_besides_in_words, told["paid_besides"]))
+    yield from _listed("perhaps paid twice", map(_besides_in_words, told["possible_duplicate_charges"]))
 
 
 def _listed(title: str, entries: Iterable[str]) -> Iterator[str]:

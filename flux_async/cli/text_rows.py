@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.list_rows import AT_THE_ENDS
 
 _PLAIN = re.compile(r"https?://[!-~]+")
@@ -23,12 +23,12 @@ _COMMENTED = re.compile(
 )
 
 
-def text_rows(source: str, lines: Iterable[str]) -> Iterator[Given]:
+def text_rows(source: str, lines: Iterable[str]) -> Iterator[InputRow]:
     """Yield the rows of a text file; blank lines and comments are none."""
     for number, line in enumerate(lines, start=1):
         text = line.strip(AT_THE_ENDS)
         if text and not text.startswith("#"):
-            yield Given(source=source, line=number, image=image_in(text))
+            yield InputRow(source=source, line=number, image=image_in(text))
 
 
 def image_in(text: str) -> str:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
+from flux_async.api.kontext import read_submit
 from flux_async.errors import InvalidInput, JobConflictError
+from flux_async.job_state import JobSnapshot, JobState
 from flux_async.journal.lost_records import has_unknown, take_unknown
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
-from flux_async.lifecycle import JobSnapshot, JobState
 from flux_async.models import JobKey, LocalImage, digest_key
 from flux_async.policy.signed_urls import is_resigned, unsigned_url
-from flux_async.protocol.wire import read_submit
 
 if TYPE_CHECKING:
     import sqlite3

@@ -26,7 +26,7 @@ _MOST_PER_ATTEMPT = 8
 """Tasks that callbacks may name for one attempt, signed ones and others each: one is right, and who knows the
 address may lie."""
 
-NAMED_BESIDES = (
+POSSIBLE_DUPLICATES = (
     "attempt.task_id IS NULL AND attempt.number < job.attempts "
     "AND NOT EXISTS (SELECT 1 FROM attempt AS known WHERE known.task_id = inbox.task_id)"
 )
@@ -34,7 +34,7 @@ NAMED_BESIDES = (
 
 _ENTRIES = (
     "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "  # noqa: S608
-    f"attempt.input_url, {NAMED_BESIDES} "
+    f"attempt.input_url, {POSSIBLE_DUPLICATES} "
     "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
 )
 
@@ -160,7 +160,7 @@ def unsettled_after(connection: sqlite3.Connection, number: int) -> tuple[list[I
     """
     newest = connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0
     where = "WHERE inbox.number > ? AND inbox.number <= ? "
-    where += f"AND (job.state IN ('submitting', 'submitted', 'in_doubt') OR {NAMED_BESIDES}) ORDER BY 1"
+    where += f"AND (job.state IN ('submitting', 'submitted', 'in_doubt') OR {POSSIBLE_DUPLICATES}) ORDER BY 1"
     return _entries(connection, where, number, newest), newest
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from flux_async.errors import JournalRecordsLost
+from flux_async.job_state import JobState
 from flux_async.journal.submit_log import LoggedSubmit, last_of, log_of, read_log
-from flux_async.lifecycle import JobState
 from flux_async.models import JobKey
 
 if TYPE_CHECKING:

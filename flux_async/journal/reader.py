@@ -15,12 +15,12 @@ from typing import Any, Self, TypeVar
 import attrs
 
 from flux_async.errors import JournalError, JournalVersionError
+from flux_async.job_state import JobState
 from flux_async.journal import task_owners
-from flux_async.journal.inbox import NAMED_BESIDES
+from flux_async.journal.inbox import POSSIBLE_DUPLICATES
 from flux_async.journal.read_only import open_for_reading
 from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from flux_async.journal.store import COLUMNS, StoredJob, stored_job
-from flux_async.lifecycle import JobState
 from flux_async.models import Echo, JobKey, TaskId
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ _MODEL = "json_extract(job.request, '$.model')"
 
 
 @attrs.frozen(kw_only=True)
-class Holder:
+class LockOwner:
     """Who runs a journal.
 
     Attributes:
@@ -57,7 +57,7 @@ class Spending:
 
 
 @attrs.frozen(kw_only=True)
-class Besides:
+class PossibleDuplicateCharge:
     """A task that was perhaps paid besides the one a job has its picture from.
 
     Attributes:
@@ -196,7 +196,7 @@ class JournalReader:
         """Return when the latest submit of a job was about to leave."""
         return self._number("SELECT max(intended_at) FROM attempt WHERE job = ?", number)
 
-    def named_besides(self) -> list[Besides]:
+    def possible_duplicate_charges(self) -> list[PossibleDuplicateCharge]:
         """Return the tasks that callbacks name for submits made again since, and that nobody knows.
 
         A job that waits for its next submit is left out: before that it may yet take up the task.
@@ -206,13 +206,13 @@ class JournalReader:
         sql = (
             "SELECT job.number, inbox.task_id, max(inbox.signed) FROM inbox "  # noqa: S608
             "JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
-            f"WHERE {NAMED_BESIDES} AND job.state <> 'pending' "
+            f"WHERE {POSSIBLE_DUPLICATES} AND job.state <> 'pending' "
             f"GROUP BY job.number, inbox.task_id ORDER BY min(inbox.number) LIMIT {_PAGE}"
         )
         rows = self._all(sql)
         jobs = {stored.number: stored for stored in self.by_number(sorted({row[0] for row in rows}))}
         return [
-            Besides(stored=jobs[number], task_id=TaskId(task_id), signed=bool(signed))
+            PossibleDuplicateCharge(stored=jobs[number], task_id=TaskId(task_id), signed=bool(signed))
             for number, task_id, signed in rows
         ]
 
@@ -267,12 +267,12 @@ class JournalReader:
         return rows[0][0] if rows else None
 
 
-def holder_of(journal: Path) -> Holder | None:
+def lock_owner_of(journal: Path) -> LockOwner | None:
     """Say who runs ``journal`` now, without taking or asking for its lease."""
     try:
         path = journal.resolve()
         told = json.loads(path.with_name(path.name + ".lock").read_text(encoding="utf-8"))
-        holder = Holder(pid=int(told["pid"]), since=float(told["since"]))
+        holder = LockOwner(pid=int(told["pid"]), since=float(told["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     try:

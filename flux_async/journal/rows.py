@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
+from flux_async.api.kontext import read_submit
 from flux_async.errors import Charge
-from flux_async.lifecycle import JobSnapshot, JobState, Problem
+from flux_async.job_state import JobSnapshot, JobState, Problem
 from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, LocalImage, TaskId
-from flux_async.protocol.wire import read_submit
 
 COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "

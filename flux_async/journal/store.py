@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio.to_thread
 import attrs
 
+from flux_async.api.kontext import store_request
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import (
     JournalBusyError,
@@ -32,19 +33,7 @@ from flux_async.errors import (
     WrongEventLoop,
     shown,
 )
-from flux_async.journal import file_names, inbox, paying_account, task_owners
-from flux_async.journal.adding import Added, Adding, as_new
-from flux_async.journal.guard import JournalGuard
-from flux_async.journal.inbox import InboxEntry, InboxWatch
-from flux_async.journal.lease import Lease
-from flux_async.journal.lost_records import find_lost, keep_unknown, pending_keys
-from flux_async.journal.paying_account import PaidTask
-from flux_async.journal.reserve import Reserve
-from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
-from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
-from flux_async.journal.submit_log import LoggedSubmit, log_of, rewrite
-from flux_async.journal.writer import Writer
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     LIVE,
     Event,
     JobSnapshot,
@@ -59,8 +48,19 @@ from flux_async.lifecycle import (
     events_of_lost_submit,
     recover,
 )
+from flux_async.journal import file_names, inbox, paying_account, task_owners
+from flux_async.journal.adding import Added, Adding, as_new
+from flux_async.journal.guard import JournalGuard
+from flux_async.journal.inbox import InboxEntry, InboxWatch
+from flux_async.journal.lock import JournalLock
+from flux_async.journal.lost_records import find_lost, keep_unknown, pending_keys
+from flux_async.journal.paying_account import PaidTask
+from flux_async.journal.reserve import Reserve
+from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
+from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
+from flux_async.journal.submit_log import LoggedSubmit, log_of, rewrite
+from flux_async.journal.writer import Writer
 from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
-from flux_async.protocol.wire import store_request
 
 if TYPE_CHECKING:
     import sqlite3
@@ -104,7 +104,7 @@ class Journal:
         self._clock = clock or SystemClock()
         self._running = False
         self._writer: Writer | None = None
-        self._lease: Lease | None = None
+        self._lock: JournalLock | None = None
         self._reserve: Reserve | None = None if self._path is None else Reserve(self._path)
         self._watch: InboxWatch | None = None
         self._guard: JournalGuard | None = None
@@ -133,7 +133,7 @@ class Journal:
         if self._path is not None:
             make_folder(self._path)
             # The lease comes first: a look at the file of a run in this process would drop its locks.
-            self._lease = Lease.take(self._path, at=self._clock.wall())
+            self._lock = JournalLock.take(self._path, at=self._clock.wall())
         try:
             if self._path is not None:
                 inspect(self._path)
@@ -158,7 +158,7 @@ class Journal:
             if writer is not None:
                 await writer.stop()
         finally:
-            lease, self._lease = self._lease, None
+            lease, self._lock = self._lock, None
             if lease is not None:
                 if self._reserve is not None:
                     self._reserve.give_back()
@@ -356,7 +356,7 @@ class Journal:
         submits = isinstance(event, SubmitIntended)
         is_answer = isinstance(event, _ANSWERS)
         try:
-            await self._do(write, dear=is_answer, submits=job.key if submits else None)
+            await self._do(write, critical=is_answer, submits=job.key if submits else None)
         except JournalError as error:
             if submits:
                 await self._take_back(number, job, error)
@@ -374,7 +374,7 @@ class Journal:
                 _record(connection, number, apply(job, event), event, job)
 
         with contextlib.suppress(JournalError):  # then it is in doubt
-            await self._do(write, dear=True)
+            await self._do(write, critical=True)
 
     async def recover(self) -> None:
         """Put in doubt what a process that has died left half submitted; a run does so first of all."""
@@ -526,12 +526,12 @@ class Journal:
         self,
         work: Callable[[sqlite3.Connection], T],
         *,
-        dear: bool = False,
+        critical: bool = False,
         submits: JobKey | None = None,
     ) -> T:
         if self._writer is None:
             raise JournalError("The journal is not open.", advice="Use it as `async with`, or call open().")
-        return await self._writer.do(work, dear=dear, submits=submits)
+        return await self._writer.do(work, critical=critical, submits=submits)
 
     def _connect(self, *, accept_lost_records: bool) -> sqlite3.Connection:
         if self._path is None:

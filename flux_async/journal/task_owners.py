@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from flux_async.api.echo import compare, spellings_of
+from flux_async.api.odd_answers import ids_in
 from flux_async.errors import JobConflictError
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     EchoContradicted,
     Event,
     SubmitAccepted,
@@ -19,8 +21,6 @@ from flux_async.lifecycle import (
     TaskSucceeded,
 )
 from flux_async.models import Echo, JobKey, TaskId
-from flux_async.protocol.echo import compare, spellings_of
-from flux_async.protocol.odd_answers import ids_in
 
 if TYPE_CHECKING:
     import sqlite3

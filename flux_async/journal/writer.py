@@ -36,13 +36,13 @@ class Item:
     Attributes:
         work: What to do.
         done: Receives what it returned, after the commit.
-        dear: Whether room is made for it on a full disk.
+        critical: Whether room is made for it on a full disk.
         submits: The job that is submitted after it, if one is.
     """
 
     work: Work
     done: asyncio.Future[Any]
-    dear: bool = False
+    critical: bool = False
     submits: JobKey | None = None
 
 
@@ -56,7 +56,7 @@ class Writer:
     Args:
         connect: Opens the connection, in the thread.
         loop: Where the waiting coroutines live.
-        make_room: Frees some of a full disk for what is dear; says whether it could.
+        make_room: Frees some of a full disk for what is critical; says whether it could.
         guard: Watches over the commits of intents.
     """
 
@@ -89,14 +89,14 @@ class Writer:
         self,
         work: Callable[[sqlite3.Connection], T],
         *,
-        dear: bool = False,
+        critical: bool = False,
         submits: JobKey | None = None,
     ) -> T:
         """Run ``work`` in a transaction; return what it returned, after the commit.
 
         A cancelled caller does not undo it: what was asked for is written. Where the disk is full, room is
-        made for what is ``dear``. Work after which a job is submitted names it, and returns the submit for
-        the log.
+        made for what is ``critical``. Work after which a job is submitted names it, and returns the submit
+        for the log.
 
         Raises:
             WrongEventLoop: The file was opened on another one; nothing was written.
@@ -107,7 +107,7 @@ class Writer:
                 advice="Give a WebhookReceiver that is served elsewhere the journal's path.",
             )
         done: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(Item(work=work, done=done, dear=dear, submits=submits))
+        self._queue.put(Item(work=work, done=done, critical=critical, submits=submits))
         return await done
 
     async def stop(self) -> None:
@@ -180,10 +180,10 @@ class Writer:
         try:
             values = self._transact(connection, [item.work for item in batch])
         except BaseException as error:  # noqa: BLE001 - told to whose work it was; the thread must live
-            dear = [item for item in batch if item.dear]
-            if dear and _has_no_room(error) and self._make_room():
-                others = [(item.done, None, as_journal_error(error)) for item in batch if not item.dear]
-                return others + self._commit(connection, dear)
+            critical = [item for item in batch if item.critical]
+            if critical and _has_no_room(error) and self._make_room():
+                others = [(item.done, None, as_journal_error(error)) for item in batch if not item.critical]
+                return others + self._commit(connection, critical)
             if len(batch) == 1 or not _is_of_one(error):
                 return [(item.done, None, as_journal_error(error)) for item in batch]
             return [result for item in batch for result in self._commit(connection, [item])]

@@ -1,6 +1,6 @@
 """What may be brought to disk, when a download goes on where it stopped, when a failed one is tried again.
 
-Pure judgements over what a file host says; the bytes themselves are read in ``pictures.py``.
+Pure judgements over what a file host says; the bytes themselves are read in ``files/image_header.py``.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from collections import OrderedDict
 import attrs
 from attrs.validators import optional
 
+from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.errors import Charge, FluxError, InvalidInput, PollDeadlineExceeded, TaskFailed
 from flux_async.models import TaskId, TaskRecord, TaskStatus
-from flux_async.policy.learning import GenerationTimes, Trail
+from flux_async.policy.generation_times import GenerationTimes, TaskObservation
 from flux_async.policy.numbers import check_positive, not_negative, positive_number
 from flux_async.policy.schedule import SHORTEST_GAP_S
-from flux_async.protocol.codes import PollMeaning, poll_meaning
 
 _LAST_LOOK_S = 2.0
 _PUT_OFF_S = 5.0
@@ -36,14 +36,14 @@ class PollPolicy:
     """The rhythm of looking at a task: learned, or one of your own.
 
     ``PollPolicy()`` learns: from how long tasks of the same kind took it knows when the next look is worth
-    most (:mod:`flux_async.policy.learning`). With ``interval_s`` the rhythm is given: the first look comes
-    ``first_s`` after the wait began, the next every ``interval_s``, and a task older than ``slow_after_s`` is
-    a straggler, whose interval grows by ``growth`` at each look. :meth:`fixed` and :meth:`backoff` are its
-    two plain forms. In all of them gaps are spread by ``± jitter``, so that tasks submitted together are not
-    looked at together, and end at ``cap_s``.
+    most (:mod:`flux_async.policy.generation_times`). With ``interval_s`` the rhythm is given: the first look
+    comes ``first_s`` after the wait began, the next every ``interval_s``, and a task older than
+    ``slow_after_s`` is a straggler, whose interval grows by ``growth`` at each look. :meth:`fixed` and
+    :meth:`backoff` are its two plain forms. In all of them gaps are spread by ``± jitter``, so that tasks
+    submitted together are not polled together, and end at ``cap_s``.
 
     Attributes:
-        cost_of_look_s: Of a learned rhythm: one look is worth so many seconds of seeing an end earlier.
+        poll_cost_s: Of a learned rhythm: one look is worth so many seconds of seeing an end earlier.
         tick_s: Of a learned rhythm: looks are made at ticks so many seconds apart, rather a moment late than
             each for itself; to wake up for ten looks costs little more than for one. 0 has no ticks.
         interval_s: Seconds between looks; None learns.
@@ -52,15 +52,15 @@ class PollPolicy:
         slow_after_s: Age in seconds from which looks grow rarer, where ``interval_s`` is given.
         growth: Factor by which they do, at least 1.
         cap_s: Longest gap between looks, in seconds, spread included; no tick is waited for beyond it.
-        visible_within_s: For this long after the wait began "no such task" means "not visible yet".
-        flip_within_s: For this long a failure whose words speak of a time-out is looked at again: such
+        not_found_grace_s: For this long after the wait began "no such task" means "not visible yet".
+        timeout_failure_grace_s: For this long a failure whose words speak of a time-out is polled again: such
             failures have been seen to turn into a success about a minute later.
         sweep_s: Seconds between looks while callbacks tell of the ends (:class:`CallbackHealth`): what they
             miss is found by these.
         callback_within_s: A callback is missing when it has not come this long after the end was seen.
     """
 
-    cost_of_look_s: float = attrs.field(default=0.5, validator=positive_number)
+    poll_cost_s: float = attrs.field(default=0.5, validator=positive_number)
     tick_s: float = attrs.field(default=0.1, validator=not_negative)
     interval_s: float | None = attrs.field(default=None, validator=optional(positive_number))
     first_s: float | None = attrs.field(default=None, validator=optional(not_negative))
@@ -68,8 +68,8 @@ class PollPolicy:
     slow_after_s: float = attrs.field(default=60.0, validator=not_negative)
     growth: float = attrs.field(default=1.4, validator=positive_number)
     cap_s: float = attrs.field(default=30.0, validator=positive_number)
-    visible_within_s: float = attrs.field(default=90.0, validator=not_negative)
-    flip_within_s: float = attrs.field(default=120.0, validator=not_negative)
+    not_found_grace_s: float = attrs.field(default=90.0, validator=not_negative)
+    timeout_failure_grace_s: float = attrs.field(default=120.0, validator=not_negative)
     sweep_s: float = attrs.field(default=30.0, validator=positive_number)
     callback_within_s: float = attrs.field(default=5.0, validator=positive_number)
 
@@ -137,7 +137,7 @@ class PollPolicy:
         """Say whether a failed record, first seen ``failed_for_s`` ago, may still turn into a success."""
         words = (record.error_message or "").lower()
         timed_out = "timeout" in words or "timed out" in words or "time out" in words
-        return record.status.is_failure and timed_out and failed_for_s < self.flip_within_s
+        return record.status.is_failure and timed_out and failed_for_s < self.timeout_failure_grace_s
 
 
 @attrs.define(kw_only=True)
@@ -191,7 +191,7 @@ class Watch:
     Rules:
 
     1. Only the vendor's word ends a wait early: a finished record, or a refusal no later look can mend.
-    2. "No such task" within ``visible_within_s`` means "not visible yet"; once seen, a task exists.
+    2. "No such task" within ``not_found_grace_s`` means "not visible yet"; once seen, a task exists.
     3. Lost connections, 429, 455 and server errors mean "look again", ever more rarely.
     4. The deadline ends it. The last look is made just before, so that nothing finished is missed. Where the
        process was stopped over the deadline, that is put off once, for a last look.
@@ -216,7 +216,7 @@ class Watch:
     started_at: float
     deadline: float
     timeout_s: float
-    trail: Trail = attrs.field(
+    trail: TaskObservation = attrs.field(
         default=attrs.Factory(lambda self: GenerationTimes().begin(self.started_at), takes_self=True)
     )
     ticks_from: float = 0.0
@@ -295,7 +295,7 @@ class Watch:
         self._count(now)
         meaning = poll_meaning(error)
         if meaning is PollMeaning.NOT_VISIBLE:
-            visible_by = self.started_at + self.policy.visible_within_s
+            visible_by = self.started_at + self.policy.not_found_grace_s
             gone = not self._seen and now >= visible_by
             return self._with_task(error) if gone else None
         if meaning is PollMeaning.FATAL:
@@ -334,10 +334,10 @@ class Watch:
         policy, trail, before = self.policy, self.trail, self._looked_at
         if before is None or before < trail.seen_at:
             before = trail.seen_at
-        best_s = trail.gap(before, policy.cost_of_look_s, policy.cap_s)
+        best_s = trail.gap(before, policy.poll_cost_s, policy.cap_s)
         if not trail.age_is_known and not self._looks:
             best_s = min(best_s, _SOON_S)
-        following_s = trail.gap(before + best_s, policy.cost_of_look_s, policy.cap_s)
+        following_s = trail.gap(before + best_s, policy.poll_cost_s, policy.cap_s)
         at = before + policy.learned_delay(best_s, following_s, draw)
         if at <= now:
             before, at = now, now + _OVERDUE_S * draw  # as where thousands are taken up together

@@ -63,7 +63,7 @@ class RetryPolicy:
         """
         if error.charge is not Charge.NO or tries >= self.max_tries:
             return None
-        if error.scope is Scope.EVERYONE_FOR_NOW:
+        if error.scope is Scope.ACCOUNT_PAUSED:
             return self._unless_too_long(error, draw)
         return self._backoff(tries, draw) if isinstance(error, RequestNotSent) else None
 
@@ -80,7 +80,7 @@ class RetryPolicy:
         """Return the seconds to wait before uploading again, or None: do not. Arguments as for a submit."""
         if tries >= self.max_tries or error.scope is Scope.STOP:
             return None
-        if error.scope is Scope.EVERYONE_FOR_NOW:
+        if error.scope is Scope.ACCOUNT_PAUSED:
             return self._unless_too_long(error, draw)
         lost = RequestNotSent | ConnectionLost | ServerError | UnexpectedResponse
         return self._backoff(tries, draw) if isinstance(error, lost) else None

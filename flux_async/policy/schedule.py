@@ -35,12 +35,12 @@ def at_age(values: Sequence[float], age: float) -> float:
     return values[place] + share * (values[place + 1] - values[place])
 
 
-def best_looks(ended: Sequence[float], *, cost_of_look_s: float, longest_gap_s: float) -> list[float]:
+def best_looks(ended: Sequence[float], *, poll_cost_s: float, longest_gap_s: float) -> list[float]:
     """Return, for every edge, the age of the best next look after one there that found nothing.
 
     Args:
         ended: For every edge, the share of tasks that have ended by that age.
-        cost_of_look_s: How many seconds of unseen end one look is worth.
+        poll_cost_s: How many seconds of unseen end one look is worth.
         longest_gap_s: No gap is longer.
     """
     unseen = _areas(ended)
@@ -62,7 +62,7 @@ def best_looks(ended: Sequence[float], *, cost_of_look_s: float, longest_gap_s: 
         least = min(costs)
         place = costs.index(least)
         furthest = first + place  # the best look after an earlier age is never a later one
-        follows[here] = cost_of_look_s * (1.0 - share) + least - unseen[here] + share * age
+        follows[here] = poll_cost_s * (1.0 - share) + least - unseen[here] + share * age
         totals[here] += follows[here]
         best[here] = _between(costs, place, furthest)
     return best

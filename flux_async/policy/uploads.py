@@ -9,7 +9,7 @@ from __future__ import annotations
 import attrs
 
 from flux_async.errors import InvalidInput, NotAPicture
-from flux_async.pictures import PictureReader, picture_suffix
+from flux_async.files.image_header import PictureReader, picture_suffix
 from flux_async.policy.jpeg_scan import Read, lacks_only_its_end
 
 MAX_UPLOAD_BYTES = 20 * 1024 * 1024

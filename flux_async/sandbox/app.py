@@ -22,10 +22,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from flux_async.sandbox import replies
+from flux_async.sandbox import envelopes
 from flux_async.sandbox.clock import ScaledTime, VendorClock, VirtualTime, as_clock
-from flux_async.sandbox.delivery import answer
-from flux_async.sandbox.desk import Desk
+from flux_async.sandbox.fault_delivery import answer
+from flux_async.sandbox.handlers import Desk
 from flux_async.sandbox.plan import HEADER, FaultPlan
 from flux_async.sandbox.requests import BodyTooLargeError, UnknownFaultError
 from flux_async.sandbox.settings import SandboxSettings
@@ -162,7 +162,7 @@ async def _too_large(_request: Request, _error: Exception) -> Response:
 
 
 async def _unknown_fault(_request: Request, error: Exception) -> Response:
-    return answer(replies.refusal(422, f"{HEADER}: {error}"))
+    return answer(envelopes.refusal(422, f"{HEADER}: {error}"))
 
 
 async def _nobody_there(_request: Request, _error: Exception) -> Response:

@@ -18,11 +18,11 @@ from typing import Final
 
 import attrs
 
-from flux_async.sandbox import replies
+from flux_async.sandbox import envelopes
+from flux_async.sandbox.envelopes import Reply
 from flux_async.sandbox.faults import Fault, Struck
-from flux_async.sandbox.file_book import MINUTE
 from flux_async.sandbox.ledger import Attempt
-from flux_async.sandbox.replies import Reply
+from flux_async.sandbox.links import MINUTE
 from flux_async.sandbox.tasks import Task
 
 RETRIES_AFTER: Final = (1 * MINUTE, 5 * MINUTE, 15 * MINUTE)  # each counts from the failure before it
@@ -35,7 +35,7 @@ SUCCESS: Final = "BFL image generated successfully."
 ATTACKER: Final = "https://attacker.example"
 
 # A record and a callback do not spell this one alike.
-_WORDING: Final = {replies.INTERNAL_AS_RECORDED: replies.INTERNAL}
+_WORDING: Final = {envelopes.INTERNAL_AS_RECORDED: envelopes.INTERNAL}
 
 _NOT_THE_KEY: Final = "not the key of this webhook"
 # Sent once whatever comes of it; everything else is the true callback, which is tried again.

@@ -1,7 +1,7 @@
 """What the sandbox can do wrong: every fault under its name, and where it strikes.
 
 Which of them befall whom is the business of `flux_async.sandbox.plan`; what becomes of an answer, that of
-`flux_async.sandbox.mishaps`.
+`flux_async.sandbox.fault_replies`.
 """
 
 from __future__ import annotations

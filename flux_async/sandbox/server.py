@@ -81,7 +81,7 @@ def serve(
 def _config(app: ASGIApp, *, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     import uvicorn  # noqa: PLC0415 - needs the extra
 
-    from flux_async.sandbox.line import HangingUp  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.abortable_http import HangingUp  # noqa: PLC0415 - needs the extra
 
     return uvicorn.Config(
         app,

@@ -19,15 +19,15 @@ from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
-from flux_async.sandbox import mishaps, replies
+from flux_async.sandbox import envelopes, fault_replies
+from flux_async.sandbox.envelopes import Reply
+from flux_async.sandbox.fault_replies import Answer
 from flux_async.sandbox.faults import Fault, Place, Struck
-from flux_async.sandbox.file_book import EXTENSIONS, Blob, FileBook, Link
 from flux_async.sandbox.ledger import WINDOW
-from flux_async.sandbox.mishaps import Answer
+from flux_async.sandbox.links import EXTENSIONS, Blob, FileBook, Link
 from flux_async.sandbox.parameters import Order, Refusal, is_web_address, read_order
 from flux_async.sandbox.plan import FaultPlan, Rule
-from flux_async.sandbox.records import record_of
-from flux_async.sandbox.replies import Reply
+from flux_async.sandbox.record_json import record_of
 from flux_async.sandbox.tasks import Account, Failure, Flag, Pictures, Task, subject_of
 
 SUBMITS_PER_WINDOW: Final = 20
@@ -104,10 +104,10 @@ class Vendor:
         self.advance(now)
         account = self.account(key)
         if account is None:
-            return replies.unauthorized(key_sent=key is not None)
+            return envelopes.unauthorized(key_sent=key is not None)
         if self._plan.closes_the_door and self.faults_of_call(Place.DOOR, now).keys() & {Fault.MAINTENANCE}:
             account.ledger.strike([Fault.MAINTENANCE])
-            return replies.refusal(455, replies.MAINTENANCE)
+            return envelopes.refusal(455, envelopes.MAINTENANCE)
         return None
 
     def submit(
@@ -122,7 +122,7 @@ class Vendor:
         order = read_order(body)
         if isinstance(order, Refusal):
             refusal = self._refusal(account, order, now) or order
-            return self._refuse(account, refusal.code, replies.refusal(refusal.code, refusal.message))
+            return self._refuse(account, refusal.code, envelopes.refusal(refusal.code, refusal.message))
         account.ledger.line(subject_of(order)).submits += 1
         account.ledger.unknown_fields.update(order.unknown)
         rules = (*order.faults, *asked)
@@ -135,21 +135,21 @@ class Vendor:
         if account.ledger.submits > faults.get(Fault.KEY_DISABLED, math.inf):
             account.disabled = True
             ledger.strike([Fault.KEY_DISABLED])
-            return self._refuse(account, 401, replies.unauthorized(key_sent=True))
+            return self._refuse(account, 401, envelopes.unauthorized(key_sent=True))
         if Fault.MAINTENANCE in faults and not self._plan.closes_the_door:  # asked for by this one
             ledger.strike([Fault.MAINTENANCE])
-            return self._refuse(account, 455, replies.refusal(455, replies.MAINTENANCE))
+            return self._refuse(account, 455, envelopes.refusal(455, envelopes.MAINTENANCE))
         if account.balance and ledger.accepted >= faults.get(Fault.BALANCE_OUT, math.inf):
             account.balance = 0.0
             ledger.strike([Fault.BALANCE_OUT])
-        fault = mishaps.refused(faults, ledger.line(subject_of(order)).submits)
+        fault = fault_replies.refused(faults, ledger.line(subject_of(order)).submits)
         if fault is None:
             return None
         ledger.strike([fault])
         if fault is Fault.DROP_REQUEST:
             ledger.dropped += 1
-            return Submission(reply=mishaps.BAD_GATEWAY, faults={fault: 1})
-        answer = mishaps.REFUSALS[fault]
+            return Submission(reply=fault_replies.BAD_GATEWAY, faults={fault: 1})
+        answer = fault_replies.REFUSALS[fault]
         code = answer.body["code"] if isinstance(answer, Reply) else answer.status
         assert isinstance(code, int)  # noqa: S101 - in an envelope of ours
         return self._refuse(account, code, answer)
@@ -159,10 +159,10 @@ class Vendor:
     ) -> Submission:
         refusal = self._refusal(account, order, now)
         if refusal is not None:
-            return self._refuse(account, refusal.code, replies.refusal(refusal.code, refusal.message))
+            return self._refuse(account, refusal.code, envelopes.refusal(refusal.code, refusal.message))
         task = self._create(account, order, faults, now, base_url)
-        reply = replies.success({"taskId": task.task_id})
-        return Submission(reply=mishaps.answered(reply, faults), task=task, faults=task.faults)
+        reply = envelopes.success({"taskId": task.task_id})
+        return Submission(reply=fault_replies.answered(reply, faults), task=task, faults=task.faults)
 
     @staticmethod
     def _refuse(account: Account, code: int, answer: Answer) -> Submission:
@@ -174,11 +174,11 @@ class Vendor:
         while account.window and now - account.window[0] >= WINDOW:
             account.window.popleft()
         if len(account.window) >= SUBMITS_PER_WINDOW:
-            return Refusal(429, replies.TOO_FAST)
+            return Refusal(429, envelopes.TOO_FAST)
         account.window.append(now)
         if isinstance(order, Refusal):
             return order
-        return Refusal(402, replies.NO_CREDITS) if account.balance < order.price else None
+        return Refusal(402, envelopes.NO_CREDITS) if account.balance < order.price else None
 
     def _create(self, account: Account, order: Order, faults: Struck, now: float, base_url: str) -> Task:
         task_id = f"{self._rng.getrandbits(128):032x}"
@@ -254,17 +254,19 @@ class Vendor:
             return turned_away
         account = self._accounts[key or ""]
         if not task_id:
-            return replies.refusal(422, "Please enter taskId.")
+            return envelopes.refusal(422, "Please enter taskId.")
         task = self._tasks.get(task_id)
         if task is None or task.account is not account:
             account.ledger.poll(None)
-            return replies.refusal(422, replies.NO_RECORD)
+            return envelopes.refusal(422, envelopes.NO_RECORD)
         task.polls += 1
         self._changed.add(task_id)
         account.ledger.poll(task.subject)
         if not task.faults:
             return _told(task, base_url)
-        return mishaps.looked(lambda: _told(task, base_url), task.faults, task.polls, now - task.created_at)
+        return fault_replies.looked(
+            lambda: _told(task, base_url), task.faults, task.polls, now - task.created_at
+        )
 
     def drops_look(self, task_id: str | None) -> bool:
         """Say whether the connection closes at this look, which has been written down."""
@@ -278,7 +280,7 @@ class Vendor:
         account = self._accounts[key or ""]
         faults = self.faults_of_call(Place.BALANCE, now, asked)
         account.ledger.strike(faults)
-        return mishaps.balance(account.balance, faults)
+        return fault_replies.balance(account.balance, faults)
 
     def download_url(self, key: str | None, body: object, now: float, base_url: str) -> Reply:
         """Answer POST download-url: a bare string that lives 20 minutes, for results only."""
@@ -286,12 +288,12 @@ class Vendor:
             return turned_away
         url = body.get("url") if isinstance(body, dict) else None
         if not isinstance(url, str) or not url:
-            return replies.refusal(422, "Please enter url.")
+            return envelopes.refusal(422, "Please enter url.")
         file = self.files.find(_path_at(url, base_url), now)
         if file is None or file.link is not Link.RESULT or Fault.LINK_REFUSED in file.faults:
-            return replies.refusal(422, replies.WRONG_URL)
+            return envelopes.refusal(422, envelopes.WRONG_URL)
         fresh = self.files.publish(Link.FRESH, file.blob, now)
-        return replies.success(base_url + fresh.path)
+        return envelopes.success(base_url + fresh.path)
 
     def upload(self, account: Account, upload: Upload, now: float, base_url: str) -> Reply:
         """File an upload and answer as the upload host does; the same name replaces the older file."""
@@ -349,9 +351,9 @@ def _told(task: Task, base_url: str) -> Reply:
     """Return what record-info says of a task; written once for each state of it."""
     if task.told is None or task.told[0] != base_url:
         if Fault.FAIL_ENVELOPE in task.faults and task.failure is not None:
-            reply = replies.refusal(task.failure.code, task.failure.message)
+            reply = envelopes.refusal(task.failure.code, task.failure.message)
         else:
-            reply = replies.success(record_of(task, base_url))
+            reply = envelopes.success(record_of(task, base_url))
         task.told = (base_url, reply)
     return task.told[1]
 

@@ -19,8 +19,8 @@ import cattrs
 
 from flux_async.sandbox.callbacks import Callback, CallbackBook
 from flux_async.sandbox.faults import parse_fault
-from flux_async.sandbox.file_book import PublicFile
 from flux_async.sandbox.ledger import Ledger, Line
+from flux_async.sandbox.links import PublicFile
 from flux_async.sandbox.settings import SandboxError
 from flux_async.sandbox.simulator import Vendor
 from flux_async.sandbox.tasks import Account, Pictures, Task

@@ -8,12 +8,12 @@ from typing import Final
 
 import attrs
 
-from flux_async.sandbox import replies
+from flux_async.sandbox import envelopes
+from flux_async.sandbox.envelopes import Reply
 from flux_async.sandbox.faults import Fault, Struck
-from flux_async.sandbox.file_book import Blob, PublicFile
 from flux_async.sandbox.ledger import Attempt, Ledger
+from flux_async.sandbox.links import Blob, PublicFile
 from flux_async.sandbox.parameters import Order
-from flux_async.sandbox.replies import Reply
 
 
 class Flag(enum.IntEnum):
@@ -45,13 +45,13 @@ class Failure:
 
 
 FATES: Final = {
-    Fault.FAIL_400: Failure(code=400, message=replies.FLAGGED),
-    Fault.FAIL_500: Failure(code=500, message=replies.INTERNAL_AS_RECORDED),
-    Fault.FAIL_501: Failure(code=501, message=replies.NOT_MADE),
+    Fault.FAIL_400: Failure(code=400, message=envelopes.FLAGGED),
+    Fault.FAIL_500: Failure(code=500, message=envelopes.INTERNAL_AS_RECORDED),
+    Fault.FAIL_501: Failure(code=501, message=envelopes.NOT_MADE),
     Fault.FAIL_CREATE: Failure(code=500, message="create task failed"),
-    Fault.FAIL_ENVELOPE: Failure(code=501, message=replies.NOT_MADE),
+    Fault.FAIL_ENVELOPE: Failure(code=501, message=envelopes.NOT_MADE),
 }
-TIMED_OUT: Final = Failure(code=500, message=replies.TIMED_OUT)
+TIMED_OUT: Final = Failure(code=500, message=envelopes.TIMED_OUT)
 
 
 @attrs.define(eq=False)

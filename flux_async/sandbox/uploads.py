@@ -16,18 +16,18 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from flux_async.sandbox import replies
+from flux_async.sandbox import envelopes
+from flux_async.sandbox.blob_store import Shelf
+from flux_async.sandbox.envelopes import Reply
 from flux_async.sandbox.fetcher import TooLargeError, UnreachableError, fetch, sniff
-from flux_async.sandbox.file_book import Blob
+from flux_async.sandbox.links import Blob
 from flux_async.sandbox.parameters import is_web_address
-from flux_async.sandbox.replies import Reply
-from flux_async.sandbox.shelf import Shelf
 from flux_async.sandbox.simulator import Upload
 
 MAX_BASE64_BYTES: Final = 10 * 1024 * 1024
 MAX_FILE_BYTES: Final = 100 * 1024 * 1024
 
-BAD_KEY: Final = replies.upload_refusal(401, "Authentication failed: Invalid API Key")
+BAD_KEY: Final = envelopes.upload_refusal(401, "Authentication failed: Invalid API Key")
 
 _MAX_NAME: Final = 200
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\]+")
@@ -39,7 +39,7 @@ class RefusedError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        self.reply: Reply = replies.upload_refusal(400, message)
+        self.reply: Reply = envelopes.upload_refusal(400, message)
 
 
 async def read_stream(request: Request, shelf: Shelf) -> Upload:

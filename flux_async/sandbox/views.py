@@ -8,8 +8,8 @@ from typing import Final
 
 import attrs
 
-from flux_async.sandbox.file_book import FileBook
 from flux_async.sandbox.ledger import Attempt, Ledger
+from flux_async.sandbox.links import FileBook
 from flux_async.sandbox.page import PAID_TWICE, TaskView
 from flux_async.sandbox.tasks import FAILURES, Account, Flag, Task
 

@@ -60,13 +60,13 @@ class SignCallback:
             key: Signs it; left out, the key of the test's sandbox.
             at: When it is signed, in seconds since the epoch; left out, now.
         """
-        from flux_async.sandbox import callbacks, replies  # noqa: PLC0415 - the kit loads what a test uses
+        from flux_async.sandbox import callbacks, envelopes  # noqa: PLC0415 - the kit loads what a test uses
 
         succeeded = code == callbacks.ACCEPTED
         links = (origin_url, result_url) if succeeded else ("", "")
         info = dict(zip(("originImageUrl", "resultImageUrl"), links, strict=True))
         told = message or (callbacks.SUCCESS if succeeded else _MESSAGES.get(code, _MESSAGES[500]))
-        reply = replies.Reply({"code": code, "msg": told, "data": {"taskId": task_id, "info": info}})
+        reply = envelopes.Reply({"code": code, "msg": told, "data": {"taskId": task_id, "info": info}})
         signed_at = int(self.now() if at is None else at)
         signature = callbacks.sign(key or self.default_key, task_id, signed_at)
         return SignedCallback({"Content-Type": "application/json", **signature}, reply.encode())

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlencode, urlsplit
 import anyio
 import attrs
 
+from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.errors import DownloadCutShort, DownloadError
-from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Transport, Unknown
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.file_client import MOST_REDIRECTS

@@ -17,13 +17,13 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from flux_async.client import FluxClient
 from flux_async.errors import MissingExtra
-from flux_async.policy.admission import Limits
 from flux_async.policy.polling import PollPolicy
+from flux_async.policy.rate_limit import Limits
 from flux_async.testing.callbacks import WEBHOOK_KEY
 from flux_async.testing.clock import VirtualClock
 from flux_async.testing.in_process import IN_REQUEST, URL, Heard, InProcess, RawHeaders, as_answering, ask
 from flux_async.testing.ledger import FluxLedger
-from flux_async.testing.lent import LentClient, LentTransport
+from flux_async.testing.managed_client import LentClient, LentTransport
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import TransportName, make_transport
 
@@ -212,7 +212,7 @@ class FluxSandbox:
             return {"clock": self.clock}
         speed = self.settings.speed
         polling = PollPolicy(
-            interval_s=3.0 / speed, cap_s=30.0 / speed, sweep_s=30.0 / speed, visible_within_s=90.0 / speed
+            interval_s=3.0 / speed, cap_s=30.0 / speed, sweep_s=30.0 / speed, not_found_grace_s=90.0 / speed
         )
         return {"limits": Limits(window_s=_WINDOW_S / speed), "polling": polling}
 

@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
-from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.api.envelope import WireRequest, WireResponse
 
 
 @attrs.frozen

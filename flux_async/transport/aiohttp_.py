@@ -27,7 +27,7 @@ import attrs
 import yarl
 from aiohttp.abc import AbstractStreamWriter
 
-from flux_async.protocol.envelope import Host, Stream, WireRequest, WireResponse
+from flux_async.api.envelope import Host, Stream, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.deadline import Deadline

@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import NoReturn
 from urllib.parse import quote, urlsplit
 
+from flux_async.api.envelope import Host, WireRequest
 from flux_async.errors import ConfigurationError, InvalidInput
 from flux_async.models import check_http_url
-from flux_async.protocol.envelope import Host, WireRequest
 
 DEFAULT_BASE_URL = "https://api.kie.ai"
 DEFAULT_UPLOAD_URL = "https://kieai.redpandaai.co"

@@ -21,8 +21,8 @@ from urllib.parse import urlencode, urlsplit
 
 import attrs
 
+from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.errors import ConfigurationError, MissingExtra
-from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.deadline import Deadline

@@ -26,7 +26,7 @@ TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTA
 CHARGES = {Charge.NO: "no", Charge.MAYBE: "perhaps", Charge.YES: "yes"}
 SCOPES = {
     Scope.THIS_JOB: "this image",
-    Scope.EVERYONE_FOR_NOW: "every submit, for now",
+    Scope.ACCOUNT_PAUSED: "every submit, for now",
     Scope.STOP: "every submit, until you act",
 }
 

@@ -1,15 +1,15 @@
-"""Imports point down only: the rooms of the package, what each may import, and nothing else.
+"""Imports point down only: what each module and package directly under ``flux_async`` may import.
 
 ::
 
     L5  cli  report
     L4  batch  webhook  telemetry  engine        sandbox   island: itself and imaging
-    L3  client → download, uploads, waiting → account → submit_gate    imaging   models and errors only
-    L2  transport  files  local_images  journal  clock   testing   for users' tests
-    L1  lifecycle  policy  protocol  pictures    pure: no await, no time, no randomness
+    L3  client → download, uploads, poller → session → submit_gate    imaging   models and errors only
+    L2  transport  files  journal  clock         testing   for users' tests
+    L1  job_state  policy  api                   pure: no await, no time, no randomness
     L0  models → errors → advice
 
-A room is a module or sub-package directly under ``flux_async``. A new room needs a row in each table.
+A new module or package needs a row in each table.
 """
 
 from __future__ import annotations
@@ -28,33 +28,31 @@ import flux_async
 PACKAGE = Path(flux_async.__file__).parent
 
 L0 = {"advice", "errors", "models"}
-L1 = {"lifecycle", "pictures", "policy", "protocol"}
-L2 = {"clock", "files", "journal", "local_images", "timing", "transport"}
-L3 = {"account", "client", "download", "submit_gate", "uploads", "waiting"}
+L1 = {"api", "job_state", "policy"}
+L2 = {"clock", "files", "journal", "timing", "transport"}
+L3 = {"client", "download", "poller", "session", "submit_gate", "uploads"}
 L4 = {"batch", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
-    # room: the rooms it may import, besides itself; a dotted name allows that module only.
+    # What each may import, besides itself; a dotted name allows that module only.
     "advice": set(),
     "errors": {"advice"},
     "models": {"errors"},
-    "protocol": L0,
-    "pictures": {"errors"},
-    "policy": L0 | {"pictures", "protocol.codes"},
-    "lifecycle": L0 | {"policy", "protocol.codes"},
+    "api": L0,
+    "policy": L0 | {"api.error_codes", "files.image_header"},
+    "job_state": L0 | {"policy", "api.error_codes"},
     "clock": set(),
-    "files": L0 | {"pictures", "policy"},
-    "local_images": L0 | {"policy.uploads"},
+    "files": L0 | {"policy"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
-    "account": L0 | L1 | {"clock", "submit_gate", "timing", "transport"},
+    "session": L0 | L1 | {"clock", "submit_gate", "timing", "transport"},
     "submit_gate": L0 | L1 | {"clock", "timing"},
     "timing": {"clock"},
-    "waiting": L0 | L1 | {"account", "timing"},
+    "poller": L0 | L1 | {"session", "timing"},
     # remove_text_many is the batch's short form; it imports it when it is called.
-    "client": L0 | L1 | L2 | {"account", "batch.gathered", "download", "uploads", "waiting", "__version__"},
-    "download": L0 | L1 | {"account", "clock", "files", "transport"},
-    "uploads": L0 | L1 | {"account", "clock", "local_images", "transport"},
+    "client": L0 | L1 | L2 | {"session", "batch.gathered", "download", "uploads", "poller", "__version__"},
+    "download": L0 | L1 | {"session", "clock", "files", "transport"},
+    "uploads": L0 | L1 | {"clock", "files", "session", "transport"},
     "batch": L0 | L1 | L2 | L3 | {"telemetry"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1,
@@ -73,24 +71,22 @@ ALLOWED_FOR_TYPING: dict[str, set[str]] = {
     "errors": {"models"},
 }
 OUTSIDE: dict[str, set[str]] = {
-    # room: the third-party packages it may import.
+    # The third-party packages it may import.
     "advice": set(),
     "errors": set(),
     "models": {"attrs"},
-    "protocol": {"attrs", "cattrs", "orjson"},
-    "pictures": {"attrs"},
+    "api": {"attrs", "cattrs", "orjson"},
     "policy": {"attrs"},
-    "lifecycle": {"attrs"},
+    "job_state": {"attrs"},
     "clock": {"anyio"},
     "files": {"anyio", "attrs"},
-    "local_images": {"anyio", "attrs"},
     "uploads": {"attrs"},
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "certifi", "httpcore", "httpx", "yarl"},
-    "account": {"anyio", "attrs"},
+    "session": {"anyio", "attrs"},
     "submit_gate": {"attrs"},
     "timing": {"attrs"},
-    "waiting": {"attrs"},
+    "poller": {"attrs"},
     "client": {"anyio", "attrs"},
     "download": {"attrs"},
     "batch": {"anyio", "attrs"},
@@ -107,17 +103,17 @@ OUTSIDE: dict[str, set[str]] = {
     "__main__": set(),
 }
 ONLY_IN: dict[str, set[str]] = {
-    # module: the only rooms, or files, that may import it. Everything reached through it stays behind them.
+    # The only places that may import it.
     "aiohttp": {"transport/aiohttp_.py"},
     "certifi": {"transport/http_settings.py"},
     "click": {"cli"},
     "httpcore": {"transport/file_client.py"},
     "httpx": {"transport/httpx_.py", "sandbox", "cli", "testing/sandbox.py"},
-    "orjson": {"protocol/envelope.py"},
+    "orjson": {"api/envelope.py"},
     "rich": {"cli"},
     "sqlite3": {"journal", "sandbox/state.py"},
-    "h11": {"cli/callback_server.py"},
-    "uvicorn": {"sandbox", "cli/callback_server.py", "cli/listening.py"},
+    "h11": {"cli/webhook_server.py"},
+    "uvicorn": {"sandbox", "cli/webhook_server.py", "cli/listening.py"},
     "yarl": {"transport/aiohttp_.py"},
     "time": {"clock", "sandbox", "imaging", "cli", "testing"},
 }
@@ -133,8 +129,8 @@ class Import(NamedTuple):
     typing_only: bool
 
 
-def room_of(path: PurePosixPath) -> str:
-    """Return the room a file of the package belongs to: `protocol/wire.py` is in `protocol`."""
+def entry_of(path: PurePosixPath) -> str:
+    """Return the row that a file of the package belongs to: `api/kontext.py` is in `api`."""
     return path.parts[0].removesuffix(".py")
 
 
@@ -161,43 +157,45 @@ def is_below(name: str, allowed: str) -> bool:
     return name == allowed or name.startswith(f"{allowed}.")
 
 
-def fault_inside(found: Import, room: str) -> str | None:
+def fault_inside(found: Import, entry: str) -> str | None:
     """Judge an import from our own package."""
     target = found.name.removeprefix("flux_async").removeprefix(".") or "__init__"
     if target.partition(".")[0] not in ALLOWED and target != "__version__":
         target = "__init__"  # a public name, taken from the package itself
-    allowed = ALLOWED[room] | {room} | (ALLOWED_FOR_TYPING.get(room, set()) if found.typing_only else set())
-    return None if any(is_below(target, name) for name in allowed) else f"{room} may not import {found.name}"
+    allowed = (
+        ALLOWED[entry] | {entry} | (ALLOWED_FOR_TYPING.get(entry, set()) if found.typing_only else set())
+    )
+    return None if any(is_below(target, name) for name in allowed) else f"{entry} may not import {found.name}"
 
 
-def fault_outside(found: Import, path: PurePosixPath, room: str) -> str | None:
+def fault_outside(found: Import, path: PurePosixPath, entry: str) -> str | None:
     """Judge an import from elsewhere."""
     top = found.name.partition(".")[0]
-    if room in PURE and top in BANNED_IN_PURE:
-        return f"{room} is pure and may not import {top}"
+    if entry in PURE and top in BANNED_IN_PURE:
+        return f"{entry} is pure and may not import {top}"
     homes = ONLY_IN.get(top)
-    if homes is not None and not {room, str(path)} & homes:
+    if homes is not None and not {entry, str(path)} & homes:
         return f"{top} may be imported in {', '.join(sorted(homes))} only"
-    if top in sys.stdlib_module_names or top in OUTSIDE[room]:
+    if top in sys.stdlib_module_names or top in OUTSIDE[entry]:
         return None
-    return f"{room} may not import {top}"
+    return f"{entry} may not import {top}"
 
 
 def faults_of(path: PurePosixPath, source: str) -> list[str]:
     """Return everything in one file of the package that the tables do not allow."""
-    room = room_of(path)
-    if room not in ALLOWED:
-        return [f"{path}: {room} is a new room: give it a row in the tables of this test"]
+    entry = entry_of(path)
+    if entry not in ALLOWED:
+        return [f"{path}: {entry} is new: give it a row in the tables of this test"]
     tree = ast.parse(source)
     faults = []
     for found in imports_of(tree, path):
         ours = is_below(found.name, "flux_async")
-        fault = fault_inside(found, room) if ours else fault_outside(found, path, room)
+        fault = fault_inside(found, entry) if ours else fault_outside(found, path, entry)
         if fault:
             faults.append(f"{path}:{found.line}: {fault}")
-    if room in PURE:
+    if entry in PURE:
         coroutines = (node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef))
-        faults += [f"{path}:{node.lineno}: {room} is pure: no async def" for node in coroutines]
+        faults += [f"{path}:{node.lineno}: {entry} is pure: no async def" for node in coroutines]
     return faults
 
 
@@ -213,8 +211,8 @@ def test_every_import_points_down() -> None:
     assert faults_in(PACKAGE) == []
 
 
-def test_tables_name_the_same_rooms() -> None:
-    """Each room has a row for imports from inside and one for imports from outside."""
+def test_tables_have_the_same_rows() -> None:
+    """Each module has a row for imports from inside and one for imports from outside."""
     assert ALLOWED.keys() == OUTSIDE.keys()
 
 
@@ -222,28 +220,28 @@ def test_tables_name_the_same_rooms() -> None:
     ("path", "line"),
     [
         ("errors.py", "from flux_async.models import TaskId"),
-        ("models.py", "from flux_async.protocol import wire"),
-        ("protocol/wire.py", "import httpx"),
-        ("protocol/wire.py", "from flux_async.policy.retry import RetryPolicy"),
-        ("protocol/codes.py", "def late():\n    import time"),
+        ("models.py", "from flux_async.api import kontext"),
+        ("api/kontext.py", "import httpx"),
+        ("api/kontext.py", "from flux_async.policy.retry import RetryPolicy"),
+        ("api/error_codes.py", "def late():\n    import time"),
         ("policy/retry.py", "import random"),
-        ("policy/retry.py", "from flux_async.protocol.wire import parse_submit"),
-        ("policy/polling.py", "from flux_async.protocol import wire"),
+        ("policy/retry.py", "from flux_async.api.kontext import parse_submit"),
+        ("policy/polling.py", "from flux_async.api import kontext"),
         ("policy/polling.py", "async def wait(): ..."),
-        ("policy/admission.py", "import asyncio"),
-        ("lifecycle.py", "import sqlite3"),
-        ("lifecycle.py", "from flux_async import FluxClient"),
+        ("policy/rate_limit.py", "import asyncio"),
+        ("job_state.py", "import sqlite3"),
+        ("job_state.py", "from flux_async import FluxClient"),
         ("clock.py", "from flux_async.errors import FluxError"),
         ("transport/background.py", "import httpx"),
         ("transport/factory.py", "import aiohttp"),
         ("transport/httpx_.py", "from flux_async.client import FluxClient"),
-        ("transport/credentials.py", "from ..account import Account"),
-        ("files.py", "from flux_async.transport import Transport"),
-        ("pictures.py", "from flux_async.policy.downloads import DownloadLimits"),
+        ("transport/credentials.py", "from ..session import Session"),
+        ("files/image_writer.py", "from flux_async.transport import Transport"),
+        ("files/image_header.py", "from flux_async.api.kontext import parse_submit"),
         ("transport/ssrf_guard.py", "import httpcore"),
         ("download.py", "from flux_async.client import FluxClient"),
-        ("account.py", "import time"),
-        ("account.py", "from flux_async.client import FluxClient"),
+        ("session.py", "import time"),
+        ("session.py", "from flux_async.client import FluxClient"),
         ("client.py", "import flux_async.cli"),
         ("client.py", "from flux_async import FluxError"),
         ("client.py", "import sqlite3"),
@@ -267,9 +265,9 @@ def test_a_forbidden_line_is_found(path: str, line: str) -> None:
     ("path", "line"),
     [
         ("errors.py", "if TYPE_CHECKING:\n    from flux_async.models import TaskId"),
-        ("protocol/wire.py", "from flux_async.protocol import codes, fields\nimport cattrs.gen"),
-        ("policy/polling.py", "from flux_async.protocol.codes import poll_meaning"),
-        ("policy/polling.py", "from flux_async.protocol import codes"),
+        ("api/kontext.py", "from flux_async.api import error_codes, parsing\nimport cattrs.gen"),
+        ("policy/polling.py", "from flux_async.api.error_codes import poll_meaning"),
+        ("policy/polling.py", "from flux_async.api import error_codes"),
         ("transport/httpx_.py", "import httpx"),
         ("client.py", "from flux_async import __version__"),
         ("sandbox/app.py", "import flux_async.imaging.removal"),
@@ -286,8 +284,8 @@ def test_a_forbidden_import_added_to_the_tree_is_found(tmp_path: Path) -> None:
     """The whole check fails on a copy of the package to which one upward import was added."""
     copy = tmp_path / "flux_async"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    target = copy / "protocol" / "codes.py"
+    target = copy / "api" / "error_codes.py"
     target.write_text(target.read_text(encoding="utf-8") + "\nimport httpx\n", encoding="utf-8")
     found = set(faults_in(copy)) - set(faults_in(PACKAGE))
     assert len(found) == 1
-    assert "protocol is pure and may not import httpx" in found.pop()
+    assert "api is pure and may not import httpx" in found.pop()

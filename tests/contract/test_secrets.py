@@ -29,7 +29,7 @@ from flux_async import (
     RetryPolicy,
     run_batch,
 )
-from flux_async.protocol.envelope import WireResponse
+from flux_async.api.envelope import WireResponse
 from flux_async.transport import Answered
 from flux_async.transport.factory import TransportName
 
@@ -220,7 +220,7 @@ def test_a_key_of_the_environment_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
 def test_a_client_shows_no_key(transport: TransportName) -> None:
     """Neither the client nor what it is made of has the key in its ``repr``."""
     client = FluxClient(KEY, transport=transport)
-    account = client._account
+    account = client._session
     assert KEY not in repr((client, account, account.transport, vars(account.transport)))
 
 

@@ -24,7 +24,7 @@ import httpx
 import pytest
 
 from flux_async import EditRequest, Journal
-from flux_async.policy.learning import GenerationTimes, kind_of
+from flux_async.policy.generation_times import GenerationTimes, kind_of
 
 READY = "sandbox ready at "
 START_SECONDS = 30

@@ -37,7 +37,7 @@ from flux_async import (
 )
 from flux_async.batch.input_files import REUSE_S, InputPlace
 from flux_async.clock import SystemClock
-from flux_async.lifecycle import JobState
+from flux_async.job_state import JobState
 
 LIMITS = Limits(submits=20, window_s=0.2)
 POLLING = PollPolicy(first_s=0.1, interval_s=0.1, jitter=0)
@@ -219,7 +219,7 @@ CRASH = """
 import asyncio, os, sys
 from pathlib import Path
 from flux_async import FluxClient, run_batch
-from flux_async.protocol.envelope import Host
+from flux_async.api.envelope import Host
 from flux_async.transport.httpx_ import HttpxTransport
 
 exchange = HttpxTransport.exchange

@@ -19,7 +19,7 @@ from flux_async.cli.exits import run_command
 from flux_async.cli.missing_images import MissingImages
 from flux_async.cli.results import ResultRow
 from flux_async.cli.run_folder import RunFolder
-from flux_async.lifecycle import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
+from flux_async.job_state import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.testing import FluxSandbox
 
 LATE = "https://example.com/late.jpg?sandbox-fault=file-html=2"

@@ -43,7 +43,7 @@ from flux_async import (
     TaskRecord,
     TaskStatus,
 )
-from flux_async.protocol.wire import build_download_url, parse_download_url
+from flux_async.api.kontext import build_download_url, parse_download_url
 
 KEY = "k-secret-0123456789"
 SIZE = 300_000
@@ -322,7 +322,7 @@ async def test_bytes_are_counted_whoever_brings_them(
     client: FluxClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transport that does not notice a missing half does not matter."""
-    monkeypatch.setattr(client.account.transport, "fetch", lambda *_, **__: nullcontext(Quiet()))
+    monkeypatch.setattr(client.session.transport, "fetch", lambda *_, **__: nullcontext(Quiet()))
     with pytest.raises(DownloadCutShort, match="1,000 of 300,000 bytes came"):
         await client.fetch_file("https://files.example/r.jpg", tmp_path / "r.jpg", retry=False)
 
@@ -535,8 +535,8 @@ async def test_the_sandbox_gives_fresh_links(sandbox_url: str, tmp_path: Path) -
     """The question is understood, and what the answer names is the same picture."""
     async with FluxClient("test", sandbox_url, polling=PollPolicy(first_s=0.05, interval_s=0.05)) as client:
         image = await client.generate("A lighthouse at dusk")
-        wire, deadline = build_download_url(image.result_url), client.account.clock.monotonic() + 9
-        fresh = parse_download_url(await client.account.look(wire, timeout_s=9, deadline=deadline))
+        wire, deadline = build_download_url(image.result_url), client.session.clock.monotonic() + 9
+        fresh = parse_download_url(await client.session.look(wire, timeout_s=9, deadline=deadline))
         assert fresh != image.result_url
         saved = [await client.fetch_file(url, tmp_path / "r.jpg") for url in (fresh, image.result_url)]
     assert saved[0] == saved[1]

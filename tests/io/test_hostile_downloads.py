@@ -517,7 +517,7 @@ async def test_a_slow_drip_ends_with_the_deadline(
         with pytest.raises(DownloadTimedOut, match=r"longer than 0\.1 s"):
             await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=0.1, retry=False)
         async with asyncio.timeout(1):
-            while client.account._exchanges.in_the_air:
+            while client.session._exchanges.in_the_air:
                 await asyncio.sleep(0.005)
 
 

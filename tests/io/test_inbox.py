@@ -26,10 +26,7 @@ from flux_async import (
     TaskId,
     WrongEventLoop,
 )
-from flux_async.journal.inbox import Inbox
-from flux_async.journal.schema import SCHEMA_VERSION, open_file
-from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     Event,
     JobSnapshot,
     Problem,
@@ -41,6 +38,9 @@ from flux_async.lifecycle import (
     TaskSucceeded,
     apply,
 )
+from flux_async.journal.inbox import Inbox
+from flux_async.journal.schema import SCHEMA_VERSION, open_file
+from flux_async.journal.store import StoredJob
 
 URL = "https://files.example/t.jpg"
 PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
@@ -90,7 +90,7 @@ def path(tmp_path: Path) -> Path:
 _HOLDER = """
 import asyncio, sys
 from flux_async import JobKey, Journal
-from flux_async.lifecycle import SubmitIntended, apply
+from flux_async.job_state import SubmitIntended, apply
 
 async def main():
     async with Journal(sys.argv[1]) as journal:

@@ -27,10 +27,7 @@ from flux_async.errors import (
     JournalVersionError,
     Scope,
 )
-from flux_async.journal.reserve import SIZE, STEP, Reserve
-from flux_async.journal.store import Journal, StoredJob
-from flux_async.journal.writer import Writer
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     Event,
     JobSnapshot,
     JobState,
@@ -43,6 +40,9 @@ from flux_async.lifecycle import (
     TaskSucceeded,
     apply,
 )
+from flux_async.journal.reserve import SIZE, STEP, Reserve
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.writer import Writer
 from flux_async.models import JobKey, TaskId
 
 URL = "https://files.example/t.jpg"
@@ -282,7 +282,7 @@ async def test_a_closed_journal_says_so(path: Path) -> None:
 _RECORDER = """
 import asyncio, sys
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import SubmitIntended, apply
+from flux_async.job_state import SubmitIntended, apply
 from flux_async.models import JobKey
 
 async def main():
@@ -459,12 +459,12 @@ _TAKER = """
 import os, sys
 from pathlib import Path
 from flux_async.errors import JournalBusyError
-from flux_async.journal.lease import Lease
+from flux_async.journal.lock import JournalLock
 
 journal, marker, turns = Path(sys.argv[1]), Path(sys.argv[2]), 0
 while turns < 100:
     try:
-        lease = Lease.take(journal, at=0.0)
+        lease = JournalLock.take(journal, at=0.0)
     except JournalBusyError:
         continue
     os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
@@ -697,7 +697,7 @@ async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> Non
 
     async def write(*, dear: bool) -> None:
         try:
-            await writer.do(insert, dear=dear)
+            await writer.do(insert, critical=dear)
         except JournalError:
             told.append((dear, False))
         else:
@@ -710,13 +710,13 @@ async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> Non
     try:
         async with asyncio.TaskGroup() as group:
             for dear in (False, True, True, False):
-                group.create_task(write(dear=dear))
+                group.create_task(write(critical=dear))
         assert sorted(told) == [(False, False), (False, False), (True, True), (True, True)]
         assert 1 < len(steps) < 7, "no more than was needed"
         steps.extend(range(9))
         with pytest.raises(JournalError, match="full"):
             for _ in range(20):
-                await writer.do(insert, dear=True)
+                await writer.do(insert, critical=True)
     finally:
         await writer.stop()
     (written,) = rows(tmp_path / "x.sqlite3", "SELECT count(*) FROM t")[0]

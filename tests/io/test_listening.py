@@ -19,10 +19,10 @@ import httpx
 import pytest
 
 from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, Journal
+from flux_async.api.webhooks import sign
 from flux_async.cli import callback_server as module
-from flux_async.cli.callback_server import Places, most_connections
 from flux_async.cli.listening import Place, bind, listening
-from flux_async.protocol.callbacks import sign
+from flux_async.cli.webhook_server import Places, most_connections
 
 resource = pytest.importorskip("resource")
 

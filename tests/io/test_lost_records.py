@@ -16,10 +16,7 @@ from pathlib import Path
 import pytest
 
 from flux_async.errors import JournalError, JournalRecordsLost, Scope
-from flux_async.journal.inbox import Inbox
-from flux_async.journal.store import Journal, StoredJob
-from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, last_of, log_of, read_log
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     Event,
     JobState,
     Problem,
@@ -32,6 +29,9 @@ from flux_async.lifecycle import (
     TaskSucceeded,
     apply,
 )
+from flux_async.journal.inbox import Inbox
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, last_of, log_of, read_log
 from flux_async.models import JobKey, TaskId
 
 WAIT_S = 30
@@ -39,7 +39,7 @@ WAIT_S = 30
 _SUBMITTER = """
 import asyncio, sys
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import SubmitAccepted, SubmitIntended, apply
+from flux_async.job_state import SubmitAccepted, SubmitIntended, apply
 from flux_async.models import JobKey
 
 async def main():

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from flux_async import EditRequest, Job, JobConflictError, JobKey, Journal
-from flux_async.journal.schema import APPLICATION_ID
-from flux_async.lifecycle import (
+from flux_async.api.kontext import read_image, store_request
+from flux_async.job_state import (
     JobState,
     Saved,
     SubmitAccepted,
@@ -22,9 +22,9 @@ from flux_async.lifecycle import (
     TaskSucceeded,
     apply,
 )
-from flux_async.lifecycle import Problem as Trouble
+from flux_async.job_state import Problem as Trouble
+from flux_async.journal.schema import APPLICATION_ID
 from flux_async.models import TaskId
-from flux_async.protocol.wire import read_image, store_request
 
 IMAGE = "https://bucket.example/poster.jpg"
 PROBLEM = Trouble(type="BadRequest", code=422, message="No.")

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from flux_async.sandbox import SandboxSettings, create_app
-from flux_async.sandbox.courier import _is_here
 from flux_async.sandbox.server import main
+from flux_async.sandbox.webhook_sender import _is_here
 
 GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
@@ -298,7 +298,7 @@ async def test_given_up() -> None:
 
 async def test_a_silent_receiver_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver that never answers holds up its own calls only, and not more than 64 at once."""
-    monkeypatch.setattr("flux_async.sandbox.courier.SHORTEST_LIMIT", float(SECONDS))
+    monkeypatch.setattr("flux_async.sandbox.webhook_sender.SHORTEST_LIMIT", float(SECONDS))
     async with receiver(*[NO_ANSWER] * 150) as silent, receiver() as hook, sandbox() as box:
         for _ in range(68):
             await box.submit(silent)
@@ -494,7 +494,7 @@ async def test_callbacks_stay_on_this_machine_unless_told_otherwise(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A program under test may name a receiver in production; nothing is sent there."""
-    caplog.set_level("INFO", logger="flux_async.sandbox.courier")
+    caplog.set_level("INFO", logger="flux_async.sandbox.webhook_sender")
     async with sandbox() as box:
         await box.submit(None, callBackUrl="http://nowhere.invalid/hook")
         await box.settled(failed=1)

@@ -16,7 +16,7 @@ import pytest
 _RECORDER = """
 import asyncio, os, sys
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import SubmitIntended, apply
+from flux_async.job_state import SubmitIntended, apply
 from flux_async.models import JobKey
 
 async def main():

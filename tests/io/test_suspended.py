@@ -21,7 +21,7 @@ import httpx2
 import pytest
 
 from flux_async import FluxClient
-from flux_async.protocol.envelope import WireRequest
+from flux_async.api.envelope import WireRequest
 from flux_async.transport import Answered, Transport
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.deadline import Deadline

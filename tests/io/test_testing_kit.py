@@ -27,7 +27,7 @@ from flux_async import (
     Succeeded,
     run_batch,
 )
-from flux_async.protocol.callbacks import read_callback
+from flux_async.api.webhooks import read_callback
 from flux_async.testing import FluxLedger, FluxSandbox, PaidTwice, SignCallback, VirtualClock, sandbox
 
 IMAGE = "https://pictures.example/poster.jpg"

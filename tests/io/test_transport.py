@@ -17,7 +17,7 @@ from flux_async import (
     FluxClient,
     InvalidInput,
 )
-from flux_async.protocol.envelope import WireRequest
+from flux_async.api.envelope import WireRequest
 from flux_async.transport import Answered, NotSent, Unknown
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.httpx_ import NEVER_SENT, HttpxTransport, family_of
@@ -241,7 +241,7 @@ async def test_a_dripping_file_is_bounded(file_client: Any, raw_server: Any, tmp
                 f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1, retry=False
             )
         async with asyncio.timeout(5):
-            while file_client._account._exchanges.in_the_air:
+            while file_client._session._exchanges.in_the_air:
                 await asyncio.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
 
@@ -280,7 +280,7 @@ async def test_a_download_given_up_ends_soon_and_leaves_nothing(
             async with asyncio.timeout(0.05):
                 await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
         async with asyncio.timeout(5):
-            while file_client._account._exchanges.in_the_air:
+            while file_client._session._exchanges.in_the_air:
                 await asyncio.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
 
@@ -452,7 +452,7 @@ async def test_a_given_up_download_does_not_overwrite_a_newer_file(
         target.write_bytes(b"newer")
         go.set()
         async with asyncio.timeout(5):
-            while file_client._account._exchanges.in_the_air:
+            while file_client._session._exchanges.in_the_air:
                 await asyncio.sleep(0.001)
     assert target.read_bytes() == b"newer"
     assert [p.name for p in tmp_path.iterdir()] == ["clean.jpg"]

@@ -23,7 +23,7 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async.protocol.envelope import Host, WireRequest
+from flux_async.api.envelope import Host, WireRequest
 from flux_async.transport import Answered, NotSent, SendResult, Transport, Unknown
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import make_transport

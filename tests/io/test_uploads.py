@@ -38,7 +38,7 @@ from flux_async import (
     UnexpectedResponse,
     UploadRejected,
 )
-from flux_async.local_images import identify
+from flux_async.files.image_source import identify
 
 POLLING = PollPolicy(first_s=0.05, interval_s=0.05, jitter=0)
 QUICK = RetryPolicy(base_s=0.001, window_s=0.001)
@@ -327,7 +327,7 @@ async def test_a_cancelled_upload_leaves_a_working_client(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await client.credits() > 0
-    assert client.account._exchanges.in_the_air == 0
+    assert client.session._exchanges.in_the_air == 0
 
 
 async def test_closing_the_client_ends_an_upload(stalling: Any, photo: Path) -> None:

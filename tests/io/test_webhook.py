@@ -27,8 +27,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from flux_async import JobKey, Journal, WebhookReceiver
-from flux_async.lifecycle import SubmitIntended, apply
-from flux_async.protocol.callbacks import SIGNATURE_HEADER, TIMESTAMP_HEADER, CallbackEndpoint, sign
+from flux_async.api.webhooks import SIGNATURE_HEADER, TIMESTAMP_HEADER, CallbackEndpoint, sign
+from flux_async.job_state import SubmitIntended, apply
 
 KEY = "test-webhook-key"
 START_S = 30

@@ -15,10 +15,10 @@ import attrs
 import pytest
 
 from flux_async import FluxClient, JournalError, Outcome
-from flux_async.batch.run import run_batch
+from flux_async.api.webhooks import CallbackEndpoint, attempt_in
+from flux_async.batch.runner import run_batch
 from flux_async.journal.store import Journal
 from flux_async.models import CallbackEvent, TaskId
-from flux_async.protocol.callbacks import CallbackEndpoint, attempt_in
 from flux_async.transport import Unknown
 
 _ENDLESS_S = 3600.0
@@ -131,7 +131,7 @@ class CallingVendor:
     ) -> list[Outcome]:
         """Run a batch whose callbacks arrive in the journal of the run."""
         options = {"callbacks": self.endpoint} | options
-        async with Journal(path, clock=client.account.clock) as journal:
+        async with Journal(path, clock=client.session.clock) as journal:
             await journal.aclose()
             await journal.open(account=client.fingerprint)
             self.inbox = journal

@@ -37,7 +37,7 @@ from flux_async import (
     TaskId,
     run_batch,
 )
-from flux_async.lifecycle import Event, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
+from flux_async.job_state import Event, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.transport import NotSent, Unknown
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
@@ -132,7 +132,7 @@ async def test_a_consumer_that_raises_leaves_nothing_running(client: Any, vendor
         async with run_batch(client, URLS) as batch:
             async for _ in batch:
                 raise ZeroDivisionError
-    while client._account._exchanges.in_the_air:
+    while client._session._exchanges.in_the_air:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before
@@ -333,7 +333,7 @@ async def test_what_the_vendor_will_soon_delete_is_taken_up_first(
     client: Any, vendor: Any, tmp_path: Path
 ) -> None:
     """Paid 13 days ago or earlier, then what is ready, then what was only submitted, whatever came first."""
-    now, path = client.account.clock.wall(), tmp_path / "run.sqlite3"
+    now, path = client.session.clock.wall(), tmp_path / "run.sqlite3"
     days_ago = {URLS[0]: (1.0, False), URLS[1]: (13.5, False), URLS[2]: (2.0, True), URLS[3]: (13.2, True)}
     async with Journal(path) as journal:
         for number, (url, (days, ready)) in enumerate(days_ago.items()):
@@ -348,7 +348,7 @@ async def test_what_the_vendor_will_soon_delete_is_taken_up_first(
             for event in events:
                 job = apply(job, event)
                 await journal.record(stored.number, job, event)
-    one_at_a_time = FluxClient("k", transport=vendor, clock=client.account.clock, limits=Limits(in_flight=1))
+    one_at_a_time = FluxClient("k", transport=vendor, clock=client.session.clock, limits=Limits(in_flight=1))
     async with one_at_a_time:
         outcomes = await collect(one_at_a_time, [], journal=path)
     assert [outcome.job.request.input_image for outcome in outcomes] == [URLS[n] for n in (3, 1, 2, 0)]

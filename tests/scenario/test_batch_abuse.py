@@ -33,8 +33,8 @@ from flux_async import (
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import is_safe_name, safe_name
 from flux_async.errors import Scope
+from flux_async.job_state import JobState, SubmitIntended, apply
 from flux_async.journal import schema
-from flux_async.lifecycle import JobState, SubmitIntended, apply
 from flux_async.transport import Unknown
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
@@ -153,7 +153,7 @@ async def test_a_journal_that_loses_its_folder_ends_the_batch(
         await collect(client, URLS, journal=folder / "run.sqlite3")
     assert ended.value.scope is Scope.STOP
     charged = vendor.count("generate")
-    assert charged <= 5 + Limits().submits_in_air
+    assert charged <= 5 + Limits().concurrent_submits
     assert not folder.exists()
     await collect(client, URLS, journal=moved / "run.sqlite3")
     assert vendor.count("generate") == len(URLS)

@@ -13,18 +13,18 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from flux_async import Failed, FluxClient, InDoubt, InvalidInput, JournalError, Limits, Succeeded
-from flux_async.batch.run import run_batch
+from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch.runner import run_batch
+from flux_async.job_state import JobState
 from flux_async.journal.inbox import Inbox
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import JobState
 from flux_async.models import CallbackEvent, TaskId
-from flux_async.protocol.callbacks import CallbackEndpoint
 
 
 @pytest.fixture(autouse=True)
 def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes of waiting are many looks into the file."""
-    monkeypatch.setattr("flux_async.batch.doubts.PEEK_S", 0.5)
+    monkeypatch.setattr("flux_async.batch.in_doubt.PEEK_S", 0.5)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ async def test_a_callback_names_the_task_of_a_lost_answer(
     """Every third answer is lost after the charge; every task is found, and nothing is paid twice."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number % 3 == 2
-    async with Inbox(path, clock=client.account.clock) as elsewhere:
+    async with Inbox(path, clock=client.session.clock) as elsewhere:
         other = receiver == "another process"
         running = asyncio.get_running_loop().create_task(calling.collect(client, path))
         while calling.inbox is None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from flux_async import Failed, FluxClient, FluxError, InDoubt, RetryPolicy, Succeeded
-from flux_async.batch.run import run_batch
+from flux_async.api.envelope import WireResponse
+from flux_async.batch.runner import run_batch
 from flux_async.errors import (
     AuthenticationError,
     Charge,
@@ -17,9 +18,8 @@ from flux_async.errors import (
     PermissionDeniedError,
     RequestNotSent,
 )
+from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import JobState
-from flux_async.protocol.envelope import WireResponse
 from flux_async.transport import Answered, NotSent, Unknown
 
 IMAGE = "https://pictures.example/1.jpg"
@@ -112,12 +112,12 @@ async def test_never_connected(client: FluxClient, transport: Any, make: Any) ->
 async def test_never_reachable(client: FluxClient, transport: Any) -> None:
     """The run halts within 30 s, whatever the retry policy says, and the journal keeps the job to be done."""
     transport.script["generate"] = [NotSent("refused")]
-    began = client.account.clock.monotonic()
+    began = client.session.clock.monotonic()
     async with Journal() as journal:
         with pytest.raises(RequestNotSent, match="could not be reached: refused"):
             await run(client, journal, retry=RetryPolicy(max_tries=1))
         assert await state(journal) is JobState.PENDING
-    assert client.account.clock.monotonic() - began <= 30.0
+    assert client.session.clock.monotonic() - began <= 30.0
     assert 3 <= transport.count("generate") <= 8
 
 

@@ -17,7 +17,9 @@ import attrs
 import pytest
 
 from flux_async import DiskFull, EditRequest, Failed, FluxClient, Job, JobKey, Limits, PollPolicy, Succeeded
-from flux_async.batch.run import run_batch
+from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.api.kontext import build_submit
+from flux_async.batch.runner import run_batch
 from flux_async.errors import (
     BudgetExhausted,
     InsufficientCreditsError,
@@ -25,10 +27,8 @@ from flux_async.errors import (
     JobConflictError,
     JournalBusyError,
 )
+from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import JobState
-from flux_async.protocol.envelope import WireRequest, WireResponse
-from flux_async.protocol.wire import build_submit
 from flux_async.transport import Answered, FileStream, SendResult
 
 PRICE = 5.0
@@ -128,7 +128,7 @@ def _answer(data: Any, code: int = 200) -> SendResult:
 
 
 def client_of(vendor: Vendor, *, in_flight: int = 100, submits: int = 10_000) -> FluxClient:
-    limits = Limits(submits=submits, window_s=1.0, submits_in_air=IN_AIR, in_flight=in_flight)
+    limits = Limits(submits=submits, window_s=1.0, concurrent_submits=IN_AIR, in_flight=in_flight)
     return FluxClient(
         "k", "http://127.0.0.1:1", transport=vendor, limits=limits, polling=LOOKS, rng=random.Random(1)
     )

@@ -19,7 +19,7 @@ from flux_async import ClientClosed, EditRequest, FluxClient, ImageResult, Limit
 
 URL = "https://example.com/poster.jpg"
 QUICK = PollPolicy(first_s=0.001, interval_s=0.001, jitter=0.0)
-TIGHT = Limits(submits=1000, window_s=1.0, in_flight=1, submits_in_air=1, connections=1)
+TIGHT = Limits(submits=1000, window_s=1.0, in_flight=1, concurrent_submits=1, connections=1)
 ENOUGH = 60
 
 
@@ -86,7 +86,7 @@ async def vendor(raw_server: Any, make: Any) -> Any:
 async def settled(client: FluxClient) -> None:
     """Wait until the exchanges that went on without their caller have ended."""
     async with asyncio.timeout(5):
-        while client._account._exchanges.in_the_air:
+        while client._session._exchanges.in_the_air:
             await asyncio.sleep(0.001)
     await asyncio.sleep(0)
 
@@ -239,11 +239,11 @@ async def test_closing_waits_for_a_submit_in_the_air(vendor: Any, make: Any, tra
     client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     async with client:
         call = asyncio.get_running_loop().create_task(client.submit(EditRequest.text_removal(URL)))
-        while not client._account._exchanges.in_the_air:
+        while not client._session._exchanges.in_the_air:
             await asyncio.sleep(0)
         call.cancel()
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
-    assert client._account._exchanges.in_the_air == 0
+    assert client._session._exchanges.in_the_air == 0
 
 
 async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make: Any) -> None:
@@ -253,7 +253,7 @@ async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make
     with anyio.CancelScope() as scope:
         async with client, anyio.create_task_group() as group:
             group.start_soon(client.submit, EditRequest.text_removal(URL))
-            while not client._account._exchanges.in_the_air:
+            while not client._session._exchanges.in_the_air:
                 await anyio.lowlevel.checkpoint()
             scope.cancel()
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
@@ -307,7 +307,7 @@ async def test_many_random_cancellations_leave_a_working_client(
 ) -> None:
     """Hundreds of calls cancelled at random moments, then everything still works at full width."""
     server, made, _ = vendor
-    limits = Limits(submits=10_000, window_s=1.0, in_flight=40, submits_in_air=4, connections=4)
+    limits = Limits(submits=10_000, window_s=1.0, in_flight=40, concurrent_submits=4, connections=4)
     done: list[TaskId] = []
     async with FluxClient(make.key, server.url, transport=transport, limits=limits, polling=QUICK) as client:
 
@@ -364,7 +364,7 @@ async def test_a_cancelled_closer_leaves_only_when_all_is_closed(
     client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     loop = asyncio.get_running_loop()
     call = loop.create_task(client.submit(EditRequest.text_removal(URL)))
-    while not client._account._exchanges.in_the_air:
+    while not client._session._exchanges.in_the_air:
         await asyncio.sleep(0)
     call.cancel()
     first, second = loop.create_task(client.aclose()), loop.create_task(client.aclose())
@@ -373,5 +373,5 @@ async def test_a_cancelled_closer_leaves_only_when_all_is_closed(
     await second
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert client._account._exchanges.in_the_air == 0
+    assert client._session._exchanges.in_the_air == 0
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]

@@ -22,10 +22,10 @@ import attrs
 import pytest
 
 from flux_async import FluxClient, InDoubt, Limits, PollPolicy, Succeeded
-from flux_async.batch.run import run_batch
+from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.batch.runner import run_batch
+from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import JobState
-from flux_async.protocol.envelope import WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, SendResult
 
 JOBS = 20
@@ -33,7 +33,7 @@ WRITES = 1 + 3 * JOBS
 """At least: one for the list; intent, task, and picture together with the end, of each job."""
 
 IMAGES = [f"https://pictures.example/{n}.jpg" for n in range(JOBS)]
-FAST = Limits(submits=10_000, window_s=1.0, submits_in_air=6)
+FAST = Limits(submits=10_000, window_s=1.0, concurrent_submits=6)
 LOOKS = PollPolicy(first_s=0.0, interval_s=0.001, jitter=0.0)
 
 Where = Literal["before commit", "after commit", "before POST", "after POST"]
@@ -186,7 +186,7 @@ async def test_crash_at_every_point(disk: Path, where: Where) -> None:
         states = await _states(path)
         in_doubt = states.pop(JobState.IN_DOUBT, 0)
         assert states == {JobState.DONE: JOBS - in_doubt}
-        assert in_doubt <= FAST.submits_in_air
+        assert in_doubt <= FAST.concurrent_submits
         assert max(vendor.charged.values()) == 1, "charged twice"
         assert vendor.charged.total() >= JOBS - in_doubt
         told = Counter(outcome.job.key for outcome in outcomes)
@@ -209,7 +209,7 @@ async def test_resubmit_pays_again_only_for_what_is_in_doubt(disk: Path, where: 
     await _run(path, vendor, in_doubt="resubmit")
     assert await _states(path) == {JobState.DONE: JOBS}
     twice = sum(count > 1 for count in vendor.charged.values())
-    assert twice <= FAST.submits_in_air
+    assert twice <= FAST.concurrent_submits
     assert len(vendor.charged) == JOBS
 
 

@@ -25,19 +25,19 @@ from flux_async import (
     Succeeded,
     TaskId,
 )
-from flux_async.batch.run import run_batch
+from flux_async.batch.runner import run_batch
 from flux_async.cli.status import status_of
+from flux_async.job_state import JobState, ResubmitGranted, apply
 from flux_async.journal.inbox import Inbox
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import JobState, ResubmitGranted, apply
 from flux_async.transport import Unknown
 
 
 @pytest.fixture(autouse=True)
 def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours of waiting are many looks into the file."""
-    monkeypatch.setattr("flux_async.batch.doubts.PEEK_S", 2.0)
+    monkeypatch.setattr("flux_async.batch.in_doubt.PEEK_S", 2.0)
 
 
 def waiting(seconds: float) -> CallbackEndpoint:
@@ -80,10 +80,10 @@ def troubled(calling: Any, until: float) -> Any:
     return lambda request: answer if calling.clock.now < until else calling.record(request)
 
 
-def paid_besides(path: Path) -> list[Any]:
+def possible_duplicate_charges(path: Path) -> list[Any]:
     """Return what the command status tells of tasks that were perhaps paid besides."""
     with JournalReader(path) as reader:
-        told: list[Any] = status_of(reader, None)["paid_besides"]
+        told: list[Any] = status_of(reader, None)["possible_duplicate_charges"]
     return told
 
 
@@ -113,7 +113,7 @@ async def test_mail_on_disk_forbids_a_second_charge(
     )
     assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
     assert calling.submits == 1
-    assert paid_besides(path) == []
+    assert possible_duplicate_charges(path) == []
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -127,7 +127,7 @@ async def test_a_second_charge_is_told_when_it_comes_to_light(
     again = {"in_doubt": "resubmit", "callbacks": waiting(5.0)}
     outcomes = await calling.collect(client, path, calling.images[:1], **again)
     assert [outcome.image.task_id for outcome in outcomes] == ["t1"]
-    assert paid_besides(path) == []
+    assert possible_duplicate_charges(path) == []
     calling.signed = signed
     await post(path, calling, calling.calls[0])
     caplog.clear()
@@ -136,7 +136,7 @@ async def test_a_second_charge_is_told_when_it_comes_to_light(
     (warning,) = [record.message for record in caplog.records if "t0" in record.message]
     assert "perhaps paid for twice" in warning
     assert ("unsigned" in warning) is not signed
-    (told,) = paid_besides(path)
+    (told,) = possible_duplicate_charges(path)
     assert (told["image"], told["task_id"], told["signed"]) == (calling.images[0], "t0", signed)
 
 

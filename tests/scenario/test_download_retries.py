@@ -24,7 +24,7 @@ from flux_async import (
     run_batch,
 )
 from flux_async.batch.download_retries import MOST_AT_ONCE
-from flux_async.lifecycle import JobState, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
+from flux_async.job_state import JobState, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.transport import FileStream
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
@@ -101,7 +101,7 @@ async def collect(client: FluxClient, images: Any, **options: Any) -> list[Any]:
 
 async def states_of(client: FluxClient, path: Path) -> Counter[JobState]:
     """Count the jobs of a journal by their states."""
-    async with Journal(path, clock=client.account.clock) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         return Counter({state: len(found) for state in JobState if (found := await journal.jobs(state))})
 
 
@@ -265,11 +265,11 @@ async def test_cancelling_the_run_ends_it_at_once(
 
 async def paid_before(client: FluxClient, path: Path, *, days: float) -> None:
     """Write a journal in which the first image was submitted, and had its result, some days ago."""
-    async with Journal(path, clock=client.account.clock) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         await journal.aclose()
         await journal.open(account=client.fingerprint)
         [stored] = await journal.add_jobs([_job(URLS[0])])
-        at, job = client.account.clock.wall() - days * DAY_S, stored.job
+        at, job = client.session.clock.wall() - days * DAY_S, stored.job
         for event in (
             SubmitIntended(at=at),
             SubmitAccepted(at=at, task_id=TaskId("old")),

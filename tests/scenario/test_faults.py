@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-import flux_async.account
+import flux_async.session
 from flux_async import (
     AuthenticationError,
     CallbackEndpoint,
@@ -48,9 +48,9 @@ from flux_async import (
     run_batch,
 )
 from flux_async.sandbox import Fault, FaultPlan, Sandbox, SandboxSettings
+from flux_async.sandbox.image_pipeline import ONE_PIXEL
 from flux_async.sandbox.plan import parse_rules
 from flux_async.sandbox.server import listening
-from flux_async.sandbox.studio import ONE_PIXEL
 
 IMAGE = "https://pictures.example/poster.jpg"
 VENDOR = "https://api.kie.ai"
@@ -272,7 +272,7 @@ def struck_in(box: Sandbox, faults: str) -> bool:
 
 
 FAST = PollPolicy(
-    first_s=0.1, interval_s=0.05, sweep_s=1.0, callback_within_s=0.2, visible_within_s=5.0, cap_s=1.0
+    first_s=0.1, interval_s=0.05, sweep_s=1.0, callback_within_s=0.2, not_found_grace_s=5.0, cap_s=1.0
 )
 
 
@@ -296,7 +296,7 @@ async def test_a_record_that_never_appears(pair: Any) -> None:
 async def test_wires(pair: Any, faults: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that breaks, stalls or drips after a submit leaves it in doubt; after a look, nothing."""
     if faults in {"slow-reply", "dripping-reply"}:
-        monkeypatch.setattr(flux_async.account, "SUBMIT_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(flux_async.session, "SUBMIT_TIMEOUT_S", 0.3)
     made = await pair(faults, socket=True, virtual=False)
     seen, outcome = await made.seen()
     assert seen == WIRES[faults], outcome

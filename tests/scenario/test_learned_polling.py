@@ -26,7 +26,7 @@ from flux_async import (
     run_batch,
 )
 from flux_async.batch.learned import LearnedTimes
-from flux_async.policy.learning import kind_of
+from flux_async.policy.generation_times import kind_of
 from flux_async.timing import LookPace
 
 URLS = [f"https://pictures.example/{n}.jpg" for n in range(400)]
@@ -114,7 +114,7 @@ async def test_a_batch_learns_when_to_look(timed: TimedVendor, opened: Opener) -
     fixed = timed.looks_at(0, 60)
     async with opened() as client:
         await collect(client, URLS[:200])
-        assert client.account.times.weight(KIND) > 150
+        assert client.session.times.weight(KIND) > 150
     assert timed.looks_at(160, 260) < 0.5 * fixed
     assert fixed > 6.0
 
@@ -144,7 +144,7 @@ async def test_a_journal_without_knowledge_is_as_good_as_ever(
     connection.close()
     async with opened() as client:
         await collect(client, URLS[:5], journal=path)
-        assert client.account.times.weight() == pytest.approx(3.0, rel=0.1)
+        assert client.session.times.weight() == pytest.approx(3.0, rel=0.1)
     async with Journal(path) as journal:
         assert (await journal.times() or "").startswith('{"version":1')
 
@@ -168,15 +168,15 @@ async def test_a_journal_that_cannot_keep_it_is_no_error(
     async with opened() as client:
         await client.run(EditRequest.text_removal(URLS[0]))
         journal = Journal(tmp_path / "run.sqlite3")
-        await LearnedTimes(account=client.account, journal=journal).keep()
+        await LearnedTimes(account=client.session, journal=journal).keep()
         assert "could not be kept" in caplog.text
         async with journal:
-            learned = LearnedTimes(account=client.account, journal=journal)
+            learned = LearnedTimes(account=client.session, journal=journal)
             await learned.keep()
             before = journal.commits
             await learned.keep()
             assert journal.commits == before, "nothing is new"
-            await LearnedTimes(account=client.account, journal=Journal()).keep()
+            await LearnedTimes(account=client.session, journal=Journal()).keep()
 
 
 async def test_clients_of_one_account_learn_together(timed: TimedVendor, opened: Opener) -> None:
@@ -198,11 +198,11 @@ async def test_a_task_that_is_waited_for_by_its_id_is_like_all(timed: TimedVendo
         await client.wait(task)
         first = timed.looks[0][0] - began
         assert first < 4.0
-        assert client.account.times.weight() == pytest.approx(1.0)
-        assert client.account.times.weight(kind_of(request)) == 0.0
+        assert client.session.times.weight() == pytest.approx(1.0)
+        assert client.session.times.weight(kind_of(request)) == 0.0
         task = await client.submit(request)
         await client.wait(task, request=request, age=0.0)
-        assert client.account.times.weight(kind_of(request)) == pytest.approx(1.0)
+        assert client.session.times.weight(kind_of(request)) == pytest.approx(1.0)
 
 
 async def test_an_old_task_is_looked_at_soon(timed: TimedVendor, opened: Opener) -> None:
@@ -221,7 +221,7 @@ async def test_an_old_task_is_looked_at_soon(timed: TimedVendor, opened: Opener)
 
 async def test_a_budget_of_looks_is_kept(timed: TimedVendor, opened: Opener) -> None:
     """Forty tasks at once, two looks a second at most: all end, and no second holds more."""
-    async with opened(limits=Limits(submits=400, window_s=10.0, looks_per_s=2.0), timeout=600.0) as client:
+    async with opened(limits=Limits(submits=400, window_s=10.0, polls_per_s=2.0), timeout=600.0) as client:
         await collect(client, URLS[:40])
     times = [at for at, _ in timed.looks]
     assert all(sum(at <= other < at + 0.99 for other in times) <= 2 for at in times)
@@ -272,7 +272,7 @@ async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
 
 async def test_every_wait_ends_where_the_budget_is_too_small(timed: TimedVendor, opened: Opener) -> None:
     """Each at its own deadline, whether or not a look was left for it."""
-    async with opened(limits=Limits(looks_per_s=0.05)) as client:
+    async with opened(limits=Limits(polls_per_s=0.05)) as client:
         tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:6]]
         began = timed.clock.now
         ends = []
@@ -293,7 +293,7 @@ async def test_every_wait_ends_where_the_budget_is_too_small(timed: TimedVendor,
 
 async def test_what_a_callback_told_of_comes_first(timed: TimedVendor, opened: Opener) -> None:
     """With one look in ten seconds, the task whose callback came is the next to be looked at."""
-    async with opened(limits=Limits(looks_per_s=0.1)) as client:
+    async with opened(limits=Limits(polls_per_s=0.1)) as client:
         tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:5]]
 
         async def one(task: str) -> None:

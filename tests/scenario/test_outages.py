@@ -25,8 +25,8 @@ from flux_async import (
     Succeeded,
     run_batch,
 )
+from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import JobState
 from flux_async.transport import NotSent, SendResult
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(200)]
@@ -177,14 +177,14 @@ async def test_an_upload_host_that_cannot_be_reached_halts(
         file = tmp_path / f"{number}.png"
         Image.new("RGB", (number + 1, 1)).save(file)
         files.append(LocalImage(path=str(file)))
-    began = client.account.clock.monotonic()
+    began = client.session.clock.monotonic()
     async with Journal() as journal:
         outcomes, halt = await halted(client, files, journal=journal)
         assert await journal.counts() == {JobState.PENDING: 40}
     assert outcomes == []
     assert isinstance(halt, RequestNotSent)
     assert "upload host" in str(halt)
-    assert client.account.clock.monotonic() - began <= 30.0
+    assert client.session.clock.monotonic() - began <= 30.0
     assert transport.count("file-stream-upload") < 80
 
 
@@ -218,7 +218,7 @@ async def test_a_service_that_stays_away_halts(
     task, numbers = vendor.script["generate"][0], iter(range(1000))
     away = make.answer(None, code, msg="later", **{"retry-after": retry_after})
     vendor.script["generate"] = [lambda request: away if next(numbers) >= 20 else task(request)]
-    began = client.account.clock.monotonic()
+    began = client.session.clock.monotonic()
     async with Journal(tmp_path / "run.sqlite3") as journal:
         outcomes, halt = await halted(client, URLS, journal=journal, patience=300.0)
         assert isinstance(halt, kind)
@@ -226,21 +226,21 @@ async def test_a_service_that_stays_away_halts(
         assert len(outcomes) == 20
         assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
         assert (await journal.counts())[JobState.PENDING] >= 60
-    assert client.account.clock.monotonic() - began <= 300.0 + 90.0
+    assert client.session.clock.monotonic() - began <= 300.0 + 90.0
     assert not any(isinstance(outcome, Failed) for outcome in outcomes)
 
 
 async def test_a_halt_ends_a_pause_at_once(client: FluxClient, vendor: Any, make: Any) -> None:
     """stop() during a pause of 300 s does not wait for its end."""
     vendor.script["generate"] = [make.answer(None, 429, msg="later", **{"retry-after": "300"})]
-    began = client.account.clock.monotonic()
+    began = client.session.clock.monotonic()
     async with run_batch(client, URLS[:5]) as batch:
 
         async def stop() -> None:
-            await client.account.clock.sleep(30.0)
+            await client.session.clock.sleep(30.0)
             batch.stop()
 
-        stopping = client.account.start(stop())
+        stopping = client.session.start(stop())
         assert [outcome async for outcome in batch] == []
         await stopping
-    assert client.account.clock.monotonic() - began < 40.0
+    assert client.session.clock.monotonic() - began < 40.0

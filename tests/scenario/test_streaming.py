@@ -15,18 +15,18 @@ import attrs
 import pytest
 
 from flux_async import FluxClient, Limits, PollPolicy
+from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
 from flux_async.cli.exits import Exit
 from flux_async.cli.given import Given
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.interruption import Interruption
 from flux_async.cli.output import Output
 from flux_async.cli.questions import Questions
-from flux_async.cli.remove_text import RemoveText
-from flux_async.cli.run_order import RunOrder
+from flux_async.cli.run_command import RemoveText
+from flux_async.cli.run_order import RunOptions
 from flux_async.cli.selection import Bits, Numbers
-from flux_async.protocol.envelope import WireRequest, WireResponse
+from flux_async.cli.signals import Interruption
 from flux_async.transport import Answered, FileStream, SendResult
 
 FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
@@ -106,7 +106,7 @@ class Runs:
         self, inputs: Iterable[Given], person: Answers | None = None, **options: Any
     ) -> tuple[Exit, list[dict[str, Any]]]:
         """Return the exit code and the lines of results.jsonl."""
-        order = RunOrder(folder=self.folder, limits=FAST, download=False, **options)
+        order = RunOptions(folder=self.folder, limits=FAST, download=False, **options)
 
         def make_client() -> FluxClient:
             return FluxClient("k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS)
@@ -340,7 +340,7 @@ async def test_a_dry_run_tells_what_would_be_paid_and_changes_nothing(
     await runs.run(listed(f"{url(1)},", f"{signed(1)},"))
     before, sent = everything_in(runs.folder), list(runs.vendor.sent)
     capsys.readouterr()
-    order = RunOrder(folder=runs.folder, download=False)
+    order = RunOptions(folder=runs.folder, download=False)
     rows = [f"{url(1)},", f"{url(2)},", f"{url(2)},", "bad,", f"{signed(2)},", f"{url(3)},k", f"{url(4)},k"]
     assert run_dry(order, listed(*rows), as_json=True) is Exit.SOME_FAILED
     told = json.loads(capsys.readouterr().out)
@@ -356,7 +356,7 @@ async def test_a_dry_run_tells_what_would_be_paid_and_changes_nothing(
 
 def test_a_dry_run_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is there before or after; a budget is named where it is smaller."""
-    order = RunOrder(folder=tmp_path / "out", max_credits=5)
+    order = RunOptions(folder=tmp_path / "out", max_credits=5)
     assert run_dry(order, listed(f"{url(2)},", f"{url(3)},"), as_json=False) is Exit.SUCCEEDED
     assert "for about 10 credits, of which the run may spend 5." in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

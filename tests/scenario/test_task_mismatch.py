@@ -31,14 +31,14 @@ from flux_async import (
     TooManyUnknownAnswers,
     UnexpectedResponse,
 )
+from flux_async.api.envelope import WireResponse
 from flux_async.batch.echo_check import adoptable_echo
-from flux_async.batch.run import run_batch
+from flux_async.batch.runner import run_batch
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.status import show_status, status_of
+from flux_async.job_state import JobState, TaskFound, apply
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
-from flux_async.lifecycle import JobState, TaskFound, apply
-from flux_async.protocol.envelope import WireResponse
 from flux_async.transport import Answered, Unknown
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(8)]
@@ -526,7 +526,7 @@ async def test_what_a_person_may_adopt(
             event = TaskFound(at=0.0, task_id=mine.task_id, echo=Echo.UNRECOGNISED)
             await journal.record(first.number, apply(first.job, event), event, before=first.job)
     if kind == "unknown":
-        client.account.submits.confirmed = 3
+        client.session.submits.confirmed = 3
         outcomes = await run(client, path, URLS[:1])
         outcome = outcomes[URLS[0]]
         assert isinstance(outcome, Succeeded)

@@ -171,7 +171,7 @@ async def test_who_leaves_the_queue_costs_the_others_no_turn(
     client: FluxClient, transport: Any, clock: Any
 ) -> None:
     """Twenty waits that end before their look had its turn; the next one's look comes at once."""
-    limits = Limits(looks_per_s=0.1)
+    limits = Limits(polls_per_s=0.1)
     async with FluxClient(
         "k", "http://127.0.0.1:1", transport=transport, clock=clock, limits=limits
     ) as paced:
@@ -184,7 +184,7 @@ async def test_who_leaves_the_queue_costs_the_others_no_turn(
         await asyncio.wait(gone)
         await clock.sleep(20.0)
         assert transport.count("record-info") - before <= 1
-        assert paced._account._exchanges.in_the_air == 0
+        assert paced._session._exchanges.in_the_air == 0
 
 
 # --- waits ------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ async def test_what_goes_wrong_in_a_wait_is_told_to_whoever_waits(
     def broken() -> float:
         raise RuntimeError("no luck today")
 
-    monkeypatch.setattr(client.account.rng, "random", broken)
+    monkeypatch.setattr(client.session.rng, "random", broken)
     with pytest.raises(RuntimeError, match="no luck today"):
         await client.wait("t1")
     assert client._waiting._boards == {}
@@ -296,15 +296,15 @@ async def test_a_wait_may_be_left_by_whoever_began_it(client: FluxClient, transp
     wait.leave()
     await clock.sleep(50.0)
     assert told == []
-    assert client._account._exchanges.in_the_air == 0
+    assert client._session._exchanges.in_the_air == 0
 
 
 async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> None:
     """Ten thousand of them; one that was claimed is forgotten, whoever is before it."""
     request = EditRequest.text_removal(URLS[0])
     for number in range(10_005):
-        client.account.leave(request, TaskId(f"n{number}"))
-    client.account.claim(TaskId("n7000"))
+        client.session.leave(request, TaskId(f"n{number}"))
+    client.session.claim(TaskId("n7000"))
     known = [loose.task_id for loose in client.unclaimed]
     assert (len(known), known[0], known[-1]) == (9_999, "n5", "n10004")
 

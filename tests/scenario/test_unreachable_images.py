@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flux_async import EditRequest, Failed, FluxClient, InvalidInput, Succeeded
-from flux_async.batch.run import run_batch
+from flux_async.batch.runner import run_batch
 
 UNREACHABLE = [
     "http://localhost:8000/a.jpg",

@@ -32,8 +32,8 @@ from flux_async import (
     NotFoundError,
     TaskStatus,
 )
-from flux_async.protocol.envelope import WireRequest, read_envelope
-from flux_async.protocol.wire import build_download_url, parse_download_url
+from flux_async.api.envelope import WireRequest, read_envelope
+from flux_async.api.kontext import build_download_url, parse_download_url
 from flux_async.testing import FluxSandbox
 from flux_async.transport import Answered
 
@@ -100,7 +100,7 @@ class Vendor:
     async def says(self, **fields: Any) -> tuple[int | None, dict[str, Any]]:
         """Submit what our own checks would refuse; return the code and the envelope."""
         wire = WireRequest(method="POST", path=GENERATE, body=json.dumps(fields).encode())
-        truth = await self.client.account.transport.exchange(wire, timeout_s=60)
+        truth = await self.client.session.transport.exchange(wire, timeout_s=60)
         assert isinstance(truth, Answered)
         return read_envelope(truth.response)
 
@@ -220,7 +220,7 @@ async def test_a_fresh_link(vendor: Vendor, tmp_path: Path) -> None:
 
     async def exchanged(url: str) -> str:
         wire = build_download_url(url)
-        truth = await vendor.client.account.transport.exchange(wire, timeout_s=30)
+        truth = await vendor.client.session.transport.exchange(wire, timeout_s=30)
         assert isinstance(truth, Answered)
         return parse_download_url(truth.response)
 

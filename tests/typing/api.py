@@ -97,7 +97,7 @@ async def one_image(http_client: httpx.AsyncClient) -> None:
 async def in_steps() -> None:
     client = FluxClient(
         limits=Limits(submits=10, in_flight=50),
-        polling=PollPolicy(cost_of_look_s=1.0),
+        polling=PollPolicy(poll_cost_s=1.0),
         retry=RetryPolicy(max_tries=2),
     )
     task_id = await client.submit(GenerateRequest(prompt="A lighthouse"))
@@ -113,7 +113,7 @@ async def in_steps() -> None:
     assert_type(await client.wait(task_id, request=request, age=20.0, timeout=60), ImageResult)
     assert_type(PollPolicy.fixed(3.0, jitter=0.1), PollPolicy)
     assert_type(PollPolicy.backoff(1.0, growth=2.0, cap_s=30.0), PollPolicy)
-    assert_type(Limits(looks_per_s=10.0).looks_per_s, float | None)
+    assert_type(Limits(polls_per_s=10.0).polls_per_s, float | None)
     assert_type(client.with_options(timeout=5), FluxClient)
     assert_type(await client.aclose(), None)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flux_async.protocol.envelope import fast_parser
+from flux_async.api.envelope import fast_parser
 
 
 @pytest.fixture(params=["json", "orjson"], scope="module")
@@ -14,7 +14,7 @@ def parser(request: pytest.FixtureRequest) -> Iterator[str]:
     """Have a test read with orjson, and as where it is not installed."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "json":
-            patch.setattr("flux_async.protocol.envelope.fast_parser", lambda: None)
+            patch.setattr("flux_async.api.envelope.fast_parser", lambda: None)
         else:
             assert fast_parser() is not None
         yield request.param

@@ -13,16 +13,16 @@ import click
 import pytest
 
 from flux_async import LocalImage
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.local_inputs import image_of
 
 
-def read(text: str, *, name: str = "-") -> list[Given]:
+def read(text: str, *, name: str = "-") -> list[InputRow]:
     return list(gather_inputs([], [name], io.StringIO(text, newline="")))
 
 
-def read_file(folder: Path, name: str, content: bytes) -> list[Given]:
+def read_file(folder: Path, name: str, content: bytes) -> list[InputRow]:
     (folder / name).write_bytes(content)
     return list(gather_inputs([], [str(folder / name)]))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.list_rows import ListOptions
 
@@ -19,18 +19,18 @@ SAMPLES = Path(__file__).parent.parent / "samples" / "lists"
 A, B, C, D = (f"http://pics.example.com/{name}.jpg" for name in "abcd")
 
 
-def read(path: Path, notes: list[str] | None = None, **options: str) -> list[Given]:
+def read(path: Path, notes: list[str] | None = None, **options: str) -> list[InputRow]:
     notes = [] if notes is None else notes
     return list(gather_inputs([], [str(path)], options=ListOptions(**options), note=notes.append))
 
 
-def rows(tmp_path: Path, content: str | bytes, name: str = "list.csv", **options: str) -> list[Given]:
+def rows(tmp_path: Path, content: str | bytes, name: str = "list.csv", **options: str) -> list[InputRow]:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return read(path, **options)
 
 
-def images(found: list[Given]) -> list[str | None]:
+def images(found: list[InputRow]) -> list[str | None]:
     """What is read; of a row that is refused, None."""
     return [None if row.refusal else row.image for row in found]
 

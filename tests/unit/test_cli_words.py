@@ -27,9 +27,9 @@ from flux_async import (
 )
 from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
-from flux_async.cli.balance import cost_in_words, in_credits
 from flux_async.cli.checkups import failed
 from flux_async.cli.commands import read_rate
+from flux_async.cli.credits import cost_in_words, in_credits
 from flux_async.cli.display import MessageConsole, duration, live_lines, plain_line
 from flux_async.cli.doctor import doctor_lines
 from flux_async.cli.exits import Exit, exit_for

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from flux_async import ConfigurationError
-from flux_async.protocol.envelope import Host, WireRequest
+from flux_async.api.envelope import Host, WireRequest
 from flux_async.transport.credentials import Credentials
 
 KEY = "k-0123456789abcdef"

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from flux_async.errors import Charge
-from flux_async.models import Echo, EditRequest, GenerateRequest, JobKey, TaskId, TaskRecord, TaskStatus
-from flux_async.protocol.echo import (
+from flux_async.api.echo import (
     compare,
     in_words,
     is_of_attempt,
@@ -17,7 +15,9 @@ from flux_async.protocol.echo import (
     spellings_of,
     subject_of,
 )
-from flux_async.protocol.wire import build_submit, store_request
+from flux_async.api.kontext import build_submit, store_request
+from flux_async.errors import Charge
+from flux_async.models import Echo, EditRequest, GenerateRequest, JobKey, TaskId, TaskRecord, TaskStatus
 
 BODY = (build_submit(EditRequest.text_removal("https://h.example/a.jpg")).body or b"").decode()
 CALLBACK = "0123456789abcdef0123456789abcdef"

@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from flux_async import EditRequest, JournalError
+from flux_async.api.kontext import build_submit
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.status import show_status
 from flux_async.errors import JournalVersionError
-from flux_async.journal.reader import Holder, JournalReader, Spending, holder_of
-from flux_async.journal.schema import APPLICATION_ID
-from flux_async.journal.store import Journal, StoredJob
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     Event,
     JobState,
     Problem,
@@ -30,8 +28,10 @@ from flux_async.lifecycle import (
     TaskSucceeded,
     apply,
 )
+from flux_async.journal.reader import JournalReader, LockOwner, Spending, lock_owner_of
+from flux_async.journal.schema import APPLICATION_ID
+from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import CallbackEvent, JobKey, TaskId
-from flux_async.protocol.wire import build_submit
 
 PROBLEM = Problem(type="ConnectionLost", message="gone")
 
@@ -117,7 +117,7 @@ async def test_what_was_perhaps_paid_twice_is_told_once(
             for job in await add(journal, 62):
                 group.create_task(submitted_again(job))
     with JournalReader(tmp_path / JOURNAL) as reader:
-        told = reader.named_besides()
+        told = reader.possible_duplicate_charges()
     assert sorted((one.stored.number, one.task_id, one.signed) for one in told) == [
         (number, f"t{number}", True) for number in range(1, 61)
     ]
@@ -146,16 +146,16 @@ async def test_jobs_are_found_by_state_by_number_and_by_name(tmp_path: Path) -> 
 async def test_the_holder_is_who_runs_it(tmp_path: Path) -> None:
     """The holder is named while he runs it; what a dead process left behind names nobody."""
     path = tmp_path / "j.sqlite3"
-    assert holder_of(path) is None
+    assert lock_owner_of(path) is None
     async with Journal(path):
-        holder = holder_of(path)
-        assert isinstance(holder, Holder)
+        holder = lock_owner_of(path)
+        assert isinstance(holder, LockOwner)
         assert holder.pid == os.getpid()
-    assert holder_of(path) is None
+    assert lock_owner_of(path) is None
     lock = path.with_name("j.sqlite3.lock")
     for left in (json.dumps({"pid": 2**30, "since": 1}), "{", "[]", ""):
         lock.write_text(left)
-        assert holder_of(path) is None
+        assert lock_owner_of(path) is None
 
 
 def test_what_is_no_journal_is_an_error(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_async.protocol import envelope
-from flux_async.protocol.envelope import WireResponse, read_envelope, read_json
+from flux_async.api import envelope
+from flux_async.api.envelope import WireResponse, read_envelope, read_json
 
 VALUES = st.recursive(
     st.one_of(

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flux_async import FluxError, TaskId, TaskRecord, TaskStatus
-from flux_async.protocol.envelope import WireResponse
-from flux_async.protocol.wire import parse_look, parse_record
+from flux_async.api.envelope import WireResponse
+from flux_async.api.kontext import parse_look, parse_record
 
 pytestmark = pytest.mark.usefixtures("parser")
 

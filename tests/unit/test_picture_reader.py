@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flux_async import NotAPicture
-from flux_async.pictures import PictureReader, picture_suffix
+from flux_async.files.image_header import PictureReader, picture_suffix
 
 SIZE = (37, 23)
 FORMATS = {

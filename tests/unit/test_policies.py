@@ -28,8 +28,8 @@ from flux_async import (
     UnexpectedResponse,
     UploadRejected,
 )
-from flux_async.policy.admission import Admission
 from flux_async.policy.numbers import check_positive
+from flux_async.policy.rate_limit import Admission
 
 NUMBERS = [
     (Limits, "submits", 0),
@@ -39,7 +39,7 @@ NUMBERS = [
     (Limits, "window_s", math.nan),
     (Limits, "in_flight", -1),
     (Limits, "connections", "many"),
-    (Limits, "looks_per_s", 0),
+    (Limits, "polls_per_s", 0),
     (RetryPolicy, "max_tries", 0),
     (RetryPolicy, "base_s", -0.1),
     (RetryPolicy, "cap_s", math.inf),
@@ -50,8 +50,8 @@ NUMBERS = [
     (PollPolicy, "growth", 0.9),
     (PollPolicy, "cap_s", 0.1),
     (PollPolicy, "first_s", 3.0),
-    (PollPolicy, "cost_of_look_s", 0),
-    (PollPolicy, "visible_within_s", None),
+    (PollPolicy, "poll_cost_s", 0),
+    (PollPolicy, "not_found_grace_s", None),
 ]
 
 

@@ -11,11 +11,11 @@ import attrs
 import pytest
 
 from flux_async import Charge, EditRequest, JournalError, PollDeadlineExceeded
+from flux_async.api.kontext import build_submit
 from flux_async.cli.results import FIELDS, ErrorNote, ResultFile, ResultRow, ResultsError, Status, row_of
+from flux_async.job_state import JobSnapshot, JobState, Problem
 from flux_async.journal.store import StoredJob
-from flux_async.lifecycle import JobSnapshot, JobState, Problem
 from flux_async.models import JobKey, TaskId
-from flux_async.protocol.wire import build_submit
 
 IMAGE = "https://host/a.png"
 DONE = ResultRow(

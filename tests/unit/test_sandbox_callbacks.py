@@ -15,7 +15,7 @@ import pytest
 
 from flux_async.sandbox.callbacks import CallbackBook, Letter, sign
 from flux_async.sandbox.faults import Fault
-from flux_async.sandbox.file_book import Blob
+from flux_async.sandbox.links import Blob
 from flux_async.sandbox.plan import FaultPlan
 from flux_async.sandbox.simulator import Vendor
 from flux_async.sandbox.tasks import Failure, Pictures, Task

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from flux_async.sandbox import SandboxSettings
-from flux_async.sandbox.file_book import DAY, MINUTE, Blob
 from flux_async.sandbox.ledger import WINDOW
+from flux_async.sandbox.links import DAY, MINUTE, Blob
 from flux_async.sandbox.parameters import Kind, Order, asks_to_remove_text, read_order
 from flux_async.sandbox.simulator import SUBMITS_PER_WINDOW, Upload, Vendor
 from flux_async.sandbox.tasks import Account, Failure, Flag, Pictures, Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flux_async import TaskId
 from flux_async.batch.progress import Tally
-from flux_async.lifecycle import (
+from flux_async.job_state import (
     Event,
     JobSnapshot,
     Problem,

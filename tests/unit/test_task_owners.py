@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
+from flux_async.api.kontext import store_request
 from flux_async.journal import task_owners
 from flux_async.journal.schema import open_memory
 from flux_async.models import EditRequest, GenerateRequest
-from flux_async.protocol.wire import store_request
 
 
 def test_whose_request_a_record_shows_is_found_by_an_index() -> None:

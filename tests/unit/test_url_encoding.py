@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flux_async.protocol import fields
-from flux_async.protocol.url_encoding import encoded_as_by_a_browser
+from flux_async.api import parsing
+from flux_async.api.url_encoding import encoded_as_by_a_browser
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_what_a_browser_escapes_is_escaped_and_nothing_twice(given: str, encoded
 )
 def test_a_record_may_name_its_result_with_raw_spaces(given: str, link: str | None) -> None:
     """A paid result is not lost because the vendor did not escape its address."""
-    assert fields.link(given) == link
+    assert parsing.link(given) == link

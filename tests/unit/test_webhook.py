@@ -14,7 +14,7 @@ import attrs
 import pytest
 
 from flux_async import CallbackEvent, InvalidInput, Journal, JournalError, WebhookReceiver, WrongEventLoop
-from flux_async.protocol.callbacks import sign
+from flux_async.api.webhooks import sign
 from flux_async.webhook import LARGEST_BODY, MOST_HELD, SMALL_BODY
 
 KEY = "test-webhook-key"

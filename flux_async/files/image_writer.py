@@ -1,0 +1,308 @@
+"""Pictures on disk: whole under their name, or not there at all.
+
+A picture grows in a hidden part file beside its destination: ``.<12 digits>-<8 digits>.part``, of which the
+first twelve stand for the destination. Part files that a dead process left are cleared away after a day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from flux_async.errors import (
+    DiskFull,
+    DownloadCutShort,
+    DownloadError,
+    FolderNotWritable,
+    InvalidInput,
+    shown,
+)
+from flux_async.files.image_header import PictureReader
+from flux_async.policy.downloads import DownloadLimits
+
+PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+"""Endings that are exchanged for the one the content calls for; any other is part of the name."""
+
+_BUFFER = 256 * 1024
+_STALE_S = 24 * 3600.0
+_PART = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{8}\.part")
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_PLACE = frozenset({errno.EEXIST, errno.ENOTDIR})
+
+
+@attrs.frozen(kw_only=True)
+class SavedFile:
+    """A picture that was brought to disk.
+
+    Attributes:
+        path: Where it is.
+        sha256: Digest of its bytes, as 64 hex digits.
+        size: Its bytes.
+        width: Its width in pixels, as its head says.
+        height: Its height in pixels.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    width: int
+    height: int
+
+
+def check_destination(destination: object) -> Path:
+    """Return where a file is to go, else raise :class:`InvalidInput`: before anything is fetched."""
+    try:
+        path = Path(destination)  # type: ignore[arg-type]
+        os.fsencode(path)
+        is_folder = path.is_dir()
+    except (OSError, TypeError, ValueError) as bad:
+        raise InvalidInput(f"{shown(destination)} is no path for a file: {bad}.") from None
+    if not path.name or is_folder or "\0" in str(path):
+        raise InvalidInput(
+            f"{shown(str(destination))} does not name a file.",
+            advice="Give the file's name, for example clean.jpg.",
+        )
+    return path
+
+
+class IncomingPicture:
+    """A picture on its way to the disk: ``take`` bytes until they are all there, ``keep``, and ``discard``.
+
+    Each of them raises a :class:`DownloadError` where the bytes are no picture, too many, or refused by the
+    disk.
+
+    Args:
+        destination: Where to; missing folders are made, an existing file is replaced.
+        limits: What is allowed.
+        match_suffix: Give the file the ending its content has.
+    """
+
+    def __init__(self, destination: Path, limits: DownloadLimits, *, match_suffix: bool = False) -> None:
+        self._destination = destination
+        self._limits = limits
+        self._match_suffix = match_suffix
+        self._part = _PartFile(destination, limits)
+        self._buffer = bytearray()
+        self.received: int = 0
+
+    async def take(self, chunks: AsyncIterator[bytes]) -> None:
+        """Write all chunks, off the event loop and in few steps; what came before an error is kept."""
+        async for chunk in chunks:
+            self.received += len(chunk)
+            self._limits.check_bytes(self.received)
+            self._buffer += chunk
+            # Until the picture's size is known every chunk is looked at, before the host has to send another.
+            if len(self._buffer) >= _BUFFER or self._part.size is None:
+                await self._flush()
+
+    async def start_over(self) -> None:
+        """Forget what came: it will be sent again from the beginning."""
+        self._buffer.clear()
+        self.received = 0
+        await self._in_thread(self._part.start_over)
+
+    async def keep(self, given_up: Callable[[], bool]) -> SavedFile:
+        """Give the file its name, now that all of it has come.
+
+        Args:
+            given_up: Asked just before the file gets its name: has everybody lost interest?
+
+        Raises:
+            DownloadCutShort: The picture's own end is missing.
+            DownloadError: It was given up.
+        """
+        await self._flush()
+        suffix, (width, height) = self._part.check_whole()
+        final = _with_suffix(self._destination, suffix) if self._match_suffix else self._destination
+        if not await self._in_thread(self._part.finish, final, given_up):
+            raise given_up_error()
+        return SavedFile(path=final, sha256=self._part.sha256, size=self.received, width=width, height=height)
+
+    async def discard(self) -> None:
+        """Leave nothing behind, now or later; after ``keep`` there is nothing to leave."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self._part.discard)
+
+    async def _flush(self) -> None:
+        data = bytes(self._buffer)
+        self._buffer.clear()
+        await self._in_thread(self._part.write, data)
+
+    async def _in_thread(self, work: Callable[..., bool | None], *arguments: object) -> bool | None:
+        try:
+            return await anyio.to_thread.run_sync(work, *arguments)
+        except OSError as error:
+            raise _disk_error(error, self._destination) from None
+
+
+def given_up_error() -> DownloadError:
+    """Return the error of a download that nobody waits for any more."""
+    return DownloadError("The download was given up by its caller.", retryable=False)
+
+
+def _disk_error(error: OSError, destination: Path) -> DownloadError:
+    of_folder = error.filename2 is None  # two names: an existing file is in the way
+    why = error.strerror or str(error)
+    if of_folder and error.errno in _NO_PLACE:
+        why = "a file is where its folder should be"
+    words = f"{destination} cannot be written: {why}."
+    if error.errno in _NO_ROOM:
+        return DiskFull(words)
+    if of_folder and error.errno in _NO_PERMISSION | _NO_PLACE:
+        return FolderNotWritable(words)
+    return DownloadError(
+        words,
+        advice="Check the path and the disk, then download again: the paid result is kept 14 days.",
+        retryable=False,
+    )
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    """Exchange a picture's ending; any other, as in ``photo.1``, is part of the name."""
+    known = path.suffix.lower() in PICTURE_ENDINGS
+    return path.with_suffix(suffix) if known else path.with_name(path.name + suffix)
+
+
+class _PartFile:
+    """The file while it grows. Used from worker threads, of which a cancelled caller may leave one behind."""
+
+    def __init__(self, destination: Path, limits: DownloadLimits) -> None:
+        digits = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:12]
+        self._path = destination.with_name(f".{digits}-{secrets.token_hex(4)}.part")
+        self._limits = limits
+        self._file: BinaryIO | None = None
+        self._reader = PictureReader()
+        self._digest = hashlib.sha256()
+        self._over = False
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height, as soon as they are known."""
+        return self._reader.size
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what was written."""
+        return self._digest.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        """Read on in the picture, and append; the first write makes the file."""
+        with self._lock:
+            if self._over or not data:
+                return
+            self._reader.feed(data)
+            if self._reader.size is not None:
+                self._limits.check_pixels(*self._reader.size)
+            if self._file is None:
+                self._file = _make_part(self._path)
+            self._digest.update(data)
+            self._file.write(data)
+
+    def start_over(self) -> None:
+        """Empty the file."""
+        with self._lock:
+            self._reader, self._digest = PictureReader(), hashlib.sha256()
+            if self._file is not None and not self._over:
+                self._file.seek(0)
+                self._file.truncate()
+
+    def check_whole(self) -> tuple[str, tuple[int, int]]:
+        """Return the ending and the size of a picture that is all there.
+
+        Raises:
+            NotAPicture: It is none.
+            DownloadCutShort: Its end is missing.
+        """
+        self._reader.finish()
+        suffix, size = self._reader.suffix, self._reader.size
+        if suffix is None or size is None or not self._reader.complete:
+            raise DownloadCutShort("The host sent a picture without its end.")
+        return suffix, size
+
+    def finish(self, final: Path, given_up: Callable[[], bool]) -> bool:
+        """Bytes first, then the name: a crash in between leaves no half file under the name."""
+        with self._lock:
+            if self._over or self._file is None:
+                return False
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if given_up():
+                return False
+            self._path.replace(final)
+            self._over = True
+        _sync_folder(final.parent)
+        return True
+
+    def discard(self) -> None:
+        """Leave nothing behind, now or later; after ``finish`` there is nothing to leave."""
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+            with contextlib.suppress(OSError):
+                if self._file is not None:
+                    self._file.close()
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+
+def _make_part(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_away_stale_parts(path.parent.absolute())
+    return path.open("xb")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to the disk, where the system knows how."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@lru_cache(maxsize=256)
+def _clear_away_stale_parts(folder: Path) -> None:
+    """Delete what dead processes left in ``folder``; looked for once per folder and process.
+
+    No download writes nothing for a day, so a part file that old belongs to nobody. Its age is told by the
+    file system's own clock: that of the part file being made may differ, on a network disk.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        parts = [entry for entry in entries if _PART.fullmatch(entry.name)]
+        if not parts:
+            return
+        now = _now_on(folder)
+        for entry in parts:
+            with contextlib.suppress(OSError):
+                seen = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(seen.st_mode) and now - seen.st_mtime > _STALE_S:
+                    Path(entry.path).unlink()
+
+
+def _now_on(folder: Path) -> float:
+    """Return the time as the disk of ``folder`` has it."""
+    probe = folder / f".{secrets.token_hex(6)}-{secrets.token_hex(4)}.part"
+    try:
+        with probe.open("xb") as made:
+            return os.fstat(made.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""What faults make of the vendor's answers: pure functions from an answer to another one.
+
+What no answer can show (a connection that closes, a body that drips) is left to
+`flux_async.sandbox.fault_delivery`.
+"""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from flux_async.sandbox import envelopes
+from flux_async.sandbox.envelopes import Page, Reply
+from flux_async.sandbox.faults import Fault, Place, Struck
+
+Answer = Reply | Page
+
+BAD_GATEWAY: Final = envelopes.html_page(http.HTTPStatus.BAD_GATEWAY)
+AT_THE_DOOR: Final = Page(b"error code: 1010", http.HTTPStatus.FORBIDDEN, "text/plain")
+
+REFUSALS: Final[Mapping[Fault, Answer]] = {
+    Fault.HTTP_429: envelopes.refusal(429, envelopes.TOO_FAST),
+    Fault.ENVELOPE_429: Reply({"code": 429, "msg": envelopes.TOO_FAST, "data": None}),
+    Fault.REFUSE_400: envelopes.refusal(400, envelopes.FLAGGED),
+    Fault.REFUSE_401: envelopes.unauthorized(key_sent=True),
+    Fault.REFUSE_402: envelopes.refusal(402, envelopes.NO_CREDITS),
+    Fault.REFUSE_403: AT_THE_DOOR,
+    Fault.REFUSE_404: envelopes.html_page(http.HTTPStatus.NOT_FOUND),
+    Fault.REFUSE_422: envelopes.refusal(422, "The parameters are not valid."),
+    Fault.REFUSE_433: envelopes.refusal(433, envelopes.KEY_CAP),
+    Fault.REFUSE_455: envelopes.refusal(455, envelopes.MAINTENANCE),
+    Fault.REFUSE_500: envelopes.refusal(500, envelopes.SERVER_ERROR),
+    Fault.REFUSE_502: BAD_GATEWAY,
+    Fault.REFUSE_505: envelopes.refusal(505, envelopes.SWITCHED_OFF),
+}
+"""What a submit is answered that is not let in; DROP_REQUEST, which gets no answer, is not among them."""
+
+_POLLS: Final[Mapping[Fault, Answer]] = {
+    Fault.POLL_401: envelopes.unauthorized(key_sent=True),
+    Fault.POLL_429: envelopes.refusal(429, envelopes.TOO_FAST),
+    Fault.POLL_455: envelopes.refusal(455, envelopes.MAINTENANCE),
+    Fault.POLL_500: envelopes.refusal(500, envelopes.SERVER_ERROR),
+    Fault.POLL_502: BAD_GATEWAY,
+    Fault.POLL_HTML: envelopes.html_page(http.HTTPStatus.OK),
+}
+_NOT_YET: Final[Mapping[Fault, Answer]] = {
+    Fault.LATE_RECORD: envelopes.refusal(422, envelopes.NO_RECORD),
+    Fault.LATE_RECORD_NULL: envelopes.success(None),
+    Fault.LATE_RECORD_404: Reply({"code": 404, "msg": "Not Found", "data": None}, http.HTTPStatus.NOT_FOUND),
+}
+_UPLOADS: Final[Mapping[Fault, Answer]] = {
+    Fault.UPLOAD_DOWN: envelopes.html_page(http.HTTPStatus.SERVICE_UNAVAILABLE),
+    Fault.UPLOAD_500: envelopes.upload_refusal(500, "Internal server error"),
+    Fault.UPLOAD_REFUSED: Reply({"success": False, "code": 500, "msg": "Internal server error"}),
+}
+
+
+def refused(faults: Struck, submits: int) -> Fault | None:
+    """Return the fault that turns away a submit, the `submits`-th of its image; DROP_REQUEST among others."""
+    gate = (fault for fault, most in faults.items() if fault.place is Place.GATE and submits <= most)
+    return next(gate, None)
+
+
+def answered(reply: Reply, faults: Struck) -> Answer:
+    """Return what the answer to an accepted submit becomes."""
+    if Fault.PAID_500 in faults:
+        return envelopes.refusal(500, envelopes.SERVER_ERROR)
+    if Fault.PAID_502 in faults:
+        return BAD_GATEWAY
+    if Fault.NO_TASK_ID in faults:
+        reply = envelopes.success({})
+    spelt = respelt(reply, faults)
+    return cut(spelt) if Fault.TRUNCATED_REPLY in faults else spelt
+
+
+def looked(record: Callable[[], Reply], faults: Struck, looks: int, age: float) -> Answer:
+    """Return what the `looks`-th look at a task finds, `age` vendor seconds after it was made."""
+    for fault, answer in _NOT_YET.items():
+        if age < faults.get(fault, 0.0):
+            return answer
+    for fault, answer in _POLLS.items():
+        if looks <= faults.get(fault, 0):
+            return answer
+    spelt = respelt(record(), faults)
+    if looks <= faults.get(Fault.POLL_OTHER, 0):
+        spelt = _of_another(spelt)
+    return cut(spelt) if looks <= faults.get(Fault.POLL_TRUNCATED, 0) else spelt
+
+
+def _of_another(reply: Reply) -> Reply:
+    data = reply.body["data"]
+    assert isinstance(data, dict)  # noqa: S101 - the record of a task
+    return Reply({**reply.body, "data": {**data, "taskId": str(data["taskId"])[::-1]}}, reply.status)
+
+
+def balance(credits_: float, faults: Struck) -> Reply:
+    """Return the answer of credit."""
+    if Fault.CREDITS_AS_TEXT in faults:
+        return envelopes.success(f"{credits_:g}")
+    return envelopes.success(int(credits_) if Fault.CREDITS_INTEGER in faults else credits_)
+
+
+def upload_refused(faults: Struck) -> Answer | None:
+    """Return what an upload is answered that is not taken, or None."""
+    return next((answer for fault, answer in _UPLOADS.items() if fault in faults), None)
+
+
+def respelt(reply: Reply, faults: Struck) -> Reply:
+    """Return an envelope with its code or its message written otherwise."""
+    if not faults.keys() & {Fault.CODE_AS_TEXT, Fault.MESSAGE_KEY}:
+        return reply
+    body = dict(reply.body)
+    if Fault.CODE_AS_TEXT in faults:
+        body["code"] = str(body["code"])
+    if Fault.MESSAGE_KEY in faults:
+        body = {"message" if name == "msg" else name: value for name, value in body.items()}
+    return Reply(body, reply.status)
+
+
+def cut(reply: Reply) -> Page:
+    """Return the first half of an answer, as if it were all."""
+    content = reply.encode()
+    return Page(content[: len(content) // 2], reply.status, reply.content_type)

@@ -1,0 +1,338 @@
+"""What the service does with a request, around `Vendor`, `Studio` and `Courier`."""
+
+from __future__ import annotations
+
+import http
+import itertools
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from flux_async.sandbox import envelopes, fault_replies, uploads
+from flux_async.sandbox.blob_store import Shelf
+from flux_async.sandbox.callbacks import CallbackBook
+from flux_async.sandbox.clock import VendorClock, VirtualTime
+from flux_async.sandbox.fault_delivery import FILE_HEADERS, answer, answer_submit, hang_up, send_file
+from flux_async.sandbox.faults import Place
+from flux_async.sandbox.fetcher import web_client
+from flux_async.sandbox.image_pipeline import Studio, Thumbnails
+from flux_async.sandbox.page import TaskView, render_page, render_tasks
+from flux_async.sandbox.plan import FaultPlan
+from flux_async.sandbox.requests import (
+    BodyTooLargeError,
+    asked_faults,
+    base_url,
+    is_json,
+    json_body,
+    limited,
+    sent_key,
+)
+from flux_async.sandbox.settings import SandboxSettings
+from flux_async.sandbox.simulator import Upload, Vendor
+from flux_async.sandbox.state import State, names_in_use
+from flux_async.sandbox.tasks import Account, Failure, Pictures, Task
+from flux_async.sandbox.views import matches, summary, task_json, task_view
+from flux_async.sandbox.webhook_sender import Courier, callback_client
+
+TASKS_ON_PAGE: Final = 60
+SAVE_EVERY: Final = 0.25  # real seconds
+
+# A base64 body is a third longer than its file.
+_MAX_BASE64_BODY: Final = uploads.MAX_BASE64_BYTES * 3 // 2
+_MAX_UPLOAD_BODY: Final = uploads.MAX_FILE_BYTES + 64 * 1024
+
+_SIGNED_LINKS: Final = ("/files/origin/", "/files/fresh/")
+
+
+class Desk:
+    """Everything the routes share."""
+
+    def __init__(
+        self,
+        settings: SandboxSettings,
+        plan: FaultPlan,
+        clock: VendorClock,
+        wall: Callable[[], float],
+        state: State | None,
+    ) -> None:
+        self.settings: SandboxSettings = settings
+        self.now: VendorClock = clock
+        self.state: State | None = state
+        facts = state.facts if state else None
+        # A later life draws anew, or it would hand out the ids of the first.
+        seed = settings.seed if facts is None else f"{settings.seed} {facts.starts}"
+        rng = random.Random(seed) if settings.seed is not None else random.Random()  # noqa: S311 - guards nothing
+        self.vendor: Vendor = Vendor(rng, plan, began=facts.began if facts else clock())
+        self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
+        self.shelf: Shelf = Shelf(state.folder if state else None)
+        self.studio: Studio = Studio(settings, self.shelf, self._hand_in, clock)
+        self.callbacks: CallbackBook = CallbackBook(settings.webhook_key)
+        self.courier: Courier = Courier(
+            self.vendor,
+            self.callbacks,
+            clock=clock,
+            speed=settings.speed,
+            wall=wall,
+            anywhere=settings.callbacks_anywhere,
+        )
+
+        if state is not None:
+            self._wake_up(state)
+
+    def _wake_up(self, state: State) -> None:
+        """Go on where an earlier life ended."""
+        thumbnails = state.restore(self.vendor, self.account, self.callbacks)
+        self.shelf.keep_only(names_in_use(self.vendor, thumbnails))
+        for task_id, (before, after) in thumbnails.items():
+            self.studio.thumbnails[task_id] = Thumbnails(
+                before=self.shelf.path(before), after=self.shelf.path(after)
+            )
+
+    def address(self, request: Request) -> str:
+        """Return the address that links of this service begin with."""
+        return self.settings.public_url or base_url(request)
+
+    def save(self) -> None:
+        """Write down what has changed, where it is to outlive this process."""
+        if self.state is None:
+            return
+        drawn = self.studio.thumbnails
+
+        def names(task_id: str) -> tuple[str, str] | None:
+            return (drawn[task_id].before.name, drawn[task_id].after.name) if task_id in drawn else None
+
+        self.state.write(self.vendor, self.account, self.callbacks, self.now(), names)
+
+    async def _keep(self) -> None:
+        while True:
+            await anyio.sleep(SAVE_EVERY)
+            self.save()
+
+    def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
+        now = self.now()
+        if isinstance(made, Failure):
+            self.vendor.fail(task.task_id, made, now)
+        else:
+            self.vendor.deliver(task.task_id, made, now)
+        self.callbacks.expect(task)
+        self.courier.wake()
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Delete the bytes nothing leads to any more."""
+        for blob in self.vendor.files.sweep(self.now()):
+            self.shelf.drop(blob.name)
+
+    @asynccontextmanager
+    async def running(self, app: Starlette) -> AsyncIterator[None]:
+        """Work on pictures and send callbacks for as long as the app lives."""
+        try:
+            async with (
+                web_client(self._own_links(app)) as web,
+                callback_client() as receivers,
+                anyio.create_task_group() as tasks,
+            ):
+                self.studio.open(tasks, web)
+                self.courier.open(tasks, receivers)
+                if self.state is not None:
+                    tasks.start_soon(self._keep)
+                for task in tuple(self.vendor.all_tasks()):  # of an earlier life that ended before they did
+                    if task.made is None:
+                        self.studio.take_on(task)
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            self.save()
+            if self.state is not None:
+                self.state.close()
+            self.shelf.clear()
+
+    def _own_links(self, app: Starlette) -> dict[str, httpx.AsyncBaseTransport]:
+        """Return how links under the public address are fetched: from here, wherever that address leads."""
+        url = self.settings.public_url
+        return {} if url is None else {url: httpx.ASGITransport(app)}
+
+    # The Flux Kontext API
+
+    async def generate(self, request: Request) -> Response:
+        """POST generate: create a task (API page, "Image Generation/Editing")."""
+        body = await json_body(request)
+        if not is_json(request):
+            return answer(envelopes.unauthorized(key_sent=True))
+        asked = asked_faults(request)
+        submission = self.vendor.submit(sent_key(request), body, self.now(), self.address(request), asked)
+        if (task := submission.task) is not None:
+            self.save()  # before anybody hears of it
+            try:
+                if (early := self.callbacks.early(task)) is not None:
+                    await self.courier.deliver(early)
+            finally:  # only now, so that however fast the clock runs it came too early
+                self.studio.take_on(task)
+            if self.settings.latency:
+                await self.now.sleep(self.settings.latency)
+        if not submission.faults:
+            return answer(submission.reply)
+        return await answer_submit(request, submission.reply, submission.faults, self.now)
+
+    async def record_info(self, request: Request) -> Response:
+        """GET record-info: the state of a task (API page, "Task Status Query")."""
+        task_id = request.query_params.get("taskId")
+        reply = self.vendor.record_info(sent_key(request), task_id, self.now(), self.address(request))
+        if self.vendor.drops_look(task_id):
+            hang_up(request)
+        return answer(reply)
+
+    # The common API
+
+    async def credit(self, request: Request) -> Response:
+        """GET credit: what is left of the balance."""
+        asked = asked_faults(request)
+        return answer(self.vendor.credit(sent_key(request), self.now(), asked))
+
+    async def download_url(self, request: Request) -> Response:
+        """POST download-url: a fresh link to a result."""
+        body = await json_body(request)
+        if not is_json(request):
+            return answer(envelopes.unauthorized(key_sent=True))
+        return answer(self.vendor.download_url(sent_key(request), body, self.now(), self.address(request)))
+
+    # The upload host
+
+    async def upload_stream(self, request: Request) -> Response:
+        """POST file-stream-upload."""
+        return await self._upload(
+            request, lambda: uploads.read_stream(limited(request, _MAX_UPLOAD_BODY), self.shelf)
+        )
+
+    async def upload_base64(self, request: Request) -> Response:
+        """POST file-base64-upload."""
+
+        async def read() -> Upload:
+            return uploads.read_base64(await json_body(request, _MAX_BASE64_BODY), self.shelf)
+
+        return await self._upload(request, read)
+
+    async def upload_url(self, request: Request) -> Response:
+        """POST file-url-upload."""
+
+        async def read() -> Upload:
+            if self.studio.web is None:
+                raise RuntimeError("files are fetched while the app's lifespan runs: enter it")
+            return await uploads.read_url(await json_body(request), self.shelf, self.studio.web)
+
+        return await self._upload(request, read)
+
+    async def _upload(self, request: Request, read: Callable[[], Awaitable[Upload]]) -> Response:
+        account = self.vendor.account(sent_key(request))
+        if account is None:
+            return answer(uploads.BAD_KEY)
+        asked = asked_faults(request)
+        faults = self.vendor.faults_of_call(Place.UPLOAD, self.now(), asked)
+        if (refusal := fault_replies.upload_refused(faults)) is not None:
+            account.ledger.strike(faults)
+            return answer(refusal)
+        try:
+            upload = await read()
+        except uploads.RefusedError as refused:
+            return answer(refused.reply)
+        except BodyTooLargeError:
+            return answer(envelopes.upload_refusal(400, "File size exceeds the limit"))
+        reply = self.vendor.upload(account, upload, self.now(), self.address(request))
+        self.sweep()
+        self.save()
+        return answer(reply)
+
+    # The file host
+
+    async def file(self, request: Request) -> Response:
+        """GET a result, an origin, a fresh link or an upload: no key asked, none looked at."""
+        path = request.scope["path"]
+        found = self.vendor.files.find(path, self.now())
+        if found is None or not self.shelf.path(found.blob.name).is_file():
+            signed = path.startswith(_SIGNED_LINKS)
+            return PlainTextResponse(
+                "the link has expired" if signed else "not found", 403 if signed else 404
+            )
+        fault = self.vendor.files.fetch(found) if found.faults else None
+        return send_file(request, found, self.shelf.path(found.blob.name), fault)
+
+    # What the vendor does not have
+
+    async def ledger(self, _request: Request) -> Response:
+        """GET the ledger: what was asked, paid, polled and called back."""
+        return JSONResponse(self.book())
+
+    def book(self) -> dict[str, Any]:
+        """Return the ledger, the balance and all tasks, the newest first."""
+        tasks = [task_json(task) for task in self.vendor.newest(self.now())]
+        clock = {"now": self.now(), "speed": self.settings.speed}
+        book = self.account.ledger.as_json()
+        return {"clock": clock, "credits": self.account.balance, **book, "tasks": tasks}
+
+    async def advance(self, request: Request) -> Response:
+        """POST to let virtual time pass: ``{"advance": seconds}``."""
+        body = await json_body(request)
+        seconds = body.get("advance") if isinstance(body, dict) else None
+        if not isinstance(self.now, VirtualTime):
+            return JSONResponse({"error": "start the sandbox with --virtual-clock"}, http.HTTPStatus.CONFLICT)
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+            words = 'the body must be {"advance": seconds}, with a number from 0 on'
+            return JSONResponse({"error": words}, http.HTTPStatus.BAD_REQUEST)
+        await self.now.advance(seconds)
+        return JSONResponse({"now": self.now()})
+
+    async def page(self, request: Request) -> Response:
+        """GET the page that shows the tasks."""
+        return HTMLResponse(render_page(self._summary(), *self._shown(request), self.address(request)))
+
+    async def page_tasks(self, request: Request) -> Response:
+        """GET the part of the page that changes."""
+        fragment = render_tasks(self._summary(), *self._shown(request))
+        return HTMLResponse(fragment, headers={"Cache-Control": "no-store"})
+
+    async def thumbnail(self, request: Request) -> Response:
+        """GET a small picture of a task."""
+        thumbnails = self.studio.thumbnails.get(request.path_params["task_id"])
+        if thumbnails is None:
+            raise HTTPException(http.HTTPStatus.NOT_FOUND)
+        path = thumbnails.before if request.path_params["side"] == "before" else thumbnails.after
+        if not path.is_file():
+            raise HTTPException(http.HTTPStatus.NOT_FOUND)
+        return FileResponse(path, media_type="image/jpeg", headers=FILE_HEADERS)
+
+    def _summary(self) -> dict[str, str]:
+        return {**summary(self.account), "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}"}
+
+    def _shown(self, request: Request) -> tuple[list[TaskView], str]:
+        """Return the newest of the tasks a reader looks for, and what to say of the others."""
+        words, state = request.query_params.get("q", ""), request.query_params.get("state", "")
+        now, drawn = self.now(), self.studio.thumbnails
+        found = (task for task in self.vendor.newest(now) if matches(task, words, state))
+        tasks = list(itertools.islice(found, TASKS_ON_PAGE))
+        views = [
+            task_view(
+                task,
+                now,
+                self.vendor.files,
+                has_before=(small := drawn.get(task.task_id)) is not None and small.before.is_file(),
+                has_after=small is not None and small.after.is_file(),
+            )
+            for task in tasks
+        ]
+        if words or state:
+            return views, "and older ones" if next(found, None) is not None else _nothing(views)
+        more = self.account.ledger.accepted - len(tasks)
+        return views, f"and {more:,} older" if more else ""
+
+
+def _nothing(views: list[TaskView]) -> str:
+    return "" if views else "No task is like that."

@@ -1,0 +1,172 @@
+"""Makes the pictures of tasks beside the polls: fetches inputs, keeps workers busy, hands in results."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_process
+import attrs
+import httpx
+from anyio.abc import TaskGroup
+
+from flux_async.sandbox import envelopes
+from flux_async.sandbox.blob_store import Shelf
+from flux_async.sandbox.clock import VendorClock, work_on
+from flux_async.sandbox.faults import Fault
+from flux_async.sandbox.fetcher import TooLargeError, UnreachableError, fetch
+from flux_async.sandbox.image_worker import Negative, Spoiled, develop
+from flux_async.sandbox.links import Blob
+from flux_async.sandbox.settings import SandboxSettings
+from flux_async.sandbox.tasks import Failure, Pictures, Task
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+MAX_INPUT_BYTES: Final = 20 * 1024 * 1024
+FETCHES_AT_ONCE: Final = 8
+
+# Worded as for the sibling image API; for this one no failures are documented.
+UNREACHABLE: Final = Failure(
+    code=400,
+    message="Failed to fetch the image. Kindly verify any access limits set by you or your service provider",
+)
+TOO_LARGE: Final = Failure(code=400, message=f"Image size exceeds maximum of {MAX_INPUT_BYTES} bytes")
+NOT_AN_IMAGE: Final = Failure(
+    code=400, message="We couldn't process the provided image file (code=invalid_image_format)"
+)
+BROKEN: Final = Failure(code=500, message=envelopes.INTERNAL)
+
+ONE_PIXEL: Final = {
+    "png": base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNoaGgAAAMEAYF1LgG8AAAAAElFTkSuQmCC"
+    ),
+    "jpeg": base64.b64decode(
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4UG1R"
+        "V19iZ2hnPk1xeXBkeFxlZ2P/wAALCAABAAEBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAAP/EABQQAQAAAAAAAAAAAAAAAAAA"
+        "AAD/2gAIAQEAAD8AP//Z"
+    ),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Thumbnails:
+    """Where the two small pictures of a task lie."""
+
+    before: Path
+    after: Path
+
+
+class Studio:
+    """Works on the pictures of one sandbox.
+
+    Args:
+        hand_in: Is told what became of a task's pictures.
+        clock: Is told while there is work, which takes real time.
+    """
+
+    def __init__(
+        self,
+        settings: SandboxSettings,
+        shelf: Shelf,
+        hand_in: Callable[[Task, Pictures | Failure], None],
+        clock: VendorClock,
+    ) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._shelf = shelf
+        self._hand_in = hand_in
+        self._threads = max(1, (os.cpu_count() or 1) // settings.workers)
+        self._fetching = anyio.CapacityLimiter(FETCHES_AT_ONCE)
+        self._workers = anyio.CapacityLimiter(settings.workers)
+        self._pixels: dict[str, Blob] = {}
+        self._tasks: TaskGroup | None = None
+        self.web: httpx.AsyncClient | None = None
+        self.thumbnails: dict[str, Thumbnails] = {}
+
+    def open(self, tasks: TaskGroup, web: httpx.AsyncClient) -> None:
+        """Begin to work; what is taken on runs in `tasks`."""
+        self._tasks, self.web = tasks, web
+
+    def take_on(self, task: Task) -> None:
+        """Make the pictures of a task in the background, or hand in one pixel where none are wanted."""
+        if task.fate is not None:
+            self._hand_in(task, task.fate)
+            return
+        if self._settings.pictures == "none":
+            pixel = self._pixel(_format(task))
+            self._hand_in(task, Pictures(origin=pixel, result=pixel))
+            return
+        if self._tasks is None or self.web is None:
+            raise RuntimeError(
+                "pictures are made while the app's lifespan runs: enter it, or set pictures='none'"
+            )
+        self._tasks.start_soon(self._work, task, self.web)
+
+    def _pixel(self, output_format: str) -> Blob:
+        if output_format not in self._pixels:
+            content, name = ONE_PIXEL[output_format], f"pixel.{output_format}"
+            pixel = self._shelf.put(content, f"image/{output_format}", kept=True, name=name)
+            self._pixels[output_format] = pixel
+        return self._pixels[output_format]
+
+    async def _work(self, task: Task, web: httpx.AsyncClient) -> None:
+        with work_on(self._clock):
+            made = await self._fetch_and_make(task, web)
+            self._hand_in(task, made)
+
+    async def _fetch_and_make(self, task: Task, web: httpx.AsyncClient) -> Pictures | Failure:
+        order, shelf = task.order, self._shelf
+        origin = Blob(name=shelf.new_name(), content_type="") if order.input_image else None
+        made: Pictures | Failure
+        try:
+            if order.input_image and origin:
+                async with self._fetching:
+                    path = shelf.path(origin.name)
+                    content_type = await fetch(web, order.input_image, path, MAX_INPUT_BYTES)
+                origin = attrs.evolve(origin, content_type=content_type)
+            made = await self._make(task, origin)
+        except UnreachableError as error:
+            logger.info("task %s: input not fetched: %s", task.task_id, error)
+            made = UNREACHABLE
+        except TooLargeError as error:
+            logger.info("task %s: input refused: %s", task.task_id, error)
+            made = TOO_LARGE
+        except Exception:  # a mistake in one picture must not end the sandbox
+            logger.exception("task %s: the work on its picture failed", task.task_id)
+            made = BROKEN
+        if isinstance(made, Failure) and origin:
+            shelf.drop(origin.name)
+        return made
+
+    async def _make(self, task: Task, origin: Blob | None) -> Pictures | Failure:
+        order, shelf = task.order, self._shelf
+        result = Blob(name=shelf.new_name(), content_type=f"image/{_format(task)}")
+        thumbnails = Thumbnails(before=shelf.path(shelf.new_name()), after=shelf.path(shelf.new_name()))
+        negative = Negative(
+            kind=order.kind,
+            prompt=order.prompt,
+            source=shelf.path(origin.name) if origin else None,
+            ratio=order.aspect_ratio,
+            output_format=_format(task),
+            quality=self._settings.quality,
+            threads=self._threads,
+            result=shelf.path(result.name),
+            before=thumbnails.before,
+            after=thumbnails.after,
+        )
+        self.thumbnails[task.task_id] = thumbnails  # the one before is there long before the result
+        spoiled = await anyio.to_process.run_sync(develop, negative, cancellable=True, limiter=self._workers)
+        if isinstance(spoiled, Spoiled):
+            logger.info("task %s: %s", task.task_id, spoiled.reason)
+            return NOT_AN_IMAGE
+        # A picture made from nothing has no original but itself.
+        return Pictures(origin=origin or attrs.evolve(result, kept=True), result=result)
+
+
+def _format(task: Task) -> str:
+    return "jpeg" if Fault.FILE_JPEG_AS_PNG in task.faults else task.order.output_format

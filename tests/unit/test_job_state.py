@@ -1,0 +1,431 @@
+"""The life of a job: every row of the table, everything that is not in it, and any order of facts."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, get_args
+
+import attrs
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from flux_async.errors import Charge, ConnectionLost, FluxError, TaskFailed
+from flux_async.job_state import (
+    FINAL,
+    LIVE,
+    TRANSITIONS,
+    AwaitCallback,
+    Begin,
+    EchoContradicted,
+    Event,
+    Fetch,
+    IllegalTransition,
+    JobSnapshot,
+    JobState,
+    Problem,
+    ResubmitGranted,
+    ResultLost,
+    RetryGranted,
+    Saved,
+    Settle,
+    Submit,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitRefused,
+    SubmitRejected,
+    SubmitUnknown,
+    TaskEnded,
+    TaskEndedRetryable,
+    TaskFound,
+    TaskSucceeded,
+    Watch,
+    apply,
+    events_of_lost_submit,
+    next_step,
+    recover,
+)
+from flux_async.models import Echo, JobKey, TaskId, TaskRecord, TaskStatus
+
+P, S, SUBMITTED, G = JobState.PENDING, JobState.SUBMITTING, JobState.SUBMITTED, JobState.GENERATED
+DONE, FAILED, DOUBT = JobState.DONE, JobState.FAILED, JobState.IN_DOUBT
+
+PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
+TASK, OTHER = TaskId("t1"), TaskId("t2")
+URL = "https://files.example/t1.jpg"
+
+EVENTS: tuple[Event, ...] = (
+    SubmitIntended(at=1),
+    SubmitAccepted(at=2, task_id=TASK),
+    SubmitRefused(at=2, problem=PROBLEM, not_before=12),
+    SubmitRejected(at=2, problem=PROBLEM),
+    SubmitUnknown(at=2, problem=PROBLEM),
+    TaskFound(at=3, task_id=TASK),
+    EchoContradicted(at=4, problem=PROBLEM, task_id=TASK, belongs_to=JobKey("other")),
+    ResubmitGranted(at=3),
+    TaskSucceeded(at=4, result_url=URL, origin_url="https://files.example/o.jpg", generation_s=7.5),
+    TaskEnded(at=4, problem=PROBLEM),
+    TaskEndedRetryable(at=4, problem=PROBLEM),
+    Saved(at=5, file="a.jpg"),
+    ResultLost(at=5, problem=PROBLEM),
+    RetryGranted(at=6),
+)
+BY_TYPE = {type(event): event for event in EVENTS}
+
+# The design's picture of a job's life, written down a second time and by hand.
+LEGAL = {
+    (P, SubmitIntended): S,
+    (P, TaskFound): SUBMITTED,
+    (DONE, ResultLost): FAILED,
+    (S, SubmitAccepted): SUBMITTED,
+    (S, SubmitRefused): P,
+    (S, SubmitRejected): FAILED,
+    (S, SubmitUnknown): DOUBT,
+    (S, TaskFound): SUBMITTED,
+    (DOUBT, TaskFound): SUBMITTED,
+    (DOUBT, ResubmitGranted): P,
+    (SUBMITTED, TaskSucceeded): G,
+    (SUBMITTED, EchoContradicted): DOUBT,
+    (G, EchoContradicted): DOUBT,
+    (SUBMITTED, TaskEnded): FAILED,
+    (SUBMITTED, TaskEndedRetryable): P,
+    (G, TaskSucceeded): G,
+    (G, Saved): DONE,
+    (G, TaskEnded): FAILED,
+    (G, ResultLost): FAILED,
+    (DONE, Saved): DONE,
+    (FAILED, RetryGranted): P,
+}
+
+
+def job(state: JobState) -> JobSnapshot:
+    """Make a job that stands in ``state``."""
+    task = TASK if state in {SUBMITTED, G, DONE} else None
+    url = URL if state in {G, DONE} else None
+    attempts = 0 if state is P else 1
+    return JobSnapshot(key=JobKey("k"), state=state, attempts=attempts, task_id=task, result_url=url)
+
+
+def name(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else str(value)
+
+
+# --- the table --------------------------------------------------------------------------------------------
+
+
+def test_table_is_the_designs() -> None:
+    """The table holds the moves of the design and no other."""
+    assert dict(TRANSITIONS) == LEGAL
+
+
+def test_every_event_is_tried_here() -> None:
+    """An event added to the union is one that these tests know."""
+    assert set(BY_TYPE) == set(get_args(Event))
+
+
+@pytest.mark.parametrize(("state", "event"), LEGAL, ids=name)
+def test_every_row(state: JobState, event: type[Event]) -> None:
+    """A legal event takes the job where the table says and leaves its key alone."""
+    after = apply(job(state), BY_TYPE[event])
+    assert after.state is LEGAL[state, event]
+    assert after.key == "k"
+
+
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [pair for pair in itertools.product(JobState, BY_TYPE) if pair not in LEGAL],
+    ids=name,
+)
+def test_everything_else_is_refused(state: JobState, event: type[Event]) -> None:
+    """An event that the table does not hold for the state is an error that names both."""
+    before = job(state)
+    with pytest.raises(
+        IllegalTransition, match=rf"{event.__name__} cannot happen to job k, which is {state}"
+    ):
+        apply(before, BY_TYPE[event])
+    assert before == job(state)
+
+
+def test_only_uncharged_answers_lead_back_from_a_submit() -> None:
+    """From SUBMITTING only a refusal leads to PENDING: nothing else may be followed by another POST."""
+    assert [event for (state, event), to in TRANSITIONS.items() if state is S and to is P] == [SubmitRefused]
+
+
+def test_only_consent_leaves_a_final_state_or_frees_a_doubt() -> None:
+    """DONE ends only where its picture is lost; FAILED and IN_DOUBT lead to PENDING by a person's word."""
+    ways_out = {
+        (state, event) for (state, event), to in TRANSITIONS.items() if state in FINAL and to != state
+    }
+    assert ways_out == {(FAILED, RetryGranted), (DONE, ResultLost)}
+    freed = [event for (state, event), to in TRANSITIONS.items() if state is DOUBT and to is P]
+    assert all(event.is_consent for event in [*freed, RetryGranted])
+    assert [event for event in BY_TYPE if event.is_consent] == [ResubmitGranted, RetryGranted]
+
+
+# --- what an event writes down ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "expected"),
+    [
+        (P, SubmitIntended, {"attempts": 1, "charge": Charge.MAYBE, "task_id": None, "problem": None}),
+        (S, SubmitAccepted, {"charge": Charge.YES, "task_id": TASK, "submitted_at": 2}),
+        (S, SubmitRefused, {"charge": Charge.NO, "problem": PROBLEM, "not_before": 12}),
+        (S, SubmitRejected, {"charge": Charge.NO, "problem": PROBLEM, "finished_at": 2}),
+        (S, SubmitUnknown, {"charge": Charge.MAYBE, "problem": PROBLEM, "finished_at": None}),
+        (S, TaskFound, {"charge": Charge.YES, "task_id": TASK}),
+        (DOUBT, TaskFound, {"charge": Charge.YES, "task_id": TASK, "submitted_at": 3}),
+        (DOUBT, ResubmitGranted, {"not_before": 0.0, "attempts": 1}),
+        (SUBMITTED, TaskSucceeded, {"result_url": URL, "generated_at": 4, "generation_s": 7.5}),
+        (SUBMITTED, EchoContradicted, {"charge": Charge.MAYBE, "problem": PROBLEM, "task_id": None}),
+        (G, EchoContradicted, {"charge": Charge.MAYBE, "task_id": None, "result_url": None}),
+        (SUBMITTED, TaskEnded, {"charge": Charge.MAYBE, "paid_failures": 1, "finished_at": 4}),
+        (SUBMITTED, TaskEndedRetryable, {"paid_failures": 1, "not_before": 0.0, "finished_at": None}),
+        (G, Saved, {"file": "a.jpg", "finished_at": 5, "problem": None}),
+        (G, TaskEnded, {"charge": Charge.MAYBE, "paid_failures": 1, "finished_at": 4}),
+        (DONE, Saved, {"file": "a.jpg", "finished_at": 5, "result_url": URL}),
+        (G, ResultLost, {"problem": PROBLEM, "finished_at": 5}),
+        (FAILED, RetryGranted, {"charge": Charge.NO, "finished_at": None, "not_before": 0.0}),
+    ],
+    ids=name,
+)
+def test_what_an_event_writes_down(state: JobState, event: type[Event], expected: dict[str, object]) -> None:
+    """Each event leaves charge, task, times and problem as the design says."""
+    after = attrs.asdict(apply(job(state), BY_TYPE[event]), recurse=False)
+    assert {field: after[field] for field in expected} == expected
+
+
+def test_result_address_is_renewed() -> None:
+    """A success said again, as after a restart, only renews the address."""
+    again = apply(job(G), TaskSucceeded(at=9, result_url="https://files.example/new.jpg"))
+    assert (again.state, again.result_url) == (G, "https://files.example/new.jpg")
+
+
+def test_the_echo_of_a_task_stays_with_it() -> None:
+    """What a record showed outlives a renewed address of the result, and ends with the next submit."""
+    found = apply(job(DOUBT), TaskFound(at=3, task_id=TASK, echo=Echo.CONFIRMED))
+    assert found.echo is Echo.CONFIRMED
+    assert apply(job(DOUBT), TaskFound(at=3, task_id=TASK)).echo is None
+    done = apply(found, TaskSucceeded(at=4, result_url=URL))
+    assert done.echo is Echo.CONFIRMED
+    other = apply(done, TaskSucceeded(at=5, result_url=URL, echo=Echo.ABSENT))
+    assert other.echo is Echo.ABSENT
+    again = attrs.evolve(other, state=P)
+    assert apply(again, SubmitIntended(at=6)).echo is None
+
+
+# --- what comes next --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "step"),
+    [
+        (P, Begin()),
+        (S, Submit()),
+        (SUBMITTED, Watch(task_id=TASK)),
+        (G, Fetch(task_id=TASK, result_url=URL)),
+        (DONE, Settle(state=DONE)),
+        (FAILED, Settle(state=FAILED)),
+        (DOUBT, Settle(state=DOUBT)),
+    ],
+    ids=str,
+)
+def test_next_step(state: JobState, step: object) -> None:
+    """Each state has one step that follows from it."""
+    assert next_step(job(state)) == step
+
+
+def test_a_doubt_whose_callback_may_come_waits_for_it() -> None:
+    """Only in doubt, and only where somebody listens."""
+    assert next_step(job(JobState.IN_DOUBT), callback_may_come=True) == AwaitCallback()
+    for state in set(JobState) - {JobState.IN_DOUBT}:
+        assert next_step(job(state), callback_may_come=True) == next_step(job(state))
+
+
+def test_a_refused_job_waits() -> None:
+    """A job that was turned away for now begins again not before the time it was given."""
+    assert next_step(apply(job(S), BY_TYPE[SubmitRefused])) == Begin(not_before=12)
+
+
+@pytest.mark.parametrize("state", [SUBMITTED, G], ids=str)
+def test_a_paid_job_without_its_task_is_a_bug(state: JobState) -> None:
+    """A job said to be paid, without a task to look at, is refused instead of submitted again."""
+    with pytest.raises(IllegalTransition, match="without a task"):
+        next_step(JobSnapshot(key=JobKey("k"), state=state))
+
+
+@pytest.mark.parametrize("state", JobState, ids=str)
+def test_recover(state: JobState) -> None:
+    """After a crash an intent without an answer is in doubt; every other state stands as it is."""
+    event = recover(job(state), 50.0)
+    if state is not S:
+        assert event is None
+        return
+    assert isinstance(event, SubmitUnknown)
+    after = apply(job(state), event)
+    assert (after.state, after.charge) == (DOUBT, Charge.MAYBE)
+    assert after.problem is not None
+    assert after.problem.type == ConnectionLost.__name__
+    assert recover(after, 60.0) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FluxError("Odd."), None),
+        (ConnectionLost("Gone."), None),
+        (
+            TaskFailed(
+                "No.", record=TaskRecord(task_id=TASK, status=TaskStatus.GENERATE_FAILED, error_code=501)
+            ),
+            501,
+        ),
+        (TaskFailed("No record."), None),
+    ],
+    ids=name,
+)
+def test_problem_of(error: FluxError, code: int | None) -> None:
+    """An error is kept as the name of its class, the vendor's code and its words."""
+    assert Problem.of(error) == Problem(type=type(error).__name__, code=code, message=str(error))
+
+
+# --- any order of facts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_a_job_whose_submit_was_lost_is_not_submitted_again(state: JobState) -> None:
+    """Every job that a run would submit, now or after its task fails, is in doubt; the others stay."""
+    job = JobSnapshot(key=JobKey("k"), state=state, attempts=1, task_id=TASK, result_url=URL)
+    after = job
+    for event in events_of_lost_submit(job, at=5.0, now=9.0):
+        after = apply(after, event)
+    if state in {JobState.PENDING, JobState.SUBMITTED, JobState.FAILED}:
+        assert (after.state, after.attempts, after.charge) == (JobState.IN_DOUBT, 2, Charge.MAYBE)
+        assert after.problem is not None
+        assert "lost the record" in after.problem.message
+    else:
+        assert after == job
+
+
+class _AnyOrder(RuleBasedStateMachine):
+    """Facts arrive in any order and more than once; a person may speak at any time.
+
+    What the table refuses changes nothing. The machine counts attempts that are live by itself, from the
+    facts that were let through, and compares.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.job = JobSnapshot(key=JobKey("k"))
+        self.live = 0
+        self.intents = 0
+        self.time = 0.0
+
+    def offer(self, event: Event) -> bool:
+        before = self.job
+        try:
+            self.job = apply(self.job, event)
+        except IllegalTransition:
+            assert (before.state, type(event)) not in TRANSITIONS
+            return False
+        left = before.state in FINAL and self.job.state is not before.state
+        lost = before.state is DONE and isinstance(event, ResultLost)
+        assert not left or lost or event.is_consent, "a fact left a final state"
+        return True
+
+    def at(self) -> float:
+        self.time += 1
+        return self.time
+
+    @rule()
+    def intend(self) -> None:
+        if self.offer(SubmitIntended(at=self.at())):
+            assert self.live == 0, "a submit while an attempt is live"
+            self.live += 1
+            self.intents += 1
+
+    @rule(task=st.sampled_from([TASK, OTHER]), kind=st.sampled_from([SubmitAccepted, TaskFound]))
+    def accepted(self, task: TaskId, kind: type[SubmitAccepted]) -> None:
+        was_pending = self.job.state is P
+        if was_pending and not self.intents:
+            return  # there is no submit whose task could be found
+        if self.offer(kind(at=self.at(), task_id=task)) and was_pending:
+            self.live += 1
+
+    @rule(kind=st.sampled_from([SubmitRefused, SubmitRejected, TaskEnded, TaskEndedRetryable]))
+    def attempt_over(self, kind: Any) -> None:
+        was_live = self.job.state in LIVE
+        if self.offer(kind(at=self.at(), problem=PROBLEM)):
+            self.live -= was_live
+
+    @rule()
+    def unknown(self) -> None:
+        self.offer(SubmitUnknown(at=self.at(), problem=PROBLEM))
+
+    @rule()
+    def contradicted(self) -> None:
+        was_over = self.job.state is G
+        if self.offer(EchoContradicted(at=self.at(), problem=PROBLEM, task_id=TASK)):
+            self.live += was_over
+
+    @rule()
+    def resubmit(self) -> None:
+        if self.offer(ResubmitGranted(at=self.at())):
+            self.live -= 1
+
+    @rule(url=st.sampled_from([URL, URL + "?again"]))
+    def succeeded(self, url: str) -> None:
+        if self.offer(TaskSucceeded(at=self.at(), result_url=url)):
+            self.live = 0
+
+    @rule()
+    def saved(self) -> None:
+        self.offer(Saved(at=self.at()))
+
+    @rule()
+    def lost(self) -> None:
+        self.offer(ResultLost(at=self.at(), problem=PROBLEM))
+
+    @rule()
+    def retry(self) -> None:
+        self.offer(RetryGranted(at=self.at()))
+
+    @rule()
+    def crash(self) -> None:
+        event = recover(self.job, self.at())
+        if event is not None:
+            assert self.offer(event)
+
+    @precondition(lambda self: self.job.state is DONE)
+    @rule(event=st.sampled_from(EVENTS))
+    def done_is_done(self, event: Event) -> None:
+        before = self.job
+        if self.offer(event):
+            assert isinstance(event, Saved | ResultLost), "only the file of a finished job can change"
+            assert self.job.state is (DONE if isinstance(event, Saved) else FAILED)
+            assert (self.job.task_id, self.job.attempts) == (before.task_id, before.attempts)
+        else:
+            assert self.job == before
+
+    @invariant()
+    def one_live_attempt(self) -> None:
+        assert self.live == (self.job.state in LIVE)
+        assert self.intents == self.job.attempts
+
+    @invariant()
+    def there_is_a_next_step(self) -> None:
+        step = next_step(self.job)
+        assert isinstance(step, Submit) == (self.job.state is S)
+        assert isinstance(step, Begin) == (self.job.state is P)
+
+    @invariant()
+    def charge_is_told(self) -> None:
+        if self.job.state in {SUBMITTED, G, DONE}:
+            assert self.job.charge is Charge.YES
+        if self.job.state in {S, DOUBT}:
+            assert self.job.charge is Charge.MAYBE
+
+
+TestAnyOrder = _AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
