@@ -695,13 +695,13 @@ async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> Non
     def insert(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO t VALUES (?)", (b"x" * 3000,))
 
-    async def write(*, dear: bool) -> None:
+    async def write(*, critical: bool) -> None:
         try:
-            await writer.do(insert, critical=dear)
+            await writer.do(insert, critical=critical)
         except JournalError:
-            told.append((dear, False))
+            told.append((critical, False))
         else:
-            told.append((dear, True))
+            told.append((critical, True))
 
     steps: list[int] = []
     told: list[tuple[bool, bool]] = []
@@ -709,8 +709,8 @@ async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> Non
     await writer.start()
     try:
         async with asyncio.TaskGroup() as group:
-            for dear in (False, True, True, False):
-                group.create_task(write(critical=dear))
+            for critical in (False, True, True, False):
+                group.create_task(write(critical=critical))
         assert sorted(told) == [(False, False), (False, False), (True, True), (True, True)]
         assert 1 < len(steps) < 7, "no more than was needed"
         steps.extend(range(9))
