@@ -141,7 +141,7 @@ class Order:
     what: str
     tasks: int
     in_flight: int
-    transport: str = "auto"
+    transport: str = "httpx"
     learns: bool = False
 
 

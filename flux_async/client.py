@@ -75,9 +75,9 @@ from flux_async.policy.uploads import MAX_UPLOAD_BYTES
 from flux_async.poller import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
 from flux_async.session import Call, Session, log
 from flux_async.transport import Transport
-from flux_async.transport.credentials import Credentials, origin_of
+from flux_async.transport.credentials import Credentials
 from flux_async.transport.deadline import Deadline
-from flux_async.transport.factory import TransportName, check_choice, make_transport, name_of
+from flux_async.transport.factory import TransportName, make_transport, name_of
 from flux_async.uploads import Uploads, too_late
 
 if TYPE_CHECKING:
@@ -88,6 +88,44 @@ logger: logging.Logger = logging.getLogger("flux_async")
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 300.0
+
+
+@attrs.frozen(kw_only=True)
+class ClientOptions:
+    """Settings of a client that :meth:`FluxClient.with_options` changes.
+
+    Attributes:
+        timeout: Seconds a call may take.
+        polling: When to poll a task.
+        retry: When a request is made again.
+        download_limits: Size of a result, and silence of its host.
+    """
+
+    timeout: float = DEFAULT_TIMEOUT_S
+    polling: PollPolicy = attrs.field(factory=PollPolicy)
+    retry: RetryPolicy
+    download_limits: DownloadLimits = attrs.field(factory=DownloadLimits)
+
+    def changed(
+        self,
+        *,
+        timeout: float | None,
+        polling: PollPolicy | None,
+        retry: RetryPolicy | None,
+        download_limits: DownloadLimits | None,
+    ) -> ClientOptions:
+        """Return these options with those that are given in their place.
+
+        Raises:
+            InvalidInput: A value of the wrong type, or out of range.
+        """
+        return ClientOptions(
+            timeout=self.timeout if timeout is None else check_positive(timeout, "timeout"),
+            polling=_of_kind(polling, PollPolicy, "polling") or self.polling,
+            retry=_of_kind(retry, RetryPolicy, "retry") or self.retry,
+            download_limits=_of_kind(download_limits, DownloadLimits, "download_limits")
+            or self.download_limits,
+        )
 
 
 class FluxClient:
@@ -108,16 +146,16 @@ class FluxClient:
         retry: When a request is made again; never one that may have been charged.
         download_limits: How large a result may be, and how long its host may be silent.
         http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; it stays yours to close.
-        transport: Which library makes the requests: ``"httpx"``, ``"httpx2"``, ``"aiohttp"``, or ``"auto"``:
-            aiohttp where it is installed, else httpx. Or another way to make them altogether. Not together
-            with ``http_client``.
+        transport: Library that makes the requests: ``"httpx"``, ``"httpx2"`` or ``"aiohttp"``; or a
+            transport of your own. Left out, ``KIE_TRANSPORT``, else httpx, whatever is installed. Not
+            together with ``http_client``.
         clock: The reader of time.
         rng: The source of jitter, for example ``random.Random(1)`` in a test.
 
     Raises:
-        ConfigurationError: No key, or an address or client that cannot be used.
+        ConfigurationError: No key, or an address, client or transport that cannot be used.
         MissingExtra: The library that ``transport`` names is not installed.
-        InvalidInput: A number out of range, or a ``transport`` that is none.
+        InvalidInput: A number out of range.
     """
 
     def __init__(
@@ -132,46 +170,40 @@ class FluxClient:
         retry: RetryPolicy | None = None,
         download_limits: DownloadLimits | None = None,
         http_client: HttpClient | None = None,
-        transport: TransportName | Transport = "auto",
+        transport: TransportName | Transport | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         try:
-            origin = _find_credentials(api_key, base_url, upload_url)
+            credentials = _find_credentials(api_key, base_url, upload_url)
         except ConfigurationError as refused:
             api_key = None  # here and below: tracebacks can show local variables
             raise refused.with_traceback(None) from None
         api_key = None
-        check_choice(transport, http_client)
+        from flux_async import __version__  # noqa: PLC0415 - the package imports this module
+
         limits = _of_kind(limits, Limits, "limits") or Limits()
-        self._base_url: str = origin.base_url
-        self._fingerprint: str = origin.fingerprint
-        self._timeout: float = check_positive(timeout, "timeout")
-        self._polling: PollPolicy = _of_kind(polling, PollPolicy, "polling") or PollPolicy()
-        self._retry: RetryPolicy = _of_kind(retry, RetryPolicy, "retry") or RetryPolicy(
-            window_s=limits.window_s
-        )
-        self._download_limits: DownloadLimits = (
-            _of_kind(download_limits, DownloadLimits, "download_limits") or DownloadLimits()
+        defaults = ClientOptions(retry=RetryPolicy(window_s=limits.window_s))
+        self._credentials: Credentials = credentials
+        self._options: ClientOptions = defaults.changed(
+            timeout=timeout, polling=polling, retry=retry, download_limits=download_limits
         )
         self._session: Session = Session(
-            transport=_make_transport(transport, origin, http_client)
-            if isinstance(transport, str)
-            else transport,
+            transport=make_transport(transport, credentials, version=__version__, client=http_client),
             admission=Admission(limits),
             clock=clock or SystemClock(),
-            scrub=origin.scrub,
+            scrub=credentials.scrub,
             rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
-            address=origin.base_url,
+            address=credentials.base_url,
         )
         self._waiting: Waiting = Waiting(
-            self._session, CallbackHealth(within_s=self._polling.callback_within_s)
+            self._session, CallbackHealth(within_s=self._options.polling.callback_within_s)
         )
 
     def __repr__(self) -> str:
         if not hasattr(self, "_session"):
             return "<FluxClient (not made)>"
-        return f"<FluxClient {self._base_url} through {self.transport_name}>"
+        return f"<FluxClient {self._credentials.base_url} through {self.transport_name}>"
 
     def __reduce__(self) -> NoReturn:
         raise ConfigurationError(
@@ -217,23 +249,15 @@ class FluxClient:
 
         Closing either closes both.
         """
-        other = object.__new__(type(self))
-        other._base_url = self._base_url
-        other._fingerprint = self._fingerprint
-        other._timeout = self._timeout if timeout is None else check_positive(timeout, "timeout")
-        other._polling = _of_kind(polling, PollPolicy, "polling") or self._polling
-        other._retry = _of_kind(retry, RetryPolicy, "retry") or self._retry
-        other._download_limits = (
-            _of_kind(download_limits, DownloadLimits, "download_limits") or self._download_limits
+        options = self._options.changed(
+            timeout=timeout, polling=polling, retry=retry, download_limits=download_limits
         )
-        other._session = self._session
-        other._waiting = self._waiting
-        return other
+        return _ClientWithOptions(self._credentials, self._session, self._waiting, options)
 
     @property
     def timeout(self) -> float:
         """Seconds a call may take where it does not say."""
-        return self._timeout
+        return self._options.timeout
 
     @property
     def transport_name(self) -> str:
@@ -241,13 +265,9 @@ class FluxClient:
         return name_of(self._session.transport)
 
     @property
-    def _api_host(self) -> str:
-        return origin_of(self._base_url)[1]
-
-    @property
     def fingerprint(self) -> str:
         """Tells accounts apart without telling the key."""
-        return self._fingerprint
+        return self._credentials.fingerprint
 
     @property
     def session(self) -> Session:
@@ -269,7 +289,7 @@ class FluxClient:
             InvalidInput: The image is at a private or malformed address, or is a page around an image.
         """
         if isinstance(request, EditRequest) and isinstance(request.input_image, str):
-            check_reachable(request.input_image, api_host=self._api_host)
+            check_reachable(request.input_image, api_host=self._credentials.host)
 
     # --- one step each ------------------------------------------------------------------------------------
 
@@ -429,7 +449,7 @@ class FluxClient:
         order = DownloadOrder(
             url=url,
             destination=check_destination(destination),
-            limits=self._download_limits,
+            limits=self._options.download_limits,
             span_s=self._span(timeout),
             match_suffix=match_suffix,
         )
@@ -481,7 +501,7 @@ class FluxClient:
         For addresses that the vendor's generator cannot fetch reliably. It raises what :meth:`upload` raises.
         """
         deadline = self._deadline(timeout)
-        check_reachable(check_http_url(url, "url"), api_host=self._api_host)
+        check_reachable(check_http_url(url, "url"), api_host=self._credentials.host)
         return await self._uploading(self._uploads.send_url(url, deadline=deadline, name=name), deadline)
 
     # --- all of it ----------------------------------------------------------------------------------------
@@ -563,7 +583,7 @@ class FluxClient:
     # --- how ----------------------------------------------------------------------------------------------
 
     def _span(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else check_positive(timeout, "timeout")
+        return self._options.timeout if timeout is None else check_positive(timeout, "timeout")
 
     def _deadline(self, timeout: float | None) -> float:
         return self._session.clock.monotonic() + self._span(timeout)
@@ -579,7 +599,7 @@ class FluxClient:
     ) -> Patience:
         """Return how to wait for a task; ``deadline`` is that of a call which has begun before."""
         return Patience(
-            policy=self._polling,
+            policy=self._options.polling,
             timeout_s=self._span(timeout),
             deadline=self._deadline(timeout) if deadline is None else deadline,
             kind=kind,
@@ -589,7 +609,7 @@ class FluxClient:
 
     @property
     def _uploads(self) -> Uploads:
-        return Uploads(session=self._session, retry=self._retry)
+        return Uploads(session=self._session, retry=self._options.retry)
 
     async def _uploading(self, send: Coroutine[Any, Any, UploadedFile], deadline: float) -> UploadedFile:
         """Run an upload as a call of its own, until the deadline."""
@@ -621,7 +641,7 @@ class FluxClient:
             try:
                 task_id = await session.submit(request, deadline=deadline, call=call)
             except FluxError as error:
-                delay = self._retry.before_next_submit(error, tries, session.rng.random())
+                delay = self._options.retry.before_next_submit(error, tries, session.rng.random())
                 if delay is None or session.clock.monotonic() + delay >= deadline:
                     level = logging.INFO if error.charge is Charge.NO else logging.WARNING
                     words = "submit of %s failed (%s), charge %s"
@@ -661,7 +681,7 @@ class FluxClient:
                 try:
                     return parse(await self._look(wire, deadline))
                 except FluxError as error:
-                    delay = self._retry.before_next_look(error, tries, session.rng.random())
+                    delay = self._options.retry.before_next_look(error, tries, session.rng.random())
                     if delay is None or session.clock.monotonic() + delay >= deadline:
                         raise
                     await session.clock.sleep(delay)
@@ -671,20 +691,26 @@ class FluxClient:
         return await self._session.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
 
 
+class _ClientWithOptions(FluxClient):
+    """A client with options of its own that shares everything else with another one."""
+
+    def __init__(
+        self, credentials: Credentials, session: Session, waiting: Waiting, options: ClientOptions
+    ) -> None:
+        self._credentials = credentials
+        self._session = session
+        self._waiting = waiting
+        self._options = options
+
+
 def _find_credentials(api_key: str | None, base_url: str | None, upload_url: str | None) -> Credentials:
     key = api_key if api_key is not None else os.environ.get("KIE_API_KEY")
-    origin = Credentials(
+    credentials = Credentials(
         key, base_url or os.environ.get("KIE_BASE_URL"), upload_url or os.environ.get("KIE_UPLOAD_URL")
     )
-    for url in origin.in_clear:
+    for url in credentials.in_clear:
         logger.warning("%s is plain http: the key crosses the network unencrypted", url)
-    return origin
-
-
-def _make_transport(name: TransportName, origin: Credentials, client: HttpClient | None) -> Transport:
-    from flux_async import __version__  # noqa: PLC0415 - the package imports this module
-
-    return make_transport(name, origin, version=__version__, client=client)
+    return credentials
 
 
 def _submitted_at(image: ImageResult | str) -> float | None:

@@ -28,6 +28,7 @@ from flux_async.cli.list_files import STDIN
 from flux_async.cli.list_rows import ListOptions
 from flux_async.cli.local_inputs import image_of
 from flux_async.cli.printable import printable
+from flux_async.transport.factory import TRANSPORTS, TransportName
 
 if TYPE_CHECKING:
     from flux_async.cli.listening import Place
@@ -93,6 +94,13 @@ _file = click.option("-o", "--output", "file", type=_FILE, help="Download the pi
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+_transport = click.option(
+    "--transport",
+    type=click.Choice(TRANSPORTS),
+    help="Library that makes the requests; default KIE_TRANSPORT, else httpx.",
+)
+
+
 def _set_verbosity(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     from flux_async.cli.verbosity import show_log  # noqa: PLC0415 - loads rich
 
@@ -118,6 +126,7 @@ def _run_options(command: F) -> F:
     """Give a command the options that say how a run goes about it."""
     for option in (
         _verbose,
+        _transport,
         click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
         click.option(
             "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
@@ -232,7 +241,8 @@ def _order(
 def cli() -> None:
     """Remove text from images, or make and edit them, with KIE AI's Flux Kontext.
 
-    The key is taken from KIE_API_KEY, the API's address from KIE_BASE_URL (default https://api.kie.ai).
+    The key is taken from KIE_API_KEY, the API's address from KIE_BASE_URL (default https://api.kie.ai), the
+    HTTP library from KIE_TRANSPORT (default httpx).
 
     Exit codes: 0 all succeeded, 1 some failed or are in doubt, 2 usage or settings, 3 halted (key, credits,
     maintenance), 130 interrupted.
@@ -349,8 +359,9 @@ def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
 @click.argument("folder", type=_FOLDER)
 @click.argument("job")
 @click.argument("task_id")
+@_transport
 @_verbose
-def adopt(folder: Path, job: str, task_id: str) -> int:
+def adopt(folder: Path, job: str, task_id: str, transport: TransportName | None) -> int:
     """Say that TASK_ID is the task of JOB in FOLDER.
 
     JOB is in doubt; it is its key, or how its key begins. The task is looked at first: it must exist and be
@@ -358,14 +369,15 @@ def adopt(folder: Path, job: str, task_id: str) -> int:
     """
     from flux_async.cli.consent import run_adopt  # noqa: PLC0415
 
-    return run_adopt(folder, job, task_id)
+    return run_adopt(folder, job, task_id, transport=transport)
 
 
 @cli.command()
 @click.argument("folder", type=_FOLDER)
 @click.option("--yes", "sure", is_flag=True, help="The account is the same, where that cannot be told.")
+@_transport
 @_verbose
-def rekey(folder: Path, sure: bool) -> int:
+def rekey(folder: Path, sure: bool, transport: TransportName | None) -> int:
     """Let the run in FOLDER go on with a new key.
 
     The new key, of the same account, is taken from KIE_API_KEY. It must be valid, and tasks of the folder are
@@ -373,7 +385,7 @@ def rekey(folder: Path, sure: bool) -> int:
     """
     from flux_async.cli.consent import run_rekey  # noqa: PLC0415
 
-    return run_rekey(folder, sure=sure)
+    return run_rekey(folder, sure=sure, transport=transport)
 
 
 @cli.command()
@@ -400,9 +412,16 @@ def recover(folder: Path, *, yes: bool) -> int:
 @_timeout
 @_file
 @_json
+@_transport
 @_verbose
 def generate(
-    prompt: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
+    *,
+    prompt: str,
+    timeout: float,
+    file: Path | None,
+    as_json: bool,
+    transport: TransportName | None,
+    **request_options: str | None,
 ) -> int:
     """Make a picture from the words of PROMPT.
 
@@ -411,7 +430,7 @@ def generate(
     from flux_async.cli.single_commands import Presentation, make_picture  # noqa: PLC0415
 
     request = GenerateRequest(prompt=prompt, **_given(request_options))
-    return make_picture(request, timeout, Presentation(file=file, as_json=as_json))
+    return make_picture(request, timeout, Presentation(file=file, as_json=as_json, transport=transport))
 
 
 @cli.command()
@@ -423,9 +442,17 @@ def generate(
 @_timeout
 @_file
 @_json
+@_transport
 @_verbose
 def edit(
-    prompt: str, image: str, timeout: float, file: Path | None, as_json: bool, **request_options: str | None
+    *,
+    prompt: str,
+    image: str,
+    timeout: float,
+    file: Path | None,
+    as_json: bool,
+    transport: TransportName | None,
+    **request_options: str | None,
 ) -> int:
     """Change IMAGE, an http(s) URL or a file, as PROMPT says.
 
@@ -434,7 +461,7 @@ def edit(
     from flux_async.cli.single_commands import Presentation, make_picture  # noqa: PLC0415
 
     request = EditRequest(prompt=prompt, input_image=image_of(image), **_given(request_options))
-    return make_picture(request, timeout, Presentation(file=file, as_json=as_json))
+    return make_picture(request, timeout, Presentation(file=file, as_json=as_json, transport=transport))
 
 
 @cli.command()
@@ -443,15 +470,29 @@ def edit(
 @_timeout
 @_file
 @_json
+@_transport
 @_verbose
-def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: bool) -> int:
+def task(
+    *,
+    task_id: str,
+    wait: bool,
+    timeout: float,
+    file: Path | None,
+    as_json: bool,
+    transport: TransportName | None,
+) -> int:
     """Say how the task TASK_ID stands.
 
     The URL of its picture is printed, or with -o the path of the file.
     """
     from flux_async.cli.single_commands import Presentation, look_at_task  # noqa: PLC0415
 
-    return look_at_task(task_id, wait=wait, timeout=timeout, show=Presentation(file=file, as_json=as_json))
+    return look_at_task(
+        task_id,
+        wait=wait,
+        timeout=timeout,
+        show=Presentation(file=file, as_json=as_json, transport=transport),
+    )
 
 
 @cli.command()
@@ -461,8 +502,9 @@ def task(task_id: str, wait: bool, timeout: float, file: Path | None, as_json: b
 )
 @_timeout
 @_json
+@_transport
 @_verbose
-def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
+def upload(image: str, max_mb: float, timeout: float, as_json: bool, transport: TransportName | None) -> int:
     """Put IMAGE where the vendor can fetch it for 24 hours.
 
     IMAGE is a file or an http(s) URL; the address to give the vendor is printed. It costs nothing. Nobody can
@@ -471,17 +513,18 @@ def upload(image: str, max_mb: float, timeout: float, as_json: bool) -> int:
     from flux_async.cli.single_commands import Presentation, upload_image  # noqa: PLC0415
 
     most = int(max_mb * 1024 * 1024)
-    return upload_image(image_of(image), most, timeout, Presentation(as_json=as_json))
+    return upload_image(image_of(image), most, timeout, Presentation(as_json=as_json, transport=transport))
 
 
 @cli.command("credits")
 @_json
+@_transport
 @_verbose
-def show_balance(as_json: bool) -> int:
+def show_balance(as_json: bool, transport: TransportName | None) -> int:
     """Print the account's balance in credits."""
     from flux_async.cli.single_commands import Presentation, show_credits  # noqa: PLC0415
 
-    return show_credits(Presentation(as_json=as_json))
+    return show_credits(Presentation(as_json=as_json, transport=transport))
 
 
 @cli.command()
@@ -490,8 +533,9 @@ def show_balance(as_json: bool) -> int:
     "--callback-url", help="Also see whether something answers at this address of a receiver.", metavar="URL"
 )
 @_json
+@_transport
 @_verbose
-def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
+def doctor(folder: Path, callback_url: str | None, as_json: bool, transport: TransportName | None) -> int:
     """Check all that a run depends on, and say what to do.
 
     Checked are key, balance, clock, uploads, certificates and disk. A picture of one pixel is uploaded;
@@ -499,7 +543,7 @@ def doctor(folder: Path, callback_url: str | None, as_json: bool) -> int:
     """
     from flux_async.cli.doctor import run_doctor  # noqa: PLC0415
 
-    return run_doctor(folder, callback_url, as_json=as_json)
+    return run_doctor(folder, callback_url, transport, as_json=as_json)
 
 
 @cli.command()

@@ -31,6 +31,7 @@ from flux_async.job_state import Event, JobState, ResubmitGranted, RetryGranted,
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, TaskId
+from flux_async.transport.factory import TransportName
 
 _SHORTEST_NAME = 6
 
@@ -104,7 +105,7 @@ async def _pages(journal: Journal, state: JobState) -> AsyncIterator[StoredJob]:
 # --- adopt ------------------------------------------------------------------------------------------------
 
 
-def run_adopt(folder: Path, name: str, task_id: str) -> Exit:
+def run_adopt(folder: Path, name: str, task_id: str, *, transport: TransportName | None = None) -> Exit:
     """Note down that ``task_id`` is the task of a job in doubt, after looking whether that can be.
 
     Raises:
@@ -115,7 +116,7 @@ def run_adopt(folder: Path, name: str, task_id: str) -> Exit:
     task = check_task_id(task_id)
 
     async def work(interruption: Interruption) -> Exit:
-        async with FluxClient() as client:
+        async with FluxClient(transport=transport) as client:
             opened = await RunFolder.open(folder, account=client.fingerprint)
             try:
                 with interruption.scope():
@@ -184,7 +185,7 @@ _FOUND = {
 }
 
 
-def run_rekey(folder: Path, *, sure: bool) -> Exit:
+def run_rekey(folder: Path, *, sure: bool, transport: TransportName | None = None) -> Exit:
     """Let a folder go on with the key of the environment, after looking whether the account is the same.
 
     Raises:
@@ -194,7 +195,7 @@ def run_rekey(folder: Path, *, sure: bool) -> Exit:
     JournalReader(folder / JOURNAL).close()
 
     async def work(interruption: Interruption) -> Exit:
-        async with FluxClient() as client:
+        async with FluxClient(transport=transport) as client:
             with interruption.scope():
                 found = await rekey_journal(client, folder / JOURNAL, sure=sure)
                 message_console().note(f"{_in_words(found)} {after_rekeying(folder)}")

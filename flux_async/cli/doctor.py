@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import attrs
 
-from flux_async import ConfigurationError, FluxClient, RetryPolicy
+from flux_async import ConfigurationError, FluxClient, RetryPolicy, __version__
 from flux_async.cli.checkups import (
     Finding,
     Level,
@@ -27,6 +27,7 @@ from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.transport.credentials import Credentials
+from flux_async.transport.factory import TransportName, make_transport
 
 _ORDER = (
     "versions",
@@ -42,9 +43,11 @@ _ORDER = (
 )
 
 
-def run_doctor(folder: Path, callback_url: str | None, *, as_json: bool) -> Exit:
+def run_doctor(
+    folder: Path, callback_url: str | None, transport: TransportName | None = None, *, as_json: bool
+) -> Exit:
     """Look at everything, print what was found, and return 1 where something has failed."""
-    doctor = Doctor(folder=folder, callback_url=callback_url)
+    doctor = Doctor(folder=folder, callback_url=callback_url, transport=transport)
 
     async def command(interruption: Interruption) -> Exit:
         with interruption.scope():
@@ -65,41 +68,44 @@ class Doctor:
     Attributes:
         folder: Where results would go.
         callback_url: Where the vendor would report, if it is asked to.
+        transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
         findings: What was found so far.
     """
 
     folder: Path
     callback_url: str | None
+    transport: TransportName | None = None
     findings: list[Finding] = attrs.field(factory=list)
 
     async def look(self) -> None:
         """Do it."""
         self.findings += [look_at_versions(), look_at_certificates(), look_at_disk(self.folder)]
         try:
-            origin = _addresses()
+            credentials = _addresses()
+            make_transport(self.transport, credentials, version=__version__)  # opens no connection
         except ConfigurationError as error:
             self.findings.append(failed("settings", error))
             return
         async with anyio.create_task_group() as group:
-            group.start_soon(self._note, look_at_clock(origin.base_url))
-            group.start_soon(self._ask_with_key, origin)
+            group.start_soon(self._note, look_at_clock(credentials.base_url))
+            group.start_soon(self._ask_with_key, credentials)
             if self.callback_url is not None:
-                look = look_at_callback(self.callback_url, api_is_here=origin.is_this_machine)
+                look = look_at_callback(self.callback_url, api_is_here=credentials.is_this_machine)
                 group.start_soon(self._note, look)
 
     async def _note(self, look: Awaitable[Finding]) -> None:
         self.findings.append(await look)
 
-    async def _ask_with_key(self, origin: Credentials) -> None:
+    async def _ask_with_key(self, credentials: Credentials) -> None:
         """Look at what only a client can."""
         try:
-            client = FluxClient(retry=RetryPolicy(max_tries=1))
+            client = FluxClient(retry=RetryPolicy(max_tries=1), transport=self.transport)
         except ConfigurationError as error:
             self.findings.append(failed("key", error))
             return
         async with client:
             self.findings += await look_at_key(client)
-            self.findings.append(await look_at_upload_host(client, origin.upload_url))
+            self.findings.append(await look_at_upload_host(client, credentials.upload_url))
 
 
 def _addresses() -> Credentials:

@@ -76,7 +76,7 @@ def run_selected(order: RunOptions, select: Select, *, as_json: bool) -> Exit:
         return await RemoveText(
             order=order,
             select=select,
-            make_client=lambda: FluxClient(limits=order.limits),
+            make_client=lambda: FluxClient(limits=order.limits, transport=order.transport),
             display=display,
             interruption=interruption,
         ).run()

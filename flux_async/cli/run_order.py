@@ -26,6 +26,7 @@ from flux_async.cli.local_inputs import is_address, no_image
 from flux_async.files.image_source import identify_now
 from flux_async.models import JobKey
 from flux_async.policy.image_addresses import with_scheme
+from flux_async.transport.factory import TransportName
 
 CONFIRM_ABOVE = 1_000.0
 _ANY_URL = "https://example.com/"
@@ -38,6 +39,7 @@ class RunOptions:
     Attributes:
         folder: Where journal, images and results are.
         limits: The account's pace, and how many tasks at once.
+        transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
         timeout_s: Seconds an accepted task may take.
         patience_s: Seconds the run waits for a service that is away for now before it halts.
         download: Whether results are brought to disk.
@@ -60,6 +62,7 @@ class RunOptions:
 
     folder: Path
     limits: Limits = attrs.field(factory=Limits)
+    transport: TransportName | None = None
     timeout_s: float = 300.0
     patience_s: float = PATIENCE_S
     download: bool = True

@@ -26,7 +26,9 @@ from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.signals import Interruption, run_interruptible
+from flux_async.client import DEFAULT_TIMEOUT_S
 from flux_async.models import ImageRequest
+from flux_async.transport.factory import TransportName
 
 T = TypeVar("T")
 
@@ -38,12 +40,14 @@ class Presentation:
     Attributes:
         file: Where the picture goes, if it is wanted.
         as_json: Print one JSON object instead of a short line.
+        transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
         output: Standard output.
         console: Standard error.
     """
 
     file: Path | None = None
     as_json: bool = False
+    transport: TransportName | None = None
     output: Output = attrs.field(factory=Output)
     console: MessageConsole = attrs.field(factory=message_console)
 
@@ -124,16 +128,16 @@ def show_credits(show: Presentation) -> Exit:
         balance = await client.credits()
         return Answer(line=in_credits(balance), data={"credits": balance})
 
-    return _with_client(work, None, show, "Asking …")
+    return _with_client(work, DEFAULT_TIMEOUT_S, show, "Asking …")
 
 
 def _with_client(
-    work: Callable[[FluxClient], Awaitable[Answer]], timeout: float | None, show: Presentation, words: str
+    work: Callable[[FluxClient], Awaitable[Answer]], timeout: float, show: Presentation, words: str
 ) -> Exit:
     """Run ``work`` with a client; name the tasks that are paid and that it left."""
 
     async def command(interruption: Interruption) -> Exit:
-        client = FluxClient() if timeout is None else FluxClient(timeout=timeout)
+        client = FluxClient(timeout=timeout, transport=show.transport)
         answer: Answer | None = None
         try:
             with interruption.scope(), show.console.busy(words):

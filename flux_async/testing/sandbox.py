@@ -139,13 +139,14 @@ class FluxSandbox:
         return self._here(self._box.record)
 
     def client(
-        self, api_key: str | None = None, *, transport: TransportName = "auto", **options: Any
+        self, api_key: str | None = None, *, transport: TransportName | None = None, **options: Any
     ) -> FluxClient:
         """Return a client of this sandbox; it is closed at the end of the test at the latest.
 
         Args:
             api_key: Left out, the sandbox's.
-            transport: Which library makes the requests, where there are sockets.
+            transport: Library that makes the requests, where there are sockets; left out, ``KIE_TRANSPORT``,
+                else httpx.
             options: The other arguments of :class:`flux_async.FluxClient`. On real time, ``limits`` and
                 ``polling`` are as fast as the vendor unless given.
         """

@@ -57,8 +57,8 @@ PROXIES: Final = ("http", "https")
 """What it can go through."""
 
 
-def is_recent() -> bool:
-    """Say whether the aiohttp that is installed is one this adapter is made for."""
+def is_supported() -> bool:
+    """Return whether this adapter supports the installed version of aiohttp."""
     numbers = aiohttp.__version__.split(".")[:2]
     if not all(number.isdigit() for number in numbers):
         return False
@@ -304,7 +304,7 @@ class AiohttpTransport:
         scheme, name = urlsplit(base).scheme.lower(), urlsplit(base).hostname or ""
         prefix, proxy = str(yarl.URL(base)).rstrip("/"), proxy_for(scheme, name)
         if proxy is not None and urlsplit(proxy).scheme not in PROXIES:
-            raise ValueError("aiohttp cannot use the proxy that the environment names, httpx perhaps can")
+            raise ValueError("aiohttp supports no SOCKS proxy, which the environment names; use httpx")
         kept: dict[str, Any] = {"keepalive_timeout": KEEPALIVE_S} if keep_alive else {"force_close": True}
         connector = _Connector(
             **kept,

@@ -1,90 +1,105 @@
-"""Which HTTP library makes the requests. Each is imported only where it is chosen."""
+"""Creates the transport: by argument, else by ``KIE_TRANSPORT``, else with httpx.
+
+The default never depends on what is installed: installing another library must not change which one makes
+paid requests. Each library is imported only when it is chosen.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
-from urllib.parse import urlsplit
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeGuard, get_args
 
-from flux_async.errors import InvalidInput, MissingExtra, shown
+from flux_async.errors import ConfigurationError, MissingExtra, shown
 from flux_async.transport import Transport
-from flux_async.transport.credentials import Credentials, origin_of
-from flux_async.transport.http_settings import proxy_for
+from flux_async.transport.credentials import Credentials
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
 
-TransportName: TypeAlias = Literal["auto", "httpx", "httpx2", "aiohttp"]
-"""``auto``: aiohttp where it is installed, else httpx."""
+TransportName: TypeAlias = Literal["httpx", "httpx2", "aiohttp"]
+"""Library that makes the requests."""
 
-_NAMES: tuple[str, ...] = get_args(TransportName)
-
-
-def check_choice(transport: object, client: object) -> None:
-    """Accept the name of a transport, or a transport, but not together with a client.
-
-    Raises:
-        InvalidInput: No such name, no transport, or both were given.
-    """
-    if client is not None and transport != "auto":
-        raise InvalidInput("http_client and transport exclude each other: both say how requests are made.")
-    if isinstance(transport, str):
-        known = transport in _NAMES
-    else:
-        known = callable(getattr(transport, "exchange", None))
-    if not known:
-        names = ", ".join(repr(name) for name in _NAMES)
-        raise InvalidInput(f"transport must be one of {names}, or a Transport, not {shown(transport)}.")
+TRANSPORTS: Final[tuple[TransportName, ...]] = get_args(TransportName)
+VARIABLE: Final = "KIE_TRANSPORT"
+DEFAULT: Final[TransportName] = "httpx"
 
 
 def make_transport(
-    name: TransportName,
+    choice: TransportName | Transport | None,
     credentials: Credentials,
     *,
     version: str,
     client: HttpClient | None = None,
 ) -> Transport:
-    """Make the transport of that name, or one over a client of the caller's.
+    """Return a transport.
+
+    Args:
+        choice: Name of a library, or a transport, which is returned. None stands for ``KIE_TRANSPORT``, else
+            httpx.
+        credentials: API address and key.
+        version: Version of this package, for the User-Agent.
+        client: The caller's client, which makes the requests. It excludes ``choice``.
 
     Raises:
-        MissingExtra: Its library is not installed, or of another age.
-        ConfigurationError: The client is none that can be used.
+        ConfigurationError: An unknown name, no transport, or ``choice`` and ``client`` together.
+        MissingExtra: The library is not installed, or its version is not supported.
     """
-    if client is None and (name == "aiohttp" or (name == "auto" and _suits_aiohttp(credentials))):
+    if client is not None:
+        if choice is not None:
+            raise ConfigurationError("Give either http_client or transport: both define who makes requests.")
+        from flux_async.transport import httpx_  # noqa: PLC0415 - httpx is slow to import
+
+        return httpx_.HttpxTransport(credentials, version=version, client=client)
+    if choice is not None and not isinstance(choice, str):
+        if not callable(getattr(choice, "exchange", None)):
+            raise _unknown(choice)
+        return choice
+    name = _name_from_environment() if choice is None else choice
+    if not _is_known(name):
+        raise _unknown(name)
+    if name == "aiohttp":
         return _over_aiohttp(credentials, version)
     from flux_async.transport import httpx_  # noqa: PLC0415 - httpx is slow to import
 
-    if client is not None:
-        return httpx_.HttpxTransport(credentials, version=version, client=client)
-    return httpx_.HttpxTransport(
-        credentials, version=version, family="httpx2" if name == "httpx2" else "httpx"
-    )
+    return httpx_.HttpxTransport(credentials, version=version, family=name)
 
 
 def name_of(transport: Transport) -> str:
-    """Return the library a transport uses; of one of the caller's own, the name of its class."""
+    """Return the library of a transport, or the class name of a transport of the caller's."""
     name = getattr(transport, "name", None)
     return name if isinstance(name, str) else type(transport).__name__
+
+
+def _name_from_environment() -> TransportName:
+    name = os.environ.get(VARIABLE, "").strip() or DEFAULT
+    if not _is_known(name):
+        raise ConfigurationError(f"{VARIABLE} must be {_listed(TRANSPORTS)}, not {shown(name)}.")
+    return name
+
+
+def _is_known(name: str) -> TypeGuard[TransportName]:
+    return name in TRANSPORTS
+
+
+def _unknown(choice: object) -> ConfigurationError:
+    choices = _listed([*map(repr, TRANSPORTS), "a Transport"])
+    return ConfigurationError(f"transport must be {choices}, not {shown(choice)}.")
+
+
+def _listed(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}"
 
 
 def _over_aiohttp(credentials: Credentials, version: str) -> Transport:
     try:
         from flux_async.transport import aiohttp_  # noqa: PLC0415 - an extra
     except ImportError as missing:
-        raise MissingExtra.for_extra(f"transport='aiohttp' ({missing})", "aiohttp") from None
-    if not aiohttp_.is_recent():
+        raise MissingExtra.for_extra(f"The transport aiohttp ({missing})", "aiohttp") from None
+    if not aiohttp_.is_supported():
         raise MissingExtra(
-            "The version of aiohttp that is installed is not supported.",
+            "The installed version of aiohttp is not supported.",
             advice="Run: pip install --upgrade 'flux-async[aiohttp]'",
         )
     return aiohttp_.AiohttpTransport(credentials, version=version)
-
-
-def _suits_aiohttp(credentials: Credentials) -> bool:
-    """Say whether aiohttp is installed, recent, and can use the proxies that the environment names."""
-    try:
-        from flux_async.transport import aiohttp_  # noqa: PLC0415 - an extra
-    except Exception:  # noqa: BLE001 - an aiohttp of another age or a broken one: httpx is always there
-        return False
-    hosts = (origin_of(url)[:2] for url in (credentials.base_url, credentials.upload_url))
-    proxies = {proxy_for(*host) for host in hosts} - {None}
-    return aiohttp_.is_recent() and all(urlsplit(proxy).scheme in aiohttp_.PROXIES for proxy in proxies)

@@ -88,7 +88,7 @@ def library_named(name: Literal["httpx", "httpx2"]) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as missing:
-        raise MissingExtra.for_extra(f"transport={name!r} ({missing})", name) from None
+        raise MissingExtra.for_extra(f"The transport {name} ({missing})", name) from None
 
 
 def family_of(client: object) -> ModuleType:

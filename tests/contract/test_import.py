@@ -49,6 +49,6 @@ def test_a_client_loads_one_http_library_and_no_more(name: str) -> None:
     assert loaded.isdisjoint(SERVER_AND_PICTURES | {"sqlite3"})
 
 
-def test_left_alone_a_client_loads_aiohttp() -> None:
-    """Where it is installed."""
-    assert modules_after("import flux_async; flux_async.FluxClient('key')") & HTTP == {"aiohttp"}
+def test_a_client_loads_httpx_by_default() -> None:
+    """Although aiohttp is installed."""
+    assert modules_after("import flux_async; flux_async.FluxClient('key')") & HTTP == {"httpx"}

@@ -189,7 +189,7 @@ async def test_what_a_transport_of_the_callers_own_reads_is_kept_without_the_key
         ({"upload_url": "ftp://example.com"}, ConfigurationError),
         ({"timeout": -1}, InvalidInput),
         ({"http_client": object()}, ConfigurationError),
-        ({"transport": "curl"}, InvalidInput),
+        ({"transport": "curl"}, ConfigurationError),
     ],
 )
 def test_a_client_that_cannot_be_made_tells_no_key(

@@ -1,7 +1,8 @@
-"""``transport=`` names the library that makes the requests; what is asked for is what is used, and shown."""
+"""The library that makes the requests: argument, ``KIE_TRANSPORT``, default."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -9,15 +10,16 @@ import httpx
 import httpx2
 import pytest
 
-from flux_async import ConfigurationError, FluxClient, InvalidInput, MissingExtra
+from flux_async import ConfigurationError, FluxClient, MissingExtra
 
 KEY = "k-secret-0123456789"
 NAMES = ["httpx", "httpx2", "aiohttp"]
 
 
 @pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever proxies this machine has, the tests set their own."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove proxies and the choice of a transport from the environment."""
+    monkeypatch.delenv("KIE_TRANSPORT", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -31,66 +33,77 @@ def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_one_that_is_named_is_used_and_shown(name: Any) -> None:
-    """By the client's property and in its repr, also by a client with other options."""
+def test_the_named_library_is_used_and_shown(name: Any) -> None:
+    """In the property ``transport_name`` and the repr, also of a client with other options."""
     client = FluxClient(KEY, transport=name)
     assert client.transport_name == name
     assert client.with_options(timeout=1).transport_name == name
     assert repr(client) == f"<FluxClient https://api.kie.ai through {name}>"
 
 
-def test_left_alone_it_is_aiohttp_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else httpx, which always is."""
-    assert FluxClient(KEY).transport_name == "aiohttp"
-    without(monkeypatch, "aiohttp")
+def test_the_default_is_httpx_whatever_is_installed() -> None:
+    """Installing aiohttp does not change which library makes paid requests."""
+    assert importlib.util.find_spec("aiohttp") is not None
     assert FluxClient(KEY).transport_name == "httpx"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_environment_names_the_transport(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """An argument wins over ``KIE_TRANSPORT``; an empty variable is none."""
+    monkeypatch.setenv("KIE_TRANSPORT", f" {name} ")
+    assert FluxClient(KEY).transport_name == name
+    assert FluxClient(KEY, transport="httpx").transport_name == "httpx"
+    monkeypatch.setenv("KIE_TRANSPORT", "")
+    assert FluxClient(KEY).transport_name == "httpx"
+
+
+@pytest.mark.parametrize("name", ["auto", "curl", "AIOHTTP"])
+def test_a_wrong_name_in_the_environment_is_one_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """It names the variable, the choices and the value."""
+    monkeypatch.setenv("KIE_TRANSPORT", name)
+    with pytest.raises(ConfigurationError) as caught:
+        FluxClient(KEY)
+    assert caught.value.message == f"KIE_TRANSPORT must be httpx, httpx2 or aiohttp, not {name!r}."
 
 
 @pytest.mark.parametrize("version", ["3.8.6", "3.12.15", "4.0.0a1", "odd"])
-def test_an_aiohttp_of_another_age_is_left_alone(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Unless it is asked for: then the error says what to do."""
+def test_an_unsupported_version_of_aiohttp_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """The error contains the command that updates it."""
     monkeypatch.setattr("aiohttp.__version__", version)
-    assert FluxClient(KEY).transport_name == "httpx"
     with pytest.raises(MissingExtra, match="pip install --upgrade"):
         FluxClient(KEY, transport="aiohttp")
 
 
-def test_a_proxy_that_aiohttp_cannot_use_leaves_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless it stands before other hosts only."""
-    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
-    assert FluxClient(KEY).transport_name == "httpx"
-    assert FluxClient(KEY, "http://127.0.0.1:8787").transport_name == "aiohttp"
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    assert FluxClient(KEY).transport_name == "aiohttp"
-
-
 @pytest.mark.parametrize("name", ["httpx2", "aiohttp"])
-def test_one_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
-    """It is not replaced by another behind the caller's back."""
+def test_a_library_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    """It is not replaced by another."""
     without(monkeypatch, name)
     with pytest.raises(MissingExtra, match=rf"flux-async\[{name}\]"):
         FluxClient(KEY, transport=name)
 
 
-@pytest.mark.parametrize("transport", ["", "curl", "AIOHTTP", None, 7, object()])
-def test_a_name_that_is_none_lists_the_choices(transport: Any) -> None:
-    """And what is no transport is refused before it is used."""
-    with pytest.raises(InvalidInput, match="'auto', 'httpx', 'httpx2', 'aiohttp', or a Transport"):
+@pytest.mark.parametrize("transport", ["", "auto", "curl", "AIOHTTP", 7, object()])
+def test_an_unknown_transport_is_refused_with_the_choices(transport: Any) -> None:
+    """An object that is no transport is refused as well."""
+    with pytest.raises(ConfigurationError, match="'httpx', 'httpx2', 'aiohttp' or a Transport, not"):
         FluxClient(KEY, transport=transport)
 
 
 @pytest.mark.parametrize("library", [httpx, httpx2])
-async def test_a_client_of_the_callers_excludes_a_transport(library: Any) -> None:
-    """It decides by itself, and its library is shown."""
+async def test_http_client_and_transport_exclude_each_other(
+    monkeypatch: pytest.MonkeyPatch, library: Any
+) -> None:
+    """The caller's client wins over the environment, and its library is shown."""
+    monkeypatch.setenv("KIE_TRANSPORT", "aiohttp")
     async with library.AsyncClient() as given:
         assert FluxClient(KEY, http_client=given).transport_name == library.__name__
         for transport in (*NAMES, object()):
-            with pytest.raises(InvalidInput, match="exclude each other"):
+            with pytest.raises(ConfigurationError, match="either http_client or transport"):
                 FluxClient(KEY, http_client=given, transport=transport)
     with httpx.Client() as sync, pytest.raises(ConfigurationError):
         FluxClient(KEY, http_client=sync)  # type: ignore[arg-type]
 
 
-def test_one_of_the_callers_own_is_shown_by_its_class(transport: Any) -> None:
-    """However it is made."""
+def test_a_transport_of_the_caller_is_shown_by_its_class(transport: Any) -> None:
+    """In the property ``transport_name``."""
     assert FluxClient(KEY, transport=transport).transport_name == "ScriptedTransport"

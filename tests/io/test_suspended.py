@@ -110,7 +110,7 @@ def transport_to(url: str, library: str) -> tuple[Transport, Any]:
     given = None
     if library.startswith("client"):
         given = httpx.AsyncClient() if library.endswith("httpx") else httpx2.AsyncClient()
-    name: Any = library if given is None else "auto"
+    name: Any = library if given is None else None
     return make_transport(name, Credentials(KEY, url), version="1", client=given), given
 
 

@@ -16,6 +16,7 @@ from flux_async import (
     DownloadError,
     FluxClient,
     InvalidInput,
+    Limits,
 )
 from flux_async.api.envelope import WireRequest
 from flux_async.transport import Answered, NotSent, Unknown
@@ -332,7 +333,7 @@ async def test_the_callers_default_parameters_do_not_displace_ours(raw_server: A
 
 
 async def test_hard_stops_do_not_pile_up_connections(raw_server: Any) -> None:
-    """A pool in which an exchange was stopped in the middle of an answer is closed, and not used again."""
+    """A connection whose request was stopped in the middle of an answer is closed, and not used again."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(b"HTTP/1.1 200 OK\r\n")
@@ -375,6 +376,60 @@ async def test_polls_share_connections_and_a_submit_leaves_none(
             while server.open > 1:
                 await asyncio.sleep(0.001)
         await transport.aclose()
+
+
+@pytest.mark.parametrize("family", ["httpx", "httpx2"])
+async def test_a_connection_that_no_poll_uses_any_more_is_closed(
+    raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch, family: Any
+) -> None:
+    """After many polls at once, one poll after another keeps one connection and lets the others expire."""
+    together = asyncio.Barrier(5)
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        if len(server.requests) <= 5:
+            await together.wait()
+        writer.write(make.http(b"{}"))
+        return True
+
+    async with raw_server(behave) as server:
+        transport = HttpxTransport(Credentials(KEY, server.url), version="1", family=family)
+        await asyncio.gather(*(transport.exchange(GET, timeout_s=5) for _ in range(5)))  # noqa: TID251
+        assert (server.connections, server.open) == (5, 5)
+        monkeypatch.setattr("flux_async.transport.httpx_.KEEPALIVE_S", 0.0)
+        assert isinstance(await transport.exchange(GET, timeout_s=5), Answered)
+        async with asyncio.timeout(5):
+            while server.open > 1:
+                await asyncio.sleep(0.001)
+        assert server.connections == 5
+        await transport.aclose()
+
+
+@pytest.mark.parametrize("name", ["httpx", "httpx2", "aiohttp"])
+async def test_a_client_makes_no_more_polls_at_once_than_its_limit(
+    raw_server: Any, make: Any, name: Any
+) -> None:
+    """``Limits.connections`` holds whatever the transport."""
+    at_once: list[int] = []
+    under_way = 0
+
+    async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
+        nonlocal under_way
+        under_way += 1
+        at_once.append(under_way)
+        await asyncio.sleep(0.005)
+        under_way -= 1
+        writer.write(make.http(b'{"code":200,"data":1}'))
+        return True
+
+    async with (
+        raw_server(behave) as server,
+        FluxClient(KEY, server.url, transport=name, limits=Limits(connections=2)) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(8):
+            group.create_task(client.credits())
+    assert len(at_once) == 8
+    assert max(at_once) == 2
 
 
 @pytest.mark.parametrize("family", ["httpx", "httpx2"])

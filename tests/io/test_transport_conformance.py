@@ -50,7 +50,7 @@ async def _makers(stack: str) -> AsyncIterator[Callable[..., Transport]]:
 
     def make(url: str, upload_url: str | None = None) -> Transport:
         given = library.AsyncClient() if stack in GIVEN else None
-        name: Any = "auto" if given else stack
+        name: Any = None if given else stack
         origin = Credentials(KEY, url, upload_url)
         transport = make_transport(name, origin, version="1", client=given)
         made.extend([transport, given])

@@ -63,7 +63,7 @@ def requests_() -> None:
 
 def which_library() -> None:
     assert_type(FluxClient("key", transport="aiohttp").transport_name, str)
-    FluxClient("key", transport="auto")
+    FluxClient("key", transport="httpx2")
     FluxClient("key", transport="curl")  # type: ignore[arg-type]
 
 
