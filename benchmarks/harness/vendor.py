@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from flux_async.sandbox import line, simulator
+from flux_async.sandbox import abortable_http, simulator
 from flux_async.sandbox.local import Sandbox
 from flux_async.sandbox.server import listening
 from flux_async.sandbox.settings import SandboxSettings
@@ -61,7 +61,7 @@ async def serve(seed: int, trip_s: float) -> None:
     async with Sandbox(SandboxSettings(pictures="none", credits=1e12, seed=seed)) as sandbox:
         app = Counted(sandbox.app, trip_s)
 
-        class Counting(line.HangingUp):
+        class Counting(abortable_http.HangingUp):
             """Counts connections."""
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -69,7 +69,7 @@ async def serve(seed: int, trip_s: float) -> None:
                 app.connections += 1
                 super().connection_made(transport)
 
-        line.HangingUp = Counting  # type: ignore[misc]
+        abortable_http.HangingUp = Counting  # type: ignore[misc]
         async with listening(app, port=0) as url:  # type: ignore[arg-type]
             print(f"vendor ready at {url}", flush=True)
             await asyncio.Event().wait()

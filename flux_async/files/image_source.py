@@ -16,7 +16,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Self, TypeAlias, cast
+from typing import BinaryIO, Protocol, Self, TypeAlias, cast
 
 import anyio.to_thread
 import attrs
@@ -109,6 +109,14 @@ async def open_content(source: object, max_bytes: int = MAX_UPLOAD_BYTES) -> Con
     return content
 
 
+class _Digest(Protocol):
+    """What is used of a digest of ``hashlib``, whose own type has no public name."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
 @attrs.define(kw_only=True, eq=False)
 class Content:
     """A picture that can be read again and again from its start, between ``open`` and ``close``.
@@ -192,7 +200,7 @@ class Content:
         self._closed = True
         self._close_if_free()
 
-    def _next(self, at: int, digest: hashlib._Hash) -> bytes:
+    def _next(self, at: int, digest: _Digest) -> bytes:
         try:
             with self._held():
                 piece = self._read(at, min(PIECE, self.size - at))

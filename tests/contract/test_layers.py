@@ -199,15 +199,107 @@ def faults_of(path: PurePosixPath, source: str) -> list[str]:
     return faults
 
 
+DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_value_", "_name_"}
+"""Names of namedtuples and enums that are public in spite of their underscore; ``os._exit`` is another."""
+OWN = {"self", "cls", "super()"}
+BY_NAME = {"getattr", "setattr", "delattr", "hasattr"}
+GLOBAL_CALLS = {
+    *("logging.basicConfig", "logging.captureWarnings", "logging.disable", "logging.setLoggerClass"),
+    *("logging.config.dictConfig", "logging.config.fileConfig"),
+    *("os.chdir", "os.putenv", "os.umask", "os.unsetenv"),
+    *("signal.set_wakeup_fd", "signal.setitimer", "signal.signal"),
+    *("asyncio.set_event_loop", "asyncio.set_event_loop_policy", "locale.setlocale", "random.seed"),
+    *(
+        "socket.setdefaulttimeout",
+        "sys.setrecursionlimit",
+        "warnings.filterwarnings",
+        "warnings.simplefilter",
+    ),
+}
+MUTATORS = {"clear", "pop", "popitem", "setdefault", "update"}
+LOGGER_SETTINGS = {"addFilter", "addHandler", "removeHandler", "setLevel"}
+MAY_CHANGE_THE_PROCESS = {"cli", "sandbox/server.py"}
+"""They run in a process of their own: the command line, and the server that it starts."""
+RESTORE = {"imaging/picture_files.py", "testing/clock.py"}
+"""They change a setting for one call or one test, and restore it."""
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def private_faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield each use of a private part of another class or package, also by import or by a string."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in DOCUMENTED:
+            if ast.unparse(node.value) not in OWN and ast.unparse(node) != "os._exit":
+                yield node.lineno, f"{ast.unparse(node)} is private"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "object.__new__":
+            yield node.lineno, "a class makes its objects"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME and len(node.args) > 1:
+            owner, name = node.args[:2]
+            if isinstance(name, ast.Constant) and is_private(name.value) and ast.unparse(owner) not in OWN:
+                yield node.lineno, f"{ast.unparse(owner)}.{name.value} is private"
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            parts = ".".join([getattr(node, "module", None) or "", *names]).split(".")
+            if any(is_private(part) for part in parts):
+                yield node.lineno, f"{'.'.join(parts).strip('.')} is private"
+
+
+def imported_names(tree: ast.AST) -> set[str]:
+    """Return the names that a file's imports bind."""
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    return {(a.asname or a.name).partition(".")[0] for node in imports for a in node.names}
+
+
+def global_faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield what changes the process for everyone in it: modules, environment, signals, logging, settings."""
+    foreign = imported_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Delete):
+            targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else [node.target]
+            for target in targets:
+                base = target.value if isinstance(target, ast.Attribute | ast.Subscript) else None
+                if base is not None and ast.unparse(base).partition(".")[0] in foreign:
+                    yield node.lineno, f"{ast.unparse(target)} belongs to the whole process"
+        elif isinstance(node, ast.Call):
+            called, owner = ast.unparse(node.func), ast.unparse(getattr(node.func, "value", node.func))
+            name = getattr(node.func, "attr", "")
+            changes = (
+                called in GLOBAL_CALLS
+                or (owner in {"os.environ", "sys.modules"} and name in MUTATORS)
+                or name in LOGGER_SETTINGS
+                or (called == "setattr" and ast.unparse(node.args[0]).partition(".")[0] in foreign)
+                or (name == "setattr" and "patch" in owner)
+            )
+            if changes:
+                yield node.lineno, f"{called}() changes the whole process"
+
+
+def conduct_faults_of(path: PurePosixPath, source: str) -> list[str]:
+    """Return where one file reaches into private parts, or changes the process of its user."""
+    tree = ast.parse(source)
+    found = list(private_faults(tree))
+    if not {entry_of(path), str(path)} & MAY_CHANGE_THE_PROCESS and str(path) not in RESTORE:
+        found += global_faults(tree)
+    return [f"{path}:{line}: {words}" for line, words in found]
+
+
 def faults_in(package: Path) -> list[str]:
     """Return everything in a whole package that the tables do not allow."""
     files = sorted(package.rglob("*.py"))
     relative = ((file, PurePosixPath(file.relative_to(package).as_posix())) for file in files)
-    return [fault for file, path in relative for fault in faults_of(path, file.read_text(encoding="utf-8"))]
+    sources = ((path, file.read_text(encoding="utf-8")) for file, path in relative)
+    return [
+        fault
+        for path, source in sources
+        for fault in (*faults_of(path, source), *conduct_faults_of(path, source))
+    ]
 
 
-def test_every_import_points_down() -> None:
-    """No module of the package imports what the tables do not allow it."""
+def test_every_import_points_down_and_nothing_private_or_global_is_touched() -> None:
+    """No import that the tables forbid, no private part of another class or package, no global setting."""
     assert faults_in(PACKAGE) == []
 
 
@@ -278,6 +370,55 @@ def test_a_forbidden_line_is_found(path: str, line: str) -> None:
 def test_an_allowed_line_is_not_a_fault(path: str, line: str) -> None:
     """What the tables allow passes."""
     assert faults_of(PurePosixPath(path), line) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pool._connections",
+        "self.carrier._pool = None",
+        "self._carrier._pool",
+        "getattr(response, '_h11_state')",
+        "setattr(client, '_transport', None)",
+        "from httpcore._sync import http11",
+        "import anyio._backends",
+        "other = object.__new__(FluxClient)",
+        "import sys\nsys.modules['sniffio'] = None",
+        "import sys\ndel sys.modules['sniffio']",
+        "import os\nos.environ['NO_PROXY'] = 'x'",
+        "import os\nos.environ.setdefault('NO_PROXY', 'x')",
+        "import os\nos.environ |= {}",
+        "import signal\nsignal.signal(2, print)",
+        "import logging\nlogging.basicConfig()",
+        "import logging\nlogging.getLogger('httpx').setLevel(30)",
+        "import anyio.to_thread\nanyio.to_thread.run_sync = None",
+        "import anyio\nsetattr(anyio, 'sleep', None)",
+        "monkeypatch.setattr('anyio.sleep', None)",
+        "import sys\nsys.stdout = None",
+    ],
+)
+def test_private_parts_and_global_settings_are_found(line: str) -> None:
+    """Each of these lines is one fault."""
+    assert len(conduct_faults_of(PurePosixPath("transport/httpx_.py"), line)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("client.py", "self._session.transport"),
+        ("client.py", "super()._close()"),
+        ("client.py", "getattr(self, '_session', None)"),
+        ("client.py", "parts._replace(query='')"),
+        ("client.py", "from __future__ import annotations\nself.__class__"),
+        ("client.py", "import os\nkey = os.environ.get('KIE_API_KEY')"),
+        ("client.py", "import logging\nlogging.getLogger('flux_async').warning('x')"),
+        ("cli/signals.py", "import logging\nlogging.getLogger('flux_async').setLevel(50)"),
+        ("sandbox/server.py", "import signal\nsignal.signal(2, print)"),
+    ],
+)
+def test_own_parts_and_documented_names_are_no_fault(path: str, line: str) -> None:
+    """A class uses its own private attributes; the command line sets up its own process."""
+    assert conduct_faults_of(PurePosixPath(path), line) == []
 
 
 def test_a_forbidden_import_added_to_the_tree_is_found(tmp_path: Path) -> None:
