@@ -27,8 +27,8 @@ from flux_async import EditRequest, Journal
 from flux_async.policy.generation_times import GenerationTimes, kind_of
 
 READY = "sandbox ready at "
-START_SECONDS = 30
-STOP_SECONDS = 10
+START_SECONDS = 60
+STOP_SECONDS = 60
 SECONDS = 60
 NOBODY = "http://127.0.0.1:9"
 

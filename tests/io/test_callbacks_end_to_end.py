@@ -33,7 +33,7 @@ def free_port() -> int:
 
 def ledger(url: str) -> dict[str, Any]:
     """Ask the sandbox for its book."""
-    book: dict[str, Any] = httpx.get(f"{url}/__sandbox/ledger", timeout=10).json()
+    book: dict[str, Any] = httpx.get(f"{url}/__sandbox/ledger", timeout=60).json()
     return book
 
 
@@ -56,7 +56,7 @@ def receiver_process(journal: Path, port: int) -> Iterator[None]:
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(60)
             finally:
                 process.kill()
 

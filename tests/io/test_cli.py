@@ -429,7 +429,7 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
     class Silent(_DeadKey):
         def do_POST(self) -> None:
             arrived.set()
-            release.wait(SECONDS)
+            release.wait(2 * SECONDS)
             self.close_connection = True
 
         def do_GET(self) -> None:
@@ -451,7 +451,7 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
                 assert "1 image needs about 5 credits" in process.stderr.readline()
                 assert "Stopping" in process.stderr.readline()
                 process.send_signal(signal.SIGINT)
-                process.communicate(timeout=5)
+                process.communicate(timeout=SECONDS)
         finally:
             release.set()
             server.shutdown()

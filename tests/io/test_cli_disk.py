@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,18 +79,21 @@ def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
 
 
 def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, start_sandbox: Any) -> None:
-    """SIGKILL while pictures arrive: what has a name is whole, and is left as it is by the next run."""
+    """SIGKILL while pictures arrive: what has a name is whole, and is left as it is by the next run.
+
+    The run that is killed waits for more of its list: it cannot end before.
+    """
     cli = make_cli(start_sandbox("--speed", "120", "--pictures", "none").url)
     images = [f"https://pictures.example/many/{number}.jpg" for number in range(200)]
     (cli.folder / "list.txt").write_text("\n".join(images))
     cli.knows_times()
-    command = ("remove-text", "--from", "list.txt", "--rate", "20/0.1", "--in-flight", "200", "-o", "out")
+    options = ("--rate", "20/0.1", "--in-flight", "200", "-o", "out")
     folder: Path = cli.folder / "out" / "images"
-    with cli.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + 30
-        while len(list(folder.glob("[!.]*")) if folder.exists() else []) < 60:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with cli.start("remove-text", "--from", "-", *options, stdin=subprocess.PIPE, **quiet) as process:
+        process.stdin.write("".join(f"{image}\n" for image in images[:120]))
+        process.stdin.flush()
+        cli.wait_for(lambda: len(list(folder.glob("[!.]*"))) >= 60)
         process.send_signal(signal.SIGKILL)
         process.wait()
     here = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("[!.]*")}
@@ -100,7 +102,7 @@ def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, star
         content = (folder / name).read_bytes()
         assert content.startswith(JPEG_START)
         assert content.endswith(JPEG_END)
-    again = cli.run(*command)
+    again = cli.run("remove-text", "--from", "list.txt", *options)
     doubts = [row for row in cli.rows() if row["status"] == "in_doubt"]
     assert again.code == (1 if doubts else 0), again.stderr
     assert len(doubts) <= 6

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-IMAGES = [f"https://pictures.example/lost/{number}.png" for number in range(30)]
+IMAGES = [f"https://pictures.example/lost/{number}.png" for number in range(60)]
 SLOWLY = ("--rate", "20/4")
 RATE = ("--rate", "20/0.1")
 OVERALL_S = 60

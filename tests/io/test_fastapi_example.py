@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SECONDS = 40
+SECONDS = 60
 KEY = "hook-key"
 
 
@@ -55,7 +55,7 @@ def serving(sandbox: str, journal: Path, port: int) -> Iterator[subprocess.Popen
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(10)
+                    process.wait(SECONDS)
                 finally:
                     process.kill()
 
@@ -63,7 +63,7 @@ def serving(sandbox: str, journal: Path, port: int) -> Iterator[subprocess.Popen
 def answers(port: int) -> bool:
     """Whether the server is up."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/pictures/none", timeout=2).status_code == 404
+        return httpx.get(f"http://127.0.0.1:{port}/pictures/none", timeout=60).status_code == 404
     except httpx.HTTPError:
         return False
 
@@ -79,7 +79,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 def state(port: int, key: str) -> dict[str, Any]:
     """Ask the example how a picture stands."""
-    told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/pictures/{key}", timeout=5).json()
+    told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/pictures/{key}", timeout=60).json()
     return told
 
 
@@ -97,18 +97,18 @@ def test_submitted_in_one_request_told_by_webhook_killed_in_between(sandbox: str
     images = [f"https://pictures.example/{number}.jpg" for number in range(8)]  # one each half second
     url = f"http://127.0.0.1:{port}/pictures"
     with serving(sandbox, journal, port) as process:
-        assert httpx.post(url, json={"image": "no address"}, timeout=5).status_code == 422
-        keys = [httpx.post(url, json={"image": image}, timeout=5).json()["key"] for image in images]
+        assert httpx.post(url, json={"image": "no address"}, timeout=60).status_code == 422
+        keys = [httpx.post(url, json={"image": image}, timeout=60).json()["key"] for image in images]
         until(lambda: any(state(port, key)["state"] == "submitted" for key in keys))
         process.kill()
         process.wait()
     with serving(sandbox, journal, port):
         until(lambda: all(state(port, key)["state"] in {"done", "in_doubt"} for key in keys))
-        again = httpx.post(url, json={"image": images[0]}, timeout=5).json()["key"]
+        again = httpx.post(url, json={"image": images[0]}, timeout=60).json()["key"]
         assert again == keys[0]
         done = [told for key in keys if (told := state(port, key))["state"] == "done"]
         assert all(told["result_url"].startswith(sandbox) for told in done)
-    ledger = httpx.get(f"{sandbox}/__sandbox/ledger", timeout=5).json()
+    ledger = httpx.get(f"{sandbox}/__sandbox/ledger", timeout=60).json()
     assert all(len(line["tasks"]) <= 1 for line in ledger["images"].values())
     assert len(done) >= len(images) - 5, (
         "only submits that were in the air at the kill may wait for their callback"

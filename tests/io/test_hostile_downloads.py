@@ -172,8 +172,8 @@ FORBIDDEN = [
 
 
 async def once(client: FluxClient, url: str, path: Path) -> SavedFile:
-    """Try one download, of at most five seconds."""
-    return await client.fetch_file(url, path, timeout=5, retry=False)
+    """Try one download, once."""
+    return await client.fetch_file(url, path, timeout=60, retry=False)
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
@@ -182,7 +182,7 @@ async def test_no_address_within_is_gone_to(raw_server: Any, folder: Path, url: 
     async with raw_server(saying(OK)) as server, FluxClient(KEY) as client:
         with pytest.raises(AddressForbidden) as caught:
             await client.fetch_file(
-                url.format(port=port_of(server.url)), folder / "r.jpg", timeout=5, retry=False
+                url.format(port=port_of(server.url)), folder / "r.jpg", timeout=60, retry=False
             )
     assert server.connections == 0
     assert caught.value.charge == "yes"
@@ -202,7 +202,7 @@ async def test_no_redirect_leads_within(raw_server: Any, folder: Path, target: s
             net.port = port_of(liar.url)
             with pytest.raises(AddressForbidden):
                 await client.fetch_file(
-                    "http://files.example/r.jpg", folder / "r.jpg", timeout=5, retry=False
+                    "http://files.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
     assert net.called == [PUBLIC]
     assert server.connections == 0
@@ -228,7 +228,7 @@ async def test_a_name_is_looked_up_once(raw_server: Any, folder: Path) -> None:
         async with net.client() as client:
             with pytest.raises(NotAPicture):
                 await client.fetch_file(
-                    "http://rebind.example/r.jpg", folder / "r.jpg", timeout=5, retry=False
+                    "http://rebind.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
             assert (net.asked, net.called) == (["rebind.example"], [PUBLIC])
 
@@ -244,7 +244,7 @@ async def test_a_name_that_has_moved_within_is_refused_at_the_next_connection(
                 AddressForbidden, match=r"rebind.example, which leads to 127.0.0.1 .loopback."
             ):
                 await client.fetch_file(
-                    "http://rebind.example/r.jpg", folder / "r.jpg", timeout=5, retry=False
+                    "http://rebind.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
     assert net.called == [PUBLIC]
 
@@ -265,7 +265,7 @@ async def test_the_next_address_is_tried(raw_server: Any, tmp_path: Path) -> Non
             port_of(server.url), {"files.example": [["2606:4700::1", PUBLIC]]}, unreachable={"2606:4700::1"}
         )
         async with net.client() as client:
-            await client.download("http://files.example/r.jpg", tmp_path / "r.jpg", timeout=5)
+            await client.download("http://files.example/r.jpg", tmp_path / "r.jpg", timeout=60)
     assert net.called == ["2606:4700::1", PUBLIC]
 
 
@@ -274,7 +274,7 @@ async def test_a_name_that_is_not_known(folder: Path) -> None:
     async with Net(1).client() as client:
         with pytest.raises(DownloadError, match="nowhere.example cannot be reached: ConnectError") as caught:
             await client.fetch_file(
-                "https://nowhere.example/secret?token=1", folder / "r.jpg", timeout=5, retry=False
+                "https://nowhere.example/secret?token=1", folder / "r.jpg", timeout=60, retry=False
             )
     assert "secret" not in str(caught.value)
     assert "token" not in str(caught.value)
@@ -361,7 +361,7 @@ async def test_https_does_not_step_down_to_http(certificate: Path, folder: Path)
         async with net.client() as client:
             with pytest.raises(AddressForbidden, match="from https down to http"):
                 await client.fetch_file(
-                    "https://files.example/r.jpg", folder / "r.jpg", timeout=5, retry=False
+                    "https://files.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
     assert net.called == [PUBLIC]
 
@@ -477,7 +477,7 @@ async def test_a_bomb_of_pixels_is_refused_before_the_rest_is_read(
         return False
 
     async with raw_server(behave) as server:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             with pytest.raises(ResultTooLarge, match="pixels"):
                 await once(client, f"{server.url}/r.png", folder / "r.png")
 
@@ -530,14 +530,14 @@ async def test_a_stall_is_not_waited_out(raw_server: Any, folder: Path) -> None:
         await asyncio.Event().wait()
         return False
 
-    limits = DownloadLimits(stall_s=0.04)
+    limits = DownloadLimits(stall_s=0.2)
     async with (
         raw_server(behave) as server,
         FluxClient(KEY, "http://127.0.0.1:1", download_limits=limits) as client,
-        asyncio.timeout(2),
+        asyncio.timeout(60),
     ):
         with pytest.raises(DownloadCutShort, match="stalled"):
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=60, retry=False)
+            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=600, retry=False)
 
 
 FLOODS = {
@@ -670,7 +670,7 @@ async def test_a_host_sees_four_headers_and_no_secret(
     ):
         host = first.url.removeprefix("http://")
         for _ in range(2):
-            await client.download(f"http://user:password@{host}/first?x=1", tmp_path / "r.jpg", timeout=5)
+            await client.download(f"http://user:password@{host}/first?x=1", tmp_path / "r.jpg", timeout=60)
     if given is not None:
         await given.aclose()
     requests = first.requests + second.requests
@@ -699,7 +699,7 @@ async def test_a_proxy_of_the_environment_is_used(raw_server: Any, tmp_path: Pat
     """It looks the name up itself: here is nothing to look up."""
     async with raw_server(saying(sized(JPEG))) as proxy, Net(1).client() as client:
         proxied(proxy.url.replace("http://", "http://me:pass%20word@"))
-        await client.download("http://files.example/r.jpg?x=1", tmp_path / "r.jpg", timeout=5)
+        await client.download("http://files.example/r.jpg?x=1", tmp_path / "r.jpg", timeout=60)
     ((line, headers, _),) = proxy.requests
     assert line == "GET http://files.example/r.jpg?x=1 HTTP/1.1"
     assert headers["host"] == "files.example"
@@ -723,7 +723,7 @@ async def test_no_proxy_is_asked_for_this_machine(
     """Its 127.0.0.1 is not ours."""
     async with raw_server(saying(b"")) as proxy, raw_server(saying(sized(JPEG))) as server:
         proxied(proxy.url)
-        await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=5)
+        await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=60)
     assert proxy.connections == 0
 
 
@@ -736,7 +736,7 @@ async def test_exceptions_from_the_proxy_are_kept(
         proxied(proxy.url)
         net = Net(port_of(server.url), {"files.example": [[PUBLIC], ["10.0.0.1"]]})
         async with net.client() as client:
-            await client.download("http://files.example/r.jpg", tmp_path / "r.jpg", timeout=5)
+            await client.download("http://files.example/r.jpg", tmp_path / "r.jpg", timeout=60)
     assert proxy.connections == 0
     assert net.called == [PUBLIC]
 

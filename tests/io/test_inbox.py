@@ -44,7 +44,7 @@ from flux_async.journal.store import StoredJob
 
 URL = "https://files.example/t.jpg"
 PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
-WAIT_S = 30
+WAIT_S = 60
 V1 = Path(sys.modules["flux_async.journal.schema"].__file__ or "").with_name("schema.sql")
 
 

@@ -47,7 +47,7 @@ from flux_async.models import JobKey, TaskId
 
 URL = "https://files.example/t.jpg"
 PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
-WAIT_S = 30
+WAIT_S = 60
 
 
 def entries(count: int, first: int = 0) -> list[tuple[JobKey, str]]:
@@ -294,7 +294,7 @@ async def main():
                 event = SubmitIntended(at=float(n))
                 await journal.record(stored.number, apply(stored.job, event), event)
                 print("recorded", n, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
 asyncio.run(main())
 """

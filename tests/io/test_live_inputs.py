@@ -12,7 +12,7 @@ import pytest
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.live_input import InputStopped
 
-WAIT_S = 30
+WAIT_S = 60
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from flux_async.journal.store import Journal, StoredJob
 from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, last_of, log_of, read_log
 from flux_async.models import JobKey, TaskId
 
-WAIT_S = 30
+WAIT_S = 60
 
 _SUBMITTER = """
 import asyncio, sys
@@ -51,7 +51,7 @@ async def main():
                 job = apply(job, event)
                 await journal.record(stored[n].number, job, event)
             print(n, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
 asyncio.run(main())
 """

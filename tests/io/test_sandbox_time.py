@@ -98,7 +98,7 @@ async def test_callbacks_and_their_retries_follow(box: Box) -> None:
         task_id = await box.submit(callBackUrl=f"{url}/hook")
         begun = time.monotonic()
         await box.sandbox.advance(60 * MINUTE)
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 60
     gaps = [later - earlier for earlier, later in itertools.pairwise(seen)]
     assert gaps == pytest.approx([1 * MINUTE, 5 * MINUTE, 15 * MINUTE], abs=0.1)
     [task] = box.sandbox.record()["tasks"]

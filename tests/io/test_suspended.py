@@ -31,7 +31,7 @@ KEY = "k-secret-0123456789"
 POST = WireRequest(method="POST", path="/api/v1/flux/kontext/generate", body=b'{"prompt":"x"}')
 POLL = WireRequest(method="GET", path="/api/v1/flux/kontext/record-info", keep_alive=True)
 LIBRARIES = ["httpx", "httpx2", "aiohttp", "client of httpx", "client of httpx2"]
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 class SuspendableLoop(asyncio.SelectorEventLoop):

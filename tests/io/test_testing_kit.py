@@ -133,7 +133,7 @@ async def test_five_minutes_pass_at_once(
     with pytest.raises(PollDeadlineExceeded):
         await flux_client.remove_text(f"{IMAGE}?sandbox-fault=never-ends", timeout=300)
     assert flux_clock.now - at == pytest.approx(300, abs=3)
-    assert time.perf_counter() - began < 30
+    assert time.perf_counter() - began < 60
 
 
 @both_ways
@@ -213,7 +213,7 @@ async def test_a_callback_arrives_in_virtual_time(
     async with raw_server(receive) as server:
         at = flux_clock.now
         await flux_client.submit(EditRequest.text_removal(IMAGE, callback_url=f"{server.url}/hook"))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await came.wait()
     assert flux_clock.now > at + 3
 

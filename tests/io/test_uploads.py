@@ -299,7 +299,7 @@ def stalling(raw_server: Any) -> Any:
     """A host that never answers."""
 
     async def behave(*_: Any) -> bool:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
         return False
 
     return raw_server(behave)

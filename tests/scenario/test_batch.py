@@ -145,7 +145,7 @@ async def test_a_slow_consumer_holds_the_producers_back(
     limits = Limits(in_flight=4)
     client = FluxClient(make.key, transport=transport, clock=clock, limits=limits)
     async with client, run_batch(client, URLS) as batch:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while vendor.count("generate") < 4:
                 await asyncio.sleep(0.001)
         await asyncio.sleep(0.03)

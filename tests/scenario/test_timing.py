@@ -244,7 +244,7 @@ async def test_a_clock_that_fails_is_told_to_whoever_waits(
         raise RuntimeError("stopped")
 
     monkeypatch.setattr(clock, "sleep", broken)
-    async with asyncio.timeout(1.0):
+    async with asyncio.timeout(60):
         for _ in range(2):
             waits = [asyncio.get_running_loop().create_task(client.wait(f"t{n}", age=0.0)) for n in range(3)]
             await asyncio.wait(waits)
@@ -375,7 +375,7 @@ async def test_a_deadline_holds_also_as_the_pace_changes_hands(clock: Any) -> No
     following = asyncio.get_running_loop().create_task(pace.acquire())
     await asyncio.sleep(0)
     pace.release()
-    async with asyncio.timeout(1.0):
+    async with asyncio.timeout(60):
         with pytest.raises(DeadlineExceeded):
             await take(pace, clock.now + 0.02, clock)
     await following
