@@ -53,12 +53,12 @@ def test_two_addresses_become_two_pictures_and_two_lines_paid_once(
     again = cli.run("remove-text", *pictures[:2], "-o", "out")
     assert (again.code, sorted(again.stdout.splitlines())) == (0, sorted(first.stdout.splitlines()))
     assert cli.rows() == rows
-    assert [cli.submits_of(image) for image in pictures[:2]] == [1, 1]
+    assert cli.tasks_of_each(pictures[:2]) == [1, 1]
 
     (tmp_path / "out" / rows[0]["file"]).unlink()
     repaired = cli.run("remove-text", *pictures[:2], "-o", "out")
     assert (repaired.code, size_of(tmp_path / "out" / rows[0]["file"])) == (0, (640, 400))
-    assert cli.submits_of(pictures[0]) == 1
+    assert cli.tasks_of(pictures[0]) == 1
 
 
 def test_one_unreachable_image_fails_alone(cli: Any, pictures: list[str], picture_host: Any) -> None:

@@ -130,6 +130,6 @@ def test_fifty_files_are_uploaded_once_and_a_second_run_submits_nothing(quick: A
     assert len(rows) == 50
     assert {(row["status"], len(row["sha256"])) for row in rows} == {("succeeded", 64)}
     assert len(list((quick.folder / "out" / "originals").iterdir())) == 50
-    before = quick.ledger()["submits"]
+    before = quick.ledger()["accepted"]
     again = quick.run("remove-text", "./photos", *RATE, "-o", "out")
-    assert (again.code, quick.ledger()["submits"]) == (0, before)
+    assert (again.code, quick.ledger()["accepted"]) == (0, before)

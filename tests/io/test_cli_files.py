@@ -43,7 +43,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def submits(cli: Any) -> int:
-    return int(cli.ledger()["submits"])
+    return int(cli.ledger()["accepted"])
 
 
 def test_a_folder_is_run_once_whatever_its_files_are_called(quick: Any, photos: Path) -> None:

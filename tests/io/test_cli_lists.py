@@ -102,7 +102,7 @@ def test_sixty_mixed_rows_add_up(make_cli: Any, start_sandbox: Any, folder: Path
     refused = [row for row in rows if row["status"] == "failed"]
     assert {(row["charge"], row["attempts"], row["task_id"]) for row in refused} == {("no", 0, None)}
     assert all(row["key"].startswith("list.csv:") for row in refused)
-    assert (ledger["submits"], len(ledger["images"])) == (len(GOOD), len(GOOD))
+    assert (ledger["accepted"], len(ledger["images"])) == (len(GOOD), len(GOOD))
     sent = {url for url in ledger["images"] if not url.startswith(cli.base_url)}
     assert sent == {row["image"] for row in rows if row["status"] == "succeeded" and "://" in row["image"]}
     assert f"{HOST}/w_200,h_300/a.jpg" in sent
@@ -115,7 +115,7 @@ def test_sixty_mixed_rows_add_up(make_cli: Any, start_sandbox: Any, folder: Path
     assert "a.jpg?x=1&amp;y=2 looks mistyped" in ended.stderr
 
     again = cli.run("remove-text", "--from", "list.csv", *RATE, "-o", "out")
-    assert (again.code, cli.ledger()["submits"]) == (1, len(GOOD))
+    assert (again.code, cli.ledger()["accepted"]) == (1, len(GOOD))
     assert Counter(row["status"] for row in cli.rows()) == found
 
 

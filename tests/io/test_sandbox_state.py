@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import sqlite3
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from flux_async.sandbox.server import listening
 
 GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else httpx reads all certificates at each request
 KEY = {"Authorization": "Bearer test"}
 IMAGE = "https://pictures.example/poster.jpg"
 
@@ -132,7 +134,7 @@ def test_killed(start_sandbox: Callable[..., Any], file: Path) -> None:
     for _ in range(3):
         sandbox = start_sandbox(*options)
         for _ in range(3):
-            reply = httpx.post(sandbox.url + GENERATE, json={"prompt": "x"}, headers=KEY)
+            reply = httpx.post(sandbox.url + GENERATE, json={"prompt": "x"}, headers=KEY, verify=PLAIN)
             ids.append(reply.json()["data"]["taskId"])
         sandbox.stop(signal.SIGKILL)
     assert len(set(ids)) == 9
@@ -145,7 +147,7 @@ def test_killed(start_sandbox: Callable[..., Any], file: Path) -> None:
 
 
 def ended(url: str, task_id: str) -> bool:
-    data = httpx.get(url + RECORD, params={"taskId": task_id}, headers=KEY).json()["data"]
+    data = httpx.get(url + RECORD, params={"taskId": task_id}, headers=KEY, verify=PLAIN).json()["data"]
     return bool(data["successFlag"] == 1 and httpx.get(data["response"]["resultImageUrl"]).is_success)
 
 
