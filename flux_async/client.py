@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
 
 import anyio
 import attrs
@@ -46,7 +46,7 @@ from flux_async.errors import (
 from flux_async.files.image_source import Source, choose
 from flux_async.files.image_writer import SavedFile, check_destination
 from flux_async.models import (
-    AspectRatio,
+    TEXT_REMOVAL_PROMPT,
     CallbackEvent,
     Echo,
     EditRequest,
@@ -56,6 +56,7 @@ from flux_async.models import (
     InputImage,
     LocalImage,
     Outcome,
+    RequestOptions,
     TaskId,
     TaskRecord,
     UnclaimedTask,
@@ -81,6 +82,7 @@ from flux_async.transport.factory import TransportName, make_transport, name_of
 from flux_async.uploads import Uploads, too_late
 
 if TYPE_CHECKING:
+    from flux_async.batch.options import BatchOptions
     from flux_async.transport.httpx_ import HttpClient
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -534,16 +536,27 @@ class FluxClient:
             return self._with_echo(image, sent)
 
     async def remove_text(
-        self, image: InputImage, *, timeout: float | None = None, **options: Any
+        self,
+        image: InputImage,
+        *,
+        prompt: str = TEXT_REMOVAL_PROMPT,
+        timeout: float | None = None,
+        **options: Unpack[RequestOptions],
     ) -> ImageResult:
         """Return ``image``, an http(s) URL or a file, without its text.
 
         ``options`` are the fields of :class:`EditRequest`.
         """
-        return await self.run(EditRequest.text_removal(await choose(image), **options), timeout=timeout)
+        request = EditRequest.text_removal(await choose(image), prompt=prompt, **options)
+        return await self.run(request, timeout=timeout)
 
     async def edit(
-        self, prompt: str, image: InputImage, *, timeout: float | None = None, **options: Any
+        self,
+        prompt: str,
+        image: InputImage,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[RequestOptions],
     ) -> ImageResult:
         """Return ``image``, an http(s) URL or a file, changed as ``prompt`` says.
 
@@ -553,19 +566,13 @@ class FluxClient:
         return await self.run(request, timeout=timeout)
 
     async def generate(
-        self,
-        prompt: str,
-        *,
-        aspect_ratio: AspectRatio | str | None = None,
-        timeout: float | None = None,
-        **options: Any,
+        self, prompt: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]
     ) -> ImageResult:
-        """Return a picture of ``prompt``. ``options`` are the fields of :class:`GenerateRequest`."""
-        request = GenerateRequest(prompt=prompt, aspect_ratio=aspect_ratio, **options)
-        return await self.run(request, timeout=timeout)
+        """Return an image of ``prompt``. ``options`` are the fields of :class:`GenerateRequest`."""
+        return await self.run(GenerateRequest(prompt=prompt, **options), timeout=timeout)
 
     async def remove_text_many(
-        self, images: Iterable[InputImage | EditRequest], **options: Any
+        self, images: Iterable[InputImage | EditRequest], **options: Unpack[BatchOptions]
     ) -> list[Outcome]:
         """Return one outcome per image, in input order. ``options`` are those of :func:`run_batch`.
 

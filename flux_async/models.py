@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, NewType, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import attrs
@@ -48,6 +48,10 @@ class Model(enum.StrEnum):
     """Enhanced: 10 credits an image at the time of writing."""
 
 
+ModelName: TypeAlias = Literal["flux-kontext-pro", "flux-kontext-max"]
+"""The values of :class:`Model`, so that type checkers know a wrong one."""
+
+
 class AspectRatio(enum.StrEnum):
     """Width to height (API page, "Supported Aspect Ratios")."""
 
@@ -60,11 +64,19 @@ class AspectRatio(enum.StrEnum):
     ULTRA_TALL = "16:21"
 
 
+AspectRatioName: TypeAlias = Literal["21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21"]
+"""The values of :class:`AspectRatio`, so that type checkers know a wrong one."""
+
+
 class OutputFormat(enum.StrEnum):
     """File format of the result (API page, "Request Parameters"). The vendor may send JPEG all the same."""
 
     JPEG = "jpeg"
     PNG = "png"
+
+
+OutputFormatName: TypeAlias = Literal["jpeg", "png"]
+"""The values of :class:`OutputFormat`, so that type checkers know a wrong one."""
 
 
 class TaskStatus(enum.IntEnum):
@@ -248,16 +260,33 @@ def _member(kind: type[K], name: str, value: K | str) -> K:
         raise InvalidInput(f"{name} must be one of {choices}, not {shown(value)}.") from None
 
 
-def _model(value: Model | str) -> Model:
+def _model(value: Model | ModelName) -> Model:
     return _member(Model, "model", value)
 
 
-def _aspect_ratio(value: AspectRatio | str) -> AspectRatio:
+def _aspect_ratio(value: AspectRatio | AspectRatioName) -> AspectRatio:
     return _member(AspectRatio, "aspect_ratio", value)
 
 
-def _output_format(value: OutputFormat | str) -> OutputFormat:
+def _output_format(value: OutputFormat | OutputFormatName) -> OutputFormat:
     return _member(OutputFormat, "output_format", value)
+
+
+class RequestOptions(TypedDict, total=False):
+    """Fields of a request beside its prompt and image, as :meth:`FluxClient.remove_text` takes them.
+
+    Their meaning is told at :class:`GenerateRequest` and :class:`EditRequest`.
+    """
+
+    model: Model | ModelName
+    aspect_ratio: AspectRatio | AspectRatioName | None
+    output_format: OutputFormat | OutputFormatName | None
+    enable_translation: bool | None
+    prompt_upsampling: bool | None
+    safety_tolerance: int | None
+    upload_cn: bool | None
+    watermark: str | None
+    callback_url: str | None
 
 
 @attrs.frozen(kw_only=True)
@@ -324,7 +353,9 @@ class EditRequest(_ImageRequest):
     input_image: str | LocalImage = attrs.field(converter=_as_image, validator=_image)
 
     @classmethod
-    def text_removal(cls, image: InputImage, *, prompt: str = TEXT_REMOVAL_PROMPT, **options: Any) -> Self:
+    def text_removal(
+        cls, image: InputImage, *, prompt: str = TEXT_REMOVAL_PROMPT, **options: Unpack[RequestOptions]
+    ) -> Self:
         """Ask for ``image`` without its text.
 
         Translation is switched off for our own prompt, which is English (API page, "Translation Settings").

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
+from flux_async.batch.options import BatchOptions
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.client import FluxClient
@@ -73,6 +74,7 @@ from flux_async.models import (
     Model,
     Outcome,
     OutputFormat,
+    RequestOptions,
     Succeeded,
     TaskId,
     TaskRecord,
@@ -91,6 +93,7 @@ __all__ = [
     "ApiError",
     "AspectRatio",
     "AuthenticationError",
+    "BatchOptions",
     "BatchProgress",
     "BatchRun",
     "BudgetExhausted",
@@ -148,6 +151,7 @@ __all__ = [
     "RekeyEvidence",
     "Rekeyed",
     "RequestNotSent",
+    "RequestOptions",
     "ResultExpired",
     "ResultTooLarge",
     "RetryPolicy",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable
-from typing import Any
+from typing import Unpack
 
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, check_images, each
-from flux_async.batch.runner import run_batch
+from flux_async.batch.options import BatchOptions
+from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.client import FluxClient
 from flux_async.errors import FluxError, InvalidInput, Scope
 from flux_async.job_state import FINAL
@@ -15,7 +16,7 @@ from flux_async.models import Failed, Job, JobKey, Outcome
 
 
 async def gather(
-    client: FluxClient, images: Iterable[Input] | AsyncIterable[Input], **options: Any
+    client: FluxClient, images: Iterable[Input] | AsyncIterable[Input], **options: Unpack[BatchOptions]
 ) -> list[Outcome]:
     """Run a batch to its end and put its outcomes in order; what an earlier run finished is told again.
 
@@ -42,12 +43,11 @@ async def gather(
     return [found[job.key] if isinstance(job, Job) else job for job in jobs]
 
 
-async def _missing(batch: Any, job: Job, halted: FluxError | None) -> Outcome:
+async def _missing(batch: BatchRun, job: Job, halted: FluxError | None) -> Outcome:
     stored = await batch.journal.job(job.key)
     if halted is not None and (stored is None or stored.job.state not in FINAL):
         return Failed(job=job, error=halted)
-    outcome: Outcome = await batch.earlier_outcome(job)
-    return outcome
+    return await batch.earlier_outcome(job)
 
 
 async def _job_or_failure(image: Input) -> Job | Failed:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Ma
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Literal, NoReturn, Self
 
 import anyio
 import attrs
@@ -85,7 +85,7 @@ def run_batch(
     directory: str | os.PathLike[str] | None = None,
     originals: str | os.PathLike[str] | None = None,
     name_file: Callable[[Job], str] | None = None,
-    in_doubt: InDoubtPolicy | str = InDoubtPolicy.HOLD,
+    in_doubt: InDoubtPolicy | Literal["hold", "resubmit"] = InDoubtPolicy.HOLD,
     max_credits: float | None = None,
     prices: Mapping[Model, float] | None = None,
     timeout: float | None = None,

@@ -64,7 +64,7 @@ def requests_() -> None:
 def which_library() -> None:
     assert_type(FluxClient("key", transport="aiohttp").transport_name, str)
     FluxClient("key", transport="httpx2")
-    FluxClient("key", transport="curl")  # type: ignore[arg-type]
+    FluxClient("key", transport="curl")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def one_image(http_client: httpx.AsyncClient) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pytest
@@ -19,9 +20,17 @@ from flux_async import (
     LocalImage,
     Model,
     OutputFormat,
+    RequestOptions,
     TaskStatus,
 )
-from flux_async.models import TaskRecord, check_http_url, digest_key
+from flux_async.models import (
+    AspectRatioName,
+    ModelName,
+    OutputFormatName,
+    TaskRecord,
+    check_http_url,
+    digest_key,
+)
 
 URL = "https://example.com/a.jpg"
 
@@ -191,3 +200,18 @@ def test_a_path_as_text_is_told_how_it_is_meant() -> None:
     with pytest.raises(InvalidInput, match=r"not an http\(s\) URL.*pathlib\.Path"):
         EditRequest.text_removal("photo.jpg")
     assert EditRequest.text_removal(Path("photo.jpg")).input_image == LocalImage(path="photo.jpg")
+
+
+@pytest.mark.parametrize("kind", [GenerateRequest, EditRequest])
+def test_options_by_name_are_the_fields_of_a_request(kind: type) -> None:
+    """Every field beside prompt and image can be passed on by name, and nothing else."""
+    fields = {field.name for field in attrs.fields(kind)}
+    assert set(RequestOptions.__annotations__) == fields - {"prompt", "input_image"}
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"), [(ModelName, Model), (AspectRatioName, AspectRatio), (OutputFormatName, OutputFormat)]
+)
+def test_type_checkers_know_every_value(names: object, kind: type[enum.StrEnum]) -> None:
+    """The literals that type checkers accept are the values of the enum, in its order."""
+    assert get_args(names) == tuple(member.value for member in kind)
