@@ -14,11 +14,12 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import attrs
 
+from flux_async.api.models_table import Model, ModelName
 from flux_async.errors import FluxError, InvalidInput, shown
 
 TaskId = NewType("TaskId", str)
@@ -37,19 +38,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REFERENCE = "sha256:"
 
 K = TypeVar("K", bound=enum.StrEnum)
-
-
-class Model(enum.StrEnum):
-    """The two models (API page, "Model Selection")."""
-
-    PRO = "flux-kontext-pro"
-    """Standard: 5 credits an image at the time of writing."""
-    MAX = "flux-kontext-max"
-    """Enhanced: 10 credits an image at the time of writing."""
-
-
-ModelName: TypeAlias = Literal["flux-kontext-pro", "flux-kontext-max"]
-"""The values of :class:`Model`, so that type checkers know a wrong one."""
 
 
 class AspectRatio(enum.StrEnum):
@@ -243,8 +231,9 @@ def _image(_instance: object, attribute: attrs.Attribute[Any], value: object) ->
 
 
 def _safety(instance: _ImageRequest, attribute: attrs.Attribute[Any], value: object) -> None:
-    # API page, "Safety Tolerance": generation 0-6, editing 0-2. Out of range the vendor answers code 500.
-    top = instance.MAX_SAFETY_TOLERANCE
+    # API page, "Safety Tolerance". Out of range the vendor answers code 500.
+    row = instance.model.row
+    top = row.max_safety_editing if isinstance(instance, EditRequest) else row.max_safety_generating
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= top:
         raise InvalidInput(
             f"{attribute.name} must be a whole number from 0 to {top} for {type(instance).__name__}, "
@@ -289,11 +278,13 @@ class RequestOptions(TypedDict, total=False):
     callback_url: str | None
 
 
+_OPTIONS = frozenset(RequestOptions.__annotations__) - {"model", "callback_url"}
+"""The fields of a request that a model may refuse."""
+
+
 @attrs.frozen(kw_only=True)
 class _ImageRequest:
     """What both kinds share (API page, "Request Parameters"). None leaves a field to the vendor."""
-
-    MAX_SAFETY_TOLERANCE: ClassVar[int] = 6
 
     prompt: str = attrs.field(validator=_text)
     model: Model = attrs.field(default=Model.PRO, converter=_model)
@@ -310,6 +301,11 @@ class _ImageRequest:
     watermark: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     callback_url: str | None = attrs.field(default=None, validator=attrs.validators.optional(_url))
 
+    def __attrs_post_init__(self) -> None:
+        options = frozenset(name for name in _OPTIONS if getattr(self, name) is not None)
+        if (problem := self.model.row.problem_with(self.prompt, options)) is not None:
+            raise InvalidInput(f"{self.model.value} {problem}.")
+
 
 @attrs.frozen(kw_only=True)
 class GenerateRequest(_ImageRequest):
@@ -317,7 +313,7 @@ class GenerateRequest(_ImageRequest):
 
     Attributes:
         prompt: What to draw, in English unless ``enable_translation`` is left on.
-        model: ``flux-kontext-pro`` or ``flux-kontext-max``.
+        model: A :class:`Model` or its name, such as ``flux-kontext-max``.
         aspect_ratio: Width to height; left unset the vendor takes 16:9.
         output_format: ``jpeg`` or ``png``; left unset the vendor takes jpeg.
         enable_translation: Translate a prompt that is not English; left unset the vendor does.
@@ -347,8 +343,6 @@ class EditRequest(_ImageRequest):
     Raises:
         InvalidInput: A value the API would refuse.
     """
-
-    MAX_SAFETY_TOLERANCE: ClassVar[int] = 2
 
     input_image: str | LocalImage = attrs.field(converter=_as_image, validator=_image)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
 from flux_async.batch.options import BatchOptions
@@ -71,7 +72,6 @@ from flux_async.models import (
     Job,
     JobKey,
     LocalImage,
-    Model,
     Outcome,
     OutputFormat,
     RequestOptions,

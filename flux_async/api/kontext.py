@@ -33,6 +33,7 @@ from flux_async.api.envelope import (
     unexpected,
 )
 from flux_async.api.error_codes import OK, PollMeaning, rule_for
+from flux_async.api.models_table import Model
 from flux_async.errors import Charge, InvalidInput, NotFoundError, UnexpectedResponse, shown
 from flux_async.models import (
     EditRequest,
@@ -40,7 +41,6 @@ from flux_async.models import (
     ImageRequest,
     ImageResult,
     LocalImage,
-    Model,
     TaskId,
     TaskRecord,
     TaskStatus,

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Literal, TypedDict
 
+from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.progress import ProgressObserver
 from flux_async.journal.store import Journal
-from flux_async.models import InDoubtPolicy, Job, Model
+from flux_async.models import InDoubtPolicy, Job
 from flux_async.policy.retry import RetryPolicy
 
 

@@ -1,20 +1,17 @@
-"""What a picture costs. The vendor's price list is not part of its API, so it can be set."""
+"""The price list of a run. The vendor's prices are not part of its API, so the caller can set them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from flux_async.api.models_table import Model
 from flux_async.errors import InvalidInput, shown
-from flux_async.models import Model
 from flux_async.policy.numbers import check_positive
-
-PRICES: Mapping[Model, float] = MappingProxyType({Model.PRO: 5.0, Model.MAX: 10.0})
-"""Credits per picture at the time of writing."""
 
 
 def price_list(prices: Mapping[Model, float] | None) -> Mapping[Model, float]:
-    """Return the price of every model: those given, and for the others the vendor's at the time of writing.
+    """Return the price of every model: those given, and for the others the price of the table.
 
     Raises:
         InvalidInput: A model that does not exist, or a price that is none.
@@ -25,4 +22,4 @@ def price_list(prices: Mapping[Model, float] | None) -> Mapping[Model, float]:
         if isinstance(bad, InvalidInput):
             raise
         raise InvalidInput(f"prices must give credits by model, not {shown(prices)}.") from None
-    return MappingProxyType({**PRICES, **given})
+    return MappingProxyType({model: given.get(model, model.row.credits) for model in Model})

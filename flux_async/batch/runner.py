@@ -26,6 +26,7 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async.api.kontext import read_model
+from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.file_names import FileNames
@@ -54,7 +55,6 @@ from flux_async.models import (
     InDoubtPolicy,
     Job,
     JobKey,
-    Model,
     Outcome,
 )
 from flux_async.policy.image_addresses import mistyped_in_words
@@ -108,7 +108,7 @@ def run_batch(
             another job of the journal has is a :class:`Failed` outcome, and is not submitted.
         in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
         max_credits: Stop submitting before this many credits are spent by this run.
-        prices: Credits per picture, by model, where they are no longer 5 (pro) and 10 (max).
+        prices: Credits per picture, by model, where they are no longer those of ``Model.row.credits``.
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are made again, and how often a job may be paid for.
         patience: Seconds the batch waits for a service that cannot be reached, is under maintenance or asks

@@ -21,6 +21,7 @@ from flux_async import (
     OutputFormat,
     __version__,
 )
+from flux_async.api.models_table import prices_in_words
 from flux_async.batch.prices import price_list
 from flux_async.cli.exits import Commands, Exit
 from flux_async.cli.inputs import gather_inputs
@@ -160,7 +161,7 @@ def _run_options(command: F) -> F:
             "prices",
             multiple=True,
             callback=read_prices,
-            help="What an image of a model costs now, where not 5 (pro) or 10 (max); repeatable.",
+            help=f"What an image of a model costs now, where not {prices_in_words()}; repeatable.",
             metavar="MODEL=CREDITS",
         ),
         click.option(

@@ -17,8 +17,8 @@ from typing import IO, NamedTuple
 import attrs
 
 from flux_async import Job
+from flux_async.api.models_table import Model
 from flux_async.cli.results import ResultRow
-from flux_async.models import Model
 
 _IN_MEMORY = 1 << 20
 _PAGE = 100

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from flux_async.batch.prices import PRICES
+from flux_async.api.models_table import credits_of
 from flux_async.cli.advice import after_adopting, command
 from flux_async.cli.credits import in_credits
 from flux_async.cli.exits import Exit
@@ -17,7 +17,7 @@ from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, u
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.job_state import JobState
 from flux_async.journal.reader import JournalReader, LockOwner, lock_owner_of
-from flux_async.models import Echo, Model
+from flux_async.models import Echo
 
 _MOST_LISTED = 50
 
@@ -90,19 +90,12 @@ def status_of(reader: JournalReader, holder: LockOwner | None) -> dict[str, Any]
         ],
         "echoes": {echo.value: count for echo, count in reader.echoes().items()},
         "credits": {
-            "spent": sum(_price(spent.model) * spent.tasks for spent in spending),
-            "perhaps": sum(_price(spent.model) * spent.perhaps for spent in spending),
+            "spent": sum(credits_of(spent.model) * spent.tasks for spent in spending),
+            "perhaps": sum(credits_of(spent.model) * spent.perhaps for spent in spending),
         },
         "generation_s": {"p50": reader.generation_s(0.5), "p95": reader.generation_s(0.95)},
         "last_activity": utc_text(reader.last_activity()),
     }
-
-
-def _price(model: str) -> float:
-    try:
-        return PRICES[Model(model)]
-    except ValueError:
-        return PRICES[Model.PRO]
 
 
 def _in_words(told: dict[str, Any]) -> Iterator[str]:

@@ -25,7 +25,6 @@ from flux_async import (
 )
 from flux_async.models import (
     AspectRatioName,
-    ModelName,
     OutputFormatName,
     TaskRecord,
     check_http_url,
@@ -210,7 +209,7 @@ def test_options_by_name_are_the_fields_of_a_request(kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "kind"), [(ModelName, Model), (AspectRatioName, AspectRatio), (OutputFormatName, OutputFormat)]
+    ("names", "kind"), [(AspectRatioName, AspectRatio), (OutputFormatName, OutputFormat)]
 )
 def test_type_checkers_know_every_value(names: object, kind: type[enum.StrEnum]) -> None:
     """The literals that type checkers accept are the values of the enum, in its order."""

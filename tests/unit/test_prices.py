@@ -9,15 +9,15 @@ import click
 import pytest
 
 from flux_async import InvalidInput, Model
-from flux_async.batch.prices import PRICES, price_list
+from flux_async.batch.prices import price_list
 from flux_async.cli.commands import read_prices
 from flux_async.cli.credits import cost_in_words
 
 
 def test_prices_are_the_vendors_unless_given() -> None:
     """A model that is not named keeps its price."""
-    assert price_list(None) == {Model.PRO: 5, Model.MAX: 10} == PRICES
-    assert price_list({Model.PRO: 6}) == {Model.PRO: 6, Model.MAX: 10}
+    assert price_list(None) == {model: model.row.credits for model in Model}
+    assert price_list({Model.PRO: 6}) == {**price_list(None), Model.PRO: 6}
 
 
 @pytest.mark.parametrize(

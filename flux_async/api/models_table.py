@@ -1,0 +1,104 @@
+"""THE table of models: how each API names and takes a model, what an image costs, what a request may ask.
+
+To add a model, add one member to :class:`Model` and its name to :data:`ModelName` below it; nothing else
+lists models. Prices are the vendor's at the time of writing; they are not part of its API.
+
+This module imports nothing of the package: requests are checked by it, and the APIs are built on it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, Literal, Self, TypeAlias
+
+import attrs
+
+ApiName: TypeAlias = Literal["kontext"]
+"""The APIs of the vendor, each a module of ``flux_async.api``."""
+
+
+@attrs.frozen(kw_only=True)
+class OnWire:
+    """How one API takes a model.
+
+    Attributes:
+        model: The model's id in a submit.
+        image_field: The name of the field that holds the address of the input image.
+        extras: Fields that every submit needs, by the API's names.
+    """
+
+    model: str
+    image_field: str = "inputImage"
+    extras: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class ModelRow:
+    """One row of the table.
+
+    Attributes:
+        credits: Price of an image.
+        apis: The APIs that have the model.
+        options: Fields of a request that the model takes, beside prompt, image and callback address; None
+            stands for all.
+        max_prompt: Characters a prompt may have; None where the vendor states no limit.
+        max_safety_generating: The highest ``safety_tolerance`` where an image is made from words.
+        max_safety_editing: The highest ``safety_tolerance`` where an image is changed.
+    """
+
+    credits: float
+    apis: Mapping[ApiName, OnWire]
+    options: frozenset[str] | None = None
+    max_prompt: int | None = None
+    max_safety_generating: int = 6
+    max_safety_editing: int = 2
+
+    def problem_with(self, prompt: str, options: frozenset[str]) -> str | None:
+        """Return why the model cannot take a request, as the end of a sentence, or None where it can.
+
+        Args:
+            prompt: The prompt of the request.
+            options: The other fields that the request sets.
+        """
+        refused = frozenset() if self.options is None else options - self.options
+        if refused:
+            return f"does not take {', '.join(sorted(refused))}"
+        if self.max_prompt is not None and len(prompt) > self.max_prompt:
+            return f"takes prompts of at most {self.max_prompt:,} characters, not {len(prompt):,}"
+        return None
+
+
+class Model(enum.StrEnum):
+    """The models (API page, "Model Selection"), each with its ``row`` of the table."""
+
+    row: ModelRow
+
+    def __new__(cls, name: str, *rows: ModelRow) -> Self:
+        """Make a member of its name and its one row."""
+        member = str.__new__(cls, name)
+        member._value_ = name
+        (member.row,) = rows  # several only for type checkers, which take Model("…") for a call of this
+        return member
+
+    PRO = "flux-kontext-pro", ModelRow(credits=5.0, apis={"kontext": OnWire(model="flux-kontext-pro")})
+    """Standard."""
+    MAX = "flux-kontext-max", ModelRow(credits=10.0, apis={"kontext": OnWire(model="flux-kontext-max")})
+    """Enhanced."""
+
+
+ModelName: TypeAlias = Literal["flux-kontext-pro", "flux-kontext-max"]
+"""The names of all members of :class:`Model`: type checkers refuse any other."""
+
+
+def credits_of(name: str) -> float:
+    """Return the price of a model by its name; the default model's where another release knew the name."""
+    try:
+        return Model(name).row.credits
+    except ValueError:
+        return Model.PRO.row.credits
+
+
+def prices_in_words() -> str:
+    """Return the price list for a help text: ``5 (flux-kontext-pro), 10 (flux-kontext-max)``."""
+    return ", ".join(f"{model.row.credits:g} ({model.value})" for model in Model)
