@@ -62,7 +62,7 @@ from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import Found
 from flux_async.session import Call, Session, log
-from flux_async.transport.background import see_through
+from flux_async.transport.background import wait_until_done
 
 logger: logging.Logger = logging.getLogger("flux_async")
 job_logger: logging.Logger = logging.getLogger("flux_async.jobs")
@@ -243,7 +243,7 @@ class BatchRun:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await see_through(asyncio.get_running_loop().create_task(self._end()))
+        await wait_until_done(asyncio.get_running_loop().create_task(self._end()))
         failure = self._failure()
         if failure is None or self._failure_told:
             return

@@ -1,7 +1,8 @@
-"""Was it sent, not sent, maybe sent? One Protocol, thin adapters behind it.
+"""HTTP requests with a result that says whether the request was sent.
 
-The answer to that question decides about money, so it is a value, never an exception: a submit whose
-:class:`NotSent` is certain may be made again, one whose fate is :class:`Unknown` may not.
+That decides about money, so it is a value and never an exception: a submit that was :class:`NotSent` may be
+repeated, one whose result is :class:`Unknown` may not. ``httpx_`` and ``aiohttp_`` implement the protocol
+:class:`Transport`.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from flux_async.api.envelope import WireRequest, WireResponse
 
 @attrs.frozen
 class Answered:
-    """The server answered, in whole; what it said is another question."""
+    """The server sent a whole answer, of whatever content."""
 
     response: WireResponse
 
 
 @attrs.frozen
 class NotSent:
-    """No connection was made: the server certainly saw nothing."""
+    """No byte of the request left: the server certainly did not receive it."""
 
     reason: str
 
 
 @attrs.frozen
 class Unknown:
-    """The request left in whole or in part, and no whole answer came back.
+    """The request was sent in whole or in part, and no whole answer was received.
 
     Attributes:
         reason: Why, without the key.
-        body: What came of the answer, without the key.
+        body: Received part of the answer, without the key.
     """
 
     reason: str
@@ -46,11 +47,11 @@ SendResult: TypeAlias = Answered | NotSent | Unknown
 
 
 class FileStream(Protocol):
-    """A file being received."""
+    """A file that is being downloaded."""
 
     @property
     def host(self) -> str:
-        """Who sends it, after redirects: the name only."""
+        """Name of the host that sends the file, after redirects."""
         ...
 
     @property
@@ -60,21 +61,21 @@ class FileStream(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """HTTP headers, their names in lower case."""
+        """HTTP headers by their names in lower case."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it was sent; raises DownloadCutShort where it ends early."""
+        """Yield the body as it was sent; raises DownloadCutShort if it ends early."""
         ...
 
 
 class Transport(Protocol):
-    """What the client needs of an HTTP library."""
+    """HTTP requests of one session. The caller limits how many are in flight."""
 
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
-        """Make one request to the API or its upload host, with the key, and without following redirects.
+        """Make one request to the API or its upload host, with the key, without following redirects.
 
-        A request without ``keep_alive`` goes over a connection that no other request uses, before or after.
+        A request without ``keep_alive`` uses a connection that no other request uses, before or after it.
         Returns within about ``timeout_s`` seconds whatever the server does, and raises nothing.
         """
         ...
@@ -82,15 +83,15 @@ class Transport(Protocol):
     def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[FileStream]:
-        """Open ``url`` on a file host: without the key, following a few redirects.
+        """Open ``url`` on a file host, without the key, following a few redirects.
 
-        Ends within about ``timeout_s`` seconds, and when nothing has come for ``stall_s``. ``headers`` ask
-        for a part of the file.
+        Ends within about ``timeout_s`` seconds, and when nothing was received for ``stall_s``. ``headers``
+        request a part of the file.
 
         Raises:
-            AddressForbidden: It leads where a download must not go.
+            AddressForbidden: The address, or a redirect, leads to a forbidden network.
             DownloadTimedOut: It took longer than ``timeout_s``.
-            DownloadError: It cannot be reached.
+            DownloadError: The host cannot be reached.
         """
         ...
 

@@ -1,12 +1,11 @@
-"""The adapter to aiohttp: the same requests for a fraction of the CPU, however many are under way.
+"""Transport over aiohttp: the same requests for a fraction of httpx's CPU.
 
-This is the one module that imports aiohttp, and it is imported when a client is made that uses it.
+Only this module imports aiohttp, and only when a client uses it.
 
-Whether a request left is not read from the class of an exception: aiohttp has been seen, through other
-adapters, to call a request that was delivered a failure to connect, and it repeats a GET by itself where a
-kept connection turns out to be closed. What counts is whether a connection was ever handed out for this
-exchange. Without one not a byte of the request can have left: ``NotSent``. After it, whatever happens:
-``Unknown``. (A POST is never repeated by aiohttp; a test against a hostile server holds it to that.)
+The class of an exception does not prove that a request was not sent: aiohttp repeats a GET on another
+connection if a kept one was closed, and the second attempt may fail to connect after the first was delivered.
+The proof is that the connector returned no connection for this request: ``NotSent``. After it has, every
+failure is ``Unknown``. aiohttp never repeats a POST; the conformance tests verify it.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ from flux_async.transport.http_settings import (
 from flux_async.transport.ssrf_guard import AddressGuard
 
 OLDEST: Final = (3, 13)
-"""The first version this adapter is tested with; the next major one may be another library altogether."""
+"""Oldest supported version. The next major version may have another interface."""
 
 _MOST_HEAD_BYTES = 64 * 1024
 _URLS_KEPT = 1024
 _JSON = WireRequest(method="GET", path="/").content_type
 PROXIES: Final = ("http", "https")
-"""What it can go through."""
+"""Schemes of proxies that aiohttp supports."""
 
 
 def is_supported() -> bool:
@@ -68,7 +67,7 @@ def is_supported() -> bool:
 
 @attrs.define
 class _Attempt:
-    """One exchange: has it been given a connection, and what has come of its answer?"""
+    """One request: whether it has a connection, and the received part of its answer."""
 
     connected: bool = False
     answer: Arriving = attrs.field(factory=Arriving)
@@ -78,10 +77,10 @@ _ATTEMPT: ContextVar[_Attempt] = ContextVar("flux_async_attempt")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Hands connections out, notes to whom, and looks at kept ones first.
+    """Records which request got a connection, and checks kept connections before they are used.
 
-    aiohttp itself takes any kept connection that it has not seen closed, with whatever has come on it since:
-    what a server says unasked would be taken for the answer to the next request.
+    aiohttp reuses every kept connection that it has not seen closed. Bytes that the server sent without a
+    request would be read as the answer to the next one.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -89,7 +88,7 @@ class _Connector(aiohttp.TCPConnector):
         self._handed_out: weakref.WeakSet[object] = weakref.WeakSet()
 
     async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
-        """Return a connection that nobody uses and nothing has come on."""
+        """Return a free connection that is open and has received nothing."""
         while True:
             connection = await super().connect(*args, **kwargs)
             protocol = connection.protocol
@@ -119,18 +118,18 @@ def _is_readable(number: int) -> bool:
 
 
 class _StreamedBody(aiohttp.Payload):
-    """A body sent piece by piece, of exactly the size it was announced with."""
+    """A streamed body of exactly the announced size."""
 
     def __init__(self, stream: Stream, content_type: str) -> None:
         super().__init__(stream, content_type=content_type)
         self._size = stream.size
 
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 - given
-        """Not for streams."""
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 - the base class has them
+        """A stream has no text."""
         raise TypeError("a streamed body has no text")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write it. Too much or too little breaks the request off: the host would wait for the rest."""
+        """Write the body. A size other than announced aborts the request: the host would wait."""
         stream: Stream = self._value
         left = stream.size
         async with aclosing(_pieces(stream)) as pieces:
@@ -140,7 +139,7 @@ class _StreamedBody(aiohttp.Payload):
                     break
                 await writer.write(piece)
         if left:
-            raise ValueError("the body does not have the size it was announced with")
+            raise ValueError("the body does not have the announced size")
 
 
 async def _pieces(stream: Stream) -> AsyncGenerator[bytes, None]:
@@ -150,12 +149,12 @@ async def _pieces(stream: Stream) -> AsyncGenerator[bytes, None]:
 
 @attrs.define(eq=False)
 class HostSession:
-    """The connections to one of the two hosts, kept alive or not, with what requests over them share.
+    """Connections to one host, kept alive or not, and the settings of their requests.
 
     Attributes:
-        session: Has the headers, key included, and the one host it may go to.
-        prefix: What comes before the path of a request.
-        scrub: Takes the key out of what a server says.
+        session: Sends the headers, key included.
+        prefix: Address before the path of a request.
+        scrub: Removes the key from an answer.
         reading: Answers that are being read.
     """
 
@@ -164,8 +163,8 @@ class HostSession:
     scrub: Callable[[bytes], bytes] = attrs.field(repr=False)
     reading: set[aiohttp.ClientResponse] = attrs.field(factory=set, repr=False)
 
-    async def ask(self, request: WireRequest, timeout_s: float, answer: Arriving) -> WireResponse:
-        """Make one request and read its answer; ``answer`` keeps what came of one that breaks off."""
+    async def send(self, request: WireRequest, timeout_s: float, answer: Arriving) -> WireResponse:
+        """Make one request and return its answer; ``answer`` holds the received part if it breaks off."""
         headers = None
         body: bytes | _StreamedBody | None = request.body
         if request.stream is not None:
@@ -181,26 +180,26 @@ class HostSession:
             timeout=_timeout(timeout_s),
         )
         self.reading.add(response)
-        said = by_name(response.headers.items())
-        answer.encoding = said.get("content-encoding", "")
+        received = by_name(response.headers.items())
+        answer.encoding = received.get("content-encoding", "")
         try:
             packed = await _read(response, answer.packed)
         finally:
             self.reading.discard(response)
-            if not response.closed:  # not read to its end: nobody may use the connection any more
+            if not response.closed:  # not read to its end: the connection cannot be reused
                 response.close()
         whole = self.scrub(unpacked(packed, answer.encoding))
-        return WireResponse(status=response.status, headers=said, body=whole)
+        return WireResponse(status=response.status, headers=received, body=whole)
 
     async def aclose(self) -> None:
-        """Close the connections; who is in the middle of an answer is told."""
+        """Close the connections; reading an answer then raises."""
         for response in tuple(self.reading):
             response.close()
         await self.session.close()
 
 
 async def _read(response: aiohttp.ClientResponse, packed: bytearray) -> bytes:
-    """Read a body as it was sent, up to the limit; nearly always it has come with the head."""
+    """Read a body as it was sent, up to the limit. Nearly always it was received with the headers."""
     content = response.content
     body = content.read_nowait()
     if content.at_eof():
@@ -215,26 +214,27 @@ async def _read(response: aiohttp.ClientResponse, packed: bytearray) -> bytes:
 
 @lru_cache(maxsize=_URLS_KEPT)
 def _url(address: str, query: tuple[tuple[str, str], ...]) -> yarl.URL:
-    """Return an address; the same one for every look at a task, with what was worked out about it."""
+    """Return the parsed address. The cache saves parsing it for every poll of a task."""
     return yarl.URL(f"{address}?{urlencode(query)}" if query else address, encoded=True)
 
 
 @lru_cache(maxsize=64)
 def _timeout(timeout_s: float) -> aiohttp.ClientTimeout:
-    """Bound the making of a connection; a Deadline bounds all of the exchange."""
+    """Limit the time to connect; a Deadline bounds the whole request."""
     return aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_S, timeout_s))
 
 
 class AiohttpTransport:
-    """Requests through aiohttp: without redirects and cookies, and it is known what has left.
+    """Makes requests with aiohttp, without redirects or cookies, and reports whether they were sent.
 
-    Polls share a small pool of connections that are kept alive. Every other request has a connection of its
-    own, which is closed afterwards: what a server says beyond its answer can be no other request's answer.
+    Polls share connections that are kept alive. Every other request uses a connection of its own, closed
+    afterwards, so that no answer can belong to an earlier request. The caller limits the requests in flight,
+    and so the connections.
 
     Args:
-        credentials: The API's address and key.
-        version: Ours, for the User-Agent.
-        files: Fetches files; None has one made, which goes to public addresses and to the API's own kind.
+        credentials: API address and key.
+        version: Version of this package, for the User-Agent.
+        files: Downloads files. None makes one that reaches public addresses and the API's own network.
     """
 
     name = "aiohttp"
@@ -262,14 +262,14 @@ class AiohttpTransport:
         _ATTEMPT.set(attempt)
         try:
             async with Deadline(timeout_s):
-                response = await self._session_for(request).ask(request, timeout_s, attempt.answer)
+                response = await self._session_for(request).send(request, timeout_s, attempt.answer)
         except asyncio.CancelledError:
             if not self._closed or _is_cancelled():
                 raise
-            reason = "the connections were closed meanwhile"  # aiohttp cancels those who wait for one
+            reason = "the connections were closed meanwhile"  # aiohttp cancels requests that wait for one
         except TimeoutError:
             reason = f"no {'whole answer' if attempt.connected else 'connection'} within {timeout_s:g} s"
-        except Exception as error:  # noqa: BLE001 - every failure is one of three truths
+        except Exception as error:  # noqa: BLE001 - every failure is one of three results
             reason = self._reason(error)
         else:
             return Answered(response)
@@ -280,24 +280,24 @@ class AiohttpTransport:
     def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[FileStream]:
-        """Open a file without the key; see :class:`flux_async.transport.Transport`."""
+        """Open a file, without the key; see :class:`flux_async.transport.Transport`."""
         return self._files.fetch(url, timeout_s=timeout_s, stall_s=stall_s, headers=headers)
 
     async def aclose(self) -> None:
         """Close all connections, for good."""
         self._closed = True
-        lines, self._sessions = self._sessions, {}
-        for line in lines.values():
-            await line.aclose()
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            await session.aclose()
         await self._files.aclose()
 
     def _session_for(self, request: WireRequest) -> HostSession:
-        """Return the session for polls, or one of those whose connections serve one request each."""
+        """Return the session for polls, or the one whose connections serve one request each."""
         which = request.host, request.keep_alive
-        line = self._sessions.get(which)
-        if line is None:
-            line = self._sessions[which] = self._make_session(*which)
-        return line
+        session = self._sessions.get(which)
+        if session is None:
+            session = self._sessions[which] = self._make_session(*which)
+        return session
 
     def _make_session(self, host: Host, keep_alive: bool) -> HostSession:  # noqa: FBT001
         base = self._credentials.upload_url if host is Host.UPLOADS else self._credentials.base_url
@@ -310,7 +310,7 @@ class AiohttpTransport:
             **kept,
             limit=0,  # the caller limits the requests in flight
             ssl=self._tls_context() if scheme == "https" else True,
-            resolver=aiohttp.ThreadedResolver(),  # the system's, as for everything else in this program
+            resolver=aiohttp.ThreadedResolver(),  # of the system, as for all other connections
         )
         session = aiohttp.ClientSession(
             connector=connector,
@@ -323,8 +323,8 @@ class AiohttpTransport:
             }
             | self._credentials.authorization_for(base),
             proxy=proxy,
-            trust_env=False,  # netrc would be read for each request, and a proxy be asked about this machine
-            auto_decompress=False,  # only we know how much may come out
+            trust_env=False,  # else netrc is read for each request, and a proxy used for this machine
+            auto_decompress=False,  # the limit of the decompressed size is ours
             max_line_size=_MOST_HEAD_BYTES,
             max_field_size=_MOST_HEAD_BYTES,
         )
@@ -333,18 +333,18 @@ class AiohttpTransport:
     def _reason(self, error: Exception) -> str:
         if isinstance(error, Unreadable):
             words = str(error)
-        elif isinstance(error, aiohttp.ClientHttpProxyError):  # its own words may hold the proxy's password
+        elif isinstance(error, aiohttp.ClientHttpProxyError):  # its message can contain the proxy's password
             words = f"the proxy answered HTTP {error.status}"
         else:
             words = f"{type(error).__name__}: {error}".rstrip(": ")
         return self._credentials.scrub(words.encode("utf-8", "replace")).decode()
 
     def _tls_context(self) -> ssl.SSLContext:
-        """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""
+        """TLS context for the API and for downloads: reading the certificates takes tens of milliseconds."""
         self._tls = self._tls or tls_context()
         return self._tls
 
 
 def _is_cancelled() -> bool:
-    me = asyncio.current_task()
-    return me is not None and me.cancelling() > 0
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

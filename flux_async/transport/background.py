@@ -1,9 +1,9 @@
-"""The one home of coroutines that outlive their caller.
+"""Requests that outlive their caller.
 
-Cancelling an httpx request can cost its pool a connection for ever, and cancelling a submit loses the id of a
-paid task. So no caller's cancellation reaches an exchange: it runs in a coroutine of its own, bounded by its
-own deadline, and a caller who leaves simply stops listening. What the exchange then brings home is given to
-``when_abandoned``. ``aclose`` waits for those that must not be lost, so nothing is left running afterwards.
+Cancelling an httpx request can occupy a connection forever, and cancelling a submit loses the id of a paid
+task. So a caller's cancellation never reaches a request: it runs in a task of its own until its own deadline,
+and a cancelled caller only stops waiting. A result that nobody waits for goes to ``when_abandoned``.
+``settle`` waits for submits and cancels everything else, so that nothing runs after the client is closed.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ T = TypeVar("T")
 
 @attrs.define(eq=False)
 class BackgroundTasks:
-    """Runs exchanges that no caller can cancel."""
+    """Runs coroutines that no caller can cancel."""
 
-    _losable: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
-    _precious: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
+    _cancellable: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
+    _protected: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False)
     _closing: asyncio.Task[None] | None = attrs.field(default=None, init=False)
 
     async def run(
         self,
-        exchange: Coroutine[Any, Any, T],
+        work: Coroutine[Any, Any, T],
         *,
         when_done: Callable[[], None],
         when_abandoned: Callable[[T], None] | None = None,
     ) -> T:
-        """Await ``exchange``; if the caller is cancelled meanwhile, let it finish without him.
+        """Return the result of ``work``. If the caller is cancelled, ``work`` goes on without the caller.
 
         Args:
-            exchange: A coroutine that bounds its own duration. One with ``when_abandoned`` must return
-                something whatever happens to it, its own cancellation included.
-            when_done: Called when the exchange has ended, however, and whoever is still there.
-            when_abandoned: Called with the result if nobody waits for it any more. An exchange that has one
-                is waited for when the host closes; others are then ended.
+            work: A coroutine that limits its own duration. With ``when_abandoned`` it must return a result
+                even when it is cancelled.
+            when_done: Called when ``work`` has ended in any way, whether or not the caller still waits.
+            when_abandoned: Called with the result if the caller was cancelled. ``settle`` waits for work that
+                has it and cancels other work.
 
         Raises:
-            ClientClosed: The host was closed meanwhile.
+            ClientClosed: ``settle`` cancelled the work.
         """
-        task = asyncio.get_running_loop().create_task(exchange)
-        kept = self._losable if when_abandoned is None else self._precious
+        task = asyncio.get_running_loop().create_task(work)
+        kept = self._cancellable if when_abandoned is None else self._protected
         kept.add(task)
 
         def let_go(done: asyncio.Task[T]) -> None:
@@ -58,62 +58,62 @@ class BackgroundTasks:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if task.cancelled() and not _cancelled_from_outside():
-                raise ClientClosed("The client was closed while this request was under way.") from None
+            if task.cancelled() and not _is_caller_cancelled():
+                raise ClientClosed("The client was closed while this request was in progress.") from None
             task.add_done_callback(lambda done: _hand_over(done, when_abandoned))
             raise
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run ``work`` without waiting for it; it must handle its own errors. Closing ends it."""
+        """Run ``work``, which handles its own errors, without waiting for it. ``settle`` cancels it."""
         task = asyncio.get_running_loop().create_task(work)
-        self._losable.add(task)
-        task.add_done_callback(self._losable.discard)
+        self._cancellable.add(task)
+        task.add_done_callback(self._cancellable.discard)
         return task
 
     @property
-    def in_the_air(self) -> int:
-        """How many exchanges are running."""
-        return len(self._losable) + len(self._precious)
+    def in_flight(self) -> int:
+        """Number of running tasks."""
+        return len(self._cancellable) + len(self._protected)
 
     async def settle(self) -> None:
-        """Wait for the exchanges that must not be lost, end the others."""
-        while self._precious:
-            await asyncio.wait(self._precious)
-        for task in tuple(self._losable):
+        """Wait for work that must not be lost, then cancel the rest."""
+        while self._protected:
+            await asyncio.wait(self._protected)
+        for task in tuple(self._cancellable):
             task.cancel()
-        while self._losable:
-            await asyncio.wait(self._losable)
+        while self._cancellable:
+            await asyncio.wait(self._cancellable)
 
     async def close_once(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``close`` to its end, once, whoever asks and is cancelled while waiting for it.
+        """Run ``close`` to its end, once for all callers.
 
-        A cancelled closer still waits, then raises his cancellation: what he closes is bounded in time.
+        A caller cancelled meanwhile still waits, then raises its cancellation: ``close`` is bounded in time.
         """
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(close())
-        await see_through(self._closing)
+        await wait_until_done(self._closing)
 
 
-async def see_through(task: asyncio.Task[T]) -> T:
-    """Wait for ``task`` to its end; a caller who is cancelled meanwhile leaves after that."""
+async def wait_until_done(task: asyncio.Task[T]) -> T:
+    """Return the result of ``task``. A cancellation of the caller is raised after the task has ended."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait([task])
-        except asyncio.CancelledError as gone:
-            cancelled = gone
+        except asyncio.CancelledError as received:
+            cancelled = received
     if cancelled is not None:
         raise cancelled
     return task.result()
 
 
-def _cancelled_from_outside() -> bool:
+def _is_caller_cancelled() -> bool:
     caller = asyncio.current_task()
     return caller is not None and caller.cancelling() > 0
 
 
 def _hand_over(task: asyncio.Task[T], when_abandoned: Callable[[T], None] | None) -> None:
-    """Give an orphaned result to whom it may concern, and let an orphaned error rest."""
+    """Pass on the result of an abandoned task; retrieve its error, so that asyncio does not log it."""
     if task.cancelled() or task.exception() is not None:
         return
     if when_abandoned is not None:

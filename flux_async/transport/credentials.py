@@ -1,4 +1,4 @@
-"""Where the key may go: to the API and its upload host, and nowhere else."""
+"""API key and addresses. The key is sent to the API and its upload host, and nowhere else."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @lru_cache(maxsize=64)
 def origin_of(url: str) -> tuple[str, str, int | None]:
-    """Return (scheme, host, port) of ``url``, with the scheme's own port filled in."""
+    """Return scheme, host and port of ``url``; without a port, the default of the scheme."""
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
     return scheme, (parts.hostname or "").lower(), parts.port or _PORTS.get(scheme)
 
 
 class Credentials:
-    """The addresses of the API and of its upload host, and the key that belongs to both.
+    """Addresses of the API and of its upload host, and the key for both.
 
-    The key has no place in ``repr``, cannot be pickled, and is handed out only for URLs of these two origins.
+    The key is not in ``repr``, cannot be pickled, and is returned only for URLs of these two origins.
 
     Args:
         api_key: The key.
-        base_url: The API's address; left out, the vendor's.
-        upload_url: The upload host's; left out, the vendor's beside the vendor's API. Any other API, such as
-            a sandbox, is its own upload host: a key for it must not go to the vendor.
+        base_url: Address of the API; left out, the vendor's.
+        upload_url: Address of the upload host. Left out, the vendor's for the vendor's API, and ``base_url``
+            for any other, such as a sandbox: its key must not reach the vendor.
 
     Raises:
-        ConfigurationError: No key, a key that cannot be sent in a header, or a URL that is none.
+        ConfigurationError: No key, a key that no header can carry, or an invalid URL.
     """
 
     __slots__ = ("_key", "_spellings", "base_url", "upload_url")
@@ -63,49 +63,44 @@ class Credentials:
 
     @property
     def host(self) -> str:
-        """The API's host: name or number."""
+        """Host of the API: name or IP address."""
         return origin_of(self.base_url)[1]
 
     @property
     def is_default(self) -> bool:
-        """Whether the API is the vendor's own."""
+        """Whether it is the vendor's API."""
         return self.host == origin_of(DEFAULT_BASE_URL)[1]
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether the API is on this machine, where no proxy is wanted."""
+        """Whether the API runs on this machine."""
         return _is_here(self.base_url)
 
     @property
     def in_clear(self) -> tuple[str, ...]:
-        """Those of the two addresses to which the key would cross a network unencrypted."""
+        """The addresses to which the key would cross a network unencrypted."""
         both = dict.fromkeys([self.base_url, self.upload_url])
         return tuple(url for url in both if origin_of(url)[0] == "http" and not _is_here(url))
 
     @property
-    def sends_key_in_clear(self) -> bool:
-        """Whether there is one."""
-        return bool(self.in_clear)
-
-    @property
     def fingerprint(self) -> str:
-        """16 hex digits that differ from account to account and tell nothing of the key."""
+        """16 hex digits that identify the key and the API without revealing the key."""
         return hashlib.sha256(f"flux-async\n{self.base_url}\n{self._key}".encode()).hexdigest()[:16]
 
     def url_for(self, request: WireRequest) -> str:
-        """Return the absolute address of ``request``, without its query."""
+        """Return the absolute address of ``request`` without its query."""
         return (self.upload_url if request.host is Host.UPLOADS else self.base_url) + request.path
 
     def authorization_for(self, url: str) -> dict[str, str]:
-        """Return the header that carries the key, or nothing where ``url`` is of another origin."""
+        """Return the header with the key; an empty dictionary if ``url`` has another origin."""
         if origin_of(url) not in (origin_of(self.base_url), origin_of(self.upload_url)):
             return {}
         return {"Authorization": f"Bearer {self._key}"}
 
     def scrub(self, body: bytes) -> bytes:
-        """Return ``body`` with the key, should the server have echoed it, blotted out, also in base64.
+        """Return ``body`` with the key replaced by ``***``, also in base64, in case the server echoed it.
 
-        A word as short as the sandbox's ``test`` is no secret, and part of many an honest URL.
+        A key shorter than 16 characters, like the sandbox's ``test``, is no secret and occurs in many URLs.
         """
         for spelling in self._spellings:
             body = body.replace(spelling, b"***")
@@ -113,7 +108,7 @@ class Credentials:
 
 
 def _spellings_of(key: str) -> tuple[bytes, ...]:
-    """Return how a server might echo a key: as it is, in JSON, in an address, in UTF-16, in base64."""
+    """Return the forms in which a server can echo a key: plain, JSON, URL, UTF-16, base64."""
     if len(key) < _SHORTEST_SECRET:
         return ()
     found = [key, quote(key, safe=""), *_in_base64(key.encode())]
@@ -123,10 +118,10 @@ def _spellings_of(key: str) -> tuple[bytes, ...]:
 
 
 def _in_base64(secret: bytes) -> list[str]:
-    """Return what base64 makes of ``secret``, as in a whole header, in both alphabets.
+    """Return the base64 forms of ``secret`` inside a longer text, in both alphabets.
 
-    It packs three bytes into four letters, so there is one form for each place to begin; the letters that it
-    shares with what stands before or after are left out.
+    base64 encodes three bytes as four letters, so the form depends on the position modulo three. Letters that
+    also encode neighbouring bytes are left out.
     """
     found = []
     for lead in range(3):
@@ -148,7 +143,7 @@ def _clean_key(api_key: object) -> str:
         )
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
-            "The API key holds characters that no HTTP header can carry.",
+            "The API key contains characters that an HTTP header cannot carry.",
             advice="Copy it again from https://kie.ai/api-key.",
         )
     return key
@@ -159,16 +154,16 @@ def _is_here(url: str) -> bool:
 
 
 def _clean_base_url(given: object, name: str) -> str:
-    if "@" in str(given):  # not shown: it may be a password
-        raise ConfigurationError(f"{name} must not hold a user or a password.")
+    if "@" in str(given):  # not shown: it can be a password
+        raise ConfigurationError(f"{name} must not contain a user name or password.")
     try:
         url = check_http_url(given.strip() if isinstance(given, str) else given, name)
     except InvalidInput as bad:
         raise ConfigurationError(
-            bad.message, advice="Give an origin, for example https://api.kie.ai."
+            bad.message, advice="Use an origin, for example https://api.kie.ai."
         ) from None
     parts = urlsplit(url)
     if parts.query or parts.fragment:
-        raise ConfigurationError(f"{name} must be scheme, host and perhaps a path, without a query.")
-    # The API page's "Base URL" ends in the product's own path; people paste it whole.
+        raise ConfigurationError(f"{name} must consist of scheme, host and optional path, without a query.")
+    # The API page's "Base URL" ends in the path of the product; users paste all of it.
     return url.rstrip("/").removesuffix(_PAGE_SUFFIX)

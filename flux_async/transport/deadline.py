@@ -1,8 +1,8 @@
-"""A timeout that has what arrived read before it ends an exchange.
+"""A timeout that reads received data before it cancels.
 
-A process that was stopped (SIGSTOP, a closed laptop lid, a blocked event loop) finds the answer in its socket
-and its timer due in the same turn of the event loop. ``asyncio.timeout`` cancels in that turn; the coroutine
-that waits for the answer would run in the next one. An answer lost like this leaves a submit in doubt.
+After a process was stopped (SIGSTOP, a closed laptop lid, a blocked event loop), the answer is in the socket
+and the timer is due in the same iteration of the event loop. ``asyncio.timeout`` cancels in it; the
+coroutine that waits for the answer would run in the next one. The lost answer would leave a submit in doubt.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Self
 import attrs
 
 TURNS = 100
-"""Turns of the event loop before it cancels; each reads what lies in the sockets, up to 64 kB of each.
+"""Iterations of the event loop before it cancels; each reads up to 64 kB from each socket.
 
-An answer of 4 kB in ten TLS records takes five with httpx and aiohttp; 100 turns take about 1 ms."""
+An answer of 4 kB in ten TLS records takes five with httpx and aiohttp; 100 iterations take about 1 ms."""
 
 
 @attrs.define(eq=False)
 class Deadline:
-    """``asyncio.timeout(seconds)`` that lets the event loop go round ``TURNS`` times before it cancels.
+    """``asyncio.timeout(seconds)`` that waits for ``TURNS`` iterations of the event loop before it cancels.
 
     Usage: ``async with Deadline(60.0): …``, which raises TimeoutError.
     """
@@ -32,7 +32,7 @@ class Deadline:
     _turns: int = attrs.field(default=TURNS, init=False)
 
     def expired(self) -> bool:
-        """Return whether it has cancelled what ran in it."""
+        """Return whether it has cancelled its block."""
         return self._scope.expired()
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What all transports have in common: their patience, what they take in, whom they trust, their name."""
+"""HTTP settings of all transports: timeouts, size limits, TLS, User-Agent, proxies of the environment."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from flux_async.policy.hosts import literal
 
 CONNECT_S = 10.0
 KEEPALIVE_S = 60.0
-"""Longer than the pauses between two looks at a task, so that each finds its connection."""
+"""Longer than the pause between two polls of a task, so that each finds an open connection."""
 MOST_BYTES = 4 * 1024 * 1024
-"""Of an answer, unpacked; an envelope has a few hundred."""
+"""Largest answer, decompressed; an envelope has a few hundred bytes."""
 ENCODINGS = "identity"
-"""What we ask for. Packing spares nothing in answers this small, and costs both sides more than they do."""
+"""Accept-Encoding. Compression saves nothing in answers this small and costs CPU on both sides."""
 
 _UNPACKED_BY_US = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
 
 class Unreadable(Exception):
-    """An answer that is not read to its end, or cannot be unpacked."""
+    """An answer that is too large, or cannot be decompressed."""
 
 
 def user_agent(version: str, library: str, library_version: str) -> str:
-    """Return our User-Agent. Cloudflare, in front of the API, turns away some libraries' own."""
+    """Return the User-Agent. Cloudflare, in front of the API, blocks the default of some libraries."""
     return f"flux-async/{version} (Python {platform.python_version()}; {library}/{library_version})"
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return a context that trusts whom httpx trusts: ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi."""
+    """Return a TLS context with httpx's certificates: ``SSL_CERT_FILE``, ``SSL_CERT_DIR``, else certifi."""
     if file := os.environ.get("SSL_CERT_FILE"):
         return ssl.create_default_context(cafile=file)
     if folder := os.environ.get("SSL_CERT_DIR"):
@@ -45,7 +45,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 def by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return headers by their names in lower case; several of one name become one."""
+    """Return headers by their names in lower case; values of the same name are joined by commas."""
     found: dict[str, str] = {}
     for name, value in headers:
         key = name.lower()
@@ -54,10 +54,10 @@ def by_name(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
-    """Undo the content encoding of a whole body, up to ``MOST_BYTES``.
+    """Return a whole body without its content encoding.
 
     Raises:
-        Unreadable: It is packed several times over, in a way we did not ask for, wrongly, or too much.
+        Unreadable: Several encodings, an unsupported one, damaged data, or more than ``MOST_BYTES``.
     """
     if not encoding or not body:
         return body
@@ -65,34 +65,34 @@ def unpacked(body: bytes, encoding: str) -> bytes:
     if encoding == "identity":
         return body
     if "," in encoding:
-        raise Unreadable("the answer is packed several times over")
+        raise Unreadable("the answer has several content encodings")
     if encoding not in _UNPACKED_BY_US:
-        raise Unreadable("the answer is packed in a way that was not asked for")
+        raise Unreadable("the answer has an unsupported content encoding")
     unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         whole = unpacker.decompress(body, MOST_BYTES + 1)
     except zlib.error:
-        raise Unreadable("the answer is packed wrongly") from None
+        raise Unreadable("the compressed answer is damaged") from None
     check_size(len(whole))
     if not unpacker.eof:
-        raise Unreadable("the packed answer is cut short")
+        raise Unreadable("the compressed answer is incomplete")
     return whole
 
 
 @attrs.define
 class Arriving:
-    """The body of an answer while it is read.
+    """The body of an answer while it is received.
 
     Attributes:
-        packed: What has come so far.
-        encoding: Its content encoding.
+        packed: Bytes received so far.
+        encoding: Their content encoding.
     """
 
     packed: bytearray = attrs.field(factory=bytearray)
     encoding: str = ""
 
     def part(self) -> bytes:
-        """Return what came of a body that is not whole, or nothing where it cannot be unpacked."""
+        """Return the received part, decompressed; nothing if it cannot be decompressed."""
         try:
             return unpacked(bytes(self.packed), self.encoding)
         except Unreadable:
@@ -100,17 +100,17 @@ class Arriving:
 
 
 def check_size(size: int) -> None:
-    """Let in what an answer may have.
+    """Check the size of an answer.
 
     Raises:
-        Unreadable: It is more.
+        Unreadable: It is larger than ``MOST_BYTES``.
     """
     if size > MOST_BYTES:
         raise Unreadable(f"the answer is longer than {MOST_BYTES} bytes")
 
 
 def proxy_named(scheme: str, host: str) -> str | None:
-    """Return the proxy that the environment names for ``scheme``; exceptions are not looked at."""
+    """Return the environment's proxy for ``scheme``; None for this machine. ``no_proxy`` is not applied."""
     address = literal(host)
     if host == "localhost" or (address is not None and address.is_loopback):
         return None
@@ -122,11 +122,11 @@ def proxy_named(scheme: str, host: str) -> str | None:
 
 
 def is_bypassed(host: str) -> bool:
-    """Say whether the environment has ``host`` reached without a proxy; may look the name up."""
+    """Return whether ``no_proxy`` excludes ``host``; this can look up the name."""
     return bool(urllib.request.proxy_bypass(host))
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy to go through to ``host``, or None where it is gone to directly."""
+    """Return the environment's proxy for ``host``; None for a direct connection."""
     named = proxy_named(scheme, host)
     return None if named is None or is_bypassed(host) else named

@@ -1,7 +1,7 @@
-"""The adapter to httpx, and to httpx2, which has the same interface.
+"""Transport over httpx, or httpx2, which has the same interface.
 
-This is the one module that imports httpx, and only when a client is made that uses it: httpx loads the whole
-of click and rich where they are installed.
+Only this module imports httpx, and only when a client uses it: httpx imports click and rich if they are
+installed.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from flux_async.transport.http_settings import (
 from flux_async.transport.ssrf_guard import AddressGuard
 
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
-"""Exceptions that httpx's own transport raises only before the first byte of a request has left."""
+"""Exceptions that httpx's own transport raises only before the first byte of a request was sent."""
 
 _FAMILIES = ("httpx", "httpx2")
 _URLS_KEPT = 1024
-_MOST_KEPT = 1000
-"""Kept connections that are given up for one request, at most: more than any pool has."""
+_MOST_RETRIES = 1000
+"""Kept connections that one request may reject: more than any pool has."""
 
 
 class HttpClient(Protocol):
-    """What is used of an ``httpx.AsyncClient`` or ``httpx2.AsyncClient``."""
+    """Methods used of an ``httpx.AsyncClient`` or ``httpx2.AsyncClient``."""
 
     def build_request(self, *args: Any, **kwargs: Any) -> Any:
         """Make a request."""
@@ -67,11 +67,11 @@ class HttpClient(Protocol):
         ...
 
 
-class Carrier(Protocol):
-    """What is used of the library's own ``AsyncHTTPTransport``."""
+class Connection(Protocol):
+    """Methods used of the library's ``AsyncHTTPTransport``, which here holds one connection."""
 
     async def handle_async_request(self, request: Any) -> Any:
-        """Send a request; its answer has a head, and a body to be read."""
+        """Send a request and return the response, whose body is still to be read."""
         ...
 
     async def aclose(self) -> None:
@@ -92,7 +92,7 @@ def library_named(name: Literal["httpx", "httpx2"]) -> ModuleType:
 
 
 def family_of(client: object) -> ModuleType:
-    """Return the library an injected client belongs to.
+    """Return the library of a client given by the caller.
 
     Raises:
         ConfigurationError: It is neither an ``httpx.AsyncClient`` nor an ``httpx2.AsyncClient``.
@@ -103,48 +103,48 @@ def family_of(client: object) -> ModuleType:
             return sys.modules[root]
     raise ConfigurationError(
         f"http_client must be an httpx.AsyncClient or an httpx2.AsyncClient, not {type(client).__name__}.",
-        advice="Synchronous clients cannot be used; leave http_client out to have one made.",
+        advice="Synchronous clients are not supported. Leave http_client out to use connections of its own.",
     )
 
 
-class _Kept(Exception):
-    """The request was to go over a connection that had been used before; nothing of it has left."""
+class _UsedConnection(Exception):
+    """The pool chose a connection that was used before; nothing was sent."""
 
 
 def _connect_s(timeout_s: float) -> float:
-    """Return the seconds for TCP and again for TLS: both end by themselves before the whole is cancelled.
+    """Seconds for TCP, and again for TLS, so that both time out before the request is cancelled.
 
-    A TLS handshake that is cancelled within httpcore 1.0 leaves its socket open.
+    Cancelling a TLS handshake inside httpcore 1.0 leaves its socket open.
     """
     return min(CONNECT_S, timeout_s / 2)
 
 
 @attrs.define
 class _Steps:
-    """What has been done of a request: a ``trace`` extension, as httpx documents it.
+    """Progress of one request: a ``trace`` extension, as httpx documents it.
 
     Attributes:
-        only_fresh: Keep the request off connections used before. No setting of a request makes a pool of the
-            caller's open a connection. But each step is reported before it is made, and a step whose report
-            raises is not made: httpcore then closes the connection.
-        reported: Whether any step was; a carrier that is not the library's reports none.
-        connected: Whether a connection was made for this request.
-        sent: Whether its first byte may have left.
+        only_new: Use no connection that was used before. httpx has no such setting for a request, but it
+            calls the extension before each step, and skips a step whose call raises: httpcore then closes
+            the connection.
+        reported: Whether any step was reported; a foreign transport reports none.
+        connected: Whether a connection was opened for this request.
+        sent: Whether its first byte may have been sent.
     """
 
-    only_fresh: bool = False
+    only_new: bool = False
     reported: bool = attrs.field(default=False, init=False)
     connected: bool = attrs.field(default=False, init=False)
     sent: bool = attrs.field(default=False, init=False)
 
     async def __call__(self, event: str, facts: dict[str, Any]) -> None:
-        """Take note of a step; raise before the request is written to a connection that was kept."""
+        """Record a step; raise before the request is written to a used connection."""
         self.reported = True
         if event.endswith((".connect_tcp.complete", ".connect_unix_socket.complete")):
             self.connected = True
         elif event.endswith(".send_request_headers.started"):
-            if self.only_fresh and not self.connected and event.startswith("http11."):
-                raise _Kept
+            if self.only_new and not self.connected and event.startswith("http11."):
+                raise _UsedConnection
             request = facts.get("request")
             self.sent = self.sent or getattr(request, "method", None) != b"CONNECT"
 
@@ -183,8 +183,8 @@ class HttpxTransport:
         self._credentials = credentials
         self._user_agent = user_agent(version, self.name, getattr(self._family, "__version__", "?"))
         self._given = client
-        self._kept: deque[tuple[Carrier, float]] = deque()
-        self._carriers: set[Carrier] = set()
+        self._kept: deque[tuple[Connection, float]] = deque()
+        self._open: set[Connection] = set()
         self._closed = False
         self._reports = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
@@ -212,25 +212,25 @@ class HttpxTransport:
         steps, result = _Steps(), None
         try:
             wire = self._build(request, timeout_s, steps)
-            carrier = self._carrier_for(request)
-        except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
+            connection = self._connection_for(request)
+        except Exception as error:  # noqa: BLE001 - nothing was sent yet
             return NotSent(self._reason(error))
         try:
-            sending = carrier.handle_async_request(wire)
+            sending = connection.handle_async_request(wire)
             result = await self._result_of(sending, timeout_s, steps, own=True)
         finally:
             if request.keep_alive and isinstance(result, Answered) and not self._closed:
-                await self._keep(carrier)
+                await self._keep(connection)
             else:
-                await self._close(carrier)
+                await self._close(connection)
         return result
 
     async def _exchange_through_client(
         self, client: HttpClient, request: WireRequest, timeout_s: float
     ) -> SendResult:
-        """Make a request through the caller's client; without ``keep_alive`` over a fresh connection."""
-        for _ in range(_MOST_KEPT):
-            steps = _Steps(only_fresh=not request.keep_alive)
+        """Make a request with the caller's client; without ``keep_alive`` on a new connection."""
+        for _ in range(_MOST_RETRIES):
+            steps = _Steps(only_new=not request.keep_alive)
             try:
                 wire = client.build_request(
                     request.method,
@@ -241,32 +241,33 @@ class HttpxTransport:
                     timeout=self._family.Timeout(None, connect=_connect_s(timeout_s), pool=timeout_s),
                     extensions={"trace": steps},
                 )
-            except Exception as error:  # noqa: BLE001 - nothing has left yet, whatever it is
+            except Exception as error:  # noqa: BLE001 - nothing was sent yet
                 return NotSent(self._reason(error))
             sending = client.send(wire, stream=True, follow_redirects=False, auth=None)
             try:
                 return await self._result_of(sending, timeout_s, steps, own=False)
-            except _Kept:
+            except _UsedConnection:
                 continue
-        return NotSent("the http_client opens no connection of its own")
+        return NotSent("the http_client opens no new connection")
 
     async def _result_of(
         self, sending: Coroutine[Any, Any, Any], timeout_s: float, steps: _Steps, *, own: bool
     ) -> SendResult:
-        """Make a request and say what became of it.
+        """Make a request and return its result.
 
-        What the caller's client raises is believed only where httpcore reported its steps: foreign carriers
-        have been seen to raise ConnectTimeout for a request that the server had read. While a request waits
-        for a place in the pool there are no steps; then earlier reports show that there is a pool.
+        An exception of the caller's client proves ``NotSent`` only if httpcore reported the steps of the
+        request: a foreign transport has raised ConnectTimeout for a request that the server had received. A
+        request that waits for a place in a pool has no steps; then steps of earlier requests prove that there
+        is a pool.
 
         Raises:
-            _Kept: It was not sent.
+            _UsedConnection: It was not sent.
         """
         answer = Arriving()
         try:
             async with Deadline(timeout_s):
                 return Answered(await self._read(await sending, answer))
-        except _Kept:
+        except _UsedConnection:
             raise
         except Unreadable as error:
             reason = str(error)
@@ -274,21 +275,21 @@ class HttpxTransport:
             if steps.reported and not steps.sent:
                 return NotSent(f"no connection within {timeout_s:g} s")
             reason = f"no whole answer within {timeout_s:g} s"
-        except Exception as error:  # noqa: BLE001 - every failure is one of three truths
+        except Exception as error:  # noqa: BLE001 - every failure is one of three results
             reason, names = self._reason(error), {base.__name__ for base in type(error).__mro__}
-            believed = own or steps.reported or (self._reports and "PoolTimeout" in names)
-            if believed and not steps.sent and names & NEVER_SENT:
+            proves = own or steps.reported or (self._reports and "PoolTimeout" in names)
+            if proves and not steps.sent and names & NEVER_SENT:
                 return NotSent(reason)
         finally:
             self._reports = self._reports or steps.reported
         return Unknown(reason, self._credentials.scrub(answer.part()))
 
-    def _carrier_for(self, request: WireRequest) -> Carrier:
+    def _connection_for(self, request: WireRequest) -> Connection:
         """Return the connection that was used last, so that the others can expire, or a new one."""
         if request.keep_alive and self._kept:
             return self._kept.pop()[0]
         parts = urlsplit(self._credentials.url_for(request))
-        carrier: Carrier = self._family.AsyncHTTPTransport(
+        connection: Connection = self._family.AsyncHTTPTransport(
             verify=self._tls_context(),
             limits=self._family.Limits(
                 max_connections=1,
@@ -297,20 +298,20 @@ class HttpxTransport:
             ),
             proxy=proxy_for(parts.scheme.lower(), parts.hostname or ""),
         )
-        self._carriers.add(carrier)
-        return carrier
+        self._open.add(connection)
+        return connection
 
-    async def _keep(self, carrier: Carrier) -> None:
+    async def _keep(self, connection: Connection) -> None:
         """Keep a connection for the next poll; close those that no poll has used for ``KEEPALIVE_S``."""
         now = asyncio.get_running_loop().time()
-        self._kept.append((carrier, now))
+        self._kept.append((connection, now))
         while self._kept and self._kept[0][1] < now - KEEPALIVE_S:
             await self._close(self._kept.popleft()[0])
 
-    async def _close(self, carrier: Carrier) -> None:
-        self._carriers.discard(carrier)
-        with contextlib.suppress(Exception):  # an answer that has come must not be lost for it
-            await carrier.aclose()
+    async def _close(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        with contextlib.suppress(Exception):  # the received answer must not be lost
+            await connection.aclose()
 
     def _headers(self, request: WireRequest) -> dict[str, str]:
         headers = {
@@ -329,7 +330,7 @@ class HttpxTransport:
         url = self._credentials.url_for(request)
         if request.query:
             url = f"{url}?{urlencode(request.query)}"
-        times = {"connect": _connect_s(timeout_s), "pool": timeout_s}  # a Deadline bounds all of it
+        times = {"connect": _connect_s(timeout_s), "pool": timeout_s}  # a Deadline bounds the whole request
         return self._family.Request(
             request.method,
             self._read_url(url),
@@ -340,15 +341,15 @@ class HttpxTransport:
 
     async def _read(self, response: Any, answer: Arriving) -> WireResponse:
         try:
-            said = by_name(response.headers.items())
-            answer.encoding = said.get("content-encoding", "")
+            headers = by_name(response.headers.items())
+            answer.encoding = headers.get("content-encoding", "")
             async for chunk in response.aiter_raw():
                 answer.packed += chunk
                 check_size(len(answer.packed))
         finally:
             await response.aclose()
         clean = self._credentials.scrub(unpacked(bytes(answer.packed), answer.encoding))
-        return WireResponse(status=response.status_code, headers=said, body=clean)
+        return WireResponse(status=response.status_code, headers=headers, body=clean)
 
     def _reason(self, error: Exception) -> str:
         words = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -357,7 +358,7 @@ class HttpxTransport:
     def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[FileStream]:
-        """Open a file without the key; see :class:`flux_async.transport.Transport`."""
+        """Open a file, without the key; see :class:`flux_async.transport.Transport`."""
         return self._files.fetch(url, timeout_s=timeout_s, stall_s=stall_s, headers=headers)
 
     async def aclose(self) -> None:
@@ -367,11 +368,11 @@ class HttpxTransport:
         """
         self._closed = True
         self._kept.clear()
-        for carrier in tuple(self._carriers):
-            await self._close(carrier)
+        for connection in tuple(self._open):
+            await self._close(connection)
         await self._files.aclose()
 
     def _tls_context(self) -> ssl.SSLContext:
-        """One TLS context for the API and the files: reading the certificates takes tens of milliseconds."""
+        """TLS context for the API and for downloads: reading the certificates takes tens of milliseconds."""
         self._tls = self._tls or tls_context()
         return self._tls

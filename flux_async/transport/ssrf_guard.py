@@ -1,17 +1,18 @@
-"""Where a download may go. Addresses of results come from outside; some lead into the caller's own network.
+"""Addresses that a download may connect to. Result URLs come from outside; some lead into private networks.
 
 Rules:
 
 1. http and https only; a redirect from https to http is refused.
-2. A name is looked up once. Every address it has is judged, and the connection goes to one that was judged:
-   there is no second look-up that could have another answer (DNS rebinding).
-3. Only public addresses are gone to. What hides another address (IPv4-mapped, NAT64, 6to4) is judged by that.
-4. One exception: where the API itself is on this machine, in a private or in a shared network (10.0.0.0/8 …,
-   100.64.0.0/10), addresses of that same kind are gone to. Link-local ones and the addresses where clouds
-   keep their machines' credentials never are. 198.18.0.0/15 is gone to only where the API's own name leads
-   there: some VPN programs answer every look-up with an address out of it.
-5. Through a proxy it is the proxy that looks names up. Then addresses are judged only where they are spelled
-   out, and names that only mean something inside a network are refused.
+2. A name is resolved once. Every address is checked, and the connection uses a checked address: there is no
+   second resolution with another answer (DNS rebinding).
+3. Only public addresses are allowed. An address that embeds another one (IPv4-mapped, NAT64, 6to4) is checked
+   by that one.
+4. One exception: if the API itself is on this machine, in a private or in a shared network (10.0.0.0/8 …,
+   100.64.0.0/10), addresses of the same kind are allowed. Link-local addresses and cloud metadata addresses
+   never are. 198.18.0.0/15 is allowed only if the API's name resolves into it: some VPN programs resolve
+   every name to an address in it.
+5. With a proxy, the proxy resolves names. Then only literal addresses are checked, and names that exist only
+   in private networks are refused.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from flux_async.models import check_http_url
 from flux_async.policy.hosts import INNER_NAMES, Address, AddressKind, kind_of, literal
 
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Looks a name up: host and port to numeric addresses; raises OSError where there is none."""
+"""Resolves a name: host and port to IP addresses; raises OSError if there is none."""
 
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9._-]{1,255}|[0-9a-f:.]{2,45}")
 _READ_DIFFERENTLY = frozenset("\u00df\u1e9e\u03c2\u200c\u200d")
-"""Sharp s, final sigma and the joiners: a browser asks for another host than Python's codec (IDNA 2003)."""
+"""Sharp s, final sigma and the joiners: browsers resolve another host than Python's codec (IDNA 2003)."""
 
 
 _EXEMPTIBLE_EVERYWHERE = frozenset({AddressKind.BENCHMARK})
@@ -46,12 +47,12 @@ _EXEMPTIBLE = _EXEMPTIBLE_EVERYWHERE | {AddressKind.LOOPBACK, AddressKind.PRIVAT
 
 @attrs.frozen
 class ParsedUrl:
-    """One address on the way to a file, taken apart once, so that all who look at it see the same.
+    """URL of a file or redirect, parsed once, so that the check and the connection use the same parts.
 
     Attributes:
-        url: The whole address. It may let anybody in, so messages show the host only.
+        url: The whole URL. It can contain a signature, so messages show the host only.
         scheme: ``http`` or ``https``.
-        host: Name or number, in ASCII.
+        host: Name or IP address, in ASCII.
         port: TCP port.
         target: Path and query as they are sent.
     """
@@ -64,18 +65,16 @@ class ParsedUrl:
 
     @classmethod
     def read(cls, url: str) -> Self:
-        """Take an http(s) address apart, percent-encoded as a browser does. A user or password is not sent.
+        """Parse an http(s) URL, percent-encoded as by a browser. A user name or password is not sent.
 
         Raises:
-            DownloadError: Its host is none.
+            DownloadError: The host name is invalid.
         """
         url = check_http_url(encoded_as_by_a_browser(url))
         parts = urlsplit(url)
         host = _ascii(parts.hostname or "")
         if not _HOST.fullmatch(host):
-            raise DownloadError(
-                "The address of the file names no host that could be looked up.", retryable=False
-            )
+            raise DownloadError("The address of the file has no valid host name.", retryable=False)
         target = parts.path or "/"
         if parts.query:
             target += "?" + parts.query
@@ -84,20 +83,20 @@ class ParsedUrl:
 
     @property
     def given_port(self) -> int | None:
-        """The port, where it is not the scheme's own."""
+        """The port; None if it is the default of the scheme."""
         return None if self.port == _PORTS[self.scheme] else self.port
 
     @property
     def authority(self) -> str:
-        """The Host header."""
+        """Value of the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.given_port is None else f"{host}:{self.port}"
 
     def follow(self, location: str) -> Self:
-        """Return where a redirect leads.
+        """Return the target of a redirect.
 
         Raises:
-            AddressForbidden: Not to http(s), or from https down to http.
+            AddressForbidden: Its scheme is not http(s), or it leads from https to http.
         """
         try:
             url = urljoin(self.url, location)
@@ -107,10 +106,10 @@ class ParsedUrl:
                     f"{self.host} redirects to {scheme[:20]!r}, which is neither http nor https."
                 )
             if (self.scheme, scheme) == ("https", "http"):
-                raise AddressForbidden(f"{self.host} redirects from https down to http.")
+                raise AddressForbidden(f"{self.host} redirects from https to http.")
             return self.read(url)
         except (InvalidInput, ValueError):
-            raise AddressForbidden(f"{self.host} redirects to something that is no address.") from None
+            raise AddressForbidden(f"{self.host} redirects to an invalid address.") from None
 
 
 def _ascii(host: str) -> str:
@@ -125,19 +124,19 @@ def _ascii(host: str) -> str:
 
 
 async def look_up(host: str, port: int) -> list[str]:
-    """Ask the system for the addresses of a name, in the order it recommends."""
+    """Return the addresses of a name in the order of the system's resolver."""
     found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 @attrs.frozen
 class AddressGuard:
-    """Says where a download may go.
+    """Checks the addresses of downloads.
 
     Attributes:
-        api_host: Host of the API, which may be in the caller's own network, with what it sends us to.
-        is_public: Whether it is known not to be: then nothing its name leads to opens a network.
-        resolve: Looks names up.
+        api_host: Host of the API. If it is in a private network, results can be there, too.
+        is_public: Whether the API is known to be public: then its address makes no exception.
+        resolve: Resolves names.
     """
 
     api_host: str
@@ -145,28 +144,28 @@ class AddressGuard:
     resolve: Resolver = look_up
 
     async def addresses_of(self, host: str, port: int) -> list[str]:
-        """Look ``host`` up and return its addresses, all of which may be gone to.
+        """Resolve ``host`` and return its addresses, all of them allowed.
 
         Raises:
-            AddressForbidden: One of them may not.
-            OSError: It has none.
+            AddressForbidden: One of them is not allowed.
+            OSError: There is none.
         """
-        addresses = [spelled] if (spelled := literal(host)) else await self._look_up(host, port)
+        addresses = [address_given] if (address_given := literal(host)) else await self._resolve(host, port)
         for address in addresses:
             await self._check(host, address)
         return [str(address) for address in addresses]
 
     async def check_for_proxy(self, host: str) -> None:
-        """Refuse what a proxy should not be asked for, as far as can be told without looking it up.
+        """Check a host that a proxy will resolve, without resolving it.
 
         Raises:
-            AddressForbidden: An address that may not be gone to, or a name that only an inner network knows.
+            AddressForbidden: A forbidden address, or a name that exists only in private networks.
         """
         bare = host.rstrip(".")
-        if (spelled := literal(bare)) is not None:
-            await self._check(host, spelled)
+        if (address_given := literal(bare)) is not None:
+            await self._check(host, address_given)
         elif bare != self.api_host and ("." not in bare or bare.endswith(INNER_NAMES)):
-            raise AddressForbidden(f"{host} is a name of an inner network.")
+            raise AddressForbidden(f"{host} is a name in a private network.")
 
     async def _check(self, host: str, address: Address) -> None:
         kind = kind_of(address)
@@ -174,25 +173,25 @@ class AddressGuard:
         if kind is None or (kind in exemptible and kind is await self._kind_of_api()):
             return
         where = (
-            f"{host}, which {'is' if literal(host) else 'leads to'} {address}"
+            f"{host}, which {'is' if literal(host) else 'resolves to'} {address}"
             if host != str(address)
             else host
         )
         raise AddressForbidden(f"Not a public address: {where} ({kind}).")
 
     async def _kind_of_api(self) -> AddressKind | None:
-        """Return what all addresses of the API are, if it is one thing."""
+        """Return the kind of the API's addresses, if all are of one kind."""
         if self.api_host == "localhost":
             return AddressKind.LOOPBACK
-        spelled = literal(self.api_host)
+        address_given = literal(self.api_host)
         try:
-            addresses = [spelled] if spelled else await self._look_up(self.api_host, 0)
+            addresses = [address_given] if address_given else await self._resolve(self.api_host, 0)
         except OSError:
             return None
         kinds = {kind_of(address) for address in addresses}
         return kinds.pop() if len(kinds) == 1 else None
 
-    async def _look_up(self, host: str, port: int) -> list[Address]:
+    async def _resolve(self, host: str, port: int) -> list[Address]:
         found = [ipaddress.ip_address(text) for text in await self.resolve(host, port)]
         if not found:
             raise OSError("no address")

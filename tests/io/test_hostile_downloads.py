@@ -177,7 +177,7 @@ async def once(client: FluxClient, url: str, path: Path) -> SavedFile:
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
-async def test_no_address_within_is_gone_to(raw_server: Any, folder: Path, url: str) -> None:
+async def test_private_addresses_are_forbidden(raw_server: Any, folder: Path, url: str) -> None:
     """However it is spelled, and with the machine's own look-ups: nobody is called."""
     async with raw_server(saying(OK)) as server, FluxClient(KEY) as client:
         with pytest.raises(AddressForbidden) as caught:
@@ -194,7 +194,9 @@ async def test_no_address_within_is_gone_to(raw_server: Any, folder: Path, url: 
     [url for url in FORBIDDEN if url.isascii() and "\\" not in url]
     + ["file:///etc/passwd", "ftp://files.example/", "gopher://files.example/", "data:image/png;base64,AAAA"],
 )
-async def test_no_redirect_leads_within(raw_server: Any, folder: Path, target: str) -> None:
+async def test_redirects_to_private_addresses_are_forbidden(
+    raw_server: Any, folder: Path, target: str
+) -> None:
     """A public host that sends us to a private one, or to another scheme, is not obeyed."""
     async with raw_server(saying(b"")) as server:
         net = Net(port_of(server.url), {"files.example": [[PUBLIC]], "localhost": [["127.0.0.1"]]})
@@ -211,7 +213,7 @@ async def test_no_redirect_leads_within(raw_server: Any, folder: Path, target: s
 @pytest.mark.parametrize(
     "target", ["http://169.254.169.254/", "http://10.0.0.1/", "http://[fe80::1]/", "http://100.64.0.1/"]
 )
-async def test_a_local_api_opens_no_other_door(
+async def test_a_local_api_allows_only_addresses_of_its_kind(
     client: FluxClient, raw_server: Any, folder: Path, target: str
 ) -> None:
     """Where the API is on this machine, results may be; metadata and private networks stay shut."""
@@ -221,7 +223,7 @@ async def test_a_local_api_opens_no_other_door(
     assert server.connections == 1
 
 
-async def test_a_name_is_looked_up_once(raw_server: Any, folder: Path) -> None:
+async def test_a_name_is_resolved_once(raw_server: Any, folder: Path) -> None:
     """A name whose second answer is this machine is asked once, and its first answer is called."""
     async with raw_server(saying(OK + b"content-length: 4\r\n\r\nhtml")) as server:
         net = Net(port_of(server.url), {"rebind.example": [[PUBLIC], ["127.0.0.1"]]})
@@ -233,7 +235,7 @@ async def test_a_name_is_looked_up_once(raw_server: Any, folder: Path) -> None:
             assert (net.asked, net.called) == (["rebind.example"], [PUBLIC])
 
 
-async def test_a_name_that_has_moved_within_is_refused_at_the_next_connection(
+async def test_a_name_that_moved_to_a_private_address_is_refused_at_the_next_connection(
     raw_server: Any, folder: Path
 ) -> None:
     """Each new connection looks anew and judges anew; the second answer is never called."""
@@ -241,7 +243,7 @@ async def test_a_name_that_has_moved_within_is_refused_at_the_next_connection(
         net = Net(port_of(server.url), {"rebind.example": [[PUBLIC], ["127.0.0.1"]]})
         async with net.client() as client:
             with pytest.raises(
-                AddressForbidden, match=r"rebind.example, which leads to 127.0.0.1 .loopback."
+                AddressForbidden, match=r"rebind.example, which resolves to 127.0.0.1 .loopback."
             ):
                 await client.fetch_file(
                     "http://rebind.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
@@ -249,7 +251,7 @@ async def test_a_name_that_has_moved_within_is_refused_at_the_next_connection(
     assert net.called == [PUBLIC]
 
 
-async def test_one_private_address_spoils_a_name(folder: Path) -> None:
+async def test_a_name_with_one_private_address_is_refused(folder: Path) -> None:
     """A name with a public and a private address is not gone to at all."""
     net = Net(1, {"files.example": [[PUBLIC, "192.168.0.1"]]})
     async with net.client() as client:
@@ -269,7 +271,7 @@ async def test_the_next_address_is_tried(raw_server: Any, tmp_path: Path) -> Non
     assert net.called == ["2606:4700::1", PUBLIC]
 
 
-async def test_a_name_that_is_not_known(folder: Path) -> None:
+async def test_an_unknown_name_is_a_download_error(folder: Path) -> None:
     """It is told with the host, and nothing of the address else."""
     async with Net(1).client() as client:
         with pytest.raises(DownloadError, match="nowhere.example cannot be reached: ConnectError") as caught:
@@ -280,7 +282,7 @@ async def test_a_name_that_is_not_known(folder: Path) -> None:
     assert "token" not in str(caught.value)
 
 
-async def test_a_look_up_that_does_not_end_is_bounded() -> None:
+async def test_name_resolution_has_a_timeout() -> None:
     """The time to connect includes the time to find out where."""
 
     async def resolve(host: str, port: int) -> Sequence[str]:
@@ -313,7 +315,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["files.example", "other.example"])
-async def test_tls_checks_the_name_and_not_the_address(certificate: Path, tmp_path: Path, name: str) -> None:
+async def test_tls_verifies_the_name_and_not_the_address(
+    certificate: Path, tmp_path: Path, name: str
+) -> None:
     """The server is asked for the original name (SNI) and must prove it, though an address was called."""
     asked: list[str | None] = []
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -345,7 +349,7 @@ async def test_tls_checks_the_name_and_not_the_address(certificate: Path, tmp_pa
     assert net.called == [PUBLIC]
 
 
-async def test_https_does_not_step_down_to_http(certificate: Path, folder: Path) -> None:
+async def test_a_redirect_from_https_to_http_is_refused(certificate: Path, folder: Path) -> None:
     """What was asked for over TLS is not fetched in the clear."""
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_side.load_cert_chain(certificate)
@@ -359,7 +363,7 @@ async def test_https_does_not_step_down_to_http(certificate: Path, folder: Path)
         net = Net(listener.sockets[0].getsockname()[1], {"files.example": [[PUBLIC]]})
         net.secure = ssl.create_default_context(cafile=str(certificate))
         async with net.client() as client:
-            with pytest.raises(AddressForbidden, match="from https down to http"):
+            with pytest.raises(AddressForbidden, match="from https to http"):
                 await client.fetch_file(
                     "https://files.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
@@ -415,7 +419,7 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
     "many headers": (OK + b"a: b\r\n" * 40_000, DownloadError, "cannot be reached: RemoteProtocolError"),
     "a redirect to itself": (moved("/again", "301 Moved Permanently"), DownloadError, "more than 5 times"),
     "a redirect to nowhere": (moved("http://"), DownloadError, "more than 5 times"),
-    "a redirect to a broken address": (moved("http://[::1"), AddressForbidden, "no address"),
+    "a redirect to a broken address": (moved("http://[::1"), AddressForbidden, "invalid address"),
     "a redirect without a target": (
         b"HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n",
         DownloadError,
@@ -461,7 +465,7 @@ async def test_two_hundred_redirects_are_six_requests(
     assert hops == 6
 
 
-async def test_a_bomb_of_pixels_is_refused_before_the_rest_is_read(
+async def test_too_many_pixels_are_refused_before_the_rest_is_read(
     client: FluxClient, raw_server: Any, folder: Path
 ) -> None:
     """The head of the picture is enough: the host has not sent more when we hang up."""
@@ -497,7 +501,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize(("first", "then"), DRIPS.values(), ids=DRIPS)
-async def test_a_slow_drip_ends_with_the_deadline(
+async def test_a_slow_download_ends_at_the_deadline(
     client: FluxClient,
     raw_server: Any,
     folder: Path,
@@ -517,11 +521,11 @@ async def test_a_slow_drip_ends_with_the_deadline(
         with pytest.raises(DownloadTimedOut, match=r"longer than 0\.1 s"):
             await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=0.1, retry=False)
         async with asyncio.timeout(1):
-            while client.session._exchanges.in_the_air:
+            while client.session._exchanges.in_flight:
                 await asyncio.sleep(0.005)
 
 
-async def test_a_stall_is_not_waited_out(raw_server: Any, folder: Path) -> None:
+async def test_a_stalled_download_ends_before_the_deadline(raw_server: Any, folder: Path) -> None:
     """A host that falls silent in the middle is given up long before the deadline."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -547,7 +551,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("head", FLOODS.values(), ids=FLOODS)
-async def test_an_endless_picture_takes_no_memory_and_ends_at_the_cap(
+async def test_an_endless_image_takes_no_memory_and_ends_at_the_limit(
     raw_server: Any, folder: Path, head: bytes
 ) -> None:
     """The cap bounds the disk; memory stays far below it."""
@@ -576,7 +580,7 @@ async def test_an_endless_picture_takes_no_memory_and_ends_at_the_cap(
     assert peak < 4 * MB, "the picture grew to 24 MB on the disk"
 
 
-async def test_an_answer_that_never_begins_is_not_waited_for(raw_server: Any, folder: Path) -> None:
+async def test_endless_interim_answers_are_refused(raw_server: Any, folder: Path) -> None:
     """Interim answers without end are an error long before the deadline; a few of them are none."""
     hint = b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>\r\n\r\n"
     sent = 0
@@ -602,14 +606,16 @@ async def test_an_answer_that_never_begins_is_not_waited_for(raw_server: Any, fo
     assert sent < 32 * MB, "what the buffers of the sockets hold"
 
 
-async def test_crumbs_are_refused_and_stop_nobody_else(raw_server: Any, folder: Path) -> None:
+async def test_tiny_chunks_are_refused_and_do_not_block_other_downloads(
+    raw_server: Any, folder: Path
+) -> None:
     """A file in chunks of one byte costs a thousand times its size: it ends, and others get their turn."""
-    crumbs = b"1\r\n\0\r\n" * 10_000
+    chunks = b"1\r\n\0\r\n" * 10_000
     turns = 0
 
     async def behave(first: str, headers: Any, body: bytes, writer: asyncio.StreamWriter) -> bool:
         begin = JPEG[:-2]
-        writer.write(chunked(begin, b"") + crumbs)
+        writer.write(chunked(begin, b"") + chunks)
         with contextlib.suppress(ConnectionError):
             await writer.drain()
         return False
@@ -626,7 +632,7 @@ async def test_crumbs_are_refused_and_stop_nobody_else(raw_server: Any, folder: 
         anyio.create_task_group() as group,
     ):
         group.start_soon(others)
-        with pytest.raises(DownloadError, match="in crumbs of"):
+        with pytest.raises(DownloadError, match="in chunks of"):
             await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=60, retry=False)
         group.cancel_scope.cancel()
     assert turns > 100
@@ -638,7 +644,7 @@ FAMILIES = {"own": lambda **_: None, "httpx": httpx.AsyncClient, "httpx2": httpx
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-async def test_a_host_sees_four_headers_and_no_secret(
+async def test_a_file_host_receives_four_headers_and_no_secret(
     raw_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     """No key, cookie, password or referrer, whatever client is given, before and after a redirect."""
@@ -707,7 +713,9 @@ async def test_a_proxy_of_the_environment_is_used(raw_server: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "0xa9fea9fe", "db", "metadata.google.internal", "192.168.0.1"])
-async def test_a_proxy_is_not_sent_within(raw_server: Any, folder: Path, proxied: Any, host: str) -> None:
+async def test_a_proxy_is_not_asked_for_private_hosts(
+    raw_server: Any, folder: Path, proxied: Any, host: str
+) -> None:
     """What can be told from the name alone is refused; so is a redirect to it."""
     async with raw_server(saying(moved(f"http://{host}/"))) as proxy, Net(1).client() as client:
         proxied(proxy.url)
@@ -717,7 +725,7 @@ async def test_a_proxy_is_not_sent_within(raw_server: Any, folder: Path, proxied
     assert proxy.connections == 1
 
 
-async def test_no_proxy_is_asked_for_this_machine(
+async def test_no_proxy_is_used_for_downloads_from_this_machine(
     client: FluxClient, raw_server: Any, tmp_path: Path, proxied: Any
 ) -> None:
     """Its 127.0.0.1 is not ours."""
@@ -727,7 +735,7 @@ async def test_no_proxy_is_asked_for_this_machine(
     assert proxy.connections == 0
 
 
-async def test_exceptions_from_the_proxy_are_kept(
+async def test_no_proxy_means_a_direct_checked_connection(
     raw_server: Any, tmp_path: Path, proxied: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``NO_PROXY`` means direct, and direct means guarded."""
@@ -741,7 +749,7 @@ async def test_exceptions_from_the_proxy_are_kept(
     assert net.called == [PUBLIC]
 
 
-async def test_a_proxy_that_cannot_be_used_is_an_error_of_ours(
+async def test_an_unsupported_proxy_is_a_download_error(
     folder: Path, proxied: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a crash; where only a package is missing, it is named."""

@@ -129,7 +129,7 @@ ANSWERS = {
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("request_", [POST, POLL], ids=["submit", "poll"])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_an_answer_that_came_while_the_process_was_stopped_is_read(
+def test_an_answer_received_while_the_process_was_stopped_is_read(
     library: str,
     request_: WireRequest,
     secure: bool,
@@ -180,7 +180,7 @@ def test_a_submit_of_a_client_survives_all_of_its_deadlines(library: Any) -> Non
         run(main)
 
 
-async def test_a_deadline_ends_what_does_not_end_by_itself() -> None:
+async def test_a_deadline_cancels_a_block_that_does_not_end() -> None:
     """With TimeoutError, and says so; a cancellation from outside stays one."""
     deadline = Deadline(0.0)
     with pytest.raises(TimeoutError):

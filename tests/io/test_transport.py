@@ -39,7 +39,7 @@ def _all_of(family: Any) -> list[type[Exception]]:
 
 
 @pytest.mark.parametrize("family", [httpx, httpx2], ids=["httpx", "httpx2"])
-async def test_every_exception_of_the_library_is_one_of_two_truths(
+async def test_every_exception_of_the_library_is_not_sent_or_unknown(
     family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The map covers every exception the library exports, and only pre-send ones count as not sent.
@@ -69,7 +69,7 @@ async def test_every_exception_of_the_library_is_one_of_two_truths(
             assert isinstance(await transport.exchange(POST, timeout_s=60), Unknown)
 
 
-async def test_who_waits_in_vain_for_a_connection_of_the_callers_client_has_not_sent(
+async def test_a_request_that_gets_no_connection_of_the_callers_client_is_not_sent(
     raw_server: Any, make: Any
 ) -> None:
     """Its pool is known from the request before."""
@@ -103,7 +103,7 @@ class ForeignTransport(httpx.AsyncBaseTransport):
         raise httpx.ConnectTimeout("delivered all the same")
 
 
-async def test_a_foreign_carrier_is_not_believed() -> None:
+async def test_an_exception_of_a_foreign_transport_proves_nothing() -> None:
     """Through a carrier that is not the library's own, "not connected" proves nothing."""
     for given in (
         httpx.AsyncClient(transport=ForeignTransport()),
@@ -129,7 +129,7 @@ async def test_an_injected_client_stays_open_and_keeps_its_secrets(raw_server: A
     assert server.requests[0][1]["authorization"] == f"Bearer {KEY}"
 
 
-def test_only_async_clients_of_the_two_families_are_taken() -> None:
+def test_only_async_clients_of_the_two_libraries_are_accepted() -> None:
     """Subclasses are; synchronous clients are not."""
 
     class Mine(httpx.AsyncClient):
@@ -169,7 +169,7 @@ async def test_a_download_is_whole_and_carries_no_key(
     assert KEY not in str(server.requests)
 
 
-async def test_the_ending_follows_the_content_where_asked(
+async def test_the_suffix_matches_the_content_on_request(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
     """A JPEG that arrives where PNG was asked for is named .jpg."""
@@ -193,7 +193,7 @@ HOSTILE_FILES = {
         DownloadError,
         "broke off",
     ),
-    "silence": (b"", DownloadCutShort, "broke off without an answer"),
+    "silence": (b"", DownloadCutShort, "closed the connection without an answer"),
     "round and round": (
         b"HTTP/1.1 302 Found\r\nlocation: /again\r\ncontent-length: 0\r\n\r\n",
         DownloadError,
@@ -226,7 +226,7 @@ async def test_a_bad_file_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_dripping_file_is_bounded(file_client: Any, raw_server: Any, tmp_path: Path) -> None:
+async def test_a_slow_file_ends_at_the_timeout(file_client: Any, raw_server: Any, tmp_path: Path) -> None:
     """The timeout counts for the whole download."""
 
     async def behave(*args: Any) -> bool:
@@ -242,12 +242,12 @@ async def test_a_dripping_file_is_bounded(file_client: Any, raw_server: Any, tmp
                 f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1, retry=False
             )
         async with asyncio.timeout(60):
-            while file_client._session._exchanges.in_the_air:
+            while file_client._session._exchanges.in_flight:
                 await asyncio.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_disk_that_refuses_is_told(
+async def test_an_error_of_the_disk_is_reported(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
     """The error names the path and that the paid result is still there."""
@@ -262,7 +262,7 @@ async def test_a_disk_that_refuses_is_told(
             await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "file" / "clean.jpg", retry=False)
 
 
-async def test_a_download_given_up_ends_soon_and_leaves_nothing(
+async def test_a_cancelled_download_ends_soon_and_leaves_nothing(
     file_client: Any, raw_server: Any, tmp_path: Path
 ) -> None:
     """A cancelled download stops at the next chunk, by itself."""
@@ -281,7 +281,7 @@ async def test_a_download_given_up_ends_soon_and_leaves_nothing(
             async with asyncio.timeout(0.05):
                 await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
         async with asyncio.timeout(60):
-            while file_client._session._exchanges.in_the_air:
+            while file_client._session._exchanges.in_flight:
                 await asyncio.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
 
@@ -318,7 +318,9 @@ async def test_a_closed_client_and_an_impossible_address_are_not_sent() -> None:
     assert isinstance(await transport.exchange(POST, timeout_s=60), NotSent)
 
 
-async def test_the_callers_default_parameters_do_not_displace_ours(raw_server: Any, make: Any) -> None:
+async def test_default_parameters_of_the_callers_client_do_not_replace_ours(
+    raw_server: Any, make: Any
+) -> None:
     """The task id is asked for whatever the given client adds to every request."""
 
     async def behave(*args: Any) -> bool:
@@ -332,7 +334,7 @@ async def test_the_callers_default_parameters_do_not_displace_ours(raw_server: A
     assert "taskId=a+b" in server.requests[0][0] or "taskId=a%20b" in server.requests[0][0]
 
 
-async def test_hard_stops_do_not_pile_up_connections(raw_server: Any) -> None:
+async def test_a_stopped_request_leaves_no_connection(raw_server: Any) -> None:
     """A connection whose request was stopped in the middle of an answer is closed, and not used again."""
 
     async def behave(*args: Any) -> bool:
@@ -353,7 +355,7 @@ async def test_hard_stops_do_not_pile_up_connections(raw_server: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["httpx", "httpx2"])
-async def test_polls_share_connections_and_a_submit_leaves_none(
+async def test_polls_reuse_connections_and_submits_close_theirs(
     raw_server: Any, make: Any, family: Any
 ) -> None:
     """One after another all polls take the same connection; those of submits are closed when they end."""
@@ -434,7 +436,7 @@ async def test_a_client_makes_no_more_polls_at_once_than_its_limit(
 
 @pytest.mark.parametrize("family", ["httpx", "httpx2"])
 @pytest.mark.parametrize("turns", range(1, 10))
-async def test_a_connection_that_is_made_while_all_are_closed_is_closed_too(
+async def test_a_connection_that_is_opened_during_closing_is_closed(
     raw_server: Any, make: Any, family: Any, turns: int
 ) -> None:
     """Whatever becomes of its exchange."""
@@ -461,7 +463,9 @@ BAD_DESTINATIONS = ["", ".", "/", "a\x00b", None, 7, "lone\udc80\ud800"]
 
 
 @pytest.mark.parametrize("destination", BAD_DESTINATIONS)
-async def test_a_destination_that_is_no_file_is_refused_first(file_client: Any, destination: Any) -> None:
+async def test_an_invalid_destination_is_refused_before_the_download(
+    file_client: Any, destination: Any
+) -> None:
     """Before anything is fetched, with an error of ours."""
     with pytest.raises(InvalidInput):
         await file_client.fetch_file("http://127.0.0.1:1/r.jpg", destination, retry=False)
@@ -476,14 +480,14 @@ async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "url", ["http://xn--a/", "http://\N{SNOWMAN}/", "http://[v1.x]/", "http://h/" + "x" * 70_000]
 )
-async def test_an_odd_address_is_a_download_error(file_client: Any, tmp_path: Path, url: str) -> None:
+async def test_an_invalid_address_is_a_download_error(file_client: Any, tmp_path: Path, url: str) -> None:
     """What the HTTP library refuses is told as an error of ours, of bounded length."""
     with pytest.raises((DownloadError, InvalidInput)) as caught:
         await file_client.fetch_file(url, tmp_path / "r.jpg", timeout=60, retry=False)
     assert len(str(caught.value)) < 400
 
 
-async def test_a_given_up_download_does_not_overwrite_a_newer_file(
+async def test_a_cancelled_download_does_not_overwrite_a_newer_file(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
     """Who has left gets no file, though the last byte had arrived."""
@@ -507,13 +511,13 @@ async def test_a_given_up_download_does_not_overwrite_a_newer_file(
         target.write_bytes(b"newer")
         go.set()
         async with asyncio.timeout(60):
-            while file_client._session._exchanges.in_the_air:
+            while file_client._session._exchanges.in_flight:
                 await asyncio.sleep(0.001)
     assert target.read_bytes() == b"newer"
     assert [p.name for p in tmp_path.iterdir()] == ["clean.jpg"]
 
 
-async def test_names_that_are_no_endings_are_kept(
+async def test_a_suffix_of_no_image_format_is_kept(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
     """``photo.1`` and ``photo.2`` stay two files; the longest legal name is legal."""

@@ -173,7 +173,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("said", WHOLE.values(), ids=WHOLE)
-async def test_an_odd_but_whole_answer_is_answered(
+async def test_an_unusual_but_whole_answer_is_answered(
     transport_to: Any, raw_server: Any, make: Any, said: bytes
 ) -> None:
     """What ends as it should is an answer, and the next exchange works."""
@@ -191,7 +191,7 @@ async def test_an_odd_but_whole_answer_is_answered(
         await works(transport)
 
 
-async def test_a_server_that_leaves_http_costs_no_connection(
+async def test_an_upgrade_to_another_protocol_occupies_no_connection(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
     """It has seen the request; what becomes of the connection then is nobody's business."""
@@ -243,7 +243,7 @@ async def test_cookies_are_not_sent_back(own_transport_to: Any, raw_server: Any,
     assert not any("cookie" in headers for _, headers, _ in server.requests)
 
 
-async def test_an_echo_of_the_key_is_blotted_out(transport_to: Any, raw_server: Any, make: Any) -> None:
+async def test_an_echo_of_the_key_is_scrubbed(transport_to: Any, raw_server: Any, make: Any) -> None:
     """A server that repeats our header does not bring the key into errors and logs."""
 
     async def behave(first: str, headers: dict[str, str], body: bytes, writer: Any) -> bool:
@@ -262,7 +262,7 @@ async def test_an_echo_of_the_key_is_blotted_out(transport_to: Any, raw_server: 
     assert KEY not in untold.reason
 
 
-async def test_debug_logs_hold_no_key(
+async def test_debug_logs_contain_no_key(
     transport_to: Any, raw_server: Any, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither ours nor the library's nor asyncio's, at the most talkative level."""
@@ -375,7 +375,9 @@ CUT = {
 
 
 @pytest.mark.parametrize("said", CUT.values(), ids=CUT)
-async def test_what_came_of_a_broken_answer_is_kept(transport_to: Any, raw_server: Any, said: bytes) -> None:
+async def test_the_received_part_of_a_broken_answer_is_kept(
+    transport_to: Any, raw_server: Any, said: bytes
+) -> None:
     """It may name the task; it comes without the key."""
     part = b'{"code":200,"seen":"%s","data":{"taskId":"c0d0",' % KEY.encode()
 
@@ -392,9 +394,7 @@ async def test_what_came_of_a_broken_answer_is_kept(transport_to: Any, raw_serve
 
 
 @pytest.mark.parametrize("said", BROKEN.values(), ids=BROKEN)
-async def test_a_broken_answer_leaves_the_fate_unknown(
-    transport_to: Any, raw_server: Any, make: Any, said: bytes
-) -> None:
+async def test_a_broken_answer_is_unknown(transport_to: Any, raw_server: Any, make: Any, said: bytes) -> None:
     """The server read the request; whatever it did then, it may have charged. What follows works."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
@@ -410,7 +410,7 @@ async def test_a_broken_answer_leaves_the_fate_unknown(
         await works(transport)
 
 
-async def test_a_connection_closed_before_the_request_was_read(transport_to: Any) -> None:
+async def test_a_connection_closed_before_the_request_was_read_is_unknown(transport_to: Any) -> None:
     """It was accepted, so bytes may have left: unknown, though we know better. And no second try."""
     accepted = 0
 
@@ -439,7 +439,7 @@ async def test_http_on_a_tls_port_is_unknown(transport_to: Any) -> None:
         assert isinstance(await transport.exchange(POST, timeout_s=60), Unknown)
 
 
-async def test_a_silent_server_is_unknown_within_the_time(
+async def test_a_silent_server_is_unknown_at_the_timeout(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
     """A server that reads and says nothing cannot hold us, nor a place in the pool."""
@@ -468,7 +468,7 @@ DRIPS = {
 
 
 @pytest.mark.parametrize(("start", "drop", "pause_s"), DRIPS.values(), ids=DRIPS)
-async def test_a_dripping_answer_is_stopped_and_costs_no_connection(
+async def test_a_slow_answer_is_stopped_and_occupies_no_connection(
     transport_to: Any,
     raw_server: Any,
     make: Any,
@@ -543,7 +543,7 @@ async def test_a_submit_does_not_use_the_connection_of_a_poll_nor_of_a_submit(
         assert [first[:4] for first, _, _ in server.requests].count("POST") == 8
 
 
-async def test_a_poll_over_a_connection_that_closes_on_it_is_never_answered_wrongly(
+async def test_a_poll_on_a_connection_that_closes_gets_no_wrong_answer(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
     """It is unknown, or, as aiohttp makes a GET again by itself, answered; what follows works."""
@@ -695,7 +695,7 @@ class Duplicating:
 
 @pytest.mark.parametrize("twice", [_in_one_piece, _in_a_record_of_its_own, _a_moment_later])
 @pytest.mark.parametrize("way", ["plain", "TLS", "TLS through a proxy"])
-async def test_twenty_submits_among_polls_get_each_its_own_task(
+async def test_twenty_submits_among_polls_each_get_their_own_task(
     transport_to: Any,
     monkeypatch: pytest.MonkeyPatch,
     certificate: Path,
@@ -748,7 +748,7 @@ def upload(stream: Pieces) -> WireRequest:
     )
 
 
-async def test_an_upload_arrives_whole_and_announced(transport_to: Any, raw_server: Any, make: Any) -> None:
+async def test_an_upload_arrives_whole_with_its_size(transport_to: Any, raw_server: Any, make: Any) -> None:
     """With its length, its content type and the key, not in chunks, to the upload host."""
 
     async def behave(*args: Any) -> bool:
@@ -770,7 +770,7 @@ async def test_an_upload_arrives_whole_and_announced(transport_to: Any, raw_serv
 
 
 @pytest.mark.parametrize("size", [999_999, 1_000_001])
-async def test_a_body_of_another_size_is_never_answered(
+async def test_a_body_of_another_size_than_announced_is_never_answered(
     transport_to: Any, raw_server: Any, make: Any, size: int
 ) -> None:
     """Neither does the host get a whole form, nor do we wait for it until the time is over."""
@@ -789,7 +789,7 @@ async def test_a_body_of_another_size_is_never_answered(
         await works(transport)
 
 
-async def test_an_answer_before_the_end_of_an_upload_counts(transport_to: Any, make: Any) -> None:
+async def test_an_answer_before_the_end_of_an_upload_is_answered(transport_to: Any, make: Any) -> None:
     """It is heard, now or when all is sent; and half an upload is never taken for the next request."""
     heads: list[bytes] = []
 
@@ -810,9 +810,7 @@ async def test_an_answer_before_the_end_of_an_upload_counts(transport_to: Any, m
     assert [head[:25] for head in heads] == [b"POST /api/file-stream-uplo"[:25]] * 3
 
 
-async def test_slow_uploads_do_not_hold_up_a_submit(
-    own_transport_to: Any, raw_server: Any, make: Any
-) -> None:
+async def test_slow_uploads_do_not_delay_a_submit(own_transport_to: Any, raw_server: Any, make: Any) -> None:
     """They have connections of their own."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
@@ -836,7 +834,7 @@ async def test_slow_uploads_do_not_hold_up_a_submit(
 # --- proxies ----------------------------------------------------------------------------------------------
 
 
-async def test_no_proxy_is_asked_on_the_way_to_this_machine(
+async def test_no_proxy_is_used_for_this_machine(
     own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy of the environment does not get to see the key that goes to a local sandbox."""
@@ -853,7 +851,7 @@ async def test_no_proxy_is_asked_on_the_way_to_this_machine(
     assert proxy.connections == 0
 
 
-async def test_a_proxy_of_the_environment_is_gone_through(
+async def test_a_proxy_of_the_environment_is_used_for_requests(
     own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To any other host, with the proxy's own password; exceptions are kept."""
@@ -878,7 +876,7 @@ async def test_a_proxy_of_the_environment_is_gone_through(
 
 
 @pytest.mark.parametrize("status", ["407 Proxy Authentication Required", "403 Forbidden", "502 Bad Gateway"])
-async def test_a_proxy_that_opens_no_tunnel_has_sent_nothing(
+async def test_a_proxy_that_opens_no_tunnel_is_not_sent(
     own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
     """It sees where we want to go, not the key; and nobody is told its password."""
@@ -899,7 +897,7 @@ async def test_a_proxy_that_opens_no_tunnel_has_sent_nothing(
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "http://", "nonsense://x"])
-async def test_a_proxy_that_cannot_be_used_is_not_sent(
+async def test_an_unsupported_proxy_is_not_sent(
     own_transport_to: Any, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     """Nobody there, or of a kind the library does not know: nothing has left."""
@@ -914,7 +912,7 @@ async def test_a_proxy_that_cannot_be_used_is_not_sent(
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-async def test_tls_is_checked(
+async def test_tls_certificates_are_verified(
     own_transport_to: Any, make: Any, monkeypatch: pytest.MonkeyPatch, certificate: Path, trusted: bool
 ) -> None:
     """Whom SSL_CERT_FILE trusts is talked to; a stranger does not see the request."""
@@ -938,7 +936,7 @@ async def test_tls_is_checked(
 # --- many, and the end ------------------------------------------------------------------------------------
 
 
-async def test_two_hundred_at_once_leave_no_connection_and_lose_no_place(
+async def test_two_hundred_requests_at_once_leave_no_connection(
     own_transport_to: Any, raw_server: Any, make: Any
 ) -> None:
     """Some are answered, some dropped, some cut, some time out; then all places are there, and end."""
@@ -988,9 +986,7 @@ async def test_two_hundred_at_once_leave_no_connection_and_lose_no_place(
 
 
 @pytest.mark.parametrize("begun", [True, False])
-async def test_closing_ends_what_is_under_way_for_good(
-    own_transport_to: Any, raw_server: Any, begun: bool
-) -> None:
+async def test_closing_ends_requests_in_flight(own_transport_to: Any, raw_server: Any, begun: bool) -> None:
     """Those who wait for a head, for a body or for a connection are told within their time; later ones, too.
 
     With aiohttp at once. (The client ends its exchanges before it closes the transport.)

@@ -86,7 +86,7 @@ async def vendor(raw_server: Any, make: Any) -> Any:
 async def settled(client: FluxClient) -> None:
     """Wait until the exchanges that went on without their caller have ended."""
     async with asyncio.timeout(60):
-        while client._session._exchanges.in_the_air:
+        while client._session._exchanges.in_flight:
             await asyncio.sleep(0.001)
     await asyncio.sleep(0)
 
@@ -197,7 +197,7 @@ async def test_remove_text_cancelled_while_the_vendor_handles_each_request(
 
 
 @pytest.mark.parametrize("strike", STRIKES, ids=["native", "anyio"])
-async def test_a_cancelled_waiter_is_told_the_task(vendor: Any, make: Any, strike: Any) -> None:
+async def test_the_cancelled_error_of_a_waiter_names_the_task(vendor: Any, make: Any, strike: Any) -> None:
     """Once the submit was answered, the CancelledError itself carries the paid task's id."""
     server, _, _ = vendor
     notes = []
@@ -218,7 +218,7 @@ async def test_a_cancelled_waiter_is_told_the_task(vendor: Any, make: Any, strik
         assert loose not in client.unclaimed, "claimed, it is no longer unclaimed"
 
 
-async def test_a_timeout_is_a_cancellation_too(vendor: Any, make: Any) -> None:
+async def test_a_timeout_counts_as_a_cancellation(vendor: Any, make: Any) -> None:
     """asyncio.timeout around a call loses neither a connection nor a task."""
     server, made, _ = vendor
     async with FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK) as client:
@@ -233,17 +233,17 @@ async def test_a_timeout_is_a_cancellation_too(vendor: Any, make: Any) -> None:
 
 
 @pytest.mark.parametrize("transport", OURS)
-async def test_closing_waits_for_a_submit_in_the_air(vendor: Any, make: Any, transport: Any) -> None:
+async def test_closing_waits_for_a_submit_in_flight(vendor: Any, make: Any, transport: Any) -> None:
     """A submit whose caller was cancelled comes home before the client closes."""
     server, made, _ = vendor
     client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     async with client:
         call = asyncio.get_running_loop().create_task(client.submit(EditRequest.text_removal(URL)))
-        while not client._session._exchanges.in_the_air:
+        while not client._session._exchanges.in_flight:
             await asyncio.sleep(0)
         call.cancel()
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
-    assert client._session._exchanges.in_the_air == 0
+    assert client._session._exchanges.in_flight == 0
 
 
 async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make: Any) -> None:
@@ -253,14 +253,14 @@ async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make
     with anyio.CancelScope() as scope:
         async with client, anyio.create_task_group() as group:
             group.start_soon(client.submit, EditRequest.text_removal(URL))
-            while not client._session._exchanges.in_the_air:
+            while not client._session._exchanges.in_flight:
                 await anyio.lowlevel.checkpoint()
             scope.cancel()
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
 
 
 @pytest.mark.parametrize("transport", OURS)
-async def test_closing_ends_looks_with_a_clear_error(raw_server: Any, make: Any, transport: Any) -> None:
+async def test_closing_ends_polls_with_client_closed(raw_server: Any, make: Any, transport: Any) -> None:
     """Who waits for an answer while the client is closed is told so, not cancelled."""
     asked = asyncio.Event()
 
@@ -326,7 +326,7 @@ async def test_many_random_cancellations_leave_a_working_client(
 
 
 @pytest.mark.parametrize("transport", OURS)
-async def test_every_coroutine_cancelled_at_once_still_leaves_a_word(
+async def test_paid_tasks_are_logged_when_every_coroutine_is_cancelled(
     raw_server: Any, make: Any, transport: Any
 ) -> None:
     """Even a program that cancels all it finds learns that a submit is in doubt."""
@@ -356,7 +356,7 @@ async def test_every_coroutine_cancelled_at_once_still_leaves_a_word(
 
 
 @pytest.mark.parametrize("transport", OURS)
-async def test_a_cancelled_closer_leaves_only_when_all_is_closed(
+async def test_a_cancelled_closer_returns_only_after_everything_is_closed(
     vendor: Any, make: Any, transport: Any
 ) -> None:
     """A cancelled aclose loses no submit and leaves no pool open; a second closer waits as well."""
@@ -364,7 +364,7 @@ async def test_a_cancelled_closer_leaves_only_when_all_is_closed(
     client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     loop = asyncio.get_running_loop()
     call = loop.create_task(client.submit(EditRequest.text_removal(URL)))
-    while not client._session._exchanges.in_the_air:
+    while not client._session._exchanges.in_flight:
         await asyncio.sleep(0)
     call.cancel()
     first, second = loop.create_task(client.aclose()), loop.create_task(client.aclose())
@@ -373,5 +373,5 @@ async def test_a_cancelled_closer_leaves_only_when_all_is_closed(
     await second
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert client._session._exchanges.in_the_air == 0
+    assert client._session._exchanges.in_flight == 0
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]

@@ -522,7 +522,7 @@ async def test_closing_ends_calls_that_sleep_between_looks(transport: Any, make:
     transport.script["record-info"] = [make.record(0)]
     client = FluxClient(make.key, transport=transport)
     call = asyncio.get_running_loop().create_task(client.remove_text(URL))
-    while not transport.count("generate") or client._session._exchanges.in_the_air:
+    while not transport.count("generate") or client._session._exchanges.in_flight:
         await asyncio.sleep(0)
     async with asyncio.timeout(60):
         await client.aclose()

@@ -184,7 +184,7 @@ async def test_who_leaves_the_queue_costs_the_others_no_turn(
         await asyncio.wait(gone)
         await clock.sleep(20.0)
         assert transport.count("record-info") - before <= 1
-        assert paced._session._exchanges.in_the_air == 0
+        assert paced._session._exchanges.in_flight == 0
 
 
 # --- waits ------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ async def test_a_wait_may_be_left_by_whoever_began_it(client: FluxClient, transp
     wait.leave()
     await clock.sleep(50.0)
     assert told == []
-    assert client._session._exchanges.in_the_air == 0
+    assert client._session._exchanges.in_flight == 0
 
 
 async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> None:

@@ -32,7 +32,7 @@ def test_the_key_goes_to_its_origin_only() -> None:
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 @pytest.mark.parametrize("key", [KEY, "k/?~>>?~k/?~>>?~k"])
 @pytest.mark.parametrize("words", ["%s", "Bearer %s", "Authorization: Bearer %s\r\nHost: h", "a%sb", "ab%s"])
-def test_an_echo_in_base64_is_blotted_out(words: str, key: str, encode: Callable[[bytes], bytes]) -> None:
+def test_a_key_echoed_in_base64_is_scrubbed(words: str, key: str, encode: Callable[[bytes], bytes]) -> None:
     """Wherever the key begins in what was packed; at most its first and last letter can be guessed at."""
     packed = encode((words % key).encode())
     for said in (packed, packed.replace(b"/", rb"\/")):
@@ -41,7 +41,7 @@ def test_an_echo_in_base64_is_blotted_out(words: str, key: str, encode: Callable
         assert len(left) <= len(said) + 11 + 3 - (len(key) * 8 // 6 - 2)
 
 
-def test_an_echo_in_other_spellings_is_blotted_out() -> None:
+def test_a_key_echoed_in_other_forms_is_scrubbed() -> None:
     """In UTF-16, and percent-encoded."""
     assert Credentials(KEY, None).scrub(KEY.encode("utf-16-be")) == b"***"
     assert Credentials(KEY, None).scrub(KEY.encode("utf-16-le")) == b"***"
@@ -49,14 +49,14 @@ def test_an_echo_in_other_spellings_is_blotted_out() -> None:
 
 
 @pytest.mark.parametrize("key", [None, "", "  \n"])
-def test_no_key_names_the_variable(key: str | None) -> None:
+def test_a_missing_key_names_the_variable(key: str | None) -> None:
     """The message says which variable to set."""
     with pytest.raises(ConfigurationError, match="KIE_API_KEY"):
         Credentials(key, None)
 
 
 @pytest.mark.parametrize("key", ["a b", "a\nb", "schlüssel", "a\x00b"])
-def test_a_key_no_header_can_carry_is_refused(key: str) -> None:
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
     """Better here than as a broken request; and the message does not show it."""
     with pytest.raises(ConfigurationError) as caught:
         Credentials(key, None)
@@ -82,7 +82,7 @@ def test_the_key_is_not_shown_and_not_pickled() -> None:
         pickle.dumps(origin)
 
 
-def test_a_word_as_short_as_the_sandboxs_key_is_not_blotted_out() -> None:
+def test_a_key_as_short_as_the_sandboxs_is_not_scrubbed() -> None:
     """The key ``test`` is part of honest task ids and URLs, which must arrive as they are."""
     assert Credentials("test", None).scrub(b"https://h/tests/contest.jpg") == b"https://h/tests/contest.jpg"
 
@@ -114,7 +114,7 @@ def test_a_password_in_the_base_url_is_not_shown() -> None:
         "h\nx",
     ],
 )
-def test_a_base_url_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_base_url_is_refused(url: str) -> None:
     """Missing scheme, user names and queries are errors of configuration."""
     with pytest.raises(ConfigurationError, match="KIE_BASE_URL"):
         Credentials(KEY, url)
@@ -123,7 +123,7 @@ def test_a_base_url_that_is_none_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "url", ["https://api.kie.ai", "https://api.kie.ai/", "https://api.kie.ai/api/v1/flux/kontext", None]
 )
-def test_the_pages_own_base_url_works_too(url: str | None) -> None:
+def test_the_base_url_of_the_api_page_works(url: str | None) -> None:
     """The API page's base URL with its path may be pasted as it is."""
     request = WireRequest(method="GET", path="/api/v1/chat/credit")
     assert Credentials(KEY, url).url_for(request) == "https://api.kie.ai/api/v1/chat/credit"
@@ -133,9 +133,9 @@ def test_the_pages_own_base_url_works_too(url: str | None) -> None:
     ("url", "clear"),
     [("http://127.0.0.1:1", False), ("http://localhost", False), ("http://kie.example", True), (None, False)],
 )
-def test_plain_http_is_noticed_outside_this_machine(url: str | None, clear: bool) -> None:
+def test_plain_http_is_reported_outside_this_machine(url: str | None, clear: bool) -> None:
     """The key crosses a network unencrypted only with plain http to another host."""
-    assert Credentials(KEY, url).sends_key_in_clear is clear
+    assert bool(Credentials(KEY, url).in_clear) is clear
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_plain_http_is_noticed_outside_this_machine(url: str | None, clear: bool
         ("http://127.0.0.1:8787", "https://uploads.example/", "https://uploads.example"),
     ],
 )
-def test_uploads_go_to_the_vendor_only_beside_the_vendor(
+def test_uploads_go_to_the_vendor_only_with_the_vendors_api(
     base_url: str | None, upload_url: str | None, expected: str
 ) -> None:
     """The key of a sandbox or proxy is not sent to the vendor's upload host."""
@@ -174,20 +174,20 @@ def test_the_key_goes_to_two_origins_at_most() -> None:
 
 
 @pytest.mark.parametrize("bad", [7, "ftp://h", "https://u:s3cret@h", "https://h?x=1"])
-def test_an_upload_url_that_is_none_is_refused(bad: object) -> None:
+def test_an_invalid_upload_url_is_refused(bad: object) -> None:
     """With its own name in the message, and no password."""
     with pytest.raises(ConfigurationError, match="KIE_UPLOAD_URL") as caught:
         Credentials(KEY, None, bad)
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_plain_upload_host_is_noticed_too() -> None:
+def test_an_upload_host_over_plain_http_is_reported() -> None:
     """Each address to which the key would go unencrypted is named once."""
     assert Credentials(KEY, None, "http://up.example").in_clear == ("http://up.example",)
     assert Credentials(KEY, "http://up.example").in_clear == ("http://up.example",)
     assert Credentials(KEY, None, "http://localhost:1").in_clear == ()
 
 
-def test_the_upload_host_is_no_part_of_the_account() -> None:
+def test_the_upload_host_does_not_change_the_fingerprint() -> None:
     """A journal of one account stays usable when its upload host changes."""
     assert Credentials(KEY, None, "https://up.example").fingerprint == Credentials(KEY, None).fingerprint

@@ -110,13 +110,13 @@ def guard(
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-async def test_no_special_address_is_gone_to(kind: AddressKind) -> None:
+async def test_special_addresses_are_forbidden(kind: AddressKind) -> None:
     """Neither spelled out nor behind a name, alone or beside a public one."""
     for text in SPECIAL[kind]:
         with pytest.raises(AddressForbidden, match=kind.value.partition(" ")[0]):
             await guard("api.kie.ai", is_public=True).addresses_of(text, 80)
         for found in ([text], ["1.1.1.1", text]):
-            with pytest.raises(AddressForbidden, match="leads to"):
+            with pytest.raises(AddressForbidden, match="resolves to"):
                 world = guard("api.kie.ai", *found, is_public=True, api_is_at=["1.1.1.1"])
                 await world.addresses_of("files.example", 80)
 
@@ -136,7 +136,7 @@ async def test_no_special_address_is_gone_to(kind: AddressKind) -> None:
         ("93.184.216.34", None),
     ],
 )
-async def test_the_kind_of_the_api_is_allowed_and_no_other(
+async def test_only_addresses_of_the_apis_kind_are_allowed(
     api_host: str, allowed: AddressKind | None
 ) -> None:
     """A local sandbox may send us to itself, and nowhere else within."""
@@ -150,7 +150,7 @@ async def test_the_kind_of_the_api_is_allowed_and_no_other(
                     await guard(api_host).addresses_of(text, 80)
 
 
-async def test_the_kind_of_a_named_api_is_looked_up() -> None:
+async def test_the_kind_of_a_named_api_is_resolved() -> None:
     """``http://sandbox:8000`` in a private network may send us to itself; names of two kinds may not."""
     assert await guard("sandbox", "172.18.0.2").addresses_of("sandbox", 8000) == ["172.18.0.2"]
     for found in (["172.18.0.2", "127.0.0.1"], ["172.18.0.2", "1.1.1.1"]):
@@ -160,7 +160,7 @@ async def test_the_kind_of_a_named_api_is_looked_up() -> None:
         await guard("sandbox").addresses_of("10.0.0.1", 80)
 
 
-async def test_a_vpn_that_answers_for_everybody_is_no_obstacle() -> None:
+async def test_a_vpn_that_resolves_every_name_is_allowed() -> None:
     """Where even the vendor's name leads into the benchmark range, results may; nothing else is opened."""
     vpn = guard("api.kie.ai", "198.18.0.7", is_public=True)
     assert await vpn.addresses_of("files.example", 443) == ["198.18.0.7"]
@@ -179,7 +179,7 @@ async def test_a_name_without_address_is_an_os_error() -> None:
         await AddressGuard("h", resolve=nothing).addresses_of("files.example", 80)
 
 
-async def test_the_system_is_asked_by_default() -> None:
+async def test_the_default_resolver_is_the_systems() -> None:
     """The machine's own name for itself."""
     assert {"127.0.0.1", "::1"} & set(await look_up("localhost", 80))
 
@@ -197,13 +197,13 @@ async def test_the_system_is_asked_by_default() -> None:
         "nas.local",
     ],
 )
-async def test_a_proxy_is_not_asked_for_what_is_within(host: str) -> None:
+async def test_a_proxy_is_not_used_for_private_hosts(host: str) -> None:
     """Numbers in any spelling, and names that only mean something inside."""
     with pytest.raises(AddressForbidden):
         await guard("api.kie.ai", is_public=True).check_for_proxy(host)
 
 
-async def test_a_proxy_is_asked_for_the_rest() -> None:
+async def test_a_proxy_is_used_for_other_hosts() -> None:
     """It looks the names up; the API's own name is the caller's own word."""
     await guard("api.kie.ai", is_public=True).check_for_proxy("files.example")
     await guard("api.kie.ai", is_public=True).check_for_proxy("1.1.1.1")
@@ -213,7 +213,7 @@ async def test_a_proxy_is_asked_for_the_rest() -> None:
 # --- addresses as text ------------------------------------------------------------------------------------
 
 
-def test_an_address_is_taken_apart_once() -> None:
+def test_a_url_is_parsed_into_its_parts() -> None:
     """Host, port and target are what will be used; a password in it is not."""
     hop = ParsedUrl.read(
         "https://user:secret@Files.Example/ab%20c/\N{LATIN SMALL LETTER E WITH ACUTE}?q=1&r=<>#p"
@@ -236,7 +236,7 @@ def test_an_address_is_taken_apart_once() -> None:
         ("http://files.example\\@127.0.0.1/", "files.example"),
     ],
 )
-def test_the_host_is_what_will_be_connected_to(url: str, authority: str) -> None:
+def test_the_host_is_the_one_that_is_connected_to(url: str, authority: str) -> None:
     """There is one reading of an address, odd ones included."""
     assert ParsedUrl.read(url).authority == authority
 
@@ -252,7 +252,7 @@ def test_the_host_is_what_will_be_connected_to(url: str, authority: str) -> None
         "http://a b/",
     ],
 )
-def test_a_host_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_host_is_refused(url: str) -> None:
     """Scopes, escapes and commas are no part of a host's name."""
     with pytest.raises((DownloadError, InvalidInput)):
         ParsedUrl.read(url)
@@ -283,13 +283,13 @@ def test_redirects_are_followed(start: str, location: str, url: str) -> None:
         ("file:///etc/passwd", "'file', which is neither"),
         ("ftp://b/", "'ftp', which is neither"),
         ("data:image/png;base64,AAAA", "'data', which is neither"),
-        ("http://b/", "from https down to http"),
-        ("https://[broken", "no address"),
-        ("https://h:99999/", "no address"),
-        ("//a b/", "no address"),
+        ("http://b/", "from https to http"),
+        ("https://[broken", "invalid address"),
+        ("https://h:99999/", "invalid address"),
+        ("//a b/", "invalid address"),
     ],
 )
-def test_redirects_elsewhere_are_refused(location: str, says: str) -> None:
+def test_other_redirects_are_refused(location: str, says: str) -> None:
     """Other schemes, the way down, and what is no address."""
     with pytest.raises(AddressForbidden, match=says):
         ParsedUrl.read("https://a/x").follow(location)
