@@ -1,7 +1,7 @@
 """How near does learned polling come to the best that is possible, and how far off are other rhythms?
 
 A simulation of tasks whose generation times are drawn from a known distribution, on the package's own
-``PollPolicy``, ``Watch`` and ``GenerationTimes``; no network, no clock. The price of a schedule is
+``PollPolicy``, ``PollState`` and ``GenerationTimes``; no network, no clock. The price of a schedule is
 ``c x looks + lag``: ``lag`` is the seconds from a task's end to the look that sees it, and ``c`` says how
 many seconds one look is worth. The bound is the cheapest schedule there is for whoever knows the
 distribution; it is found by dynamic programming on a grid of 50 ms. The vendor's times are cut to the second,
@@ -34,7 +34,7 @@ import attrs
 
 from flux_async import PollPolicy, TaskId, TaskRecord, TaskStatus
 from flux_async.policy.generation_times import GenerationTimes
-from flux_async.policy.polling import Watch
+from flux_async.policy.polling import PollState
 from harness.charts import write
 from harness.report import introduce, parser
 
@@ -179,7 +179,7 @@ class Run:
     moments: list[float] = attrs.field(factory=list, init=False)
     seconds: float = attrs.field(default=0.0, init=False)
     _rng: random.Random = attrs.field(factory=random.Random, init=False)
-    _due: list[tuple[float, int, float, Watch]] = attrs.field(factory=list, init=False)
+    _due: list[tuple[float, int, float, PollState]] = attrs.field(factory=list, init=False)
 
     def go(self, jobs: Sequence[Job], slots: int | None = None) -> Run:
         """Simulate them all; with ``slots`` that many are in flight, and one begins where another ended."""
@@ -210,7 +210,7 @@ class Run:
         return (cost * sum(looks) + sum(lags)) / len(looks)
 
     def _begin(self, number: int, kind: str, now: float) -> None:
-        watch = Watch(
+        watch = PollState(
             policy=self.policy,
             task_id=TASK,
             started_at=now,
@@ -220,13 +220,13 @@ class Run:
         )
         self._plan(now, number, now, watch)
 
-    def _plan(self, now: float, number: int, started_at: float, watch: Watch) -> None:
+    def _plan(self, now: float, number: int, started_at: float, watch: PollState) -> None:
         draw, began = self._rng.random(), time.perf_counter()
         delay = watch.next_look(now, draw)
         self.seconds += time.perf_counter() - began
         heapq.heappush(self._due, (now + (delay or 0.0), number, started_at, watch))
 
-    def _look(self, now: float, number: int, started_at: float, watch: Watch, seconds: float) -> bool:
+    def _look(self, now: float, number: int, started_at: float, watch: PollState, seconds: float) -> bool:
         """Make one look; say whether the task has ended."""
         self.looks[number] += 1
         ended = now - started_at >= seconds

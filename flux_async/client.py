@@ -73,7 +73,7 @@ from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.rate_limit import Admission, Limits
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
-from flux_async.poller import LOOK_TIMEOUT_S, SHORTEST_LOOK_S, Found, Patience, Wait, Waiting
+from flux_async.poller import POLL_TIMEOUT_S, SHORTEST_POLL_S, Poller, WaitOptions
 from flux_async.session import Call, Session, log
 from flux_async.transport import Transport
 from flux_async.transport.credentials import Credentials
@@ -198,7 +198,7 @@ class FluxClient:
             rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
             address=credentials.base_url,
         )
-        self._waiting: Waiting = Waiting(
+        self._poller: Poller = Poller(
             self._session, CallbackHealth(within_s=self._options.polling.callback_within_s)
         )
 
@@ -254,7 +254,7 @@ class FluxClient:
         options = self._options.changed(
             timeout=timeout, polling=polling, retry=retry, download_limits=download_limits
         )
-        return _ClientWithOptions(self._credentials, self._session, self._waiting, options)
+        return _ClientWithOptions(self._credentials, self._session, self._poller, options)
 
     @property
     def timeout(self) -> float:
@@ -275,6 +275,16 @@ class FluxClient:
     def session(self) -> Session:
         """What this client shares with those made from it by :meth:`with_options`."""
         return self._session
+
+    @property
+    def poller(self) -> Poller:
+        """Waits for tasks; shared like :attr:`session`."""
+        return self._poller
+
+    @property
+    def polling(self) -> PollPolicy:
+        """When tasks are polled."""
+        return self._options.polling
 
     @property
     def unclaimed(self) -> tuple[UnclaimedTask, ...]:
@@ -359,31 +369,10 @@ class FluxClient:
         task = check_task_id(task_id)
         kind = None if request is None else kind_of(check_request(request))
         age = None if age is None else check_not_negative(age, "age")
-        patience = self._patience(timeout, kind, age, expects_callback=expects_callback)
+        options = self._wait_options(timeout, kind, age, expects_callback=expects_callback)
         async with self._session.call():
-            image = await self._waiting.wait(task, patience)
+            image = await self._poller.wait(task, options)
         return image if request is None else self._with_echo(image, request)
-
-    def begin_wait(
-        self,
-        task_id: TaskId,
-        tell: Callable[[Found], None],
-        *,
-        request: ImageRequest,
-        age: float | None = None,
-        timeout: float | None = None,
-        expects_callback: bool = False,
-        waits_out_outages: bool = False,
-    ) -> Wait:
-        """Begin to :meth:`wait` without a coroutine: ``tell`` learns the picture, or the error, once.
-
-        For a batch, which has thousands of tasks waited for. Whoever begins one ends it, or leaves it. What
-        ``tell`` raises is logged and goes no further. With ``waits_out_outages`` the time in which no poll
-        could connect does not count.
-        """
-        patience = self._patience(timeout, kind_of(request), age, expects_callback=expects_callback)
-        patience = attrs.evolve(patience, waits_out_outages=waits_out_outages)
-        return self._waiting.begin(check_task_id(task_id), tell, patience)
 
     def ring(self, callback: CallbackEvent | TaskId | str) -> None:
         """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
@@ -393,7 +382,7 @@ class FluxClient:
         for whoever does. It may be called from any thread and any event loop.
         """
         task = callback.task_id if isinstance(callback, CallbackEvent) else check_task_id(callback)
-        self._session.on_its_loop(partial(self._waiting.ring, task))
+        self._session.on_its_loop(partial(self._poller.notify, task))
 
     async def credits(self, *, timeout: float | None = None) -> float:
         """Return the account's balance in credits."""
@@ -520,8 +509,8 @@ class FluxClient:
             sent = await self._sendable(request, deadline)
             task_id = await self._submit(sent, deadline, call)
             try:
-                patience = self._patience(timeout, kind_of(request), 0.0, deadline=deadline)
-                image = await self._waiting.wait(task_id, patience)
+                options = self._wait_options(timeout, kind_of(request), 0.0, deadline=deadline)
+                image = await self._poller.wait(task_id, options)
             except FluxError as error:
                 if isinstance(error, TaskFailed) and error.record is not None:
                     self._check_echo(error.record, sent)
@@ -595,7 +584,7 @@ class FluxClient:
     def _deadline(self, timeout: float | None) -> float:
         return self._session.clock.monotonic() + self._span(timeout)
 
-    def _patience(
+    def _wait_options(
         self,
         timeout: float | None,
         kind: str | None,
@@ -603,9 +592,9 @@ class FluxClient:
         *,
         deadline: float | None = None,
         expects_callback: bool = False,
-    ) -> Patience:
+    ) -> WaitOptions:
         """Return how to wait for a task; ``deadline`` is that of a call which has begun before."""
-        return Patience(
+        return WaitOptions(
             policy=self._options.polling,
             timeout_s=self._span(timeout),
             deadline=self._deadline(timeout) if deadline is None else deadline,
@@ -694,19 +683,19 @@ class FluxClient:
                     await session.clock.sleep(delay)
 
     async def _look(self, wire: WireRequest, deadline: float) -> WireResponse:
-        remaining = max(SHORTEST_LOOK_S, deadline - self._session.clock.monotonic())
-        return await self._session.look(wire, timeout_s=min(LOOK_TIMEOUT_S, remaining), deadline=deadline)
+        remaining = max(SHORTEST_POLL_S, deadline - self._session.clock.monotonic())
+        return await self._session.look(wire, timeout_s=min(POLL_TIMEOUT_S, remaining), deadline=deadline)
 
 
 class _ClientWithOptions(FluxClient):
     """A client with options of its own that shares everything else with another one."""
 
     def __init__(
-        self, credentials: Credentials, session: Session, waiting: Waiting, options: ClientOptions
+        self, credentials: Credentials, session: Session, poller: Poller, options: ClientOptions
     ) -> None:
         self._credentials = credentials
         self._session = session
-        self._waiting = waiting
+        self._poller = poller
         self._options = options
 
 

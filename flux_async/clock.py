@@ -1,10 +1,20 @@
-"""The only reader of time, and the sleeper. Give another clock to make time pass as a test wants."""
+"""The only reader of time, and sleeps that can be ended early.
+
+Give another :class:`Clock` to make time pass as a test wants.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Protocol
+
+import attrs
+
+SUSPENSION_S = 1.0
+"""A sleep that took so much longer than asked for shows that the process was suspended meanwhile."""
+_READ_FIRST_S = 1.0
 
 
 class Clock(Protocol):
@@ -37,3 +47,67 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait for ``seconds``."""
         await asyncio.sleep(max(0.0, seconds))
+
+
+async def sleep_and_read(clock: Clock, seconds: float) -> None:
+    """Sleep; infinity never ends.
+
+    Where the process was suspended meanwhile (SIGSTOP, a closed laptop lid), a second longer: what has
+    arrived is read before anything is judged by the time.
+    """
+    if seconds == math.inf:
+        await asyncio.Event().wait()
+    until = clock.monotonic() + seconds
+    await clock.sleep(seconds)
+    if clock.monotonic() > until + SUSPENSION_S:
+        await clock.sleep(_READ_FIRST_S)
+
+
+@attrs.define(eq=False)
+class Wakeup:
+    """An event for one coroutine, whose wait has a timeout on the given clock."""
+
+    _is_set: bool = attrs.field(default=False, init=False)
+    _sleep: asyncio.Timeout | None = attrs.field(default=None, init=False)
+
+    def set(self) -> None:
+        """End the wait under way, or else the next one."""
+        self._is_set = True
+        if self._sleep is not None and not self._sleep.expired():
+            self._sleep.reschedule(asyncio.get_running_loop().time())
+
+    async def wait(self, clock: Clock, seconds: float) -> None:
+        """Return when set, and clear it; at the latest after ``seconds``, infinity having no bound."""
+        if not self._is_set:
+            sleep = asyncio.timeout(None)
+            try:
+                async with sleep:
+                    self._sleep = sleep
+                    await sleep_and_read(clock, seconds)
+            except TimeoutError:
+                if not sleep.expired():
+                    raise
+            finally:
+                self._sleep = None
+        self._is_set = False
+
+
+@attrs.define(eq=False)
+class Signal:
+    """Wakes all coroutines that wait for a change, whenever there is one."""
+
+    _wakeups: set[Wakeup] = attrs.field(factory=set, init=False)
+
+    async def wait(self, clock: Clock, seconds: float) -> None:
+        """Wait for the next :meth:`set`, at most ``seconds``; infinity has no bound."""
+        wakeup = Wakeup()
+        self._wakeups.add(wakeup)
+        try:
+            await wakeup.wait(clock, seconds)
+        finally:
+            self._wakeups.discard(wakeup)
+
+    def set(self) -> None:
+        """Wake all that wait now."""
+        for wakeup in self._wakeups:
+            wakeup.set()

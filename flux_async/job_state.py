@@ -439,7 +439,7 @@ class Submit:
 
 
 @attrs.frozen(kw_only=True)
-class Watch:
+class AwaitTask:
     """Wait for the task's end."""
 
     task_id: TaskId
@@ -465,7 +465,7 @@ class Settle:
     state: JobState
 
 
-Step: TypeAlias = Begin | Submit | Watch | AwaitCallback | Fetch | Settle
+Step: TypeAlias = Begin | Submit | AwaitTask | AwaitCallback | Fetch | Settle
 
 
 def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
@@ -481,7 +481,7 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
         case JobState.SUBMITTING:
             return Submit()
         case JobState.SUBMITTED if job.task_id is not None:
-            return Watch(task_id=job.task_id)
+            return AwaitTask(task_id=job.task_id)
         case JobState.GENERATED if job.task_id is not None and job.result_url is not None:
             return Fetch(task_id=job.task_id, result_url=job.result_url)
         case JobState.IN_DOUBT if callback_may_come:

@@ -1,7 +1,10 @@
-"""How an account waits for tasks: one look serves all who wait for a task, and a callback wakes them.
+"""Waits for tasks: every waiter is a coroutine, and one poll serves all who wait for the same task.
 
-Whoever waits and is due starts a look, and all hear what it found. The look belongs to none of them: neither
-the deadline of the one who started it nor his leaving cuts it short for the others.
+The waiter that is due first starts a poll, and all waiters of the task receive what it found. The poll runs
+in a coroutine of the session: neither the deadline of the waiter that started it nor its cancellation cuts
+the poll short for the others. A notification (a webhook callback) only brings the next poll forward.
+
+When to poll next, and what a poll means, decides :mod:`flux_async.policy.polling`.
 """
 
 from __future__ import annotations
@@ -10,45 +13,41 @@ import asyncio
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TypeAlias
 
 import attrs
 
 from flux_async.api.envelope import WireResponse
 from flux_async.api.kontext import image_of, parse_look
+from flux_async.clock import SUSPENSION_S, Wakeup
 from flux_async.errors import ClientClosed, DeadlineExceeded, FluxError, TaskFailed
 from flux_async.models import ImageResult, TaskId, TaskRecord
 from flux_async.policy.generation_times import TaskObservation
-from flux_async.policy.polling import CallbackHealth, PollPolicy, Watch
+from flux_async.policy.polling import CallbackHealth, PollPolicy, PollState
+from flux_async.poll_rate import PollRate
 from flux_async.session import Session, log
-from flux_async.timing import GAP_S, Alarm, LookPace
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
-LOOK_TIMEOUT_S = 30.0
-SHORTEST_LOOK_S = 0.01
-_MOST_EARLY_RINGS = 10_000
+POLL_TIMEOUT_S = 30.0
+SHORTEST_POLL_S = 0.01
+_MOST_EARLY_NOTIFICATIONS = 10_000
 _LEAST_AFTER_OUTAGE_S = 60.0
 """Twice the longest gap between polls that fail: one gets through before the deadline."""
 
-Found: TypeAlias = ImageResult | Exception
-"""What a wait ends with."""
-
 
 @attrs.frozen(kw_only=True)
-class Patience:
+class WaitOptions:
     """How one caller waits for a task.
 
     Attributes:
-        policy: The rhythm of looking.
-        timeout_s: What he asked for; it is only told to him again.
-        deadline: When he waits no more, in monotonic seconds.
+        policy: When to poll.
+        timeout_s: What the caller asked for; it only appears in the error.
+        deadline: When the wait ends, in monotonic seconds.
         kind: What the task is like, where that is known.
         age: Seconds since it was accepted, where that is known.
-        expects_callback: Whether the vendor was given an address to call for it.
-        waits_out_outages: Whether time in which no poll could connect does not count; whoever begins such a
-            wait ends it.
+        expects_callback: Whether the vendor was given a callback address for it.
+        waits_out_outages: Whether time in which no poll could connect does not count; the caller then ends
+            the wait by cancelling it.
     """
 
     policy: PollPolicy
@@ -61,361 +60,316 @@ class Patience:
 
 
 @attrs.define(eq=False)
-class _Board:
-    """What those who wait for one task have in common.
+class _Task:
+    """What the waiters of one task share.
 
     Attributes:
-        trail: What is known of its age and its kind.
-        waits: Who waits.
-        looks: Looks that were made.
-        last: What the last one found.
-        rings: Callbacks that came for it.
-        looking: Whether somebody is looking now.
-        queued: Whoever waits for his turn to look.
-        ended: Whether its end has been seen.
-        warned: Whether an unknown flag has been told.
+        observation: What is known of its age and kind.
+        waiters: The waiters.
+        notifications: Notifications received.
+        poll: The poll under way.
+        queued: The same, while it still waits for its permit and may be cancelled.
+        has_ended: Whether its end was counted.
+        has_warned: Whether an unknown flag was logged.
     """
 
-    trail: TaskObservation
-    waits: list[Wait] = attrs.field(factory=list)
-    looks: int = 0
-    last: TaskRecord | FluxError | None = None
-    rings: int = 0
-    looking: bool = False
+    observation: TaskObservation
+    waiters: list[_Waiter] = attrs.field(factory=list)
+    notifications: int = 0
+    poll: asyncio.Task[None] | None = None
     queued: asyncio.Task[None] | None = None
-    ended: bool = False
-    warned: bool = False
+    has_ended: bool = False
+    has_warned: bool = False
 
 
 @attrs.define(eq=False)
-class Waiting:
-    """All waits of one account. None of them has a coroutine: those whose hour has come are called."""
+class _Waiter:
+    """One caller that waits for a task.
+
+    Attributes:
+        task: What it shares with the others.
+        state: What was seen so far.
+        options: How it waits.
+        outage_s: Seconds without a connection that its deadline was moved by.
+        wakeup: Set when there is something to consider before the next poll is due.
+        found: What the latest poll found, until it is read.
+        missed: Whether a poll that it started got no permit before the deadline.
+        due: When it polls next, or None: to be decided.
+        sweeps: Whether ``due`` relies on callbacks.
+        notifications: Notifications that ``due`` takes into account.
+    """
+
+    task: _Task
+    state: PollState
+    options: WaitOptions
+    outage_s: float
+    wakeup: Wakeup = attrs.field(factory=Wakeup)
+    found: TaskRecord | FluxError | None = None
+    missed: bool = False
+    due: float | None = None
+    sweeps: bool = False
+    notifications: int = 0
+
+
+@attrs.define(eq=False)
+class Poller:
+    """The waits of one session.
+
+    Attributes:
+        session: Makes the polls.
+        health: Whether callbacks come.
+    """
 
     session: Session
     health: CallbackHealth
-    pace: LookPace | None = attrs.field(init=False)
-    alarm: Alarm[Wait] = attrs.field(init=False, repr=False)
-    _boards: dict[TaskId, _Board] = attrs.field(factory=dict, init=False, repr=False)
+    _rate: PollRate | None = attrs.field(init=False)
+    _tasks: dict[TaskId, _Task] = attrs.field(factory=dict, init=False, repr=False)
     _early: OrderedDict[TaskId, None] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _were_coming: bool = attrs.field(default=False, init=False)
     _ticks_from: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         most = self.session.admission.limits.polls_per_s
-        self.pace = None if most is None else LookPace(self.session.clock, 1.0 / most)
-        self.alarm = Alarm(
-            self.session.clock,
-            self.session.start,
-            call=lambda wait: wait.go_on(),
-            fail=lambda wait, error: wait.end(error),
-        )
+        self._rate = None if most is None else PollRate(self.session.clock, 1.0 / most)
 
-    def ring(self, task_id: TaskId) -> None:
-        """A callback came for a task: whoever waits for it looks now, whoever comes to wait looks at once."""
+    @property
+    def waiting(self) -> int:
+        """How many tasks are waited for."""
+        return len(self._tasks)
+
+    @property
+    def early(self) -> int:
+        """How many tasks had a notification that nobody has waited for yet."""
+        return len(self._early)
+
+    def notify(self, task_id: TaskId) -> None:
+        """Poll a task now, because a callback came for it; one that nobody waits for yet, at once later."""
         if self.session.is_closed:
-            return  # nobody looks any more, and closing waits for whatever is begun now
-        now = self.now()
-        if self.health.rang(task_id, now):
+            return
+        if self.health.rang(task_id, self._now()):
             return  # its end is known already
-        board = self._boards.get(task_id)
-        if board is not None:
-            board.rings += 1
-            self._wake(board, now)
+        task = self._tasks.get(task_id)
+        if task is not None:
+            task.notifications += 1
+            _wake(task)
             return
         self._early[task_id] = None
         self._early.move_to_end(task_id)
-        while len(self._early) > _MOST_EARLY_RINGS:
+        while len(self._early) > _MOST_EARLY_NOTIFICATIONS:
             self._early.popitem(last=False)
 
-    async def wait(self, task_id: TaskId, patience: Patience) -> ImageResult:
-        """Wait for a task's picture; what it raises is told at :meth:`flux_async.FluxClient.wait`."""
-        ending: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+    async def wait(self, task_id: TaskId, options: WaitOptions) -> ImageResult:
+        """Wait for a task's image.
 
-        def tell(found: Found) -> None:
-            if not ending.done():  # else he was cancelled just now
-                ending.set_result(found)
-
-        wait = self.begin(task_id, tell, patience)
+        Raises:
+            TaskFailed: The task ended without an image.
+            PollDeadlineExceeded: The deadline came first.
+            FluxError: No later poll can help.
+        """
+        waiter = self._join(task_id, options)
         try:
-            found = await ending
+            while True:
+                now = self._now()
+                if self.session.is_closed:
+                    raise ClientClosed("The client was closed during this call.")
+                if options.waits_out_outages:
+                    self._postpone(waiter, now)
+                if (image := self._read_found(waiter, now)) is not None:
+                    return image
+                if now - waiter.state.deadline > SUSPENSION_S and waiter.state.put_off(now):
+                    waiter.missed = False  # the poll that was due is still made
+                await waiter.wakeup.wait(self.session.clock, self._next_at(waiter, now) - now)
         finally:
-            wait.leave()
-        if isinstance(found, Exception):
-            raise found
-        return found
+            self._leave(waiter)
 
-    def begin(self, task_id: TaskId, tell: Callable[[Found], None], patience: Patience) -> Wait:
-        """Begin to wait for a task; ``tell`` learns how it ended, once, unless the wait is left before."""
-        now = self.now()
+    def _join(self, task_id: TaskId, options: WaitOptions) -> _Waiter:
+        now = self._now()
         if self._ticks_from is None:  # not sooner: a clock may need a running loop
             self._ticks_from = now
-        board = self._boards.get(task_id)
-        if board is None:
-            board = self._boards[task_id] = _Board(
-                self.session.times.begin(now, kind=patience.kind, age=patience.age)
-            )
+        task = self._tasks.get(task_id)
+        if task is None:
+            observation = self.session.times.begin(now, kind=options.kind, age=options.age)
+            task = self._tasks[task_id] = _Task(observation)
         if task_id in self._early:
             del self._early[task_id]
-            board.rings += 1
-        watch = Watch(
-            policy=patience.policy,
+            task.notifications += 1
+        state = PollState(
+            policy=options.policy,
             task_id=task_id,
             started_at=now,
-            deadline=patience.deadline,
-            timeout_s=patience.timeout_s,
-            trail=board.trail,
+            deadline=options.deadline,
+            timeout_s=options.timeout_s,
+            trail=task.observation,
             ticks_from=self._ticks_from,
         )
-        wait = Wait(self, board, watch, tell, patience.expects_callback, patience.waits_out_outages)
-        board.waits.append(wait)
-        wait.go_on()
-        return wait
+        waiter = _Waiter(task, state, options, self.session.polls.outage_s(now))
+        task.waiters.append(waiter)
+        return waiter
 
-    def forget(self, wait: Wait) -> None:
-        """Keep nothing of a wait that is over; with the last one for its task, nothing of the task."""
-        self.alarm.drop(wait)
-        board, task_id = wait.board, wait.watch.task_id
-        board.waits.remove(wait)
-        if board.waits:
+    def _leave(self, waiter: _Waiter) -> None:
+        """Forget a waiter; with the last one, the task and a poll that has not left."""
+        task, task_id = waiter.task, waiter.state.task_id
+        task.waiters.remove(waiter)
+        if task.waiters:
             return
-        if self._boards.get(task_id) is board:
-            del self._boards[task_id]
-        board.trail.left()
-        if board.queued is not None:
-            board.queued.cancel()
+        if self._tasks.get(task_id) is task:
+            del self._tasks[task_id]
+        task.observation.left()
+        if task.queued is not None:
+            task.queued.cancel()
 
-    def ended(self, task_id: TaskId, board: _Board, *, expects_callback: bool) -> None:
-        """Take note of a task's end, once; only tasks that expect a callback say whether callbacks come."""
-        self.session.claim(task_id)
-        if expects_callback and not board.ended:
-            board.ended = True
-            self.health.ended(task_id, self.now(), rung=board.rings > 0)
-
-    def told(self) -> bool:
-        """Say whether callbacks can be relied upon; when they no longer can, everybody reconsiders."""
-        now = self.now()
-        coming = self.health.are_coming(now)
-        were_coming, self._were_coming = self._were_coming, coming
-        if were_coming and not coming:
-            logger.warning("callbacks have stopped coming: tasks are looked at more often again")
-            for board in self._boards.values():
-                self._wake(board, now)
-        return coming
-
-    def now(self) -> float:
-        """Return monotonic seconds."""
+    def _now(self) -> float:
         return self.session.clock.monotonic()
 
-    def _wake(self, board: _Board, now: float) -> None:
-        for wait in board.waits:
-            self.alarm.set(wait, now)
+    # --- decisions ----------------------------------------------------------------------------------------
 
-    # --- looking ------------------------------------------------------------------------------------------
+    def _next_at(self, waiter: _Waiter, now: float) -> float:
+        """Start a poll where one is due; return when to consider again, unless woken before.
 
-    def look(self, wait: Wait) -> None:
-        """Look at a task, for all who wait for it; ``wait`` is the one whose turn it is."""
-        wait.board.looking = True
-        wait.board.queued = self.session.start(self._look(wait))
+        Raises:
+            PollDeadlineExceeded: The deadline has come.
+        """
+        task, state, pause = waiter.task, waiter.state, self.session.polls
+        is_late = task.poll is not None and now >= state.deadline
+        due = None if waiter.missed or is_late else self._due(waiter, now)
+        if due is None:
+            raise state.expired()
+        if task.poll is not None:
+            return state.deadline
+        if due > now:
+            return due
+        if waiter.options.waits_out_outages and pause.is_on and pause.delay(now) > 0:
+            return pause.until  # or sooner, when another poll gets through
+        if pause.is_on:
+            pause.hold(now, POLL_TIMEOUT_S)
+        task.poll = task.queued = self.session.start(self._poll(waiter))
+        return state.deadline
 
-    async def _look(self, wait: Wait) -> None:
-        board, task_id = wait.board, wait.watch.task_id
-        answer: WireResponse | FluxError | None = None
+    def _due(self, waiter: _Waiter, now: float) -> float | None:
+        """Return when to poll next, or None: the deadline is here."""
+        task, state = waiter.task, waiter.state
+        sweeps = self.are_callbacks_coming() and waiter.options.expects_callback
+        # A poll under way began before the notification: what it finds says nothing of it.
+        is_notified = task.notifications != waiter.notifications and task.poll is None
+        if is_notified:
+            waiter.notifications = task.notifications
+            state.rang(now)
+        if waiter.due is None or is_notified or (waiter.sweeps and not sweeps):
+            delay = state.next_look(now, self.session.rng.random(), told=sweeps)
+            if delay is None:
+                return None
+            waiter.due = now + delay if waiter.due is None else min(waiter.due, now + delay)
+            waiter.sweeps = sweeps
+        return waiter.due
+
+    def _postpone(self, waiter: _Waiter, now: float) -> None:
+        """Move the deadline by the time in which no poll could connect; meanwhile it is never near."""
+        polls, state = self.session.polls, waiter.state
+        outage_s = polls.outage_s(now)
+        state.deadline += outage_s - waiter.outage_s
+        waiter.outage_s = outage_s
+        if polls.is_on:
+            state.deadline = max(state.deadline, now + _LEAST_AFTER_OUTAGE_S)
+
+    def _read_found(self, waiter: _Waiter, now: float) -> ImageResult | None:
+        """Return the image that the latest poll found; None where the wait goes on. Raises its other ends."""
+        found, waiter.found = waiter.found, None
+        if found is None:
+            return None
+        waiter.due = None
+        task, state = waiter.task, waiter.state
+        end: TaskRecord | FluxError | None
+        if isinstance(found, FluxError):
+            end = state.saw_error(found, now)
+        else:
+            self._note_record(task, found, now)
+            end = state.saw_record(found, now)
+        if end is None:
+            return None
+        if isinstance(end, FluxError) and not isinstance(end, TaskFailed):
+            raise end
+        image = None if isinstance(end, FluxError) else image_of(end)
+        self.session.claim(state.task_id)
+        if waiter.options.expects_callback and not task.has_ended:
+            task.has_ended = True
+            self.health.ended(state.task_id, now, rung=task.notifications > 0)
+        if isinstance(end, FluxError):
+            raise end
+        return image
+
+    def _note_record(self, task: _Task, record: TaskRecord, now: float) -> None:
+        if record.unknown_flag is not None and not task.has_warned:
+            task.has_warned = True
+            logger.warning("task %s has an unknown successFlag: %r", record.task_id, record.unknown_flag)
+        if record.created_at is not None:
+            task.observation.age_is(self.session.clock.wall() - record.created_at.timestamp(), now)
+
+    def are_callbacks_coming(self) -> bool:
+        """Whether callbacks can be relied upon; when they no longer can, all waiters are woken."""
+        coming = self.health.are_coming(self._now())
+        were_coming, self._were_coming = self._were_coming, coming
+        if were_coming and not coming:
+            logger.warning("callbacks have stopped coming: tasks are polled more often again")
+            self._wake_all()
+        return coming
+
+    def _wake_all(self) -> None:
+        for task in self._tasks.values():
+            _wake(task)
+
+    # --- polls --------------------------------------------------------------------------------------------
+
+    async def _poll(self, waiter: _Waiter) -> None:
+        """Poll a task and hand what was found to all its waiters; ``waiter`` is the one that is due."""
+        task, task_id = waiter.task, waiter.state.task_id
         was_outage = self.session.polls.is_on
+        answer: WireResponse | FluxError | None = None
         try:
-            if await self._has_turn(wait):
-                answer = await self.session.make_look(task_id, timeout_s=LOOK_TIMEOUT_S)
+            if await self._is_permitted(waiter):
+                answer = await self.session.make_look(task_id, timeout_s=POLL_TIMEOUT_S)
         finally:
-            board.looking, board.queued = False, None
+            task.poll = task.queued = None
             if answer is None:
-                wait.missed = True
+                waiter.missed = True
             else:
-                board.last = _read(answer, task_id)
-                _log_poll(task_id, board.last)
-                board.looks += 1
-            for each in tuple(board.waits):
-                each.go_on()
-            board.last = None  # all have heard, and whoever comes now asks anew
+                found = _parsed(answer, task_id)
+                for each in task.waiters:  # each raises an error of its own
+                    each.found = copy.copy(found) if isinstance(found, FluxError) else found
+            _wake(task)
             if was_outage and not self.session.polls.is_on:
-                for each_board in tuple(self._boards.values()):
-                    self._wake(each_board, self.now())
+                self._wake_all()
 
-    async def _has_turn(self, wait: Wait) -> bool:
-        """Wait for a turn and a place until the deadline; nobody waits for them when all have left."""
-        board, deadline = wait.board, wait.watch.deadline
+    async def _is_permitted(self, waiter: _Waiter) -> bool:
+        """Wait for a permit and a slot until the deadline; cancelled where all waiters have left."""
+        deadline = waiter.state.deadline
         try:
-            if self.pace is not None and not await self.pace.turn(wait.chance, deadline):
+            if self._rate is not None and not await self._rate.permit(lambda: self._chance(waiter), deadline):
                 return False
             await self.session.take_look(deadline)
         except DeadlineExceeded:
             return False
-        board.queued = None  # from now on nobody stops it
+        waiter.task.queued = None
         return True
 
-
-@attrs.define(eq=False)
-class Wait:
-    """One caller's wait.
-
-    Attributes:
-        tell: Learns what it ended with.
-        expects_callback: Whether the vendor was given an address to call for this task.
-        waits_out_outages: Whether time in which no poll could connect moves the deadline.
-        due: When he looks next, or None: to be decided.
-        told: What callbacks were worth when he decided.
-        missed: Whether a look of his got no turn before the deadline.
-    """
-
-    waiting: Waiting
-    board: _Board
-    watch: Watch
-    tell: Callable[[Found], None]
-    expects_callback: bool
-    waits_out_outages: bool = False
-    due: float | None = attrs.field(default=None, init=False)
-    told: bool = attrs.field(default=False, init=False)
-    missed: bool = attrs.field(default=False, init=False)
-    _looks: int = attrs.field(init=False)
-    _outage_s: float = attrs.field(init=False)
-    _rings: int = attrs.field(default=0, init=False)
-    _over: bool = attrs.field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._looks = self.board.looks
-        self._outage_s = self.waiting.session.polls.outage_s(self.waiting.now())
-
-    def leave(self) -> None:
-        """Wait no more, and tell nobody."""
-        if not self._over:
-            self._over = True
-            self.waiting.forget(self)
-
-    def go_on(self) -> None:
-        """See what is new, by whomever it was found, and decide: it is over, look, or be called again."""
-        if self._over:
-            return
-        try:
-            found = self._next()
-        except Exception as error:  # noqa: BLE001 - a bug, or a clock of the caller's: he must hear of it
-            found = error
-        if found is not None:
-            self.end(found)
-
-    def end(self, found: Found) -> None:
-        """Wait no more, and tell what it ended with. What that raises keeps nobody else from being told."""
-        self.leave()
-        try:
-            self.tell(found)
-        except Exception:
-            logger.exception("whoever waited for task %s could not be told of its end", self.watch.task_id)
-
-    def _next(self) -> Found | None:
-        waiting, board, watch, now = self.waiting, self.board, self.watch, self.waiting.now()
-        if waiting.session.is_closed:
-            return ClientClosed("The client was closed during this call.")
-        if self.waits_out_outages:
-            self._postpone(now)
-        if board.looks != self._looks:
-            self._looks, self.due = board.looks, None
-            found = self._judge(now)
-            if found is not None:
-                return found
-        self._see_to_gap(now)
-        if self.missed or not self._decide(now) or (board.looking and now >= watch.deadline):
-            return watch.expired()
-        if board.looking:  # he hears of it
-            waiting.alarm.set(self, watch.deadline)
-        elif self.due is not None and self.due > now:
-            waiting.alarm.set(self, self.due)
-        elif self.waits_out_outages and (pause := waiting.session.polls).is_on and pause.delay(now) > 0:
-            waiting.alarm.set(self, pause.until)  # or sooner, when another's poll gets through
-        else:
-            if waiting.session.polls.is_on:
-                waiting.session.polls.hold(now, LOOK_TIMEOUT_S)
-            waiting.look(self)
-            waiting.alarm.set(self, watch.deadline)
-        return None
-
-    def _postpone(self, now: float) -> None:
-        """Move the deadline by the time in which no poll could connect; meanwhile it is never near."""
-        polls, watch = self.waiting.session.polls, self.watch
-        outage_s = polls.outage_s(now)
-        watch.deadline += outage_s - self._outage_s
-        self._outage_s = outage_s
-        if polls.is_on:
-            watch.deadline = max(watch.deadline, now + _LEAST_AFTER_OUTAGE_S)
-
-    def _see_to_gap(self, now: float) -> None:
-        """Put the deadline off where the process was stopped over it: the poll that was due is still made."""
-        if now - self.watch.deadline > GAP_S and self.watch.put_off(now):
-            self.missed = False
-
-    def _decide(self, now: float) -> bool:
-        """Say when to look next, or False: the deadline is here."""
-        told = self.waiting.told() and self.expects_callback
-        # A look that is on its way began before the callback came: what it finds says nothing of it.
-        rang = self.board.rings != self._rings and not self.board.looking
-        if rang:
-            self._rings = self.board.rings
-            self.watch.rang(now)
-        if self.due is None or rang or (self.told and not told):
-            draw = self.waiting.session.rng.random()
-            delay = self.watch.next_look(now, draw, told=told)
-            if delay is None:
-                return False
-            self.due = now + delay if self.due is None else min(self.due, now + delay)
-            self.told = told
-        return True
-
-    def chance(self) -> float:
-        """How likely a look is to find an end. What a callback told of, and last looks, come first of all."""
-        now = self.waiting.now()
-        if self.board.rings or self.watch.is_last_look(now):
+    def _chance(self, waiter: _Waiter) -> float:
+        """How likely a poll is to find an end. Notified tasks and last polls come first of all."""
+        now = self._now()
+        if waiter.task.notifications or waiter.state.is_last_look(now):
             return 1.0
-        return self.board.trail.chance(now)
-
-    def _judge(self, now: float) -> Found | None:
-        """Ask the watch what the last look means: an end, or None to go on."""
-        board, watch = self.board, self.watch
-        seen: TaskRecord | FluxError | None
-        if isinstance(board.last, TaskRecord):
-            self._warn_of(board.last)
-            self._note_age(board.last, now)
-            seen = watch.saw_record(board.last, now)
-        else:
-            assert board.last is not None  # noqa: S101 - a look leaves something
-            seen = watch.saw_error(copy.copy(board.last), now)  # each waiter raises one of his own
-        if seen is None:
-            return None
-        if isinstance(seen, FluxError):
-            if isinstance(seen, TaskFailed):
-                self.waiting.ended(watch.task_id, board, expects_callback=self.expects_callback)
-            return seen
-        try:
-            image = image_of(seen)
-        except FluxError as error:
-            return error
-        self.waiting.ended(watch.task_id, board, expects_callback=self.expects_callback)
-        return image
-
-    def _note_age(self, record: TaskRecord, now: float) -> None:
-        if record.created_at is not None:
-            self.board.trail.age_is(self.waiting.session.clock.wall() - record.created_at.timestamp(), now)
-
-    def _warn_of(self, record: TaskRecord) -> None:
-        if record.unknown_flag is not None and not self.board.warned:
-            self.board.warned = True
-            logger.warning("task %s has an unknown successFlag: %r", record.task_id, record.unknown_flag)
+        return waiter.task.observation.chance(now)
 
 
-def _log_poll(task_id: TaskId, found: TaskRecord | FluxError) -> None:
+def _wake(task: _Task) -> None:
+    for waiter in task.waiters:
+        waiter.wakeup.set()
+
+
+def _parsed(answer: WireResponse | FluxError, task_id: TaskId) -> TaskRecord | FluxError:
+    found: TaskRecord | FluxError
+    try:
+        found = answer if isinstance(answer, FluxError) else parse_look(answer, task_id)
+    except FluxError as error:
+        found = error
     words = found.status.name if isinstance(found, TaskRecord) else type(found).__name__
     log(logging.DEBUG, "poll of task %s: %s", task_id, words)
-
-
-def _read(answer: WireResponse | FluxError, task_id: TaskId) -> TaskRecord | FluxError:
-    if isinstance(answer, FluxError):
-        return answer
-    try:
-        return parse_look(answer, task_id)
-    except FluxError as error:
-        return error
+    return found

@@ -22,7 +22,7 @@ from flux_async.api.echo import Comparison, in_words, mismatch, subject_of
 from flux_async.api.envelope import READ_ADVICE, WireRequest, WireResponse
 from flux_async.api.kontext import build_record_info, build_submit, is_for_task, parse_submit
 from flux_async.api.odd_answers import ids_in, kept_answer
-from flux_async.clock import Clock
+from flux_async.clock import Clock, Signal
 from flux_async.errors import (
     Charge,
     ClientClosed,
@@ -41,7 +41,6 @@ from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.pauses import Pause
 from flux_async.policy.rate_limit import Admission
 from flux_async.submit_gate import SubmitGate, take
-from flux_async.timing import Signal
 from flux_async.transport import Answered, NotSent, SendResult, Transport
 from flux_async.transport.background import BackgroundTasks
 from flux_async.transport.deadline import Deadline

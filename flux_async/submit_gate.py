@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import attrs
 
-from flux_async.clock import Clock
+from flux_async.clock import Clock, Signal
 from flux_async.errors import (
     DeadlineExceeded,
     FluxError,
@@ -30,7 +30,6 @@ from flux_async.policy.brake import Brake
 from flux_async.policy.pauses import Pause
 from flux_async.policy.rate_limit import Admission
 from flux_async.policy.retry import RetryPolicy
-from flux_async.timing import Signal
 
 
 @attrs.define(kw_only=True, eq=False)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from flux_async.api.echo import Comparison, compare, in_words
 from flux_async.api.kontext import with_input
 from flux_async.errors import InvalidInput, TaskFailed
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, ImageResult, JobKey, TaskRecord
-from flux_async.poller import Found
 from flux_async.session import Session
+
+Found: TypeAlias = ImageResult | Exception
+"""What the wait for a task ended with."""
 
 
 async def check_echo(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextvars import Context, copy_context
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
@@ -17,7 +18,6 @@ from flux_async.errors import FluxError, JournalDisplaced, Scope
 from flux_async.job_state import FINAL, JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Outcome
-from flux_async.poller import Found
 from flux_async.session import Session
 
 _MOST_STARTING = 64
@@ -58,8 +58,8 @@ class Fleet:
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _starts: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _starting: set[int] = attrs.field(factory=set, init=False, repr=False)
-    # Jobs by their numbers, each with its driver while its task is waited for.
-    _driven: dict[int, Driver | None] = attrs.field(factory=dict, init=False, repr=False)
+    _driven: set[int] = attrs.field(factory=set, init=False, repr=False)
+    _waiting: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False, repr=False)
     _told: set[int] = attrs.field(factory=set, init=False, repr=False)
     _fetching_again: int = attrs.field(default=0, init=False)
     _granted: set[int] = attrs.field(factory=set, init=False, repr=False)
@@ -67,7 +67,6 @@ class Fleet:
     # Jobs that have been driven since the inputs at hand were read; how those stand now, the journal knows.
     _moved: set[int] | None = attrs.field(default=None, init=False, repr=False)
     _idle: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
-    _context: Context = attrs.field(factory=copy_context, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         limits = self.session.admission.limits
@@ -115,7 +114,7 @@ class Fleet:
             return False
         if stored.number in self._told:
             return True
-        self._driven[stored.number] = None
+        self._driven.add(stored.number)
         is_fresh = is_input and self._moved is not None and stored.number not in self._moved
         await self._slots.acquire()
         if is_input:
@@ -133,24 +132,22 @@ class Fleet:
     def abandon(self) -> None:
         """Leave the tasks that are waited for, now and later: nobody will receive their outcomes."""
         self.is_abandoned = True
-        for driver in tuple(self._driven.values()):
-            if driver is not None:
-                self._leave(driver)
+        for waiting in self._waiting:
+            waiting.cancel()
 
-    def heard(self, driver: Driver, found: Found) -> None:
-        """The wait for a job's task is over: drive on, in the run's context, whoever has found the end."""
-        driving = self._go_on(driver, found)
+    @contextlib.contextmanager
+    def waits(self, number: int) -> Iterator[None]:
+        """Hold while a job waits for its task: where the tasks are left, its coroutine is cancelled."""
+        self._has_started(number)
+        if self.is_abandoned:
+            raise asyncio.CancelledError
+        me = asyncio.current_task()
+        assert me is not None  # noqa: S101 - it is called by a coroutine
+        self._waiting.add(me)
         try:
-            self.group.create_task(driving, context=self._context.copy())
-        except RuntimeError:  # the run is over, and nobody will receive the outcome
-            driving.close()
-            self._leave(driver)
-
-    def _leave(self, driver: Driver) -> None:
-        """Drive a job no more whose task was waited for."""
-        driver.leave()
-        self.session.give_place()
-        self._let_go(driver.stored, driver)
+            yield
+        finally:
+            self._waiting.discard(me)
 
     async def _drive(self, stored: StoredJob, *, is_fresh: bool) -> None:
         """Take a place for a job, and drive it; one that is not fresh is read again."""
@@ -167,13 +164,13 @@ class Fleet:
             if driver is None:
                 self._let_go(stored, None)
         if driver is not None:
-            await self._go_on(driver, None)
+            await self._go_on(driver)
 
     def _fetch_again(self, number: int, failed: FailedDownload) -> None:
         """Try a download once more, beside the slots and places for tasks in flight."""
-        self._driven[number] = None
+        self._driven.add(number)
         self._fetching_again += 1
-        self.group.create_task(self._drive_download(number, failed), context=self._context.copy())
+        self.group.create_task(self._drive_download(number, failed))
 
     async def _drive_download(self, number: int, failed: FailedDownload) -> None:
         driver: Driver | None = None
@@ -181,7 +178,7 @@ class Fleet:
             stored = await self.journal.job(failed.key)
             if stored is not None and stored.job.state is JobState.GENERATED:
                 driver = Driver(terms=self.terms, stored=stored, is_fresh=True)
-                outcome = driver.given_up() if failed.given_up else await self._outcome_of(driver, None)
+                outcome = driver.given_up() if failed.given_up else await self._outcome_of(driver)
                 if outcome is not None:
                     await self._hand_over(driver, outcome)
         finally:
@@ -198,29 +195,22 @@ class Fleet:
             self.tally.taken_up(stored.job.state)
         return Driver(terms=self.terms, stored=stored, doubt_ends=self._doubt_ends(stored))
 
-    async def _go_on(self, driver: Driver, found: Found | None) -> None:
-        """Drive a job that has a place, until its task is waited for or its outcome is handed over."""
-        self._driven[driver.stored.number] = None
+    async def _go_on(self, driver: Driver) -> None:
+        """Drive a job that has a place, until its outcome is handed over."""
         try:
             try:
-                outcome = await self._outcome_of(driver, found)
+                outcome = await self._outcome_of(driver)
             finally:
                 self._has_started(driver.stored.number)
-                if driver.wait is None:
-                    self.session.give_place()
-                else:
-                    self._driven[driver.stored.number] = driver
-                    if self.is_abandoned:
-                        self._leave(driver)
+                self.session.give_place()
             if outcome is not None:
                 await self._hand_over(driver, outcome)
         finally:
-            if driver.wait is None:
-                self._let_go(driver.stored, driver)
+            self._let_go(driver.stored, driver)
 
-    async def _outcome_of(self, driver: Driver, found: Found | None) -> Outcome | None:
+    async def _outcome_of(self, driver: Driver) -> Outcome | None:
         try:
-            return await driver.run(found)
+            return await driver.run()
         except FluxError as error:
             if error.scope is not Scope.STOP or isinstance(error, JournalDisplaced):
                 raise  # nothing goes on without a journal, not even what is paid
@@ -257,7 +247,7 @@ class Fleet:
 
     def _forget(self, number: int, driver: Driver | None) -> None:
         """Nobody drives a job; where its download failed, it may be tried again later."""
-        self._driven.pop(number, None)
+        self._driven.discard(number)
         if self._moved is not None:
             self._moved.add(number)
         if driver is not None and driver.fetch_in_s is not None:

@@ -7,7 +7,6 @@ Hours are of the monotonic clock: the wall clock may jump, and must neither shor
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -15,13 +14,13 @@ import attrs
 
 from flux_async.batch.job_runner import Parking
 from flux_async.client import FluxClient
-from flux_async.clock import Clock
+from flux_async.clock import Clock, Wakeup
 from flux_async.errors import JournalError
 from flux_async.job_state import JobState
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import JobKey
-from flux_async.timing import Agenda, Nap
+from flux_async.timing import Agenda
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -56,8 +55,7 @@ class Doubts:
     _at_hand: set[JobKey] = attrs.field(factory=set, init=False, repr=False)  # due, and about to be driven
     _rung: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
     _uninvited: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
-    _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
-    _nap: Nap | None = attrs.field(default=None, init=False, repr=False)
+    _changed: Wakeup = attrs.field(factory=Wakeup, init=False, repr=False)
     _seen: int = attrs.field(default=0, init=False)
     _has_read: bool = attrs.field(default=False, init=False)
 
@@ -101,13 +99,10 @@ class Doubts:
     def reconsider(self) -> None:
         """Say that something has changed: a driver ended, the inputs are over, the run was stopped."""
         self._changed.set()
-        if self._nap is not None:
-            self._nap.wake()
 
     async def settle(self) -> None:
         """Drive again what is due, until the run has nothing more to do."""
         while self._parked or self.is_active() or not self._has_read:
-            self._changed.clear()
             for key in self._take_due():
                 stored = await self.journal.job(key)
                 if stored is not None and not await self.start(stored):
@@ -127,16 +122,7 @@ class Doubts:
         return due
 
     async def _until_next(self) -> None:
-        if self._changed.is_set():
-            return
-        if not self._parked:
-            await self._changed.wait()
-            return
-        self._nap = Nap()
-        try:
-            await self._nap.sleep(self._clock, max(0.0, self._parked.next_at() - self._clock.monotonic()))
-        finally:
-            self._nap = None
+        await self._changed.wait(self._clock, self._parked.next_at() - self._clock.monotonic())
 
     # --- what arrives -------------------------------------------------------------------------------------
 

@@ -16,15 +16,16 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import attrs
 
 from flux_async.advice import fill, python_words
-from flux_async.api.kontext import build_stored_submit, with_input
+from flux_async.api.kontext import build_stored_submit, check_task_id, with_input
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.download_retries import DownloadRetries
-from flux_async.batch.echo_check import check_echo
+from flux_async.batch.echo_check import Found, check_echo
 from flux_async.batch.event_log import log_event
 from flux_async.batch.input_files import InputPlace
 from flux_async.batch.witness import Witness
@@ -46,6 +47,7 @@ from flux_async.errors import (
 from flux_async.files.image_writer import SavedFile
 from flux_async.job_state import (
     AwaitCallback,
+    AwaitTask,
     Begin,
     EchoContradicted,
     Event,
@@ -67,15 +69,15 @@ from flux_async.job_state import (
     TaskEndedRetryable,
     TaskFound,
     TaskSucceeded,
-    Watch,
     apply,
     next_step,
 )
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, Failed, ImageResult, InDoubt, Job, JobKey, Outcome, Succeeded, TaskId
 from flux_async.policy.downloads import DownloadAgain, NoDownload, expired
+from flux_async.policy.generation_times import kind_of
 from flux_async.policy.retry import RetryPolicy
-from flux_async.poller import Found, Wait
+from flux_async.poller import WaitOptions
 from flux_async.session import Call, Session
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -148,7 +150,7 @@ class Terms:
         spending: Told how many POSTs more or less are in the air.
         grant: Whether a job in doubt, by its number, may be submitted again.
         is_invited: Whether a job is one of the run's own inputs.
-        tell: Told that a driver's wait is over, and what it found.
+        waits: Held while a job waits for its task.
         offer: Told of a job whose task was found by another job's poll.
         retries: The downloads that failed and may be tried again.
         original: Where the vendor's copy of the input goes, without ending, or None to leave it there.
@@ -175,7 +177,7 @@ class Terms:
     spending: Callable[[int], None]
     grant: Callable[[int], bool]
     is_invited: Callable[[JobKey], bool]
-    tell: Callable[[Driver, Found], None]
+    waits: Callable[[int], AbstractContextManager[None]]
     offer: Callable[[JobKey], None]
     retries: Callable[[], DownloadRetries]
     original: Callable[[StoredJob], Awaitable[Path]] | None = None
@@ -189,17 +191,12 @@ class Terms:
 class Driver:
     """Takes one job as far as this run can.
 
-    While the job's task is at work nobody drives: :attr:`wait` then stands for the driver, and the run is
-    told what it found, for :meth:`run` to go on from. So a task that is waited for costs what is known of it,
-    and no coroutine.
-
     Attributes:
         terms: What all jobs of the run have in common.
         stored: The job as the journal had it.
         doubt_ends: When its doubt is over, where that is known.
         is_fresh: Whether this run has asked for the address of its result.
         job: Where it stands.
-        wait: The wait that is under way.
         parked: How long it waits for its callback, where it does.
         was_left_alone: Whether it is in doubt, and nobody has asked about it.
         fetch_in_s: Seconds after which its download is to be tried again, where it is.
@@ -210,7 +207,6 @@ class Driver:
     doubt_ends: float | None = None
     is_fresh: bool = False
     job: JobSnapshot = attrs.field(init=False)
-    wait: Wait | None = attrs.field(default=None, init=False)
     parked: Parking | None = attrs.field(default=None, init=False)
     was_left_alone: bool = attrs.field(default=False, init=False)
     fetch_in_s: float | None = attrs.field(default=None, init=False)
@@ -224,18 +220,13 @@ class Driver:
         self.job = self.stored.job
         self._callback_may_come = self.terms.callbacks is not None or self.job.state is JobState.IN_DOUBT
 
-    async def run(self, found: Found | None = None) -> Outcome | None:
-        """Drive the job until it settles, its task is waited for, or this run can do no more for it now.
+    async def run(self) -> Outcome | None:
+        """Drive the job until it settles, or this run can do no more for it now.
 
-        None leaves it as it is: to its :attr:`wait`, to another run, or, where it is ``parked``, to a later
-        hour of this one.
-
-        Args:
-            found: What the wait has found, where there was one.
+        None leaves it as it is: to another run, or, where it is ``parked``, to a later hour of this one.
         """
-        self.wait = None
         try:
-            return await self._run(found)
+            return await self._run()
         except Parked as rest:
             self.parked = rest.parking
             return None
@@ -255,32 +246,21 @@ class Driver:
         """Return the outcome of a job whose download has had its time in this run."""
         return Failed(job=self._as_job(), error=self.terms.retries().last_word(self.stored))
 
-    def leave(self) -> None:
-        """Wait no more: the run ends."""
-        if self.wait is not None:
-            self.wait.leave()
-        self.leave_task()
-
     def leave_task(self) -> None:
         """Where no journal outlives the process, tell of a paid task whose outcome nobody will receive."""
         paid = self.job.task_id is not None and self.job.state is not JobState.FAILED
         if paid and not self.terms.journal.is_durable:
             self._session.leave(self._as_job().request, TaskId(self.job.task_id or ""))
 
-    async def _run(self, found: Found | None) -> Outcome | None:
-        if found is None:
-            _ = self._input  # one of another release is told before anything is spent
+    async def _run(self) -> Outcome | None:
+        _ = self._input  # one of another release is told before anything is spent
         while not isinstance(step := await self._next_step(), Settle):
             match step:
                 case Begin():
                     if not await self._submit(step):
                         return None
-                case Watch(task_id=task_id) | Fetch(task_id=task_id) if self._must_look(step):
-                    if found is None:
-                        await self._begin_to_wait(task_id)
-                        return None
-                    await self._take_in(task_id, found)
-                    found = None
+                case AwaitTask(task_id=task_id) | Fetch(task_id=task_id) if self._must_look(step):
+                    await self._take_in(task_id, await self._await_task(task_id))
                 case AwaitCallback():
                     if not await self._settle_doubt():
                         return None
@@ -499,25 +479,25 @@ class Driver:
 
     # --- watching -----------------------------------------------------------------------------------------
 
-    async def _begin_to_wait(self, task_id: TaskId) -> None:
-        """Leave the job to a wait. What only a submit needs is forgotten meanwhile, save an upload."""
-        expects_callback = await self._expects_callback()
-        request = self._input.request
-        if self._input.url is None:
-            self._known_input = None
-        self.stored = attrs.evolve(self.stored, job=self.job)
-        self.wait = self.terms.client.begin_wait(
-            task_id,
-            self._heard,
-            request=request,
+    async def _await_task(self, task_id: TaskId) -> Found:
+        """Wait for the task's end. What only a submit needs is forgotten meanwhile, save an upload."""
+        client, clock, timeout_s = self.terms.client, self._session.clock, self.terms.timeout_s
+        options = WaitOptions(
+            policy=client.polling,
+            timeout_s=timeout_s,
+            deadline=clock.monotonic() + timeout_s,
+            kind=kind_of(self._input.request),
             age=self._age(),
-            timeout=self.terms.timeout_s,
-            expects_callback=expects_callback,
+            expects_callback=await self._expects_callback(),
             waits_out_outages=True,
         )
-
-    def _heard(self, found: Found) -> None:
-        self.terms.tell(self, found)
+        if self._input.url is None:
+            self._known_input = None
+        with self.terms.waits(self.stored.number):
+            try:
+                return await client.poller.wait(check_task_id(task_id), options)
+            except Exception as error:  # noqa: BLE001 - also that of a caller's clock
+                return error
 
     async def _checked(self, task_id: TaskId, found: Found) -> tuple[Event, Event | None]:
         """Return what a wait has found, or that it was for another submit's task."""
@@ -556,7 +536,7 @@ class Driver:
 
     def _must_look(self, step: Step) -> bool:
         """Whether the task has to be waited for first, also for the sake of an address that may be old."""
-        return isinstance(step, Watch) or (self.terms.destination is not None and not self.is_fresh)
+        return isinstance(step, AwaitTask) or (self.terms.destination is not None and not self.is_fresh)
 
     async def _expects_callback(self) -> bool:
         if self.terms.callbacks is None or self._posted_at is not None:

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ from flux_async.batch.fleet import Fleet
 from flux_async.batch.in_doubt import Doubts
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, check_images, drain, read_into
-from flux_async.batch.job_runner import Driver, Terms, outcome_of
+from flux_async.batch.job_runner import Terms, outcome_of
 from flux_async.batch.learned import LearnedTimes
 from flux_async.batch.pause_watch import PauseWatch
 from flux_async.batch.prices import price_list
@@ -60,7 +61,6 @@ from flux_async.models import (
 from flux_async.policy.image_addresses import mistyped_in_words
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
-from flux_async.poller import Found
 from flux_async.session import Call, Session, log
 from flux_async.transport.background import wait_until_done
 
@@ -203,7 +203,7 @@ class BatchRun:
     _pause_watch: PauseWatch | None = attrs.field(default=None, init=False, repr=False)
     _learned: LearnedTimes = attrs.field(init=False, repr=False)
     _names: FileNames = attrs.field(init=False, repr=False)
-    _waits: bool = attrs.field(default=True, init=False)
+    _still_waits: bool = attrs.field(default=True, init=False)
     _fed: bool = attrs.field(default=False, init=False)
     _began: float = attrs.field(default=0.0, init=False)
 
@@ -293,7 +293,7 @@ class BatchRun:
 
         What is in doubt is told as it is: its callback is left to the next run.
         """
-        self._waits = False
+        self._still_waits = False
         self._stop_spending()
 
     def _stop_spending(self) -> None:
@@ -393,7 +393,7 @@ class BatchRun:
             start=fleet.start,
             is_driven=fleet.is_driven,
             is_active=lambda: fleet.is_busy or not self._fed,
-            is_over=lambda: not self._waits,
+            is_over=lambda: not self._still_waits,
         )
         clerks.start_soon(fleet.doubts.read)
         if self.journal.is_durable:
@@ -515,9 +515,8 @@ class BatchRun:
     def _clock(self) -> Clock:
         return self._session.clock
 
-    def _heard(self, driver: Driver, found: Found) -> None:
-        if self._fleet is not None:
-            self._fleet.heard(driver, found)
+    def _waits(self, number: int) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._fleet is None else self._fleet.waits(number)
 
     def _retries(self) -> DownloadRetries:
         if self._fleet is None:
@@ -537,13 +536,13 @@ class BatchRun:
             fetch=partial(self.client.fetch_file, match_suffix=True, retry=False),
             on_event=self._on_event,
             still_spends=lambda: not self._over,
-            still_waits=lambda: self._waits,
+            still_waits=lambda: self._still_waits,
             reserve=self._reserve,
             give_back=self._give_back,
             spending=self._count_spending,
             grant=lambda number: self._fleet is None or self._fleet.grant(number),
             is_invited=self._is_invited,
-            tell=self._heard,
+            waits=self._waits,
             offer=self._offer,
             retries=self._retries,
             original=None if self.originals is None else partial(self._names.destination, self.originals),

@@ -181,7 +181,7 @@ class CallbackHealth:
 
 
 @attrs.define(kw_only=True)
-class Watch:
+class PollState:
     """One wait for one task: what was seen so far, and what follows from it.
 
     ``next_look`` says how long to sleep; then give it what the look found, with ``saw_record`` or

@@ -30,7 +30,7 @@ PACKAGE = Path(flux_async.__file__).parent
 L0 = {"advice", "errors", "models"}
 L1 = {"api", "job_state", "policy"}
 L2 = {"clock", "files", "journal", "timing", "transport"}
-L3 = {"client", "download", "poller", "session", "submit_gate", "uploads"}
+L3 = {"client", "download", "poll_rate", "poller", "session", "submit_gate", "uploads"}
 L4 = {"batch", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -47,10 +47,11 @@ ALLOWED: dict[str, set[str]] = {
     "files": L0 | {"policy"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
-    "session": L0 | L1 | {"clock", "submit_gate", "timing", "transport"},
-    "submit_gate": L0 | L1 | {"clock", "timing"},
+    "session": L0 | L1 | {"clock", "submit_gate", "transport"},
+    "submit_gate": L0 | L1 | {"clock"},
     "timing": {"clock"},
-    "poller": L0 | L1 | {"session", "timing"},
+    "poller": L0 | L1 | {"clock", "poll_rate", "session"},
+    "poll_rate": {"clock"},
     # remove_text_many is the batch's short form; it imports it when it is called.
     "client": L0 | L1 | L2 | {"session", "batch.gathered", "download", "uploads", "poller", "__version__"},
     "download": L0 | L1 | {"session", "clock", "files", "transport"},
@@ -82,7 +83,7 @@ OUTSIDE: dict[str, set[str]] = {
     "api": {"attrs", "cattrs", "orjson"},
     "policy": {"attrs"},
     "job_state": {"attrs"},
-    "clock": {"anyio"},
+    "clock": {"attrs"},
     "files": {"anyio", "attrs"},
     "uploads": {"attrs"},
     "journal": {"anyio", "attrs"},
@@ -91,6 +92,7 @@ OUTSIDE: dict[str, set[str]] = {
     "submit_gate": {"attrs"},
     "timing": {"attrs"},
     "poller": {"attrs"},
+    "poll_rate": {"attrs"},
     "client": {"anyio", "attrs"},
     "download": {"attrs"},
     "batch": {"anyio", "attrs"},

@@ -27,7 +27,7 @@ from flux_async import (
 )
 from flux_async.batch.learned import LearnedTimes
 from flux_async.policy.generation_times import kind_of
-from flux_async.timing import LookPace
+from flux_async.poll_rate import PollRate
 
 URLS = [f"https://pictures.example/{n}.jpg" for n in range(400)]
 KIND = "flux-kontext-pro/edit"
@@ -168,15 +168,15 @@ async def test_a_journal_that_cannot_keep_it_is_no_error(
     async with opened() as client:
         await client.run(EditRequest.text_removal(URLS[0]))
         journal = Journal(tmp_path / "run.sqlite3")
-        await LearnedTimes(account=client.session, journal=journal).keep()
+        await LearnedTimes(session=client.session, journal=journal).keep()
         assert "could not be kept" in caplog.text
         async with journal:
-            learned = LearnedTimes(account=client.session, journal=journal)
+            learned = LearnedTimes(session=client.session, journal=journal)
             await learned.keep()
             before = journal.commits
             await learned.keep()
             assert journal.commits == before, "nothing is new"
-            await LearnedTimes(account=client.session, journal=Journal()).keep()
+            await LearnedTimes(session=client.session, journal=Journal()).keep()
 
 
 async def test_clients_of_one_account_learn_together(timed: TimedVendor, opened: Opener) -> None:
@@ -185,7 +185,7 @@ async def test_clients_of_one_account_learn_together(timed: TimedVendor, opened:
         other = client.with_options(timeout=60.0)
         await asyncio.wait_for(collect(client, URLS[:100]), 60)
         await other.run(EditRequest.text_removal(URLS[300]))
-        assert other.account.times.weight(KIND) == pytest.approx(101, rel=0.2)
+        assert other.session.times.weight(KIND) == pytest.approx(101, rel=0.2)
     assert timed.looks_at(100, 101) <= 4
 
 
@@ -229,25 +229,25 @@ async def test_a_budget_of_looks_is_kept(timed: TimedVendor, opened: Opener) -> 
 
 async def test_the_most_likely_ended_come_first(clock: Any) -> None:
     """Of those who wait for a turn, whoever will most likely find an end; each is asked when it counts."""
-    pace, order = LookPace(clock, 1.0), list[float]()
+    pace, order = PollRate(clock, 1.0), list[float]()
 
     async def look(chance: float) -> None:
-        assert await pace.turn(lambda: chance, clock.now + 100.0)
+        assert await pace.permit(lambda: chance, clock.now + 100.0)
         order.append(chance)
 
     async with asyncio.TaskGroup() as group:
         for chance in (0.5, 0.1, 0.9, 0.3, 0.7):
             group.create_task(look(chance))
     assert order == [0.9, 0.7, 0.5, 0.3, 0.1]
-    assert not pace._turns
+    assert not len(pace)
 
 
 async def test_who_keeps_the_time_may_leave(clock: Any) -> None:
     """Cancelled, the first hands over to the next; nobody waits for ever."""
-    pace = LookPace(clock, 5.0)
-    assert await pace.turn(lambda: 1.0, clock.now + 1.0)
+    pace = PollRate(clock, 5.0)
+    assert await pace.permit(lambda: 1.0, clock.now + 1.0)
     async with asyncio.TaskGroup() as group:
-        waiting = [group.create_task(pace.turn(lambda: 0.5, clock.now + 100.0)) for _ in range(3)]
+        waiting = [group.create_task(pace.permit(lambda: 0.5, clock.now + 100.0)) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
     assert [task.result() for task in waiting[1:]] == [True, True]
@@ -255,12 +255,12 @@ async def test_who_keeps_the_time_may_leave(clock: Any) -> None:
 
 async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
     """At its deadline a look gives up its turn, also where the next permit is far off."""
-    pace = LookPace(clock, 1000.0)
-    assert await pace.turn(lambda: 1.0, clock.now + 1.0)
+    pace = PollRate(clock, 1000.0)
+    assert await pace.permit(lambda: 1.0, clock.now + 1.0)
     began, ends = clock.now, dict[float, float]()
 
     async def look(span: float) -> None:
-        assert not await pace.turn(lambda: 1.0, began + span)
+        assert not await pace.permit(lambda: 1.0, began + span)
         ends[span] = clock.now - began
 
     async with asyncio.TaskGroup() as group:

@@ -147,7 +147,7 @@ async def test_tasks_without_a_callback_are_looked_at_as_ever(
     transport.script["record-info"] = [lambda _: make.record(int(clock.now >= ready))]
     await client.wait(TASK)
     assert clock.now - ready < 4.0
-    assert client._waiting.told(), "and they say nothing about callbacks"
+    assert client.poller.are_callbacks_coming(), "and they say nothing about callbacks"
 
 
 async def test_a_failure_is_told_to_each(client: FluxClient, transport: Any, make: Any) -> None:
@@ -328,14 +328,14 @@ async def test_early_callbacks_are_kept_within_bounds(client: FluxClient) -> Non
     """Callbacks for tasks that nobody waits for do not fill the memory."""
     for number in range(10_500):
         client.ring(f"nobody-{number}")
-    assert len(client._waiting._early) == 10_000
-    assert client._waiting._boards == {}
+    assert client.poller.early == 10_000
+    assert client.poller.waiting == 0
 
 
 async def test_nothing_is_kept_of_a_wait_that_is_over(client: FluxClient) -> None:
     """When the last waiter has gone, nothing is left of the task."""
     await waits(client, 2)
-    assert client._waiting._boards == {}
+    assert client.poller.waiting == 0
 
 
 async def _many(

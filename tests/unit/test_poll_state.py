@@ -27,15 +27,15 @@ from flux_async import (
 )
 from flux_async.api.error_codes import CODES, PollMeaning, error_for
 from flux_async.policy.generation_times import GenerationTimes
-from flux_async.policy.polling import CallbackHealth, Watch
+from flux_async.policy.polling import CallbackHealth, PollState
 
 TASK = TaskId("t1")
 STEADY = PollPolicy(interval_s=3.0, jitter=0.0)
 
 
-def watch(span: float = 300.0, policy: PollPolicy = STEADY) -> Watch:
+def watch(span: float = 300.0, policy: PollPolicy = STEADY) -> PollState:
     """A wait that begins at 0."""
-    return Watch(policy=policy, task_id=TASK, started_at=0.0, deadline=span, timeout_s=span)
+    return PollState(policy=policy, task_id=TASK, started_at=0.0, deadline=span, timeout_s=span)
 
 
 def record(status: TaskStatus, **fields: Any) -> TaskRecord:
@@ -226,10 +226,10 @@ def learned(
     age: float | None = 0.0,
     now: float = 0.0,
     policy: PollPolicy = PollPolicy(),  # noqa: B008 - frozen
-) -> Watch:
+) -> PollState:
     """A wait in a rhythm that is learned, of which nothing is learned yet."""
     trail = GenerationTimes().begin(now, age=age)
-    return Watch(
+    return PollState(
         policy=policy, task_id=TASK, started_at=now, deadline=now + 300.0, timeout_s=300.0, trail=trail
     )
 
@@ -280,14 +280,16 @@ def test_whatever_the_ticks_no_gap_is_longer_than_the_cap(
 
 def test_the_last_look_waits_for_no_tick() -> None:
     """It would miss the deadline."""
-    wait = Watch(policy=PollPolicy(tick_s=5.0), task_id=TASK, started_at=0.0, deadline=1.0, timeout_s=1.0)
+    wait = PollState(policy=PollPolicy(tick_s=5.0), task_id=TASK, started_at=0.0, deadline=1.0, timeout_s=1.0)
     assert wait.next_look(0.0, 0.5) == pytest.approx(0.9)
 
 
 def test_a_rhythm_of_ones_own_has_no_ticks() -> None:
     """What was asked for is what is done."""
     policy = PollPolicy.fixed(0.25, jitter=0.0)
-    wait = Watch(policy=policy, task_id=TASK, started_at=0.0, deadline=9.0, timeout_s=9.0, ticks_from=0.07)
+    wait = PollState(
+        policy=policy, task_id=TASK, started_at=0.0, deadline=9.0, timeout_s=9.0, ticks_from=0.07
+    )
     assert wait.next_look(0.0, 0.5) == 0.25
 
 
@@ -303,7 +305,7 @@ def test_looks_of_another_waiter_count() -> None:
     """Who comes late goes on from the last look, whoever made it."""
     first = learned()
     first.saw_record(record(TaskStatus.GENERATING), 9.0)
-    second = Watch(
+    second = PollState(
         policy=PollPolicy(),
         task_id=TASK,
         started_at=9.5,

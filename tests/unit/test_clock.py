@@ -1,4 +1,4 @@
-"""Sleeps that somebody may end."""
+"""Sleeps that may be ended early."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import attrs
 import pytest
 
-from flux_async.timing import Nap
+from flux_async.clock import Wakeup
 
 
 @attrs.define
@@ -39,5 +39,5 @@ async def test_after_a_gap_of_the_clock_what_has_arrived_is_read_first(
 ) -> None:
     """Where the process was stopped, the sleep is a second longer; a busy machine is no reason."""
     clock = StoppedClock([gap_s])
-    await Nap().sleep(clock, 5.0)
+    await Wakeup().wait(clock, 5.0)
     assert clock.slept == slept
