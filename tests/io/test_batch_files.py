@@ -175,8 +175,8 @@ async def test_a_wrong_key_halts_at_the_upload(url: str, photos: list[Path]) -> 
     async with FluxClient("wrong", url) as client:
         with pytest.raises(AuthenticationError):
             async with run_batch(client, photos) as batch:
-                async for _ in batch:
-                    raise AssertionError("nothing can come of a wrong key")
+                async for outcome in batch:
+                    raise AssertionError(outcome)
     assert ledger(url)["submits"] == 0
 
 

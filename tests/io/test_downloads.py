@@ -44,6 +44,7 @@ from flux_async import (
     TaskStatus,
 )
 from flux_async.api.kontext import build_download_url, parse_download_url
+from flux_async.session import DOWNLOADS
 
 KEY = "k-secret-0123456789"
 SIZE = 300_000
@@ -712,18 +713,22 @@ async def test_waiting_for_a_place_counts_as_time(raw_server: Any, tmp_path: Pat
         return False
 
     async with raw_server(behave) as server, FluxClient(KEY, "http://127.0.0.1:1") as client:
-        async with asyncio.TaskGroup() as group:
-            calls = [
-                group.create_task(_refused(client, f"{server.url}/{n}.jpg", tmp_path / f"{n}.jpg"))
-                for n in range(12)
-            ]
-        assert {type(call.result()) for call in calls} == {DownloadTimedOut}
-
-
-async def _refused(client: FluxClient, url: str, path: Path) -> DownloadError:
-    with pytest.raises(DownloadError) as caught:
-        await client.fetch_file(url, path, timeout=0.05, retry=False)
-    return caught.value
+        loop = asyncio.get_running_loop()
+        held = [
+            loop.create_task(client.download(f"{server.url}/{n}.jpg", tmp_path / f"{n}.jpg"))
+            for n in range(DOWNLOADS)
+        ]
+        async with asyncio.timeout(60):
+            while len(server.requests) < DOWNLOADS:
+                await asyncio.sleep(0.005)
+        with pytest.raises(DownloadTimedOut):
+            await client.fetch_file(
+                f"{server.url}/late.jpg", tmp_path / "late.jpg", timeout=0.05, retry=False
+            )
+        assert len(server.requests) == DOWNLOADS
+        for each in held:
+            each.cancel()
+        await asyncio.wait(held)
 
 
 # --- sudden death -----------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import shutil
 import sqlite3
 import subprocess
@@ -119,8 +118,7 @@ def child(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def line_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], WAIT_S)
-    return process.stdout.readline().strip() if ready else ""
+    return process.stdout.readline().strip()
 
 
 async def test_beside_a_run_in_another_process(path: Path) -> None:

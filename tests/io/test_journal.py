@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import re
-import select
 import shutil
 import signal
 import sqlite3
@@ -315,8 +314,7 @@ def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def line_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], WAIT_S)
-    return process.stdout.readline().strip() if ready else ""
+    return process.stdout.readline().strip()
 
 
 async def test_what_was_reported_survives_sigkill(path: Path) -> None:

@@ -21,8 +21,8 @@ from flux_async import (
     DownloadCutShort,
     DownloadError,
     EditRequest,
+    InvalidRequestError,
     MissingExtra,
-    NotFoundError,
     PollDeadlineExceeded,
     Succeeded,
     run_batch,
@@ -352,7 +352,7 @@ def test_a_callback_is_signed_with_the_sandboxes_key_and_time(
 # --- options and what is refused ---------------------------------------------------------------------------
 
 
-@pytest.mark.flux_sandbox(credits=7, faults="404")
+@pytest.mark.flux_sandbox(credits=7, faults="422")
 class TestMarkers:
     """Markers of a class hold for its tests; the nearest one wins, option by option."""
 
@@ -360,7 +360,7 @@ class TestMarkers:
     async def test_the_nearest_wins(self, flux_client: Any) -> None:
         """What it does not name is as the class says."""
         assert await flux_client.credits() == 3
-        with pytest.raises(NotFoundError):
+        with pytest.raises(InvalidRequestError):
             await flux_client.submit(EditRequest.text_removal(IMAGE))
 
 
