@@ -10,6 +10,7 @@ import http
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -20,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flux_async.sandbox import envelopes
 from flux_async.sandbox.clock import ScaledTime, VendorClock, VirtualTime, as_clock
@@ -30,6 +31,9 @@ from flux_async.sandbox.plan import HEADER, FaultPlan
 from flux_async.sandbox.requests import BodyTooLargeError, UnknownFaultError
 from flux_async.sandbox.settings import SandboxSettings
 from flux_async.sandbox.state import State
+
+_MOST_READ: Final = 128 * 1024 * 1024
+"""More than the largest upload."""
 
 
 @attrs.frozen
@@ -45,6 +49,38 @@ class _BrowserCheck:
                 await PlainTextResponse("error code: 1010", 403)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+@attrs.frozen
+class _BodyReader:
+    """Read the rest of a request's body before its answer is sent, as a proxy in front of a server does.
+
+    A socket that is closed with bytes unread resets the connection, and an early answer, such as a 401 to an
+    upload, may be lost on its way to the client.
+    """
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        more, size = True, 0
+
+        async def receive_part() -> Message:
+            nonlocal more, size
+            message = await receive()
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            size += len(message.get("body", b""))
+            return message
+
+        async def send_part(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                while more and size <= _MOST_READ:
+                    await receive_part()
+            await send(message)
+
+        await self.app(scope, receive_part, send_part)
 
 
 def create_app(
@@ -85,7 +121,7 @@ def create_app(
             Route("/__sandbox/thumbnails/{task_id}/{side}.jpg", desk.thumbnail),
             Route("/", desk.page),
         ],
-        middleware=[Middleware(_BrowserCheck)],
+        middleware=[Middleware(_BodyReader), Middleware(_BrowserCheck)],
         exception_handlers={
             http.HTTPStatus.NOT_FOUND: _not_found,
             BodyTooLargeError: _too_large,

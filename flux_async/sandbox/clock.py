@@ -16,7 +16,7 @@ import anyio.lowlevel
 VIRTUAL_BEGIN: Final = 1_787_093_500.0
 """Where virtual time begins, unless told otherwise: always the same, so that answers repeat."""
 
-_TURNS_TO_SETTLE: Final = 10
+_TURNS_TO_SETTLE: Final = 50
 _A_MOMENT: Final = 0.001  # real seconds
 
 

@@ -569,3 +569,20 @@ def test_garbage_never_breaks_it(
             return (await web.request(method, url, params=params, headers=raw, content=body)).status_code
 
     assert asyncio.run(send()) < 500
+
+
+async def test_an_early_answer_waits_for_the_rest_of_the_body() -> None:
+    """A socket closed with bytes unread would reset the connection and lose a 401 on its way."""
+    parts = [{"type": "http.request", "body": b"x" * 9, "more_body": n < 3} for n in range(4)]
+    sent: list[tuple[str, int]] = []
+
+    async def receive() -> Any:
+        return parts.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append((message["type"], len(parts)))
+
+    path = "/api/file-stream-upload"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    await create_app(SandboxSettings(pictures="none"))(scope | {"headers": []}, receive, send)
+    assert sent[0] == ("http.response.start", 0)

@@ -209,7 +209,7 @@ async def test_a_full_disk_halts_once_and_loses_nothing(
 
     async with client_of(vendor, in_flight=20) as client:
         with monkeypatch.context() as full:
-            full.setattr("flux_async.files._make_part", no_room)
+            full.setattr("flux_async.files.image_writer._make_part", no_room)
             async with run_batch(client, images(count), journal=path, directory=tmp_path / "out") as batch:
                 with pytest.raises(DiskFull):
                     async for _ in batch:
