@@ -25,7 +25,7 @@ disadvantage. There is no TLS, which flatters those who open many connections. h
 httpx`` leaves it, without sniffio (which would save it a failing search at every lock); the row "with
 sniffio" has it.
 
-In the long form it exits 1 where ours takes more than 1/2 (httpx), or 1/3 (aiohttp), of the CPU per task of
+In the long form it exits 1 where ours takes more than 0.6 (httpx), or 0.4 (aiohttp), of the CPU per task of
 ``gather`` and a semaphore over httpx, or more than 1.02 times the makespan there is at the vendor's pace.
 With aiohttp the floor is not far below: ``gather`` over aiohttp has a row, without journal and learning.
 """
@@ -84,9 +84,9 @@ COST = (
     Client("  with sniffio", "gather", sniffio=True),
     Client("gather + semaphore, aiohttp", "gather-aiohttp"),
     Client("aiometer, httpx", "aiometer"),
-    Client("run_batch, httpx", "ours-httpx", most=1 / 2),
+    Client("run_batch, httpx", "ours-httpx", most=0.6),
     Client("run_batch, httpx2", "ours-httpx2"),
-    Client("run_batch, aiohttp", "ours-aiohttp", most=1 / 3),
+    Client("run_batch, aiohttp", "ours-aiohttp", most=0.4),
 )
 PACE = (
     Client("aiometer, httpx", "aiometer"),

@@ -142,9 +142,9 @@ def ours(name: Any) -> Callable[[int], Any]:
 
         async def look(task_id: str) -> None:
             poll = build_record_info(TaskId(task_id), keep_alive=True)
-            truth = await transport.exchange(poll, timeout_s=30.0)
-            if not isinstance(truth, Answered) or truth.response.body != BODY:
-                raise SystemExit(f"transports: {name} got {truth}")
+            result = await transport.exchange(poll, timeout_s=30.0)
+            if not isinstance(result, Answered) or result.response.body != BODY:
+                raise SystemExit(f"transports: {name} got {result}")
 
         yield look
         await transport.aclose()

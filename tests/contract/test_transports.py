@@ -26,7 +26,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    """Have this process behave as if ``library`` were not installed."""
+    """Make imports of ``library`` fail, as if it were not installed."""
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, "flux_async.transport.aiohttp_", raising=False)
     monkeypatch.delattr("flux_async.transport.aiohttp_", raising=False)

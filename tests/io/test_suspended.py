@@ -1,4 +1,4 @@
-"""A process that was stopped while a request was under way: what has arrived is read, then time is judged.
+"""A process that was stopped during a request: received data is read before the timeout is applied.
 
 The event loop of these tests can be suspended: while it stands still the server answers, and the loop's clock
 goes on by more than every timeout. Then the answer in the socket and the timers are due in the same turn.
@@ -35,12 +35,12 @@ PATIENCE_S = 60
 
 
 class SuspendableLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock can be put forward."""
+    """An event loop whose clock can be moved forward."""
 
     gap_s = 0.0
 
     def time(self) -> float:
-        """Return the seconds of the machine's clock and those of all gaps."""
+        """Return the time of the system plus all gaps."""
         return super().time() + self.gap_s
 
 
@@ -54,7 +54,7 @@ def run(main: Callable[[SuspendableLoop], Coroutine[Any, Any, None]]) -> None:
 
 @attrs.define
 class SlowServer:
-    """A server in a thread of its own: it reads a request, and answers in pieces when told."""
+    """A server in a thread: it reads a request and sends an answer in parts on demand."""
 
     url: str
     asked: threading.Event = attrs.field(factory=threading.Event)
@@ -62,7 +62,7 @@ class SlowServer:
     answered: threading.Event = attrs.field(factory=threading.Event)
 
     def suspend(self, loop: SuspendableLoop, seconds: float) -> None:
-        """Have the process stand still, the answer arrive, and the clock go on."""
+        """Block the event loop until the answer is in the socket, then move the clock forward."""
         self.answer.set()
         assert self.answered.wait(PATIENCE_S)
         loop.gap_s += seconds
@@ -106,7 +106,7 @@ def _quietly(serve: Callable[[], None]) -> None:
 
 
 def transport_to(url: str, library: str) -> tuple[Transport, Any]:
-    """Make a transport of that kind, and the client it is over, if any."""
+    """Return a transport of that kind, and its client if it has one."""
     given = None
     if library.startswith("client"):
         given = httpx.AsyncClient() if library.endswith("httpx") else httpx2.AsyncClient()
@@ -137,7 +137,7 @@ def test_an_answer_received_while_the_process_was_stopped_is_read(
     certificate: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever the timeout was: a submit whose answer lies in the socket is not in doubt."""
+    """A submit whose answer is in the socket is not in doubt, whatever its timeout."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if secure else None
     if context is not None:
@@ -149,9 +149,9 @@ def test_an_answer_received_while_the_process_was_stopped_is_read(
         while not server.asked.is_set():
             await asyncio.sleep(0.001)
         server.suspend(loop, 65.0)
-        truth = await exchange
-        assert isinstance(truth, Answered), truth
-        assert truth.response.body == BODY
+        result = await exchange
+        assert isinstance(result, Answered), result
+        assert result.response.body == BODY
         await transport.aclose()
         if given is not None:
             await given.aclose()
@@ -162,7 +162,7 @@ def test_an_answer_received_while_the_process_was_stopped_is_read(
 
 @pytest.mark.parametrize("library", ["httpx", "aiohttp"])
 def test_a_submit_of_a_client_survives_all_of_its_deadlines(library: Any) -> None:
-    """The caller's deadline has passed as well; the task id is his all the same."""
+    """It returns the task id although the caller's deadline has passed, too."""
 
     async def main(loop: SuspendableLoop) -> None:
         from flux_async import EditRequest  # noqa: PLC0415
@@ -181,7 +181,7 @@ def test_a_submit_of_a_client_survives_all_of_its_deadlines(library: Any) -> Non
 
 
 async def test_a_deadline_cancels_a_block_that_does_not_end() -> None:
-    """With TimeoutError, and says so; a cancellation from outside stays one."""
+    """It raises TimeoutError and has expired; a cancellation from outside stays a cancellation."""
     deadline = Deadline(0.0)
     with pytest.raises(TimeoutError):
         async with deadline:

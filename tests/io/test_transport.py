@@ -1,4 +1,4 @@
-"""What concerns httpx and httpx2 only, and downloads; ``test_transport_conformance.py`` has the rest."""
+"""httpx and httpx2 only, and downloads; ``test_transport_conformance.py`` holds for all transports."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ async def test_every_exception_of_the_library_is_not_sent_or_unknown(
         transport = HttpxTransport(
             Credentials(KEY, "http://127.0.0.1:1"), version="1", family=family.__name__
         )
-        truth = await transport.exchange(POST, timeout_s=60)
-        assert isinstance(truth, NotSent if kind.__name__ in never_sent else Unknown), kind
-        assert KEY not in truth.reason
+        result = await transport.exchange(POST, timeout_s=60)
+        assert isinstance(result, NotSent if kind.__name__ in never_sent else Unknown), kind
+        assert KEY not in result.reason
         async with family.AsyncClient() as given:
             transport = HttpxTransport(Credentials(KEY, "http://127.0.0.1:1"), version="1", client=given)
             assert isinstance(await transport.exchange(POST, timeout_s=60), Unknown)
@@ -72,7 +72,7 @@ async def test_every_exception_of_the_library_is_not_sent_or_unknown(
 async def test_a_request_that_gets_no_connection_of_the_callers_client_is_not_sent(
     raw_server: Any, make: Any
 ) -> None:
-    """Its pool is known from the request before."""
+    """An earlier request has shown that the client has a pool."""
     busy = asyncio.Event()
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
@@ -96,15 +96,15 @@ async def test_a_request_that_gets_no_connection_of_the_callers_client_is_not_se
 
 
 class ForeignTransport(httpx.AsyncBaseTransport):
-    """A carrier by somebody else, which says ConnectTimeout for a request that was delivered."""
+    """A transport of another package that raises ConnectTimeout for a delivered request."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Lie."""
+        """Raise an exception that does not fit."""
         raise httpx.ConnectTimeout("delivered all the same")
 
 
 async def test_an_exception_of_a_foreign_transport_proves_nothing() -> None:
-    """Through a carrier that is not the library's own, "not connected" proves nothing."""
+    """Of a foreign transport, ConnectTimeout does not prove that nothing was sent."""
     for given in (
         httpx.AsyncClient(transport=ForeignTransport()),
         httpx.AsyncClient(mounts={"http://": ForeignTransport()}),
@@ -115,7 +115,7 @@ async def test_an_exception_of_a_foreign_transport_proves_nothing() -> None:
 
 
 async def test_an_injected_client_stays_open_and_keeps_its_secrets(raw_server: Any, make: Any) -> None:
-    """The caller's client is his to close, and its own credentials do not replace the key."""
+    """The caller closes it, and its own credentials do not replace the key."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(b"{}"))
@@ -130,7 +130,7 @@ async def test_an_injected_client_stays_open_and_keeps_its_secrets(raw_server: A
 
 
 def test_only_async_clients_of_the_two_libraries_are_accepted() -> None:
-    """Subclasses are; synchronous clients are not."""
+    """Subclasses are accepted; synchronous clients are not."""
 
     class Mine(httpx.AsyncClient):
         pass
@@ -143,7 +143,7 @@ def test_only_async_clients_of_the_two_libraries_are_accepted() -> None:
 
 @pytest.fixture
 async def file_client(raw_server: Any) -> Any:
-    """A client whose API does not matter: only files are fetched."""
+    """A client that only downloads files."""
     async with FluxClient(KEY, "http://127.0.0.1:1") as client:
         yield client
 
@@ -151,7 +151,7 @@ async def file_client(raw_server: Any) -> Any:
 async def test_a_download_is_whole_and_carries_no_key(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
-    """The file appears under its name with all its bytes, and the file host saw neither key nor cookie."""
+    """The file has its name and all its bytes, and the file host received neither key nor cookie."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         if first.startswith("GET /moved"):
@@ -172,7 +172,7 @@ async def test_a_download_is_whole_and_carries_no_key(
 async def test_the_suffix_matches_the_content_on_request(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
-    """A JPEG that arrives where PNG was asked for is named .jpg."""
+    """A JPEG in place of a PNG gets the suffix .jpg."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(JPEG))
@@ -212,7 +212,7 @@ async def test_a_bad_file_leaves_nothing_behind(
     kind: type,
     says: str,
 ) -> None:
-    """No half file, no web page under a picture's name; the error says what happened."""
+    """No partial file, and no web page under the name of an image; the error says what happened."""
     monkeypatch.setattr("flux_async.policy.downloads._RESUME_BASE_S", 0.0)
 
     async def behave(*args: Any) -> bool:
@@ -227,7 +227,7 @@ async def test_a_bad_file_leaves_nothing_behind(
 
 
 async def test_a_slow_file_ends_at_the_timeout(file_client: Any, raw_server: Any, tmp_path: Path) -> None:
-    """The timeout counts for the whole download."""
+    """The timeout holds for the whole download."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(b"HTTP/1.1 200 OK\r\ncontent-length: 60000000\r\n\r\n" + JPEG[:-2])
@@ -250,7 +250,7 @@ async def test_a_slow_file_ends_at_the_timeout(file_client: Any, raw_server: Any
 async def test_an_error_of_the_disk_is_reported(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
-    """The error names the path and that the paid result is still there."""
+    """The error names the path and says that the paid result is still available."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(JPEG))
@@ -265,7 +265,7 @@ async def test_an_error_of_the_disk_is_reported(
 async def test_a_cancelled_download_ends_soon_and_leaves_nothing(
     file_client: Any, raw_server: Any, tmp_path: Path
 ) -> None:
-    """A cancelled download stops at the next chunk, by itself."""
+    """It stops at the next chunk."""
     started = asyncio.Event()
 
     async def behave(*args: Any) -> bool:
@@ -287,7 +287,7 @@ async def test_a_cancelled_download_ends_soon_and_leaves_nothing(
 
 
 async def test_a_hook_that_fails_after_the_answer_does_not_make_it_unsent(raw_server: Any, make: Any) -> None:
-    """A response hook that cannot connect somewhere else proves nothing about the submit: one POST only."""
+    """A response hook that fails to connect does not prove anything about the submit: one POST only."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(b'{"code":200,"data":{"taskId":"t1"}}'))
@@ -309,7 +309,7 @@ async def test_a_hook_that_fails_after_the_answer_does_not_make_it_unsent(raw_se
 
 
 async def test_a_closed_client_and_an_impossible_address_are_not_sent() -> None:
-    """What fails before any byte has left is certain."""
+    """Nothing was sent, so nothing is charged."""
     given = httpx.AsyncClient()
     await given.aclose()
     transport = HttpxTransport(Credentials(KEY, "http://127.0.0.1:1"), version="1", client=given)
@@ -321,7 +321,7 @@ async def test_a_closed_client_and_an_impossible_address_are_not_sent() -> None:
 async def test_default_parameters_of_the_callers_client_do_not_replace_ours(
     raw_server: Any, make: Any
 ) -> None:
-    """The task id is asked for whatever the given client adds to every request."""
+    """The task id is sent whatever parameters the client adds to each request."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(b"{}"))
@@ -358,7 +358,7 @@ async def test_a_stopped_request_leaves_no_connection(raw_server: Any) -> None:
 async def test_polls_reuse_connections_and_submits_close_theirs(
     raw_server: Any, make: Any, family: Any
 ) -> None:
-    """One after another all polls take the same connection; those of submits are closed when they end."""
+    """Successive polls use the same connection; those of submits are closed at their end."""
     together = asyncio.Barrier(3)
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
@@ -439,7 +439,7 @@ async def test_a_client_makes_no_more_polls_at_once_than_its_limit(
 async def test_a_connection_that_is_opened_during_closing_is_closed(
     raw_server: Any, make: Any, family: Any, turns: int
 ) -> None:
-    """Whatever becomes of its exchange."""
+    """Whatever the result of its request."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         writer.write(make.http(b"{}"))
@@ -466,13 +466,13 @@ BAD_DESTINATIONS = ["", ".", "/", "a\x00b", None, 7, "lone\udc80\ud800"]
 async def test_an_invalid_destination_is_refused_before_the_download(
     file_client: Any, destination: Any
 ) -> None:
-    """Before anything is fetched, with an error of ours."""
+    """It raises InvalidInput, and nothing is requested."""
     with pytest.raises(InvalidInput):
         await file_client.fetch_file("http://127.0.0.1:1/r.jpg", destination, retry=False)
 
 
 async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> None:
-    """An existing folder is refused first, too."""
+    """An existing folder is refused as well."""
     with pytest.raises(InvalidInput, match="does not name a file"):
         await file_client.fetch_file("http://127.0.0.1:1/r.jpg", tmp_path, retry=False)
 
@@ -481,7 +481,7 @@ async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> N
     "url", ["http://xn--a/", "http://\N{SNOWMAN}/", "http://[v1.x]/", "http://h/" + "x" * 70_000]
 )
 async def test_an_invalid_address_is_a_download_error(file_client: Any, tmp_path: Path, url: str) -> None:
-    """What the HTTP library refuses is told as an error of ours, of bounded length."""
+    """An address that the HTTP library refuses is a DownloadError with a short message."""
     with pytest.raises((DownloadError, InvalidInput)) as caught:
         await file_client.fetch_file(url, tmp_path / "r.jpg", timeout=60, retry=False)
     assert len(str(caught.value)) < 400
@@ -490,7 +490,7 @@ async def test_an_invalid_address_is_a_download_error(file_client: Any, tmp_path
 async def test_a_cancelled_download_does_not_overwrite_a_newer_file(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
-    """Who has left gets no file, though the last byte had arrived."""
+    """A cancelled caller gets no file, even after the last byte was received."""
     last, go = asyncio.Event(), asyncio.Event()
 
     async def behave(*args: Any) -> bool:
@@ -520,7 +520,7 @@ async def test_a_cancelled_download_does_not_overwrite_a_newer_file(
 async def test_a_suffix_of_no_image_format_is_kept(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
-    """``photo.1`` and ``photo.2`` stay two files; the longest legal name is legal."""
+    """``photo.1`` and ``photo.2`` are two files; the longest legal name works."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(JPEG))

@@ -1,4 +1,4 @@
-"""Every transport against servers that misbehave, over real sockets: answered, not sent, or unknown?
+"""Every transport against servers that misbehave, over real sockets: answered, not sent or unknown.
 
 The same for all of them: over connections of our own with httpx, httpx2 and aiohttp, and over an httpx or
 httpx2 client of the caller's. What only concerns httpx is in ``test_transport.py``.
@@ -38,7 +38,7 @@ GIVEN = ["client of httpx", "client of httpx2"]
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever proxies this machine has, the tests set their own."""
+    """Remove the machine's proxies: the tests set their own."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -64,20 +64,20 @@ async def _makers(stack: str) -> AsyncIterator[Callable[..., Transport]]:
 
 @pytest.fixture(params=OURS + GIVEN)
 async def transport_to(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Transport]]:
-    """Make transports of every kind for a base URL."""
+    """Return a factory of transports of every kind for a base URL."""
     async for make in _makers(request.param):
         yield make
 
 
 @pytest.fixture(params=OURS)
 async def own_transport_to(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Transport]]:
-    """Make transports over connections of our own for a base URL."""
+    """Return a factory of transports without a client of the caller's."""
     async for make in _makers(request.param):
         yield make
 
 
 def server_side(certificate: Path) -> ssl.SSLContext:
-    """Return the TLS settings of a server with that certificate."""
+    """Return the TLS context of a server with that certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     return context
@@ -88,7 +88,7 @@ Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 @asynccontextmanager
 async def listening(connected: Connected, secure: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve connections, each as a whole, on the port that is yielded; leave nothing open."""
+    """Serve connections on the yielded port; close all of them at the end."""
     serving: set[asyncio.Task[Any]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -112,16 +112,16 @@ async def listening(connected: Connected, secure: ssl.SSLContext | None = None) 
         await asyncio.sleep(0.005)
 
 
-async def sent_in_vain(transport: Transport, request: WireRequest, timeout_s: float) -> SendResult:
-    """Make a request whose timeout ends it; with more time where this machine was too busy to connect."""
-    while isinstance(truth := await transport.exchange(request, timeout_s=timeout_s), NotSent):
+async def until_timeout(transport: Transport, request: WireRequest, timeout_s: float) -> SendResult:
+    """Make a request that ends by its timeout; repeat it with a longer one if no connection was made."""
+    while isinstance(result := await transport.exchange(request, timeout_s=timeout_s), NotSent):
         timeout_s *= 4
-        assert timeout_s < 100, truth
-    return truth
+        assert timeout_s < 100, result
+    return result
 
 
 async def works(transport: Transport, at_once: int = 3) -> None:
-    """Check that the transport answers, as many times at once as it has connections, and more."""
+    """Check that several requests at once are answered."""
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         calls = [group.create_task(transport.exchange(GET, timeout_s=60)) for _ in range(at_once)]
     assert [type(call.result()) for call in calls] == [Answered] * at_once
@@ -131,7 +131,7 @@ async def works(transport: Transport, at_once: int = 3) -> None:
 
 
 async def test_a_whole_answer_is_answered(transport_to: Any, raw_server: Any, make: Any) -> None:
-    """Status, headers in lower case and body arrive; the key, our name and the content type went out."""
+    """It has status, headers in lower case and body; key, User-Agent and content type were sent."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(OK, "200 OK", "X-Thing: a\r\nx-thing: b\r\n"))
@@ -141,10 +141,10 @@ async def test_a_whole_answer_is_answered(transport_to: Any, raw_server: Any, ma
     async with raw_server(behave) as server:
         transport = transport_to(server.url + "/v0")
         for request in (GET, query, POST):
-            truth = await transport.exchange(request, timeout_s=60)
-            assert isinstance(truth, Answered)
-            assert truth.response.body == OK
-            assert truth.response.headers["x-thing"] == "a, b"
+            result = await transport.exchange(request, timeout_s=60)
+            assert isinstance(result, Answered)
+            assert result.response.body == OK
+            assert result.response.headers["x-thing"] == "a, b"
         assert server.connections == 2, "one that polls share, and one for the submit"
     (first, headers, _), (last, _, _), (_, closing, body) = server.requests
     assert first == f"GET /v0{GET.path} HTTP/1.1"
@@ -176,7 +176,7 @@ WHOLE = {
 async def test_an_unusual_but_whole_answer_is_answered(
     transport_to: Any, raw_server: Any, make: Any, said: bytes
 ) -> None:
-    """What ends as it should is an answer, and the next exchange works."""
+    """A complete answer is accepted whatever its form, and the next request works."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         writer.write(said if first.startswith("POST") else make.http(OK))
@@ -185,16 +185,16 @@ async def test_an_unusual_but_whole_answer_is_answered(
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
         for _ in range(3):
-            truth = await transport.exchange(POST, timeout_s=60)
-            assert isinstance(truth, Answered), truth
-            assert truth.response.body in (b"{}", b"")
+            result = await transport.exchange(POST, timeout_s=60)
+            assert isinstance(result, Answered), result
+            assert result.response.body in (b"{}", b"")
         await works(transport)
 
 
 async def test_an_upgrade_to_another_protocol_occupies_no_connection(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
-    """It has seen the request; what becomes of the connection then is nobody's business."""
+    """The request was sent, so it is unknown; the next request works."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         hello = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhello"
@@ -204,12 +204,12 @@ async def test_an_upgrade_to_another_protocol_occupies_no_connection(
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
         for _ in range(3):
-            assert isinstance(await sent_in_vain(transport, POST, 0.2), Answered | Unknown)
+            assert isinstance(await until_timeout(transport, POST, 0.2), Answered | Unknown)
         await works(transport)
 
 
 async def test_redirects_are_not_followed_with_the_key(transport_to: Any, raw_server: Any, make: Any) -> None:
-    """A redirect is an answer, and the host it names sees nothing."""
+    """A redirect is an answer; its target receives no request."""
 
     async def elsewhere(*args: Any) -> bool:
         return False
@@ -221,22 +221,22 @@ async def test_redirects_are_not_followed_with_the_key(transport_to: Any, raw_se
             return True
 
         async with raw_server(behave) as server:
-            truth = await transport_to(server.url).exchange(POST, timeout_s=60)
-    assert isinstance(truth, Answered)
-    assert truth.response.status == 307
+            result = await transport_to(server.url).exchange(POST, timeout_s=60)
+    assert isinstance(result, Answered)
+    assert result.response.status == 307
     assert thief.connections == 0
     assert len(server.requests) == 1
 
 
 async def test_cookies_are_not_sent_back(own_transport_to: Any, raw_server: Any, make: Any) -> None:
-    """Nobody recognises us by anything but the key."""
+    """The second request has no Cookie header."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(OK, "200 OK", "set-cookie: a=b; path=/\r\nset-cookie: c=d\r\n"))
         return True
 
     async with raw_server(behave) as server:
-        # cookies of hosts without a name are kept by nobody
+        # no library keeps cookies of hosts without a name
         transport = own_transport_to(server.url.replace("127.0.0.1", "localhost"))
         for request in (GET, POST, GET):
             assert isinstance(await transport.exchange(request, timeout_s=60), Answered)
@@ -244,7 +244,7 @@ async def test_cookies_are_not_sent_back(own_transport_to: Any, raw_server: Any,
 
 
 async def test_an_echo_of_the_key_is_scrubbed(transport_to: Any, raw_server: Any, make: Any) -> None:
-    """A server that repeats our header does not bring the key into errors and logs."""
+    """Neither an answer nor an error contains a key that the server repeats."""
 
     async def behave(first: str, headers: dict[str, str], body: bytes, writer: Any) -> bool:
         if first.startswith("GET"):
@@ -265,7 +265,7 @@ async def test_an_echo_of_the_key_is_scrubbed(transport_to: Any, raw_server: Any
 async def test_debug_logs_contain_no_key(
     transport_to: Any, raw_server: Any, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither ours nor the library's nor asyncio's, at the most talkative level."""
+    """Logs of this package, of the library and of asyncio at level DEBUG."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(b"{}"))
@@ -284,24 +284,24 @@ async def test_debug_logs_contain_no_key(
 
 
 async def test_refused_connections_are_not_sent(transport_to: Any) -> None:
-    """Nobody listens: certainly not charged."""
+    """No server listens, so nothing is charged."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        truth = await transport_to(url).exchange(POST, timeout_s=60)
-    assert isinstance(truth, NotSent)
-    assert "Connect" in truth.reason
+        result = await transport_to(url).exchange(POST, timeout_s=60)
+    assert isinstance(result, NotSent)
+    assert "Connect" in result.reason
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "xn--a", "x" * 64 + ".invalid"])
 async def test_unknown_hosts_are_not_sent(transport_to: Any, host: str) -> None:
-    """A name that does not resolve, or is none: certainly not charged."""
-    truth = await transport_to(f"http://{host}").exchange(POST, timeout_s=60)
-    assert isinstance(truth, NotSent)
+    """An unknown or invalid name, so nothing is charged."""
+    result = await transport_to(f"http://{host}").exchange(POST, timeout_s=60)
+    assert isinstance(result, NotSent)
 
 
 async def test_a_connection_that_is_not_made_in_time_is_not_sent(transport_to: Any) -> None:
-    """The system holds connections back while a full queue is before the server: nothing has left."""
+    """The accept queue of the server is full, so no connection is made and nothing is sent."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
@@ -310,17 +310,17 @@ async def test_a_connection_that_is_not_made_in_time_is_not_sent(transport_to: A
         for one in waiting:
             one.setblocking(False)
             one.connect_ex(address)
-        truth = await transport_to(f"http://127.0.0.1:{address[1]}").exchange(POST, timeout_s=0.2)
+        result = await transport_to(f"http://127.0.0.1:{address[1]}").exchange(POST, timeout_s=0.2)
         for one in waiting:
             one.close()
-    assert isinstance(truth, NotSent)
+    assert isinstance(result, NotSent)
 
 
 @pytest.mark.parametrize(
     "said", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x15\x03\x03\x00\x02\x02\x28"]
 )
 async def test_a_failed_tls_handshake_is_not_sent(transport_to: Any, said: bytes | None) -> None:
-    """Silence, a closed connection, plain HTTP, an alert: the request leaves only after the handshake."""
+    """Silence, a closed connection, plain HTTP, an alert: nothing is sent before the handshake."""
     seen = bytearray()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -378,7 +378,7 @@ CUT = {
 async def test_the_received_part_of_a_broken_answer_is_kept(
     transport_to: Any, raw_server: Any, said: bytes
 ) -> None:
-    """It may name the task; it comes without the key."""
+    """It can contain the task id; the key is removed from it."""
     part = b'{"code":200,"seen":"%s","data":{"taskId":"c0d0",' % KEY.encode()
 
     async def behave(*args: Any) -> bool:
@@ -387,15 +387,15 @@ async def test_the_received_part_of_a_broken_answer_is_kept(
         return False
 
     async with raw_server(behave) as server:
-        truth = await transport_to(server.url).exchange(POST, timeout_s=60)
-    assert isinstance(truth, Unknown)
-    assert truth.body == part.replace(KEY.encode(), b"***")
-    assert "c0d0" not in repr(truth)
+        result = await transport_to(server.url).exchange(POST, timeout_s=60)
+    assert isinstance(result, Unknown)
+    assert result.body == part.replace(KEY.encode(), b"***")
+    assert "c0d0" not in repr(result)
 
 
 @pytest.mark.parametrize("said", BROKEN.values(), ids=BROKEN)
 async def test_a_broken_answer_is_unknown(transport_to: Any, raw_server: Any, make: Any, said: bytes) -> None:
-    """The server read the request; whatever it did then, it may have charged. What follows works."""
+    """The server received the request and may have charged it. The next request works."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         writer.write(said if first.startswith("POST") else make.http(OK))
@@ -404,14 +404,14 @@ async def test_a_broken_answer_is_unknown(transport_to: Any, raw_server: Any, ma
 
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
-        truth = await transport.exchange(POST, timeout_s=60)
-        assert isinstance(truth, Unknown), truth
+        result = await transport.exchange(POST, timeout_s=60)
+        assert isinstance(result, Unknown), result
         assert len(server.requests) == 1, "and it was sent once"
         await works(transport)
 
 
 async def test_a_connection_closed_before_the_request_was_read_is_unknown(transport_to: Any) -> None:
-    """It was accepted, so bytes may have left: unknown, though we know better. And no second try."""
+    """The connection was accepted, so bytes may have been sent. The request is not repeated."""
     accepted = 0
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -421,13 +421,13 @@ async def test_a_connection_closed_before_the_request_was_read_is_unknown(transp
 
     async with listening(connected) as port:
         transport = transport_to(f"http://127.0.0.1:{port}")
-        truth = await transport.exchange(POST, timeout_s=60)
-    assert isinstance(truth, Unknown)
+        result = await transport.exchange(POST, timeout_s=60)
+    assert isinstance(result, Unknown)
     assert accepted == 1
 
 
 async def test_http_on_a_tls_port_is_unknown(transport_to: Any) -> None:
-    """A server that wanted TLS has seen the request all the same."""
+    """A server that expects TLS has received the request."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
@@ -442,7 +442,7 @@ async def test_http_on_a_tls_port_is_unknown(transport_to: Any) -> None:
 async def test_a_silent_server_is_unknown_at_the_timeout(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
-    """A server that reads and says nothing cannot hold us, nor a place in the pool."""
+    """It blocks neither the caller nor a connection."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         if first.startswith("POST"):
@@ -453,7 +453,7 @@ async def test_a_silent_server_is_unknown_at_the_timeout(
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
         for _ in range(3):
-            assert isinstance(await sent_in_vain(transport, POST, 0.05), Unknown)
+            assert isinstance(await until_timeout(transport, POST, 0.05), Unknown)
         await works(transport)
     assert [first[:4] for first, _, _ in server.requests].count("POST") == 3
 
@@ -476,7 +476,7 @@ async def test_a_slow_answer_is_stopped_and_occupies_no_connection(
     drop: bytes,
     pause_s: float,
 ) -> None:
-    """Each byte comes in time, the whole never: the total is bounded, and the pool as good as before."""
+    """Each byte arrives in time, the whole answer never does: the timeout holds for all of it."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         if first.startswith("GET"):
@@ -491,13 +491,13 @@ async def test_a_slow_answer_is_stopped_and_occupies_no_connection(
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
         for _ in range(3):
-            truth = await sent_in_vain(transport, POST, 0.1)
-            assert isinstance(truth, Unknown), truth
+            result = await until_timeout(transport, POST, 0.1)
+            assert isinstance(result, Unknown), result
         await works(transport)
 
 
 async def test_an_endless_answer_is_cut_off(transport_to: Any, raw_server: Any, make: Any) -> None:
-    """An answer far longer than any envelope is not read into memory."""
+    """An answer far longer than an envelope is not read into memory."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         if first.startswith("GET"):
@@ -510,19 +510,19 @@ async def test_an_endless_answer_is_cut_off(transport_to: Any, raw_server: Any, 
 
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
-        truth = await transport.exchange(POST, timeout_s=60)
+        result = await transport.exchange(POST, timeout_s=60)
         await works(transport)
-    assert isinstance(truth, Unknown)
-    assert "longer than" in truth.reason
+    assert isinstance(result, Unknown)
+    assert "longer than" in result.reason
 
 
-# --- connections that are kept ----------------------------------------------------------------------------
+# --- kept connections -------------------------------------------------------------------------------------
 
 
 async def test_a_submit_does_not_use_the_connection_of_a_poll_nor_of_a_submit(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
-    """The server answers the first request of each connection only: every submit is answered."""
+    """The server answers only the first request of each connection; every submit is answered."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         ports.append(writer.get_extra_info("peername")[1])
@@ -546,7 +546,7 @@ async def test_a_submit_does_not_use_the_connection_of_a_poll_nor_of_a_submit(
 async def test_a_poll_on_a_connection_that_closes_gets_no_wrong_answer(
     transport_to: Any, raw_server: Any, make: Any
 ) -> None:
-    """It is unknown, or, as aiohttp makes a GET again by itself, answered; what follows works."""
+    """It is unknown or, because aiohttp repeats a GET, answered. The next requests work."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         if len(server.requests) == 2:
@@ -563,7 +563,7 @@ async def test_a_poll_on_a_connection_that_closes_gets_no_wrong_answer(
 
 @attrs.define
 class Blocking:
-    """A server in a thread, for what happens while the event loop is busy."""
+    """A server in a thread, which works while the event loop is blocked."""
 
     url: str
     hang_up: threading.Event
@@ -573,7 +573,7 @@ class Blocking:
 
 @asynccontextmanager
 async def blocking_server(reset: bool) -> AsyncIterator[Blocking]:
-    """Answer once on each connection and hang up when told."""
+    """Answer once on each connection and close it on demand."""
     listener = socket.create_server(("127.0.0.1", 0))
     made = Blocking(f"http://127.0.0.1:{listener.getsockname()[1]}", threading.Event(), threading.Event(), [])
 
@@ -607,7 +607,7 @@ async def blocking_server(reset: bool) -> AsyncIterator[Blocking]:
 async def test_a_kept_connection_that_was_closed_is_not_used(
     transport_to: Any, reset: bool, loop_saw_it: bool
 ) -> None:
-    """Nor where the event loop was too busy to notice: a poll is not lost for nothing."""
+    """Also if the event loop was blocked and has not seen the end of the connection."""
     async with blocking_server(reset) as server:
         transport = transport_to(server.url)
         assert isinstance(await transport.exchange(GET, timeout_s=60), Answered)
@@ -620,12 +620,12 @@ async def test_a_kept_connection_that_was_closed_is_not_used(
         await transport.aclose()
 
 
-# --- answers that nobody asked for ------------------------------------------------------------------------
+# --- answers without a request ----------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def proxy(port: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Stand between as a proxy of the environment does, for https: CONNECT to any host leads to ``port``."""
+    """Run an HTTP proxy of the environment: a CONNECT to any host connects to ``port``."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -672,7 +672,7 @@ async def _a_moment_later(writer: asyncio.StreamWriter, answer: bytes) -> None:
 
 @attrs.define
 class Duplicating:
-    """A vendor that sends every answer twice: a submit gets a task of its own, a poll the task it names."""
+    """A vendor that sends each answer twice: a new task for a submit, the named task for a poll."""
 
     twice: Duplicates
     submits: int = 0
@@ -702,7 +702,7 @@ async def test_twenty_submits_among_polls_each_get_their_own_task(
     twice: Duplicates,
     way: str,
 ) -> None:
-    """However a server duplicates its answers, none is taken for the answer to another submit."""
+    """A duplicate of an answer is never read as the answer to another submit."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     server = Duplicating(twice)
     secure = None if way == "plain" else server_side(certificate)
@@ -717,9 +717,9 @@ async def test_twenty_submits_among_polls_each_get_their_own_task(
             poll = WireRequest(method="GET", path="/r", query={"taskId": f"{number:03}"}, keep_alive=True)
             await transport.exchange(poll, timeout_s=60)
             submit = WireRequest(method="POST", path="/g", body=b'{"prompt":"%03d"}' % number)
-            truth = await transport.exchange(submit, timeout_s=60)
-            assert isinstance(truth, Answered), truth
-            assert truth.response.body == b'{"code":200,"data":{"taskId":"%03d"}}' % number
+            result = await transport.exchange(submit, timeout_s=60)
+            assert isinstance(result, Answered), result
+            assert result.response.body == b'{"code":200,"data":{"taskId":"%03d"}}' % number
         await transport.aclose()
     assert server.submits == 20
 
@@ -729,7 +729,7 @@ async def test_twenty_submits_among_polls_each_get_their_own_task(
 
 @attrs.frozen
 class Pieces:
-    """A body of pieces, announced with any size."""
+    """A body in chunks, announced with any size."""
 
     size: int
     pieces: int = 100
@@ -749,7 +749,7 @@ def upload(stream: Pieces) -> WireRequest:
 
 
 async def test_an_upload_arrives_whole_with_its_size(transport_to: Any, raw_server: Any, make: Any) -> None:
-    """With its length, its content type and the key, not in chunks, to the upload host."""
+    """The upload host receives length, content type and key, without chunked encoding."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(OK))
@@ -773,7 +773,7 @@ async def test_an_upload_arrives_whole_with_its_size(transport_to: Any, raw_serv
 async def test_a_body_of_another_size_than_announced_is_never_answered(
     transport_to: Any, raw_server: Any, make: Any, size: int
 ) -> None:
-    """Neither does the host get a whole form, nor do we wait for it until the time is over."""
+    """The host receives no complete form, and the request ends before its timeout."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(OK))
@@ -782,15 +782,15 @@ async def test_a_body_of_another_size_than_announced_is_never_answered(
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
         begun = time.monotonic()
-        truth = await transport.exchange(upload(Pieces(size=size, pieces=10)), timeout_s=100)
-        assert isinstance(truth, Unknown)
+        result = await transport.exchange(upload(Pieces(size=size, pieces=10)), timeout_s=100)
+        assert isinstance(result, Unknown)
         assert time.monotonic() - begun < 60
         assert not any(len(body) == size == 1_000_001 for _, _, body in server.requests)
         await works(transport)
 
 
 async def test_an_answer_before_the_end_of_an_upload_is_answered(transport_to: Any, make: Any) -> None:
-    """It is heard, now or when all is sent; and half an upload is never taken for the next request."""
+    """It is returned, at once or at the end; the rest of the upload is never read as another request."""
     heads: list[bytes] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -803,15 +803,15 @@ async def test_an_answer_before_the_end_of_an_upload_is_answered(transport_to: A
         transport = transport_to(f"http://127.0.0.1:{port}")
         stream = Pieces(size=40_000, pieces=40, piece=b"x" * 1000, pause_s=0.005)
         for _ in range(3):
-            truth = await transport.exchange(upload(stream), timeout_s=60)
-            assert isinstance(truth, Answered)
-            assert truth.response.status == 401
+            result = await transport.exchange(upload(stream), timeout_s=60)
+            assert isinstance(result, Answered)
+            assert result.response.status == 401
         await transport.aclose()
     assert [head[:25] for head in heads] == [b"POST /api/file-stream-uplo"[:25]] * 3
 
 
 async def test_slow_uploads_do_not_delay_a_submit(own_transport_to: Any, raw_server: Any, make: Any) -> None:
-    """They have connections of their own."""
+    """Uploads use connections of their own."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         if "upload" in first:
@@ -837,7 +837,7 @@ async def test_slow_uploads_do_not_delay_a_submit(own_transport_to: Any, raw_ser
 async def test_no_proxy_is_used_for_this_machine(
     own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy of the environment does not get to see the key that goes to a local sandbox."""
+    """A proxy of the environment does not receive the key of a local sandbox."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(b"{}"))
@@ -854,7 +854,7 @@ async def test_no_proxy_is_used_for_this_machine(
 async def test_a_proxy_of_the_environment_is_used_for_requests(
     own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To any other host, with the proxy's own password; exceptions are kept."""
+    """For every other host, with the proxy's password; ``no_proxy`` is respected."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(OK))
@@ -879,7 +879,7 @@ async def test_a_proxy_of_the_environment_is_used_for_requests(
 async def test_a_proxy_that_opens_no_tunnel_is_not_sent(
     own_transport_to: Any, raw_server: Any, make: Any, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    """It sees where we want to go, not the key; and nobody is told its password."""
+    """It receives the target host and not the key; its password is in no message."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(b"", status))
@@ -887,10 +887,10 @@ async def test_a_proxy_that_opens_no_tunnel_is_not_sent(
 
     async with raw_server(behave) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url.replace("//", "//user:hush-hush@"))
-        truth = await own_transport_to("https://api.example.test").exchange(POST, timeout_s=60)
-    assert isinstance(truth, NotSent)
-    assert status[:3] in truth.reason
-    assert "hush-hush" not in truth.reason
+        result = await own_transport_to("https://api.example.test").exchange(POST, timeout_s=60)
+    assert isinstance(result, NotSent)
+    assert status[:3] in result.reason
+    assert "hush-hush" not in result.reason
     assert proxy.requests[0][0] == "CONNECT api.example.test:443 HTTP/1.1"
     assert KEY not in str(proxy.requests)
     assert len(proxy.requests) == 1
@@ -900,7 +900,7 @@ async def test_a_proxy_that_opens_no_tunnel_is_not_sent(
 async def test_an_unsupported_proxy_is_not_sent(
     own_transport_to: Any, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
-    """Nobody there, or of a kind the library does not know: nothing has left."""
+    """No server listens, or the library does not support its scheme: nothing is sent."""
     monkeypatch.setenv("http_proxy", proxy)
     monkeypatch.setenv("https_proxy", proxy)
     for scheme in ("http", "https"):
@@ -915,7 +915,7 @@ async def test_an_unsupported_proxy_is_not_sent(
 async def test_tls_certificates_are_verified(
     own_transport_to: Any, make: Any, monkeypatch: pytest.MonkeyPatch, certificate: Path, trusted: bool
 ) -> None:
-    """Whom SSL_CERT_FILE trusts is talked to; a stranger does not see the request."""
+    """A certificate in SSL_CERT_FILE is accepted; with any other the request is not sent."""
     requests: list[bytes] = []
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -927,9 +927,9 @@ async def test_tls_certificates_are_verified(
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     async with listening(connected, server_side(certificate)) as port:
         transport = own_transport_to(f"https://localhost:{port}")
-        truths = [await transport.exchange(POST, timeout_s=60) for _ in range(2)]
+        results = [await transport.exchange(POST, timeout_s=60) for _ in range(2)]
         await transport.aclose()
-    assert {type(truth) for truth in truths} == {Answered if trusted else NotSent}
+    assert {type(result) for result in results} == {Answered if trusted else NotSent}
     assert len(requests) == (2 if trusted else 0)
 
 
@@ -939,7 +939,7 @@ async def test_tls_certificates_are_verified(
 async def test_two_hundred_requests_at_once_leave_no_connection(
     own_transport_to: Any, raw_server: Any, make: Any
 ) -> None:
-    """Some are answered, some dropped, some cut, some time out; then all places are there, and end."""
+    """Some are answered, dropped, cut or timed out; then 40 more are answered, and all connections close."""
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
         number = int(first.partition("n=")[2].split()[0] or 0) % 5
@@ -987,7 +987,7 @@ async def test_two_hundred_requests_at_once_leave_no_connection(
 
 @pytest.mark.parametrize("begun", [True, False])
 async def test_closing_ends_requests_in_flight(own_transport_to: Any, raw_server: Any, begun: bool) -> None:
-    """Those who wait for a head, for a body or for a connection are told within their time; later ones, too.
+    """Requests that wait for headers, for a body or for a connection end within their time; so do later ones.
 
     With aiohttp at once. (The client ends its exchanges before it closes the transport.)
     """

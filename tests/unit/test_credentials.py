@@ -1,4 +1,4 @@
-"""The key and the one origin it belongs to."""
+"""The API key, and the addresses it is sent to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_key_goes_to_its_origin_only() -> None:
 @pytest.mark.parametrize("key", [KEY, "k/?~>>?~k/?~>>?~k"])
 @pytest.mark.parametrize("words", ["%s", "Bearer %s", "Authorization: Bearer %s\r\nHost: h", "a%sb", "ab%s"])
 def test_a_key_echoed_in_base64_is_scrubbed(words: str, key: str, encode: Callable[[bytes], bytes]) -> None:
-    """Wherever the key begins in what was packed; at most its first and last letter can be guessed at."""
+    """At every position of the key in the encoded text; only its first and last letter may remain."""
     packed = encode((words % key).encode())
     for said in (packed, packed.replace(b"/", rb"\/")):
         left = Credentials(key, None).scrub(b'{"seen":"' + said + b'"}')
@@ -42,7 +42,7 @@ def test_a_key_echoed_in_base64_is_scrubbed(words: str, key: str, encode: Callab
 
 
 def test_a_key_echoed_in_other_forms_is_scrubbed() -> None:
-    """In UTF-16, and percent-encoded."""
+    """UTF-16 and percent-encoding."""
     assert Credentials(KEY, None).scrub(KEY.encode("utf-16-be")) == b"***"
     assert Credentials(KEY, None).scrub(KEY.encode("utf-16-le")) == b"***"
     assert Credentials("abc/def+ghi=jkl%mno", None).scrub(b"?k=abc%2Fdef%2Bghi%3Djkl%25mno&") == b"?k=***&"
@@ -50,21 +50,21 @@ def test_a_key_echoed_in_other_forms_is_scrubbed() -> None:
 
 @pytest.mark.parametrize("key", [None, "", "  \n"])
 def test_a_missing_key_names_the_variable(key: str | None) -> None:
-    """The message says which variable to set."""
+    """The message names KIE_API_KEY."""
     with pytest.raises(ConfigurationError, match="KIE_API_KEY"):
         Credentials(key, None)
 
 
 @pytest.mark.parametrize("key", ["a b", "a\nb", "schlüssel", "a\x00b"])
 def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
-    """Better here than as a broken request; and the message does not show it."""
+    """The message does not contain the key."""
     with pytest.raises(ConfigurationError) as caught:
         Credentials(key, None)
     assert key not in str(caught.value)
 
 
 def test_a_key_is_stripped() -> None:
-    """A trailing newline from a secrets file does no harm."""
+    """A trailing newline from a secrets file is removed."""
     assert (
         Credentials(f" {KEY}\r\n", None)
         .authorization_for("https://api.kie.ai/")["Authorization"]
@@ -73,7 +73,7 @@ def test_a_key_is_stripped() -> None:
 
 
 def test_the_key_is_not_shown_and_not_pickled() -> None:
-    """Neither repr nor pickle holds it, and an echo of it is blotted out, however JSON spells it."""
+    """It is neither in repr nor in a pickle, and an echo is scrubbed in every JSON form."""
     origin = Credentials(KEY, "http://127.0.0.1:8787")
     assert KEY not in repr(origin)
     assert origin.scrub(f"sent {KEY}!".encode()) == b"sent ***!"
@@ -83,13 +83,13 @@ def test_the_key_is_not_shown_and_not_pickled() -> None:
 
 
 def test_a_key_as_short_as_the_sandboxs_is_not_scrubbed() -> None:
-    """The key ``test`` is part of honest task ids and URLs, which must arrive as they are."""
+    """The key ``test`` occurs in task ids and URLs, which must not change."""
     assert Credentials("test", None).scrub(b"https://h/tests/contest.jpg") == b"https://h/tests/contest.jpg"
 
 
 @pytest.mark.parametrize("bad", [7, b"key", ["key"], object()])
 def test_settings_of_another_type_are_refused(bad: object) -> None:
-    """Keys and addresses are strings; anything else is an error of configuration."""
+    """Keys and addresses that are no strings raise ConfigurationError."""
     with pytest.raises(ConfigurationError, match="key"):
         Credentials(bad, None)
     with pytest.raises(ConfigurationError, match="KIE_BASE_URL"):
@@ -97,7 +97,7 @@ def test_settings_of_another_type_are_refused(bad: object) -> None:
 
 
 def test_a_password_in_the_base_url_is_not_shown() -> None:
-    """It is refused without being repeated."""
+    """It is refused, and the message does not contain it."""
     with pytest.raises(ConfigurationError) as caught:
         Credentials(KEY, "https://user:s3cret@api.kie.ai")
     assert "s3cret" not in str(caught.value)
@@ -115,7 +115,7 @@ def test_a_password_in_the_base_url_is_not_shown() -> None:
     ],
 )
 def test_an_invalid_base_url_is_refused(url: str) -> None:
-    """Missing scheme, user names and queries are errors of configuration."""
+    """A missing scheme, a user name or a query raises ConfigurationError."""
     with pytest.raises(ConfigurationError, match="KIE_BASE_URL"):
         Credentials(KEY, url)
 
@@ -124,7 +124,7 @@ def test_an_invalid_base_url_is_refused(url: str) -> None:
     "url", ["https://api.kie.ai", "https://api.kie.ai/", "https://api.kie.ai/api/v1/flux/kontext", None]
 )
 def test_the_base_url_of_the_api_page_works(url: str | None) -> None:
-    """The API page's base URL with its path may be pasted as it is."""
+    """The API page's base URL can be pasted with its path."""
     request = WireRequest(method="GET", path="/api/v1/chat/credit")
     assert Credentials(KEY, url).url_for(request) == "https://api.kie.ai/api/v1/chat/credit"
 
@@ -162,7 +162,7 @@ def test_uploads_go_to_the_vendor_only_with_the_vendors_api(
 
 
 def test_the_key_goes_to_two_origins_at_most() -> None:
-    """Neither the host that serves uploads nor one that looks like it gets the key."""
+    """The host of uploaded files and similar names do not receive the key."""
     origin = Credentials(KEY, None)
     for foreign in (
         "https://tempfile.redpandaai.co/kieai/1/a.png",
@@ -175,19 +175,19 @@ def test_the_key_goes_to_two_origins_at_most() -> None:
 
 @pytest.mark.parametrize("bad", [7, "ftp://h", "https://u:s3cret@h", "https://h?x=1"])
 def test_an_invalid_upload_url_is_refused(bad: object) -> None:
-    """With its own name in the message, and no password."""
+    """The message names the setting and contains no password."""
     with pytest.raises(ConfigurationError, match="KIE_UPLOAD_URL") as caught:
         Credentials(KEY, None, bad)
     assert "s3cret" not in str(caught.value)
 
 
 def test_an_upload_host_over_plain_http_is_reported() -> None:
-    """Each address to which the key would go unencrypted is named once."""
+    """Each address that would receive the key unencrypted is reported once."""
     assert Credentials(KEY, None, "http://up.example").in_clear == ("http://up.example",)
     assert Credentials(KEY, "http://up.example").in_clear == ("http://up.example",)
     assert Credentials(KEY, None, "http://localhost:1").in_clear == ()
 
 
 def test_the_upload_host_does_not_change_the_fingerprint() -> None:
-    """A journal of one account stays usable when its upload host changes."""
+    """A journal stays usable when the upload host changes."""
     assert Credentials(KEY, None, "https://up.example").fingerprint == Credentials(KEY, None).fingerprint

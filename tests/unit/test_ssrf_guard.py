@@ -1,4 +1,4 @@
-"""Where a download may go."""
+"""Addresses that a download may connect to."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ SPECIAL = {
 
 @pytest.mark.parametrize("text", PUBLIC + PUBLIC_INSIDE)
 def test_public_addresses_have_no_kind(text: str) -> None:
-    """The rest of the world."""
+    """Global addresses."""
     assert kind_of(ipaddress.ip_address(text)) is None
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind in SPECIAL for text in SPECIAL[kind]])
 def test_special_addresses_have_a_kind(kind: AddressKind, text: str) -> None:
-    """Those inside others, too."""
+    """Also addresses that embed another one."""
     assert kind_of(ipaddress.ip_address(text)) is kind
 
 
@@ -82,7 +82,7 @@ def test_special_addresses_have_a_kind(kind: AddressKind, text: str) -> None:
     ],
 )
 def test_an_address_is_known_in_every_spelling(host: str, address: str | None) -> None:
-    """Decimal, octal, hexadecimal, shortened."""
+    """Decimal, octal, hexadecimal and shortened forms."""
     assert literal(host) == (ipaddress.ip_address(address) if address else None)
 
 
@@ -92,7 +92,7 @@ def test_an_address_is_known_in_every_spelling(host: str, address: str | None) -
     + [(host, False) for host in ("localhost", "nas.LOCAL", "intranet.", "10.0.0.1", "0x7f.1", "")],
 )
 def test_a_host_may_be_public_by_its_name_or_number(host: str, public: bool) -> None:
-    """Names that only inner networks know, and numbers that nobody routes, are not."""
+    """Names of private networks and addresses that are not routed are not public."""
     assert may_be_public(host) is public
 
 
@@ -111,7 +111,7 @@ def guard(
 
 @pytest.mark.parametrize("kind", SPECIAL)
 async def test_special_addresses_are_forbidden(kind: AddressKind) -> None:
-    """Neither spelled out nor behind a name, alone or beside a public one."""
+    """As a literal, behind a name, alone or beside a public address."""
     for text in SPECIAL[kind]:
         with pytest.raises(AddressForbidden, match=kind.value.partition(" ")[0]):
             await guard("api.kie.ai", is_public=True).addresses_of(text, 80)
@@ -139,7 +139,7 @@ async def test_special_addresses_are_forbidden(kind: AddressKind) -> None:
 async def test_only_addresses_of_the_apis_kind_are_allowed(
     api_host: str, allowed: AddressKind | None
 ) -> None:
-    """A local sandbox may send us to itself, and nowhere else within."""
+    """Results of a local sandbox can be on the same machine, and in no other private network."""
     for kind, texts in SPECIAL.items():
         for text in texts:
             if kind is allowed:
@@ -151,7 +151,7 @@ async def test_only_addresses_of_the_apis_kind_are_allowed(
 
 
 async def test_the_kind_of_a_named_api_is_resolved() -> None:
-    """``http://sandbox:8000`` in a private network may send us to itself; names of two kinds may not."""
+    """Results of ``http://sandbox:8000`` can be in its network; a name with two kinds allows none."""
     assert await guard("sandbox", "172.18.0.2").addresses_of("sandbox", 8000) == ["172.18.0.2"]
     for found in (["172.18.0.2", "127.0.0.1"], ["172.18.0.2", "1.1.1.1"]):
         with pytest.raises(AddressForbidden):
@@ -161,7 +161,7 @@ async def test_the_kind_of_a_named_api_is_resolved() -> None:
 
 
 async def test_a_vpn_that_resolves_every_name_is_allowed() -> None:
-    """Where even the vendor's name leads into the benchmark range, results may; nothing else is opened."""
+    """The vendor's name resolves into the benchmark range: so can results; other ranges stay forbidden."""
     vpn = guard("api.kie.ai", "198.18.0.7", is_public=True)
     assert await vpn.addresses_of("files.example", 443) == ["198.18.0.7"]
     hijacked = guard("api.kie.ai", "10.0.0.1", is_public=True)
@@ -170,7 +170,7 @@ async def test_a_vpn_that_resolves_every_name_is_allowed() -> None:
 
 
 async def test_a_name_without_address_is_an_os_error() -> None:
-    """As from the system."""
+    """Like the system's resolver."""
 
     async def nothing(host: str, port: int) -> Sequence[str]:
         return []
@@ -180,7 +180,7 @@ async def test_a_name_without_address_is_an_os_error() -> None:
 
 
 async def test_the_default_resolver_is_the_systems() -> None:
-    """The machine's own name for itself."""
+    """The name of the machine itself."""
     assert {"127.0.0.1", "::1"} & set(await look_up("localhost", 80))
 
 
@@ -198,13 +198,13 @@ async def test_the_default_resolver_is_the_systems() -> None:
     ],
 )
 async def test_a_proxy_is_not_used_for_private_hosts(host: str) -> None:
-    """Numbers in any spelling, and names that only mean something inside."""
+    """Literal addresses in any form, and names of private networks."""
     with pytest.raises(AddressForbidden):
         await guard("api.kie.ai", is_public=True).check_for_proxy(host)
 
 
 async def test_a_proxy_is_used_for_other_hosts() -> None:
-    """It looks the names up; the API's own name is the caller's own word."""
+    """The proxy resolves them; the API's own name is given by the caller."""
     await guard("api.kie.ai", is_public=True).check_for_proxy("files.example")
     await guard("api.kie.ai", is_public=True).check_for_proxy("1.1.1.1")
     await guard("sandbox").check_for_proxy("sandbox")
@@ -214,7 +214,7 @@ async def test_a_proxy_is_used_for_other_hosts() -> None:
 
 
 def test_a_url_is_parsed_into_its_parts() -> None:
-    """Host, port and target are what will be used; a password in it is not."""
+    """It has scheme, host, port and target; a password is dropped."""
     hop = ParsedUrl.read(
         "https://user:secret@Files.Example/ab%20c/\N{LATIN SMALL LETTER E WITH ACUTE}?q=1&r=<>#p"
     )
@@ -237,7 +237,7 @@ def test_a_url_is_parsed_into_its_parts() -> None:
     ],
 )
 def test_the_host_is_the_one_that_is_connected_to(url: str, authority: str) -> None:
-    """There is one reading of an address, odd ones included."""
+    """Unusual URLs included."""
     assert ParsedUrl.read(url).authority == authority
 
 
@@ -253,7 +253,7 @@ def test_the_host_is_the_one_that_is_connected_to(url: str, authority: str) -> N
     ],
 )
 def test_an_invalid_host_is_refused(url: str) -> None:
-    """Scopes, escapes and commas are no part of a host's name."""
+    """Scopes, escapes and commas are invalid in a host name."""
     with pytest.raises((DownloadError, InvalidInput)):
         ParsedUrl.read(url)
 
@@ -273,7 +273,7 @@ def test_an_invalid_host_is_refused(url: str) -> None:
     ],
 )
 def test_redirects_are_followed(start: str, location: str, url: str) -> None:
-    """Relative ones, too."""
+    """Relative ones included."""
     assert ParsedUrl.read(start).follow(location).url == url
 
 
@@ -290,6 +290,6 @@ def test_redirects_are_followed(start: str, location: str, url: str) -> None:
     ],
 )
 def test_other_redirects_are_refused(location: str, says: str) -> None:
-    """Other schemes, the way down, and what is no address."""
+    """Other schemes, https to http, and invalid addresses."""
     with pytest.raises(AddressForbidden, match=says):
         ParsedUrl.read("https://a/x").follow(location)
