@@ -25,7 +25,7 @@ import attrs
 
 from flux_async import EditRequest, FluxClient, Job, JobKey, PollPolicy, TaskId
 from flux_async.api.envelope import WireRequest, WireResponse
-from flux_async.api.kontext import build_submit
+from flux_async.api.stored_requests import store_request
 from flux_async.batch.runner import run_batch
 from flux_async.job_state import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.journal import writer
@@ -97,7 +97,7 @@ async def _life(journal: Journal, stored: StoredJob, taken: list[float]) -> None
 
 
 def _body(n: int) -> str:
-    return (build_submit(EditRequest.text_removal(_image(n))).body or b"").decode()
+    return store_request(EditRequest.text_removal(_image(n)))
 
 
 def _image(n: int) -> str:

@@ -29,7 +29,7 @@ import aiohttp
 from flux_async import Limits, TaskId
 from flux_async.api import envelope
 from flux_async.api.envelope import WireResponse
-from flux_async.api.kontext import build_record_info, parse_look
+from flux_async.api.kontext import build_status, parse_poll
 from flux_async.transport import Answered
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import make_transport
@@ -141,7 +141,7 @@ def ours(name: Any) -> Callable[[int], Any]:
         transport = make_transport(name, origin, version="benchmark")
 
         async def look(task_id: str) -> None:
-            poll = build_record_info(TaskId(task_id), keep_alive=True)
+            poll = build_status(TaskId(task_id), keep_alive=True)
             result = await transport.exchange(poll, timeout_s=30.0)
             if not isinstance(result, Answered) or result.response.body != BODY:
                 raise SystemExit(f"transports: {name} got {result}")
@@ -208,7 +208,7 @@ def reading_us(looks: int) -> dict[str, float]:
     parsers = {"json": lambda: None} if fast() is None else {"json": lambda: None, "orjson": fast}
     for name, fast_parser in parsers.items():
         envelope.fast_parser = fast_parser  # type: ignore[assignment]
-        rounds = timeit.repeat(lambda: parse_look(answer, task_id), number=looks, repeat=5)
+        rounds = timeit.repeat(lambda: parse_poll(answer, task_id), number=looks, repeat=5)
         found[name] = min(rounds) / looks * 1e6
     envelope.fast_parser = fast
     return found

@@ -20,16 +20,10 @@ import anyio
 import attrs
 
 from flux_async.advice import python_words
+from flux_async.api.common import build_credit, check_task_id, parse_credit
 from flux_async.api.echo import compare
 from flux_async.api.envelope import WireRequest, WireResponse
-from flux_async.api.kontext import (
-    build_credit,
-    build_record_info,
-    check_task_id,
-    parse_credit,
-    parse_record,
-    store_request,
-)
+from flux_async.api.stored_requests import store_request
 from flux_async.api.url_encoding import encoded_as_by_a_browser
 from flux_async.clock import Clock, SystemClock
 from flux_async.download import DownloadOrder, download, download_once
@@ -332,7 +326,10 @@ class FluxClient:
             FluxError: The look itself failed; the task goes on.
         """
         task = check_task_id(task_id)
-        return await self._read(build_record_info(task), lambda answer: parse_record(answer, task), timeout)
+        api = self._session.api
+        return await self._read(
+            api.build_status(task), lambda answer: api.parse_status(answer, task), timeout
+        )
 
     async def wait(
         self,

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import attrs
 
+from flux_async.api.common import build_download_url, parse_download_url
 from flux_async.api.envelope import retry_after_s
-from flux_async.api.kontext import build_download_url, parse_download_url
 from flux_async.errors import (
     DeadlineExceeded,
     DownloadCutShort,

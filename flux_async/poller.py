@@ -16,8 +16,9 @@ from collections import OrderedDict
 
 import attrs
 
+from flux_async.api import Api
+from flux_async.api.common import image_of
 from flux_async.api.envelope import WireResponse
-from flux_async.api.kontext import image_of, parse_look
 from flux_async.clock import SUSPENSION_S, Wakeup
 from flux_async.errors import ClientClosed, DeadlineExceeded, FluxError, TaskFailed
 from flux_async.models import ImageResult, TaskId, TaskRecord
@@ -332,7 +333,7 @@ class Poller:
             if answer is None:
                 waiter.missed = True
             else:
-                found = _parsed(answer, task_id)
+                found = _parsed(self.session.api, answer, task_id)
                 for each in task.waiters:  # each raises an error of its own
                     each.found = copy.copy(found) if isinstance(found, FluxError) else found
             _wake(task)
@@ -364,10 +365,10 @@ def _wake(task: _Task) -> None:
         waiter.wakeup.set()
 
 
-def _parsed(answer: WireResponse | FluxError, task_id: TaskId) -> TaskRecord | FluxError:
+def _parsed(api: Api, answer: WireResponse | FluxError, task_id: TaskId) -> TaskRecord | FluxError:
     found: TaskRecord | FluxError
     try:
-        found = answer if isinstance(answer, FluxError) else parse_look(answer, task_id)
+        found = answer if isinstance(answer, FluxError) else api.parse_poll(answer, task_id)
     except FluxError as error:
         found = error
     words = found.status.name if isinstance(found, TaskRecord) else type(found).__name__

@@ -18,10 +18,11 @@ from typing import Any, Self, TypeVar
 
 import attrs
 
+from flux_async.api import Api, load_api
 from flux_async.api.echo import Comparison, in_words, mismatch, subject_of
 from flux_async.api.envelope import READ_ADVICE, WireRequest, WireResponse
-from flux_async.api.kontext import build_record_info, build_submit, is_for_task, parse_submit
 from flux_async.api.odd_answers import ids_in, kept_answer
+from flux_async.api.stored_requests import store_request
 from flux_async.clock import Clock, Signal
 from flux_async.errors import (
     Charge,
@@ -29,6 +30,7 @@ from flux_async.errors import (
     ConnectionLost,
     DeadlineExceeded,
     FluxError,
+    InvalidInput,
     RequestNotSent,
     Scope,
     TaskMismatch,
@@ -101,6 +103,7 @@ class Session:
         admission: The pace of submits.
         clock: The reader of time.
         rng: The source of jitter.
+        api: The API of the vendor that tasks are submitted to and polled at.
         scrub: Blots the key out of what a server said.
         times: What is known of how long tasks take.
         submits: The latest submits, and whether records are known to show what was sent.
@@ -116,6 +119,7 @@ class Session:
     admission: Admission
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
+    api: Api = attrs.field(factory=load_api, repr=False)
     scrub: Callable[[bytes], bytes] = attrs.field(default=bytes, repr=False)
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
     submits: SubmitLog = attrs.field(factory=SubmitLog, init=False, repr=False)
@@ -284,7 +288,7 @@ class Session:
         try:
             async with Deadline(deadline - self.clock.monotonic()):
                 answer = await self._exchanges.run(
-                    self.post(build_submit(request)),
+                    self.post(store_request(request)),
                     when_done=self.leave_air,
                     when_abandoned=partial(self._abandoned, request),
                 )
@@ -341,14 +345,18 @@ class Session:
         if self._halts != call.halts and self._halted_by is not None:
             raise copy.copy(self._halted_by)
 
-    async def post(self, wire: WireRequest) -> TaskId | FluxError:
-        """Make an admitted POST and judge its answer. Returns whatever happens: money may be gone."""
-        self.submits.sends(subject_of(json.loads(wire.body or b"{}")))
+    async def post(self, body: str, callback_url: str | None = None) -> TaskId | FluxError:
+        """Submit a stored request that was admitted, and return its task or the error: it may be charged."""
+        try:
+            wire = self.api.build_submit(body, callback_url)
+        except InvalidInput as error:
+            return error  # nothing was sent
+        self.submits.sends(subject_of(json.loads(body)))
         began = self.clock.monotonic()
         result: SendResult | None = None
         try:
             result = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
-            task_id = parse_submit(self._answered(result))
+            task_id = self.api.parse_submit(self._answered(result))
         except FluxError as error:
             return self._with_answer(self._judged(error, began), wire, result)
         except asyncio.CancelledError:
@@ -474,10 +482,10 @@ class Session:
         """
         began = self.clock.monotonic()
         try:
-            poll = build_record_info(task_id, keep_alive=True)
+            poll = self.api.build_status(task_id, keep_alive=True)
             answer = self._polled(await self.transport.exchange(poll, timeout_s=timeout_s), began)
-            if not is_for_task(answer, task_id):
-                poll, began = build_record_info(task_id), self.clock.monotonic()
+            if not self.api.is_for_task(answer, task_id):
+                poll, began = self.api.build_status(task_id), self.clock.monotonic()
                 answer = self._polled(await self.transport.exchange(poll, timeout_s=timeout_s), began)
         except FluxError as error:
             return error

@@ -1,1 +1,72 @@
-"""Bytes to models and back: no clock, no socket, no disk."""
+"""The vendor's APIs: bytes to models and back, without I/O.
+
+Each API is one module that fulfils :class:`Api`; which models it has is in ``models_table``. What all of
+them share is in ``common`` (balance, fresh links), ``uploads`` and ``webhooks``: a callback names its task
+the same way in each, so one receiver serves all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from flux_async.api.envelope import WireRequest, WireResponse
+    from flux_async.api.models_table import ApiName
+    from flux_async.models import TaskId, TaskRecord
+
+
+class Api(Protocol):
+    """One API of the vendor: how a task is submitted, and how its state is read.
+
+    Attributes:
+        NAME: Its name in the table of models.
+    """
+
+    NAME: ApiName
+
+    def build_submit(self, body: str, callback_url: str | None = None) -> WireRequest:
+        """Return the POST that creates a task from a stored request, to be reported to ``callback_url``.
+
+        Raises:
+            InvalidInput: The request's image has not been uploaded, or this API does not have its model.
+        """
+        ...
+
+    def parse_submit(self, response: WireResponse) -> TaskId:
+        """Return the id of the task that a submit created.
+
+        Raises:
+            ApiError: The vendor refused; ``charge`` and ``scope`` say what that means.
+            UnexpectedResponse: No documented shape, or a success without a task id: charge MAYBE.
+        """
+        ...
+
+    def build_status(self, task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
+        """Return the GET of a task's record; ask :meth:`is_for_task` of an answer over a kept connection."""
+        ...
+
+    def parse_status(self, response: WireResponse, task_id: TaskId) -> TaskRecord:
+        """Return the record of a task, its ``params`` by the names of a stored request.
+
+        Raises:
+            NotFoundError: No such task, or not visible yet.
+            ApiError: Another refusal; ``api/error_codes.py`` says what it means for a wait.
+            UnexpectedResponse: No documented shape, or the record of another task or of none.
+        """
+        ...
+
+    def parse_poll(self, response: WireResponse, task_id: TaskId) -> TaskRecord:
+        """Return what a wait needs of a record: of a task at work only its state and its time of creation."""
+        ...
+
+    def is_for_task(self, response: WireResponse, task_id: TaskId) -> bool:
+        """Return False where an answer over a kept connection may be that of an earlier poll."""
+        ...
+
+
+def load_api(name: ApiName = "kontext") -> Api:
+    """Return the API of a name."""
+    from flux_async.api import kontext  # noqa: PLC0415 - requests are checked by a module of this package
+
+    apis: dict[ApiName, Api] = {"kontext": kontext}
+    return apis[name]

@@ -1,16 +1,15 @@
-"""Field names and shapes: models to HTTP requests, HTTP answers to models, without I/O.
+"""The kontext API, :class:`flux_async.api.Api`: stored requests to submits, answers to records.
 
 Rules (API page, "Core Endpoints"; the rest was seen on the live service):
 
 1. Nothing is coerced, and a field of an unknown shape is read as absent (``api/parsing.py``).
-2. A success without what it promises (task id, result URL, balance) is an error.
-3. A failed task is a record, not an error: the look at it succeeded.
+2. A success without what it promises (task id, result URL) is an error.
+3. A failed task is a record, not an error: the poll succeeded.
 4. What is not understood is kept in ``TaskRecord.raw``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import eq
@@ -18,11 +17,10 @@ from typing import Any, cast
 
 import attrs
 import cattrs
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.gen import make_dict_structure_fn, override
 
-from flux_async.api import parsing
+from flux_async.api import common, parsing
 from flux_async.api.envelope import (
-    EXCERPT,
     SERVER_ERRORS,
     WireRequest,
     WireResponse,
@@ -33,44 +31,22 @@ from flux_async.api.envelope import (
     unexpected,
 )
 from flux_async.api.error_codes import OK, PollMeaning, rule_for
-from flux_async.api.models_table import Model
-from flux_async.errors import Charge, InvalidInput, NotFoundError, UnexpectedResponse, shown
-from flux_async.models import (
-    EditRequest,
-    GenerateRequest,
-    ImageRequest,
-    ImageResult,
-    LocalImage,
-    TaskId,
-    TaskRecord,
-    TaskStatus,
-)
+from flux_async.api.models_table import ApiName, model_of, on_wire
+from flux_async.api.stored_requests import IMAGE_FIELD, encode, fields_to_send, stored_name
+from flux_async.errors import Charge, NotFoundError, shown
+from flux_async.models import TaskId, TaskRecord, TaskStatus
+
+NAME: ApiName = "kontext"
+"""As the user and the table of models name this API."""
 
 GENERATE_PATH = "/api/v1/flux/kontext/generate"
 RECORD_INFO_PATH = "/api/v1/flux/kontext/record-info"
-CREDIT_PATH = "/api/v1/chat/credit"
-DOWNLOAD_URL_PATH = "/api/v1/common/download-url"
-
-
-# --- building ---------------------------------------------------------------------------------------------
-
-
-def _wire_name(field: str) -> str:
-    if field == "callback_url":
-        return "callBackUrl"  # the capital B is the vendor's
-    first, *rest = field.split("_")
-    return first + "".join(word.capitalize() for word in rest)
 
 
 _NO_TASK = (
     "Check the task id, and that the key is of the account that made it; a task of the last minute may not "
     "be visible yet."
 )
-_OUR_NAMES = {
-    kind: {_wire_name(a.name): a.name for a in attrs.fields(kind)} for kind in (GenerateRequest, EditRequest)
-}
-
-
 _READERS: Mapping[Any, Callable[[object], object]] = {
     parsing.Text: parsing.text,
     parsing.WholeNumber: parsing.whole_number,
@@ -85,17 +61,11 @@ _READERS: Mapping[Any, Callable[[object], object]] = {
 def _make_converter() -> cattrs.Converter:
     """The one converter: the vendor's names, no coercion, absent for what is not understood."""
     converter = cattrs.Converter()
-    for kind in (GenerateRequest, EditRequest):
-        names = {a.name: override(rename=_wire_name(a.name)) for a in attrs.fields(kind)}
-        converter.register_unstructure_hook(
-            kind, make_dict_unstructure_fn(kind, converter, **cast("dict[str, Any]", names))
-        )
-    converter.register_unstructure_hook(LocalImage, lambda image: image.reference)
     for kind, read in _READERS.items():
         # Of "or None" as a whole: cattrs would find out at each value which of the two it is to be.
         converter.register_structure_hook_func(partial(eq, kind | None), _reading(read))
     for body in (_RecordBody, _LinksBody):
-        names = {a.name: override(rename=_wire_name(a.name)) for a in attrs.fields(body)}
+        names = {a.name: override(rename=stored_name(a.name)) for a in attrs.fields(body)}
         converter.register_structure_hook(
             body, make_dict_structure_fn(body, converter, **cast("dict[str, Any]", names))
         )
@@ -106,75 +76,24 @@ def _reading(read: Callable[[object], object]) -> Callable[[object, object], obj
     return lambda value, _: read(value)
 
 
-def build_submit(request: ImageRequest) -> WireRequest:
-    """POST generate (API page, "Image Generation/Editing"). Unset fields are left out, never null.
+# --- building ---------------------------------------------------------------------------------------------
+
+
+def build_submit(body: str, callback_url: str | None = None) -> WireRequest:
+    """POST generate (API page, "Image Generation/Editing") of a stored request.
 
     Raises:
-        InvalidInput: It is about a file that has not been uploaded.
+        InvalidInput: It is about a file that has not been uploaded, or this API does not have its model.
     """
-    if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
-        raise InvalidInput(f"{request.input_image} has not been uploaded.", advice="Upload it first.")
-    return WireRequest(method="POST", path=GENERATE_PATH, body=store_request(request).encode())
+    fields = fields_to_send(body, callback_url)
+    row = on_wire(NAME, fields["model"])
+    fields["model"] = row.model
+    if row.image_field != IMAGE_FIELD and IMAGE_FIELD in fields:
+        fields[row.image_field] = fields.pop(IMAGE_FIELD)
+    return WireRequest(method="POST", path=GENERATE_PATH, body=encode(fields | dict(row.extras)).encode())
 
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-
-
-def store_request(request: ImageRequest) -> str:
-    """Return a request as a journal keeps it: the body of its submit, with a file named by its content.
-
-    Raises:
-        InvalidInput: It is about a file that has not been read.
-    """
-    sent = {name: value for name, value in _converter.unstructure(request).items() if value is not None}
-    return _ENCODER.encode(sent)
-
-
-def with_input(body: str, input_url: str | None) -> str:
-    """Return a stored request as it is sent, with the address its picture has been uploaded to."""
-    if input_url is None:
-        return body
-    sent = json.loads(body) | {"inputImage": input_url}
-    return json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
-
-
-def build_stored_submit(body: str, callback_url: str | None = None) -> WireRequest:
-    """POST generate with the body of an earlier :func:`store_request`, and the address of its callback."""
-    if callback_url is not None:
-        field = json.dumps({_wire_name("callback_url"): callback_url}, separators=(",", ":"))
-        body = f"{body[:-1]},{field[1:]}"
-    return WireRequest(method="POST", path=GENERATE_PATH, body=body.encode())
-
-
-def read_submit(body: str) -> ImageRequest:
-    """Read back the body of an earlier :func:`store_request`; of a file only the content is told.
-
-    Raises:
-        InvalidInput: Another release wrote it, with fields that are unknown here.
-    """
-    try:
-        sent: dict[str, Any] = json.loads(body)
-        kind = EditRequest if "inputImage" in sent else GenerateRequest
-        names = _OUR_NAMES[kind]
-        given = {names[name]: value for name, value in sent.items()}
-        if kind is EditRequest:
-            given["input_image"] = LocalImage.of_reference(str(sent["inputImage"])) or sent["inputImage"]
-        return kind(**given)
-    except (KeyError, TypeError, ValueError) as bad:
-        raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
-
-
-def read_model(body: str) -> Model:
-    """Read only the model from the body of an earlier :func:`store_request`."""
-    return Model(json.loads(body)["model"])
-
-
-def read_image(body: str) -> str:
-    """Read only the picture's address from the body of an earlier :func:`store_request`; it may have none."""
-    return str(json.loads(body).get("inputImage", ""))
-
-
-def build_record_info(task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
+def build_status(task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
     """GET record-info (API page, "Task Status Query").
 
     Of an answer over a kept connection ask :func:`is_for_task` first.
@@ -182,7 +101,7 @@ def build_record_info(task_id: TaskId, *, keep_alive: bool = False) -> WireReque
     return WireRequest(
         method="GET",
         path=RECORD_INFO_PATH,
-        query={"taskId": check_task_id(task_id)},
+        query={"taskId": common.check_task_id(task_id)},
         keep_alive=keep_alive,
     )
 
@@ -200,25 +119,6 @@ def is_for_task(response: WireResponse, task_id: TaskId) -> bool:
         return True
     ends_task = rule_for(code).poll is PollMeaning.TASK_FAILED
     return not ends_task and not (code == OK and isinstance(envelope.get("data"), dict))
-
-
-def build_credit() -> WireRequest:
-    """GET the balance (vendor's common API, "Get account credits")."""
-    return WireRequest(method="GET", path=CREDIT_PATH)
-
-
-def build_download_url(url: str) -> WireRequest:
-    """POST download-url: ask for a fresh link to a result (vendor's common API, "Get download URL")."""
-    body = json.dumps({"url": url}, separators=(",", ":"), ensure_ascii=False)
-    return WireRequest(method="POST", path=DOWNLOAD_URL_PATH, body=body.encode())
-
-
-def check_task_id(task_id: object) -> TaskId:
-    """Return ``task_id`` if it can be one, else raise :class:`InvalidInput`."""
-    clean = parsing.task_id(task_id) if isinstance(task_id, str) else None
-    if clean is None:
-        raise InvalidInput(f"{shown(task_id)} is not a task id.", advice="Give the id that submit returned.")
-    return clean
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -254,7 +154,7 @@ def _refuse_contradictions(response: WireResponse, code: int | None, task_id: Ta
         raise unexpected(response, f"The API answered {code}, but with a server error")
 
 
-def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:
+def parse_status(response: WireResponse, task_id: TaskId) -> TaskRecord:
     """Read the answer to record-info for ``task_id``.
 
     A failed task is a record, not an error, also where the envelope itself carries the failure
@@ -269,8 +169,8 @@ def parse_record(response: WireResponse, task_id: TaskId) -> TaskRecord:
     return found if isinstance(found, TaskRecord) else _record(response, found, task_id)
 
 
-def parse_look(response: WireResponse, task_id: TaskId) -> TaskRecord:
-    """Read the answer to record-info as a wait needs it; raises what :func:`parse_record` raises.
+def parse_poll(response: WireResponse, task_id: TaskId) -> TaskRecord:
+    """Read the answer to record-info as a wait needs it; raises what :func:`parse_status` raises.
 
     Most looks find the task at work, and such a record is soon thrown away: of it only the flag, the id and
     the time of creation are read, the rest stays in ``raw``.
@@ -321,54 +221,6 @@ def _no_task(
     )
 
 
-def parse_credit(response: WireResponse) -> float:
-    """Read the balance in credits: a bare number, in reality a float.
-
-    Raises:
-        ApiError: The vendor refused.
-        UnexpectedResponse: No finite number.
-    """
-    data = open_envelope(response, reading=True)
-    number = parsing.finite(data)
-    if number is None:
-        raise unexpected(response, "The balance is not a number", reading=True)
-    return number
-
-
-def parse_download_url(response: WireResponse) -> str:
-    """Read the answer to download-url: a bare string, a link that lets anybody in for 20 minutes.
-
-    Raises:
-        ApiError: The vendor refused; 422 where it does not know the file.
-        UnexpectedResponse: No link; the answer is not quoted, as it may hold one all the same.
-    """
-    link = parsing.link(open_envelope(response, reading=True))
-    if link is None:
-        error = unexpected(response, "download-url answered without a link", reading=True)
-        error.body_excerpt = ""
-        raise error
-    return link
-
-
-def image_of(record: TaskRecord) -> ImageResult:
-    """Return the picture of a SUCCESS record.
-
-    Raises:
-        UnexpectedResponse: The record has no usable result URL; the task was paid.
-    """
-    if record.result_url is None:
-        raise UnexpectedResponse(
-            f"Task {record.task_id} reports success without a result URL.",
-            advice="It is paid: look at it at kie.ai/logs, or {wait}.",
-            charge=Charge.YES,
-            task_id=record.task_id,
-            body_excerpt=str(record.raw)[:EXCERPT],
-        )
-    return ImageResult(
-        task_id=record.task_id, result_url=record.result_url, origin_url=record.origin_url, record=record
-    )
-
-
 # --- the record -------------------------------------------------------------------------------------------
 
 
@@ -409,9 +261,19 @@ def _record(response: WireResponse, data: dict[str, Any], asked: TaskId) -> Task
         completed_at=body.complete_time,
         error_code=body.error_code,
         error_message=body.error_message,
-        params=body.param_json,
+        params=_as_stored(body.param_json),
         raw=data,
     )
+
+
+def _as_stored(echo: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the echo of a submit in the names of a stored request."""
+    model = None if echo is None else model_of(NAME, echo.get("model"))
+    if echo is None or model is None:
+        return echo
+    image_field = model.row.apis[NAME].image_field
+    image = {IMAGE_FIELD: echo[image_field]} if image_field in echo else {}
+    return echo | {"model": model.value} | image
 
 
 def _check_owner(response: WireResponse, data: dict[str, Any], asked: TaskId) -> None:

@@ -3,7 +3,7 @@
 To add a model, add one member to :class:`Model` and its name to :data:`ModelName` below it; nothing else
 lists models. Prices are the vendor's at the time of writing; they are not part of its API.
 
-This module imports nothing of the package: requests are checked by it, and the APIs are built on it.
+This module imports only the errors: requests are checked by it, and the APIs are built on it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeAlias
 
 import attrs
+
+from flux_async.errors import InvalidInput
 
 ApiName: TypeAlias = Literal["kontext"]
 """The APIs of the vendor, each a module of ``flux_async.api``."""
@@ -102,3 +104,21 @@ def credits_of(name: str) -> float:
 def prices_in_words() -> str:
     """Return the price list for a help text: ``5 (flux-kontext-pro), 10 (flux-kontext-max)``."""
     return ", ".join(f"{model.row.credits:g} ({model.value})" for model in Model)
+
+
+def on_wire(api: ApiName, name: str) -> OnWire:
+    """Return how an API takes the model of a name.
+
+    Raises:
+        InvalidInput: The API does not have it.
+    """
+    try:
+        return Model(name).row.apis[api]
+    except (KeyError, ValueError):
+        raise InvalidInput(f"The {api} API does not have the model {name}.") from None
+
+
+def model_of(api: ApiName, wire_model: object) -> Model | None:
+    """Return the model whose id in an API is ``wire_model``, or None where no model has it."""
+    found = (model for model in Model if api in model.row.apis and model.row.apis[api].model == wire_model)
+    return next(found, None)

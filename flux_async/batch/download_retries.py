@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import attrs
 
-from flux_async.api.kontext import read_image
+from flux_async.api.stored_requests import read_image
 from flux_async.errors import DownloadError
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey, without_query

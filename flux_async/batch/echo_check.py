@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from flux_async.api.echo import Comparison, compare, in_words
-from flux_async.api.kontext import with_input
+from flux_async.api.stored_requests import with_input
 from flux_async.errors import InvalidInput, TaskFailed
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, ImageResult, JobKey, TaskRecord

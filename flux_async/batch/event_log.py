@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 
-from flux_async.api.kontext import read_image
+from flux_async.api.stored_requests import read_image
 from flux_async.job_state import Event, JobSnapshot, JobState
 from flux_async.journal.store import StoredJob
 from flux_async.models import without_query

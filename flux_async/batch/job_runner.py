@@ -22,7 +22,8 @@ from pathlib import Path
 import attrs
 
 from flux_async.advice import fill, python_words
-from flux_async.api.kontext import build_stored_submit, check_task_id, with_input
+from flux_async.api.common import check_task_id
+from flux_async.api.stored_requests import with_input
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.echo_check import Found, check_echo
@@ -360,7 +361,7 @@ class Driver:
                 raise
             self._posted_at = self._session.clock.monotonic()
             body = with_input(self.stored.request, url)
-            answer = await self._session.post(build_stored_submit(body, callback_url))
+            answer = await self._session.post(body, callback_url)
             await self._keep(answer, self._answered(answer, now()))
         finally:
             self.terms.spending(-1)

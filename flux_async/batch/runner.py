@@ -26,8 +26,8 @@ import attrs
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from flux_async.api.kontext import read_model
 from flux_async.api.models_table import Model
+from flux_async.api.stored_requests import read_model
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.file_names import FileNames

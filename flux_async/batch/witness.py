@@ -8,7 +8,7 @@ import attrs
 
 from flux_async.api.echo import is_of_attempt
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.kontext import with_input
+from flux_async.api.stored_requests import with_input
 from flux_async.client import FluxClient
 from flux_async.errors import ConfigurationError, FluxError, Scope
 from flux_async.journal.inbox import InboxEntry

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from flux_async import EditRequest, FluxError, InDoubtPolicy, Job, Model
-from flux_async.api.kontext import read_model
+from flux_async.api.stored_requests import read_model
 from flux_async.cli.advice import error_text
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay

@@ -19,7 +19,7 @@ import click
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async import ConfigurationError, EditRequest, FluxError, InvalidInput, Job, LocalImage, Model
-from flux_async.api.kontext import read_model, store_request
+from flux_async.api.stored_requests import read_model, store_request
 from flux_async.cli.advice import error_text
 from flux_async.cli.given import InputRow
 from flux_async.cli.inputs import Inputs

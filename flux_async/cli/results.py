@@ -20,7 +20,7 @@ import attrs
 from attrs.validators import and_, ge, instance_of, optional
 
 from flux_async import Charge, FluxError
-from flux_async.api.kontext import read_image
+from flux_async.api.stored_requests import read_image
 from flux_async.cli.advice import with_commands
 from flux_async.job_state import JobState, Problem
 from flux_async.journal.store import StoredJob

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
-from flux_async.api.kontext import read_submit
+from flux_async.api.stored_requests import read_request
 from flux_async.errors import InvalidInput, JobConflictError
 from flux_async.job_state import JobSnapshot, JobState
 from flux_async.journal.lost_records import has_unknown, take_unknown
@@ -177,7 +177,7 @@ def conflict_of(stored: StoredJob, request: str) -> JobConflictError | None:
 def is_named(key: JobKey, request: str) -> bool:
     """Whether a key is the caller's own, not the digest of the request."""
     try:
-        return digest_key(read_submit(request)) != key
+        return digest_key(read_request(request)) != key
     except InvalidInput:  # another release wrote it
         return True
 

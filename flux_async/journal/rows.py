@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from flux_async.api.kontext import read_submit
+from flux_async.api.stored_requests import read_request
 from flux_async.errors import Charge
 from flux_async.job_state import JobSnapshot, JobState, Problem
 from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, LocalImage, TaskId
@@ -44,7 +44,7 @@ class StoredJob:
         Raises:
             InvalidInput: Another release wrote it, with fields that are unknown here.
         """
-        request = read_submit(self.request)
+        request = read_request(self.request)
         if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
             return request
         image = attrs.evolve(request.input_image, path=self.source, folder=self.source_folder or "")

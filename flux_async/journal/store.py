@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio.to_thread
 import attrs
 
-from flux_async.api.kontext import store_request
+from flux_async.api.stored_requests import store_request
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import (
     JournalBusyError,

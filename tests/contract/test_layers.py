@@ -37,9 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     # What each may import, besides itself; a dotted name allows that module only.
     "advice": set(),
     "errors": {"advice"},
-    # Requests are checked by the table of models, which itself stands on nothing.
+    # Requests are checked by the table of models, which itself stands on the errors.
     "models": {"errors", "api.models_table"},
-    "api.models_table": set(),
+    "api.models_table": {"errors"},
     "api": L0,
     "policy": L0 | {"api.error_codes", "files.image_header"},
     "job_state": L0 | {"policy", "api.error_codes"},
@@ -320,7 +320,7 @@ def test_tables_have_the_same_rows() -> None:
     [
         ("errors.py", "from flux_async.models import TaskId"),
         ("models.py", "from flux_async.api import kontext"),
-        ("api/models_table.py", "from flux_async.errors import InvalidInput"),
+        ("api/models_table.py", "from flux_async.models import TaskId"),
         ("api/kontext.py", "import httpx"),
         ("api/kontext.py", "from flux_async.policy.retry import RetryPolicy"),
         ("api/error_codes.py", "def late():\n    import time"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flux_async import EditRequest, Job, JobConflictError, JobKey, Journal
-from flux_async.api.kontext import read_image, store_request
+from flux_async.api.stored_requests import read_image, store_request
 from flux_async.job_state import (
     JobState,
     Saved,

@@ -18,7 +18,7 @@ import pytest
 
 from flux_async import DiskFull, EditRequest, Failed, FluxClient, Job, JobKey, Limits, PollPolicy, Succeeded
 from flux_async.api.envelope import WireRequest, WireResponse
-from flux_async.api.kontext import build_submit
+from flux_async.api.stored_requests import store_request
 from flux_async.batch.runner import run_batch
 from flux_async.errors import (
     BudgetExhausted,
@@ -376,9 +376,9 @@ async def test_duplicates_across_chunks_are_one_job(in_flight: int) -> None:
 async def test_duplicates_of_a_resumed_run_are_one_job(path: Path) -> None:
     """A list that is resumed in another order, with repetitions, still drives every job once."""
     async with Journal(path) as journal:
-        bodies = [build_submit(EditRequest.text_removal(one)).body or b"" for one in images(200)]
+        bodies = [store_request(EditRequest.text_removal(one)) for one in images(200)]
         keys = [Job(request=EditRequest.text_removal(one)).key for one in images(200)]
-        await journal.add([(key, body.decode()) for key, body in zip(keys, bodies, strict=True)])
+        await journal.add(list(zip(keys, bodies, strict=True)))
     vendor = Vendor()
     inputs = [image(n) for n in range(100, 200)] + [image(n) for n in range(99)] + [image(199)]
     outcomes = await collect(vendor, inputs, journal=path, in_flight=1)

@@ -15,11 +15,11 @@ from flux_async.api.echo import (
     spellings_of,
     subject_of,
 )
-from flux_async.api.kontext import build_submit, store_request
+from flux_async.api.stored_requests import store_request
 from flux_async.errors import Charge
 from flux_async.models import Echo, EditRequest, GenerateRequest, JobKey, TaskId, TaskRecord, TaskStatus
 
-BODY = (build_submit(EditRequest.text_removal("https://h.example/a.jpg")).body or b"").decode()
+BODY = store_request(EditRequest.text_removal("https://h.example/a.jpg"))
 CALLBACK = "0123456789abcdef0123456789abcdef"
 PROMPT = json.loads(BODY)["prompt"]
 
@@ -143,7 +143,7 @@ def test_an_echo_must_show_prompt_and_picture() -> None:
     assert is_of_attempt({"prompt": "another"}, BODY) is False
     assert is_of_attempt({}, BODY) is None
     assert is_of_attempt(None, BODY) is None
-    words = (build_submit(GenerateRequest(prompt="a lighthouse")).body or b"").decode()
+    words = store_request(GenerateRequest(prompt="a lighthouse"))
     assert is_of_attempt({"prompt": "a lighthouse"}, words, CALLBACK) is True
 
 

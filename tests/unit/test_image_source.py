@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flux_async import EditRequest, InvalidInput, Job, JobKey, LocalImage
-from flux_async.api.kontext import build_submit, read_image, read_submit, store_request, with_input
+from flux_async.api.kontext import build_submit
+from flux_async.api.stored_requests import read_image, read_request, store_request, with_input
 
 A, B = "a" * 64, "b" * 64
 URL = "https://example.com/a.jpg"
@@ -58,7 +59,7 @@ def test_what_is_no_digest_is_refused(digest: object) -> None:
 def test_a_file_is_never_sent_as_it_is() -> None:
     """A request about a file has to be uploaded before a submit can be built."""
     with pytest.raises(InvalidInput, match="not been uploaded"):
-        build_submit(EditRequest.text_removal(LocalImage(path="a.jpg", sha256=A)))
+        build_submit(store_request(EditRequest.text_removal(LocalImage(path="a.jpg", sha256=A))))
 
 
 def test_a_stored_request_names_the_content_and_is_read_back() -> None:
@@ -67,7 +68,7 @@ def test_a_stored_request_names_the_content_and_is_read_back() -> None:
     stored = store_request(request)
     assert read_image(stored) == f"sha256:{A}"
     assert "a.jpg" not in stored
-    back = read_submit(stored)
+    back = read_request(stored)
     assert isinstance(back, EditRequest)
     assert back.input_image == LocalImage(sha256=A)
     assert (str(back.input_image), back.input_image.location) == (f"sha256:{A}", None)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from flux_async import EditRequest, JournalError
-from flux_async.api.kontext import build_submit
+from flux_async.api.models_table import ModelName
+from flux_async.api.stored_requests import store_request
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.status import show_status
 from flux_async.errors import JournalVersionError
@@ -36,14 +37,12 @@ from flux_async.models import CallbackEvent, JobKey, TaskId
 PROBLEM = Problem(type="ConnectionLost", message="gone")
 
 
-async def add(journal: Journal, count: int, model: str = "flux-kontext-pro") -> list[StoredJob]:
+async def add(journal: Journal, count: int, model: ModelName = "flux-kontext-pro") -> list[StoredJob]:
     return await journal.add(
         [
             (
                 JobKey(f"{model[-3:]}-{number}"),
-                (
-                    build_submit(EditRequest.text_removal(f"http://h/{number}", model=model)).body or b""
-                ).decode(),
+                store_request(EditRequest.text_removal(f"http://h/{number}", model=model)),
             )
             for number in range(count)
         ]

@@ -13,31 +13,25 @@ from hypothesis import strategies as st
 
 from flux_async import (
     Charge,
+    Echo,
     EditRequest,
     FluxError,
     GenerateRequest,
     InvalidInput,
     InvalidRequestError,
+    Model,
     NotFoundError,
     TaskId,
     TaskStatus,
     UnexpectedResponse,
 )
+from flux_async.api.common import build_credit, build_download_url, image_of, parse_credit, parse_download_url
+from flux_async.api.echo import compare
 from flux_async.api.envelope import WireResponse
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.kontext import (
-    build_credit,
-    build_download_url,
-    build_record_info,
-    build_stored_submit,
-    build_submit,
-    image_of,
-    is_for_task,
-    parse_credit,
-    parse_download_url,
-    parse_record,
-    parse_submit,
-)
+from flux_async.api.kontext import build_status, build_submit, is_for_task, parse_status, parse_submit
+from flux_async.api.models_table import ModelRow, OnWire
+from flux_async.api.stored_requests import store_request
 
 pytestmark = pytest.mark.usefixtures("parser")
 
@@ -50,7 +44,7 @@ def read(phase: str, response: WireResponse) -> Any:
     """Give the answer to the parser of its phase."""
     if phase == "submit":
         return parse_submit(response)
-    return parse_record(response, TASK) if phase == "record" else parse_credit(response)
+    return parse_status(response, TASK) if phase == "record" else parse_credit(response)
 
 
 def response_of(sample: dict[str, Any]) -> WireResponse:
@@ -119,7 +113,7 @@ def test_image_keeps_the_record_it_was_read_from() -> None:
         "code": 200,
         "data": {"taskId": TASK, "successFlag": 1, "response": {"resultImageUrl": "https://h/r.jpg"}},
     }
-    record = parse_record(WireResponse(status=200, body=json.dumps(body).encode()), TASK)
+    record = parse_status(WireResponse(status=200, body=json.dumps(body).encode()), TASK)
     image = image_of(record)
     assert (image.task_id, image.result_url, image.origin_url) == (TASK, "https://h/r.jpg", None)
     assert image.record is record
@@ -127,7 +121,7 @@ def test_image_keeps_the_record_it_was_read_from() -> None:
 
 def test_submit_leaves_unset_fields_out() -> None:
     """Text removal sends the prompt, the model, the picture and no translation, and nothing else."""
-    wire = build_submit(EditRequest.text_removal("https://example.com/a.jpg"))
+    wire = build_submit(store_request(EditRequest.text_removal("https://example.com/a.jpg")))
     assert (wire.method, wire.path) == ("POST", "/api/v1/flux/kontext/generate")
     assert json.loads(wire.body or b"") == {
         "prompt": "Remove all text from this image while preserving the background",
@@ -151,7 +145,7 @@ def test_submit_uses_the_vendors_names() -> None:
         watermark="w1",
         callback_url="https://example.com/hook",
     )
-    assert json.loads(build_submit(request).body or b"") == {
+    assert json.loads(build_submit(store_request(request)).body or b"") == {
         "prompt": "Ein Leuchtturm",
         "model": "flux-kontext-max",
         "aspectRatio": "16:21",
@@ -167,7 +161,7 @@ def test_submit_uses_the_vendors_names() -> None:
 
 def test_looks_are_gets() -> None:
     """record-info and the balance are read with GET and without a body."""
-    look = build_record_info(TASK)
+    look = build_status(TASK)
     assert (look.method, look.path, dict(look.query), look.body) == (
         "GET",
         "/api/v1/flux/kontext/record-info",
@@ -181,7 +175,7 @@ def test_looks_are_gets() -> None:
 def test_rubbish_is_no_task_id(bad: Any) -> None:
     """What cannot be a task id is refused before any request."""
     with pytest.raises(InvalidInput, match="is not a task id"):
-        build_record_info(bad)
+        build_status(bad)
 
 
 NAMES = [
@@ -236,7 +230,7 @@ def test_hostile_json_is_no_crash(phase: str, body: bytes) -> None:
 def test_a_missing_record_names_its_task() -> None:
     """The error for a record that is not there carries the id that was asked for."""
     with pytest.raises(NotFoundError) as caught:
-        parse_record(WireResponse(status=200, body=b'{"code":200,"msg":"success","data":null}'), TASK)
+        parse_status(WireResponse(status=200, body=b'{"code":200,"msg":"success","data":null}'), TASK)
     assert caught.value.task_id == TASK
 
 
@@ -254,7 +248,7 @@ def test_a_missing_record_names_its_task() -> None:
 def test_an_unknown_task_is_named_with_what_the_api_said(body: bytes, said: str) -> None:
     """However the vendor says that there is no such task, the message says so first."""
     with pytest.raises(NotFoundError) as caught:
-        parse_record(WireResponse(status=200, body=body), TaskId("nope"))
+        parse_status(WireResponse(status=200, body=body), TaskId("nope"))
     assert caught.value.message == f"No task 'nope': {said}"
     assert "task id" in caught.value.advice
 
@@ -270,9 +264,9 @@ def test_what_is_no_number_of_a_task(number: Any) -> None:
 def test_the_record_of_a_task_with_a_number_is_read() -> None:
     """The record names the task as a number, too; that of another number is another task's."""
     body = b'{"code":200,"data":{"taskId":12345,"successFlag":0}}'
-    assert parse_record(WireResponse(status=200, body=body), TaskId("12345")).task_id == "12345"
+    assert parse_status(WireResponse(status=200, body=body), TaskId("12345")).task_id == "12345"
     with pytest.raises(UnexpectedResponse, match="another task"):
-        parse_record(WireResponse(status=200, body=body), TaskId("1234"))
+        parse_status(WireResponse(status=200, body=body), TaskId("1234"))
 
 
 FOR_TASK = {
@@ -294,16 +288,30 @@ def test_an_answer_that_may_be_another_tasks_is_told(body: bytes, is_ours: bool)
 
 # --- the body of an attempt -----------------------------------------------------------------
 
-BODY = (build_submit(EditRequest.text_removal("https://h.example/a.jpg")).body or b"").decode()
+BODY = store_request(EditRequest.text_removal("https://h.example/a.jpg"))
 CALLBACK = "0123456789abcdef0123456789abcdef"
 
 
 def test_a_stored_submit_carries_the_address_of_its_attempt() -> None:
     """The fields are those that were stored, and one more; without an address nothing changes."""
     url = f'https://ours.example/hook?who="me"&c={CALLBACK}'
-    body = json.loads(build_stored_submit(BODY, url).body or b"")
+    body = json.loads(build_submit(BODY, url).body or b"")
     assert body == json.loads(BODY) | {"callBackUrl": url}
-    assert (build_stored_submit(BODY).body or b"").decode() == BODY
+    assert (build_submit(BODY).body or b"").decode() == BODY
+
+
+def test_a_submit_follows_the_row_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Id, image field and extras are the table's; the echo of such a submit is read back as it was stored."""
+    row = OnWire(model="max-2", image_field="image", extras={"quality": "high"})
+    monkeypatch.setattr(Model.MAX, "row", ModelRow(credits=10, apis={"kontext": row}))
+    stored = store_request(EditRequest.text_removal("https://h.example/a.jpg", model="flux-kontext-max"))
+    sent = json.loads(build_submit(stored).body or b"")
+    assert (sent["model"], sent["image"], sent["quality"]) == ("max-2", "https://h.example/a.jpg", "high")
+    assert "inputImage" not in sent
+    for echo, expected in ((sent, Echo.CONFIRMED), ({**sent, "model": "max-3"}, Echo.UNRECOGNISED)):
+        data = {"taskId": TASK, "successFlag": 1, "paramJson": json.dumps(echo)}
+        record = parse_status(envelope(data), TASK)
+        assert compare(record.params, stored).echo is expected
 
 
 # --- fresh links ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flux_async import FluxError, TaskId, TaskRecord, TaskStatus
 from flux_async.api.envelope import WireResponse
-from flux_async.api.kontext import parse_look, parse_record
+from flux_async.api.kontext import parse_poll, parse_status
 
 pytestmark = pytest.mark.usefixtures("parser")
 
@@ -33,7 +33,7 @@ def outcome(parse: Any, response: WireResponse) -> Any:
 
 def assert_same(response: WireResponse) -> None:
     """Both see the same; of a task at work the look has what a wait needs."""
-    look, record = outcome(parse_look, response), outcome(parse_record, response)
+    look, record = outcome(parse_poll, response), outcome(parse_status, response)
     if not isinstance(record, TaskRecord) or record.status is not TaskStatus.GENERATING:
         assert look == record
         return

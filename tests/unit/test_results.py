@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from flux_async import Charge, EditRequest, JournalError, PollDeadlineExceeded
-from flux_async.api.kontext import build_submit
+from flux_async.api.stored_requests import store_request
 from flux_async.cli.results import FIELDS, ErrorNote, ResultFile, ResultRow, ResultsError, Status, row_of
 from flux_async.job_state import JobSnapshot, JobState, Problem
 from flux_async.journal.store import StoredJob
@@ -44,8 +44,8 @@ def stored(state: JobState, **fields: Any) -> StoredJob:
         submitted_at=1_785_585_600.25,
         **fields,
     )
-    request = build_submit(EditRequest.text_removal(IMAGE)).body or b""
-    return StoredJob(number=1, request=request.decode(), job=job)
+    request = store_request(EditRequest.text_removal(IMAGE))
+    return StoredJob(number=1, request=request, job=job)
 
 
 def lines_of(folder: Path) -> list[dict[str, object]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
-from flux_async.api.kontext import store_request
+from flux_async.api.stored_requests import store_request
 from flux_async.journal import task_owners
 from flux_async.journal.schema import open_memory
 from flux_async.models import EditRequest, GenerateRequest

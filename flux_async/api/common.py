@@ -1,0 +1,80 @@
+"""What the vendor's APIs share: task ids, the result of a record, the balance, fresh links to results."""
+
+from __future__ import annotations
+
+import json
+
+from flux_async.api import parsing
+from flux_async.api.envelope import EXCERPT, WireRequest, WireResponse, open_envelope, unexpected
+from flux_async.errors import Charge, InvalidInput, UnexpectedResponse, shown
+from flux_async.models import ImageResult, TaskId, TaskRecord
+
+CREDIT_PATH = "/api/v1/chat/credit"
+DOWNLOAD_URL_PATH = "/api/v1/common/download-url"
+
+
+def build_credit() -> WireRequest:
+    """GET the balance (vendor's common API, "Get account credits")."""
+    return WireRequest(method="GET", path=CREDIT_PATH)
+
+
+def build_download_url(url: str) -> WireRequest:
+    """POST download-url: ask for a fresh link to a result (vendor's common API, "Get download URL")."""
+    body = json.dumps({"url": url}, separators=(",", ":"), ensure_ascii=False)
+    return WireRequest(method="POST", path=DOWNLOAD_URL_PATH, body=body.encode())
+
+
+def check_task_id(task_id: object) -> TaskId:
+    """Return ``task_id`` if it can be one, else raise :class:`InvalidInput`."""
+    clean = parsing.task_id(task_id) if isinstance(task_id, str) else None
+    if clean is None:
+        raise InvalidInput(f"{shown(task_id)} is not a task id.", advice="Give the id that submit returned.")
+    return clean
+
+
+def parse_credit(response: WireResponse) -> float:
+    """Read the balance in credits: a bare number, in reality a float.
+
+    Raises:
+        ApiError: The vendor refused.
+        UnexpectedResponse: No finite number.
+    """
+    data = open_envelope(response, reading=True)
+    number = parsing.finite(data)
+    if number is None:
+        raise unexpected(response, "The balance is not a number", reading=True)
+    return number
+
+
+def parse_download_url(response: WireResponse) -> str:
+    """Read the answer to download-url: a bare string, a link that lets anybody in for 20 minutes.
+
+    Raises:
+        ApiError: The vendor refused; 422 where it does not know the file.
+        UnexpectedResponse: No link; the answer is not quoted, as it may hold one all the same.
+    """
+    link = parsing.link(open_envelope(response, reading=True))
+    if link is None:
+        error = unexpected(response, "download-url answered without a link", reading=True)
+        error.body_excerpt = ""
+        raise error
+    return link
+
+
+def image_of(record: TaskRecord) -> ImageResult:
+    """Return the picture of a SUCCESS record.
+
+    Raises:
+        UnexpectedResponse: The record has no usable result URL; the task was paid.
+    """
+    if record.result_url is None:
+        raise UnexpectedResponse(
+            f"Task {record.task_id} reports success without a result URL.",
+            advice="It is paid: look at it at kie.ai/logs, or {wait}.",
+            charge=Charge.YES,
+            task_id=record.task_id,
+            body_excerpt=str(record.raw)[:EXCERPT],
+        )
+    return ImageResult(
+        task_id=record.task_id, result_url=record.result_url, origin_url=record.origin_url, record=record
+    )

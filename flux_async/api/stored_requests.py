@@ -1,0 +1,110 @@
+"""Requests as a journal keeps them: JSON in the names of the kontext API, whichever API they are sent to.
+
+Each API module builds its submit from this form, and gives the echo of a record in the names of this form.
+A file of this machine is named by its content (``sha256:…``) until its address after the upload is known.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_unstructure_fn, override
+
+from flux_async.api.models_table import Model
+from flux_async.errors import InvalidInput, shown
+from flux_async.models import EditRequest, GenerateRequest, ImageRequest, LocalImage
+
+IMAGE_FIELD = "inputImage"
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def stored_name(field: str) -> str:
+    """Return the name of a field of ours in a stored request: ``aspect_ratio`` is ``aspectRatio``."""
+    if field == "callback_url":
+        return "callBackUrl"  # the capital B is the vendor's
+    first, *rest = field.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+_OUR_NAMES = {
+    kind: {stored_name(a.name): a.name for a in attrs.fields(kind)} for kind in (GenerateRequest, EditRequest)
+}
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+    for kind in (GenerateRequest, EditRequest):
+        names = {a.name: override(rename=stored_name(a.name)) for a in attrs.fields(kind)}
+        converter.register_unstructure_hook(
+            kind, make_dict_unstructure_fn(kind, converter, **cast("dict[str, Any]", names))
+        )
+    converter.register_unstructure_hook(LocalImage, lambda image: image.reference)
+    return converter
+
+
+_converter = _make_converter()
+
+
+def store_request(request: ImageRequest) -> str:
+    """Return a request as a journal keeps it. Unset fields are left out, never null.
+
+    Raises:
+        InvalidInput: It is about a file that has not been read.
+    """
+    return encode({name: v for name, v in _converter.unstructure(request).items() if v is not None})
+
+
+def encode(fields: dict[str, Any]) -> str:
+    """Return the fields of a request as compact JSON."""
+    return _ENCODER.encode(fields)
+
+
+def with_input(body: str, input_url: str | None) -> str:
+    """Return a stored request with the address its image has been uploaded to, if it has been."""
+    return body if input_url is None else encode(json.loads(body) | {IMAGE_FIELD: input_url})
+
+
+def fields_to_send(body: str, callback_url: str | None) -> dict[str, Any]:
+    """Return the fields of a stored request and its callback address, each by its stored name.
+
+    Raises:
+        InvalidInput: It is about a file that has not been uploaded.
+    """
+    fields: dict[str, Any] = json.loads(body)
+    image = fields.get(IMAGE_FIELD)
+    if image is not None and LocalImage.of_reference(str(image)) is not None:
+        raise InvalidInput("The image of this request has not been uploaded.", advice="Upload it first.")
+    if callback_url is not None:
+        fields[stored_name("callback_url")] = callback_url
+    return fields
+
+
+def read_request(body: str) -> ImageRequest:
+    """Read a stored request; of a file only the digest of its content is known.
+
+    Raises:
+        InvalidInput: Another release wrote it, with fields that are unknown here.
+    """
+    try:
+        sent: dict[str, Any] = json.loads(body)
+        kind = EditRequest if IMAGE_FIELD in sent else GenerateRequest
+        names = _OUR_NAMES[kind]
+        given = {names[name]: value for name, value in sent.items()}
+        if kind is EditRequest:
+            given["input_image"] = LocalImage.of_reference(str(sent[IMAGE_FIELD])) or sent[IMAGE_FIELD]
+        return kind(**given)
+    except (KeyError, TypeError, ValueError) as bad:
+        raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
+
+
+def read_model(body: str) -> Model:
+    """Return only the model of a stored request."""
+    return Model(json.loads(body)["model"])
+
+
+def read_image(body: str) -> str:
+    """Return only the image of a stored request, or an empty string where it has none."""
+    return str(json.loads(body).get(IMAGE_FIELD, ""))
