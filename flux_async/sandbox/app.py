@@ -152,39 +152,38 @@ def desk_of(app: Starlette) -> Desk:
 
 
 async def _samples(request: Request) -> Response:
-    names = await anyio.to_thread.run_sync(_sample_names)
-    listed = []
-    for name in names:
-        title, _ = await anyio.to_thread.run_sync(_draw_sample, name)
-        address = desk_of(request.app).address(request)
-        listed.append({"name": name, "title": title, "url": f"{address}/samples/{name}.png"})
+    titles = await anyio.to_thread.run_sync(_sample_titles)
+    address = desk_of(request.app).address(request)
+    listed = [
+        {"name": name, "title": title, "url": f"{address}/samples/{name}.png"}
+        for name, title in titles.items()
+    ]
     return JSONResponse({"samples": listed})
 
 
 async def _sample(request: Request) -> Response:
     name = request.path_params["name"]
-    if name not in await anyio.to_thread.run_sync(_sample_names):
+    if name not in await anyio.to_thread.run_sync(_sample_titles):
         raise HTTPException(http.HTTPStatus.NOT_FOUND)
-    _, content = await anyio.to_thread.run_sync(_draw_sample, name)
+    content = await anyio.to_thread.run_sync(_draw_sample, name)
     return Response(content, media_type="image/png", headers={"Cache-Control": "max-age=3600"})
 
 
-def _sample_names() -> tuple[str, ...]:
+def _sample_titles() -> dict[str, str]:
     try:
         from flux_async.sandbox import samples  # noqa: PLC0415 - loads numpy; few callers want samples
     except ImportError as error:
         raise HTTPException(http.HTTPStatus.NOT_FOUND) from error
-    return tuple(samples.sample_names())
+    return {name: samples.sample_title(name) for name in samples.sample_names()}
 
 
 @lru_cache(maxsize=64)
-def _draw_sample(name: str) -> tuple[str, bytes]:
-    """Return title and PNG of a sample; drawn once, as drawing takes a moment."""
+def _draw_sample(name: str) -> bytes:
+    """Return a sample as PNG; drawn once, as drawing takes a moment."""
     from flux_async.imaging import encode_picture  # noqa: PLC0415 - loads numpy
     from flux_async.sandbox import samples  # noqa: PLC0415 - as above
 
-    sample = samples.draw_sample(name)
-    return sample.title, encode_picture(sample.picture)
+    return encode_picture(samples.draw_sample(name).picture)
 
 
 async def _not_found(_request: Request, _error: Exception) -> Response:

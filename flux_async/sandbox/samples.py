@@ -47,6 +47,15 @@ def sample_names() -> tuple[str, ...]:
     )
 
 
+def sample_title(name: str) -> str:
+    """Return what a sample is called, without drawing it.
+
+    Raises:
+        KeyError: no sample has this name.
+    """
+    return _RECIPES[name].title
+
+
 def draw_sample(name: str) -> Sample:
     """Draw one sample; about 0.6 megapixels.
 
