@@ -388,7 +388,13 @@ class Session:
         return error
 
     def judge_echo(
-        self, task_id: TaskId, record: TaskRecord, seen: Comparison, *, belongs_to: JobKey | None = None
+        self,
+        task_id: TaskId,
+        record: TaskRecord,
+        seen: Comparison,
+        *,
+        is_anothers: bool = False,
+        belongs_to: JobKey | None = None,
     ) -> Echo:
         """Return what the record of a task shows of its request.
 
@@ -396,21 +402,26 @@ class Session:
             task_id: What a submit was answered with.
             record: Its record.
             seen: The record against that submit.
-            belongs_to: Another job whose request the record shows, where one is known.
+            is_anothers: Whether the record shows the request, or the image, of another job.
+            belongs_to: That job, where it is known which one it is.
 
         Raises:
             TaskMismatch: It is another task.
         """
-        submits = self.submits
-        is_anothers = seen.is_other_subject and submits.has_sent(subject_of(record.params or {}))
+        submits, subject = self.submits, subject_of(record.params or {})
+        is_other_image = seen.is_same_image is False
+        was_sent_here = submits.has_sent(subject) or (is_other_image and submits.has_sent_image(subject[0]))
         if is_contradiction(
             seen.echo,
-            is_anothers=is_anothers or belongs_to is not None,
+            is_anothers=is_anothers or (seen.is_other_subject and was_sent_here),
+            is_other_image=is_other_image,
             is_reworded=seen.is_reworded,
             confirmed=submits.confirmed,
+            confirmed_images=submits.confirmed_images,
         ):
             raise self.saw_mismatch(mismatch(task_id, record, belongs_to=belongs_to))
         submits.confirmed += seen.echo is Echo.CONFIRMED
+        submits.confirmed_images += seen.is_same_image is True
         if seen.echo is Echo.UNRECOGNISED:
             words = (
                 "the record of task %s shows another request than was sent (%s); its result is kept and "

@@ -5,7 +5,8 @@ Rules (``paramJson`` in the API page; that the vendor always echoes verbatim is 
 1. The fields that were sent come back reordered, and perhaps not all of them. What is not shown contradicts
    nothing.
 2. Prompt, image and model say which request it is. Percent-encoding and white space may be respelled.
-3. A vendor that may translate or embellish a prompt may show the new one.
+3. A vendor that may translate or embellish a prompt may show the new one. So image and prompt are judged
+   apart: what the prompt says does not excuse another image.
 """
 
 from __future__ import annotations
@@ -34,16 +35,20 @@ class Comparison:
     Attributes:
         is_same: Whether prompt, image and model are those of the submit; None where prompt or image is not
             shown, and nothing else differs.
+        is_same_image: Whether the image is that of the submit; None where none is shown.
         is_verbatim: Whether prompt and image are, character by character.
         rest_is_same: Whether all other fields that are shown are as they were sent.
         is_other_subject: Whether prompt or image differ.
+        is_other_model: Whether the model differs.
         is_reworded: Whether only the prompt differs, of a request whose prompt the vendor may rewrite.
     """
 
     is_same: bool | None
+    is_same_image: bool | None = None
     is_verbatim: bool = False
     rest_is_same: bool = False
     is_other_subject: bool = False
+    is_other_model: bool = False
     is_reworded: bool = False
 
     @property
@@ -59,14 +64,20 @@ def compare(told: Mapping[str, Any] | None, body: str) -> Comparison:
     sent: dict[str, Any] = json.loads(body)
     shown_here = {name: value for name, value in (told or {}).items() if value not in (None, "")}
     agree = {name: _agrees(name, shown_here, sent) for name in (_PROMPT, _IMAGE, _MODEL)}
-    differing = [name for name, same in agree.items() if same is False]
+    differing, image = [name for name, same in agree.items() if same is False], agree[_IMAGE]
     if differing:
-        reworded = differing == [_PROMPT] and bool(agree[_IMAGE]) and _may_reword(sent)
-        return Comparison(is_same=False, is_other_subject=differing != [_MODEL], is_reworded=reworded)
-    if agree[_PROMPT] is None or (_IMAGE in sent and agree[_IMAGE] is None):
-        return Comparison(is_same=None)
+        return Comparison(
+            is_same=False,
+            is_same_image=image,
+            is_other_subject=differing != [_MODEL],
+            is_other_model=_MODEL in differing,
+            is_reworded=differing == [_PROMPT] and bool(image) and _may_reword(sent),
+        )
+    if agree[_PROMPT] is None or (_IMAGE in sent and image is None):
+        return Comparison(is_same=None, is_same_image=image)
     return Comparison(
         is_same=True,
+        is_same_image=image,
         is_verbatim=all(shown_here.get(name) == sent.get(name) for name in (_PROMPT, _IMAGE)),
         rest_is_same=all(
             shown_here[name] == value

@@ -8,7 +8,9 @@ from flux_async.api.echo import Comparison, compare, in_words
 from flux_async.api.stored_requests import with_input
 from flux_async.errors import InvalidInput, TaskFailed
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Echo, ImageResult, JobKey, TaskRecord
+from flux_async.journal.task_owners import Sender
+from flux_async.models import Echo, ImageResult, TaskRecord
+from flux_async.policy.echo import CONFIRMED_ENOUGH
 from flux_async.session import Session
 
 Found: TypeAlias = ImageResult | Exception
@@ -33,8 +35,17 @@ async def check_echo(
     record = found.record if isinstance(found, ImageResult | TaskFailed) else None
     if record is None:
         return None
-    seen, owner = await compare_with_journal(journal, stored, record, input_url=input_url)
-    return session.judge_echo(record.task_id, record, seen, belongs_to=owner)
+    seen, other = await compare_with_journal(journal, stored, record, input_url=input_url)
+    echo = session.judge_echo(
+        record.task_id,
+        record,
+        seen,
+        is_anothers=other is not None,
+        belongs_to=None if other is None else other.key,
+    )
+    if seen.is_same_image and session.submits.confirmed_images <= CONFIRMED_ENOUGH:
+        await journal.count_image_echo()
+    return echo
 
 
 async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord) -> Echo:
@@ -46,12 +57,13 @@ async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord
     Raises:
         InvalidInput: It was made from another request.
     """
-    seen, owner = await compare_with_journal(journal, stored, record)
-    if owner is None and seen.echo is not Echo.UNRECOGNISED:
+    seen, other = await compare_with_journal(journal, stored, record)
+    if other is None and seen.echo is not Echo.UNRECOGNISED:
         return seen.echo
-    if owner is None and record.task_id in await journal.candidates(stored.number):
+    if other is None and record.task_id in await journal.candidates(stored.number):
         return seen.echo
-    whose = f"the request of job {owner}" if owner is not None else "another request"
+    key = None if other is None else other.key
+    whose = f"the request of job {key}" if key is not None else "another request"
     raise InvalidInput(
         f"Task {record.task_id} was made from {whose} ({in_words(record.params)}), not from that of job "
         f"{stored.job.key}.",
@@ -61,16 +73,22 @@ async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord
 
 async def compare_with_journal(
     journal: Journal, stored: StoredJob, record: TaskRecord, *, input_url: str | None = None
-) -> tuple[Comparison, JobKey | None]:
-    """Return how a record compares with the submits of a job, and the other job whose request it shows.
+) -> tuple[Comparison, Sender | None]:
+    """Return how a record compares with the submits of a job, and the other job that it shows.
 
     Where it shows the job's own request, only a job that has sent exactly what is shown counts as another.
+    Where it shows another image, each job that has sent that image does: the prompt decides which one.
     """
     seen = await _closest(journal, stored, record, input_url)
     if seen.is_same is None or (seen.is_same and seen.is_verbatim and seen.rest_is_same):
         return seen, None
-    told, verbatim = record.params or {}, seen.is_same
-    return seen, await journal.job_that_sent(told, besides=stored.number, verbatim=verbatim)
+    other = await journal.job_that_sent(
+        record.params or {},
+        besides=stored.number,
+        verbatim=seen.is_same,
+        by_image=seen.is_same_image is False,
+    )
+    return seen, other
 
 
 async def _closest(
@@ -78,10 +96,10 @@ async def _closest(
 ) -> Comparison:
     """Compare with the latest submit, and where that differs, with all that the job has made."""
     seen = compare(record.params, with_input(stored.request, input_url))
-    if seen.is_same is not False:
-        return seen
+    if seen.is_same is not False or seen.is_same_image:
+        return seen  # the submits of a job differ in their image only
     for url in await journal.input_urls(stored.number):
         other = compare(record.params, with_input(stored.request, url))
-        if other.is_same:
+        if other.is_same_image:
             return other
     return seen

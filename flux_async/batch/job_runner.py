@@ -461,7 +461,10 @@ class Driver:
     async def _found(self, task_id: TaskId) -> bool:
         """Write down the task that a callback or its record has named; False where another job was faster."""
         try:
-            found = TaskFound(at=self._session.clock.wall(), task_id=task_id, echo=Echo.CONFIRMED)
+            # The record of an offered task may show this job's image alone: it is compared once more.
+            is_offer = task_id in await self.terms.journal.offers_to(self.stored.number)
+            echo = None if is_offer else Echo.CONFIRMED
+            found = TaskFound(at=self._session.clock.wall(), task_id=task_id, echo=echo)
             await self._happened(found)
         except JobConflictError:
             return False

@@ -463,7 +463,9 @@ class BatchRun:
     async def _seed(self) -> None:
         """Begin with the submits of the last window, and with what records have shown in earlier runs."""
         session, now = self._session, self._clock.wall()
-        session.submits.confirmed = max(session.submits.confirmed, await self.journal.confirmed_echoes())
+        requests, images = await self.journal.confirmed_echoes()
+        session.submits.confirmed = max(session.submits.confirmed, requests)
+        session.submits.confirmed_images = max(session.submits.confirmed_images, images)
         recent = await self.journal.submits_since(now - session.admission.limits.window_s)
         if recent:
             session.admission.seed(self._clock.monotonic(), [now - at for at in recent])

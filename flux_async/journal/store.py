@@ -59,6 +59,7 @@ from flux_async.journal.reserve import Reserve
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
 from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
 from flux_async.journal.submit_log import LoggedSubmit, log_of, rewrite
+from flux_async.journal.task_owners import Sender
 from flux_async.journal.writer import Writer
 from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
 
@@ -451,14 +452,17 @@ class Journal:
         return await self._do(lambda c: task_owners.input_urls(c, job))
 
     async def job_that_sent(
-        self, told: Mapping[str, Any], *, besides: int, verbatim: bool = False
-    ) -> JobKey | None:
+        self, told: Mapping[str, Any], *, besides: int, verbatim: bool = False, by_image: bool = False
+    ) -> Sender | None:
         """Return another job than ``besides``, a number, whose submit a record's ``paramJson`` shows.
 
-        With ``verbatim`` the request must be the same character by character, in all that is shown.
+        With ``verbatim`` the request must be the same character by character, in all that is shown. With
+        ``by_image`` it is enough that the image is the same.
         """
         return await self._do(
-            lambda c: task_owners.job_that_sent(c, told, besides=besides, verbatim=verbatim)
+            lambda c: task_owners.job_that_sent(
+                c, told, besides=besides, verbatim=verbatim, by_image=by_image
+            )
         )
 
     async def offers_to(self, job: int) -> list[TaskId]:
@@ -469,9 +473,13 @@ class Journal:
         """Return tasks that may be those of a job's submits, by its number: what odd answers named."""
         return await self._do(lambda c: task_owners.candidates(c, job))
 
-    async def confirmed_echoes(self) -> int:
-        """Return how many records have shown the very request that was sent."""
+    async def confirmed_echoes(self) -> tuple[int, int]:
+        """Return how many records have shown the request as it was sent, and how many the image."""
         return await self._do(task_owners.confirmed_echoes)
+
+    async def count_image_echo(self) -> None:
+        """Write down that a record has shown the image as it was sent."""
+        await self._do(task_owners.count_image_echo)
 
     # --- reading ------------------------------------------------------------------------------------------
 

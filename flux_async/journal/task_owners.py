@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from flux_async.api.echo import compare, spellings_of
 from flux_async.api.odd_answers import ids_in
 from flux_async.errors import JobConflictError
@@ -25,11 +27,24 @@ from flux_async.models import Echo, JobKey, TaskId
 if TYPE_CHECKING:
     import sqlite3
 
+_ECHOES, _IMAGES = "confirmed_echoes", "confirmed_image_echoes"
+
 _SUBJECT = "coalesce(json_extract(request, '$.inputImage'), json_extract(request, '$.prompt'))"
 """As the index ``job_by_subject`` has it, letter by letter."""
 
 _MOST_ALIKE = 200
 """Jobs about one image that a record is compared with."""
+
+
+@attrs.frozen(kw_only=True)
+class Sender:
+    """Another job whose request, or whose image, a record shows.
+
+    Attributes:
+        key: The job; None where several jobs are about the image, and none of them has sent the rest.
+    """
+
+    key: JobKey | None
 
 
 def check_owner(connection: sqlite3.Connection, event: Event, job: int, attempt: int) -> None:
@@ -73,11 +88,10 @@ def keep(connection: sqlite3.Connection, event: Event, job: int, attempt: int, s
             "INSERT OR IGNORE INTO offer SELECT number, ?, ? FROM job WHERE key = ?",
             (event.task_id, event.at, event.belongs_to),
         )
+        # It may have been offered to this job because of its image: it is not offered again.
+        connection.execute("DELETE FROM offer WHERE job = ? AND task_id = ?", (job, event.task_id))
     elif isinstance(event, TaskSucceeded) and event.echo is Echo.CONFIRMED:
-        connection.execute(
-            "INSERT INTO meta VALUES ('confirmed_echoes', '1') "
-            "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
-        )
+        _count(connection, _ECHOES)
     connection.execute(
         "UPDATE attempt SET state = ?, task_id = coalesce(?, task_id), answer = coalesce(?, answer), "
         "refused_task_id = coalesce(?, refused_task_id) WHERE job = ? AND number = ?",
@@ -85,10 +99,23 @@ def keep(connection: sqlite3.Connection, event: Event, job: int, attempt: int, s
     )
 
 
-def confirmed_echoes(connection: sqlite3.Connection) -> int:
-    """Return how many records have shown the very request that was sent."""
-    row = connection.execute("SELECT value FROM meta WHERE name = 'confirmed_echoes'").fetchone()
-    return 0 if row is None else int(row[0])
+def confirmed_echoes(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return how many records have shown the request as it was sent, and how many the image."""
+    found = dict(connection.execute("SELECT name, value FROM meta WHERE name IN (?, ?)", (_ECHOES, _IMAGES)))
+    return int(found.get(_ECHOES, 0)), int(found.get(_IMAGES, 0))
+
+
+def count_image_echo(connection: sqlite3.Connection) -> None:
+    """Write down that a record has shown the image as it was sent."""
+    _count(connection, _IMAGES)
+
+
+def _count(connection: sqlite3.Connection, name: str) -> None:
+    connection.execute(
+        "INSERT INTO meta VALUES (?, '1') "
+        "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1",
+        (name,),
+    )
 
 
 def offers_to(connection: sqlite3.Connection, job: int) -> list[TaskId]:
@@ -142,8 +169,13 @@ def input_urls(connection: sqlite3.Connection, job: int) -> list[str | None]:
 
 
 def job_that_sent(
-    connection: sqlite3.Connection, told: Mapping[str, Any], *, besides: int, verbatim: bool
-) -> JobKey | None:
+    connection: sqlite3.Connection,
+    told: Mapping[str, Any],
+    *,
+    besides: int,
+    verbatim: bool = False,
+    by_image: bool = False,
+) -> Sender | None:
     """Return another job whose submit a record shows, the closest where there are several.
 
     Args:
@@ -151,18 +183,27 @@ def job_that_sent(
         told: The request as the record shows it.
         besides: The number of the job that is known to have sent something else.
         verbatim: Whether the request must be the same character by character, in all that is shown.
+        by_image: Whether a job counts that has sent the image with another prompt: the vendor may rewrite it.
     """
     best: tuple[int, JobKey] | None = None
+    about_image: dict[JobKey, bool] = {}
     for number, key, body in _alike(connection, spellings_of(told)):
         if number == besides:
             continue
         seen = compare(told, body)
+        if by_image and seen.is_same_image:
+            about_image[key] = about_image.get(key, False) or not seen.is_other_model
         if not seen.is_same or (verbatim and not (seen.is_verbatim and seen.rest_is_same)):
             continue
         closeness = seen.is_verbatim + seen.rest_is_same
         if best is None or closeness > best[0]:
             best = closeness, key
-    return None if best is None else best[1]
+    if best is not None:
+        return Sender(key=best[1])
+    if not about_image:
+        return None
+    fitting = [key for key, fits in about_image.items() if fits]
+    return Sender(key=fitting[0] if len(about_image) == len(fitting) == 1 else None)
 
 
 def _alike(connection: sqlite3.Connection, subjects: list[str]) -> Iterator[tuple[int, JobKey, str]]:

@@ -17,6 +17,7 @@ from flux_async import (
     EditRequest,
     Failed,
     FluxClient,
+    GenerateRequest,
     InDoubt,
     InsufficientCreditsError,
     InvalidInput,
@@ -295,6 +296,104 @@ async def test_the_record_of_an_uploaded_image_shows_where_it_was_uploaded(
     assert len(echoing.sent) == 4
 
 
+def translated(number: int, sent: dict[str, Any]) -> str:
+    """Show the request of a vendor that translates every prompt and shows images as they were sent."""
+    return json.dumps(sent | {"prompt": f"übersetzt {number}"})
+
+
+def without_prompt(_: int, sent: dict[str, Any]) -> str:
+    """Show the request of a vendor that leaves prompts out."""
+    return json.dumps({name: value for name, value in sent.items() if name != "prompt"})
+
+
+@pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
+async def test_the_image_of_another_job_is_a_contradiction_whatever_the_prompt_says(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, shows: Any
+) -> None:
+    """Each of two jobs is answered with the other's task: neither takes it, and later both have theirs."""
+    path = tmp_path / "j.sqlite3"
+    echoing.shows, echoing.answers_with = shows, lambda number: 1 - number
+    outcomes = await run(client, path, URLS[:2])
+    outcomes |= await run(client, path, URLS[:2])
+    for url in URLS[:2]:
+        outcome = outcomes[url]
+        assert isinstance(outcome, Succeeded)
+        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert outcome.image.echo is (Echo.UNRECOGNISED if shows is translated else Echo.ABSENT)
+    assert len(echoing.sent) == 2
+
+
+@pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
+async def test_answers_that_arrive_one_submit_late_give_no_wrong_result_of_a_vendor_that_translates(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, shows: Any
+) -> None:
+    """Eight submits, each answered with the task of the one before: later runs set seven of them right."""
+    path = tmp_path / "j.sqlite3"
+    echoing.shows = shows
+    echoing.answers_with = lambda number: number - 1 if number else Unknown("dropped")
+    outcomes: dict[str, Outcome] = {}
+    for _ in range(3):
+        outcomes |= await run(client, path, URLS)
+    for url in URLS[:-1]:
+        outcome = outcomes[url]
+        assert isinstance(outcome, Succeeded)
+        assert [outcome.image.task_id] == echoing.tasks_about(url)
+    assert isinstance(outcomes[URLS[-1]], InDoubt)
+    assert len(echoing.sent) == 8
+
+
+async def test_the_prompt_decides_between_two_edits_of_one_image(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """A third job has the task of one of them: it is offered to the one that sent the prompt, or to none."""
+    path = tmp_path / "j.sqlite3"
+    edits = [EditRequest(prompt=prompt, input_image=URLS[0]) for prompt in ("first", "second")]
+    echoing.answers_with = lambda number: Unknown("dropped") if number < 2 else number - 2
+    for edit in edits:
+        await run(client, path, [edit])
+    for shows, offered in ((translated, False), (lambda _, sent: json.dumps(sent), True)):
+        echoing.shows = shows
+        url = URLS[2] if offered else URLS[1]
+        outcome = (await run(client, path, [url]))[url]
+        assert isinstance(outcome, InDoubt)
+        assert isinstance(outcome.error, TaskMismatch)
+        async with Journal(path) as journal:
+            doubts = await journal.jobs(JobState.IN_DOUBT)
+            found = {job.read().prompt: await journal.offers_to(job.number) for job in doubts}  # type: ignore[union-attr]
+            assert (found["first"], found["second"]) == ([], ["t1"] if offered else [])
+
+
+async def test_two_edits_of_one_image_with_rewritten_prompts_are_marked(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """The image says nothing and the prompt is nobody's: both have a result that is marked."""
+    echoing.shows = translated
+    edits = [EditRequest(prompt=prompt, input_image=URLS[0]) for prompt in ("first", "second")]
+    async with run_batch(client, edits, journal=tmp_path / "j.sqlite3") as batch:
+        outcomes = [outcome async for outcome in batch]
+    echoes = [outcome.image.echo for outcome in outcomes if isinstance(outcome, Succeeded)]
+    assert echoes == [Echo.UNRECOGNISED, Echo.UNRECOGNISED]
+
+
+async def test_a_task_found_by_its_image_is_not_offered_again_once_its_record_contradicts(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """The account echoes verbatim, and the prompt is not this job's: it looks once and stays in doubt."""
+    path = tmp_path / "j.sqlite3"
+    for url in URLS[:3]:
+        await run(client, path, [url])
+    echoing.shows = translated
+    echoing.answers_with = lambda number: Unknown("dropped") if number == 3 else 3
+    for url in URLS[3:5]:
+        await run(client, path, [url])
+    outcome = (await run(client, path, URLS[3:4]))[URLS[3]]
+    assert isinstance(outcome, InDoubt)
+    assert isinstance(outcome.error, TaskMismatch)
+    async with Journal(path) as journal:
+        assert [await journal.offers_to(number) for number in (4, 5)] == [[], []]
+    assert len(echoing.sent) == 5
+
+
 # --- the record of nobody's request -------------------------------------------------------------------------
 
 
@@ -338,6 +437,44 @@ async def test_an_unknown_record_is_in_doubt_once_three_were_verbatim(
     assert isinstance(fifth.error, TaskMismatch)
     assert "https://copies.example/4.jpg" in fifth.error.message
     assert fifth.error.belongs_to is None
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["one run", "two runs"])
+@pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
+async def test_an_unknown_image_is_in_doubt_once_three_images_were_verbatim(
+    echoing: EchoingVendor,
+    tmp_path: Path,
+    make: Any,
+    clock: Any,
+    transport: Any,
+    shows: Any,
+    restart: bool,
+) -> None:
+    """The prompts never match: the images alone show that the account echoes them, also to a later run."""
+    path = tmp_path / "j.sqlite3"
+    echoing.shows = lambda number, sent: (rehosted if number in {2, 4} else shows)(number, sent)
+    outcomes: dict[str, Outcome] = {}
+    for part in [URLS[:4], URLS[4:5]] if restart else [URLS[:5]]:
+        async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+            for url in part:  # one after another, so that their order is known
+                outcomes |= await run(client, path, [url])
+    assert all(isinstance(outcomes[url], Succeeded) for url in URLS[:4])
+    fifth = outcomes[URLS[4]]
+    assert isinstance(fifth, InDoubt)
+    assert isinstance(fifth.error, TaskMismatch)
+
+
+async def test_a_vendor_that_copies_images_stays_usable_after_verbatim_prompts(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """Images made from words confirm that prompts are echoed, and say nothing about images."""
+    path = tmp_path / "j.sqlite3"
+    words = [GenerateRequest(prompt=f"a lighthouse {number}") for number in range(4)]
+    async with run_batch(client, words, journal=path) as batch:
+        assert [outcome.image.echo async for outcome in batch] == [Echo.CONFIRMED] * 4  # type: ignore[union-attr]
+    echoing.shows = lambda number, sent: json.dumps(sent | {"inputImage": f"https://copies.example/{number}"})
+    outcomes = await run(client, path, URLS)
+    assert all(isinstance(outcomes[url], Succeeded) for url in URLS)
 
 
 async def test_a_prompt_that_the_vendor_may_translate_is_no_contradiction(
@@ -412,6 +549,19 @@ async def test_one_call_refuses_the_task_of_another(
     assert (caught.value.charge, caught.value.task_id) == (Charge.MAYBE, None)
     assert caught.value.refused_task_id == "t0"
     assert URLS[0] in caught.value.message
+
+
+@pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
+async def test_one_call_refuses_the_image_of_another_whatever_the_prompt_says(
+    client: FluxClient, echoing: EchoingVendor, shows: Any
+) -> None:
+    """A client remembers the images of its submits."""
+    echoing.shows = shows
+    echoing.answers_with = lambda number: Unknown("dropped") if number == 0 else 0
+    with pytest.raises(ConnectionLost):
+        await client.remove_text(URLS[0])
+    with pytest.raises(TaskMismatch, match=URLS[0]):
+        await client.remove_text(URLS[1])
 
 
 async def test_one_call_refuses_an_unknown_record_once_three_were_verbatim(
@@ -496,6 +646,22 @@ async def test_a_refusal_keeps_no_answer(client: FluxClient, echoing: EchoingVen
     with pytest.raises(InsufficientCreditsError) as caught:
         await client.submit(EditRequest.text_removal(URLS[0]))
     assert caught.value.answer == ""
+
+
+@pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
+async def test_a_task_about_the_image_of_another_job_is_not_adopted(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, shows: Any
+) -> None:
+    """Whatever its prompt, and although the API named it for the job."""
+    path = tmp_path / "j.sqlite3"
+    echoing.shows = shows
+    echoing.answers_with = lambda number: said(f'{{"code":200,"data":{{"task_id":"t{1 - number}"}}}}')
+    for url in URLS[:2]:
+        await run(client, path, [url])
+    async with Journal(path) as journal:
+        first, second = await journal.jobs(JobState.IN_DOUBT)
+        with pytest.raises(InvalidInput, match=f"the request of job {second.job.key}"):
+            await adoptable_echo(journal, first, await client.record(TaskId("t1")))
 
 
 @pytest.mark.parametrize("kind", ["confirmed", "absent", "unknown", "another job's"])

@@ -110,6 +110,25 @@ def test_another_model_is_no_other_subject() -> None:
     assert compare(told | {"prompt": "another"}, BODY).is_other_subject
 
 
+@pytest.mark.parametrize(
+    ("told", "is_same_image"),
+    [
+        ({"inputImage": "https://h.example/a.jpg"}, True),
+        ({"inputImage": "https://h.example/a.jpg", "prompt": "another"}, True),
+        ({"inputImage": "https://h.example/%61.jpg", "prompt": "another", "model": "m"}, True),
+        (json.loads(BODY), True),
+        ({"inputImage": "https://h.example/b.jpg"}, False),
+        (json.loads(BODY) | {"inputImage": "https://h.example/b.jpg"}, False),
+        ({"prompt": PROMPT}, None),
+        ({"prompt": "another"}, None),
+    ],
+    ids=str,
+)
+def test_the_image_is_judged_apart_from_the_prompt(told: Any, is_same_image: bool | None) -> None:
+    """Whatever the prompt and the model say."""
+    assert compare(told, BODY).is_same_image is is_same_image
+
+
 # --- against one attempt ------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from flux_async.api.stored_requests import store_request
 from flux_async.journal import task_owners
 from flux_async.journal.schema import open_memory
-from flux_async.models import EditRequest, GenerateRequest
+from flux_async.models import EditRequest, GenerateRequest, JobKey
 
 
 def test_whose_request_a_record_shows_is_found_by_an_index() -> None:
@@ -17,7 +17,7 @@ def test_whose_request_a_record_shows_is_found_by_an_index() -> None:
     with closing(open_memory()) as connection:
         connection.set_trace_callback(statements.append)
         told = {"prompt": "p", "inputImage": "https://copies.example/1.jpg"}
-        assert task_owners.job_that_sent(connection, told, besides=1, verbatim=False) is None
+        assert task_owners.job_that_sent(connection, told, besides=1, by_image=True) is None
         connection.set_trace_callback(None)
         plans = [
             step[3]
@@ -59,7 +59,8 @@ def test_the_closest_request_is_found() -> None:
             image: str | None = None, prompt: str = "p", *, besides: int = 0, **told: str
         ) -> str | None:
             shown = {"prompt": prompt, "inputImage": image} | told
-            return task_owners.job_that_sent(connection, shown, besides=besides, verbatim=False)
+            sender = task_owners.job_that_sent(connection, shown, besides=besides)
+            return None if sender is None else sender.key
 
         assert owner(prompt="a lighthouse") == "words"
         assert owner("https://h.example/a b.jpg") == "respelled"
@@ -71,4 +72,41 @@ def test_the_closest_request_is_found() -> None:
         assert owner("https://h.example/c.jpg", prompt="another") is None
         shown = {"prompt": "p", "inputImage": "https://h.example/a b.jpg"}
         assert task_owners.job_that_sent(connection, shown, besides=0, verbatim=True) is None
-        assert task_owners.job_that_sent(connection, {}, besides=0, verbatim=False) is None
+        assert task_owners.job_that_sent(connection, {}, besides=0) is None
+
+
+def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None:
+    """Of several jobs about one image the prompt decides; none is named where it is that of none of them."""
+    image = "https://h.example/{}.jpg"
+    jobs = {
+        "ours": store_request(EditRequest(prompt="p", input_image=image.format("a"))),
+        "only": store_request(EditRequest(prompt="p", input_image=image.format("b"))),
+        "first": store_request(EditRequest(prompt="p", input_image=image.format("c"))),
+        "second": store_request(EditRequest(prompt="q", input_image=image.format("c"))),
+    }
+    with closing(open_memory()) as connection:
+        for number, (key, request) in enumerate(jobs.items(), start=1):
+            connection.execute(
+                "INSERT INTO job (number, key, request, attempts) VALUES (?, ?, ?, 1)", (number, key, request)
+            )
+
+        def sender(name: str, **told: str) -> task_owners.Sender | None:
+            shown = {"inputImage": image.format(name)} | told
+            return task_owners.job_that_sent(connection, shown, besides=1, by_image=True)
+
+        nobody = task_owners.Sender(key=None)
+        assert sender("b") == sender("b", prompt="translated") == task_owners.Sender(key=JobKey("only"))
+        assert sender("b", prompt="translated", model="flux-kontext-max") == nobody
+        assert sender("c") == sender("c", prompt="translated") == nobody
+        assert sender("c", prompt="q") == task_owners.Sender(key=JobKey("second"))
+        assert sender("d", prompt="p") is None
+        assert sender("a", prompt="translated") is None
+
+
+def test_confirmed_echoes_are_counted_by_request_and_by_image() -> None:
+    """A new journal has seen none."""
+    with closing(open_memory()) as connection:
+        assert task_owners.confirmed_echoes(connection) == (0, 0)
+        for _ in range(2):
+            task_owners.count_image_echo(connection)
+        assert task_owners.confirmed_echoes(connection) == (0, 2)
