@@ -152,13 +152,13 @@ def draw(browser: str, url: str, width: int, folder: Path) -> str:
         "--virtual-time-budget=2500",
     ]
     shot = [*command, f"--screenshot={picture}", url]
-    subprocess.run(shot, capture_output=True, timeout=90, check=True)
+    subprocess.run(shot, capture_output=True, timeout=240, check=True)
     assert picture.read_bytes().startswith(b"\x89PNG")
     dumped = subprocess.run(
         [*command, "--dump-dom", "--enable-logging=stderr", url],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
         check=True,
     )
     assert "Uncaught" not in dumped.stderr

@@ -108,7 +108,7 @@ def run_pytest(folder: Path, text: str, *options: str) -> subprocess.CompletedPr
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", *options]
     command += ["-p", "no:cacheprovider", "-p", "no:respx"]  # the latter loads httpx
     command += ["-W", "error", "-W", "ignore:The configuration option"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)

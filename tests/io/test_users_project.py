@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -85,7 +85,7 @@ def run(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     command = [str(project / "env" / "bin" / "python"), *arguments]
     return subprocess.run(
-        command, cwd=project, env=env, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=project, env=env, capture_output=True, text=True, timeout=240, check=False
     )
 
 

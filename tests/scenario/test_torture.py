@@ -21,7 +21,7 @@ def test_nothing_is_lost_and_nothing_is_paid_twice() -> None:
         [sys.executable, str(SCRIPT), "--short"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
         check=False,
         env=ENVIRONMENT,
     )
@@ -37,9 +37,9 @@ def test_nothing_is_lost_and_nothing_is_paid_twice() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_with_callbacks_nothing_stays_in_doubt() -> None:
     """The same told by callbacks, whose receiver dies with the worker: every doubt is settled in the end."""
-    # At this speed the half hour for which a doubt waits is twenty seconds.
-    command = [sys.executable, str(SCRIPT), "--callbacks", "--jobs", "300", "--kills", "5", "--speed", "100"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=115, check=False, env=ENVIRONMENT)
+    # At this speed the half hour for which a doubt waits is half a minute: a busy machine settles it in that.
+    command = [sys.executable, str(SCRIPT), "--callbacks", "--jobs", "300", "--kills", "5", "--speed", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
     assert (figures["done"], figures["charged twice"]) == ("300", "0")
