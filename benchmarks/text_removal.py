@@ -54,7 +54,9 @@ def main() -> None:
     qualities = options.quality or ([kind.value for kind in Quality] if every else ["fast"])
     fills = options.fill or ([kind.value for kind in Fill] if every else ["hybrid"])
     samples = options.sample or list(sample_names())[: None if every else FEW]
-    introduce(f"{len(samples)} samples, once each", ("opencv-python-headless", "numpy", "rapidocr"))
+    introduce(
+        f"{len(samples)} samples, once each", ("opencv-python-headless", "numpy", "rapidocr", "onnxruntime")
+    )
     for quality in qualities:
         for fill in fills:
             print(f"\nquality {quality}, fill {fill}")
@@ -78,7 +80,7 @@ def _options() -> argparse.Namespace:
 def _measure(name: str, quality: Quality, fill: Fill) -> Figures:
     sample = draw_sample(name)
     wall, processor = time.perf_counter(), time.process_time()
-    result = remove_text(sample.picture, quality=quality, fill=fill).picture
+    result = remove_text(sample.image, quality=quality, fill=fill).image
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     figures = _compare(sample, result, wall, processor)
     _print_row(name, figures)
@@ -89,7 +91,7 @@ def _compare(sample: Sample, result: Pixels, wall: float, processor: float) -> F
     text = _text(sample)
     near = _grown(text, 3)
     error = float(((result.astype(np.float32) - sample.clean)[near] ** 2).mean())
-    changed = np.abs(result.astype(np.int16) - sample.picture).max(2) > VISIBLE
+    changed = np.abs(result.astype(np.int16) - sample.image).max(2) > VISIBLE
     before, unrelated = _letters_before(sample.name)
     return Figures(
         left=max(0, _letters(result, text) - unrelated),
@@ -103,14 +105,14 @@ def _compare(sample: Sample, result: Pixels, wall: float, processor: float) -> F
 
 
 def _text(sample: Sample) -> Mask:
-    return np.abs(sample.picture.astype(np.int16) - sample.clean).max(2) > 6
+    return np.abs(sample.image.astype(np.int16) - sample.clean).max(2) > 6
 
 
 @functools.cache
 def _letters_before(name: str) -> tuple[int, int]:
     """Count what is read before: in the sample, and (by mistake) in its clean original."""
     sample = draw_sample(name)
-    return _letters(sample.picture, _text(sample)), _letters(sample.clean, _text(sample))
+    return _letters(sample.image, _text(sample)), _letters(sample.clean, _text(sample))
 
 
 def _letters(picture: Pixels, text: Mask) -> int:

@@ -34,7 +34,7 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "cli": ("click", "rich"),
         "sandbox": ("starlette", "uvicorn", "python_multipart"),
-        "imaging": ("numpy", "cv2", "PIL", "rapidocr"),
+        "imaging": ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime"),
         "demo": ("skimage",),
         "webhook": ("uvicorn",),
         "httpx2": ("httpx2",),

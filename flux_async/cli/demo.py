@@ -30,7 +30,17 @@ from flux_async.journal.reader import JournalReader, lock_owner_of
 CONTACT_SHEET = "contact_sheet.png"
 
 _KEY = "test"
-_NEEDED = ("PIL", "cv2", "numpy", "python_multipart", "rapidocr", "skimage", "starlette", "uvicorn")
+_NEEDED = (
+    "PIL",
+    "cv2",
+    "numpy",
+    "onnxruntime",
+    "python_multipart",
+    "rapidocr",
+    "skimage",
+    "starlette",
+    "uvicorn",
+)
 _OURS = "http://127.0.0.1:"
 _SAMPLES_S = 60.0
 _LIMITS = Limits(submits=20, window_s=10 / SPEED)

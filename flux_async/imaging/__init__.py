@@ -1,7 +1,7 @@
-"""Find, read and remove text in pictures, without network or GPU, the same result every time.
+"""Finds, reads and removes text in images, without network or GPU. The same input gives the same result.
 
-Needs the extra ``imaging``. Importing this package costs nothing and never fails; the first use of one of its
-names loads numpy, OpenCV and Pillow, and raises an ImportError that says what to install if they are missing.
+Needs the extra ``imaging``. Importing this package loads no optional dependency. The first use of one of its
+names loads numpy, OpenCV and Pillow, and raises an ImportError that names the extra if they are missing.
 """
 
 from __future__ import annotations
@@ -11,61 +11,59 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flux_async.imaging.arrays import Floats, Mask, Pixels, Window
-    from flux_async.imaging.detection import TextRegion
     from flux_async.imaging.filling import Fill, fill_hole
-    from flux_async.imaging.finding import Quality, find_text, read_text
-    from flux_async.imaging.networks import NetworksMissingError
-    from flux_async.imaging.picture_files import (
-        Picture,
-        PictureError,
-        PictureFormat,
-        decode_picture,
-        encode_picture,
+    from flux_async.imaging.image_codec import (
+        DecodedImage,
+        ImageError,
+        ImageFormat,
+        decode_image,
+        encode_image,
     )
-    from flux_async.imaging.recognition import TextLine
+    from flux_async.imaging.ocr import ModelsMissingError
     from flux_async.imaging.removal import Removal, remove_text
+    from flux_async.imaging.text_detection import Quality, TextLine, find_text, read_text
+    from flux_async.imaging.text_regions import TextRegion
 
 __all__ = [
+    "DecodedImage",
     "Fill",
     "Floats",
+    "ImageError",
+    "ImageFormat",
     "Mask",
-    "NetworksMissingError",
-    "Picture",
-    "PictureError",
-    "PictureFormat",
+    "ModelsMissingError",
     "Pixels",
     "Quality",
     "Removal",
     "TextLine",
     "TextRegion",
     "Window",
-    "decode_picture",
-    "encode_picture",
+    "decode_image",
+    "encode_image",
     "fill_hole",
     "find_text",
     "read_text",
     "remove_text",
 ]
 
-_HOMES = {
+_MODULES = {
     "arrays": ("Floats", "Mask", "Pixels", "Window"),
-    "detection": ("TextRegion",),
+    "text_regions": ("TextRegion",),
     "filling": ("Fill", "fill_hole"),
-    "finding": ("Quality", "find_text", "read_text"),
-    "networks": ("NetworksMissingError",),
-    "picture_files": ("Picture", "PictureError", "PictureFormat", "decode_picture", "encode_picture"),
-    "recognition": ("TextLine",),
+    "text_detection": ("Quality", "TextLine", "find_text", "read_text"),
+    "ocr": ("ModelsMissingError",),
+    "image_codec": ("DecodedImage", "ImageError", "ImageFormat", "decode_image", "encode_image"),
     "removal": ("Removal", "remove_text"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name from its module at first use."""
-    if name not in _HOME_OF:
+    """Return a public name from its module, loaded at first use."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(f"{__name__}.{_HOME_OF[name]}")
+        module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("flux_async"):
             raise

@@ -1,8 +1,8 @@
-"""Fill the hole that the strokes leave, each part by the means that suits its surroundings.
+"""Fills the hole that removed text leaves.
 
-Smooth ground gets a smooth fill with the ground's own grain on it; textured ground gets patches. Which of the
-two is found out by trial: the hole is widened a little, filled smoothly, and compared with what was really
-there.
+A smooth background gets a smooth fill with the grain of the background; a textured one gets patches of the
+image. A trial decides: the hole is widened by a few pixels and filled smoothly, and the fill is compared
+with the known pixels there.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 SEED = 7
 ROUGH = 6.0
-"""A smooth fill that is wrong by more than this (root mean square, of 255) is not good enough."""
+"""Where the error of a smooth fill (root mean square, of 255) is larger, patches are used."""
 THICK = 9.0
-"""Strokes half this wide or wider are filled in one way as a whole."""
+"""Letters with a half width above this many pixels are filled by one method as a whole."""
 NAVIER_STOKES_RADIUS = 4
 
 _PARTLY = 0.05
@@ -49,10 +49,10 @@ _VISIBLE_GRAIN = 0.6
 
 
 class Fill(enum.Enum):
-    """How the place of the text is filled."""
+    """Method that fills the area of the text."""
 
     HYBRID = "hybrid"
-    """Smooth with grain on smooth ground, patches on textured ground: the best looking."""
+    """Smooth with grain on a smooth background, patches on a textured one: the best quality."""
 
     SMOOTH = "smooth"
     """Smooth with grain everywhere."""
@@ -61,15 +61,15 @@ class Fill(enum.Enum):
     """Patches everywhere."""
 
     NAVIER_STOKES = "navier-stokes"
-    """OpenCV's fluid-dynamics fill: quick, without grain."""
+    """OpenCV's Navier-Stokes inpainting: fast, without grain."""
 
 
-def fill_hole(picture: Pixels, hole: Mask, fill: Fill = Fill.HYBRID) -> Pixels:
-    """Return the picture with its hole filled; the same input gives the same output."""
+def fill_hole(image: Pixels, hole: Mask, fill: Fill = Fill.HYBRID) -> Pixels:
+    """Return the image with its hole filled; the same input gives the same output."""
     if fill is Fill.NAVIER_STOKES:
         mask = hole.astype(np.uint8) * 255
-        return np.asarray(cv2.inpaint(picture, mask, NAVIER_STOKES_RADIUS, cv2.INPAINT_NS), np.uint8)
-    values = picture.astype(np.float32)
+        return np.asarray(cv2.inpaint(image, mask, NAVIER_STOKES_RADIUS, cv2.INPAINT_NS), np.uint8)
+    values = image.astype(np.float32)
     missing = hole.copy()
     for window, part in _groups(hole):
         near = values[window.slices]
@@ -80,7 +80,7 @@ def fill_hole(picture: Pixels, hole: Mask, fill: Fill = Fill.HYBRID) -> Pixels:
 
 
 def _groups(hole: Mask) -> Iterator[tuple[Window, Mask]]:
-    """Split the hole into groups of nearby strokes, each with a window of surroundings to fill it from."""
+    """Yield groups of nearby strokes, each with the window of surroundings it is filled from."""
     joined = components(dilate_square(hole, _JOINED))
     for number in range(1, joined.count):
         box = joined.boxes[number]
@@ -105,7 +105,7 @@ def _fill_part(near: Floats, part: Mask, unknown: Mask, fill: Fill) -> Floats:
 
 
 def _rough_part(part: Mask, wrong: Floats, fill: Fill) -> Mask:
-    """Return the part of the hole that needs patches."""
+    """Return the part of the hole that is filled with patches."""
     if fill is not Fill.HYBRID:
         return part if fill is Fill.PATCHES else np.zeros_like(part)
     rough = dilate(part & (wrong >= ROUGH), 6) & part
@@ -117,7 +117,7 @@ def _rough_part(part: Mask, wrong: Floats, fill: Fill) -> Mask:
 
 
 def _thick_and_partly(part: Mask, rough: Mask) -> Mask:
-    """Return the thick letters that are partly rough: changing the means inside one would show."""
+    """Return the thick letters that are partly rough: two methods inside one letter would be visible."""
     letters = components(part)
     thickness = np.zeros(letters.count, np.float32)
     np.maximum.at(thickness, letters.labels.ravel(), depth(part).ravel())
@@ -128,7 +128,7 @@ def _thick_and_partly(part: Mask, rough: Mask) -> Mask:
 
 
 def _smooth_fill_error(near: Floats, hole: Mask) -> Floats:
-    """Return how wrong a smooth fill is around here, measured on a rim of 3 pixels whose truth is known."""
+    """Return the local error of a smooth fill, measured on a rim of 3 known pixels around the hole."""
     wider = dilate(hole, 3)
     rim = wider & ~dilate(hole, 1)
     if rim.sum() < _FEW_PIXELS:
@@ -138,17 +138,15 @@ def _smooth_fill_error(near: Floats, hole: Mask) -> Floats:
 
 
 def _grain(near: Floats, hole: Mask) -> Floats:
-    """Return film grain for the hole: the fine residue of known pixels nearby, moved in as a whole.
+    """Return film grain for the hole, copied from known pixels nearby.
 
-    Moving it by one common shift keeps its spectrum; places where the shift lands on another hole get the
-    next one.
+    All pixels are copied with one common shift, which keeps the spectrum of the grain. Pixels whose shifted
+    position is unknown are filled with the next shift.
     """
     known = ~dilate(hole, 1)
     fine = near - masked_gaussian(near, known.astype(np.float32), 1.6)
     usual = float(np.median(np.abs(fine[known]))) if known.any() else 0.0
-    limit = min(
-        _LARGEST_GRAIN, _OUTLIER * usual
-    )  # beyond it is no grain but an edge, which must not be copied
+    limit = min(_LARGEST_GRAIN, _OUTLIER * usual)  # larger values are edges, which must not be copied
     fine = np.clip(fine, -limit, limit)
     random = np.random.default_rng(SEED)
     grain, rows, columns = np.zeros_like(near), *np.nonzero(hole)

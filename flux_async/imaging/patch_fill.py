@@ -1,9 +1,8 @@
-"""Fill a hole with pieces of the rest of the picture: right for bricks, gravel, leaves, fur.
+"""Fills a hole with patches of the rest of the image: for bricks, gravel, leaves and fur.
 
-PatchMatch after Wexler: for every pixel in and around the hole the most similar patch elsewhere is sought,
-the patches vote for the new pixels, and so on in turns, from a coarse picture to the full one. A fourth
-channel, "how busy is it here" (after Newson), keeps smooth and busy places apart where their colours are
-alike.
+PatchMatch with voting (Wexler): the search finds the most similar patch for every pixel in and around the
+hole, the patches vote for the new pixels, and both steps repeat from a coarse image to the full one. A fourth
+channel, the mean gradient (Newson), separates smooth from textured areas of the same colour.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from flux_async.imaging.patch_search import (
     RADIUS,
     Guide,
     Level,
-    Places,
+    Positions,
     Search,
-    trust,
     vote,
+    vote_weights,
     with_rim,
 )
 from flux_async.imaging.smooth_fill import fill_smoothly
@@ -43,11 +42,11 @@ MOST_LEVELS = 6
 THIN = 2.5
 """At the coarsest level the hole is at most about twice this many pixels wide."""
 ROUNDS = (0, 1, 2, 3, 4, 4)
-"""How many searches at each level, the full picture first: there a vote over the level below is enough."""
+"""Searches at each level, the full image first: there a vote with the matches of the next level is enough."""
 LIKENESS = 0.15
 """Weight of the smooth fill as a guide, at the coarsest level."""
 NEARNESS = 150.0
-"""Weight of the wish that patches come from nearby, at the coarsest level."""
+"""Weight of the distance between patch and target, at the coarsest level."""
 
 _MOSTLY_KNOWN = 0.6
 _FEW_SOURCES = 30
@@ -57,10 +56,10 @@ _PEEL_CHUNK = 2048
 _LARGEST_CORRECTION = 24
 
 
-def fill_with_patches(picture: Floats, hole: Mask, *, seed: int) -> Floats:
-    """Return the picture (height, width, 3) with its hole filled; the same seed gives the same result."""
+def fill_with_patches(image: Floats, hole: Mask, *, seed: int) -> Floats:
+    """Return the image (height, width, 3) with its hole filled; the same seed gives the same result."""
     random = np.random.default_rng(seed)
-    pyramid = _pyramid(picture, hole)
+    pyramid = _pyramid(image, hole)
     state: _State | None = None
     for depth_below, (values, missing) in reversed(list(enumerate(pyramid))):
         level = Level.of(values, missing)
@@ -71,29 +70,29 @@ def fill_with_patches(picture: Floats, hole: Mask, *, seed: int) -> Floats:
         rounds = ROUNDS[depth_below] if len(pyramid) > 1 else 1
         state = _search_rounds(state, rounds, depth_below, random)
     if state is None:
-        return fill_smoothly(picture, hole)
-    return _without_seam(picture, hole, state)
+        return fill_smoothly(image, hole)
+    return _without_seam(image, hole, state)
 
 
 @attrs.frozen(eq=False)
 class _State:
-    """What is known after some rounds at one level."""
+    """Matches and image after some rounds at one level."""
 
     level: Level
-    matches: Places
+    matches: Positions
     current: Floats
     voted: Floats
     guide: Guide | None = None
 
 
-def _pyramid(picture: Floats, hole: Mask) -> list[tuple[Floats, Mask]]:
+def _pyramid(image: Floats, hole: Mask) -> list[tuple[Floats, Mask]]:
     count = 1 + int(
         np.clip(math.ceil(math.log2(max(1.0, float(depth(hole).max()) / THIN))), 0, MOST_LEVELS - 1)
     )
     while count > 1 and min(hole.shape) >> (count - 1) < 4 * PATCH:
         count -= 1
-    busy = _busyness(picture, hole, reach=2 ** min(count, 4) + 1)
-    levels = [(np.dstack([picture, busy]).astype(np.float32), hole)]
+    gradient = _mean_gradient(image, hole, reach=2 ** min(count, 4) + 1)
+    levels = [(np.dstack([image, gradient]).astype(np.float32), hole)]
     for _ in range(count - 1):
         levels.append(_halved(*levels[-1]))
     return levels
@@ -109,9 +108,9 @@ def _halved(values: Floats, hole: Mask) -> tuple[Floats, Mask]:
     return np.asarray(smaller, np.float32), missing
 
 
-def _busyness(picture: Floats, hole: Mask, *, reach: int) -> Floats:
+def _mean_gradient(image: Floats, hole: Mask, *, reach: int) -> Floats:
     """Return the mean gradient around each pixel; gradients that touch the hole are left out."""
-    grey = np.asarray(cv2.cvtColor(to_pixels(picture), cv2.COLOR_RGB2GRAY), np.float32)
+    grey = np.asarray(cv2.cvtColor(to_pixels(image), cv2.COLOR_RGB2GRAY), np.float32)
     known = (~dilate_square(hole, 1)).astype(np.float32)
     slope = np.abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     mean = cv2.blur(slope * known, (reach, reach)) / np.maximum(cv2.blur(known, (reach, reach)), 0.02)
@@ -119,7 +118,7 @@ def _busyness(picture: Floats, hole: Mask, *, reach: int) -> Floats:
 
 
 def _begin(level: Level, random: np.random.Generator) -> _State:
-    """Make a first guess at the coarsest level, and search long from it."""
+    """Return the state of the coarsest level after a first guess and a long search."""
     guide = Guide(
         look=masked_gaussian(level.values, (~level.hole).astype(np.float32), 2.0),
         wanted=fill_smoothly(level.values, level.hole),
@@ -138,10 +137,10 @@ def _begin(level: Level, random: np.random.Generator) -> _State:
 
 
 def _refine_from(below: _State, level: Level, depth_below: int, random: np.random.Generator) -> _State:
-    """Carry the matches of the level below up to this one."""
+    """Return the state of a level, started from the matches of the next coarser one."""
     coarse = below.level
     targets = level.targets
-    parents = Places(
+    parents = Positions(
         np.minimum(targets.rows // 2, coarse.shape[0] - 1),
         np.minimum(targets.columns // 2, coarse.shape[1] - 1),
     )
@@ -152,13 +151,13 @@ def _refine_from(below: _State, level: Level, depth_below: int, random: np.rando
     lost = np.flatnonzero((number < 0) | ~level.usable[rows, columns])
     fresh = level.random_sources(len(lost), random)
     rows[lost], columns[lost] = fresh.rows, fresh.columns
-    matches = Places(rows, columns)
+    matches = Positions(rows, columns)
     voted = vote(level, matches, None, sharpness=1.2 if depth_below else 0.8)
     return _State(level, matches, np.where(level.hole[..., None], voted, level.values), voted)
 
 
 def _search_rounds(state: _State, rounds: int, depth_below: int, random: np.random.Generator) -> _State:
-    """Search and vote in turns; the last vote of a level is sharper, which keeps its grain."""
+    """Return the state after some rounds of search and vote; the last vote is sharper, to keep the grain."""
     level, small = state.level, depth_below > 0 and len(state.level.targets) < _SMALL_LEVEL
     jumps = (4, 1) if small else (1,)
     radii = (64, 16, 4, 1) if small else ((16, 4, 1) if depth_below else (8, 2))
@@ -167,14 +166,14 @@ def _search_rounds(state: _State, rounds: int, depth_below: int, random: np.rand
         search = Search(level, state.current, state.matches, random, offsets=offsets, guide=state.guide)
         search.sweep(jumps=jumps, radii=radii)
         sharpness = 4.0 * RADIUS if left else (1.5 if depth_below else 0.8)
-        voted = vote(level, search.matches, trust(search.costs), sharpness=sharpness)
+        voted = vote(level, search.matches, vote_weights(search.costs), sharpness=sharpness)
         current = np.where(level.hole[..., None], voted, level.values)
         state = _State(level, search.matches, current, voted, state.guide)
     return state
 
 
 def _peel(level: Level, guide: Guide, random: np.random.Generator) -> Floats:
-    """Fill the hole layer by layer from its rim, each pixel from the best of all sources (exhaustive search).
+    """Return the image filled layer by layer from the rim, each pixel from the best of all sources.
 
     The squared distance of a partly known patch to every source is three matrix products, so numpy's BLAS
     does the work: sum(w s s) - 2 sum(w t s) (+ a constant), w marking what is known.
@@ -186,7 +185,7 @@ def _peel(level: Level, guide: Guide, random: np.random.Generator) -> Floats:
     filled, known = level.values.copy(), ~level.hole
     filled[level.hole] = 0
     while not known.all():
-        layer = Places.where(~known & dilate_square(known, 1))
+        layer = Positions.where(~known & dilate_square(known, 1))
         around, around_known = with_rim(filled), np.pad(known, RADIUS, mode="reflect").astype(np.float32)
         for start in range(0, len(layer), _PEEL_CHUNK):
             part = layer.at(np.arange(start, min(start + _PEEL_CHUNK, len(layer))))
@@ -197,9 +196,9 @@ def _peel(level: Level, guide: Guide, random: np.random.Generator) -> Floats:
 
 
 class _Scorer:
-    """Scores partly known patches against all sources at once."""
+    """Scores of partly known patches against all sources at once."""
 
-    def __init__(self, level: Level, sources: Places, guide: Guide) -> None:
+    def __init__(self, level: Level, sources: Positions, guide: Guide) -> None:
         self._level, self._guide = level, guide
         self._steps = level.flat_offsets(FULL_PATCH)
         patches = with_rim(level.values).reshape(-1, 4)[level.flat(sources)[:, None] + self._steps]
@@ -211,20 +210,20 @@ class _Scorer:
         self._where_squares = (self._where**2).sum(0)
 
     def best(
-        self, part: Places, around: Floats, around_known: Floats
+        self, part: Positions, around: Floats, around_known: Floats
     ) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-        """Return the number of the best source for each place."""
+        """Return the number of the best source for each target."""
         index = self._level.flat(part)[:, None] + self._steps
         wanted, known = around.reshape(-1, 4)[index], around_known.reshape(-1)[index]
         score = known @ self._squares - 2 * (
             (wanted * known[..., None]).reshape(len(part), -1) @ self._patches
         )
-        score += known.sum(1)[:, None] * self._wishes(part)
+        score += known.sum(1)[:, None] * self._guidance(part)
         return np.asarray(score.argmin(1))
 
-    def _wishes(self, part: Places) -> Floats:
-        hoped = self._guide.wanted[part.rows, part.columns]
-        unlike = self._look_squares[None] - 2 * hoped @ self._look.T
+    def _guidance(self, part: Positions) -> Floats:
+        expected = self._guide.wanted[part.rows, part.columns]
+        unlike = self._look_squares[None] - 2 * expected @ self._look.T
         here = np.stack([part.rows, part.columns], 1).astype(np.float32)
         away = self._where_squares[None] - 2 * here @ self._where
         height, width = self._level.shape
@@ -233,16 +232,16 @@ class _Scorer:
         )
 
 
-def _without_seam(picture: Floats, hole: Mask, state: _State) -> Floats:
-    """Correct the fill by what the vote gets wrong on the known rim, carried smoothly across the hole."""
+def _without_seam(image: Floats, hole: Mask, state: _State) -> Floats:
+    """Return the filled image, corrected by the interpolated error of the vote on the known rim."""
     rim = state.level.numbers >= 0
     rim &= ~hole
-    error = np.zeros_like(picture)
-    error[rim] = (picture - state.voted[..., :3])[rim]
+    error = np.zeros_like(image)
+    error[rim] = (image - state.voted[..., :3])[rim]
     weight = np.maximum(gaussian(rim.astype(np.float32), 3), 1e-3)[..., None]
     correction = np.clip(
         fill_smoothly(np.asarray(gaussian(error, 3) / weight, np.float32), ~rim),
         -_LARGEST_CORRECTION,
         _LARGEST_CORRECTION,
     )
-    return np.where(hole[..., None], state.current[..., :3] + correction, picture).astype(np.float32)
+    return np.where(hole[..., None], state.current[..., :3] + correction, image).astype(np.float32)

@@ -1,7 +1,7 @@
-"""The search for similar patches, and the vote over what was found.
+"""Search for similar patches, and the vote of the matches.
 
-Four float32 channels travel as one 16-byte item and four byte channels as one 4-byte item: numpy then gathers
-whole pixels at once, which is what makes the search fast enough without compiled code of our own.
+Four float32 channels are stored as one 16-byte item and four byte channels as one 4-byte item: numpy then
+gathers whole pixels at once, which makes the search fast enough without compiled code.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _NEGLIGIBLE = 0.02
 Offsets = list[tuple[int, int]]
 FULL_PATCH: Offsets = [(y, x) for y in range(-RADIUS, RADIUS + 1) for x in range(-RADIUS, RADIUS + 1)]
 CHEQUERED_PATCH: Offsets = [(y, x) for y, x in FULL_PATCH if (y + x) % 2 == 0]
-"""Every other pixel of a patch: half the work, nearly the same answer."""
+"""Every other pixel of a patch: half the work for nearly the same result."""
 
 
 @attrs.frozen(eq=False)
-class Places:
-    """Pixels of a picture, as rows and columns."""
+class Positions:
+    """Pixels of an image, as rows and columns."""
 
     rows: Ints
     columns: Ints
 
     @classmethod
-    def where(cls, mask: Mask) -> Places:
+    def where(cls, mask: Mask) -> Positions:
         """Return the pixels of a mask."""
         rows, columns = np.nonzero(mask)
         return cls(rows.astype(np.int32), columns.astype(np.int32))
@@ -45,38 +45,38 @@ class Places:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def at(self, which: NDArray[np.integer]) -> Places:
-        """Return some of the places, by number."""
-        return Places(self.rows[which], self.columns[which])
+    def at(self, which: NDArray[np.integer]) -> Positions:
+        """Return the pixels with these indices."""
+        return Positions(self.rows[which], self.columns[which])
 
-    def moved(self, rows: int | Ints, columns: int | Ints) -> Places:
-        """Return the places shifted."""
-        return Places(self.rows + np.int32(rows), self.columns + np.int32(columns))
+    def moved(self, rows: int | Ints, columns: int | Ints) -> Positions:
+        """Return the pixels shifted."""
+        return Positions(self.rows + np.int32(rows), self.columns + np.int32(columns))
 
 
 @attrs.frozen(eq=False)
 class Level:
-    """A picture with a hole at one scale: ``values`` is (height, width, 4), float32."""
+    """An image with a hole at one scale: ``values`` is (height, width, 4), float32."""
 
     values: Floats
     hole: Mask
     usable: Mask
-    """Middles of patches that touch no hole; at the borders a patch sees the picture mirrored."""
-    sources: Places
-    targets: Places
-    """Middles of patches that touch the hole: those a match is sought for."""
+    """Centres of patches that touch no hole; the image is mirrored at its borders."""
+    sources: Positions
+    targets: Positions
+    """Centres of patches that touch the hole; each needs a match."""
     numbers: Ints
-    """Which target a pixel is; -1 where it is none."""
+    """Index of the target at each pixel; -1 where there is none."""
 
     @classmethod
     def of(cls, values: Floats, hole: Mask) -> Level:
-        """Work out sources and targets."""
+        """Return the level with its sources and targets."""
         touched = dilate_square(hole, RADIUS)
         usable = ~touched
-        targets = Places.where(touched)
+        targets = Positions.where(touched)
         numbers = np.full(hole.shape, -1, np.int32)
         numbers[targets.rows, targets.columns] = np.arange(len(targets), dtype=np.int32)
-        return cls(values, hole, usable, Places.where(usable), targets, numbers)
+        return cls(values, hole, usable, Positions.where(usable), targets, numbers)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,28 +88,28 @@ class Level:
         """Length of a row with its rim."""
         return self.shape[1] + 2 * RADIUS
 
-    def flat(self, places: Places) -> Ints:
-        """Number pixels in the flattened picture with its rim."""
-        return (places.rows + RADIUS) * np.int32(self.stride) + places.columns + np.int32(RADIUS)
+    def flat(self, positions: Positions) -> Ints:
+        """Return the indices of pixels in the flattened image with its rim."""
+        return (positions.rows + RADIUS) * np.int32(self.stride) + positions.columns + np.int32(RADIUS)
 
     def flat_offsets(self, offsets: Offsets) -> Ints:
-        """Number the steps of a patch in the flattened picture with its rim."""
+        """Return the index offsets of a patch in the flattened image with its rim."""
         return np.array([y * self.stride + x for y, x in offsets], np.int32)
 
-    def contains(self, places: Places) -> Mask:
-        """Tell which places lie in the picture."""
+    def contains(self, positions: Positions) -> Mask:
+        """Return which pixels lie in the image."""
         height, width = self.shape
-        rows, columns = places.rows, places.columns
+        rows, columns = positions.rows, positions.columns
         return np.asarray((rows >= 0) & (rows < height) & (columns >= 0) & (columns < width), np.bool_)
 
-    def random_sources(self, count: int, random: np.random.Generator) -> Places:
-        """Draw source patches at random."""
+    def random_sources(self, count: int, random: np.random.Generator) -> Positions:
+        """Return random source patches."""
         return self.sources.at(random.integers(0, len(self.sources), count))
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Guide:
-    """A mild wish for the search: patches that look, blurred, like ``wanted``, and lie near the target."""
+    """Preference of the search: patches that, blurred, resemble ``wanted`` and lie near the target."""
 
     look: Floats
     wanted: Floats
@@ -118,20 +118,20 @@ class Guide:
 
 
 def with_rim(values: Floats) -> Floats:
-    """Mirror a rim of one patch radius around a picture."""
+    """Return the image with a mirrored rim of one patch radius."""
     return np.asarray(
         cv2.copyMakeBorder(values, RADIUS, RADIUS, RADIUS, RADIUS, cv2.BORDER_REFLECT_101), np.float32
     )
 
 
 class Search:
-    """The best match known so far for every target of a level, and the ways to improve on it."""
+    """Best match found so far for every target of a level."""
 
     def __init__(
         self,
         level: Level,
         current: Floats,
-        matches: Places,
+        matches: Positions,
         random: np.random.Generator,
         *,
         offsets: Offsets = FULL_PATCH,
@@ -143,18 +143,18 @@ class Search:
         self._steps = level.flat_offsets(offsets)[None]
         self._source_bytes = _packed_bytes(level.values)
         self._target_patches = self._patches(_packed_bytes(current), level.targets)
-        self.matches: Places = Places(matches.rows.copy(), matches.columns.copy())
+        self.matches: Positions = Positions(matches.rows.copy(), matches.columns.copy())
         self.costs: Floats = self._costs(self.matches, np.arange(len(level.targets)))
 
     def sweep(self, *, jumps: tuple[int, ...], radii: tuple[int, ...]) -> None:
-        """Try what neighbours at these distances found, then random places within these radii."""
+        """Try the matches of neighbours at these distances, then random positions within these radii."""
         for jump in jumps:
             for rows, columns in ((0, jump), (jump, 0), (0, -jump), (-jump, 0)):
-                self._ask_neighbour(rows, columns)
+                self._try_neighbours(rows, columns)
         for radius in radii:
-            self._guess(radius)
+            self._try_random(radius)
 
-    def _ask_neighbour(self, rows: int, columns: int) -> None:
+    def _try_neighbours(self, rows: int, columns: int) -> None:
         neighbours = self._level.targets.moved(rows, columns)
         inside = self._level.contains(neighbours)
         height, width = self._level.shape
@@ -163,13 +163,13 @@ class Search:
         ]
         self._try(self.matches.at(number).moved(-rows, -columns), inside & (number >= 0))
 
-    def _guess(self, radius: int) -> None:
+    def _try_random(self, radius: int) -> None:
         count = len(self._level.targets)
         rows, columns = (self._random.integers(-radius, radius + 1, count, dtype=np.int32) for _ in range(2))
         self._try(self.matches.moved(rows, columns), np.ones(count, np.bool_))
 
-    def _try(self, candidates: Places, allowed: Mask) -> None:
-        """Take over the candidates that are usable and cost less than what is known."""
+    def _try(self, candidates: Positions, allowed: Mask) -> None:
+        """Keep the candidates that are usable and cost less than the current matches."""
         moved = (candidates.rows != self.matches.rows) | (candidates.columns != self.matches.columns)
         chosen = np.flatnonzero(allowed & moved & self._level.contains(candidates))
         chosen = chosen[self._level.usable[candidates.rows[chosen], candidates.columns[chosen]]]
@@ -182,19 +182,19 @@ class Search:
         self.matches.rows[winners], self.matches.columns[winners] = tried.rows[better], tried.columns[better]
         self.costs[winners] = costs[better]
 
-    def _costs(self, places: Places, chosen: NDArray[np.intp]) -> Floats:
-        patches = self._patches(self._source_bytes, places)
+    def _costs(self, positions: Positions, chosen: NDArray[np.intp]) -> Floats:
+        patches = self._patches(self._source_bytes, positions)
         wanted = (
             self._target_patches if len(chosen) == len(self._target_patches) else self._target_patches[chosen]
         )
         difference = cv2.absdiff(patches, wanted)
         costs = np.asarray(cv2.reduce(difference, 1, cv2.REDUCE_SUM2, dtype=cv2.CV_32F), np.float32)[:, 0]
-        return costs if self._guide is None else costs + self._penalty(self._guide, places, chosen)
+        return costs if self._guide is None else costs + self._penalty(self._guide, positions, chosen)
 
-    def _penalty(self, guide: Guide, places: Places, chosen: NDArray[np.intp]) -> Floats:
+    def _penalty(self, guide: Guide, positions: Positions, chosen: NDArray[np.intp]) -> Floats:
         targets = self._level.targets.at(chosen)
-        unlike = guide.look[places.rows, places.columns] - guide.wanted[targets.rows, targets.columns]
-        away = (places.rows - targets.rows) ** 2 + (places.columns - targets.columns) ** 2
+        unlike = guide.look[positions.rows, positions.columns] - guide.wanted[targets.rows, targets.columns]
+        away = (positions.rows - targets.rows) ** 2 + (positions.columns - targets.columns) ** 2
         height, width = self._level.shape
         near = guide.nearness / (height**2 + width**2) * away
         weight = self._steps.shape[1]
@@ -202,17 +202,17 @@ class Search:
             weight * (guide.likeness * np.einsum("ij,ij->i", unlike, unlike) + near), np.float32
         )
 
-    def _patches(self, packed: NDArray[np.uint32], places: Places) -> NDArray[np.uint8]:
-        """Gather the patches around places, one row of bytes each."""
-        gathered = np.take(packed, self._level.flat(places)[:, None] + self._steps, mode="clip")
-        return gathered.view(np.uint8).reshape(len(places), -1)
+    def _patches(self, packed: NDArray[np.uint32], positions: Positions) -> NDArray[np.uint8]:
+        """Return the patches around pixels, one row of bytes each."""
+        gathered = np.take(packed, self._level.flat(positions)[:, None] + self._steps, mode="clip")
+        return gathered.view(np.uint8).reshape(len(positions), -1)
 
 
-def vote(level: Level, matches: Places, weights: Floats | None, *, sharpness: float) -> Floats:
-    """Return the picture the matched patches agree on, in the hole and within reach around it.
+def vote(level: Level, matches: Positions, weights: Floats | None, *, sharpness: float) -> Floats:
+    """Return the weighted mean of the matched patches, in the hole and within one radius around it.
 
-    Every patch proposes a value for each pixel it covers; its middle counts most (a Gaussian of ``sharpness``
-    pixels: a narrow one keeps grain, a wide one smooths seams).
+    Every patch proposes a value for each pixel it covers; its centre has the largest weight. The weights
+    are a Gaussian of ``sharpness`` pixels: a narrow one keeps grain, a wide one smooths seams.
     """
     size = (level.shape[0] + 2 * RADIUS) * level.stride
     source = with_rim(level.values).reshape(-1, 4).view(np.complex128).reshape(-1)
@@ -228,7 +228,7 @@ def vote(level: Level, matches: Places, weights: Floats | None, *, sharpness: fl
         share = own * np.float32(near)
         proposed = np.take(source, sources + step, mode="clip").view(np.float32).reshape(-1, 4)
         proposed = proposed * share[:, None]
-        # Targets are distinct pixels: within one step no place is written twice, plain indexing adds up.
+        # Targets are distinct pixels: within one step no position is written twice, plain indexing adds up.
         place = targets + step
         proposed += total_packed[place].view(np.float32).reshape(-1, 4)
         total_packed[place] = proposed.view(np.complex128).reshape(-1)
@@ -237,8 +237,8 @@ def vote(level: Level, matches: Places, weights: Floats | None, *, sharpness: fl
     return np.asarray(total.reshape(-1, level.stride, 4)[RADIUS:-RADIUS, RADIUS:-RADIUS], np.float32)
 
 
-def trust(costs: Floats) -> Floats:
-    """Turn costs into weights of a vote: matches much worse than most count for nearly nothing."""
+def vote_weights(costs: Floats) -> Floats:
+    """Return the weights of matches in the vote: matches much worse than most weigh nearly nothing."""
     usual = float(np.percentile(costs, 40)) + 1e-3
     return np.asarray(np.exp(-costs / (2 * usual)) + 1e-4, np.float32)
 

@@ -1,7 +1,7 @@
-"""Carry known pixels smoothly into a hole: right for skies, walls, paper, plain colours.
+"""Smooth fill of a hole from the known pixels around it: for skies, walls, paper and plain colours.
 
-Pull-push: halve the picture again and again, hole pixels weighing nothing, until every pixel knows something;
-then walk back up, keeping what is known and relaxing what is not towards a membrane stretched over the hole.
+Pull-push interpolation: the image is halved until every pixel has a value, with hole pixels of weight zero.
+Then it is doubled again; known pixels are kept, unknown ones are relaxed towards a membrane (Laplace).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNKNOWN = 0.001
 _VAGUE = 0.01
 _MOSTLY_KNOWN = 0.5
 _LARGE = 250_000
-"""Above this many pixels a level is relaxed less often: the coarser levels have done the work."""
+"""Levels with more pixels are relaxed in fewer rounds: the coarser levels are already smooth."""
 
 
 def fill_smoothly(values: Floats, hole: Mask) -> Floats:
@@ -32,15 +32,15 @@ def fill_smoothly(values: Floats, hole: Mask) -> Floats:
     current = _top(*levels[-1])
     for weighted, weight in reversed(levels[:-1]):
         height, width = weight.shape
-        carried = np.asarray(cv2.pyrUp(current, dstsize=(width, height)), np.float32)
+        upscaled = np.asarray(cv2.pyrUp(current, dstsize=(width, height)), np.float32)
         known = np.clip(weight, 0, 1)[..., None]
-        current = _mean(weighted, weight) * known + carried * (1 - known)
+        current = _mean(weighted, weight) * known + upscaled * (1 - known)
         current = relax(current, weight < _MOSTLY_KNOWN, rounds=24 if weight.size < _LARGE else 10)
     return current
 
 
 def relax(values: Floats, free: Mask, *, rounds: int) -> Floats:
-    """Move free pixels towards the mean of their neighbours, the others stay."""
+    """Return values whose free pixels have moved towards the mean of their neighbours."""
     if not free.any():
         return values
     values, movable = values.copy(), free.astype(np.uint8)
@@ -58,6 +58,6 @@ def _mean(weighted: Floats, weight: Floats) -> Floats:
 
 
 def _top(weighted: Floats, weight: Floats) -> Floats:
-    """Return the coarsest level; what still knows nothing gets the mean of all that is known."""
+    """Return the coarsest level; pixels without a value get the mean of all known pixels."""
     overall = weighted.sum((0, 1)) / max(float(weight.sum()), 1e-4)
     return np.where((weight < _UNKNOWN)[..., None], overall, _mean(weighted, weight)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Which pixels of a line are ink, judged by colour and place.
+"""Finds the ink of a line by colour and position.
 
-The colours in and around a line are sorted into a few clusters. A cluster is ink if it is common in the
-middle of the line, rare along its border and outside, and spread along the whole line, as letters are.
-Nothing is assumed about ink being dark, light or of one colour: fill and outline are simply two clusters.
+The colours in and around a line are grouped into a few clusters. A cluster is ink if it is common in the
+middle of the line, rare along its border and outside, and spread along the whole line. Ink may be dark, light
+or of several colours: fill and outline are two clusters.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from flux_async.imaging.arrays import (
     resize_mask,
     resize_pixels,
 )
-from flux_async.imaging.detection import along_line
+from flux_async.imaging.text_regions import along_line
 
 if TYPE_CHECKING:
-    from flux_async.imaging.detection import TextRegion
+    from flux_async.imaging.text_regions import TextRegion
 
 CLUSTERS = 7
 WORKING_HEIGHT = 56
-"""Higher lines are judged at this height."""
+"""Higher lines are scaled down to this height."""
 OUTSIDE_TO_INSIDE = 0.5
 """An ink colour is at most this many times as common outside the line as in its middle."""
 LEAST_SPREAD = 0.55
@@ -46,7 +46,7 @@ _RARE = 0.01
 
 
 @attrs.frozen(eq=False)
-class _View:
+class _LineColours:
     """One line and its surroundings, at working size."""
 
     values: Floats
@@ -57,9 +57,9 @@ class _View:
     height: float
 
 
-def ink_by_colour(picture: Pixels, region: TextRegion, window: Window, other_text: Mask) -> Mask | None:
+def ink_by_colour(image: Pixels, region: TextRegion, window: Window, other_text: Mask) -> Mask | None:
     """Return the ink of a line in a window around it, or None where no colour behaves like ink."""
-    view = _look(picture, region, window, other_text)
+    view = _line_colours(image, region, window, other_text)
     if min(view.inside.sum(), (view.border | view.ring).sum()) < _FEW_PIXELS:
         return None
     labels = _cluster(view)
@@ -70,9 +70,9 @@ def ink_by_colour(picture: Pixels, region: TextRegion, window: Window, other_tex
     return ink if ink.shape == window.shape else resize_mask(ink, window.shape, threshold=0.3)
 
 
-def _look(picture: Pixels, region: TextRegion, window: Window, other_text: Mask) -> _View:
+def _line_colours(image: Pixels, region: TextRegion, window: Window, other_text: Mask) -> _LineColours:
     inside, core = region.placed(window), region.placed(window, core=True)
-    near, other = picture[window.slices], other_text & ~inside
+    near, other = image[window.slices], other_text & ~inside
     height, scale = max(6.0, region.height), min(1.0, WORKING_HEIGHT / max(6.0, region.height))
     if scale < _WORTH_SCALING:
         shape = (max(8, int(window.shape[0] * scale)), max(8, int(window.shape[1] * scale)))
@@ -81,7 +81,7 @@ def _look(picture: Pixels, region: TextRegion, window: Window, other_text: Mask)
         height *= scale
     ring = dilate(inside, max(2.0, 0.22 * height)) & ~dilate(inside, 1) & ~other
     border = inside & ~erode(inside, max(1, int(0.09 * height)))
-    return _View(lab(near), inside, core if core.any() else inside, border, ring, height)
+    return _LineColours(lab(near), inside, core if core.any() else inside, border, ring, height)
 
 
 def _nearest(mask: Mask, shape: tuple[int, int]) -> Mask:
@@ -89,8 +89,8 @@ def _nearest(mask: Mask, shape: tuple[int, int]) -> Mask:
     return np.asarray(small, np.bool_)
 
 
-def _cluster(view: _View) -> Ints:
-    """Label every pixel of the view with the nearest of the clusters found in and right around the line."""
+def _cluster(view: _LineColours) -> Ints:
+    """Return the nearest colour cluster for every pixel of the view."""
     values = view.values[view.inside | view.ring]
     samples = np.ascontiguousarray(values[:: max(1, len(values) // _SAMPLES)])
     count = min(CLUSTERS, len(samples))
@@ -102,7 +102,7 @@ def _cluster(view: _View) -> Ints:
     return np.asarray(distances.argmin(-1), np.int32)
 
 
-def _is_ink(colour: Mask, view: _View) -> bool:
+def _is_ink(colour: Mask, view: _LineColours) -> bool:
     within = float(colour[view.core].mean())
     without = max(float(colour[part].mean()) if part.any() else 0.0 for part in (view.border, view.ring))
     if within <= _RARE or without >= OUTSIDE_TO_INSIDE * within:
@@ -110,7 +110,7 @@ def _is_ink(colour: Mask, view: _View) -> bool:
     return _spread(colour, view) > LEAST_SPREAD
 
 
-def _spread(colour: Mask, view: _View) -> float:
+def _spread(colour: Mask, view: _LineColours) -> float:
     """Return the share of slices along the line in which the colour is nearly as common as overall."""
     along = along_line(view.inside)
     length = float(np.ptp(along))
@@ -123,8 +123,8 @@ def _spread(colour: Mask, view: _View) -> float:
     return float((shares > 0.3 * max(float(present.mean()), 1e-6)).mean())
 
 
-def _mostly_inside(ink: Mask, view: _View) -> Mask:
-    """Drop specks, and parts that lie mostly outside the line: those belong to the picture."""
+def _mostly_inside(ink: Mask, view: _LineColours) -> Mask:
+    """Return the ink without specks and without parts that lie mostly outside the line."""
     near = dilate(view.inside, 1) | view.ring
     parts = components(ink & near)
     inside = np.bincount(parts.labels[view.inside], minlength=parts.count)
@@ -132,6 +132,6 @@ def _mostly_inside(ink: Mask, view: _View) -> Mask:
     kept[0] = False
     goes_on = np.zeros(parts.count, np.bool_)
     goes_on[parts.labels[near & ~erode(near, 1)]] = True
-    # A letter may stick out of a line that was found a little short; what mostly runs on is no letter.
+    # A letter may extend beyond a region that is too short; a part that mostly lies outside is no letter.
     whole = ~goes_on | (inside >= 0.65 * parts.areas)
     return np.asarray(kept[parts.labels] & (view.inside | whole[parts.labels]), np.bool_)

@@ -1,11 +1,11 @@
-"""Which pixels of a line are ink, judged by how far they stand off the background.
+"""Finds the ink of a line by its contrast to the background.
 
-Two witnesses: the distance in CIELAB from a background carried in smoothly from a ring around the line, and
-how much more usual the pixel's colour is inside the line than in the ring. Where both agree the evidence is
-strong; where one does it is weak, and weak pixels count only if they touch strong ones.
+Two measures: the distance in CIELAB from a background interpolated from a ring around the line, and how much
+more frequent the pixel's colour is inside the line than in the ring. Pixels for which both are high are
+strong; pixels with one high measure are weak and count only if they touch strong ones.
 """
 
-# ruff: noqa: PLR2004 - the numbers are weights and levels of evidence, each used once, where it is explained
+# ruff: noqa: PLR2004 - the numbers are weights and thresholds, each used once
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flux_async.imaging.arrays import Floats, Mask, Pixels, Window, components, 
 from flux_async.imaging.smooth_fill import fill_smoothly
 
 if TYPE_CHECKING:
-    from flux_async.imaging.detection import TextRegion
+    from flux_async.imaging.text_regions import TextRegion
 
 _BINS = 26
 _LIGHTNESS_STEP = 4
@@ -27,24 +27,22 @@ _COLOUR_STEP = 8
 
 
 @attrs.frozen(eq=False)
-class Evidence:
-    """What the two witnesses say about every pixel of a window."""
+class Contrast:
+    """Both measures for every pixel of a window."""
 
     inside: Mask
     distance: Floats
     threshold: float
-    """Distances above it stand out from the background's own texture."""
+    """Larger distances exceed the texture of the background."""
     likelihood: Floats
-    """0 to 1: the pixel's colour belongs to the line rather than to its surroundings."""
-    commonness: Floats
+    """0 to 1: how much more frequent the pixel's colour is in the line than around it."""
+    frequency: Floats
     """Share of the line's pixels that have this pixel's colour."""
 
     def agreed(self) -> Mask:
         """Return strong pixels, and weak ones connected with them."""
         strong = (self.likelihood > 0.7) & (self.distance > self.threshold)
-        strong |= (
-            (self.likelihood > 0.85) & (self.distance > 0.6 * self.threshold) & (self.commonness > 0.004)
-        )
+        strong |= (self.likelihood > 0.85) & (self.distance > 0.6 * self.threshold) & (self.frequency > 0.004)
         weak = (self.likelihood > 0.45) & (self.distance > 0.5 * self.threshold)
         weak |= (self.distance > 1.25 * self.threshold) & (self.likelihood > 0.15)
         strong &= self.inside
@@ -54,12 +52,12 @@ class Evidence:
         return np.asarray(kept[parts.labels], np.bool_)
 
     def either(self) -> Mask:
-        """Return pixels that at least one witness holds for ink: for traces, where missing some is worse."""
+        """Return pixels for which one measure is high: for remains of text, where missing some is worse."""
         return ((self.distance > self.threshold) | (self.likelihood > 0.6)) & self.inside
 
 
-def weigh(picture: Pixels, region: TextRegion, window: Window, other_text: Mask) -> Evidence | None:
-    """Judge the pixels of a window around a line; None where there is no background to compare with."""
+def measure_contrast(image: Pixels, region: TextRegion, window: Window, other_text: Mask) -> Contrast | None:
+    """Return the measures in a window around a line; None where there is no background to compare with."""
     height = max(6.0, region.height)
     inside = dilate(region.placed(window), max(1.0, 0.04 * height))
     ring = ~(inside | other_text)
@@ -67,33 +65,33 @@ def weigh(picture: Pixels, region: TextRegion, window: Window, other_text: Mask)
         ring = ~inside
     if ring.sum() < 20:
         return None
-    values = lab(picture[window.slices])
+    values = lab(image[window.slices])
     distance = np.sqrt(((values - fill_smoothly(values, ~ring)) ** 2).sum(2))
     threshold = _threshold(distance[inside], 1.8 * _texture(values, ring, height))
-    likelihood, commonness = _colour_likelihood(values, inside, ring)
-    return Evidence(inside, distance, threshold, likelihood, commonness)
+    likelihood, frequency = _colour_likelihood(values, inside, ring)
+    return Contrast(inside, distance, threshold, likelihood, frequency)
 
 
 def _texture(values: Floats, ring: Mask, height: float) -> float:
-    """Measure how rough the background is: a robust spread of the ring around its own blurred self."""
+    """Return the roughness of the background: the median deviation of the ring from its blurred copy."""
     residue = values - masked_gaussian(values, ring.astype(np.float32), max(2.0, 0.25 * height))
     return float(1.4826 * np.median(np.abs(residue[ring]), 0).sum() / 1.5)
 
 
 def _threshold(distances: Floats, floor: float) -> float:
-    """Split the distances in two (Otsu), within sensible limits."""
+    """Return the Otsu threshold of the distances, limited to the range 6 to 45."""
     doubled = np.clip(distances * 2, 0, 255).astype(np.uint8).reshape(-1, 1)
     split, _ = cv2.threshold(doubled, 0, 255, cv2.THRESH_OTSU)
     return float(min(45.0, max(6.0, floor, split / 2)))
 
 
 def _colour_likelihood(values: Floats, inside: Mask, ring: Mask) -> tuple[Floats, Floats]:
-    """Compare the colour histogram of the line with that of its surroundings, pixel by pixel."""
+    """Return likelihood and frequency of each pixel's colour, from the histograms of line and ring."""
     places = _histogram_places(values)
     own, others = (_histogram(places[part]) for part in (inside, ring))
-    commonness = own[places]
-    likelihood = np.clip(1 - others[places] / (commonness + 1e-9), 0, 1)
-    return np.where(commonness > 2e-4, likelihood, likelihood * 0.5).astype(np.float32), commonness
+    frequency = own[places]
+    likelihood = np.clip(1 - others[places] / (frequency + 1e-9), 0, 1)
+    return np.where(frequency > 2e-4, likelihood, likelihood * 0.5).astype(np.float32), frequency
 
 
 def _histogram_places(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
@@ -106,7 +104,7 @@ def _histogram_places(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np
 
 
 def _histogram(places: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Floats:
-    """Count colours, each spilling a little into its neighbours, as shares."""
+    """Return the smoothed colour histogram, as shares."""
     counts = np.bincount(places, minlength=_BINS**3).astype(np.float32).reshape(_BINS, _BINS, _BINS)
     for axis in range(3):
         counts = 0.25 * np.roll(counts, 1, axis) + 0.5 * counts + 0.25 * np.roll(counts, -1, axis)

@@ -180,10 +180,10 @@ def _sample_titles() -> dict[str, str]:
 @lru_cache(maxsize=64)
 def _draw_sample(name: str) -> bytes:
     """Return a sample as PNG; drawn once, as drawing takes a moment."""
-    from flux_async.imaging import encode_picture  # noqa: PLC0415 - loads numpy
+    from flux_async.imaging import encode_image  # noqa: PLC0415 - loads numpy
     from flux_async.sandbox import samples  # noqa: PLC0415 - as above
 
-    return encode_picture(samples.draw_sample(name).picture)
+    return encode_image(samples.draw_sample(name).image)
 
 
 async def _not_found(_request: Request, _error: Exception) -> Response:

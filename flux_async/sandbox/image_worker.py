@@ -62,13 +62,13 @@ class Spoiled:
 def develop(negative: Negative) -> Spoiled | None:
     """Make one picture; runs in a worker process."""
     _settle_in(negative.threads)
-    from flux_async.imaging import PictureError  # noqa: PLC0415 - loaded in workers only
+    from flux_async.imaging import ImageError  # noqa: PLC0415 - loaded in workers only
 
     try:
         before, alpha = _input(negative)
         _write_thumbnail(before, alpha, negative.before)  # first: it is shown while the work goes on
         after, alpha = _result(negative, before, alpha)
-    except PictureError as error:
+    except ImageError as error:
         return Spoiled(reason=str(error))
     _write(after, negative.result, negative.output_format, JPEG_QUALITY, alpha)
     _write_thumbnail(after, alpha, negative.after)
@@ -77,13 +77,13 @@ def develop(negative: Negative) -> Spoiled | None:
 
 def _input(negative: Negative) -> tuple[Pixels, Pixels | None]:
     """Return the picture to begin with, and its opacity if it has any; a prompt alone is drawn."""
-    from flux_async.imaging import decode_picture  # noqa: PLC0415 - loaded in workers only
+    from flux_async.imaging import decode_image  # noqa: PLC0415 - loaded in workers only
 
     if negative.source is None:
         from flux_async.sandbox.pictures import draw_from_prompt  # noqa: PLC0415 - as above
 
         return draw_from_prompt(negative.prompt, negative.ratio or "1:1", seed=_digest(negative.prompt)), None
-    picture = decode_picture(negative.source.read_bytes(), max_pixels=MAX_PIXELS)
+    picture = decode_image(negative.source.read_bytes(), max_pixels=MAX_PIXELS)
     return picture.pixels, picture.alpha
 
 
@@ -95,7 +95,7 @@ def _result(negative: Negative, before: Pixels, alpha: Pixels | None) -> tuple[P
         return before, None
     after = before
     if negative.kind is Kind.TEXT_REMOVAL:
-        after = remove_text(after, quality=Quality[negative.quality.upper()]).picture
+        after = remove_text(after, quality=Quality[negative.quality.upper()]).image
     if negative.ratio is not None:
         from flux_async.sandbox.pictures import fit_to_ratio  # noqa: PLC0415 - as above
 
@@ -148,9 +148,9 @@ def _small(picture: Pixels) -> Pixels:
 def _write(
     picture: Pixels, path: Path, output_format: str, quality: int, alpha: Pixels | None = None
 ) -> None:
-    from flux_async.imaging import PictureFormat, encode_picture  # noqa: PLC0415 - loaded in workers only
+    from flux_async.imaging import ImageFormat, encode_image  # noqa: PLC0415 - loaded in workers only
 
-    path.write_bytes(encode_picture(picture, PictureFormat[output_format.upper()], quality, alpha=alpha))
+    path.write_bytes(encode_image(picture, ImageFormat[output_format.upper()], quality, alpha=alpha))
 
 
 _settled: list[Any] = []

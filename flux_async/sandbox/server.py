@@ -40,7 +40,7 @@ _A_MOMENT: Final = 0.002  # seconds
 _MUCH: Final = 65_536
 
 _SERVING: Final = ("starlette", "uvicorn", "python_multipart")
-_PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr")
+_PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime")
 
 
 def serve(

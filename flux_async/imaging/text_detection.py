@@ -1,0 +1,176 @@
+"""Finds and reads the text of an image, and rejects what the model mistakes for text."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+import attrs
+import cv2
+import numpy as np
+
+from flux_async.imaging.ocr import detect_boxes, read_line
+from flux_async.imaging.text_regions import TextRegion, without_duplicates
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flux_async.imaging.arrays import Pixels
+
+COARSE_SIDE = 736
+FINE_SIDE = 1408
+SMALLEST_HEIGHT = 6.0
+"""Lines lower than this many pixels cannot be read and are ignored."""
+
+_UNSURE = 0.8
+_LARGEST_SHARE = 0.45
+_LARGE_SHARE = 0.10
+_BLOCKY_SHARE = 0.004
+_BLOCKY_ASPECT = 2.4
+_UPRIGHT_ASPECT = 1.5
+_TWICE = 2.0
+
+
+@attrs.frozen(kw_only=True)
+class TextLine:
+    """A line of text and how it reads.
+
+    ``confidence`` (0 to 1) is the mean over the characters; 0 with an empty text if nothing was read.
+    """
+
+    region: TextRegion
+    text: str
+    confidence: float
+
+    @property
+    def letters(self) -> int:
+        """Number of letters and digits, in any script."""
+        return sum(character.isalnum() for character in self.text)
+
+
+class Quality(enum.Enum):
+    """How thoroughly text is looked for."""
+
+    FAST = "fast"
+    """One detection, with the longer side scaled to 736 pixels: finds ordinary text."""
+
+    GOOD = "good"
+    """A second detection at 1,408 pixels with raised contrast: also finds small, thin and faint text."""
+
+
+def find_text(image: Pixels, *, quality: Quality = Quality.FAST) -> tuple[TextRegion, ...]:
+    """Return the lines of text in an image (uint8 RGB), the largest first."""
+    require_rgb(image)
+    found = detect(image, COARSE_SIDE)
+    if quality is Quality.GOOD:
+        found.extend(detect(raise_contrast(image), FINE_SIDE))
+    return without_duplicates(_plausible(image, found))
+
+
+def read_text(
+    image: Pixels, *, quality: Quality = Quality.FAST, least_confidence: float = 0.5
+) -> tuple[TextLine, ...]:
+    """Return the lines of text that are read with at least ``least_confidence``."""
+    lines = (read_region(image, region) for region in find_text(image, quality=quality))
+    return tuple(line for line in lines if line.letters and line.confidence >= least_confidence)
+
+
+def read_region(image: Pixels, region: TextRegion) -> TextLine:
+    """Return the text of one region; if the confidence is low, it is also read upside down."""
+    strip = level_strip(image, region)
+    text, confidence = read_line(strip)
+    if confidence < _UNSURE:
+        flipped = read_line(strip[::-1, ::-1])
+        if flipped[1] > confidence + 0.1:
+            text, confidence = flipped
+    return TextLine(region=region, text=text, confidence=confidence)
+
+
+def level_strip(image: Pixels, region: TextRegion) -> Pixels:
+    """Return the pixels of a region, rotated to the horizontal; upright lines are turned by 90 degrees."""
+    corners = region.corners
+    width, height = (int(np.linalg.norm(corners[corner] - corners[0])) for corner in (1, 3))
+    if not width or not height:
+        return image[:0, :0]
+    target = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    strip = cv2.warpPerspective(
+        image,
+        cv2.getPerspectiveTransform(corners, target),
+        (width, height),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    level = np.asarray(strip, np.uint8)
+    return np.rot90(level) if height >= _UPRIGHT_ASPECT * width else level
+
+
+def detect(image: Pixels, long_side: int) -> list[TextRegion]:
+    """Return the detected lines of an image that is scaled to a long side of ``long_side`` pixels."""
+    regions = (
+        TextRegion.of(box.corners, image.shape, certain=box.certain) for box in detect_boxes(image, long_side)
+    )
+    return [region for region in regions if region.height >= SMALLEST_HEIGHT and region.mask.any()]
+
+
+def is_readable(
+    image: Pixels, region: TextRegion, *, least_letters: int = 2, least_confidence: float = 0.6
+) -> bool:
+    """Return whether letters can be read in a region."""
+    line = read_region(image, region)
+    if least_letters > 1 and len({character for character in line.text if character.isalnum()}) == 1:
+        return False  # a row of buttons or windows is read as "0000"
+    return line.letters >= least_letters and line.confidence >= least_confidence
+
+
+def raise_contrast(image: Pixels) -> Pixels:
+    """Return the image with raised local contrast of the lightness (CLAHE)."""
+    values = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    values[..., 0] = cv2.createCLAHE(3.0, (8, 8)).apply(values[..., 0])
+    return np.asarray(cv2.cvtColor(values, cv2.COLOR_LAB2RGB), np.uint8)
+
+
+def require_rgb(image: Pixels) -> None:
+    """Check that an array is a non-empty uint8 array shaped (height, width, 3).
+
+    Raises:
+        ValueError: another dtype or shape, or no pixels at all.
+    """
+    if image.dtype != np.uint8 or image.shape[2:] != (3,) or image.size == 0:
+        raise ValueError(f"expected uint8 RGB shaped (height, width, 3), got {image.dtype} {image.shape}")
+
+
+def _plausible(image: Pixels, found: Sequence[TextRegion]) -> list[TextRegion]:
+    """Return the regions that are text.
+
+    Regions of more than 45 % of the image are never text. Large, square or upright regions and those that are
+    not certain must be readable, except one that continues a certain line ("$" before a price).
+    """
+    pixels = image.shape[0] * image.shape[1]
+    possible = [region for region in found if region.area <= _LARGEST_SHARE * pixels]
+    usual = [region for region in possible if not _is_unusual(region, region.area / pixels)]
+    certain = [region for region in usual if region.certain]
+    continued = [region for region in usual if not region.certain and _continues_line(region, certain)]
+    accepted = [*certain, *continued]
+    contrast = raise_contrast(image)
+    for region in possible:
+        if region not in accepted and (is_readable(image, region) or is_readable(contrast, region)):
+            accepted.append(region)
+    return accepted
+
+
+def _is_unusual(region: TextRegion, share: float) -> bool:
+    """Return whether a region is larger, more square or more upright than most lines."""
+    height, width = region.window.shape
+    blocky = region.length < _BLOCKY_ASPECT * region.height and share > _BLOCKY_SHARE
+    return blocky or height > _UPRIGHT_ASPECT * width or share > _LARGE_SHARE
+
+
+def _continues_line(region: TextRegion, certain: Sequence[TextRegion]) -> bool:
+    """Return whether a region is next to a certain line of about its height."""
+    reach = int(region.height / 2)
+    shape = (region.window.bottom + reach, region.window.right + reach)
+    near = region.window.grown(reach, shape)
+    return any(
+        near.overlap(line.window) is not None and 1 / _TWICE < line.height / region.height < _TWICE
+        for line in certain
+    )
