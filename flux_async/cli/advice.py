@@ -150,8 +150,18 @@ def after_adopting(folder: Path) -> str:
     return f"Fetch its image with {command('retry', folder)}; {_NOT_TWICE}"
 
 
-def after_recovering(folder: Path) -> str:
-    """Return what goes on with a run whose journal had lost records of submits."""
+def after_recovering(folder: Path, *, needs_list: bool) -> str:
+    """Return what goes on with a run whose journal had lost records of submits.
+
+    Args:
+        folder: Of the run.
+        needs_list: Whether the journal may have lost images as well, which only the list still names.
+    """
+    if needs_list:
+        return (
+            "Go on with the command that you ran before, with its whole list: it submits only what was "
+            "certainly not submitted."
+        )
     return f"Go on with {command('retry', folder)}: it submits only what was certainly not submitted."
 
 

@@ -19,6 +19,7 @@ from flux_async.cli.exits import Exit
 from flux_async.cli.given import InputRow
 from flux_async.cli.intake import Row, paid_already, read_row
 from flux_async.cli.output import Output
+from flux_async.cli.recover import warning_of_lost_records
 from flux_async.cli.results import IMAGES, refused_row
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.run_order import RunOptions
@@ -67,6 +68,8 @@ def run_dry(order: RunOptions, inputs: Iterable[InputRow], *, as_json: bool) -> 
         for given in inputs:
             run.take(given)
     run.conclude()
+    if (warning := warning_of_lost_records(order.folder)) is not None:
+        run.warn(warning)
     return Exit.SOME_FAILED if run.counts["refused"] else Exit.SUCCEEDED
 
 
@@ -155,6 +158,10 @@ class DryRun:
             return
         for line in self.in_words():
             self._display.note(line)
+
+    def warn(self, words: str) -> None:
+        """Print a warning to stderr."""
+        self._display.note(words, "yellow")
 
     def as_data(self) -> dict[str, Any]:
         """Return the sums as data."""

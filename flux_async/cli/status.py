@@ -10,9 +10,11 @@ from typing import Any
 from flux_async.api.models_table import credits_of
 from flux_async.cli.advice import after_adopting, command
 from flux_async.cli.credits import in_credits
+from flux_async.cli.display import MessageConsole
 from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
+from flux_async.cli.recover import warning_of_lost_records
 from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, utc_text
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.job_state import JobState
@@ -34,7 +36,11 @@ def show_status(folder: Path, *, as_json: bool) -> Exit:
             "refused": refused_inputs(folder, reader),
             "folder": str(folder),
         }
+    warning = warning_of_lost_records(folder)
+    told["lacks_records"] = warning is not None
     output = Output()
+    if warning is not None:
+        MessageConsole().note(warning, "yellow")
     if as_json:
         output.json(told)
         return Exit.SUCCEEDED

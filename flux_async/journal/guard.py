@@ -44,8 +44,13 @@ class JournalGuard:
             JournalError: The log cannot be written.
         """
         self._file = _identity(self._journal)
-        self._log = catch_up(connection, log_of(self._journal))
-        note_open(connection)
+        self._log = log = catch_up(connection, log_of(self._journal))
+        opening = secrets.token_hex(8)
+        try:
+            log.append_opening(opening)
+        except OSError as error:
+            raise log_error(log.path, error) from None
+        note_open(connection, opening)
 
     def refusal(self, connection: sqlite3.Connection, keys: Sequence[JobKey]) -> JournalError | None:
         """Return why these jobs must not be submitted, or None."""

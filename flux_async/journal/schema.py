@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flux_async.errors import JournalError, JournalRecordsLost, JournalVersionError
+from flux_async.errors import JournalError, JournalVersionError
 from flux_async.journal.adding import unsigned_of
 from flux_async.journal.lost_records import LostRecords, check_whole, find_lost
 
@@ -84,19 +84,17 @@ def look_for_loss(path: Path) -> LostRecords | None:
     """
     import sqlite3  # noqa: PLC0415 - as above
 
+    from flux_async.journal.read_only import open_for_reading  # noqa: PLC0415 - loads sqlite3
+
     if not path.exists() or not path.stat().st_size:
-        lost = find_lost(None, path)
-        return lost if lost.submits else None
+        return find_lost(None, path)
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+        with ExitStack() as stack:
+            connection = open_for_reading(path, stack, leaves_no_trace=True)
             _check_ours(connection, path)
-            try:
-                check_whole(connection, path)
-            except JournalRecordsLost:
-                return find_lost(connection, path)
+            return find_lost(connection, path)
     except sqlite3.Error as error:
         raise _not_ours_or_damaged(error, path) from None
-    return None
 
 
 def open_memory() -> sqlite3.Connection:

@@ -53,11 +53,11 @@ from flux_async.journal.adding import Added, Adding, as_new
 from flux_async.journal.guard import JournalGuard
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lock import JournalLock
-from flux_async.journal.lost_records import find_lost, keep_unknown, pending_keys
+from flux_async.journal.lost_records import LostRecords, keep_any_unknown, keep_unknown, pending_keys
 from flux_async.journal.paying_account import PaidTask
 from flux_async.journal.reserve import Reserve
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
-from flux_async.journal.schema import inspect, make_folder, open_file, open_memory
+from flux_async.journal.schema import inspect, look_for_loss, make_folder, open_file, open_memory
 from flux_async.journal.submit_log import LoggedSubmit, log_of, rewrite
 from flux_async.journal.task_owners import Sender
 from flux_async.journal.writer import Writer
@@ -546,25 +546,28 @@ class Journal:
             return open_memory()
         if not accept_lost_records:
             return open_file(self._path)
+        lost = look_for_loss(self._path)
         connection = open_file(self._path, accept_lost_records=True)
         try:
-            _accept_lost_records(connection, self._path, self._clock.wall())
+            if lost is not None:
+                _accept_lost_records(connection, self._path, lost, self._clock.wall())
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-def _accept_lost_records(connection: sqlite3.Connection, path: Path, now: float) -> None:
+def _accept_lost_records(connection: sqlite3.Connection, path: Path, lost: LostRecords, now: float) -> None:
     """Put in doubt every job that may have been submitted without the journal's knowing."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        lost = find_lost(connection, path)
         for key, submit in lost.submits.items():
             if not _put_in_doubt(connection, key, submit.at, now):
                 keep_unknown(connection, submit)
-        for key in pending_keys(connection) if lost.log_is_missing else []:
-            _put_in_doubt(connection, key, now, now)
+        if lost.log_is_lost:
+            for key in pending_keys(connection):
+                _put_in_doubt(connection, key, now, now)
+            keep_any_unknown(connection, now)
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -6,6 +6,10 @@ also a line of ``<journal>.submits``: the number of its event, its time, the key
 written after the commit of the intent and before the request leaves. Therefore the journal may know of more
 submits than this file, never of fewer, unless records were lost.
 
+Every time the journal is opened for a run, a comment line names the opening, before the journal notes the
+same name as its state. A journal that was left in use and whose list does not have that line has an older
+list, an emptied one, or none: then the list proves nothing.
+
 The file grows in chunks of blank lines, so that a line neither needs room on a full disk nor changes the
 file's size: what it costs is one ``fdatasync`` for each commit that holds an intent.
 """
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     import sqlite3
 
 _CHUNK = 16 * 1024
+_OPENING = b"# opened "
+_BLANK = b"\n\n"
 _SQL_INTENTS = (
     "SELECT event.number, event.at, job.key FROM event JOIN job ON job.number = event.job "
     "WHERE event.type = 'SubmitIntended' AND event.number > ? ORDER BY event.number"
@@ -104,7 +110,9 @@ class SubmitLog:
         Raises:
             OSError: The disk has no room.
         """
-        needed = sum(len(LoggedSubmit(2**63, 0.1234567890123456e300, key).line) for key in keys)
+        self._make_room(sum(len(LoggedSubmit(2**63, 0.1234567890123456e300, key).line) for key in keys))
+
+    def _make_room(self, needed: int) -> None:
         while self._size < self._end + needed:
             _write(self._file, b"\n" * _CHUNK, self._size)
             os.fsync(self._file)
@@ -116,7 +124,19 @@ class SubmitLog:
         Raises:
             OSError: The disk refused it.
         """
-        lines = b"".join(submit.line for submit in submits)
+        self._append(b"".join(submit.line for submit in submits))
+
+    def append_opening(self, name: str) -> None:
+        """Write down that the journal is opened; on return it is on disk.
+
+        Raises:
+            OSError: The disk refused it.
+        """
+        line = _opening(name) + b"\n"
+        self._make_room(len(line) + len(_BLANK))
+        self._append(line)
+
+    def _append(self, lines: bytes) -> None:
         if lines:
             _write(self._file, lines, self._end)
             getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has no fdatasync
@@ -156,6 +176,25 @@ def read_log(path: Path) -> Iterator[LoggedSubmit]:
             submit = LoggedSubmit.read(line)
             if submit is not None:
                 yield submit
+
+
+def has_opening(path: Path, name: str | None = None) -> bool:
+    """Whether a log holds the line of an opening of its journal; without a name, of any."""
+    wanted = _OPENING if name is None else _opening(name)
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return any(
+            line.startswith(wanted) if name is None else line.rstrip(b"\r\n\0") == wanted for line in file
+        )
+    return False
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a log lacks its end: every log ends with blank lines, in the room for the next submits."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_BLANK)))
+        return len(file.read().replace(b"\0", b"\n").removesuffix(_BLANK)) > 0 or size < len(_BLANK)
+    return False
 
 
 def last_of(path: Path) -> LoggedSubmit | None:
@@ -220,6 +259,10 @@ def log_error(path: Path, error: OSError) -> JournalError:
     return JournalError(
         f"{path} could not be written: {error.strerror or error}.", advice=NO_ROOM_ADVICE, scope=Scope.STOP
     )
+
+
+def _opening(name: str) -> bytes:
+    return _OPENING + name.encode()
 
 
 def _append_all(log: SubmitLog, connection: sqlite3.Connection, after: int) -> None:

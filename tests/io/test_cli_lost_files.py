@@ -52,6 +52,12 @@ def test_a_folder_copied_without_its_wal_is_refused_and_recovered(cli: Any) -> N
     assert "lacks records of submits" in refused.stderr
     assert "flux-async recover copy" in refused.stderr
     assert "accept_lost_records" not in refused.stderr
+    for looks in (("status", "copy", "--json"), (*command, "-o", "copy", "--dry-run")):
+        looked = cli.run(*looks)
+        assert looked.code == 0, looked.stderr
+        assert "lacks records of submits" in looked.stderr
+        assert "flux-async recover copy" in looked.stderr
+    assert cli.status("copy")["lacks_records"] is True
     asked = cli.run("recover", "copy")
     assert asked.code == 2
     assert "Add --yes" in asked.stderr
@@ -60,6 +66,12 @@ def test_a_folder_copied_without_its_wal_is_refused_and_recovered(cli: Any) -> N
     recovered = cli.run("recover", "copy", "--yes")
     assert recovered.code == 0, recovered.stderr
     assert re.search(r"lacks records of submits for \d+ images, made between 20\d\d-", recovered.stderr)
+    lost = re.search(r"In doubt when they are given again: (\d+)\. Their keys:", recovered.stderr)
+    if lost is not None:  # unless SQLite moved records from the -wal file meanwhile
+        assert len(re.findall(r"^  [0-9a-f]{64}$", recovered.stderr, re.MULTILINE)) == int(lost[1])
+        assert "`flux-async retry" not in recovered.stderr
+        assert "the command that you ran before, with its whole list" in recovered.stderr
+    assert cli.status("copy")["lacks_records"] is False
     assert cli.ledger()["submits"] == before
     assert "lacks no records" in cli.run("recover", "copy").stderr
 
@@ -68,6 +80,25 @@ def test_a_folder_copied_without_its_wal_is_refused_and_recovered(cli: Any) -> N
     rows = cli.rows("copy")
     assert {row["status"] for row in rows} == {"succeeded", "in_doubt"}
     assert len(rows) == len(IMAGES)
+    assert_paid_once(cli)
+
+
+def test_an_emptied_list_of_submits_beside_a_lost_wal_charges_nothing_twice(cli: Any) -> None:
+    """Neither file names what was paid: the run is refused, and recovered it holds every image in doubt."""
+    command = ("remove-text", "--from", "list.txt")
+    with cli.start(*command, *SLOWLY, "-o", "out") as process:
+        run_until_some_are_submitted(cli, process, 8)
+        process.send_signal(signal.SIGKILL)
+        process.wait(OVERALL_S)
+    (cli.folder / "out" / "journal.sqlite3-wal").unlink()
+    (cli.folder / "out" / "journal.sqlite3.submits").write_bytes(b"")
+    refused = cli.run(*command, *RATE, "-o", "out")
+    assert refused.code == 2, refused.stderr
+    assert "flux-async recover out" in refused.stderr
+    recovered = cli.run("recover", "out", "--yes")
+    assert "Any other image is in doubt, too, when it is given again" in recovered.stderr
+    assert cli.run(*command, *RATE, "-o", "out").code == 1
+    assert {row["status"] for row in cli.rows("out")} == {"in_doubt"}
     assert_paid_once(cli)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -44,6 +45,7 @@ from flux_async.models import JobKey
 async def main():
     async with Journal(sys.argv[1]) as journal:
         stored = await journal.add([(JobKey(f"k{n}"), "{}") for n in range(int(sys.argv[2]))])
+        print("added", flush=True)
         for n in range(int(sys.argv[3])):
             job = stored[n].job
             for event in (SubmitIntended(at=100.0 + n), SubmitAccepted(at=100.5 + n, task_id=f"t{n}")):
@@ -70,6 +72,7 @@ def killed_after(path: Path, jobs: int, submits: int) -> None:
     ) as process:
         try:
             assert process.stdout is not None
+            assert process.stdout.readline() == "added\n"
             for n in range(submits):
                 assert process.stdout.readline() == f"{n}\n"
         finally:
@@ -112,6 +115,34 @@ async def test_a_killed_run_with_all_its_files_goes_on(path: Path) -> None:
     without(path, "-shm")  # SQLite makes it anew
     async with Journal(path) as journal:
         assert list((await states(journal, 30)).values()).count(JobState.SUBMITTED) == 12
+
+
+async def test_a_run_killed_before_its_first_submit_goes_on(path: Path) -> None:
+    """Its log holds no submit yet, and says so."""
+    killed_after(path, 5, 0)
+    async with Journal(path) as journal:
+        assert set((await states(journal, 5)).values()) == {JobState.PENDING}
+
+
+async def test_a_killed_run_whose_wal_a_receiver_has_closed_goes_on(path: Path) -> None:
+    """The last program that closes a journal moves the -wal file's records into it: nothing is lost."""
+    killed_after(path, 30, 12)
+    async with Inbox(path):
+        pass
+    assert not path.with_name(f"{path.name}-wal").exists()
+    async with Journal(path) as journal:
+        assert list((await states(journal, 30)).values()).count(JobState.SUBMITTED) == 12
+
+
+async def test_images_of_a_journal_that_lost_all_files_of_its_first_run_are_in_doubt(path: Path) -> None:
+    """Neither the journal nor its emptied log names them: whatever it does not know may be paid."""
+    killed_after(path, 8, 8)
+    without(path, "-wal")
+    log_of(path).write_bytes(b"")
+    with pytest.raises(JournalRecordsLost, match=r"\.submits is empty, cut or older"):
+        await Journal(path).open()
+    async with await Journal(path).open(accept_lost_records=True) as journal:
+        assert set((await states(journal, 8)).values()) == {JobState.IN_DOUBT}
 
 
 @pytest.mark.parametrize("damage", [cut_wal, lambda path: without(path, "-wal")], ids=["cut", "lost"])
@@ -346,3 +377,83 @@ async def test_a_submit_that_cannot_be_logged_does_not_leave(
         (back, _) = await journal.jobs(JobState.PENDING)
         await happened(journal, back, SubmitIntended(at=2.0), SubmitAccepted(at=3.0, task_id=TaskId("t")))
     assert [(submit.key, submit.at) for submit in read_log(log_of(path))] == [("k0", 2.0)]
+
+
+# --- the files of a journal that was killed, in all combinations ----------------------------------------
+
+MAIN = {"whole": "killed", "older": "closed", "missing": None}
+WAL = {"whole": "killed", "cut": "killed", "missing": None}
+LOG = {
+    "whole": "killed",
+    "of the run before": "closed",
+    "half": "killed",
+    "without submits": "killed",
+    "empty": "",
+    "missing": None,
+}
+
+
+def put(kept: Path, name: str, kind: str, source: str | None, to: Path) -> None:
+    """Put one file in place, as it was at some time, or damaged."""
+    if source is not None:
+        to.write_bytes((kept / source / name).read_bytes() if source else b"")
+    if kind == "cut":
+        os.truncate(to, to.stat().st_size // 2)
+    if kind in {"half", "without submits"}:
+        lines = to.read_bytes().rstrip(b"\n").splitlines(keepends=True)
+        to.write_bytes(b"".join(lines[: -6 if kind == "half" else -12]))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a journal after a run that closed it with 2 submits, and one that was killed."""
+    folder = tmp_path_factory.mktemp("kept")
+    path = folder / "work" / "run.sqlite3"
+
+    async def first_run() -> None:
+        async with Journal(path) as journal:
+            for number, stored in enumerate(await journal.add([(JobKey("a"), "{}"), (JobKey("b"), "{}")])):
+                task = TaskId(f"first{number}")
+                await happened(journal, stored, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=task))
+
+    asyncio.run(first_run())
+    shutil.copytree(path.parent, folder / "closed")
+    killed_after(path, 30, 12)
+    shutil.copytree(path.parent, folder / "killed")
+    return folder
+
+
+@pytest.mark.parametrize("log", LOG)
+@pytest.mark.parametrize("wal", WAL)
+@pytest.mark.parametrize("main", MAIN)
+def test_only_files_that_prove_each_other_whole_are_accepted(
+    kept: Path, tmp_path: Path, main: str, wal: str, log: str
+) -> None:
+    """All else is refused without a change; accepted, no image that was submitted is submitted again."""
+    path = tmp_path / "out" / "run.sqlite3"
+    path.parent.mkdir()
+    put(kept, path.name, main, MAIN[main], path)
+    put(kept, f"{path.name}-wal", wal, WAL[wal], path.with_name(f"{path.name}-wal"))
+    put(kept, f"{path.name}.submits", log, LOG[log], log_of(path))
+    is_fresh = main == wal == log == "missing"
+    is_whole = main in {"whole", "older"} and wal == log == "whole"  # the -wal file holds all that came after
+    # An older journal that was closed is whole by itself where no trace is left of what came after.
+    is_older = main == "older" and wal == "missing" and log not in {"whole", "half"}
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if "shm" not in file.name}
+
+    async def open_it(*, accept: bool) -> dict[str, JobState]:
+        async with await Journal(path).open(accept_lost_records=accept) as journal:
+            await journal.recover()
+            return await states(journal, 30)
+
+    if is_fresh or is_whole or is_older:
+        found = asyncio.run(open_it(accept=False))
+        assert is_whole == (found["k11"] is JobState.SUBMITTED)
+        return
+    with pytest.raises(JournalRecordsLost):
+        asyncio.run(open_it(accept=False))
+    assert before.items() <= {file.name: file.read_bytes() for file in path.parent.iterdir()}.items()
+    found = asyncio.run(open_it(accept=True))
+    if not (main == "missing" and log == "of the run before"):  # of which the log knows nothing
+        assert not {JobState.PENDING, JobState.FAILED} & {found[f"k{number}"] for number in range(12)}
+    assert asyncio.run(open_it(accept=False)) == found
