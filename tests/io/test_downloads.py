@@ -206,7 +206,7 @@ async def test_a_download_is_not_taken_up_for_ever(
     """After three resumes that broke off, too, it is given up."""
     host = Host([40_000] * 9)
     async with raw_server(host.behave) as server:
-        with pytest.raises(DownloadCutShort, match="broke off"):
+        with pytest.raises(DownloadCutShort, match="broke off|closed the connection"):
             await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert len(host.ranges) == 4
     assert list(tmp_path.iterdir()) == []
@@ -234,7 +234,7 @@ async def test_what_broke_off_before_its_first_byte_is_begun_again(
             saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg")
             assert saved.path.read_bytes() == JPEG
         else:
-            with pytest.raises(DownloadCutShort, match="broke off"):
+            with pytest.raises(DownloadCutShort, match="broke off|closed the connection"):
                 await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
             assert list(tmp_path.iterdir()) == []
     assert asked == 4

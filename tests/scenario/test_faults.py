@@ -51,6 +51,9 @@ from flux_async.sandbox import Fault, FaultPlan, Sandbox, SandboxSettings
 from flux_async.sandbox.image_pipeline import ONE_PIXEL
 from flux_async.sandbox.plan import parse_rules
 from flux_async.sandbox.server import listening
+from flux_async.testing.managed_client import LentTransport
+from flux_async.transport.credentials import Credentials
+from flux_async.transport.factory import make_transport
 
 IMAGE = "https://pictures.example/poster.jpg"
 VENDOR = "https://api.kie.ai"
@@ -259,7 +262,10 @@ async def pair(clock: Any) -> AsyncIterator[Callable[..., Any]]:
             url = await box.listen() if socket else VENDOR
             http = None if socket else await stack.enter_async_context(box.http_client())
             real = {"polling": FAST, "limits": Limits(submits=20, window_s=10 / SPEED)}
-            more = {"clock": clock} if virtual else real
+            more: dict[str, Any] = {"clock": clock} if virtual else real
+            if socket and virtual:  # time does not pass during a request
+                inner = make_transport(None, Credentials("test", url), version="test")
+                more["transport"] = LentTransport(inner, clock)
             client = FluxClient("test", url, http_client=http, rng=random.Random(1), **more)
             return Pair(box, await stack.enter_async_context(client))
 
