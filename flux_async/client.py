@@ -26,7 +26,7 @@ from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.api.stored_requests import store_request
 from flux_async.api.url_encoding import encoded_as_by_a_browser
 from flux_async.clock import Clock, SystemClock
-from flux_async.download import DownloadOrder, download, download_once
+from flux_async.download import DownloadOrder, download, download_once, keep_as_file
 from flux_async.errors import (
     Charge,
     ConfigurationError,
@@ -39,6 +39,7 @@ from flux_async.errors import (
 )
 from flux_async.files.image_source import Source, choose
 from flux_async.files.image_writer import SavedFile, check_destination
+from flux_async.files.sink import SavedResult, Sink, path_in, save_in
 from flux_async.models import (
     TEXT_REMOVAL_PROMPT,
     CallbackEvent,
@@ -48,6 +49,7 @@ from flux_async.models import (
     ImageRequest,
     ImageResult,
     InputImage,
+    Job,
     LocalImage,
     Outcome,
     RequestOptions,
@@ -432,11 +434,12 @@ class FluxClient:
             DiskFull, FolderNotWritable: The disk refused it, and would refuse the next one, too.
             DownloadError: It cannot be fetched for another reason.
         """
-        given: object = image.result_url if isinstance(image, ImageResult) else image
-        url = check_http_url(encoded_as_by_a_browser(given) if isinstance(given, str) else given)
+        path = check_destination(destination)
         order = DownloadOrder(
-            url=url,
-            destination=check_destination(destination),
+            url=_result_url(image),
+            destination=path,
+            name=path.name,
+            keep=partial(keep_as_file, path.parent),
             limits=self._options.download_limits,
             span_s=self._span(timeout),
             match_suffix=match_suffix,
@@ -444,6 +447,26 @@ class FluxClient:
         async with self._session.call():
             if retry:
                 return await download(self._session, order, _submitted_at(image))
+            return await download_once(self._session, order)
+
+    async def save(
+        self, image: ImageResult, sink: Sink, *, job: Job, name: str, timeout: float | None = None
+    ) -> SavedResult:
+        """Download a result once and save it in ``sink``, under ``name`` with the ending its content has.
+
+        The sink receives the image whole and checked. It raises what :meth:`fetch_file` raises; what the
+        sink raises is a :class:`DownloadError`.
+        """
+        order = DownloadOrder(
+            url=_result_url(image),
+            destination=path_in(sink, name),
+            name=name,
+            keep=partial(save_in, sink, job),
+            limits=self._options.download_limits,
+            span_s=self._span(timeout),
+            match_suffix=True,
+        )
+        async with self._session.call():
             return await download_once(self._session, order)
 
     async def upload(
@@ -704,6 +727,11 @@ def _find_credentials(api_key: str | None, base_url: str | None, upload_url: str
     for url in credentials.in_clear:
         logger.warning("%s is plain http: the key crosses the network unencrypted", url)
     return credentials
+
+
+def _result_url(image: ImageResult | str) -> str:
+    given: object = image.result_url if isinstance(image, ImageResult) else image
+    return check_http_url(encoded_as_by_a_browser(given) if isinstance(given, str) else given)
 
 
 def _submitted_at(image: ImageResult | str) -> float | None:

@@ -1,4 +1,4 @@
-"""One download, from a result's address to a whole file on disk.
+"""One download, from a result's address to a whole image, checked and kept.
 
 ::
 
@@ -7,7 +7,8 @@
       └ broke off: go on where it stopped, if the host can send the rest of the same file;
                    begin again, if nothing of it had come
 
-What it comes to is the file or one :class:`DownloadError`. The coroutine cannot be cancelled by its caller;
+A whole image is given to ``DownloadOrder.keep``. What it comes to is what that returns, or one
+:class:`DownloadError`. The coroutine cannot be cancelled by its caller;
 when he has left, it ends at the next chunk and leaves nothing behind.
 """
 
@@ -15,9 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import attrs
 
@@ -30,7 +32,7 @@ from flux_async.errors import (
     DownloadTimedOut,
     FluxError,
 )
-from flux_async.files.image_writer import IncomingPicture, SavedFile, given_up_error
+from flux_async.files.image_writer import ImageStream, IncomingPicture, SavedFile, given_up_error
 from flux_async.policy.downloads import (
     REFRESHABLE,
     DownloadAgain,
@@ -51,6 +53,8 @@ from flux_async.transport.deadline import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
+T = TypeVar("T")
+
 _OK = 200
 _ABOUT_RANGES = frozenset({206, 416})
 _REFRESH_TIMEOUT_S = 30.0
@@ -60,27 +64,31 @@ _LAST_TRY = 0.1
 
 
 @attrs.frozen(kw_only=True)
-class DownloadOrder:
-    """What to bring where.
+class DownloadOrder(Generic[T]):
+    """What to download, and what to do with it.
 
     Attributes:
         url: Address of the result.
-        destination: Where to.
+        destination: The path beside which the image grows; None for a temporary file.
+        keep: Receives the whole image; what it returns is what the download returns.
         limits: What is allowed.
         span_s: Seconds for all of it.
-        match_suffix: Give the file the ending its content has.
+        name: What the image is called.
+        match_suffix: Give the name the ending that the content has.
     """
 
     url: str = attrs.field(repr=False)
-    destination: Path
+    destination: Path | None
+    keep: Callable[[ImageStream], Awaitable[T]] = attrs.field(repr=False)
     limits: DownloadLimits
     span_s: float
+    name: str
     match_suffix: bool = False
 
 
 @attrs.define(kw_only=True, eq=False)
-class Download:
-    """Brings one result to disk, in one try.
+class Download(Generic[T]):
+    """Downloads one result, in one try.
 
     Args:
         session: Whose transport and clock are used.
@@ -90,24 +98,29 @@ class Download:
     """
 
     session: Session
-    order: DownloadOrder
+    order: DownloadOrder[T]
     deadline: float
     given_up: Callable[[], bool] = attrs.field(repr=False)
     _head: FileHead = attrs.field(factory=FileHead, init=False)
     _address: str = attrs.field(default="", init=False, repr=False)
     _refreshed: bool = attrs.field(default=False, init=False)
 
-    async def run(self) -> SavedFile:
-        """Fetch the file and keep it, or leave nothing behind.
+    async def run(self) -> T:
+        """Fetch the file and have it kept, or leave nothing behind.
 
         Raises:
             DownloadError: What went wrong.
         """
         order, self._address = self.order, self.order.url
-        picture = IncomingPicture(order.destination, order.limits, match_suffix=order.match_suffix)
+        picture = IncomingPicture(
+            order.destination, order.limits, name=order.name, match_suffix=order.match_suffix
+        )
         try:
             await self._fetch(picture)
-            return await picture.keep(self.given_up)
+            stream = await picture.whole(self.given_up)
+            if self.given_up():
+                raise given_up_error()
+            return await order.keep(stream)
         finally:
             await picture.discard()
 
@@ -193,7 +206,7 @@ class Download:
             raise refused from None
 
 
-async def download_once(session: Session, order: DownloadOrder) -> SavedFile:
+async def download_once(session: Session, order: DownloadOrder[T]) -> T:
     """Try one download. Waiting for a place among the downloads counts as time.
 
     Raises:
@@ -215,7 +228,7 @@ async def download_once(session: Session, order: DownloadOrder) -> SavedFile:
         caller_left.set()
 
 
-async def download(session: Session, order: DownloadOrder, submitted_at: float | None) -> SavedFile:
+async def download(session: Session, order: DownloadOrder[T], submitted_at: float | None) -> T:
     """Download, again and again within ``order.span_s`` where a failure may pass.
 
     Args:
@@ -247,3 +260,12 @@ async def download(session: Session, order: DownloadOrder, submitted_at: float |
                 raise
             log(logging.INFO, "download tried again in %.1f s: %s", what.delay_s, error.message)
             await clock.sleep(what.delay_s)
+
+
+async def keep_as_file(folder: Path, stream: ImageStream) -> SavedFile:
+    """Make an image a file of a folder, under its name."""
+    path = folder / stream.name
+    await stream.move_to(path)
+    return SavedFile(
+        path=path, sha256=stream.sha256, size=stream.size, width=stream.width, height=stream.height
+    )

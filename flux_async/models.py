@@ -558,12 +558,14 @@ class Succeeded:
     Attributes:
         job: What was wanted.
         image: The result at the vendor.
-        file: The picture on disk, or None where it was not downloaded.
+        file: The image on disk, or None where it was not downloaded to a folder.
+        reference: What the sink of the batch returned for the image; for a folder, the name of its file.
     """
 
     job: Job
     image: ImageResult
     file: Path | None = None
+    reference: str | None = None
 
 
 @attrs.frozen(kw_only=True)

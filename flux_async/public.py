@@ -57,7 +57,8 @@ from flux_async.errors import (
     UploadRejected,
     WrongEventLoop,
 )
-from flux_async.files.image_writer import SavedFile
+from flux_async.files.image_writer import ImageStream, SavedFile
+from flux_async.files.sink import FolderSink, SavedResult, Sink
 from flux_async.journal.store import Journal
 from flux_async.models import (
     AspectRatio,
@@ -118,8 +119,10 @@ __all__ = [
     "FluxClient",
     "FluxError",
     "FolderNotWritable",
+    "FolderSink",
     "GenerateRequest",
     "ImageResult",
+    "ImageStream",
     "InDoubt",
     "InDoubtPolicy",
     "InsufficientCreditsError",
@@ -156,8 +159,10 @@ __all__ = [
     "ResultTooLarge",
     "RetryPolicy",
     "SavedFile",
+    "SavedResult",
     "Scope",
     "ServerError",
+    "Sink",
     "Succeeded",
     "TaskFailed",
     "TaskId",

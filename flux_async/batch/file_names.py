@@ -39,12 +39,12 @@ class FileNames:
     Attributes:
         journal: Holds the names.
         name_file: The caller's function, or None: a name after the job's key, which no other key has.
-        folder: A folder of the files; None where the batch writes none.
+        place: Where the files go, for messages; None where the batch saves none.
     """
 
     journal: Journal
     name_file: Callable[[Job], str] | None
-    folder: Path | None
+    place: str | None
 
     def check(self, job: Job) -> str:
         """Return the name of a job's file.
@@ -52,7 +52,7 @@ class FileNames:
         Raises:
             InvalidInput: It is none, or the caller's function failed.
         """
-        if self.folder is None:
+        if self.place is None:
             return ""
         if self.name_file is None:
             return safe_name(job.key)
@@ -61,14 +61,14 @@ class FileNames:
         except Exception as error:  # noqa: BLE001 - the caller's own function
             raise InvalidInput(f"name_file failed for job {job.key}: {shown(error)}.") from None
         if not is_safe_name(name):
-            raise InvalidInput(f"{shown(name)} is no name for a file in {self.folder}.")
+            raise InvalidInput(f"{shown(name)} is no name for a file in {self.place}.")
         return name
 
     async def refused(
         self, jobs: Sequence[StoredJob], names: Mapping[JobKey, str]
     ) -> dict[int, InvalidInput]:
         """Give jobs their checked names; return, by number, those that must not be submitted under theirs."""
-        if self.folder is None or self.name_file is None:
+        if self.place is None or self.name_file is None:
             return {}
         taken = await self.journal.take_names(
             {stored.number: folded_name(names[stored.job.key]) for stored in jobs}
@@ -84,7 +84,11 @@ class FileNames:
         }
 
     async def destination(self, folder: Path, stored: StoredJob) -> Path:
-        """Return where the image of a job that is paid goes, without ending: nothing is in its way there."""
+        """Return where an image of a job that is paid goes in a folder, without ending."""
+        return folder / await self.name(stored)
+
+    async def name(self, stored: StoredJob) -> str:
+        """Return the name of the image of a job that is paid, without ending: no other job has it."""
         job = _job_of(stored)
         name = self.check(job)
         if self.name_file is not None:
@@ -93,7 +97,7 @@ class FileNames:
                 name = safe_name(job.key)
                 words = "job %s has the file name of job %s; its image goes to %s"
                 logger.warning(words, job.key, taken[stored.number], name)
-        return folder / name
+        return name
 
 
 def _job_of(stored: StoredJob) -> Job:

@@ -46,6 +46,7 @@ from flux_async.errors import (
     shown,
 )
 from flux_async.files.image_writer import SavedFile
+from flux_async.files.sink import SavedResult
 from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
@@ -140,8 +141,8 @@ class Terms:
         timeout_s: Seconds a task may take from its acceptance.
         retry: When a submit is made again, and how often a task is paid for.
         patience_s: Seconds the run waits for a service that is away for now before it halts.
-        folder: Where pictures go.
-        destination: Where in it a job's picture goes, without ending, or None to leave it at the vendor.
+        folder: The folder that images go to, where the run has one.
+        save: Downloads a job's image and saves it in the run's sink, or None to leave it at the vendor.
         fetch: Brings a result to disk, within the run's bound of downloads.
         on_event: Told of every move of a job.
         still_spends: Whether the run still submits.
@@ -167,8 +168,8 @@ class Terms:
     timeout_s: float
     retry: RetryPolicy
     patience_s: float
-    folder: Path
-    destination: Callable[[StoredJob], Awaitable[Path]] | None
+    folder: Path | None
+    save: Callable[[ImageResult, StoredJob], Awaitable[SavedResult]] | None
     fetch: Callable[[ImageResult | str, Path], Awaitable[SavedFile]]
     on_event: Callable[[StoredJob, JobState, JobSnapshot, Event], None]
     still_spends: Callable[[], bool]
@@ -528,7 +529,7 @@ class Driver:
         if isinstance(found, Exception):
             raise found
         now = self._session.clock.wall()
-        fetches = self.terms.destination is not None or self.terms.original is not None
+        fetches = self.terms.save is not None or self.terms.original is not None
         return _picture(found, now, echo), None if fetches else Saved(at=now)
 
     async def _take_in(self, task_id: TaskId, found: Found) -> None:
@@ -540,7 +541,7 @@ class Driver:
 
     def _must_look(self, step: Step) -> bool:
         """Whether the task has to be waited for first, also for the sake of an address that may be old."""
-        return isinstance(step, AwaitTask) or (self.terms.destination is not None and not self.is_fresh)
+        return isinstance(step, AwaitTask) or (self.terms.save is not None and not self.is_fresh)
 
     async def _expects_callback(self) -> bool:
         if self.terms.callbacks is None or self._posted_at is not None:
@@ -570,21 +571,20 @@ class Driver:
 
     async def _fetch(self, step: Fetch) -> Event:
         clock = self._session.clock
-        if self.terms.destination is None:
+        if self.terms.save is None:
             await self._fetch_original()
             return Saved(at=clock.wall())
         image = ImageResult(task_id=step.task_id, result_url=step.result_url, origin_url=self.job.origin_url)
         try:
             await self._fetch_original()
-            saved = await self.terms.fetch(image, await self.terms.destination(self.stored))
+            saved = await self.terms.save(image, self.stored)
         except DownloadError as error:
             return self._unfetched(error)
         except FluxError as error:
             raise self._unless_for_all(error) from None
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
             return self._unfetched(DownloadError(f"The download failed: {shown(error)}."))
-        file = saved.path.relative_to(self.terms.folder).as_posix()
-        return Saved(at=clock.wall(), file=file, sha256=saved.sha256)
+        return Saved(at=clock.wall(), file=saved.reference, sha256=saved.sha256)
 
     def _unfetched(self, error: DownloadError) -> Event:
         """Return the end of a result that is gone for good; any other is fetched later.
@@ -634,8 +634,7 @@ class Driver:
         return Job(key=self.job.key, request=self.stored.read())
 
     def _outcome(self) -> Outcome:
-        folder = None if self.terms.destination is None else self.terms.folder
-        return outcome_of(self.job, self._as_job(), self._last_error, folder)
+        return outcome_of(self.job, self._as_job(), self._last_error, self.terms.folder)
 
 
 def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directory: Path | None) -> Outcome:
@@ -648,7 +647,7 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
             echo=snapshot.echo,
         )
         file = directory / snapshot.file if directory is not None and snapshot.file else None
-        return Succeeded(job=job, image=image, file=file)
+        return Succeeded(job=job, image=image, file=file, reference=snapshot.file)
     error = error or _remembered(snapshot)
     return (InDoubt if snapshot.state is JobState.IN_DOUBT else Failed)(job=job, error=error)
 

@@ -9,6 +9,7 @@ from typing import Literal, TypedDict
 from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.progress import ProgressObserver
+from flux_async.files.sink import Sink
 from flux_async.journal.store import Journal
 from flux_async.models import InDoubtPolicy, Job
 from flux_async.policy.retry import RetryPolicy
@@ -19,6 +20,7 @@ class BatchOptions(TypedDict, total=False):
 
     journal: str | os.PathLike[str] | Journal
     directory: str | os.PathLike[str] | None
+    sink: Sink | None
     originals: str | os.PathLike[str] | None
     name_file: Callable[[Job], str] | None
     in_doubt: InDoubtPolicy | Literal["hold", "resubmit"]

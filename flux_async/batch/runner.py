@@ -49,10 +49,12 @@ from flux_async.errors import (
     JournalError,
     shown,
 )
+from flux_async.files.sink import FolderSink, SavedResult, Sink
 from flux_async.job_state import Event, JobSnapshot, JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import (
     Failed,
+    ImageResult,
     InDoubtPolicy,
     Job,
     JobKey,
@@ -83,6 +85,7 @@ def run_batch(
     *,
     journal: str | os.PathLike[str] | Journal = ":memory:",
     directory: str | os.PathLike[str] | None = None,
+    sink: Sink | None = None,
     originals: str | os.PathLike[str] | None = None,
     name_file: Callable[[Job], str] | None = None,
     in_doubt: InDoubtPolicy | Literal["hold", "resubmit"] = InDoubtPolicy.HOLD,
@@ -102,7 +105,8 @@ def run_batch(
         images: What is wanted, read lazily. The same thing twice is one job. A file of this machine is named
             by its content, and uploaded right before its submit.
         journal: Where the batch is kept; the same call on the same file resumes. ``":memory:"`` does not.
-        directory: Where the pictures go; None leaves them at the vendor.
+        directory: The folder the images go to; with neither this nor ``sink`` they stay at the vendor.
+        sink: Where the images go instead: an archive, an object store (:class:`flux_async.Sink`).
         originals: Where the inputs go as the vendor kept them, for ten minutes; None leaves them there.
         name_file: Names a job's file in it, without ending; left out, after the job's key. A job whose name
             another job of the journal has is a :class:`Failed` outcome, and is not submitted.
@@ -127,12 +131,15 @@ def run_batch(
     folders = [Path(folder).resolve() for folder in (directory, originals) if folder is not None]
     if len(folders) > len(set(folders)):
         raise InvalidInput("directory and originals are one folder: the files would overwrite each other.")
+    if directory is not None and sink is not None:
+        raise InvalidInput("directory and sink both say where the images go: give one of them.")
     return BatchRun(
         client=client,
         images=images,
         journal=journal if isinstance(journal, Journal) else Journal(journal),
         owns_journal=not isinstance(journal, Journal),
         directory=None if directory is None else Path(directory),
+        sink=sink if directory is None else FolderSink(directory),
         originals=None if originals is None else Path(originals),
         name_file=name_file,
         in_doubt=_policy(in_doubt),
@@ -178,6 +185,7 @@ class BatchRun:
     journal: Journal
     owns_journal: bool
     directory: Path | None
+    sink: Sink | None = attrs.field(repr=False)
     originals: Path | None
     name_file: Callable[[Job], str] | None = attrs.field(repr=False)
     in_doubt: InDoubtPolicy
@@ -209,8 +217,9 @@ class BatchRun:
 
     def __attrs_post_init__(self) -> None:
         self._learned = LearnedTimes(session=self._session, journal=self.journal)
-        folder = self.directory or self.originals
-        self._names = FileNames(journal=self.journal, name_file=self.name_file, folder=folder)
+        places = (self.directory, self.sink and type(self.sink).__name__, self.originals)
+        place = next((str(place) for place in places if place is not None), None)
+        self._names = FileNames(journal=self.journal, name_file=self.name_file, place=place)
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -533,8 +542,8 @@ class BatchRun:
             timeout_s=self.timeout,
             retry=self.retry,
             patience_s=self.patience,
-            folder=self.directory or Path(),
-            destination=None if self.directory is None else partial(self._names.destination, self.directory),
+            folder=self.directory,
+            save=None if self.sink is None else partial(self._save, self.sink),
             fetch=partial(self.client.fetch_file, match_suffix=True, retry=False),
             on_event=self._on_event,
             still_spends=lambda: not self._over,
@@ -553,6 +562,10 @@ class BatchRun:
             resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
             via_upload=self.via_upload,
         )
+
+    async def _save(self, sink: Sink, image: ImageResult, stored: StoredJob) -> SavedResult:
+        job, name = Job(request=stored.read(), key=stored.job.key), await self._names.name(stored)
+        return await self.client.save(image, sink, job=job, name=name)
 
     def _offer(self, key: JobKey) -> None:
         if self._fleet is not None and self._fleet.doubts is not None:

@@ -13,10 +13,11 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import anyio
@@ -81,22 +82,26 @@ def check_destination(destination: object) -> Path:
 
 
 class IncomingPicture:
-    """A picture on its way to the disk: ``take`` bytes until they are all there, ``keep``, and ``discard``.
+    """A picture on its way to the disk: ``take`` bytes until they are all there, ``whole``, and ``discard``.
 
     Each of them raises a :class:`DownloadError` where the bytes are no picture, too many, or refused by the
     disk.
 
     Args:
-        destination: Where to; missing folders are made, an existing file is replaced.
+        destination: The path beside which it grows; missing folders are made. None for a temporary file.
         limits: What is allowed.
-        match_suffix: Give the file the ending its content has.
+        name: What the image is called, with ``/`` between folders.
+        match_suffix: Give the name the ending that the content has.
     """
 
-    def __init__(self, destination: Path, limits: DownloadLimits, *, match_suffix: bool = False) -> None:
-        self._destination = destination
+    def __init__(
+        self, destination: Path | None, limits: DownloadLimits, *, name: str, match_suffix: bool = False
+    ) -> None:
+        self._name = PurePosixPath(name)
         self._limits = limits
         self._match_suffix = match_suffix
         self._part = _PartFile(destination, limits)
+        self._destination: Path = destination or self._part.path
         self._buffer = bytearray()
         self.received: int = 0
 
@@ -116,25 +121,31 @@ class IncomingPicture:
         self.received = 0
         await self._in_thread(self._part.start_over)
 
-    async def keep(self, given_up: Callable[[], bool]) -> SavedFile:
-        """Give the file its name, now that all of it has come.
+    async def whole(self, given_up: Callable[[], bool]) -> ImageStream:
+        """Return the image, now that all of it has come.
 
         Args:
-            given_up: Asked just before the file gets its name: has everybody lost interest?
+            given_up: Returns whether the caller has left; called just before the image gets its name.
 
         Raises:
-            DownloadCutShort: The picture's own end is missing.
-            DownloadError: It was given up.
+            DownloadCutShort: The image's own end is missing.
         """
         await self._flush()
         suffix, (width, height) = self._part.check_whole()
-        final = _with_suffix(self._destination, suffix) if self._match_suffix else self._destination
-        if not await self._in_thread(self._part.finish, final, given_up):
-            raise given_up_error()
-        return SavedFile(path=final, sha256=self._part.sha256, size=self.received, width=width, height=height)
+        await self._in_thread(self._part.flush)
+        name = _with_suffix(self._name, suffix) if self._match_suffix else self._name
+        return ImageStream(
+            name=str(name),
+            sha256=self._part.sha256,
+            size=self.received,
+            width=width,
+            height=height,
+            part=self._part,
+            given_up=given_up,
+        )
 
     async def discard(self) -> None:
-        """Leave nothing behind, now or later; after ``keep`` there is nothing to leave."""
+        """Leave nothing behind, now or later; after ``move_to`` there is nothing to leave."""
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._part.discard)
 
@@ -143,11 +154,53 @@ class IncomingPicture:
         self._buffer.clear()
         await self._in_thread(self._part.write, data)
 
-    async def _in_thread(self, work: Callable[..., bool | None], *arguments: object) -> bool | None:
+    async def _in_thread(self, work: Callable[..., None], *arguments: object) -> None:
         try:
-            return await anyio.to_thread.run_sync(work, *arguments)
+            await anyio.to_thread.run_sync(work, *arguments)
         except OSError as error:
             raise _disk_error(error, self._destination) from None
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class ImageStream:
+    """An image that has come whole and was checked: iterate over it for its bytes, any number of times.
+
+    It is valid until the ``save`` it was given to returns.
+
+    Attributes:
+        name: The name for its file, with the ending its content has; ``/`` stands between folders.
+        sha256: Digest of its bytes, as 64 hex digits.
+        size: Its bytes.
+        width: Its width in pixels.
+        height: Its height in pixels.
+    """
+
+    name: str
+    sha256: str
+    size: int
+    width: int
+    height: int
+    _part: _PartFile = attrs.field(repr=False)
+    _given_up: Callable[[], bool] = attrs.field(repr=False)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield its bytes in chunks of 256 KiB."""
+        async with await anyio.open_file(self._part.path, "rb") as file:
+            while chunk := await file.read(_BUFFER):
+                yield chunk
+
+    async def move_to(self, path: Path) -> None:
+        """Make it the file ``path`` of the same disk, in one step; an existing file is replaced.
+
+        Raises:
+            DownloadError: The disk refused it, or the caller of the download has left.
+        """
+        try:
+            is_moved = await anyio.to_thread.run_sync(self._part.finish, path, self._given_up)
+        except OSError as error:
+            raise _disk_error(error, path) from None
+        if not is_moved:
+            raise given_up_error()
 
 
 def given_up_error() -> DownloadError:
@@ -172,7 +225,7 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
     )
 
 
-def _with_suffix(path: Path, suffix: str) -> Path:
+def _with_suffix(path: PurePosixPath, suffix: str) -> PurePosixPath:
     """Exchange a picture's ending; any other, as in ``photo.1``, is part of the name."""
     known = path.suffix.lower() in PICTURE_ENDINGS
     return path.with_suffix(suffix) if known else path.with_name(path.name + suffix)
@@ -181,9 +234,11 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 class _PartFile:
     """The file while it grows. Used from worker threads, of which a cancelled caller may leave one behind."""
 
-    def __init__(self, destination: Path, limits: DownloadLimits) -> None:
+    def __init__(self, destination: Path | None, limits: DownloadLimits) -> None:
+        self._mode = 0o600 if destination is None else 0o666  # others may look into the temporary folder
+        destination = destination or Path(tempfile.gettempdir(), "image")
         digits = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:12]
-        self._path = destination.with_name(f".{digits}-{secrets.token_hex(4)}.part")
+        self.path: Path = destination.with_name(f".{digits}-{secrets.token_hex(4)}.part")
         self._limits = limits
         self._file: BinaryIO | None = None
         self._reader = PictureReader()
@@ -210,7 +265,7 @@ class _PartFile:
             if self._reader.size is not None:
                 self._limits.check_pixels(*self._reader.size)
             if self._file is None:
-                self._file = _make_part(self._path)
+                self._file = _make_part(self.path, self._mode)
             self._digest.update(data)
             self._file.write(data)
 
@@ -223,7 +278,7 @@ class _PartFile:
                 self._file.truncate()
 
     def check_whole(self) -> tuple[str, tuple[int, int]]:
-        """Return the ending and the size of a picture that is all there.
+        """Return the ending and the size of an image that is all there.
 
         Raises:
             NotAPicture: It is none.
@@ -235,6 +290,12 @@ class _PartFile:
             raise DownloadCutShort("The host sent a picture without its end.")
         return suffix, size
 
+    def flush(self) -> None:
+        """Bring all bytes into the file, for who reads it."""
+        with self._lock:
+            if self._file is not None and not self._over:
+                self._file.flush()
+
     def finish(self, final: Path, given_up: Callable[[], bool]) -> bool:
         """Bytes first, then the name: a crash in between leaves no half file under the name."""
         with self._lock:
@@ -245,7 +306,7 @@ class _PartFile:
             self._file.close()
             if given_up():
                 return False
-            self._path.replace(final)
+            self.path.replace(final)
             self._over = True
         _sync_folder(final.parent)
         return True
@@ -260,13 +321,14 @@ class _PartFile:
                 if self._file is not None:
                     self._file.close()
             with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
 
 
-def _make_part(path: Path) -> BinaryIO:
+def _make_part(path: Path, mode: int) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_away_stale_parts(path.parent.absolute())
-    return path.open("xb")
+    path.touch(mode, exist_ok=False)
+    return path.open("r+b")
 
 
 def _sync_folder(folder: Path) -> None:
