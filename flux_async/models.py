@@ -216,7 +216,10 @@ InputImage: TypeAlias = str | os.PathLike[str] | LocalImage
 
 
 def _as_image(value: InputImage) -> str | LocalImage:
-    return LocalImage(path=value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, os.PathLike):
+        return LocalImage(path=value)
+    # A fragment never reaches a server: addresses that differ in one are the same image.
+    return value.partition("#")[0] if isinstance(value, str) and "#" in value else value
 
 
 def _image(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -335,8 +338,8 @@ class EditRequest(_ImageRequest):
     The fields are those of :class:`GenerateRequest`, and:
 
     Attributes:
-        input_image: http(s) URL that the vendor's servers can reach, or a file of this machine
-            (:class:`pathlib.Path`, or :class:`LocalImage`), which is uploaded before the submit.
+        input_image: http(s) URL that the vendor's servers can reach, kept without its fragment; or a file of
+            this machine (:class:`pathlib.Path`, or :class:`LocalImage`), which is uploaded before the submit.
         aspect_ratio: Left unset the picture keeps its own; a set one **crops or pads** it.
         safety_tolerance: 0 to 2 when editing.
 

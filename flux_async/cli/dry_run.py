@@ -17,7 +17,7 @@ from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.exits import Exit
 from flux_async.cli.given import InputRow
-from flux_async.cli.intake import Row, paid_already, read_row
+from flux_async.cli.intake import Row, not_paid_for, read_row
 from flux_async.cli.output import Output
 from flux_async.cli.recover import warning_of_lost_records
 from flux_async.cli.results import IMAGES, refused_row
@@ -40,7 +40,8 @@ _WORDS = {
     "in_doubt": "in doubt, left as they are",
     "failed": "failed in an earlier run, left as they are",
     "refused": "cannot be used",
-    "signed_anew": "submitted already under another signature",
+    "signed_anew": "submitted already, perhaps under another signature",
+    "other_query": "to submit, though only the query of the address differs from one submitted already",
 }
 _OF_STATES = {
     JobState.SUBMITTING: "in_doubt",
@@ -103,15 +104,18 @@ class DryRun:
         if row.refusal is not None:
             self._refuse(given, row.refusal)
             return
-        added = self.preview.add(row.key, row.request, pays_again=self.order.yes)
+        added = self.preview.add(
+            row.key, row.request, pays_again=self.order.yes, is_given=self._seen.__contains__
+        )
         if added.conflict is not None:
             self._refuse(given, added.conflict)
         elif added.number is None:
             self.counts["signed_anew"] += 1
-            self._say(given, paid_already(added.paid_as))
+            self._say(given, not_paid_for(added))
         elif not self._seen.add(added.number):
             self.counts["duplicates"] += 1
         else:
+            self.counts["other_query"] += added.similar is not None
             self._sort(row, added)
 
     def _job(self, given: InputRow) -> Job:

@@ -59,7 +59,7 @@ async def _always(_selection: Selection, *, is_last: bool) -> bool:  # noqa: ARG
     return True
 
 
-async def _never(_count: int, _place: str, _paid_as: StoredJob) -> bool:
+async def _never(_count: int, _place: str, _other: StoredJob) -> bool:
     return False
 
 
@@ -77,6 +77,7 @@ class Intake:
         may_submit: Says whether what has been read so far may be submitted; ``is_last`` after all of it.
         may_pay_again: Says whether images are to be paid for that were submitted under another signature: how
             many there are in this chunk, and the first one's place and earlier job. Asked once.
+        may_pay_similar: Says the same of images whose address differs only in its query from a submitted one.
         clock: The reader of time.
     """
 
@@ -88,10 +89,12 @@ class Intake:
     resubmits: bool = False
     may_submit: Callable[..., Awaitable[bool]] = _always
     may_pay_again: Callable[[int, str, StoredJob], Awaitable[bool]] = _never
+    may_pay_similar: Callable[[int, str, StoredJob], Awaitable[bool]] = _never
     clock: Clock = attrs.field(factory=SystemClock)
     selection: Selection = attrs.field(factory=Selection, init=False)
     _inputs: Inputs | None = attrs.field(default=None, init=False)
     _pays_again: bool | None = attrs.field(default=None, init=False)
+    _pays_similar: bool | None = attrs.field(default=None, init=False)
     _broke: click.ClickException | None = attrs.field(default=None, init=False)
 
     async def take(self, inputs: Iterable[InputRow]) -> Selection:
@@ -171,11 +174,10 @@ class Intake:
 
     async def _take(self, rows: list[Row]) -> None:
         good = [row for row in rows if row.refusal is None]
-        added = await self._add(good, pays_again=self._pays_again is True)
-        again = [number for number, one in enumerate(added) if one.paid_as is not None]
-        if again and await self._may_pay_again(good[again[0]], added[again[0]], len(again)):
-            repeats = [number for number in again if added[number].number is None]
-            paid = await self._add([good[number] for number in repeats], pays_again=True)
+        added = await self._add(good)
+        if await self._is_agreed(good, added):
+            repeats = [number for number, one in enumerate(added) if one.number is None and not one.conflict]
+            paid = await self._add([good[number] for number in repeats])
             for number, one in zip(repeats, paid, strict=True):
                 added[number] = one
         found = iter(added)
@@ -185,25 +187,37 @@ class Intake:
             else:
                 self._refuse(row.given, row.refusal)
 
-    async def _may_pay_again(self, row: Row, added: Added, count: int) -> bool:
-        if self._pays_again is None and added.paid_as is not None:
-            self._pays_again = await self.may_pay_again(count, row.given.place, added.paid_as)
-        return self._pays_again is True
+    async def _is_agreed(self, rows: list[Row], added: list[Added]) -> bool:
+        """Ask what has not been asked; return whether anything was agreed to now."""
+        again = [(row, one.paid_as) for row, one in zip(rows, added, strict=True) if one.paid_as is not None]
+        similar = [
+            (row, one.similar) for row, one in zip(rows, added, strict=True) if one.similar is not None
+        ]
+        is_new = False
+        if again and self._pays_again is None:
+            row, other = again[0]
+            is_new = self._pays_again = await self.may_pay_again(len(again), row.given.place, other)
+        if similar and self._pays_similar is None:
+            row, other = similar[0]
+            agreed = await self.may_pay_similar(len(similar), row.given.place, other)
+            self._pays_similar, is_new = agreed, agreed or is_new
+        return is_new
 
-    async def _add(self, rows: list[Row], *, pays_again: bool) -> list[Added]:
+    async def _add(self, rows: list[Row]) -> list[Added]:
         return await self.folder.journal.take_in(
             [(row.key, row.request) for row in rows],
             sources={
                 row.key: row.image for row in reversed(rows) if row.image is not None
             },  # the first counts
             is_chosen=self.selection.jobs.__contains__,
-            pays_again=pays_again,
+            pays_again=self._pays_again is True,
+            pays_similar=self._pays_similar is True,
         )
 
     def _sort(self, row: Row, added: Added) -> None:
         chosen = self.selection
         if added.number is None:
-            self._refuse(row.given, added.conflict or paid_already(added.paid_as))
+            self._refuse(row.given, added.conflict or not_paid_for(added))
         elif not chosen.jobs.add(added.number):
             first = None if added.stored is None or row.image is None else added.stored.source
             if first is None or not chosen.add_equal_file(added.number, row.given.image, first):
@@ -213,7 +227,9 @@ class Intake:
         else:
             chosen.to_do.append(added.number)
             chosen.needs[row.model or Model.PRO] += 1
-        chosen.paid_again += added.number is not None and added.paid_as is not None
+        if added.number is not None:
+            chosen.paid_again += added.paid_as is not None
+            chosen.similar += added.similar is not None
 
     def _choose(self, stored: StoredJob) -> None:
         """Sort a job that an earlier run was given."""
@@ -252,10 +268,17 @@ def read_row(given: InputRow, make_job: Callable[[InputRow], Job]) -> Row:
     return Row(given, job.key, store_request(request), request.model, source, None)
 
 
-def paid_already(stored: StoredJob | None) -> FluxError:
-    """Return why an input is refused whose image was submitted under another signature."""
-    key = "" if stored is None else stored.job.key
+def not_paid_for(added: Added) -> FluxError:
+    """Return why an input is refused that this folder has submitted before, or perhaps has."""
+    if added.paid_as is not None:
+        return InvalidInput(
+            f"The same image is job {added.paid_as.job.key} of this folder, perhaps under another signature. "
+            "It was not paid for again.",
+            advice="Give the row that key in a column 'key', or pay for it again with --yes.",
+        )
+    key = "" if added.similar is None else added.similar.job.key
     return InvalidInput(
-        f"The same image under another signature is job {key} of this folder; it was not paid for again.",
-        advice="Give the row that key in a column 'key', or pay for it again with --yes.",
+        f"The address differs only in its query from that of job {key} of this folder, which was submitted; "
+        "this one was not, as you answered.",
+        advice="If it is another image, give the row a key of its own in a column 'key', or add --yes.",
     )

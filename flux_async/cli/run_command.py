@@ -255,6 +255,7 @@ class RemoveText:
             on_refused=self.display.refused,
             may_submit=may_submit,
             may_pay_again=spending.may_pay_again,
+            may_pay_similar=spending.may_pay_similar,
             clock=self.clock,
         )
 
@@ -352,6 +353,12 @@ class RemoveText:
         if selection.paid_again:
             say(
                 f"{selection.paid_again} of {selection.asked} paid for again under another signature.",
+                "yellow",
+            )
+        if selection.similar:
+            say(
+                f"{selection.similar} of {selection.asked} differ only in the query of the address from "
+                "images that this folder submitted earlier: paid for as other images.",
                 "yellow",
             )
 

@@ -129,6 +129,7 @@ class Selection:
         paid: How many of the jobs an earlier run has paid for and not finished.
         doubles: Inputs that were given before.
         paid_again: Images that are paid for although they were submitted under another signature.
+        similar: Images whose address differs only in its query from one that was submitted.
         is_complete: Whether all inputs have been read.
     """
 
@@ -141,6 +142,7 @@ class Selection:
     paid: int = 0
     doubles: int = 0
     paid_again: int = 0
+    similar: int = 0
     is_complete: bool = False
     _equal: set[EqualFile] = attrs.field(factory=set, init=False)
     _released: int = attrs.field(default=0, init=False)

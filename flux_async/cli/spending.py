@@ -73,12 +73,8 @@ class Spending:
         return True
 
     async def may_pay_again(self, count: int, place: str, paid_as: StoredJob) -> bool:
-        """Say whether images are paid for that were submitted under another signature of their address."""
-        images, differ = ("1 image", "differs") if count == 1 else (f"{count} images", "differ")
-        words = (
-            f"{images} of the rows read so far {differ} only in the signature of the address from one that "
-            f"this folder has submitted (first: {place}, job {paid_as.job.key})."
-        )
+        """Say whether images are paid for that were submitted, perhaps under another signature."""
+        words = _differing(count, "in the signature of the address", place, paid_as)
         if self.is_agreed:
             self.note(f"{words} They are paid for again.", "yellow")
             return True
@@ -86,6 +82,17 @@ class Spending:
             return await self.ask(f"{words} Pay for such images again?")
         self.note(f"{words} Such images are not paid for again without --yes.", "yellow")
         return False
+
+    async def may_pay_similar(self, count: int, place: str, similar: StoredJob) -> bool:
+        """Say whether images are paid for whose address differs only in its query from a submitted one.
+
+        They may well be others (``?id=17``, ``?id=18``): where there is nobody to ask, they are paid for.
+        """
+        words = _differing(count, "in the query of the address", place, similar)
+        if self.ask is not None and not self.is_agreed:
+            return await self.ask(f"{words} Are they other images, to be paid for?")
+        self.note(f"{words} They are taken for other images and paid for.", "yellow")
+        return True
 
     # --- how ----------------------------------------------------------------------------------------------
 
@@ -132,3 +139,11 @@ class Spending:
         elif is_short and not self._said_short:
             self._said_short = True
             self.note(f"So far: {words}", "yellow")
+
+
+def _differing(count: int, where: str, place: str, other: StoredJob) -> str:
+    images, differ = ("1 image", "differs") if count == 1 else (f"{count} images", "differ")
+    return (
+        f"{images} of the rows read so far {differ} only {where} from one that this folder has submitted "
+        f"(first: {place}, job {other.job.key})."
+    )

@@ -5,14 +5,17 @@ the address of a file anew each day. Such a job is the same job. Where it waits 
 address replaces the older, and the log says so; what has been submitted stays as it was asked for.
 
 Without a key of the caller's own, a job is named by its request, address included. A new signature then makes
-a new job of an image that has been paid for; see :attr:`Added.paid_as`.
+a new job of an image that has been paid for; see :attr:`Added.paid_as`. Where the rest of the query differs
+(``?id=17``, ``?id=18``), nobody but the caller knows whether it is another image; see :attr:`Added.similar`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
@@ -23,7 +26,7 @@ from flux_async.job_state import JobSnapshot, JobState
 from flux_async.journal.lost_records import has_unknown, take_unknown
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
 from flux_async.models import JobKey, LocalImage, digest_key
-from flux_async.policy.signed_urls import is_resigned, unsigned_url
+from flux_async.policy.signed_urls import bare_url, is_resigned, unsigned_url
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,10 +36,11 @@ RENEWED = "AddressRenewed"
 
 _IMAGE = "inputImage"
 _UNSUBMITTED = frozenset({JobState.PENDING, JobState.FAILED})
-_INSERT = "INSERT OR IGNORE INTO job (key, request, unsigned_url) VALUES (?, ?, ?)"
+_INSERT = "INSERT OR IGNORE INTO job (key, request, address, bare_address) VALUES (?, ?, ?, ?)"
 _PUT_SOURCE = "UPDATE job SET source = ?, source_folder = ? WHERE key = ?"
 _BY_KEY = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
-_BY_UNSIGNED = f"SELECT {COLUMNS} FROM job WHERE unsigned_url = ? AND number <> ?"  # noqa: S608
+_BY_ADDRESS = f"SELECT {COLUMNS} FROM job WHERE address = ? AND number <> ?"  # noqa: S608
+_BY_BARE_ADDRESS = f"SELECT {COLUMNS} FROM job WHERE bare_address = ? AND number > ? ORDER BY number LIMIT 50"  # noqa: S608
 
 
 class Added(NamedTuple):
@@ -46,13 +50,67 @@ class Added(NamedTuple):
         number: The job's number; None where the entry was not added.
         stored: The job as it was there before, or is in doubt; None where it is new.
         conflict: Why the entry was not added, where its key names something else.
-        paid_as: A job that was submitted for the same image under another signature.
+        paid_as: A job that was submitted for the same image, perhaps under another signature.
+        similar: A job of an earlier run that was submitted for an address that differs only in its query.
     """
 
     number: int | None
     stored: StoredJob | None = None
     conflict: JobConflictError | None = None
     paid_as: StoredJob | None = None
+    similar: StoredJob | None = None
+
+
+class Addresses(NamedTuple):
+    """Digests of the address of a request's image, which find other jobs of the image; None without one.
+
+    Attributes:
+        unsigned: Of the address without its signature.
+        bare: Of the address without its query, where a query is left without the signature.
+    """
+
+    unsigned: int | None = None
+    bare: int | None = None
+
+
+@attrs.define(kw_only=True)
+class EarlierRuns:
+    """The jobs of earlier runs, looked through for addresses that differ only in their query.
+
+    Attributes:
+        newest: The number of their newest job.
+    """
+
+    newest: int = 0
+    _seen: dict[int, int] = attrs.field(factory=dict, init=False)
+
+    def at(
+        self,
+        bare: int,
+        page: Callable[[int, int], list[StoredJob]],
+        is_of_no_interest: Callable[[StoredJob], bool],
+    ) -> Iterator[StoredJob]:
+        """Yield the jobs whose address without its query has this digest.
+
+        Those of no interest at the front are passed once for all: each of ten thousand rows at one address
+        would go through all rows before it.
+
+        Args:
+            bare: The digest.
+            page: Returns the first jobs with such an address behind a number.
+            is_of_no_interest: Says which are left out, from now on.
+        """
+        at_front, after = True, self._seen.get(bare, 0)
+        while after < self.newest and (found := page(bare, after)):
+            for stored in found:
+                after = stored.number
+                if after > self.newest:
+                    return
+                if not is_of_no_interest(stored):
+                    at_front = False
+                    yield stored
+                elif at_front:
+                    self._seen[bare] = after
 
 
 @attrs.define(kw_only=True)
@@ -63,7 +121,10 @@ class Adding:
         connection: The journal.
         at: Seconds since the epoch.
         is_chosen: Says by its number whether a job is part of the run already: its address stays.
-        pays_again: Whether an image that was submitted under another signature becomes a new job.
+        pays_again: Whether an image that was submitted, perhaps under another signature, becomes a new job.
+        pays_similar: Whether an address becomes one that differs in its query from one that was submitted.
+        earlier: The jobs of earlier runs.
+        similar_page: Returns those at an address without its query, behind a number; None reads the journal.
         put_in_doubt: Puts a job in doubt that was perhaps submitted at a time, by its key.
     """
 
@@ -71,7 +132,10 @@ class Adding:
     at: float
     is_chosen: Callable[[int], bool]
     pays_again: bool
+    pays_similar: bool
+    earlier: EarlierRuns
     put_in_doubt: Callable[[JobKey, float], object]
+    similar_page: Callable[[int, int], list[StoredJob]] | None = None
     _here: set[int] = attrs.field(factory=set, init=False)
     _lost_any: bool = attrs.field(default=False, init=False)
 
@@ -81,19 +145,20 @@ class Adding:
         return [self._add(key, request, sources.get(key)) for key, request in entries]
 
     def _add(self, key: JobKey, request: str, source: LocalImage | None) -> Added:
-        unsigned = unsigned_of(request)
-        cursor = self.connection.execute(_INSERT, (key, request, unsigned))
+        addresses = addresses_of(request)
+        cursor = self.connection.execute(_INSERT, (key, request, *addresses))
         if not cursor.rowcount:
             return self._known(self._with_source(key, source), request)
         number = int(cursor.lastrowid or 0)
         if source is not None:
             self._put_source(key, source)
-        paid_as = None if unsigned is None else self._paid_as(number, key, request, unsigned)
-        if paid_as is not None and not self.pays_again:
+        paid_as, similar = self._submitted_as(number, key, request, addresses)
+        if (paid_as is not None and not self.pays_again) or (similar is not None and not self.pays_similar):
             self.connection.execute("DELETE FROM job WHERE number = ?", (number,))
-            return Added(None, paid_as=paid_as)
+            return Added(None, paid_as=paid_as, similar=similar)
         self._here.add(number)
-        return Added(number, self._in_doubt(key) if self._lost_any else None, paid_as=paid_as)
+        stored = self._in_doubt(key) if self._lost_any else None
+        return Added(number, stored, paid_as=paid_as, similar=similar)
 
     def _with_source(self, key: JobKey, source: LocalImage | None) -> StoredJob:
         """Return a job that was there before; the first time in a run, with the file as it is given now."""
@@ -134,8 +199,8 @@ class Adding:
             "UPDATE attempt SET input_url = ? WHERE job = ? AND input_url IS NULL", (old, number)
         )
         self.connection.execute(
-            "UPDATE job SET request = ?, unsigned_url = ? WHERE number = ?",
-            (request, unsigned_of(request), number),
+            "UPDATE job SET request = ?, address = ?, bare_address = ? WHERE number = ?",
+            (request, *addresses_of(request), number),
         )
         self.connection.execute(
             "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
@@ -143,9 +208,20 @@ class Adding:
         )
         return attrs.evolve(stored, request=request)
 
-    def _paid_as(self, number: int, key: JobKey, request: str, unsigned: str) -> StoredJob | None:
-        """Return a job of the same request under another signature that was submitted, or is to be."""
-        for row in self.connection.execute(_BY_UNSIGNED, (unsigned, number)):
+    def _submitted_as(
+        self, number: int, key: JobKey, request: str, addresses: Addresses
+    ) -> tuple[StoredJob | None, StoredJob | None]:
+        """Return a job of the same image, or else one whose address differs only in its query."""
+        if addresses.unsigned is None:
+            return None, None
+        paid_as = self._paid_as(number, key, request, addresses.unsigned)
+        if paid_as is not None or not self.earlier.newest:
+            return paid_as, None
+        return None, self._similar(number, key, request, addresses)
+
+    def _paid_as(self, number: int, key: JobKey, request: str, address: int) -> StoredJob | None:
+        """Return a job of the same image, perhaps under another signature, that was submitted or is to be."""
+        for row in self.connection.execute(_BY_ADDRESS, (address, number)):
             other = stored_job(row)
             is_paid = other.job.state not in _UNSUBMITTED
             is_wanted = other.number in self._here or self.is_chosen(other.number)
@@ -155,11 +231,48 @@ class Adding:
                 return other
         return None
 
+    def _similar(self, number: int, key: JobKey, request: str, addresses: Addresses) -> StoredJob | None:
+        """Return a submitted job of an earlier run whose address differs only in its query."""
+        bare = addresses.unsigned if addresses.bare is None else addresses.bare
+        if bare is None:
+            return None
+        found = self.earlier.at(bare, self.similar_page or self._with_bare_address, self._is_of_no_interest)
+        if addresses.bare is not None:
+            plain = map(stored_job, self.connection.execute(_BY_ADDRESS, (bare, number)))
+            found = chain((other for other in plain if not self._is_of_no_interest(other)), found)
+        for other in found:
+            if _differs_only_in_query(other.request, request):
+                return None if is_named(key, request) else other
+        return None
 
-def unsigned_of(request: str) -> str | None:
-    """Return the address of a stored request without its signature, or None where it has none."""
-    image = _fields(request).get(_IMAGE) if "?" in request else None
-    return unsigned_url(image) if isinstance(image, str) else None
+    def _with_bare_address(self, bare: int, after: int) -> list[StoredJob]:
+        return list(map(stored_job, self.connection.execute(_BY_BARE_ADDRESS, (bare, after))))
+
+    def _is_of_no_interest(self, other: StoredJob) -> bool:
+        """Whether a job was not submitted, or is part of this run: its row stands beside the new one."""
+        number = other.number
+        is_given = number > self.earlier.newest or number in self._here or self.is_chosen(number)
+        return is_given or other.job.state in _UNSUBMITTED
+
+
+def addresses_of(request: str) -> Addresses:
+    """Return the digests of the address of a stored request; a file of this machine has none."""
+    image = _fields(request).get(_IMAGE) if f'"{_IMAGE}"' in request else None
+    if not isinstance(image, str) or image[:4].lower() != "http":
+        return Addresses()
+    unsigned = unsigned_url(image)
+    return Addresses(_digest(unsigned), _digest(bare_url(image)) if "?" in unsigned else None)
+
+
+def _digest(text: str) -> int:
+    short = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(short, "big", signed=True)
+
+
+def _differs_only_in_query(request: str, other: str) -> bool:
+    one, two = _fields(request), _fields(other)
+    images = [str(fields.pop(_IMAGE, "")) for fields in (one, two)]
+    return one == two and bare_url(images[0]) == bare_url(images[1])
 
 
 def conflict_of(stored: StoredJob, request: str) -> JobConflictError | None:

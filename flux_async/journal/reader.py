@@ -26,7 +26,7 @@ from flux_async.models import Echo, JobKey, TaskId
 T = TypeVar("T")
 
 _PAGE = 500
-_WITH_UNSIGNED_URLS = 4
+_WITH_ADDRESSES = 8
 _WITH_INBOX, _WITH_FILES, _WITH_ECHO = 2, 3, 5
 _NEWER_COLUMNS = {_WITH_FILES: ("sha256", "source", "source_folder"), _WITH_ECHO: ("echo",)}
 _SPENT = ("SubmitAccepted", "TaskFound")
@@ -141,12 +141,19 @@ class JournalReader:
         rows = self._all(f"SELECT {self._columns} FROM job WHERE key = ?", key)  # noqa: S608
         return stored_job(rows[0]) if rows else None
 
-    def with_unsigned_url(self, url: str) -> list[StoredJob]:
-        """Return the jobs at this address, however it was signed; none where that is not kept yet."""
-        if self._version < _WITH_UNSIGNED_URLS:
+    def with_address(self, digest: int) -> list[StoredJob]:
+        """Return the jobs at an address, however it was signed; none where that is not kept yet."""
+        if self._version < _WITH_ADDRESSES:
             return []
-        rows = self._all(f"SELECT {self._columns} FROM job WHERE unsigned_url = ?", url)  # noqa: S608
+        rows = self._all(f"SELECT {self._columns} FROM job WHERE address = ?", digest)  # noqa: S608
         return list(map(stored_job, rows))
+
+    def with_bare_address(self, digest: int, after: int) -> list[StoredJob]:
+        """Return some of the jobs whose address without its query this is, in order of arrival, after one."""
+        if self._version < _WITH_ADDRESSES:
+            return []
+        sql = f"SELECT {self._columns} FROM job WHERE bare_address = ? AND number > ? "  # noqa: S608
+        return list(map(stored_job, self._all(f"{sql} ORDER BY number LIMIT {_PAGE}", digest, after)))
 
     def newest(self) -> int:
         """Return the number of the newest job; 0 where there is none."""

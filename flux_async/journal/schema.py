@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flux_async.errors import JournalError, JournalVersionError
-from flux_async.journal.adding import unsigned_of
+from flux_async.journal.adding import addresses_of
 from flux_async.journal.lost_records import LostRecords, check_whole, find_lost
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _STEPS = (
     "schema_5.sql",
     "schema_6.sql",
     "schema_7.sql",
+    "schema_8.sql",
 )
 SCHEMA_VERSION = len(_STEPS)
 
@@ -187,7 +188,8 @@ def _check_ours(connection: sqlite3.Connection, path: str | Path) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date; a step and its number commit together, whoever else is at it."""
-    connection.create_function("unsigned_url", 1, unsigned_of, deterministic=True)
+    connection.create_function("address_of", 1, lambda text: addresses_of(text).unsigned, deterministic=True)
+    connection.create_function("bare_address_of", 1, lambda text: addresses_of(text).bare, deterministic=True)
     while _version(connection) < SCHEMA_VERSION:
         connection.execute("BEGIN IMMEDIATE")
         try:

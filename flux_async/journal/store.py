@@ -49,7 +49,7 @@ from flux_async.job_state import (
     recover,
 )
 from flux_async.journal import file_names, inbox, paying_account, task_owners
-from flux_async.journal.adding import Added, Adding, as_new
+from flux_async.journal.adding import Added, Adding, EarlierRuns, as_new
 from flux_async.journal.guard import JournalGuard
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lock import JournalLock
@@ -75,6 +75,10 @@ T = TypeVar("T")
 _PAID_AGAIN = (
     "%d jobs are about images that this journal has submitted under another signature of their address: they "
     "will be paid for again. Give jobs keys of their own to make them the same jobs"
+)
+_SIMILAR = (
+    "%d jobs have addresses that differ only in the query from ones that an earlier run of this journal has "
+    "submitted: they will be paid for. If they are the same images, give jobs keys of their own"
 )
 
 _ANSWERS = (SubmitAccepted, SubmitRefused, SubmitRejected, SubmitUnknown)
@@ -109,6 +113,7 @@ class Journal:
         self._reserve: Reserve | None = None if self._path is None else Reserve(self._path)
         self._watch: InboxWatch | None = None
         self._guard: JournalGuard | None = None
+        self._earlier = EarlierRuns()
         self.mail: asyncio.Event = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -144,6 +149,8 @@ class Journal:
             self._writer = Writer(connect, asyncio.get_running_loop(), make_room, self._guard)
             await self._writer.start()
             await self._do(lambda c: paying_account.check_account(c, account))
+            newest = "SELECT max(number) FROM job"
+            self._earlier = EarlierRuns(newest=await self._do(lambda c: c.execute(newest).fetchone()[0]) or 0)
         except BaseException:
             await self.aclose()
             raise
@@ -207,6 +214,7 @@ class Journal:
         if self._running:
             raise JournalBusyError("This journal is being run already.")
         self._running = True
+        self._earlier = EarlierRuns(newest=self._earlier.newest)  # what the last run was given counts no more
         try:
             yield
         finally:
@@ -245,7 +253,8 @@ class Journal:
 
         Adding the same again does nothing, so giving a batch its list a second time resumes it. An address
         that was only signed anew takes the place of the older one, while its job waits for a submit. A new
-        job of an image that was submitted under another signature is added, and the log warns of it.
+        job of an image that was submitted under another signature is added, and the log warns of it; also of
+        one whose address differs only in its query from one that an earlier run has submitted.
 
         Args:
             entries: Keys and requests.
@@ -258,16 +267,18 @@ class Journal:
         sources = sources or {}
 
         def add(connection: sqlite3.Connection) -> list[StoredJob]:
-            adding = self._adding(connection, is_chosen, pays_again=True)
+            adding = self._adding(connection, is_chosen, pays_again=True, pays_similar=True)
             found: dict[int, StoredJob] = {}
             added = adding.add(entries, sources)
-            for (key, request), (number, stored, conflict, _) in zip(entries, added, strict=True):
+            for (key, request), (number, stored, conflict, *_) in zip(entries, added, strict=True):
                 if conflict is not None:
                     raise conflict
                 if number is not None and number not in found:
                     found[number] = stored or as_new(number, key, request, sources.get(key))
             if again := sum(one.paid_as is not None for one in added):
                 logger.warning(_PAID_AGAIN, again)
+            if similar := sum(one.similar is not None for one in added):
+                logger.warning(_SIMILAR, similar)
             return [found[number] for number in sorted(found)]
 
         return await self._do(add)
@@ -279,6 +290,7 @@ class Journal:
         sources: Mapping[JobKey, LocalImage],
         is_chosen: Callable[[int], bool],
         pays_again: bool,
+        pays_similar: bool = True,
     ) -> list[Added]:
         """Add jobs as :meth:`add` does, and say of each entry what became of it; one that conflicts is alone.
 
@@ -287,10 +299,13 @@ class Journal:
             sources: Where the files of some of them are now.
             is_chosen: Says by its number whether a job is part of the run already.
             pays_again: Whether to add a job whose image was submitted under another signature.
+            pays_similar: Whether to add one whose address differs only in its query from one that an earlier
+                run has submitted.
         """
 
         def add(connection: sqlite3.Connection) -> list[Added]:
-            return self._adding(connection, is_chosen, pays_again=pays_again).add(entries, sources)
+            adding = self._adding(connection, is_chosen, pays_again=pays_again, pays_similar=pays_similar)
+            return adding.add(entries, sources)
 
         return await self._do(add)
 
@@ -519,7 +534,12 @@ class Journal:
     # --- how ----------------------------------------------------------------------------------------------
 
     def _adding(
-        self, connection: sqlite3.Connection, is_chosen: Callable[[int], bool], *, pays_again: bool
+        self,
+        connection: sqlite3.Connection,
+        is_chosen: Callable[[int], bool],
+        *,
+        pays_again: bool,
+        pays_similar: bool,
     ) -> Adding:
         at = self._clock.wall()
         return Adding(
@@ -527,6 +547,8 @@ class Journal:
             at=at,
             is_chosen=is_chosen,
             pays_again=pays_again,
+            pays_similar=pays_similar,
+            earlier=self._earlier,
             put_in_doubt=lambda key, submitted_at: _put_in_doubt(connection, key, submitted_at, at),
         )
 

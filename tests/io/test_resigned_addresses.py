@@ -143,7 +143,7 @@ async def test_a_key_for_two_things_is_a_conflict_that_says_what_differs(
         await live(journal, job(1))
         with pytest.raises(JobConflictError, match=what):
             await journal.add_jobs([other])
-        ((number, _, conflict, _),) = await take_in(journal, other)  # type: ignore[misc]
+        ((number, _, conflict, *_),) = await take_in(journal, other)  # type: ignore[misc]
         assert (number, what in str(conflict)) == (None, True)
 
 
@@ -153,10 +153,10 @@ async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Pa
     unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
     async with Journal(path) as journal:
         await live(journal, job(1, None), SubmitIntended(at=1.0), *([unknown] if in_doubt else DONE))
-        ((number, _, _, paid_as),) = await take_in(journal, job(2, None))  # type: ignore[misc]
+        ((number, _, _, paid_as, _),) = await take_in(journal, job(2, None))  # type: ignore[misc]
         assert (number, paid_as.job.key) == (None, job(1, None).key)
         assert sum((await journal.counts()).values()) == 1
-        ((number, _, _, paid_as),) = await take_in(journal, job(2, None), pays_again=True)  # type: ignore[misc]
+        ((number, _, _, paid_as, _),) = await take_in(journal, job(2, None), pays_again=True)  # type: ignore[misc]
         assert (number, paid_as.job.key) == (2, job(1, None).key)
 
 
@@ -222,3 +222,112 @@ async def test_a_journal_of_an_earlier_release_learns_its_unsigned_addresses(pat
     async with Journal(path) as journal:
         ((number, *_),) = await take_in(journal, job(2, None))  # type: ignore[misc]
         assert number is None
+
+
+# --- addresses that differ in the rest of their query -----------------------------------------------------
+
+
+def at(url: str, key: str | None = None) -> Job:
+    request = EditRequest.text_removal(url)
+    return Job(request=request) if key is None else Job(request=request, key=JobKey(key))
+
+
+async def paid(path: Path, *jobs: Job) -> None:
+    """An earlier run."""
+    async with Journal(path) as journal:
+        for one in jobs:
+            await live(journal, one, SubmitIntended(at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        (f"{IMAGE}?id=17", f"{IMAGE}?id=18"),
+        (f"{IMAGE}?id=17", IMAGE),
+        (IMAGE, f"{IMAGE}?id=17"),
+        (IMAGE, f"{IMAGE}?odd=1a2b&X-Amz-Signature=1"),
+    ],
+)
+async def test_an_address_that_differs_only_in_its_query_is_noticed(
+    path: Path, earlier: str, later: str
+) -> None:
+    """Whatever its parameters are called; only the caller knows whether it is another image."""
+    await paid(path, at(earlier))
+    async with Journal(path) as journal:
+        entries = [(at(later).key, store_request(at(later).request))]
+        for pays in (False, True):
+            (added,) = await journal.take_in(
+                entries, sources={}, is_chosen=lambda _: False, pays_again=False, pays_similar=pays
+            )
+            assert (added.number is not None, added.paid_as) == (pays, None)
+            assert added.similar is not None
+            assert added.similar.job.key == at(earlier).key
+
+
+async def test_only_what_earlier_runs_paid_is_noticed(path: Path) -> None:
+    """A list of ``?id=1``, ``?id=2`` … does not warn of its own rows, also where it is given again."""
+    ids = [at(f"{IMAGE}?id={n}") for n in range(130)]
+    await paid(path, *ids[:120])
+    async with Journal(path) as journal:
+        added = await take_in(journal, *ids)
+        assert [one.similar for one in added] == [None] * 130  # type: ignore[attr-defined]
+        (other,) = await take_in(journal, at("https://bucket.example/other.jpg?id=1"))
+        assert other.similar is None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        at(f"{IMAGE}?id=18", "mine"),
+        Job(request=EditRequest.text_removal(f"{IMAGE}?id=18", model="flux-kontext-max")),
+    ],
+)
+async def test_what_has_a_key_of_its_own_or_asks_for_another_thing_is_not_similar(
+    path: Path, later: Job
+) -> None:
+    """Who gives a key says what it is."""
+    await paid(path, at(f"{IMAGE}?id=17"))
+    async with Journal(path) as journal:
+        (added,) = await take_in(journal, later)
+        assert (added.number, added.similar) == (2, None)  # type: ignore[attr-defined]
+
+
+async def test_a_batch_warns_of_addresses_that_differ_only_in_their_query(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library asks nobody; one line of the log has the count."""
+    await paid(path, at(f"{IMAGE}?id=17"))
+    async with Journal(path) as journal:
+        await journal.add_jobs([at(f"{IMAGE}?id={n}") for n in range(2)])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 jobs have addresses that differ only in the query")
+
+
+@pytest.mark.parametrize("earlier", [at(IMAGE), at(IMAGE, "mine")])
+@pytest.mark.parametrize("later", [f"{IMAGE}?X-Amz-Signature=1", IMAGE.replace("poster", "%70oster")])
+async def test_an_image_that_was_done_without_a_signature_is_the_same_image_with_one(
+    path: Path, earlier: Job, later: str
+) -> None:
+    """Also in another spelling, and where it had a key then."""
+    await paid(path, earlier)
+    async with Journal(path) as journal:
+        (added,) = await take_in(journal, at(later))
+        assert (added.number, added.paid_as.job.key) == (None, earlier.key)  # type: ignore[attr-defined]
+
+
+async def test_a_list_without_its_column_of_keys_pays_for_nothing_again(path: Path) -> None:
+    """The same addresses, keyed yesterday and not today: the same images."""
+    await paid(path, at(IMAGE, "mine"))
+    async with Journal(path) as journal:
+        (added,) = await take_in(journal, at(IMAGE))
+        assert (added.number, added.paid_as.job.key) == (None, "mine")  # type: ignore[attr-defined]
+
+
+async def test_addresses_that_differ_in_a_fragment_are_one_job(path: Path) -> None:
+    """It never reaches a server; it is not sent either."""
+    async with Journal(path) as journal:
+        first, second, third = await take_in(journal, at(f"{IMAGE}#1"), at(f"{IMAGE}#2"), at(IMAGE))
+        assert first[0] == second[0] == third[0] == 1  # type: ignore[index]
+        stored = await journal.job(at(IMAGE).key)
+        assert stored is not None
+        assert read_image(stored.request) == IMAGE

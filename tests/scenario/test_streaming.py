@@ -19,7 +19,7 @@ from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
 from flux_async.cli.exits import Exit
-from flux_async.cli.given import Given
+from flux_async.cli.given import InputRow
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.output import Output
 from flux_async.cli.questions import Questions
@@ -103,7 +103,7 @@ class Runs:
     vendor: Vendor = attrs.field(factory=Vendor)
 
     async def run(
-        self, inputs: Iterable[Given], person: Answers | None = None, **options: Any
+        self, inputs: Iterable[InputRow], person: Answers | None = None, **options: Any
     ) -> tuple[Exit, list[dict[str, Any]]]:
         """Return the exit code and the lines of results.jsonl."""
         order = RunOptions(folder=self.folder, limits=FAST, download=False, **options)
@@ -142,7 +142,7 @@ def url(n: int) -> str:
     return f"https://pictures.example/{n}.jpg"
 
 
-def listed(*rows: str) -> Iterator[Given]:
+def listed(*rows: str) -> Iterator[InputRow]:
     """Return the rows of a CSV list with keys."""
     text = "".join(f"{row}\n" for row in ("url,key", *rows))
     return gather_inputs([], ["-"], io.StringIO(text))
@@ -179,12 +179,12 @@ async def test_the_first_submit_does_not_wait_for_the_list(runs: Runs) -> None:
     was_sent: list[int] = []
     loop = asyncio.get_running_loop()
 
-    def rows() -> Iterator[Given]:
+    def rows() -> Iterator[InputRow]:
         for n in range(2_000):
             if n == 1_900:
                 asyncio.run_coroutine_threadsafe(runs.vendor.has_sent(1), loop).result(WAIT_S)
                 was_sent.append(n)
-            yield Given(source="list", line=n + 1, image=url(n))
+            yield InputRow(source="list", line=n + 1, image=url(n))
 
     code, results = await runs.run(rows())
     assert (code, was_sent) == (Exit.SUCCEEDED, [1_900])
@@ -326,6 +326,44 @@ async def test_with_permission_it_is_paid_for_again(runs: Runs, options: dict[st
     assert (code, runs.vendor.sent) == (Exit.SUCCEEDED, [signed(1), signed(2)])
 
 
+def numbered(n: int) -> str:
+    return f"{url(1)}?id={n}"
+
+
+async def test_without_a_terminal_other_queries_are_paid_for_with_a_warning(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``?id=17`` and ``?id=18`` may be two images; how many there are is said before they are paid for."""
+    await runs.run(listed(f"{numbered(1)},"))
+    rows = [f"{numbered(n)}," for n in (2, 3)]
+    assert (
+        run_dry(RunOptions(folder=runs.folder, download=False), listed(*rows), as_json=True) is Exit.SUCCEEDED
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert (told["to_submit"], told["other_query"]) == ({"flux-kontext-pro": 2}, 2)
+    code, _ = await runs.run(listed(*rows))
+    assert (code, len(runs.vendor.sent)) == (Exit.SUCCEEDED, 3)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 images of the rows read so far differ only in the query of the address from one that" in told
+    assert "2 of 2 differ only in the query" in told
+
+
+@pytest.mark.parametrize("says", [True, False])
+async def test_at_a_terminal_other_queries_are_asked_about(runs: Runs, says: bool) -> None:
+    """Once, with the count; after a no the rows are refused, free, and a key of their own submits them."""
+    await runs.run(listed(f"{numbered(1)},"))
+    person = Answers(says=says)
+    rows = [f"{numbered(n)}," for n in (2, 3)]
+    code, results = await runs.run(listed(*rows), person)
+    (question,) = person.asked
+    assert question.startswith("2 images of the rows read so far differ only in the query")
+    assert (code, len(runs.vendor.sent)) == ((Exit.SUCCEEDED, 3) if says else (Exit.SOME_FAILED, 1))
+    if not says:
+        assert "differs only in its query" in results[0]["error"]["message"]
+        code, _ = await runs.run(listed(f"{numbered(2)},two"), Answers(says=False))
+        assert (code, len(runs.vendor.sent)) == (Exit.SUCCEEDED, 2)
+
+
 # --- dry run ----------------------------------------------------------------------------------------------
 
 
@@ -337,11 +375,19 @@ async def test_a_dry_run_tells_what_would_be_paid_and_changes_nothing(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is done, given twice, refused or signed anew is counted by itself; the rest has its price."""
-    await runs.run(listed(f"{url(1)},", f"{signed(1)},"))
+    await runs.run(listed(f"{url(1)},", f"{signed(1, 9)},"))
     before, sent = everything_in(runs.folder), list(runs.vendor.sent)
     capsys.readouterr()
     order = RunOptions(folder=runs.folder, download=False)
-    rows = [f"{url(1)},", f"{url(2)},", f"{url(2)},", "bad,", f"{signed(2)},", f"{url(3)},k", f"{url(4)},k"]
+    rows = [
+        f"{url(1)},",
+        f"{url(2)},",
+        f"{url(2)},",
+        "bad,",
+        f"{signed(2, 9)},",
+        f"{url(3)},k",
+        f"{url(4)},k",
+    ]
     assert run_dry(order, listed(*rows), as_json=True) is Exit.SOME_FAILED
     told = json.loads(capsys.readouterr().out)
     assert told["to_submit"] == {"flux-kontext-pro": 2}
