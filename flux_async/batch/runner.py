@@ -337,6 +337,9 @@ class BatchRun:
         """How far it is."""
         now = self._clock.monotonic()
         progress = self._tally.progress(now - self._began)
+        if self.callbacks is None:  # no callback can settle a doubt
+            in_doubt = progress.in_doubt + progress.parked
+            progress = attrs.evolve(progress, parked=0, in_doubt=in_doubt)
         if self._fleet is not None and self._fleet.retries:
             progress = attrs.evolve(progress, retrying=len(self._fleet.retries))
         pause = None if self._pause_watch is None else self._pause_watch.current()

@@ -87,7 +87,9 @@ class AfterRun:
         unfinished: Images that the run did not finish.
         interrupted: Whether it was cut short.
         failed: Images that failed for good.
-        doubts: Images in doubt.
+        doubts: Images in doubt whose tasks are not known.
+        found_tasks: Images in doubt whose tasks have been found.
+        unrecognised: Results whose record shows another request than was sent.
         only_doubt: The key of the only one, and the task that it may be of, where one is known.
         moved_away: Images of an earlier run that are not in the folder and could not be downloaded again.
         answers_made_no_sense: Whether the run halted because of that.
@@ -99,6 +101,8 @@ class AfterRun:
     interrupted: bool = False
     failed: int = 0
     doubts: int = 0
+    found_tasks: int = 0
+    unrecognised: int = 0
     only_doubt: tuple[str, str | None] | None = None
     moved_away: int = 0
     answers_made_no_sense: bool = False
@@ -118,8 +122,15 @@ class AfterRun:
                 f"Failed for good: {self.failed}. To pay for another task for each: "
                 f"{command('retry', self.folder, '--failed')}"
             )
+        if self.found_tasks:
+            told.append(self._about_found_tasks())
         if self.doubts:
             told.append(self._about_doubts())
+        if self.unrecognised:
+            told.append(
+                f"Results whose record shows another request than was sent: {self.unrecognised}. Compare "
+                f"them with their images; {command('status', self.folder)} lists them."
+            )
         return told
 
     def _about_the_rest(self) -> str:
@@ -133,6 +144,13 @@ class AfterRun:
         if not self.repeats:
             return f"Run the same command again to resume; {_NOT_TWICE}"
         return f"Run the same command{without} to resume; that pays for nothing else again."
+
+    def _about_found_tasks(self) -> str:
+        fetch = command("retry", self.folder) if self.repeats else "the same command again"
+        found, their = "tasks of {} images in doubt were", "their images"
+        if self.found_tasks == 1:
+            found, their = "task of {} image in doubt was", "its image"
+        return f"The {found.format(self.found_tasks)} found: {fetch} fetches {their}, free of charge."
 
     def _about_doubts(self) -> str:
         status = "" if self.doubts == 1 else f"; {command('status', self.folder)} lists them"

@@ -22,7 +22,7 @@ from flux_async.cli.credits import in_credits
 from flux_async.cli.display import message_console
 from flux_async.cli.exits import Exit
 from flux_async.cli.intake import Intake
-from flux_async.cli.run_command import run_selected
+from flux_async.cli.run_command import Select, run_selected
 from flux_async.cli.run_folder import JOURNAL, RunFolder
 from flux_async.cli.run_order import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
@@ -49,6 +49,11 @@ def run_retry(order: RunOptions, *, failed: bool, in_doubt: bool, as_json: bool)
         JournalError: There is no journal, or it cannot be used.
     """
     JournalReader(order.folder / JOURNAL).close()  # retry makes no folder
+    return run_selected(order, what_to_retry(failed=failed, in_doubt=in_doubt), as_json=as_json)
+
+
+def what_to_retry(*, failed: bool, in_doubt: bool) -> Select:
+    """Return what chooses the jobs of a retry."""
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
 
     async def select(intake: Intake, spending: Spending) -> None:
@@ -58,21 +63,30 @@ def run_retry(order: RunOptions, *, failed: bool, in_doubt: bool, as_json: bool)
             await intake.folder.journal.recover()
             await intake.choose(intake.folder.reader.jobs())
 
-    return run_selected(order, select, as_json=as_json)
+    return select
 
 
 async def _grant(intake: Intake, spending: Spending, states: list[JobState]) -> None:
-    """Choose the jobs, say how many they are and what they may cost, and write the grants."""
+    """Choose the jobs, say how many they are and what they may cost, and write the grants.
+
+    A job in doubt whose task was found is fetched: it needs no grant.
+    """
     journal, chosen, at = intake.folder.journal, intake.selection, SystemClock().wall()
+    found: set[int] = set()
     await journal.recover()
     for state in states:
         async for stored in _pages(journal, state):
             chosen.jobs.add(stored.number)
-            chosen.needs[read_model(stored.request)] += 1
-    granted, cost = len(chosen.jobs), spending.cost(chosen)
+            if state is JobState.IN_DOUBT and await journal.offers_to(stored.number):
+                found.add(stored.number)
+            else:
+                chosen.needs[read_model(stored.request)] += 1
+    granted, cost = chosen.needs.total(), spending.cost(chosen)
     plural = "image gets" if granted == 1 else "images get"
     message_console().note(f"{granted} {plural} another try, for up to {in_credits(cost)} credits.")
     await spending.may_submit(chosen, is_last=True)
+    chosen.to_do.extend(sorted(found))
+    chosen.paid += len(found)
     async for stored in _paid_and_unfinished(journal):  # they are fetched, not paid for again
         chosen.jobs.add(stored.number)
         chosen.to_do.append(stored.number)
@@ -83,6 +97,8 @@ async def _grant(intake: Intake, spending: Spending, states: list[JobState]) -> 
     for state in states:
         grant = RetryGranted(at=at) if state is JobState.FAILED else ResubmitGranted(at=at)
         async for stored in _pages(journal, state):
+            if stored.number in found:
+                continue
             event: Event = grant
             await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
             chosen.to_do.append(stored.number)

@@ -65,7 +65,7 @@ def run_dry(order: RunOptions, inputs: Iterable[InputRow], *, as_json: bool) -> 
         if journal.exists():
             reader = stack.enter_context(JournalReader(journal, leaves_no_trace=True))
         preview = stack.enter_context(JournalPreview(reader))
-        run = DryRun(order=order, preview=preview, as_json=as_json)
+        run = DryRun(order=order, preview=preview, reader=reader, as_json=as_json)
         for given in inputs:
             run.take(given)
     run.conclude()
@@ -81,6 +81,7 @@ class DryRun:
     Attributes:
         order: How the run would go about it.
         preview: Says what the journal would do.
+        reader: Reads the journal, where there is one.
         as_json: Print one JSON object instead of addresses and words.
         counts: Images by what would become of them.
         models: Images that would be submitted, by model.
@@ -88,6 +89,7 @@ class DryRun:
 
     order: RunOptions
     preview: JournalPreview
+    reader: JournalReader | None
     as_json: bool
     counts: Counter[str] = attrs.field(factory=Counter, init=False)
     models: Counter[Model] = attrs.field(factory=Counter, init=False)
@@ -137,8 +139,10 @@ class DryRun:
             self.counts[_OF_STATES[stored.job.state]] += 1
 
     def _is_resubmitted(self, stored: StoredJob) -> bool:
-        resubmits = self.order.in_doubt is InDoubtPolicy.RESUBMIT
-        return resubmits and _OF_STATES.get(stored.job.state) == "in_doubt"
+        is_doubt = _OF_STATES.get(stored.job.state) == "in_doubt"
+        if not is_doubt or self.order.in_doubt is not InDoubtPolicy.RESUBMIT:
+            return False
+        return self.reader is None or self.reader.found_task(stored.number) is None
 
     def _is_here(self, stored: StoredJob) -> bool:
         file = stored.job.file

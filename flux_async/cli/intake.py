@@ -238,8 +238,10 @@ class Intake:
             return  # this run took it up before it came to this row
         if state not in FINAL:
             chosen.to_do.append(stored.number)
-            chosen.paid += state in _PAID
-            if state is JobState.PENDING or (state is JobState.IN_DOUBT and self.resubmits):
+            is_doubt = state is JobState.IN_DOUBT
+            is_found = is_doubt and self.folder.reader.found_task(stored.number) is not None
+            chosen.paid += is_found or state in _PAID
+            if state is JobState.PENDING or (is_doubt and not is_found and self.resubmits):
                 chosen.needs[read_model(stored.request)] += 1
         elif state is JobState.DONE and self.download and not self.folder.has_picture(stored):
             chosen.missing.append(stored.number)

@@ -16,6 +16,7 @@ import anyio.to_thread
 import attrs
 
 from flux_async import (
+    Echo,
     EditRequest,
     Failed,
     FluxClient,
@@ -477,7 +478,7 @@ class RemoveText:
         return None if seconds is None else seconds / self.vendor_speed
 
     def _left_over(self, totals: Totals, folder: RunFolder) -> AfterRun:
-        resumable, doubts = totals.can_be_resumed, totals.statuses[Status.IN_DOUBT]
+        resumable, doubts = totals.can_be_resumed, totals.statuses[Status.IN_DOUBT] - totals.found_tasks
         failed = totals.statuses[Status.FAILED] - resumable - self._selection.besides.refused
         return AfterRun(
             folder=self.order.folder,
@@ -487,16 +488,18 @@ class RemoveText:
             failed=max(0, failed),
             moved_away=0 if self._missing is None else self._missing.moved_away,
             doubts=doubts,
+            found_tasks=totals.found_tasks,
+            unrecognised=folder.reader.echoes()[Echo.UNRECOGNISED],
             only_doubt=self._only_doubt(folder) if doubts == 1 else None,
             answers_made_no_sense=isinstance(self._halted_by, TooManyUnknownAnswers),
         )
 
     def _only_doubt(self, folder: RunFolder) -> tuple[str, str | None] | None:
-        """Return the key of the first image in doubt, and the task that it may be of, where one is known."""
-        unknown = {JobState.IN_DOUBT, JobState.SUBMITTING}
+        """Return the key of the first image in doubt whose task was not found, and a task that may be its."""
+        unknown, reader = {JobState.IN_DOUBT, JobState.SUBMITTING}, folder.reader
         for stored in folder.jobs_of(self._selection.jobs):
-            if stored.job.state in unknown:
-                return stored.job.key, next(iter(folder.reader.candidates(stored.number)), None)
+            if stored.job.state in unknown and reader.found_task(stored.number) is None:
+                return stored.job.key, next(iter(reader.candidates(stored.number)), None)
         return None
 
 

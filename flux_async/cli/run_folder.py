@@ -42,11 +42,13 @@ class Totals:
         statuses: How many are how.
         failures: Failures by the class of their error.
         can_be_resumed: Failures of this run only, which the same command tries again.
+        found_tasks: Images in doubt whose task has been found since, by the poll of another image.
     """
 
     statuses: Counter[Status] = attrs.field(factory=Counter)
     failures: Counter[str] = attrs.field(factory=Counter)
     can_be_resumed: int = 0
+    found_tasks: int = 0
 
     def count(self, row: ResultRow) -> None:
         """Count one image."""
@@ -218,6 +220,8 @@ class RunFolder:
     def _counted(self, stored: StoredJob, totals: Totals) -> ResultRow:
         row = self.row(stored)
         totals.can_be_resumed += row.status is Status.FAILED and stored.job.state is not JobState.FAILED
+        if row.status is Status.IN_DOUBT:
+            totals.found_tasks += self.reader.found_task(stored.number) is not None
         return row
 
 

@@ -15,10 +15,11 @@ from flux_async.cli.exits import Exit
 from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.recover import warning_of_lost_records
-from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, utc_text
+from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, row_of, utc_text
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.job_state import JobState
 from flux_async.journal.reader import JournalReader, LockOwner, lock_owner_of
+from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
 
 _MOST_LISTED = 50
@@ -94,6 +95,7 @@ def status_of(reader: JournalReader, holder: LockOwner | None) -> dict[str, Any]
             }
             for besides in reader.possible_duplicate_charges()
         ],
+        "unrecognised": [_result_of(stored) for stored in reader.with_echo(Echo.UNRECOGNISED)],
         "echoes": {echo.value: count for echo, count in reader.echoes().items()},
         "credits": {
             "spent": sum(credits_of(spent.model) * spent.tasks for spent in spending),
@@ -101,6 +103,18 @@ def status_of(reader: JournalReader, holder: LockOwner | None) -> dict[str, Any]
         },
         "generation_s": {"p50": reader.generation_s(0.5), "p95": reader.generation_s(0.95)},
         "last_activity": utc_text(reader.last_activity()),
+    }
+
+
+def _result_of(stored: StoredJob) -> dict[str, Any]:
+    """Return where the result of a job is, as data."""
+    row = row_of(stored)
+    return {
+        "key": row.key,
+        "image": row.image,
+        "file": row.file,
+        "task_id": row.task_id,
+        "result_url": row.result_url,
     }
 
 
@@ -119,7 +133,7 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
     yield f"credits spent: {in_credits(spending['spent'])}{perhaps}"
     if told["generation_s"]["p50"] is not None:
         yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**told["generation_s"])
-    if strange := told["echoes"][Echo.UNRECOGNISED]:
+    if strange := len(told["unrecognised"]):
         records = "record shows" if strange == 1 else "records show"
         yield (
             f"unrecognised: {strange} {records} another request than was sent; compare the results with "
@@ -128,6 +142,7 @@ def _in_words(told: dict[str, Any]) -> Iterator[str]:
     yield f"last activity: {told['last_activity'] or 'none'}"
     folder = Path(told["folder"])
     yield from _listed("in doubt", (_doubt_in_words(doubt, folder) for doubt in told["in_doubt"]))
+    yield from _listed("unrecognised", (_result_in_words(one, folder) for one in told["unrecognised"]))
     yield from _listed("perhaps paid twice", map(_besides_in_words, told["possible_duplicate_charges"]))
 
 
@@ -150,6 +165,11 @@ def _doubt_in_words(doubt: dict[str, Any], folder: Path) -> str:
     others = f" (or {', '.join(more)})" if more else ""
     adopt = command("adopt", folder, doubt["key"], first)
     return f"{words}: its task may be {first}{others}. If it is: {adopt}"
+
+
+def _result_in_words(result: dict[str, Any], folder: Path) -> str:
+    where = folder / result["file"] if result["file"] else result["result_url"] or "no result yet"
+    return f"{result['image']} {result['key']}: {where}"
 
 
 def _besides_in_words(besides: dict[str, Any]) -> str:

@@ -183,6 +183,14 @@ class JournalReader:
         found = self._read(lambda c: task_owners.offers_to(c, number)) if self._has_echoes else []
         return found[0] if found else None
 
+    def with_echo(self, echo: Echo) -> Iterator[StoredJob]:
+        """Yield the jobs whose record shows this of their request, in order of arrival."""
+        sql = f"SELECT {self._columns} FROM job WHERE echo = ? AND number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
+        after = 0
+        while self._has_echoes and (page := self._all(sql, echo, after)):
+            yield from map(stored_job, page)
+            after = page[-1][0]
+
     def echoes(self) -> dict[Echo, int]:
         """Return how many jobs have a record that shows their request, none, or an unknown one."""
         return self._read(task_owners.echoes) if self._has_echoes else dict.fromkeys(Echo, 0)

@@ -19,6 +19,7 @@ from flux_async import (
     FluxClient,
     GenerateRequest,
     InDoubt,
+    InDoubtPolicy,
     InsufficientCreditsError,
     InvalidInput,
     Job,
@@ -34,10 +35,19 @@ from flux_async import (
 )
 from flux_async.api.envelope import WireResponse
 from flux_async.batch.echo_check import adoptable_echo
+from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import run_batch
+from flux_async.cli.consent import what_to_retry
+from flux_async.cli.display import RunDisplay
+from flux_async.cli.dry_run import run_dry
+from flux_async.cli.given import InputRow
+from flux_async.cli.output import Output
+from flux_async.cli.run_command import RemoveText
 from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.run_order import RunOptions
+from flux_async.cli.signals import Interruption
 from flux_async.cli.status import show_status, status_of
-from flux_async.job_state import JobState, TaskFound, apply
+from flux_async.job_state import JobState, Saved, TaskFound, apply
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
 from flux_async.transport import Answered, Unknown
@@ -697,6 +707,141 @@ async def test_what_a_person_may_adopt(
         outcome = outcomes[URLS[0]]
         assert isinstance(outcome, Succeeded)
         assert (outcome.image.task_id, outcome.image.echo) == ("t0", Echo.UNRECOGNISED)
+
+
+async def command(
+    vendor: EchoingVendor, folder: Path, select: Any, capsys: pytest.CaptureFixture[str], **options: Any
+) -> str:
+    """Run a command in a folder; return its messages in one line."""
+    transport, make = vendor.transport, vendor.make
+    done = RemoveText(
+        order=RunOptions(folder=folder, download=False, **options),
+        select=select,
+        make_client=lambda: FluxClient(
+            make.key, "http://127.0.0.1:1", transport=transport, clock=transport.clock
+        ),
+        display=RunDisplay(output=Output(), prints_results=False),
+        interruption=Interruption(),
+        clock=transport.clock,
+    )
+    await done.run()
+    return " ".join(capsys.readouterr().err.split())
+
+
+def rows_of(*urls: str) -> list[InputRow]:
+    """Return addresses as arguments of a command."""
+    return [InputRow(source="argument", line=line, image=url) for line, url in enumerate(urls, start=1)]
+
+
+def take(*urls: str) -> Any:
+    """Choose these images."""
+    return lambda intake, _: intake.take(rows_of(*urls))
+
+
+@pytest.fixture
+async def found(client: FluxClient, echoing: EchoingVendor, tmp_path: Path) -> EchoingVendor:
+    """The answer for the first image was lost; later ones are answered with the task of the one before."""
+    echoing.answers_with = lambda number: number - 1 if number else Unknown("dropped")
+    await run(client, tmp_path / JOURNAL, URLS[:1])
+    return echoing
+
+
+async def test_the_end_of_a_run_says_which_doubts_the_same_command_ends_free_of_charge(
+    found: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The task of one image was found after its outcome; that of the other is not known."""
+    both = take(*URLS[:2])
+    told = await command(found, tmp_path, both, capsys)
+    free = "The task of 1 image in doubt was found: the same command again fetches its image, free of charge."
+    assert free in told
+    with JournalReader(tmp_path / JOURNAL) as reader:
+        first, second = reader.jobs(JobState.IN_DOUBT)
+        assert reader.found_task(first.number) == "t0"
+    adopt = f"`flux-async adopt {tmp_path} {second.job.key} TASK_ID`"
+    assert f"In doubt, perhaps paid: 1. Look for the task at kie.ai/logs. If it is there: {adopt}." in told
+    told = await command(found, tmp_path, both, capsys)
+    assert "1 of 2 paid by an earlier run: taken up without a submit." in told
+    assert "was found" not in told
+    assert len(found.sent) == 2
+
+
+@pytest.mark.parametrize("how", ["retry", "resubmit"])
+async def test_a_second_charge_is_announced_only_for_doubts_whose_task_is_not_known(
+    found: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """Of two images in doubt one has its task found: it is fetched, and the other is paid for again."""
+    await command(found, tmp_path, take(*URLS[:2]), capsys)
+    found.answers_with = lambda number: number
+    if how == "retry":
+        choice = what_to_retry(failed=False, in_doubt=True)
+        told = await command(found, tmp_path, choice, capsys, repeats=("--in-doubt",))
+        assert "1 image gets another try, for up to 5 credits." in told
+        assert "1 image that is paid and not here yet: fetched, free of charge." in told
+    else:
+        order = RunOptions(folder=tmp_path, download=False, in_doubt=InDoubtPolicy.RESUBMIT)
+        run_dry(order, rows_of(*URLS[:2]), as_json=True)
+        counts = json.loads(capsys.readouterr().out)
+        assert (counts["credits"], counts["in_doubt"]) == (5, 1)
+        told = await command(found, tmp_path, take(*URLS[:2]), capsys, in_doubt=InDoubtPolicy.RESUBMIT)
+        assert "1 of 2 paid by an earlier run: taken up without a submit." in told
+    assert "1 image needs about 5 credits" in told
+    assert [sent["inputImage"] for sent in found.sent] == [URLS[0], URLS[1], URLS[1]]
+    with JournalReader(tmp_path / JOURNAL) as reader:
+        assert [stored.job.task_id for stored in reader.jobs(JobState.DONE)] == ["t0", "t2"]
+
+
+async def test_unrecognised_results_are_listed(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The end of a run names the command that lists them, with image, key and where the result is."""
+    echoing.shows = lambda number, sent: rehosted(number, sent) if number else json.dumps(sent)
+    await run(client, tmp_path / JOURNAL, URLS[:1])
+    told = await command(echoing, tmp_path, take(*URLS[:3]), capsys)
+    assert (
+        "Results whose record shows another request than was sent: 2. Compare them with their images; "
+        f"`flux-async status {tmp_path}` lists them."
+    ) in told
+    show_status(tmp_path, as_json=True)
+    listed = json.loads(capsys.readouterr().out)["unrecognised"]
+    with JournalReader(tmp_path / JOURNAL) as reader:
+        _, *jobs = [(stored.job.key, stored.job.task_id, stored.job.result_url) for stored in reader.jobs()]
+    assert [(one["key"], one["task_id"], one["result_url"]) for one in listed] == jobs
+    assert [(one["image"], one["file"]) for one in listed] == [(url, None) for url in URLS[1:3]]
+    show_status(tmp_path, as_json=False)
+    out = capsys.readouterr().out
+    for url, (key, _, result_url) in zip(URLS[1:3], jobs, strict=True):
+        assert f"unrecognised: {url} {key}: {result_url}" in out
+
+
+async def test_the_list_of_unrecognised_results_names_their_files(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also that of a result which has not come yet."""
+    echoing.shows = rehosted
+    await run(client, tmp_path / JOURNAL, URLS[:2])
+    async with Journal(tmp_path / JOURNAL) as journal:
+        first, second = await journal.jobs(JobState.DONE)
+        event = Saved(at=0.0, file="0.png", sha256="0" * 64)
+        delivered = attrs.evolve(first.job, file="0.png")
+        await journal.record(first.number, delivered, event, before=first.job)
+        waiting = attrs.evolve(second.job, state=JobState.SUBMITTED, result_url=None)
+        await journal.record(second.number, waiting, event, before=second.job)
+    show_status(tmp_path, as_json=False)
+    out = capsys.readouterr().out
+    assert f"unrecognised: {URLS[0]} {first.job.key}: {tmp_path / 'images' / '0.png'}" in out
+    assert f"unrecognised: {URLS[1]} {second.job.key}: no result yet" in out
+
+
+async def test_without_callbacks_nothing_waits_for_one(
+    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+) -> None:
+    """An image in doubt counts as in doubt at once."""
+    echoing.answers_with = lambda _: Unknown("dropped")
+    seen: list[BatchProgress] = []
+    for _ in range(2):
+        await run(client, tmp_path / "j.sqlite3", URLS[:2], on_progress=seen.append)
+    assert {progress.parked for progress in seen} == {0}
+    assert max(progress.in_doubt for progress in seen) == 2
 
 
 async def test_status_counts_records_of_unknown_requests_and_names_found_tasks(
