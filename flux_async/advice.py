@@ -13,6 +13,7 @@ ACTIONS = frozenset(
     {
         "check_network",
         "fetch",
+        "file",
         "give_key",
         "larger_budget",
         "larger_result",
@@ -45,6 +46,7 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
     return {
         "check_network": "check KIE_BASE_URL and the network",
         "fetch": "Run the batch again on the same journal",
+        "file": "pathlib.Path(…) for a file",
         "give_key": "set KIE_API_KEY, or give api_key",
         "larger_budget": "Run the same call again with a larger max_credits",
         "larger_result": "raise max_bytes or max_pixels of DownloadLimits",

@@ -228,7 +228,7 @@ def _image(_instance: object, attribute: attrs.Attribute[Any], value: object) ->
     if isinstance(value, str) and "://" not in value and value[:5].lower() != "data:":
         raise InvalidInput(
             f"{attribute.name} {shown(value)} is not an http(s) URL.",
-            advice="Give an address that starts with http:// or https://, or pathlib.Path(…) for a file.",
+            advice="Give an address that starts with http:// or https://, or {file}.",
         )
     check_http_url(value, attribute.name)
 

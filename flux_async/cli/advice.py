@@ -50,6 +50,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     return {
         "check_network": f"check KIE_BASE_URL and the network with {doctor}",
         "fetch": f"Run {fetch}",
+        "file": "the path of a file",
         "give_key": "set KIE_API_KEY",
         "larger_budget": "--max-credits counts for each run by itself",
         "larger_result": "fetch it from its address yourself",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import attrs
@@ -17,7 +17,15 @@ import click
 
 from flux_async.cli.given import InputRow
 from flux_async.cli.list_files import Note
-from flux_async.cli.list_rows import AT_THE_ENDS, ListOptions, image_columns, normal, row_of
+from flux_async.cli.list_rows import (
+    AT_THE_ENDS,
+    OPTIONS,
+    ListOptions,
+    differing,
+    image_columns,
+    normal,
+    row_of,
+)
 from flux_async.cli.printable import printable
 
 _SEPARATORS = ",;\t|"
@@ -115,6 +123,7 @@ def _body(
 ) -> Iterator[InputRow]:
     reader = csv.reader(lines, delimiter=separator, strict=True)
     at, width = names.index(column), len(names)
+    doubled = _doubled(names, column)
     while True:
         first = lines.begin_row()
         try:
@@ -131,11 +140,31 @@ def _body(
         image = cells[at] if at < len(cells) else ""
         if not any(map(str.strip, cells)) or (cells[0].startswith("#") and not _ADDRESS.match(image)):
             continue
-        row = row_of(source, first, dict(zip(names, cells, strict=False)), [column])
-        fault = _fault(cells, at, width, separator)
+        fields = dict(zip(names, cells, strict=False))
+        fault = _settle(fields, cells, doubled) if doubled else None
+        row = row_of(source, first, fields, [column])
+        fault = fault or _fault(cells, at, width, separator)
         if fault is None and lines.number > first:
             fault = _swallowed_row(cells, at, width, separator, first)
         yield row if fault is None else attrs.evolve(row, refusal=fault)
+
+
+def _doubled(names: Sequence[str], column: str) -> dict[str, list[int]]:
+    """Return the columns that have a name twice which means something here, each with its places."""
+    found = {
+        name: [at for at, other in enumerate(names) if other == name] for name in (column, "key", *OPTIONS)
+    }
+    return {name: places for name, places in found.items() if len(places) > 1}
+
+
+def _settle(fields: dict[str, str], cells: Sequence[str], doubled: Mapping[str, Sequence[int]]) -> str | None:
+    """Take the one value of each name that stands above several columns; say where they differ."""
+    for name, places in doubled.items():
+        values = [cells[at] for at in places if at < len(cells)]
+        if (fault := differing(name, values)) is not None:
+            return fault
+        fields[name] = next((value for value in values if value.strip(AT_THE_ENDS)), "")
+    return None
 
 
 def _open_quote(opened_at: int, last: int) -> str:

@@ -147,10 +147,11 @@ class RunDisplay:
         if self._suspected <= MOST_NOTES:
             self.note(words, "yellow")
 
-    def count_what_was_not_printed(self) -> None:
+    def count_what_was_not_printed(self, *, are_in_results: bool = True) -> None:
         """Print how many rows were refused, or looked mistyped, beyond those that were printed."""
         if (more := self._refused - MOST_NOTES) > 0:
-            self.note(f"{more} more could not be used: all {self._refused} are in {FILE_NAME}.", "red")
+            where = f": all {self._refused} are in {FILE_NAME}" if are_in_results else ""
+            self.note(f"{more} more could not be used{where}.", "red")
         if (more := self._suspected - MOST_NOTES) > 0:
             self.note(f"{more} more look mistyped.", "yellow")
 

@@ -160,7 +160,7 @@ class DryRun:
 
     def conclude(self) -> None:
         """Print the sums."""
-        self._display.count_what_was_not_printed()
+        self._display.count_what_was_not_printed(are_in_results=False)
         if self.as_json:
             self._display.output.json(self.as_data())
             return

@@ -14,12 +14,28 @@ from typing import IO, Any
 import attrs
 
 from flux_async.cli.given import InputRow
-from flux_async.cli.list_rows import ListOptions, image_columns, normal, row_of
+from flux_async.cli.list_rows import OPTIONS, ListOptions, differing, image_columns, normal, row_of
 
 LONGEST_VALUE = 1_000_000
 _PIECE = 65_536
 _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
-_decode = json.JSONDecoder().raw_decode
+
+
+class _Repeated(dict[str, Any]):
+    """An object that has a name more than once: each name with all its values."""
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) == len(pairs) == len(set(map(normal, fields))):
+        return fields
+    repeated = _Repeated()
+    for name, value in pairs:
+        repeated.setdefault(normal(name), []).append(value)
+    return repeated
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_fields).raw_decode
 
 
 @attrs.define
@@ -103,7 +119,11 @@ def json_rows(source: str, file: IO[str], options: ListOptions, begun: str = "")
         options: How it is read.
         begun: What has been read of it already.
     """
-    yield from _values(source, _Text(file, begun), options)
+    last, number = 0, 1
+    for row in _values(source, _Text(file, begun), options):
+        number = number + 1 if row.line == last else 1
+        last = row.line
+        yield row if number == 1 else attrs.evolve(row, item=str(number))
 
 
 def _values(source: str, text: _Text, options: ListOptions) -> Iterator[InputRow]:
@@ -163,11 +183,26 @@ def _row(source: str, line: int, value: Any, options: ListOptions) -> InputRow:
     match value:
         case str() as image:
             return InputRow(source=source, line=line, image=image)
+        case _Repeated() as repeated:
+            return _row_of_repeated(source, line, repeated, options)
         case dict() as fields:
             named = {normal(name): value for name, value in fields.items()}
             return row_of(source, line, named, _columns(list(named), options))
         case _:
             return InputRow(source=source, line=line, refusal="neither a JSON string nor a JSON object")
+
+
+def _row_of_repeated(source: str, line: int, repeated: _Repeated, options: ListOptions) -> InputRow:
+    """Read an object with a name twice: harmless where the name means nothing or the values are equal."""
+    columns = _columns(list(repeated), options)
+    for name in (*columns[:1], "key", *OPTIONS):
+        if (fault := differing(name, repeated.get(name, []))) is not None:
+            return InputRow(source=source, line=line, refusal=fault)
+    fields = {
+        name: next((value for value in values if value not in (None, "")), None)
+        for name, values in repeated.items()
+    }
+    return row_of(source, line, fields, columns)
 
 
 def _columns(names: Sequence[str], options: ListOptions) -> Sequence[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -63,6 +64,7 @@ class ListOptions:
     split: str | None = None
 
 
+@lru_cache(maxsize=1024)
 def normal(name: str) -> str:
     """Return a column's name as it is compared: ``Image URL``, ``image-url`` and ``#image_url`` are one."""
     name = name.strip(AT_THE_ENDS)
@@ -79,14 +81,16 @@ def image_columns(names: Sequence[str], options: ListOptions) -> list[str]:
 
 def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[str]) -> InputRow:
     """Read a row of named fields; names that mean nothing here are the caller's own affair."""
-    image = next((fields[name] for name in columns if fields.get(name)), "")
+    column = next((name for name in columns if fields.get(name)), None)
+    image = "" if column is None else fields[column]
     key = fields.get("key")
     options = {name: fields[name] for name in OPTIONS if fields.get(name) not in (None, "")}
     refusal = None
     if not image:
         refusal = " and ".join(f"no {name!r}" for name in columns[:2])
     elif not isinstance(image, str):
-        refusal = "'url' is not a string"
+        several = "; give each image a row of its own" if isinstance(image, list) else ""
+        refusal = f"{column!r} is not a string{several}"
     elif name := next((name for name, value in options.items() if not isinstance(value, str)), None):
         refusal = f"{name!r} is not a string"
     elif isinstance(key, bool) or not isinstance(key, str | int | None):
@@ -105,6 +109,14 @@ def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[
     )
 
 
+def differing(name: str, values: Iterable[object]) -> str | None:
+    """Say that a row has several different values under one name, or return None where it has not."""
+    found = {str(value).strip(AT_THE_ENDS) for value in values if value is not None} - {""}
+    if len(found) < 2:  # noqa: PLR2004 - one is what there should be
+        return None
+    return f"it has {len(found)} different values under {name!r}: rename all of these columns but one"
+
+
 def one_by_one(given: InputRow, split: str | None) -> Iterator[InputRow]:
     """Yield a row as it is meant: one image, or with ``--split`` several; several unasked are refused."""
     image = given.image.strip(AT_THE_ENDS)
@@ -114,7 +126,8 @@ def one_by_one(given: InputRow, split: str | None) -> Iterator[InputRow]:
     parts = [image] if split is None else _parts(image, split)
     for number, part in enumerate(parts, start=1):
         key = given.key if given.key is None or len(parts) == 1 else f"{given.key}-{number}"
-        yield attrs.evolve(given, image=part, key=key, refusal=_fault(given, part))
+        item = given.item if number == 1 else f"{given.item}-{number}".lstrip("-")
+        yield attrs.evolve(given, image=part, key=key, item=item, refusal=_fault(given, part))
 
 
 def _parts(image: str, split: str) -> list[str]:

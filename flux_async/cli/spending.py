@@ -123,7 +123,7 @@ class Spending:
         if not await self.ask(f"{words[0].upper()}{words[1:]}{bounded}{known}. Submit them?"):
             raise BudgetExhausted(
                 f"More than {in_credits(self.confirm_above)} credits were not agreed to.",
-                advice="Run the same command again and answer y, or add --yes or --confirm-above.",
+                advice="Answer y the next time, or add --yes or --confirm-above.",
             )
         self._confirmed = True
         return True

@@ -185,10 +185,11 @@ class Adding:
         self._here.add(number)
         if stored.request == request:
             return Added(number, stored)
-        conflict = conflict_of(stored, request)
+        is_given = not is_first or self.is_chosen(number)
+        conflict = conflict_of(stored, request, is_given=is_given)
         if conflict is not None:
             return Added(None, conflict=conflict)
-        if is_first and stored.job.state in _UNSUBMITTED and not self.is_chosen(number):
+        if not is_given and stored.job.state in _UNSUBMITTED:
             stored = self._renew(stored, request)
         return Added(number, stored)
 
@@ -275,14 +276,21 @@ def _differs_only_in_query(request: str, other: str) -> bool:
     return one == two and bare_url(images[0]) == bare_url(images[1])
 
 
-def conflict_of(stored: StoredJob, request: str) -> JobConflictError | None:
-    """Return what a request contradicts of a job, or None where only a signature differs."""
+def conflict_of(stored: StoredJob, request: str, *, is_given: bool = False) -> JobConflictError | None:
+    """Return what a request contradicts of a job, or None where only a signature differs.
+
+    Args:
+        stored: The job.
+        request: The request.
+        is_given: Whether the job is part of the same run.
+    """
     old, new = _fields(stored.request), _fields(request)
     different = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if not different or (different == [_IMAGE] and is_resigned(str(old[_IMAGE]), str(new[_IMAGE]))):
         return None
+    whose = "This run was given" if is_given else "The journal holds"
     return JobConflictError(
-        f"The journal holds another request under the key {stored.job.key!r}: "
+        f"{whose} another request under the key {stored.job.key!r}: "
         f"{' and '.join(different)} {'differ' if len(different) > 1 else 'differs'}."
     )
 

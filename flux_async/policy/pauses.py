@@ -35,6 +35,7 @@ class Pause:
     until: float = attrs.field(default=-math.inf, init=False)
     error: FluxError | None = attrs.field(default=None, init=False)
     tries: int = attrs.field(default=0, init=False)
+    _asked_s: float = attrs.field(default=0.0, init=False)
     _took: float = attrs.field(default=0.0, init=False)
     _failed_at: float = attrs.field(default=0.0, init=False)
     _earlier_s: float = attrs.field(default=0.0, init=False)
@@ -68,6 +69,7 @@ class Pause:
             self._end(now)
         self._begin(error, began, now)
         self.until = max(self.until, now + seconds)
+        self._asked_s = seconds
 
     def saw_answer(self, began: float, now: float) -> bool:
         """Take note that a request got through; return whether that ended a pause.
@@ -114,9 +116,10 @@ class Pause:
         assert self.error is not None  # noqa: S101 - there is a pause
         error = copy.copy(self.error)
         error.scope = Scope.STOP
+        asked = "" if self.is_outage else f"The service asked for a pause of {self._asked_s:.0f} s. "
         error.advice = (
-            f"The run waited {waited_s:.0f} s and halted. The images that are left were not submitted and "
-            "cost nothing; running the same again submits them, and fetches what is already paid. "
+            f"{asked}The run waited {waited_s:.0f} s and halted. The images that are left were not submitted "
+            "and cost nothing; running the same again submits them, and fetches what is already paid. "
             f"{self.error.advice_template if self.is_outage else _COME_BACK}"
         )
         return error

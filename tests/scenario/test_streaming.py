@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async import FluxClient, Limits, PollPolicy
+from flux_async import EditRequest, FluxClient, InvalidInput, Limits, PollPolicy
 from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
@@ -424,3 +424,49 @@ def test_a_million_numbers_take_nine_megabytes() -> None:
     )
     bits = Bits()
     assert (bits.add(7), bits.add(7), 6 in bits) == (True, False, False)
+
+
+# --- words ------------------------------------------------------------------------------------------------
+
+
+async def test_a_declined_cost_is_followed_by_one_way_on(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The halt says what to answer, the end how to resume: not both the same."""
+    code, _ = await runs.run(listed(f"{url(1)},", f"{url(2)},"), Answers(says=False), confirm_above=5.0)
+    told = " ".join(capsys.readouterr().err.split())
+    assert code is Exit.HALTED
+    assert "Answer y the next time, or add --yes or --confirm-above." in told
+    assert told.count("Run the same command again") == 1
+
+
+def test_a_dry_run_names_no_results_that_it_does_not_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 30 bad rows 20 are printed; a run would keep them all, a dry run keeps none."""
+    order = RunOptions(folder=tmp_path / "out")
+    assert run_dry(order, listed(*[f"bad{n}," for n in range(30)]), as_json=False) is Exit.SOME_FAILED
+    told = capsys.readouterr().err
+    assert "10 more could not be used." in told
+    assert "results.jsonl" not in told
+
+
+async def test_a_key_that_two_rows_give_to_two_images_is_not_blamed_on_the_journal(runs: Runs) -> None:
+    """The earlier row stands in the same list."""
+    code, (_, row) = await runs.run(listed(f"{url(1)},a", f"{url(2)},a"))
+    assert code is Exit.SOME_FAILED
+    assert row["error"]["message"].startswith("This run was given another request under the key 'a'")
+    code, results = await runs.run(listed(f"{url(3)},a"))
+    (row,) = (row for row in results if row["image"] == url(3))
+    assert row["error"]["message"].startswith("The journal holds another request under the key 'a'")
+
+
+async def test_a_row_that_is_no_address_is_refused_in_words_of_the_command_line(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in those of Python, which the library's callers get."""
+    await runs.run(gather_inputs([], ["-"], io.StringIO("images:\n- url: http://h/a.jpg\n")))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "pathlib" not in told
+    with pytest.raises(InvalidInput, match=r"pathlib\.Path"):
+        EditRequest.text_removal("images:")

@@ -481,3 +481,61 @@ def test_a_folder_says_what_it_leaves_out(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     with pytest.raises(click.UsageError, match="only 2 HEIC, 1 GIF, 1 TIFF"):
         gather_inputs([str(tmp_path)], [])
+
+
+# --- one name twice ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (f"url,url\n{A},{B}\n", "url"),
+        (f"URL,x,url\n{A},1,{B}\n", "url"),
+        (f"url,key,key\n{A},1,2\n", "key"),
+        (f"prompt,url,prompt\none,{A},two\n", "prompt"),
+    ],
+)
+def test_a_row_with_different_values_under_one_name_is_refused(
+    tmp_path: Path, content: str, name: str
+) -> None:
+    """Which of the columns is meant only the user knows; --column names both."""
+    for options in ({}, {"column": "url"}):
+        (row,) = rows(tmp_path, content, **options)
+        assert row.refusal == (
+            f"it has 2 different values under {name!r}: rename all of these columns but one"
+        )
+
+
+@pytest.mark.parametrize(
+    "content", [f"url,url\n{A},{A}\n", f"url,url\n{A},\n", f"url,url\n,{A}\n", f"url,x,x\n{A},1,2\n"]
+)
+def test_columns_of_one_name_are_harmless_where_they_say_the_same(tmp_path: Path, content: str) -> None:
+    """Equal cells, empty ones, and columns that mean nothing here."""
+    assert images(rows(tmp_path, content)) == [A]
+
+
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        (f'{{"url": "{A}", "url": "{B}"}}', None),
+        (f'{{"url": "{A}", "URL": "{B}"}}', None),
+        (f'{{"url": "{A}", "key": "a", "key": "b"}}', None),
+        (f'{{"url": "{A}", "url": "{A}", "x": 1, "x": 2}}', A),
+        (f'{{"url": "{A}", "url": null}}', A),
+    ],
+)
+def test_a_json_object_with_one_name_twice_is_read_as_a_row_of_csv(
+    tmp_path: Path, content: str, read: str | None
+) -> None:
+    """JSON readers take the last one in silence."""
+    assert images(rows(tmp_path, content, "list.jsonl")) == [read]
+
+
+def test_rows_of_one_line_have_places_and_names_of_their_own(tmp_path: Path) -> None:
+    """A JSON array on one line, and a cell that is split: the keys of refused rows do not coincide."""
+    found = rows(tmp_path, f'["{A}", 1, 2]\n', "list.json")
+    assert [row.place.rpartition("list.json ")[2] for row in found] == [
+        "line 1", "line 1, item 2", "line 1, item 3"
+    ]  # fmt: skip
+    found += rows(tmp_path, f"url\n{A}|{B}\n", split="|")
+    assert len({row.name for row in found}) == len(found) == 5

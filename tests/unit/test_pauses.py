@@ -106,3 +106,12 @@ def test_the_error_of_a_halt_says_what_running_again_does(pause: Pause, words: s
     assert words in str(halt)
     assert pause.error is not None
     assert pause.error.scope is not Scope.STOP
+
+
+def test_a_halt_says_how_long_the_service_asked_for() -> None:
+    """A wait of a day is not waited for at all: "waited 0 s" alone would be a riddle."""
+    pause = Pause()
+    pause.saw_request_to_wait(RateLimitedError("Too many."), 0.0, 1.0, 100_000.0)
+    assert "The service asked for a pause of 100000 s. The run waited 0 s and halted." in str(
+        pause.as_halt(0.0)
+    )
