@@ -258,6 +258,15 @@ class Session:
             self._keep_loose(UnclaimedTask(request=request, error=answer, task_id=answer.task_id))
             log(logging.WARNING, "a submit whose caller has left is in doubt: %s", answer)
 
+    @property
+    def pauses(self) -> tuple[Pause, Pause, Pause]:
+        """The pauses of submits, uploads and polls."""
+        return self.gate.pause, self.upload_pause, self.polls
+
+    def current_pause(self) -> Pause | None:
+        """Return the pause that is on, submits first."""
+        return next((pause for pause in self.pauses if pause.is_on), None)
+
     # --- spending -----------------------------------------------------------------------------------------
 
     @asynccontextmanager

@@ -1,188 +1,132 @@
-"""Submits in doubt whose callback may still come, and the callbacks that come.
+"""Finds the task of a submit in doubt: one whose answer was lost, so that it may have been charged.
 
-Nobody sits and waits for them: a job in doubt is parked as its key and an hour, and driven again when a
-callback names it or the hour has come. So a thousand doubts cost a thousand keys, and no place in flight.
-Hours are of the monotonic clock: the wall clock may jump, and must neither shorten nor stretch a wait.
+A job in doubt waits in its own coroutine and holds no slot meanwhile. A callback that names it wakes it, and
+so does the poll of another job whose record shows this job's request. Where no callback can come any more,
+the caller's policy decides. Times are of the monotonic clock: the wall clock may jump, and must neither
+shorten nor stretch a wait.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
-import attrs
-
-from flux_async.batch.job_runner import Parking
-from flux_async.client import FluxClient
-from flux_async.clock import Clock, Wakeup
-from flux_async.errors import JournalError
-from flux_async.job_state import JobState
+from flux_async.api.echo import is_of_attempt
+from flux_async.api.error_codes import PollMeaning, poll_meaning
+from flux_async.api.stored_requests import with_input
+from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.run_context import RunContext, adopt, concerns_all, record
+from flux_async.errors import FluxError
+from flux_async.job_state import ResubmitGranted
 from flux_async.journal.inbox import InboxEntry
-from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import JobKey
-from flux_async.timing import Agenda
+from flux_async.models import TaskId
+from flux_async.policy.polling import PollPolicy
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
-PEEK_S = 0.05
-"""Seconds between two looks for callbacks that another process has received."""
+_SOONEST_S, _LATEST_S = 5.0, 300.0
+_VISIBLE_WITHIN_S = PollPolicy().not_found_grace_s
+_UNWANTED_S = 120.0
+"""For so long a run looks for the task of a job in doubt that none of its inputs names."""
 
-_AFTER_TROUBLE_S = 1.0
-_AT_ONCE = float("-inf")
 
+async def resolve_doubt(job: ActiveJob, run: RunContext) -> Leave | None:
+    """Wait until the task of a submit in doubt is known, or until the caller's policy decides.
 
-@attrs.define(kw_only=True, eq=False)
-class Doubts:
-    """The doubts of one run.
-
-    Attributes:
-        journal: Holds the callbacks.
-        client: Is rung for every callback.
-        start: Drives a job again, or says that somebody does already.
-        is_driven: Whether a job, by its number, has a driver now.
-        is_active: Whether the run still has drivers or inputs, so that more doubts may come.
-        is_over: Whether the run waits for nothing any more.
+    Returns:
+        None where that is settled; else the job is left in doubt, and its outcome is not wanted.
     """
+    clock, control = run.session.clock, run.control
+    while True:
+        task_id, again_s = await find_task(job, run)
+        if task_id is not None and await adopt(job, run, task_id):
+            return None
+        if not job.is_wanted and again_s is None:
+            return Leave()
+        now = clock.monotonic()
+        job.doubt_ends = await _end_of_doubt(job, run, now)
+        if now >= job.doubt_ends or not control.awaits_callbacks:
+            break
+        job.slot.release()
+        until = job.doubt_ends if again_s is None else min(job.doubt_ends, now + again_s)
+        with control.awaiting_callback(job.wakeup), run.jobs.idle():
+            await job.wakeup.wait(clock, until - now)
+    if not job.is_wanted:
+        return Leave()
+    job.callback_may_come = False
+    if again_s is not None:
+        logger.warning(
+            "job %s stays in doubt and is not submitted again: a callback named a task for it, and "
+            "record-info does not tell now whether it is the one",
+            job.state.key,
+        )
+    elif run.options.resubmits and control.is_spending and not job.was_resubmitted:
+        await record(job, run, ResubmitGranted(at=run.now()))
+        job.was_resubmitted = True
+        job.callback_may_come = run.options.callbacks is not None
+    return None
 
-    journal: Journal
-    client: FluxClient
-    start: Callable[[StoredJob], Awaitable[bool]]
-    is_driven: Callable[[int], bool]
-    is_active: Callable[[], bool]
-    is_over: Callable[[], bool]
-    _parked: Agenda[JobKey] = attrs.field(factory=Agenda, init=False, repr=False)
-    _ends: dict[JobKey, float] = attrs.field(factory=dict, init=False, repr=False)
-    _at_hand: set[JobKey] = attrs.field(factory=set, init=False, repr=False)  # due, and about to be driven
-    _rung: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
-    _uninvited: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
-    _changed: Wakeup = attrs.field(factory=Wakeup, init=False, repr=False)
-    _seen: int = attrs.field(default=0, init=False)
-    _has_read: bool = attrs.field(default=False, init=False)
 
-    # --- what is parked -----------------------------------------------------------------------------------
+async def _end_of_doubt(job: ActiveJob, run: RunContext, now: float) -> float:
+    """Return when no callback can come any more, in monotonic seconds; now, where none can.
 
-    def park(self, key: JobKey, parking: Parking) -> None:
-        """Keep a job in doubt until its hour or its callback."""
-        self._parked.set(key, _AT_ONCE if key in self._rung else parking.until)
-        self._ends.setdefault(key, parking.ends)
-        self.reconsider()
+    Only the first time, and only for a submit of an earlier process, is the wall clock read.
+    """
+    if not job.is_wanted:
+        return now + _UNWANTED_S if job.doubt_ends is None else job.doubt_ends
+    intended_at, callback_id = await run.journal.attempt(job.number, job.state.attempts)
+    if callback_id is None or run.options.callbacks is None:
+        return now
+    wait_s = run.options.doubt_wait_s
+    if job.posted_at is not None:
+        return job.posted_at + wait_s
+    if job.doubt_ends is not None:
+        return job.doubt_ends
+    return now + min(wait_s, intended_at + wait_s - run.session.clock.wall())
 
-    def ends(self, key: JobKey) -> float | None:
-        """Return when a doubt is over, where this run has decided that before."""
-        return self._ends.get(key)
 
-    def invite(self, key: JobKey) -> None:
-        """A job is one of the inputs of this run, so its outcome is wanted whatever it is."""
-        if key in self._uninvited:
-            self._uninvited.discard(key)
-            self._ends.pop(key, None)
+async def adopt_known_task(job: ActiveJob, run: RunContext) -> bool:
+    """Record the task of an earlier submit, where it became known; asked before a job is paid for again."""
+    if not job.state.attempts:
+        return False
+    task_id, _ = await find_task(job, run)
+    return task_id is not None and await adopt(job, run, task_id)
 
-    def offered(self, key: JobKey) -> None:
-        """A task has been found for a job: drive it again, at once or as soon as it is parked."""
-        if key in self._parked:
-            self._parked.set(key, _AT_ONCE)
-            self.reconsider()
-        else:
-            self._rung.add(key)
 
-    def is_invited(self, key: JobKey) -> bool:
-        """Say whether more than a task that is found concerns this run."""
-        return key not in self._uninvited
+async def find_task(job: ActiveJob, run: RunContext) -> tuple[TaskId | None, float | None]:
+    """Return the task of a submit whose answer was lost, or else in how many seconds to ask once more.
 
-    def forget(self, key: JobKey) -> None:
-        """A job needs no more of this run."""
-        self._rung.discard(key)
-        self._uninvited.discard(key)
-        self._ends.pop(key, None)
-        self.reconsider()
+    A task counts whose record was seen to show this job's request, while it was polled for another job. A
+    callback counts where it names an attempt of this job whose task is not known, was signed (or there is no
+    key to sign with), and record-info shows the same image, prompt and callback address. While asking again
+    may help, a callback names a task that can be the one that was paid for: no time for another submit.
+    """
+    for task_id in await run.journal.offers_to(job.number):
+        return task_id, None
+    keys = () if run.options.callbacks is None else run.options.callbacks.keys
+    again_s: float | None = None
+    for entry in await run.journal.callbacks_for(job.number):
+        if keys and not entry.signed:
+            continue
+        confirmed = await _confirms(entry, job, run)
+        if confirmed:
+            return entry.task_id, None
+        if confirmed is None:  # ever more rarely: it may be a lie
+            wait = min(_LATEST_S, max(_SOONEST_S, run.now() - entry.at))
+            again_s = wait if again_s is None else min(again_s, wait)
+    return None, again_s
 
-    def reconsider(self) -> None:
-        """Say that something has changed: a driver ended, the inputs are over, the run was stopped."""
-        self._changed.set()
 
-    async def settle(self) -> None:
-        """Drive again what is due, until the run has nothing more to do."""
-        while self._parked or self.is_active() or not self._has_read:
-            for key in self._take_due():
-                stored = await self.journal.job(key)
-                if stored is not None and not await self.start(stored):
-                    self._rung.add(key)  # its driver may have asked the inbox a moment too early
-                self._at_hand.discard(key)
-            await self._until_next()
-
-    def _take_due(self) -> list[JobKey]:
-        if self.is_over():
-            due = self._parked.clear()
-        else:
-            now, due = self._clock.monotonic(), list[JobKey]()
-            while (key := self._parked.take(now)) is not None:
-                due.append(key)
-        self._rung.difference_update(due)
-        self._at_hand.update(due)
-        return due
-
-    async def _until_next(self) -> None:
-        await self._changed.wait(self._clock, self._parked.next_at() - self._clock.monotonic())
-
-    # --- what arrives -------------------------------------------------------------------------------------
-
-    async def read(self) -> None:
-        """Read the callbacks that this or another process receives, until cancelled."""
-        while True:
-            self.journal.mail.clear()
-            try:
-                entries, newest = await self.journal.callbacks_after(self._seen)
-                for entry in entries:
-                    await self._arrived(entry)
-                    self._seen = entry.number  # one that fails is read again
-                self._seen = newest
-            except JournalError as error:  # callbacks only save time: the batch goes on without
-                logger.warning("callbacks cannot be read: %s", error.message)
-                self._first_read_is_over()
-                await self._clock.sleep(_AFTER_TROUBLE_S)
-            else:
-                self._first_read_is_over()
-                await self.journal.mail.wait()
-
-    def _first_read_is_over(self) -> None:
-        """From now on the run may end: what came before it began is known."""
-        if not self._has_read:
-            self._has_read = True
-            self.reconsider()
-
-    async def peek(self) -> None:
-        """Look now and then for what another process has received, until cancelled."""
-        while True:
-            await self._clock.sleep(PEEK_S)
-            if await self.journal.newest_callback() > self._seen:
-                self.journal.mail.set()
-
-    async def _arrived(self, entry: InboxEntry) -> None:
-        self.client.ring(entry.task_id)
-        stored = await self.journal.job(entry.job)
-        if entry.job in self._parked:
-            self._parked.set(entry.job, _AT_ONCE)
-            self.reconsider()
-        elif stored is None or stored.job.state is not JobState.IN_DOUBT:
-            self._tell_of_second_charge(entry, stored)
-        elif entry.job in self._at_hand or self.is_driven(stored.number):
-            self._rung.add(entry.job)  # for when it parks
-        else:
-            self._uninvited.add(entry.job)
-            self._parked.set(entry.job, _AT_ONCE)
-            self.reconsider()
-
-    def _tell_of_second_charge(self, entry: InboxEntry, stored: StoredJob | None) -> None:
-        """A task that nobody knows, of a job that has gone on: once it has, no other submit can adopt it."""
-        if stored is not None and entry.is_besides and stored.job.state is not JobState.PENDING:
-            logger.warning(
-                "%s callback names task %s for a submit of job %s that was made again: the picture was "
-                "perhaps paid for twice",
-                "a signed" if entry.signed else "an unsigned",
-                entry.task_id,
-                entry.job,
-            )
-
-    @property
-    def _clock(self) -> Clock:
-        return self.client.session.clock
+async def _confirms(entry: InboxEntry, job: ActiveJob, run: RunContext) -> bool | None:
+    """Ask record-info whether a task was made from that attempt; None where it cannot tell now."""
+    if await run.journal.owner_of(entry.task_id) not in {None, job.state.key}:
+        return False
+    try:
+        seen = await run.client.record(entry.task_id)
+    except FluxError as error:
+        if concerns_all(error):
+            raise
+        # The vendor may have no such task, long after it could not be visible yet.
+        is_old = run.now() - entry.at >= _VISIBLE_WITHIN_S
+        return False if is_old and poll_meaning(error) is PollMeaning.NOT_VISIBLE else None
+    request = with_input(job.stored.request, entry.input_url)
+    return is_of_attempt(seen.params, request, entry.callback_id)

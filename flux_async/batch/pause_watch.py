@@ -7,14 +7,15 @@ up by the next run.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
 
 import attrs
 
-from flux_async.errors import FluxError
+from flux_async.batch.progress import ProgressReporter
+from flux_async.batch.run_control import RunControl
 from flux_async.policy.pauses import Pause
-from flux_async.session import Session
+from flux_async.session import Session, log
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -22,17 +23,16 @@ class PauseWatch:
     """The pauses of one run.
 
     Attributes:
-        account: Has the pauses.
+        session: Has the pauses.
         patience_s: Seconds the run waits.
-        on_halt: Is called with the error that halts the run, and whether to leave the tasks that are waited
-            for: nothing has been answered since the pause began, so they cannot be polled either.
-        on_change: Is called when a pause has begun or ended.
+        control: Halts the run.
+        progress: Notified when a pause has begun or ended.
     """
 
     session: Session
     patience_s: float
-    on_halt: Callable[[FluxError, bool], None]
-    on_change: Callable[[], None]
+    control: RunControl
+    progress: ProgressReporter
     _began: float = attrs.field(init=False)
     _shown: tuple[float | None, float] | None = attrs.field(default=None, init=False)
     _ended: list[Pause] = attrs.field(factory=list, init=False)
@@ -47,31 +47,27 @@ class PauseWatch:
             now = session.clock.monotonic()
             self._show()
             at, pause = min(
-                ((self._gives_up_at(pause), pause) for pause in self._pauses()), key=lambda end: end[0]
+                ((self._gives_up_at(pause), pause) for pause in self.session.pauses), key=lambda end: end[0]
             )
             if now < at:
                 await session.changed.wait(session.clock, at - now)
                 continue
             began = max(self._began, now if pause.since is None else pause.since)
             leaves = pause.is_outage and session.contact_at < began
-            self.on_halt(pause.as_halt(now - began), leaves)
-            if leaves:
+            halt = pause.as_halt(now - began)
+            log(logging.WARNING, "the batch is halted: %s", halt.message)
+            self.control.halt(halt)
+            if leaves:  # nothing was answered since the pause began, so tasks cannot be polled either
+                self.control.abandon()
                 return
             self._ended.append(pause)
 
     def _show(self) -> None:
-        pause = self.current()
+        pause = self.session.current_pause()
         seen = None if pause is None else (pause.since, pause.until)
         if seen != self._shown:
             self._shown = seen
-            self.on_change()
-
-    def current(self) -> Pause | None:
-        """Return the pause that is on, submits first."""
-        return next((pause for pause in self._pauses() if pause.is_on), None)
-
-    def _pauses(self) -> tuple[Pause, Pause, Pause]:
-        return self.session.gate.pause, self.session.upload_pause, self.session.polls
+            self.progress.notify()
 
     def _gives_up_at(self, pause: Pause) -> float:
         if any(pause is ended for ended in self._ended):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
@@ -17,6 +18,9 @@ from flux_async.job_state import (
     TaskEnded,
     TaskEndedRetryable,
 )
+from flux_async.session import Session
+
+logger: logging.Logger = logging.getLogger("flux_async")
 
 
 @attrs.frozen(kw_only=True)
@@ -123,3 +127,53 @@ class Tally:
             refundable=self.refundable,
             elapsed_s=elapsed_s,
         )
+
+
+@attrs.define(kw_only=True, eq=False)
+class ProgressReporter:
+    """Counts the events of one run and notifies its observer.
+
+    Attributes:
+        session: Has the clock and the pauses.
+        observer: Is called at every change.
+        expects_callbacks: Whether jobs in doubt wait for callbacks.
+        began: When the run began, in monotonic seconds.
+        retrying: How many downloads failed and are tried again.
+        tally: Keeps the count.
+    """
+
+    session: Session
+    observer: ProgressObserver | None = attrs.field(repr=False)
+    expects_callbacks: bool = False
+    began: float = 0.0
+    retrying: int = 0
+    tally: Tally = attrs.field(factory=Tally, init=False)
+
+    def current(self) -> BatchProgress:
+        """Return how far the run is."""
+        now = self.session.clock.monotonic()
+        progress = self.tally.progress(now - self.began)
+        if not self.expects_callbacks:  # no callback can settle a doubt
+            in_doubt = progress.in_doubt + progress.parked
+            progress = attrs.evolve(progress, parked=0, in_doubt=in_doubt)
+        if self.retrying:
+            progress = attrs.evolve(progress, retrying=self.retrying)
+        pause = self.session.current_pause()
+        if pause is None or pause.error is None:
+            return progress
+        reason = pause.error.message.rstrip(".")
+        return attrs.evolve(progress, pause_left_s=pause.delay(now), pause_reason=reason)
+
+    def moved(self, before: JobState, after: JobSnapshot, event: Event, price: Callable[[], float]) -> None:
+        """Count one event of one job; ``price`` is called only where an event changes what was spent."""
+        self.tally.moved(before, after, event, price)
+        self.notify()
+
+    def notify(self) -> None:
+        """Call the observer; what it raises is logged and goes no further."""
+        if self.observer is None:
+            return
+        try:
+            self.observer(self.current())
+        except Exception:
+            logger.exception("a progress observer failed")

@@ -15,8 +15,6 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn, Self
@@ -27,34 +25,32 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from flux_async.api.models_table import Model
-from flux_async.api.stored_requests import read_model
 from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch.active_job import ActiveJobs, Slots
+from flux_async.batch.callback_reader import CallbackReader
 from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.file_names import FileNames
-from flux_async.batch.fleet import Fleet
-from flux_async.batch.in_doubt import Doubts
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, check_images, drain, read_into
-from flux_async.batch.job_runner import Terms, outcome_of
+from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.learned import LearnedTimes
 from flux_async.batch.pause_watch import PauseWatch
 from flux_async.batch.prices import price_list
-from flux_async.batch.progress import BatchProgress, ProgressObserver, Tally
+from flux_async.batch.progress import BatchProgress, ProgressObserver, ProgressReporter
+from flux_async.batch.run_context import RunContext, RunOptions
+from flux_async.batch.run_control import Budget, RunControl
+from flux_async.batch.scheduler import Scheduler
 from flux_async.client import FluxClient
-from flux_async.clock import Clock
 from flux_async.errors import (
-    BudgetExhausted,
-    FluxError,
     InvalidInput,
     JournalError,
     shown,
 )
-from flux_async.files.sink import FolderSink, SavedResult, Sink
-from flux_async.job_state import Event, JobSnapshot, JobState
+from flux_async.files.sink import FolderSink, Sink
+from flux_async.job_state import JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import (
     Failed,
-    ImageResult,
     InDoubtPolicy,
     Job,
     JobKey,
@@ -63,7 +59,7 @@ from flux_async.models import (
 from flux_async.policy.image_addresses import mistyped_in_words
 from flux_async.policy.numbers import check_positive
 from flux_async.policy.retry import RetryPolicy
-from flux_async.session import Call, Session, log
+from flux_async.session import Call, Session
 from flux_async.transport.background import wait_until_done
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -133,24 +129,38 @@ def run_batch(
         raise InvalidInput("directory and originals are one folder: the files would overwrite each other.")
     if directory is not None and sink is not None:
         raise InvalidInput("directory and sink both say where the images go: give one of them.")
-    return BatchRun(
-        client=client,
-        images=images,
-        journal=journal if isinstance(journal, Journal) else Journal(journal),
-        owns_journal=not isinstance(journal, Journal),
+    options = RunOptions(
         directory=None if directory is None else Path(directory),
         sink=sink if directory is None else FolderSink(directory),
         originals=None if originals is None else Path(originals),
-        name_file=name_file,
-        in_doubt=_policy(in_doubt),
-        max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
-        prices=price_list(prices),
-        timeout=client.timeout if timeout is None else check_positive(timeout, "timeout"),
+        timeout_s=client.timeout if timeout is None else check_positive(timeout, "timeout"),
         retry=_retry(retry),
-        patience=check_positive(patience, "patience"),
+        patience_s=check_positive(patience, "patience"),
         callbacks=_endpoint(callbacks),
+        resubmits=_policy(in_doubt) is InDoubtPolicy.RESUBMIT,
         via_upload=via_upload,
-        on_progress=on_progress,
+    )
+    progress, control = (
+        ProgressReporter(session=client.session, observer=on_progress),
+        RunControl(session=client.session),
+    )
+    budget = Budget(
+        control=control,
+        tally=progress.tally,
+        prices=price_list(prices),
+        max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
+    )
+    kept = journal if isinstance(journal, Journal) else Journal(journal)
+    return BatchRun(
+        client=client,
+        images=images,
+        journal=kept,
+        owns_journal=kept is not journal,
+        options=options,
+        names=FileNames(journal=kept, name_file=name_file, place=options.place),
+        control=control,
+        budget=budget,
+        reporter=progress,
     )
 
 
@@ -184,42 +194,20 @@ class BatchRun:
     images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
     journal: Journal
     owns_journal: bool
-    directory: Path | None
-    sink: Sink | None = attrs.field(repr=False)
-    originals: Path | None
-    name_file: Callable[[Job], str] | None = attrs.field(repr=False)
-    in_doubt: InDoubtPolicy
-    max_credits: float | None
-    prices: Mapping[Model, float] = attrs.field(repr=False)
-    timeout: float
-    retry: RetryPolicy
-    patience: float
-    via_upload: bool
-    callbacks: CallbackEndpoint | None = None
-    on_progress: ProgressObserver | None = attrs.field(default=None, repr=False)
-    _tally: Tally = attrs.field(factory=Tally, init=False, repr=False)
+    options: RunOptions
+    names: FileNames = attrs.field(repr=False)
+    control: RunControl = attrs.field(repr=False)
+    budget: Budget = attrs.field(repr=False)
+    reporter: ProgressReporter = attrs.field(repr=False)
+    _jobs: ActiveJobs = attrs.field(factory=ActiveJobs, init=False, repr=False)
+    _learned: LearnedTimes = attrs.field(init=False, repr=False)
     _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
     _outcomes: MemoryObjectReceiveStream[Outcome] | None = attrs.field(default=None, init=False, repr=False)
-    _reading: anyio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     _closing: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack, init=False, repr=False)
-    _halted_by: FluxError | None = attrs.field(default=None, init=False, repr=False)
-    _failure_told: bool = attrs.field(default=False, init=False)
-    _over: bool = attrs.field(default=False, init=False)
-    _spending: int = attrs.field(default=0, init=False)
-    _spent: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
-    _fleet: Fleet | None = attrs.field(default=None, init=False, repr=False)
-    _pause_watch: PauseWatch | None = attrs.field(default=None, init=False, repr=False)
-    _learned: LearnedTimes = attrs.field(init=False, repr=False)
-    _names: FileNames = attrs.field(init=False, repr=False)
-    _still_waits: bool = attrs.field(default=True, init=False)
-    _fed: bool = attrs.field(default=False, init=False)
-    _began: float = attrs.field(default=0.0, init=False)
+    _failure_raised: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._learned = LearnedTimes(session=self._session, journal=self.journal)
-        places = (self.directory, self.sink and type(self.sink).__name__, self.originals)
-        place = next((str(place) for place in places if place is not None), None)
-        self._names = FileNames(journal=self.journal, name_file=self.name_file, place=place)
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -244,7 +232,7 @@ class BatchRun:
             if self.owns_journal:
                 await self.journal.aclose()
             raise
-        self._began = self._clock.monotonic()
+        self.reporter.began = self._session.clock.monotonic()
         send, self._outcomes = anyio.create_memory_object_stream[Outcome](0)
         self._work_task = asyncio.get_running_loop().create_task(self._work(send))
         return self
@@ -254,21 +242,19 @@ class BatchRun:
     ) -> None:
         await wait_until_done(asyncio.get_running_loop().create_task(self._end()))
         failure = self._failure()
-        if failure is None or self._failure_told:
+        if failure is None or self._failure_raised:
             return
         if error is None:
             raise failure
         error.add_note(f"The batch itself had failed: {failure}")
 
     async def _end(self) -> None:
-        """POSTs in the air come home and are recorded; then everything is closed."""
+        """Wait until the answers of POSTs under way are recorded; then close everything."""
         self.stop()
         if self._work_task is not None:
             self._work_task.cancel()
             await asyncio.wait([self._work_task])
-        while self._spending:
-            self._spent.clear()
-            await self._spent.wait()
+        await self.budget.all_posts_recorded()
         if self._outcomes is not None:
             self._outcomes.close()
         await self._learned.keep()
@@ -289,132 +275,97 @@ class BatchRun:
         except anyio.EndOfStream:
             pass
         await asyncio.wait([self._work_task])
-        failure, self._failure_told = (None if self._failure_told else self._failure()), True
+        failure, self._failure_raised = (None if self._failure_raised else self._failure()), True
         if failure is not None:
             raise failure
-        if self._halted_by is not None:
-            halted, self._halted_by = self._halted_by, None
+        halted, self.control.halted_by = self.control.halted_by, None
+        if halted is not None:
             raise halted from None
         raise StopAsyncIteration
 
     def stop(self) -> None:
         """Submit nothing more and read no more inputs; what is submitted goes on to its end.
 
-        What is in doubt is told as it is: its callback is left to the next run.
+        Jobs in doubt are reported as they are: their callbacks are left to the next run.
         """
-        self._still_waits = False
-        self._stop_spending()
-
-    def _stop_spending(self) -> None:
-        self._over = True
-        self._session.changed.set()
-        if self._reading is not None:
-            self._reading.cancel()
-        if self._fleet is not None and self._fleet.doubts is not None:
-            self._fleet.doubts.reconsider()
-
-    def _halt_for_pause(self, error: FluxError, leaves: bool) -> None:  # noqa: FBT001
-        """The service was away for too long; ``leaves``: the tasks that are waited for are left, too."""
-        log(logging.WARNING, "the batch is halted: %s", error.message)
-        self._halt(error)
-        if leaves and self._fleet is not None:
-            self._fleet.abandon()
-
-    def _halt(self, error: FluxError) -> None:
-        """Nothing more can be submitted; ``error`` is told when all else has ended."""
-        self._halted_by = self._halted_by or error
-        self.stop()
+        self.control.stop()
 
     async def earlier_outcome(self, job: Job) -> Outcome:
         """Return how a job ended that this run had nothing to do for."""
         stored = await self.journal.job(job.key)
         if stored is None:
             raise JournalError(f"The journal does not hold job {job.key}.")
-        return outcome_of(stored.job, job, None, self.directory)
+        return outcome_of(stored.job, job, None, self.options.directory)
 
     @property
     def progress(self) -> BatchProgress:
         """How far it is."""
-        now = self._clock.monotonic()
-        progress = self._tally.progress(now - self._began)
-        if self.callbacks is None:  # no callback can settle a doubt
-            in_doubt = progress.in_doubt + progress.parked
-            progress = attrs.evolve(progress, parked=0, in_doubt=in_doubt)
-        if self._fleet is not None and self._fleet.retries:
-            progress = attrs.evolve(progress, retrying=len(self._fleet.retries))
-        pause = None if self._pause_watch is None else self._pause_watch.current()
-        if pause is None or pause.error is None:
-            return progress
-        reason = pause.error.message.rstrip(".")
-        return attrs.evolve(progress, pause_left_s=pause.delay(now), pause_reason=reason)
+        return self.reporter.current()
 
     # --- the work -----------------------------------------------------------------------------------------
 
     async def _work(self, send: MemoryObjectSendStream[Outcome]) -> None:
-        """Start drivers until there is nothing left to drive."""
+        """Start jobs until there is nothing left to start, and wait until all have ended."""
         async with send, self._session.call() as call:
             await self.journal.hold_room()
             await self.journal.recover()
             await self._learned.take_up()
             await self._seed()
             self._session.begin_batch()
-            self._pause_watch = watch = PauseWatch(
+            run = self._context(call)
+            watch = PauseWatch(
                 session=self._session,
-                patience_s=self.patience,
-                on_halt=self._halt_for_pause,
-                on_change=self._tell,
+                patience_s=self.options.patience_s,
+                control=self.control,
+                progress=self.reporter,
             )
-            async with anyio.create_task_group() as clerks:
-                clerks.start_soon(watch.run)
+            async with anyio.create_task_group() as helpers:
+                helpers.start_soon(watch.run)
                 if self.journal.is_durable:
-                    clerks.start_soon(self._learned.keep_on)
-                try:
-                    async with asyncio.TaskGroup() as drivers:
-                        self._fleet = fleet = self._make_fleet(drivers, call, send)
-                        self._listen(fleet, clerks)
-                        await self._take_up_what_is_paid(fleet)
-                        await self._feed(fleet)
-                        await fleet.all_done()
-                finally:
-                    if self._fleet is not None:
-                        self._fleet.abandon()
-                clerks.cancel_scope.cancel()
+                    helpers.start_soon(self._learned.keep_on)
+                async with asyncio.TaskGroup() as group:
+                    await self._run_jobs(Scheduler(run=run, group=group, send=send), helpers)
+                helpers.cancel_scope.cancel()
 
-    def _make_fleet(
-        self, drivers: asyncio.TaskGroup, call: Call, send: MemoryObjectSendStream[Outcome]
-    ) -> Fleet:
-        return Fleet(
-            session=self._session,
-            journal=self.journal,
-            tally=self._tally,
-            group=drivers,
-            send=send,
-            terms=self._terms(call),
-            on_halt=self._halt,
-            on_change=self._tell,
-            is_fed=lambda: self._fed,
-        )
+    async def _run_jobs(self, scheduler: Scheduler, helpers: TaskGroup) -> None:
+        """Start what is paid, then the inputs; return when no job is active any more."""
+        reader = reading = None
+        if self.options.callbacks is not None:
+            reader = CallbackReader(scheduler.run, scheduler)
+            reading = scheduler.group.create_task(reader.read())
+            if self.journal.is_durable:
+                helpers.start_soon(reader.peek)
+        await self._start_paid(scheduler)
+        await self._feed(scheduler)
+        if reader is not None:
+            await reader.has_read.wait()
+        await self._jobs.all_done()
+        if reading is not None:
+            reading.cancel()
 
-    def _listen(self, fleet: Fleet, clerks: TaskGroup) -> None:
-        """Read the callbacks that come, and settle by them what is in doubt."""
-        if self.callbacks is None:
-            return
-        fleet.doubts = Doubts(
-            journal=self.journal,
+    def _context(self, call: Call) -> RunContext:
+        return RunContext(
             client=self.client,
-            start=fleet.start,
-            is_driven=fleet.is_driven,
-            is_active=lambda: fleet.is_busy or not self._fed,
-            is_over=lambda: not self._still_waits,
+            call=call,
+            journal=self.journal,
+            options=self.options,
+            control=self.control,
+            budget=self.budget,
+            progress=self.reporter,
+            jobs=self._jobs,
+            slots=Slots(session=self._session),
+            names=self.names,
+            downloads=DownloadRetries(
+                session=self._session,
+                patience_s=self.options.patience_s,
+                jobs=self._jobs,
+                progress=self.reporter,
+            ),
         )
-        clerks.start_soon(fleet.doubts.read)
-        if self.journal.is_durable:
-            clerks.start_soon(fleet.doubts.peek)
-        fleet.group.create_task(fleet.doubts.settle())
 
-    async def _take_up_what_is_paid(self, fleet: Fleet) -> None:
+    async def _start_paid(self, scheduler: Scheduler) -> None:
         """Start what an earlier run has paid for, first of all what the vendor will soon delete."""
-        soon = self._clock.wall() - _FETCH_FIRST_AFTER_S
+        soon = self._session.clock.wall() - _FETCH_FIRST_AFTER_S
         for state, before in (
             (JobState.GENERATED, soon),
             (JobState.SUBMITTED, soon),
@@ -422,65 +373,40 @@ class BatchRun:
             (JobState.SUBMITTED, None),
         ):
             async for stored in self._pages(state, submitted_before=before):
-                if fleet.is_abandoned:
+                if self.control.is_abandoned:
                     return
-                await fleet.start(stored)
+                await scheduler.start_paid(stored)
 
-    async def _feed(self, fleet: Fleet) -> None:
+    async def _feed(self, scheduler: Scheduler) -> None:
         give, take = anyio.create_memory_object_stream[Input](_CHUNK)
-        self._reading = reading = anyio.CancelScope()
-        if self._over:
+        self.control.reading = reading = anyio.CancelScope()
+        if not self.control.is_spending:
             reading.cancel()
-        fleet.group.create_task(read_into(give, self.images, reading))
+        scheduler.group.create_task(read_into(give, self.images, reading))
         try:
             async with take:
                 async for chunk in drain(take, _CHUNK):
-                    fleet.read_on()
-                    for stored in await self._add(chunk, fleet.send):
-                        if self._over:
+                    self._jobs.read_on()
+                    for stored in await self._add(chunk, scheduler.send):
+                        if not self.control.is_spending:
                             return
-                        await fleet.begin(stored)
+                        await scheduler.start_input(stored)
         finally:
             reading.cancel()
-            give.close()  # whoever reads into it may have been cancelled before he began
-            self._fed = True
-            if fleet.doubts is not None:
-                fleet.doubts.reconsider()
-
-    # --- spending -----------------------------------------------------------------------------------------
-
-    def _reserve(self, stored: StoredJob) -> bool:
-        """Let one more submit go, and count what it costs; or say that this run does not spend it."""
-        price = self._price(stored)
-        if self.max_credits is not None and self._tally.credits + price > self.max_credits:
-            self._halted_by = self._halted_by or BudgetExhausted(
-                f"The next picture would take this run over {self.max_credits:g} credits."
-            )
-            self._stop_spending()  # callbacks are waited for all the same
-        if self._over:
-            return False
-        self._tally.credits += price
-        return True
-
-    def _give_back(self, stored: StoredJob) -> None:
-        self._tally.credits -= self._price(stored)
-
-    def _count_spending(self, change: int) -> None:
-        self._spending += change
-        if not self._spending:
-            self._spent.set()
+            give.close()  # the coroutine that reads into it may have been cancelled before it began
+            self._jobs.is_fed = True
 
     # --- the journal --------------------------------------------------------------------------------------
 
     async def _seed(self) -> None:
         """Begin with the submits of the last window, and with what records have shown in earlier runs."""
-        session, now = self._session, self._clock.wall()
+        session, now = self._session, self._session.clock.wall()
         requests, images = await self.journal.confirmed_echoes()
         session.submits.confirmed = max(session.submits.confirmed, requests)
         session.submits.confirmed_images = max(session.submits.confirmed_images, images)
         recent = await self.journal.submits_since(now - session.admission.limits.window_s)
         if recent:
-            session.admission.seed(self._clock.monotonic(), [now - at for at in recent])
+            session.admission.seed(session.clock.monotonic(), [now - at for at in recent])
 
     async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
         """Put a chunk of inputs into the journal; what is no request becomes an outcome of its own."""
@@ -489,21 +415,20 @@ class BatchRun:
             try:
                 job = as_job(await with_file_read(given))
                 self.client.check_reachable(job.request)
-                name = self._names.check(job)
+                name = self.names.check(job)
                 if (words := mistyped_in_words(job.request)) is not None:
                     job_logger.warning("%s", words)
             except InvalidInput as error:
-                self._tally.refused()
+                self.reporter.tally.refused()
                 await send.send(Failed(job=None, error=error))
                 continue
             jobs.append(job)
             names[job.key] = name
-        is_driven = None if self._fleet is None else self._fleet.is_driven
-        added = await self.journal.add_jobs(jobs, is_chosen=is_driven or (lambda _: False))
-        refused = await self._names.refused(added, names)
+        added = await self.journal.add_jobs(jobs, is_chosen=self._jobs.__contains__)
+        refused = await self.names.refused(added, names)
         for stored in added:
             if stored.number in refused:
-                self._tally.refused()
+                self.reporter.tally.refused()
                 await send.send(Failed(job=_job_of(stored), error=refused[stored.number]))
         return [stored for stored in added if stored.number not in refused]
 
@@ -525,74 +450,6 @@ class BatchRun:
     def _session(self) -> Session:
         return self.client.session
 
-    @property
-    def _clock(self) -> Clock:
-        return self._session.clock
-
-    def _waits(self, number: int) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._fleet is None else self._fleet.waits(number)
-
-    def _retries(self) -> DownloadRetries:
-        if self._fleet is None:
-            raise AssertionError("no driver runs before there is a fleet")
-        return self._fleet.retries
-
-    def _terms(self, call: Call) -> Terms:
-        return Terms(
-            client=self.client,
-            journal=self.journal,
-            call=call,
-            timeout_s=self.timeout,
-            retry=self.retry,
-            patience_s=self.patience,
-            folder=self.directory,
-            save=None if self.sink is None else partial(self._save, self.sink),
-            fetch=partial(self.client.fetch_file, match_suffix=True, retry=False),
-            on_event=self._on_event,
-            still_spends=lambda: not self._over,
-            still_waits=lambda: self._still_waits,
-            reserve=self._reserve,
-            give_back=self._give_back,
-            spending=self._count_spending,
-            grant=lambda number: self._fleet is None or self._fleet.grant(number),
-            is_invited=self._is_invited,
-            waits=self._waits,
-            offer=self._offer,
-            retries=self._retries,
-            original=None if self.originals is None else partial(self._names.destination, self.originals),
-            callbacks=self.callbacks,
-            doubt_wait_s=0.0 if self.callbacks is None else self.callbacks.wait_for_doubts_s(self.timeout),
-            resubmits=self.in_doubt is InDoubtPolicy.RESUBMIT,
-            via_upload=self.via_upload,
-        )
-
-    async def _save(self, sink: Sink, image: ImageResult, stored: StoredJob) -> SavedResult:
-        job, name = Job(request=stored.read(), key=stored.job.key), await self._names.name(stored)
-        return await self.client.save(image, sink, job=job, name=name)
-
-    def _offer(self, key: JobKey) -> None:
-        if self._fleet is not None and self._fleet.doubts is not None:
-            self._fleet.doubts.offered(key)
-
-    def _is_invited(self, key: JobKey) -> bool:
-        doubts = None if self._fleet is None else self._fleet.doubts
-        return doubts is None or doubts.is_invited(key)
-
-    def _price(self, stored: StoredJob) -> float:
-        return self.prices[read_model(stored.request)]
-
-    def _on_event(self, stored: StoredJob, before: JobState, job: JobSnapshot, event: Event) -> None:
-        self._tally.moved(before, job, event, partial(self._price, stored))
-        self._tell()
-
-    def _tell(self) -> None:
-        if self.on_progress is None:
-            return
-        try:
-            self.on_progress(self.progress)
-        except Exception:
-            logger.exception("a progress observer failed")
-
     def _failure(self) -> BaseException | None:
         """What ended the work, if it was not its own end and not ours."""
         task = self._work_task
@@ -600,7 +457,7 @@ class BatchRun:
             return None
         error = task.exception()
         while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]  # many drivers met the same wall
+            error = error.exceptions[0]  # many jobs met the same error
         return error
 
 

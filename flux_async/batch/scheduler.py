@@ -1,0 +1,115 @@
+"""Starts one coroutine per job, as many as there are slots, and hands over their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import attrs
+from anyio.streams.memory import MemoryObjectSendStream
+
+from flux_async.batch.active_job import ActiveJob, JobSlot
+from flux_async.batch.job_runner import run_job
+from flux_async.batch.run_context import RunContext, leave_task
+from flux_async.errors import FluxError, JournalDisplaced, Scope
+from flux_async.job_state import FINAL, JobState
+from flux_async.journal.store import StoredJob
+from flux_async.models import Outcome
+
+
+@attrs.define(kw_only=True, eq=False)
+class Scheduler:
+    """The coroutines of one run's jobs.
+
+    Attributes:
+        run: What the jobs share.
+        group: Runs the coroutines.
+        send: Receives the outcomes.
+    """
+
+    run: RunContext
+    group: asyncio.TaskGroup
+    send: MemoryObjectSendStream[Outcome]
+    # Jobs that are not settled and whose outcome this run has reported.
+    _reported: set[int] = attrs.field(factory=set, init=False, repr=False)
+
+    async def start_input(self, stored: StoredJob) -> None:
+        """Start an input's job where there is something to do, as it was read with the latest inputs."""
+        if stored.number in self._reported or stored.job.state not in {JobState.PENDING, JobState.IN_DOUBT}:
+            return
+        active = self.run.jobs.get(stored.job.key)
+        if active is None:
+            await self._start(stored, is_input=True)
+        elif not active.is_wanted:
+            active.is_wanted, active.doubt_ends = True, None
+            active.wakeup.set()
+
+    async def start_paid(self, stored: StoredJob) -> None:
+        """Start a job whose task an earlier run has paid for."""
+        if stored.number not in self.run.jobs and stored.number not in self._reported:
+            await self._start(stored, is_input=False)
+
+    def start_unwanted(self, stored: StoredJob) -> None:
+        """Start a job in doubt that a callback names and no input does; its slots are taken when needed."""
+        if stored.number in self._reported:
+            return
+        job = self._new(stored, is_wanted=False)
+        self.run.jobs.add(job)
+        self.group.create_task(self._work_on(job, is_fresh=True))
+
+    async def _start(self, stored: StoredJob, *, is_input: bool) -> None:
+        jobs, job = self.run.jobs, self._new(stored)
+        is_fresh = is_input and not jobs.has_moved(stored.number)
+        jobs.add(job)
+        await job.slot.activate()
+        if is_input:
+            await job.slot.begin_start()
+        self.group.create_task(self._work_on(job, is_fresh=is_fresh))
+
+    def _new(self, stored: StoredJob, *, is_wanted: bool = True) -> ActiveJob:
+        may_come = self.run.options.callbacks is not None or stored.job.state is JobState.IN_DOUBT
+        return ActiveJob(
+            stored=stored, slot=JobSlot(self.run.slots), is_wanted=is_wanted, callback_may_come=may_come
+        )
+
+    async def _work_on(self, job: ActiveJob, *, is_fresh: bool) -> None:
+        """Run one job and hand over its outcome; one that is not fresh is read again."""
+        run, tally = self.run, self.run.progress.tally
+        try:
+            if job.is_wanted:
+                await job.slot.take()
+            if not is_fresh:
+                stored = await run.journal.job(job.state.key)
+                if stored is None or stored.job.state in FINAL:
+                    return
+                job.stored = stored
+            tally.taken_up(job.state.state)
+            outcome = await self._outcome_of(job)
+            job.slot.land()
+            if outcome is not None:
+                await self._hand_over(job, outcome)
+            elif not job.is_wanted:
+                tally.put_back(job.state.state)
+        finally:
+            job.slot.release()
+            run.jobs.remove(job.number)
+
+    async def _outcome_of(self, job: ActiveJob) -> Outcome | None:
+        try:
+            return await run_job(job, self.run)
+        except FluxError as error:
+            if error.scope is not Scope.STOP or isinstance(error, JournalDisplaced):
+                raise  # nothing goes on without a journal, not even what is paid
+            self.run.control.halt(error)
+            self.run.progress.tally.ended("Halted", job.state.state)
+            return None
+
+    async def _hand_over(self, job: ActiveJob, outcome: Outcome) -> None:
+        if job.state.state not in FINAL:
+            self._reported.add(job.number)
+        self.run.progress.tally.ended(type(outcome).__name__, job.state.state)
+        self.run.progress.notify()
+        try:
+            await self.send.send(outcome)
+        except asyncio.CancelledError:
+            leave_task(job, self.run)  # nobody will receive this outcome
+            raise

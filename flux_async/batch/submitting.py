@@ -1,0 +1,174 @@
+"""The submit of one job: image, permit, budget, intent on disk, POST, answer on disk; in this order.
+
+The intent, the POST and its answer run where no cancellation reaches them: once the intent is on disk, the
+answer follows it there.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from flux_async.api.stored_requests import with_input
+from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.in_doubt import adopt_known_task
+from flux_async.batch.run_context import RunContext, concerns_all, input_of, leave_task, record
+from flux_async.errors import (
+    Charge,
+    FluxError,
+    JobConflictError,
+    JournalError,
+    RequestNotSent,
+    Scope,
+    TaskMismatch,
+)
+from flux_async.job_state import (
+    Event,
+    JobState,
+    Problem,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitRefused,
+    SubmitRejected,
+    SubmitUnknown,
+)
+from flux_async.models import TaskId
+
+_FOREVER_S = 10.0**9
+"""A submit waits for its permit as long as it takes; what bounds it is the run."""
+_LONGEST_OWN_WAIT_S = 120.0
+_MOST_TRIES_TO_RECORD = 12
+
+
+async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | None:
+    """Submit a job once, and record what became of it; None where the job moved.
+
+    Raises:
+        FluxError: It concerns every job, such as a refused key.
+    """
+    session, clock = run.session, run.session.clock
+    await job.slot.take()
+    wait = min(not_before - clock.wall(), _LONGEST_OWN_WAIT_S)  # the wall clock may have jumped back
+    if wait > 0:
+        await clock.sleep(wait)
+    is_admitted = False
+    while not is_admitted:
+        failed = await _place_input(job, run)  # again where it has grown old meanwhile
+        if failed is not None or not run.control.is_spending:
+            return failed or Leave()
+        is_admitted = await session.admit(
+            deadline=clock.monotonic() + _FOREVER_S,
+            call=run.call,
+            wanted=lambda: run.control.is_spending and input_of(job, run).is_ready,
+            waits_out_pauses=True,
+        )
+    is_reserved = False
+    try:
+        if await adopt_known_task(job, run):
+            return None
+        is_reserved = run.budget.reserve(job.stored)
+    finally:
+        if not is_reserved:
+            session.leave_air()
+    if not is_reserved:
+        return Leave()
+    run.budget.begin_post()
+    await session.spend(_intent_then_post(job, run), call=run.call, when_abandoned=lambda _: None)
+    error = job.last_error
+    if job.state.state is JobState.PENDING and error is not None and error.scope is Scope.STOP:
+        raise error
+    return None
+
+
+async def _place_input(job: ActiveJob, run: RunContext) -> Leave | None:
+    """Put the image where the vendor can fetch it: before the intent, from which on nothing waits."""
+    session, place = run.session, input_of(job, run)
+    while run.control.is_spending:
+        wait = session.upload_pause.delay(session.clock.monotonic())
+        if wait > 0 and not place.is_ready:
+            await session.changed.wait(session.clock, wait)
+            continue
+        try:
+            await place.prepare()
+        except RequestNotSent:  # the run halts when that lasts
+            continue
+        except FluxError as error:
+            if concerns_all(error):
+                raise
+            return Leave(error)
+        return None
+    return None
+
+
+async def _intent_then_post(job: ActiveJob, run: RunContext) -> None:
+    """Intent, POST, answer: each on disk before the next."""
+    try:
+        url = input_of(job, run).url
+        callback_id, callback_url = _callback_address(run)
+        intended = SubmitIntended(at=run.now(), callback_id=callback_id, input_url=url)
+        try:
+            await record(job, run, intended)
+        except BaseException:
+            run.budget.give_back(job.stored)  # no request leaves without its intent
+            raise
+        job.posted_at = run.session.clock.monotonic()
+        body = with_input(job.stored.request, url)
+        answer = await run.session.post(body, callback_url)
+        await _record_answer(job, run, answer)
+    finally:
+        run.budget.end_post()
+    if job.has_left:
+        leave_task(job, run)
+
+
+def _callback_address(run: RunContext) -> tuple[str | None, str | None]:
+    """Return an id for this attempt that nobody can guess, and the callback address that carries it."""
+    if run.options.callbacks is None:
+        return None, None
+    callback_id = secrets.token_hex(16)
+    return callback_id, run.options.callbacks.address_for(callback_id)
+
+
+async def _record_answer(job: ActiveJob, run: RunContext, answer: TaskId | FluxError) -> None:
+    """Record an answer. It may be paid for, so a journal that is busy is tried again and again."""
+    event, last = _event_of(job, answer, run.now()), JournalError("The journal is busy.")
+    for _ in range(_MOST_TRIES_TO_RECORD):
+        try:
+            return await record(job, run, event)
+        except JobConflictError as error:  # another submit of the journal has this task
+            if not isinstance(event, SubmitAccepted):
+                raise
+            answer = run.session.saw_mismatch(_named_twice(event.task_id, error))
+            event = _event_of(job, answer, event.at)
+        except JournalError as error:
+            last = error
+            await run.session.clock.sleep(1.0)
+    if not isinstance(answer, FluxError):
+        run.session.leave(job.as_job().request, answer)
+    raise last
+
+
+def _event_of(job: ActiveJob, answer: TaskId | FluxError, at: float) -> Event:
+    """Return what the answer to a submit means for its job."""
+    if not isinstance(answer, FluxError):
+        return SubmitAccepted(at=at, task_id=answer)
+    job.last_error, problem = answer, Problem.of(answer)
+    if answer.charge is not Charge.NO:
+        return SubmitUnknown(
+            at=at,
+            problem=problem,
+            task_id=answer.task_id,
+            answer=answer.answer or None,
+            refused_task_id=answer.refused_task_id if isinstance(answer, TaskMismatch) else None,
+        )
+    if answer.scope is Scope.THIS_JOB and not isinstance(answer, RequestNotSent):
+        return SubmitRejected(at=at, problem=problem)
+    # All submits pause already, and the run halts when that lasts: it is never one job's failure.
+    return SubmitRefused(at=at, problem=problem)
+
+
+def _named_twice(task_id: TaskId, conflict: JobConflictError) -> TaskMismatch:
+    return TaskMismatch(
+        f"The API answered the submit with a task that is not its own. {conflict.message} "
+        "The submit was probably charged, and its own task is not known.",
+        refused_task_id=task_id,
+    )
