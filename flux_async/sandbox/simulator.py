@@ -34,6 +34,7 @@ SUBMITS_PER_WINDOW: Final = 20
 
 # Seconds a task takes: the median, and the sigma of the log-normal around it.
 MEDIAN_SECONDS: Final = {"flux-kontext-pro": 12.0, "flux-kontext-max": 20.0}
+LONGEST_MEDIAN_S: Final = max(MEDIAN_SECONDS.values())
 SIGMA: Final = 0.4
 
 
@@ -182,7 +183,7 @@ class Vendor:
 
     def _create(self, account: Account, order: Order, faults: Struck, now: float, base_url: str) -> Task:
         task_id = f"{self._rng.getrandbits(128):032x}"
-        seconds = self._rng.lognormvariate(math.log(MEDIAN_SECONDS[order.model]), SIGMA)
+        seconds = self._rng.lognormvariate(math.log(MEDIAN_SECONDS.get(order.model, LONGEST_MEDIAN_S)), SIGMA)
         struck = {fault: n for fault, n in faults.items() if fault.place not in (Place.DOOR, Place.GATE)}
         task = Task(
             task_id=task_id,
