@@ -1,4 +1,4 @@
-"""What a run learns of how long tasks take outlives it: the journal keeps it for the next."""
+"""What a run learns outlives it in the journal: how long tasks take, and whether answers made no sense."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ class LearnedTimes:
         """Begin with what an earlier run has learned."""
         if not self.journal.is_durable:
             return
+        if await self.journal.ended_in_brake():
+            self.session.gate.brake.resume()
         text = await self.journal.times()
         if text is not None and not self.session.times.merge(text):
             logger.info("what the journal holds of generation times cannot be read; it is learned anew")
@@ -39,6 +41,16 @@ class LearnedTimes:
         while True:
             await self.session.clock.sleep(KEPT_EVERY_S)
             await self.keep()
+
+    async def keep_all(self) -> None:
+        """Write down what is known when a run ends."""
+        await self.keep()
+        brake = self.session.gate.brake
+        if self.journal.is_durable and (brake.has_halted or brake.is_proven):
+            try:
+                await self.journal.keep_brake(ended_in_it=brake.has_halted)
+            except JournalError as error:
+                logger.warning("how the run ended could not be kept: %s", error.message)
 
     async def keep(self) -> None:
         """Write down what is known, where there is something new."""

@@ -257,7 +257,7 @@ class BatchRun:
         await self.budget.all_posts_recorded()
         if self._outcomes is not None:
             self._outcomes.close()
-        await self._learned.keep()
+        await self._learned.keep_all()
         self._closing.close()
         if self.owns_journal:
             await self.journal.aclose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 
 _NEEDED = ("click", "rich")
@@ -15,11 +16,19 @@ def main() -> None:
     if sys.platform == "win32":
         sys.stderr.write("The command line runs on Linux and macOS. On Windows, run it inside WSL.\n")
         sys.exit(_USAGE)
+    _interrupt_on_termination()
     try:
         code = _run()
     except KeyboardInterrupt:  # also while modules are loaded
         code = _INTERRUPTED
     sys.exit(code)
+
+
+def _interrupt_on_termination() -> None:
+    """End as by Ctrl-C when the process is told to end before a command listens for that."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
+            signal.signal(number, signal.default_int_handler)
 
 
 def _run() -> int:

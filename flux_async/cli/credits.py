@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import attrs
 
-from flux_async import AuthenticationError, FluxClient, FluxError, Model, RetryPolicy
+from flux_async import (
+    AuthenticationError,
+    Charge,
+    FluxClient,
+    FluxError,
+    Model,
+    RetryPolicy,
+    Scope,
+    UnexpectedResponse,
+)
+from flux_async.transport.credentials import DEFAULT_BASE_URL
 
 _TIMEOUT_S = 10.0
 
@@ -30,12 +41,15 @@ class Balance:
 
         Raises:
             AuthenticationError: The key was refused, as every submit would be.
+            UnexpectedResponse: A web page was the answer, as it would be of every submit.
         """
         try:
             self.before = await _ask(client)
         except AuthenticationError:
             raise
         except FluxError as error:
+            if _is_web_page(error):
+                raise _not_the_api(error) from None
             return f"The balance is not known ({type(error).__name__}); going on without."
         return None
 
@@ -51,6 +65,27 @@ class Balance:
 
 async def _ask(client: FluxClient) -> float:
     return await client.with_options(retry=RetryPolicy(max_tries=1)).credits(timeout=_TIMEOUT_S)
+
+
+def _is_web_page(error: FluxError) -> bool:
+    """Whether the answer was no JSON at all, or led elsewhere; a server in trouble (5xx) is another thing."""
+    if not isinstance(error, UnexpectedResponse):
+        return False
+    is_redirect = error.http_status is not None and 300 <= error.http_status < 400  # noqa: PLR2004
+    return is_redirect or error.body_excerpt.strip()[:1] not in {"", "{", "["}
+
+
+def _not_the_api(error: FluxError) -> UnexpectedResponse:
+    address = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
+    return UnexpectedResponse(
+        f"{address} answered the question for the balance with a web page, not as the API does: "
+        f"{error.message.rstrip('.')}. It is not the API, or a login page of this network (a portal) answers "
+        "in its place. Nothing was submitted.",
+        advice="Open a web page in a browser to log in to the network, or {check_network}. Then run the same "
+        "command again.",
+        charge=Charge.NO,
+        scope=Scope.STOP,
+    )
 
 
 def in_credits(amount: float) -> str:

@@ -7,6 +7,7 @@ runs that were not asked for this time follow.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
@@ -27,6 +28,7 @@ from flux_async.journal.store import StoredJob
 
 IMAGES = "images"
 FILE_NAME = "results.jsonl"
+_PART = f".{FILE_NAME}."
 FIELDS = (
     "image",
     "key",
@@ -255,7 +257,7 @@ class ResultFile:
         Raises:
             ResultsError: The disk refused it; the old file is as it was.
         """
-        part = self.path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}.part")
+        part = self.path.with_name(f"{_PART}{secrets.token_hex(4)}.part")
         try:
             with part.open("xb") as file:
                 file.writelines(map(_encode, rows))
@@ -266,6 +268,12 @@ class ResultFile:
             raise self._unwritable(error) from None
         finally:
             part.unlink(missing_ok=True)
+
+    def remove_parts(self) -> None:
+        """Remove what is left of rewriting in a process that was ended; nobody else may be rewriting."""
+        for part in self.folder.glob(f"{_PART}*.part"):
+            with contextlib.suppress(OSError):
+                part.unlink()
 
     def rows(self) -> Iterator[ResultRow]:
         """Read the rows back.

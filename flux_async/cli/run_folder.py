@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -11,6 +12,7 @@ from typing import Self, TypeVar
 import attrs
 
 from flux_async import ConfigurationError, Job
+from flux_async.cli.advice import command
 from flux_async.cli.names import file_stem
 from flux_async.cli.results import (
     FILE_NAME,
@@ -24,7 +26,9 @@ from flux_async.cli.results import (
 from flux_async.cli.selection import Bits, EqualFile, Selection
 from flux_async.job_state import FINAL, JobState, Problem
 from flux_async.journal.reader import JournalReader
+from flux_async.journal.rescue import find_rescued
 from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.submit_log import log_of
 from flux_async.models import JobKey
 
 JOURNAL = "journal.sqlite3"
@@ -97,7 +101,9 @@ class RunFolder:
         except BaseException:
             await journal.aclose()
             raise
-        return cls(path=path, journal=journal, reader=reader, results=ResultFile(path))
+        results = ResultFile(path)
+        results.remove_parts()
+        return cls(path=path, journal=journal, reader=reader, results=results)
 
     async def aclose(self) -> None:
         """Let go of it."""
@@ -232,8 +238,21 @@ def in_chunks(values: Iterable[T], size: int) -> Iterator[Sequence[T]]:
         yield chunk
 
 
+def shown_path(path: Path) -> Path:
+    """Return a path as a person would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _prepare(path: Path) -> None:
     try:
+        if (rescued := find_rescued((path / JOURNAL).resolve())) is not None:
+            folder = shown_path(rescued.parent)
+            raise ConfigurationError(
+                f"{path} holds no journal: it was deleted during a run, and its records were saved in "
+                f"{folder}. A new run here would pay for the same images again; nothing was sent.",
+                advice=f"Go on there with {command('retry', folder)}, or with the same command and "
+                f"`-o {shlex.quote(str(folder))}`, which also submits the rest of its list.",
+            )
         path.mkdir(parents=True, exist_ok=True)
         for within in (path / IMAGES, path / ORIGINALS):
             if within.exists() and not within.is_dir():
@@ -241,10 +260,12 @@ def _prepare(path: Path) -> None:
                     f"{within} is no folder, and pictures are to go there.",
                     advice="Move it away and run the same command again; nothing was sent.",
                 )
-        results = path / FILE_NAME
-        if results.exists() and results.stat().st_size and not (path / JOURNAL).exists():
+        results, journal = path / FILE_NAME, path / JOURNAL
+        has_journal = journal.exists() and (journal.stat().st_size or log_of(journal).exists())
+        if results.exists() and results.stat().st_size and not has_journal:
             raise ConfigurationError(
-                f"{path} holds {FILE_NAME} but no {JOURNAL}: what it says was paid would be paid again.",
+                f"{path} holds {FILE_NAME} but no {JOURNAL}, or an empty one: what it says was "
+                "paid would be paid again.",
                 advice=f"It was left as it is and nothing was sent: put {JOURNAL} back. Another folder would "
                 "pay for all of it again.",
             )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flux_async.errors import JournalDisplaced, JournalError
 from flux_async.journal.lost_records import note_closed, note_open
+from flux_async.journal.rescue import copy_to, rescue
 from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, catch_up, log_error, log_of
 from flux_async.models import JobKey
 
@@ -82,7 +82,7 @@ class JournalGuard:
 
         self._look(connection)
         if self._rescued is not None:
-            _copy(connection, self._rescued)
+            copy_to(connection, self._rescued)
         with contextlib.suppress(sqlite3.Error):  # a full disk: then it is opened with its log, or not at all
             note_closed(connection)
         if self._log is not None:
@@ -94,7 +94,7 @@ class JournalGuard:
             return
         moved_to = self._moved_to()
         if moved_to is None:
-            self._rescued = _rescue(connection, self._journal)
+            self._rescued = rescue(connection, self._journal)
         words = f"{self._journal} was deleted or replaced during the run. Nothing more is submitted."
         if moved_to is not None:
             words = f"{self._journal} was moved to {moved_to} during the run. Nothing more is submitted."
@@ -127,41 +127,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _rescue(connection: sqlite3.Connection, journal: Path) -> Path | None:
-    """Copy a journal that has lost its path to a new folder; return its path, None where that failed."""
-    name = f"{journal.parent.name or 'journal'}-rescued-{secrets.token_hex(3)}"
-    for base in _bases(journal):
-        with contextlib.suppress(OSError):
-            folder = base / name
-            folder.mkdir()
-            if _copy(connection, folder / journal.name):
-                return folder / journal.name
-            folder.rmdir()
-    return None
-
-
-def _bases(journal: Path) -> Iterator[Path]:
-    yield journal.parent.parent
-    with contextlib.suppress(OSError):  # it was deleted, too
-        yield Path.cwd()
-    yield Path(tempfile.gettempdir())
-
-
-def _copy(connection: sqlite3.Connection, path: Path) -> bool:
-    """Write the whole journal to ``path``, in place of an earlier copy; return whether that worked."""
-    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
-
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.unlink(missing_ok=True)
-        connection.execute("VACUUM INTO ?", (str(part),))
-        with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
-            note_closed(copy)
-        part.replace(path)
-    except (OSError, sqlite3.Error):
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        return False
-    return True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flux_async.errors import JournalError, JournalVersionError
 from flux_async.journal.adding import addresses_of
 from flux_async.journal.lost_records import LostRecords, check_whole, find_lost
+from flux_async.journal.rescue import check_not_rescued
 
 if TYPE_CHECKING:
     import sqlite3
@@ -114,7 +115,8 @@ def open_file(path: Path, *, accept_lost_records: bool = False) -> sqlite3.Conne
     Raises:
         JournalVersionError: A newer release wrote it.
         JournalRecordsLost: It lacks records of submits, and that is not accepted.
-        JournalError: It is another program's, or damaged.
+        JournalError: It is another program's, or damaged; or it would be new, and one with paid work was
+            saved when it was deleted.
         sqlite3.Error: It cannot be opened.
     """
     import sqlite3  # noqa: PLC0415 - as above
@@ -127,8 +129,10 @@ def open_file(path: Path, *, accept_lost_records: bool = False) -> sqlite3.Conne
                 _check_ours(connection, path)
                 if not accept_lost_records:
                     check_whole(connection, path)
-        elif not accept_lost_records:
-            check_whole(None, path)
+        else:
+            check_not_rescued(path)
+            if not accept_lost_records:
+                check_whole(None, path)
         return _open(path)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):

@@ -9,7 +9,8 @@ Rules:
 1. Until a submit has been accepted, submits go one at a time.
 2. While ``limit`` of the last ten answers are unknown, submits go one at a time, too.
 3. An unknown answer to a submit that went alone halts, where with it ``limit`` of the last ten are unknown.
-4. A halt ends after ``HALT_S``, or with the next batch: then one submit goes, alone, and its answer decides.
+4. A halt ends after ``HALT_S``, or with the next batch, also of another process on the same journal: then one
+   submit goes, alone, and its answer decides.
 
 A vendor that never answers well costs 5 submits at the start of a run, and at most 5 + 6 in the middle of
 one: those that rule 2 counts, five that were in the air besides, and the one that went alone.
@@ -80,6 +81,21 @@ class Brake:
             self._halted_until = now + HALT_S
             return True
         return False
+
+    @property
+    def has_halted(self) -> bool:
+        """Whether a halt was neither released nor followed by an accepted submit."""
+        return self._halted_until is not None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether a submit has been accepted."""
+        return self._proven
+
+    def resume(self) -> None:
+        """Go on from a halt of an earlier process: the first submit goes alone, and its answer decides."""
+        if not self._proven and not self._is_at_limit:
+            self._last.extend([True] * self.limit)
 
     def release(self) -> None:
         """End a halt before its time: the caller begins a new batch, which knows of it."""

@@ -212,9 +212,22 @@ def test_a_balance_that_cannot_be_asked_for_stops_nothing(
     assert refused.stderr.count("KIE_API_KEY") == 1
 
 
+def test_a_web_page_for_the_balance_halts_before_anything_is_submitted(
+    make_cli: Any, quick: Any, tmp_path: Path
+) -> None:
+    """A portal of the network answers in the place of the API: exit 3, and the message names the address."""
+    image = "https://pictures.example/portal.png"
+    with _half_broken(quick.base_url, page=b"<html>Welcome to the hotel</html>") as url:
+        ended = make_cli(url).run("remove-text", image, *RATE, "-o", "out")
+    assert ended.code == 3, ended.stderr
+    assert f"{url} answered the question for the balance with a web page" in ended.stderr
+    assert "Nothing was submitted" in ended.stderr
+    assert submits(quick) == 0
+
+
 @contextmanager
-def _half_broken(url: str) -> Iterator[str]:
-    """Pass everything on to ``url`` but questions for the balance, which fail."""
+def _half_broken(url: str, page: bytes = b"") -> Iterator[str]:
+    """Pass everything on to ``url`` but questions for the balance: they fail, or a page answers them."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -227,7 +240,13 @@ def _half_broken(url: str) -> Iterator[str]:
 
         def _pass_on(self, body: bytes | None) -> None:
             if self.path.endswith("/credit"):
-                self.send_error(500)
+                if page:
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(page)))
+                    self.end_headers()
+                    self.wfile.write(page)
+                else:
+                    self.send_error(500)
                 return
             wanted = {"authorization", "content-type", "user-agent", "host"}
             headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}

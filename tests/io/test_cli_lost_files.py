@@ -152,6 +152,12 @@ def test_a_journal_that_is_deleted_ends_its_run_and_is_saved(cli: Any, happens: 
     assert known["submitted"] + known["generated"] + known["done"] == cli.ledger()["accepted"]
     under_way = known["submitted"] + known["generated"]
     assert stderr.count(" is paid: https://pictures.example/lost/") == under_way
+    before = cli.ledger()["submits"]
+    refused = cli.run(*command, *RATE, "-o", "out")
+    assert refused.code == 2, refused.stderr
+    assert f"`flux-async retry {rescued.name}`, or with the same command" in refused.stderr
+    assert f"`-o {rescued.name}`" in refused.stderr
+    assert cli.ledger()["submits"] == before
     resumed = cli.run(*command, *RATE, "-o", rescued.name)
     assert resumed.code == 0, resumed.stderr
     assert {row["status"] for row in cli.rows(rescued.name)} == {"succeeded"}

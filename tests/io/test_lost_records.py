@@ -270,6 +270,29 @@ async def test_a_deleted_journal_beside_its_log_is_refused(path: Path) -> None:
         assert "lost the record of a submit" in doubt.job.problem.message
 
 
+@pytest.mark.parametrize("is_paid", [True, False])
+async def test_no_new_journal_is_made_where_one_with_paid_work_was_deleted_and_saved(
+    path: Path, is_paid: bool
+) -> None:
+    """The error names the saved one; without a submit in it, or once it is moved away, a new one is made."""
+    saved = path.parent.with_name("out-rescued-ab12cd") / path.name
+    async with Journal(saved) as journal:
+        first, *_ = await journal.add(entries(2))
+        if is_paid:
+            await happened(
+                journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t"))
+            )
+    if is_paid:
+        for opening in (Journal(path).open(), Inbox(path).open()):
+            with pytest.raises(JournalError, match=r"saved as .*out-rescued-ab12cd") as refused:
+                await opening
+            assert str(saved) in refused.value.advice
+        assert path.stat().st_size == 0
+        saved.parent.rename(path.parent.with_name("elsewhere"))
+    async with Journal(path) as journal:
+        assert await journal.counts() == {}
+
+
 async def test_a_lost_submit_after_a_failure_or_a_paid_failure_is_in_doubt_too(
     path: Path, tmp_path: Path
 ) -> None:

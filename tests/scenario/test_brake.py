@@ -87,6 +87,24 @@ async def test_a_vendor_that_never_answers_well_costs_five_submits(
     assert vendor.count("generate") == 300
 
 
+async def test_another_process_after_a_halt_stops_at_the_first_answer_that_makes_no_sense(
+    vendor: Any, clock: Any, tmp_path: Path
+) -> None:
+    """The journal keeps that a run ended so, until a submit is accepted."""
+    task, path = vendor.script["generate"][0], tmp_path / "run.sqlite3"
+    vendor.script["generate"] = [SENSELESS["web page"]]
+    for submits in (5, 6, 7):
+        async with client_of(vendor, clock) as client:
+            with pytest.raises(TooManyUnknownAnswers):
+                await collect(client, URLS[:30], journal=path)
+        assert vendor.count("generate") == submits
+    vendor.script["generate"] = [task]
+    async with client_of(vendor, clock) as client:
+        await collect(client, URLS[:30], journal=path)
+    async with Journal(path) as journal:
+        assert not await journal.ended_in_brake()
+
+
 async def test_answers_that_stop_making_sense_in_the_middle_cost_eleven_submits_at_most(
     vendor: Any, clock: Any
 ) -> None:

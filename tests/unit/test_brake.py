@@ -58,6 +58,20 @@ def test_answers_to_submits_already_in_the_air_do_not_halt() -> None:
     assert (brake.unknown, brake.counts()) == (6, (6, 7))
 
 
+def test_a_halt_of_an_earlier_process_is_gone_on_from_with_one_submit() -> None:
+    """The first unknown answer halts again; an accepted submit ends it."""
+    brake = Brake(5)
+    brake.resume()
+    assert brake.one_at_a_time
+    assert (brake.has_halted, brake.is_proven) == (False, False)
+    assert feed(brake, "u") == 1
+    assert (brake.has_halted, brake.unknown) == (True, 1)
+    brake.saw_accepted()
+    brake.resume()
+    assert (brake.has_halted, brake.is_proven) == (False, True)
+    assert feed(brake, "aaaaaau") is None
+
+
 def test_a_halt_ends_after_ten_minutes_with_one_submit() -> None:
     """One submit then finds out: unknown halts at once again, accepted ends it."""
     brake = Brake(5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from flux_async.cli.output import Output
 from flux_async.cli.printable import printable
 from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.results import utc_text
+from flux_async.cli.run_folder import RunFolder
 
 CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
 
@@ -220,6 +223,48 @@ def test_without_the_extra_the_command_says_how_to_get_it(
         "The command line needs the extra cli. "
         "Run: pip install 'flux-async[cli]'  (in a checkout: pip install '.[cli]')\n"
     )
+
+
+def test_sigterm_while_the_command_starts_exits_as_an_interrupted_run() -> None:
+    """The exit code is 130 before a command listens for signals, too."""
+    program = (
+        "import importlib.util, os, signal\n"
+        "from flux_async.cli import main\n"
+        "importlib.util.find_spec = lambda name: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, b"")
+
+
+def test_a_second_signal_leaves_no_part_of_the_results(tmp_path: Path) -> None:
+    """The process is ended while it rewrites them; a part that was left before is removed by the next run."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from flux_async.cli.results import ResultFile\n"
+        "from flux_async.cli.signals import Interruption\n"
+        "results = ResultFile(Path(sys.argv[1]))\n"
+        "stop = Interruption(last_words=[results.remove_parts])\n"
+        "def rows():\n"
+        "    assert list(results.folder.glob('.results.jsonl.*.part'))\n"
+        "    stop._heard()\n"
+        "    stop._heard()\n"
+        "    yield\n"
+        "results.rewrite(rows())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, b"")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_part_of_the_results_that_was_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    """A process that was killed while it rewrote the results leaves one."""
+    part = tmp_path / ".results.jsonl.1a2b3c4d.part"
+    part.write_bytes(b"{")
+    folder = await RunFolder.open(tmp_path, account="")
+    await folder.aclose()
+    assert not part.exists()
 
 
 def test_on_windows_the_command_names_wsl(
