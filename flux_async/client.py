@@ -25,6 +25,8 @@ from flux_async.api.echo import compare
 from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.api.stored_requests import store_request
 from flux_async.api.url_encoding import encoded_as_by_a_browser
+from flux_async.batch.gathered import gather
+from flux_async.batch.options import BatchOptions
 from flux_async.clock import Clock, SystemClock
 from flux_async.download import DownloadOrder, download, download_once, keep_as_file
 from flux_async.errors import (
@@ -32,8 +34,6 @@ from flux_async.errors import (
     ConfigurationError,
     FluxError,
     InvalidInput,
-    PollDeadlineExceeded,
-    Scope,
     TaskFailed,
     shown,
 )
@@ -69,7 +69,7 @@ from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.rate_limit import Admission, Limits
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
-from flux_async.poller import POLL_TIMEOUT_S, SHORTEST_POLL_S, Poller, WaitOptions
+from flux_async.poller import POLL_TIMEOUT_S, SHORTEST_POLL_S, Poller, WaitOptions, as_paid
 from flux_async.session import Call, Session, log
 from flux_async.transport import Transport
 from flux_async.transport.credentials import Credentials
@@ -78,7 +78,6 @@ from flux_async.transport.factory import TransportName, make_transport, name_of
 from flux_async.uploads import Uploads, too_late
 
 if TYPE_CHECKING:
-    from flux_async.batch.options import BatchOptions
     from flux_async.transport.httpx_ import HttpClient
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -592,8 +591,6 @@ class FluxClient:
             InvalidInput: ``images`` is one image instead of a list of them.
             ConfigurationError, JournalError: The batch could not start; nothing was sent.
         """
-        from flux_async.batch.gathered import gather  # noqa: PLC0415 - the batch is built upon the client
-
         return await gather(self, images, **options)
 
     # --- how ----------------------------------------------------------------------------------------------
@@ -748,15 +745,3 @@ def _of_kind(value: T | None, kind: type[T], name: str) -> T | None:
 
 def _image_in_log(request: ImageRequest) -> str:
     return without_query(str(request.input_image)) if isinstance(request, EditRequest) else "a prompt"
-
-
-def as_paid(error: FluxError, task_id: TaskId) -> FluxError:
-    """An error met while looking costs nothing, but the call it ends has paid for a task."""
-    error.task_id = task_id
-    if error.charge is Charge.NO and not isinstance(error, TaskFailed):
-        error.charge = Charge.YES
-        # "Try again" was meant for the look. Said of the call, it would pay again.
-        stays = error.scope is Scope.STOP or isinstance(error, ConfigurationError)
-        first = f"{error.advice_template} " if stays else ""
-        error.advice = first + PollDeadlineExceeded.default_advice
-    return error

@@ -20,7 +20,16 @@ from flux_async.api import Api
 from flux_async.api.common import image_of
 from flux_async.api.envelope import WireResponse
 from flux_async.clock import SUSPENSION_S, Wakeup
-from flux_async.errors import ClientClosed, DeadlineExceeded, FluxError, TaskFailed
+from flux_async.errors import (
+    Charge,
+    ClientClosed,
+    ConfigurationError,
+    DeadlineExceeded,
+    FluxError,
+    PollDeadlineExceeded,
+    Scope,
+    TaskFailed,
+)
 from flux_async.models import ImageResult, TaskId, TaskRecord
 from flux_async.policy.generation_times import TaskObservation
 from flux_async.policy.polling import CallbackHealth, PollPolicy, PollState
@@ -374,3 +383,15 @@ def _parsed(api: Api, answer: WireResponse | FluxError, task_id: TaskId) -> Task
     words = found.status.name if isinstance(found, TaskRecord) else type(found).__name__
     log(logging.DEBUG, "poll of task %s: %s", task_id, words)
     return found
+
+
+def as_paid(error: FluxError, task_id: TaskId) -> FluxError:
+    """Return the error of a poll as that of a call that has paid for a task."""
+    error.task_id = task_id
+    if error.charge is Charge.NO and not isinstance(error, TaskFailed):
+        error.charge = Charge.YES
+        # "Try again" was meant for the poll. Said of the call, it would pay again.
+        stays = error.scope is Scope.STOP or isinstance(error, ConfigurationError)
+        first = f"{error.advice_template} " if stays else ""
+        error.advice = first + PollDeadlineExceeded.default_advice
+    return error

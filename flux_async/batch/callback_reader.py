@@ -63,7 +63,7 @@ class CallbackReader:
                 self.run.journal.mail.set()
 
     async def _arrived(self, entry: InboxEntry) -> None:
-        self.run.client.ring(entry.task_id)
+        self.run.client.poller.notify(entry.task_id)
         if self.run.jobs.wake(entry.job):  # it may be in doubt, now or in a moment
             return
         stored = await self.run.journal.job(entry.job)

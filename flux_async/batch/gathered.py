@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable
 from typing import Unpack
 
+from flux_async.batch.client_protocol import BatchClient
 from flux_async.batch.input_files import with_file_read
 from flux_async.batch.inputs import Input, as_job, check_images, each
 from flux_async.batch.options import BatchOptions
 from flux_async.batch.runner import BatchRun, run_batch
-from flux_async.client import FluxClient
 from flux_async.errors import FluxError, InvalidInput, Scope
 from flux_async.job_state import FINAL
 from flux_async.models import Failed, Job, JobKey, Outcome
 
 
 async def gather(
-    client: FluxClient, images: Iterable[Input] | AsyncIterable[Input], **options: Unpack[BatchOptions]
+    client: BatchClient, images: Iterable[Input] | AsyncIterable[Input], **options: Unpack[BatchOptions]
 ) -> list[Outcome]:
     """Run a batch to its end and put its outcomes in order; what an earlier run finished is told again.
 

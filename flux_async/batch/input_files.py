@@ -10,8 +10,8 @@ import os
 
 import attrs
 
+from flux_async.batch.client_protocol import BatchClient
 from flux_async.batch.inputs import Input
-from flux_async.client import FluxClient
 from flux_async.files.image_source import choose, identify
 from flux_async.models import EditRequest, ImageRequest, Job, LocalImage, UploadedFile
 
@@ -53,7 +53,7 @@ class InputPlace:
         via_upload: Whether a picture that has an address is put on the upload host, too.
     """
 
-    client: FluxClient
+    client: BatchClient
     request: ImageRequest
     via_upload: bool = False
     _uploaded: UploadedFile | None = attrs.field(default=None, init=False)

@@ -31,7 +31,6 @@ from flux_async.batch.run_context import (
     record,
 )
 from flux_async.batch.submitting import submit
-from flux_async.client import as_paid
 from flux_async.errors import ConfigurationError, FluxError, InvalidInput, Scope, TaskFailed, TaskMismatch
 from flux_async.job_state import (
     AwaitCallback,
@@ -53,7 +52,7 @@ from flux_async.job_state import (
 )
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
 from flux_async.policy.generation_times import kind_of
-from flux_async.poller import WaitOptions
+from flux_async.poller import WaitOptions, as_paid
 
 
 async def run_job(job: ActiveJob, run: RunContext) -> Outcome | None:

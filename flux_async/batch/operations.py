@@ -13,7 +13,7 @@ import os
 import attrs
 
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.client import FluxClient
+from flux_async.batch.client_protocol import BatchClient
 from flux_async.errors import FluxError, JournalError, Scope
 from flux_async.journal.paying_account import PaidTask
 from flux_async.journal.store import Journal
@@ -54,7 +54,7 @@ class Rekeyed:
 
 
 async def rekey_journal(
-    client: FluxClient, journal: str | os.PathLike[str] | Journal, *, sure: bool = False
+    client: BatchClient, journal: str | os.PathLike[str] | Journal, *, sure: bool = False
 ) -> Rekeyed:
     """Let a journal go on with the client's key, which is a new one of the account that it was made with.
 
@@ -79,7 +79,7 @@ async def rekey_journal(
         return await _rekey(client, opened, sure=sure)
 
 
-async def _rekey(client: FluxClient, journal: Journal, *, sure: bool) -> Rekeyed:
+async def _rekey(client: BatchClient, journal: Journal, *, sure: bool) -> Rekeyed:
     with journal.one_run():
         await client.credits()
         found = await _evidence(client, journal, sure=sure)
@@ -87,7 +87,7 @@ async def _rekey(client: FluxClient, journal: Journal, *, sure: bool) -> Rekeyed
     return found
 
 
-async def _evidence(client: FluxClient, journal: Journal, *, sure: bool) -> Rekeyed:
+async def _evidence(client: BatchClient, journal: Journal, *, sure: bool) -> Rekeyed:
     if await journal.account() in {"", client.fingerprint}:
         return Rekeyed(evidence=RekeyEvidence.SAME_KEY)
     if not await journal.may_have_paid():
@@ -107,7 +107,7 @@ async def _evidence(client: FluxClient, journal: Journal, *, sure: bool) -> Reke
     return Rekeyed(evidence=RekeyEvidence.CALLER)
 
 
-async def _can_read(client: FluxClient, task_id: TaskId) -> bool:
+async def _can_read(client: BatchClient, task_id: TaskId) -> bool:
     """Return whether the key can read a task; False where the vendor says that there is none."""
     try:
         await client.record(task_id)

@@ -10,13 +10,13 @@ import attrs
 
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.active_job import ActiveJob, ActiveJobs, Slots
+from flux_async.batch.client_protocol import BatchClient
 from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.event_log import log_event
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.input_files import InputPlace
 from flux_async.batch.progress import ProgressReporter
 from flux_async.batch.run_control import Budget, RunControl
-from flux_async.client import FluxClient
 from flux_async.errors import ConfigurationError, FluxError, JobConflictError, Scope
 from flux_async.files.sink import Sink
 from flux_async.job_state import EchoContradicted, Event, JobState, TaskFound, apply
@@ -90,7 +90,7 @@ class RunContext:
         downloads: Spaces the downloads that are tried again.
     """
 
-    client: FluxClient
+    client: BatchClient
     call: Call
     journal: Journal
     options: RunOptions

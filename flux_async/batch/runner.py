@@ -28,6 +28,7 @@ from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.active_job import ActiveJobs, Slots
 from flux_async.batch.callback_reader import CallbackReader
+from flux_async.batch.client_protocol import BatchClient
 from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.input_files import with_file_read
@@ -40,7 +41,6 @@ from flux_async.batch.progress import BatchProgress, ProgressObserver, ProgressR
 from flux_async.batch.run_context import RunContext, RunOptions
 from flux_async.batch.run_control import Budget, RunControl
 from flux_async.batch.scheduler import Scheduler
-from flux_async.client import FluxClient
 from flux_async.errors import (
     InvalidInput,
     JournalError,
@@ -76,7 +76,7 @@ _CHUNK = 100
 
 
 def run_batch(
-    client: FluxClient,
+    client: BatchClient,
     images: Iterable[Input] | AsyncIterable[Input],
     *,
     journal: str | os.PathLike[str] | Journal = ":memory:",
@@ -190,7 +190,7 @@ def _endpoint(value: object) -> CallbackEndpoint | None:
 class BatchRun:
     """A batch: an async context manager, and an async iterator of outcomes in order of completion."""
 
-    client: FluxClient
+    client: BatchClient
     images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
     journal: Journal
     owns_journal: bool
