@@ -33,7 +33,7 @@ from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
 
-_CHUNK = 500
+_CHUNK = 1000
 _PASS_ON_S = 0.2
 """Files are read whole: what has been read is passed on after so long, however little it is."""
 

@@ -331,3 +331,21 @@ async def test_addresses_that_differ_in_a_fragment_are_one_job(path: Path) -> No
         stored = await journal.job(at(IMAGE).key)
         assert stored is not None
         assert read_image(stored.request) == IMAGE
+
+
+async def test_a_chunk_of_new_jobs_has_the_numbers_and_addresses_of_jobs_added_one_by_one(
+    tmp_path: Path,
+) -> None:
+    """A long list is added a chunk at a time; a chunk that holds anything known or twice goes job by job."""
+    new = [at(f"https://bucket.example/{n}.jpg?id={n}") for n in range(3)]
+    at_once, one_by_one = tmp_path / "a.sqlite3", tmp_path / "b.sqlite3"
+    async with Journal(at_once) as journal:
+        added = await take_in(journal, *new)
+        assert [one.number for one in added] == [1, 2, 3]  # type: ignore[attr-defined]
+        added = await take_in(journal, new[1], at("https://bucket.example/9.jpg"), new[1])
+        assert [one.number for one in added] == [2, 4, 2]  # type: ignore[attr-defined]
+    async with Journal(one_by_one) as journal:
+        for one in (*new, at("https://bucket.example/9.jpg")):
+            await take_in(journal, one, one)
+    columns = "SELECT number, key, request, address, bare_address FROM job"
+    assert rows(at_once, columns) == rows(one_by_one, columns)
