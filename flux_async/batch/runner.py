@@ -140,10 +140,10 @@ def run_batch(
         resubmits=_policy(in_doubt) is InDoubtPolicy.RESUBMIT,
         via_upload=via_upload,
     )
-    progress, control = (
-        ProgressReporter(session=client.session, observer=on_progress),
-        RunControl(session=client.session),
+    progress = ProgressReporter(
+        session=client.session, observer=on_progress, expects_callbacks=callbacks is not None
     )
+    control = RunControl(session=client.session)
     budget = Budget(
         control=control,
         tally=progress.tally,
