@@ -17,6 +17,8 @@ from flux_async import FluxError
 from flux_async.advice import fill
 
 _NOT_TWICE = "nothing is paid twice."
+_SOON_WRITTEN = 5_000
+"""Rows of results.jsonl that are written in about half a second."""
 
 
 def command(*words: str | Path) -> str:
@@ -162,6 +164,13 @@ class AfterRun:
             f"In doubt, perhaps paid: {self.doubts}{status}. Look for the task at kie.ai/logs. If it is "
             f"there: {adopt}. To submit again, perhaps for a second charge: {resubmit}"
         )
+
+
+def while_writing(images: int) -> str | None:
+    """Return what to say after Ctrl-C while results.jsonl is rewritten; None where that is soon done."""
+    if images <= _SOON_WRITTEN:
+        return None
+    return f"Writing results.jsonl for {images} images. Ctrl-C leaves it as it is: the journal has it all."
 
 
 def after_adopting(folder: Path) -> str:

@@ -30,7 +30,7 @@ from flux_async import (
 )
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
-from flux_async.cli.advice import AfterRun, error_text
+from flux_async.cli.advice import AfterRun, error_text, while_writing
 from flux_async.cli.credits import Balance
 from flux_async.cli.display import RunDisplay, summary_table
 from flux_async.cli.exits import Exit, halts
@@ -43,7 +43,7 @@ from flux_async.cli.output import Output
 from flux_async.cli.paid_tasks import tasks_not_recorded, tasks_under_way
 from flux_async.cli.progress import RunView, WindowUse
 from flux_async.cli.questions import Questions
-from flux_async.cli.results import FILE_NAME, ResultsError, Status
+from flux_async.cli.results import ResultsError, Status
 from flux_async.cli.run_folder import RunFolder, Totals
 from flux_async.cli.run_order import RunOptions
 from flux_async.cli.selection import Feed, Selection
@@ -58,8 +58,6 @@ logger: logging.Logger = logging.getLogger("flux_async.cli")
 V = TypeVar("V")
 
 _TICK_S = 0.5
-_MANY_ROWS = 5_000
-"""About as many are written in half a second."""
 
 
 Select: TypeAlias = Callable[[Intake, Spending], Awaitable[object]]
@@ -441,12 +439,8 @@ class RemoveText:
 
     async def _rewrite_results(self, folder: RunFolder) -> Totals | None:
         """Write results.jsonl anew; return None where that failed."""
-        if self.interruption.happened and len(self._selection.jobs) > _MANY_ROWS:
-            self.display.note(
-                f"Writing {FILE_NAME} for {len(self._selection.jobs)} images. Ctrl-C leaves it as it is: the "
-                "journal has it all.",
-                "yellow",
-            )
+        if self.interruption.happened and (words := while_writing(len(self._selection.jobs))) is not None:
+            self.display.note(words, "yellow")
         self.interruption.last_words.append(folder.results.remove_parts)
         on_row, on_equal = (partial(_tell, show) for show in (self.display.unfinished, self.display.settled))
         try:

@@ -29,6 +29,7 @@ from flux_async import (
 )
 from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
+from flux_async.cli.advice import while_writing
 from flux_async.cli.checkups import failed
 from flux_async.cli.commands import read_rate
 from flux_async.cli.credits import cost_in_words, in_credits
@@ -265,6 +266,12 @@ async def test_a_part_of_the_results_that_was_left_is_removed_by_the_next_run(tm
     folder = await RunFolder.open(tmp_path, account="")
     await folder.aclose()
     assert not part.exists()
+
+
+def test_a_long_list_that_is_written_after_ctrl_c_is_said() -> None:
+    """200,000 rows take seconds, a hundred do not."""
+    assert while_writing(100) is None
+    assert (while_writing(200_000) or "").startswith("Writing results.jsonl for 200000 images.")
 
 
 def test_on_windows_the_command_names_wsl(
