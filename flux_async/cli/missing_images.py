@@ -6,6 +6,7 @@ that was delivered once stays succeeded, whatever the file host answers.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
@@ -27,7 +28,6 @@ from flux_async.policy.downloads import (
     expired,
     unfetched,
 )
-from flux_async.timing import Agenda
 
 _AT_ONCE = 4
 _LONGEST_NAP_S = 0.5
@@ -54,7 +54,7 @@ class MissingImages:
     on_row: Callable[[ResultRow], None]
     on_halt: Callable[[FluxError], None]
     is_halted: Callable[[], bool]
-    _agenda: Agenda[int] = attrs.field(factory=Agenda, init=False, repr=False)
+    _queue: list[tuple[float, int]] = attrs.field(factory=list, init=False, repr=False)  # a heap, by time
     _tries: dict[int, int] = attrs.field(factory=dict, init=False, repr=False)
     _ends: dict[int, float] = attrs.field(factory=dict, init=False, repr=False)
     _trying: int = attrs.field(default=0, init=False)
@@ -72,7 +72,7 @@ class MissingImages:
         async with anyio.create_task_group() as group:
             while (numbers := await missing_beyond(taken)) and not self.is_halted():
                 for number in numbers:
-                    self._agenda.set(number, 0.0)
+                    heapq.heappush(self._queue, (0.0, number))
                 if not taken:
                     for _ in range(_AT_ONCE):
                         group.start_soon(self._work)
@@ -81,12 +81,12 @@ class MissingImages:
 
     async def _work(self) -> None:
         """Take what is due, one after another, until nothing is left."""
-        while (self._agenda or self._trying or not self._is_fed) and not self.is_halted():
-            number = self._agenda.take(self.clock.monotonic())
-            if number is None:
-                wait = self._agenda.next_at() - self.clock.monotonic()
-                await self.clock.sleep(min(max(0.0, wait), _LONGEST_NAP_S))
+        while (self._queue or self._trying or not self._is_fed) and not self.is_halted():
+            wait = self._queue[0][0] - self.clock.monotonic() if self._queue else _LONGEST_NAP_S
+            if wait > 0:
+                await self.clock.sleep(min(wait, _LONGEST_NAP_S))
                 continue
+            _, number = heapq.heappop(self._queue)
             self._trying += 1
             try:
                 for stored in self.folder.jobs_of([number]):
@@ -109,7 +109,7 @@ class MissingImages:
         except DownloadError as error:
             what = self._after(stored, error)
             if isinstance(what, DownloadAgain):
-                self._agenda.set(stored.number, self.clock.monotonic() + what.delay_s)
+                heapq.heappush(self._queue, (self.clock.monotonic() + what.delay_s, stored.number))
                 return
             event, problem = self._end(stored, error, what)
         except FluxError as error:

@@ -29,7 +29,7 @@ PACKAGE = Path(flux_async.__file__).parent
 
 L0 = {"advice", "errors", "models"}
 L1 = {"api", "job_state", "policy"}
-L2 = {"clock", "files", "journal", "timing", "transport"}
+L2 = {"clock", "files", "journal", "transport"}
 L3 = {"download", "poll_rate", "poller", "session", "submit_gate", "uploads"}
 L4 = {"batch", "client", "engine", "telemetry", "webhook"}
 
@@ -49,7 +49,6 @@ ALLOWED: dict[str, set[str]] = {
     "transport": L0 | L1 | {"clock"},
     "session": L0 | L1 | {"clock", "submit_gate", "transport"},
     "submit_gate": L0 | L1 | {"clock"},
-    "timing": {"clock"},
     "poller": L0 | L1 | {"clock", "poll_rate", "session"},
     "poll_rate": {"clock"},
     "client": L0 | L1 | L2 | L3 | {"batch", "__version__"},
@@ -88,7 +87,6 @@ OUTSIDE: dict[str, set[str]] = {
     "transport": {"aiohttp", "anyio", "attrs", "certifi", "httpcore", "httpx", "yarl"},
     "session": {"anyio", "attrs"},
     "submit_gate": {"attrs"},
-    "timing": {"attrs"},
     "poller": {"attrs"},
     "poll_rate": {"attrs"},
     "client": {"anyio", "attrs"},
