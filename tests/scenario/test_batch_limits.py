@@ -204,7 +204,7 @@ async def test_a_full_disk_halts_once_and_loses_nothing(
     """The run ends with one error; when there is room again, what was paid is fetched and not paid again."""
     count, vendor = 300, Vendor(latency_s=0.001)
 
-    def no_room(_path: Path) -> Any:
+    def no_room(_path: Path, _mode: int) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with client_of(vendor, in_flight=20) as client:
