@@ -100,8 +100,8 @@ async def test_hostile_callbacks_change_no_result(start_sandbox: Any, tmp_path: 
 async def test_another_process_receives_what_settles_a_lost_answer(
     start_sandbox: Any, tmp_path: Path
 ) -> None:
-    """A third of the answers is lost after the charge; the callbacks of another process name their tasks."""
-    url = start_sandbox(*SIGNING, "--faults", "drop-reply:40%", "--seed", "1").url
+    """Some answers are lost after the charge; the callbacks of another process name their tasks."""
+    url = start_sandbox(*SIGNING, *some_replies_lost(tmp_path)).url
     port, journal = free_port(), tmp_path / "run.sqlite3"
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook?mine=1", key=["new-key", KEY])
     with receiver_process(journal, port):
@@ -116,9 +116,18 @@ async def test_another_process_receives_what_settles_a_lost_answer(
     assert all(len(line["tasks"]) == 1 for line in book["images"].values())
 
 
-def test_the_command_line_is_told(start_sandbox: Any, cli: Any) -> None:
+def some_replies_lost(folder: Path) -> tuple[str, str]:
+    """Return the options of a sandbox that loses every fourth reply: too few in a row to halt a run."""
+    script = folder / "faults.jsonl"
+    script.write_text(
+        "".join('["drop-reply"]\n' if number % 4 == 1 else "[]\n" for number in range(len(IMAGES)))
+    )
+    return "--fault-script", str(script)
+
+
+def test_the_command_line_is_told(start_sandbox: Any, cli: Any, tmp_path: Path) -> None:
     """``--listen`` receives signed callbacks: lost answers are settled, and the results say so."""
-    sandbox = start_sandbox(*SIGNING, "--faults", "drop-reply:40%", "--seed", "1")
+    sandbox = start_sandbox(*SIGNING, *some_replies_lost(tmp_path))
     command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": f"old, {KEY}"})
     ended = command.run("remove-text", *IMAGES, *options(free_port()))
     assert ended.code == 0, ended.stderr
