@@ -174,11 +174,13 @@ def _is_log_lost(connection: sqlite3.Connection, log: Path, last: LoggedSubmit |
 def _is_left_over(journal: Path) -> bool:
     """Whether files of a journal in use lie where the journal itself is not there or empty.
 
-    SQLite writes to the main file first, and the log has a line before it is used.
+    SQLite writes to the main file first, and the log has a line before it is used. So where the main file has
+    bytes by now, another process has just made the journal, and nothing was left over.
     """
     wal, log = journal.with_name(f"{journal.name}-wal"), log_of(journal)
     is_log_lost = log.exists() and (is_cut(log) or not has_opening(log))
-    return is_log_lost or (wal.exists() and wal.stat().st_size > 0)
+    is_in_use = is_log_lost or (wal.exists() and wal.stat().st_size > 0)
+    return is_in_use and not (journal.exists() and journal.stat().st_size > 0)
 
 
 def _has_table(connection: sqlite3.Connection, name: str) -> bool:
