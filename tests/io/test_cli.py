@@ -258,45 +258,40 @@ def test_an_address_that_is_none_fails_without_a_request(offline: Any) -> None:
     assert "not an http(s) URL" in ended.stderr
 
 
+def shown_on_a_terminal(cli: Any, *arguments: str) -> tuple[int, str]:
+    """Run a command whose two streams are one terminal; return its exit code and all that was drawn."""
+    screen, terminal = os.openpty()
+    with cli.start(*arguments, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        try:
+            while chunk := os.read(screen, 65536):
+                shown += chunk
+        except OSError:
+            pass  # how a terminal says that nobody is on its other end any more
+        os.close(screen)
+    return process.returncode, shown.decode()
+
+
 def test_in_a_terminal_results_and_the_live_lines_share_the_screen(
     quick_cli: Any, pictures: list[str]
 ) -> None:
     """On a terminal the results stand on lines of their own above the live lines, which go in the end."""
-    screen, terminal = os.openpty()
-    with quick_cli.start(
-        "remove-text", pictures[0], "ftp://h.com/a.png", "-o", "out", stdout=terminal, stderr=terminal
-    ) as process:
-        os.close(terminal)
-        shown = b""
-        try:
-            while chunk := os.read(screen, 65536):
-                shown += chunk
-        except OSError:
-            pass  # how a terminal says that nobody is on its other end any more
-        os.close(screen)
-    assert process.returncode == 1
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", shown.decode()).splitlines()
+    code, shown = shown_on_a_terminal(quick_cli, "remove-text", pictures[0], "ftp://h.com/a.png", "-o", "out")
+    assert code == 1
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", shown).splitlines()
     assert f"out/{quick_cli.rows()[0]['file']}" in lines
     assert any("1 of 2 done" in line for line in lines)
     assert any("1 of 20 submits in 10 s" in line for line in lines)
-    assert "Traceback" not in shown.decode()
+    assert "Traceback" not in shown
 
 
 def test_the_spinner_of_a_single_command_is_gone_before_its_result(quick_cli: Any) -> None:
     """On a terminal the address stands on a line of its own."""
-    screen, terminal = os.openpty()
-    with quick_cli.start("generate", "A lighthouse", stdout=terminal, stderr=terminal) as process:
-        os.close(terminal)
-        shown = b""
-        try:
-            while chunk := os.read(screen, 65536):
-                shown += chunk
-        except OSError:
-            pass  # how a terminal says that nobody is on its other end any more
-        os.close(screen)
-    assert process.returncode == 0
-    assert "Generating" in shown.decode()
-    last = re.split(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n", shown.decode().rstrip())[-1]
+    code, shown = shown_on_a_terminal(quick_cli, "generate", "A lighthouse")
+    assert code == 0
+    assert "Generating" in shown
+    last = re.split(r"\x1b\[[0-9;?]*[A-Za-z]|\r|\n", shown.rstrip())[-1]
     assert last.startswith("http://")
 
 
