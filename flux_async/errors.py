@@ -593,6 +593,6 @@ class JobConflictError(JournalError):
 
 
 class JournalVersionError(JournalError):
-    """The journal was written by a newer release."""
+    """The journal was written by another release, with a version that this one does not support."""
 
-    default_advice = "Install that release. A new journal would pay again for what this one holds."
+    default_advice = "Use the release that wrote it. A new journal would pay again for what this one holds."

@@ -90,7 +90,7 @@ class Inbox:
         """Open the journal's file.
 
         Raises:
-            JournalVersionError: A newer release wrote it.
+            JournalVersionError: It has an unsupported version.
             JournalError: It is damaged, somebody else's, or cannot be written.
         """
         if self._writer is not None:

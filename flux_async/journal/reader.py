@@ -14,21 +14,18 @@ from typing import Any, Self, TypeVar
 
 import attrs
 
-from flux_async.errors import JournalError, JournalVersionError
+from flux_async.errors import JournalError
 from flux_async.job_state import JobState
 from flux_async.journal import task_owners
 from flux_async.journal.inbox import POSSIBLE_DUPLICATES
 from flux_async.journal.read_only import open_for_reading
-from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
+from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION, unsupported_version
 from flux_async.journal.store import COLUMNS, StoredJob, stored_job
 from flux_async.models import Echo, JobKey, TaskId
 
 T = TypeVar("T")
 
 _PAGE = 500
-_WITH_ADDRESSES = 8
-_WITH_INBOX, _WITH_FILES, _WITH_ECHO = 2, 3, 5
-_NEWER_COLUMNS = {_WITH_FILES: ("sha256", "source", "source_folder"), _WITH_ECHO: ("echo",)}
 _SPENT = ("SubmitAccepted", "TaskFound")
 _UNKNOWN = ("SubmitUnknown", "EchoContradicted")
 _MODEL = "json_extract(job.request, '$.model')"
@@ -80,7 +77,7 @@ class JournalReader:
 
     Raises:
         JournalError: There is none, it is damaged, or it is somebody else's.
-        JournalVersionError: A newer release wrote it.
+        JournalVersionError: It has an unsupported version.
     """
 
     def __init__(self, path: Path, *, leaves_no_trace: bool = False) -> None:
@@ -93,8 +90,7 @@ class JournalReader:
             self.close()
             raise JournalError(f"{path} cannot be read: {error}.") from None
         try:
-            self._version = self._check(path)
-            self._columns = _columns_of(self._version)
+            self._check(path)
         except JournalError:
             self.close()
             raise
@@ -111,20 +107,19 @@ class JournalReader:
         """Let go of the file."""
         self._closing.close()
 
-    def _check(self, path: Path) -> int:
+    def _check(self, path: Path) -> None:
         if self._value("PRAGMA application_id") != APPLICATION_ID:
             raise JournalError(f"{path} is not a journal.", advice="Check the folder's name.")
         version = int(self._value("PRAGMA user_version"))
-        if version > SCHEMA_VERSION:
-            raise JournalVersionError(f"{path} was written by a newer release.")
-        return version
+        if version != SCHEMA_VERSION:
+            raise unsupported_version(path, version)
 
     # --- jobs ---------------------------------------------------------------------------------------------
 
     def jobs(self, *states: JobState) -> Iterator[StoredJob]:
         """Yield the jobs in these states, or all of them, in order of arrival."""
         where = f"state IN ({_marks(states)}) AND" if states else ""
-        sql = f"SELECT {self._columns} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
         after = 0
         while page := self._all(sql, *states, after):
             yield from map(stored_job, page)
@@ -132,27 +127,23 @@ class JournalReader:
 
     def by_number(self, numbers: Sequence[int]) -> list[StoredJob]:
         """Return the jobs with these numbers, at most some hundreds, in the order asked for."""
-        sql = f"SELECT {self._columns} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
         found = {row[0]: stored_job(row) for row in self._all(sql, *numbers)}
         return [found[number] for number in numbers if number in found]
 
     def with_key(self, key: str) -> StoredJob | None:
         """Return the job with this key, or None."""
-        rows = self._all(f"SELECT {self._columns} FROM job WHERE key = ?", key)  # noqa: S608
+        rows = self._all(f"SELECT {COLUMNS} FROM job WHERE key = ?", key)  # noqa: S608
         return stored_job(rows[0]) if rows else None
 
     def with_address(self, digest: int) -> list[StoredJob]:
-        """Return the jobs at an address, however it was signed; none where that is not kept yet."""
-        if self._version < _WITH_ADDRESSES:
-            return []
-        rows = self._all(f"SELECT {self._columns} FROM job WHERE address = ?", digest)  # noqa: S608
+        """Return the jobs at an address, however it was signed."""
+        rows = self._all(f"SELECT {COLUMNS} FROM job WHERE address = ?", digest)  # noqa: S608
         return list(map(stored_job, rows))
 
     def with_bare_address(self, digest: int, after: int) -> list[StoredJob]:
         """Return some of the jobs whose address without its query this is, in order of arrival, after one."""
-        if self._version < _WITH_ADDRESSES:
-            return []
-        sql = f"SELECT {self._columns} FROM job WHERE bare_address = ? AND number > ? "  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM job WHERE bare_address = ? AND number > ? "  # noqa: S608
         return list(map(stored_job, self._all(f"{sql} ORDER BY number LIMIT {_PAGE}", digest, after)))
 
     def newest(self) -> int:
@@ -161,8 +152,8 @@ class JournalReader:
 
     def named(self, start: str) -> list[StoredJob]:
         """Return the job with this key, or else up to two whose keys begin so."""
-        exact = f"SELECT {self._columns} FROM job WHERE key = ?"  # noqa: S608
-        begins = f"SELECT {self._columns} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
+        exact = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
+        begins = f"SELECT {COLUMNS} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
         rows = self._all(exact, start) or self._all(begins, len(start), start)
         return [stored_job(row) for row in rows]
 
@@ -176,33 +167,27 @@ class JournalReader:
 
     def candidates(self, number: int) -> list[TaskId]:
         """Return tasks that may be those of a job's submits: what odd answers named."""
-        return self._read(lambda c: task_owners.candidates(c, number)) if self._has_echoes else []
+        return self._read(lambda c: task_owners.candidates(c, number))
 
     def found_task(self, number: int) -> TaskId | None:
         """Return the task whose record shows the request of a job in doubt, and that no job has."""
-        found = self._read(lambda c: task_owners.offers_to(c, number)) if self._has_echoes else []
+        found = self._read(lambda c: task_owners.offers_to(c, number))
         return found[0] if found else None
 
     def with_echo(self, echo: Echo) -> Iterator[StoredJob]:
         """Yield the jobs whose record shows this of their request, in order of arrival."""
-        sql = f"SELECT {self._columns} FROM job WHERE echo = ? AND number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
+        sql = f"SELECT {COLUMNS} FROM job WHERE echo = ? AND number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
         after = 0
-        while self._has_echoes and (page := self._all(sql, echo, after)):
+        while page := self._all(sql, echo, after):
             yield from map(stored_job, page)
             after = page[-1][0]
 
     def echoes(self) -> dict[Echo, int]:
         """Return how many jobs have a record that shows their request, none, or an unknown one."""
-        return self._read(task_owners.echoes) if self._has_echoes else dict.fromkeys(Echo, 0)
-
-    @property
-    def _has_echoes(self) -> bool:
-        return self._version >= _WITH_ECHO
+        return self._read(task_owners.echoes)
 
     def input_url(self, number: int) -> str | None:
         """Return where the latest submit of a job told the vendor to fetch a picture that was uploaded."""
-        if self._version < _WITH_FILES:
-            return None
         sql = "SELECT input_url FROM attempt WHERE job = ? ORDER BY number DESC LIMIT 1"
         url = self._value(sql, number)
         return None if url is None else str(url)
@@ -216,8 +201,6 @@ class JournalReader:
 
         A job that waits for its next submit is left out: before that it may yet take up the task.
         """
-        if self._version < _WITH_INBOX:
-            return []
         sql = (
             "SELECT job.number, inbox.task_id, max(inbox.signed) FROM inbox "  # noqa: S608
             "JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
@@ -297,12 +280,6 @@ def lock_owner_of(journal: Path) -> LockOwner | None:
     except (OSError, OverflowError):
         return None
     return holder
-
-
-def _columns_of(version: int) -> str:
-    """Return the columns of a job; those that no run has added to the file yet are read as NULL."""
-    missing = {name for since, names in _NEWER_COLUMNS.items() if version < since for name in names}
-    return ", ".join("NULL" if name in missing else name for name in COLUMNS.split(", "))
 
 
 def _marks(values: Sequence[object]) -> str:

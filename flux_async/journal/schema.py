@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flux_async.errors import JournalError, JournalVersionError
-from flux_async.journal.adding import addresses_of
 from flux_async.journal.lost_records import LostRecords, check_whole, find_lost
 from flux_async.journal.rescue import check_not_rescued
 
@@ -20,17 +19,8 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x464C5558
 """"FLUX": marks the file as ours, so that nobody's other database is taken for a journal."""
 
-_STEPS = (
-    "schema.sql",
-    "schema_2.sql",
-    "schema_3.sql",
-    "schema_4.sql",
-    "schema_5.sql",
-    "schema_6.sql",
-    "schema_7.sql",
-    "schema_8.sql",
-)
-SCHEMA_VERSION = len(_STEPS)
+SCHEMA_VERSION = 1
+"""Stored as ``user_version``. Journals of another version are refused."""
 
 _RESTORE = (
     "It was left as it is. If it was a journal, restore a copy: a new journal would pay again for what this "
@@ -110,10 +100,10 @@ def open_temporary() -> sqlite3.Connection:
 
 
 def open_file(path: Path, *, accept_lost_records: bool = False) -> sqlite3.Connection:
-    """Open a journal, by whatever process; make it or bring it up to date where needed.
+    """Open a journal, by whatever process; make it if there is none.
 
     Raises:
-        JournalVersionError: A newer release wrote it.
+        JournalVersionError: It has an unsupported version.
         JournalRecordsLost: It lacks records of submits, and that is not accepted.
         JournalError: It is another program's, or damaged; or it would be new, and one with paid work was
             saved when it was deleted.
@@ -151,7 +141,7 @@ def _open(path: str | Path) -> sqlite3.Connection:
         if path not in {_MEMORY, _TEMPORARY}:
             _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
-        _migrate(connection)
+        _make(connection)
     except BaseException:
         connection.close()
         raise
@@ -186,39 +176,38 @@ def _check_ours(connection: sqlite3.Connection, path: str | Path) -> None:
         return  # new, or made by a process that ended before it could write the schema
     if ours != APPLICATION_ID:
         raise JournalError(f"{path} is another program's database.", advice="Choose another path.")
-    if version > SCHEMA_VERSION:
-        raise JournalVersionError(f"{path} was written by a newer release (schema {version}).")
+    if version != SCHEMA_VERSION:
+        raise unsupported_version(path, version)
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date; a step and its number commit together, whoever else is at it."""
-    connection.create_function("address_of", 1, lambda text: addresses_of(text).unsigned, deterministic=True)
-    connection.create_function("bare_address_of", 1, lambda text: addresses_of(text).bare, deterministic=True)
-    while _version(connection) < SCHEMA_VERSION:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            done = _version(connection)  # another process may have been faster
-            if done < SCHEMA_VERSION:
-                for statement in _statements(_STEPS[done]):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {done + 1}")
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+def unsupported_version(path: str | Path, version: int) -> JournalVersionError:
+    """Return the error for a journal of another version."""
+    return JournalVersionError(
+        f"{path} has the unsupported journal version {version}: this release supports {SCHEMA_VERSION}."
+    )
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    """Create the tables of a new journal in one transaction; another process may create them first."""
+    if _version(connection):
+        return
+    text = files("flux_async.journal").joinpath("schema.sql").read_text(encoding="utf-8")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if not _version(connection):
+            for statement in text.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _statements(name: str) -> list[str]:
-    """Return the statements of a step; none of ours holds a semicolon but at its end."""
-    text = files("flux_async.journal").joinpath(name).read_text(encoding="utf-8")
-    bare = "\n".join(line.partition("--")[0] for line in text.splitlines())
-    return [statement for part in bare.split(";") if (statement := part.strip())]
 
 
 def _not_ours_or_damaged(error: Exception, path: Path) -> JournalError:

@@ -131,7 +131,7 @@ class Journal:
         Raises:
             JournalBusyError: Somebody else is running it.
             JournalRecordsLost: It lacks records of submits, which may be paid.
-            JournalVersionError: A newer release wrote it.
+            JournalVersionError: It has an unsupported version.
             JournalError: It is damaged, somebody else's, or cannot be written; it was left as it is.
         """
         if self._writer is not None:

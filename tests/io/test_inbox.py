@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,12 @@ from flux_async.job_state import (
     apply,
 )
 from flux_async.journal.inbox import Inbox
-from flux_async.journal.schema import SCHEMA_VERSION, open_file
+from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION, open_file
 from flux_async.journal.store import StoredJob
 
 URL = "https://files.example/t.jpg"
 PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
 WAIT_S = 60
-V1 = Path(sys.modules["flux_async.journal.schema"].__file__ or "").with_name("schema.sql")
 
 
 def attempt_id(number: int) -> str:
@@ -342,75 +342,7 @@ async def test_impossible_places(tmp_path: Path, place: str) -> None:
         await Inbox(where).open()
 
 
-# --- older journals ---------------------------------------------------------------------------------------
-
-
-def make_v1(path: Path) -> None:
-    """Make a journal as the first release did, with jobs in several states."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(V1.read_text(encoding="utf-8"))
-        connection.execute(f"PRAGMA application_id = {0x464C5558}")
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute("INSERT INTO meta VALUES ('account', '')")
-        connection.executescript(
-            """
-            INSERT INTO job (number, key, request, state, attempts, charge, task_id) VALUES
-              (1, 'k1', '{"n":1}', 'pending', 0, 'no', NULL),
-              (2, 'k2', '{"n":2}', 'submitting', 1, 'maybe', NULL),
-              (3, 'k3', '{"n":3}', 'submitted', 2, 'yes', 't3');
-            INSERT INTO attempt VALUES
-              (2, 1, 'submitting', 10.0, NULL), (3, 1, 'over', 11.0, NULL), (3, 2, 'submitted', 12.0, 't3');
-            INSERT INTO event VALUES (1, 2, 10.0, 'SubmitIntended', '{}');
-            """
-        )
-
-
-TABLES = ("job", "event", "meta")
-
-
-def kept_of(before: list[list[tuple[Any, ...]]], path: Path) -> list[list[tuple[Any, ...]]]:
-    """Return what the tables hold now in the columns they had then."""
-    now = [rows(path, f"SELECT * FROM {table}") for table in TABLES]
-    widths = [len(table[0]) for table in before]
-    return [[row[:width] for row in table] for table, width in zip(now, widths, strict=True)]
-
-
-async def test_an_older_journal_is_brought_up_to_date(path: Path) -> None:
-    """A run opens a journal of the first release: nothing of it changes, and callbacks can be kept."""
-    make_v1(path)
-    before = [rows(path, f"SELECT * FROM {table}") for table in TABLES]
-    async with Journal(path) as journal:
-        assert {state.value: n for state, n in (await journal.counts()).items()} == {
-            "pending": 1,
-            "submitting": 1,
-            "submitted": 1,
-        }
-        assert await journal.attempt(3, 2) == (12.0, None)
-        stored = await journal.job("k1")
-        assert stored is not None
-        await happened(journal, stored, SubmitIntended(at=20.0, callback_id=attempt_id(1)))
-        await journal.receive(event("t"))
-        assert [entry.task_id for entry in await journal.callbacks_for(1)] == ["t"]
-    assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
-    after = kept_of(before, path)
-    assert (after[0][1:], after[2]) == (before[0][1:], [*before[2], ("submit_log", "closed")])
-
-
-async def test_an_inbox_brings_an_older_journal_up_to_date(path: Path) -> None:
-    """A receiver may be the first of a new release to open a journal; it loses nothing either."""
-    make_v1(path)
-    before = [rows(path, f"SELECT * FROM {table}") for table in TABLES]
-    async with Inbox(path) as inbox:
-        await inbox.receive(event("t"))
-    assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
-    assert kept_of(before, path) == before
-    assert rows(path, "SELECT job, number, callback_id FROM attempt") == [
-        (2, 1, None),
-        (3, 1, None),
-        (3, 2, None),
-    ]
-    assert rows(path) == []
+# --- new journals -----------------------------------------------------------------------------------------
 
 
 _OPENERS = """
@@ -438,9 +370,9 @@ for path in sys.argv[2:]:
 """
 
 
-@pytest.mark.parametrize("make", [None, make_v1, Path.touch], ids=["new", "v1", "empty"])
+@pytest.mark.parametrize("make", [None, Path.touch], ids=["new", "empty"])
 def test_many_processes_open_at_once(tmp_path: Path, make: Callable[[Path], None] | None) -> None:
-    """However many processes open a journal that is to be made or brought up to date, each of them can."""
+    """However many processes open a new journal at once, one makes it and each of them can use it."""
     paths = [tmp_path / f"{turn}.sqlite3" for turn in range(20)]
     for path in paths if make else ():
         make(path)
@@ -448,7 +380,8 @@ def test_many_processes_open_at_once(tmp_path: Path, make: Callable[[Path], None
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * WAIT_S, check=False)
     assert (done.stdout, done.stderr) == ("", "")
     for path in paths:
-        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)]
+        assert rows(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
+        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)] == [(1,)]
         assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -474,10 +407,13 @@ def _foreign_with_a_log(path: Path) -> None:
             shutil.copy(f"{work}{suffix}", f"{path}{suffix}")
 
 
-def _newer(path: Path) -> None:
+def _with_version(version: int, path: Path) -> None:
     open_file(path).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        connection.execute(f"PRAGMA user_version = {version}")
+
+
+_older, _newer = partial(_with_version, 0), partial(_with_version, 2)
 
 
 def _scrambled_header(path: Path) -> None:
@@ -490,7 +426,8 @@ def _scrambled_header(path: Path) -> None:
         (_text, JournalError, "is not a journal"),
         (_foreign, JournalError, "another program's database"),
         (_foreign_with_a_log, JournalError, "another program's database"),
-        (_newer, JournalVersionError, "newer release"),
+        (_older, JournalVersionError, "unsupported journal version 0: this release supports 1"),
+        (_newer, JournalVersionError, "unsupported journal version 2: this release supports 1"),
         (_scrambled_header, JournalError, "damaged"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

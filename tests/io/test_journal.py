@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -501,10 +502,13 @@ def _foreign(path: Path) -> None:
         connection.executescript("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('x');")
 
 
-def _newer(path: Path) -> None:
+def _with_version(version: int, path: Path) -> None:
     asyncio.run(_make(path))
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript("PRAGMA user_version = 99; PRAGMA journal_mode = DELETE;")
+        connection.executescript(f"PRAGMA user_version = {version}; PRAGMA journal_mode = DELETE;")
+
+
+_older, _newer = partial(_with_version, 0), partial(_with_version, 2)
 
 
 def _corrupt(path: Path) -> None:
@@ -535,7 +539,8 @@ async def _make(path: Path) -> None:
     [
         (_text, JournalError, "is not a journal"),
         (_foreign, JournalError, "another program's database"),
-        (_newer, JournalVersionError, "newer release"),
+        (_older, JournalVersionError, "unsupported journal version 0: this release supports 1"),
+        (_newer, JournalVersionError, "unsupported journal version 2: this release supports 1"),
         (_corrupt, JournalError, "damaged"),
         (_cut, JournalError, "damaged"),
         (_scrambled_header, JournalError, "damaged"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from flux_async.job_state import (
     apply,
 )
 from flux_async.job_state import Problem as Trouble
-from flux_async.journal.schema import APPLICATION_ID
 from flux_async.models import TaskId
 
 IMAGE = "https://bucket.example/poster.jpg"
@@ -203,25 +201,6 @@ async def test_a_failed_or_pending_job_of_an_earlier_run_is_no_reason_to_warn(pa
         await live(journal, job(1, None))
         ((number, *_),) = await take_in(journal, job(2, None))  # type: ignore[misc]
         assert number == 2
-
-
-async def test_a_journal_of_an_earlier_release_learns_its_unsigned_addresses(path: Path) -> None:
-    """What was paid before the column existed is found all the same."""
-    steps = [files("flux_async.journal").joinpath(f"schema{step}.sql") for step in ("", "_2", "_3")]
-    paid = job(1, None)
-    with closing(sqlite3.connect(path)) as connection:
-        for step in steps:
-            connection.executescript(step.read_text(encoding="utf-8"))
-        connection.execute(
-            "INSERT INTO job (key, request, state, task_id, result_url, charge) "
-            "VALUES (?, ?, 'done', 't1', 'https://files.example/t.jpg', 'yes')",
-            (paid.key, store_request(paid.request)),
-        )
-        connection.commit()
-        connection.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 3;")
-    async with Journal(path) as journal:
-        ((number, *_),) = await take_in(journal, job(2, None))  # type: ignore[misc]
-        assert number is None
 
 
 # --- addresses that differ in the rest of their query -----------------------------------------------------

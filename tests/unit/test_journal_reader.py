@@ -158,7 +158,7 @@ async def test_the_holder_is_who_runs_it(tmp_path: Path) -> None:
 
 
 def test_what_is_no_journal_is_an_error(tmp_path: Path) -> None:
-    """Nothing, something else, another program's database and a newer journal are told apart."""
+    """A missing file, other files and databases, and an unsupported version have errors of their own."""
     path = tmp_path / "j.sqlite3"
     with pytest.raises(JournalError, match="no journal"):
         JournalReader(path)
@@ -173,5 +173,5 @@ def test_what_is_no_journal_is_an_error(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99;")
     other.close()
-    with pytest.raises(JournalVersionError, match="newer"):
+    with pytest.raises(JournalVersionError, match="unsupported journal version 99: this release supports 1"):
         JournalReader(path)
