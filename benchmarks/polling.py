@@ -167,7 +167,7 @@ class Run:
         looks: How many each task took.
         lags: How late each end was seen.
         moments: The moment of every look.
-        seconds: The time that all ``next_look`` took.
+        seconds: The time that all ``next_poll`` took.
     """
 
     policy: PollPolicy
@@ -216,13 +216,13 @@ class Run:
             started_at=now,
             deadline=now + FOREVER_S,
             timeout_s=FOREVER_S,
-            trail=self.known.begin(now, kind=kind, age=0.0),
+            observation=self.known.begin(now, kind=kind, age=0.0),
         )
         self._plan(now, number, now, watch)
 
     def _plan(self, now: float, number: int, started_at: float, watch: PollState) -> None:
         draw, began = self._rng.random(), time.perf_counter()
-        delay = watch.next_look(now, draw)
+        delay = watch.next_poll(now, draw)
         self.seconds += time.perf_counter() - began
         heapq.heappush(self._due, (now + (delay or 0.0), number, started_at, watch))
 
@@ -295,7 +295,7 @@ def compare(name: str, draw: Draw, *, cost: float, rounds: int, count: int) -> R
         cold=cold / bound,
         warm=warm / bound,
         silent=silent / bound,
-        looks=sum(last.looks[COLD:]) / (count - COLD),
+        polls=sum(last.looks[COLD:]) / (count - COLD),
         lag=sum(last.lags[COLD:]) / (count - COLD),
         others=tuple(other.price(COLD, cost=cost) / bound for other in others),
     )
@@ -329,7 +329,7 @@ def changing(*, rounds: int, count: int) -> Row:
         cold=colds,
         warm=warms,
         silent=math.nan,
-        looks=looks,
+        polls=looks,
         lag=lag,
         others=tuple(others),
     )
@@ -348,7 +348,7 @@ def herd(policy: PollPolicy, *, knows: bool) -> float:
 
 
 def speed(policy: PollPolicy, count: int) -> float:
-    """Return the microseconds of one ``next_look``, with its share of all learning."""
+    """Return the microseconds of one ``next_poll``, with its share of all learning."""
     empty = Run(policy)
     for _ in range(10_000):
         began = time.perf_counter()
@@ -434,7 +434,7 @@ def main() -> int:
     words = "; ".join(f"{name} {most:.2f}" for name, most in herds.items())
     print(f"{HERD:,} at once, fullest 100 ms / mean: {words}")
     mine, plain = (speed(policy, 4_000) for policy in (PollPolicy(), PollPolicy.fixed(3.0)))
-    print(f"next_look, with its share of all learning: {mine:.1f} us; of a fixed rhythm: {plain:.1f} us")
+    print(f"next_poll, with its share of all learning: {mine:.1f} us; of a fixed rhythm: {plain:.1f} us")
     print(f"limits: warm <= {MOST_WARM}, cold <= {MOST_COLD}, 100 ms <= {MOST_HERD} x mean")
     if options.plot:
         plot(options.plot)

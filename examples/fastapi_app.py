@@ -98,7 +98,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             service = app.state.service = Service(client, journal)
             app.add_route(
-                "/flux-callback", WebhookReceiver(journal, key=ENDPOINT.keys, on_callback=client.ring)
+                "/flux-callback", WebhookReceiver(journal, key=ENDPOINT.keys, on_callback=client.notify)
             )
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(service.run())

@@ -12,7 +12,6 @@ import os
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
 
@@ -28,7 +27,6 @@ from flux_async.api.url_encoding import encoded_as_by_a_browser
 from flux_async.batch.gathered import gather
 from flux_async.batch.options import BatchOptions
 from flux_async.clock import Clock, SystemClock
-from flux_async.download import DownloadOrder, download, download_once, keep_as_file
 from flux_async.errors import (
     Charge,
     ConfigurationError,
@@ -37,9 +35,11 @@ from flux_async.errors import (
     TaskFailed,
     shown,
 )
+from flux_async.files.download import DownloadOrder, download, download_once, keep_as_file
 from flux_async.files.image_source import Source, choose
 from flux_async.files.image_writer import SavedFile, check_destination
 from flux_async.files.sink import SavedResult, Sink, path_in, save_in
+from flux_async.files.upload import Uploads, too_late
 from flux_async.models import (
     TEXT_REMOVAL_PROMPT,
     CallbackEvent,
@@ -66,7 +66,7 @@ from flux_async.policy.generation_times import kind_of
 from flux_async.policy.image_addresses import check_reachable, mistyped_in_words
 from flux_async.policy.numbers import check_not_negative, check_positive
 from flux_async.policy.polling import CallbackHealth, PollPolicy
-from flux_async.policy.rate_limit import Admission, Limits
+from flux_async.policy.rate_limit import Limits, RateLimiter
 from flux_async.policy.retry import RetryPolicy
 from flux_async.policy.uploads import MAX_UPLOAD_BYTES
 from flux_async.poller import POLL_TIMEOUT_S, SHORTEST_POLL_S, Poller, WaitOptions, as_paid
@@ -75,7 +75,6 @@ from flux_async.transport import Transport
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.deadline import Deadline
 from flux_async.transport.factory import TransportName, make_transport, name_of
-from flux_async.uploads import Uploads, too_late
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
@@ -187,7 +186,7 @@ class FluxClient:
         )
         self._session: Session = Session(
             transport=make_transport(transport, credentials, version=__version__, client=http_client),
-            admission=Admission(limits),
+            rate_limiter=RateLimiter(limits),
             clock=clock or SystemClock(),
             scrub=credentials.scrub,
             rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
@@ -345,7 +344,7 @@ class FluxClient:
 
         For the first 90 s "no such task" means "not visible yet". Lost connections, 429, 455 and server
         errors mean "look again". One deadline ends it. However many wait for one task, one look serves them
-        all, and :meth:`ring` wakes them.
+        all, and :meth:`notify` wakes them.
 
         Args:
             task_id: The task.
@@ -353,8 +352,8 @@ class FluxClient:
                 the task's record is compared with it (:class:`flux_async.Echo`).
             age: Seconds since it was submitted; left out, its record tells.
             timeout: Seconds to wait; left out, the client's.
-            expects_callback: The vendor was given an address for this task that leads to :meth:`ring`. While
-                callbacks come, such a task is looked at rarely.
+            expects_callback: The vendor was given an address for this task that leads to :meth:`notify`.
+                While callbacks come, such a task is polled rarely.
 
         Raises:
             TaskFailed: The task ended without a picture.
@@ -372,7 +371,7 @@ class FluxClient:
             image = await self._poller.wait(task, options)
         return image if request is None else self._with_echo(image, request)
 
-    def ring(self, callback: CallbackEvent | TaskId | str) -> None:
+    def notify(self, callback: CallbackEvent | TaskId | str) -> None:
         """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
 
         This is what a :class:`flux_async.WebhookReceiver` in this process is given as ``on_callback``. It is
@@ -393,21 +392,9 @@ class FluxClient:
         *,
         timeout: float | None = None,
         match_suffix: bool = False,
-    ) -> Path:
-        """Bring a picture to disk and return its path; see :meth:`fetch_file`, which tells more of it."""
-        saved = await self.fetch_file(image, destination, timeout=timeout, match_suffix=match_suffix)
-        return saved.path
-
-    async def fetch_file(
-        self,
-        image: ImageResult | str,
-        destination: str | os.PathLike[str],
-        *,
-        timeout: float | None = None,
-        match_suffix: bool = False,
         retry: bool = True,
     ) -> SavedFile:
-        """Bring a picture to disk; the file appears under its name only when it is whole.
+        """Download an image to disk; the file appears under its name only when it is whole.
 
         The file host sees neither key nor cookies. Redirects are followed, at most five, and only to public
         addresses, or to the kind the API itself has. A download that breaks off goes on where it stopped, if
@@ -423,7 +410,7 @@ class FluxClient:
             retry: False makes one try only.
 
         Returns:
-            The path written, the digest of its bytes, and its size.
+            The path of the file, the digest of its bytes, and its size.
 
         Raises:
             ResultExpired: The file host refuses it, and it is older than the vendor keeps results (14 days).
@@ -453,7 +440,7 @@ class FluxClient:
     ) -> SavedResult:
         """Download a result once and save it in ``sink``, under ``name`` with the ending its content has.
 
-        The sink receives the image whole and checked. It raises what :meth:`fetch_file` raises; what the
+        The sink receives the image whole and checked. It raises what :meth:`download` raises; what the
         sink raises is a :class:`DownloadError`.
         """
         order = DownloadOrder(
@@ -694,14 +681,14 @@ class FluxClient:
                 try:
                     return parse(await self._look(wire, deadline))
                 except FluxError as error:
-                    delay = self._options.retry.before_next_look(error, tries, session.rng.random())
+                    delay = self._options.retry.before_next_poll(error, tries, session.rng.random())
                     if delay is None or session.clock.monotonic() + delay >= deadline:
                         raise
                     await session.clock.sleep(delay)
 
     async def _look(self, wire: WireRequest, deadline: float) -> WireResponse:
         remaining = max(SHORTEST_POLL_S, deadline - self._session.clock.monotonic())
-        return await self._session.look(wire, timeout_s=min(POLL_TIMEOUT_S, remaining), deadline=deadline)
+        return await self._session.read(wire, timeout_s=min(POLL_TIMEOUT_S, remaining), deadline=deadline)
 
 
 class _ClientWithOptions(FluxClient):

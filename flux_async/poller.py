@@ -139,7 +139,7 @@ class Poller:
     _ticks_from: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        most = self.session.admission.limits.polls_per_s
+        most = self.session.rate_limiter.limits.polls_per_s
         self._rate = None if most is None else PollRate(self.session.clock, 1.0 / most)
 
     @property
@@ -156,7 +156,7 @@ class Poller:
         """Poll a task now, because a callback came for it; one that nobody waits for yet, at once later."""
         if self.session.is_closed:
             return
-        if self.health.rang(task_id, self._now()):
+        if self.health.saw_callback(task_id, self._now()):
             return  # its end is known already
         task = self._tasks.get(task_id)
         if task is not None:
@@ -186,7 +186,7 @@ class Poller:
                     self._postpone(waiter, now)
                 if (image := self._read_found(waiter, now)) is not None:
                     return image
-                if now - waiter.state.deadline > SUSPENSION_S and waiter.state.put_off(now):
+                if now - waiter.state.deadline > SUSPENSION_S and waiter.state.postpone(now):
                     waiter.missed = False  # the poll that was due is still made
                 await waiter.wakeup.wait(self.session.clock, self._next_at(waiter, now) - now)
         finally:
@@ -209,7 +209,7 @@ class Poller:
             started_at=now,
             deadline=options.deadline,
             timeout_s=options.timeout_s,
-            trail=task.observation,
+            observation=task.observation,
             ticks_from=self._ticks_from,
         )
         waiter = _Waiter(task, state, options, self.session.polls.outage_s(now))
@@ -263,9 +263,9 @@ class Poller:
         is_notified = task.notifications != waiter.notifications and task.poll is None
         if is_notified:
             waiter.notifications = task.notifications
-            state.rang(now)
+            state.saw_callback()
         if waiter.due is None or is_notified or (waiter.sweeps and not sweeps):
-            delay = state.next_look(now, self.session.rng.random(), told=sweeps)
+            delay = state.next_poll(now, self.session.rng.random(), sweeps=sweeps)
             if delay is None:
                 return None
             waiter.due = now + delay if waiter.due is None else min(waiter.due, now + delay)
@@ -302,7 +302,7 @@ class Poller:
         self.session.claim(state.task_id)
         if waiter.options.expects_callback and not task.has_ended:
             task.has_ended = True
-            self.health.ended(state.task_id, now, rung=task.notifications > 0)
+            self.health.ended(state.task_id, now, notified=task.notifications > 0)
         if isinstance(end, FluxError):
             raise end
         return image
@@ -336,7 +336,7 @@ class Poller:
         answer: WireResponse | FluxError | None = None
         try:
             if await self._is_permitted(waiter):
-                answer = await self.session.make_look(task_id, timeout_s=POLL_TIMEOUT_S)
+                answer = await self.session.poll(task_id, timeout_s=POLL_TIMEOUT_S)
         finally:
             task.poll = task.queued = None
             if answer is None:
@@ -355,7 +355,7 @@ class Poller:
         try:
             if self._rate is not None and not await self._rate.permit(lambda: self._chance(waiter), deadline):
                 return False
-            await self.session.take_look(deadline)
+            await self.session.take_poll_slot(deadline)
         except DeadlineExceeded:
             return False
         waiter.task.queued = None
@@ -364,7 +364,7 @@ class Poller:
     def _chance(self, waiter: _Waiter) -> float:
         """How likely a poll is to find an end. Notified tasks and last polls come first of all."""
         now = self._now()
-        if waiter.task.notifications or waiter.state.is_last_look(now):
+        if waiter.task.notifications or waiter.state.is_last_poll(now):
             return 1.0
         return waiter.task.observation.chance(now)
 

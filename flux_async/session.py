@@ -41,7 +41,7 @@ from flux_async.models import Echo, ImageRequest, JobKey, TaskId, TaskRecord, Un
 from flux_async.policy.echo import SubmitLog, is_contradiction
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.pauses import Pause
-from flux_async.policy.rate_limit import Admission
+from flux_async.policy.rate_limit import RateLimiter
 from flux_async.submit_gate import SubmitGate, take
 from flux_async.transport import Answered, NotSent, SendResult, Transport
 from flux_async.transport.background import BackgroundTasks
@@ -100,7 +100,7 @@ class Session:
 
     Attributes:
         transport: Makes the requests.
-        admission: The pace of submits.
+        rate_limiter: The pace of submits.
         clock: The reader of time.
         rng: The source of jitter.
         api: The API of the vendor that tasks are submitted to and polled at.
@@ -116,7 +116,7 @@ class Session:
     """
 
     transport: Transport = attrs.field(repr=False)
-    admission: Admission
+    rate_limiter: RateLimiter
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
     api: Api = attrs.field(factory=load_api, repr=False)
@@ -133,7 +133,7 @@ class Session:
     _calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
     _unclaimed: OrderedDict[object, UnclaimedTask] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _in_flight: asyncio.Semaphore = attrs.field(init=False, repr=False)
-    _looks: asyncio.Semaphore = attrs.field(init=False, repr=False)
+    _poll_slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _downloads: asyncio.Semaphore = attrs.field(
         factory=partial(asyncio.Semaphore, DOWNLOADS), init=False, repr=False
     )
@@ -146,10 +146,12 @@ class Session:
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        limits = self.admission.limits
-        self.gate = SubmitGate(admission=self.admission, clock=self.clock, rng=self.rng, changed=self.changed)
+        limits = self.rate_limiter.limits
+        self.gate = SubmitGate(
+            rate_limiter=self.rate_limiter, clock=self.clock, rng=self.rng, changed=self.changed
+        )
         self._in_flight = asyncio.Semaphore(limits.in_flight)
-        self._looks = asyncio.Semaphore(limits.connections)
+        self._poll_slots = asyncio.Semaphore(limits.connections)
 
     # --- coming and going ---------------------------------------------------------------------------------
 
@@ -278,11 +280,11 @@ class Session:
         finally:
             self._in_flight.release()
 
-    async def take_place(self) -> None:
-        """Take one of those places for a job of a batch; it is given back with :meth:`give_place`."""
+    async def take_task_slot(self) -> None:
+        """Take one of those places for a job of a batch; it is given back with :meth:`release_task_slot`."""
         await self._in_flight.acquire()
 
-    def give_place(self) -> None:
+    def release_task_slot(self) -> None:
         """Give back a place."""
         self._in_flight.release()
 
@@ -292,13 +294,13 @@ class Session:
         Raises:
             FluxError: With the charge and the scope of what happened.
         """
-        await self.admit(deadline=deadline, call=call)
+        await self.take_submit_slot(deadline=deadline, call=call)
         call.posting += 1
         try:
             async with Deadline(deadline - self.clock.monotonic()):
                 answer = await self._exchanges.run(
                     self.post(store_request(request)),
-                    when_done=self.leave_air,
+                    when_done=self.release_submit_slot,
                     when_abandoned=partial(self._abandoned, request),
                 )
         except TimeoutError:
@@ -319,11 +321,13 @@ class Session:
         """Run ``work``, which makes one admitted POST, where no caller can cancel it."""
         call.posting += 1
         try:
-            return await self._exchanges.run(work, when_done=self.leave_air, when_abandoned=when_abandoned)
+            return await self._exchanges.run(
+                work, when_done=self.release_submit_slot, when_abandoned=when_abandoned
+            )
         finally:
             call.posting -= 1
 
-    async def admit(
+    async def take_submit_slot(
         self,
         *,
         deadline: float,
@@ -331,7 +335,7 @@ class Session:
         wanted: Callable[[], bool] = lambda: True,
         waits_out_pauses: bool = False,
     ) -> bool:
-        """Wait for a place in the air and a permit of the pace; then POST at once, and ``leave_air``.
+        """Wait for a submit slot and a permit; then POST at once, and call :meth:`release_submit_slot`.
 
         A submit that was waiting here when the vendor turned the account away (401, 402 …) is not let in:
         it ends with that same error. Nor is one that is not ``wanted`` any more: then False. More of it is
@@ -344,7 +348,7 @@ class Session:
             waits_out_pauses=waits_out_pauses,
         )
 
-    def leave_air(self) -> None:
+    def release_submit_slot(self) -> None:
         """Give back the place of an admitted submit."""
         self.gate.leave()
 
@@ -472,29 +476,29 @@ class Session:
 
     # --- looking ------------------------------------------------------------------------------------------
 
-    async def look(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> WireResponse:
+    async def read(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> WireResponse:
         """Make one request that costs nothing.
 
         Raises:
             RequestNotSent, ConnectionLost: There is no whole answer; charge NO.
             DeadlineExceeded: No place was free before the deadline.
         """
-        await take(self._looks, deadline, self.clock)
+        await take(self._poll_slots, deadline, self.clock)
         began = self.clock.monotonic()
         result = await self._run_here(
-            lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._looks.release
+            lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._poll_slots.release
         )
         return self._polled(result, began)
 
-    async def take_look(self, deadline: float) -> None:
-        """Take a place for a look, which :meth:`make_look` gives back.
+    async def take_poll_slot(self, deadline: float) -> None:
+        """Take a place for a look, which :meth:`poll` gives back.
 
         Raises:
             DeadlineExceeded: None was free before the deadline.
         """
-        await take(self._looks, deadline, self.clock)
+        await take(self._poll_slots, deadline, self.clock)
 
-    async def make_look(self, task_id: TaskId, *, timeout_s: float) -> WireResponse | FluxError:
+    async def poll(self, task_id: TaskId, *, timeout_s: float) -> WireResponse | FluxError:
         """Poll a task, with a place, and return what was answered, whatever it is. It must not be cancelled.
 
         The poll goes over a kept connection. Where the answer may belong to an earlier poll, the poll is made
@@ -516,7 +520,7 @@ class Session:
         else:
             return answer
         finally:
-            self._looks.release()
+            self._poll_slots.release()
 
     def _polled(self, result: SendResult, began: float) -> WireResponse:
         """Return the answer of a poll, or raise what its absence means; note whether polls get through."""

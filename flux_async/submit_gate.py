@@ -28,7 +28,7 @@ from flux_async.errors import (
 )
 from flux_async.policy.brake import Brake
 from flux_async.policy.pauses import Pause
-from flux_async.policy.rate_limit import Admission
+from flux_async.policy.rate_limit import RateLimiter
 from flux_async.policy.retry import RetryPolicy
 
 
@@ -37,7 +37,7 @@ class SubmitGate:
     """The gates of one session's submits, and what their answers mean for the next ones.
 
     Attributes:
-        admission: The pace.
+        rate_limiter: The pace.
         clock: The reader of time.
         rng: The source of jitter.
         changed: Is set when a waiting submit should look again whether it may go.
@@ -45,7 +45,7 @@ class SubmitGate:
         brake: Counts unknown answers.
     """
 
-    admission: Admission
+    rate_limiter: RateLimiter
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
     changed: Signal = attrs.field(repr=False)
@@ -59,7 +59,7 @@ class SubmitGate:
     _last_problem: str = attrs.field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
-        limits = self.admission.limits
+        limits = self.rate_limiter.limits
         self.brake = Brake(limits.unknown_answers)
         self._waits = RetryPolicy(window_s=limits.window_s)
         self._places = asyncio.Semaphore(min(limits.concurrent_submits, limits.in_flight))
@@ -123,7 +123,7 @@ class SubmitGate:
             if now >= deadline or (math.isfinite(delay) and now + delay >= deadline):
                 raise too_late()
             await self.changed.wait(self.clock, min(delay, deadline - now))
-        self.admission.take(now)
+        self.rate_limiter.take(now)
         self._in_air += 1
         self._last_went_alone = self.brake.one_at_a_time
         return True
@@ -133,7 +133,7 @@ class SubmitGate:
         paused = waits_out_pauses and self.pause.is_on
         if self._in_air and (paused or self.brake.one_at_a_time):
             return math.inf
-        return max(self.admission.delay(now), self.pause.delay(now) if paused else 0.0)
+        return max(self.rate_limiter.delay(now), self.pause.delay(now) if paused else 0.0)
 
     def leave(self) -> None:
         """Give back the place of a submit that entered."""
@@ -154,7 +154,7 @@ class SubmitGate:
 
     def saw_accepted(self, began: float) -> None:
         """Take note of a submit that made a task."""
-        self.admission.let_in()
+        self.rate_limiter.let_in()
         self.brake.saw_accepted()
         self._saw_answer(began)
 
@@ -173,9 +173,9 @@ class SubmitGate:
     def saw_request_to_wait(self, error: FluxError, began: float) -> float:
         """Take note of 429 or 455; return the seconds for which all submits pause."""
         if isinstance(error, RateLimitedError):
-            self.admission.turned_away()
+            self.rate_limiter.turned_away()
         now, seconds = self.clock.monotonic(), self._waits.pause_for(error, self.rng.random())
-        self.admission.pause(now, seconds)
+        self.rate_limiter.pause(now, seconds)
         seconds = max(seconds, float(getattr(error, "retry_after_s", None) or 0.0))
         self.pause.saw_request_to_wait(error, began, now, seconds)
         self.changed.set()

@@ -85,7 +85,7 @@ class WebhookReceiver:
             be run by any other process; None keeps nothing, and only ``on_callback`` learns of them.
         key: The webhook keys of kie.ai/settings: one, or several while one replaces another; None accepts
             what is not signed.
-        on_callback: Called with each callback after its commit, ``client.ring`` for instance. The vendor is
+        on_callback: Called with each callback after its commit, ``client.notify`` for instance. The vendor is
             waiting, so it must be quick, and no coroutine function; what it raises is logged, no more.
         clock: The reader of time.
         body_timeout_s: Seconds in which a body must have arrived whole.

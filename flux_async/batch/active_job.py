@@ -29,7 +29,7 @@ class Slots:
     starting: asyncio.Semaphore = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        limits = self.session.admission.limits
+        limits = self.session.rate_limiter.limits
         self.active = asyncio.Semaphore(limits.in_flight)
         self.starting = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.concurrent_submits))
 
@@ -64,7 +64,7 @@ class JobSlot:
         """Take what a task in flight needs, as far as it is not held."""
         await self.activate()
         if not self._is_in_flight:
-            await self.slots.session.take_place()
+            await self.slots.session.take_task_slot()
             self._is_in_flight = True
 
     def land(self) -> None:
@@ -72,7 +72,7 @@ class JobSlot:
         self.end_start()
         if self._is_in_flight:
             self._is_in_flight = False
-            self.slots.session.give_place()
+            self.slots.session.release_task_slot()
 
     def release(self) -> None:
         """Give back everything."""

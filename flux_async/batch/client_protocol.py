@@ -66,7 +66,7 @@ class BatchClient(Protocol):
         """Download a result once and save it in a sink."""
         ...
 
-    async def fetch_file(
+    async def download(
         self,
         image: ImageResult | str,
         destination: str | os.PathLike[str],

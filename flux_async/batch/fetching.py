@@ -84,7 +84,7 @@ async def _fetch_original(job: ActiveJob, run: RunContext) -> None:
         return
     try:
         destination = await run.names.destination(folder, job.stored)
-        await run.client.fetch_file(url, destination, match_suffix=True, retry=False)
+        await run.client.download(url, destination, match_suffix=True, retry=False)
     except FluxError as error:
         if error.scope is Scope.STOP:
             raise

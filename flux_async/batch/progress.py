@@ -36,7 +36,7 @@ class BatchProgress:
         succeeded: Jobs that have their picture.
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
-        parked: Jobs in doubt that wait for their callback.
+        waiting: Jobs in doubt that wait for their callback.
         credits: Credits this run has spent by the price list, submits in doubt and failed tasks included.
         refundable: The part of ``credits`` that went to failed tasks; the vendor usually returns it.
         elapsed_s: Seconds since the run began.
@@ -52,7 +52,7 @@ class BatchProgress:
     succeeded: int = 0
     failed: int = 0
     in_doubt: int = 0
-    parked: int = 0
+    waiting: int = 0
     credits: float = 0.0
     refundable: float = 0.0
     elapsed_s: float = 0.0
@@ -122,7 +122,7 @@ class Tally:
             succeeded=self._ended["Succeeded"],
             failed=self._ended["Failed"],
             in_doubt=self._ended["InDoubt"],
-            parked=self._states[JobState.IN_DOUBT],
+            waiting=self._states[JobState.IN_DOUBT],
             credits=self.credits,
             refundable=self.refundable,
             elapsed_s=elapsed_s,
@@ -154,8 +154,8 @@ class ProgressReporter:
         now = self.session.clock.monotonic()
         progress = self.tally.progress(now - self.began)
         if not self.expects_callbacks:  # no callback can settle a doubt
-            in_doubt = progress.in_doubt + progress.parked
-            progress = attrs.evolve(progress, parked=0, in_doubt=in_doubt)
+            in_doubt = progress.in_doubt + progress.waiting
+            progress = attrs.evolve(progress, waiting=0, in_doubt=in_doubt)
         if self.retrying:
             progress = attrs.evolve(progress, retrying=self.retrying)
         pause = self.session.current_pause()

@@ -404,9 +404,9 @@ class BatchRun:
         requests, images = await self.journal.confirmed_echoes()
         session.submits.confirmed = max(session.submits.confirmed, requests)
         session.submits.confirmed_images = max(session.submits.confirmed_images, images)
-        recent = await self.journal.submits_since(now - session.admission.limits.window_s)
+        recent = await self.journal.submits_since(now - session.rate_limiter.limits.window_s)
         if recent:
-            session.admission.seed(session.clock.monotonic(), [now - at for at in recent])
+            session.rate_limiter.seed(session.clock.monotonic(), [now - at for at in recent])
 
     async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
         """Put a chunk of inputs into the journal; what is no request becomes an outcome of its own."""

@@ -55,7 +55,7 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
         failed = await _place_input(job, run)  # again where it has grown old meanwhile
         if failed is not None or not run.control.is_spending:
             return failed or Leave()
-        is_admitted = await session.admit(
+        is_admitted = await session.take_submit_slot(
             deadline=clock.monotonic() + _FOREVER_S,
             call=run.call,
             wanted=lambda: run.control.is_spending and input_of(job, run).is_ready,
@@ -68,7 +68,7 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
         is_reserved = run.budget.reserve(job.stored)
     finally:
         if not is_reserved:
-            session.leave_air()
+            session.release_submit_slot()
     if not is_reserved:
         return Leave()
     run.budget.begin_post()

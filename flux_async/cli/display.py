@@ -201,8 +201,8 @@ def _counts(view: RunView) -> list[str]:
         parts.append(f"{batch.in_doubt} in doubt")
     if batch.retrying:
         parts.append(f"{batch.retrying} downloads tried again")
-    if batch.parked:
-        parts.append(f"{batch.parked} wait for a callback")
+    if batch.waiting:
+        parts.append(f"{batch.waiting} wait for a callback")
     if view.per_minute > 0:
         parts.append(f"{view.per_minute:.0f}/min")
     return parts

@@ -89,7 +89,7 @@ async def listening(
         return
     from flux_async.cli.webhook_server import make_server  # noqa: PLC0415 - loads uvicorn
 
-    server = make_server(WebhookReceiver(journal, key=endpoint.keys, on_callback=client.ring), _BACKLOG)
+    server = make_server(WebhookReceiver(journal, key=endpoint.keys, on_callback=client.notify), _BACKLOG)
     async with anyio.create_task_group() as group:
         group.start_soon(server.serve, [listener])
         try:

@@ -102,7 +102,7 @@ class MissingImages:
         event: Saved | ResultLost | None = None
         problem: Problem | None = None
         try:
-            saved = await self.client.fetch_file(
+            saved = await self.client.download(
                 image, self.folder.target(stored), match_suffix=True, retry=False
             )
             event = Saved(at=self.clock.wall(), file=saved.path.name, sha256=saved.sha256)

@@ -60,8 +60,8 @@ class RunView:
     @property
     def only_awaits_callbacks(self) -> bool:
         """Whether nothing but the callbacks of submits in doubt is missing."""
-        parked = self.batch.parked
-        return self.is_read and parked > 0 and self.in_flight == 0 and self.settled + parked >= self.total
+        waiting = self.batch.waiting
+        return self.is_read and waiting > 0 and self.in_flight == 0 and self.settled + waiting >= self.total
 
     @property
     def only_retries_downloads(self) -> bool:
@@ -82,7 +82,7 @@ class RunView:
         """
         if self.per_minute <= 0 or not self.is_read:
             return None
-        return 60.0 * max(0, self.total - self.settled - self.batch.parked) / self.per_minute
+        return 60.0 * max(0, self.total - self.settled - self.batch.waiting) / self.per_minute
 
 
 @attrs.define

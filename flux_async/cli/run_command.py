@@ -394,7 +394,7 @@ class RemoveText:
             self._said_what_is_awaited = True
             minutes = callbacks.wait_for_doubts_s(self.order.timeout_s) / 60
             self.display.note(
-                f"{progress.parked} submits in doubt wait for their callbacks, each for up to "
+                f"{progress.waiting} submits in doubt wait for their callbacks, each for up to "
                 f"{minutes:.0f} minutes. Ctrl-C leaves them for the next run.",
                 "yellow",
             )

@@ -166,7 +166,7 @@ async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -
     path: Path | None = None
     if show.file is not None:
         try:
-            path = await client.download(image, show.file)
+            path = (await client.download(image, show.file)).path
         except DownloadError:
             show.console.note(paid_result(image.task_id, image.result_url, show.file))
             raise

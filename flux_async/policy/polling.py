@@ -15,16 +15,16 @@ from flux_async.policy.generation_times import GenerationTimes, TaskObservation
 from flux_async.policy.numbers import check_positive, not_negative, positive_number
 from flux_async.policy.schedule import SHORTEST_GAP_S
 
-_LAST_LOOK_S = 2.0
-_PUT_OFF_S = 5.0
-_LAST_LOOK_SHARE = 0.1
+_LAST_POLL_S = 2.0
+_POSTPONED_S = 5.0
+_LAST_POLL_SHARE = 0.1
 _TROUBLE_CAP_S = 30.0
 _FASTEST_GROWTH = 10.0
-_RING_GAP_S = 1.0
+_CALLBACK_GAP_S = 1.0
 _MEMORY = 0.9
 _ENOUGH_ENDS = 2.5
 _HEALTHY = 0.8
-_LOOKS_AFTER_RING = 6
+_POLLS_AFTER_CALLBACK = 6
 _SOON_S = 3.0
 _OVERDUE_S = 1.0
 _WIDEST = 2.0
@@ -100,17 +100,17 @@ class PollPolicy:
         first_s = check_positive(first_s, "first_s")
         return cls(interval_s=first_s, jitter=jitter, slow_after_s=0.0, growth=growth, cap_s=cap_s)
 
-    def next_delay(self, *, looks: int, stragglers: int, draw: float) -> float:
-        """Return the seconds to wait before the next look, where ``interval_s`` is given.
+    def next_delay(self, *, polls: int, stragglers: int, draw: float) -> float:
+        """Return the seconds to wait before the next poll, where ``interval_s`` is given.
 
         Args:
-            looks: Looks made so far.
+            polls: Polls made so far.
             stragglers: How many of them were made past ``slow_after_s``.
             draw: A random number from 0 to 1.
         """
         interval_s = self.interval_s or SHORTEST_GAP_S
         first_s = interval_s if self.first_s is None else self.first_s
-        gap_s = first_s if looks == 0 else interval_s * self.growth ** min(stragglers, 64)
+        gap_s = first_s if polls == 0 else interval_s * self.growth ** min(stragglers, 64)
         return min(self.cap_s, self.spread(gap_s, gap_s, draw))
 
     def learned_delay(self, best_s: float, following_s: float, draw: float) -> float:
@@ -153,14 +153,14 @@ class CallbackHealth:
     _heard: float = attrs.field(default=0.0, init=False)
     _awaited: OrderedDict[TaskId, float] = attrs.field(factory=OrderedDict, init=False, repr=False)
 
-    def ended(self, task_id: TaskId, now: float, *, rung: bool) -> None:
+    def ended(self, task_id: TaskId, now: float, *, notified: bool) -> None:
         """Take note of a task's end, and whether its callback has come."""
-        if rung:
+        if notified:
             self._learn(came=True)
         else:
             self._awaited[task_id] = now + self.within_s
 
-    def rang(self, task_id: TaskId, now: float) -> bool:
+    def saw_callback(self, task_id: TaskId, now: float) -> bool:
         """Take note of a callback for a task; return whether its end was known already."""
         self.are_coming(now)
         if self._awaited.pop(task_id, None) is None:
@@ -184,7 +184,7 @@ class CallbackHealth:
 class PollState:
     """One wait for one task: what was seen so far, and what follows from it.
 
-    ``next_look`` says how long to sleep; then give it what the look found, with ``saw_record`` or
+    ``next_poll`` says how long to sleep; then give it what the look found, with ``saw_record`` or
     ``saw_error``: each returns what ends the wait, or None to go on. All times are monotonic seconds;
     ``timeout_s`` is what the caller asked for, and is only told to him again.
 
@@ -207,7 +207,7 @@ class PollState:
         started_at: When the wait began.
         deadline: When it ends.
         timeout_s: What the caller asked for.
-        trail: What is seen of the task, by whoever waits for it, and how old it is.
+        observation: What is seen of the task, by whoever waits for it, and how old it is.
         ticks_from: One of the ticks, which all waits of a client have in common.
     """
 
@@ -216,78 +216,78 @@ class PollState:
     started_at: float
     deadline: float
     timeout_s: float
-    trail: TaskObservation = attrs.field(
+    observation: TaskObservation = attrs.field(
         default=attrs.Factory(lambda self: GenerationTimes().begin(self.started_at), takes_self=True)
     )
     ticks_from: float = 0.0
-    _looks: int = attrs.field(default=0, init=False)
+    _polls: int = attrs.field(default=0, init=False)
     _stragglers: int = attrs.field(default=0, init=False)
     _troubles: int = attrs.field(default=0, init=False)
     _seen: bool = attrs.field(default=False, init=False)
     _failed_at: float | None = attrs.field(default=None, init=False)
     _failure: TaskFailed | None = attrs.field(default=None, init=False)
     _last_error: FluxError | None = attrs.field(default=None, init=False)
-    _looked_at: float | None = attrs.field(default=None, init=False)
-    _since_ring: int | None = attrs.field(default=None, init=False)
+    _polled_at: float | None = attrs.field(default=None, init=False)
+    _since_callback: int | None = attrs.field(default=None, init=False)
     _was_misled: bool = attrs.field(default=False, init=False)
-    _is_put_off: bool = attrs.field(default=False, init=False)
+    _is_postponed: bool = attrs.field(default=False, init=False)
 
-    def rang(self, _now: float) -> None:
+    def saw_callback(self) -> None:
         """Take note of a callback for this task."""
-        if self._since_ring is None:
-            self._since_ring = 0
+        if self._since_callback is None:
+            self._since_callback = 0
 
-    def next_look(self, now: float, draw: float, *, told: bool = False) -> float | None:
+    def next_poll(self, now: float, draw: float, *, sweeps: bool = False) -> float | None:
         """Return the seconds to sleep before the next look, or None: the deadline is here.
 
         Args:
             now: Monotonic seconds.
             draw: A random number from 0 to 1.
-            told: Callbacks come: only sweep.
+            sweeps: Callbacks come: only sweep.
         """
-        last_look_at = self._last_look_at()
-        if now >= last_look_at and (self._looks or now >= self.deadline):
+        last_poll_at = self._last_poll_at()
+        if now >= last_poll_at and (self._polls or now >= self.deadline):
             return None
-        delay = self._rhythm(now, draw, told=told and not self._troubles)
-        if self._since_ring is not None:
-            delay = min(delay, self._after_ring(now))
+        delay = self._rhythm(now, draw, sweeps=sweeps and not self._troubles)
+        if self._since_callback is not None:
+            delay = min(delay, self._after_callback(now))
         if self._troubles:
             delay = max(
                 delay, self._asked_to_wait(), min(_TROUBLE_CAP_S, 2.0 ** min(self._troubles, 16) * draw)
             )
-        return max(0.0, min(delay, last_look_at - now))
+        return max(0.0, min(delay, last_poll_at - now))
 
-    def put_off(self, now: float) -> bool:
+    def postpone(self, now: float) -> bool:
         """Put the deadline off to five seconds from now, for a last look; False where it was put off before.
 
         For a deadline that passed while the process was stopped.
         """
-        if self._is_put_off:
+        if self._is_postponed:
             return False
-        self._is_put_off = True
-        self.deadline = now + _PUT_OFF_S
+        self._is_postponed = True
+        self.deadline = now + _POSTPONED_S
         return True
 
-    def is_last_look(self, now: float) -> bool:
+    def is_last_poll(self, now: float) -> bool:
         """Say whether a look made now is the last before the deadline."""
-        return now >= self._last_look_at()
+        return now >= self._last_poll_at()
 
     def saw_record(self, record: TaskRecord, now: float) -> TaskRecord | FluxError | None:
         """Return the record if it holds the picture, the error if the task failed, None to look again."""
         self._count(now)
         self._seen, self._troubles = True, 0
         if record.status is TaskStatus.SUCCESS:
-            self.trail.ended(now, record.generation_s)
+            self.observation.ended(now, record.generation_s)
             return record
         if not record.status.is_failure:
             self._failed_at = self._failure = None
-            self.trail.at_work(now)
+            self.observation.at_work(now)
             return None
         self._failed_at = now if self._failed_at is None else self._failed_at
         self._failure = _failure_of(record)
         if self.policy.may_flip(record, now - self._failed_at):
             return None
-        self.trail.ended(now, record.generation_s)
+        self.observation.ended(now, record.generation_s)
         return self._failure
 
     def saw_error(self, error: FluxError, now: float) -> FluxError | None:
@@ -305,7 +305,7 @@ class PollState:
         return None
 
     def expired(self) -> FluxError:
-        """Return what to raise when ``next_look`` found no time left."""
+        """Return what to raise when ``next_poll`` found no time left."""
         if self._failure is not None:
             return self._failure
         last = (
@@ -317,45 +317,47 @@ class PollState:
             f"Task {self.task_id} has not finished within {self.timeout_s:g} s.{last}", task_id=self.task_id
         )
 
-    def _last_look_at(self) -> float:
+    def _last_poll_at(self) -> float:
         span = max(0.0, self.deadline - self.started_at)
-        return self.deadline - min(_LAST_LOOK_S, _LAST_LOOK_SHARE * span)
+        return self.deadline - min(_LAST_POLL_S, _LAST_POLL_SHARE * span)
 
-    def _rhythm(self, now: float, draw: float, *, told: bool) -> float:
+    def _rhythm(self, now: float, draw: float, *, sweeps: bool) -> float:
         policy = self.policy
-        if told:
+        if sweeps:
             return policy.spread(policy.sweep_s, policy.sweep_s, draw)
         if policy.interval_s is not None:
-            return policy.next_delay(looks=self._looks, stragglers=self._stragglers, draw=draw)
+            return policy.next_delay(polls=self._polls, stragglers=self._stragglers, draw=draw)
         return self._learned(now, draw)
 
     def _learned(self, now: float, draw: float) -> float:
         """What has been learned to be best, from the look before, be it ours or another waiter's."""
-        policy, trail, before = self.policy, self.trail, self._looked_at
-        if before is None or before < trail.seen_at:
-            before = trail.seen_at
-        best_s = trail.gap(before, policy.poll_cost_s, policy.cap_s)
-        if not trail.age_is_known and not self._looks:
+        policy, observation, before = self.policy, self.observation, self._polled_at
+        if before is None or before < observation.seen_at:
+            before = observation.seen_at
+        best_s = observation.gap(before, policy.poll_cost_s, policy.cap_s)
+        if not observation.age_is_known and not self._polls:
             best_s = min(best_s, _SOON_S)
-        following_s = trail.gap(before + best_s, policy.poll_cost_s, policy.cap_s)
+        following_s = observation.gap(before + best_s, policy.poll_cost_s, policy.cap_s)
         at = before + policy.learned_delay(best_s, following_s, draw)
         if at <= now:
             before, at = now, now + _OVERDUE_S * draw  # as where thousands are taken up together
         return min(policy.on_tick(at, self.ticks_from), max(at, before + policy.cap_s)) - now
 
-    def _after_ring(self, now: float) -> float:
+    def _after_callback(self, now: float) -> float:
         """At once, the first time; then a second, two, four after the look before."""
-        if self._since_ring:
-            return float(_RING_GAP_S * 2 ** (self._since_ring - 1))
-        if self._looked_at is None or not self._was_misled:
+        if self._since_callback:
+            return float(_CALLBACK_GAP_S * 2 ** (self._since_callback - 1))
+        if self._polled_at is None or not self._was_misled:
             return 0.0
-        return max(0.0, self._looked_at + _RING_GAP_S - now)
+        return max(0.0, self._polled_at + _CALLBACK_GAP_S - now)
 
     def _count(self, now: float) -> None:
-        self._looks += 1
-        self._looked_at = now
-        if self._since_ring is not None:
-            self._since_ring = self._since_ring + 1 if self._since_ring < _LOOKS_AFTER_RING else None
+        self._polls += 1
+        self._polled_at = now
+        if self._since_callback is not None:
+            self._since_callback = (
+                self._since_callback + 1 if self._since_callback < _POLLS_AFTER_CALLBACK else None
+            )
             self._was_misled = True  # or this was the last look
         if now - self.started_at >= self.policy.slow_after_s:
             self._stragglers += 1

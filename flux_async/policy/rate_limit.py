@@ -50,7 +50,7 @@ class Limits:
 
 
 @attrs.define
-class Admission:
+class RateLimiter:
     """When the next submit of an account may start.
 
     ``delay`` asks, ``take`` starts one, ``pause`` holds everyone back; ``let_in`` and ``turned_away`` tell

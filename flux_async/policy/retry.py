@@ -67,7 +67,7 @@ class RetryPolicy:
             return self._unless_too_long(error, draw)
         return self._backoff(tries, draw) if isinstance(error, RequestNotSent) else None
 
-    def before_next_look(self, error: FluxError, tries: int, draw: float) -> float | None:
+    def before_next_poll(self, error: FluxError, tries: int, draw: float) -> float | None:
         """Return the seconds to wait before reading again, or None: do not. Arguments as for a submit."""
         if tries >= self.max_tries:
             return None

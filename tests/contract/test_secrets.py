@@ -287,7 +287,7 @@ async def test_a_file_host_is_not_given_the_key(tmp_path: Path) -> None:
     """A download carries no key, not even from a host that looks like the API's."""
     async with server(answer("200 OK", "no picture")) as (url, requests), FluxClient(KEY, url) as client:
         with pytest.raises(FluxError) as caught:
-            await client.fetch_file(f"{url}/result.jpg", tmp_path / "result.jpg", retry=False)
+            await client.download(f"{url}/result.jpg", tmp_path / "result.jpg", retry=False)
     assert len(requests) == 1
     assert KEY not in requests[0]
     assert tells_no_key(caught.value)
@@ -329,7 +329,7 @@ async def test_the_address_of_an_upload_is_not_given_the_key(tmp_path: Path) -> 
         async with server(answer("200 OK", told)) as (host, _), FluxClient(KEY, host) as client:
             uploaded = await client.upload(PNG)
             with pytest.raises(FluxError):
-                await client.fetch_file(uploaded.url, tmp_path / "a.png", retry=False)
+                await client.download(uploaded.url, tmp_path / "a.png", retry=False)
     assert KEY not in requests[0]
 
 

@@ -89,8 +89,8 @@ async def test_a_saved_file_is_described(client: FluxClient, raw_server: Any, tm
 
     async with raw_server(behave) as server:
         image = ImageResult(task_id=TaskId("t"), result_url=f"{server.url}/r", origin_url=None)
-        saved = await client.fetch_file(image, tmp_path / "a" / "clean.png", match_suffix=True)
-        assert await client.download(image, tmp_path / "b.jpg") == tmp_path / "b.jpg"
+        saved = await client.download(image, tmp_path / "a" / "clean.png", match_suffix=True)
+        assert (await client.download(image, tmp_path / "b.jpg")).path == tmp_path / "b.jpg"
     assert saved == SavedFile(
         path=tmp_path / "a" / "clean.jpg",
         sha256=hashlib.sha256(JPEG).hexdigest(),
@@ -111,7 +111,7 @@ async def test_limits_are_the_clients(client: FluxClient, raw_server: Any, tmp_p
     strict = client.with_options(download_limits=DownloadLimits(max_bytes=SIZE - 1))
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="300,000 bytes, and 299,999 are allowed"):
-            await strict.with_options(timeout=5).fetch_file(
+            await strict.with_options(timeout=5).download(
                 f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False
             )
     with pytest.raises(InvalidInput, match="DownloadLimits"):
@@ -193,7 +193,7 @@ async def test_a_broken_download_goes_on_where_it_stopped(
     """Three breaks, four requests, each byte once, the digest over all of them."""
     host = Host([100_000, 50_000, 70_001])
     async with raw_server(host.behave) as server:
-        saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+        saved = await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
     assert host.ranges == [None, "bytes=100000-", "bytes=150000-", "bytes=220001-"]
     assert saved.path.read_bytes() == JPEG
     assert saved.sha256 == hashlib.sha256(JPEG).hexdigest()
@@ -207,7 +207,7 @@ async def test_a_download_is_not_taken_up_for_ever(
     host = Host([40_000] * 9)
     async with raw_server(host.behave) as server:
         with pytest.raises(DownloadCutShort, match="broke off|closed the connection"):
-            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
+            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert len(host.ranges) == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -231,11 +231,11 @@ async def test_what_broke_off_before_its_first_byte_is_begun_again(
 
     async with raw_server(behave) as server:
         if comes:
-            saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+            saved = await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
             assert saved.path.read_bytes() == JPEG
         else:
             with pytest.raises(DownloadCutShort, match="broke off|closed the connection"):
-                await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
+                await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
             assert list(tmp_path.iterdir()) == []
     assert asked == 4
 
@@ -248,7 +248,7 @@ async def test_without_an_offer_nothing_is_taken_up(
     host = Host([100_000], etag)
     async with raw_server(host.behave) as server:
         with pytest.raises(DownloadCutShort):
-            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
+            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert host.ranges == [None]
 
 
@@ -262,7 +262,7 @@ async def test_a_file_that_changed_is_begun_anew(client: FluxClient, raw_server:
 
     host = Host([200_000], change=change)
     async with raw_server(host.behave) as server:
-        saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+        saved = await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
     assert host.ranges == [None, "bytes=200000-"]
     assert saved.path.read_bytes() == other
     assert saved.sha256 == hashlib.sha256(other).hexdigest()
@@ -286,7 +286,7 @@ async def test_a_rest_that_does_not_fit_is_not_appended(
     """Such a host is asked for the whole file instead."""
     host = Host([100_000], lie=lie)
     async with raw_server(host.behave) as server:
-        saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg")
+        saved = await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
     assert host.ranges == [None, "bytes=100000-", None]
     assert saved.path.read_bytes() == JPEG
 
@@ -302,7 +302,7 @@ async def test_nothing_is_taken_up_after_the_deadline(
     host = Host([40_000] * 9, change=change)
     async with raw_server(host.behave) as server:
         with pytest.raises(DownloadCutShort):
-            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=10, retry=False)
+            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=10, retry=False)
     assert len(host.ranges) < 4
 
 
@@ -325,7 +325,7 @@ async def test_bytes_are_counted_whoever_brings_them(
     """A transport that does not notice a missing half does not matter."""
     monkeypatch.setattr(client.session.transport, "fetch", lambda *_, **__: nullcontext(Quiet()))
     with pytest.raises(DownloadCutShort, match="1,000 of 300,000 bytes came"):
-        await client.fetch_file("https://files.example/r.jpg", tmp_path / "r.jpg", retry=False)
+        await client.download("https://files.example/r.jpg", tmp_path / "r.jpg", retry=False)
 
 
 # --- again ------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ async def test_a_download_that_may_succeed_later_is_tried_again_within_the_timeo
         return well or b"302" in trouble
 
     async with raw_server(behave) as server:
-        saved = await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=60)
+        saved = await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", timeout=60)
     assert saved.path.read_bytes() == JPEG
     assert 6.0 < clock.now - began < 15.0
     assert list(tmp_path.iterdir()) == [saved.path]
@@ -470,7 +470,7 @@ class Vendor:
 async def bring(vendor: Vendor, raw_server: Any, path: Path) -> SavedFile:
     async with raw_server(vendor.behave) as server, FluxClient(KEY, server.url) as client:
         vendor.url = server.url
-        return await client.fetch_file(f"{server.url}/result.jpg", path, timeout=5, retry=False)
+        return await client.download(f"{server.url}/result.jpg", path, timeout=5, retry=False)
 
 
 @pytest.mark.parametrize("refusal", ["401 Unauthorized", "403 Forbidden", "404 Not Found", "410 Gone"])
@@ -537,9 +537,9 @@ async def test_the_sandbox_gives_fresh_links(sandbox_url: str, tmp_path: Path) -
     async with FluxClient("test", sandbox_url, polling=PollPolicy(first_s=0.05, interval_s=0.05)) as client:
         image = await client.generate("A lighthouse at dusk")
         wire, deadline = build_download_url(image.result_url), client.session.clock.monotonic() + 9
-        fresh = parse_download_url(await client.session.look(wire, timeout_s=9, deadline=deadline))
+        fresh = parse_download_url(await client.session.read(wire, timeout_s=9, deadline=deadline))
         assert fresh != image.result_url
-        saved = [await client.fetch_file(url, tmp_path / "r.jpg") for url in (fresh, image.result_url)]
+        saved = [await client.download(url, tmp_path / "r.jpg") for url in (fresh, image.result_url)]
     assert saved[0] == saved[1]
 
 
@@ -580,7 +580,7 @@ async def test_a_disk_that_is_full(client: FluxClient, raw_server: Any, mounted:
     folder = mounted("size=1m")
     async with raw_server(serve_pictures) as server:
         with pytest.raises(DiskFull, match="No space left.*nothing is lost") as caught:
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     assert caught.value.scope is Scope.STOP
     assert list(folder.iterdir()) == []
 
@@ -590,7 +590,7 @@ async def test_a_disk_that_can_only_be_read(client: FluxClient, raw_server: Any,
     folder = mounted("ro")
     async with raw_server(serve_pictures) as server:
         with pytest.raises(FolderNotWritable, match="Read-only") as caught:
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     assert caught.value.scope is Scope.STOP
 
 
@@ -604,7 +604,7 @@ async def test_a_write_that_finds_no_room(
     monkeypatch.setattr("flux_async.files.image_writer._make_part", lambda _path, _mode: full.open("wb"))
     async with raw_server(serve_pictures) as server:
         with pytest.raises(DiskFull):
-            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
+            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -628,7 +628,7 @@ async def test_a_folder_of_somebody_else(
     folder.chmod(0o555)
     async with raw_server(serve_pictures) as server:
         with pytest.raises(FolderNotWritable, match="denied"):
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     folder.rmdir()
 
 
@@ -640,7 +640,7 @@ async def test_a_file_in_place_of_a_folder_concerns_everybody(
     async with raw_server(serve_pictures) as server:
         for place in ("images/r.jpg", "images/below/r.jpg"):
             with pytest.raises(FolderNotWritable, match="a file is where its folder should be") as caught:
-                await client.fetch_file(f"{server.url}/r.jpg", tmp_path / place, retry=False)
+                await client.download(f"{server.url}/r.jpg", tmp_path / place, retry=False)
             assert caught.value.scope is Scope.STOP
 
 
@@ -656,7 +656,7 @@ async def test_a_folder_in_the_way_concerns_one_job(
 
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="cannot be written") as caught:
-            await client.fetch_file(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
+            await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert caught.value.scope is Scope.THIS_JOB
     assert [path.name for path in tmp_path.iterdir()] == ["r.jpg"]
 
@@ -722,9 +722,7 @@ async def test_waiting_for_a_place_counts_as_time(raw_server: Any, tmp_path: Pat
             while len(server.requests) < DOWNLOADS:
                 await asyncio.sleep(0.005)
         with pytest.raises(DownloadTimedOut):
-            await client.fetch_file(
-                f"{server.url}/late.jpg", tmp_path / "late.jpg", timeout=0.05, retry=False
-            )
+            await client.download(f"{server.url}/late.jpg", tmp_path / "late.jpg", timeout=0.05, retry=False)
         assert len(server.requests) == DOWNLOADS
         for each in held:
             each.cancel()

@@ -173,7 +173,7 @@ FORBIDDEN = [
 
 async def once(client: FluxClient, url: str, path: Path) -> SavedFile:
     """Try one download, once."""
-    return await client.fetch_file(url, path, timeout=60, retry=False)
+    return await client.download(url, path, timeout=60, retry=False)
 
 
 @pytest.mark.parametrize("url", FORBIDDEN)
@@ -181,7 +181,7 @@ async def test_private_addresses_are_forbidden(raw_server: Any, folder: Path, ur
     """However it is spelled, and with the machine's own look-ups: nobody is called."""
     async with raw_server(saying(OK)) as server, FluxClient(KEY) as client:
         with pytest.raises(AddressForbidden) as caught:
-            await client.fetch_file(
+            await client.download(
                 url.format(port=port_of(server.url)), folder / "r.jpg", timeout=60, retry=False
             )
     assert server.connections == 0
@@ -203,9 +203,7 @@ async def test_redirects_to_private_addresses_are_forbidden(
         async with raw_server(saying(moved(target.format(port=net.port)))) as liar, net.client() as client:
             net.port = port_of(liar.url)
             with pytest.raises(AddressForbidden):
-                await client.fetch_file(
-                    "http://files.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
-                )
+                await client.download("http://files.example/r.jpg", folder / "r.jpg", timeout=60, retry=False)
     assert net.called == [PUBLIC]
     assert server.connections == 0
 
@@ -229,7 +227,7 @@ async def test_a_name_is_resolved_once(raw_server: Any, folder: Path) -> None:
         net = Net(port_of(server.url), {"rebind.example": [[PUBLIC], ["127.0.0.1"]]})
         async with net.client() as client:
             with pytest.raises(NotAPicture):
-                await client.fetch_file(
+                await client.download(
                     "http://rebind.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
             assert (net.asked, net.called) == (["rebind.example"], [PUBLIC])
@@ -245,7 +243,7 @@ async def test_a_name_that_moved_to_a_private_address_is_refused_at_the_next_con
             with pytest.raises(
                 AddressForbidden, match=r"rebind.example, which resolves to 127.0.0.1 .loopback."
             ):
-                await client.fetch_file(
+                await client.download(
                     "http://rebind.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
     assert net.called == [PUBLIC]
@@ -275,7 +273,7 @@ async def test_an_unknown_name_is_a_download_error(folder: Path) -> None:
     """It is told with the host, and nothing of the address else."""
     async with Net(1).client() as client:
         with pytest.raises(DownloadError, match="nowhere.example cannot be reached: ConnectError") as caught:
-            await client.fetch_file(
+            await client.download(
                 "https://nowhere.example/secret?token=1", folder / "r.jpg", timeout=60, retry=False
             )
     assert "secret" not in str(caught.value)
@@ -364,7 +362,7 @@ async def test_a_redirect_from_https_to_http_is_refused(certificate: Path, folde
         net.secure = ssl.create_default_context(cafile=str(certificate))
         async with net.client() as client:
             with pytest.raises(AddressForbidden, match="from https to http"):
-                await client.fetch_file(
+                await client.download(
                     "https://files.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
     assert net.called == [PUBLIC]
@@ -519,7 +517,7 @@ async def test_a_slow_download_ends_at_the_deadline(
 
     async with raw_server(behave) as server:
         with pytest.raises(DownloadTimedOut, match=r"longer than 0\.1 s"):
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=0.1, retry=False)
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=0.1, retry=False)
         async with asyncio.timeout(1):
             while client.session._exchanges.in_flight:
                 await asyncio.sleep(0.005)
@@ -541,7 +539,7 @@ async def test_a_stalled_download_ends_before_the_deadline(raw_server: Any, fold
         asyncio.timeout(60),
     ):
         with pytest.raises(DownloadCutShort, match="stalled"):
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=600, retry=False)
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=600, retry=False)
 
 
 FLOODS = {
@@ -573,7 +571,7 @@ async def test_an_endless_image_takes_no_memory_and_ends_at_the_limit(
         tracemalloc.start()
         try:
             with pytest.raises(ResultTooLarge, match="goes on"):
-                await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=60, retry=False)
+                await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=60, retry=False)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -600,9 +598,9 @@ async def test_endless_interim_answers_are_refused(raw_server: Any, folder: Path
 
     async with raw_server(behave) as server, FluxClient(KEY, "http://127.0.0.1:1") as client:
         with pytest.raises(DownloadError, match="RemoteProtocolError"):
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=600, retry=False)
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=600, retry=False)
         for _ in range(2):
-            (await client.download(f"{server.url}/few", folder / "r.jpg")).unlink()
+            (await client.download(f"{server.url}/few", folder / "r.jpg")).path.unlink()
     assert sent < 32 * MB, "what the buffers of the sockets hold"
 
 
@@ -633,7 +631,7 @@ async def test_tiny_chunks_are_refused_and_do_not_block_other_downloads(
     ):
         group.start_soon(others)
         with pytest.raises(DownloadError, match="in chunks of"):
-            await client.fetch_file(f"{server.url}/r.jpg", folder / "r.jpg", timeout=60, retry=False)
+            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=60, retry=False)
         group.cancel_scope.cancel()
     assert turns > 100
 

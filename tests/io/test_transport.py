@@ -161,7 +161,8 @@ async def test_a_download_is_whole_and_carries_no_key(
         return True
 
     async with raw_server(behave) as server:
-        path = await file_client.download(f"{server.url}/moved.jpg", tmp_path / "new" / "clean.jpg")
+        saved = await file_client.download(f"{server.url}/moved.jpg", tmp_path / "new" / "clean.jpg")
+    path = saved.path
     assert path == tmp_path / "new" / "clean.jpg"
     assert path.read_bytes() == JPEG
     assert [p.name for p in path.parent.iterdir()] == ["clean.jpg"]
@@ -179,8 +180,8 @@ async def test_the_suffix_matches_the_content_on_request(
         return True
 
     async with raw_server(behave) as server:
-        path = await file_client.download(f"{server.url}/r", tmp_path / "clean.png", match_suffix=True)
-    assert path.name == "clean.jpg"
+        saved = await file_client.download(f"{server.url}/r", tmp_path / "clean.png", match_suffix=True)
+    assert saved.path.name == "clean.jpg"
 
 
 HOSTILE_FILES = {
@@ -222,7 +223,7 @@ async def test_a_bad_file_leaves_nothing_behind(
 
     async with raw_server(behave) as server:
         with pytest.raises(kind, match=says):
-            await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
+            await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -238,7 +239,7 @@ async def test_a_slow_file_ends_at_the_timeout(file_client: Any, raw_server: Any
 
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="longer than 0.1 s"):
-            await file_client.fetch_file(
+            await file_client.download(
                 f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1, retry=False
             )
         async with asyncio.timeout(60):
@@ -259,7 +260,7 @@ async def test_an_error_of_the_disk_is_reported(
     (tmp_path / "file").write_text("in the way")
     async with raw_server(behave) as server:
         with pytest.raises(DownloadError, match="cannot be written.*kept for 14 days"):
-            await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "file" / "clean.jpg", retry=False)
+            await file_client.download(f"{server.url}/r.jpg", tmp_path / "file" / "clean.jpg", retry=False)
 
 
 async def test_a_cancelled_download_ends_soon_and_leaves_nothing(
@@ -279,7 +280,7 @@ async def test_a_cancelled_download_ends_soon_and_leaves_nothing(
     async with raw_server(behave) as server:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await file_client.fetch_file(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
+                await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
         async with asyncio.timeout(60):
             while file_client._session._exchanges.in_flight:
                 await asyncio.sleep(0.005)
@@ -468,13 +469,13 @@ async def test_an_invalid_destination_is_refused_before_the_download(
 ) -> None:
     """It raises InvalidInput, and nothing is requested."""
     with pytest.raises(InvalidInput):
-        await file_client.fetch_file("http://127.0.0.1:1/r.jpg", destination, retry=False)
+        await file_client.download("http://127.0.0.1:1/r.jpg", destination, retry=False)
 
 
 async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> None:
     """An existing folder is refused as well."""
     with pytest.raises(InvalidInput, match="does not name a file"):
-        await file_client.fetch_file("http://127.0.0.1:1/r.jpg", tmp_path, retry=False)
+        await file_client.download("http://127.0.0.1:1/r.jpg", tmp_path, retry=False)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +484,7 @@ async def test_a_folder_is_no_destination(file_client: Any, tmp_path: Path) -> N
 async def test_an_invalid_address_is_a_download_error(file_client: Any, tmp_path: Path, url: str) -> None:
     """An address that the HTTP library refuses is a DownloadError with a short message."""
     with pytest.raises((DownloadError, InvalidInput)) as caught:
-        await file_client.fetch_file(url, tmp_path / "r.jpg", timeout=60, retry=False)
+        await file_client.download(url, tmp_path / "r.jpg", timeout=60, retry=False)
     assert len(str(caught.value)) < 400
 
 

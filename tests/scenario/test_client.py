@@ -349,7 +349,7 @@ async def test_waiting_for_a_place_is_bounded_in_real_time_too(
 ) -> None:
     """A call that cannot get a place before its deadline says so."""
     account = client._session
-    for _ in range(account.admission.limits.in_flight):
+    for _ in range(account.rate_limiter.limits.in_flight):
         await account._in_flight.acquire()
     with pytest.raises(DeadlineExceeded):
         await client.remove_text(URL, timeout=0.01)

@@ -350,7 +350,7 @@ async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
     settled = named == "t0" or policy == "resubmit"
     assert calling.kinds(outcomes) == {Succeeded if settled else InDoubt: 1}
     assert calling.submits == (2 if named != "t0" and policy == "resubmit" else 1)
-    assert (seen[-1].seen, seen[-1].parked) == (1, 0)
+    assert (seen[-1].seen, seen[-1].waiting) == (1, 0)
     assert calling.clock.now - call.ready_at < 150.0
 
 
@@ -367,7 +367,7 @@ async def test_an_uninvited_doubt_whose_record_cannot_be_read_yet_is_settled(
             outcomes = [outcome async for outcome in batch]
         progress = batch.progress
     assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
-    assert (progress.seen, progress.succeeded, progress.parked, progress.submits) == (1, 1, 0, 0)
+    assert (progress.seen, progress.succeeded, progress.waiting, progress.submits) == (1, 1, 0, 0)
     assert await states(path) == {JobState.DONE: 1}
 
 
@@ -383,7 +383,7 @@ async def test_an_uninvited_doubt_that_stays_one_is_not_counted(
     async with run_batch(client, [], journal=path, callbacks=waiting(60.0)) as batch:
         with calling.patience():
             assert [outcome async for outcome in batch] == []
-        assert (batch.progress.seen, batch.progress.parked) == (0, 0)
+        assert (batch.progress.seen, batch.progress.waiting) == (0, 0)
     assert await states(path) == {JobState.IN_DOUBT: 1}
 
 
@@ -522,7 +522,7 @@ async def test_doubts_are_waited_for_when_the_credits_are_used_up(client: FluxCl
             with pytest.raises(BudgetExhausted):
                 async for outcome in batch:
                     outcomes.append(outcome)
-            assert batch.progress.parked == 0
+            assert batch.progress.waiting == 0
             assert batch.progress.credits == 20
     assert calling.kinds(outcomes) == {Succeeded: 4}
     assert calling.submits == 4
@@ -538,12 +538,12 @@ async def test_doubts_are_told_at_once_when_the_run_is_stopped(client: FluxClien
         ) as batch:
             outcomes = [await anext(batch)]
             await calling.clock.sleep(5.0)
-            assert batch.progress.parked == 2
+            assert batch.progress.waiting == 2
             batch.stop()
             stopped_at = calling.clock.now
             outcomes += [outcome async for outcome in batch]
             assert calling.clock.now - stopped_at < 1.0
-            assert batch.progress.parked == 0
+            assert batch.progress.waiting == 0
     assert calling.kinds(outcomes) == {Succeeded: 1, InDoubt: 2}
     assert calling.submits == 3
 

@@ -305,5 +305,5 @@ async def test_what_a_callback_told_of_comes_first(timed: TimedVendor, opened: O
             await timed.clock.sleep(40.0)
             before = len(timed.looks)
             last = next(task for task in reversed(tasks) if task not in {t for _, t in timed.looks})
-            client.ring(last)
+            client.notify(last)
     assert timed.looks[before][1] == last

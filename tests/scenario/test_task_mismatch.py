@@ -840,7 +840,7 @@ async def test_without_callbacks_nothing_waits_for_one(
     seen: list[BatchProgress] = []
     for _ in range(2):
         await run(client, tmp_path / "j.sqlite3", URLS[:2], on_progress=seen.append)
-    assert {progress.parked for progress in seen} == {0}
+    assert {progress.waiting for progress in seen} == {0}
     assert max(progress.in_doubt for progress in seen) == 2
 
 

@@ -218,7 +218,7 @@ async def test_a_callback_does_not_hold_up_closing(
         await asyncio.sleep(0)
         closing = asyncio.get_running_loop().create_task(client.aclose())
         await asyncio.sleep(0.005)
-        client.ring("t1")
+        client.notify("t1")
     await closing
     assert clock.now == began
     for ended in (reading, *waits):

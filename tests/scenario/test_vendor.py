@@ -200,18 +200,18 @@ async def test_the_text_of_an_uploaded_picture(vendor: Vendor, tmp_path: Path) -
     uploaded = await vendor.client.upload(vendor.picture, name="poster")
     assert (uploaded.size, uploaded.content_type) == (len(vendor.picture), "image/jpeg")
     fetched = await vendor.client.download(uploaded.url, tmp_path / "poster.jpg")
-    assert hashlib.sha256(fetched.read_bytes()).hexdigest() == uploaded.sha256
+    assert hashlib.sha256(fetched.path.read_bytes()).hexdigest() == uploaded.sha256
     vendor.spend()
     cleaned = await vendor.client.run(EditRequest.text_removal(uploaded.url))
     assert cleaned.origin_url
-    path = await vendor.client.download(cleaned, tmp_path / "clean.jpg")
-    assert path.read_bytes()[:3] in MAGIC
+    saved = await vendor.client.download(cleaned, tmp_path / "clean.jpg")
+    assert saved.path.read_bytes()[:3] in MAGIC
 
 
 async def test_a_download(vendor: Vendor, tmp_path: Path) -> None:
     """A result is a whole picture, in the format that was asked for unless said otherwise: JPEG."""
-    path = await vendor.client.download(await vendor.generated(), tmp_path / "boat.jpg")
-    assert MAGIC[path.read_bytes()[:3]] == "jpeg"
+    saved = await vendor.client.download(await vendor.generated(), tmp_path / "boat.jpg")
+    assert MAGIC[saved.path.read_bytes()[:3]] == "jpeg"
 
 
 async def test_a_fresh_link(vendor: Vendor, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ async def test_a_fresh_link(vendor: Vendor, tmp_path: Path) -> None:
 
     fresh = await exchanged(image.result_url)
     assert fresh != image.result_url
-    both = [await vendor.client.fetch_file(url, tmp_path / "a.jpg") for url in (fresh, image.result_url)]
+    both = [await vendor.client.download(url, tmp_path / "a.jpg") for url in (fresh, image.result_url)]
     assert both[0].sha256 == both[1].sha256
     with pytest.raises(InvalidRequestError, match="url is wrong"):
         await exchanged("https://example.com/photo.jpg")

@@ -180,11 +180,11 @@ async def test_each_wait_keeps_its_own_deadline(
     assert ends == pytest.approx([10.0, 40.0], abs=2.5)
 
 
-async def seconds_of_five(client: FluxClient, clock: Any, ring: Callable[[], Any]) -> float:
-    """Have five wait for one task, and somebody ring meanwhile; return how long they waited."""
+async def seconds_of_five(client: FluxClient, clock: Any, notify: Callable[[], Any]) -> float:
+    """Have five wait for one task, and a callback come meanwhile; return how long they waited."""
     began = clock.now
     async with asyncio.TaskGroup() as group:
-        group.create_task(ring())
+        group.create_task(notify())
         for _ in range(5):
             group.create_task(client.wait(TASK))
     return float(clock.now - began)
@@ -225,14 +225,14 @@ async def test_a_process_stopped_between_polls_makes_the_one_that_was_due(
 async def test_a_callback_wakes_all_who_wait(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """With the doorbell the end is seen at once, and one look finds it."""
+    """With a callback the end is seen at once, and one look finds it."""
     transport.script["record-info"] = [make.record(1)]
 
-    async def ring() -> None:
+    async def notify() -> None:
         await clock.sleep(0.5)
-        client.ring(CallbackEvent(task_id=TASK))
+        client.notify(CallbackEvent(task_id=TASK))
 
-    assert await seconds_of_five(client, clock, ring) == pytest.approx(0.6)
+    assert await seconds_of_five(client, clock, notify) == pytest.approx(0.6)
     assert transport.count("record-info") == 1
 
 
@@ -241,47 +241,49 @@ async def test_a_callback_just_after_a_look_began_wakes_at_once(
     client: FluxClient, transport: Any, clock: Any, make: Any, after_s: float
 ) -> None:
     """A look that began before the callback says nothing of it: another follows, and not a second later."""
-    rung_at: list[float] = []
+    notified_at: list[float] = []
 
     def record(_request: Any) -> Any:
-        return make.record(int(bool(rung_at) and clock.now > rung_at[0] + 0.1))
+        return make.record(int(bool(notified_at) and clock.now > notified_at[0] + 0.1))
 
     transport.script["record-info"] = [record]
 
-    async def ring() -> None:
+    async def notify() -> None:
         while transport.count("record-info") == 0:
             await clock.sleep(0.01)
         await clock.sleep(after_s)
-        rung_at.append(clock.now)
-        client.ring(TASK)
+        notified_at.append(clock.now)
+        client.notify(TASK)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(ring())
+        group.create_task(notify())
         for _ in range(3):
             group.create_task(client.wait(TASK))
-    assert clock.now - rung_at[0] < 0.5
+    assert clock.now - notified_at[0] < 0.5
 
 
-def _ring_there(client: FluxClient) -> None:
-    async def ring() -> None:
-        client.ring(TASK)
+def _notify_there(client: FluxClient) -> None:
+    async def notify() -> None:
+        client.notify(TASK)
 
-    asyncio.run(ring())
+    asyncio.run(notify())
 
 
-@pytest.mark.parametrize("rung", [lambda client: client.ring(TASK), _ring_there], ids=["thread", "loop"])
-async def test_a_callback_told_from_elsewhere_wakes_as_well(
-    client: FluxClient, transport: Any, clock: Any, make: Any, rung: Callable[[FluxClient], None]
+@pytest.mark.parametrize(
+    "notify_from", [lambda client: client.notify(TASK), _notify_there], ids=["thread", "loop"]
+)
+async def test_a_callback_from_elsewhere_wakes_as_well(
+    client: FluxClient, transport: Any, clock: Any, make: Any, notify_from: Callable[[FluxClient], None]
 ) -> None:
     """A receiver may be served by another thread, or on another event loop than the client's."""
     transport.script["record-info"] = [make.record(1)]
     in_a_thread = clock.holding(asyncio.to_thread)
 
-    async def ring() -> None:
+    async def notify() -> None:
         await clock.sleep(0.5)
-        await in_a_thread(rung, client)
+        await in_a_thread(notify_from, client)
 
-    assert await seconds_of_five(client, clock, ring) == pytest.approx(0.6)
+    assert await seconds_of_five(client, clock, notify) == pytest.approx(0.6)
     assert transport.count("record-info") == 1
 
 
@@ -292,7 +294,7 @@ def test_a_callback_for_a_client_whose_loop_has_ended_wakes_nobody(transport: An
         async with FluxClient("k" * 20, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
             return client
 
-    asyncio.run(use()).ring(TASK)
+    asyncio.run(use()).notify(TASK)
 
 
 async def test_a_callback_before_the_wait_is_kept(
@@ -300,7 +302,7 @@ async def test_a_callback_before_the_wait_is_kept(
 ) -> None:
     """Whoever comes to wait for a task whose callback has come looks at once."""
     transport.script["record-info"] = [make.record(1)]
-    client.ring("t1")
+    client.notify("t1")
     began = clock.now
     await client.wait(TASK)
     assert clock.now - began == pytest.approx(0.1)
@@ -314,7 +316,7 @@ async def test_a_flood_of_false_callbacks_costs_few_looks(
 
     async def lie() -> None:
         for _ in range(2000):
-            client.ring("t1")
+            client.notify("t1")
             await clock.sleep(0.01)
 
     async with asyncio.TaskGroup() as group:
@@ -327,7 +329,7 @@ async def test_a_flood_of_false_callbacks_costs_few_looks(
 async def test_early_callbacks_are_kept_within_bounds(client: FluxClient) -> None:
     """Callbacks for tasks that nobody waits for do not fill the memory."""
     for number in range(10_500):
-        client.ring(f"nobody-{number}")
+        client.notify(f"nobody-{number}")
     assert client.poller.early == 10_000
     assert client.poller.waiting == 0
 
@@ -341,7 +343,7 @@ async def test_nothing_is_kept_of_a_wait_that_is_over(client: FluxClient) -> Non
 async def _many(
     client: FluxClient, transport: Any, clock: Any, make: Any, *, heard: range, count: int
 ) -> list[float]:
-    """Run tasks of 12 s one after another; ring for those in ``heard``; return how late each end was seen."""
+    """Run tasks of 12 s in turn, with callbacks for those in ``heard``; return how late each end was seen."""
     lags = []
     for number in range(count):
         ready = clock.now + 12.0
@@ -350,13 +352,13 @@ async def _many(
             lambda request, ready=ready, task=task: make.record(int(clock.now >= ready), task)
         ]
 
-        async def ring(task: str = task, ready: float = ready) -> None:
+        async def notify(task: str = task, ready: float = ready) -> None:
             await clock.sleep(ready - clock.now)
-            client.ring(task)
+            client.notify(task)
 
         async with asyncio.TaskGroup() as group:
             if number in heard:
-                group.create_task(ring())
+                group.create_task(notify())
             await client.wait(task, expects_callback=True)
         lags.append(clock.now - ready)
         await clock.sleep(6.0)

@@ -33,6 +33,7 @@ from flux_async import (
     PollPolicy,
     RateLimitedError,
     RetryPolicy,
+    SavedFile,
     Scope,
     Succeeded,
     TaskFailed,
@@ -78,8 +79,8 @@ async def one_image(http_client: httpx.AsyncClient) -> None:
         assert_type(image.record, TaskRecord | None)
         assert_type(await client.edit("Make the sky orange", "https://example.com/a.jpg"), ImageResult)
         assert_type(await client.generate("A lighthouse", aspect_ratio=AspectRatio.WIDE), ImageResult)
-        assert_type(await client.download(image, Path("a.jpg"), match_suffix=True), Path)
-        assert_type(await client.download(image.result_url, "a.jpg"), Path)
+        assert_type(await client.download(image, Path("a.jpg"), match_suffix=True), SavedFile)
+        assert_type(await client.download(image.result_url, "a.jpg"), SavedFile)
         assert_type(await client.remove_text(Path("a.jpg")), ImageResult)
         assert_type(await client.edit("Make it blue", LocalImage(path="a.jpg")), ImageResult)
         uploaded = await client.upload("a.jpg", name="poster", max_bytes=10**7, on_progress=print)

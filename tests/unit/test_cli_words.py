@@ -158,7 +158,7 @@ def test_refused_inputs_count_as_failed() -> None:
 
 def test_the_time_left_leaves_out_what_waits_for_a_callback() -> None:
     """Jobs in doubt end with their callback, not at the rate of the others."""
-    progress = view(seen=60, submits=60, succeeded=30, parked=30, elapsed_s=60.0)
+    progress = view(seen=60, submits=60, succeeded=30, waiting=30, elapsed_s=60.0)
     assert plain_line(progress).endswith("30 wait for a callback · 30/min · 0:00 left")
 
 
@@ -182,7 +182,7 @@ def rendered(progress: RunView, width: int) -> str:
 @pytest.mark.parametrize("width", [120, 80, 60, 50, 30])
 def test_progress_is_whole_in_a_terminal_of_any_width(width: int) -> None:
     """Labels and numbers stay; what gives way is the bars."""
-    batch = BatchProgress(submits=1234, succeeded=1000, in_doubt=2, parked=3, generating=80, elapsed_s=900.0)
+    batch = BatchProgress(submits=1234, succeeded=1000, in_doubt=2, waiting=3, generating=80, elapsed_s=900.0)
     shown = rendered(RunView(batch=batch, asked=5000, in_window=19), width)
     words = " ".join(shown.replace("━", " ").replace("╸", " ").split())
     for label in ("overall", "in flight", "rate limit"):

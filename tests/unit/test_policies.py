@@ -29,7 +29,7 @@ from flux_async import (
     UploadRejected,
 )
 from flux_async.policy.numbers import check_positive
-from flux_async.policy.rate_limit import Admission
+from flux_async.policy.rate_limit import RateLimiter
 
 NUMBERS = [
     (Limits, "submits", 0),
@@ -77,12 +77,12 @@ def test_seconds_are_finite_and_positive() -> None:
 )
 def test_no_window_ever_holds_more_than_the_limit(submits: int, window: float, idle: list[float]) -> None:
     """However submits arrive, any sliding window holds at most the allowed number of them."""
-    admission, now, starts = Admission(Limits(submits=submits, window_s=window)), 0.0, []
+    rate_limiter, now, starts = RateLimiter(Limits(submits=submits, window_s=window)), 0.0, []
     for pause in idle:
         now += pause
-        now += admission.delay(now)
-        admission.take(now)
-        admission.let_in()
+        now += rate_limiter.delay(now)
+        rate_limiter.take(now)
+        rate_limiter.let_in()
         starts.append(now)
     for i, start in enumerate(starts):
         assert sum(start <= other < start + window for other in starts[i:]) <= submits
@@ -90,73 +90,73 @@ def test_no_window_ever_holds_more_than_the_limit(submits: int, window: float, i
 
 def test_submits_are_spaced_evenly() -> None:
     """20 in 10 s means one about every half second, not 20 at once and a wait."""
-    admission = Admission(Limits())
-    assert admission.delay(100.0) == 0
-    admission.take(100.0)
-    assert admission.delay(100.0) == pytest.approx(0.51)
-    assert admission.delay(100.3) == pytest.approx(0.21)
-    assert admission.delay(101.0) == 0
+    rate_limiter = RateLimiter(Limits())
+    assert rate_limiter.delay(100.0) == 0
+    rate_limiter.take(100.0)
+    assert rate_limiter.delay(100.0) == pytest.approx(0.51)
+    assert rate_limiter.delay(100.3) == pytest.approx(0.21)
+    assert rate_limiter.delay(101.0) == 0
 
 
-def _let_in(admission: Admission, windows: int) -> None:
-    for _ in range(windows * admission.limits.submits):
-        admission.let_in()
+def _let_in(rate_limiter: RateLimiter, windows: int) -> None:
+    for _ in range(windows * rate_limiter.limits.submits):
+        rate_limiter.let_in()
 
 
 def test_the_pace_is_used_up_where_nothing_is_turned_away() -> None:
     """Spacing begins 2 % wider than the limit, and after ten full windows it is 0.5 % wider, never less."""
-    admission, spacings = Admission(Limits()), []
+    rate_limiter, spacings = RateLimiter(Limits()), []
     for _ in range(5):
-        _let_in(admission, 4)
-        spacings.append(admission.spacing_s)
-        _let_in(admission, 1)
+        _let_in(rate_limiter, 4)
+        spacings.append(rate_limiter.spacing_s)
+        _let_in(rate_limiter, 1)
     assert spacings == pytest.approx([0.51, 0.505, 0.5025, 0.5025, 0.5025])
 
 
 def test_a_429_widens_the_spacing_for_good() -> None:
     """What was too narrow is doubled and not tried again; the rest of the same crowd changes nothing more."""
-    admission = Admission(Limits())
-    _let_in(admission, 10)
+    rate_limiter = RateLimiter(Limits())
+    _let_in(rate_limiter, 10)
     for _ in range(6):
-        admission.turned_away()
-    assert admission.spacing_s == pytest.approx(0.505)
-    _let_in(admission, 15)
-    assert admission.spacing_s == pytest.approx(0.505)
+        rate_limiter.turned_away()
+    assert rate_limiter.spacing_s == pytest.approx(0.505)
+    _let_in(rate_limiter, 15)
+    assert rate_limiter.spacing_s == pytest.approx(0.505)
     for _ in range(4):
-        admission.turned_away()
-        admission.let_in()
-    assert admission.spacing_s == pytest.approx(0.52)
+        rate_limiter.turned_away()
+        rate_limiter.let_in()
+    assert rate_limiter.spacing_s == pytest.approx(0.52)
 
 
 def test_a_pause_holds_and_never_shortens() -> None:
     """A shorter pause does not cut a longer one."""
-    admission = Admission(Limits())
-    admission.pause(0.0, 10.0)
-    admission.pause(1.0, 2.0)
-    assert admission.delay(1.0) == pytest.approx(9.0)
+    rate_limiter = RateLimiter(Limits())
+    rate_limiter.pause(0.0, 10.0)
+    rate_limiter.pause(1.0, 2.0)
+    assert rate_limiter.delay(1.0) == pytest.approx(9.0)
 
 
 def test_submits_of_an_earlier_process_count() -> None:
     """The last of them keeps its spacing; a full window of them is waited out from its oldest."""
-    admission = Admission(Limits(submits=4, window_s=10.0))
-    admission.seed(100.0, [1.0])
-    assert admission.delay(100.0) == pytest.approx(2.55 - 1.0)
-    admission.seed(100.0, [3.0, 2.0, 1.0, 0.5, 30.0])
-    assert admission.delay(100.0) == pytest.approx(10.2 - 3.0)
+    rate_limiter = RateLimiter(Limits(submits=4, window_s=10.0))
+    rate_limiter.seed(100.0, [1.0])
+    assert rate_limiter.delay(100.0) == pytest.approx(2.55 - 1.0)
+    rate_limiter.seed(100.0, [3.0, 2.0, 1.0, 0.5, 30.0])
+    assert rate_limiter.delay(100.0) == pytest.approx(10.2 - 3.0)
 
 
 @given(st.integers(1, 20), st.lists(st.floats(0, 20), min_size=1, max_size=40), st.integers(1, 40))
 def test_a_restart_never_overfills_a_window(submits: int, ages: list[float], more: int) -> None:
     """However the submits before a restart were spread within the limit, those after it keep to it."""
     limits = Limits(submits=submits, window_s=10.0)
-    before = Admission(limits)
+    before = RateLimiter(limits)
     starts, now = [], -sum(ages)
     for age in ages:
         now += age
         now += before.delay(now)
         before.take(now)
         starts.append(now)
-    after = Admission(limits)
+    after = RateLimiter(limits)
     after.seed(now, [now - start for start in starts if start > now - 10.0])
     for _ in range(more):
         now += after.delay(now)
@@ -207,7 +207,7 @@ def test_tries_are_counted() -> None:
     policy = RetryPolicy(max_tries=2)
     assert policy.before_next_submit(RequestNotSent("x"), 1, 0.5) is not None
     assert policy.before_next_submit(RequestNotSent("x"), 2, 0.5) is None
-    assert policy.before_next_look(LOST, 2, 0.5) is None
+    assert policy.before_next_poll(LOST, 2, 0.5) is None
 
 
 def test_a_429_costs_a_full_window_at_least() -> None:
@@ -224,25 +224,25 @@ def test_looks_are_repeated_where_that_may_help() -> None:
     """Looking costs nothing, so lost connections and server errors are tried again; refusals are not."""
     policy = RetryPolicy()
     for error in (RequestNotSent("x"), LOST, ServerError("500"), RateLimitedError("429")):
-        assert policy.before_next_look(error, 1, 0.5) is not None
+        assert policy.before_next_poll(error, 1, 0.5) is not None
     for error in (AuthenticationError("401"), InvalidRequestError("422"), UnexpectedResponse("html")):
-        assert policy.before_next_look(error, 1, 0.5) is None
+        assert policy.before_next_poll(error, 1, 0.5) is None
 
 
 def test_polling_keeps_its_rhythm_and_slows_for_stragglers() -> None:
     """First look, body and tail of the schedule, without jitter."""
     policy = PollPolicy(interval_s=3.0, jitter=0.0, cap_s=15.0)
-    assert policy.next_delay(looks=0, stragglers=0, draw=0.5) == 3.0
-    assert policy.next_delay(looks=5, stragglers=0, draw=0.5) == 3.0
-    assert policy.next_delay(looks=9, stragglers=2, draw=0.5) == pytest.approx(5.88)
-    assert policy.next_delay(looks=99, stragglers=5000, draw=0.5) == 15.0
+    assert policy.next_delay(polls=0, stragglers=0, draw=0.5) == 3.0
+    assert policy.next_delay(polls=5, stragglers=0, draw=0.5) == 3.0
+    assert policy.next_delay(polls=9, stragglers=2, draw=0.5) == pytest.approx(5.88)
+    assert policy.next_delay(polls=99, stragglers=5000, draw=0.5) == 15.0
 
 
 @given(st.integers(0, 500), st.integers(0, 500), st.floats(0, 1))
-def test_jitter_stays_inside_the_cap(looks: int, stragglers: int, draw: float) -> None:
+def test_jitter_stays_inside_the_cap(polls: int, stragglers: int, draw: float) -> None:
     """No draw leads to a negative wait or one beyond the cap."""
     policy = PollPolicy(interval_s=3.0, cap_s=15.0)
-    assert 0 <= policy.next_delay(looks=looks, stragglers=stragglers, draw=draw) <= 15.0
+    assert 0 <= policy.next_delay(polls=polls, stragglers=stragglers, draw=draw) <= 15.0
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ def test_an_upload_is_made_again_whenever_it_may_help(
 def test_the_plain_rhythms_are_what_they_are_called() -> None:
     """A fixed one never changes its gap; the gaps of one that backs off grow from the first to the last."""
     fixed = PollPolicy.fixed(40.0, jitter=0.0)
-    assert {fixed.next_delay(looks=n, stragglers=n, draw=0.5) for n in range(50)} == {40.0}
+    assert {fixed.next_delay(polls=n, stragglers=n, draw=0.5) for n in range(50)} == {40.0}
     growing = PollPolicy.backoff(1.0, growth=2.0, cap_s=10.0, jitter=0.0)
-    gaps = [growing.next_delay(looks=n, stragglers=n, draw=0.5) for n in range(6)]
+    gaps = [growing.next_delay(polls=n, stragglers=n, draw=0.5) for n in range(6)]
     assert gaps == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
     for bad in (0, -1.0, math.nan, "3"):
         with pytest.raises(InvalidInput, match="every_s"):

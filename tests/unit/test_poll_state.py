@@ -107,40 +107,40 @@ def test_trouble_makes_looks_rarer_and_a_good_look_ends_it() -> None:
     wait = watch(3000.0)
     for _ in range(3):
         assert wait.saw_error(ConnectionLost("x"), 3.0) is None
-    assert wait.next_look(3.0, 1.0) == 8.0
+    assert wait.next_poll(3.0, 1.0) == 8.0
     for _ in range(40):
         wait.saw_error(ServerError("500", code=500), 3.0)
-    assert wait.next_look(3.0, 1.0) == 30.0
+    assert wait.next_poll(3.0, 1.0) == 30.0
     wait.saw_record(record(TaskStatus.GENERATING), 3.0)
-    assert wait.next_look(3.0, 1.0) == 3.0
+    assert wait.next_poll(3.0, 1.0) == 3.0
     wait.saw_error(RateLimitedError("429", code=429, retry_after_s=20.0), 3.0)
-    assert wait.next_look(3.0, 0.0) == 20.0
+    assert wait.next_poll(3.0, 0.0) == 20.0
     wait.saw_error(RateLimitedError("429", code=429, retry_after_s=9e9), 3.0)
-    assert wait.next_look(3.0, 0.0) == 30.0
+    assert wait.next_poll(3.0, 0.0) == 30.0
 
 
 def test_the_last_look_comes_just_before_the_deadline() -> None:
     """The look before the end is moved so that nothing finished is missed; then there is none."""
     wait = watch(10.0)
-    assert wait.next_look(0.0, 0.5) == 3.0
+    assert wait.next_poll(0.0, 0.5) == 3.0
     wait.saw_record(record(TaskStatus.GENERATING), 8.0)
-    assert wait.next_look(8.0, 0.5) == pytest.approx(1.0)
+    assert wait.next_poll(8.0, 0.5) == pytest.approx(1.0)
     wait.saw_record(record(TaskStatus.GENERATING), 9.0)
-    assert wait.next_look(9.0, 0.5) is None
+    assert wait.next_poll(9.0, 0.5) is None
 
 
-def test_a_deadline_is_put_off_once_for_a_last_look() -> None:
+def test_a_deadline_is_postponed_once_for_a_last_look() -> None:
     """By five seconds, where the process was stopped over it."""
     wait = watch(300.0, PollPolicy())
     wait.saw_record(record(TaskStatus.GENERATING), 250.0)
-    assert wait.next_look(400.0, 0.5) is None
-    assert wait.put_off(400.0)
-    delay = wait.next_look(400.0, 0.5)
+    assert wait.next_poll(400.0, 0.5) is None
+    assert wait.postpone(400.0)
+    delay = wait.next_poll(400.0, 0.5)
     assert delay is not None
     assert 0.0 <= delay < 5.0
     wait.saw_record(record(TaskStatus.GENERATING), 404.9)
-    assert wait.next_look(405.0, 0.5) is None
-    assert not wait.put_off(500.0)
+    assert wait.next_poll(405.0, 0.5) is None
+    assert not wait.postpone(500.0)
 
 
 def test_expiry_carries_the_task_and_says_that_it_is_paid() -> None:
@@ -189,7 +189,7 @@ def test_every_wait_ends_at_its_deadline(span: float, facts: list[str], draw: fl
     """Whatever is seen, sleeping as told reaches the end in bounded steps and never beyond the deadline."""
     wait, now = watch(span, PollPolicy()), 0.0
     for fact in facts:
-        delay = wait.next_look(now, draw)
+        delay = wait.next_poll(now, draw)
         if delay is None:
             break
         now += delay
@@ -208,14 +208,14 @@ def test_stragglers_are_looked_at_ever_more_rarely() -> None:
     wait = watch(3000.0)
     for _ in range(3):
         wait.saw_record(record(TaskStatus.GENERATING), 61.0)
-    assert wait.next_look(61.0, 0.5) == pytest.approx(3.0 * 1.4**3)
+    assert wait.next_poll(61.0, 0.5) == pytest.approx(3.0 * 1.4**3)
 
 
 def test_the_last_look_is_known_as_such() -> None:
     """It is the one from two seconds, or a tenth of the wait, before the deadline."""
-    assert not watch(300.0).is_last_look(297.9)
-    assert watch(300.0).is_last_look(298.0)
-    assert watch(10.0).is_last_look(9.0)
+    assert not watch(300.0).is_last_poll(297.9)
+    assert watch(300.0).is_last_poll(298.0)
+    assert watch(10.0).is_last_poll(9.0)
 
 
 # --- a learned rhythm -------------------------------------------------------------------------------------
@@ -230,25 +230,25 @@ def learned(
     """A wait in a rhythm that is learned, of which nothing is learned yet."""
     trail = GenerationTimes().begin(now, age=age)
     return PollState(
-        policy=policy, task_id=TASK, started_at=now, deadline=now + 300.0, timeout_s=300.0, trail=trail
+        policy=policy, task_id=TASK, started_at=now, deadline=now + 300.0, timeout_s=300.0, observation=trail
     )
 
 
 def test_a_learned_gap_counts_from_the_look_before() -> None:
     """Asked again later, for example because callbacks have stopped, the look itself does not move."""
     wait = learned()
-    first = wait.next_look(0.0, 0.5)
+    first = wait.next_poll(0.0, 0.5)
     assert first is not None
-    assert wait.next_look(1.0, 0.5) == pytest.approx(first - 1.0)
+    assert wait.next_poll(1.0, 0.5) == pytest.approx(first - 1.0)
     wait.saw_record(record(TaskStatus.GENERATING), first)
-    second = wait.next_look(first, 0.5)
+    second = wait.next_poll(first, 0.5)
     assert second is not None
-    assert wait.next_look(first + 0.5, 0.5) == pytest.approx(second - 0.5)
+    assert wait.next_poll(first + 0.5, 0.5) == pytest.approx(second - 0.5)
 
 
 def test_an_overdue_task_is_looked_at_within_a_second() -> None:
     """Taken up after a restart, thousands of tasks are looked at soon, but not in the same instant."""
-    delays = [learned(age=100.0).next_look(0.0, draw) for draw in (0.0, 0.3, 1.0)]
+    delays = [learned(age=100.0).next_poll(0.0, draw) for draw in (0.0, 0.3, 1.0)]
     assert delays == pytest.approx([0.0, 0.3, 1.0])
 
 
@@ -257,7 +257,7 @@ def test_learned_looks_are_made_at_ticks(draw: float, now: float, ticks_from: fl
     """A look comes at the first tick after its best moment, never before it: many are made together."""
     exact, ticking = (learned(now=now, policy=PollPolicy(tick_s=tick_s)) for tick_s in (0.0, 0.1))
     ticking.ticks_from = ticks_from
-    best, delay = exact.next_look(now, draw), ticking.next_look(now, draw)
+    best, delay = exact.next_poll(now, draw), ticking.next_poll(now, draw)
     assert best is not None
     assert delay is not None
     assert best <= delay <= best + 0.1 + 1e-6
@@ -273,7 +273,7 @@ def test_whatever_the_ticks_no_gap_is_longer_than_the_cap(
 ) -> None:
     """Ticks far apart do not stretch it, and ticks finer than a clock are none."""
     wait = learned(now=now, policy=PollPolicy(tick_s=tick_s, cap_s=cap_s))
-    delay = wait.next_look(now, draw)
+    delay = wait.next_poll(now, draw)
     assert delay is not None
     assert 0.0 <= delay <= cap_s + 1e-6
 
@@ -281,7 +281,7 @@ def test_whatever_the_ticks_no_gap_is_longer_than_the_cap(
 def test_the_last_look_waits_for_no_tick() -> None:
     """It would miss the deadline."""
     wait = PollState(policy=PollPolicy(tick_s=5.0), task_id=TASK, started_at=0.0, deadline=1.0, timeout_s=1.0)
-    assert wait.next_look(0.0, 0.5) == pytest.approx(0.9)
+    assert wait.next_poll(0.0, 0.5) == pytest.approx(0.9)
 
 
 def test_a_rhythm_of_ones_own_has_no_ticks() -> None:
@@ -290,13 +290,13 @@ def test_a_rhythm_of_ones_own_has_no_ticks() -> None:
     wait = PollState(
         policy=policy, task_id=TASK, started_at=0.0, deadline=9.0, timeout_s=9.0, ticks_from=0.07
     )
-    assert wait.next_look(0.0, 0.5) == 0.25
+    assert wait.next_poll(0.0, 0.5) == 0.25
 
 
 def test_a_task_of_unknown_age_is_looked_at_soon() -> None:
     """Within about three seconds, although a new one would not be."""
     trail = GenerationTimes().begin(0.0)
-    delay = learned(age=None).next_look(0.0, 0.5)
+    delay = learned(age=None).next_poll(0.0, 0.5)
     assert delay is not None
     assert delay <= 3.0 < trail.gap(0.0, 0.5, 30.0) + 0.5
 
@@ -311,9 +311,9 @@ def test_looks_of_another_waiter_count() -> None:
         started_at=9.5,
         deadline=300.0,
         timeout_s=290.0,
-        trail=first.trail,
+        observation=first.observation,
     )
-    mine, others = first.next_look(9.5, 0.5), second.next_look(9.5, 0.5)
+    mine, others = first.next_poll(9.5, 0.5), second.next_poll(9.5, 0.5)
     assert mine == others
 
 
@@ -321,7 +321,7 @@ def test_failed_looks_do_not_hasten_the_next() -> None:
     """A look without an answer counts as one that found nothing: the rhythm goes on from it."""
     wait = learned()
     wait.saw_error(NotFoundError("404", code=404), 6.0)
-    delay = wait.next_look(6.0, 0.5)
+    delay = wait.next_poll(6.0, 0.5)
     assert delay is not None
     assert delay > 0.5
 
@@ -332,43 +332,43 @@ def test_failed_looks_do_not_hasten_the_next() -> None:
 def test_a_callback_brings_the_next_look_forward() -> None:
     """Now; after callbacks that were mistakes, a second after the last look at the earliest."""
     wait = watch()
-    assert wait.next_look(0.0, 0.5) == 3.0
-    wait.rang(0.5)
-    assert wait.next_look(0.5, 0.5) == 0.0
+    assert wait.next_poll(0.0, 0.5) == 3.0
+    wait.saw_callback()
+    assert wait.next_poll(0.5, 0.5) == 0.0
     wait = watch()
     wait.saw_record(record(TaskStatus.GENERATING), 3.0)
-    wait.rang(3.2)
-    assert wait.next_look(3.2, 0.5) == 0.0
+    wait.saw_callback()
+    assert wait.next_poll(3.2, 0.5) == 0.0
     for now in (3.2, 4.2, 6.2, 10.2, 18.2, 34.2, 64.0):
         wait.saw_record(record(TaskStatus.GENERATING), now)
-    wait.rang(64.2)
-    assert wait.next_look(64.2, 0.5) == pytest.approx(0.8)
-    assert wait.next_look(70.0, 0.5) == 0.0
+    wait.saw_callback()
+    assert wait.next_poll(64.2, 0.5) == pytest.approx(0.8)
+    assert wait.next_poll(70.0, 0.5) == 0.0
 
 
 def test_after_a_callback_looks_follow_soon_and_then_as_ever() -> None:
     """A second, two, four … after a look that found nothing; six in all, and the callback is forgotten."""
     wait = watch(policy=PollPolicy(jitter=0.0, interval_s=30.0, cap_s=60.0, first_s=30.0))
-    wait.rang(1.0)
+    wait.saw_callback()
     now, gaps = 1.0, []
     for _ in range(9):
-        delay = wait.next_look(now, 0.5)
+        delay = wait.next_poll(now, 0.5)
         assert delay is not None
         gaps.append(delay)
         now += delay
         wait.saw_record(record(TaskStatus.GENERATING), now)
-        wait.rang(now)  # a flood of them changes nothing
+        wait.saw_callback()  # a flood of them changes nothing
     assert gaps[:7] == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
 
 
 def test_a_sweep_replaces_the_rhythm_but_not_the_patience_with_trouble() -> None:
     """While callbacks come, looks are ``sweep_s`` apart; a look that failed is repeated as ever."""
     wait = watch()
-    assert wait.next_look(0.0, 0.5, told=True) == 30.0
+    assert wait.next_poll(0.0, 0.5, sweeps=True) == 30.0
     spread = watch(policy=PollPolicy(jitter=0.2))
-    assert spread.next_look(0.0, 1.0, told=True) == pytest.approx(36.0)
+    assert spread.next_poll(0.0, 1.0, sweeps=True) == pytest.approx(36.0)
     wait.saw_error(ConnectionLost("x"), 1.0)
-    delay = wait.next_look(1.0, 0.5, told=True)
+    delay = wait.next_poll(1.0, 0.5, sweeps=True)
     assert delay is not None
     assert delay < 10
 
@@ -379,10 +379,10 @@ def test_callbacks_are_believed_after_three_and_doubted_after_some() -> None:
     assert not health.are_coming(0.0)
     for number in range(3):
         assert not health.are_coming(0.0)
-        health.ended(TaskId(f"a{number}"), 0.0, rung=True)
+        health.ended(TaskId(f"a{number}"), 0.0, notified=True)
     assert health.are_coming(0.0)
     for number in range(3):
-        health.ended(TaskId(f"b{number}"), 1.0, rung=False)
+        health.ended(TaskId(f"b{number}"), 1.0, notified=False)
     assert health.are_coming(5.9), "they may still come"
     assert not health.are_coming(6.0)
 
@@ -391,22 +391,22 @@ def test_a_callback_that_comes_a_little_late_counts() -> None:
     """Within five seconds of the end it has come; after that it is missing, and only a latecomer."""
     health = CallbackHealth(within_s=5.0)
     for number in range(3):
-        health.ended(TaskId(f"a{number}"), 0.0, rung=False)
-        assert health.rang(TaskId(f"a{number}"), 4.9)
+        health.ended(TaskId(f"a{number}"), 0.0, notified=False)
+        assert health.saw_callback(TaskId(f"a{number}"), 4.9)
     assert health.are_coming(4.9)
-    health.ended(TaskId("late"), 10.0, rung=False)
-    assert not health.rang(TaskId("late"), 15.0)
-    assert not health.rang(TaskId("nobody"), 15.0)
+    health.ended(TaskId("late"), 10.0, notified=False)
+    assert not health.saw_callback(TaskId("late"), 15.0)
+    assert not health.saw_callback(TaskId("nobody"), 15.0)
 
 
 def test_callbacks_that_come_again_are_believed_again() -> None:
     """After an outage it takes some more than at first."""
     health = CallbackHealth(within_s=5.0)
     for number in range(20):
-        health.ended(TaskId(f"a{number}"), float(number), rung=False)
+        health.ended(TaskId(f"a{number}"), float(number), notified=False)
     assert not health.are_coming(100.0)
     needed = 0
     while not health.are_coming(200.0):
-        health.ended(TaskId(f"b{needed}"), 200.0, rung=True)
+        health.ended(TaskId(f"b{needed}"), 200.0, notified=True)
         needed += 1
     assert 10 <= needed <= 20

@@ -195,7 +195,7 @@ class Download(Generic[T]):
         self._refreshed = True
         remaining = max(_SHORTEST_S, self.deadline - self.session.clock.monotonic())
         try:
-            answer = await self.session.look(
+            answer = await self.session.read(
                 build_download_url(self.order.url),
                 timeout_s=min(_REFRESH_TIMEOUT_S, remaining),
                 deadline=self.deadline,
