@@ -19,11 +19,11 @@ import anyio
 import attrs
 
 from flux_async.advice import python_words
-from flux_async.api.common import build_credit, check_task_id, parse_credit
+from flux_async.api.common_api import build_credit, parse_credit
 from flux_async.api.echo import compare
 from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.api.parsing import check_task_id, encoded_as_by_a_browser
 from flux_async.api.stored_requests import store_request
-from flux_async.api.url_encoding import encoded_as_by_a_browser
 from flux_async.batch.gathered import gather
 from flux_async.batch.options import BatchOptions
 from flux_async.clock import Clock, SystemClock
@@ -36,6 +36,7 @@ from flux_async.errors import (
     shown,
 )
 from flux_async.files.download import DownloadOrder, download, download_once, keep_as_file
+from flux_async.files.image_check import MAX_UPLOAD_BYTES
 from flux_async.files.image_source import Source, choose
 from flux_async.files.image_writer import SavedFile, check_destination
 from flux_async.files.sink import SavedResult, Sink, path_in, save_in
@@ -61,19 +62,18 @@ from flux_async.models import (
     check_request,
     without_query,
 )
+from flux_async.policy import check_not_negative, check_positive
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of
-from flux_async.policy.image_addresses import check_reachable, mistyped_in_words
-from flux_async.policy.numbers import check_not_negative, check_positive
+from flux_async.policy.image_urls import check_reachable, mistyped_in_words
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.rate_limit import Limits, RateLimiter
 from flux_async.policy.retry import RetryPolicy
-from flux_async.policy.uploads import MAX_UPLOAD_BYTES
 from flux_async.poller import POLL_TIMEOUT_S, SHORTEST_POLL_S, Poller, WaitOptions, as_paid
 from flux_async.session import Call, Session, log
 from flux_async.transport import Transport
+from flux_async.transport.background import Deadline
 from flux_async.transport.credentials import Credentials
-from flux_async.transport.deadline import Deadline
 from flux_async.transport.factory import TransportName, make_transport, name_of
 
 if TYPE_CHECKING:

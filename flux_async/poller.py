@@ -17,8 +17,8 @@ from collections import OrderedDict
 import attrs
 
 from flux_async.api import Api
-from flux_async.api.common import image_of
 from flux_async.api.envelope import WireResponse
+from flux_async.api.parsing import image_of
 from flux_async.clock import SUSPENSION_S, Wakeup
 from flux_async.errors import (
     Charge,

@@ -19,9 +19,9 @@ from typing import Any, Self, TypeVar
 import attrs
 
 from flux_async.api import Api, load_api
-from flux_async.api.echo import Comparison, in_words, mismatch, subject_of
+from flux_async.api.echo import Comparison, SubmitLog, in_words, is_contradiction, mismatch, subject_of
 from flux_async.api.envelope import READ_ADVICE, WireRequest, WireResponse
-from flux_async.api.odd_answers import ids_in, kept_answer
+from flux_async.api.parsing import ids_in, kept_answer
 from flux_async.api.stored_requests import store_request
 from flux_async.clock import Clock, Signal
 from flux_async.errors import (
@@ -38,14 +38,11 @@ from flux_async.errors import (
     WrongEventLoop,
 )
 from flux_async.models import Echo, ImageRequest, JobKey, TaskId, TaskRecord, UnclaimedTask
-from flux_async.policy.echo import SubmitLog, is_contradiction
 from flux_async.policy.generation_times import GenerationTimes
-from flux_async.policy.pauses import Pause
-from flux_async.policy.rate_limit import RateLimiter
+from flux_async.policy.rate_limit import Pause, RateLimiter
 from flux_async.submit_gate import SubmitGate, take
 from flux_async.transport import Answered, NotSent, SendResult, Transport
-from flux_async.transport.background import BackgroundTasks
-from flux_async.transport.deadline import Deadline
+from flux_async.transport.background import BackgroundTasks, Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 

@@ -4,7 +4,7 @@ A submit goes through these gates, in this order: a place in the air (submits se
 permit of the pace → POST at once. Nothing waits between the permit and the POST.
 
 No permit is given while the vendor has sent everybody away (429, 455), while it cannot be reached, or after a
-halt by :mod:`flux_async.policy.brake`. While such a pause is not over, until the first submit has been
+halt by :mod:`flux_async.policy.rate_limit`. While such a pause is not over, until the first submit has been
 accepted, and after many unknown answers, submits go one at a time: a wrong key, an empty balance or an outage
 then costs one request, not one for every image that waits.
 """
@@ -26,9 +26,7 @@ from flux_async.errors import (
     RequestNotSent,
     TooManyUnknownAnswers,
 )
-from flux_async.policy.brake import Brake
-from flux_async.policy.pauses import Pause
-from flux_async.policy.rate_limit import RateLimiter
+from flux_async.policy.rate_limit import Brake, Pause, RateLimiter
 from flux_async.policy.retry import RetryPolicy
 
 

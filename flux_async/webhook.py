@@ -32,7 +32,7 @@ from flux_async.clock import Clock, SystemClock
 from flux_async.errors import CallbackRejected, FluxError, InvalidInput, WrongEventLoop, shown
 from flux_async.journal.inbox import Inbox
 from flux_async.models import CallbackEvent
-from flux_async.transport.deadline import Deadline
+from flux_async.transport.background import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 

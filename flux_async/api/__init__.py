@@ -1,8 +1,8 @@
 """The vendor's APIs: bytes to models and back, without I/O.
 
-Each API is one module that fulfils :class:`Api`; which models it has is in ``models_table``. What all of
-them share is in ``common`` (balance, fresh links), ``uploads`` and ``webhooks``: a callback names its task
-the same way in each, so one receiver serves all.
+Each API for images is one module that fulfils :class:`Api`; ``models_table`` holds its models. All of them
+share ``common_api`` (balance, fresh links), ``uploads`` and ``webhooks``: a callback names its task the same
+way in each, so one receiver serves all.
 """
 
 from __future__ import annotations

@@ -20,11 +20,10 @@ from typing import Any, Protocol
 import attrs
 
 from flux_async.api.error_codes import CODES, OK, error_for, rule_for
-from flux_async.api.parsing import text, whole_number
+from flux_async.api.parsing import EXCERPT, text, whole_number
 from flux_async.errors import Charge, FluxError, Scope, ServerError, UnexpectedResponse
 
 READ_ADVICE = "Looking costs nothing: try again."
-EXCERPT = 200
 SERVER_ERRORS = 500
 _REDIRECTS = range(300, 400)
 _MOVED = frozenset(

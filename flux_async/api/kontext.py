@@ -19,7 +19,7 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
-from flux_async.api import common, parsing
+from flux_async.api import parsing
 from flux_async.api.envelope import (
     SERVER_ERRORS,
     WireRequest,
@@ -101,7 +101,7 @@ def build_status(task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
     return WireRequest(
         method="GET",
         path=RECORD_INFO_PATH,
-        query={"taskId": common.check_task_id(task_id)},
+        query={"taskId": parsing.check_task_id(task_id)},
         keep_alive=keep_alive,
     )
 

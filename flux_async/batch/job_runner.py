@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flux_async.advice import fill, python_words
-from flux_async.api.common import check_task_id
+from flux_async.api.parsing import check_task_id
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.echo_check import Found, check_echo
 from flux_async.batch.fetching import fetch

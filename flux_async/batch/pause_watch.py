@@ -14,7 +14,7 @@ import attrs
 
 from flux_async.batch.progress import ProgressReporter
 from flux_async.batch.run_control import RunControl
-from flux_async.policy.pauses import Pause
+from flux_async.policy.rate_limit import Pause
 from flux_async.session import Session, log
 
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from flux_async.api.models_table import Model
 from flux_async.errors import InvalidInput, shown
-from flux_async.policy.numbers import check_positive
+from flux_async.policy import check_positive
 
 
 def price_list(prices: Mapping[Model, float] | None) -> Mapping[Model, float]:

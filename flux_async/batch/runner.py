@@ -56,8 +56,8 @@ from flux_async.models import (
     JobKey,
     Outcome,
 )
-from flux_async.policy.image_addresses import mistyped_in_words
-from flux_async.policy.numbers import check_positive
+from flux_async.policy import check_positive
+from flux_async.policy.image_urls import mistyped_in_words
 from flux_async.policy.retry import RetryPolicy
 from flux_async.session import Call, Session
 from flux_async.transport.background import wait_until_done

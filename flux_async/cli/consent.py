@@ -12,8 +12,8 @@ from flux_async import (
     NotFoundError,
     TaskRecord,
 )
-from flux_async.api.common import check_task_id
 from flux_async.api.echo import in_words
+from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import read_model
 from flux_async.batch.echo_check import adoptable_echo
 from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal

@@ -22,7 +22,7 @@ import click
 from flux_async import LocalImage
 from flux_async.cli.printable import printable
 from flux_async.errors import shown
-from flux_async.policy.image_addresses import with_scheme
+from flux_async.policy.image_urls import with_scheme
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".gz")

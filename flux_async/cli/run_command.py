@@ -51,7 +51,7 @@ from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.spending import Spending
 from flux_async.clock import Clock, SystemClock
 from flux_async.job_state import JobState, Problem
-from flux_async.policy.image_addresses import suspicion
+from flux_async.policy.image_urls import suspicion
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
 

@@ -25,7 +25,7 @@ from flux_async.cli.listening import Place
 from flux_async.cli.local_inputs import is_address, no_image
 from flux_async.files.image_source import identify_now
 from flux_async.models import JobKey
-from flux_async.policy.image_addresses import with_scheme
+from flux_async.policy.image_urls import with_scheme
 from flux_async.transport.factory import TransportName
 
 CONFIRM_ABOVE = 1_000.0

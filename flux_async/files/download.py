@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from flux_async.api.common import build_download_url, parse_download_url
+from flux_async.api.common_api import build_download_url, parse_download_url
 from flux_async.api.envelope import retry_after_s
 from flux_async.errors import (
     DeadlineExceeded,
@@ -49,7 +49,7 @@ from flux_async.policy.downloads import (
 )
 from flux_async.session import Session, log
 from flux_async.transport import FileStream
-from flux_async.transport.deadline import Deadline
+from flux_async.transport.background import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 

@@ -22,8 +22,8 @@ import anyio.to_thread
 import attrs
 
 from flux_async.errors import FluxError, InvalidInput, shown
+from flux_async.files.image_check import MAX_UPLOAD_BYTES, Picture, check_size, read_picture
 from flux_async.models import LocalImage, check_http_url
-from flux_async.policy.uploads import MAX_UPLOAD_BYTES, Picture, check_size, read_picture
 
 Source: TypeAlias = str | os.PathLike[str] | LocalImage | bytes | AsyncIterable[bytes]
 """What can be uploaded: a file, bytes, or a stream of bytes."""

@@ -27,10 +27,10 @@ from flux_async.errors import (
     UnexpectedResponse,
     shown,
 )
+from flux_async.files.image_check import LARGE_UPLOAD_BYTES
 from flux_async.files.image_source import Content, open_content
 from flux_async.models import UploadedFile
 from flux_async.policy.retry import RetryPolicy
-from flux_async.policy.uploads import LARGE_UPLOAD_BYTES
 from flux_async.session import Session, upload_host_unreachable
 from flux_async.transport import Answered, NotSent
 

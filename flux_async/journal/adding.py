@@ -26,7 +26,7 @@ from flux_async.job_state import JobSnapshot, JobState
 from flux_async.journal.lost_records import has_unknown, take_unknown
 from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
 from flux_async.models import JobKey, LocalImage, digest_key
-from flux_async.policy.signed_urls import bare_url, is_resigned, unsigned_url
+from flux_async.policy.image_urls import bare_url, is_resigned, unsigned_url
 
 if TYPE_CHECKING:
     import sqlite3

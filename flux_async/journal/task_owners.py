@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from flux_async.api.echo import compare, spellings_of
-from flux_async.api.odd_answers import ids_in
+from flux_async.api.parsing import ids_in
 from flux_async.errors import JobConflictError
 from flux_async.job_state import (
     EchoContradicted,

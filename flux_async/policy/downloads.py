@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 import attrs
 
 from flux_async.errors import DownloadError, NotAPicture, ResultExpired, ResultTooLarge
-from flux_async.policy.numbers import positive_integer, positive_number
+from flux_async.policy import positive_integer, positive_number
 
 MOST_RESUMES = 3
 """How often one download is taken up again after it broke off."""

@@ -11,9 +11,8 @@ from attrs.validators import optional
 from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.errors import Charge, FluxError, InvalidInput, PollDeadlineExceeded, TaskFailed
 from flux_async.models import TaskId, TaskRecord, TaskStatus
-from flux_async.policy.generation_times import GenerationTimes, TaskObservation
-from flux_async.policy.numbers import check_positive, not_negative, positive_number
-from flux_async.policy.schedule import SHORTEST_GAP_S
+from flux_async.policy import check_positive, not_negative, positive_number
+from flux_async.policy.generation_times import SHORTEST_GAP_S, GenerationTimes, TaskObservation
 
 _LAST_POLL_S = 2.0
 _POSTPONED_S = 5.0

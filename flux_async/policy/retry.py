@@ -15,7 +15,7 @@ from flux_async.errors import (
     ServerError,
     UnexpectedResponse,
 )
-from flux_async.policy.numbers import not_negative, positive_integer, positive_number
+from flux_async.policy import not_negative, positive_integer, positive_number
 
 
 @attrs.frozen(kw_only=True)
@@ -33,7 +33,7 @@ class RetryPolicy:
     ``maintenance_pause_s``.
 
     In a batch no job counts the tries of its submits: all of them pause together, for as long as Retry-After
-    asks, until the service is back or the batch halts (:mod:`flux_async.policy.pauses`).
+    asks, until the service is back or the batch halts (:mod:`flux_async.policy.rate_limit`).
 
     Attributes:
         max_tries: How often one request is made in all.

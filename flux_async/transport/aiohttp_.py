@@ -28,8 +28,8 @@ from aiohttp.abc import AbstractStreamWriter
 
 from flux_async.api.envelope import Host, Stream, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
+from flux_async.transport.background import Deadline
 from flux_async.transport.credentials import Credentials
-from flux_async.transport.deadline import Deadline
 from flux_async.transport.file_client import FileClient
 from flux_async.transport.http_settings import (
     CONNECT_S,

@@ -22,7 +22,7 @@ from anyio.lowlevel import checkpoint
 
 from flux_async.errors import DownloadCutShort, DownloadError, DownloadTimedOut, FluxError
 from flux_async.transport import FileStream
-from flux_async.transport.deadline import Deadline
+from flux_async.transport.background import Deadline
 from flux_async.transport.http_settings import is_bypassed, proxy_named
 from flux_async.transport.ssrf_guard import AddressGuard, ParsedUrl
 

@@ -24,8 +24,8 @@ import attrs
 from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.errors import ConfigurationError, MissingExtra
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
+from flux_async.transport.background import Deadline
 from flux_async.transport.credentials import Credentials
-from flux_async.transport.deadline import Deadline
 from flux_async.transport.file_client import FileClient
 from flux_async.transport.http_settings import (
     CONNECT_S,

@@ -27,7 +27,7 @@ from urllib.parse import urljoin, urlsplit
 import anyio
 import attrs
 
-from flux_async.api.url_encoding import encoded_as_by_a_browser
+from flux_async.api.parsing import encoded_as_by_a_browser
 from flux_async.errors import AddressForbidden, DownloadError, InvalidInput
 from flux_async.models import check_http_url
 from flux_async.policy.hosts import INNER_NAMES, Address, AddressKind, kind_of, literal

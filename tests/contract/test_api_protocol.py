@@ -27,10 +27,10 @@ from flux_async import (
     UnexpectedResponse,
 )
 from flux_async.api import Api, load_api, webhooks
-from flux_async.api.common import image_of
 from flux_async.api.echo import compare
 from flux_async.api.envelope import Host, WireResponse
 from flux_async.api.models_table import ApiName
+from flux_async.api.parsing import image_of
 from flux_async.api.stored_requests import store_request, with_input
 from flux_async.models import Echo
 

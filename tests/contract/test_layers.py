@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "api.models_table"},
     "api.models_table": {"errors"},
     "api": L0,
-    "policy": L0 | {"api.error_codes", "files.image_header"},
+    "policy": L0 | {"api.error_codes"},
     "job_state": L0 | {"policy", "api.error_codes"},
     "clock": set(),
     "files": L0 | {"policy"},

@@ -43,7 +43,7 @@ from flux_async import (
     TaskRecord,
     TaskStatus,
 )
-from flux_async.api.common import build_download_url, parse_download_url
+from flux_async.api.common_api import build_download_url, parse_download_url
 from flux_async.session import DOWNLOADS
 
 KEY = "k-secret-0123456789"

@@ -23,8 +23,8 @@ import pytest
 from flux_async import FluxClient
 from flux_async.api.envelope import WireRequest
 from flux_async.transport import Answered, Transport
+from flux_async.transport.background import Deadline
 from flux_async.transport.credentials import Credentials
-from flux_async.transport.deadline import Deadline
 from flux_async.transport.factory import make_transport
 
 KEY = "k-secret-0123456789"

@@ -27,7 +27,7 @@ from flux_async import (
 from flux_async.api.envelope import WireResponse
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.policy.brake import HALT_S
+from flux_async.policy.rate_limit import HALT_S
 from flux_async.transport import Answered, Unknown
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(300)]

@@ -32,7 +32,7 @@ from flux_async import (
     NotFoundError,
     TaskStatus,
 )
-from flux_async.api.common import build_download_url, parse_download_url
+from flux_async.api.common_api import build_download_url, parse_download_url
 from flux_async.api.envelope import WireRequest, read_envelope
 from flux_async.testing import FluxSandbox
 from flux_async.transport import Answered

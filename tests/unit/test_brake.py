@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from flux_async.policy.brake import HALT_S, Brake
+from flux_async.policy.rate_limit import HALT_S, Brake
 
 NOW = 1000.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from flux_async.api.echo import CONFIRMED_ENOUGH, SubmitLog, is_contradiction
 from flux_async.models import Echo, TaskId
-from flux_async.policy.echo import CONFIRMED_ENOUGH, SubmitLog, is_contradiction
 
 
 @pytest.mark.parametrize(

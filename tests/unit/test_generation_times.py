@@ -12,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux_async import EditRequest, GenerateRequest
-from flux_async.policy.generation_times import FULL_MEMORY, GenerationTimes, TaskObservation, kind_of
-from flux_async.policy.schedule import BINS, EDGES, SHORTEST_GAP_S, at_age, best_looks, bin_of
+from flux_async.policy.generation_times import (
+    BINS,
+    EDGES,
+    FULL_MEMORY,
+    SHORTEST_GAP_S,
+    GenerationTimes,
+    TaskObservation,
+    at_age,
+    best_looks,
+    bin_of,
+    kind_of,
+)
 
 COST_S, CAP_S = 0.5, 30.0
 NASTY = [-1.0, 0.0, 1e-300, 1e300, math.nan, math.inf, -math.inf]

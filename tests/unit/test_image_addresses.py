@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flux_async import EditRequest, GenerateRequest, InvalidInput, LocalImage
-from flux_async.policy.image_addresses import (
+from flux_async.policy.image_urls import (
     check_reachable,
     direct_form,
     mistyped_in_words,

@@ -8,8 +8,7 @@ import random
 import pytest
 from PIL import Image
 
-from flux_async.policy.jpeg_scan import lacks_only_its_end
-from flux_async.policy.uploads import read_picture
+from flux_async.files.image_check import lacks_only_its_end, read_picture
 
 NOISE = Image.frombytes("RGB", (83, 61), random.Random(4).randbytes(3 * 83 * 61))
 LARGE = Image.frombytes("RGB", (400, 300), random.Random(4).randbytes(3 * 400 * 300))

@@ -25,12 +25,13 @@ from flux_async import (
     TaskStatus,
     UnexpectedResponse,
 )
-from flux_async.api.common import build_credit, build_download_url, image_of, parse_credit, parse_download_url
+from flux_async.api.common_api import build_credit, build_download_url, parse_credit, parse_download_url
 from flux_async.api.echo import compare
 from flux_async.api.envelope import WireResponse
 from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.api.kontext import build_status, build_submit, is_for_task, parse_status, parse_submit
 from flux_async.api.models_table import ModelRow, OnWire
+from flux_async.api.parsing import image_of
 from flux_async.api.stored_requests import store_request
 
 pytestmark = pytest.mark.usefixtures("parser")

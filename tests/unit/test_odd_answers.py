@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flux_async.api.odd_answers import KEPT_BYTES, ids_in, kept_answer
+from flux_async.api.parsing import KEPT_BYTES, ids_in, kept_answer
 
 HEX = "c0d0c0d0c0d0c0d0c0d0c0d0c0d0c0d0"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"

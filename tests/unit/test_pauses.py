@@ -7,7 +7,7 @@ import math
 import pytest
 
 from flux_async import Charge, MaintenanceError, RateLimitedError, RequestNotSent, Scope
-from flux_async.policy.pauses import Pause
+from flux_async.policy.rate_limit import Pause
 
 REFUSED = RequestNotSent("The API could not be reached: refused.")
 MAINTENANCE = MaintenanceError("The API answered 455: maintenance.", code=455)

@@ -28,7 +28,7 @@ from flux_async import (
     UnexpectedResponse,
     UploadRejected,
 )
-from flux_async.policy.numbers import check_positive
+from flux_async.policy import check_positive
 from flux_async.policy.rate_limit import RateLimiter
 
 NUMBERS = [

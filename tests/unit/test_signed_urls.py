@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flux_async.policy.signed_urls import bare_url, is_resigned, unsigned_url
+from flux_async.policy.image_urls import bare_url, is_resigned, unsigned_url
 
 FILE = "https://bucket.example/a/poster.jpg"
 

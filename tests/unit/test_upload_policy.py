@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flux_async import InvalidInput
-from flux_async.policy.uploads import MAX_PIXELS, check_size, read_picture
+from flux_async.files.image_check import MAX_PIXELS, check_size, read_picture
 
 
 def reader(content: bytes) -> object:

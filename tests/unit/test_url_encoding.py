@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flux_async.api import parsing
-from flux_async.api.url_encoding import encoded_as_by_a_browser
+from flux_async.api.parsing import encoded_as_by_a_browser
 
 
 @pytest.mark.parametrize(

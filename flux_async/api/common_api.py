@@ -1,13 +1,11 @@
-"""What the vendor's APIs share: task ids, the result of a record, the balance, fresh links to results."""
+"""The vendor's Common API: the balance, and fresh links to results."""
 
 from __future__ import annotations
 
 import json
 
 from flux_async.api import parsing
-from flux_async.api.envelope import EXCERPT, WireRequest, WireResponse, open_envelope, unexpected
-from flux_async.errors import Charge, InvalidInput, UnexpectedResponse, shown
-from flux_async.models import ImageResult, TaskId, TaskRecord
+from flux_async.api.envelope import WireRequest, WireResponse, open_envelope, unexpected
 
 CREDIT_PATH = "/api/v1/chat/credit"
 DOWNLOAD_URL_PATH = "/api/v1/common/download-url"
@@ -22,14 +20,6 @@ def build_download_url(url: str) -> WireRequest:
     """POST download-url: ask for a fresh link to a result (vendor's common API, "Get download URL")."""
     body = json.dumps({"url": url}, separators=(",", ":"), ensure_ascii=False)
     return WireRequest(method="POST", path=DOWNLOAD_URL_PATH, body=body.encode())
-
-
-def check_task_id(task_id: object) -> TaskId:
-    """Return ``task_id`` if it can be one, else raise :class:`InvalidInput`."""
-    clean = parsing.task_id(task_id) if isinstance(task_id, str) else None
-    if clean is None:
-        raise InvalidInput(f"{shown(task_id)} is not a task id.", advice="Give the id that submit returned.")
-    return clean
 
 
 def parse_credit(response: WireResponse) -> float:
@@ -59,22 +49,3 @@ def parse_download_url(response: WireResponse) -> str:
         error.body_excerpt = ""
         raise error
     return link
-
-
-def image_of(record: TaskRecord) -> ImageResult:
-    """Return the picture of a SUCCESS record.
-
-    Raises:
-        UnexpectedResponse: The record has no usable result URL; the task was paid.
-    """
-    if record.result_url is None:
-        raise UnexpectedResponse(
-            f"Task {record.task_id} reports success without a result URL.",
-            advice="It is paid: look at it at kie.ai/logs, or {wait}.",
-            charge=Charge.YES,
-            task_id=record.task_id,
-            body_excerpt=str(record.raw)[:EXCERPT],
-        )
-    return ImageResult(
-        task_id=record.task_id, result_url=record.result_url, origin_url=record.origin_url, record=record
-    )
