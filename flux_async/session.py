@@ -444,7 +444,7 @@ class Session:
 
     def begin_batch(self) -> None:
         """End a halt for unknown answers: one submit of the batch that begins goes alone, and decides."""
-        self.gate.brake.release()
+        self.gate.breaker.release()
 
     def _judged(self, error: FluxError, began: float) -> FluxError:
         """Return it. What concerns everyone takes effect here, whether or not the caller is still there."""

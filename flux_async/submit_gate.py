@@ -26,7 +26,7 @@ from flux_async.errors import (
     RequestNotSent,
     TooManyUnknownAnswers,
 )
-from flux_async.policy.rate_limit import Brake, Pause, RateLimiter
+from flux_async.policy.rate_limit import CircuitBreaker, Pause, RateLimiter
 from flux_async.policy.retry import RetryPolicy
 
 
@@ -40,7 +40,7 @@ class SubmitGate:
         rng: The source of jitter.
         changed: Is set when a waiting submit should look again whether it may go.
         pause: The pause that all submits share.
-        brake: Counts unknown answers.
+        breaker: Counts unknown answers.
     """
 
     rate_limiter: RateLimiter
@@ -48,7 +48,7 @@ class SubmitGate:
     rng: random.Random = attrs.field(repr=False)
     changed: Signal = attrs.field(repr=False)
     pause: Pause = attrs.field(factory=Pause, init=False)
-    brake: Brake = attrs.field(init=False)
+    breaker: CircuitBreaker = attrs.field(init=False)
     _waits: RetryPolicy = attrs.field(init=False, repr=False)
     _places: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _pace: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False, repr=False)
@@ -58,7 +58,7 @@ class SubmitGate:
 
     def __attrs_post_init__(self) -> None:
         limits = self.rate_limiter.limits
-        self.brake = Brake(limits.unknown_answers)
+        self.breaker = CircuitBreaker(limits.unknown_answers)
         self._waits = RetryPolicy(window_s=limits.window_s)
         self._places = asyncio.Semaphore(min(limits.concurrent_submits, limits.in_flight))
 
@@ -113,7 +113,7 @@ class SubmitGate:
             if not wanted():
                 return False
             now = self.clock.monotonic()
-            if self.brake.is_halted(now):
+            if self.breaker.is_halted(now):
                 raise self._halt()
             delay = self._delay(now, waits_out_pauses=waits_out_pauses)
             if delay <= 0:
@@ -123,13 +123,13 @@ class SubmitGate:
             await self.changed.wait(self.clock, min(delay, deadline - now))
         self.rate_limiter.take(now)
         self._in_air += 1
-        self._last_went_alone = self.brake.one_at_a_time
+        self._last_went_alone = self.breaker.one_at_a_time
         return True
 
     def _delay(self, now: float, *, waits_out_pauses: bool) -> float:
         """Return the seconds until the next permit; infinity until a submit in the air is answered."""
         paused = waits_out_pauses and self.pause.is_on
-        if self._in_air and (paused or self.brake.one_at_a_time):
+        if self._in_air and (paused or self.breaker.one_at_a_time):
             return math.inf
         return max(self.rate_limiter.delay(now), self.pause.delay(now) if paused else 0.0)
 
@@ -140,38 +140,38 @@ class SubmitGate:
         self.changed.set()
 
     def _halt(self) -> TooManyUnknownAnswers:
-        unknown, last = self.brake.counts()
+        unknown, last = self.breaker.counts()
         return TooManyUnknownAnswers(
             f"{unknown} of the last {last} submits got an answer that makes no sense, or none (the last one: "
-            f"{self._last_problem}). {self.brake.unknown} submits may have been charged without a known "
+            f"{self._last_problem}). {self.breaker.unknown} submits may have been charged without a known "
             "task; nothing more is submitted.",
-            unknown=self.brake.unknown,
+            unknown=self.breaker.unknown,
         )
 
     # --- what became of those that entered ----------------------------------------------------------------
 
     def saw_accepted(self, began: float) -> None:
         """Take note of a submit that made a task."""
-        self.rate_limiter.let_in()
-        self.brake.saw_accepted()
+        self.rate_limiter.record_accepted()
+        self.breaker.saw_accepted()
         self._saw_answer(began)
 
     def saw_rejected(self, began: float) -> None:
         """Take note of a submit that was refused for its own sake."""
-        self.brake.saw_rejected()
+        self.breaker.saw_rejected()
         self._saw_answer(began)
 
     def saw_unknown(self, error: FluxError, began: float) -> TooManyUnknownAnswers | None:
         """Take note of a submit that may have been charged; return the error of a halt, where it halts."""
         self._last_problem = f"{type(error).__name__}: {error.message.rstrip('.')}"
-        halts = self.brake.saw_unknown(self.clock.monotonic(), alone=self._last_went_alone)
+        halts = self.breaker.saw_unknown(self.clock.monotonic(), alone=self._last_went_alone)
         self._saw_answer(began)  # it was sent, so there was a connection
         return self._halt() if halts else None
 
     def saw_request_to_wait(self, error: FluxError, began: float) -> float:
         """Take note of 429 or 455; return the seconds for which all submits pause."""
         if isinstance(error, RateLimitedError):
-            self.rate_limiter.turned_away()
+            self.rate_limiter.record_rate_limited()
         now, seconds = self.clock.monotonic(), self._waits.pause_for(error, self.rng.random())
         self.rate_limiter.pause(now, seconds)
         seconds = max(seconds, float(getattr(error, "retry_after_s", None) or 0.0))

@@ -30,8 +30,8 @@ class LearnedTimes:
         """Begin with what an earlier run has learned."""
         if not self.journal.is_durable:
             return
-        if await self.journal.ended_in_brake():
-            self.session.gate.brake.resume()
+        if await self.journal.ended_in_halt():
+            self.session.gate.breaker.resume()
         text = await self.journal.times()
         if text is not None and not self.session.times.merge(text):
             logger.info("what the journal holds of generation times cannot be read; it is learned anew")
@@ -45,10 +45,10 @@ class LearnedTimes:
     async def keep_all(self) -> None:
         """Write down what is known when a run ends."""
         await self.keep()
-        brake = self.session.gate.brake
-        if self.journal.is_durable and (brake.has_halted or brake.is_proven):
+        breaker = self.session.gate.breaker
+        if self.journal.is_durable and (breaker.has_halted or breaker.is_proven):
             try:
-                await self.journal.keep_brake(ended_in_it=brake.has_halted)
+                await self.journal.record_halt(ended_in_it=breaker.has_halted)
             except JournalError as error:
                 logger.warning("how the run ended could not be kept: %s", error.message)
 

@@ -5,7 +5,7 @@
 -- A change of this file is a new value of SCHEMA_VERSION in schema.py. Comments hold no semicolon: schema.py
 -- splits the statements there.
 
--- One row each: account, generation_times, brake, submit_log, confirmed_echoes, confirmed_image_echoes.
+-- One row each: account, generation_times, circuit_breaker, submit_log, confirmed_echoes, confirmed_image_echoes.
 CREATE TABLE meta (
   name  TEXT PRIMARY KEY,
   value TEXT NOT NULL

@@ -411,16 +411,16 @@ class Journal:
         row = await self._do(lambda c: c.execute(sql).fetchone())
         return None if row is None else str(row[0])
 
-    async def keep_brake(self, *, ended_in_it: bool) -> None:
+    async def record_halt(self, *, ended_in_it: bool) -> None:
         """Keep whether the last run was halted by answers that made no sense."""
-        sql = "INSERT OR REPLACE INTO meta VALUES ('brake', 'halted')"
+        sql = "INSERT OR REPLACE INTO meta VALUES ('circuit_breaker', 'halted')"
         if not ended_in_it:
-            sql = "DELETE FROM meta WHERE name = 'brake'"
+            sql = "DELETE FROM meta WHERE name = 'circuit_breaker'"
         await self._do(lambda c: c.execute(sql))
 
-    async def ended_in_brake(self) -> bool:
+    async def ended_in_halt(self) -> bool:
         """Return whether the last run was halted so, and no submit has been accepted since."""
-        sql = "SELECT 1 FROM meta WHERE name = 'brake'"
+        sql = "SELECT 1 FROM meta WHERE name = 'circuit_breaker'"
         return await self._do(lambda c: c.execute(sql).fetchone()) is not None
 
     # --- callbacks ----------------------------------------------------------------------------------------

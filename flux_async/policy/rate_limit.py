@@ -1,16 +1,7 @@
 """Decides whether another submit may start now. All times are monotonic seconds that the caller passes in.
 
-``RateLimiter`` spaces submits, ``Brake`` halts them when their answers make no sense, and a ``Pause`` holds
-requests back while the service is unreachable or has asked for time.
-
-The vendor takes 20 submits in any 10 s per account and rejects the rest (vendor's page "Getting Started",
-section 8). Submits are therefore paced *evenly*: the generic cell rate algorithm with a burst of one. Bursts
-would fill the window at once, meet the server's clock unevenly and come back as 429.
-
-How much wider than the limit the spacing must be depends on how unevenly requests travel: connections that
-are being made, a busy machine, a bad line. That is learned. It begins with 2 %, is halved whenever five full
-windows of submits were let in, down to 0.5 %, and doubled by a 429, below which it never falls again. A 429
-costs a window: that is nothing to a batch so long that it narrows, and a short one never does.
+:class:`RateLimiter` spaces submits, :class:`CircuitBreaker` halts them when their answers make no sense, and
+a :class:`Pause` delays requests while the service is unreachable or has asked for time.
 """
 
 from __future__ import annotations
@@ -26,7 +17,7 @@ from flux_async.errors import FluxError, RequestNotSent, Scope
 from flux_async.policy import positive_integer, positive_number
 
 _SLACK, _LEAST_SLACK, _MOST_SLACK = 0.02, 0.005, 0.04
-"""By what share the spacing is wider than the limit: at first, and in the best and the worst case."""
+"""Share by which the spacing exceeds the limit: at first, and in the best and the worst case."""
 _WINDOWS_BEFORE_NARROWER = 5
 
 
@@ -37,15 +28,14 @@ class Limits:
     Attributes:
         submits: Submits the account may make in ``window_s`` seconds.
         window_s: Length of the sliding window, in seconds.
-        in_flight: Pictures that ``run`` and its short forms have under way, at most; who calls ``submit``
-            himself counts for himself.
+        in_flight: Images in progress in ``run`` and its short forms, at most; ``submit`` does not count.
         concurrent_submits: Submits sent and not yet answered, at most: what a crash could leave in doubt.
         connections: Connections to the API that polls share, kept alive. Every other request has one of its
             own.
-        polls_per_s: Looks that all waits together make a second, at most; None sets no bound. Where more are
-            due, the tasks that have most likely ended come first.
-        unknown_answers: Submits whose answer makes no sense, among the last ten answered, that halt all
-            submits (:class:`flux_async.TooManyUnknownAnswers`).
+        polls_per_s: Polls per second of all waits together, at most; None sets no limit. If more are due,
+            the tasks that have most likely ended come first.
+        unknown_answers: Submits among the last ten whose answer makes no sense, at which all submits halt
+            (:class:`flux_async.TooManyUnknownAnswers`).
     """
 
     submits: int = attrs.field(default=20, validator=positive_integer)
@@ -59,10 +49,16 @@ class Limits:
 
 @attrs.define
 class RateLimiter:
-    """When the next submit of an account may start.
+    """Spaces the submits of an account evenly: the generic cell rate algorithm with a burst of one.
 
-    ``delay`` asks, ``take`` starts one, ``pause`` holds everyone back; ``let_in`` and ``turned_away`` tell
-    what became of those that were started. All times are monotonic seconds.
+    The vendor takes 20 submits in any 10 s per account and rejects the rest (vendor's page "Getting Started",
+    section 8). A burst would fill the window at once, and differences between the two clocks would make it
+    end in 429.
+
+    How much wider than the limit the spacing must be depends on how unevenly requests travel: new
+    connections, a busy machine, a bad network. The share is learned. It begins with 2 %, is halved after
+    every five full windows of accepted submits, down to 0.5 %, and doubled by a 429, below which it never
+    falls again. A 429 costs a window: a batch long enough to narrow the spacing does not notice it.
     """
 
     limits: Limits
@@ -77,7 +73,7 @@ class RateLimiter:
         return self.limits.window_s / self.limits.submits * (1.0 + self._slack)
 
     def delay(self, now: float) -> float:
-        """Return the seconds to wait before the next submit; 0 means go."""
+        """Return the seconds until the next submit may start."""
         return max(0.0, self._next_at - now)
 
     def take(self, now: float) -> None:
@@ -85,17 +81,17 @@ class RateLimiter:
         self._next_at = max(self._next_at, now) + self.spacing_s
 
     def pause(self, now: float, seconds: float) -> None:
-        """Let no submit start for ``seconds``: the vendor said 429 or 455."""
+        """Let no submit start for ``seconds``: the vendor answered 429 or 455."""
         self._next_at = max(self._next_at, now + seconds)
 
-    def let_in(self) -> None:
-        """Take note of a submit that was not too early."""
+    def record_accepted(self) -> None:
+        """Record a submit that was not too early."""
         self._in_a_row += 1
         if self._in_a_row % (_WINDOWS_BEFORE_NARROWER * self.limits.submits) == 0:
             self._slack = max(self._least_slack, self._slack / 2.0)
 
-    def turned_away(self) -> None:
-        """Take note of a 429. Several at once, with nothing let in between, are one."""
+    def record_rate_limited(self) -> None:
+        """Record a 429. Several without an accepted submit between them count once."""
         if self._in_a_row:
             self._slack = self._least_slack = min(_MOST_SLACK, self._slack * 2.0)
         self._in_a_row = 0
@@ -103,7 +99,7 @@ class RateLimiter:
     def seed(self, now: float, ages: list[float]) -> None:
         """Count submits of an earlier process, made ``ages`` seconds ago: the vendor still counts them.
 
-        The next start keeps its spacing from the last of them, and waits until a full window of them is over.
+        The next start keeps its distance from the last of them, and waits until a full window is over.
         """
         starts = sorted(now - max(0.0, age) for age in ages)
         self._next_at = max(self._next_at, starts[-1] + self.spacing_s)
@@ -116,11 +112,11 @@ class RateLimiter:
 
 WINDOW = 10
 HALT_S = 600.0
-"""Seconds for which nothing is submitted after a halt; then one submit finds out."""
+"""Seconds for which nothing is submitted after a halt; then one submit decides."""
 
 
 @attrs.define
-class Brake:
+class CircuitBreaker:
     """Counts the answers to the submits of one session, and halts submits when they make no sense.
 
     An *unknown* answer is one after which a submit may have been charged: no whole answer, HTTP 502, a web
@@ -141,7 +137,7 @@ class Brake:
     The one that went alone separates bad luck from a fault. With 5 % of all answers lost at random, 5 of the
     last 10 happen in 13 % of all runs of 5,000 submits; rule 3 halts 1.4 % of them (1 % lost: 1 in 800,000).
     Answers lost together, because a connection broke with six submits on it, halt nothing if the next one is
-    accepted. ``tests/unit/test_brake.py`` computes the figures.
+    accepted. ``tests/unit/test_circuit_breaker.py`` computes the figures.
 
     Attributes:
         limit: Unknown answers among the last ten that halt.
@@ -159,11 +155,11 @@ class Brake:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether a submit may start only while no other is in the air."""
+        """Whether a submit may start only while no other is in flight."""
         return not self._proven or self._is_at_limit
 
     def is_halted(self, now: float) -> bool:
-        """Say whether no submit may start."""
+        """Return whether no submit may start."""
         return self._halted_until is not None and now < self._halted_until
 
     def saw_accepted(self) -> None:
@@ -172,7 +168,7 @@ class Brake:
         self._proven, self._halted_until = True, None
 
     def saw_rejected(self) -> None:
-        """Count a submit that was certainly not charged: that is an answer, too."""
+        """Count a submit that was certainly not charged: an answer that makes sense."""
         self._last.append(False)
 
     def saw_unknown(self, now: float, *, alone: bool) -> bool:
@@ -200,12 +196,12 @@ class Brake:
         return self._proven
 
     def resume(self) -> None:
-        """Go on from a halt of an earlier process: the first submit goes alone, and its answer decides."""
+        """Continue after a halt of an earlier process: the first submit goes alone and decides."""
         if not self._proven and not self._is_at_limit:
             self._last.extend([True] * self.limit)
 
     def release(self) -> None:
-        """End a halt before its time: the caller begins a new batch, which knows of it."""
+        """End a halt early: the caller starts a new batch."""
         self._halted_until = None
 
     def counts(self) -> tuple[int, int]:
@@ -221,9 +217,9 @@ class Brake:
 
 _FIRST_S, _LONGEST_S = 1.0, 15.0
 _AT_START_S = 20.0
-"""A run that has reached nothing has nothing to lose: it halts within 30 s, its last try included."""
+"""A run that never reached the service has nothing to lose: it halts within 30 s, its last try included."""
 _TRIES_COUNTED = 16
-_COME_BACK = "Do so when the service takes submits again."
+_RUN_AGAIN = "Do so when the service takes submits again."
 
 
 @attrs.define
@@ -251,7 +247,7 @@ class Pause:
 
     @property
     def is_on(self) -> bool:
-        """Whether requests pause."""
+        """Whether requests pause now."""
         return self.since is not None
 
     @property
@@ -260,7 +256,7 @@ class Pause:
         return isinstance(self.error, RequestNotSent)
 
     def saw_unreachable(self, error: RequestNotSent, began: float, now: float, draw: float) -> None:
-        """Take note that no connection could be made. Next try after 1, 2, 4, 8, then 15 s, less up to half.
+        """Record that no connection could be made. Next try after 1, 2, 4, 8, then 15 s, less up to half.
 
         Args:
             error: What happened.
@@ -273,7 +269,7 @@ class Pause:
         self.until = now + delay * (1.0 - draw / 2.0)
 
     def saw_request_to_wait(self, error: FluxError, began: float, now: float, seconds: float) -> None:
-        """Take note that the vendor sends everybody away for ``seconds`` (429, 455)."""
+        """Record that the vendor asked all requests to wait for ``seconds`` (429, 455)."""
         if self.is_outage:
             self._end(now)
         self._begin(error, began, now)
@@ -281,9 +277,9 @@ class Pause:
         self._asked_s = seconds
 
     def saw_answer(self, began: float, now: float) -> bool:
-        """Take note that a request got through; return whether that ended a pause.
+        """Record that a request was answered; return whether that ended a pause.
 
-        One that began before the last failure was on its way already, and says nothing.
+        A request that began before the last failure proves nothing.
         """
         if self.since is None or began < self._failed_at:
             return False
@@ -291,11 +287,11 @@ class Pause:
         return True
 
     def hold(self, now: float, seconds: float) -> None:
-        """Have nobody else try while one does, which takes at most ``seconds``."""
+        """Let no other request try for ``seconds``: one is trying."""
         self.until = max(self.until, now + seconds)
 
     def delay(self, now: float) -> float:
-        """Return the seconds to wait before the next request; 0 means go."""
+        """Return the seconds until the next request may start."""
         return max(0.0, self.until - now)
 
     def outage_s(self, now: float) -> float:
@@ -303,13 +299,13 @@ class Pause:
         return self._earlier_s + (now - self.since if self.since is not None and self.is_outage else 0.0)
 
     def gives_up_at(self, run_began: float, patience_s: float, *, reached: bool) -> float:
-        """Return when a run halts because of this pause; infinity where there is none.
+        """Return when a run halts because of this pause; infinity without a pause.
 
-        A vendor that asks for more time than there is left is not waited for at all. Where the run has
-        reached nothing yet, no try is begun that would probably end too late.
+        If the vendor asks for more time than the run waits, the run halts at once. If the run has not reached
+        the service yet, no try begins that would probably end too late.
 
         Args:
-            run_began: When the run began; what came before is not its own waiting.
+            run_began: When the run began; earlier waiting does not count.
             patience_s: Seconds the run waits.
             reached: Whether anything was answered since then.
         """
@@ -329,7 +325,7 @@ class Pause:
         error.advice = (
             f"{asked}The run waited {waited_s:.0f} s and halted. The images that are left were not submitted "
             "and cost nothing; running the same again submits them, and fetches what is already paid. "
-            f"{self.error.advice_template if self.is_outage else _COME_BACK}"
+            f"{self.error.advice_template if self.is_outage else _RUN_AGAIN}"
         )
         return error
 

@@ -82,7 +82,7 @@ def test_no_window_ever_holds_more_than_the_limit(submits: int, window: float, i
         now += pause
         now += rate_limiter.delay(now)
         rate_limiter.take(now)
-        rate_limiter.let_in()
+        rate_limiter.record_accepted()
         starts.append(now)
     for i, start in enumerate(starts):
         assert sum(start <= other < start + window for other in starts[i:]) <= submits
@@ -100,7 +100,7 @@ def test_submits_are_spaced_evenly() -> None:
 
 def _let_in(rate_limiter: RateLimiter, windows: int) -> None:
     for _ in range(windows * rate_limiter.limits.submits):
-        rate_limiter.let_in()
+        rate_limiter.record_accepted()
 
 
 def test_the_pace_is_used_up_where_nothing_is_turned_away() -> None:
@@ -118,13 +118,13 @@ def test_a_429_widens_the_spacing_for_good() -> None:
     rate_limiter = RateLimiter(Limits())
     _let_in(rate_limiter, 10)
     for _ in range(6):
-        rate_limiter.turned_away()
+        rate_limiter.record_rate_limited()
     assert rate_limiter.spacing_s == pytest.approx(0.505)
     _let_in(rate_limiter, 15)
     assert rate_limiter.spacing_s == pytest.approx(0.505)
     for _ in range(4):
-        rate_limiter.turned_away()
-        rate_limiter.let_in()
+        rate_limiter.record_rate_limited()
+        rate_limiter.record_accepted()
     assert rate_limiter.spacing_s == pytest.approx(0.52)
 
 

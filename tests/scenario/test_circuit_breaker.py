@@ -102,7 +102,7 @@ async def test_another_process_after_a_halt_stops_at_the_first_answer_that_makes
     async with client_of(vendor, clock) as client:
         await collect(client, URLS[:30], journal=path)
     async with Journal(path) as journal:
-        assert not await journal.ended_in_brake()
+        assert not await journal.ended_in_halt()
 
 
 async def test_answers_that_stop_making_sense_in_the_middle_cost_eleven_submits_at_most(

@@ -6,20 +6,20 @@ from collections import defaultdict
 
 import pytest
 
-from flux_async.policy.rate_limit import HALT_S, Brake
+from flux_async.policy.rate_limit import HALT_S, CircuitBreaker
 
 NOW = 1000.0
 
 
-def feed(brake: Brake, answers: str) -> int | None:
+def feed(breaker: CircuitBreaker, answers: str) -> int | None:
     """Give answers, each to a submit that goes as it must; return which of them halts, counted from 1."""
     for number, answer in enumerate(answers, start=1):
-        alone = brake.one_at_a_time
+        alone = breaker.one_at_a_time
         if answer == "a":
-            brake.saw_accepted()
+            breaker.saw_accepted()
         elif answer == "r":
-            brake.saw_rejected()
-        elif brake.saw_unknown(NOW, alone=alone):
+            breaker.saw_rejected()
+        elif breaker.saw_unknown(NOW, alone=alone):
             return number
     return None
 
@@ -44,57 +44,57 @@ def feed(brake: Brake, answers: str) -> int | None:
 )
 def test_unknown_answers_halt(limit: int, answers: str, halts_at: int | None) -> None:
     """Five of the last ten, the last of which went alone, halt."""
-    assert feed(Brake(limit), answers) == halts_at
+    assert feed(CircuitBreaker(limit), answers) == halts_at
 
 
 def test_answers_to_submits_already_in_the_air_do_not_halt() -> None:
     """Six submits lost with one connection are one event: only a submit made alone afterwards may halt."""
-    brake = Brake(5)
-    brake.saw_accepted()
-    assert not brake.one_at_a_time
-    assert [brake.saw_unknown(NOW, alone=False) for _ in range(6)] == [False] * 6
-    assert brake.one_at_a_time
-    assert not brake.is_halted(NOW)
-    assert (brake.unknown, brake.counts()) == (6, (6, 7))
+    breaker = CircuitBreaker(5)
+    breaker.saw_accepted()
+    assert not breaker.one_at_a_time
+    assert [breaker.saw_unknown(NOW, alone=False) for _ in range(6)] == [False] * 6
+    assert breaker.one_at_a_time
+    assert not breaker.is_halted(NOW)
+    assert (breaker.unknown, breaker.counts()) == (6, (6, 7))
 
 
 def test_a_halt_of_an_earlier_process_is_gone_on_from_with_one_submit() -> None:
     """The first unknown answer halts again; an accepted submit ends it."""
-    brake = Brake(5)
-    brake.resume()
-    assert brake.one_at_a_time
-    assert (brake.has_halted, brake.is_proven) == (False, False)
-    assert feed(brake, "u") == 1
-    assert (brake.has_halted, brake.unknown) == (True, 1)
-    brake.saw_accepted()
-    brake.resume()
-    assert (brake.has_halted, brake.is_proven) == (False, True)
-    assert feed(brake, "aaaaaau") is None
+    breaker = CircuitBreaker(5)
+    breaker.resume()
+    assert breaker.one_at_a_time
+    assert (breaker.has_halted, breaker.is_proven) == (False, False)
+    assert feed(breaker, "u") == 1
+    assert (breaker.has_halted, breaker.unknown) == (True, 1)
+    breaker.saw_accepted()
+    breaker.resume()
+    assert (breaker.has_halted, breaker.is_proven) == (False, True)
+    assert feed(breaker, "aaaaaau") is None
 
 
 def test_a_halt_ends_after_ten_minutes_with_one_submit() -> None:
     """One submit then finds out: unknown halts at once again, accepted ends it."""
-    brake = Brake(5)
-    assert feed(brake, "uuuuu") == 5
-    assert brake.is_halted(NOW + HALT_S - 1)
-    assert not brake.is_halted(NOW + HALT_S)
-    assert brake.one_at_a_time
-    assert feed(brake, "u") == 1
-    brake.saw_accepted()
-    assert not brake.is_halted(NOW)
-    assert brake.one_at_a_time
-    assert feed(brake, "aaaaa") is None
-    assert not brake.one_at_a_time
+    breaker = CircuitBreaker(5)
+    assert feed(breaker, "uuuuu") == 5
+    assert breaker.is_halted(NOW + HALT_S - 1)
+    assert not breaker.is_halted(NOW + HALT_S)
+    assert breaker.one_at_a_time
+    assert feed(breaker, "u") == 1
+    breaker.saw_accepted()
+    assert not breaker.is_halted(NOW)
+    assert breaker.one_at_a_time
+    assert feed(breaker, "aaaaa") is None
+    assert not breaker.one_at_a_time
 
 
 def test_a_new_batch_releases_a_halt_for_one_submit() -> None:
     """It goes alone, and one more unknown answer halts again."""
-    brake = Brake(5)
-    feed(brake, "uuuuu")
-    brake.release()
-    assert not brake.is_halted(NOW)
-    assert brake.one_at_a_time
-    assert feed(brake, "u") == 1
+    breaker = CircuitBreaker(5)
+    feed(breaker, "uuuuu")
+    breaker.release()
+    assert not breaker.is_halted(NOW)
+    assert breaker.one_at_a_time
+    assert feed(breaker, "u") == 1
 
 
 def chance_of_a_halt(loss: float, submits: int) -> float:
