@@ -7,8 +7,8 @@ from typing import TypeAlias
 from flux_async.api.echo import CONFIRMED_ENOUGH, Comparison, compare, in_words
 from flux_async.api.stored_requests import with_input
 from flux_async.errors import InvalidInput, TaskFailed
+from flux_async.journal.ownership import Sender
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.journal.task_owners import Sender
 from flux_async.models import Echo, ImageResult, TaskRecord
 from flux_async.session import Session
 

@@ -15,7 +15,7 @@ import attrs
 from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.batch.client_protocol import BatchClient
 from flux_async.errors import FluxError, JournalError, Scope
-from flux_async.journal.paying_account import PaidTask
+from flux_async.journal.ownership import PaidTask
 from flux_async.journal.store import Journal
 from flux_async.models import TaskId
 from flux_async.policy.polling import PollPolicy

@@ -26,8 +26,7 @@ from flux_async.cli.run_order import RunOptions
 from flux_async.cli.selection import Bits
 from flux_async.job_state import JobState
 from flux_async.journal.adding import Added
-from flux_async.journal.preview import JournalPreview
-from flux_async.journal.reader import JournalReader
+from flux_async.journal.reader import JournalPreview, JournalReader
 from flux_async.journal.store import StoredJob
 from flux_async.policy.image_urls import check_reachable
 from flux_async.transport.credentials import DEFAULT_BASE_URL, origin_of

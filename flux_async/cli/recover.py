@@ -17,8 +17,7 @@ from flux_async.cli.printable import printable
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.errors import JournalError
 from flux_async.job_state import JobState
-from flux_async.journal.lost_records import LostRecords
-from flux_async.journal.schema import look_for_loss
+from flux_async.journal.lost_records import LostRecords, look_for_loss
 from flux_async.journal.store import Journal
 from flux_async.journal.submit_log import log_of
 from flux_async.models import JobKey

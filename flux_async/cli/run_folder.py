@@ -25,8 +25,8 @@ from flux_async.cli.results import (
 )
 from flux_async.cli.selection import Bits, EqualFile, Selection
 from flux_async.job_state import FINAL, JobState, Problem
+from flux_async.journal.guard import find_rescued
 from flux_async.journal.reader import JournalReader
-from flux_async.journal.rescue import find_rescued
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.journal.submit_log import log_of
 from flux_async.models import JobKey

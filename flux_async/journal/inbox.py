@@ -15,7 +15,8 @@ import attrs
 
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import JournalError, shown
-from flux_async.journal.schema import make_folder, open_file
+from flux_async.journal.guard import open_file
+from flux_async.journal.schema import make_folder
 from flux_async.journal.writer import Writer
 from flux_async.models import CallbackEvent, JobKey, TaskId
 

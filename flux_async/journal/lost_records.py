@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import attrs
 
 from flux_async.errors import JournalRecordsLost
 from flux_async.job_state import JobState
+from flux_async.journal.schema import check_ours, not_ours_or_damaged, open_for_reading
 from flux_async.journal.submit_log import LoggedSubmit, has_opening, is_cut, last_of, log_of, read_log
 from flux_async.models import JobKey
 
@@ -92,6 +94,25 @@ def find_lost(connection: sqlite3.Connection | None, journal: Path) -> LostRecor
     else:
         is_lost = _is_log_lost(connection, log, last_of(log))
     return LostRecords(submits=submits, log_is_lost=is_lost) if submits or is_lost else None
+
+
+def look_for_loss(path: Path) -> LostRecords | None:
+    """Return what a journal lacks of the submits in its log, or None where it is whole; it is not changed.
+
+    Raises:
+        JournalError: It is another program's, or damaged.
+    """
+    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+
+    if not path.exists() or not path.stat().st_size:
+        return find_lost(None, path)
+    try:
+        with ExitStack() as stack:
+            connection = open_for_reading(path, stack, leaves_no_trace=True)
+            check_ours(connection, path)
+            return find_lost(connection, path)
+    except sqlite3.Error as error:
+        raise not_ours_or_damaged(error, path) from None
 
 
 def note_open(connection: sqlite3.Connection, opening: str) -> None:

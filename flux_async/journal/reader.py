@@ -16,11 +16,17 @@ import attrs
 
 from flux_async.errors import JournalError
 from flux_async.job_state import JobState
-from flux_async.journal import task_owners
+from flux_async.journal import ownership
+from flux_async.journal.adding import Added, Adding, Addresses, EarlierRuns, addresses_of
 from flux_async.journal.inbox import POSSIBLE_DUPLICATES
-from flux_async.journal.read_only import open_for_reading
-from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION, unsupported_version
-from flux_async.journal.store import COLUMNS, StoredJob, stored_job
+from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
+from flux_async.journal.schema import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    open_for_reading,
+    open_temporary,
+    unsupported_version,
+)
 from flux_async.models import Echo, JobKey, TaskId
 
 T = TypeVar("T")
@@ -28,6 +34,12 @@ T = TypeVar("T")
 _PAGE = 500
 _SPENT = ("SubmitAccepted", "TaskFound")
 _UNKNOWN = ("SubmitUnknown", "EchoContradicted")
+_COPY = (
+    "INSERT OR IGNORE INTO job "
+    "(number, key, request, address, bare_address, state, task_id, result_url, file, charge) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_MARK = "INSERT INTO job (number, key, request) VALUES (?, ?, '{}')"
 _MODEL = "json_extract(job.request, '$.model')"
 
 
@@ -163,15 +175,15 @@ class JournalReader:
 
     def owner_of(self, task_id: str) -> JobKey | None:
         """Return the job that a task belongs to, or once belonged to."""
-        return self._read(lambda c: task_owners.owner_of(c, task_id))
+        return self._read(lambda c: ownership.owner_of(c, task_id))
 
     def candidates(self, number: int) -> list[TaskId]:
         """Return tasks that may be those of a job's submits: what odd answers named."""
-        return self._read(lambda c: task_owners.candidates(c, number))
+        return self._read(lambda c: ownership.candidates(c, number))
 
     def found_task(self, number: int) -> TaskId | None:
         """Return the task whose record shows the request of a job in doubt, and that no job has."""
-        found = self._read(lambda c: task_owners.offers_to(c, number))
+        found = self._read(lambda c: ownership.offers_to(c, number))
         return found[0] if found else None
 
     def with_echo(self, echo: Echo) -> Iterator[StoredJob]:
@@ -184,7 +196,7 @@ class JournalReader:
 
     def echoes(self) -> dict[Echo, int]:
         """Return how many jobs have a record that shows their request, none, or an unknown one."""
-        return self._read(task_owners.echoes)
+        return self._read(ownership.echoes)
 
     def input_url(self, number: int) -> str | None:
         """Return where the latest submit of a job told the vendor to fetch a picture that was uploaded."""
@@ -263,6 +275,75 @@ class JournalReader:
     def _value(self, sql: str, *values: object) -> Any:
         rows = self._all(sql, *values)
         return rows[0][0] if rows else None
+
+
+class JournalPreview:
+    """Says of entries what would become of them; use it as ``with``.
+
+    Args:
+        reader: The journal, or None where there is none yet.
+    """
+
+    def __init__(self, reader: JournalReader | None) -> None:
+        self._reader = reader
+        self._connection = open_temporary()
+        self._first_new = 1 if reader is None else reader.newest() + 1
+        self._earlier = EarlierRuns(newest=self._first_new - 1)
+        self._connection.execute("BEGIN")  # and never committed
+        # Numbers of new jobs begin behind this one.
+        mark = f"\0{os.urandom(8).hex()}"
+        self._connection.execute(_MARK, (self._first_new, mark))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+
+    def add(self, key: JobKey, request: str, *, pays_again: bool, is_given: Callable[[int], bool]) -> Added:
+        """Return what would become of an entry; of the same one again, that it is there already.
+
+        Args:
+            key: The entry's.
+            request: What it asks for.
+            pays_again: Whether an image that was submitted under another signature becomes a new job.
+            is_given: Says by its number whether a job was an entry before.
+        """
+        if self._reader is not None:
+            for stored in _related(self._reader, key, addresses_of(request)):
+                self._copy(stored)
+        adding = Adding(
+            connection=self._connection,
+            at=0.0,
+            is_chosen=is_given,
+            pays_again=pays_again,
+            pays_similar=True,
+            earlier=self._earlier,
+            similar_page=None if self._reader is None else self._reader.with_bare_address,
+            put_in_doubt=lambda _key, _at: None,
+        )
+        (added,) = adding.add([(key, request)], {})
+        return added
+
+    def _copy(self, stored: StoredJob) -> None:
+        job = stored.job
+        values = (stored.number, job.key, stored.request, *addresses_of(stored.request), job.state.value)
+        self._connection.execute(_COPY, (*values, job.task_id, job.result_url, job.file, job.charge.value))
+
+
+def _related(reader: JournalReader, key: JobKey, addresses: Addresses) -> Iterator[StoredJob]:
+    """Yield the jobs that decide what becomes of an entry."""
+    known = reader.with_key(key)
+    if known is not None:
+        yield known
+        return
+    if addresses.unsigned is None:
+        return
+    yield from reader.with_address(addresses.unsigned)
+    if addresses.bare is not None:
+        yield from reader.with_address(addresses.bare)
 
 
 def lock_owner_of(journal: Path) -> LockOwner | None:

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from flux_async.api.stored_requests import read_request
-from flux_async.errors import Charge
-from flux_async.job_state import JobSnapshot, JobState, Problem
+from flux_async.errors import Charge, JournalError
+from flux_async.job_state import (
+    LIVE,
+    Event,
+    JobSnapshot,
+    JobState,
+    Problem,
+    SubmitIntended,
+    apply,
+    events_of_lost_submit,
+)
+from flux_async.journal import ownership
 from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, LocalImage, TaskId
+
+if TYPE_CHECKING:
+    import sqlite3
+
+_UPDATE = (
+    "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
+    "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=?, "
+    "sha256=?, echo=? "
+    "WHERE number=?"
+)
+_UPDATE_FROM = _UPDATE + " AND state=? AND attempts=?"
 
 COLUMNS = (
     "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
@@ -81,3 +102,72 @@ def stored_job(row: tuple[Any, ...]) -> StoredJob:
             echo=None if echo is None else Echo(echo),
         ),
     )
+
+
+def put_in_doubt(connection: sqlite3.Connection, key: JobKey, at: float, now: float) -> bool:
+    """Put a job in doubt that was perhaps submitted at ``at``; False where the journal does not know it."""
+    row = connection.execute(f"SELECT {COLUMNS} FROM job WHERE key = ?", (key,)).fetchone()  # noqa: S608
+    if row is None:
+        return False
+    stored = stored_job(row)
+    job = stored.job
+    for event in events_of_lost_submit(job, at, now):
+        before, job = job, apply(job, event)
+        write_event(connection, stored.number, job, event, before)
+    return True
+
+
+def write_event(
+    connection: sqlite3.Connection, number: int, job: JobSnapshot, event: Event, before: JobSnapshot | None
+) -> int:
+    """Write what ``event`` made of a job; return the event's number."""
+    values = (
+        job.state.value,
+        job.attempts,
+        job.paid_failures,
+        job.task_id,
+        job.result_url,
+        job.origin_url,
+        job.file,
+        job.charge.value,
+        None if job.problem is None else json.dumps(attrs.asdict(job.problem)),
+        job.not_before,
+        job.submitted_at,
+        job.generated_at,
+        job.finished_at,
+        job.generation_s,
+        job.sha256,
+        job.echo,
+        number,
+    )
+    if before is None:
+        changed = connection.execute(_UPDATE, values)
+    else:
+        changed = connection.execute(_UPDATE_FROM, (*values, before.state.value, before.attempts))
+    if changed.rowcount != 1:
+        raise JournalError(f"The journal does not hold job {job.key}, or it has moved on without this run.")
+    ownership.check_owner(connection, event, number, job.attempts)
+    attempt = job.state.value if job.state in LIVE else "over"
+    if isinstance(event, SubmitIntended):
+        connection.execute(
+            "INSERT INTO attempt (job, number, state, intended_at, callback_id, input_url) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (number, job.attempts, attempt, event.at, event.callback_id, event.input_url),
+        )
+    else:
+        ownership.keep(connection, event, number, job.attempts, attempt)
+    written = connection.execute(
+        "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
+        (number, event.at, type(event).__name__, _detail(event)),
+    )
+    return written.lastrowid or 0
+
+
+def _detail(event: Event) -> str:
+    """The event's own fields as JSON; an answer is kept with its attempt."""
+    fields = {
+        a.name: attrs.asdict(value) if isinstance(value, Problem) else value
+        for a in attrs.fields(type(event))
+        if a.name not in {"at", "answer"} and (value := getattr(event, a.name)) is not None
+    }
+    return json.dumps(fields, separators=(",", ":")) if fields else "{}"

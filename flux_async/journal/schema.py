@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 from contextlib import ExitStack, closing
 from importlib.resources import files
@@ -10,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flux_async.errors import JournalError, JournalVersionError
-from flux_async.journal.lost_records import LostRecords, check_whole, find_lost
-from flux_async.journal.rescue import check_not_rescued
 
 if TYPE_CHECKING:
     import sqlite3
@@ -57,10 +57,10 @@ def inspect(path: Path) -> None:
     connection = None
     try:
         connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-        _check_ours(connection, path)
+        check_ours(connection, path)
         problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
-        raise _not_ours_or_damaged(error, path) from None
+        raise not_ours_or_damaged(error, path) from None
     finally:
         if connection is not None:
             connection.close()
@@ -68,76 +68,25 @@ def inspect(path: Path) -> None:
         raise _damaged(problem, path)
 
 
-def look_for_loss(path: Path) -> LostRecords | None:
-    """Return what a journal lacks of the submits in its log, or None where it is whole; it is not changed.
-
-    Raises:
-        JournalError: It is another program's, or damaged.
-    """
-    import sqlite3  # noqa: PLC0415 - as above
-
-    from flux_async.journal.read_only import open_for_reading  # noqa: PLC0415 - loads sqlite3
-
-    if not path.exists() or not path.stat().st_size:
-        return find_lost(None, path)
-    try:
-        with ExitStack() as stack:
-            connection = open_for_reading(path, stack, leaves_no_trace=True)
-            _check_ours(connection, path)
-            return find_lost(connection, path)
-    except sqlite3.Error as error:
-        raise _not_ours_or_damaged(error, path) from None
-
-
 def open_memory() -> sqlite3.Connection:
     """Open a journal that nobody else sees and that ends with the process."""
-    return _open(_MEMORY)
+    return connect(_MEMORY)
 
 
 def open_temporary() -> sqlite3.Connection:
     """Open a journal that ends with the process, and that may be larger than memory."""
-    return _open(_TEMPORARY)
+    return connect(_TEMPORARY)
 
 
-def open_file(path: Path, *, accept_lost_records: bool = False) -> sqlite3.Connection:
-    """Open a journal, by whatever process; make it if there is none.
-
-    Raises:
-        JournalVersionError: It has an unsupported version.
-        JournalRecordsLost: It lacks records of submits, and that is not accepted.
-        JournalError: It is another program's, or damaged; or it would be new, and one with paid work was
-            saved when it was deleted.
-        sqlite3.Error: It cannot be opened.
-    """
-    import sqlite3  # noqa: PLC0415 - as above
-
-    try:
-        if path.exists() and path.stat().st_size:
-            # Closing a connection that may write would tidy up another program's files, and would make it
-            # impossible to put a -wal file back that was left behind.
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-                _check_ours(connection, path)
-                if not accept_lost_records:
-                    check_whole(connection, path)
-        else:
-            check_not_rescued(path)
-            if not accept_lost_records:
-                check_whole(None, path)
-        return _open(path)
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            raise
-        raise _not_ours_or_damaged(error, path) from None
-
-
-def _open(path: str | Path) -> sqlite3.Connection:
+def connect(path: str | Path) -> sqlite3.Connection:
+    """Return a connection that may write; make the tables if there are none."""
     import sqlite3  # noqa: PLC0415 - as above
 
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=64)
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
-        _check_ours(connection, path)
+        check_ours(connection, path)
         if path not in {_MEMORY, _TEMPORARY}:
             _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
@@ -163,7 +112,8 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-def _check_ours(connection: sqlite3.Connection, path: str | Path) -> None:
+def check_ours(connection: sqlite3.Connection, path: str | Path) -> None:
+    """Refuse another program's database, and a journal of another version."""
     connection.execute("BEGIN")  # one look, so that a schema being written is seen whole or not at all
     try:
         ours = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -210,7 +160,8 @@ def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _not_ours_or_damaged(error: Exception, path: Path) -> JournalError:
+def not_ours_or_damaged(error: Exception, path: Path) -> JournalError:
+    """Return the error for a file that SQLite refuses."""
     if "not a database" in str(error):
         return JournalError(f"{path} is not a journal, or a damaged one.", advice=_RESTORE)
     return _damaged(str(error), path)
@@ -218,3 +169,62 @@ def _not_ours_or_damaged(error: Exception, path: Path) -> JournalError:
 
 def _damaged(problem: str, path: Path) -> JournalError:
     return JournalError(f"{path} is damaged: {problem}.", advice=_RESTORE)
+
+
+def open_for_reading(
+    path: Path, closing_stack: ExitStack, *, leaves_no_trace: bool = False
+) -> sqlite3.Connection:
+    """Return a connection that reads a journal; the stack closes it, and removes what was copied for it.
+
+    SQLite needs a shared-memory file (``-shm``) to read a journal in WAL mode, and makes it where it can. In
+    a read-only folder or on a read-only disk there are two other ways: a journal without a ``-wal`` file is
+    complete and is read as an immutable file; a journal with one was left by a process that died, and both
+    files are copied first.
+
+    Args:
+        path: The journal.
+        closing_stack: Closes the connection.
+        leaves_no_trace: Also not the empty ``-wal`` and ``-shm`` that SQLite otherwise makes beside a journal
+            at rest. A run that begins meanwhile may then end the reading with an error.
+
+    Raises:
+        OSError: It cannot be copied.
+        sqlite3.Error: It cannot be opened.
+    """
+    import sqlite3  # noqa: PLC0415 - as above
+
+    path = path.resolve()
+    if leaves_no_trace and not path.with_name(f"{path.name}-wal").exists():
+        return closing_stack.enter_context(closing(_connect_read_only(path, "mode=ro&immutable=1")))
+    try:
+        connection = _connect_read_only(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
+            raise
+        connection = _connect_without_writing(path, closing_stack)
+    return closing_stack.enter_context(closing(connection))
+
+
+def _connect_without_writing(path: Path, closing_stack: ExitStack) -> sqlite3.Connection:
+    wal = path.with_name(f"{path.name}-wal")
+    if not wal.exists() or not wal.stat().st_size:
+        return _connect_read_only(path, "mode=ro&immutable=1")
+    folder = Path(closing_stack.enter_context(tempfile.TemporaryDirectory(prefix="flux-async-")))
+    for file in (path, wal):
+        shutil.copyfile(file, folder / file.name)
+    return _connect_read_only(folder / path.name, "mode=rw")
+
+
+def _connect_read_only(path: Path, options: str) -> sqlite3.Connection:
+    import sqlite3  # noqa: PLC0415 - as above
+
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?{options}", uri=True, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute("PRAGMA busy_timeout = 5000")
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()  # only now are the files opened
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection

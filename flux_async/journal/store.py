@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ from flux_async.errors import (
     shown,
 )
 from flux_async.job_state import (
-    LIVE,
     Event,
     JobSnapshot,
     JobState,
@@ -45,22 +43,25 @@ from flux_async.job_state import (
     SubmitRejected,
     SubmitUnknown,
     apply,
-    events_of_lost_submit,
     recover,
 )
-from flux_async.journal import file_names, inbox, paying_account, task_owners
+from flux_async.journal import inbox, ownership
 from flux_async.journal.adding import Added, Adding, EarlierRuns, as_new
-from flux_async.journal.guard import JournalGuard
+from flux_async.journal.guard import JournalGuard, open_file
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lock import JournalLock
-from flux_async.journal.lost_records import LostRecords, keep_any_unknown, keep_unknown, pending_keys
-from flux_async.journal.paying_account import PaidTask
-from flux_async.journal.reserve import Reserve
-from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
-from flux_async.journal.schema import inspect, look_for_loss, make_folder, open_file, open_memory
+from flux_async.journal.lost_records import (
+    LostRecords,
+    keep_any_unknown,
+    keep_unknown,
+    look_for_loss,
+    pending_keys,
+)
+from flux_async.journal.ownership import PaidTask, Sender
+from flux_async.journal.rows import COLUMNS, StoredJob, put_in_doubt, stored_job, write_event
+from flux_async.journal.schema import inspect, make_folder, open_memory
 from flux_async.journal.submit_log import LoggedSubmit, log_of, rewrite
-from flux_async.journal.task_owners import Sender
-from flux_async.journal.writer import Writer
+from flux_async.journal.writer import Reserve, Writer
 from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
 
 if TYPE_CHECKING:
@@ -82,14 +83,6 @@ _SIMILAR = (
 )
 
 _ANSWERS = (SubmitAccepted, SubmitRefused, SubmitRejected, SubmitUnknown)
-
-_UPDATE = (
-    "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
-    "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=?, "
-    "sha256=?, echo=? "
-    "WHERE number=?"
-)
-_UPDATE_FROM = _UPDATE + " AND state=? AND attempts=?"
 
 
 class Journal:
@@ -148,7 +141,7 @@ class Journal:
             self._guard = None if self._path is None else JournalGuard(self._path)
             self._writer = Writer(connect, asyncio.get_running_loop(), make_room, self._guard)
             await self._writer.start()
-            await self._do(lambda c: paying_account.check_account(c, account))
+            await self._do(lambda c: ownership.check_account(c, account))
             newest = "SELECT max(number) FROM job"
             self._earlier = EarlierRuns(newest=await self._do(lambda c: c.execute(newest).fetchone()[0]) or 0)
         except BaseException:
@@ -187,22 +180,22 @@ class Journal:
 
     async def account(self) -> str:
         """Return the fingerprint of the account it belongs to; empty where it belongs to none yet."""
-        return await self._do(paying_account.read_account)
+        return await self._do(ownership.read_account)
 
     async def rekey(self, account: str) -> None:
         """Give the journal to another key, by its client's fingerprint, without any check.
 
         :func:`flux_async.rekey_journal` checks first that the key is of the same account.
         """
-        await self._do(lambda c: paying_account.set_account(c, account))
+        await self._do(lambda c: ownership.set_account(c, account))
 
     async def may_have_paid(self) -> bool:
         """Return whether a submit of this journal was charged, or may have been."""
-        return await self._do(paying_account.may_have_paid)
+        return await self._do(ownership.may_have_paid)
 
     async def paid_tasks(self, *, since: float, limit: int) -> list[PaidTask]:
         """Return tasks submitted since a time (seconds since the epoch): live ones first, then the newest."""
-        return await self._do(lambda c: paying_account.paid_tasks(c, since, limit))
+        return await self._do(lambda c: ownership.paid_tasks(c, since, limit))
 
     @contextlib.contextmanager
     def one_run(self) -> Iterator[None]:
@@ -330,7 +323,7 @@ class Journal:
 
     async def take_names(self, names: Mapping[int, str]) -> dict[int, JobKey]:
         """Give jobs, by their numbers, their file names; return those whose names others have, with whose."""
-        return await self._do(lambda c: file_names.take_names(c, names))
+        return await self._do(lambda c: ownership.take_names(c, names))
 
     async def pending_jobs(self) -> AsyncIterator[Job]:
         """Yield the jobs that wait for their first submit, or for another, in order of arrival."""
@@ -364,9 +357,9 @@ class Journal:
         """
 
         def write(connection: sqlite3.Connection) -> LoggedSubmit | None:
-            place = _record(connection, number, job, event, before)
+            place = write_event(connection, number, job, event, before)
             if then is not None:
-                _record(connection, number, *then, job)
+                write_event(connection, number, *then, job)
             return LoggedSubmit(place, float(event.at), job.key) if submits else None
 
         submits = isinstance(event, SubmitIntended)
@@ -387,7 +380,7 @@ class Journal:
         def write(connection: sqlite3.Connection) -> None:
             sql = "SELECT 1 FROM job WHERE number = ? AND state = ? AND attempts = ?"
             if connection.execute(sql, (number, job.state, job.attempts)).fetchone() is not None:
-                _record(connection, number, apply(job, event), event, job)
+                write_event(connection, number, apply(job, event), event, job)
 
         with contextlib.suppress(JournalError):  # then it is in doubt
             await self._do(write, critical=True)
@@ -463,7 +456,7 @@ class Journal:
 
     async def owner_of(self, task_id: TaskId) -> JobKey | None:
         """Return the job that a task belongs to, or once belonged to."""
-        return await self._do(lambda c: task_owners.owner_of(c, task_id))
+        return await self._do(lambda c: ownership.owner_of(c, task_id))
 
     async def input_url(self, job: int, number: int) -> str | None:
         """Return where an attempt told the vendor to fetch its picture, where that was uploaded."""
@@ -476,7 +469,7 @@ class Journal:
 
         None stands for the address in the request. The latest comes first.
         """
-        return await self._do(lambda c: task_owners.input_urls(c, job))
+        return await self._do(lambda c: ownership.input_urls(c, job))
 
     async def job_that_sent(
         self, told: Mapping[str, Any], *, besides: int, verbatim: bool = False, by_image: bool = False
@@ -487,26 +480,24 @@ class Journal:
         ``by_image`` it is enough that the image is the same.
         """
         return await self._do(
-            lambda c: task_owners.job_that_sent(
-                c, told, besides=besides, verbatim=verbatim, by_image=by_image
-            )
+            lambda c: ownership.job_that_sent(c, told, besides=besides, verbatim=verbatim, by_image=by_image)
         )
 
     async def offers_to(self, job: int) -> list[TaskId]:
         """Return tasks that no job has and whose records show the request of a job, by its number."""
-        return await self._do(lambda c: task_owners.offers_to(c, job))
+        return await self._do(lambda c: ownership.offers_to(c, job))
 
     async def candidates(self, job: int) -> list[TaskId]:
         """Return tasks that may be those of a job's submits, by its number: what odd answers named."""
-        return await self._do(lambda c: task_owners.candidates(c, job))
+        return await self._do(lambda c: ownership.candidates(c, job))
 
     async def confirmed_echoes(self) -> tuple[int, int]:
         """Return how many records have shown the request as it was sent, and how many the image."""
-        return await self._do(task_owners.confirmed_echoes)
+        return await self._do(ownership.confirmed_echoes)
 
     async def count_image_echo(self) -> None:
         """Write down that a record has shown the image as it was sent."""
-        await self._do(task_owners.count_image_echo)
+        await self._do(ownership.count_image_echo)
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -561,7 +552,7 @@ class Journal:
             pays_again=pays_again,
             pays_similar=pays_similar,
             earlier=self._earlier,
-            put_in_doubt=lambda key, submitted_at: _put_in_doubt(connection, key, submitted_at, at),
+            put_in_doubt=lambda key, submitted_at: put_in_doubt(connection, key, submitted_at, at),
         )
 
     async def _do(
@@ -596,83 +587,14 @@ def _accept_lost_records(connection: sqlite3.Connection, path: Path, lost: LostR
     connection.execute("BEGIN IMMEDIATE")
     try:
         for key, submit in lost.submits.items():
-            if not _put_in_doubt(connection, key, submit.at, now):
+            if not put_in_doubt(connection, key, submit.at, now):
                 keep_unknown(connection, submit)
         if lost.log_is_lost:
             for key in pending_keys(connection):
-                _put_in_doubt(connection, key, now, now)
+                put_in_doubt(connection, key, now, now)
             keep_any_unknown(connection, now)
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     rewrite(connection, log_of(path))
-
-
-def _put_in_doubt(connection: sqlite3.Connection, key: JobKey, at: float, now: float) -> bool:
-    """Put a job in doubt that was perhaps submitted at ``at``; False where the journal does not know it."""
-    row = connection.execute(f"SELECT {COLUMNS} FROM job WHERE key = ?", (key,)).fetchone()  # noqa: S608
-    if row is None:
-        return False
-    stored = stored_job(row)
-    job = stored.job
-    for event in events_of_lost_submit(job, at, now):
-        before, job = job, apply(job, event)
-        _record(connection, stored.number, job, event, before)
-    return True
-
-
-def _record(
-    connection: sqlite3.Connection, number: int, job: JobSnapshot, event: Event, before: JobSnapshot | None
-) -> int:
-    """Write what ``event`` made of a job; return the event's number."""
-    values = (
-        job.state.value,
-        job.attempts,
-        job.paid_failures,
-        job.task_id,
-        job.result_url,
-        job.origin_url,
-        job.file,
-        job.charge.value,
-        None if job.problem is None else json.dumps(attrs.asdict(job.problem)),
-        job.not_before,
-        job.submitted_at,
-        job.generated_at,
-        job.finished_at,
-        job.generation_s,
-        job.sha256,
-        job.echo,
-        number,
-    )
-    if before is None:
-        changed = connection.execute(_UPDATE, values)
-    else:
-        changed = connection.execute(_UPDATE_FROM, (*values, before.state.value, before.attempts))
-    if changed.rowcount != 1:
-        raise JournalError(f"The journal does not hold job {job.key}, or it has moved on without this run.")
-    task_owners.check_owner(connection, event, number, job.attempts)
-    attempt = job.state.value if job.state in LIVE else "over"
-    if isinstance(event, SubmitIntended):
-        connection.execute(
-            "INSERT INTO attempt (job, number, state, intended_at, callback_id, input_url) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (number, job.attempts, attempt, event.at, event.callback_id, event.input_url),
-        )
-    else:
-        task_owners.keep(connection, event, number, job.attempts, attempt)
-    written = connection.execute(
-        "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
-        (number, event.at, type(event).__name__, _detail(event)),
-    )
-    return written.lastrowid or 0
-
-
-def _detail(event: Event) -> str:
-    """The event's own fields as JSON; an answer is kept with its attempt."""
-    fields = {
-        a.name: attrs.asdict(value) if isinstance(value, Problem) else value
-        for a in attrs.fields(type(event))
-        if a.name not in {"at", "answer"} and (value := getattr(event, a.name)) is not None
-    }
-    return json.dumps(fields, separators=(",", ":")) if fields else "{}"

@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from flux_async.errors import JournalError, Scope
-from flux_async.journal.reserve import NO_ROOM_ADVICE
 from flux_async.models import JobKey
 
 if TYPE_CHECKING:
     import sqlite3
 
+NO_ROOM_ADVICE = "Make room: what was written down is kept."
 _CHUNK = 16 * 1024
 _OPENING = b"# opened "
 _BLANK = b"\n\n"

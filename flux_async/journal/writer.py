@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 import queue
 import threading
 from collections.abc import Callable
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import attrs
 
 from flux_async.errors import FluxError, JournalError, Scope, WrongEventLoop
 from flux_async.journal.guard import JournalGuard
-from flux_async.journal.reserve import NO_ROOM_ADVICE
-from flux_async.journal.submit_log import LoggedSubmit
+from flux_async.journal.submit_log import NO_ROOM_ADVICE, LoggedSubmit
 from flux_async.models import JobKey
 
 if TYPE_CHECKING:
@@ -48,6 +51,13 @@ class Item:
 
 _MOST_PER_COMMIT = 1000
 _LOCKED_ADVICE = "Close the program that has it open: nothing is lost."
+
+STEP = 64 * 1024
+"""More than all submits that are usually on the wire at once need."""
+
+SIZE = 8 * STEP
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Writer:
@@ -262,3 +272,60 @@ def as_journal_error(error: BaseException) -> BaseException:
     if _code(error) == sqlite3.SQLITE_FULL:
         return JournalError(words, advice=NO_ROOM_ADVICE, scope=Scope.STOP)
     return JournalError(words)
+
+
+class Reserve:
+    """Holds ``<journal>.reserve``. Used from one thread at a time.
+
+    Args:
+        journal: Beside which file.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._path = journal.with_name(journal.name + ".reserve")
+
+    def hold(self) -> None:
+        """Take the room, or what is missing of it.
+
+        Raises:
+            JournalError: The disk has not so much.
+        """
+        try:
+            with self._path.open("ab") as file:
+                _fill(file.fileno(), os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            self.give_back()
+            raise JournalError(
+                f"There is no room beside the journal for the answers to submits: {error.strerror or error}.",
+                advice=NO_ROOM_ADVICE,
+                scope=Scope.STOP,
+            ) from None
+
+    def give(self) -> bool:
+        """Let go of a step; False where none is left."""
+        try:
+            size = self._path.stat().st_size
+            os.truncate(self._path, max(0, size - STEP))
+        except OSError:
+            return False
+        return size > 0
+
+    def give_back(self) -> None:
+        """Let go of it all."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def _fill(file: int, size: int) -> None:
+    """Take the blocks themselves: a hole would hold nothing."""
+    try:
+        os.posix_fallocate(file, 0, SIZE)
+    except AttributeError:
+        pass  # no such call on this system
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise  # any other says that this disk cannot do it
+    else:
+        return
+    while size < SIZE:
+        size += os.write(file, os.urandom(min(STEP, SIZE - size)))

@@ -38,8 +38,9 @@ from flux_async.job_state import (
     TaskSucceeded,
     apply,
 )
+from flux_async.journal.guard import open_file
 from flux_async.journal.inbox import Inbox
-from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION, open_file
+from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from flux_async.journal.store import StoredJob
 
 URL = "https://files.example/t.jpg"
@@ -348,7 +349,7 @@ async def test_impossible_places(tmp_path: Path, place: str) -> None:
 _OPENERS = """
 import os, sqlite3, sys
 from pathlib import Path
-from flux_async.journal.schema import open_file
+from flux_async.journal.guard import open_file
 
 for path in sys.argv[2:]:
     waiting, gate = os.pipe()
@@ -451,6 +452,7 @@ async def test_strange_files_are_left_alone(
 _WRITER = """
 import asyncio, concurrent.futures.thread, os, resource, sqlite3, sys
 from flux_async import CallbackEvent, JournalError
+from flux_async.journal.guard import open_file
 from flux_async.journal.inbox import Inbox
 
 async def main(path, how):

@@ -40,9 +40,8 @@ from flux_async.job_state import (
     TaskSucceeded,
     apply,
 )
-from flux_async.journal.reserve import SIZE, STEP, Reserve
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.journal.writer import Writer
+from flux_async.journal.writer import SIZE, STEP, Reserve, Writer
 from flux_async.models import JobKey, TaskId
 
 URL = "https://files.example/t.jpg"

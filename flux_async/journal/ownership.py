@@ -1,4 +1,4 @@
-"""Which task is whose: what a journal knows of task ids, as functions on its connection.
+"""Which task and which file name belong to which job, and which account a journal belongs to.
 
 A task belongs to one submit. The record of a task shows the request it was made from, so a task whose answer
 went to the wrong submit can be found its job.
@@ -13,7 +13,7 @@ import attrs
 
 from flux_async.api.echo import compare, spellings_of
 from flux_async.api.parsing import ids_in
-from flux_async.errors import JobConflictError
+from flux_async.errors import JobConflictError, JournalError
 from flux_async.job_state import (
     EchoContradicted,
     Event,
@@ -32,6 +32,13 @@ _ECHOES, _IMAGES = "confirmed_echoes", "confirmed_image_echoes"
 _SUBJECT = "coalesce(json_extract(request, '$.inputImage'), json_extract(request, '$.prompt'))"
 """As the index ``job_by_subject`` has it, letter by letter."""
 
+_TAKE = "INSERT OR IGNORE INTO file_name (folded, job) VALUES (?, ?)"
+_OWNER = "SELECT job.number, job.key FROM file_name JOIN job ON job.number = file_name.job WHERE folded = ?"
+_GIVE_BACK = (
+    "DELETE FROM file_name WHERE job = ? AND folded <> ? "
+    "AND (SELECT file FROM job WHERE number = file_name.job) IS NULL"
+)
+
 _MOST_ALIKE = 200
 """Jobs about one image that a record is compared with."""
 
@@ -45,6 +52,21 @@ class Sender:
     """
 
     key: JobKey | None
+
+
+@attrs.frozen(kw_only=True)
+class PaidTask:
+    """A task of a journal.
+
+    Attributes:
+        task_id: Its id.
+        submitted_at: When it was accepted, in seconds since the epoch.
+        is_live: Whether its result is still to be fetched.
+    """
+
+    task_id: TaskId
+    submitted_at: float
+    is_live: bool
 
 
 def check_owner(connection: sqlite3.Connection, event: Event, job: int, attempt: int) -> None:
@@ -219,3 +241,68 @@ def _alike(connection: sqlite3.Connection, subjects: list[str]) -> Iterator[tupl
     for sql in (by_request, by_upload):
         for number, key, body in connection.execute(sql, (*subjects, _MOST_ALIKE)):
             yield number, JobKey(key), body
+
+
+def check_account(connection: sqlite3.Connection, account: str) -> None:
+    """Refuse an account other than the journal's, where something may have been paid; else note it down."""
+    known = read_account(connection)
+    if account and known and known != account and may_have_paid(connection):
+        raise JournalError(
+            "This journal holds the tasks of another key or address.",
+            advice="Use the key and address it was made with. {new_key}",
+        )
+    set_account(connection, account or known)
+
+
+def read_account(connection: sqlite3.Connection) -> str:
+    """Return the fingerprint of the account, or an empty string."""
+    row = connection.execute("SELECT value FROM meta WHERE name = 'account'").fetchone()
+    return "" if row is None else str(row[0])
+
+
+def set_account(connection: sqlite3.Connection, account: str) -> None:
+    """Note down whose journal it is."""
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('account', ?)", (account,))
+
+
+def may_have_paid(connection: sqlite3.Connection) -> bool:
+    """Return whether a submit of the journal was charged, or may have been."""
+    sql = (
+        "SELECT EXISTS (SELECT 1 FROM attempt WHERE task_id IS NOT NULL OR state <> 'over') "
+        "OR EXISTS (SELECT 1 FROM event WHERE type IN ('SubmitUnknown', 'TaskFound'))"
+    )
+    return bool(connection.execute(sql).fetchone()[0])
+
+
+def paid_tasks(connection: sqlite3.Connection, since: float, limit: int) -> list[PaidTask]:
+    """Return up to ``limit`` tasks submitted since a time: live ones first, of each kind the newest first."""
+    live = "state IN ('submitted', 'generated')"
+    sql = (
+        f"SELECT task_id, submitted_at, {live} FROM job "  # noqa: S608 - no value of anybody's
+        "WHERE state IN ('submitted', 'generated', 'done', 'failed') AND task_id IS NOT NULL "
+        f"AND submitted_at >= ? ORDER BY {live} DESC, submitted_at DESC LIMIT ?"
+    )
+    return [
+        PaidTask(task_id=TaskId(task_id), submitted_at=at, is_live=bool(is_live))
+        for task_id, at, is_live in connection.execute(sql, (since, limit)).fetchall()
+    ]
+
+
+def take_names(connection: sqlite3.Connection, names: Mapping[int, str]) -> dict[int, JobKey]:
+    """Give each job, by its number, its name; a job without a file gives its earlier names back.
+
+    Args:
+        connection: The journal.
+        names: Names as disks compare them.
+
+    Returns:
+        The jobs whose names others have, each with the key of the other.
+    """
+    taken = {}
+    for number, name in names.items():
+        connection.execute(_GIVE_BACK, (number, name))
+        connection.execute(_TAKE, (name, number))
+        owner, key = connection.execute(_OWNER, (name,)).fetchone()
+        if owner != number:
+            taken[number] = JobKey(key)
+    return taken

@@ -6,7 +6,7 @@ import json
 from contextlib import closing
 
 from flux_async.api.stored_requests import store_request
-from flux_async.journal import task_owners
+from flux_async.journal import ownership
 from flux_async.journal.schema import open_memory
 from flux_async.models import EditRequest, GenerateRequest, JobKey
 
@@ -17,7 +17,7 @@ def test_whose_request_a_record_shows_is_found_by_an_index() -> None:
     with closing(open_memory()) as connection:
         connection.set_trace_callback(statements.append)
         told = {"prompt": "p", "inputImage": "https://copies.example/1.jpg"}
-        assert task_owners.job_that_sent(connection, told, besides=1, by_image=True) is None
+        assert ownership.job_that_sent(connection, told, besides=1, by_image=True) is None
         connection.set_trace_callback(None)
         plans = [
             step[3]
@@ -59,7 +59,7 @@ def test_the_closest_request_is_found() -> None:
             image: str | None = None, prompt: str = "p", *, besides: int = 0, **told: str
         ) -> str | None:
             shown = {"prompt": prompt, "inputImage": image} | told
-            sender = task_owners.job_that_sent(connection, shown, besides=besides)
+            sender = ownership.job_that_sent(connection, shown, besides=besides)
             return None if sender is None else sender.key
 
         assert owner(prompt="a lighthouse") == "words"
@@ -71,8 +71,8 @@ def test_the_closest_request_is_found() -> None:
         assert owner("https://h.example/d.jpg") is None
         assert owner("https://h.example/c.jpg", prompt="another") is None
         shown = {"prompt": "p", "inputImage": "https://h.example/a b.jpg"}
-        assert task_owners.job_that_sent(connection, shown, besides=0, verbatim=True) is None
-        assert task_owners.job_that_sent(connection, {}, besides=0) is None
+        assert ownership.job_that_sent(connection, shown, besides=0, verbatim=True) is None
+        assert ownership.job_that_sent(connection, {}, besides=0) is None
 
 
 def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None:
@@ -90,15 +90,15 @@ def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None
                 "INSERT INTO job (number, key, request, attempts) VALUES (?, ?, ?, 1)", (number, key, request)
             )
 
-        def sender(name: str, **told: str) -> task_owners.Sender | None:
+        def sender(name: str, **told: str) -> ownership.Sender | None:
             shown = {"inputImage": image.format(name)} | told
-            return task_owners.job_that_sent(connection, shown, besides=1, by_image=True)
+            return ownership.job_that_sent(connection, shown, besides=1, by_image=True)
 
-        nobody = task_owners.Sender(key=None)
-        assert sender("b") == sender("b", prompt="translated") == task_owners.Sender(key=JobKey("only"))
+        nobody = ownership.Sender(key=None)
+        assert sender("b") == sender("b", prompt="translated") == ownership.Sender(key=JobKey("only"))
         assert sender("b", prompt="translated", model="flux-kontext-max") == nobody
         assert sender("c") == sender("c", prompt="translated") == nobody
-        assert sender("c", prompt="q") == task_owners.Sender(key=JobKey("second"))
+        assert sender("c", prompt="q") == ownership.Sender(key=JobKey("second"))
         assert sender("d", prompt="p") is None
         assert sender("a", prompt="translated") is None
 
@@ -106,7 +106,7 @@ def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None
 def test_confirmed_echoes_are_counted_by_request_and_by_image() -> None:
     """A new journal has seen none."""
     with closing(open_memory()) as connection:
-        assert task_owners.confirmed_echoes(connection) == (0, 0)
+        assert ownership.confirmed_echoes(connection) == (0, 0)
         for _ in range(2):
-            task_owners.count_image_echo(connection)
-        assert task_owners.confirmed_echoes(connection) == (0, 2)
+            ownership.count_image_echo(connection)
+        assert ownership.confirmed_echoes(connection) == (0, 2)
