@@ -24,8 +24,8 @@ from flux_async.api.echo import compare
 from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.api.parsing import check_task_id, encoded_as_by_a_browser
 from flux_async.api.stored_requests import store_request
-from flux_async.batch.gathered import gather
 from flux_async.batch.options import BatchOptions
+from flux_async.batch.runner import gather
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import (
     Charge,

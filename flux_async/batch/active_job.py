@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from flux_async.batch.input_files import InputPlace
+from flux_async.batch.inputs import InputPlace
 from flux_async.clock import Wakeup
 from flux_async.errors import FluxError
 from flux_async.job_state import JobSnapshot

@@ -7,14 +7,15 @@ key instead.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import attrs
 
-from flux_async.batch.inputs import is_safe_name, safe_name
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_writer import PICTURE_ENDINGS
 from flux_async.job_state import JobState
@@ -24,12 +25,54 @@ from flux_async.models import Job, JobKey
 logger: logging.Logger = logging.getLogger("flux_async")
 
 
+_PLAIN = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,98}[a-z0-9_-])?")
+_REFUSED_SOMEWHERE = frozenset('<>:"|?*\\')
+_DEVICE = re.compile(
+    r"(con|prn|aux|nul|com[0-9\u00b9\u00b2\u00b3]|lpt[0-9\u00b9\u00b2\u00b3])", re.IGNORECASE
+)
+_LONGEST_NAME = 180
+
+
 def folded_name(name: str) -> str:
     """Return a name as the least exact disk compares it: ``Été.PNG`` and ``été`` in any encoding are one."""
     path = PurePosixPath(name)
     if path.suffix.lower() in PICTURE_ENDINGS:  # it gives way to the ending that the content calls for
         name = str(path.with_suffix(""))
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def safe_name(key: str) -> str:
+    """Return a file name for a key: the key itself where that is one, else a part of it and its digest.
+
+    No two keys have one name, also on disks that take ``A`` for ``a``, and also once the ending follows the
+    content: ``a.png`` and ``a.jpg`` would both become ``a.jpg``.
+    """
+    has_ending = PurePosixPath(key).suffix in PICTURE_ENDINGS
+    if _PLAIN.fullmatch(key) and not has_ending and not _is_device(key):
+        return key
+    words = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[:60]
+    return f"{words or 'job'}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def is_safe_name(name: object) -> bool:
+    """Whether ``name`` names a file inside the folder it is put in: no way out, nothing a disk refuses.
+
+    What some systems refuse (``a:b``, ``con.txt``, a dot or a space at the end) is refused on all of them:
+    folders of pictures travel.
+    """
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= _LONGEST_NAME:
+        return False
+    parts = name.split("/")
+    return all(_is_safe_part(part) for part in parts)
+
+
+def _is_safe_part(part: str) -> bool:
+    return bool(part) and part[-1] not in ". " and not _REFUSED_SOMEWHERE & set(part) and not _is_device(part)
+
+
+def _is_device(part: str) -> bool:
+    """Whether Windows takes a name for a device, whatever its ending: ``NUL``, ``aux.txt``."""
+    return bool(_DEVICE.fullmatch(part.partition(".")[0].rstrip()))
 
 
 @attrs.define(kw_only=True, eq=False)

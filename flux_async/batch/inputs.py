@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from pathlib import PurePosixPath
 from typing import TypeAlias
 
 import anyio
+import attrs
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from flux_async.batch.options import BatchClient
 from flux_async.errors import InvalidInput, shown
-from flux_async.files.image_writer import PICTURE_ENDINGS
-from flux_async.models import EditRequest, GenerateRequest, InputImage, Job, LocalImage, check_request
+from flux_async.files.image_source import choose, identify
+from flux_async.models import (
+    EditRequest,
+    GenerateRequest,
+    ImageRequest,
+    InputImage,
+    Job,
+    LocalImage,
+    UploadedFile,
+    check_request,
+)
 
 Input: TypeAlias = InputImage | GenerateRequest | EditRequest | Job
 """A picture to remove text from (its URL, or a file), a request, or a job with a key of its own."""
-
-_PLAIN = re.compile(r"[a-z0-9_]([a-z0-9._-]{0,98}[a-z0-9_-])?")
-_REFUSED_SOMEWHERE = frozenset('<>:"|?*\\')
-_DEVICE = re.compile(
-    r"(con|prn|aux|nul|com[0-9\u00b9\u00b2\u00b3]|lpt[0-9\u00b9\u00b2\u00b3])", re.IGNORECASE
-)
-_LONGEST_NAME = 180
 
 
 def as_job(given: object) -> Job:
@@ -38,40 +39,6 @@ def as_job(given: object) -> Job:
     if isinstance(given, str | os.PathLike | LocalImage):
         return Job(request=EditRequest.text_removal(given))
     return Job(request=check_request(given))
-
-
-def safe_name(key: str) -> str:
-    """Return a file name for a key: the key itself where that is one, else a part of it and its digest.
-
-    No two keys have one name, also on disks that take ``A`` for ``a``, and also once the ending follows the
-    content: ``a.png`` and ``a.jpg`` would both become ``a.jpg``.
-    """
-    has_ending = PurePosixPath(key).suffix in PICTURE_ENDINGS
-    if _PLAIN.fullmatch(key) and not has_ending and not _is_device(key):
-        return key
-    words = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[:60]
-    return f"{words or 'job'}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-
-
-def is_safe_name(name: object) -> bool:
-    """Whether ``name`` names a file inside the folder it is put in: no way out, nothing a disk refuses.
-
-    What some systems refuse (``a:b``, ``con.txt``, a dot or a space at the end) is refused on all of them:
-    folders of pictures travel.
-    """
-    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= _LONGEST_NAME:
-        return False
-    parts = name.split("/")
-    return all(_is_safe_part(part) for part in parts)
-
-
-def _is_safe_part(part: str) -> bool:
-    return bool(part) and part[-1] not in ". " and not _REFUSED_SOMEWHERE & set(part) and not _is_device(part)
-
-
-def _is_device(part: str) -> bool:
-    """Whether Windows takes a name for a device, whatever its ending: ``NUL``, ``aux.txt``."""
-    return bool(_DEVICE.fullmatch(part.partition(".")[0].rstrip()))
 
 
 def check_images(images: object) -> None:
@@ -126,3 +93,81 @@ async def drain(take: MemoryObjectReceiveStream[Input], most: int) -> AsyncItera
             except (anyio.WouldBlock, anyio.EndOfStream):
                 break
         yield chunk
+
+
+REUSE_S = 12 * 3600.0
+"""An upload lives for 24 hours at worst, and the vendor may fetch it late."""
+
+_QUEUED_S = 3600.0
+"""Most of it may be spent waiting for the uploads of other jobs; each try has a bound of its own."""
+
+
+async def with_file_read(given: Input) -> Input:
+    """Return an input whose file, if it is about one, is known by its content.
+
+    Raises:
+        InvalidInput: It is no file, no picture, or too large.
+    """
+    if isinstance(given, str | os.PathLike | LocalImage | bytes | bytearray):  # of which the last are refused
+        image = await choose(given)
+        return EditRequest.text_removal(image if isinstance(image, str) else await identify(image))
+    if isinstance(given, Job):
+        request = await _with_file_read(given.request)
+        return given if request is given.request else attrs.evolve(given, request=request)
+    return await _with_file_read(given) if isinstance(given, EditRequest) else given
+
+
+async def _with_file_read(request: ImageRequest) -> ImageRequest:
+    if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
+        return request
+    return attrs.evolve(request, input_image=await identify(request.input_image))
+
+
+@attrs.define(kw_only=True, eq=False)
+class InputPlace:
+    """Where the vendor is told to fetch the picture of one job.
+
+    Attributes:
+        client: Makes the upload.
+        request: What the job asks for.
+        via_upload: Whether a picture that has an address is put on the upload host, too.
+    """
+
+    client: BatchClient
+    request: ImageRequest
+    via_upload: bool = False
+    _uploaded: UploadedFile | None = attrs.field(default=None, init=False)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a submit could be made now."""
+        return self._image is None or self._is_young
+
+    @property
+    def url(self) -> str | None:
+        """The address of the upload, or None where the request's own is sent."""
+        return None if self._uploaded is None else self._uploaded.url
+
+    async def prepare(self) -> None:
+        """Upload, unless a submit could be made now.
+
+        Raises:
+            FluxError: It cannot be uploaded; nothing was charged.
+        """
+        if self.is_ready or self._image is None:
+            return
+        if isinstance(self._image, LocalImage):
+            self._uploaded = await self.client.upload(self._image, timeout=_QUEUED_S)
+        else:
+            self._uploaded = await self.client.upload_from_url(self._image, timeout=_QUEUED_S)
+
+    @property
+    def _image(self) -> str | LocalImage | None:
+        """What has to be uploaded, if anything."""
+        image = self.request.input_image if isinstance(self.request, EditRequest) else None
+        return image if self.via_upload or isinstance(image, LocalImage) else None
+
+    @property
+    def _is_young(self) -> bool:
+        now = self.client.session.clock.wall()
+        return self._uploaded is not None and now - self._uploaded.uploaded_at.timestamp() < REUSE_S

@@ -13,7 +13,7 @@ import os
 import attrs
 
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.batch.client_protocol import BatchClient
+from flux_async.batch.options import BatchClient
 from flux_async.errors import FluxError, JournalError, Scope
 from flux_async.journal.ownership import PaidTask
 from flux_async.journal.store import Journal

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import attrs
 
+from flux_async.api.stored_requests import read_image
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.active_job import ActiveJob, ActiveJobs, Slots
-from flux_async.batch.client_protocol import BatchClient
 from flux_async.batch.download_retries import DownloadRetries
-from flux_async.batch.event_log import log_event
 from flux_async.batch.file_names import FileNames
-from flux_async.batch.input_files import InputPlace
+from flux_async.batch.inputs import InputPlace
+from flux_async.batch.options import BatchClient
 from flux_async.batch.progress import ProgressReporter
 from flux_async.batch.run_control import Budget, RunControl
 from flux_async.errors import ConfigurationError, FluxError, JobConflictError, Scope
 from flux_async.files.sink import Sink
-from flux_async.job_state import EchoContradicted, Event, JobState, TaskFound, apply
-from flux_async.journal.store import Journal
-from flux_async.models import Echo, TaskId
+from flux_async.job_state import EchoContradicted, Event, JobSnapshot, JobState, TaskFound, apply
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.models import Echo, TaskId, without_query
 from flux_async.policy.retry import RetryPolicy
-from flux_async.session import Call, Session
+from flux_async.session import Call, Session, log
 
 Events: TypeAlias = tuple[Event, ...]
 """What one step brought about: one event, or two that are recorded in one commit; or nothing."""
@@ -167,3 +169,31 @@ def leave_task(job: ActiveJob, run: RunContext) -> None:
     paid = job.state.task_id is not None and job.state.state is not JobState.FAILED
     if paid and not run.journal.is_durable:
         run.session.leave(job.as_job().request, TaskId(job.state.task_id or ""))
+
+
+logger: logging.Logger = logging.getLogger("flux_async.jobs")
+
+_SHOWN_OF_KEY = 12
+
+
+def log_event(stored: StoredJob, job: JobSnapshot, event: Event) -> None:
+    """Write the line of one event; ``job`` is the job after it."""
+    level = logging.WARNING if job.state is JobState.IN_DOUBT else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
+    image = without_query(stored.source or read_image(stored.request))
+    key = stored.job.key[:_SHOWN_OF_KEY]
+    log(level, "job %s %s: %s, now %s%s", key, image, words, job.state, _details(job), to=logger)
+
+
+def _details(job: JobSnapshot) -> str:
+    details = [f"attempt {job.attempts}", f"charge {job.charge}"]
+    if job.task_id is not None:
+        details.append(f"task {job.task_id}")
+    if job.file is not None:
+        details.append(f"file {job.file}")
+    if job.problem is not None:
+        code = "" if job.problem.code is None else f" {job.problem.code}"
+        details.append(f"{job.problem.type}{code}")
+    return f" ({', '.join(details)})"

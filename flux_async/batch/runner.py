@@ -17,7 +17,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, Self
+from typing import Literal, NoReturn, Self, Unpack
 
 import anyio
 import attrs
@@ -27,27 +27,25 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.active_job import ActiveJobs, Slots
-from flux_async.batch.callback_reader import CallbackReader
-from flux_async.batch.client_protocol import BatchClient
 from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.file_names import FileNames
-from flux_async.batch.input_files import with_file_read
-from flux_async.batch.inputs import Input, as_job, check_images, drain, read_into
+from flux_async.batch.inputs import Input, as_job, check_images, drain, each, read_into, with_file_read
 from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.learned import LearnedTimes
-from flux_async.batch.pause_watch import PauseWatch
-from flux_async.batch.prices import price_list
+from flux_async.batch.options import BatchClient, BatchOptions, price_list
 from flux_async.batch.progress import BatchProgress, ProgressObserver, ProgressReporter
 from flux_async.batch.run_context import RunContext, RunOptions
-from flux_async.batch.run_control import Budget, RunControl
-from flux_async.batch.scheduler import Scheduler
+from flux_async.batch.run_control import Budget, PauseWatch, RunControl
+from flux_async.batch.scheduler import CallbackReader, Scheduler
 from flux_async.errors import (
+    FluxError,
     InvalidInput,
     JournalError,
+    Scope,
     shown,
 )
 from flux_async.files.sink import FolderSink, Sink
-from flux_async.job_state import JobState
+from flux_async.job_state import FINAL, JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import (
     Failed,
@@ -463,3 +461,45 @@ class BatchRun:
 
 def _job_of(stored: StoredJob) -> Job:
     return Job(key=stored.job.key, request=stored.read())
+
+
+async def gather(
+    client: BatchClient, images: Iterable[Input] | AsyncIterable[Input], **options: Unpack[BatchOptions]
+) -> list[Outcome]:
+    """Run a batch to its end and put its outcomes in order; what an earlier run finished is told again.
+
+    A halt (key, credits …) raises nothing here, so that no outcome is lost: what it left undone is a
+    :class:`Failed` with the error that halted it.
+    """
+    check_images(images)
+    jobs = [await _job_or_failure(image) async for image in each(images)]
+    wanted = [job for job in jobs if isinstance(job, Job)]
+    found: dict[JobKey, Outcome] = {}
+    halted: FluxError | None = None
+    async with run_batch(client, wanted, **options) as batch:
+        try:
+            async for outcome in batch:
+                if outcome.job is not None:
+                    found[outcome.job.key] = outcome
+        except FluxError as error:
+            if error.scope is not Scope.STOP:
+                raise
+            halted = error
+        for job in wanted:
+            if job.key not in found:
+                found[job.key] = await _missing(batch, job, halted)
+    return [found[job.key] if isinstance(job, Job) else job for job in jobs]
+
+
+async def _missing(batch: BatchRun, job: Job, halted: FluxError | None) -> Outcome:
+    stored = await batch.journal.job(job.key)
+    if halted is not None and (stored is None or stored.job.state not in FINAL):
+        return Failed(job=job, error=halted)
+    return await batch.earlier_outcome(job)
+
+
+async def _job_or_failure(image: Input) -> Job | Failed:
+    try:
+        return as_job(await with_file_read(image))
+    except InvalidInput as error:
+        return Failed(job=None, error=error)

@@ -22,7 +22,7 @@ from flux_async import (
     __version__,
 )
 from flux_async.api.models_table import prices_in_words
-from flux_async.batch.prices import price_list
+from flux_async.batch.options import price_list
 from flux_async.cli.exits import Commands, Exit
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.list_files import STDIN

@@ -15,7 +15,7 @@ from flux_async import (
 from flux_async.api.echo import in_words
 from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import read_model
-from flux_async.batch.echo_check import adoptable_echo
+from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
 from flux_async.cli.advice import after_adopting, after_rekeying, command
 from flux_async.cli.credits import in_credits

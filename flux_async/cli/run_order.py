@@ -18,7 +18,7 @@ from flux_async import (
     LocalImage,
     Model,
 )
-from flux_async.batch.prices import price_list
+from flux_async.batch.options import price_list
 from flux_async.batch.runner import PATIENCE_S
 from flux_async.cli.given import InputRow
 from flux_async.cli.listening import Place

@@ -35,7 +35,7 @@ from flux_async import (
     Succeeded,
     run_batch,
 )
-from flux_async.batch.input_files import REUSE_S, InputPlace
+from flux_async.batch.inputs import REUSE_S, InputPlace
 from flux_async.clock import SystemClock
 from flux_async.job_state import JobState
 

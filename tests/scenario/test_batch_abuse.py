@@ -30,8 +30,7 @@ from flux_async import (
     Succeeded,
     run_batch,
 )
-from flux_async.batch.file_names import FileNames
-from flux_async.batch.inputs import is_safe_name, safe_name
+from flux_async.batch.file_names import FileNames, is_safe_name, safe_name
 from flux_async.errors import Scope
 from flux_async.job_state import JobState, SubmitIntended, apply
 from flux_async.journal import schema

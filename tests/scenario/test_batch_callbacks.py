@@ -24,7 +24,7 @@ from flux_async.models import CallbackEvent, TaskId
 @pytest.fixture(autouse=True)
 def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Minutes of waiting are many looks into the file."""
-    monkeypatch.setattr("flux_async.batch.callback_reader.PEEK_S", 0.5)
+    monkeypatch.setattr("flux_async.batch.scheduler.PEEK_S", 0.5)
 
 
 @pytest.fixture

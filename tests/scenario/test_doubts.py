@@ -37,7 +37,7 @@ from flux_async.transport import Unknown
 @pytest.fixture(autouse=True)
 def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hours of waiting are many looks into the file."""
-    monkeypatch.setattr("flux_async.batch.callback_reader.PEEK_S", 2.0)
+    monkeypatch.setattr("flux_async.batch.scheduler.PEEK_S", 2.0)
 
 
 def waiting(seconds: float) -> CallbackEndpoint:

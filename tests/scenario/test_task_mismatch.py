@@ -34,7 +34,7 @@ from flux_async import (
     UnexpectedResponse,
 )
 from flux_async.api.envelope import WireResponse
-from flux_async.batch.echo_check import adoptable_echo
+from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import run_batch
 from flux_async.cli.consent import what_to_retry

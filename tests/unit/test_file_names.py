@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flux_async.batch.inputs import is_safe_name, safe_name
+from flux_async.batch.file_names import is_safe_name, safe_name
 from flux_async.cli.names import MAX_STEM, file_stem, stem_of
 
 KEY = "0123456789abcdef" * 4

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from flux_async import InvalidInput, Model
-from flux_async.batch.prices import price_list
+from flux_async.batch.options import price_list
 from flux_async.cli.commands import read_prices
 from flux_async.cli.credits import cost_in_words
 
