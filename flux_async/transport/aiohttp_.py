@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 import select
 import ssl
-import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Final
@@ -24,7 +23,6 @@ from urllib.parse import urlencode, urlsplit
 import aiohttp
 import attrs
 import yarl
-from aiohttp.abc import AbstractStreamWriter
 
 from flux_async.api.envelope import Host, Stream, WireRequest, WireResponse
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
@@ -51,6 +49,7 @@ OLDEST: Final = (3, 13)
 
 _MOST_HEAD_BYTES = 64 * 1024
 _URLS_KEPT = 1024
+_TURNS_TO_CLOSE = 10  # of the event loop; one is enough for asyncio
 _JSON = WireRequest(method="GET", path="/").content_type
 PROXIES: Final = ("http", "https")
 """Schemes of proxies that aiohttp supports."""
@@ -81,19 +80,24 @@ class _Connector(aiohttp.TCPConnector):
 
     aiohttp reuses every kept connection that it has not seen closed. Bytes that the server sent without a
     request would be read as the answer to the next one.
+
+    Attributes:
+        opened: The connections that may still be open.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._handed_out: weakref.WeakSet[object] = weakref.WeakSet()
+        self.opened: set[asyncio.Transport] = set()
 
     async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
         """Return a free connection that is open and has received nothing."""
         while True:
             connection = await super().connect(*args, **kwargs)
-            protocol = connection.protocol
-            if protocol not in self._handed_out:
-                self._handed_out.add(protocol)
+            transport = connection.transport
+            if transport not in self.opened:
+                self.opened = set(filter(_is_open, self.opened))
+                if transport is not None:
+                    self.opened.add(transport)
                 break
             if not _is_stale(connection):
                 break
@@ -101,50 +105,53 @@ class _Connector(aiohttp.TCPConnector):
         _ATTEMPT.get().connected = True
         return connection
 
+    async def abort(self) -> None:
+        """Close the connections that ``close`` leaves open.
+
+        It forgets those that were released before. Over TLS they stay open until the server answers their
+        shutdown, and after the end of the event loop they would never be closed.
+        """
+        for transport in self.opened:
+            transport.abort()
+        for _ in range(_TURNS_TO_CLOSE):
+            if not any(map(_is_open, self.opened)):
+                break
+            await asyncio.sleep(0)
+
+
+def _is_open(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    return sock is not None and sock.fileno() >= 0
+
 
 def _is_stale(connection: aiohttp.connector.Connection) -> bool:
-    """Return whether a kept connection was closed, or received anything, since its last answer."""
-    protocol, transport = connection.protocol, connection.transport
-    if protocol is None or transport is None or protocol.should_close:
+    """Return whether a kept connection was closed, or received anything, since its last answer.
+
+    Bytes that the event loop has read already are seen only by the protocol's ``should_close``, which aiohttp
+    does not document: without it no connection is used twice.
+    """
+    if getattr(connection.protocol, "should_close", True):
         return True
-    number = transport.get_extra_info("socket").fileno()
-    return number < 0 or _is_readable(number)
+    transport = connection.transport
+    return transport is None or not _is_open(transport) or _is_readable(transport)
 
 
-def _is_readable(number: int) -> bool:
+def _is_readable(transport: asyncio.Transport) -> bool:
     poll = select.poll()
-    poll.register(number, select.POLLIN)
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
-class _StreamedBody(aiohttp.Payload):
-    """A streamed body of exactly the announced size."""
-
-    def __init__(self, stream: Stream, content_type: str) -> None:
-        super().__init__(stream, content_type=content_type)
-        self._size = stream.size
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:  # noqa: ARG002 - the base class has them
-        """A stream has no text."""
-        raise TypeError("a streamed body has no text")
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write the body. A size other than announced aborts the request: the host would wait."""
-        stream: Stream = self._value
-        left = stream.size
-        async with aclosing(_pieces(stream)) as pieces:
-            async for piece in pieces:
-                left -= len(piece)
-                if left < 0:
-                    break
-                await writer.write(piece)
-        if left:
-            raise ValueError("the body does not have the announced size")
-
-
-async def _pieces(stream: Stream) -> AsyncGenerator[bytes, None]:
+async def _checked(stream: Stream) -> AsyncGenerator[bytes, None]:
+    """Yield the pieces of a body. A size other than announced aborts the request: the host would wait."""
+    left = stream.size
     async for piece in stream:
+        left -= len(piece)
+        if left < 0:
+            break
         yield piece
+    if left:
+        raise ValueError("the body does not have the announced size")
 
 
 @attrs.define(eq=False)
@@ -153,28 +160,27 @@ class HostSession:
 
     Attributes:
         session: Sends the headers, key included.
+        connector: Its connections.
         prefix: Address before the path of a request.
         scrub: Removes the key from an answer.
         reading: Answers that are being read.
     """
 
     session: aiohttp.ClientSession = attrs.field(repr=False)
+    connector: _Connector = attrs.field(repr=False)
     prefix: str
     scrub: Callable[[bytes], bytes] = attrs.field(repr=False)
     reading: set[aiohttp.ClientResponse] = attrs.field(factory=set, repr=False)
 
     async def send(self, request: WireRequest, timeout_s: float, answer: Arriving) -> WireResponse:
         """Make one request and return its answer; ``answer`` holds the received part if it breaks off."""
-        headers = None
-        body: bytes | _StreamedBody | None = request.body
+        headers = {} if request.content_type == _JSON else {"Content-Type": request.content_type}
         if request.stream is not None:
-            body = _StreamedBody(request.stream, request.content_type)
-        if request.content_type != _JSON:
-            headers = {"Content-Type": request.content_type}
+            headers["Content-Length"] = str(request.stream.size)
         response = await self.session.request(
             request.method,
             _url(self.prefix + request.path, tuple(request.query.items())),
-            data=body,
+            data=request.body if request.stream is None else _checked(request.stream),
             headers=headers,
             allow_redirects=False,
             timeout=_timeout(timeout_s),
@@ -196,6 +202,7 @@ class HostSession:
         for response in tuple(self.reading):
             response.close()
         await self.session.close()
+        await self.connector.abort()
 
 
 async def _read(response: aiohttp.ClientResponse, packed: bytearray) -> bytes:
@@ -328,7 +335,7 @@ class AiohttpTransport:
             max_line_size=_MOST_HEAD_BYTES,
             max_field_size=_MOST_HEAD_BYTES,
         )
-        return HostSession(session, prefix, self._credentials.scrub)
+        return HostSession(session, connector, prefix, self._credentials.scrub)
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, Unreadable):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-import sys
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -100,7 +99,7 @@ def family_of(client: object) -> ModuleType:
     for base in type(client).__mro__:
         root = base.__module__.partition(".")[0]
         if root in _FAMILIES and base.__name__ == "AsyncClient":
-            return sys.modules[root]
+            return import_module(root)
     raise ConfigurationError(
         f"http_client must be an httpx.AsyncClient or an httpx2.AsyncClient, not {type(client).__name__}.",
         advice="Synchronous clients are not supported. Leave http_client out to use connections of its own.",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import gzip
 import logging
 import socket
 import ssl
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -1020,3 +1022,38 @@ async def test_closing_ends_requests_in_flight(own_transport_to: Any, raw_server
         assert isinstance(await transport.exchange(POST, timeout_s=60), NotSent)
         assert len(server.requests) == asked
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("library", OURS)
+@pytest.mark.parametrize("request_", [GET, POST], ids=["poll", "submit"])
+def test_closing_waits_for_no_tls_shutdown_and_leaves_no_socket_open(
+    library: Any, request_: WireRequest, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers the request and never the shutdown; the event loop ends at once after ``aclose``."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context, over = server_side(certificate), threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with context.wrap_socket(connection, server_side=True) as wire:
+            wire.recv(65536)
+            wire.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(OK), OK))
+            over.wait(60)
+
+    async def main() -> None:
+        origin = Credentials(KEY, f"https://localhost:{listener.getsockname()[1]}")
+        transport = make_transport(library, origin, version="1")
+        assert isinstance(await transport.exchange(request_, timeout_s=60), Answered)
+        await transport.aclose()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            asyncio.run(main())
+            gc.collect()
+        finally:
+            over.set()
+            thread.join()
+    assert [str(warning.message) for warning in warned] == []
