@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import attrs
@@ -47,6 +49,12 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait for ``seconds``."""
         await asyncio.sleep(max(0.0, seconds))
+
+
+def hold_of(clock: Clock) -> Callable[[], AbstractContextManager[object]]:
+    """Return the ``hold`` of a test's clock: no virtual time passes meanwhile. Other clocks have none."""
+    hold: Callable[[], AbstractContextManager[object]] = getattr(clock, "hold", nullcontext)
+    return hold
 
 
 async def sleep_and_read(clock: Clock, seconds: float) -> None:

@@ -75,11 +75,9 @@ def task_record(flag: int | None = 0, task_id: str = "t1", **fields: Any) -> Ans
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
-    """Virtual time; it does not pass while a thread is at work for somebody."""
-    made = VirtualClock(BEGIN)
-    made.hold_for_threads(monkeypatch)
-    return made
+def clock() -> VirtualClock:
+    """Virtual time; it stands still while a worker thread or the journal is busy."""
+    return VirtualClock(BEGIN)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ async def rekey_journal(
         return await _rekey(client, journal, sure=sure)
     if str(journal) != ":memory:" and not os.path.exists(journal):  # noqa: ASYNC240, PTH110 - any kind of path
         raise JournalError(f"There is no journal at {os.fspath(journal)}.", advice="Check the path.")
-    async with Journal(journal) as opened:
+    async with Journal(journal, clock=client.session.clock) as opened:
         return await _rekey(client, opened, sure=sure)
 
 

@@ -148,7 +148,7 @@ def run_batch(
         prices=price_list(prices),
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
     )
-    kept = journal if isinstance(journal, Journal) else Journal(journal)
+    kept = journal if isinstance(journal, Journal) else Journal(journal, clock=client.session.clock)
     return BatchRun(
         client=client,
         images=images,

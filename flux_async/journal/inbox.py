@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from flux_async.clock import Clock, SystemClock
+from flux_async.clock import Clock, SystemClock, hold_of
 from flux_async.errors import JournalError, shown
 from flux_async.journal.guard import open_file
 from flux_async.journal.schema import make_folder
@@ -97,7 +97,8 @@ class Inbox:
         if self._writer is not None:
             raise JournalError("The inbox is open already.", advice="Open it once, and close it.")
         make_folder(self._path)
-        writer = Writer(lambda: open_file(self._path), asyncio.get_running_loop())
+        loop, hold = asyncio.get_running_loop(), hold_of(self._clock)
+        writer = Writer(lambda: open_file(self._path), loop, hold=hold)
         try:
             await writer.start()
         except BaseException:

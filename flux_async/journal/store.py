@@ -24,7 +24,7 @@ import anyio.to_thread
 import attrs
 
 from flux_async.api.stored_requests import store_request
-from flux_async.clock import Clock, SystemClock
+from flux_async.clock import Clock, SystemClock, hold_of
 from flux_async.errors import (
     JournalBusyError,
     JournalDisplaced,
@@ -139,7 +139,8 @@ class Journal:
             make_room = (lambda: False) if self._reserve is None else self._reserve.give
             connect = partial(self._connect, accept_lost_records=accept_lost_records)
             self._guard = None if self._path is None else JournalGuard(self._path)
-            self._writer = Writer(connect, asyncio.get_running_loop(), make_room, self._guard)
+            hold = hold_of(self._clock)
+            self._writer = Writer(connect, asyncio.get_running_loop(), make_room, self._guard, hold)
             await self._writer.start()
             await self._do(lambda c: ownership.check_account(c, account))
             newest = "SELECT max(number) FROM job"

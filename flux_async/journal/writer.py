@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,7 @@ class Writer:
         loop: Where the waiting coroutines live.
         make_room: Frees some of a full disk for what is critical; says whether it could.
         guard: Watches over the commits of intents.
+        hold: Stops virtual time while work is in the queue.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Writer:
         loop: asyncio.AbstractEventLoop,
         make_room: Callable[[], bool] = lambda: False,
         guard: JournalGuard | None = None,
+        hold: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
+        self._hold = hold
         self._guard = guard
         self._connect = connect
         self._loop = loop
@@ -118,7 +122,8 @@ class Writer:
             )
         done: asyncio.Future[T] = self._loop.create_future()
         self._queue.put(Item(work=work, done=done, critical=critical, submits=submits))
-        return await done
+        with self._hold():
+            return await done
 
     async def stop(self) -> None:
         """Write what is waiting, then close the connection; who is cancelled meanwhile still waits for it."""

@@ -1,8 +1,8 @@
 """A test kit: the sandbox, virtual time, a ledger that fails on a double charge, and signed callbacks.
 
-Its pytest fixtures are there once the package is installed: ``flux_sandbox``, ``flux_client``,
-``flux_clock``, ``flux_ledger`` and ``sign_callback``. This module holds their types. What they need comes
-with ``pip install 'flux-async[testing]'``.
+Its pytest fixtures ``flux_sandbox``, ``flux_client``, ``flux_clock``, ``flux_ledger`` and ``sign_callback``
+exist wherever the package is installed. This module holds their types. Their dependencies are installed by
+``pip install 'flux-async[testing]'``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Virtual time for tests: a wait of five minutes takes milliseconds, and everything due meanwhile happens.
 
-The clock is shared by clients and by the sandbox, which lives in a thread of its own. Time moves when nobody
-has anything left to do now: then it leaps to whoever sleeps the shortest. What takes real time and is of no
-interest (an exchange, a commit, a file) holds it.
+Clients and the sandbox share the clock; the sandbox runs on an event loop of its own. Time advances to the
+deadline of the next sleeper as soon as nothing else can run. Work that takes real time holds it: requests,
+commits of the journal, and everything in a worker thread of anyio.
 """
 
 from __future__ import annotations
@@ -13,62 +13,48 @@ import heapq
 import itertools
 import math
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from functools import wraps
+from collections.abc import Callable, Iterator
 from time import monotonic, time
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Final
 
 import anyio
 import anyio.to_thread
 import attrs
 
-from flux_async.journal.writer import Writer
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-_TURNS_TO_SETTLE = 12
-_TURNS_PER_VISIT = 3
-"""A turn of another thread's loop takes much longer than one of our own."""
-_A_MOMENT_S = 0.0002
-_LONGEST_TURN_S = 0.05
-_LONGEST_HOLD_S = 10.0
-"""Real seconds: what holds time for longer is waiting for time itself, and would wait for ever."""
-
-
-class Patcher(Protocol):
-    """What is used of pytest's ``monkeypatch``."""
-
-    def setattr(self, target: object, name: str, value: object) -> None:
-        """Set an attribute until the test ends."""
-        ...
+_TURNS_TO_SETTLE: Final = 12
+_TURNS_PER_VISIT: Final = 3
+"""A turn of another thread's loop takes much longer than one of this loop."""
+_POLL_S: Final = 0.0002
+_LONGEST_TURN_S: Final = 0.05
+_LONGEST_HOLD_S: Final = 10.0
+"""Real seconds: work that holds time for longer waits for time itself, and would never end."""
 
 
 @attrs.define(order=True)
 class _Sleeper:
-    """Who sleeps until when, in order of arrival, and what tells him that he is the first."""
+    """A sleep under way: its deadline, its number, and the event that is set when it is the next to end."""
 
     until: float
     number: int
     loop: asyncio.AbstractEventLoop = attrs.field(order=False)
-    first: asyncio.Event = attrs.field(factory=asyncio.Event, order=False)
+    is_next: asyncio.Event = attrs.field(factory=asyncio.Event, order=False)
 
-    def call(self) -> None:
-        """Tell him, from whatever thread."""
-        _call_in(self.loop, self.first.set)
+    def notify(self) -> None:
+        """Set the event, from any thread."""
+        _call_in(self.loop, self.is_next.set)
 
 
 class VirtualClock:
-    """Time that passes only when everybody sleeps: to the earliest sleeper's hour, at once.
+    """Time that advances only when nothing else can run: to the earliest deadline, at once.
 
-    Give it to a client: ``FluxClient(…, clock=flux_clock)``. It may be used from several event loops.
+    Give it to a client: ``FluxClient(…, clock=flux_clock)``. Several event loops can use it.
 
     Args:
-        wall: The hour at which it begins, in seconds since the epoch; left out, now.
+        wall: Start, in seconds since the epoch; left out, the present.
 
     Attributes:
-        now: Virtual seconds, since some fixed moment.
-        slept: Every sleep that was asked for, in seconds, in order.
+        now: Virtual seconds since some fixed moment.
+        slept: All sleeps that were requested, in seconds, in order.
     """
 
     def __init__(self, wall: float | None = None) -> None:
@@ -78,7 +64,7 @@ class VirtualClock:
         self._lock = threading.Lock()
         self._sleepers: list[_Sleeper] = []
         self._numbers = itertools.count()
-        self._loops: dict[asyncio.AbstractEventLoop, None] = {}
+        self._worker_threads: dict[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = {}
         self._changes = 0
         self._holds = 0
 
@@ -94,38 +80,38 @@ class VirtualClock:
         return self._epoch + self.now
 
     async def sleep(self, seconds: float) -> None:
-        """Let ``seconds`` pass, and everything happen that falls due meanwhile."""
+        """Let ``seconds`` pass, and everything happen that is due meanwhile."""
         self.slept.append(seconds)
         if seconds == math.inf:
             await anyio.sleep_forever()
-        me = _Sleeper(self.now + max(0.0, seconds), next(self._numbers), asyncio.get_running_loop())
+        sleeper = _Sleeper(self.now + max(0.0, seconds), next(self._numbers), asyncio.get_running_loop())
         with self._lock:
-            self._loops[me.loop] = None
-            heapq.heappush(self._sleepers, me)
+            self._add_loop()
+            heapq.heappush(self._sleepers, sleeper)
             self._changes += 1
         try:
-            while not await self._is_over(me):
+            while not await self._is_over(sleeper):
                 pass
         finally:
             with self._lock:
-                self._sleepers.remove(me)
+                self._sleepers.remove(sleeper)
                 heapq.heapify(self._sleepers)
                 self._changes += 1
                 following = self._sleepers[0] if self._sleepers else None
             if following is not None:
-                following.call()
+                following.notify()
 
     def advance(self, seconds: float) -> None:
-        """Do as ``sleep``, in a test without an event loop.
+        """Let ``seconds`` pass, as ``sleep`` does, in a test without an event loop.
 
         Raises:
-            RuntimeError: There is one: ``await flux_clock.sleep(seconds)``.
+            RuntimeError: An event loop is running: ``await flux_clock.sleep(seconds)``.
         """
         asyncio.run(self.sleep(seconds))
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Let no time pass meanwhile: around what takes real time, such as a database of the test's own."""
+        """Let no time pass meanwhile: around work that takes real time, such as a test's own database."""
         self._add_hold(1)
         try:
             yield
@@ -134,77 +120,76 @@ class VirtualClock:
 
     @contextlib.contextmanager
     def release(self) -> Iterator[None]:
-        """Let time pass again, inside a ``hold``: for who holds it and now sleeps himself."""
+        """Let time pass again inside a ``hold``: around a sleep of the work that holds it."""
         self._add_hold(-1)
         try:
             yield
         finally:
             self._add_hold(1)
 
-    def holding(self, work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-        """Wrap what is done in a thread: no time passes until it has come back."""
-
-        @wraps(work)
-        async def held(*arguments: P.args, **options: P.kwargs) -> T:
-            with self.hold():
-                return await work(*arguments, **options)
-
-        return held
-
-    def hold_for_threads(self, patch: Patcher) -> None:
-        """Have time stand still while files or the journal are at work in their threads."""
-        patch.setattr(Writer, "do", self.holding(Writer.do))
-        patch.setattr(anyio.to_thread, "run_sync", self.holding(anyio.to_thread.run_sync))
+    def _add_loop(self) -> None:
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        self._worker_threads[asyncio.get_running_loop()] = limiter
 
     def _add_hold(self, number: int) -> None:
         with self._lock:
-            with contextlib.suppress(RuntimeError):  # no loop: a thread
-                self._loops[asyncio.get_running_loop()] = None
+            with contextlib.suppress(RuntimeError):  # a thread without an event loop
+                self._add_loop()
             self._holds += number
             self._changes += 1
 
-    async def _is_over(self, me: _Sleeper) -> bool:
-        """Wait to be the first, then for quiet; say whether time has come to this sleeper's hour."""
-        if self._sleepers[0] is not me:
-            me.first.clear()
-            if self._sleepers[0] is not me:
-                await me.first.wait()
+    def _is_held(self) -> bool:
+        """Return whether work is under way, also in a worker thread of anyio."""
+        return self._holds > 0 or any(
+            limiter.borrowed_tokens for limiter in tuple(self._worker_threads.values())
+        )
+
+    async def _is_over(self, sleeper: _Sleeper) -> bool:
+        """Wait until a sleep is the next to end and nothing else runs; return whether it has ended."""
+        if self._sleepers[0] is not sleeper:
+            sleeper.is_next.clear()
+            if self._sleepers[0] is not sleeper:
+                await sleeper.is_next.wait()
             return False
         seen = self._changes
-        await self._settle(me.loop)
+        is_quiet = await self._settle(sleeper.loop)
         with self._lock:
-            if self._sleepers[0] is not me or self._changes != seen:
+            if not is_quiet or self._sleepers[0] is not sleeper or self._changes != seen:
                 return False
-            self.now = max(self.now, me.until)
+            self.now = max(self.now, sleeper.until)
             return True
 
-    async def _settle(self, mine: asyncio.AbstractEventLoop) -> None:
-        """Give everybody turns until whoever can go on has gone on, threads and other loops too."""
+    async def _settle(self, here: asyncio.AbstractEventLoop) -> bool:
+        """Let everything go on that can, in threads and other loops too; return whether nothing had to."""
         for number in range(_TURNS_TO_SETTLE):
             await asyncio.sleep(0)
             if number % _TURNS_PER_VISIT == 0:
-                for loop in self._loops.keys() - {mine}:
-                    await self._turn_of(loop, mine)
+                for loop in self._worker_threads.keys() - {here}:
+                    await self._turn_of(loop, here)
+        if not self._is_held():
+            return True
         patience = monotonic() + _LONGEST_HOLD_S
-        while self._holds > 0 and monotonic() < patience:  # noqa: ASYNC110 - held by other threads, too
-            await asyncio.sleep(_A_MOMENT_S)
+        while self._is_held():
+            if monotonic() > patience:
+                return True
+            await asyncio.sleep(_POLL_S)
+        return False
 
-    async def _turn_of(self, loop: asyncio.AbstractEventLoop, mine: asyncio.AbstractEventLoop) -> None:
-        """Wait until another thread's loop has gone round once, unless it stands still."""
-        gone_round = asyncio.Event()
-
-        if not _call_in(loop, lambda: _call_in(mine, gone_round.set)):
-            self._loops.pop(loop, None)
+    async def _turn_of(self, loop: asyncio.AbstractEventLoop, here: asyncio.AbstractEventLoop) -> None:
+        """Wait for one turn of another thread's loop, if it is running."""
+        has_turned = asyncio.Event()
+        if not _call_in(loop, lambda: _call_in(here, has_turned.set)):
+            self._worker_threads.pop(loop, None)
             return
         patience = monotonic() + _LONGEST_HOLD_S
-        while loop.is_running() and not gone_round.is_set() and monotonic() < patience:
+        while loop.is_running() and not has_turned.is_set() and monotonic() < patience:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LONGEST_TURN_S):
-                    await gone_round.wait()
+                    await has_turned.wait()
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, work: Callable[[], object]) -> bool:
-    """Have a loop do something, from whatever thread; say whether it is still there to do it."""
+    """Run ``work`` in a loop, from any thread; return whether the loop still exists."""
     try:
         loop.call_soon_threadsafe(work)
     except RuntimeError:

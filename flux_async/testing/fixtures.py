@@ -1,4 +1,4 @@
-"""What the fixtures of the pytest plugin do; the plugin itself only names them."""
+"""Fixtures for a copy of the pytest plugin that was installed before the plugin contained them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_async.testing.sandbox import FluxSandbox
 MARKER = "flux_sandbox"
 
 
-def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
+def clock(request: pytest.FixtureRequest, _monkeypatch: pytest.MonkeyPatch) -> VirtualClock:
     """Make virtual time."""
     if "flux_clock" not in request.node.fixturenames:
         pytest.fail(
@@ -23,9 +23,7 @@ def clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Vi
             "already cannot be given another time.",
             pytrace=False,
         )
-    made = VirtualClock()
-    made.hold_for_threads(monkeypatch)
-    return made
+    return VirtualClock()
 
 
 def sandbox(request: pytest.FixtureRequest) -> Iterator[FluxSandbox]:

@@ -1,4 +1,4 @@
-"""A sandbox for one test: in a thread and an event loop of its own, whatever kind of test it is."""
+"""The sandbox of one test, in a thread and an event loop of its own, for every kind of test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import copy
 import importlib.util
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
@@ -21,9 +21,17 @@ from flux_async.policy.polling import PollPolicy
 from flux_async.policy.rate_limit import Limits
 from flux_async.testing.callbacks import WEBHOOK_KEY
 from flux_async.testing.clock import VirtualClock
-from flux_async.testing.in_process import IN_REQUEST, URL, Heard, InProcess, RawHeaders, as_answering, ask
 from flux_async.testing.ledger import FluxLedger
-from flux_async.testing.managed_client import LentClient, LentTransport
+from flux_async.testing.transport import (
+    IN_REQUEST,
+    URL,
+    AppResponse,
+    AppTransport,
+    ManagedTransport,
+    RawHeaders,
+    call_app,
+    marking_requests,
+)
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import TransportName, make_transport
 
@@ -36,16 +44,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPEED: Final = 100.0
-"""How fast the vendor's clock runs in a test on real time: a task takes about a tenth of a second."""
+"""Speed of the vendor's clock in a test on real time: a task takes about a tenth of a second."""
 
 _SERVING: Final = ("starlette", "uvicorn", "python_multipart")
-_PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime")
+_IMAGES: Final = ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime")
 _WINDOW_S: Final = 10.0
 
 
 @attrs.frozen
 class _VendorTime:
-    """The clock of the test, as the sandbox reads it."""
+    """The clock of the test, with the interface that the sandbox expects."""
 
     clock: VirtualClock
 
@@ -54,13 +62,12 @@ class _VendorTime:
         return self.clock.wall()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait; who waits for the answer to a request lets time pass meanwhile."""
-        waited_for = self.clock.release() if IN_REQUEST.get() else contextlib.nullcontext()
-        with waited_for:
+        """Wait; time passes meanwhile also if a request waits for it."""
+        with self.clock.release() if IN_REQUEST.get() else contextlib.nullcontext():
             await self.clock.sleep(seconds)
 
     def working(self) -> contextlib.AbstractContextManager[None]:
-        """Say that something is being done which takes real time."""
+        """Hold time during work."""
         return self.clock.hold()
 
 
@@ -77,21 +84,22 @@ class FluxSandbox:
 
     Attributes:
         url: Its address, for ``KIE_BASE_URL`` or ``base_url``.
-        key: An API key that it takes.
-        webhook_key: Signs its callbacks; None where they are not signed.
-        settings: How it behaves.
-        ledger: What was submitted and charged.
+        key: An API key that it accepts.
+        webhook_key: Key that signs its callbacks; None if they are not signed.
+        settings: Its settings.
+        ledger: Its submits and charges.
 
     Raises:
-        MissingExtra: What it needs is not installed.
-        ValueError, TypeError: An option is none, or has no such value.
+        MissingExtra: A package that it needs is not installed.
+        TypeError: An option does not exist.
+        ValueError: An option cannot have that value.
     """
 
     def __init__(self, *, sockets: bool = False, clock: VirtualClock | None = None, **options: Any) -> None:
         _require("testing", _SERVING)
         self.settings: SandboxSettings = _settings(clock, options)
         if self.settings.pictures == "real":
-            _require("sandbox", _PICTURES)
+            _require("sandbox", _IMAGES)
         self.clock: VirtualClock | None = clock
         self.url: str = URL
         self.key: str = self.settings.keys[0]
@@ -99,8 +107,8 @@ class FluxSandbox:
         self.ledger: FluxLedger = FluxLedger(self._copy_of_ledger)
         self._sockets = sockets
         self._open: ExitStack = ExitStack()
-        self._lent: list[LentClient] = []
-        self._asked: set[Future[Heard]] = set()
+        self._clients: list[tuple[FluxClient, ManagedTransport]] = []
+        self._requests: set[Future[AppResponse]] = set()
 
     def __repr__(self) -> str:
         return f"<FluxSandbox at {self.url}>"
@@ -114,29 +122,30 @@ class FluxSandbox:
             time: dict[str, Any] = {}
             if self.clock is not None:
                 time = {"clock": _VendorTime(self.clock), "wall": self.clock.wall}
-            self._box: Sandbox = self._here(lambda: Sandbox(self.settings, **time))
+            self._box: Sandbox = self._call(lambda: Sandbox(self.settings, **time))
             self._open.enter_context(self._portal.wrap_async_context_manager(self._box))
             if self._sockets:
-                served = listening(as_answering(self._box.app), port=0)
+                served = listening(marking_requests(self._box.app), port=0)
                 self.url = self._open.enter_context(self._portal.wrap_async_context_manager(served))
             self._open = self._open.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._lent:
-            self._lent.pop().take_back()
-        for asked in tuple(self._asked):
-            asked.cancel()  # nobody waits for the answer any more, and it may be slow
+        while self._clients:
+            client, transport = self._clients.pop()
+            transport.run_in_its_loop(client.aclose)
+        for request in tuple(self._requests):
+            request.cancel()  # no client waits for the answer, which can be slow
         self._open.close()
 
     @property
     def credits(self) -> float:
         """The balance."""
-        return self._here(lambda: self._box.credits)
+        return self._call(lambda: self._box.credits)
 
     def record(self) -> dict[str, Any]:
-        """Return the whole book, tasks included, as ``GET /__sandbox/ledger`` shows it."""
-        return self._here(self._box.record)
+        """Return the whole ledger, tasks included, as ``GET /__sandbox/ledger`` shows it."""
+        return self._call(self._box.record)
 
     def client(
         self, api_key: str | None = None, *, transport: TransportName | None = None, **options: Any
@@ -150,19 +159,18 @@ class FluxSandbox:
             options: The other arguments of :class:`flux_async.FluxClient`. On real time, ``limits`` and
                 ``polling`` are as fast as the vendor unless given.
         """
-        options = self._pace() | {"rng": random.Random(1)} | options  # noqa: S311 - jitter is no secret
-        origin = Credentials(api_key or self.key, self.url)
-        name = transport if self._sockets else "httpx"
-        inner = make_transport(name, origin, version="testing")
+        options = self._timing() | {"rng": random.Random(1)} | options  # noqa: S311 - jitter is no secret
+        credentials = Credentials(api_key or self.key, self.url)
+        inner = make_transport(transport if self._sockets else "httpx", credentials, version="testing")
         if not self._sockets:
-            inner = InProcess(origin, self._hand_over, inner)
-        lent = LentTransport(inner, self.clock)
-        client = FluxClient(api_key or self.key, self.url, transport=lent, **options)
-        self._lent.append(LentClient(client, lent))
+            inner = AppTransport(credentials, self._request, inner)
+        managed = ManagedTransport(inner, self.clock)
+        client = FluxClient(api_key or self.key, self.url, transport=managed, **options)
+        self._clients.append((client, managed))
         return client
 
     def http_client(self, **options: Any) -> httpx.AsyncClient:
-        """Return an ``httpx.AsyncClient`` whose relative addresses lead here; it is yours to close."""
+        """Return an ``httpx.AsyncClient`` whose relative addresses lead here; the caller closes it."""
         import httpx  # noqa: PLC0415 - the kit loads what a test uses
 
         if not self._sockets:
@@ -170,45 +178,43 @@ class FluxSandbox:
         return httpx.AsyncClient(**({"base_url": self.url} | options))
 
     async def respond(self, request: httpx.Request) -> httpx.Response:
-        """Answer a request, whatever host it names: a side effect for respx, a handler for ``MockTransport``.
+        """Answer a request to any host: a side effect for respx, a handler for ``MockTransport``.
 
         Raises:
-            httpx.RemoteProtocolError: The vendor hangs up.
+            httpx.RemoteProtocolError: The vendor closes the connection.
         """
         import httpx  # noqa: PLC0415 - the kit loads what a test uses
 
         body = await request.aread()
-        meanwhile = self.clock.hold() if self.clock is not None else contextlib.nullcontext()
-        with meanwhile:
-            heard = await self._hand_over(request.method, str(request.url), request.headers.raw, body)
-        if not heard.is_whole:
+        with self.clock.hold() if self.clock is not None else contextlib.nullcontext():
+            found = await self._request(request.method, str(request.url), request.headers.raw, body)
+        if not found.is_whole:
             raise httpx.RemoteProtocolError(
                 "Server disconnected without sending a response.", request=request
             )
-        headers = list(heard.headers)
-        return httpx.Response(heard.status, headers=headers, content=heard.body, request=request)
+        headers = list(found.raw_headers)
+        return httpx.Response(found.status, headers=headers, content=found.body, request=request)
 
-    async def _hand_over(self, method: str, url: str, headers: RawHeaders, body: bytes) -> Heard:
-        """Have a request answered, from any event loop."""
-        asked = self._portal.start_task_soon(ask, self._box.app, method, url, headers, body)
-        self._asked.add(asked)
-        asked.add_done_callback(self._asked.discard)
-        return await asyncio.wrap_future(asked)  # a cancellation is carried over
+    async def _request(self, method: str, url: str, headers: RawHeaders, body: bytes) -> AppResponse:
+        """Make a request to the sandbox, from any event loop."""
+        request = self._portal.start_task_soon(call_app, self._box.app, method, url, headers, body)
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+        return await asyncio.wrap_future(request)  # passes a cancellation on
 
-    def _here(self, work: Callable[[], T]) -> T:
-        """Do something in the sandbox's own loop, where nothing else happens meanwhile."""
+    def _call(self, work: Callable[[], T]) -> T:
+        """Call a function in the sandbox's own loop, where nothing else runs meanwhile."""
 
-        async def do() -> T:
+        async def call() -> T:
             return work()
 
-        begin: Callable[[], Coroutine[Any, Any, T]] = do
-        done: T = self._portal.call(begin)
-        return done
+        result: T = self._portal.call(call)
+        return result
 
     def _copy_of_ledger(self) -> Ledger:
-        return self._here(lambda: copy.deepcopy(self._box.ledger))
+        return self._call(lambda: copy.deepcopy(self._box.ledger))
 
-    def _pace(self) -> dict[str, Any]:
+    def _timing(self) -> dict[str, Any]:
         if self.clock is not None:
             return {"clock": self.clock}
         speed = self.settings.speed
@@ -222,13 +228,13 @@ def _settings(clock: VirtualClock | None, options: dict[str, Any]) -> SandboxSet
     from flux_async.sandbox import SandboxSettings  # noqa: PLC0415 - the kit loads what a test uses
 
     known = [field.name for field in attrs.fields(SandboxSettings) if field.name != "virtual_clock"]
-    strangers = sorted(options.keys() - set(known))
-    if strangers:
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
         raise TypeError(
-            f"no option of a sandbox: {', '.join(strangers)}; there are sockets, {', '.join(known)}"
+            f"Unknown option of the sandbox: {', '.join(unknown)}. Options: sockets, {', '.join(known)}."
         )
     if clock is not None and "speed" in options:
-        raise ValueError("speed means nothing on virtual time: leave it out, or flux_clock")
+        raise ValueError("speed has no effect on virtual time: leave out speed or flux_clock.")
     made_for_tests: dict[str, Any] = {"pictures": "none", "seed": 1, "webhook_key": WEBHOOK_KEY}
     if clock is None:
         made_for_tests["speed"] = SPEED

@@ -224,7 +224,7 @@ MUTATORS = {"clear", "pop", "popitem", "setdefault", "update"}
 LOGGER_SETTINGS = {"addFilter", "addHandler", "removeHandler", "setLevel"}
 MAY_CHANGE_THE_PROCESS = {"cli", "sandbox/server.py"}
 """They run in a process of their own: the command line, and the server that it starts."""
-RESTORE = {"imaging/image_codec.py", "testing/clock.py"}
+RESTORE = {"imaging/image_codec.py"}
 """They change a setting for one call or one test, and restore it."""
 
 

@@ -335,7 +335,7 @@ async def test_what_the_vendor_will_soon_delete_is_taken_up_first(
     """Paid 13 days ago or earlier, then what is ready, then what was only submitted, whatever came first."""
     now, path = client.session.clock.wall(), tmp_path / "run.sqlite3"
     days_ago = {URLS[0]: (1.0, False), URLS[1]: (13.5, False), URLS[2]: (2.0, True), URLS[3]: (13.2, True)}
-    async with Journal(path) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         for number, (url, (days, ready)) in enumerate(days_ago.items()):
             (stored,) = await journal.add_jobs([Job(request=EditRequest.text_removal(url))])
             at, job = now - days * 86_400, stored.job

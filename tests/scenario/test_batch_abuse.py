@@ -63,7 +63,7 @@ async def test_a_refused_second_run_does_not_drop_the_first_ones_locks(
 
 async def test_one_open_journal_has_one_run(client: Any, vendor: Any, tmp_path: Path) -> None:
     """A second run on the same object is refused; after the first it may come."""
-    async with Journal(tmp_path / "run.sqlite3") as journal:
+    async with Journal(tmp_path / "run.sqlite3", clock=client.session.clock) as journal:
         async with run_batch(client, URLS, journal=journal) as batch:
             await batch.__anext__()
             with pytest.raises(JournalBusyError):
@@ -122,7 +122,7 @@ async def test_a_journal_locked_by_another_program_halts_the_run_and_the_figures
     assert 4 <= charged < len(URLS)
     assert batch.progress.credits == 5 * charged
     paid = {f"t{number}" for number in range(charged)}
-    async with Journal(journal) as reopened:
+    async with Journal(journal, clock=client.session.clock) as reopened:
         known = {stored.job.task_id for state in JobState for stored in await reopened.jobs(state)}
     assert known | {loose.task_id for loose in client.unclaimed} >= paid
 
@@ -246,7 +246,7 @@ async def test_leaving_is_not_cut_short(client: Any, vendor: Any, tmp_path: Path
         await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await task
-    async with Journal(journal) as closed:
+    async with Journal(journal, clock=client.session.clock) as closed:
         counts = await closed.counts()
     assert JobState.SUBMITTING not in counts
     submitted = sum(counts.get(state, 0) for state in (JobState.SUBMITTED, JobState.GENERATED, JobState.DONE))

@@ -48,7 +48,7 @@ async def test_every_attempt_has_an_address_of_its_own(
     ids = [call.attempt for call in calling.calls]
     assert len(set(ids)) == 12
     assert all(len(found) == 32 for found in ids)
-    async with Journal(tmp_path / "run.sqlite3") as journal:
+    async with Journal(tmp_path / "run.sqlite3", clock=client.session.clock) as journal:
         stored = await journal.job((await journal.jobs(JobState.DONE))[0].job.key)
         assert stored is not None
         assert "callBackUrl" not in stored.request

@@ -63,7 +63,7 @@ async def state(journal: Journal) -> JobState:
 async def test_rejected_submit(client: FluxClient, transport: Any, make: Any, code: int) -> None:
     """400, 404 and 422 end the job, uncharged, after one POST."""
     transport.script["generate"] = [make.answer(None, code, msg="no")]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Failed)
         assert outcome.error.charge is Charge.NO
@@ -75,7 +75,7 @@ async def test_rejected_submit(client: FluxClient, transport: Any, make: Any, co
 async def test_halting_submit(client: FluxClient, transport: Any, make: Any, code: int) -> None:
     """401, 402, 403, 433 and 505 raise their error once and leave the job to a later run."""
     transport.script["generate"] = [make.answer(None, code, msg="no"), make.answer({"taskId": "t1"})]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         with pytest.raises(HALTS[code]):
             await run(client, journal)
         assert await state(journal) is JobState.PENDING
@@ -90,7 +90,7 @@ async def test_halting_submit(client: FluxClient, transport: Any, make: Any, cod
 async def test_refused_for_now(client: FluxClient, transport: Any, make: Any, clock: Any, code: int) -> None:
     """429 and 455 make the job wait a full window at least, and submit it again."""
     transport.script["generate"] = [make.answer(None, code, msg="later"), make.answer({"taskId": "t1"})]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Succeeded)
         stored = await journal.job(outcome.job.key)
@@ -103,7 +103,7 @@ async def test_refused_for_now(client: FluxClient, transport: Any, make: Any, cl
 async def test_never_connected(client: FluxClient, transport: Any, make: Any) -> None:
     """A submit that never left is made again."""
     transport.script["generate"] = [NotSent("refused"), make.answer({"taskId": "t1"})]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Succeeded)
         assert await state(journal) is JobState.DONE
@@ -113,7 +113,7 @@ async def test_never_reachable(client: FluxClient, transport: Any) -> None:
     """The run halts within 30 s, whatever the retry policy says, and the journal keeps the job to be done."""
     transport.script["generate"] = [NotSent("refused")]
     began = client.session.clock.monotonic()
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         with pytest.raises(RequestNotSent, match="could not be reached: refused"):
             await run(client, journal, retry=RetryPolicy(max_tries=1))
         assert await state(journal) is JobState.PENDING
@@ -126,7 +126,7 @@ async def test_submit_in_doubt(client: FluxClient, transport: Any, make: Any, an
     """Any other answer, and none, puts the job in doubt: no second POST, neither now nor by a later run."""
     truth = make.answer(None, answer, msg="?") if isinstance(answer, int) else SHAPELESS[answer]
     transport.script["generate"] = [truth]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         for _ in range(2):
             (outcome,) = await run(client, journal)
             assert isinstance(outcome, InDoubt)
@@ -146,7 +146,7 @@ async def test_submit_in_doubt(client: FluxClient, transport: Any, make: Any, an
 async def test_look_that_is_repeated(client: FluxClient, transport: Any, make: Any, code: int) -> None:
     """While a task is being looked at, these codes mean: look again; the picture arrives all the same."""
     transport.script["record-info"] = [make.answer(None, code, msg="?")] * 2 + [make.record(1)]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Succeeded)
     assert transport.count("generate") == 1
@@ -156,7 +156,7 @@ async def test_look_that_is_repeated(client: FluxClient, transport: Any, make: A
 async def test_shapeless_look_is_repeated(client: FluxClient, transport: Any, make: Any, truth: Any) -> None:
     """A look without a whole answer is made again; the task is not affected."""
     transport.script["record-info"] = [truth, make.record(1)]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Succeeded)
 
@@ -165,7 +165,7 @@ async def test_shapeless_look_is_repeated(client: FluxClient, transport: Any, ma
 async def test_halting_look(client: FluxClient, transport: Any, make: Any, code: int) -> None:
     """A look that is turned away halts the run; the paid task is taken up by the next, without a POST."""
     transport.script["record-info"] = [make.answer(None, code, msg="no"), make.record(1)]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         with pytest.raises(HALTS[code]):
             await run(client, journal)
         assert await state(journal) is JobState.SUBMITTED
@@ -178,7 +178,7 @@ async def test_halting_look(client: FluxClient, transport: Any, make: Any, code:
 async def test_look_that_ends_the_task(client: FluxClient, transport: Any, make: Any, code: int) -> None:
     """400, 408 and 501 in place of a record mean that the task ended without a picture: perhaps paid."""
     transport.script["record-info"] = [make.answer(None, code, msg="no")]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Failed)
         assert outcome.error.charge is Charge.MAYBE
@@ -190,7 +190,7 @@ async def test_look_that_ends_the_task(client: FluxClient, transport: Any, make:
 async def test_failed_task(client: FluxClient, transport: Any, make: Any, flag: int) -> None:
     """A task that failed ends its job; nobody pays again without having said so."""
     transport.script["record-info"] = [make.record(flag, errorCode=501, errorMessage="no luck")]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Failed)
         assert "no luck" in str(outcome.error)
@@ -208,7 +208,7 @@ async def test_failed_task_within_the_paid_attempts(client: FluxClient, transpor
         return make.record(3, task_id=request.query["taskId"], errorMessage="no luck")
 
     transport.script["record-info"] = [failed]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal, retry=RetryPolicy(max_paid_attempts=2))
         assert isinstance(outcome, Failed)
         assert outcome.job is not None
@@ -223,7 +223,7 @@ async def test_our_deadline_leaves_the_job_to_the_next_run(
 ) -> None:
     """A task slower than our patience is a failed outcome that says it is paid; the next run takes it up."""
     transport.script["record-info"] = [make.record(0)]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal, timeout=20.0)
         assert isinstance(outcome, Failed)
         assert (outcome.error.charge, outcome.error.task_id) == (Charge.YES, "t1")
@@ -237,7 +237,7 @@ async def test_our_deadline_leaves_the_job_to_the_next_run(
 async def test_success_without_a_picture(client: FluxClient, transport: Any, make: Any) -> None:
     """A task said to be done without a result URL fails its own job and no other."""
     transport.script["record-info"] = [make.record(1, response=None)]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
         assert isinstance(outcome, Failed)
         assert isinstance(outcome.error, FluxError)

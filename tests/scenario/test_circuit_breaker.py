@@ -66,7 +66,7 @@ async def test_a_vendor_that_never_answers_well_costs_five_submits(
     task = vendor.script["generate"][0]
     vendor.script["generate"] = [SENSELESS[kind]]
     outcomes: list[Any] = []
-    async with Journal(tmp_path / "run.sqlite3") as journal:
+    async with Journal(tmp_path / "run.sqlite3", clock=client.session.clock) as journal:
         async with run_batch(client, URLS, journal=journal) as batch:
             with pytest.raises(TooManyUnknownAnswers) as halt:
                 async for outcome in batch:
@@ -101,7 +101,7 @@ async def test_another_process_after_a_halt_stops_at_the_first_answer_that_makes
     vendor.script["generate"] = [task]
     async with client_of(vendor, clock) as client:
         await collect(client, URLS[:30], journal=path)
-    async with Journal(path) as journal:
+    async with Journal(path, clock=clock) as journal:
         assert not await journal.ended_in_halt()
 
 
@@ -227,7 +227,7 @@ async def test_an_address_that_is_not_the_api_halts_at_the_first_submit(
     """A web server's 404: nothing is charged, one submit is made, and the message names the address."""
     page = b"<html><h1>Not found</h1></html>"
     transport.script["generate"] = [Answered(WireResponse(status=status, headers={}, body=page))]
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         with pytest.raises(UnexpectedResponse) as halt:
             await collect(client, URLS[:20], journal=journal)
         assert await journal.counts() == {JobState.PENDING: 20}

@@ -51,7 +51,7 @@ from flux_async.sandbox import Fault, FaultPlan, Sandbox, SandboxSettings
 from flux_async.sandbox.image_pipeline import ONE_PIXEL
 from flux_async.sandbox.plan import parse_rules
 from flux_async.sandbox.server import listening
-from flux_async.testing.managed_client import LentTransport
+from flux_async.testing.transport import ManagedTransport
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import make_transport
 
@@ -265,7 +265,7 @@ async def pair(clock: Any) -> AsyncIterator[Callable[..., Any]]:
             more: dict[str, Any] = {"clock": clock} if virtual else real
             if socket and virtual:  # time does not pass during a request
                 inner = make_transport(None, Credentials("test", url), version="test")
-                more["transport"] = LentTransport(inner, clock)
+                more["transport"] = ManagedTransport(inner, clock)
             client = FluxClient("test", url, http_client=http, rng=random.Random(1), **more)
             return Pair(box, await stack.enter_async_context(client))
 

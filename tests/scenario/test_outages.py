@@ -178,7 +178,7 @@ async def test_an_upload_host_that_cannot_be_reached_halts(
         Image.new("RGB", (number + 1, 1)).save(file)
         files.append(LocalImage(path=str(file)))
     began = client.session.clock.monotonic()
-    async with Journal() as journal:
+    async with Journal(clock=client.session.clock) as journal:
         outcomes, halt = await halted(client, files, journal=journal)
         assert await journal.counts() == {JobState.PENDING: 40}
     assert outcomes == []
@@ -219,7 +219,7 @@ async def test_a_service_that_stays_away_halts(
     away = make.answer(None, code, msg="later", **{"retry-after": retry_after})
     vendor.script["generate"] = [lambda request: away if next(numbers) >= 20 else task(request)]
     began = client.session.clock.monotonic()
-    async with Journal(tmp_path / "run.sqlite3") as journal:
+    async with Journal(tmp_path / "run.sqlite3", clock=client.session.clock) as journal:
         outcomes, halt = await halted(client, URLS, journal=journal, patience=300.0)
         assert isinstance(halt, kind)
         assert (halt.scope, halt.charge) == (Scope.STOP, Charge.NO)

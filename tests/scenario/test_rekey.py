@@ -89,7 +89,7 @@ async def test_rekeying_a_journal_in_which_nothing_was_paid_asks_for_no_task(
     client: Any, renewed: FluxClient, transport: Any, path: Path
 ) -> None:
     """It says so, and the second time that the journal belongs to this key."""
-    async with await Journal(path).open(account=client.fingerprint):
+    async with await Journal(path, clock=client.session.clock).open(account=client.fingerprint):
         pass
     assert (await rekey_journal(renewed, path)).evidence is RekeyEvidence.NOTHING_PAID
     assert (await rekey_journal(renewed, path)).evidence is RekeyEvidence.SAME_KEY
@@ -134,7 +134,7 @@ async def test_images_in_doubt_alone_prove_nothing(
     await run(client, path)
     with pytest.raises(JournalError, match="no task of the last 14 days"):
         await rekey_journal(renewed, path)
-    async with Journal(path) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         assert (await rekey_journal(renewed, journal, sure=True)).evidence is RekeyEvidence.CALLER
 
 
@@ -161,7 +161,7 @@ async def test_a_key_that_is_refused_changes_nothing(
 
 async def test_a_journal_in_use_is_refused(client: Any, renewed: FluxClient, path: Path) -> None:
     """Whether its run is in another process or another place of this one."""
-    async with await Journal(path).open(account=client.fingerprint) as journal:
+    async with await Journal(path, clock=client.session.clock).open(account=client.fingerprint) as journal:
         with pytest.raises(JournalBusyError):
             await rekey_journal(renewed, path)
         with journal.one_run(), pytest.raises(JournalBusyError):

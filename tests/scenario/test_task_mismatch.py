@@ -367,7 +367,7 @@ async def test_the_prompt_decides_between_two_edits_of_one_image(
         outcome = (await run(client, path, [url]))[url]
         assert isinstance(outcome, InDoubt)
         assert isinstance(outcome.error, TaskMismatch)
-        async with Journal(path) as journal:
+        async with Journal(path, clock=client.session.clock) as journal:
             doubts = await journal.jobs(JobState.IN_DOUBT)
             found = {job.read().prompt: await journal.offers_to(job.number) for job in doubts}  # type: ignore[union-attr]
             assert (found["first"], found["second"]) == ([], ["t1"] if offered else [])
@@ -399,7 +399,7 @@ async def test_a_task_found_by_its_image_is_not_offered_again_once_its_record_co
     outcome = (await run(client, path, URLS[3:4]))[URLS[3]]
     assert isinstance(outcome, InDoubt)
     assert isinstance(outcome.error, TaskMismatch)
-    async with Journal(path) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         assert [await journal.offers_to(number) for number in (4, 5)] == [[], []]
     assert len(echoing.sent) == 5
 
@@ -624,7 +624,7 @@ async def test_an_id_in_an_odd_answer_is_kept_and_shown(
     assert f"The answer may name the task: {task_id}." in doubt.error.message
     show_status(tmp_path, as_json=False)
     assert f"its task may be {task_id}. If it is: `flux-async adopt" in capsys.readouterr().out
-    async with Journal(path) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         assert await journal.candidates(1) == [task_id]
 
 
@@ -668,7 +668,7 @@ async def test_a_task_about_the_image_of_another_job_is_not_adopted(
     echoing.answers_with = lambda number: said(f'{{"code":200,"data":{{"task_id":"t{1 - number}"}}}}')
     for url in URLS[:2]:
         await run(client, path, [url])
-    async with Journal(path) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         first, second = await journal.jobs(JobState.IN_DOUBT)
         with pytest.raises(InvalidInput, match=f"the request of job {second.job.key}"):
             await adoptable_echo(journal, first, await client.record(TaskId("t1")))
@@ -687,7 +687,7 @@ async def test_what_a_person_may_adopt(
         echoing.shows = rehosted
     elif kind == "absent":
         echoing.shows = lambda *_: None
-    async with Journal(path) as journal:
+    async with Journal(path, clock=client.session.clock) as journal:
         first, second = await journal.jobs(JobState.IN_DOUBT)
         mine, other = [await client.record(TaskId(name)) for name in ("t0", "t1")]
         expected = {"confirmed": Echo.CONFIRMED, "absent": Echo.ABSENT, "unknown": Echo.UNRECOGNISED}
@@ -819,7 +819,7 @@ async def test_the_list_of_unrecognised_results_names_their_files(
     """Also that of a result which has not come yet."""
     echoing.shows = rehosted
     await run(client, tmp_path / JOURNAL, URLS[:2])
-    async with Journal(tmp_path / JOURNAL) as journal:
+    async with Journal(tmp_path / JOURNAL, clock=client.session.clock) as journal:
         first, second = await journal.jobs(JobState.DONE)
         event = Saved(at=0.0, file="0.png", sha256="0" * 64)
         delivered = attrs.evolve(first.job, file="0.png")

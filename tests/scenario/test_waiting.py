@@ -277,11 +277,11 @@ async def test_a_callback_from_elsewhere_wakes_as_well(
 ) -> None:
     """A receiver may be served by another thread, or on another event loop than the client's."""
     transport.script["record-info"] = [make.record(1)]
-    in_a_thread = clock.holding(asyncio.to_thread)
 
     async def notify() -> None:
         await clock.sleep(0.5)
-        await in_a_thread(notify_from, client)
+        with clock.hold():
+            await asyncio.to_thread(notify_from, client)
 
     assert await seconds_of_five(client, clock, notify) == pytest.approx(0.6)
     assert transport.count("record-info") == 1
