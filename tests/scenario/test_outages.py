@@ -113,7 +113,7 @@ async def test_an_outage_longer_than_the_patience_halts(cut: Any, vendor: Any, t
     """Nothing fails: what is submitted stays submitted, the rest pending, and the same call finishes it."""
     client, line = cut(20.0, 1e6)
     began = vendor.clock.now
-    async with Journal(tmp_path / "run.sqlite3") as journal:
+    async with Journal(tmp_path / "run.sqlite3", clock=vendor.clock) as journal:
         outcomes, halt = await halted(client, URLS, journal=journal, patience=90.0)
         assert isinstance(halt, RequestNotSent)
         assert (halt.scope, halt.charge) == (Scope.STOP, Charge.NO)
@@ -146,7 +146,7 @@ async def test_only_polls_that_cannot_connect_halt_too(cut: Any, vendor: Any, tm
     """All is submitted when the line is cut; the tasks are left to the next run, which fetches them."""
     vendor.script["record-info"].insert(0, vendor.script["record-info"][0])
     client, line = cut(1.5, 1e6, submits=100)
-    async with Journal(tmp_path / "run.sqlite3") as journal:
+    async with Journal(tmp_path / "run.sqlite3", clock=vendor.clock) as journal:
         outcomes, halt = await halted(client, URLS[:8], journal=journal, patience=30.0, timeout=10.0)
         assert isinstance(halt, RequestNotSent)
         assert outcomes == []
