@@ -70,7 +70,8 @@ from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.rate_limit import Limits, RateLimiter
 from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import POLL_TIMEOUT_S, SHORTEST_POLL_S, Poller, WaitOptions, as_paid
-from flux_async.session import Call, Session, log
+from flux_async.session import Call, Session
+from flux_async.submitter import log
 from flux_async.transport import Transport
 from flux_async.transport.background import Deadline
 from flux_async.transport.credentials import Credentials
@@ -379,7 +380,7 @@ class FluxClient:
         for whoever does. It may be called from any thread and any event loop.
         """
         task = callback.task_id if isinstance(callback, CallbackEvent) else check_task_id(callback)
-        self._session.on_its_loop(partial(self._poller.notify, task))
+        self._session.run_on_loop(partial(self._poller.notify, task))
 
     async def credits(self, *, timeout: float | None = None) -> float:
         """Return the account's balance in credits."""
@@ -525,7 +526,7 @@ class FluxClient:
             except BaseException as gone:
                 again = python_words(task_id)["wait"]
                 gone.add_note(f"Task {task_id} was submitted and is paid; {again}.")
-                self._session.leave(request, task_id)
+                self._session.keep_unclaimed(request, task_id)
                 raise
             log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
             return self._with_echo(image, sent)
@@ -668,9 +669,7 @@ class FluxClient:
         """
         if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
             return None
-        return self._session.judge_echo(
-            record.task_id, record, compare(record.params, store_request(request))
-        )
+        return self._session.submitter.judge_echo(record, compare(record.params, store_request(request)))
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Look, and again where the retry policy says so and the deadline allows."""

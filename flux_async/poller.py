@@ -34,7 +34,8 @@ from flux_async.models import ImageResult, TaskId, TaskRecord
 from flux_async.policy.generation_times import TaskObservation
 from flux_async.policy.polling import CallbackHealth, PollPolicy, PollState
 from flux_async.poll_rate import PollRate
-from flux_async.session import Session, log
+from flux_async.session import Session
+from flux_async.submitter import log
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -252,7 +253,7 @@ class Poller:
             return pause.until  # or sooner, when another poll gets through
         if pause.is_on:
             pause.hold(now, POLL_TIMEOUT_S)
-        task.poll = task.queued = self.session.start(self._poll(waiter))
+        task.poll = task.queued = self.session.background.start(self._poll(waiter))
         return state.deadline
 
     def _due(self, waiter: _Waiter, now: float) -> float | None:

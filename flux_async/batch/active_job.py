@@ -64,7 +64,7 @@ class JobSlot:
         """Take what a task in flight needs, as far as it is not held."""
         await self.activate()
         if not self._is_in_flight:
-            await self.slots.session.take_task_slot()
+            await self.slots.session.task_slots.acquire()
             self._is_in_flight = True
 
     def land(self) -> None:
@@ -72,7 +72,7 @@ class JobSlot:
         self.end_start()
         if self._is_in_flight:
             self._is_in_flight = False
-            self.slots.session.release_task_slot()
+            self.slots.session.task_slots.release()
 
     def release(self) -> None:
         """Give back everything."""

@@ -22,7 +22,8 @@ from flux_async.errors import DownloadError
 from flux_async.journal.store import StoredJob
 from flux_async.models import without_query
 from flux_async.policy.downloads import DownloadAgain, NoDownload, after_failed_download, unfetched
-from flux_async.session import Session, log
+from flux_async.session import Session
+from flux_async.submitter import log
 
 MOST_AT_ONCE = 4
 """Downloads tried again at once; the session makes eight in all."""

@@ -159,14 +159,13 @@ async def check_echo(
     if record is None:
         return None
     seen, other = await compare_with_journal(journal, stored, record, input_url=input_url)
-    echo = session.judge_echo(
-        record.task_id,
+    echo = session.submitter.judge_echo(
         record,
         seen,
         is_anothers=other is not None,
         belongs_to=None if other is None else other.key,
     )
-    if seen.is_same_image and session.submits.confirmed_images <= CONFIRMED_ENOUGH:
+    if seen.is_same_image and session.submitter.sent.confirmed_images <= CONFIRMED_ENOUGH:
         await journal.count_image_echo()
     return echo
 

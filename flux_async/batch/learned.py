@@ -31,7 +31,7 @@ class LearnedTimes:
         if not self.journal.is_durable:
             return
         if await self.journal.ended_in_halt():
-            self.session.gate.breaker.resume()
+            self.session.submitter.breaker.resume()
         text = await self.journal.times()
         if text is not None and not self.session.times.merge(text):
             logger.info("what the journal holds of generation times cannot be read; it is learned anew")
@@ -45,7 +45,7 @@ class LearnedTimes:
     async def keep_all(self) -> None:
         """Write down what is known when a run ends."""
         await self.keep()
-        breaker = self.session.gate.breaker
+        breaker = self.session.submitter.breaker
         if self.journal.is_durable and (breaker.has_halted or breaker.is_proven):
             try:
                 await self.journal.record_halt(ended_in_it=breaker.has_halted)

@@ -25,7 +25,8 @@ from flux_async.job_state import EchoContradicted, Event, JobSnapshot, JobState,
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, TaskId, without_query
 from flux_async.policy.retry import RetryPolicy
-from flux_async.session import Call, Session, log
+from flux_async.session import Call, Session
+from flux_async.submitter import log
 
 Events: TypeAlias = tuple[Event, ...]
 """What one step brought about: one event, or two that are recorded in one commit; or nothing."""
@@ -168,7 +169,7 @@ def leave_task(job: ActiveJob, run: RunContext) -> None:
     """Keep the id of a paid task whose outcome nobody will receive, where no journal outlives the process."""
     paid = job.state.task_id is not None and job.state.state is not JobState.FAILED
     if paid and not run.journal.is_durable:
-        run.session.leave(job.as_job().request, TaskId(job.state.task_id or ""))
+        run.session.keep_unclaimed(job.as_job().request, TaskId(job.state.task_id or ""))
 
 
 logger: logging.Logger = logging.getLogger("flux_async.jobs")

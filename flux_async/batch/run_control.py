@@ -19,7 +19,8 @@ from flux_async.clock import Wakeup
 from flux_async.errors import BudgetExhausted, FluxError
 from flux_async.journal.store import StoredJob
 from flux_async.policy.rate_limit import Pause
-from flux_async.session import Session, log
+from flux_async.session import Session
+from flux_async.submitter import log
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -183,7 +184,7 @@ class PauseWatch:
                 await session.changed.wait(session.clock, at - now)
                 continue
             began = max(self._began, now if pause.since is None else pause.since)
-            leaves = pause.is_outage and session.contact_at < began
+            leaves = pause.is_outage and session.answered_at < began
             halt = pause.as_halt(now - began)
             log(logging.WARNING, "the batch is halted: %s", halt.message)
             self.control.halt(halt)
@@ -202,5 +203,5 @@ class PauseWatch:
     def _gives_up_at(self, pause: Pause) -> float:
         if any(pause is ended for ended in self._ended):
             return math.inf
-        reached = self.session.contact_at >= self._began
+        reached = self.session.answered_at >= self._began
         return pause.gives_up_at(self._began, self.patience_s, reached=reached)

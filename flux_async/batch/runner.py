@@ -309,7 +309,7 @@ class BatchRun:
             await self.journal.recover()
             await self._learned.take_up()
             await self._seed()
-            self._session.begin_batch()
+            self._session.submitter.breaker.release()
             run = self._context(call)
             watch = PauseWatch(
                 session=self._session,
@@ -400,8 +400,8 @@ class BatchRun:
         """Begin with the submits of the last window, and with what records have shown in earlier runs."""
         session, now = self._session, self._session.clock.wall()
         requests, images = await self.journal.confirmed_echoes()
-        session.submits.confirmed = max(session.submits.confirmed, requests)
-        session.submits.confirmed_images = max(session.submits.confirmed_images, images)
+        session.submitter.sent.confirmed = max(session.submitter.sent.confirmed, requests)
+        session.submitter.sent.confirmed_images = max(session.submitter.sent.confirmed_images, images)
         recent = await self.journal.submits_since(now - session.rate_limiter.limits.window_s)
         if recent:
             session.rate_limiter.seed(session.clock.monotonic(), [now - at for at in recent])

@@ -55,9 +55,9 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
         failed = await _place_input(job, run)  # again where it has grown old meanwhile
         if failed is not None or not run.control.is_spending:
             return failed or Leave()
-        is_admitted = await session.take_submit_slot(
+        is_admitted = await session.submitter.acquire(
             deadline=clock.monotonic() + _FOREVER_S,
-            call=run.call,
+            check=run.call.check,
             wanted=lambda: run.control.is_spending and input_of(job, run).is_ready,
             waits_out_pauses=True,
         )
@@ -68,11 +68,11 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
         is_reserved = run.budget.reserve(job.stored)
     finally:
         if not is_reserved:
-            session.release_submit_slot()
+            session.submitter.release()
     if not is_reserved:
         return Leave()
     run.budget.begin_post()
-    await session.spend(_intent_then_post(job, run), call=run.call, when_abandoned=lambda _: None)
+    await run.call.post(_intent_then_post(job, run), when_abandoned=lambda _: None)
     error = job.last_error
     if job.state.state is JobState.PENDING and error is not None and error.scope is Scope.STOP:
         raise error
@@ -83,7 +83,7 @@ async def _place_input(job: ActiveJob, run: RunContext) -> Leave | None:
     """Put the image where the vendor can fetch it: before the intent, from which on nothing waits."""
     session, place = run.session, input_of(job, run)
     while run.control.is_spending:
-        wait = session.upload_pause.delay(session.clock.monotonic())
+        wait = session.uploads.delay(session.clock.monotonic())
         if wait > 0 and not place.is_ready:
             await session.changed.wait(session.clock, wait)
             continue
@@ -112,7 +112,7 @@ async def _intent_then_post(job: ActiveJob, run: RunContext) -> None:
             raise
         job.posted_at = run.session.clock.monotonic()
         body = with_input(job.stored.request, url)
-        answer = await run.session.post(body, callback_url)
+        answer = await run.session.submitter.post(body, callback_url)
         await _record_answer(job, run, answer)
     finally:
         run.budget.end_post()
@@ -137,13 +137,13 @@ async def _record_answer(job: ActiveJob, run: RunContext, answer: TaskId | FluxE
         except JobConflictError as error:  # another submit of the journal has this task
             if not isinstance(event, SubmitAccepted):
                 raise
-            answer = run.session.saw_mismatch(_named_twice(event.task_id, error))
+            answer = run.session.submitter.count_mismatch(_named_twice(event.task_id, error))
             event = _event_of(job, answer, event.at)
         except JournalError as error:
             last = error
             await run.session.clock.sleep(1.0)
     if not isinstance(answer, FluxError):
-        run.session.leave(job.as_job().request, answer)
+        run.session.keep_unclaimed(job.as_job().request, answer)
     raise last
 
 

@@ -47,7 +47,8 @@ from flux_async.policy.downloads import (
     read_head,
     refusal,
 )
-from flux_async.session import Session, log
+from flux_async.session import Session
+from flux_async.submitter import log
 from flux_async.transport import FileStream
 from flux_async.transport.background import Deadline
 

@@ -149,7 +149,7 @@ class Uploads:
                 if content is not None and content.trouble is not None:
                     raise content.trouble from None
                 # Tries that could not connect are counted for all uploads together.
-                counted = max(tries, session.upload_pause.tries)
+                counted = max(tries, session.uploads.tries)
                 delay = self.retry.before_next_upload(error, counted, session.rng.random())
                 if delay is None or session.clock.monotonic() + delay >= deadline:
                     raise

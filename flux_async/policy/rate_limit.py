@@ -234,12 +234,14 @@ class Pause:
         until: When the next one may be made.
         error: Why the last one failed.
         tries: How many have failed in a row.
+        answered_at: When the service last answered one of them, whatever it answered.
     """
 
     since: float | None = attrs.field(default=None, init=False)
     until: float = attrs.field(default=-math.inf, init=False)
     error: FluxError | None = attrs.field(default=None, init=False)
     tries: int = attrs.field(default=0, init=False)
+    answered_at: float = attrs.field(default=-math.inf, init=False)
     _asked_s: float = attrs.field(default=0.0, init=False)
     _took: float = attrs.field(default=0.0, init=False)
     _failed_at: float = attrs.field(default=0.0, init=False)
@@ -270,6 +272,7 @@ class Pause:
 
     def saw_request_to_wait(self, error: FluxError, began: float, now: float, seconds: float) -> None:
         """Record that the vendor asked all requests to wait for ``seconds`` (429, 455)."""
+        self.answered_at = now
         if self.is_outage:
             self._end(now)
         self._begin(error, began, now)
@@ -281,6 +284,7 @@ class Pause:
 
         A request that began before the last failure proves nothing.
         """
+        self.answered_at = now
         if self.since is None or began < self._failed_at:
             return False
         self._end(now)

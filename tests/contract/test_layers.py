@@ -4,7 +4,7 @@
 
     L5  cli  report
     L4  client → batch  webhook  telemetry  engine        sandbox   island: itself and imaging
-    L3  files/download, files/upload, poller → session → submit_gate     imaging   models and errors only
+    L3  files/download, files/upload, poller → session → submitter     imaging   models and errors only
     L2  transport  files  journal  clock         testing   for users' tests
     L1  job_state  policy  api                   pure: no await, no time, no randomness
     L0  models → errors → advice
@@ -30,7 +30,7 @@ PACKAGE = Path(flux_async.__file__).parent
 L0 = {"advice", "errors", "models"}
 L1 = {"api", "job_state", "policy"}
 L2 = {"clock", "files", "journal", "transport"}
-L3 = {"files.download", "files.upload", "poll_rate", "poller", "session", "submit_gate"}
+L3 = {"files.download", "files.upload", "poll_rate", "poller", "session", "submitter"}
 L4 = {"batch", "client", "engine", "telemetry", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -46,13 +46,13 @@ ALLOWED: dict[str, set[str]] = {
     "clock": set(),
     "files": L0 | {"policy"},
     # Downloads and uploads are made by a session; the rest of the package needs none.
-    "files.download": L0 | L1 | {"files", "session", "transport"},
-    "files.upload": L0 | L1 | {"files", "session", "transport"},
+    "files.download": L0 | L1 | {"files", "session", "submitter", "transport"},
+    "files.upload": L0 | L1 | {"files", "session", "submitter", "transport"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
-    "session": L0 | L1 | {"clock", "submit_gate", "transport"},
-    "submit_gate": L0 | L1 | {"clock"},
-    "poller": L0 | L1 | {"clock", "poll_rate", "session"},
+    "session": L0 | L1 | {"clock", "submitter", "transport"},
+    "submitter": L0 | L1 | {"clock", "transport"},
+    "poller": L0 | L1 | {"clock", "poll_rate", "session", "submitter"},
     "poll_rate": {"clock"},
     "client": L0 | L1 | L2 | L3 | {"batch", "__version__"},
     "batch": L0 | L1 | L2 | L3 | {"telemetry"},
@@ -86,7 +86,7 @@ OUTSIDE: dict[str, set[str]] = {
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "certifi", "httpcore", "httpx", "yarl"},
     "session": {"anyio", "attrs"},
-    "submit_gate": {"attrs"},
+    "submitter": {"attrs"},
     "poller": {"attrs"},
     "poll_rate": {"attrs"},
     "client": {"anyio", "attrs"},

@@ -220,7 +220,7 @@ def test_a_key_of_the_environment_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
 def test_a_client_shows_no_key(transport: TransportName) -> None:
     """Neither the client nor what it is made of has the key in its ``repr``."""
     client = FluxClient(KEY, transport=transport)
-    account = client._session
+    account = client.session
     assert KEY not in repr((client, account, account.transport, vars(account.transport)))
 
 

@@ -243,7 +243,7 @@ async def test_a_slow_file_ends_at_the_timeout(file_client: Any, raw_server: Any
                 f"{server.url}/r.jpg", tmp_path / "clean.jpg", timeout=0.1, retry=False
             )
         async with asyncio.timeout(60):
-            while file_client._session._exchanges.in_flight:
+            while file_client.session.background.in_flight:
                 await asyncio.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
 
@@ -282,7 +282,7 @@ async def test_a_cancelled_download_ends_soon_and_leaves_nothing(
             async with asyncio.timeout(0.05):
                 await file_client.download(f"{server.url}/r.jpg", tmp_path / "clean.jpg", retry=False)
         async with asyncio.timeout(60):
-            while file_client._session._exchanges.in_flight:
+            while file_client.session.background.in_flight:
                 await asyncio.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
 
@@ -512,7 +512,7 @@ async def test_a_cancelled_download_does_not_overwrite_a_newer_file(
         target.write_bytes(b"newer")
         go.set()
         async with asyncio.timeout(60):
-            while file_client._session._exchanges.in_flight:
+            while file_client.session.background.in_flight:
                 await asyncio.sleep(0.001)
     assert target.read_bytes() == b"newer"
     assert [p.name for p in tmp_path.iterdir()] == ["clean.jpg"]

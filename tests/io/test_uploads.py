@@ -327,7 +327,7 @@ async def test_a_cancelled_upload_leaves_a_working_client(
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await client.credits() > 0
-    assert client.session._exchanges.in_flight == 0
+    assert client.session.background.in_flight == 0
 
 
 async def test_closing_the_client_ends_an_upload(stalling: Any, photo: Path) -> None:

@@ -132,7 +132,7 @@ async def test_a_consumer_that_raises_leaves_nothing_running(client: Any, vendor
         async with run_batch(client, URLS) as batch:
             async for _ in batch:
                 raise ZeroDivisionError
-    while client._session._exchanges.in_flight:
+    while client.session.background.in_flight:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before

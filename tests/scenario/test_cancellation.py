@@ -86,7 +86,7 @@ async def vendor(raw_server: Any, make: Any) -> Any:
 async def settled(client: FluxClient) -> None:
     """Wait until the exchanges that went on without their caller have ended."""
     async with asyncio.timeout(60):
-        while client._session._exchanges.in_flight:
+        while client.session.background.in_flight:
             await asyncio.sleep(0.001)
     await asyncio.sleep(0)
 
@@ -239,11 +239,11 @@ async def test_closing_waits_for_a_submit_in_flight(vendor: Any, make: Any, tran
     client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     async with client:
         call = asyncio.get_running_loop().create_task(client.submit(EditRequest.text_removal(URL)))
-        while not client._session._exchanges.in_flight:
+        while not client.session.background.in_flight:
             await asyncio.sleep(0)
         call.cancel()
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
-    assert client._session._exchanges.in_flight == 0
+    assert client.session.background.in_flight == 0
 
 
 async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make: Any) -> None:
@@ -253,7 +253,7 @@ async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make
     with anyio.CancelScope() as scope:
         async with client, anyio.create_task_group() as group:
             group.start_soon(client.submit, EditRequest.text_removal(URL))
-            while not client._session._exchanges.in_flight:
+            while not client.session.background.in_flight:
                 await anyio.lowlevel.checkpoint()
             scope.cancel()
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
@@ -364,7 +364,7 @@ async def test_a_cancelled_closer_returns_only_after_everything_is_closed(
     client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     loop = asyncio.get_running_loop()
     call = loop.create_task(client.submit(EditRequest.text_removal(URL)))
-    while not client._session._exchanges.in_flight:
+    while not client.session.background.in_flight:
         await asyncio.sleep(0)
     call.cancel()
     first, second = loop.create_task(client.aclose()), loop.create_task(client.aclose())
@@ -373,5 +373,5 @@ async def test_a_cancelled_closer_returns_only_after_everything_is_closed(
     await second
     with pytest.raises(asyncio.CancelledError):
         await first
-    assert client._session._exchanges.in_flight == 0
+    assert client.session.background.in_flight == 0
     assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]

@@ -348,9 +348,9 @@ async def test_waiting_for_a_place_is_bounded_in_real_time_too(
     client: Any, make: Any, transport: Any
 ) -> None:
     """A call that cannot get a place before its deadline says so."""
-    account = client._session
+    account = client.session
     for _ in range(account.rate_limiter.limits.in_flight):
-        await account._in_flight.acquire()
+        await account.task_slots.acquire()
     with pytest.raises(DeadlineExceeded):
         await client.remove_text(URL, timeout=0.01)
     assert transport.seen == []
@@ -522,7 +522,7 @@ async def test_closing_ends_calls_that_sleep_between_looks(transport: Any, make:
     transport.script["record-info"] = [make.record(0)]
     client = FluxClient(make.key, transport=transport)
     call = asyncio.get_running_loop().create_task(client.remove_text(URL))
-    while not transport.count("generate") or client._session._exchanges.in_flight:
+    while not transport.count("generate") or client.session.background.in_flight:
         await asyncio.sleep(0)
     async with asyncio.timeout(60):
         await client.aclose()
@@ -576,7 +576,7 @@ async def test_a_failing_transport_of_the_callers_own_leaves_the_charge_open(
 
 async def test_a_task_that_failed_is_no_longer_unclaimed(client: Any, transport: Any, make: Any) -> None:
     """Whoever learned how a task ended has claimed it."""
-    client._session.leave(EditRequest.text_removal(URL), "t1")
+    client.session.keep_unclaimed(EditRequest.text_removal(URL), "t1")
     transport.script["record-info"] = [make.record(3)]
     with pytest.raises(TaskFailed):
         await client.wait("t1")
@@ -592,7 +592,7 @@ async def test_a_log_handler_that_raises_loses_nothing(client: Any, caplog: pyte
     logger = logging.getLogger("flux_async")
     logger.addFilter(raising)
     try:
-        client._session.leave(EditRequest.text_removal(URL), "t1")
+        client.session.keep_unclaimed(EditRequest.text_removal(URL), "t1")
     finally:
         logger.removeFilter(raising)
     assert client.unclaimed[0].task_id == "t1"

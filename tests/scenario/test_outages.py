@@ -240,7 +240,7 @@ async def test_a_halt_ends_a_pause_at_once(client: FluxClient, vendor: Any, make
             await client.session.clock.sleep(30.0)
             batch.stop()
 
-        stopping = client.session.start(stop())
+        stopping = client.session.background.start(stop())
         assert [outcome async for outcome in batch] == []
         await stopping
     assert client.session.clock.monotonic() - began < 40.0

@@ -702,7 +702,7 @@ async def test_what_a_person_may_adopt(
             event = TaskFound(at=0.0, task_id=mine.task_id, echo=Echo.UNRECOGNISED)
             await journal.record(first.number, apply(first.job, event), event, before=first.job)
     if kind == "unknown":
-        client.session.submits.confirmed = 3
+        client.session.submitter.sent.confirmed = 3
         outcomes = await run(client, path, URLS[:1])
         outcome = outcomes[URLS[0]]
         assert isinstance(outcome, Succeeded)

@@ -21,7 +21,7 @@ from flux_async import (
     run_batch,
 )
 from flux_async.poll_rate import PollRate
-from flux_async.submit_gate import take
+from flux_async.submitter import take
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(400)]
 ORIGIN: ContextVar[str] = ContextVar("ORIGIN", default="nobody")
@@ -70,7 +70,7 @@ async def test_who_leaves_the_queue_costs_the_others_no_turn(
         await asyncio.wait(gone)
         await clock.sleep(20.0)
         assert transport.count("record-info") - before <= 1
-        assert paced._session._exchanges.in_flight == 0
+        assert paced.session.background.in_flight == 0
 
 
 # --- waits ------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> Non
     """Ten thousand of them; one that was claimed is forgotten, whoever is before it."""
     request = EditRequest.text_removal(URLS[0])
     for number in range(10_005):
-        client.session.leave(request, TaskId(f"n{number}"))
+        client.session.keep_unclaimed(request, TaskId(f"n{number}"))
     client.session.claim(TaskId("n7000"))
     known = [loose.task_id for loose in client.unclaimed]
     assert (len(known), known[0], known[-1]) == (9_999, "n5", "n10004")
