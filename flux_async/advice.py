@@ -52,11 +52,11 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
         "larger_result": "raise max_bytes or max_pixels of DownloadLimits",
         "larger_upload": "upload it with client.upload(path, max_bytes=…)",
         "new_key": "A journal of the old key goes on with a new key of the same account after "
-        "rekey_journal(client, path); nothing is paid twice.",
+        "rekey(client, path); nothing is paid twice.",
         "pay_again": "",
         "recover": "open it with Journal(path).open(accept_lost_records=True)",
         "result_url": "image.result_url",
-        "sure": "call rekey_journal(client, path, sure=True)",
+        "sure": "call rekey(client, path, same_account=True)",
         "unanswered_submit": "Its answer is still awaited: look into client.unclaimed before you "
         "submit again.",
         "wait": f"take it up again with client.wait({task})",

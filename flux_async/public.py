@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
-from flux_async.batch.operations import Rekeyed, RekeyEvidence, rekey_journal
+from flux_async.batch.operations import (
+    Adopted,
+    FetchReport,
+    Rekeyed,
+    RekeyEvidence,
+    Retried,
+    adopt,
+    fetch_missing,
+    rekey,
+    retry,
+)
 from flux_async.batch.options import BatchOptions
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
@@ -91,6 +101,7 @@ from flux_async.webhook import WebhookReceiver
 
 __all__ = [
     "AddressForbidden",
+    "Adopted",
     "ApiError",
     "AspectRatio",
     "AuthenticationError",
@@ -116,6 +127,7 @@ __all__ = [
     "EditRequest",
     "Failed",
     "FeatureDisabledError",
+    "FetchReport",
     "FluxClient",
     "FluxError",
     "FolderNotWritable",
@@ -157,6 +169,7 @@ __all__ = [
     "RequestOptions",
     "ResultExpired",
     "ResultTooLarge",
+    "Retried",
     "RetryPolicy",
     "SavedFile",
     "SavedResult",
@@ -176,6 +189,9 @@ __all__ = [
     "UploadedFile",
     "WebhookReceiver",
     "WrongEventLoop",
-    "rekey_journal",
+    "adopt",
+    "fetch_missing",
+    "rekey",
+    "retry",
     "run_batch",
 ]

@@ -128,7 +128,7 @@ class ActiveJob:
 
     def as_job(self) -> Job:
         """Return it as the caller gave it."""
-        return Job(key=self.stored.job.key, request=self.stored.read())
+        return self.stored.as_job()
 
 
 @attrs.frozen

@@ -132,7 +132,7 @@ class FileNames:
 
     async def name(self, stored: StoredJob) -> str:
         """Return the name of the image of a job that is paid, without ending: no other job has it."""
-        job = _job_of(stored)
+        job = stored.as_job()
         name = self.check(job)
         if self.name_file is not None:
             taken = await self.journal.take_names({stored.number: folded_name(name)})
@@ -141,7 +141,3 @@ class FileNames:
                 words = "job %s has the file name of job %s; its image goes to %s"
                 logger.warning(words, job.key, taken[stored.number], name)
         return name
-
-
-def _job_of(stored: StoredJob) -> Job:
-    return Job(key=stored.job.key, request=stored.read())

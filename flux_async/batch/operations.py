@@ -1,30 +1,197 @@
-"""What only a person may decide about a journal: that it goes on with another key.
+"""Operations on a journal that only the user can order: ``retry``, ``adopt``, ``rekey``, ``fetch_missing``.
 
-The rule: a record of one of the journal's tasks, read with the new key, proves that the key is of the account
-that paid. "No such task" for a task that must exist proves the contrary. Anything else proves nothing, and
-the caller has to say that the account is the same.
+A run never does these by itself. Each takes the journal's path, or a journal that is open and not being run;
+``fetch_missing`` may also work beside a run of the same open journal. Nothing here submits a request: what
+``retry`` grants is submitted, and charged, by the next run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import os
+from array import array
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import attrs
 
 from flux_async.api.error_codes import PollMeaning, poll_meaning
+from flux_async.api.models_table import Model
+from flux_async.api.parsing import check_task_id
+from flux_async.api.stored_requests import read_model
+from flux_async.batch.download_retries import FailedDownload
+from flux_async.batch.file_names import FileNames
+from flux_async.batch.in_doubt import adoptable_echo
+from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.options import BatchClient
-from flux_async.errors import FluxError, JournalError, Scope
+from flux_async.batch.run_context import concerns_all
+from flux_async.batch.runner import PATIENCE_S
+from flux_async.errors import DownloadError, FluxError, InvalidInput, JournalError, NotFoundError, Scope
+from flux_async.files.sink import FolderSink
+from flux_async.job_state import (
+    Event,
+    JobSnapshot,
+    JobState,
+    Problem,
+    ResubmitGranted,
+    ResultLost,
+    RetryGranted,
+    Saved,
+    TaskFound,
+    apply,
+)
 from flux_async.journal.ownership import PaidTask
-from flux_async.journal.store import Journal
-from flux_async.models import TaskId
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.models import Echo, Failed, ImageResult, Job, JobKey, Outcome, TaskId, TaskRecord
+from flux_async.policy import check_positive
+from flux_async.policy.downloads import KEPT_S, NoDownload, after_failed_download, expired
 from flux_async.policy.polling import PollPolicy
 
-_KEPT_S = 14 * 86_400.0
-"""How long the vendor keeps a task's result."""
 _MOST_TASKS = 3
+_MOST_WAITING = 1_000
+"""Images that are downloaded, or wait for another try, at once."""
 _VISIBLE_WITHIN_S = PollPolicy().not_found_grace_s
 _NOTHING_CHANGED = "Nothing was changed."
+
+
+# --- retry ------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Retried:
+    """Jobs that the next run of a journal takes up.
+
+    Attributes:
+        submits: Images that are submitted again, by model. Each of them is charged.
+        to_submit: The jobs of these, as their numbers in the journal.
+        to_fetch: Jobs that are paid and have no image yet, as their numbers: fetched free of charge.
+    """
+
+    submits: Mapping[Model, int]
+    to_submit: Sequence[int]
+    to_fetch: Sequence[int]
+
+
+async def retry(
+    client: BatchClient,
+    journal: str | os.PathLike[str] | Journal,
+    *,
+    failed: bool = False,
+    in_doubt: bool = False,
+    dry_run: bool = False,
+) -> Retried:
+    """Let the next run submit jobs again that failed, or that are in doubt, and return which.
+
+    A job in doubt whose task was found is not submitted again: it is fetched.
+
+    Args:
+        client: Of the account that the journal belongs to.
+        journal: The journal's file, or an open journal.
+        failed: Submit jobs again that failed: each for one more charge.
+        in_doubt: Submit jobs in doubt again. Their first submit may have been charged, too.
+        dry_run: Return what would be submitted, and change nothing.
+
+    Raises:
+        InvalidInput: Neither ``failed`` nor ``in_doubt`` is given.
+        JournalBusyError: A run is using the journal.
+        JournalError: There is no journal, or it cannot be used.
+    """
+    states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
+    if not states:
+        raise InvalidInput("There is nothing to retry.", advice="Give failed=True, in_doubt=True, or both.")
+    submits, to_submit, to_fetch = Counter[Model](), array("q"), array("q")
+    at = client.session.clock.wall()
+    async with _opened(client, journal) as opened:
+        with opened.one_run():
+            await opened.recover()
+            for state in states:
+                async for stored in opened.iter_jobs(state):
+                    if state is JobState.IN_DOUBT and await opened.offers_to(stored.number):
+                        to_fetch.append(stored.number)
+                        continue
+                    to_submit.append(stored.number)
+                    submits[read_model(stored.request)] += 1
+                    if not dry_run:
+                        is_failed = state is JobState.FAILED
+                        grant = RetryGranted(at=at) if is_failed else ResubmitGranted(at=at)
+                        await _record(opened, stored, grant)
+            for state in (JobState.GENERATED, JobState.SUBMITTED):
+                async for stored in opened.iter_jobs(state):
+                    to_fetch.append(stored.number)
+    return Retried(submits=submits, to_submit=to_submit, to_fetch=to_fetch)
+
+
+# --- adopt ------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Adopted:
+    """The task that a job in doubt now has.
+
+    Attributes:
+        key: The job.
+        record: The task's record.
+        echo: What the record shows of the job's request. ``UNRECOGNISED`` means another request than was
+            sent; the task was taken because the API named it for this job. Compare the result with the image.
+    """
+
+    key: JobKey
+    record: TaskRecord
+    echo: Echo
+
+
+async def adopt(
+    client: BatchClient, journal: str | os.PathLike[str] | Journal, job: JobKey | str, task_id: TaskId | str
+) -> Adopted:
+    """Record that a task is that of a job in doubt; the next run fetches its image without a charge.
+
+    The task's record is compared with the job's request first, as a run compares it.
+
+    Args:
+        client: Of the account that paid.
+        journal: The journal's file, or an open journal.
+        job: The key of the job.
+        task_id: The task.
+
+    Raises:
+        InvalidInput: The task belongs to another job or was made from another request, or the job is not in
+            doubt; nothing was changed.
+        NotFoundError: The vendor has no such task; nothing was changed.
+        JournalBusyError: A run is using the journal.
+        JournalError: There is no journal, or it cannot be used.
+    """
+    task = check_task_id(task_id)
+    async with _opened(client, journal) as opened:
+        with opened.one_run():
+            await opened.recover()
+            stored = await _job_in_doubt(opened, job)
+            owner = await opened.owner_of(task)
+            if owner not in {None, stored.job.key}:
+                raise InvalidInput(f"Task {task} belongs to job {owner}.", advice=_NOTHING_CHANGED)
+            try:
+                record = await client.record(task)
+            except NotFoundError as error:
+                error.advice = f"{_NOTHING_CHANGED} Check the task id at kie.ai/logs."
+                raise
+            echo = await adoptable_echo(opened, stored, record)
+            found = TaskFound(at=client.session.clock.wall(), task_id=task, echo=echo)
+            await _record(opened, stored, found)
+    return Adopted(key=stored.job.key, record=record, echo=echo)
+
+
+async def _job_in_doubt(journal: Journal, key: str) -> StoredJob:
+    stored = await journal.job(key)
+    if stored is None:
+        raise InvalidInput(f"The journal has no job {key}.", advice=_NOTHING_CHANGED)
+    if stored.job.state is not JobState.IN_DOUBT:
+        raise InvalidInput(f"Job {key} is {stored.job.state}, not in doubt.", advice=_NOTHING_CHANGED)
+    return stored
+
+
+# --- rekey ------------------------------------------------------------------------------------------------
 
 
 class RekeyEvidence(enum.StrEnum):
@@ -37,7 +204,7 @@ class RekeyEvidence(enum.StrEnum):
     TASK_SEEN = "task_seen"
     """The key can read a task of this journal: it is of the same account."""
     CALLER = "caller"
-    """The vendor's answers prove nothing; the caller says that the account is the same."""
+    """The vendor's answers prove nothing; the caller states that the account is the same."""
 
 
 @attrs.frozen(kw_only=True)
@@ -53,55 +220,50 @@ class Rekeyed:
     task_id: TaskId | None = None
 
 
-async def rekey_journal(
-    client: BatchClient, journal: str | os.PathLike[str] | Journal, *, sure: bool = False
+async def rekey(
+    client: BatchClient, journal: str | os.PathLike[str] | Journal, *, same_account: bool = False
 ) -> Rekeyed:
     """Let a journal go on with the client's key, which is a new one of the account that it was made with.
 
-    The balance is asked for first, so that a key which is refused changes nothing. Then up to three tasks of
-    the journal are read with the key. Nothing is submitted or charged.
+    The balance is read first, so that a key which is refused changes nothing. Then up to three tasks of the
+    journal are read with the key: a record proves that the key is of the account that paid. "No such task",
+    for a task that must exist, proves the contrary. Anything else proves nothing.
 
     Args:
         client: Made with the new key.
         journal: The journal's file, or a journal that was opened without an account.
-        sure: The account is the same, where the vendor's answers cannot show it.
+        same_account: The caller states that the account is the same. It counts where the vendor's answers
+            prove nothing.
 
     Raises:
         AuthenticationError: The key was refused.
         JournalBusyError: A run is using the journal.
-        JournalError: The key is of another account; or it cannot be told, and ``sure`` is False.
+        JournalError: The key is of another account; or its account is not proven, and ``same_account`` is
+            False.
     """
-    if isinstance(journal, Journal):
-        return await _rekey(client, journal, sure=sure)
-    if str(journal) != ":memory:" and not os.path.exists(journal):  # noqa: ASYNC240, PTH110 - any kind of path
-        raise JournalError(f"There is no journal at {os.fspath(journal)}.", advice="Check the path.")
-    async with Journal(journal, clock=client.session.clock) as opened:
-        return await _rekey(client, opened, sure=sure)
-
-
-async def _rekey(client: BatchClient, journal: Journal, *, sure: bool) -> Rekeyed:
-    with journal.one_run():
-        await client.credits()
-        found = await _evidence(client, journal, sure=sure)
-        await journal.rekey(client.fingerprint)
+    async with _opened(client, journal, checks_account=False) as opened:
+        with opened.one_run():
+            await client.credits()
+            found = await _evidence(client, opened, same_account=same_account)
+            await opened.rekey(client.fingerprint)
     return found
 
 
-async def _evidence(client: BatchClient, journal: Journal, *, sure: bool) -> Rekeyed:
+async def _evidence(client: BatchClient, journal: Journal, *, same_account: bool) -> Rekeyed:
     if await journal.account() in {"", client.fingerprint}:
         return Rekeyed(evidence=RekeyEvidence.SAME_KEY)
     if not await journal.may_have_paid():
         return Rekeyed(evidence=RekeyEvidence.NOTHING_PAID)
     now = client.session.clock.wall()
     hidden: list[PaidTask] = []
-    for task in await journal.paid_tasks(since=now - _KEPT_S, limit=_MOST_TASKS):
+    for task in await journal.paid_tasks(since=now - KEPT_S, limit=_MOST_TASKS):
         if await _can_read(client, task.task_id):
             return Rekeyed(evidence=RekeyEvidence.TASK_SEEN, task_id=task.task_id)
         hidden.append(task)
     _refuse_another_account(hidden, now)
-    if not sure:
+    if not same_account:
         raise JournalError(
-            f"Whether this key is of the account that paid cannot be told: {_why_not(hidden)}.",
+            f"Nothing shows that this key is of the account that paid: {_why_not(hidden)}.",
             advice=f"{_NOTHING_CHANGED} If it is of the same account, {{sure}}.",
         )
     return Rekeyed(evidence=RekeyEvidence.CALLER)
@@ -134,5 +296,209 @@ def _refuse_another_account(hidden: list[PaidTask], now: float) -> None:
 
 def _why_not(hidden: list[PaidTask]) -> str:
     if not hidden:
-        return "the journal has no task of the last 14 days to look at"
+        return "the journal has no task of the last 14 days to read"
     return f"for this key there is no task {hidden[0].task_id}, which may be too new, or expired"
+
+
+# --- fetch_missing ----------------------------------------------------------------------------------------
+
+
+@attrs.define
+class FetchReport:
+    """What :func:`fetch_missing` did.
+
+    Attributes:
+        fetched: Images that were downloaded.
+        missing: Images that are still not there; each was reported with its error.
+    """
+
+    fetched: int = 0
+    missing: int = 0
+
+
+async def fetch_missing(
+    client: BatchClient,
+    journal: str | os.PathLike[str] | Journal,
+    directory: str | os.PathLike[str],
+    *,
+    jobs: AsyncIterable[JobKey] | None = None,
+    name_file: Callable[[Job], str] | None = None,
+    patience: float = PATIENCE_S,
+    on_outcome: Callable[[Outcome], Awaitable[None]] | None = None,
+) -> FetchReport:
+    """Download the images of finished jobs that are not in ``directory``; nothing is charged.
+
+    They were left at the vendor, or moved away since. A download that fails is tried again for ``patience``
+    seconds. A job whose image was delivered once stays done, whatever the file host answers.
+
+    Args:
+        client: Of the account that paid.
+        journal: The journal's file, or an open journal, which a batch may be running.
+        directory: Receives the images.
+        jobs: The keys of the jobs; left out, all jobs of the journal that are done.
+        name_file: Names a job's file, as for :func:`flux_async.run_batch`.
+        patience: Seconds from its first failure for which a download is tried again.
+        on_outcome: Receives ``Succeeded`` or ``Failed`` for each image that was missing.
+
+    Raises:
+        FluxError: It concerns all images, such as a full disk.
+        JournalError: There is no journal, or it cannot be used.
+    """
+    async with _opened(client, journal) as opened:
+        fetching = _Fetching(
+            client=client,
+            journal=opened,
+            sink=FolderSink(directory),
+            names=FileNames(journal=opened, name_file=name_file, place=os.fspath(directory)),
+            patience_s=check_positive(patience, "patience"),
+            on_outcome=on_outcome,
+        )
+        done = opened.iter_jobs(JobState.DONE) if jobs is None else _by_key(opened, jobs)
+        try:
+            await fetching.run(done)
+        except BaseExceptionGroup as group:
+            first: BaseException = group
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]  # several images met the same error
+            raise first from None
+    return fetching.report
+
+
+@attrs.define(kw_only=True, eq=False)
+class _Fetching:
+    """One call of :func:`fetch_missing`.
+
+    Attributes:
+        failing_since: When the first download failed after the last that succeeded, in monotonic seconds. A
+            host that is away for ``patience_s`` seconds is not waited for once more by each image.
+    """
+
+    client: BatchClient
+    journal: Journal
+    sink: FolderSink
+    names: FileNames
+    patience_s: float
+    on_outcome: Callable[[Outcome], Awaitable[None]] | None
+    report: FetchReport = attrs.field(factory=FetchReport, init=False)
+    failing_since: float | None = attrs.field(default=None, init=False)
+
+    async def run(self, jobs: AsyncIterable[StoredJob]) -> None:
+        room = asyncio.Semaphore(_MOST_WAITING)
+        async with asyncio.TaskGroup() as group:
+            async for stored in jobs:
+                if self._is_missing(stored.job):
+                    await room.acquire()
+                    group.create_task(self._fetch(stored)).add_done_callback(lambda _: room.release())
+
+    def _is_missing(self, job: JobSnapshot) -> bool:
+        is_there = job.file is not None and (self.sink.folder / job.file).is_file()
+        return job.state is JobState.DONE and not is_there
+
+    async def _fetch(self, stored: StoredJob) -> None:
+        """Download one image in as many tries as there is patience for."""
+        clock, submitted_at = self.client.session.clock, stored.job.submitted_at
+        failed: FailedDownload | None = None
+        while (error := await self._try(stored)) is not None:
+            now = clock.monotonic()
+            self.failing_since = now if self.failing_since is None else self.failing_since
+            failed = failed or FailedDownload(ends=self.failing_since + self.patience_s, error=error)
+            failed.error, failed.tries = error, failed.tries + 1
+            what = after_failed_download(
+                error,
+                tries=failed.tries,
+                age_s=None if submitted_at is None else clock.wall() - submitted_at,
+                left_s=failed.ends - now,
+                draw=self.client.session.rng.random(),
+            )
+            if isinstance(what, NoDownload):
+                await self._give_up(stored, failed, what)
+                return
+            await clock.sleep(what.delay_s)
+
+    async def _try(self, stored: StoredJob) -> DownloadError | None:
+        """Try one download; return the error where another try may be made.
+
+        Raises:
+            FluxError: It concerns all images.
+        """
+        job = stored.job
+        image = ImageResult(
+            task_id=TaskId(job.task_id or ""), result_url=job.result_url or "", origin_url=job.origin_url
+        )
+        try:
+            name = await self.names.name(stored)
+            saved = await self.client.save(image, self.sink, job=stored.as_job(), name=name)
+        except FluxError as error:
+            if isinstance(error, DownloadError) and error.scope is not Scope.STOP:
+                return error
+            await self._report(stored, job, error)
+            if concerns_all(error):
+                raise
+            return None
+        at = self.client.session.clock.wall()
+        self.failing_since = None
+        await self._settle(stored, Saved(at=at, file=saved.reference, sha256=saved.sha256), None)
+        return None
+
+    async def _give_up(self, stored: StoredJob, failed: FailedDownload, what: NoDownload) -> None:
+        """Settle an image that does not come. One that was delivered before is never recorded as lost."""
+        if what is NoDownload.FOR_NOW:
+            await self._report(stored, stored.job, failed.last_word(stored))
+            return
+        gone = expired(failed.error)
+        if stored.job.file is None:
+            at = self.client.session.clock.wall()
+            await self._settle(stored, ResultLost(at=at, problem=Problem.of(gone)), gone)
+            return
+        gone.advice = "An earlier run delivered the image; nothing is paid again."
+        await self._report(stored, stored.job, gone)
+
+    async def _settle(self, stored: StoredJob, event: Event, error: FluxError | None) -> None:
+        await self._report(stored, await _record(self.journal, stored, event), error)
+
+    async def _report(self, stored: StoredJob, job: JobSnapshot, error: FluxError | None) -> None:
+        if error is None:
+            self.report.fetched += 1
+        else:
+            self.report.missing += 1
+        if self.on_outcome is None:
+            return
+        if error is None:
+            await self.on_outcome(outcome_of(job, stored.as_job(), None, self.sink.folder))
+        else:
+            await self.on_outcome(Failed(job=stored.as_job(), error=error))
+
+
+# --- what they share --------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _opened(
+    client: BatchClient, journal: str | os.PathLike[str] | Journal, *, checks_account: bool = True
+) -> AsyncIterator[Journal]:
+    """Hold an open journal. One that is given as a path is opened here, and closed afterwards.
+
+    Raises:
+        JournalError: There is none at the path: it is not made.
+    """
+    if isinstance(journal, Journal):
+        yield journal
+        return
+    if not Path(journal).exists():  # noqa: ASYNC240 - before anything waits
+        raise JournalError(f"There is no journal at {os.fspath(journal)}.", advice="Check the path.")
+    made = Journal(journal, clock=client.session.clock)
+    async with await made.open(account=client.fingerprint if checks_account else "") as opened:
+        yield opened
+
+
+async def _by_key(journal: Journal, keys: AsyncIterable[JobKey]) -> AsyncIterator[StoredJob]:
+    async for key in keys:
+        if (stored := await journal.job(key)) is not None:
+            yield stored
+
+
+async def _record(journal: Journal, stored: StoredJob, event: Event) -> JobSnapshot:
+    """Record one event of a job that no run works on, and return the job after it."""
+    after = apply(stored.job, event)
+    await journal.record(stored.number, after, event, before=stored.job)
+    return after

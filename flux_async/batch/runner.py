@@ -69,7 +69,6 @@ _FETCH_FIRST_AFTER_S = 13 * 86_400.0
 PATIENCE_S = 600.0
 """Seconds a batch waits for the service before it halts, unless the caller sets another time."""
 
-_PAGE = 100
 _CHUNK = 100
 
 
@@ -370,7 +369,7 @@ class BatchRun:
             (JobState.GENERATED, None),
             (JobState.SUBMITTED, None),
         ):
-            async for stored in self._pages(state, submitted_before=before):
+            async for stored in self.journal.iter_jobs(state, submitted_before=before):
                 if self.control.is_abandoned:
                     return
                 await scheduler.start_paid(stored)
@@ -427,20 +426,8 @@ class BatchRun:
         for stored in added:
             if stored.number in refused:
                 self.reporter.tally.refused()
-                await send.send(Failed(job=_job_of(stored), error=refused[stored.number]))
+                await send.send(Failed(job=stored.as_job(), error=refused[stored.number]))
         return [stored for stored in added if stored.number not in refused]
-
-    async def _pages(
-        self, state: JobState, *, submitted_before: float | None = None
-    ) -> AsyncIterator[StoredJob]:
-        """Yield the journal's jobs in ``state`` page by page."""
-        after = 0
-        while page := await self.journal.jobs(
-            state, after=after, limit=_PAGE, submitted_before=submitted_before
-        ):
-            for stored in page:
-                yield stored
-            after = page[-1].number
 
     # --- how ----------------------------------------------------------------------------------------------
 
@@ -457,10 +444,6 @@ class BatchRun:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]  # many jobs met the same error
         return error
-
-
-def _job_of(stored: StoredJob) -> Job:
-    return Job(key=stored.job.key, request=stored.read())
 
 
 async def gather(

@@ -348,7 +348,7 @@ def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
     Without an option this is the run's own command once more: nothing is paid twice. --failed and --in-doubt
     pay for images again, each time they are given; how many, and what it may cost, is said first.
     """
-    from flux_async.cli.consent import run_retry  # noqa: PLC0415
+    from flux_async.cli.folder_commands import run_retry  # noqa: PLC0415
     from flux_async.cli.questions import can_ask  # noqa: PLC0415
 
     repeats = ("--failed",) * failed + ("--in-doubt",) * in_doubt
@@ -368,25 +368,25 @@ def adopt(folder: Path, job: str, task_id: str, transport: TransportName | None)
     JOB is in doubt; it is its key, or how its key begins. The task is looked at first: it must exist and be
     made from the same picture. Nothing is submitted.
     """
-    from flux_async.cli.consent import run_adopt  # noqa: PLC0415
+    from flux_async.cli.folder_commands import run_adopt  # noqa: PLC0415
 
     return run_adopt(folder, job, task_id, transport=transport)
 
 
 @cli.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--yes", "sure", is_flag=True, help="The account is the same, where that cannot be told.")
+@click.option("--yes", "same_account", is_flag=True, help="The account is the same, where no task proves it.")
 @_transport
 @_verbose
-def rekey(folder: Path, sure: bool, transport: TransportName | None) -> int:
+def rekey(folder: Path, same_account: bool, transport: TransportName | None) -> int:
     """Let the run in FOLDER go on with a new key.
 
     The new key, of the same account, is taken from KIE_API_KEY. It must be valid, and tasks of the folder are
     looked at with it: one that it can read shows that the account is the same. Nothing is submitted.
     """
-    from flux_async.cli.consent import run_rekey  # noqa: PLC0415
+    from flux_async.cli.folder_commands import run_rekey  # noqa: PLC0415
 
-    return run_rekey(folder, sure=sure, transport=transport)
+    return run_rekey(folder, same_account=same_account, transport=transport)
 
 
 @cli.command()

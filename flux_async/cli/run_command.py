@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -28,6 +28,7 @@ from flux_async import (
     Outcome,
     TooManyUnknownAnswers,
 )
+from flux_async.batch.operations import fetch_missing
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text, while_writing
@@ -37,7 +38,6 @@ from flux_async.cli.exits import Exit, halts
 from flux_async.cli.given import InputRow
 from flux_async.cli.intake import Intake
 from flux_async.cli.listening import bind, check_server, listening
-from flux_async.cli.missing_images import MissingImages
 from flux_async.cli.names import file_stem
 from flux_async.cli.output import Output
 from flux_async.cli.paid_tasks import tasks_not_recorded, tasks_under_way
@@ -51,6 +51,7 @@ from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.spending import Spending
 from flux_async.clock import Clock, SystemClock
 from flux_async.job_state import JobState, Problem
+from flux_async.models import JobKey
 from flux_async.policy.image_urls import suspicion
 
 logger: logging.Logger = logging.getLogger("flux_async.cli")
@@ -113,7 +114,9 @@ class RemoveText:
     _selection: Selection = attrs.field(factory=Selection, init=False)
     _batch: BatchRun | None = attrs.field(default=None, init=False)
     _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
-    _missing: MissingImages | None = attrs.field(default=None, init=False)
+    _fetching: anyio.CancelScope = attrs.field(factory=anyio.CancelScope, init=False)
+    _fetched: int = attrs.field(default=0, init=False)
+    _moved_away: int = attrs.field(default=0, init=False)
     _window: WindowUse = attrs.field(init=False)
     _starts: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _intake: Intake | None = attrs.field(default=None, init=False)
@@ -178,17 +181,6 @@ class RemoveText:
                     group.cancel_scope.cancel()
             finally:
                 self.display.stop()
-
-    def _missing_images(self, client: FluxClient, folder: RunFolder) -> MissingImages:
-        return MissingImages(
-            client=client,
-            folder=folder,
-            clock=self.clock,
-            patience_s=self.order.patience_s,
-            on_row=partial(_tell, self.display.settled),
-            on_halt=self._halt,
-            is_halted=lambda: self._halted_by is not None,
-        )
 
     async def _attempt(
         self,
@@ -318,12 +310,14 @@ class RemoveText:
             self._halt(trouble)
             return
         if row is not None:
+            self._moved_away += row.status is Status.SUCCEEDED and row.error is not None
             _tell(self.display.settled, row)
         if error is not None and halts(error):
             self._halt(error)
 
     def _halt(self, error: FluxError) -> None:
         self._halted_by = self._halted_by or error
+        self._fetching.cancel()
         if self._batch is not None:
             self._batch.stop()
         if self._intake is not None:
@@ -333,9 +327,30 @@ class RemoveText:
 
     async def _bring_what_is_missing(self, client: FluxClient, folder: RunFolder) -> None:
         await self._starts.wait()
-        if await self._selection.opened():
-            self._missing = self._missing_images(client, folder)
-            await self._missing.bring(self._selection.missing_beyond)
+        if not await self._selection.opened() or self._halted_by is not None:
+            return
+
+        async def settled(outcome: Outcome) -> None:
+            self._fetched += 1
+            await self._settled(folder, outcome)
+
+        with self._fetching:
+            await fetch_missing(
+                client,
+                folder.journal,
+                folder.images,
+                jobs=self._missing_keys(folder),
+                name_file=_name_of,
+                patience=self.order.patience_s,
+                on_outcome=settled,
+            )
+
+    async def _missing_keys(self, folder: RunFolder) -> AsyncIterator[JobKey]:
+        taken = 0
+        while numbers := await self._selection.missing_beyond(taken):
+            taken += len(numbers)
+            for stored in folder.jobs_of(numbers):
+                yield stored.job.key
 
     # --- what a person sees -------------------------------------------------------------------------------
 
@@ -370,11 +385,11 @@ class RemoveText:
         self._progress = progress
         if self._is_asking:
             return
-        chosen, missing = self._selection, self._missing
+        chosen = self._selection
         view = RunView(
             batch=progress,
             asked=chosen.asked,
-            kept=chosen.kept + chosen.besides.equal + (0 if missing is None else missing.settled),
+            kept=chosen.kept + chosen.besides.equal + self._fetched,
             refused=chosen.besides.refused,
             is_read=chosen.is_complete,
             limits=self.order.limits,
@@ -489,7 +504,7 @@ class RemoveText:
             unfinished=totals.statuses[Status.PENDING] + resumable,
             interrupted=self.interruption.happened,
             failed=max(0, failed),
-            moved_away=0 if self._missing is None else self._missing.moved_away,
+            moved_away=self._moved_away,
             doubts=doubts,
             found_tasks=totals.found_tasks,
             unrecognised=folder.reader.echoes()[Echo.UNRECOGNISED],

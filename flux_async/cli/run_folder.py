@@ -13,23 +13,20 @@ import attrs
 
 from flux_async import ConfigurationError, Job
 from flux_async.cli.advice import command
-from flux_async.cli.names import file_stem
 from flux_async.cli.results import (
     FILE_NAME,
     IMAGES,
     ResultFile,
     ResultRow,
     Status,
-    image_of,
     row_of,
 )
 from flux_async.cli.selection import Bits, EqualFile, Selection
-from flux_async.job_state import FINAL, JobState, Problem
+from flux_async.job_state import JobState, Problem
 from flux_async.journal.guard import find_rescued
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.journal.submit_log import log_of
-from flux_async.models import JobKey
 
 JOURNAL = "journal.sqlite3"
 ORIGINALS = "originals"
@@ -120,7 +117,7 @@ class RunFolder:
     def wanted(self, numbers: Iterable[int]) -> Iterator[Job]:
         """Yield the same as a batch takes them."""
         for stored in self.jobs_of(numbers):
-            yield Job(key=JobKey(stored.job.key), request=stored.read())
+            yield stored.as_job()
 
     def row(self, stored: StoredJob) -> ResultRow:
         """Return how a job stands, by the journal and by what this run met."""
@@ -137,7 +134,7 @@ class RunFolder:
         stored = await self.journal.job(key)
         if stored is None:
             return None
-        if problem is not None and stored.job.state not in FINAL | {JobState.IN_DOUBT}:
+        if problem is not None and stored.job.state not in {JobState.FAILED, JobState.IN_DOUBT}:
             self.obstacles[stored.number] = problem
         self.settled_here.add(stored.number)
         row = self.row(stored)
@@ -159,10 +156,6 @@ class RunFolder:
     def has_picture(self, stored: StoredJob) -> bool:
         """Say whether the picture of a job that is done is here."""
         return stored.job.file is not None and (self.images / stored.job.file).is_file()
-
-    def target(self, stored: StoredJob) -> Path:
-        """Return where the picture of a job goes, without its ending."""
-        return self.images / file_stem(image_of(stored), stored.job.key)
 
     # --- the end ------------------------------------------------------------------------------------------
 

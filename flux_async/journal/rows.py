@@ -21,7 +21,7 @@ from flux_async.job_state import (
     events_of_lost_submit,
 )
 from flux_async.journal import ownership
-from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, LocalImage, TaskId
+from flux_async.models import Echo, EditRequest, ImageRequest, Job, JobKey, LocalImage, TaskId
 
 if TYPE_CHECKING:
     import sqlite3
@@ -58,6 +58,10 @@ class StoredJob:
     job: JobSnapshot
     source: str | None = None
     source_folder: str | None = None
+
+    def as_job(self) -> Job:
+        """Return the job as it was given; raises as :meth:`read` does."""
+        return Job(key=self.job.key, request=self.read())
 
     def read(self) -> ImageRequest:
         """Return the request as it was given.

@@ -186,7 +186,7 @@ class Journal:
     async def rekey(self, account: str) -> None:
         """Give the journal to another key, by its client's fingerprint, without any check.
 
-        :func:`flux_async.rekey_journal` checks first that the key is of the same account.
+        :func:`flux_async.rekey` checks first that the key is of the same account.
         """
         await self._do(lambda c: ownership.set_account(c, account))
 
@@ -328,11 +328,8 @@ class Journal:
 
     async def pending_jobs(self) -> AsyncIterator[Job]:
         """Yield the jobs that wait for their first submit, or for another, in order of arrival."""
-        after = 0
-        while page := await self.jobs(JobState.PENDING, after=after):
-            for stored in page:
-                yield Job(key=stored.job.key, request=stored.read())
-            after = page[-1].number
+        async for stored in self.iter_jobs(JobState.PENDING):
+            yield stored.as_job()
 
     async def record(
         self,
@@ -516,6 +513,16 @@ class Journal:
         sql = f"SELECT {COLUMNS} FROM job WHERE state = ? AND number > ? {only} ORDER BY number LIMIT ?"  # noqa: S608
         rows = await self._do(lambda c: c.execute(sql, values).fetchall())
         return [stored_job(row) for row in rows]
+
+    async def iter_jobs(
+        self, state: JobState, *, submitted_before: float | None = None
+    ) -> AsyncIterator[StoredJob]:
+        """Yield the jobs in ``state``, in order of arrival; a job may move to another state meanwhile."""
+        after = 0
+        while page := await self.jobs(state, after=after, submitted_before=submitted_before):
+            for stored in page:
+                yield stored
+            after = page[-1].number
 
     async def job(self, key: str) -> StoredJob | None:
         """Return one job, or None."""

@@ -19,7 +19,7 @@ from flux_async.cli.commands import cli
 PACKAGE = Path(flux_async.__file__).parent
 FOR_COMMANDS = {"cli", "sandbox"}
 FOR_PYTHON = re.compile(
-    r"client\.\w+|run_batch|journal=|max_credits|FluxClient|DownloadLimits|\bapi_key\b|sure=|\bawait\b"
+    r"client\.\w+|run_batch|journal=|max_credits|FluxClient|DownloadLimits|\bapi_key\b|same_account=|\bawait\b"
 )
 AN_OPTION = re.compile(r"(?<![\w-])--[a-z]|flux-async [a-z]")
 NO_COMMANDS = ("pip install", "flux-async journal")  # the latter is a thread

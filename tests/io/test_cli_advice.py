@@ -246,7 +246,7 @@ def test_rekey_asks_for_a_word_where_it_cannot_tell(terminal: Terminal) -> None:
     assert "401" in terminal.run(["rekey", "out", "--yes"])
     terminal.monkeypatch.setenv("KIE_API_KEY", "other")
     asked = terminal.run(["rekey", "out"])
-    assert "cannot be told" in asked
+    assert "Nothing shows that this key is of the account that paid" in asked
     assert "add --yes" in asked
     assert "you say that it is" in terminal.run(["rekey", "out", "--yes"])
     assert "belongs to this key already" in terminal.run(["rekey", "out"])

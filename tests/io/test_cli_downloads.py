@@ -12,14 +12,13 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async import FluxClient, FluxError, JobKey, TaskId
+from flux_async import FluxClient, JobKey, Outcome, Succeeded, TaskId, fetch_missing
 from flux_async.batch.inputs import as_job
 from flux_async.cli.commands import cli
 from flux_async.cli.exits import run_command
-from flux_async.cli.missing_images import MissingImages
 from flux_async.cli.results import ResultRow
 from flux_async.cli.run_folder import RunFolder
-from flux_async.job_state import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
+from flux_async.job_state import Problem, Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.testing import FluxSandbox
 
 LATE = "https://example.com/late.jpg?sandbox-fault=file-html=2"
@@ -111,7 +110,6 @@ class Done:
     clock: Any
     path: Path
     rows: list[ResultRow] = attrs.field(factory=list)
-    halts: list[FluxError] = attrs.field(factory=list)
     tries: int = 0
 
     async def bring(
@@ -138,20 +136,16 @@ class Done:
             ):
                 job = apply(job, event)
                 await folder.journal.record(stored.number, job, event)
-            missing = MissingImages(
-                client=self.client,
-                folder=folder,
-                clock=self.clock,
-                patience_s=100.0,
-                on_row=self.rows.append,
-                on_halt=self.halts.append,
-                is_halted=lambda: bool(self.halts),
+
+            async def settled(outcome: Outcome) -> None:
+                problem = None if isinstance(outcome, Succeeded) else Problem.of(outcome.error)
+                row = await folder.settled(stored.job.key, problem)
+                assert row is not None
+                self.rows.append(row)
+
+            await fetch_missing(
+                self.client, folder.journal, folder.images, patience=100.0, on_outcome=settled
             )
-
-            async def beyond(taken: int) -> list[int]:
-                return [stored.number][taken:]
-
-            await missing.bring(beyond)
             left = await folder.journal.job(JobKey(stored.job.key))
             assert left is not None
             return folder.row(left)
@@ -193,7 +187,6 @@ async def test_an_image_that_was_moved_away_and_is_refused_stays_succeeded(
     assert f"HTTP {status}" in row.error.message
     assert (done.tries == 1) == gone
     assert "new charge" not in row.error.message
-    assert done.halts == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from flux_async import (
     RekeyEvidence,
     ServerError,
     Succeeded,
-    rekey_journal,
+    rekey,
     run_batch,
 )
 from flux_async.transport import Unknown
@@ -61,9 +61,9 @@ async def test_a_task_that_the_new_key_can_read_proves_the_account(
     await leave_a_live_task(client, path, transport, make)
     with pytest.raises(JournalError, match="another key") as refused:
         await run(renewed, path)
-    assert "rekey_journal(client, path)" in str(refused.value)
+    assert "rekey(client, path)" in str(refused.value)
 
-    found = await rekey_journal(renewed, path)
+    found = await rekey(renewed, path)
     assert (found.evidence, found.task_id) == (RekeyEvidence.TASK_SEEN, "t1")
     transport.script["record-info"] = [make.record(1)]
     (outcome,) = await run(renewed, path)
@@ -80,7 +80,7 @@ async def test_a_journal_in_which_nothing_was_paid_goes_on_with_any_key(
     transport.script["generate"] = [make.answer(None, 401, msg="no"), make.answer({"taskId": "t1"})]
     with pytest.raises(AuthenticationError) as refused:
         await run(client, path)
-    assert "rekey_journal(client, path)" in str(refused.value)
+    assert "rekey(client, path)" in str(refused.value)
     (outcome,) = await run(renewed, path)
     assert isinstance(outcome, Succeeded)
 
@@ -91,8 +91,8 @@ async def test_rekeying_a_journal_in_which_nothing_was_paid_asks_for_no_task(
     """It says so, and the second time that the journal belongs to this key."""
     async with await Journal(path, clock=client.session.clock).open(account=client.fingerprint):
         pass
-    assert (await rekey_journal(renewed, path)).evidence is RekeyEvidence.NOTHING_PAID
-    assert (await rekey_journal(renewed, path)).evidence is RekeyEvidence.SAME_KEY
+    assert (await rekey(renewed, path)).evidence is RekeyEvidence.NOTHING_PAID
+    assert (await rekey(renewed, path)).evidence is RekeyEvidence.SAME_KEY
     assert transport.count("record-info") == 0
 
 
@@ -105,7 +105,7 @@ async def test_a_key_of_another_account_is_refused(
     await clock.sleep(MINUTES_S)
     transport.script["record-info"] = [make.answer(None, 422, msg="The record does not exist")]
     with pytest.raises(JournalError, match="another account: for it there is no task t1") as refused:
-        await rekey_journal(renewed, path, sure=sure)
+        await rekey(renewed, path, same_account=sure)
     assert "Nothing was changed" in str(refused.value)
     with pytest.raises(JournalError, match="another key"):
         await run(renewed, path)
@@ -119,11 +119,11 @@ async def test_where_the_account_cannot_be_told_the_caller_says_so(
     await leave_a_live_task(client, path, transport, make)
     await clock.sleep(age_s)
     transport.script["record-info"] = [make.answer(None, 422, msg="The record does not exist")]
-    with pytest.raises(JournalError, match="cannot be told") as refused:
-        await rekey_journal(renewed, path)
-    assert "sure=True" in str(refused.value)
+    with pytest.raises(JournalError, match="Nothing shows that this key is of the account") as refused:
+        await rekey(renewed, path)
+    assert "same_account=True" in str(refused.value)
     assert "--" not in str(refused.value)
-    assert (await rekey_journal(renewed, path, sure=True)).evidence is RekeyEvidence.CALLER
+    assert (await rekey(renewed, path, same_account=True)).evidence is RekeyEvidence.CALLER
 
 
 async def test_images_in_doubt_alone_prove_nothing(
@@ -133,9 +133,9 @@ async def test_images_in_doubt_alone_prove_nothing(
     transport.script["generate"] = [Unknown("cut off")]
     await run(client, path)
     with pytest.raises(JournalError, match="no task of the last 14 days"):
-        await rekey_journal(renewed, path)
+        await rekey(renewed, path)
     async with Journal(path, clock=client.session.clock) as journal:
-        assert (await rekey_journal(renewed, journal, sure=True)).evidence is RekeyEvidence.CALLER
+        assert (await rekey(renewed, journal, same_account=True)).evidence is RekeyEvidence.CALLER
 
 
 async def test_a_key_that_is_refused_changes_nothing(
@@ -146,15 +146,15 @@ async def test_a_key_that_is_refused_changes_nothing(
     transport.script["credit"] = [make.answer(None, 401, msg="no")]
     looks = transport.count("record-info")
     with pytest.raises(AuthenticationError):
-        await rekey_journal(renewed, path, sure=True)
+        await rekey(renewed, path, same_account=True)
     assert transport.count("record-info") == looks
     transport.script["credit"] = [make.answer(42.5)]
     transport.script["record-info"] = [make.answer(None, 500, msg="oops")]
     with pytest.raises(ServerError, match="Nothing was changed"):
-        await rekey_journal(renewed, path, sure=True)
+        await rekey(renewed, path, same_account=True)
     transport.script["record-info"] = [make.answer(None, 401, msg="no")]
     with pytest.raises(AuthenticationError):
-        await rekey_journal(renewed, path, sure=True)
+        await rekey(renewed, path, same_account=True)
     with pytest.raises(JournalError, match="another key"):
         await run(renewed, path)
 
@@ -163,13 +163,13 @@ async def test_a_journal_in_use_is_refused(client: Any, renewed: FluxClient, pat
     """Whether its run is in another process or another place of this one."""
     async with await Journal(path, clock=client.session.clock).open(account=client.fingerprint) as journal:
         with pytest.raises(JournalBusyError):
-            await rekey_journal(renewed, path)
+            await rekey(renewed, path)
         with journal.one_run(), pytest.raises(JournalBusyError):
-            await rekey_journal(renewed, journal)
+            await rekey(renewed, journal)
 
 
 async def test_a_journal_that_is_not_there_is_not_made(renewed: FluxClient, path: Path) -> None:
     """A mistyped path is told."""
     with pytest.raises(JournalError, match="There is no journal"):
-        await rekey_journal(renewed, path)
+        await rekey(renewed, path)
     assert not path.exists()

@@ -28,18 +28,17 @@ from flux_async import (
     Outcome,
     RetryPolicy,
     Succeeded,
-    TaskId,
     TaskMismatch,
     TooManyUnknownAnswers,
     UnexpectedResponse,
+    adopt,
 )
 from flux_async.api.envelope import WireResponse
-from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import run_batch
-from flux_async.cli.consent import what_to_retry
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
+from flux_async.cli.folder_commands import what_to_retry
 from flux_async.cli.given import InputRow
 from flux_async.cli.output import Output
 from flux_async.cli.run_command import RemoveText
@@ -47,7 +46,7 @@ from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.run_order import RunOptions
 from flux_async.cli.signals import Interruption
 from flux_async.cli.status import show_status, status_of
-from flux_async.job_state import JobState, Saved, TaskFound, apply
+from flux_async.job_state import JobState, Saved
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
 from flux_async.transport import Answered, Unknown
@@ -670,8 +669,8 @@ async def test_a_task_about_the_image_of_another_job_is_not_adopted(
         await run(client, path, [url])
     async with Journal(path, clock=client.session.clock) as journal:
         first, second = await journal.jobs(JobState.IN_DOUBT)
-        with pytest.raises(InvalidInput, match=f"the request of job {second.job.key}"):
-            await adoptable_echo(journal, first, await client.record(TaskId("t1")))
+    with pytest.raises(InvalidInput, match=f"the request of job {second.job.key}"):
+        await adopt(client, path, first.job.key, "t1")
 
 
 @pytest.mark.parametrize("kind", ["confirmed", "absent", "unknown", "another job's"])
@@ -689,19 +688,16 @@ async def test_what_a_person_may_adopt(
         echoing.shows = lambda *_: None
     async with Journal(path, clock=client.session.clock) as journal:
         first, second = await journal.jobs(JobState.IN_DOUBT)
-        mine, other = [await client.record(TaskId(name)) for name in ("t0", "t1")]
-        expected = {"confirmed": Echo.CONFIRMED, "absent": Echo.ABSENT, "unknown": Echo.UNRECOGNISED}
-        if kind in expected:
-            assert await adoptable_echo(journal, first, mine) is expected[kind]
-        if kind != "absent":
-            with pytest.raises(InvalidInput, match="was made from") as caught:
-                await adoptable_echo(journal, first, other)
-            assert (second.job.key in str(caught.value)) is (kind != "unknown")
-        if kind == "unknown":
-            # The person's word is not asked for again: the next run takes the result, and keeps the mark.
-            event = TaskFound(at=0.0, task_id=mine.task_id, echo=Echo.UNRECOGNISED)
-            await journal.record(first.number, apply(first.job, event), event, before=first.job)
+    if kind != "absent":
+        with pytest.raises(InvalidInput, match="was made from") as caught:
+            await adopt(client, path, first.job.key, "t1")
+        assert (second.job.key in str(caught.value)) is (kind != "unknown")
+    expected = {"confirmed": Echo.CONFIRMED, "absent": Echo.ABSENT, "unknown": Echo.UNRECOGNISED}
+    if kind in expected:
+        adopted = await adopt(client, path, first.job.key, "t0")
+        assert (adopted.key, adopted.record.task_id, adopted.echo) == (first.job.key, "t0", expected[kind])
     if kind == "unknown":
+        # The user is not asked again: the next run takes the result, and keeps the mark.
         client.session.submitter.sent.confirmed = 3
         outcomes = await run(client, path, URLS[:1])
         outcome = outcomes[URLS[0]]

@@ -1,0 +1,300 @@
+"""What a user orders of a journal: submit again, name a task, fetch images that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from flux_async import (
+    DiskFull,
+    EditRequest,
+    Failed,
+    FetchReport,
+    FluxClient,
+    InvalidInput,
+    Job,
+    JobKey,
+    Journal,
+    JournalBusyError,
+    JournalError,
+    Model,
+    NotFoundError,
+    Outcome,
+    Succeeded,
+    adopt,
+    fetch_missing,
+    retry,
+    run_batch,
+)
+from flux_async.transport import Unknown
+
+URLS = [f"https://pictures.example/{number}.jpg" for number in range(6)]
+IMAGE = (
+    b"\xff\xd8\xff\xe0\x00\x04\x00\x00\xff\xc0\x00\x0b\x08\x00\x10\x00\x20\x01\x01\x11\x00"
+    b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + bytes(100) + b"\xff\xd9"
+)
+MINUTE_S = 60.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.sqlite3"
+
+
+async def run(client: FluxClient, path: Path, images: list[Any], **options: Any) -> list[Any]:
+    async with run_batch(client, images, journal=path, **options) as batch:
+        return [outcome async for outcome in batch]
+
+
+def job_of(url: str, key: str) -> Job:
+    return Job(request=EditRequest.text_removal(url), key=JobKey(key))
+
+
+async def states(client: FluxClient, path: Path) -> dict[str, int]:
+    async with Journal(path, clock=client.session.clock) as journal:
+        return {state.value: count for state, count in (await journal.counts()).items()}
+
+
+# --- retry ------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_failed_is_submitted_again_by_the_next_run(
+    client: FluxClient, transport: Any, make: Any, path: Path
+) -> None:
+    """A dry run returns the same and changes nothing; without a retry the next run submits nothing."""
+    transport.script["generate"] = [make.answer({"taskId": "t1"}), make.answer({"taskId": "t2"})]
+    transport.script["record-info"] = [make.record(2), make.record(1, "t2")]
+    [outcome] = await run(client, path, URLS[:1])
+    assert isinstance(outcome, Failed)
+    planned = await retry(client, path, failed=True, dry_run=True)
+    assert await run(client, path, URLS[:1]) == []
+    retried = await retry(client, path, failed=True)
+    assert dict(retried.submits) == dict(planned.submits) == {Model.PRO: 1}
+    assert list(retried.to_submit) == list(planned.to_submit) == [1]
+    [outcome] = await run(client, path, URLS[:1])
+    assert isinstance(outcome, Succeeded)
+    assert transport.count("generate") == 2
+
+
+async def test_a_job_in_doubt_is_submitted_again_only_when_asked_for(
+    client: FluxClient, transport: Any, make: Any, path: Path
+) -> None:
+    """Jobs in doubt are left out of a retry of those that failed; paid ones are named as free."""
+    transport.script["generate"] = [make.answer({"taskId": "t1"}), Unknown("cut off")]
+    transport.script["record-info"] = [make.record(0)]
+    await run(client, path, URLS[:2], timeout=5.0)
+    retried = await retry(client, path, failed=True)
+    assert (dict(retried.submits), list(retried.to_submit), list(retried.to_fetch)) == ({}, [], [1])
+    assert await states(client, path) == {"submitted": 1, "in_doubt": 1}
+    retried = await retry(client, path, in_doubt=True)
+    assert (dict(retried.submits), list(retried.to_submit)) == ({Model.PRO: 1}, [2])
+    assert await states(client, path) == {"submitted": 1, "pending": 1}
+
+
+async def test_a_retry_of_nothing_is_refused(client: FluxClient, path: Path) -> None:
+    """It would be mistaken for a resumed run."""
+    with pytest.raises(InvalidInput, match="failed=True"):
+        await retry(client, path)
+
+
+@pytest.mark.parametrize("operation", ["retry", "adopt", "fetch_missing"])
+async def test_a_journal_that_is_missing_is_not_made_and_one_in_use_is_refused(
+    client: FluxClient, path: Path, tmp_path: Path, operation: str
+) -> None:
+    """A mistyped path is reported; a run in this or another process is not disturbed."""
+    operations: dict[str, Callable[[], Any]] = {
+        "retry": lambda: retry(client, path, failed=True),
+        "adopt": lambda: adopt(client, path, "poster", "t1"),
+        "fetch_missing": lambda: fetch_missing(client, path, tmp_path),
+    }
+    with pytest.raises(JournalError, match="There is no journal"):
+        await operations[operation]()
+    assert not path.exists()
+    async with Journal(path, clock=client.session.clock):
+        with pytest.raises(JournalBusyError):
+            await operations[operation]()
+
+
+# --- adopt ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def doubtful(client: FluxClient, transport: Any, make: Any, path: Path) -> Path:
+    """A journal in which ``poster`` is in doubt and ``cover`` has the task t1."""
+    transport.script["generate"] = [make.answer({"taskId": "t1"}), Unknown("cut off")]
+    for url, key in ((URLS[0], "cover"), (URLS[1], "poster")):
+        await run(client, path, [job_of(url, key)])
+    return path
+
+
+async def test_an_adopted_task_is_fetched_by_the_next_run_without_a_submit(
+    client: FluxClient, transport: Any, make: Any, doubtful: Path
+) -> None:
+    """Its record shows nothing of the request, which is no sign of a mistake."""
+    transport.script["record-info"] = [make.record(1, "t2")]
+    adopted = await adopt(client, doubtful, "poster", "t2")
+    assert (adopted.key, adopted.record.task_id, adopted.echo) == ("poster", "t2", "absent")
+    [outcome] = await run(client, doubtful, [job_of(URLS[1], "poster")])
+    assert isinstance(outcome, Succeeded)
+    assert outcome.image.task_id == "t2"
+    assert transport.count("generate") == 2
+
+
+@pytest.mark.parametrize(
+    ("job", "task", "kind", "words"),
+    [
+        ("poster", "t1", InvalidInput, "Task t1 belongs to job cover"),
+        ("cover", "t2", InvalidInput, "Job cover is done, not in doubt"),
+        ("postre", "t2", InvalidInput, "The journal has no job postre"),
+        ("poster", "t9", NotFoundError, "Check the task id"),
+    ],
+)
+async def test_a_task_is_not_adopted_where_it_does_not_belong(
+    client: FluxClient,
+    transport: Any,
+    make: Any,
+    doubtful: Path,
+    job: str,
+    task: str,
+    kind: type[Exception],
+    words: str,
+) -> None:
+    """Every refusal says that nothing was changed, and nothing is."""
+    transport.script["record-info"] = [make.answer(None, 404, msg="no such task")]
+    with pytest.raises(kind, match=words) as refused:
+        await adopt(client, doubtful, job, task)
+    assert "Nothing was changed." in str(refused.value)
+    assert await states(client, doubtful) == {"done": 1, "in_doubt": 1}
+
+
+# --- fetch_missing ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Answer:
+    """One answer of a file host."""
+
+    status: int = 200
+    body: bytes = IMAGE
+    host: str = "files.example"
+    headers: dict[str, str] = attrs.field(factory=dict)
+
+    async def chunks(self) -> Any:
+        """Send it all."""
+        yield self.body
+
+
+@attrs.define(eq=False)
+class FileHost:
+    """Serves results, or refuses them."""
+
+    clock: Any
+    is_away: Callable[[str, float], bool] = lambda _url, _at: False
+    tries: int = 0
+
+    @asynccontextmanager
+    async def open(self, url: str) -> Any:
+        """Answer one request."""
+        self.tries += 1
+        yield Answer(503, b"") if self.is_away(url, self.clock.now) else Answer()
+
+
+@pytest.fixture
+def host(transport: Any, make: Any, vendor: Any, clock: Any) -> FileHost:
+    """A file host; the vendor has no fresh links."""
+    transport.script["download-url"] = [make.answer(None, 422, msg="url is wrong")]
+    made = FileHost(clock)
+    transport.files = made.open
+    return made
+
+
+class Collected(list[Outcome]):
+    """Outcomes in the order in which they were reported."""
+
+    async def add(self, outcome: Outcome) -> None:
+        """Receive one."""
+        self.append(outcome)
+
+
+async def test_images_that_were_moved_away_or_never_fetched_are_downloaded(
+    client: FluxClient, host: FileHost, transport: Any, path: Path, tmp_path: Path
+) -> None:
+    """Those that are there are not; nothing is submitted, and a second call finds nothing missing."""
+    clean = tmp_path / "clean"
+    there, moved = await run(client, path, URLS[:2], directory=clean)
+    [left] = await run(client, path, URLS[2:3])
+    moved.file.unlink()
+    submits, tries = transport.count("generate"), host.tries
+    outcomes = Collected()
+    report = await fetch_missing(client, path, clean, on_outcome=outcomes.add)
+    assert report == FetchReport(fetched=2, missing=0)
+    assert {outcome.job.key for outcome in outcomes if outcome.job} == {moved.job.key, left.job.key}
+    for outcome in outcomes:
+        assert isinstance(outcome, Succeeded)
+        assert outcome.file is not None
+        assert outcome.file.read_bytes() == IMAGE
+    assert there.file.exists()
+    assert moved.file.exists()
+    assert host.tries == tries + 2
+    assert transport.count("generate") == submits
+    assert await fetch_missing(client, path, clean) == FetchReport()
+
+
+async def test_a_result_that_does_not_come_is_reported_and_stays_paid(
+    client: FluxClient, host: FileHost, path: Path, tmp_path: Path
+) -> None:
+    """Beside others that do come; the next call fetches it."""
+    await run(client, path, URLS[:3])
+    host.is_away = lambda url, _: "t1" in url
+    outcomes = Collected()
+    report = await fetch_missing(client, path, tmp_path, patience=MINUTE_S, on_outcome=outcomes.add)
+    assert report == FetchReport(fetched=2, missing=1)
+    [failed] = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    assert "The result is paid and stays available until" in str(failed.error)
+    host.is_away = lambda _url, _at: False
+    assert await fetch_missing(client, path, tmp_path) == FetchReport(fetched=1)
+
+
+async def test_an_outage_of_the_file_host_is_waited_for_once_and_not_by_every_image(
+    client: FluxClient, host: FileHost, path: Path, tmp_path: Path, clock: Any
+) -> None:
+    """Images that are asked for after it has been away for the whole patience get one try each."""
+    outcomes = await run(client, path, URLS)
+    keys = [outcome.job.key for outcome in outcomes]
+    host.is_away = lambda _url, _at: True
+
+    async def jobs() -> Any:
+        for key in keys[:3]:
+            yield key
+        await clock.sleep(2 * MINUTE_S)
+        for key in keys[3:]:
+            yield key
+
+    began = clock.now
+    report = await fetch_missing(client, path, tmp_path, jobs=jobs(), patience=MINUTE_S)
+    assert report == FetchReport(missing=len(URLS))
+    assert clock.now - began < 2.5 * MINUTE_S
+
+
+async def test_a_full_disk_ends_it_and_an_open_journal_stays_open(
+    client: FluxClient, host: FileHost, transport: Any, path: Path, tmp_path: Path
+) -> None:
+    """Every image would meet it."""
+    await run(client, path, URLS[:3])
+    assert host.tries == 0
+
+    @asynccontextmanager
+    async def full(_url: str) -> Any:
+        raise DiskFull("No space left.")
+        yield
+
+    transport.files = full
+    async with await Journal(path, clock=client.session.clock).open(account=client.fingerprint) as journal:
+        with pytest.raises(DiskFull):
+            await fetch_missing(client, journal, tmp_path)
+    assert await states(client, path) == {"done": 3}
