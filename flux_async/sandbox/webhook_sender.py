@@ -142,7 +142,7 @@ class Courier:
 
     async def _post(self, web: httpx.AsyncClient, letter: Letter) -> int | None:
         """Post a letter and return the HTTP status, or None where no answer came in time."""
-        if not self._anywhere and not await _is_here(letter.url):
+        if not self._anywhere and not await is_this_machine(letter.url):
             logger.warning(
                 "callback to %s not sent: it leads to another machine; allow that with --callbacks-anywhere",
                 urlsplit(letter.url).netloc,
@@ -176,7 +176,7 @@ class Courier:
         return response.status_code
 
 
-async def _is_here(url: str) -> bool:
+async def is_this_machine(url: str) -> bool:
     """Say whether an address leads to this machine, by all that its name resolves to."""
     try:
         parts = urlsplit(url)

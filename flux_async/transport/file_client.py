@@ -31,7 +31,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CONNECT_S = 10.0
 _ONE_ADDRESS_S = 3.0
 _MOST_ADDRESSES = 4
-_HARD_STOP_S = 2.0
+HARD_STOP_S = 2.0
 _KEEPALIVE_S = 60.0
 _CONNECTIONS = 8
 _MOST_BEFORE_ANSWER = 256 * 1024
@@ -220,7 +220,7 @@ class FileClient:
     ) -> AsyncIterator[FileStream]:
         """Open a file; see :meth:`flux_async.transport.Transport.fetch`."""
         pools = self._pools = self._pools or ConnectionPools(self._make_pool)
-        deadline = Deadline(timeout_s + _HARD_STOP_S)
+        deadline = Deadline(timeout_s + HARD_STOP_S)
         async with pools.used():
             try:
                 async with deadline:

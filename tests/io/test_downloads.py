@@ -601,7 +601,7 @@ async def test_a_write_that_finds_no_room(
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no such device here")
-    monkeypatch.setattr("flux_async.files.image_writer._make_part", lambda _path, _mode: full.open("wb"))
+    monkeypatch.setattr(Path, "open", lambda _path, _mode: open(full, "wb"))  # noqa: PTH123, SIM115 - as above
     async with raw_server(serve_pictures) as server:
         with pytest.raises(DiskFull):
             await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)

@@ -508,7 +508,7 @@ async def test_a_slow_download_ends_at_the_deadline(
     then: bytes,
 ) -> None:
     """Each byte is in time, the whole never; nothing of it goes on behind the caller's back."""
-    monkeypatch.setattr("flux_async.transport.file_client._HARD_STOP_S", 0.02)
+    monkeypatch.setattr("flux_async.transport.file_client.HARD_STOP_S", 0.02)
 
     async def behave(_first: str, headers: Any, body: bytes, writer: asyncio.StreamWriter) -> bool:
         writer.write(first)

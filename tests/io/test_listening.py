@@ -249,15 +249,19 @@ async def test_slow_heads_are_hung_up_on(
 async def test_the_time_of_a_head_counts_from_each_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection in use is kept: what runs is the time of its next request alone."""
+    """Each answer cancels the timer of the connection and starts that of its next request."""
     timers: list[asyncio.TimerHandle] = []
-    start = module.Connection._start_head_timer
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
 
-    def started(connection: module.Connection) -> asyncio.TimerHandle:
-        timers.append(start(connection))
-        return timers[-1]
+    def recorded(delay: float, *arguments: Any) -> asyncio.TimerHandle:
+        timer = call_later(delay, *arguments)
+        if delay == module.HEAD_TIMEOUT_S:
+            timers.append(timer)
+        return timer
 
-    monkeypatch.setattr(module.Connection, "_start_head_timer", started)
+    monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 20.0 * WAIT_S)  # no other timer is so long
+    monkeypatch.setattr(loop, "call_later", recorded)
     async with served(tmp_path) as port, httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as vendor:
         for _ in range(5):
             assert await deliver(port, vendor) == 200

@@ -19,7 +19,7 @@ import pytest
 from flux_async.sandbox import Sandbox as InProcess
 from flux_async.sandbox import SandboxSettings, create_app
 from flux_async.sandbox.server import main
-from flux_async.sandbox.webhook_sender import _is_here
+from flux_async.sandbox.webhook_sender import is_this_machine
 
 GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
@@ -495,9 +495,9 @@ def test_bad_options(options: tuple[str, ...], words: str, capsys: pytest.Captur
         ("http://127.0.0.1:99999/hook", False),
     ],
 )
-async def test_only_this_machine_is_here(url: str, is_here: bool) -> None:
+async def test_only_loopback_addresses_are_this_machine(url: str, is_here: bool) -> None:
     """By what the name resolves to."""
-    assert await _is_here(url) is is_here
+    assert await is_this_machine(url) is is_here
 
 
 async def test_callbacks_stay_on_this_machine_unless_told_otherwise(

@@ -76,6 +76,7 @@ class CallingVendor:
     )
     images: list[str] = attrs.field(factory=lambda: [f"https://pictures.example/{n}.jpg" for n in range(12)])
     _group: asyncio.TaskGroup | None = None
+    _deliveries: list[asyncio.Task[None]] = attrs.field(factory=list)
 
     def __attrs_post_init__(self) -> None:
         self.transport.script["generate"] = [self.generate]
@@ -88,7 +89,7 @@ class CallingVendor:
             call = Call(f"t{number}", json.loads(request.body), self.clock.now + self.generation_s)
             self.calls.append(call)
             if self._group is not None and "callBackUrl" in call.sent:
-                self._group.create_task(self.deliver(call))
+                self._deliveries.append(self._group.create_task(self.deliver(call)))
         if self.loses_answer(number) or not self.makes_task(number):
             return Unknown("dropped")
         return self.make.answer({"taskId": f"t{number}"})
@@ -174,8 +175,8 @@ class CallingVendor:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._group is not None
-        for task in list(self._group._tasks):
-            task.cancel()
+        for delivery in self._deliveries:
+            delivery.cancel()
         await self._group.__aexit__(None, None, None)
         self._group = None
 

@@ -204,12 +204,12 @@ async def test_a_full_disk_halts_once_and_loses_nothing(
     """The run ends with one error; when there is room again, what was paid is fetched and not paid again."""
     count, vendor = 300, Vendor(latency_s=0.001)
 
-    def no_room(_path: Path, _mode: int) -> Any:
+    def no_room(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with client_of(vendor, in_flight=20) as client:
         with monkeypatch.context() as full:
-            full.setattr("flux_async.files.image_writer._make_part", no_room)
+            full.setattr(Path, "touch", no_room)
             async with run_batch(client, images(count), journal=path, directory=tmp_path / "out") as batch:
                 with pytest.raises(DiskFull):
                     async for _ in batch:

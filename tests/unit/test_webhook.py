@@ -13,8 +13,17 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async import CallbackEvent, InvalidInput, Journal, JournalError, WebhookReceiver, WrongEventLoop
+from flux_async import (
+    CallbackEvent,
+    InvalidInput,
+    JobKey,
+    Journal,
+    JournalError,
+    WebhookReceiver,
+    WrongEventLoop,
+)
 from flux_async.api.webhooks import sign
+from flux_async.job_state import JobState
 from flux_async.webhook import LARGEST_BODY, MOST_HELD, SMALL_BODY
 
 KEY = "test-webhook-key"
@@ -518,12 +527,11 @@ async def test_a_commit_outlives_its_request(tmp_path: Path) -> None:
     """A commit that has begun comes to pass, though the request is cancelled."""
     async with Journal(tmp_path / "run.sqlite3") as journal:
         begun = asyncio.Event()
-        kept: list[str] = []
 
         class Slow:
             async def receive(self, event: CallbackEvent) -> None:
                 begun.set()
-                await journal._do(lambda c: kept.append(str(event.task_id)))
+                await journal.add([(JobKey(event.task_id), "{}")])
 
         app = WebhookReceiver(Slow(), key=KEY, clock=StoppedClock())
         async with asyncio.TaskGroup() as group:
@@ -531,7 +539,7 @@ async def test_a_commit_outlives_its_request(tmp_path: Path) -> None:
             await begun.wait()
             request.cancel()
         assert request.cancelled()
-    assert kept == ["task12345"]
+        assert await journal.counts() == {JobState.PENDING: 1}
 
 
 # --- the log ----------------------------------------------------------------------------------------------
