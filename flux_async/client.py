@@ -69,7 +69,7 @@ from flux_async.policy.image_urls import check_reachable, mistyped_in_words
 from flux_async.policy.polling import CallbackHealth, PollPolicy
 from flux_async.policy.rate_limit import Limits, RateLimiter
 from flux_async.policy.retry import RetryPolicy
-from flux_async.poller import POLL_TIMEOUT_S, SHORTEST_POLL_S, Poller, WaitOptions, as_paid
+from flux_async.poller import Poller, as_paid
 from flux_async.session import Call, Session
 from flux_async.submitter import log
 from flux_async.transport import Transport
@@ -367,9 +367,16 @@ class FluxClient:
         task = check_task_id(task_id)
         kind = None if request is None else kind_of(check_request(request))
         age = None if age is None else check_not_negative(age, "age")
-        options = self._wait_options(timeout, kind, age, expects_callback=expects_callback)
         async with self._session.call():
-            image = await self._poller.wait(task, options)
+            image = await self._poller.wait(
+                task,
+                policy=self._options.polling,
+                timeout_s=self._span(timeout),
+                deadline=self._deadline(timeout),
+                kind=kind,
+                age=age,
+                expects_callback=expects_callback,
+            )
         return image if request is None else self._with_echo(image, request)
 
     def notify(self, callback: CallbackEvent | TaskId | str) -> None:
@@ -516,8 +523,14 @@ class FluxClient:
             sent = await self._sendable(request, deadline)
             task_id = await self._submit(sent, deadline, call)
             try:
-                options = self._wait_options(timeout, kind_of(request), 0.0, deadline=deadline)
-                image = await self._poller.wait(task_id, options)
+                image = await self._poller.wait(
+                    task_id,
+                    policy=self._options.polling,
+                    timeout_s=self._span(timeout),
+                    deadline=deadline,
+                    kind=kind_of(request),
+                    age=0.0,
+                )
             except FluxError as error:
                 if isinstance(error, TaskFailed) and error.record is not None:
                     self._check_echo(error.record, sent)
@@ -589,25 +602,6 @@ class FluxClient:
     def _deadline(self, timeout: float | None) -> float:
         return self._session.clock.monotonic() + self._span(timeout)
 
-    def _wait_options(
-        self,
-        timeout: float | None,
-        kind: str | None,
-        age: float | None,
-        *,
-        deadline: float | None = None,
-        expects_callback: bool = False,
-    ) -> WaitOptions:
-        """Return how to wait for a task; ``deadline`` is that of a call which has begun before."""
-        return WaitOptions(
-            policy=self._options.polling,
-            timeout_s=self._span(timeout),
-            deadline=self._deadline(timeout) if deadline is None else deadline,
-            kind=kind,
-            age=age,
-            expects_callback=expects_callback,
-        )
-
     @property
     def _uploads(self) -> Uploads:
         return Uploads(session=self._session, retry=self._options.retry)
@@ -678,16 +672,12 @@ class FluxClient:
             while True:
                 tries += 1
                 try:
-                    return parse(await self._look(wire, deadline))
+                    return parse(await session.read(wire, deadline=deadline))
                 except FluxError as error:
                     delay = self._options.retry.before_next_poll(error, tries, session.rng.random())
                     if delay is None or session.clock.monotonic() + delay >= deadline:
                         raise
                     await session.clock.sleep(delay)
-
-    async def _look(self, wire: WireRequest, deadline: float) -> WireResponse:
-        remaining = max(SHORTEST_POLL_S, deadline - self._session.clock.monotonic())
-        return await self._session.read(wire, timeout_s=min(POLL_TIMEOUT_S, remaining), deadline=deadline)
 
 
 class _ClientWithOptions(FluxClient):

@@ -37,7 +37,7 @@ from flux_async.errors import (
     RequestNotSent,
     WrongEventLoop,
 )
-from flux_async.models import ImageRequest, TaskId, UnclaimedTask
+from flux_async.models import ImageRequest, TaskId, TaskRecord, UnclaimedTask
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.rate_limit import Pause, RateLimiter
 from flux_async.submitter import Submitter, answer_of, log, take
@@ -47,6 +47,7 @@ from flux_async.transport.background import BackgroundTasks, Deadline
 T = TypeVar("T")
 
 DOWNLOADS = 8
+POLL_TIMEOUT_S = 30.0
 UPLOADS = 8
 _MOST_UNCLAIMED = 10_000
 _SHORTEST_S = 0.01
@@ -306,8 +307,10 @@ class Session:
 
     # --- requests that cost nothing -----------------------------------------------------------------------
 
-    async def read(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> WireResponse:
-        """Make one request that costs nothing.
+    async def read(
+        self, wire: WireRequest, *, deadline: float, timeout_s: float = POLL_TIMEOUT_S
+    ) -> WireResponse:
+        """Make one request that costs nothing and return the answer.
 
         Raises:
             RequestNotSent, ConnectionLost: There is no whole answer; charge NO.
@@ -315,6 +318,7 @@ class Session:
         """
         await take(self._poll_slots, deadline, self.clock)
         began = self.clock.monotonic()
+        timeout_s = min(timeout_s, max(_SHORTEST_S, deadline - began))
         result = await self._run(
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._poll_slots.release
         )
@@ -328,29 +332,33 @@ class Session:
         """
         await take(self._poll_slots, deadline, self.clock)
 
-    async def poll(self, task_id: TaskId, *, timeout_s: float) -> WireResponse | FluxError:
-        """Poll a task, with a slot, and return the answer, whatever it is. It must not be cancelled.
+    async def poll(self, task_id: TaskId) -> TaskRecord | FluxError:
+        """Poll a task, with a slot, and return what was found, whatever it is. It must not be cancelled.
 
         The poll uses a kept connection. If its answer may belong to an earlier poll, it is repeated on a
         fresh one.
         """
-        began = self.clock.monotonic()
+        found: TaskRecord | FluxError
         try:
-            poll = self.api.build_status(task_id, keep_alive=True)
-            answer = self._polled(await self.transport.exchange(poll, timeout_s=timeout_s), began)
+            answer = await self._exchange_poll(self.api.build_status(task_id, keep_alive=True))
             if not self.api.is_for_task(answer, task_id):
-                poll, began = self.api.build_status(task_id), self.clock.monotonic()
-                answer = self._polled(await self.transport.exchange(poll, timeout_s=timeout_s), began)
+                answer = await self._exchange_poll(self.api.build_status(task_id))
+            found = self.api.parse_poll(answer, task_id)
         except FluxError as error:
-            return error
+            found = error
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own
-            return ConnectionLost(
+            found = ConnectionLost(
                 f"The poll failed in an unforeseen way: {type(error).__name__}.", charge=Charge.NO
             )
-        else:
-            return answer
         finally:
             self._poll_slots.release()
+        words = found.status.name if isinstance(found, TaskRecord) else type(found).__name__
+        log(logging.DEBUG, "poll of task %s: %s", task_id, words)
+        return found
+
+    async def _exchange_poll(self, wire: WireRequest) -> WireResponse:
+        began = self.clock.monotonic()
+        return self._polled(await self.transport.exchange(wire, timeout_s=POLL_TIMEOUT_S), began)
 
     def _polled(self, result: SendResult, began: float) -> WireResponse:
         """Return the answer to a poll, or raise the error of a missing one; update the pause of polls."""

@@ -64,7 +64,7 @@ from flux_async.job_state import (
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
 from flux_async.policy.downloads import NoDownload, expired
 from flux_async.policy.generation_times import kind_of
-from flux_async.poller import WaitOptions, as_paid
+from flux_async.poller import as_paid
 
 
 async def run_job(job: ActiveJob, run: RunContext) -> Outcome | None:
@@ -160,21 +160,23 @@ async def _wait(task_id: TaskId, job: ActiveJob, run: RunContext) -> Found:
     """Wait for a task. What only a submit needs is forgotten meanwhile, save an upload."""
     clock, timeout_s = run.session.clock, run.options.timeout_s
     submitted_at = job.state.submitted_at
-    options = WaitOptions(
-        policy=run.client.polling,
-        timeout_s=timeout_s,
-        deadline=clock.monotonic() + timeout_s,
-        kind=kind_of(input_of(job, run).request),
-        age=None if submitted_at is None else max(0.0, clock.wall() - submitted_at),
-        expects_callback=await _expects_callback(job, run),
-        waits_out_outages=True,
-    )
+    deadline, kind = clock.monotonic() + timeout_s, kind_of(input_of(job, run).request)
+    expects_callback = await _expects_callback(job, run)
     if input_of(job, run).url is None:
         job.input = None
     job.slot.end_start()
     with run.control.awaiting_task():
         try:
-            return await run.client.poller.wait(check_task_id(task_id), options)
+            return await run.client.poller.wait(
+                check_task_id(task_id),
+                policy=run.client.polling,
+                timeout_s=timeout_s,
+                deadline=deadline,
+                kind=kind,
+                age=None if submitted_at is None else max(0.0, clock.wall() - submitted_at),
+                expects_callback=expects_callback,
+                waits_out_outages=True,
+            )
         except Exception as error:  # noqa: BLE001 - also that of a caller's clock
             return error
 

@@ -58,7 +58,6 @@ T = TypeVar("T")
 
 _OK = 200
 _ABOUT_RANGES = frozenset({206, 416})
-_REFRESH_TIMEOUT_S = 30.0
 _SHORTEST_S = 0.01
 _LAST_TRY = 0.1
 """Part of the time in which no other try begins: it would only be cut short."""
@@ -194,13 +193,8 @@ class Download(Generic[T]):
         The link lets anybody in: it is kept nowhere, and neither log nor error shows more than its host.
         """
         self._refreshed = True
-        remaining = max(_SHORTEST_S, self.deadline - self.session.clock.monotonic())
         try:
-            answer = await self.session.read(
-                build_download_url(self.order.url),
-                timeout_s=min(_REFRESH_TIMEOUT_S, remaining),
-                deadline=self.deadline,
-            )
+            answer = await self.session.read(build_download_url(self.order.url), deadline=self.deadline)
             self._address = parse_download_url(answer)
         except FluxError as failed:
             logger.info("no fresh link for a refused picture: %s", type(failed).__name__)
