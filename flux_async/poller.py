@@ -136,7 +136,7 @@ class Poller:
         return len(self._early)
 
     def notify(self, task_id: TaskId) -> None:
-        """Poll a task now, because a callback came for it. Without a waiter, its first poll is made at once."""
+        """Poll a task now, because a callback came for it; without a waiter, as soon as there is one."""
         if self.session.is_closed or self.health.saw_callback(task_id, self._now()):
             return  # its end is known already
         if (task := self._tasks.get(task_id)) is not None:
