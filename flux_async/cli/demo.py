@@ -25,7 +25,8 @@ from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.run_order import RunOptions
 from flux_async.cli.sandbox_child import SPEED, SandboxChild, SandboxChildError
 from flux_async.cli.signals import Interruption, run_interruptible
-from flux_async.journal.reader import JournalReader, lock_owner_of
+from flux_async.journal.lock import lock_owner_of
+from flux_async.journal.reader import JournalReader
 
 CONTACT_SHEET = "contact_sheet.png"
 

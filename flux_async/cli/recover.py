@@ -17,7 +17,7 @@ from flux_async.cli.printable import printable
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.errors import JournalError
 from flux_async.job_state import JobState
-from flux_async.journal.lost_records import LostRecords, look_for_loss
+from flux_async.journal.lost_records import LostRecords, find_lost_records
 from flux_async.journal.store import Journal
 from flux_async.journal.submit_log import log_of
 from flux_async.models import JobKey
@@ -34,7 +34,7 @@ def run_recover(folder: Path, *, yes: bool) -> Exit:
     journal, console = folder / JOURNAL, MessageConsole()
     if not journal.exists() and not log_of(journal).exists():
         raise JournalError(f"There is no journal at {journal}.", advice="Check the folder's name.")
-    lost = look_for_loss(journal.resolve())
+    lost = find_lost_records(journal.resolve())
     if lost is None:
         console.note(f"The journal in {folder} lacks no records. Nothing was changed.")
         return Exit.SUCCEEDED
@@ -60,7 +60,7 @@ def warning_of_lost_records(folder: Path) -> str | None:
     """Return what to say of a folder that a run would refuse; None where its journal lacks no records."""
     journal = folder / JOURNAL
     with contextlib.suppress(JournalError, OSError):  # whoever opens it says so
-        if look_for_loss(journal.resolve()) is not None:
+        if find_lost_records(journal.resolve()) is not None:
             return (
                 f"The journal in {folder} lacks records of submits, which may be paid: these numbers are too "
                 "low, and a run refuses the folder. Put the missing file back beside the journal. Otherwise "

@@ -18,7 +18,8 @@ from flux_async.cli.recover import warning_of_lost_records
 from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, row_of, utc_text
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.job_state import JobState
-from flux_async.journal.reader import JournalReader, LockOwner, lock_owner_of
+from flux_async.journal.lock import LockOwner, lock_owner_of
+from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
 

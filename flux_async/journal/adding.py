@@ -23,8 +23,8 @@ import attrs
 from flux_async.api.stored_requests import read_request
 from flux_async.errors import InvalidInput, JobConflictError
 from flux_async.job_state import JobSnapshot, JobState
-from flux_async.journal.lost_records import has_unknown, take_unknown
-from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
+from flux_async.journal.lost_records import has_lost_submits, take_lost_submit
+from flux_async.journal.rows import StoredJob, select_jobs
 from flux_async.models import JobKey, LocalImage, digest_key
 from flux_async.policy.image_urls import bare_url, is_resigned, unsigned_url
 
@@ -41,9 +41,6 @@ _INSERT = "INSERT OR IGNORE INTO job (key, request, address, bare_address) VALUE
 _INSERT_AT = "INSERT INTO job (number, key, request, address, bare_address) VALUES (?, ?, ?, ?, ?)"
 _AT_ONCE = 1000
 _PUT_SOURCE = "UPDATE job SET source = ?, source_folder = ? WHERE key = ?"
-_BY_KEY = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
-_BY_ADDRESS = f"SELECT {COLUMNS} FROM job WHERE address = ? AND number <> ?"  # noqa: S608
-_BY_BARE_ADDRESS = f"SELECT {COLUMNS} FROM job WHERE bare_address = ? AND number > ? ORDER BY number LIMIT 50"  # noqa: S608
 
 
 class Added(NamedTuple):
@@ -144,7 +141,7 @@ class Adding:
 
     def add(self, entries: Sequence[tuple[JobKey, str]], sources: Mapping[JobKey, LocalImage]) -> list[Added]:
         """Add what is not there yet; return what became of each entry, in order."""
-        self._lost_any = has_unknown(self.connection)
+        self._lost_any = has_lost_submits(self.connection)
         added: list[Added] = []
         for at in range(0, len(entries), _AT_ONCE):
             some = entries[at : at + _AT_ONCE]
@@ -179,7 +176,7 @@ class Adding:
 
     def _has_any(self, column: str, values: Collection[object]) -> bool:
         marks = ",".join("?" * len(values))
-        sql = f"SELECT 1 FROM job WHERE {column} IN ({marks}) LIMIT 1"  # noqa: S608
+        sql = f"SELECT 1 FROM job WHERE {column} IN ({marks}) LIMIT 1"
         return self.connection.execute(sql, tuple(values)).fetchone() is not None
 
     def _add(self, key: JobKey, request: str, source: LocalImage | None) -> Added:
@@ -200,11 +197,11 @@ class Adding:
 
     def _with_source(self, key: JobKey, source: LocalImage | None) -> StoredJob:
         """Return a job that was there before; the first time in a run, with the file as it is given now."""
-        stored = stored_job(self.connection.execute(_BY_KEY, (key,)).fetchone())
+        stored = select_jobs(self.connection, "key = ?", key)[0]
         if source is None or stored.number in self._here or self.is_chosen(stored.number):
             return stored
         self._put_source(key, source)
-        return stored_job(self.connection.execute(_BY_KEY, (key,)).fetchone())
+        return select_jobs(self.connection, "key = ?", key)[0]
 
     def _put_source(self, key: JobKey, source: LocalImage) -> None:
         where = _storable(source.path), _storable(source.folder)
@@ -212,11 +209,11 @@ class Adding:
 
     def _in_doubt(self, key: JobKey) -> StoredJob | None:
         """Return a new job, in doubt, where the journal had it before and lost the record of its submit."""
-        submitted_at = take_unknown(self.connection, key)
+        submitted_at = take_lost_submit(self.connection, key)
         if submitted_at is None:
             return None
         self.put_in_doubt(key, submitted_at)
-        return stored_job(self.connection.execute(_BY_KEY, (key,)).fetchone())
+        return select_jobs(self.connection, "key = ?", key)[0]
 
     def _known(self, stored: StoredJob, request: str) -> Added:
         is_first, number = stored.number not in self._here, stored.number
@@ -260,8 +257,7 @@ class Adding:
 
     def _paid_as(self, number: int, key: JobKey, request: str, address: int) -> StoredJob | None:
         """Return a job of the same image, perhaps under another signature, that was submitted or is to be."""
-        for row in self.connection.execute(_BY_ADDRESS, (address, number)):
-            other = stored_job(row)
+        for other in select_jobs(self.connection, "address = ? AND number <> ?", address, number):
             is_paid = other.job.state not in _UNSUBMITTED
             is_wanted = other.number in self._here or self.is_chosen(other.number)
             if (is_paid or is_wanted) and conflict_of(other, request) is None:
@@ -277,7 +273,7 @@ class Adding:
             return None
         found = self.earlier.at(bare, self.similar_page or self._with_bare_address, self._is_of_no_interest)
         if addresses.bare is not None:
-            plain = map(stored_job, self.connection.execute(_BY_ADDRESS, (bare, number)))
+            plain = select_jobs(self.connection, "address = ? AND number <> ?", bare, number)
             found = chain((other for other in plain if not self._is_of_no_interest(other)), found)
         for other in found:
             if _differs_only_in_query(other.request, request):
@@ -285,7 +281,9 @@ class Adding:
         return None
 
     def _with_bare_address(self, bare: int, after: int) -> list[StoredJob]:
-        return list(map(stored_job, self.connection.execute(_BY_BARE_ADDRESS, (bare, after))))
+        return select_jobs(
+            self.connection, "bare_address = ? AND number > ? ORDER BY number LIMIT 50", bare, after
+        )
 
     def _is_of_no_interest(self, other: StoredJob) -> bool:
         """Whether a job was not submitted, or is part of this run: its row stands beside the new one."""

@@ -16,7 +16,7 @@ import attrs
 from flux_async.clock import Clock, SystemClock, hold_of
 from flux_async.errors import JournalError, shown
 from flux_async.journal.guard import open_file
-from flux_async.journal.schema import make_folder
+from flux_async.journal.schema import connect_read_only, make_folder
 from flux_async.journal.writer import Writer
 from flux_async.models import CallbackEvent, JobKey, TaskId
 
@@ -34,7 +34,7 @@ POSSIBLE_DUPLICATES = (
 """That a callback names a task nobody knows, for an attempt that was made again since: both may be paid."""
 
 _ENTRIES = (
-    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "  # noqa: S608
+    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "
     f"attempt.input_url, {POSSIBLE_DUPLICATES} "
     "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
 )
@@ -199,14 +199,11 @@ class InboxWatch:
 
     def newest(self) -> int:
         """Return the number of the newest callback; 0 where there is none, or none can be read now."""
-        import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+        import sqlite3
 
         try:
             if self._connection is None:
-                uri = f"{self._path.as_uri()}?mode=ro"
-                self._connection = sqlite3.connect(
-                    uri, uri=True, isolation_level=None, check_same_thread=False
-                )
+                self._connection = connect_read_only(self._path)
             return int(self._connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0)
         except sqlite3.Error:
             return 0

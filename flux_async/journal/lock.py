@@ -1,4 +1,4 @@
-"""The right to run a journal: locks that the operating system releases when the process ends."""
+"""One run of a journal at a time: locks that the operating system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -9,53 +9,99 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import attrs
 
 from flux_async.errors import JournalBusyError, JournalError
 
-_THOUGH = ", though its lock file was removed or its folder moved or deleted"
+
+@attrs.frozen(kw_only=True)
+class LockOwner:
+    """The process that runs a journal.
+
+    Attributes:
+        pid: Its id.
+        since: The time it took the lock, in seconds since the epoch.
+    """
+
+    pid: int
+    since: float
+
+    @classmethod
+    def read(cls, lock_file: Path) -> Self | None:
+        """Return the owner that is written in a lock file; None if there is none."""
+        try:
+            fields = json.loads(lock_file.read_text(encoding="utf-8"))
+            return cls(pid=int(fields["pid"]), since=float(fields["since"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def lock_owner_of(journal: Path) -> LockOwner | None:
+    """Return the process that runs ``journal`` now, without taking its lock."""
+    owner = LockOwner.read(_lock_file_of(journal.resolve()))
+    if owner is None:
+        return None
+    try:
+        os.kill(owner.pid, 0)
+    except PermissionError:
+        return owner  # the process runs, as another user
+    except (OSError, OverflowError):
+        return None
+    return owner
 
 
 @attrs.frozen
-class _Lock:
-    """A locked file.
-
-    Attributes:
-        file: Its descriptor.
-        path: Its name.
-    """
+class _LockedFile:
+    """A locked file: its descriptor and its path."""
 
     file: int
     path: Path
+
+    @classmethod
+    def lock(cls, path: Path) -> Self | None:
+        """Open and lock the file that is at this path now; None if another process has locked it."""
+        import fcntl
+
+        while True:
+            locked = cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), path)
+            try:
+                fcntl.flock(locked.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(locked.file)
+                return None
+            if locked.is_in_place():
+                return locked
+            os.close(locked.file)  # the file was replaced meanwhile
+
+    def is_in_place(self) -> bool:
+        """Return whether the path still leads to the file."""
+        try:
+            return os.path.samestat(os.fstat(self.file), self.path.lstat())
+        except OSError:
+            return False
 
     def write(self, text: str) -> None:
         """Replace its content."""
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, text.encode(), 0)
 
-    def is_in_place(self) -> bool:
-        """Whether its name still leads to it."""
-        try:
-            return os.path.samestat(os.fstat(self.file), self.path.lstat())
-        except OSError:
-            return False
-
     def release(self, *, remove: bool) -> None:
-        """Unlock it, also for a forked child that inherited it."""
-        import fcntl  # noqa: PLC0415 - not on every platform, and only runs need it
+        """Empty and unlock it, also for a forked child that inherited it."""
+        import fcntl
 
         with contextlib.suppress(OSError):
+            os.ftruncate(self.file, 0)
             if remove and self.is_in_place():
-                self.path.unlink()  # a process that waits for this very file sees it, and makes another
+                self.path.unlink()  # a process that waits for this file notices, and makes another
         with contextlib.suppress(OSError):
             fcntl.flock(self.file, fcntl.LOCK_UN)
         os.close(self.file)
 
 
 class JournalLock:
-    """Holds three locks on a journal, so that no second run gets in by any way.
+    """Three locks on a journal, so that a second run is refused however it reaches the journal.
 
     ``<journal>.lock`` is seen by every user and every machine. Two more are in a folder that only this user
     can write to: one named after the journal's path, for a folder that is moved or deleted during a run and
@@ -63,23 +109,24 @@ class JournalLock:
     systems that would shut SQLite out, and closing any descriptor of it would drop SQLite's own locks.
     """
 
-    def __init__(self, locks: list[_Lock]) -> None:
+    def __init__(self, locks: list[_LockedFile]) -> None:
         self._locks = locks
 
     @classmethod
     def take(cls, journal: Path, *, at: float) -> JournalLock:
-        """Take the lease of ``journal``; an empty file is made where there is none.
+        """Lock ``journal``; an empty file is made if there is none.
 
         Raises:
-            JournalBusyError: Another run holds it; the message names its process.
+            JournalBusyError: Another run has locked it; the message names its process.
             JournalError: The files cannot be opened.
         """
-        taken: list[_Lock] = []
+        taken: list[_LockedFile] = []
         try:
-            _take(journal.with_name(journal.name + ".lock"), taken, journal, "")
-            folder = lock_folder()
-            _take(folder / _name_by_path(journal), taken, journal, _THOUGH)
-            _take(folder / _name_by_inode(journal), taken, journal, _THOUGH)
+            _take(_lock_file_of(journal), taken, journal)
+            folder = _private_folder()
+            removed = ", though its lock file was removed or its folder moved or deleted"
+            _take(folder / _name_by_path(journal), taken, journal, removed)
+            _take(folder / _name_by_inode(journal), taken, journal, removed)
         except BaseException as error:
             cls(taken).release()
             if not isinstance(error, OSError):
@@ -92,44 +139,25 @@ class JournalLock:
     def release(self) -> None:
         """Release all locks; the private ones leave no file behind."""
         for number, lock in reversed(list(enumerate(self._locks))):
-            with contextlib.suppress(OSError):
-                os.ftruncate(lock.file, 0)
             lock.release(remove=number > 0)
 
 
-def lock_folder() -> Path:
-    """Return the folder that holds this user's locks: in the temporary folder, else in the user's cache.
-
-    A folder that others own or can write to is never used: they could hold a lock, or remove one.
+def _take(path: Path, taken: list[_LockedFile], journal: Path, circumstance: str = "") -> None:
+    """Lock the file at ``path`` and add it to ``taken``.
 
     Raises:
-        JournalError: There is none that only this user can write to.
+        JournalBusyError: Another process has locked it.
     """
-    tried = []
-    for folder in _lock_folders():
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if _is_private(folder):
-                return folder
-        tried.append(str(folder))
-    raise JournalError(
-        f"No folder for locks is private to this user: tried {' and '.join(tried)}.",
-        advice="Remove what is in the way, or point TMPDIR to a folder of this user; nothing was sent.",
-    )
+    locked = _LockedFile.lock(path)
+    if locked is None:
+        owner = LockOwner.read(path)
+        process = "another process" if owner is None else f"process {owner.pid}"
+        raise JournalBusyError(f"{journal} is being run by {process}{circumstance}.")
+    taken.append(locked)
 
 
-def _lock_folders() -> list[Path]:
-    folders = [Path(tempfile.gettempdir()) / f"flux-async-{os.getuid()}"]
-    with contextlib.suppress(RuntimeError):  # no home folder
-        # Inode numbers mean something on one machine only, and several may share a home folder.
-        folders.append(Path.home() / ".cache" / "flux-async" / f"locks-{os.uname().nodename}")
-    return folders
-
-
-def _is_private(folder: Path) -> bool:
-    found = folder.lstat()
-    others_may = found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not others_may
+def _lock_file_of(journal: Path) -> Path:
+    return journal.with_name(journal.name + ".lock")
 
 
 def _name_by_path(journal: Path) -> str:
@@ -137,50 +165,33 @@ def _name_by_path(journal: Path) -> str:
 
 
 def _name_by_inode(journal: Path) -> str:
-    """Name the lock that belongs to the file, whatever it is called; make the file where there is none."""
+    """Return the name of the lock of the file, whatever its path is; make the file if there is none."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(journal, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
     file = journal.stat()
     return f"file-{file.st_dev:x}-{file.st_ino:x}.lock"
 
 
-def _take(path: Path, taken: list[_Lock], journal: Path, circumstance: str) -> None:
-    """Lock the file at ``path`` and put it on the list.
+def _private_folder() -> Path:
+    """Return the folder with this user's locks: in the temporary folder, else in the user's cache.
+
+    A folder that others own or can write to is never used: they could hold a lock, or remove one.
 
     Raises:
-        JournalBusyError: Another process has locked it.
+        JournalError: There is none that only this user can write to.
     """
-    file = _lock_file(path)
-    if file is None:
-        raise JournalBusyError(f"{journal} is being run by {_holder(path)}{circumstance}.")
-    taken.append(_Lock(file, path))
-
-
-def _lock_file(path: Path) -> int | None:
-    """Open and lock the file that bears this name now; None where another process has locked it."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        if not _lock(file):
-            os.close(file)
-            return None
-        if _Lock(file, path).is_in_place():
-            return file
-        os.close(file)  # it was exchanged meanwhile
-
-
-def _lock(file: int) -> bool:
-    import fcntl  # noqa: PLC0415 - as above
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _holder(path: Path) -> str:
-    try:
-        held: Any = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {int(held['pid'])}"
-    except (ValueError, KeyError, TypeError, OSError):
-        return "another process"
+    folders = [Path(tempfile.gettempdir()) / f"flux-async-{os.getuid()}"]
+    with contextlib.suppress(RuntimeError):  # no home folder
+        # Inode numbers are valid on one machine only, and several machines may share a home folder.
+        folders.append(Path.home() / ".cache" / "flux-async" / f"locks-{os.uname().nodename}")
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()
+            others_may = found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not others_may:
+                return folder
+    raise JournalError(
+        f"No folder for locks is private to this user: tried {' and '.join(map(str, folders))}.",
+        advice="Remove what is in the way, or point TMPDIR to a folder of this user; nothing was sent.",
+    )

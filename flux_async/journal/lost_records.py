@@ -1,8 +1,7 @@
-"""Whether a journal knows of every submit that its log names, and what becomes of those it does not know."""
+"""Submits that are in the log of submits but not in the journal: how they are found, and put in doubt."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,17 +9,25 @@ import attrs
 
 from flux_async.errors import JournalRecordsLost
 from flux_async.job_state import JobState
-from flux_async.journal.schema import check_ours, not_ours_or_damaged, open_for_reading
-from flux_async.journal.submit_log import LoggedSubmit, has_opening, is_cut, last_of, log_of, read_log
+from flux_async.journal.rows import put_in_doubt
+from flux_async.journal.schema import check_version, damage_of, open_for_reading, read_meta, write_meta
+from flux_async.journal.submit_log import (
+    LoggedSubmit,
+    has_opening,
+    is_cut,
+    last_of,
+    log_of,
+    read_log,
+    rewrite,
+)
 from flux_async.models import JobKey
 
 if TYPE_CHECKING:
     import sqlite3
 
-_CLOSED, _OPEN = "closed", "open "
-"""The states of a journal as it notes them; the second is followed by the name of the opening."""
+_STATE, _CLOSED, _OPEN = "submit_log", "closed", "open "
+"""The name and the values of the journal's own state; the second is followed by the name of the opening."""
 
-_SET_STATE = "INSERT OR REPLACE INTO meta VALUES ('submit_log', ?)"
 _IS_KNOWN = (
     "SELECT 1 FROM event JOIN job ON job.number = event.job "
     "WHERE event.number = ? AND event.type = 'SubmitIntended' AND event.at = ? AND job.key = ?"
@@ -31,8 +38,9 @@ _NEWEST_ANSWERED = (
     "WHERE intent.number > ? AND answer.number > ? AND intent.type = 'SubmitIntended' "
     "AND answer.type IN ('SubmitAccepted', 'SubmitRejected', 'SubmitUnknown')"
 )
+_REMEMBER = "INSERT OR REPLACE INTO lost_submit VALUES (?, ?)"
 _ANY = JobKey("")
-"""Stands in the table of lost submits for every job that the journal does not know."""
+"""Stands in the table ``lost_submit`` for every job that is not in the journal."""
 
 
 @attrs.frozen(kw_only=True)
@@ -40,27 +48,31 @@ class LostRecords:
     """Submits that a journal has no record of.
 
     Attributes:
-        submits: The newest of each job, by the job's key; also of jobs that the journal does not know.
-        log_is_lost: Whether the log of submits itself is not there, is empty, cut or older than the journal:
-            any job that is pending, or that the journal does not know, may have been submitted.
+        submits: The newest of each job, by the job's key; the job itself may be lost, too.
+        log_is_lost: Whether the log of submits itself is missing, empty, cut or older than the journal: any
+            job
+            that is pending, or that is not in the journal, may have been submitted.
     """
 
     submits: dict[JobKey, LoggedSubmit] = attrs.field(factory=dict)
     log_is_lost: bool = False
 
 
-def check_whole(connection: sqlite3.Connection | None, journal: Path) -> None:
+# --- finding ----------------------------------------------------------------------------------------------
+
+
+def check_complete(connection: sqlite3.Connection | None, journal: Path) -> None:
     """Compare a journal with its log of submits.
 
     Args:
-        connection: Reads the journal; None where there is no file, or an empty one.
+        connection: Reads the journal; None if there is no file, or an empty one.
         journal: Its path.
 
     Raises:
-        JournalRecordsLost: It lacks records.
+        JournalRecordsLost: The journal lacks records.
     """
     log = log_of(journal)
-    last = last_of(log)  # read first: every submit that it names was committed before
+    last = last_of(log)  # read first: every submit in it was committed before
     if last is not None and (connection is None or not _is_known(connection, last)):
         raise JournalRecordsLost(
             f"{journal} lacks records of submits, which may be paid: {log.name} names later ones. Its -wal "
@@ -68,19 +80,36 @@ def check_whole(connection: sqlite3.Connection | None, journal: Path) -> None:
         )
     if connection is None and last is None and _is_left_over(journal):
         raise JournalRecordsLost(
-            f"{journal} is not there or empty, and files beside it show that it was in use. So its records "
+            f"{journal} is missing or empty, and files beside it show that it was in use. So its records "
             "of submits are lost, and nothing was sent."
         )
     if connection is not None and _is_log_lost(connection, log, last):
-        what = "is empty, cut or older than the journal" if log.exists() else "is not beside it"
+        problem = "is empty, cut or older than the journal" if log.exists() else "is not beside it"
         raise JournalRecordsLost(
-            f"{journal} was in use when its process ended or when it was copied, and {log.name} {what}. So "
-            "the journal may lack records of submits, and nothing was sent."
+            f"{journal} was in use when its process ended or when it was copied, and {log.name} {problem}. "
+            "So the journal may lack records of submits, and nothing was sent."
         )
 
 
-def find_lost(connection: sqlite3.Connection | None, journal: Path) -> LostRecords | None:
-    """Return all submits of the log that the journal does not know; None where nothing is lost."""
+def find_lost_records(path: Path) -> LostRecords | None:
+    """Return the submits that a journal lacks, or None if it is complete; the journal is not changed.
+
+    Raises:
+        JournalError: It is another program's, or damaged.
+    """
+    import sqlite3
+
+    if not path.exists() or not path.stat().st_size:
+        return _find(None, path)
+    try:
+        with open_for_reading(path, leaves_no_trace=True) as connection:
+            check_version(connection, path)
+            return _find(connection, path)
+    except sqlite3.Error as error:
+        raise damage_of(error, path) from None
+
+
+def _find(connection: sqlite3.Connection | None, journal: Path) -> LostRecords | None:
     log = log_of(journal)
     submits = {
         submit.key: submit
@@ -96,93 +125,24 @@ def find_lost(connection: sqlite3.Connection | None, journal: Path) -> LostRecor
     return LostRecords(submits=submits, log_is_lost=is_lost) if submits or is_lost else None
 
 
-def look_for_loss(path: Path) -> LostRecords | None:
-    """Return what a journal lacks of the submits in its log, or None where it is whole; it is not changed.
-
-    Raises:
-        JournalError: It is another program's, or damaged.
-    """
-    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
-
-    if not path.exists() or not path.stat().st_size:
-        return find_lost(None, path)
-    try:
-        with ExitStack() as stack:
-            connection = open_for_reading(path, stack, leaves_no_trace=True)
-            check_ours(connection, path)
-            return find_lost(connection, path)
-    except sqlite3.Error as error:
-        raise not_ours_or_damaged(error, path) from None
-
-
-def note_open(connection: sqlite3.Connection, opening: str) -> None:
-    """Note that the journal is in use: from now on it is whole only together with its log of submits.
-
-    The note is in the main file at once, where a copy without the ``-wal`` file has it.
-
-    Args:
-        connection: The journal.
-        opening: The name of this opening, which the log has already.
-    """
-    connection.execute(_SET_STATE, (_OPEN + opening,))
-    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-
-
-def note_closed(connection: sqlite3.Connection) -> None:
-    """Note that the journal is whole without its log of submits."""
-    connection.execute(_SET_STATE, (_CLOSED,))
-
-
-def keep_unknown(connection: sqlite3.Connection, submit: LoggedSubmit) -> None:
-    """Remember a submit of a job that the journal does not know, until the job is given again."""
-    connection.execute("INSERT OR REPLACE INTO lost_submit VALUES (?, ?)", (submit.key, submit.at))
-
-
-def keep_any_unknown(connection: sqlite3.Connection, at: float) -> None:
-    """Remember that any job which the journal does not know may have been submitted."""
-    connection.execute("INSERT OR REPLACE INTO lost_submit VALUES (?, ?)", (_ANY, at))
-
-
-def has_unknown(connection: sqlite3.Connection) -> bool:
-    """Whether any such submit is remembered."""
-    return connection.execute("SELECT 1 FROM lost_submit LIMIT 1").fetchone() is not None
-
-
-def take_unknown(connection: sqlite3.Connection, key: JobKey) -> float | None:
-    """Return, and forget, the time of a job's lost submit; None where it has none."""
-    rows = connection.execute("DELETE FROM lost_submit WHERE key = ? RETURNING at", (key,)).fetchall()
-    if not rows:
-        rows = connection.execute("SELECT at FROM lost_submit WHERE key = ?", (_ANY,)).fetchall()
-    return float(rows[0][0]) if rows else None
-
-
-def pending_keys(connection: sqlite3.Connection) -> list[JobKey]:
-    """Return the keys of all jobs that would be submitted."""
-    rows = connection.execute("SELECT key FROM job WHERE state = ?", (JobState.PENDING,))
-    return [JobKey(key) for (key,) in rows]
-
-
 def _is_known(connection: sqlite3.Connection, submit: LoggedSubmit) -> bool:
-    if not _has_table(connection, "event"):
+    if _is_empty(connection):
         return False
-    found = connection.execute(_IS_KNOWN, (submit.event, submit.at, submit.key))
-    return found.fetchone() is not None
+    return connection.execute(_IS_KNOWN, (submit.event, submit.at, submit.key)).fetchone() is not None
 
 
 def _is_log_lost(connection: sqlite3.Connection, log: Path, last: LoggedSubmit | None) -> bool:
-    """Whether the journal was left in use, and its log is not the one of that use, or not all of it.
+    """Return whether a journal was left in use, and its log is of another use, or is not complete.
 
     A journal in use without its ``-wal`` file is no loss by itself: a webhook receiver that ends after the
-    run has moved what it held into the main file. Then the log says that nothing is missing.
+    run has moved the records into the main file. Then the log shows that nothing is missing.
     """
-    if not _has_table(connection, "meta"):
+    state = None if _is_empty(connection) else read_meta(connection, _STATE)
+    if state is None or not state.startswith(_OPEN):
         return False
-    row = connection.execute("SELECT value FROM meta WHERE name = 'submit_log'").fetchone()
-    if row is None or not row[0].startswith(_OPEN):
-        return False
-    if not has_opening(log, row[0].removeprefix(_OPEN)) or is_cut(log):
+    if not has_opening(log, state.removeprefix(_OPEN)) or is_cut(log):
         return True
-    # A request leaves after its line is written. A run may be writing: look at the log again, after the
+    # A request leaves after its line is written. A run may be writing, so the log is read again after the
     # journal.
     after = 0 if last is None else last.event
     answered = connection.execute(_NEWEST_ANSWERED, (after, after)).fetchone()[0]
@@ -193,9 +153,9 @@ def _is_log_lost(connection: sqlite3.Connection, log: Path, last: LoggedSubmit |
 
 
 def _is_left_over(journal: Path) -> bool:
-    """Whether files of a journal in use lie where the journal itself is not there or empty.
+    """Return whether files of a journal in use exist while the journal itself is missing or empty.
 
-    SQLite writes to the main file first, and the log has a line before it is used. So where the main file has
+    SQLite writes to the main file first, and the log has a line before it is used. So if the main file has
     bytes by now, another process has just made the journal, and nothing was left over.
     """
     wal, log = journal.with_name(f"{journal.name}-wal"), log_of(journal)
@@ -204,6 +164,59 @@ def _is_left_over(journal: Path) -> bool:
     return is_in_use and not (journal.exists() and journal.stat().st_size > 0)
 
 
-def _has_table(connection: sqlite3.Connection, name: str) -> bool:
-    sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    return connection.execute(sql, (name,)).fetchone() is not None
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+
+
+# --- the state of a journal -------------------------------------------------------------------------------
+
+
+def set_open(connection: sqlite3.Connection, opening: str) -> None:
+    """Store that a journal is in use: from now on it is complete only together with its log of submits.
+
+    The state is in the main file at once, so that a copy without the ``-wal`` file has it.
+
+    Args:
+        connection: The journal.
+        opening: The name of this opening, which is in the log already.
+    """
+    write_meta(connection, _STATE, _OPEN + opening)
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def set_closed(connection: sqlite3.Connection) -> None:
+    """Store that a journal is complete without its log of submits."""
+    write_meta(connection, _STATE, _CLOSED)
+
+
+# --- accepting --------------------------------------------------------------------------------------------
+
+
+def accept_lost_records(connection: sqlite3.Connection, path: Path, lost: LostRecords, now: float) -> None:
+    """Put in doubt every job that may have been submitted without a record; jobs not in the journal later."""
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        for key, submit in lost.submits.items():
+            if not put_in_doubt(connection, key, submit.at, now):
+                connection.execute(_REMEMBER, (key, submit.at))
+        if lost.log_is_lost:
+            pending = connection.execute(
+                "SELECT key FROM job WHERE state = ?", (JobState.PENDING,)
+            ).fetchall()
+            for (key,) in pending:
+                put_in_doubt(connection, key, now, now)
+            connection.execute(_REMEMBER, (_ANY, now))
+    rewrite(connection, log_of(path))
+
+
+def has_lost_submits(connection: sqlite3.Connection) -> bool:
+    """Return whether jobs that are not in the journal yet may have been submitted."""
+    return connection.execute("SELECT 1 FROM lost_submit LIMIT 1").fetchone() is not None
+
+
+def take_lost_submit(connection: sqlite3.Connection, key: JobKey) -> float | None:
+    """Return, and forget, the time of a new job's lost submit; None if it has none."""
+    rows = connection.execute("DELETE FROM lost_submit WHERE key = ? RETURNING at", (key,)).fetchall()
+    if not rows:
+        rows = connection.execute("SELECT at FROM lost_submit WHERE key = ?", (_ANY,)).fetchall()
+    return float(rows[0][0]) if rows else None

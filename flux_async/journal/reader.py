@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sqlite3
@@ -19,14 +18,8 @@ from flux_async.job_state import JobState
 from flux_async.journal import ownership
 from flux_async.journal.adding import Added, Adding, Addresses, EarlierRuns, addresses_of
 from flux_async.journal.inbox import POSSIBLE_DUPLICATES
-from flux_async.journal.rows import COLUMNS, StoredJob, stored_job
-from flux_async.journal.schema import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    open_for_reading,
-    open_temporary,
-    unsupported_version,
-)
+from flux_async.journal.rows import StoredJob, select_jobs
+from flux_async.journal.schema import check_version, connect, open_for_reading
 from flux_async.models import Echo, JobKey, TaskId
 
 T = TypeVar("T")
@@ -41,19 +34,6 @@ _COPY = (
 )
 _MARK = "INSERT INTO job (number, key, request) VALUES (?, ?, '{}')"
 _MODEL = "json_extract(job.request, '$.model')"
-
-
-@attrs.frozen(kw_only=True)
-class LockOwner:
-    """Who runs a journal.
-
-    Attributes:
-        pid: His process.
-        since: When he took the lease, in seconds since the epoch.
-    """
-
-    pid: int
-    since: float
 
 
 @attrs.frozen(kw_only=True)
@@ -97,13 +77,14 @@ class JournalReader:
             raise JournalError(f"There is no journal at {path}.", advice="Check the folder's name.")
         self._closing = ExitStack()
         try:
-            self._connection = open_for_reading(path, self._closing, leaves_no_trace=leaves_no_trace)
+            self._connection = self._closing.enter_context(
+                open_for_reading(path, leaves_no_trace=leaves_no_trace)
+            )
+            check_version(self._connection, path, may_be_new=False)
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise JournalError(f"{path} cannot be read: {error}.") from None
-        try:
-            self._check(path)
-        except JournalError:
+        except BaseException:
             self.close()
             raise
 
@@ -119,44 +100,30 @@ class JournalReader:
         """Let go of the file."""
         self._closing.close()
 
-    def _check(self, path: Path) -> None:
-        if self._value("PRAGMA application_id") != APPLICATION_ID:
-            raise JournalError(f"{path} is not a journal.", advice="Check the folder's name.")
-        version = int(self._value("PRAGMA user_version"))
-        if version != SCHEMA_VERSION:
-            raise unsupported_version(path, version)
-
     # --- jobs ---------------------------------------------------------------------------------------------
 
     def jobs(self, *states: JobState) -> Iterator[StoredJob]:
         """Yield the jobs in these states, or all of them, in order of arrival."""
         where = f"state IN ({_marks(states)}) AND" if states else ""
-        sql = f"SELECT {COLUMNS} FROM job WHERE {where} number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
-        after = 0
-        while page := self._all(sql, *states, after):
-            yield from map(stored_job, page)
-            after = page[-1][0]
+        return self._pages(f"{where} number > ?", *states)
 
     def by_number(self, numbers: Sequence[int]) -> list[StoredJob]:
         """Return the jobs with these numbers, at most some hundreds, in the order asked for."""
-        sql = f"SELECT {COLUMNS} FROM job WHERE number IN ({_marks(numbers)})"  # noqa: S608
-        found = {row[0]: stored_job(row) for row in self._all(sql, *numbers)}
+        found = {stored.number: stored for stored in self._jobs(f"number IN ({_marks(numbers)})", *numbers)}
         return [found[number] for number in numbers if number in found]
 
     def with_key(self, key: str) -> StoredJob | None:
         """Return the job with this key, or None."""
-        rows = self._all(f"SELECT {COLUMNS} FROM job WHERE key = ?", key)  # noqa: S608
-        return stored_job(rows[0]) if rows else None
+        found = self._jobs("key = ?", key)
+        return found[0] if found else None
 
     def with_address(self, digest: int) -> list[StoredJob]:
         """Return the jobs at an address, however it was signed."""
-        rows = self._all(f"SELECT {COLUMNS} FROM job WHERE address = ?", digest)  # noqa: S608
-        return list(map(stored_job, rows))
+        return self._jobs("address = ?", digest)
 
     def with_bare_address(self, digest: int, after: int) -> list[StoredJob]:
         """Return some of the jobs whose address without its query this is, in order of arrival, after one."""
-        sql = f"SELECT {COLUMNS} FROM job WHERE bare_address = ? AND number > ? "  # noqa: S608
-        return list(map(stored_job, self._all(f"{sql} ORDER BY number LIMIT {_PAGE}", digest, after)))
+        return self._jobs(f"bare_address = ? AND number > ? ORDER BY number LIMIT {_PAGE}", digest, after)
 
     def newest(self) -> int:
         """Return the number of the newest job; 0 where there is none."""
@@ -164,10 +131,7 @@ class JournalReader:
 
     def named(self, start: str) -> list[StoredJob]:
         """Return the job with this key, or else up to two whose keys begin so."""
-        exact = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
-        begins = f"SELECT {COLUMNS} FROM job WHERE substr(key, 1, ?) = ? LIMIT 2"  # noqa: S608
-        rows = self._all(exact, start) or self._all(begins, len(start), start)
-        return [stored_job(row) for row in rows]
+        return self._jobs("key = ?", start) or self._jobs("substr(key, 1, ?) = ? LIMIT 2", len(start), start)
 
     def has(self, key: str) -> bool:
         """Whether a job has this key."""
@@ -188,15 +152,12 @@ class JournalReader:
 
     def with_echo(self, echo: Echo) -> Iterator[StoredJob]:
         """Yield the jobs whose record shows this of their request, in order of arrival."""
-        sql = f"SELECT {COLUMNS} FROM job WHERE echo = ? AND number > ? ORDER BY number LIMIT {_PAGE}"  # noqa: S608
-        after = 0
-        while page := self._all(sql, echo, after):
-            yield from map(stored_job, page)
-            after = page[-1][0]
+        return self._pages("echo = ? AND number > ?", echo)
 
     def echoes(self) -> dict[Echo, int]:
         """Return how many jobs have a record that shows their request, none, or an unknown one."""
-        return self._read(ownership.echoes)
+        rows = dict(self._all("SELECT echo, count(*) FROM job WHERE echo IS NOT NULL GROUP BY echo"))
+        return {echo: rows.get(echo.value, 0) for echo in Echo}
 
     def input_url(self, number: int) -> str | None:
         """Return where the latest submit of a job told the vendor to fetch a picture that was uploaded."""
@@ -214,7 +175,7 @@ class JournalReader:
         A job that waits for its next submit is left out: before that it may yet take up the task.
         """
         sql = (
-            "SELECT job.number, inbox.task_id, max(inbox.signed) FROM inbox "  # noqa: S608
+            "SELECT job.number, inbox.task_id, max(inbox.signed) FROM inbox "
             "JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
             f"WHERE {POSSIBLE_DUPLICATES} AND job.state <> 'pending' "
             f"GROUP BY job.number, inbox.task_id ORDER BY min(inbox.number) LIMIT {_PAGE}"
@@ -240,7 +201,7 @@ class JournalReader:
     def spending(self) -> list[Spending]:
         """Return the tasks made so far, by model."""
         sql = (
-            f"SELECT {_MODEL}, sum(type IN {_SPENT}) - sum(type = 'EchoContradicted'), "  # noqa: S608
+            f"SELECT {_MODEL}, sum(type IN {_SPENT}) - sum(type = 'EchoContradicted'), "
             f"sum(type IN {_UNKNOWN}) - sum(type = 'TaskFound') "
             "FROM event JOIN job ON event.job = job.number "
             f"WHERE type IN {_SPENT + _UNKNOWN} GROUP BY 1"
@@ -258,6 +219,16 @@ class JournalReader:
         return self._number(f"SELECT generation_s {known} ORDER BY generation_s LIMIT 1 OFFSET ?", place)
 
     # --- how ----------------------------------------------------------------------------------------------
+
+    def _jobs(self, where: str, *values: object) -> list[StoredJob]:
+        return self._read(lambda c: select_jobs(c, where, *values))
+
+    def _pages(self, where: str, *values: object) -> Iterator[StoredJob]:
+        """Yield jobs by pages; the last condition is ``number > ?``."""
+        after = 0
+        while page := self._jobs(f"{where} ORDER BY number LIMIT {_PAGE}", *values, after):
+            yield from page
+            after = page[-1].number
 
     def _all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         return self._read(lambda c: c.execute(sql, values).fetchall())
@@ -286,7 +257,7 @@ class JournalPreview:
 
     def __init__(self, reader: JournalReader | None) -> None:
         self._reader = reader
-        self._connection = open_temporary()
+        self._connection = connect("")
         self._first_new = 1 if reader is None else reader.newest() + 1
         self._earlier = EarlierRuns(newest=self._first_new - 1)
         self._connection.execute("BEGIN")  # and never committed
@@ -344,23 +315,6 @@ def _related(reader: JournalReader, key: JobKey, addresses: Addresses) -> Iterat
     yield from reader.with_address(addresses.unsigned)
     if addresses.bare is not None:
         yield from reader.with_address(addresses.bare)
-
-
-def lock_owner_of(journal: Path) -> LockOwner | None:
-    """Say who runs ``journal`` now, without taking or asking for its lease."""
-    try:
-        path = journal.resolve()
-        told = json.loads(path.with_name(path.name + ".lock").read_text(encoding="utf-8"))
-        holder = LockOwner(pid=int(told["pid"]), since=float(told["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    try:
-        os.kill(holder.pid, 0)
-    except PermissionError:
-        return holder  # it runs, under another user
-    except (OSError, OverflowError):
-        return None
-    return holder
 
 
 def _marks(values: Sequence[object]) -> str:

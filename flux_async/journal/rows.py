@@ -1,4 +1,4 @@
-"""A job as a row of the journal's table ``job``."""
+"""A job and its events as rows of the journal."""
 
 from __future__ import annotations
 
@@ -21,24 +21,15 @@ from flux_async.job_state import (
     events_of_lost_submit,
 )
 from flux_async.journal import ownership
-from flux_async.models import Echo, EditRequest, ImageRequest, Job, JobKey, LocalImage, TaskId
+from flux_async.models import Echo, EditRequest, ImageRequest, Job, JobKey, LocalImage
 
 if TYPE_CHECKING:
     import sqlite3
 
-_UPDATE = (
-    "UPDATE job SET state=?, attempts=?, paid_failures=?, task_id=?, result_url=?, origin_url=?, file=?, "
-    "charge=?, problem=?, not_before=?, submitted_at=?, generated_at=?, finished_at=?, generation_s=?, "
-    "sha256=?, echo=? "
-    "WHERE number=?"
-)
-_UPDATE_FROM = _UPDATE + " AND state=? AND attempts=?"
-
-COLUMNS = (
-    "number, key, request, state, attempts, paid_failures, task_id, result_url, origin_url, file, charge, "
-    "problem, not_before, submitted_at, generated_at, finished_at, generation_s, sha256, source, "
-    "source_folder, echo"
-)
+_CHANGING = tuple(field.name for field in attrs.fields(JobSnapshot) if field.name != "key")
+_COLUMNS = ", ".join(("number", "request", "source", "source_folder", "key", *_CHANGING))
+_UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in _CHANGING)} WHERE number = ?"
+_UPDATE_FROM = f"{_UPDATE} AND state = ? AND attempts = ?"
 
 
 @attrs.frozen(kw_only=True)
@@ -46,11 +37,11 @@ class StoredJob:
     """A job as the journal has it.
 
     Attributes:
-        number: Its place in the order of arrival.
-        request: The wire JSON it was added with; it names a file of this machine by its content.
-        job: Where it stands.
-        source: Where that file was last seen, as given.
-        source_folder: What it is relative to, where it is relative.
+        number: Its position in the order of arrival.
+        request: The stored request; it names a file of this machine by the digest of its content.
+        job: Its state.
+        source: Last known path of that file, as given.
+        source_folder: The folder that a relative path starts from.
     """
 
     number: int
@@ -67,7 +58,7 @@ class StoredJob:
         """Return the request as it was given.
 
         Raises:
-            InvalidInput: Another release wrote it, with fields that are unknown here.
+            InvalidInput: Another release wrote it, with unknown fields.
         """
         request = read_request(self.request)
         if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
@@ -76,90 +67,65 @@ class StoredJob:
         return attrs.evolve(request, input_image=image)
 
 
-def stored_job(row: tuple[Any, ...]) -> StoredJob:
-    """Return the job of a row of :data:`COLUMNS`."""
-    number, key, request, state, attempts, paid, task, result, origin, file, charge, problem, *times = row
-    not_before, submitted_at, generated_at, finished_at, generation_s, *rest = times
-    sha256, source, source_folder, echo = rest
+def select_jobs(connection: sqlite3.Connection, where: str, *values: object) -> list[StoredJob]:
+    """Return the jobs that a condition, with its order and limit, selects."""
+    return [
+        _stored_job(row)
+        for row in connection.execute(f"SELECT {_COLUMNS} FROM job WHERE {where}", values).fetchall()
+    ]
+
+
+def _stored_job(row: tuple[Any, ...]) -> StoredJob:
+    number, request, source, source_folder, key, *values = row
+    fields = dict(zip(_CHANGING, values, strict=True))
+    fields["state"], fields["charge"] = JobState(fields["state"]), Charge(fields["charge"])
+    if fields["problem"] is not None:
+        fields["problem"] = Problem(**json.loads(fields["problem"]))
+    if fields["echo"] is not None:
+        fields["echo"] = Echo(fields["echo"])
     return StoredJob(
         number=number,
         request=request,
         source=None if source is None else os.fsdecode(source),
         source_folder=None if source_folder is None else os.fsdecode(source_folder),
-        job=JobSnapshot(
-            key=JobKey(key),
-            state=JobState(state),
-            attempts=attempts,
-            paid_failures=paid,
-            task_id=None if task is None else TaskId(task),
-            result_url=result,
-            origin_url=origin,
-            file=file,
-            charge=Charge(charge),
-            problem=None if problem is None else Problem(**json.loads(problem)),
-            not_before=not_before,
-            submitted_at=submitted_at,
-            generated_at=generated_at,
-            finished_at=finished_at,
-            generation_s=generation_s,
-            sha256=sha256,
-            echo=None if echo is None else Echo(echo),
-        ),
+        job=JobSnapshot(key=key, **fields),
     )
-
-
-def put_in_doubt(connection: sqlite3.Connection, key: JobKey, at: float, now: float) -> bool:
-    """Put a job in doubt that was perhaps submitted at ``at``; False where the journal does not know it."""
-    row = connection.execute(f"SELECT {COLUMNS} FROM job WHERE key = ?", (key,)).fetchone()  # noqa: S608
-    if row is None:
-        return False
-    stored = stored_job(row)
-    job = stored.job
-    for event in events_of_lost_submit(job, at, now):
-        before, job = job, apply(job, event)
-        write_event(connection, stored.number, job, event, before)
-    return True
 
 
 def write_event(
     connection: sqlite3.Connection, number: int, job: JobSnapshot, event: Event, before: JobSnapshot | None
 ) -> int:
-    """Write what ``event`` made of a job; return the event's number."""
-    values = (
-        job.state.value,
-        job.attempts,
-        job.paid_failures,
-        job.task_id,
-        job.result_url,
-        job.origin_url,
-        job.file,
-        job.charge.value,
-        None if job.problem is None else json.dumps(attrs.asdict(job.problem)),
-        job.not_before,
-        job.submitted_at,
-        job.generated_at,
-        job.finished_at,
-        job.generation_s,
-        job.sha256,
-        job.echo,
-        number,
-    )
+    """Write an event and the job after it; return the event's number.
+
+    Args:
+        connection: The journal, in a transaction.
+        number: The job's number.
+        job: The job after the event.
+        event: The event.
+        before: The job before the event; None writes without a comparison.
+
+    Raises:
+        JournalError: The job in the journal is not the one in ``before``.
+    """
+    values = [getattr(job, name) for name in _CHANGING]
+    if job.problem is not None:
+        values[_CHANGING.index("problem")] = json.dumps(attrs.asdict(job.problem))
     if before is None:
-        changed = connection.execute(_UPDATE, values)
+        changed = connection.execute(_UPDATE, (*values, number))
     else:
-        changed = connection.execute(_UPDATE_FROM, (*values, before.state.value, before.attempts))
+        changed = connection.execute(_UPDATE_FROM, (*values, number, before.state, before.attempts))
     if changed.rowcount != 1:
-        raise JournalError(f"The journal does not hold job {job.key}, or it has moved on without this run.")
+        raise JournalError(f"The journal does not hold job {job.key}, or it is in another state by now.")
     ownership.check_owner(connection, event, number, job.attempts)
-    attempt = job.state.value if job.state in LIVE else "over"
+    attempt_state = job.state if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
             "INSERT INTO attempt (job, number, state, intended_at, callback_id, input_url) "
             "VALUES (?, ?, ?, ?, ?, ?)",
-            (number, job.attempts, attempt, event.at, event.callback_id, event.input_url),
+            (number, job.attempts, attempt_state, event.at, event.callback_id, event.input_url),
         )
     else:
-        ownership.keep(connection, event, number, job.attempts, attempt)
+        ownership.write_attempt(connection, event, number, job.attempts, attempt_state)
     written = connection.execute(
         "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
         (number, event.at, type(event).__name__, _detail(event)),
@@ -168,10 +134,21 @@ def write_event(
 
 
 def _detail(event: Event) -> str:
-    """The event's own fields as JSON; an answer is kept with its attempt."""
+    """Return the event's own fields as JSON; an answer is stored with its attempt."""
     fields = {
         a.name: attrs.asdict(value) if isinstance(value, Problem) else value
         for a in attrs.fields(type(event))
         if a.name not in {"at", "answer"} and (value := getattr(event, a.name)) is not None
     }
     return json.dumps(fields, separators=(",", ":")) if fields else "{}"
+
+
+def put_in_doubt(connection: sqlite3.Connection, key: JobKey, submitted_at: float, now: float) -> bool:
+    """Put a job in doubt that may have been submitted; return False if the journal does not have it."""
+    found = select_jobs(connection, "key = ?", key)
+    for stored in found:
+        job = stored.job
+        for event in events_of_lost_submit(job, submitted_at, now):
+            before, job = job, apply(job, event)
+            write_event(connection, stored.number, job, event, before)
+    return bool(found)

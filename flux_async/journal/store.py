@@ -50,24 +50,17 @@ from flux_async.journal.adding import Added, Adding, EarlierRuns, as_new
 from flux_async.journal.guard import JournalGuard, open_file
 from flux_async.journal.inbox import InboxEntry, InboxWatch
 from flux_async.journal.lock import JournalLock
-from flux_async.journal.lost_records import (
-    LostRecords,
-    keep_any_unknown,
-    keep_unknown,
-    look_for_loss,
-    pending_keys,
-)
 from flux_async.journal.ownership import PaidTask, Sender
-from flux_async.journal.rows import COLUMNS, StoredJob, put_in_doubt, stored_job, write_event
-from flux_async.journal.schema import inspect, make_folder, open_memory
-from flux_async.journal.submit_log import LoggedSubmit, log_of, rewrite
+from flux_async.journal.rows import StoredJob, put_in_doubt, select_jobs, write_event
+from flux_async.journal.schema import connect, make_folder, read_meta, write_meta
+from flux_async.journal.submit_log import LoggedSubmit
 from flux_async.journal.writer import Reserve, Writer
 from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["COLUMNS", "Journal", "StoredJob", "stored_job"]
+__all__ = ["Journal", "StoredJob"]
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -134,9 +127,7 @@ class Journal:
             # The lease comes first: a look at the file of a run in this process would drop its locks.
             self._lock = JournalLock.take(self._path, at=self._clock.wall())
         try:
-            if self._path is not None:
-                inspect(self._path)
-            make_room = (lambda: False) if self._reserve is None else self._reserve.give
+            make_room = (lambda: False) if self._reserve is None else self._reserve.release_step
             connect = partial(self._connect, accept_lost_records=accept_lost_records)
             self._guard = None if self._path is None else JournalGuard(self._path)
             hold = hold_of(self._clock)
@@ -163,7 +154,7 @@ class Journal:
             lease, self._lock = self._lock, None
             if lease is not None:
                 if self._reserve is not None:
-                    self._reserve.give_back()
+                    self._reserve.release()
                 lease.release()
 
     async def __aenter__(self) -> Self:
@@ -181,14 +172,14 @@ class Journal:
 
     async def account(self) -> str:
         """Return the fingerprint of the account it belongs to; empty where it belongs to none yet."""
-        return await self._do(ownership.read_account)
+        return await self._do(lambda c: read_meta(c, "account")) or ""
 
     async def rekey(self, account: str) -> None:
         """Give the journal to another key, by its client's fingerprint, without any check.
 
         :func:`flux_async.rekey` checks first that the key is of the same account.
         """
-        await self._do(lambda c: ownership.set_account(c, account))
+        await self._do(lambda c: write_meta(c, "account", account))
 
     async def may_have_paid(self) -> bool:
         """Return whether a submit of this journal was charged, or may have been."""
@@ -393,26 +384,19 @@ class Journal:
 
     async def keep_times(self, text: str) -> None:
         """Keep what was learned of how long tasks take, in place of what was kept before."""
-        sql = "INSERT OR REPLACE INTO meta VALUES ('generation_times', ?)"
-        await self._do(lambda c: c.execute(sql, (text,)))
+        await self._do(lambda c: write_meta(c, "generation_times", text))
 
     async def times(self) -> str | None:
         """Return what an earlier run learned of how long tasks take, if it did."""
-        sql = "SELECT value FROM meta WHERE name = 'generation_times'"
-        row = await self._do(lambda c: c.execute(sql).fetchone())
-        return None if row is None else str(row[0])
+        return await self._do(lambda c: read_meta(c, "generation_times"))
 
     async def record_halt(self, *, ended_in_it: bool) -> None:
         """Keep whether the last run was halted by answers that made no sense."""
-        sql = "INSERT OR REPLACE INTO meta VALUES ('circuit_breaker', 'halted')"
-        if not ended_in_it:
-            sql = "DELETE FROM meta WHERE name = 'circuit_breaker'"
-        await self._do(lambda c: c.execute(sql))
+        await self._do(lambda c: write_meta(c, "circuit_breaker", "halted" if ended_in_it else None))
 
     async def ended_in_halt(self) -> bool:
         """Return whether the last run was halted so, and no submit has been accepted since."""
-        sql = "SELECT 1 FROM meta WHERE name = 'circuit_breaker'"
-        return await self._do(lambda c: c.execute(sql).fetchone()) is not None
+        return await self._do(lambda c: read_meta(c, "circuit_breaker")) is not None
 
     # --- callbacks ----------------------------------------------------------------------------------------
 
@@ -506,13 +490,10 @@ class Journal:
 
         ``submitted_before`` (seconds since the epoch) leaves out those whose task is younger.
         """
-        only = ""
-        values: tuple[object, ...] = (state, after, limit)
+        where, values = "state = ? AND number > ?", [state, after]
         if submitted_before is not None:
-            only, values = "AND submitted_at < ?", (state, after, submitted_before, limit)
-        sql = f"SELECT {COLUMNS} FROM job WHERE state = ? AND number > ? {only} ORDER BY number LIMIT ?"  # noqa: S608
-        rows = await self._do(lambda c: c.execute(sql, values).fetchall())
-        return [stored_job(row) for row in rows]
+            where, values = f"{where} AND submitted_at < ?", [*values, submitted_before]
+        return await self._do(lambda c: select_jobs(c, f"{where} ORDER BY number LIMIT ?", *values, limit))
 
     async def iter_jobs(
         self, state: JobState, *, submitted_before: float | None = None
@@ -526,9 +507,8 @@ class Journal:
 
     async def job(self, key: str) -> StoredJob | None:
         """Return one job, or None."""
-        sql = f"SELECT {COLUMNS} FROM job WHERE key = ?"  # noqa: S608
-        row = await self._do(lambda c: c.execute(sql, (key,)).fetchone())
-        return None if row is None else stored_job(row)
+        found = await self._do(lambda c: select_jobs(c, "key = ?", key))
+        return found[0] if found else None
 
     async def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
@@ -576,33 +556,6 @@ class Journal:
 
     def _connect(self, *, accept_lost_records: bool) -> sqlite3.Connection:
         if self._path is None:
-            return open_memory()
-        if not accept_lost_records:
-            return open_file(self._path)
-        lost = look_for_loss(self._path)
-        connection = open_file(self._path, accept_lost_records=True)
-        try:
-            if lost is not None:
-                _accept_lost_records(connection, self._path, lost, self._clock.wall())
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-
-def _accept_lost_records(connection: sqlite3.Connection, path: Path, lost: LostRecords, now: float) -> None:
-    """Put in doubt every job that may have been submitted without the journal's knowing."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for key, submit in lost.submits.items():
-            if not put_in_doubt(connection, key, submit.at, now):
-                keep_unknown(connection, submit)
-        if lost.log_is_lost:
-            for key in pending_keys(connection):
-                put_in_doubt(connection, key, now, now)
-            keep_any_unknown(connection, now)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    rewrite(connection, log_of(path))
+            return connect()
+        accept_lost_at = self._clock.wall() if accept_lost_records else None
+        return open_file(self._path, checks_pages=True, accept_lost_at=accept_lost_at)

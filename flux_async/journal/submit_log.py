@@ -1,17 +1,18 @@
 """A list of all submits outside of SQLite's files, which shows whether the journal has lost records.
 
-SQLite cannot tell a ``-wal`` file that was left behind, or cut, from one that never was: it opens the journal
-as it stood some time before, and jobs that are paid look as if they were never submitted. So every submit is
-also a line of ``<journal>.submits``: the number of its event, its time, the key of its job. The line is
-written after the commit of the intent and before the request leaves. Therefore the journal may know of more
-submits than this file, never of fewer, unless records were lost.
+SQLite cannot distinguish a ``-wal`` file that was left behind, or cut, from one that never existed: it opens
+the journal in an earlier state, in which paid jobs seem never to have been submitted. So every submit is also
+a line of ``<journal>.submits``: the number of its event, its time, the key of its job. The line is written
+after the commit of the intent and before the request leaves. Therefore the journal may have more submits than
+this file, never fewer, unless records were lost.
 
-Every time the journal is opened for a run, a comment line names the opening, before the journal notes the
-same name as its state. A journal that was left in use and whose list does not have that line has an older
-list, an emptied one, or none: then the list proves nothing.
+Every time the journal is opened for a run, a comment line names the opening, before the journal stores the
+same name as its state. If a journal was left in use and its list does not have that line, the list is older,
+emptied or missing, and proves nothing.
 
 The file grows in chunks of blank lines, so that a line neither needs room on a full disk nor changes the
-file's size: what it costs is one ``fdatasync`` for each commit that holds an intent.
+file's
+size: it costs one ``fdatasync`` for each commit that holds an intent.
 """
 
 from __future__ import annotations
@@ -32,14 +33,13 @@ from flux_async.models import JobKey
 if TYPE_CHECKING:
     import sqlite3
 
-NO_ROOM_ADVICE = "Make room: what was written down is kept."
+NO_ROOM_ADVICE = "Make room on the disk: everything that was written is kept."
+
 _CHUNK = 16 * 1024
+_PAGE = 256
 _OPENING = b"# opened "
-_BLANK = b"\n\n"
-_SQL_INTENTS = (
-    "SELECT event.number, event.at, job.key FROM event JOIN job ON job.number = event.job "
-    "WHERE event.type = 'SubmitIntended' AND event.number > ? ORDER BY event.number"
-)
+_END = b"\n\n"
+"""Blank lines at the end of every log: without them it was cut."""
 
 
 @attrs.frozen
@@ -48,7 +48,7 @@ class LoggedSubmit:
 
     Attributes:
         event: The number of its event in the journal.
-        at: When it was intended, in seconds since the epoch.
+        at: Time of the intent, in seconds since the epoch.
         key: Its job.
     """
 
@@ -58,25 +58,28 @@ class LoggedSubmit:
 
     @property
     def line(self) -> bytes:
-        """The line that stands for it."""
+        """Its line in the log."""
         return f"{self.event} {self.at!r} {json.dumps(self.key)}\n".encode()
 
     @classmethod
     def read(cls, line: bytes) -> Self | None:
-        """Return what a line says; None for a blank line, or one that was cut by a loss of power."""
+        """Return the submit of a line; None for a blank line, or one that was cut by a loss of power."""
         try:
             event, at, key = line.split(b" ", 2)
-            said = json.loads(key)
-            return cls(int(event), float(at), JobKey(said)) if isinstance(said, str) else None
+            read = json.loads(key)
+            return cls(int(event), float(at), JobKey(read)) if isinstance(read, str) else None
         except ValueError:
             return None
+
+
+# --- writing ----------------------------------------------------------------------------------------------
 
 
 class SubmitLog:
     """The file, open for writing. Used from one thread at a time.
 
     Args:
-        path: The file; made where there is none.
+        path: The file; made if there is none.
 
     Raises:
         OSError: It cannot be opened.
@@ -87,7 +90,11 @@ class SubmitLog:
         is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         self._size = os.fstat(self._file).st_size
-        self._end = self._find_end()
+        self._end = next((end for end, _ in _lines_backwards(self._file)), 0)
+        if self._end:
+            os.pwrite(self._file, b"\n", self._end)  # the last line may have been cut
+            self._end += 1
+            self._size = max(self._size, self._end)
         if is_new:
             _sync_folder(path.parent)
 
@@ -98,7 +105,7 @@ class SubmitLog:
 
     @property
     def current_path(self) -> Path | None:
-        """Where the file is now, also after it was moved; None where the system does not say."""
+        """The path of the file, also after it was moved; None where the system does not provide it."""
         try:
             return Path(f"/proc/self/fd/{self._file}").readlink()
         except OSError:
@@ -112,29 +119,33 @@ class SubmitLog:
         """
         self._make_room(sum(len(LoggedSubmit(2**63, 0.1234567890123456e300, key).line) for key in keys))
 
+    def append(self, submits: Iterable[LoggedSubmit]) -> None:
+        """Append submits; on return they are on disk.
+
+        Raises:
+            OSError: They could not be written.
+        """
+        self._append(b"".join(submit.line for submit in submits))
+
+    def append_opening(self, name: str) -> None:
+        """Append that the journal is opened; on return the line is on disk.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        line = _OPENING + name.encode() + b"\n"
+        self._make_room(len(line) + len(_END))
+        self._append(line)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
     def _make_room(self, needed: int) -> None:
         while self._size < self._end + needed:
             _write(self._file, b"\n" * _CHUNK, self._size)
             os.fsync(self._file)
             self._size += _CHUNK
-
-    def append(self, submits: Iterable[LoggedSubmit]) -> None:
-        """Write submits down; on return they are on disk.
-
-        Raises:
-            OSError: The disk refused it.
-        """
-        self._append(b"".join(submit.line for submit in submits))
-
-    def append_opening(self, name: str) -> None:
-        """Write down that the journal is opened; on return it is on disk.
-
-        Raises:
-            OSError: The disk refused it.
-        """
-        line = _opening(name) + b"\n"
-        self._make_room(len(line) + len(_BLANK))
-        self._append(line)
 
     def _append(self, lines: bytes) -> None:
         if lines:
@@ -143,83 +154,12 @@ class SubmitLog:
             self._end += len(lines)
             self._size = max(self._size, self._end)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-
-    def _find_end(self) -> int:
-        """Return where the next line goes; a line that was cut is ended first."""
-        end = self._size
-        while end > 0:
-            start = max(0, end - _CHUNK)
-            filled = os.pread(self._file, end - start, start).rstrip(b"\n\0")
-            if filled:
-                end = start + len(filled)
-                break
-            end = start
-        if end == 0:
-            return 0
-        os.pwrite(self._file, b"\n", end)
-        self._size = max(self._size, end + 1)
-        return end + 1
-
-
-def log_of(journal: Path) -> Path:
-    """Return the path of a journal's log of submits."""
-    return journal.with_name(journal.name + ".submits")
-
-
-def read_log(path: Path) -> Iterator[LoggedSubmit]:
-    """Yield all submits of a log, oldest first; none where there is no file."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:
-            submit = LoggedSubmit.read(line)
-            if submit is not None:
-                yield submit
-
-
-def has_opening(path: Path, name: str | None = None) -> bool:
-    """Whether a log holds the line of an opening of its journal; without a name, of any."""
-    wanted = _OPENING if name is None else _opening(name)
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        return any(
-            line.startswith(wanted) if name is None else line.rstrip(b"\r\n\0") == wanted for line in file
-        )
-    return False
-
-
-def is_cut(path: Path) -> bool:
-    """Whether a log lacks its end: every log ends with blank lines, in the room for the next submits."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - len(_BLANK)))
-        return len(file.read().replace(b"\0", b"\n").removesuffix(_BLANK)) > 0 or size < len(_BLANK)
-    return False
-
-
-def last_of(path: Path) -> LoggedSubmit | None:
-    """Return the newest submit of a log, read from its end; None where there is none."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        tail = b""
-        while end > 0:
-            start = max(0, end - _CHUNK)
-            file.seek(start)
-            tail = (file.read(end - start) + tail).rstrip(b"\n\0")
-            lines = tail.split(b"\n")
-            for line in reversed(lines if start == 0 else lines[1:]):
-                submit = LoggedSubmit.read(line)
-                if submit is not None:
-                    return submit
-            tail, end = lines[0] if start > 0 else b"", start
-    return None
-
 
 def catch_up(connection: sqlite3.Connection, path: Path) -> SubmitLog:
-    """Open the log of a journal, and append the submits it lacks: those of a release that kept none.
+    """Open the log of a journal, and append the submits that only the journal has.
 
     Raises:
-        JournalError: The disk refused it.
+        JournalError: The log cannot be written.
     """
     try:
         last = last_of(path)
@@ -235,19 +175,16 @@ def catch_up(connection: sqlite3.Connection, path: Path) -> SubmitLog:
 
 
 def rewrite(connection: sqlite3.Connection, path: Path) -> None:
-    """Write the log of a journal anew, whole or not at all.
+    """Write the log of a journal anew, completely or not at all.
 
     Raises:
-        JournalError: The disk refused it.
+        JournalError: The log cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
     try:
         part.unlink(missing_ok=True)
-        log = SubmitLog(part)
-        try:
+        with contextlib.closing(SubmitLog(part)) as log:
             _append_all(log, connection, 0)
-        finally:
-            log.close()
         part.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -261,20 +198,20 @@ def log_error(path: Path, error: OSError) -> JournalError:
     )
 
 
-def _opening(name: str) -> bytes:
-    return _OPENING + name.encode()
-
-
 def _append_all(log: SubmitLog, connection: sqlite3.Connection, after: int) -> None:
-    rows = connection.execute(_SQL_INTENTS, (after,))
-    while page := rows.fetchmany(_CHUNK // 64):
+    rows = connection.execute(
+        "SELECT event.number, event.at, job.key FROM event JOIN job ON job.number = event.job "
+        "WHERE event.type = 'SubmitIntended' AND event.number > ? ORDER BY event.number",
+        (after,),
+    )
+    while page := rows.fetchmany(_PAGE):
         submits = [LoggedSubmit(number, at, JobKey(key)) for number, at, key in page]
         log.make_room(submit.key for submit in submits)
         log.append(submits)
 
 
-def _write(file: int, data: bytes, place: int) -> None:
-    if os.pwrite(file, data, place) < len(data):
+def _write(file: int, data: bytes, offset: int) -> None:
+    if os.pwrite(file, data, offset) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -286,3 +223,56 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(file)
         finally:
             os.close(file)
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+def log_of(journal: Path) -> Path:
+    """Return the path of a journal's log of submits."""
+    return journal.with_name(journal.name + ".submits")
+
+
+def read_log(path: Path) -> Iterator[LoggedSubmit]:
+    """Yield all submits of a log, oldest first; none if there is no file."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        yield from filter(None, map(LoggedSubmit.read, file))
+
+
+def last_of(path: Path) -> LoggedSubmit | None:
+    """Return the newest submit of a log, read from its end; None if there is none."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        submits = (LoggedSubmit.read(line) for _, line in _lines_backwards(file.fileno()))
+        return next(filter(None, submits), None)
+    return None
+
+
+def has_opening(path: Path, name: str = "") -> bool:
+    """Return whether a log has the line of an opening of its journal; without a name, of any."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        openings = (line.rstrip(b"\r\n\0") for line in file if line.startswith(_OPENING))
+        return any(not name or line == _OPENING + name.encode() for line in openings)
+    return False
+
+
+def is_cut(path: Path) -> bool:
+    """Return whether a log lacks its end: every log ends with blank lines, the room for submits."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - len(_END)))
+        return file.read().replace(b"\0", b"\n") != _END
+    return False
+
+
+def _lines_backwards(file: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file that are not blank, the last first, each with the offset of its end."""
+    start, data = os.fstat(file).st_size, b""
+    while start > 0:
+        end, start = start, max(0, start - _CHUNK)
+        data = os.pread(file, end - start, start) + data
+        while b"\n" in (data := data.rstrip(b"\n\0")):
+            before, _, line = data.rpartition(b"\n")
+            yield start + len(data), line
+            data = before
+    if data:
+        yield len(data), data

@@ -1,4 +1,4 @@
-"""One connection in one thread, and one commit for all who are waiting (*group commit*)."""
+"""One connection in one thread, and one commit for all writes that wait (*group commit*)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
-
 Result: TypeAlias = "tuple[asyncio.Future[Any], Any, BaseException | None]"
-"""Who waits, what the work returned, why it failed."""
+"""The future that receives the result, what the work returned, the error it raised."""
+
+RESERVE_STEP = 64 * 1024
+"""More than all submits that are usually in flight at once need."""
+
+RESERVE_SIZE = 8 * RESERVE_STEP
+
+_MOST_PER_COMMIT = 1000
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -38,37 +43,26 @@ class Item:
     """A piece of work in the queue.
 
     Attributes:
-        work: What to do.
+        work: Runs in the transaction.
         done: Receives what it returned, after the commit.
         critical: Whether room is made for it on a full disk.
-        submits: The job that is submitted after it, if one is.
+        submits: The job that is submitted after the commit, if any.
     """
 
-    work: Work
+    work: Callable[[sqlite3.Connection], Any]
     done: asyncio.Future[Any]
     critical: bool = False
     submits: JobKey | None = None
 
 
-_MOST_PER_COMMIT = 1000
-_LOCKED_ADVICE = "Close the program that has it open: nothing is lost."
-
-STEP = 64 * 1024
-"""More than all submits that are usually on the wire at once need."""
-
-SIZE = 8 * STEP
-
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-
 class Writer:
-    """Runs work on a connection in a thread of its own; what it returns is on disk.
+    """Runs work on a connection in a thread of its own; results are returned after the commit.
 
     Args:
         connect: Opens the connection, in the thread.
-        loop: Where the waiting coroutines live.
-        make_room: Frees some of a full disk for what is critical; says whether it could.
-        guard: Watches over the commits of intents.
+        loop: The event loop of the callers.
+        make_room: Frees a part of a full disk for critical work; returns whether it could.
+        guard: Checks the journal's files at each commit, and keeps the log of submits.
         hold: Stops virtual time while work is in the queue.
     """
 
@@ -81,10 +75,10 @@ class Writer:
         hold: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._hold = hold
-        self._guard = guard
         self._connect = connect
         self._loop = loop
         self._make_room = make_room
+        self._guard = guard
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="flux-async journal", daemon=True)
         self.commits: int = 0
@@ -106,14 +100,13 @@ class Writer:
         critical: bool = False,
         submits: JobKey | None = None,
     ) -> T:
-        """Run ``work`` in a transaction; return what it returned, after the commit.
+        """Run ``work`` in a transaction; return its result after the commit.
 
-        A cancelled caller does not undo it: what was asked for is written. Where the disk is full, room is
-        made for what is ``critical``. Work after which a job is submitted names it, and returns the submit
-        for the log.
+        Cancelling the caller does not undo it. If the disk is full, room is made for ``critical`` work. Work
+        after which a job is submitted names the job, and returns the submit for the log.
 
         Raises:
-            WrongEventLoop: The file was opened on another one; nothing was written.
+            WrongEventLoop: The journal was opened on another event loop; nothing was written.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise WrongEventLoop(
@@ -126,33 +119,34 @@ class Writer:
             return await done
 
     async def stop(self) -> None:
-        """Write what is waiting, then close the connection; who is cancelled meanwhile still waits for it."""
+        """Finish the waiting work, then close the connection; a cancelled caller waits for it, too."""
         self._queue.put(None)
         joining = self._loop.run_in_executor(None, self._thread.join)
         cancelled: asyncio.CancelledError | None = None
         while not joining.done():
             try:
                 await asyncio.shield(joining)
-            except asyncio.CancelledError as gone:
-                cancelled = gone
+            except asyncio.CancelledError as error:
+                cancelled = error
         if cancelled is not None:
             raise cancelled
+
+    # --- in the thread ------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             connection = self._open()
-        except Exception as error:  # noqa: BLE001 - handed to whoever opened the journal
-            self._tell(partial(self._opened.set_exception, as_journal_error(error)))
+        except Exception as error:  # noqa: BLE001 - raised by start()
+            self._call(partial(self._opened.set_exception, as_journal_error(error)))
             return
-        self._tell(lambda: self._opened.set_result(None))
-        while True:
-            batch, over = self._collect()
-            if batch:
-                results = self._commit(connection, batch)
-                self._tell(partial(_resolve, results))
-            if over:
-                self._close(connection)
-                return
+        self._call(partial(self._opened.set_result, None))
+        try:
+            while batch := self._collect():
+                self._call(partial(_resolve, self._commit(connection, batch)))
+            if self._guard is not None:
+                self._guard.closing(connection)
+        finally:
+            connection.close()
 
     def _open(self) -> sqlite3.Connection:
         connection = self._connect()
@@ -164,28 +158,21 @@ class Writer:
             raise
         return connection
 
-    def _close(self, connection: sqlite3.Connection) -> None:
-        try:
-            if self._guard is not None:
-                self._guard.closing(connection)
-        finally:
-            connection.close()
-
-    def _collect(self) -> tuple[list[Item], bool]:
+    def _collect(self) -> list[Item]:
+        """Wait for work and return all that is there; nothing after the end of the queue."""
         batch: list[Item] = []
         item = self._queue.get()
         while item is not None:
             batch.append(item)
-            if len(batch) >= _MOST_PER_COMMIT:
-                return batch, False
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
+            if self._queue.empty() or len(batch) >= _MOST_PER_COMMIT:
+                return batch
+            item = self._queue.get()
+        if batch:
+            self._queue.put(None)  # the end is found again after this batch
+        return batch
 
     def _commit(self, connection: sqlite3.Connection, batch: list[Item]) -> list[Result]:
-        """Commit all together; if one of them fails, each by itself, so that it fails alone."""
+        """Commit all work together; if a piece of it fails, each piece alone, so that only that one fails."""
         submits = [item.submits for item in batch if item.submits is not None]
         refusal = self._guard.refusal(connection, submits) if self._guard is not None and submits else None
         if refusal is not None:
@@ -193,64 +180,28 @@ class Writer:
             refused = [(item.done, None, copy(refusal)) for item in batch if item.submits is not None]
             return [*refused, *(self._commit(connection, rest) if rest else [])]
         try:
-            values = self._transact(connection, [item.work for item in batch])
-        except BaseException as error:  # noqa: BLE001 - told to whose work it was; the thread must live
+            connection.execute("BEGIN IMMEDIATE")
+            with connection:
+                values = [item.work(connection) for item in batch]
+        except BaseException as error:  # noqa: BLE001 - raised to its caller; the thread goes on
             critical = [item for item in batch if item.critical]
-            if critical and _has_no_room(error) and self._make_room():
+            if critical and _is_disk_full(error) and self._make_room():
                 others = [(item.done, None, as_journal_error(error)) for item in batch if not item.critical]
                 return others + self._commit(connection, critical)
-            if len(batch) == 1 or not _is_of_one(error):
+            if len(batch) == 1 or _concerns_all(error):
                 return [(item.done, None, as_journal_error(error)) for item in batch]
             return [result for item in batch for result in self._commit(connection, [item])]
-        trouble = self._log(connection, values)
+        self.commits += 1
+        logged = [value for value in values if isinstance(value, LoggedSubmit)]
+        problem = None if self._guard is None else self._guard.committed(connection, logged)
         return [
-            (item.done, value, None if item.submits is None else copy(trouble))
+            (item.done, value, None if item.submits is None else copy(problem))
             for item, value in zip(batch, values, strict=True)
         ]
 
-    def _log(self, connection: sqlite3.Connection, values: list[Any]) -> JournalError | None:
-        if self._guard is None:
-            return None
-        submits = [value for value in values if isinstance(value, LoggedSubmit)]
-        return self._guard.committed(connection, submits)
-
-    def _transact(self, connection: sqlite3.Connection, works: list[Work]) -> list[Any]:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            values = [work(connection) for work in works]
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        self.commits += 1
-        return values
-
-    def _tell(self, callback: Callable[[], None]) -> None:
-        try:
+    def _call(self, callback: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits any more
             self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:  # the loop is closed: nobody is waiting any more
-            return
-
-
-def _is_of_one(error: BaseException) -> bool:
-    """Whether one piece of work failed by itself; a full disk or a locked file concerns all."""
-    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
-
-    return not isinstance(error, sqlite3.OperationalError)
-
-
-def _has_no_room(error: BaseException) -> bool:
-    """Whether the disk is full; of the file that it maps into memory, SQLite calls that an I/O error."""
-    import sqlite3  # noqa: PLC0415 - as above
-
-    known = isinstance(error, sqlite3.OperationalError)
-    return known and _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-
-
-def _code(error: BaseException) -> int:
-    """Return SQLite's code of an error, without what it says more closely; 0 where there is none."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _resolve(results: list[Result]) -> None:
@@ -263,34 +214,62 @@ def _resolve(results: list[Result]) -> None:
             done.set_exception(error)
 
 
+# --- errors of SQLite -------------------------------------------------------------------------------------
+
+
 def as_journal_error(error: BaseException) -> BaseException:
-    """Turn SQLite's errors into ours; ours and bugs pass as they are."""
-    import sqlite3  # noqa: PLC0415 - loaded with the first journal, not with the package
+    """Return the journal's error for one of SQLite's; other errors are returned as they are."""
+    import sqlite3
 
     if isinstance(error, FluxError) or not isinstance(error, sqlite3.Error):
         return error
     if _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return JournalError(
-            "Another program keeps the journal locked.", advice=_LOCKED_ADVICE, scope=Scope.STOP
-        )
-    words = f"The journal could not be written: {error}."
+        advice = "Close the program that has it open: nothing is lost."
+        return JournalError("Another program keeps the journal locked.", advice=advice, scope=Scope.STOP)
+    message = f"The journal could not be written: {error}."
     if _code(error) == sqlite3.SQLITE_FULL:
-        return JournalError(words, advice=NO_ROOM_ADVICE, scope=Scope.STOP)
-    return JournalError(words)
+        return JournalError(message, advice=NO_ROOM_ADVICE, scope=Scope.STOP)
+    return JournalError(message)
+
+
+def _concerns_all(error: BaseException) -> bool:
+    """Return whether an error is one of the disk or of a lock, not of one piece of work."""
+    import sqlite3
+
+    return isinstance(error, sqlite3.OperationalError)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Return whether the disk is full; SQLite reports that as an I/O error for a file in shared memory."""
+    import sqlite3
+
+    return _concerns_all(error) and _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's primary result code; 0 if there is none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+# --- room on the disk -------------------------------------------------------------------------------------
 
 
 class Reserve:
-    """Holds ``<journal>.reserve``. Used from one thread at a time.
+    """Room on the disk for answers to submits that are in flight when it fills up.
+
+    Such an answer is paid for and comes once. The file ``<journal>.reserve`` holds the room while a batch
+    runs, and is cut shorter, a step at a time, if an answer cannot be written without. Used from one thread
+    at a time.
 
     Args:
-        journal: Beside which file.
+        journal: The journal's path.
     """
 
     def __init__(self, journal: Path) -> None:
         self._path = journal.with_name(journal.name + ".reserve")
 
     def hold(self) -> None:
-        """Take the room, or what is missing of it.
+        """Take the room, or the part of it that is missing.
 
         Raises:
             JournalError: The disk has not so much.
@@ -299,38 +278,38 @@ class Reserve:
             with self._path.open("ab") as file:
                 _fill(file.fileno(), os.fstat(file.fileno()).st_size)
         except OSError as error:
-            self.give_back()
+            self.release()
             raise JournalError(
                 f"There is no room beside the journal for the answers to submits: {error.strerror or error}.",
                 advice=NO_ROOM_ADVICE,
                 scope=Scope.STOP,
             ) from None
 
-    def give(self) -> bool:
-        """Let go of a step; False where none is left."""
+    def release_step(self) -> bool:
+        """Release a step; return False if none is left."""
         try:
             size = self._path.stat().st_size
-            os.truncate(self._path, max(0, size - STEP))
+            os.truncate(self._path, max(0, size - RESERVE_STEP))
         except OSError:
             return False
         return size > 0
 
-    def give_back(self) -> None:
-        """Let go of it all."""
+    def release(self) -> None:
+        """Release it all."""
         with contextlib.suppress(OSError):
             self._path.unlink()
 
 
 def _fill(file: int, size: int) -> None:
-    """Take the blocks themselves: a hole would hold nothing."""
+    """Allocate the blocks themselves: a sparse file would hold no room."""
     try:
-        os.posix_fallocate(file, 0, SIZE)
+        os.posix_fallocate(file, 0, RESERVE_SIZE)
     except AttributeError:
         pass  # no such call on this system
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise  # any other says that this disk cannot do it
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise  # any other error means that this file system cannot allocate
     else:
         return
-    while size < SIZE:
-        size += os.write(file, os.urandom(min(STEP, SIZE - size)))
+    while size < RESERVE_SIZE:
+        size += os.write(file, os.urandom(min(RESERVE_STEP, RESERVE_SIZE - size)))

@@ -41,7 +41,7 @@ from flux_async.job_state import (
     apply,
 )
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.journal.writer import SIZE, STEP, Reserve, Writer
+from flux_async.journal.writer import RESERVE_SIZE, RESERVE_STEP, Reserve, Writer
 from flux_async.models import JobKey, TaskId
 
 URL = "https://files.example/t.jpg"
@@ -188,7 +188,7 @@ async def test_a_write_upon_something_else_is_refused(path: Path) -> None:
         (stored,) = await journal.add(entries(1))
         await happened(journal, stored, *life())
         event = SubmitIntended(at=50.0)
-        with pytest.raises(JournalError, match="moved on"):
+        with pytest.raises(JournalError, match="another state by now"):
             await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
         assert await journal.counts() == {JobState.DONE: 1}
     assert rows(path, "SELECT count(*) FROM event") == [(4,)]
@@ -728,16 +728,16 @@ async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> Non
 def test_a_reserve_is_blocks_and_is_given_step_by_step(tmp_path: Path) -> None:
     """It is filled up where an earlier run has used some of it, and leaves no file behind."""
     file, reserve = tmp_path / "j.reserve", Reserve(tmp_path / "j")
-    assert not reserve.give()
+    assert not reserve.release_step()
     for _ in range(2):
         reserve.hold()
-        assert file.stat().st_size == SIZE
-        assert file.stat().st_blocks * 512 >= SIZE
-        assert reserve.give()
-    assert sum(iter(reserve.give, False)) == SIZE // STEP - 1
+        assert file.stat().st_size == RESERVE_SIZE
+        assert file.stat().st_blocks * 512 >= RESERVE_SIZE
+        assert reserve.release_step()
+    assert sum(iter(reserve.release_step, False)) == RESERVE_SIZE // RESERVE_STEP - 1
     assert file.stat().st_size == 0
-    reserve.give_back()
-    reserve.give_back()
+    reserve.release()
+    reserve.release()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -772,4 +772,4 @@ def test_a_reserve_without_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyP
     if has_call:
         monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
     Reserve(tmp_path / "j").hold()
-    assert (tmp_path / "j.reserve").stat().st_blocks * 512 >= SIZE
+    assert (tmp_path / "j.reserve").stat().st_blocks * 512 >= RESERVE_SIZE

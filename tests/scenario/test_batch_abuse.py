@@ -130,7 +130,7 @@ async def test_a_journal_locked_by_another_program_halts_the_run_and_the_figures
 def test_another_program_may_lock_the_journal_for_some_seconds() -> None:
     """Backups and scanners do."""
     assert schema.BUSY_S == 30
-    with closing(schema.open_memory()) as connection:
+    with closing(schema.connect()) as connection:
         assert connection.execute("PRAGMA busy_timeout").fetchone() == (30_000,)
 
 

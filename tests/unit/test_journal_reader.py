@@ -29,7 +29,8 @@ from flux_async.job_state import (
     TaskSucceeded,
     apply,
 )
-from flux_async.journal.reader import JournalReader, LockOwner, Spending, lock_owner_of
+from flux_async.journal.lock import LockOwner, lock_owner_of
+from flux_async.journal.reader import JournalReader, Spending
 from flux_async.journal.schema import APPLICATION_ID
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import CallbackEvent, JobKey, TaskId

@@ -7,14 +7,14 @@ from contextlib import closing
 
 from flux_async.api.stored_requests import store_request
 from flux_async.journal import ownership
-from flux_async.journal.schema import open_memory
+from flux_async.journal.schema import connect
 from flux_async.models import EditRequest, GenerateRequest, JobKey
 
 
 def test_whose_request_a_record_shows_is_found_by_an_index() -> None:
     """Of a vendor that copies every image, each task asks: that must not read the whole journal."""
     statements: list[str] = []
-    with closing(open_memory()) as connection:
+    with closing(connect()) as connection:
         connection.set_trace_callback(statements.append)
         told = {"prompt": "p", "inputImage": "https://copies.example/1.jpg"}
         assert ownership.job_that_sent(connection, told, besides=1, by_image=True) is None
@@ -43,7 +43,7 @@ def test_the_closest_request_is_found() -> None:
         "uploaded": json.dumps({"prompt": "p", "inputImage": "sha256:" + "0" * 64}),
         "never sent": store_request(EditRequest(prompt="p", input_image="https://h.example/d.jpg")),
     }
-    with closing(open_memory()) as connection:
+    with closing(connect()) as connection:
         for number, (key, request) in enumerate(jobs.items(), start=1):
             sent = int(key != "never sent")
             connection.execute(
@@ -84,7 +84,7 @@ def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None
         "first": store_request(EditRequest(prompt="p", input_image=image.format("c"))),
         "second": store_request(EditRequest(prompt="q", input_image=image.format("c"))),
     }
-    with closing(open_memory()) as connection:
+    with closing(connect()) as connection:
         for number, (key, request) in enumerate(jobs.items(), start=1):
             connection.execute(
                 "INSERT INTO job (number, key, request, attempts) VALUES (?, ?, ?, 1)", (number, key, request)
@@ -105,7 +105,7 @@ def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None
 
 def test_confirmed_echoes_are_counted_by_request_and_by_image() -> None:
     """A new journal has seen none."""
-    with closing(open_memory()) as connection:
+    with closing(connect()) as connection:
         assert ownership.confirmed_echoes(connection) == (0, 0)
         for _ in range(2):
             ownership.count_image_echo(connection)
