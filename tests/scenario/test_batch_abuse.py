@@ -214,7 +214,7 @@ async def test_a_stale_write_is_refused(tmp_path: Path) -> None:
         event = SubmitIntended(at=1.0)
         job = apply(stored.job, event)
         await journal.record(stored.number, job, event, before=stored.job)
-        with pytest.raises(JournalError, match="moved on"):
+        with pytest.raises(JournalError, match="another state by now"):
             await journal.record(stored.number, job, event, before=stored.job)
 
 
