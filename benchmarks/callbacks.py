@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from flux_async import CallbackEndpoint, FluxClient, Journal, run_batch
-from flux_async.cli.listening import Place, bind, listening
+from flux_async.cli.run_options import Place
+from flux_async.cli.webhook_server import bind, listening
 from harness.processes import child, free_port, read_ledger, sandbox
 from harness.report import exit_code, introduce, parser
 

@@ -32,14 +32,14 @@ import attrs
 
 from flux_async import FluxClient, Limits, PollPolicy
 from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.cli.credits import Spending
 from flux_async.cli.display import MessageConsole, RunDisplay
+from flux_async.cli.input_reader import Intake
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.intake import Intake
-from flux_async.cli.output import Output
 from flux_async.cli.run_command import RemoveText
-from flux_async.cli.run_order import RunOptions
+from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
-from flux_async.cli.spending import Spending
+from flux_async.cli.terminal import Output
 from flux_async.transport import Answered, FileStream, SendResult
 from harness.report import exit_code, introduce, parser
 

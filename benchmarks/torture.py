@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from flux_async import CallbackEndpoint, FluxClient, Journal, Limits, PollPolicy, run_batch
-from flux_async.cli.listening import Place, bind, listening
+from flux_async.cli.run_options import Place
+from flux_async.cli.webhook_server import bind, listening
 from harness.processes import child, first_line, free_port, read_ledger, sandbox
 from harness.report import introduce, parser
 

@@ -38,6 +38,6 @@ def _run() -> int:
         sys.stderr.write(f"The command line needs the extra cli. Run: {install_command('cli')}\n")
         return _USAGE
     from flux_async.cli.commands import cli  # noqa: PLC0415 - needs the extra
-    from flux_async.cli.exits import run_command  # noqa: PLC0415 - needs the extra
+    from flux_async.cli.terminal import run_command  # noqa: PLC0415 - needs the extra
 
     return run_command(cli)

@@ -6,12 +6,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from flux_async import (
     AspectRatio,
+    CallbackEndpoint,
     EditRequest,
     GenerateRequest,
     InDoubtPolicy,
@@ -23,17 +24,12 @@ from flux_async import (
 )
 from flux_async.api.models_table import prices_in_words
 from flux_async.batch.options import price_list
-from flux_async.cli.exits import Commands, Exit
-from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.input_rows import ListOptions
+from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
-from flux_async.cli.list_rows import ListOptions
-from flux_async.cli.local_inputs import image_of
-from flux_async.cli.printable import printable
+from flux_async.cli.run_options import Place, RunOptions, webhook_keys
+from flux_async.cli.terminal import Commands, Exit, printable
 from flux_async.transport.factory import TRANSPORTS, TransportName
-
-if TYPE_CHECKING:
-    from flux_async.cli.listening import Place
-    from flux_async.cli.run_order import RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,8 +46,6 @@ def read_rate(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple
 
 def read_place(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Place | None:
     """Return the place that ``HOST:PORT`` names."""
-    from flux_async.cli.listening import Place  # noqa: PLC0415 - loaded with the option
-
     place = None if value is None else Place.read(value)
     if value is not None and place is None:
         raise click.BadParameter(f"{value!r} is no address: write HOST:PORT, like 0.0.0.0:8080.")
@@ -103,7 +97,7 @@ _transport = click.option(
 
 
 def _set_verbosity(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
-    from flux_async.cli.verbosity import show_log  # noqa: PLC0415 - loads rich
+    from flux_async.cli.display import show_log  # noqa: PLC0415 - loads rich
 
     show_log(value)
 
@@ -216,10 +210,6 @@ def _order(
     listen: Place | None,
     **more: Any,
 ) -> RunOptions:
-    from flux_async import CallbackEndpoint  # noqa: PLC0415 - loaded where it is needed
-    from flux_async.cli.listening import webhook_keys  # noqa: PLC0415 - as above
-    from flux_async.cli.run_order import RunOptions  # noqa: PLC0415 - loads rich
-
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
 
@@ -312,8 +302,8 @@ def remove_text(
     task that was submitted is waited for or downloaded, never submitted anew. Images that failed, or that are
     in doubt (the answer to their submit never came), stay as they are: see retry and adopt.
     """
+    from flux_async.cli.credits import can_ask  # noqa: PLC0415 - loads anyio
     from flux_async.cli.dry_run import run_dry  # noqa: PLC0415 - loads rich
-    from flux_async.cli.questions import can_ask  # noqa: PLC0415 - loads anyio
     from flux_async.cli.run_command import run_remove_text  # noqa: PLC0415 - loads rich
 
     options = {"model": model, "prompt": prompt, "output_format": output_format}
@@ -348,8 +338,8 @@ def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
     Without an option this is the run's own command once more: nothing is paid twice. --failed and --in-doubt
     pay for images again, each time they are given; how many, and what it may cost, is said first.
     """
+    from flux_async.cli.credits import can_ask  # noqa: PLC0415
     from flux_async.cli.folder_commands import run_retry  # noqa: PLC0415
-    from flux_async.cli.questions import can_ask  # noqa: PLC0415
 
     repeats = ("--failed",) * failed + ("--in-doubt",) * in_doubt
     order = _order(**run, repeats=repeats, asks=can_ask())
@@ -400,7 +390,7 @@ def recover(folder: Path, *, yes: bool) -> int:
     journal loses records where its -wal file is not copied along, or an older copy is put in its place. The
     file journal.sqlite3.submits beside it shows which images were submitted.
     """
-    from flux_async.cli.recover import run_recover  # noqa: PLC0415
+    from flux_async.cli.folder_commands import run_recover  # noqa: PLC0415
 
     return run_recover(folder, yes=yes)
 

@@ -1,12 +1,15 @@
-"""What a person sees of a run, on stderr: a live line in a terminal, a plain line now and then elsewhere."""
+"""How far a run is, as one frozen value for the display."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Final
 
 import attrs
 from rich.console import Console, Group, RenderableType
@@ -15,12 +18,108 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flux_async import Limits
+from flux_async.batch.progress import BatchProgress
 from flux_async.cli.credits import in_credits
-from flux_async.cli.output import Output
-from flux_async.cli.printable import printable
-from flux_async.cli.progress import RunView
 from flux_async.cli.results import FILE_NAME, ResultRow, Status
 from flux_async.cli.run_folder import Totals
+from flux_async.cli.terminal import Output, printable
+
+
+@attrs.frozen(kw_only=True)
+class RunView:
+    """A run at one moment.
+
+    Attributes:
+        batch: What the batch says of itself.
+        asked: Different images that were asked for, those that are no request included.
+        kept: How many of them an earlier run settled.
+        refused: How many of them are no request.
+        limits: The bounds of the run.
+        in_window: Submits of this run in the last window.
+        is_read: Whether all inputs have been read; until then, there may be more.
+    """
+
+    batch: BatchProgress
+    asked: int
+    kept: int = 0
+    refused: int = 0
+    limits: Limits = attrs.field(factory=Limits)
+    in_window: int = 0
+    is_read: bool = True
+
+    @property
+    def total(self) -> int:
+        """All images, those that an earlier run left under way included."""
+        return max(self.asked, self.kept + self.refused + self.batch.seen)
+
+    @property
+    def worked_off(self) -> int:
+        """Images that this run has settled."""
+        return self.batch.succeeded + self.batch.failed + self.batch.in_doubt
+
+    @property
+    def settled(self) -> int:
+        """Images about which nothing more will happen in this run."""
+        return self.kept + self.refused + self.worked_off
+
+    @property
+    def failed(self) -> int:
+        """Images that failed in this run, those that are no request included."""
+        return self.refused + self.batch.failed
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks at the vendor, and pictures on their way to disk."""
+        return self.batch.generating + self.batch.fetching
+
+    @property
+    def only_awaits_callbacks(self) -> bool:
+        """Whether nothing but the callbacks of submits in doubt is missing."""
+        waiting = self.batch.waiting
+        return self.is_read and waiting > 0 and self.in_flight == 0 and self.settled + waiting >= self.total
+
+    @property
+    def only_retries_downloads(self) -> bool:
+        """Whether nothing is missing but results whose download failed and is tried again."""
+        retrying = self.batch.retrying
+        return self.is_read and 0 < retrying == self.in_flight and self.settled + retrying >= self.total
+
+    @property
+    def per_minute(self) -> float:
+        """Images settled by this run, per minute: 30 in 90 s is 20."""
+        return 60.0 * self.worked_off / self.batch.elapsed_s if self.batch.elapsed_s > 0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go at the present rate, or None while there is none: 40 left at 20 a minute is 120.
+
+        Jobs in doubt that wait for their callback are left out: they end with the callback, not at this rate.
+        """
+        if self.per_minute <= 0 or not self.is_read:
+            return None
+        return 60.0 * max(0, self.total - self.settled - self.batch.waiting) / self.per_minute
+
+
+@attrs.define
+class WindowUse:
+    """Counts the submits of the last window, from how their number grows."""
+
+    window_s: float
+    _seen: int = attrs.field(default=0, init=False)
+    _times: deque[float] = attrs.field(factory=deque, init=False)
+
+    def count(self, submits: int, now: float) -> int:
+        """Return how many of ``submits`` were made in the window that ends ``now``."""
+        self._times.extend([now] * (submits - self._seen))
+        self._seen = max(self._seen, submits)
+        while self._times and self._times[0] <= now - self.window_s:
+            self._times.popleft()
+        return len(self._times)
+
+
+# --- the display ----------------------------------------------------------------------------------------
+
 
 _LIVE_EVERY_S = 0.1
 _PLAIN_EVERY_S = 10.0
@@ -287,3 +386,33 @@ def summary_table(
     if None not in generation_s:
         table.add_row("generation p50 / p95", " / ".join(f"{seconds:g} s" for seconds in generation_s))
     return table
+
+
+# --- the log --------------------------------------------------------------------------------------------
+
+
+LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints each line above the progress display, which other writers would draw over."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        try:
+            message_console().note(self.format(record))
+        except Exception:  # noqa: BLE001 - as every handler of the standard library does
+            self.handleError(record)
+
+
+def show_log(verbosity: int) -> None:
+    """Show the log: at verbosity 0 warnings, at 1 money and settlement, at 2 polls as well."""
+    handler = _ConsoleHandler()
+    level = LEVELS[min(verbosity, len(LEVELS) - 1)]
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("flux_async")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
+    if not verbosity:  # the outcome of each image is printed anyway
+        logging.getLogger("flux_async.jobs").setLevel(logging.ERROR)

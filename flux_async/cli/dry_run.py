@@ -15,15 +15,13 @@ from flux_async.api.stored_requests import read_model
 from flux_async.cli.advice import error_text
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay
-from flux_async.cli.exits import Exit
-from flux_async.cli.given import InputRow
-from flux_async.cli.intake import Row, not_paid_for, read_row
-from flux_async.cli.output import Output
-from flux_async.cli.recover import warning_of_lost_records
+from flux_async.cli.input_reader import Row, not_paid_for, read_row
+from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import IMAGES, refused_row
-from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.run_order import RunOptions
-from flux_async.cli.selection import Bits
+from flux_async.cli.run_folder import JOURNAL, Bits
+from flux_async.cli.run_options import RunOptions
+from flux_async.cli.status import warning_of_lost_records
+from flux_async.cli.terminal import Exit, Output
 from flux_async.job_state import JobState
 from flux_async.journal.adding import Added
 from flux_async.journal.reader import JournalPreview, JournalReader

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
+
+import anyio
+import click
 
 from flux_async import ConfigurationError, FluxClient, adopt, rekey, retry
 from flux_async.api.echo import in_words
 from flux_async.batch.operations import Rekeyed, RekeyEvidence
-from flux_async.cli.advice import after_adopting, after_rekeying, command
-from flux_async.cli.credits import in_credits
-from flux_async.cli.display import message_console
-from flux_async.cli.exits import Exit
-from flux_async.cli.intake import Intake
+from flux_async.cli.advice import after_adopting, after_recovering, after_rekeying, command
+from flux_async.cli.credits import Spending, in_credits
+from flux_async.cli.display import MessageConsole, message_console
+from flux_async.cli.input_reader import Intake
 from flux_async.cli.run_command import Select, run_selected
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.run_order import RunOptions
+from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
-from flux_async.cli.spending import Spending
+from flux_async.cli.terminal import Exit, printable
+from flux_async.errors import JournalError
+from flux_async.job_state import JobState
+from flux_async.journal.lost_records import LostRecords, find_lost_records
 from flux_async.journal.reader import JournalReader
+from flux_async.journal.store import Journal
+from flux_async.journal.submit_log import log_of
 from flux_async.models import Echo, JobKey
 from flux_async.transport.factory import TransportName
 
@@ -143,3 +152,69 @@ def _in_words(found: Rekeyed) -> str:
     if found.evidence is RekeyEvidence.SAME_KEY:
         return words
     return f"{words} The folder now belongs to the new key."
+
+
+# --- recover --------------------------------------------------------------------------------------------
+
+
+_MOST_LISTED = 50
+
+
+def run_recover(folder: Path, *, yes: bool) -> Exit:
+    """Put in doubt what may have been submitted without the journal's knowing; nothing is sent.
+
+    Raises:
+        JournalError: There is no journal, it is in use, or it cannot be written.
+    """
+    journal, console = folder / JOURNAL, MessageConsole()
+    if not journal.exists() and not log_of(journal).exists():
+        raise JournalError(f"There is no journal at {journal}.", advice="Check the folder's name.")
+    lost = find_lost_records(journal.resolve())
+    if lost is None:
+        console.note(f"The journal in {folder} lacks no records. Nothing was changed.")
+        return Exit.SUCCEEDED
+    console.note(_loss_in_words(lost), "yellow")
+    if not yes and not _consents():
+        console.note("Nothing was changed.")
+        return Exit.USAGE
+    in_doubt, unknown = anyio.run(_accept, journal, lost)
+    console.note(f"Done. In doubt now: {in_doubt}. Look for them at kie.ai/logs.")
+    if lost.log_is_lost:
+        console.note("Any other image is in doubt, too, when it is given again.")
+    elif unknown:
+        console.note(f"In doubt when they are given again: {len(unknown)}. Their keys:")
+        for key in unknown[:_MOST_LISTED]:
+            console.note(f"  {printable(key)}")
+        if len(unknown) > _MOST_LISTED:
+            console.note(f"  and {len(unknown) - _MOST_LISTED} more: {log_of(journal)} holds them all")
+    console.note(after_recovering(folder, needs_list=bool(unknown) or lost.log_is_lost))
+    return Exit.SUCCEEDED
+
+
+def _consents() -> bool:
+    if not sys.stdin.isatty():
+        raise click.UsageError("Add --yes to put these images in doubt: there is no terminal to ask.")
+    return click.confirm("Put them in doubt?", err=True)
+
+
+async def _accept(journal: Path, lost: LostRecords) -> tuple[int, list[JobKey]]:
+    """Return how many jobs are in doubt, and the keys of lost submits whose jobs are lost, too."""
+    async with await Journal(journal).open(accept_lost_records=True) as opened:
+        await opened.recover()
+        unknown = [key for key in lost.submits if await opened.job(key) is None]
+        return (await opened.counts()).get(JobState.IN_DOUBT, 0), unknown
+
+
+def _loss_in_words(lost: LostRecords) -> str:
+    if lost.log_is_lost:
+        return (
+            "The journal was in use when it was copied or its process ended, and its list of submits is "
+            "lost: every image that waits for its submit, or that the journal does not know, may have been "
+            "submitted, and charged."
+        )
+    times = sorted(submit.at for submit in lost.submits.values())
+    first, last = (datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds") for at in (times[0], times[-1]))
+    return (
+        f"The journal lacks records of submits for {len(times)} images, made between {first} and {last}. "
+        "They may have been charged."
+    )

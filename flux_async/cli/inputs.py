@@ -1,13 +1,21 @@
-"""Which images are meant: what was typed, what is in lists, what came through standard input.
+"""Which files of this machine an argument or a row of a list stands for.
 
-A list is text (one image a line), CSV or JSON. It is read row by row as the rows are asked for; a row that
-cannot be read is passed on with what is wrong with it, and the others go on.
+An argument may be a file, a folder or a pattern. A folder is read one level deep, in order of name, without
+hidden files, and only what ends like a picture; ``**`` in a pattern goes deeper, through links too, into each
+folder once. A row of a list is a file, relative to the folder of the list, so that a list can travel with its
+pictures; on standard input, to the working directory.
+
+What is there but cannot be read, such as a link that leads nowhere, is passed on, to fail alone and be told.
 """
 
 from __future__ import annotations
 
+import glob
+import os
 import re
-from collections.abc import Iterable, Iterator
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -15,14 +23,220 @@ from typing import IO
 import attrs
 import click
 
-from flux_async.cli.csv_rows import csv_header, csv_rows
-from flux_async.cli.given import InputRow
-from flux_async.cli.json_rows import json_rows
-from flux_async.cli.list_files import LONGEST_LINE, STDIN, LineTooLong, Note, lines_of, open_list
-from flux_async.cli.list_rows import AT_THE_ENDS, ListOptions, folder_of, one_by_one
-from flux_async.cli.live_input import LiveInputs
-from flux_async.cli.local_inputs import files_of, names_a_file, row_fault
-from flux_async.cli.text_rows import text_rows
+from flux_async import LocalImage
+from flux_async.cli.input_rows import AT_THE_ENDS, InputRow, ListOptions, folder_of, one_by_one
+from flux_async.cli.list_files import LONGEST_LINE, STDIN, LineTooLong, LiveInputs, Note, lines_of, open_list
+from flux_async.cli.list_formats import csv_header, csv_rows, json_rows, text_rows
+from flux_async.cli.terminal import printable
+from flux_async.errors import shown
+from flux_async.policy.image_urls import with_scheme
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".gz")
+_NOT_TAKEN = {
+    ".heic": "HEIC",
+    ".heif": "HEIC",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".avif": "AVIF",
+    ".svg": "SVG",
+    ".psd": "Photoshop",
+    ".jxl": "JPEG XL",
+    ".jp2": "JPEG 2000",
+    ".pdf": "PDF",
+    ".dng": "raw",
+    ".cr2": "raw",
+    ".cr3": "raw",
+    ".nef": "raw",
+    ".arw": "raw",
+}
+"""Endings of images that the vendor does not take, and what they are called."""
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_PATH_LIKE = ("/", "./", "../", ".\\", "..\\")
+
+
+def files_of(argument: str, note: Callable[[str], None] = lambda _: None) -> list[str] | None:
+    """Return the files that an argument stands for, or None where it is an address.
+
+    Args:
+        argument: As it was typed.
+        note: Receives what a folder holds besides.
+
+    Raises:
+        click.UsageError: Nothing is behind a path or pattern, it is a list, or neither path nor address.
+    """
+    if is_address(argument):
+        return None
+    path = os.path.expanduser(argument)  # noqa: PTH111 - Path() drops what was typed
+    if _ask(os.path.isdir, path):
+        return _files_in(path, note)
+    if _ask(os.path.exists, path):
+        if path.lower().endswith(LISTS):
+            words = f"{argument} is no image. If it is a list of images, write --from {shlex.quote(argument)}"
+            raise click.UsageError(printable(f"{words}. Nothing was sent."))
+        return [path]
+    if glob.has_magic(path):
+        found = sorted({name for name in _matches(path) if not os.path.isdir(name)})  # noqa: PTH112
+        if not found:
+            raise click.UsageError(f"{printable(argument)} matches no file. Nothing was sent.")
+        return found
+    if _means_a_file(argument):
+        raise click.UsageError(f"{printable(argument)}: {_why_not(path)}{_hint(argument)}. Nothing was sent.")
+    raise click.UsageError(
+        f"{printable(argument)} is neither an http(s) URL nor a file here{_hint(argument)}. Nothing was sent."
+    )
+
+
+def image_of(argument: str) -> str | LocalImage:
+    """Return the one picture that an argument names: an address, or a file.
+
+    Raises:
+        click.UsageError: It is a path with no file behind it.
+    """
+    if is_address(argument):
+        return argument
+    path = os.path.expanduser(argument)  # noqa: PTH111 - as above
+    if not _ask(os.path.isfile, path):
+        why = "it is a folder" if _ask(os.path.isdir, path) else _why_not(path)
+        raise click.UsageError(
+            f"{printable(argument)} is neither an http(s) URL nor a file here: {why}{_hint(argument)}. "
+            "Nothing was sent."
+        )
+    return LocalImage(path=path)
+
+
+def row_fault(image: str, folder: str) -> str | None:
+    """Say why a row that names a file cannot be used, where it cannot."""
+    path = os.path.join(folder, image)  # noqa: PTH118 - Path() may raise
+    if _ask(os.path.isfile, path):
+        return None
+    if _ask(os.path.isdir, path):
+        return f"{image} is a folder: give it as an argument"
+    return f"{path}: {_why_not(path)}{_hint(image)}"
+
+
+def no_image(image: str) -> str:
+    """Say that a row names neither an address nor a file, and what may be meant."""
+    return f"{shown(image)} is neither an http(s) URL nor a file here{_hint(image)}."
+
+
+def names_a_file(image: str, folder: str) -> bool:
+    """Say whether a row names a file, or is meant to, rather than an address or a typing mistake."""
+    if is_address(image, folder):
+        return False
+    return _means_a_file(image) or _ask(os.path.exists, os.path.join(folder, image))  # noqa: PTH118
+
+
+def is_address(image: str, folder: str = "") -> bool:
+    """Say whether ``image`` begins like a URL of any kind, and is no file like ``scan:1.jpg``."""
+    if "://" in image or image[:5].lower() == "data:":
+        return True
+    return _SCHEME.match(image) is not None and not _ask(os.path.lexists, os.path.join(folder, image))  # noqa: PTH118
+
+
+def _means_a_file(text: str) -> bool:
+    return text.startswith(_PATH_LIKE) or text.lower().endswith(ENDINGS)
+
+
+def _files_in(folder: str, note: Callable[[str], None]) -> list[str]:
+    names: list[str] = []
+    left_out: Counter[str] = Counter()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[:1] == ".":
+                    continue
+                if _is_folder(entry):
+                    left_out["folder"] += 1
+                elif entry.name.lower().endswith(ENDINGS):
+                    names.append(entry.name)
+                else:
+                    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a name, not a path
+                    left_out[_NOT_TAKEN.get(suffix, "other file")] += 1
+    except OSError as error:
+        raise click.UsageError(f"{printable(folder)} cannot be read: {error.strerror or error}.") from None
+    words = _left_out_in_words(left_out)
+    if not names:
+        besides = f", only {words}" if words else ""
+        raise click.UsageError(
+            f"{printable(folder)} holds no {', '.join(ENDINGS)}{besides}. Nothing was sent."
+        )
+    if words:
+        note(f"{printable(folder)}: left out {words}. Taken are JPEG, PNG and WebP files.")
+    return [os.path.join(folder, name) for name in sorted(names)]  # noqa: PTH118 - as typed
+
+
+def _left_out_in_words(left_out: Counter[str]) -> str:
+    """Return counts in words, images first: ``3 HEIC, 1 TIFF, 2 folders``."""
+    plain = {"other file", "folder"}
+    kinds = sorted(left_out, key=lambda kind: (kind in plain, -left_out[kind], kind))
+    return ", ".join(
+        f"{left_out[kind]} {kind}{'s' if kind in plain and left_out[kind] > 1 else ''}" for kind in kinds
+    )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield what a pattern matches. ``**`` is walked here: glob would go round links that lead back."""
+    separators = f"[{re.escape(os.sep + (os.altsep or ''))}]"
+    found = re.search(rf"(?:^|(?<={separators}))\*\*(?:{separators}+|$)", pattern)
+    if found is None:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - as typed
+        return
+    before, after = pattern[: found.start()], pattern[found.end() :] or "*"
+    for top in glob.iglob(before) if before else [""]:  # noqa: PTH207 - as above
+        for folder in _folders_under(top):
+            yield from _matches(os.path.join(glob.escape(folder), after))  # noqa: PTH118 - as above
+
+
+def _folders_under(top: str) -> Iterator[str]:
+    """Yield ``top`` and the folders in it that are not hidden, each once, whatever links lead to it."""
+    seen = set()
+    for folder, within, _ in os.walk(top or ".", followlinks=True):
+        here = os.stat(folder)  # noqa: PTH116 - as above
+        if (here.st_dev, here.st_ino) in seen:
+            within.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        within[:] = sorted(name for name in within if name[:1] != ".")
+        yield folder if top else folder[2:]  # without the "./" that nobody typed
+
+
+def _hint(text: str) -> str:
+    """Say which address may be meant by a text that is none."""
+    meant = with_scheme(text)
+    return "" if meant is None else f" (is {printable(meant)} meant?)"
+
+
+def _why_not(path: str) -> str:
+    """Say why there is nothing at ``path``."""
+    try:
+        os.stat(path)  # noqa: PTH116 - Path() may raise
+    except FileNotFoundError:
+        return "there is no such file or folder"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return "it is no plain file"
+
+
+def _ask(question: Callable[[str], bool], path: str) -> bool:
+    try:
+        return question(path)
+    except ValueError:  # a NUL in it
+        return False
+
+
+# --- all inputs of a command ----------------------------------------------------------------------------
+
 
 _CSV_ENDINGS = {".csv", ".tsv"}
 _JSON_ENDINGS = {".json", ".jsonl", ".ndjson"}

@@ -1,7 +1,7 @@
-"""Opens a list: finds its encoding, and refuses what is no list in one sentence.
+"""Inputs that may be slow to come, such as a pipe: read as they arrive, and given up when a run ends.
 
-UTF-8 and UTF-16 (what Excel calls "Unicode text", what PowerShell's ``>`` writes) are read as such; text that
-is neither is read as Windows-1252, with a note. Lines are bounded, so no file can fill the memory.
+They are read in a thread. A thread that blocks in ``read`` cannot be interrupted, so that it waits for the
+file and for a pipe of our own at once.
 """
 
 from __future__ import annotations
@@ -9,16 +9,84 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import select
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, TypeAlias, cast
+from typing import IO, Any, BinaryIO, TypeAlias, cast
 
 import click
 
-from flux_async.cli.live_input import LiveInputs
-from flux_async.cli.printable import printable
+from flux_async.cli.terminal import printable
 from flux_async.files.image_header import picture_suffix
+
+
+class InputStopped(Exception):
+    """The run reads no more."""
+
+
+class LiveInputs:
+    """What the inputs of one run have in common.
+
+    Attributes:
+        on_wait: Called by the reading thread before it waits for more: what was read can be passed on.
+    """
+
+    def __init__(self) -> None:
+        self.on_wait: Callable[[], None] = lambda: None
+        self._stopped = False
+        self._woken, self._wake = os.pipe()
+
+    def __del__(self) -> None:
+        os.close(self._woken)
+        os.close(self._wake)
+
+    def open(self, descriptor: int, *, closefd: bool) -> io.BufferedReader:
+        """Return the bytes of an open file, as they come."""
+        return io.BufferedReader(_LiveFile(self, descriptor, closefd=closefd))
+
+    def stop(self) -> None:
+        """End all waiting, now and later: the reading thread gets :class:`InputStopped`."""
+        if not self._stopped:
+            self._stopped = True
+            os.write(self._wake, b"x")
+
+    def wait(self, descriptor: int) -> None:
+        """Return when a file has something to read, or is at its end.
+
+        Raises:
+            InputStopped: The run reads no more.
+        """
+        ready, _, _ = select.select([descriptor, self._woken], [], [], 0)
+        if not ready:
+            self.on_wait()
+            select.select([descriptor, self._woken], [], [])
+        if self._stopped:
+            raise InputStopped
+
+
+class _LiveFile(io.RawIOBase):
+    def __init__(self, inputs: LiveInputs, descriptor: int, *, closefd: bool) -> None:
+        self._inputs, self._descriptor, self._closefd = inputs, descriptor, closefd
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        self._inputs.wait(self._descriptor)
+        view = memoryview(buffer)
+        content = os.read(self._descriptor, len(view))
+        view[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed and self._closefd:
+            os.close(self._descriptor)
+        super().close()
+
+
+# --- lists ----------------------------------------------------------------------------------------------
+
 
 STDIN = "-"
 LONGEST_LINE = 1_000_000

@@ -25,6 +25,7 @@ from flux_async import (
     InDoubtPolicy,
     Job,
     JournalError,
+    MissingExtra,
     Outcome,
     TooManyUnknownAnswers,
 )
@@ -32,23 +33,16 @@ from flux_async.batch.operations import fetch_missing
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text, while_writing
-from flux_async.cli.credits import Balance
-from flux_async.cli.display import RunDisplay, summary_table
-from flux_async.cli.exits import Exit, halts
-from flux_async.cli.given import InputRow
-from flux_async.cli.intake import Intake
-from flux_async.cli.listening import bind, check_server, listening
-from flux_async.cli.names import file_stem
-from flux_async.cli.output import Output
-from flux_async.cli.paid_tasks import tasks_not_recorded, tasks_under_way
-from flux_async.cli.progress import RunView, WindowUse
-from flux_async.cli.questions import Questions
+from flux_async.cli.credits import Balance, Questions, Spending
+from flux_async.cli.display import RunDisplay, RunView, WindowUse, summary_table
+from flux_async.cli.input_reader import Intake
+from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import ResultsError, Status
-from flux_async.cli.run_folder import RunFolder, Totals
-from flux_async.cli.run_order import RunOptions
-from flux_async.cli.selection import Feed, Selection
+from flux_async.cli.run_folder import Feed, RunFolder, Selection, Totals, file_stem
+from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
-from flux_async.cli.spending import Spending
+from flux_async.cli.status import tasks_not_recorded, tasks_under_way
+from flux_async.cli.terminal import Exit, Output, halts
 from flux_async.clock import Clock, SystemClock
 from flux_async.job_state import JobState, Problem
 from flux_async.models import JobKey
@@ -147,7 +141,10 @@ class RemoveText:
         if self.order.listen is None:
             yield
             return
-        check_server()
+        try:
+            from flux_async.cli.webhook_server import bind  # noqa: PLC0415 - needs an extra
+        except ImportError as missing:
+            raise MissingExtra.for_extra("--listen", "webhook") from missing
         self._socket = bind(self.order.listen)
         with self._socket:
             yield
@@ -295,8 +292,10 @@ class RemoveText:
 
     def _told(self, client: FluxClient, folder: RunFolder) -> AbstractAsyncContextManager[None]:
         """Receive callbacks where this run is to."""
-        if self.order.callbacks is None:
+        if self._socket is None or self.order.callbacks is None:
             return contextlib.nullcontext()
+        from flux_async.cli.webhook_server import listening  # noqa: PLC0415 - as above
+
         return listening(self._socket, self.order.callbacks, folder.journal, client)
 
     async def _settled(self, folder: RunFolder, outcome: Outcome) -> None:

@@ -18,7 +18,7 @@ import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
 from flux_async import FluxError
-from flux_async.cli.exits import Exit
+from flux_async.cli.terminal import Exit
 
 T = TypeVar("T")
 

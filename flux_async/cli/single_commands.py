@@ -22,10 +22,8 @@ from flux_async import (
 from flux_async.cli.advice import error_text, paid_result, paid_task
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import MessageConsole, message_console
-from flux_async.cli.exits import Exit
-from flux_async.cli.output import Output
-from flux_async.cli.printable import printable
 from flux_async.cli.signals import Interruption, run_interruptible
+from flux_async.cli.terminal import Exit, Output, printable
 from flux_async.client import DEFAULT_TIMEOUT_S
 from flux_async.models import ImageRequest
 from flux_async.transport.factory import TransportName

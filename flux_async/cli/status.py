@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from flux_async import EditRequest, FluxError, UnclaimedTask
 from flux_async.api.models_table import credits_of
 from flux_async.cli.advice import after_adopting, command
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import MessageConsole
-from flux_async.cli.exits import Exit
-from flux_async.cli.output import Output
-from flux_async.cli.printable import printable
-from flux_async.cli.recover import warning_of_lost_records
 from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, row_of, utc_text
 from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.terminal import Exit, Output, printable
+from flux_async.errors import JournalError
 from flux_async.job_state import JobState
 from flux_async.journal.lock import LockOwner, lock_owner_of
+from flux_async.journal.lost_records import find_lost_records
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
@@ -49,6 +50,19 @@ def show_status(folder: Path, *, as_json: bool) -> Exit:
     for line in _in_words(told):
         output.line(printable(line))
     return Exit.SUCCEEDED
+
+
+def warning_of_lost_records(folder: Path) -> str | None:
+    """Return what to say of a folder that a run would refuse; None where its journal lacks no records."""
+    journal = folder / JOURNAL
+    with contextlib.suppress(JournalError, OSError):  # whoever opens it says so
+        if find_lost_records(journal.resolve()) is not None:
+            return (
+                f"The journal in {folder} lacks records of submits, which may be paid: these numbers are too "
+                "low, and a run refuses the folder. Put the missing file back beside the journal. Otherwise "
+                f"run {command('recover', folder)}."
+            )
+    return None
 
 
 def refused_inputs(folder: Path, reader: JournalReader) -> int:
@@ -177,3 +191,33 @@ def _besides_in_words(besides: dict[str, Any]) -> str:
     how = "a callback" if besides["signed"] else "an unsigned callback"
     task = f"{how} names task {besides['task_id']} for a submit that was made again"
     return f"{besides['image']} {besides['key']}: {task}"
+
+
+# --- paid tasks -----------------------------------------------------------------------------------------
+
+
+_MOST = 50
+
+
+def tasks_under_way(reader: JournalReader) -> Iterator[str]:
+    """Yield a line for each paid task whose image is not here, as far as the journal can still be read."""
+    try:
+        under_way = reader.jobs(JobState.SUBMITTED, JobState.GENERATED)
+        for stored in islice(under_way, _MOST):
+            yield f"Task {stored.job.task_id} is paid: {image_of(stored)}"
+        more = sum(1 for _ in under_way)
+    except FluxError:
+        return
+    if more:
+        yield f"{more} more tasks are paid; the journal has them."
+
+
+def tasks_not_recorded(unclaimed: Iterable[UnclaimedTask]) -> Iterator[str]:
+    """Yield a line for each submit whose answer could not be written to the journal."""
+    for loose in unclaimed:
+        request = loose.request
+        image = str(request.input_image) if isinstance(request, EditRequest) else request.prompt
+        if loose.task_id is None:
+            yield f"A submit is perhaps paid, and could not be written down: {image}"
+        else:
+            yield f"Task {loose.task_id} is paid, and could not be written down: {image}"

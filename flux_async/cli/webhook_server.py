@@ -1,20 +1,75 @@
-"""The web server of a run that listens: uvicorn, against strangers who waste connections and time.
+"""Receives callbacks during a run: uvicorn, protected from clients that waste connections and time.
 
-It runs on the run's own event loop, so whatever holds it up holds up the run. Imported only to listen.
+It runs on the run's own event loop, so whatever holds it up holds up the run. Needs the extra ``webhook``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, cast
 
+import anyio
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, WebhookReceiver
+from flux_async.cli.run_options import Place
+from flux_async.journal.store import Journal
+
+_BACKLOG = 512
+
+
+def bind(place: Place) -> socket.socket:
+    """Take the port, before anything is sent.
+
+    Raises:
+        ConfigurationError: It cannot be taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except UnicodeError:  # what a host's name becomes on its way to the resolver
+        raise ConfigurationError(f"--listen {place}: the host's name is not one.") from None
+    except OSError as error:
+        raise ConfigurationError(f"--listen {place}: {error.strerror or error}.") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise ConfigurationError(
+            f"--listen {place}: {why}.", advice="Choose another; nothing was sent."
+        ) from None
+    return listener
+
+
+@asynccontextmanager
+async def listening(
+    listener: socket.socket, endpoint: CallbackEndpoint, journal: Journal, client: FluxClient
+) -> AsyncIterator[None]:
+    """Receive callbacks on ``listener`` for as long as the block runs."""
+    server = make_server(WebhookReceiver(journal, key=endpoint.keys, on_callback=client.notify), _BACKLOG)
+    async with anyio.create_task_group() as group:
+        group.start_soon(server.serve, [listener])
+        try:
+            yield
+        finally:
+            server.should_exit = True
+
+
+# --- the server -----------------------------------------------------------------------------------------
+
 
 HEAD_TIMEOUT_S = 10.0
 """Seconds in which a connection must deliver the head of a request, and again after each answer."""

@@ -116,7 +116,7 @@ ONLY_IN: dict[str, set[str]] = {
     "rich": {"cli"},
     "sqlite3": {"journal", "sandbox/state.py"},
     "h11": {"cli/webhook_server.py"},
-    "uvicorn": {"sandbox", "cli/webhook_server.py", "cli/listening.py"},
+    "uvicorn": {"sandbox", "cli/webhook_server.py"},
     "yarl": {"transport/aiohttp_.py"},
     "time": {"clock", "sandbox", "imaging", "cli", "testing"},
 }

@@ -15,7 +15,7 @@ import pytest
 
 from flux_async.cli.advice import AfterRun
 from flux_async.cli.commands import cli
-from flux_async.cli.exits import run_command
+from flux_async.cli.terminal import run_command
 from flux_async.testing import FluxSandbox
 
 OK, OTHER = "https://example.com/ok.jpg", "https://example.com/other.jpg"

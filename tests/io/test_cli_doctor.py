@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flux_async.cli.checkups import (
+from flux_async.cli.doctor import (
     Level,
     look_at_callback,
     look_at_certificates,

@@ -15,9 +15,9 @@ import pytest
 from flux_async import FluxClient, JobKey, Outcome, Succeeded, TaskId, fetch_missing
 from flux_async.batch.inputs import as_job
 from flux_async.cli.commands import cli
-from flux_async.cli.exits import run_command
 from flux_async.cli.results import ResultRow
 from flux_async.cli.run_folder import RunFolder
+from flux_async.cli.terminal import run_command
 from flux_async.job_state import Problem, Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.testing import FluxSandbox
 

@@ -23,8 +23,7 @@ import pytest
 from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, Journal
 from flux_async.api.webhooks import sign
 from flux_async.cli import webhook_server as module
-from flux_async.cli.listening import Place, bind, listening
-from flux_async.cli.webhook_server import Places, most_connections
+from flux_async.cli.webhook_server import Place, Places, bind, listening, most_connections
 
 resource = pytest.importorskip("resource")
 

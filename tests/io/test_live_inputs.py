@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.live_input import InputStopped
+from flux_async.cli.list_files import InputStopped
 
 WAIT_S = 60
 

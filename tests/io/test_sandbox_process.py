@@ -239,7 +239,7 @@ def test_without_an_input_there_is_no_end_to_wait_for() -> None:
 
 PARENT = """
 import anyio
-from flux_async.cli.sandbox_child import SandboxChild
+from flux_async.cli.demo import SandboxChild
 
 async def main():
     child = await SandboxChild.start()

@@ -16,17 +16,16 @@ import pytest
 
 from flux_async import EditRequest, FluxClient, InvalidInput, Limits, PollPolicy
 from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.cli.credits import Questions
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
-from flux_async.cli.exits import Exit
-from flux_async.cli.given import InputRow
+from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.output import Output
-from flux_async.cli.questions import Questions
 from flux_async.cli.run_command import RemoveText
-from flux_async.cli.run_order import RunOptions
-from flux_async.cli.selection import Bits, Numbers
+from flux_async.cli.run_folder import Bits, Numbers
+from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
+from flux_async.cli.terminal import Exit, Output
 from flux_async.transport import Answered, FileStream, SendResult
 
 FAST = Limits(submits=1000, window_s=0.01, in_flight=20)

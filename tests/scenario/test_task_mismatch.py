@@ -39,13 +39,13 @@ from flux_async.batch.runner import run_batch
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
 from flux_async.cli.folder_commands import what_to_retry
-from flux_async.cli.given import InputRow
-from flux_async.cli.output import Output
+from flux_async.cli.input_rows import InputRow
 from flux_async.cli.run_command import RemoveText
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.run_order import RunOptions
+from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
 from flux_async.cli.status import show_status, status_of
+from flux_async.cli.terminal import Output
 from flux_async.job_state import JobState, Saved
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal

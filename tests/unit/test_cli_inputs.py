@@ -13,9 +13,8 @@ import click
 import pytest
 
 from flux_async import LocalImage
-from flux_async.cli.given import InputRow
-from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.local_inputs import image_of
+from flux_async.cli.input_rows import InputRow
+from flux_async.cli.inputs import gather_inputs, image_of
 
 
 def read(text: str, *, name: str = "-") -> list[InputRow]:

@@ -11,9 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from flux_async.cli.given import InputRow
+from flux_async.cli.input_rows import InputRow, ListOptions
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.list_rows import ListOptions
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "lists"
 A, B, C, D = (f"http://pics.example.com/{name}.jpg" for name in "abcd")

@@ -30,18 +30,14 @@ from flux_async import (
 from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
 from flux_async.cli.advice import while_writing
-from flux_async.cli.checkups import failed
 from flux_async.cli.commands import read_rate
 from flux_async.cli.credits import cost_in_words, in_credits
-from flux_async.cli.display import MessageConsole, duration, live_lines, plain_line
-from flux_async.cli.doctor import doctor_lines
-from flux_async.cli.exits import Exit, exit_for
-from flux_async.cli.local_inputs import names_a_file
-from flux_async.cli.output import Output
-from flux_async.cli.printable import printable
-from flux_async.cli.progress import RunView, WindowUse
+from flux_async.cli.display import MessageConsole, RunView, WindowUse, duration, live_lines, plain_line
+from flux_async.cli.doctor import doctor_lines, failed
+from flux_async.cli.inputs import names_a_file
 from flux_async.cli.results import utc_text
 from flux_async.cli.run_folder import RunFolder
+from flux_async.cli.terminal import Exit, Output, exit_for, printable
 
 CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux_async.batch.file_names import is_safe_name, safe_name
-from flux_async.cli.names import MAX_STEM, file_stem, stem_of
+from flux_async.cli.run_folder import MAX_STEM, file_stem, stem_of
 
 KEY = "0123456789abcdef" * 4
 

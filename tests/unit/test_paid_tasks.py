@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flux_async import ConnectionLost, EditRequest, GenerateRequest, TaskId, UnclaimedTask
-from flux_async.cli.paid_tasks import tasks_not_recorded
+from flux_async.cli.status import tasks_not_recorded
 
 
 def test_a_task_that_could_not_be_written_down_is_named_with_its_image() -> None:

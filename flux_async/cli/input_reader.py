@@ -21,12 +21,11 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from flux_async import ConfigurationError, EditRequest, FluxError, InvalidInput, Job, LocalImage, Model
 from flux_async.api.stored_requests import read_model, store_request
 from flux_async.cli.advice import error_text
-from flux_async.cli.given import InputRow
+from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import Inputs
-from flux_async.cli.live_input import InputStopped
+from flux_async.cli.list_files import InputStopped
 from flux_async.cli.results import ResultRow, refused_row
-from flux_async.cli.run_folder import RunFolder
-from flux_async.cli.selection import Selection
+from flux_async.cli.run_folder import RunFolder, Selection
 from flux_async.clock import Clock, SystemClock
 from flux_async.job_state import FINAL, JobState
 from flux_async.journal.adding import Added

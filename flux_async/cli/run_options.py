@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import attrs
 
@@ -20,9 +22,8 @@ from flux_async import (
 )
 from flux_async.batch.options import price_list
 from flux_async.batch.runner import PATIENCE_S
-from flux_async.cli.given import InputRow
-from flux_async.cli.listening import Place
-from flux_async.cli.local_inputs import is_address, no_image
+from flux_async.cli.input_rows import InputRow
+from flux_async.cli.inputs import is_address, no_image
 from flux_async.files.image_source import identify_now
 from flux_async.models import JobKey
 from flux_async.policy.image_urls import with_scheme
@@ -30,6 +31,34 @@ from flux_async.transport.factory import TransportName
 
 CONFIRM_ABOVE = 1_000.0
 _ANY_URL = "https://example.com/"
+KEY_VARIABLE = "KIE_WEBHOOK_KEY"
+
+_PLACE = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+_LAST_PORT = 65_535
+
+
+@attrs.frozen
+class Place:
+    """Where to listen: a host and a port of this machine."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """Read ``HOST:PORT``, or return None; an empty host is every address of this machine."""
+        found = _PLACE.fullmatch(text.strip())
+        if found is None or not 0 < int(found["port"]) <= _LAST_PORT:  # nobody would be told which port 0 is
+            return None
+        return cls(found["six"] or found["host"] or "0.0.0.0", int(found["port"]))  # noqa: S104 - as asked
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def webhook_keys(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the webhook keys of the environment: one, or several with commas between them."""
+    return tuple(filter(None, (key.strip() for key in environment.get(KEY_VARIABLE, "").split(","))))
 
 
 @attrs.frozen(kw_only=True)

@@ -1,18 +1,24 @@
-"""Exit codes, and the one place where an error becomes one."""
+"""Standard output, messages that are safe for a terminal, and exit codes."""
 
 from __future__ import annotations
 
 import enum
 import io
+import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from flux_async import ConfigurationError, FluxError, InvalidInput, JournalError, MaintenanceError, Scope
 from flux_async.cli.advice import error_text
-from flux_async.cli.printable import printable
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with whatever would move a cursor, turn letters round or begin a line spelled out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class Exit(enum.IntEnum):
@@ -107,3 +113,34 @@ def flush_or_forget() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+class Output:
+    """Prints results.
+
+    Where the reader has gone away (``| head -1``), the rest is dropped and the command goes on: what it is
+    doing costs money, and its files hold the results.
+    """
+
+    def __init__(self) -> None:
+        self._closed = sys.stdout is None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person looks at it."""
+        return not self._closed and sys.stdout.isatty()
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        if self._closed:
+            return
+        try:
+            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            self._closed = True
+            flush_or_forget()
+
+    def json(self, value: Mapping[str, object]) -> None:
+        """Print one JSON object on a line."""
+        self.line(json.dumps(value, ensure_ascii=False))
