@@ -190,7 +190,7 @@ class Submitter:
             wire = self.api.build_submit(body, callback_url)
         except InvalidInput as error:
             return error  # nothing was sent
-        self.sent.sends(subject_of(json.loads(body)))
+        self.sent.record_submit(subject_of(json.loads(body)))
         began = self.clock.monotonic()
         result: SendResult | None = None
         try:

@@ -36,13 +36,13 @@ class Api(Protocol):
         """Return the id of the task that a submit created.
 
         Raises:
-            ApiError: The vendor refused; ``charge`` and ``scope`` say what that means.
+            ApiError: The vendor refused; ``charge`` and ``scope`` hold the consequences.
             UnexpectedResponse: No documented shape, or a success without a task id: charge MAYBE.
         """
         ...
 
     def build_status(self, task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
-        """Return the GET of a task's record; ask :meth:`is_for_task` of an answer over a kept connection."""
+        """Return the GET of a task's record. A poll with ``keep_alive`` needs :meth:`is_for_task`."""
         ...
 
     def parse_status(self, response: WireResponse, task_id: TaskId) -> TaskRecord:
@@ -50,22 +50,22 @@ class Api(Protocol):
 
         Raises:
             NotFoundError: No such task, or not visible yet.
-            ApiError: Another refusal; ``api/error_codes.py`` says what it means for a wait.
+            ApiError: Another refusal; ``api/error_codes.py`` holds its meaning for a wait.
             UnexpectedResponse: No documented shape, or the record of another task or of none.
         """
         ...
 
     def parse_poll(self, response: WireResponse, task_id: TaskId) -> TaskRecord:
-        """Return what a wait needs of a record: of a task at work only its state and its time of creation."""
+        """Return the part of a record that a wait needs; of a generating task state and creation time."""
         ...
 
     def is_for_task(self, response: WireResponse, task_id: TaskId) -> bool:
-        """Return False where an answer over a kept connection may be that of an earlier poll."""
+        """Return False if an answer over a kept connection may belong to an earlier poll."""
         ...
 
 
 def load_api(name: ApiName = "kontext") -> Api:
-    """Return the API of a name."""
+    """Return the API with a name."""
     from flux_async.api import kontext  # noqa: PLC0415 - requests are checked by a module of this package
 
     apis: dict[ApiName, Api] = {"kontext": kontext}

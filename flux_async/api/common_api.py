@@ -12,18 +12,18 @@ DOWNLOAD_URL_PATH = "/api/v1/common/download-url"
 
 
 def build_credit() -> WireRequest:
-    """GET the balance (vendor's common API, "Get account credits")."""
+    """GET the balance (Common API, "Get account credits")."""
     return WireRequest(method="GET", path=CREDIT_PATH)
 
 
 def build_download_url(url: str) -> WireRequest:
-    """POST download-url: ask for a fresh link to a result (vendor's common API, "Get download URL")."""
+    """POST download-url: request a fresh link to a result (Common API, "Get download URL")."""
     body = json.dumps({"url": url}, separators=(",", ":"), ensure_ascii=False)
     return WireRequest(method="POST", path=DOWNLOAD_URL_PATH, body=body.encode())
 
 
 def parse_credit(response: WireResponse) -> float:
-    """Read the balance in credits: a bare number, in reality a float.
+    """Return the balance in credits: a bare number, in reality a float.
 
     Raises:
         ApiError: The vendor refused.
@@ -37,11 +37,11 @@ def parse_credit(response: WireResponse) -> float:
 
 
 def parse_download_url(response: WireResponse) -> str:
-    """Read the answer to download-url: a bare string, a link that lets anybody in for 20 minutes.
+    """Return the link of an answer to download-url: a bare string, which grants access for 20 minutes.
 
     Raises:
-        ApiError: The vendor refused; 422 where it does not know the file.
-        UnexpectedResponse: No link; the answer is not quoted, as it may hold one all the same.
+        ApiError: The vendor refused; 422 for an unknown file.
+        UnexpectedResponse: No link; the answer is not quoted, because it may contain one all the same.
     """
     link = parsing.link(open_envelope(response, reading=True))
     if link is None:

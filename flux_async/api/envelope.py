@@ -1,11 +1,11 @@
-"""The envelope every answer comes in: ``{"code": …, "msg": …, "data": …}``.
+"""Reads the envelope of every answer: ``{"code": …, "msg": …, "data": …}``.
 
 Rules (API page, "Error Response Format"; the rest was seen on the live service):
 
 1. The envelope's ``code`` decides; the HTTP status counts only where there is no readable envelope.
-2. A redirect, HTML, an empty or cut-off body is no answer: after a submit it leaves the charge open.
+2. After a redirect, HTML, an empty or truncated body the charge of a submit is unknown.
 3. ``code`` may be a string of digits, ``msg`` may be called ``message``, ``data`` may be missing.
-4. What is JSON is what Python's own parser says. orjson, where it is installed, only says it sooner.
+4. Python's own parser defines what JSON is. orjson, if installed, is only faster.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ from flux_async.api.error_codes import CODES, OK, error_for, rule_for
 from flux_async.api.parsing import EXCERPT, text, whole_number
 from flux_async.errors import Charge, FluxError, Scope, ServerError, UnexpectedResponse
 
-READ_ADVICE = "Looking costs nothing: try again."
+READ_ADVICE = "A poll costs nothing: try again."
 SERVER_ERRORS = 500
 _REDIRECTS = range(300, 400)
-_MOVED = frozenset(
-    {301, 307, 308}
-)  # "ask there instead": nothing was done here; a 302 or 303 may follow a success
-_NO_SUCH_PLACE = frozenset({404, 405})
+_MOVED = frozenset({301, 307, 308})  # nothing was done; a 302 or 303 may follow a success
+_NO_SUCH_ADDRESS = frozenset({404, 405})
 _AMBIGUOUS = frozenset({400, 408})  # as HTTP statuses any proxy sends these, with other meanings
 _LONGEST_RETRY_AFTER = 9
 _LONGEST_MESSAGE = 500
@@ -37,14 +35,14 @@ _FIRST_INEXACT = 2.0**63
 
 
 class Host(enum.Enum):
-    """Which of the vendor's two hosts a request is for; only the transport knows where they are."""
+    """One of the vendor's two hosts; their addresses are in ``transport/credentials.py``."""
 
     API = "api"
     UPLOADS = "uploads"
 
 
 class Stream(Protocol):
-    """A body that is sent piece by piece; each iteration begins anew."""
+    """A body that is sent in pieces; each iteration starts from the beginning."""
 
     @property
     def size(self) -> int:
@@ -61,9 +59,9 @@ class WireRequest:
     """One HTTP request, without address and without key: both belong to the transport.
 
     Attributes:
-        keep_alive: Send it over a kept connection, and keep that afterwards. Only for a request whose answer
-            names what was asked for: on a kept connection the answer to an earlier request may still lie.
-            Any other request has a connection of its own, which is closed afterwards.
+        keep_alive: Use a kept connection, and keep it afterwards. Only for a request whose answer names the
+            task: a kept connection may still contain the answer to an earlier request. Any other request has
+            a connection of its own, which is closed afterwards.
     """
 
     method: str
@@ -86,7 +84,7 @@ class WireResponse:
 
 
 def read_envelope(response: WireResponse) -> tuple[int | None, dict[str, Any]]:
-    """Return (code, envelope), or (None, {}) where the body is no envelope."""
+    """Return (code, envelope), or (None, {}) if the body is no envelope."""
     try:
         envelope = read_json(response.body)
     except (ValueError, RecursionError):
@@ -97,10 +95,10 @@ def read_envelope(response: WireResponse) -> tuple[int | None, dict[str, Any]]:
 
 
 def read_json(body: bytes) -> Any:
-    """Return what a body holds as JSON, the same with orjson and without.
+    """Return the JSON value of a body, the same with orjson and without.
 
-    orjson refuses what the other reads (NaN, Infinity, half surrogates, UTF-16, a byte order mark) and makes
-    numbers of whole ones beyond 64 bits: then, and of what is no JSON at all, the other is asked.
+    orjson refuses what Python's parser reads (NaN, Infinity, half surrogates, UTF-16, a byte order mark) and
+    makes floats of integers beyond 64 bits: then Python's parser reads the body.
 
     Raises:
         ValueError: It is no JSON.
@@ -119,7 +117,7 @@ def read_json(body: bytes) -> Any:
 
 @cache
 def fast_parser() -> Callable[[bytes], Any] | None:
-    """Return orjson's parser, where that is installed; it is loaded with the first answer."""
+    """Return orjson's parser if it is installed; it is imported with the first answer."""
     try:
         import orjson  # noqa: PLC0415 - an extra, and slow to import
     except ImportError:
@@ -141,7 +139,7 @@ def _holds_large_number(value: object) -> bool:
 
 
 def open_envelope(response: WireResponse, *, reading: bool = False) -> Any:
-    """Return ``data`` of a code-200 envelope, else raise what the code means."""
+    """Return ``data`` of a code-200 envelope, else raise the error of the code."""
     code, envelope = read_envelope(response)
     return data_of(response, code, envelope, reading=reading)
 
@@ -149,7 +147,7 @@ def open_envelope(response: WireResponse, *, reading: bool = False) -> Any:
 def data_of(
     response: WireResponse, code: int | None, envelope: dict[str, Any], *, reading: bool = False
 ) -> Any:
-    """Return ``data`` of an envelope that was read, else raise what its code means."""
+    """Return ``data`` of an envelope with code 200, else raise the error of the code."""
     if code is None:
         raise _without_envelope(response, reading=reading)
     if code == OK:
@@ -164,12 +162,12 @@ def data_of(
 
 
 def _for_reading(reading: bool) -> dict[str, Any]:  # noqa: FBT001
-    """The charge and advice of an error speak of a submit; a mere look costs nothing."""
+    """Return charge and advice of a poll; those of the error's class are for a submit."""
     return {"charge": Charge.NO, "advice": READ_ADVICE} if reading else {}
 
 
 def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
-    """What an answer without a readable envelope means: rule 1, second half."""
+    """Return the error of an answer without a readable envelope: rule 1, second half."""
     status = response.status
     if status in _MOVED:
         return UnexpectedResponse(
@@ -190,7 +188,7 @@ def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
             http_status=status,
             **_for_reading(reading),
         )
-    if status in _NO_SUCH_PLACE:
+    if status in _NO_SUCH_ADDRESS:
         return _no_api_here(response, reading=reading)
     if status in CODES and status not in _AMBIGUOUS:
         return error_for(
@@ -203,9 +201,9 @@ def _without_envelope(response: WireResponse, *, reading: bool) -> FluxError:
 
 
 def _no_api_here(response: WireResponse, *, reading: bool) -> UnexpectedResponse:
-    """A web server that has no such address: certainly no task was made, and the next submit ends the same.
+    """Return the error of a web server without such an address: no task was made, and none would be.
 
-    A poll of a task that is paid is made again all the same: the address may be right again by then.
+    A poll is repeated all the same: its task is paid, and the address may be right again later.
     """
     what = "The server has no such address: it is not the API"
     if reading:
@@ -221,7 +219,7 @@ def _no_api_here(response: WireResponse, *, reading: bool) -> UnexpectedResponse
 
 
 def unexpected(response: WireResponse, what: str, *, reading: bool = False) -> UnexpectedResponse:
-    """Make the error for an answer that is not what was documented."""
+    """Return the error of an undocumented answer."""
     return UnexpectedResponse(
         f"{what} (HTTP {response.status}, {len(response.body)} bytes).",
         http_status=response.status,
@@ -235,17 +233,17 @@ def _excerpt(response: WireResponse) -> str:
 
 
 def message_of(envelope: dict[str, Any]) -> str:
-    """``msg``, or ``message`` as some services have it; one printable line of bounded length."""
+    """Return ``msg``, or ``message`` as some services call it: one printable line of bounded length."""
     return _readable(text(envelope.get("msg")) or text(envelope.get("message")) or "", _LONGEST_MESSAGE)
 
 
 def _readable(words: str, longest: int) -> str:
-    """Words from outside, fit for a terminal and a log: no escapes, no line breaks, no end without end."""
+    """Return a server's text for terminal and log: without escapes and line breaks, of bounded length."""
     return "".join(c if c.isprintable() else " " for c in words[:longest])
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header; a date in it is measured against the answer's own Date."""
+    """Return the seconds of a Retry-After header; a date in it is compared with the answer's own Date."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:_LONGEST_RETRY_AFTER])

@@ -1,4 +1,4 @@
-"""THE table: what each of the vendor's codes means, once, for every part of this package.
+"""The table of the vendor's codes: the error of each, and what it means for a poll.
 
 Sources: API page, "Error Handling" and "Callback Status Codes"; 408 and 433 appear on the vendor's other
 pages. The numbers are *envelope* codes: the vendor sends nearly all of them with HTTP 200. An HTTP status
@@ -6,8 +6,8 @@ stands in only where there is no readable envelope.
 
 Rules:
 
-1. A code the table does not hold is treated as "maybe charged, this job only, look again later".
-2. A submit is charged MAYBE unless the vendor is known to answer so before making a task.
+1. A code that is not in the table is treated as "maybe charged, this job only, poll again later".
+2. A submit is charged MAYBE unless the vendor answers so before it makes a task.
 3. ``Scope`` and ``Charge`` of a row are those of its error class, so an error carries them with it.
 """
 
@@ -43,17 +43,17 @@ OK = 200
 
 
 class PollMeaning(enum.Enum):
-    """What a code says about a task when record-info answers with it."""
+    """Meaning of a code for a task when record-info answers with it."""
 
-    LOOK_AGAIN = "look again later"
+    POLL_AGAIN = "poll again later"
     NOT_VISIBLE = "not visible yet, or no such task"
     TASK_FAILED = "the task ended without an image"
-    FATAL = "looking again cannot help until a person acts"
+    FATAL = "no later poll can help until a person acts"
 
 
 @attrs.frozen
 class CodeRule:
-    """One row: the error a code becomes, and what it means for a task being waited for."""
+    """One row: the error of a code, and its meaning for a poll."""
 
     error: type[ApiError]
     poll: PollMeaning
@@ -65,7 +65,7 @@ class CodeRule:
 
     @property
     def scope(self) -> Scope:
-        """Whom a submit answered with this code concerns."""
+        """Which jobs a submit answered with this code affects."""
         return self.error.default_scope
 
 
@@ -78,43 +78,43 @@ CODES: Mapping[int, CodeRule] = MappingProxyType(
         404: CodeRule(NotFoundError, PollMeaning.NOT_VISIBLE),
         408: CodeRule(ServerError, PollMeaning.TASK_FAILED),
         422: CodeRule(InvalidRequestError, PollMeaning.NOT_VISIBLE),
-        429: CodeRule(RateLimitedError, PollMeaning.LOOK_AGAIN),
+        429: CodeRule(RateLimitedError, PollMeaning.POLL_AGAIN),
         433: CodeRule(KeyLimitError, PollMeaning.FATAL),
-        455: CodeRule(MaintenanceError, PollMeaning.LOOK_AGAIN),
-        500: CodeRule(ServerError, PollMeaning.LOOK_AGAIN),
+        455: CodeRule(MaintenanceError, PollMeaning.POLL_AGAIN),
+        500: CodeRule(ServerError, PollMeaning.POLL_AGAIN),
         501: CodeRule(ServerError, PollMeaning.TASK_FAILED),
-        502: CodeRule(ServerError, PollMeaning.LOOK_AGAIN),
-        503: CodeRule(ServerError, PollMeaning.LOOK_AGAIN),
-        504: CodeRule(ServerError, PollMeaning.LOOK_AGAIN),
+        502: CodeRule(ServerError, PollMeaning.POLL_AGAIN),
+        503: CodeRule(ServerError, PollMeaning.POLL_AGAIN),
+        504: CodeRule(ServerError, PollMeaning.POLL_AGAIN),
         505: CodeRule(FeatureDisabledError, PollMeaning.FATAL),
     }
 )
 
-UNLISTED = CodeRule(ApiError, PollMeaning.LOOK_AGAIN)
+UNLISTED = CodeRule(ApiError, PollMeaning.POLL_AGAIN)
 
 
 def rule_for(code: int) -> CodeRule:
-    """Return the row of ``code``, or the cautious row for codes nobody documented."""
+    """Return the row of ``code``; an undocumented code has the cautious row."""
     return CODES.get(code, UNLISTED)
 
 
 def poll_meaning(error: FluxError) -> PollMeaning:
-    """Say what ``error``, met while looking at a task, means for the wait.
+    """Return what the error of a poll means for the wait.
 
-    Lost connections and answers without shape mean "look again": the task goes on without us.
+    Lost connections and undocumented answers mean "poll again": the task continues at the vendor.
     """
     if isinstance(error, ApiError) and not isinstance(error, ServerError):
         return rule_for(error.code).poll
     ours = isinstance(error, ConfigurationError)  # the client was closed meanwhile
-    return PollMeaning.FATAL if ours or error.scope is Scope.STOP else PollMeaning.LOOK_AGAIN
+    return PollMeaning.FATAL if ours or error.scope is Scope.STOP else PollMeaning.POLL_AGAIN
 
 
 def error_for(
     code: int, msg: str, *, http_status: int | None = None, retry_after_s: float | None = None, **extra: Any
 ) -> ApiError:
-    """Make the error that ``code`` means, with the vendor's own words in it.
+    """Return the error of ``code`` with the vendor's message.
 
-    ``extra`` goes to the error as it is, for a charge or an advice other than the table's.
+    ``extra`` is passed to the error, for a charge or an advice other than the table's.
     """
     kind = rule_for(code).error
     fields: dict[str, Any] = {"code": code, "msg": msg, "http_status": http_status}

@@ -1,11 +1,11 @@
-"""The kontext API, :class:`flux_async.api.Api`: stored requests to submits, answers to records.
+"""The kontext API, an :class:`flux_async.api.Api`: builds submits from stored requests, reads records.
 
 Rules (API page, "Core Endpoints"; the rest was seen on the live service):
 
 1. Nothing is coerced, and a field of an unknown shape is read as absent (``api/parsing.py``).
-2. A success without what it promises (task id, result URL) is an error.
+2. A success without a task id or result URL is an error.
 3. A failed task is a record, not an error: the poll succeeded.
-4. What is not understood is kept in ``TaskRecord.raw``.
+4. ``TaskRecord.raw`` keeps the whole record.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ from flux_async.errors import Charge, NotFoundError, shown
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "kontext"
-"""As the user and the table of models name this API."""
+"""Name of this API for users and in the table of models."""
 
 GENERATE_PATH = "/api/v1/flux/kontext/generate"
 RECORD_INFO_PATH = "/api/v1/flux/kontext/record-info"
 
-
 _NO_TASK = (
-    "Check the task id, and that the key is of the account that made it; a task of the last minute may not "
-    "be visible yet."
+    "Check the task id, and that the key belongs to the account that made it; a task of the last minute may "
+    "not be visible yet."
 )
 _READERS: Mapping[Any, Callable[[object], object]] = {
     parsing.Text: parsing.text,
@@ -55,14 +54,14 @@ _READERS: Mapping[Any, Callable[[object], object]] = {
     parsing.Link: parsing.link,
     parsing.Raw: lambda value: value,
 }
-"""How each kind of field is read."""
+"""The reader of each kind of field."""
 
 
 def _make_converter() -> cattrs.Converter:
-    """The one converter: the vendor's names, no coercion, absent for what is not understood."""
+    """Return the converter: the vendor's names, no coercion, None for an unknown shape."""
     converter = cattrs.Converter()
     for kind, read in _READERS.items():
-        # Of "or None" as a whole: cattrs would find out at each value which of the two it is to be.
+        # Registered for the whole union with None: else cattrs would decide between the two at each value.
         converter.register_structure_hook_func(partial(eq, kind | None), _reading(read))
     for body in (_RecordBody, _LinksBody):
         names = {a.name: override(rename=stored_name(a.name)) for a in attrs.fields(body)}
@@ -83,7 +82,7 @@ def build_submit(body: str, callback_url: str | None = None) -> WireRequest:
     """POST generate (API page, "Image Generation/Editing") of a stored request.
 
     Raises:
-        InvalidInput: It is about a file that has not been uploaded, or this API does not have its model.
+        InvalidInput: Its image has not been uploaded, or this API does not have its model.
     """
     fields = fields_to_send(body, callback_url)
     row = on_wire(NAME, fields["model"])
@@ -94,10 +93,7 @@ def build_submit(body: str, callback_url: str | None = None) -> WireRequest:
 
 
 def build_status(task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
-    """GET record-info (API page, "Task Status Query").
-
-    Of an answer over a kept connection ask :func:`is_for_task` first.
-    """
+    """GET record-info (API page, "Task Status Query")."""
     return WireRequest(
         method="GET",
         path=RECORD_INFO_PATH,
@@ -107,10 +103,10 @@ def build_status(task_id: TaskId, *, keep_alive: bool = False) -> WireRequest:
 
 
 def is_for_task(response: WireResponse, task_id: TaskId) -> bool:
-    """Return False where an answer over a kept connection may belong to an earlier poll of another task.
+    """Return False if an answer over a kept connection may belong to an earlier poll of another task.
 
-    A record that does not name the task, or an error that ends a task and names none. Other errors end no
-    task: the next poll replaces them.
+    Such an answer is a record that does not name the task, or an error that ends a task without a name. Other
+    errors end no task, and the next poll replaces them.
     """
     if task_id.encode() in response.body:
         return True
@@ -125,10 +121,10 @@ def is_for_task(response: WireResponse, task_id: TaskId) -> bool:
 
 
 def parse_submit(response: WireResponse) -> TaskId:
-    """Read the answer to a submit: the id of the task that was made and charged.
+    """Return the id of the task that a submit made, and that was charged.
 
     Raises:
-        ApiError: The vendor refused; ``.charge`` and ``.scope`` say what that means.
+        ApiError: The vendor refused; ``charge`` and ``scope`` hold the consequences.
         UnexpectedResponse: No documented shape, or a success without a task id: charge MAYBE.
     """
     code, envelope = read_envelope(response)
@@ -143,7 +139,7 @@ def parse_submit(response: WireResponse) -> TaskId:
 
 
 def _refuse_contradictions(response: WireResponse, code: int | None, task_id: TaskId | None) -> None:
-    """A refusal counts as "not charged" only if nothing else in the answer speaks of a task or a crash."""
+    """Raise if a refusal contains a task id or a server error: then it may have been charged."""
     if code is None:
         return
     if task_id is not None:
@@ -155,14 +151,13 @@ def _refuse_contradictions(response: WireResponse, code: int | None, task_id: Ta
 
 
 def parse_status(response: WireResponse, task_id: TaskId) -> TaskRecord:
-    """Read the answer to record-info for ``task_id``.
+    """Return the record of ``task_id`` from an answer to record-info.
 
-    A failed task is a record, not an error, also where the envelope itself carries the failure
-    (400, 408, 501).
+    A failed task is a record, not an error, also if the envelope itself has the failure (400, 408, 501).
 
     Raises:
         NotFoundError: No such task, or not visible yet (404, 422, ``data: null``).
-        ApiError: Any other refusal; ``protocol.codes`` says what it means for a wait.
+        ApiError: Any other refusal; ``api/error_codes.py`` holds its meaning for a wait.
         UnexpectedResponse: No documented shape, or a record of another task or of none.
     """
     found = _open_record(response, task_id)
@@ -170,10 +165,10 @@ def parse_status(response: WireResponse, task_id: TaskId) -> TaskRecord:
 
 
 def parse_poll(response: WireResponse, task_id: TaskId) -> TaskRecord:
-    """Read the answer to record-info as a wait needs it; raises what :func:`parse_status` raises.
+    """Return the part of a record that a wait needs; raises what :func:`parse_status` raises.
 
-    Most looks find the task at work, and such a record is soon thrown away: of it only the flag, the id and
-    the time of creation are read, the rest stays in ``raw``.
+    Most polls find the task generating, and their records are discarded soon: only flag, id and creation time
+    are read, the rest stays in ``raw``.
     """
     found = _open_record(response, task_id)
     if isinstance(found, TaskRecord):
@@ -187,7 +182,7 @@ def parse_poll(response: WireResponse, task_id: TaskId) -> TaskRecord:
 
 
 def _open_record(response: WireResponse, task_id: TaskId) -> TaskRecord | dict[str, Any]:
-    """Return the record as JSON, or already as what a failure in the envelope means."""
+    """Return the record as JSON, or the record of a failure in the envelope."""
     code, envelope = read_envelope(response)
     if code is not None and rule_for(code).poll is PollMeaning.TASK_FAILED:
         return TaskRecord(
@@ -202,7 +197,7 @@ def _open_record(response: WireResponse, task_id: TaskId) -> TaskRecord | dict[s
         raise _no_task(response, task_id, f"the API answered {code}: {msg or 'no message'}", code, msg)
     data = data_of(response, code, envelope, reading=True)
     if not data:
-        raise _no_task(response, task_id, "record-info holds nothing under this id")
+        raise _no_task(response, task_id, "record-info has nothing under this id")
     if not isinstance(data, dict):
         raise unexpected(response, "record-info answered with something other than a record", reading=True)
     return data
@@ -239,7 +234,7 @@ class _RecordBody:
 
 @attrs.frozen(kw_only=True)
 class _LinksBody:
-    """Where the pictures are: ``response`` of a record, or the record itself."""
+    """Addresses of images: ``response`` of a record, or the record itself."""
 
     origin_image_url: parsing.Link | None = None
     result_image_url: parsing.Link | None = None
@@ -277,7 +272,7 @@ def _as_stored(echo: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _check_owner(response: WireResponse, data: dict[str, Any], asked: TaskId) -> None:
-    """Refuse a record that does not name the task: over a kept connection it may be another task's."""
+    """Raise if a record does not name the task: over a kept connection it may be another task's."""
     named = parsing.task_id(data.get("taskId"))
     if named is None:
         raise unexpected(response, "record-info answered with a record that names no task", reading=True)
@@ -286,7 +281,7 @@ def _check_owner(response: WireResponse, data: dict[str, Any], asked: TaskId) ->
 
 
 def _status(flag: object) -> tuple[TaskStatus, object]:
-    """A missing flag means still generating; an unknown one too, but it is shown."""
+    """Return the status of a flag, and the flag if it is unknown; missing and unknown mean generating."""
     if flag is None or flag == "":
         return TaskStatus.GENERATING, None
     number = parsing.whole_number(flag)
@@ -297,7 +292,7 @@ def _status(flag: object) -> tuple[TaskStatus, object]:
 
 
 def _links(response: object, data: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Find (origin, result): in ``response`` (object, JSON string, bare URL), else in the record itself."""
+    """Return (origin, result) from ``response`` (object, JSON string, bare URL), else from the record."""
     if isinstance(response, str) and parsing.link(response):
         return None, parsing.link(response)
     inner = _converter.structure(parsing.json_object(response) or {}, _LinksBody)

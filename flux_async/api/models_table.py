@@ -1,9 +1,9 @@
-"""THE table of models: how each API names and takes a model, what an image costs, what a request may ask.
+"""The table of models: their ids in each API, their price, and the options that they accept.
 
-To add a model, add one member to :class:`Model` and its name to :data:`ModelName` below it; nothing else
-lists models. Prices are the vendor's at the time of writing; they are not part of its API.
+To add a model, add one member to :class:`Model` and its name to :data:`ModelName` below it; no other list of
+models exists in the client. Prices are the vendor's at the time of writing; its API does not contain them.
 
-This module imports only the errors: requests are checked by it, and the APIs are built on it.
+This module imports only the errors: requests are checked with it, and the APIs build on it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ApiName: TypeAlias = Literal["kontext"]
 
 @attrs.frozen(kw_only=True)
 class OnWire:
-    """How one API takes a model.
+    """One API's names for a model.
 
     Attributes:
         model: The model's id in a submit.
-        image_field: The name of the field that holds the address of the input image.
+        image_field: Field for the address of the input image.
         extras: Fields that every submit needs, by the API's names.
     """
 
@@ -42,11 +42,11 @@ class ModelRow:
     Attributes:
         credits: Price of an image.
         apis: The APIs that have the model.
-        options: Fields of a request that the model takes, beside prompt, image and callback address; None
+        options: Fields of a request that the model accepts, besides prompt, image and callback address; None
             stands for all.
-        max_prompt: Characters a prompt may have; None where the vendor states no limit.
-        max_safety_generating: The highest ``safety_tolerance`` where an image is made from words.
-        max_safety_editing: The highest ``safety_tolerance`` where an image is changed.
+        max_prompt: Characters a prompt may have; None without a limit.
+        max_safety_generating: Highest ``safety_tolerance`` of a :class:`flux_async.GenerateRequest`.
+        max_safety_editing: Highest ``safety_tolerance`` of an :class:`flux_async.EditRequest`.
     """
 
     credits: float
@@ -57,7 +57,7 @@ class ModelRow:
     max_safety_editing: int = 2
 
     def problem_with(self, prompt: str, options: frozenset[str]) -> str | None:
-        """Return why the model cannot take a request, as the end of a sentence, or None where it can.
+        """Return why the model refuses a request, as the end of a sentence, or None.
 
         Args:
             prompt: The prompt of the request.
@@ -80,7 +80,7 @@ class Model(enum.StrEnum):
         """Make a member of its name and its one row."""
         member = str.__new__(cls, name)
         member._value_ = name
-        (member.row,) = rows  # several only for type checkers, which take Model("…") for a call of this
+        (member.row,) = rows  # type checkers take Model("…") for a call of this method
         return member
 
     PRO = "flux-kontext-pro", ModelRow(credits=5.0, apis={"kontext": OnWire(model="flux-kontext-pro")})
@@ -90,11 +90,11 @@ class Model(enum.StrEnum):
 
 
 ModelName: TypeAlias = Literal["flux-kontext-pro", "flux-kontext-max"]
-"""The names of all members of :class:`Model`: type checkers refuse any other."""
+"""The names of all members of :class:`Model`, for type checkers."""
 
 
 def credits_of(name: str) -> float:
-    """Return the price of a model by its name; the default model's where another release knew the name."""
+    """Return the price of a model by its name; for a name of another release, the default model's."""
     try:
         return Model(name).row.credits
     except ValueError:
@@ -107,7 +107,7 @@ def prices_in_words() -> str:
 
 
 def on_wire(api: ApiName, name: str) -> OnWire:
-    """Return how an API takes the model of a name.
+    """Return an API's names for a model.
 
     Raises:
         InvalidInput: The API does not have it.
@@ -119,6 +119,6 @@ def on_wire(api: ApiName, name: str) -> OnWire:
 
 
 def model_of(api: ApiName, wire_model: object) -> Model | None:
-    """Return the model whose id in an API is ``wire_model``, or None where no model has it."""
+    """Return the model whose id in an API is ``wire_model``, or None."""
     found = (model for model in Model if api in model.row.apis and model.row.apis[api].model == wire_model)
     return next(found, None)

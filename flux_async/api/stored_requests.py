@@ -1,7 +1,7 @@
-"""Requests as a journal keeps them: JSON in the names of the kontext API, whichever API they are sent to.
+"""Requests as journals store them: JSON with the names of the kontext API, whichever API they are sent to.
 
-Each API module builds its submit from this form, and gives the echo of a record in the names of this form.
-A file of this machine is named by its content (``sha256:…``) until its address after the upload is known.
+Each API module builds its submits from this form, and returns the echo of a record with its names. A local
+file is named by its content (``sha256:…``) until its address after the upload is known.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 def stored_name(field: str) -> str:
-    """Return the name of a field of ours in a stored request: ``aspect_ratio`` is ``aspectRatio``."""
+    """Return the name of a request's field in the stored form: ``aspect_ratio`` is ``aspectRatio``."""
     if field == "callback_url":
         return "callBackUrl"  # the capital B is the vendor's
     first, *rest = field.split("_")
@@ -49,10 +49,10 @@ _converter = _make_converter()
 
 
 def store_request(request: ImageRequest) -> str:
-    """Return a request as a journal keeps it. Unset fields are left out, never null.
+    """Return the stored form of a request. Unset fields are left out, never null.
 
     Raises:
-        InvalidInput: It is about a file that has not been read.
+        InvalidInput: Its image is a file that has not been read.
     """
     return encode({name: v for name, v in _converter.unstructure(request).items() if v is not None})
 
@@ -63,7 +63,7 @@ def encode(fields: dict[str, Any]) -> str:
 
 
 def with_input(body: str, input_url: str | None) -> str:
-    """Return a stored request with the address its image has been uploaded to, if it has been."""
+    """Return a stored request with the address of its uploaded image, if there is one."""
     return body if input_url is None else encode(json.loads(body) | {IMAGE_FIELD: input_url})
 
 
@@ -71,7 +71,7 @@ def fields_to_send(body: str, callback_url: str | None) -> dict[str, Any]:
     """Return the fields of a stored request and its callback address, each by its stored name.
 
     Raises:
-        InvalidInput: It is about a file that has not been uploaded.
+        InvalidInput: Its image is a file that has not been uploaded.
     """
     fields: dict[str, Any] = json.loads(body)
     image = fields.get(IMAGE_FIELD)
@@ -83,10 +83,10 @@ def fields_to_send(body: str, callback_url: str | None) -> dict[str, Any]:
 
 
 def read_request(body: str) -> ImageRequest:
-    """Read a stored request; of a file only the digest of its content is known.
+    """Return the request of its stored form; a file has only the digest of its content.
 
     Raises:
-        InvalidInput: Another release wrote it, with fields that are unknown here.
+        InvalidInput: It has unknown fields, of another release.
     """
     try:
         sent: dict[str, Any] = json.loads(body)
@@ -106,5 +106,5 @@ def read_model(body: str) -> Model:
 
 
 def read_image(body: str) -> str:
-    """Return only the image of a stored request, or an empty string where it has none."""
+    """Return only the image of a stored request, or an empty string."""
     return str(json.loads(body).get(IMAGE_FIELD, ""))

@@ -1,13 +1,13 @@
-"""The upload host: where a file of ours is put for the vendor to fetch (vendor's "File Upload API").
+"""Builds and reads requests to the upload host, which stores local files for the vendor ("File Upload API").
 
 Rules (the vendor's pages contradict each other; these agree with recorded answers):
 
-1. Success stands at two levels, ``success`` and ``data.success``; either may be missing, none may be false.
-2. The address is ``data.downloadUrl``, or ``fileUrl`` as one page has it. There is no ``expiresAt``.
+1. ``success`` and ``data.success`` report success; either may be missing, none may be false.
+2. The address is ``data.downloadUrl``, or ``fileUrl`` on one page. There is no ``expiresAt``.
 3. An error is a real HTTP status, or HTTP 200 with ``success: false``; it has no ``data``.
-4. The same name overwrites, with a delay: names are never used twice. The address works without a key, so
-   they cannot be guessed either.
-5. Nothing here is ever charged.
+4. The same name overwrites, with a delay, so names are never used twice. The address works without a key, so
+   names must not be guessable.
+5. Uploads are never charged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FOLDER = "images/flux-async"
 """``uploadPath``: no slash at either end."""
 
 LIFETIME_S = 24 * 3600.0
-"""The vendor's pages say 24 hours in one place and three days in others."""
+"""One of the vendor's pages says 24 hours, others three days."""
 
 _AGAIN = "An upload is free: try again."
 _REFUSED = frozenset({400, 404, 405, 413, 415, 422})
@@ -58,12 +58,12 @@ _LONGEST_STEM = 60
 
 @attrs.frozen(kw_only=True)
 class Stored:
-    """What the upload host says it has.
+    """An uploaded file as the upload host describes it.
 
     Attributes:
-        url: Where the vendor, and anybody else who knows it, can fetch the file.
-        size: Bytes, where it says so.
-        content_type: As the host has it, where it says so.
+        url: Its address, which works without a key.
+        size: Bytes, or None if not stated.
+        content_type: Content type, or None if not stated.
     """
 
     url: str
@@ -72,7 +72,7 @@ class Stored:
 
 
 def upload_name(secret: str, suffix: str, name: str | None = None) -> str:
-    """Return a file name nobody can guess: ``<stem of name>-<secret><suffix>``."""
+    """Return a file name that cannot be guessed: ``<stem of name>-<secret><suffix>``."""
     stem = "" if name is None else _UNSAFE.sub("-", _bare(name))[:_LONGEST_STEM].strip("-_")
     return f"{stem}-{secret}{suffix}" if stem else f"{secret}{suffix}"
 
@@ -85,9 +85,9 @@ def _bare(name: object) -> str:
 
 
 def form_around(*, file_name: str, content_type: str, boundary: str) -> tuple[bytes, bytes]:
-    """Return what stands before and after the file in a multipart form.
+    """Return the parts of a multipart form before and after the file.
 
-    ``file_name`` is one of :func:`upload_name`, so nothing in it needs to be escaped.
+    ``file_name`` comes from :func:`upload_name`, so nothing in it needs to be escaped.
     """
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
@@ -101,7 +101,7 @@ def form_around(*, file_name: str, content_type: str, boundary: str) -> tuple[by
 
 
 def build_stream_upload(stream: Stream, boundary: str) -> WireRequest:
-    """POST file-stream-upload; the form must not carry the JSON content type of all other requests."""
+    """POST file-stream-upload; the only request whose content type is not JSON."""
     return WireRequest(
         method="POST",
         path=STREAM_PATH,
@@ -114,7 +114,7 @@ def build_stream_upload(stream: Stream, boundary: str) -> WireRequest:
 def build_url_upload(url: str, *, secret: str, name: str | None = None) -> WireRequest:
     """POST file-url-upload: the host fetches the file itself, within 30 s.
 
-    Its kind is not known here, so the host names it, in a folder nobody can guess.
+    The host names the file, because its format is unknown here, in a folder that cannot be guessed.
     """
     folder = f"{FOLDER}/{upload_name(secret, '', name)}"
     body = json.dumps({"fileUrl": url, "uploadPath": folder}, separators=(",", ":"), ensure_ascii=False)
@@ -122,7 +122,7 @@ def build_url_upload(url: str, *, secret: str, name: str | None = None) -> WireR
 
 
 def parse_upload(response: WireResponse) -> Stored:
-    """Read the answer to an upload.
+    """Return the file of an answer to an upload.
 
     Raises:
         AuthenticationError: The key was refused: scope STOP.
@@ -133,8 +133,8 @@ def parse_upload(response: WireResponse) -> Stored:
     code, envelope = read_envelope(response)
     data = envelope.get("data")
     inner = data if isinstance(data, dict) else {}
-    told_ok = code == OK or (code is None and envelope.get("success") is True)
-    if not told_ok or response.status != OK or envelope.get("success") is False:
+    reports_ok = code == OK or (code is None and envelope.get("success") is True)
+    if not reports_ok or response.status != OK or envelope.get("success") is False:
         raise _refusal(response, code, envelope)
     if inner.get("success") is False:
         raise _refusal(response, code, envelope)

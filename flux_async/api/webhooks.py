@@ -1,14 +1,14 @@
-"""The vendor's callbacks: addresses, signatures, bodies. Bytes in, values out; the caller brings the time.
+"""Reads and verifies the vendor's callbacks, and makes their addresses. The caller passes in the time.
 
 Sources: API page, "Webhook Callback Mechanism"; the vendor's page "Webhook verification".
 
 Rules:
 
-1. The signature covers ``task id . timestamp`` and nothing else: neither the body nor the address. So nothing
-   of a callback is believed but that *something* may have happened to this task: it is a doorbell.
+1. The signature covers ``task id . timestamp`` and nothing else: neither the body nor the address. So a
+   callback proves only that *something* may have happened to this task: it triggers a poll.
 2. A signature changes with every delivery, as its timestamp does; within ±300 s it can be replayed.
-3. The task id has been seen in four places. Where two of them differ, the callback is rejected.
-4. What is wrong with the shape is 400, what is wrong with the signature 401; no answer tells more.
+3. The task id has been seen in four fields. If two of them differ, the callback is rejected.
+4. A wrong shape is answered with 400, a wrong signature with 401, and with no more detail.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ ATTEMPT_PARAMETER = "c"
 """The query parameter that carries the attempt's id."""
 
 RETRIES_END_AFTER_S = (1 + 5 + 15) * 60.0 + 4 * 15.0
-"""Seconds after the first delivery at which the last one has come or never will: 1, 5 and 15 min lie between
-them, and each may take 15 s to fail (API page)."""
+"""Seconds from the first delivery to the last: 1, 5 and 15 min lie between them, and each may take 15 s to
+fail (API page)."""
 
 LONGEST_GENERATION_S = 600.0
-"""Seconds after which the vendor gives a task up, whatever we wait for (code 408)."""
+"""Seconds after which the vendor ends a task (code 408)."""
 
 _ATTEMPT_ID = re.compile(r"[0-9a-f]{32}")
 _TIMESTAMP = re.compile(r"[0-9]{1,12}")
-_PLACES = (("data", "taskId"), ("data", "task_id"), (None, "taskId"), (None, "task_id"))
+_ID_FIELDS = (("data", "taskId"), ("data", "task_id"), (None, "taskId"), (None, "task_id"))
 _BAD_SHAPE, _BAD_SIGNATURE = 400, 401
-_LARGEST_CODE = 9999  # a journal cannot hold every integer that JSON can
+_LARGEST_CODE = 9999  # SQLite cannot store every integer of JSON
 _LONGEST_MESSAGE = 1000
 
 Headers = Mapping[str, str] | Iterable[tuple[bytes, bytes]]
@@ -59,7 +59,7 @@ Keys = str | bytes | Iterable[str | bytes] | None
 
 
 def check_keys(given: Keys) -> tuple[bytes, ...]:
-    """Return webhook keys as bytes, white space around them stripped.
+    """Return webhook keys as bytes, stripped of white space.
 
     Raises:
         InvalidInput: One of them is blank or no string.
@@ -81,8 +81,8 @@ def _key(given: object) -> bytes:
         key = None  # its error would show the key
     if not isinstance(key, bytes) or not key.strip():
         raise InvalidInput(
-            "A webhook key must be a string with something in it.",
-            advice="Generate one at kie.ai/settings, or leave it out where callbacks are not signed.",
+            "A webhook key must be a string that is not blank.",
+            advice="Generate one at kie.ai/settings, or leave it out if callbacks are not signed.",
         )
     return key.strip()
 
@@ -93,7 +93,7 @@ def _callback_url(_instance: object, _attribute: attrs.Attribute[Any], url: obje
     if parts.fragment or parts.username or parts.password or ATTEMPT_PARAMETER in taken:
         raise InvalidInput(
             f"{shown(url)} cannot be a callback address: it must have no user, no fragment and no parameter "
-            f"named {ATTEMPT_PARAMETER!r}, which is ours.",
+            f"named {ATTEMPT_PARAMETER!r}, which is reserved.",
         )
 
 
@@ -108,12 +108,10 @@ class CallbackEndpoint:
 
     Attributes:
         url: http(s) address of a :class:`flux_async.WebhookReceiver` that the vendor can reach.
-        keys: The webhook keys of kie.ai/settings: one, or several while one replaces another; none where the
-            vendor does not sign. Without a key no callback can supply the task of a lost answer by itself
-            being signed; it is still confirmed by record-info.
-        doubt_wait_s: Seconds after its submit for which a callback may still settle a submit in doubt; left
-            out, the time a task may take, ten minutes at least, and the vendor's 22 minutes of deliveries.
-            Afterwards it is known that there is no task, as far as callbacks can tell.
+        keys: The webhook keys of kie.ai/settings: one, or several while one replaces another; none if the
+            vendor does not sign. A callback without a signature is confirmed by record-info.
+        doubt_wait_s: Seconds after its submit for which a callback may settle a submit in doubt. Left out:
+            the longest generation, at least ten minutes, plus the vendor's 22 minutes of deliveries.
 
     Raises:
         InvalidInput: The address or a key cannot be used.
@@ -126,20 +124,20 @@ class CallbackEndpoint:
     )
 
     def wait_for_doubts_s(self, timeout_s: float) -> float:
-        """Return ``doubt_wait_s``, or what it is where tasks may take ``timeout_s`` seconds."""
+        """Return ``doubt_wait_s``, or its default if tasks may take ``timeout_s`` seconds."""
         if self.doubt_wait_s is not None:
             return self.doubt_wait_s
         return max(timeout_s, LONGEST_GENERATION_S) + RETRIES_END_AFTER_S
 
     def address_for(self, attempt_id: str) -> str:
-        """Return the address to be called for one attempt."""
+        """Return the callback address of one attempt."""
         parts = urlsplit(self.url)
         query = "&".join(filter(None, (parts.query, f"{ATTEMPT_PARAMETER}={attempt_id}")))
         return urlunsplit(parts._replace(query=query))
 
 
 def attempt_in(query: str | bytes) -> str | None:
-    """Return the attempt's id in the query of a called address, or None where there is no single one."""
+    """Return the attempt's id in the query of a callback's address, or None without exactly one."""
     text = query.decode("latin-1") if isinstance(query, bytes) else query
     try:
         found = [value for name, value in parse_qsl(text, max_num_fields=20) if name == ATTEMPT_PARAMETER]
@@ -178,8 +176,8 @@ def verify(headers: Headers, task_id: str, keys: Keys, *, now: float) -> None:
         raise _unsigned("The callback has no usable signature and timestamp.")
     matches = [
         hmac.compare_digest(sent, base64.b64decode(signature_of(task_id, timestamp, key)))
-        for key in check_keys(keys)  # a string is one key, and not as many as it has characters
-    ]  # every key is tried, so that the time taken tells nothing
+        for key in check_keys(keys)  # check_keys: a string is one key
+    ]  # every key is tried, so that the time reveals nothing
     if not any(matches):
         raise _unsigned("The callback's signature does not match.")
     if abs(now - int(timestamp)) > TOLERANCE_S:
@@ -187,7 +185,7 @@ def verify(headers: Headers, task_id: str, keys: Keys, *, now: float) -> None:
 
 
 def _single(pairs: Iterable[tuple[str | bytes, str | bytes]], name: str) -> str:
-    """Return a header, or an empty string where it is absent or there are several of it."""
+    """Return a header, or an empty string if it is absent or repeated."""
     found = [_as_text(value) for key, value in pairs if _as_text(key).lower() == name.lower()]
     return found[0].strip() if len(found) == 1 else ""
 
@@ -212,9 +210,9 @@ def _unsigned(words: str) -> CallbackRejected:
 
 
 def parse(body: bytes, *, attempt_id: str | None = None) -> CallbackEvent:
-    """Read a callback's body (API page, "Callback Format"). ``signed`` is False: nothing is verified yet.
+    """Return the event of a callback's body (API page, "Callback Format"), not verified.
 
-    The picture's addresses are left unread, as anybody could have put them there.
+    The image's addresses are not read: the signature does not cover them.
 
     Raises:
         CallbackRejected: No JSON object, or not exactly one task id; ``http_status`` is 400.
@@ -242,10 +240,10 @@ def _code(value: object) -> int | None:
 def _task_id(envelope: dict[str, Any]) -> TaskId:
     data = envelope.get("data")
     data = data if isinstance(data, dict) else {}
-    told = [data.get(name) if outer else envelope.get(name) for outer, name in _PLACES]
-    places = [parsing.task_id(value) if type(value) is int else value for value in told]
-    found = {value for value in places if isinstance(value, str) and value}
-    if len(found) != 1 or any(value is not None and not isinstance(value, str) for value in places):
+    values = [data.get(name) if outer else envelope.get(name) for outer, name in _ID_FIELDS]
+    ids = [parsing.task_id(value) if type(value) is int else value for value in values]
+    found = {value for value in ids if isinstance(value, str) and value}
+    if len(found) != 1 or any(value is not None and not isinstance(value, str) for value in ids):
         raise _misshapen("The callback does not name one task.")
     name = found.pop()
     if parsing.task_id(name) != name:
@@ -263,7 +261,7 @@ def _misshapen(words: str) -> CallbackRejected:
 def read_callback(
     headers: Headers, body: bytes, query: str | bytes, keys: Keys, *, now: float
 ) -> CallbackEvent:
-    """Read a delivery and, where there are ``keys``, verify it; ``signed`` says whether that was done.
+    """Return the event of a delivery, verified if there are ``keys``; ``signed`` is whether it was.
 
     Raises:
         CallbackRejected: Its shape (400) or its signature (401) is wrong.

@@ -1,7 +1,4 @@
-"""What may be brought to disk, when a download goes on where it stopped, when a failed one is tried again.
-
-Pure judgements over what a file host says; the bytes themselves are read in ``files/image_header.py``.
-"""
+"""Decides how large a result may be, when a download is resumed, and when a failed one is repeated."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from flux_async.errors import DownloadError, NotAPicture, ResultExpired, ResultT
 from flux_async.policy import positive_integer, positive_number
 
 MOST_RESUMES = 3
-"""How often one download is taken up again after it broke off."""
+"""Resumes of one download."""
 
 REFRESHABLE = frozenset({401, 403, 404, 410})
-"""Answers of a file host after which a fresh link may help: it refuses this address."""
+"""HTTP statuses of a file host after which a fresh link may help: it refuses this address."""
 
 KEPT_S = 14 * 86_400.0
 """How long the vendor keeps results (API page, \"Important Notes\")."""
@@ -43,14 +40,14 @@ _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 @attrs.frozen(kw_only=True)
 class DownloadLimits:
-    """How large a result may be, and how long its host may be silent.
+    """How large a result may be, and how long its host may send nothing.
 
-    The defaults are about ten times what the models make (1 to 2 megapixels, up to some 6 MB as PNG), so that
-    a new model needs no new setting; 100 megapixels are 400 MB in memory for whoever opens the picture.
+    The defaults are about ten times the models' results (1 to 2 megapixels, up to about 6 MB as PNG), so that
+    a new model needs no new setting; decoded, 100 megapixels take 400 MB of memory.
 
     Attributes:
         max_bytes: Size of the file.
-        max_pixels: Width times height, read from the file's head before the rest is fetched.
+        max_pixels: Width times height, read from the start of the file before the rest is fetched.
         stall_s: Seconds without a byte after which the connection counts as broken.
     """
 
@@ -59,7 +56,7 @@ class DownloadLimits:
     stall_s: float = attrs.field(default=30.0, validator=positive_number)
 
     def check_bytes(self, count: int, *, declared: bool = False) -> None:
-        """Raise :class:`ResultTooLarge` for more bytes than allowed, told beforehand or received."""
+        """Raise :class:`ResultTooLarge` for more bytes than allowed, declared or received."""
         if count > self.max_bytes:
             how = f"has {count:,} bytes" if declared else "goes on"
             raise ResultTooLarge(f"The file {how}, and {self.max_bytes:,} are allowed.")
@@ -68,17 +65,17 @@ class DownloadLimits:
         """Raise :class:`ResultTooLarge` for more pixels than allowed."""
         if width * height > self.max_pixels:
             raise ResultTooLarge(
-                f"The picture has {width:,} by {height:,} pixels, and {self.max_pixels:,} in all are allowed."
+                f"The image has {width:,} by {height:,} pixels, and {self.max_pixels:,} in all are allowed."
             )
 
 
 @attrs.frozen(kw_only=True)
 class FileHead:
-    """What a file host says of a file before sending it.
+    """Headers of a file.
 
     Attributes:
-        length: Bytes of the whole file, or None where it does not say.
-        validator: Names this very version of the file, where the host can send the rest of it later.
+        length: Bytes of the whole file, if the host declares them.
+        validator: ETag or date of this version of the file, if the host can send the rest of it later.
     """
 
     length: int | None = None
@@ -89,11 +86,11 @@ def read_head(headers: Mapping[str, str]) -> FileHead:
     """Read the headers (names in lower case) of a whole file.
 
     Raises:
-        NotAPicture: The file is packed, which was not asked for: its size would be anybody's guess.
+        NotAPicture: The file is compressed although that was not accepted: its size would be unknown.
     """
-    packed = headers.get("content-encoding", "").strip().lower()
-    if packed not in {"", "identity"}:
-        raise NotAPicture("The file host packs the picture although it was asked not to.")
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise NotAPicture("The file host compresses the image although it was asked not to.")
     length = headers.get("content-length", "")
     known = length.isascii() and length.isdigit() and len(length) <= _LONGEST_LENGTH
     resumable = headers.get("accept-ranges", "").strip().lower() == "bytes"
@@ -101,7 +98,7 @@ def read_head(headers: Mapping[str, str]) -> FileHead:
 
 
 def _strong(headers: Mapping[str, str]) -> str | None:
-    """Return what names one version of the file byte for byte (RFC 9110, section 8.8): ETag, or date."""
+    """Return the strong validator of a file (RFC 9110, section 8.8): its ETag, else its date."""
     etag = headers.get("etag", "")
     if len(etag) <= _LONGEST_ETAG and _ETAG.fullmatch(etag):
         return etag
@@ -110,19 +107,19 @@ def _strong(headers: Mapping[str, str]) -> str | None:
         age = parsedate_to_datetime(headers["date"]) - parsedate_to_datetime(changed)
     except (KeyError, OverflowError, TypeError, ValueError):
         return None
-    # A second is a long time: a file changed a moment ago may have changed twice under one date.
+    # A date is strong only if it is old: a file may change twice within one second.
     return changed if changed.isascii() and age.total_seconds() >= _STRONG_AFTER_S else None
 
 
 def headers_to_resume(head: FileHead, received: int) -> dict[str, str]:
-    """Return the headers that ask for the rest of a file, or none where it cannot be had."""
+    """Return the headers that request the rest of a file; none if the host cannot send it."""
     if not received or head.validator is None:
         return {}
     return {"Range": f"bytes={received}-", "If-Range": head.validator}
 
 
 def continues(status: int, headers: Mapping[str, str], head: FileHead, received: int) -> bool:
-    """Say whether an answer is the rest of the file that ``head`` described, from where it stopped."""
+    """Return whether an answer is the rest of the file described by ``head``, from byte ``received`` on."""
     match = _RANGE.fullmatch(headers.get("content-range", "").strip())
     if status != _PARTIAL or match is None or int(match[1]) != received:
         return False
@@ -136,10 +133,10 @@ def _is_etag(validator: str | None) -> bool:
 
 
 def before_resume(resumes: int, draw: float) -> float | None:
-    """Return the seconds to wait before a download is taken up again, or None: give it up.
+    """Return the seconds until a download is resumed, or None: it is not.
 
     Args:
-        resumes: How often it has been taken up already; the first time follows at once.
+        resumes: Resumes so far; the first follows at once.
         draw: A random number from 0 to 1.
     """
     if resumes >= MOST_RESUMES:
@@ -152,27 +149,27 @@ def refusal(status: int, host: str, *, retry_after_s: float | None = None) -> Do
 
     Args:
         status: HTTP status.
-        host: Who answered. The whole address of a fresh link lets anybody in, so it is never shown.
+        host: The file host. The whole address of a fresh link grants access, so it is never shown.
         retry_after_s: Seconds the host asked to wait.
     """
     return DownloadError(f"{host} answered HTTP {status}.", http_status=status, retry_after_s=retry_after_s)
 
 
-# --- again, later or never --------------------------------------------------------------------------------
+# --- repeating a failed download --------------------------------------------------------------------------
 
 
 @attrs.frozen
 class DownloadAgain:
-    """Download once more after ``delay_s`` seconds; it is free."""
+    """Download once more after ``delay_s`` seconds; that is free."""
 
     delay_s: float
 
 
 class NoDownload(enum.Enum):
-    """Why a download is not tried again."""
+    """Why a download is not repeated."""
 
     FOR_NOW = enum.auto()
-    """The result stays available: another run, or another call, may fetch it."""
+    """The result stays available for another run or call."""
     FOR_GOOD = enum.auto()
     """The vendor no longer keeps it."""
 
@@ -180,16 +177,16 @@ class NoDownload(enum.Enum):
 def after_failed_download(
     error: DownloadError, *, tries: int, age_s: float | None, left_s: float, draw: float
 ) -> DownloadAgain | NoDownload:
-    """Decide what follows a failed download of a paid result.
+    """Return what follows a failed download of a paid result.
 
-    Every failure that may pass is tried again: half to all of 1 s later, then 2 s, 4 s … up to 60 s, or after
-    what the host asked for. The last try comes when the time is up: with 10 s left and Retry-After of an hour
-    in 10 s.
+    Every transient failure is tried again: half to all of 1 s later, then 2 s, 4 s … up to 60 s, or after
+    Retry-After. The last try comes at the end of the time: with 10 s left and a Retry-After of an hour, in
+    10 s.
 
     Args:
         error: How the last try ended.
         tries: Downloads tried so far, at least 1.
-        age_s: Seconds since the task was submitted, or None where nobody knows.
+        age_s: Seconds since the task was submitted, or None if unknown.
         left_s: Seconds for which further tries may begin.
         draw: A random number from 0 to 1.
     """
@@ -202,10 +199,10 @@ def after_failed_download(
 
 
 def is_expired(error: DownloadError, age_s: float | None) -> bool:
-    """Say whether a result is gone for good: refused, and older than the vendor keeps any.
+    """Return whether a result is gone for good: refused, and older than the vendor keeps results.
 
-    Before that even 404 and 410 may pass: a CDN answers so for results that are seconds old. After it a host
-    that cannot be reached proves nothing.
+    Before that even 404 and 410 may be transient: a CDN answers so for results that are seconds old. After it
+    a host that cannot be reached proves nothing.
     """
     return age_s is not None and age_s > KEPT_S and error.http_status in REFRESHABLE
 
@@ -220,7 +217,7 @@ def expired(error: DownloadError) -> ResultExpired:
 
 
 def unfetched(error: DownloadError, name: str, *, tries: int, submitted_at: float | None) -> DownloadError:
-    """Return ``error`` as the end of all tries of a run: what failed, that it is paid, until when it is kept.
+    """Return ``error`` as the end of all tries of a run, with charge, date and advice in its message.
 
     ``Download failed for poster.jpg: files.example answered HTTP 503 (3 attempts). The result is paid and
     stays available until 14 December. Run the batch again on the same journal to fetch it.``
@@ -229,17 +226,17 @@ def unfetched(error: DownloadError, name: str, *, tries: int, submitted_at: floa
         error: How the last try ended.
         name: What the image is called.
         tries: Downloads tried.
-        submitted_at: When the task was submitted, in seconds since the epoch, where that is known.
+        submitted_at: When the task was submitted, in seconds since the epoch, if known.
     """
     attempts = f"{tries} {'attempt' if tries == 1 else 'attempts'}"
     reason = error.message.removesuffix(".")
     if reason.startswith("The "):
         reason = reason.replace("T", "t", 1)
-    told = copy.copy(error)
-    told.args = (f"Download failed for {name}: {reason} ({attempts}).",)
+    last = copy.copy(error)
+    last.args = (f"Download failed for {name}: {reason} ({attempts}).",)
     cure = "" if error.retryable else f"{error.advice_template} "
-    told.advice = f"{cure}{kept_until(submitted_at)} {{fetch}} to fetch it."
-    return told
+    last.advice = f"{cure}{kept_until(submitted_at)} {{fetch}} to fetch it."
+    return last
 
 
 def kept_until(submitted_at: float | None) -> str:

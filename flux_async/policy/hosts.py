@@ -1,4 +1,4 @@
-"""Which hosts are public: numeric addresses by IANA's registries, names by their endings."""
+"""Decides which hosts are public: IP addresses by IANA's registries, names by their endings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeAlias
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 INNER_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
-"""Endings of names that no public resolver answers."""
+"""Endings of names that no public resolver resolves."""
 
 _NUMBER = re.compile(r"[0-9a-fx.]+")
 
@@ -35,7 +35,7 @@ _METADATA = frozenset(
     ipaddress.ip_address(text)
     for text in (
         "168.63.129.16",  # Azure
-        "169.254.169.254",  # nearly everybody
+        "169.254.169.254",  # most clouds
         "169.254.170.2",  # Amazon's containers
         "100.100.100.200",  # Alibaba
         "192.0.0.192",  # Oracle
@@ -84,7 +84,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def kind_of(address: Address) -> AddressKind | None:
-    """Return why an address is not public, or None where it is."""
+    """Return why an address is not public; None for a public one."""
     if address in _METADATA:
         return AddressKind.METADATA
     if isinstance(address, ipaddress.IPv4Address):
@@ -99,7 +99,7 @@ def kind_of(address: Address) -> AddressKind | None:
 
 
 def literal(host: str) -> Address | None:
-    """Return the address that ``host`` spells out, in any spelling a system takes, or None for a name.
+    """Return the address that ``host`` is, in any spelling a system accepts, or None for a name.
 
     ``2130706433``, ``0x7f.1`` and ``0177.0.0.1`` are 127.0.0.1 to most systems.
     """
@@ -115,7 +115,7 @@ def literal(host: str) -> Address | None:
 
 @lru_cache(maxsize=64)
 def may_be_public(host: str) -> bool:
-    """Whether ``host``, a name or a numeric address, may be one that the whole internet reaches."""
+    """Return whether ``host``, a name or an IP address, may be reachable from the internet."""
     bare = host.lower().rstrip(".")
     if (address := literal(bare)) is not None:
         return kind_of(address) is None

@@ -1,8 +1,8 @@
-"""Which image addresses the vendor can certainly not fetch, and which look mistyped.
+"""Decides which image addresses are refused or probably mistyped, and which differ only in a signature.
 
-The vendor fetches an image after the submit, so an address that cannot work costs a task. Only what is
-certain is refused: a host that no public server reaches, a host that is none, and pages of file sharers,
-which are web pages and not images. What is merely suspicious is a warning.
+The vendor fetches an image after the submit, so an address that cannot work costs a task. Refused are hosts
+that no public server reaches, invalid host names, and pages of file sharing services, which are web pages and
+not images. An address that is only probably wrong is a warning.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _DROPBOX = frozenset({"dropbox.com", "www.dropbox.com"})
 _PAGE_HOSTS = frozenset({"photos.app.goo.gl", "photos.google.com", "1drv.ms", "onedrive.live.com"})
 
 _PAIRS = {")": "(", "]": "[", "}": "{", ">": "<"}
-_AT_THE_END_BY_MISTAKE = ".,;:!'\"*|" + "".join(_PAIRS)
+_TRAILING_MARKS = ".,;:!'\"*|" + "".join(_PAIRS)
 
 
 def check_reachable(url: str, *, api_host: str) -> None:
-    """Refuse an http(s) address that the API at ``api_host`` can certainly not fetch an image from.
+    """Refuse an http(s) address from which the API at ``api_host`` cannot fetch an image.
 
-    An API in a private network, such as a sandbox, reaches what is there: beside it nothing is refused.
+    An API in a private network, such as a sandbox, reaches hosts in it: then nothing is refused.
 
     Raises:
         InvalidInput: It can certainly not be fetched, or is a web page and not an image.
@@ -47,7 +47,7 @@ def check_reachable(url: str, *, api_host: str) -> None:
     if (why := _unreachable(host)) is not None:
         raise InvalidInput(
             f"The vendor cannot fetch {shown(url)}: {why}.",
-            advice="Give an address that the whole internet reaches, or the file itself. Nothing was sent.",
+            advice="Give an address that the internet reaches, or the file itself. Nothing was sent.",
         )
     if (direct := direct_form(url)) is not None:
         use = f"Use the direct address {direct} instead." if direct else "Use the address of the file itself."
@@ -58,7 +58,7 @@ def check_reachable(url: str, *, api_host: str) -> None:
 
 @lru_cache(maxsize=1024)
 def _unreachable(host: str) -> str | None:
-    """Say why no public server reaches ``host``, where that is certain."""
+    """Return why certainly no public server reaches ``host``, or None."""
     if (address := literal(host)) is not None:
         kind = kind_of(address)
         return None if kind is None else f"{host} is not a public address ({kind})"
@@ -69,12 +69,12 @@ def _unreachable(host: str) -> str | None:
         or not all(0 < len(label) <= _LONGEST_LABEL for label in labels)
         or _NUMBERS_AT_THE_END.search(host)
     ):
-        return f"{shown(host)} is not the name of a host"
-    return None if may_be_public(host) else f"{host} is a name that only an inner network knows"
+        return f"{shown(host)} is not a valid host name"
+    return None if may_be_public(host) else f"{host} is a name in a private network"
 
 
 def direct_form(url: str) -> str | None:
-    """Return the image's own address for a share page, "" where it is unknown, None for any other address.
+    """Return the image's own address for a share page, "" if it is unknown, None for any other address.
 
     ``https://drive.google.com/file/d/ID/view`` gives ``https://drive.google.com/uc?export=download&id=ID``.
     """
@@ -97,21 +97,21 @@ def direct_form(url: str) -> str | None:
 
 
 def suspicion(url: str) -> tuple[str, str] | None:
-    """Return what in an http(s) address looks like a mistake, and the address probably meant, or None.
+    """Return what is probably wrong in an http(s) address and the address probably meant, or None.
 
-    The second is "" where it is not known.
+    The second is "" if it is unknown.
     """
     if "&amp;" in url:
-        return "it holds '&amp;', as web pages write '&'", url.replace("&amp;", "&")
+        return "it contains '&amp;', as web pages write '&'", url.replace("&amp;", "&")
     if (bare := without_trailing_marks(url)) != url:
         return f"it ends with {url[len(bare) :]!r}", bare
     if (urlsplit(url).hostname or "").lower() in _PAGE_HOSTS:
-        return "it seems to lead to a page around an image, not to the image", ""
+        return "it probably leads to a page around an image, not to the image", ""
     return None
 
 
 def mistyped_in_words(request: ImageRequest) -> str | None:
-    """Return a warning about the request's image address, without its query, or None where it looks well."""
+    """Return a warning about the request's image address, without its query, or None."""
     image = request.input_image if isinstance(request, EditRequest) else None
     if not isinstance(image, str) or (suspect := suspicion(image)) is None:
         return None
@@ -119,8 +119,8 @@ def mistyped_in_words(request: ImageRequest) -> str | None:
 
 
 def without_trailing_marks(url: str) -> str:
-    """Return ``url`` without punctuation that a text has put behind it; ``(`` inside keeps its ``)``."""
-    while url and url[-1] in _AT_THE_END_BY_MISTAKE:
+    """Return ``url`` without the punctuation that followed it in a text; ``(`` inside keeps its ``)``."""
+    while url and url[-1] in _TRAILING_MARKS:
         mark = url[-1]
         if mark in _PAIRS and url.count(mark) <= url.count(_PAIRS[mark]):
             break
@@ -135,33 +135,30 @@ def with_scheme(text: str) -> str | None:
         return f"https://{rest}" if _BARE_HOST.fullmatch(rest) else None
     if (slip := _ONE_SLASH.match(text)) is not None:
         return f"{slip[1].lower()}://{text[slip.end() :]}"
-    return f"https://{text}" if _BARE_HOST.fullmatch(text) and _is_no_file_name(text) else None
-
-
-def _is_no_file_name(text: str) -> bool:
-    """Whether a path follows, or it begins as many hosts do: ``poster.jpg`` alone is the name of a file."""
-    return "/" in text or text.lower().startswith("www.")
+    # ``poster.jpg`` alone is the name of a file.
+    is_address = "/" in text or text.lower().startswith("www.")
+    return f"https://{text}" if is_address and _BARE_HOST.fullmatch(text) else None
 
 
 # --- signatures -----------------------------------------------------------------------------------------
 
-# An address without its signature, which a store makes anew each day for the same file. Three parts of an
-# address never distinguish two files: a fragment, which is never sent; an escape of a letter that needs none
-# (``%61`` is ``a``, RFC 3986 section 6.2.2.2); the case of the scheme and the host. Parameters are left out
-# only if they are certainly a signature.
+# Object stores sign the address of the same file anew each day. Three parts of an address never distinguish
+# two files: a fragment, which is never sent; an escape of a letter that needs none (``%61`` is ``a``, see
+# RFC 3986, section 6.2.2.2); the case of the scheme and the host. Parameters are left out only if they are
+# certainly a signature.
 
 _SIGNS = re.compile(
     r"(x-(amz|goog|oss|cos|obs|tos|bce|ms)-.*|(aws|google|oss)access(key)?id|key-pair-id|policy"
     r"|(q-)?sign(ature)?|q-[a-z-]+|sig|hmac|hd(nea|nts|ntl)|auth_key|security-token"
     r"|expires?(_?at|_?in)?|exp|expiry)",
 )
-"""Parameters of Amazon, Google, Alibaba, Tencent, Huawei, Akamai and those who follow them."""
+"""Parameters of Amazon, Google, Alibaba, Tencent, Huawei, Akamai and compatible stores."""
 
 _TOKENS = frozenset({"token", "access_token", "jwt"})
-"""They may be the name of the file (``/download?token=17``): a signature only where the path names one."""
+"""They may name the file (``/download?token=17``): a signature only if the path ends in a file name."""
 
-_ALL_BESIDE: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = (
-    # Azure's shared access signature, Discord's, and that of Facebook and Instagram: names too short to mean
+_TOGETHER: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = (
+    # Shared access signatures of Azure, Discord, and Facebook and Instagram. The names are too short to mean
     # anything alone.
     (frozenset({"sig"}), re.compile(r"s[verpst]|spr|sip|srt|sdd|ske|skoid|sks|skt|sktid|skv|ss")),
     (frozenset({"hm"}), re.compile(r"ex|is|hm")),
@@ -172,7 +169,7 @@ _DIGESTS = frozenset({"md5", "hash", "sha1", "sha256", "st", "s", "h", "mac"})
 _DIGEST = re.compile(r"[\w+/=.-]{16,}")
 _ENDS = frozenset({"e", "exp", "expires", "expire", "expiry"})
 _UNIX_TIME = re.compile(r"[0-9]{9,13}")
-"""nginx's ``secure_link`` leaves the names to the site: a digest and a time, where the path names a file."""
+"""nginx's ``secure_link``: each site names its parameters for a digest and a time itself."""
 
 _DATED_MAC = re.compile(r"[0-9]{10}-[\w+/=-]{16,}")
 """The value of Cloudflare's ``verify``."""
@@ -184,12 +181,11 @@ _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def unsigned_url(url: str) -> str:
-    """Return an address in its usual spelling, without its signature.
+    """Return an address in its normal form, without its signature; other parameters may name the file.
 
-    ``https://h/%61.jpg?v=2&X-Amz-Signature=1f#top`` gives ``https://h/a.jpg?v=2``. What is left tells one
-    file from another (``?id=17``).
+    ``https://h/%61.jpg?v=2&X-Amz-Signature=1f#top`` gives ``https://h/a.jpg?v=2``.
     """
-    start, _, query = _spelled(url).partition("?")
+    start, _, query = _normalised(url).partition("?")
     if not query:
         return start
     parts = query.split("&")
@@ -200,21 +196,21 @@ def unsigned_url(url: str) -> str:
 
 
 def bare_url(url: str) -> str:
-    """Return an address in its usual spelling, without its whole query."""
-    return _spelled(url).partition("?")[0]
+    """Return an address in its normal form, without its query."""
+    return _normalised(url).partition("?")[0]
 
 
 def is_resigned(url: str, other: str) -> bool:
-    """Whether two addresses differ, and only in their signature or spelling; one of the two may have none."""
+    """Return whether two addresses differ, and only in signature or spelling; one may have no signature."""
     return url != other and unsigned_url(url) == unsigned_url(other)
 
 
 def _signs_among(pairs: Sequence[tuple[str, str]], *, names_a_file: bool) -> set[str]:
-    """Return the names of those parameters that are a signature."""
+    """Return the names of the parameters that are a signature."""
     values = dict(pairs)
     names = values.keys()
     signs = {name for name in names if _SIGNS.fullmatch(name)}
-    for needed, others in _ALL_BESIDE:
+    for needed, others in _TOGETHER:
         if needed <= names:
             signs.update(name for name in names if others.fullmatch(name))
     if names_a_file or values.get("alt") == "media":  # Firebase
@@ -228,8 +224,8 @@ def _signs_among(pairs: Sequence[tuple[str, str]], *, names_a_file: bool) -> set
     return signs
 
 
-def _spelled(url: str) -> str:
-    """Return an address without its fragment, and spelled as every other spelling of it."""
+def _normalised(url: str) -> str:
+    """Return the normal form of an address, without its fragment."""
     url = url.partition("#")[0]
     found = _ORIGIN.match(url)
     origin, path = ("", url) if found is None else (found[0], url[found.end() :])

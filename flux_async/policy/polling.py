@@ -1,4 +1,4 @@
-"""When to look at a task next, and when a look that found nothing means something."""
+"""Decides when a task is polled next, and what the answer to a poll means."""
 
 from __future__ import annotations
 
@@ -32,31 +32,30 @@ _MOST_TICKS = 2.0**52  # beyond that they are finer than any clock
 
 @attrs.frozen(kw_only=True)
 class PollPolicy:
-    """The rhythm of looking at a task: learned, or one of your own.
+    """When a task is polled: at learned times, or at intervals of your own.
 
-    ``PollPolicy()`` learns: from how long tasks of the same kind took it knows when the next look is worth
-    most (:mod:`flux_async.policy.generation_times`). With ``interval_s`` the rhythm is given: the first look
-    comes ``first_s`` after the wait began, the next every ``interval_s``, and a task older than
-    ``slow_after_s`` is a straggler, whose interval grows by ``growth`` at each look. :meth:`fixed` and
-    :meth:`backoff` are its two plain forms. In all of them gaps are spread by ``± jitter``, so that tasks
-    submitted together are not polled together, and end at ``cap_s``.
+    ``PollPolicy()`` learns from how long tasks of the same kind took
+    (:mod:`flux_async.policy.generation_times`). With ``interval_s`` the first poll comes ``first_s`` after
+    the wait began and the next every ``interval_s``; from the age ``slow_after_s`` on the interval grows by
+    ``growth`` at each poll. :meth:`fixed` and :meth:`backoff` are its two plain forms. Every gap is spread by
+    ``± jitter``, so that tasks submitted together are not polled together, and is at most ``cap_s``.
 
     Attributes:
-        poll_cost_s: Of a learned rhythm: one look is worth so many seconds of seeing an end earlier.
-        tick_s: Of a learned rhythm: looks are made at ticks so many seconds apart, rather a moment late than
-            each for itself; to wake up for ten looks costs little more than for one. 0 has no ticks.
-        interval_s: Seconds between looks; None learns.
-        first_s: Seconds before the first look, where ``interval_s`` is given; left out, ``interval_s``.
+        poll_cost_s: Learned polling: one poll is worth so many seconds of finding the end earlier.
+        tick_s: Learned polling: polls start at ticks so many seconds apart, because waking up for ten polls
+            costs little more than for one. 0 switches ticks off.
+        interval_s: Seconds between polls; None learns.
+        first_s: Seconds before the first poll, with ``interval_s``; left out, ``interval_s``.
         jitter: Share of a gap by which it is spread, 0 to 0.5.
-        slow_after_s: Age in seconds from which looks grow rarer, where ``interval_s`` is given.
-        growth: Factor by which they do, at least 1.
-        cap_s: Longest gap between looks, in seconds, spread included; no tick is waited for beyond it.
+        slow_after_s: Age in seconds from which the interval grows, with ``interval_s``.
+        growth: Factor by which it grows, at least 1.
+        cap_s: Longest gap between polls, in seconds, jitter and tick included.
         not_found_grace_s: For this long after the wait began "no such task" means "not visible yet".
-        timeout_failure_grace_s: For this long a failure whose words speak of a time-out is polled again: such
-            failures have been seen to turn into a success about a minute later.
-        sweep_s: Seconds between looks while callbacks tell of the ends (:class:`CallbackHealth`): what they
-            miss is found by these.
-        callback_within_s: A callback is missing when it has not come this long after the end was seen.
+        timeout_failure_grace_s: For this long a failure whose message names a timeout is polled again: such
+            failures have turned into a success about a minute later.
+        sweep_s: Seconds between polls while callbacks report the ends (:class:`CallbackHealth`); these polls
+            find what callbacks miss.
+        callback_within_s: A callback is missing if it has not come this long after the end was seen.
     """
 
     poll_cost_s: float = attrs.field(default=0.5, validator=positive_number)
@@ -78,16 +77,14 @@ class PollPolicy:
         if not 1 <= self.growth <= _FASTEST_GROWTH:
             raise InvalidInput(f"growth must be from 1 to {_FASTEST_GROWTH:g}, not {self.growth!r}.")
         if self.interval_s is None and self.first_s is not None:
-            raise InvalidInput(
-                "first_s belongs to a rhythm of your own.", advice="Give interval_s too, or leave both out."
-            )
+            raise InvalidInput("first_s needs interval_s.", advice="Give interval_s too, or leave both out.")
         shortest = self.interval_s or SHORTEST_GAP_S
         if self.cap_s < shortest:
             raise InvalidInput(f"cap_s ({self.cap_s!r}) must not be below {shortest!r}.")
 
     @classmethod
     def fixed(cls, every_s: float = 3.0, *, jitter: float = 0.25) -> PollPolicy:
-        """Return the plain rhythm: a look every ``every_s`` seconds, whatever the task's age."""
+        """Return a policy with one poll every ``every_s`` seconds, whatever the task's age."""
         cap_s = 2.0 * check_positive(every_s, "every_s")
         return cls(interval_s=every_s, jitter=jitter, growth=1.0, cap_s=cap_s)
 
@@ -95,12 +92,12 @@ class PollPolicy:
     def backoff(
         cls, first_s: float = 1.0, *, growth: float = 1.5, cap_s: float = 10.0, jitter: float = 0.25
     ) -> PollPolicy:
-        """Return the rhythm whose gaps grow from ``first_s`` by ``growth`` at each look, up to ``cap_s``."""
+        """Return a policy whose gaps grow from ``first_s`` by ``growth`` at each poll, up to ``cap_s``."""
         first_s = check_positive(first_s, "first_s")
         return cls(interval_s=first_s, jitter=jitter, slow_after_s=0.0, growth=growth, cap_s=cap_s)
 
     def next_delay(self, *, polls: int, stragglers: int, draw: float) -> float:
-        """Return the seconds to wait before the next poll, where ``interval_s`` is given.
+        """Return the seconds until the next poll, with ``interval_s``.
 
         Args:
             polls: Polls made so far.
@@ -113,10 +110,10 @@ class PollPolicy:
         return min(self.cap_s, self.spread(gap_s, gap_s, draw))
 
     def learned_delay(self, best_s: float, following_s: float, draw: float) -> float:
-        """Return the seconds from one look to the next, where the best gap and the one after it are known.
+        """Return the seconds from one poll to the next, from the best gap and the one after it.
 
-        Where ends are not expected yet the gap is long, and a share of it would be too much: it is spread by
-        as much as a gap of twice the following one at most.
+        Before the first ends are expected the gap is long, and a share of it would be too much: it is spread
+        by at most as much as a gap of twice the following one.
         """
         delay_s = self.spread(best_s, min(best_s, _WIDEST * following_s), draw)
         return min(self.cap_s, max(SHORTEST_GAP_S, delay_s))
@@ -133,34 +130,34 @@ class PollPolicy:
         return gap_s + width_s * self.jitter * (2.0 * draw - 1.0)
 
     def may_flip(self, record: TaskRecord, failed_for_s: float) -> bool:
-        """Say whether a failed record, first seen ``failed_for_s`` ago, may still turn into a success."""
-        words = (record.error_message or "").lower()
-        timed_out = "timeout" in words or "timed out" in words or "time out" in words
+        """Return whether a failed record, first seen ``failed_for_s`` ago, may still turn into a success."""
+        message = (record.error_message or "").lower()
+        timed_out = any(words in message for words in ("timeout", "timed out", "time out"))
         return record.status.is_failure and timed_out and failed_for_s < self.timeout_failure_grace_s
 
 
 @attrs.define(kw_only=True)
 class CallbackHealth:
-    """Do callbacks come? Learned from the ends of tasks, the last ten of them above all.
+    """Whether callbacks can be relied on, learned from the ends of tasks, mostly of the last ten.
 
-    A callback counts where the task's end was confirmed and the callback had come, or comes within
-    ``within_s`` seconds. It takes three to be believed, and two or three that are missing to be doubted.
+    A callback counts as received if it came before the task's end was confirmed, or within ``within_s``
+    seconds after. Three received ones make callbacks reliable; two or three missing ones end that.
     """
 
     within_s: float
     _weight: float = attrs.field(default=0.0, init=False)
-    _heard: float = attrs.field(default=0.0, init=False)
+    _received: float = attrs.field(default=0.0, init=False)
     _awaited: OrderedDict[TaskId, float] = attrs.field(factory=OrderedDict, init=False, repr=False)
 
     def ended(self, task_id: TaskId, now: float, *, notified: bool) -> None:
-        """Take note of a task's end, and whether its callback has come."""
+        """Record a task's end, and whether its callback has come."""
         if notified:
             self._learn(came=True)
         else:
             self._awaited[task_id] = now + self.within_s
 
     def saw_callback(self, task_id: TaskId, now: float) -> bool:
-        """Take note of a callback for a task; return whether its end was known already."""
+        """Record a callback for a task; return whether its end was known already."""
         self.are_coming(now)
         if self._awaited.pop(task_id, None) is None:
             return False
@@ -168,46 +165,45 @@ class CallbackHealth:
         return True
 
     def are_coming(self, now: float) -> bool:
-        """Say whether callbacks can be relied upon to tell of ends."""
+        """Return whether callbacks report ends reliably."""
         while self._awaited and next(iter(self._awaited.values())) <= now:
             self._awaited.popitem(last=False)
             self._learn(came=False)
-        return self._weight > _ENOUGH_ENDS and self._heard >= _HEALTHY * self._weight
+        return self._weight > _ENOUGH_ENDS and self._received >= _HEALTHY * self._weight
 
     def _learn(self, *, came: bool) -> None:
         self._weight = self._weight * _MEMORY + 1.0
-        self._heard = self._heard * _MEMORY + float(came)
+        self._received = self._received * _MEMORY + float(came)
 
 
 @attrs.define(kw_only=True)
 class PollState:
-    """One wait for one task: what was seen so far, and what follows from it.
+    """The state of one wait for one task. All times are monotonic seconds.
 
-    ``next_poll`` says how long to sleep; then give it what the look found, with ``saw_record`` or
-    ``saw_error``: each returns what ends the wait, or None to go on. All times are monotonic seconds;
-    ``timeout_s`` is what the caller asked for, and is only told to him again.
+    ``next_poll`` returns how long to sleep; then ``saw_record`` or ``saw_error`` takes the answer and returns
+    what ends the wait, or None to continue.
 
     Rules:
 
-    1. Only the vendor's word ends a wait early: a finished record, or a refusal no later look can mend.
+    1. Only the vendor ends a wait early: by a finished record, or a refusal that no later poll can change.
     2. "No such task" within ``not_found_grace_s`` means "not visible yet"; once seen, a task exists.
-    3. Lost connections, 429, 455 and server errors mean "look again", ever more rarely.
-    4. The deadline ends it. The last look is made just before, so that nothing finished is missed. Where the
-       process was stopped over the deadline, that is put off once, for a last look.
-    5. A callback moves the next look to now. Where that look finds nothing the next follow soon, a second,
-       two, four later, and after six the callback is held for a mistake; one that comes meanwhile adds none.
-       One that comes after a mistake waits until the last look is a second old.
-    6. In a learned rhythm gaps are counted from the look before, and from the task's beginning to the first
-       look, and end at a tick. A task of unknown age is looked at soon; its record may tell the age.
+    3. After lost connections, 429, 455 and server errors the task is polled again, at growing intervals.
+    4. The deadline ends the wait. The last poll is made just before, so that no finished task is missed. If
+       the process was stopped over the deadline, it is postponed once, for a last poll.
+    5. A callback moves the next poll to now. If that poll finds nothing, the next ones follow a second, two,
+       four later; after six the callback counts as a mistake. Callbacks meanwhile add no polls. After a
+       mistake, a callback is followed up when the last poll is a second old.
+    6. With learned polling a gap starts at the previous poll, the first one at the task's beginning, and ends
+       at a tick. A task of unknown age is polled soon; its record may contain the age.
 
     Attributes:
-        policy: The rhythm.
+        policy: When to poll.
         task_id: The task.
         started_at: When the wait began.
         deadline: When it ends.
-        timeout_s: What the caller asked for.
-        observation: What is seen of the task, by whoever waits for it, and how old it is.
-        ticks_from: One of the ticks, which all waits of a client have in common.
+        timeout_s: The caller's timeout, for the message.
+        observation: The task as all waits for it have seen it, and its age.
+        ticks_from: One of the ticks, which all waits of a client share.
     """
 
     policy: PollPolicy
@@ -232,17 +228,17 @@ class PollState:
     _is_postponed: bool = attrs.field(default=False, init=False)
 
     def saw_callback(self) -> None:
-        """Take note of a callback for this task."""
+        """Record a callback for this task."""
         if self._since_callback is None:
             self._since_callback = 0
 
     def next_poll(self, now: float, draw: float, *, sweeps: bool = False) -> float | None:
-        """Return the seconds to sleep before the next look, or None: the deadline is here.
+        """Return the seconds until the next poll, or None at the deadline.
 
         Args:
             now: Monotonic seconds.
             draw: A random number from 0 to 1.
-            sweeps: Callbacks come: only sweep.
+            sweeps: Whether callbacks report ends, so that a poll every ``sweep_s`` is enough.
         """
         last_poll_at = self._last_poll_at()
         if now >= last_poll_at and (self._polls or now >= self.deadline):
@@ -257,9 +253,9 @@ class PollState:
         return max(0.0, min(delay, last_poll_at - now))
 
     def postpone(self, now: float) -> bool:
-        """Put the deadline off to five seconds from now, for a last look; False where it was put off before.
+        """Postpone the deadline to five seconds from now, for a last poll; return False the second time.
 
-        For a deadline that passed while the process was stopped.
+        The deadline passed while the process was stopped.
         """
         if self._is_postponed:
             return False
@@ -268,11 +264,11 @@ class PollState:
         return True
 
     def is_last_poll(self, now: float) -> bool:
-        """Say whether a look made now is the last before the deadline."""
+        """Return whether a poll made now is the last before the deadline."""
         return now >= self._last_poll_at()
 
     def saw_record(self, record: TaskRecord, now: float) -> TaskRecord | FluxError | None:
-        """Return the record if it holds the picture, the error if the task failed, None to look again."""
+        """Return the record if it has the image, the error if the task failed, None to poll again."""
         self._count(now)
         self._seen, self._troubles = True, 0
         if record.status is TaskStatus.SUCCESS:
@@ -280,7 +276,7 @@ class PollState:
             return record
         if not record.status.is_failure:
             self._failed_at = self._failure = None
-            self.observation.at_work(now)
+            self.observation.generating(now)
             return None
         self._failed_at = now if self._failed_at is None else self._failed_at
         self._failure = _failure_of(record)
@@ -290,7 +286,7 @@ class PollState:
         return self._failure
 
     def saw_error(self, error: FluxError, now: float) -> FluxError | None:
-        """Return the error that ends the wait, or None to look again."""
+        """Return the error that ends the wait, or None to poll again."""
         self._count(now)
         meaning = poll_meaning(error)
         if meaning is PollMeaning.NOT_VISIBLE:
@@ -304,11 +300,11 @@ class PollState:
         return None
 
     def expired(self) -> FluxError:
-        """Return what to raise when ``next_poll`` found no time left."""
+        """Return the error of a wait whose deadline has passed."""
         if self._failure is not None:
             return self._failure
         last = (
-            f" The last look failed: {self._last_error.message}"
+            f" The last poll failed: {self._last_error.message}"
             if self._troubles and self._last_error
             else ""
         )
@@ -329,7 +325,7 @@ class PollState:
         return self._learned(now, draw)
 
     def _learned(self, now: float, draw: float) -> float:
-        """What has been learned to be best, from the look before, be it ours or another waiter's."""
+        """Return the learned delay, counted from the last poll of the task, by this wait or another."""
         policy, observation, before = self.policy, self.observation, self._polled_at
         if before is None or before < observation.seen_at:
             before = observation.seen_at
@@ -339,11 +335,11 @@ class PollState:
         following_s = observation.gap(before + best_s, policy.poll_cost_s, policy.cap_s)
         at = before + policy.learned_delay(best_s, following_s, draw)
         if at <= now:
-            before, at = now, now + _OVERDUE_S * draw  # as where thousands are taken up together
+            before, at = now, now + _OVERDUE_S * draw  # so that thousands resumed together are spread
         return min(policy.on_tick(at, self.ticks_from), max(at, before + policy.cap_s)) - now
 
     def _after_callback(self, now: float) -> float:
-        """At once, the first time; then a second, two, four after the look before."""
+        """Return the seconds until the poll that a callback calls for: 0, later 1, 2, 4 after the last."""
         if self._since_callback:
             return float(_CALLBACK_GAP_S * 2 ** (self._since_callback - 1))
         if self._polled_at is None or not self._was_misled:
@@ -357,7 +353,7 @@ class PollState:
             self._since_callback = (
                 self._since_callback + 1 if self._since_callback < _POLLS_AFTER_CALLBACK else None
             )
-            self._was_misled = True  # or this was the last look
+            self._was_misled = True  # unless this poll ends the wait
         if now - self.started_at >= self.policy.slow_after_s:
             self._stragglers += 1
 

@@ -1,4 +1,4 @@
-"""Try again? After how long? Only where trying again cannot pay twice."""
+"""Decides whether a request is repeated and after how long: only if that cannot pay twice."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ from flux_async.policy import not_negative, positive_integer, positive_number
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """When a request is made again.
+    """When a request is repeated.
 
-    A **submit** is made again only when the failed one was certainly not charged and another may succeed:
-    it never left (:class:`RequestNotSent`), or the vendor turned everyone away for now (429, 455). An
-    unknown answer is never a reason. A **look** (record-info, credits) costs nothing and is also repeated
+    A **submit** is repeated only if the failed one was certainly not charged and another may succeed: it was
+    not sent (:class:`RequestNotSent`), or the vendor asked all requests to wait (429, 455). It is never
+    repeated after an unknown answer. A **poll** (record-info, credits) costs nothing and is also repeated
     after a lost connection or a server error. So is an **upload**, under a new name.
 
     The wait before try ``n + 1`` is drawn from ``0 … min(cap_s, base_s · 2ⁿ⁻¹)`` (full jitter): with the
-    defaults up to 0.5 s after the first, up to 8 s after the fifth. After 429 it is a full window or what
-    Retry-After asked for (up to ``longest_retry_after_s``; beyond that we give up), after 455
-    ``maintenance_pause_s``.
+    defaults up to 0.5 s after the first, up to 8 s after the fifth. After 429 it is a full window, or
+    Retry-After up to ``longest_retry_after_s``; after 455 it is ``maintenance_pause_s``.
 
-    In a batch no job counts the tries of its submits: all of them pause together, for as long as Retry-After
-    asks, until the service is back or the batch halts (:mod:`flux_async.policy.rate_limit`).
+    In a batch the tries of a job are not counted: all submits pause together, for as long as Retry-After
+    asks, until the service is back or the batch halts (:class:`flux_async.policy.rate_limit.Pause`).
 
     Attributes:
-        max_tries: How often one request is made in all.
-        max_paid_attempts: How many tasks may be paid for one job.
+        max_tries: Tries of one request.
+        max_paid_attempts: Tasks that may be paid for one job.
         base_s: First upper bound of the wait, in seconds.
         cap_s: Largest upper bound of the wait, in seconds.
         window_s: The pause after 429, in seconds.
@@ -54,10 +53,10 @@ class RetryPolicy:
     longest_retry_after_s: float = attrs.field(default=120.0, validator=not_negative)
 
     def before_next_submit(self, error: FluxError, tries: int, draw: float) -> float | None:
-        """Return the seconds to wait before submitting again, or None: do not.
+        """Return the seconds until the submit is repeated, or None: it is not.
 
         Args:
-            error: What the last try ended in.
+            error: How the last try ended.
             tries: Tries made so far, at least 1.
             draw: A random number from 0 to 1.
         """
@@ -77,7 +76,7 @@ class RetryPolicy:
         return self._backoff(tries, draw) if transient else None
 
     def before_next_upload(self, error: FluxError, tries: int, draw: float) -> float | None:
-        """Return the seconds to wait before uploading again, or None: do not. Arguments as for a submit."""
+        """Return the seconds until an upload is repeated, or None. Arguments as for a submit."""
         if tries >= self.max_tries or error.scope is Scope.STOP:
             return None
         if error.scope is Scope.ACCOUNT_PAUSED:
@@ -89,7 +88,7 @@ class RetryPolicy:
         return draw * min(self.cap_s, self.base_s * 2.0 ** min(tries - 1, 32))
 
     def pause_for(self, error: FluxError, draw: float) -> float:
-        """Return the seconds for which nobody submits after 429 or 455, however long the vendor asked for."""
+        """Return the seconds for which all submits pause after 429 or 455."""
         if isinstance(error, MaintenanceError):
             return self.maintenance_pause_s * (1.0 + 0.2 * draw)
         return max(self.window_s, min(_asked(error), self.longest_retry_after_s)) + draw
@@ -99,5 +98,5 @@ class RetryPolicy:
 
 
 def _asked(error: FluxError) -> float:
-    """Seconds that the vendor asked to wait, 0 where it did not."""
+    """Return the seconds of Retry-After, 0 without it."""
     return float(getattr(error, "retry_after_s", None) or 0.0)

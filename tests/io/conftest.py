@@ -229,7 +229,7 @@ class Cli:
         times, kind = GenerationTimes(), kind_of(EditRequest.text_removal("https://example.com/"))
         for _ in range(300):
             trail = times.begin(0.0, kind=kind, age=0.0)
-            trail.at_work(0.15)
+            trail.generating(0.15)
             trail.ended(0.6)
 
         async def keep() -> None:

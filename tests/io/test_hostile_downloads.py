@@ -385,7 +385,7 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
     "a gzip bomb": (
         sized(gzip.compress(bytes(20 * MB)), None, "content-encoding: gzip"),
         NotAPicture,
-        "packs the picture",
+        "compresses the image",
     ),
     "a coding of the transfer": (
         OK + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",

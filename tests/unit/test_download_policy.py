@@ -72,7 +72,7 @@ def test_the_length_is_a_number_or_unknown(headers: dict[str, str], length: int 
 def test_a_packed_file_is_refused() -> None:
     """Only the plain bytes were asked for."""
     assert read_head({"content-encoding": "identity"}) == FileHead()
-    with pytest.raises(NotAPicture, match="packs"):
+    with pytest.raises(NotAPicture, match="compresses"):
         read_head({"content-encoding": "gzip"})
 
 

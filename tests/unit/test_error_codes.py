@@ -9,7 +9,7 @@ from flux_async.api.error_codes import CODES, PollMeaning, error_for, poll_meani
 
 NO, MAYBE = Charge.NO, Charge.MAYBE
 JOB, NOW, STOP = Scope.THIS_JOB, Scope.ACCOUNT_PAUSED, Scope.STOP
-AGAIN, HIDDEN = PollMeaning.LOOK_AGAIN, PollMeaning.NOT_VISIBLE
+AGAIN, HIDDEN = PollMeaning.POLL_AGAIN, PollMeaning.NOT_VISIBLE
 FAILED, FATAL = PollMeaning.TASK_FAILED, PollMeaning.FATAL
 
 # Charge and scope of a submit so answered, meaning for a wait: the table, written a second time.

@@ -29,22 +29,22 @@ UNREACHABLE = {
     "http://169.254.3.3/a.jpg": "link-local",
     "http://100.64.1.1/a.jpg": "carrier-grade",
     "http://0.0.0.0/a.jpg": "unspecified",
-    "http://localhost/a.jpg": "inner network",
-    "http://localhost.:8000/a.jpg": "inner network",
-    "http://app.localhost/a.jpg": "inner network",
-    "http://NAS.local/a.jpg": "inner network",
-    "http://files.internal/a.jpg": "inner network",
-    "http://router.lan/a.jpg": "inner network",
-    "http://intranet/a.jpg": "inner network",
-    "http://pics..example.com/a.jpg": "not the name of a host",
-    "http://.example.com/a.jpg": "not the name of a host",
-    "http://exa,mple.com/a.jpg": "not the name of a host",
-    "http://exa%20mple.com/a.jpg": "not the name of a host",
-    'http://"example.com/a.jpg': "not the name of a host",
-    "http://999.1.1.1/a.jpg": "not the name of a host",
-    "http://1.2.3.4.5/a.jpg": "not the name of a host",
-    f"http://{'x' * 64}.com/a.jpg": "not the name of a host",
-    f"http://{'x.' * 127}com/a.jpg": "not the name of a host",
+    "http://localhost/a.jpg": "private network",
+    "http://localhost.:8000/a.jpg": "private network",
+    "http://app.localhost/a.jpg": "private network",
+    "http://NAS.local/a.jpg": "private network",
+    "http://files.internal/a.jpg": "private network",
+    "http://router.lan/a.jpg": "private network",
+    "http://intranet/a.jpg": "private network",
+    "http://pics..example.com/a.jpg": "not a valid host name",
+    "http://.example.com/a.jpg": "not a valid host name",
+    "http://exa,mple.com/a.jpg": "not a valid host name",
+    "http://exa%20mple.com/a.jpg": "not a valid host name",
+    'http://"example.com/a.jpg': "not a valid host name",
+    "http://999.1.1.1/a.jpg": "not a valid host name",
+    "http://1.2.3.4.5/a.jpg": "not a valid host name",
+    f"http://{'x' * 64}.com/a.jpg": "not a valid host name",
+    f"http://{'x.' * 127}com/a.jpg": "not a valid host name",
 }
 REACHABLE = [
     "https://pics.example.com/a.jpg",
@@ -88,7 +88,7 @@ PAGES = {
 
 @pytest.mark.parametrize("url", UNREACHABLE)
 def test_an_address_that_no_public_server_reaches_is_refused_beside_the_vendor(url: str) -> None:
-    """Loopback, private, link-local, names of inner networks, hosts that are none: with the reason."""
+    """Loopback, private, link-local, names in private networks, invalid hosts: with the reason."""
     with pytest.raises(InvalidInput, match=UNREACHABLE[url]) as refused:
         check_reachable(url, api_host=VENDOR)
     assert "Nothing was sent" in str(refused.value)
@@ -171,7 +171,8 @@ def test_the_warning_for_a_log_holds_no_query() -> None:
     """Queries sign for access."""
     words = mistyped_in_words(EditRequest.text_removal("https://h.com/a.jpg?sig=secret&amp;x=1"))
     assert (
-        words == "The address https://h.com/a.jpg looks mistyped: it holds '&amp;', as web pages write '&'."
+        words
+        == "The address https://h.com/a.jpg looks mistyped: it contains '&amp;', as web pages write '&'."
     )
     for well in (
         EditRequest.text_removal("https://h.com/a.jpg"),

@@ -151,7 +151,7 @@ def test_expiry_carries_the_task_and_says_that_it_is_paid() -> None:
     assert isinstance(end, PollDeadlineExceeded)
     assert (end.task_id, end.charge) == (TASK, Charge.YES)
     assert "may still finish and is paid" in str(end)
-    assert "The last look failed: The API could not be reached." in str(end)
+    assert "The last poll failed: The API could not be reached." in str(end)
 
 
 def test_a_failure_worded_as_a_timeout_may_flip_to_success() -> None:
