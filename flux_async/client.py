@@ -424,7 +424,7 @@ class FluxClient:
             ResultExpired: The file host refuses it, and it is older than the vendor keeps results (14 days).
             AddressForbidden: Its address leads where a download must not go.
             DownloadCutShort, DownloadTimedOut: Not all of it came.
-            NotAPicture, ResultTooLarge: It is no picture, or larger than the limits allow.
+            NotAnImage, ResultTooLarge: It is no picture, or larger than the limits allow.
             DiskFull, FolderNotWritable: The disk refused it, and would refuse the next one, too.
             DownloadError: It cannot be fetched for another reason.
         """

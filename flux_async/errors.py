@@ -35,7 +35,7 @@
     │   ├── AddressForbidden       the file's address leads where a download must not go
     │   ├── DownloadCutShort       the file stopped before its end
     │   ├── DownloadTimedOut       the deadline passed before the file was whole
-    │   ├── NotAPicture            something else came: a web page, a damaged or packed file
+    │   ├── NotAnImage            something else came: a web page, a damaged or packed file
     │   ├── ResultTooLarge         more bytes or pixels than ``DownloadLimits`` allow
     │   ├── DiskFull               no room: the batch halts, and loses nothing
     │   └── FolderNotWritable      no permission, or a read-only disk: the batch halts, too
@@ -512,7 +512,7 @@ class DownloadTimedOut(DownloadError):
     default_advice = "Download it again with a longer timeout: the result is paid and kept for 14 days."
 
 
-class NotAPicture(DownloadError):
+class NotAnImage(DownloadError):
     """What came is no JPEG, PNG, WebP or GIF: a web page, an empty, damaged or packed file."""
 
     default_advice = "Open {result_url} in a browser; if the picture is there, download it again."

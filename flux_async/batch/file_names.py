@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import attrs
 
 from flux_async.errors import InvalidInput, shown
-from flux_async.files.image_writer import PICTURE_ENDINGS
+from flux_async.files.image_writer import IMAGE_ENDINGS
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Job, JobKey
@@ -36,7 +36,7 @@ _LONGEST_NAME = 180
 def folded_name(name: str) -> str:
     """Return a name as the least exact disk compares it: ``Été.PNG`` and ``été`` in any encoding are one."""
     path = PurePosixPath(name)
-    if path.suffix.lower() in PICTURE_ENDINGS:  # it gives way to the ending that the content calls for
+    if path.suffix.lower() in IMAGE_ENDINGS:  # it gives way to the ending that the content calls for
         name = str(path.with_suffix(""))
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
@@ -47,7 +47,7 @@ def safe_name(key: str) -> str:
     No two keys have one name, also on disks that take ``A`` for ``a``, and also once the ending follows the
     content: ``a.png`` and ``a.jpg`` would both become ``a.jpg``.
     """
-    has_ending = PurePosixPath(key).suffix in PICTURE_ENDINGS
+    has_ending = PurePosixPath(key).suffix in IMAGE_ENDINGS
     if _PLAIN.fullmatch(key) and not has_ending and not _is_device(key):
         return key
     words = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[:60]

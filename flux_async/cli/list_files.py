@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO, TypeAlias, cast
 import click
 
 from flux_async.cli.terminal import printable
-from flux_async.files.image_header import picture_suffix
+from flux_async.files.image_header import image_suffix
 
 
 class InputStopped(Exception):
@@ -223,7 +223,7 @@ def _encoding_by_the_beginning(head: bytes, shown: str) -> str:
 
 
 def _refuse_what_is_no_list(head: bytes, shown: str) -> None:
-    if picture_suffix(head) or any(head[at : at + len(magic)] == magic for at, magic in _IMAGES):
+    if image_suffix(head) or any(head[at : at + len(magic)] == magic for at, magic in _IMAGES):
         raise click.UsageError(f"{shown} is an image, not a list: give it without --from. Nothing was sent.")
     lower = head.lower()
     for magic, what, advice in _NO_LISTS:

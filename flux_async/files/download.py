@@ -32,7 +32,7 @@ from flux_async.errors import (
     DownloadTimedOut,
     FluxError,
 )
-from flux_async.files.image_writer import ImageStream, IncomingPicture, SavedFile, given_up_error
+from flux_async.files.image_writer import ImageStream, IncomingImage, SavedFile, given_up_error
 from flux_async.policy.downloads import (
     REFRESHABLE,
     DownloadAgain,
@@ -112,7 +112,7 @@ class Download(Generic[T]):
             DownloadError: What went wrong.
         """
         order, self._address = self.order, self.order.url
-        picture = IncomingPicture(
+        picture = IncomingImage(
             order.destination, order.limits, name=order.name, match_suffix=order.match_suffix
         )
         try:
@@ -124,7 +124,7 @@ class Download(Generic[T]):
         finally:
             await picture.discard()
 
-    async def _fetch(self, picture: IncomingPicture) -> None:
+    async def _fetch(self, picture: IncomingImage) -> None:
         """Try until all bytes are there; each turn either goes further or uses up one of a few tries."""
         resumes = 0
         while True:
@@ -144,7 +144,7 @@ class Download(Generic[T]):
                     raise
                 await self._refresh(refused)
 
-    async def _attempt(self, picture: IncomingPicture) -> bool:
+    async def _attempt(self, picture: IncomingImage) -> bool:
         """Make one request; False where the host's rest of the file is not the rest of ours."""
         resuming = headers_to_resume(self._head, picture.received)
         async with self._open(resuming) as file:
@@ -166,7 +166,7 @@ class Download(Generic[T]):
             self._address, timeout_s=remaining, stall_s=self.order.limits.stall_s, headers=headers
         )
 
-    async def _begin(self, file: FileStream, picture: IncomingPicture) -> None:
+    async def _begin(self, file: FileStream, picture: IncomingImage) -> None:
         """Read what the host says of the file; what had come of another one is forgotten."""
         if file.status != _OK:
             raise refusal(file.status, file.host, retry_after_s=retry_after_s(file.headers))

@@ -12,8 +12,8 @@ from typing import NamedTuple, TypeAlias
 
 import attrs
 
-from flux_async.errors import InvalidInput, NotAPicture
-from flux_async.files.image_header import PictureReader, picture_suffix
+from flux_async.errors import InvalidInput, NotAnImage
+from flux_async.files.image_header import ImageReader, image_suffix
 
 MAX_UPLOAD_BYTES = 20 * 1024 * 1024
 """A larger file is refused unless the caller says otherwise."""
@@ -47,7 +47,7 @@ _TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 
 @attrs.frozen(kw_only=True)
-class Picture:
+class ImageInfo:
     """What the header of a picture says.
 
     Attributes:
@@ -63,7 +63,7 @@ class Picture:
     height: int
 
 
-def read_picture(read: Read, name: str) -> Picture:
+def read_image(read: Read, name: str) -> ImageInfo:
     """Return what the picture behind ``read`` is; ``name`` is what messages call it.
 
     All of it is read, in small pieces, because a file that breaks off in the middle has a good header.
@@ -72,7 +72,7 @@ def read_picture(read: Read, name: str) -> Picture:
         InvalidInput: It is no JPEG, PNG or WebP, it is damaged or cut off, or it claims absurd dimensions.
     """
     head = read(0, 32)
-    suffix = picture_suffix(head)
+    suffix = image_suffix(head)
     content_type = _TYPES.get(suffix or "")
     if suffix is None or content_type is None:
         raise InvalidInput(f"{name} is {_what_else(head)}, which the API may not take.", advice=_TAKEN)
@@ -82,7 +82,7 @@ def read_picture(read: Read, name: str) -> Picture:
             f"{name} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are sent.",
             advice="Scale it down first. Nothing was sent.",
         )
-    return Picture(content_type=content_type, suffix=suffix, width=width, height=height)
+    return ImageInfo(content_type=content_type, suffix=suffix, width=width, height=height)
 
 
 def check_size(size: int, name: str, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
@@ -108,12 +108,12 @@ def _what_else(head: bytes) -> str:
 
 def _dimensions_of_a_whole_image(read: Read, name: str) -> tuple[int, int]:
     """Return width and height after reading to the end of the image; bytes behind it are left alone."""
-    reader, at = PictureReader(), 0
+    reader, at = ImageReader(), 0
     try:
         while not reader.complete and (piece := read(at, _PIECE)):
             at += len(piece)
             reader.feed(piece)
-    except NotAPicture:
+    except NotAnImage:
         raise InvalidInput(f"{name} begins as an image, but its data is damaged.", advice=_AGAIN) from None
     is_whole = reader.complete or (reader.suffix == ".jpg" and lacks_only_its_end(read))
     if reader.size is None or not is_whole:

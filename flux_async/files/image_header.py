@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import attrs
 
-from flux_async.errors import NotAPicture
+from flux_async.errors import NotAnImage
 
 Wish: TypeAlias = int | bytes
 """So many bytes; below zero, to skip so many; or to skip until behind this mark."""
@@ -35,7 +35,7 @@ _14_BITS = 0x3FFF
 _MAGIC = ((b"\xff\xd8\xff", ".jpg"), (_PNG, ".png"), (b"GIF87a", ".gif"), (b"GIF89a", ".gif"))
 
 
-def picture_suffix(head: bytes) -> str | None:
+def image_suffix(head: bytes) -> str | None:
     """Return the file ending that the first bytes of a picture call for, or None if it is no picture."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return ".webp"
@@ -43,7 +43,7 @@ def picture_suffix(head: bytes) -> str | None:
 
 
 @attrs.define(eq=False)
-class PictureReader:
+class ImageReader:
     """Reads a picture as it arrives.
 
     Attributes:
@@ -64,7 +64,7 @@ class PictureReader:
         """Read on.
 
         Raises:
-            NotAPicture: The bytes are none of the four formats, or damaged.
+            NotAnImage: The bytes are none of the four formats, or damaged.
         """
         if self.complete:
             return  # what some cameras and programs put behind the end is no part of the picture
@@ -81,16 +81,16 @@ class PictureReader:
         """Say that no more will come.
 
         Raises:
-            NotAPicture: What came is too little to be a picture.
+            NotAnImage: What came is too little to be a picture.
         """
         if self._reading is None:
             self._recognise()
 
     def _recognise(self) -> None:
         head = bytes(self._unread[:_HEAD])
-        self.suffix = picture_suffix(head)
+        self.suffix = image_suffix(head)
         if self.suffix is None:
-            raise NotAPicture(
+            raise NotAnImage(
                 f"The file host sent something that is no JPEG, PNG, WebP or GIF: it begins with {head!r}."
                 if head
                 else "The file host sent an empty file."
@@ -120,7 +120,7 @@ class PictureReader:
     def _advance(self, got: bytes) -> None:
         self._steps += 1
         if self._steps > _MOST_STEPS:
-            raise NotAPicture("The picture is in more pieces than any program makes.")
+            raise NotAnImage("The picture is in more pieces than any program makes.")
         try:
             self._wish = self._reading.send(got)  # type: ignore[union-attr]
         except StopIteration:
@@ -129,7 +129,7 @@ class PictureReader:
 
     def _found(self, width: int, height: int) -> None:
         if not width or not height:
-            raise NotAPicture(f"The picture has {width} by {height} pixels.")
+            raise NotAnImage(f"The picture has {width} by {height} pixels.")
         self.size = width, height
 
     # --- the formats --------------------------------------------------------------------------------------
@@ -217,5 +217,5 @@ def _gif_table(flags: int) -> int:
     return 3 * 2 ** ((flags & 7) + 1) if flags & _GIF_TABLE else 0
 
 
-def _damaged(name: str) -> NotAPicture:
-    return NotAPicture(f"The file begins as a {name}, but is damaged.")
+def _damaged(name: str) -> NotAnImage:
+    return NotAnImage(f"The file begins as a {name}, but is damaged.")

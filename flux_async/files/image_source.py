@@ -22,7 +22,7 @@ import anyio.to_thread
 import attrs
 
 from flux_async.errors import FluxError, InvalidInput, shown
-from flux_async.files.image_check import MAX_UPLOAD_BYTES, Picture, check_size, read_picture
+from flux_async.files.image_check import MAX_UPLOAD_BYTES, ImageInfo, check_size, read_image
 from flux_async.models import LocalImage, check_http_url
 
 Source: TypeAlias = str | os.PathLike[str] | LocalImage | bytes | AsyncIterable[bytes]
@@ -140,7 +140,7 @@ class Content:
     expected: str | None = None
     watched: bool = False
     size: int = attrs.field(default=0, init=False)
-    picture: Picture = attrs.field(init=False, repr=False)
+    info: ImageInfo = attrs.field(init=False, repr=False)
     sha256: str | None = attrs.field(default=None, init=False)
     trouble: FluxError | None = attrs.field(default=None, init=False)
     _file: BinaryIO | None = attrs.field(default=None, init=False, repr=False)
@@ -172,7 +172,7 @@ class Content:
                 self._stamp = _stamp_of(file) if self.watched else None
                 self.size = file.seek(0, os.SEEK_END)
                 check_size(self.size, self.name, self.max_bytes)
-                self.picture = read_picture(self._read, self.name)
+                self.info = read_image(self._read, self.name)
         except OSError as error:
             raise _unreadable(self.name, error) from None
 

@@ -32,10 +32,10 @@ from flux_async.errors import (
     InvalidInput,
     shown,
 )
-from flux_async.files.image_header import PictureReader
+from flux_async.files.image_header import ImageReader
 from flux_async.policy.downloads import DownloadLimits
 
-PICTURE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 """Endings that are exchanged for the one the content calls for; any other is part of the name."""
 
 _BUFFER = 256 * 1024
@@ -81,7 +81,7 @@ def check_destination(destination: object) -> Path:
     return path
 
 
-class IncomingPicture:
+class IncomingImage:
     """A picture on its way to the disk: ``take`` bytes until they are all there, ``whole``, and ``discard``.
 
     Each of them raises a :class:`DownloadError` where the bytes are no picture, too many, or refused by the
@@ -227,7 +227,7 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
 
 def _with_suffix(path: PurePosixPath, suffix: str) -> PurePosixPath:
     """Exchange a picture's ending; any other, as in ``photo.1``, is part of the name."""
-    known = path.suffix.lower() in PICTURE_ENDINGS
+    known = path.suffix.lower() in IMAGE_ENDINGS
     return path.with_suffix(suffix) if known else path.with_name(path.name + suffix)
 
 
@@ -241,7 +241,7 @@ class _PartFile:
         self.path: Path = destination.with_name(f".{digits}-{secrets.token_hex(4)}.part")
         self._limits = limits
         self._file: BinaryIO | None = None
-        self._reader = PictureReader()
+        self._reader = ImageReader()
         self._digest = hashlib.sha256()
         self._over = False
         self._lock = threading.Lock()
@@ -272,7 +272,7 @@ class _PartFile:
     def start_over(self) -> None:
         """Empty the file."""
         with self._lock:
-            self._reader, self._digest = PictureReader(), hashlib.sha256()
+            self._reader, self._digest = ImageReader(), hashlib.sha256()
             if self._file is not None and not self._over:
                 self._file.seek(0)
                 self._file.truncate()
@@ -281,7 +281,7 @@ class _PartFile:
         """Return the ending and the size of an image that is all there.
 
         Raises:
-            NotAPicture: It is none.
+            NotAnImage: It is none.
             DownloadCutShort: Its end is missing.
         """
         self._reader.finish()

@@ -111,7 +111,7 @@ class Uploads:
         deadline: float,
         on_progress: Callable[[int, int], None] | None,
     ) -> UploadedFile:
-        kind = content.picture
+        kind = content.info
 
         def build() -> WireRequest:
             boundary = secrets.token_hex(_SECRET_BYTES)

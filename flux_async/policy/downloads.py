@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 import attrs
 
-from flux_async.errors import DownloadError, NotAPicture, ResultExpired, ResultTooLarge
+from flux_async.errors import DownloadError, NotAnImage, ResultExpired, ResultTooLarge
 from flux_async.policy import positive_integer, positive_number
 
 MOST_RESUMES = 3
@@ -86,11 +86,11 @@ def read_head(headers: Mapping[str, str]) -> FileHead:
     """Read the headers (names in lower case) of a whole file.
 
     Raises:
-        NotAPicture: The file is compressed although that was not accepted: its size would be unknown.
+        NotAnImage: The file is compressed although that was not accepted: its size would be unknown.
     """
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in {"", "identity"}:
-        raise NotAPicture("The file host compresses the image although it was asked not to.")
+        raise NotAnImage("The file host compresses the image although it was asked not to.")
     length = headers.get("content-length", "")
     known = length.isascii() and length.isdigit() and len(length) <= _LONGEST_LENGTH
     resumable = headers.get("accept-ranges", "").strip().lower() == "bytes"

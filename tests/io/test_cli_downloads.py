@@ -66,7 +66,7 @@ def test_an_image_that_has_not_come_is_pending_and_retry_failed_fetches_it_witho
     assert (row["status"], row["charge"], row["error"]["type"], row["file"]) == (
         "pending",
         "yes",
-        "NotAPicture",
+        "NotAnImage",
         None,
     )
     told = capsys.readouterr().err

@@ -31,7 +31,7 @@ from flux_async import (
     DownloadTimedOut,
     FluxClient,
     FluxError,
-    NotAPicture,
+    NotAnImage,
     ResultTooLarge,
     SavedFile,
 )
@@ -226,7 +226,7 @@ async def test_a_name_is_resolved_once(raw_server: Any, folder: Path) -> None:
     async with raw_server(saying(OK + b"content-length: 4\r\n\r\nhtml")) as server:
         net = Net(port_of(server.url), {"rebind.example": [[PUBLIC], ["127.0.0.1"]]})
         async with net.client() as client:
-            with pytest.raises(NotAPicture):
+            with pytest.raises(NotAnImage):
                 await client.download(
                     "http://rebind.example/r.jpg", folder / "r.jpg", timeout=60, retry=False
                 )
@@ -384,7 +384,7 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
     "ten gigabytes, declared": (sized(JPEG, 10**10), ResultTooLarge, "has 10,000,000,000 bytes"),
     "a gzip bomb": (
         sized(gzip.compress(bytes(20 * MB)), None, "content-encoding: gzip"),
-        NotAPicture,
+        NotAnImage,
         "compresses the image",
     ),
     "a coding of the transfer": (
@@ -392,8 +392,8 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
         DownloadError,
         "cannot be reached: RemoteProtocolError",
     ),
-    "a web page": (sized(b"<!doctype html><html>sign in"), NotAPicture, "begins with b'<!doctype ht"),
-    "nothing at all": (sized(b""), NotAPicture, "empty file"),
+    "a web page": (sized(b"<!doctype html><html>sign in"), NotAnImage, "begins with b'<!doctype ht"),
+    "nothing at all": (sized(b""), NotAnImage, "empty file"),
     "cut off, with a length": (sized(JPEG[:-900], len(JPEG)), DownloadCutShort, "broke off"),
     "cut off within a chunk": (chunked(JPEG)[:-900], DownloadCutShort, "broke off"),
     "cut off between chunks": (chunked(JPEG[:-900], b""), DownloadCutShort, "broke off"),
@@ -402,7 +402,7 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
     "cut off, and the length says so": (sized(JPEG[:-900]), DownloadCutShort, "without its end"),
     "cut off, as PNG": (OK + b"\r\n" + PNG_HEAD + b"\0\0\0\1\0\0\0\1", DownloadCutShort, "without its end"),
     "2,500 megapixels": (sized(HUGE_PNG, 5 * MB), ResultTooLarge, "50,000 by 50,000 pixels"),
-    "a picture without pixels": (sized(PNG_HEAD + bytes(50)), NotAPicture, "0 by 0 pixels"),
+    "a picture without pixels": (sized(PNG_HEAD + bytes(50)), NotAnImage, "0 by 0 pixels"),
     "two lengths": (
         OK + b"content-length: 5\r\ncontent-length: 9\r\n\r\n" + JPEG,
         DownloadError,

@@ -32,7 +32,7 @@ from flux_async import (
     KeyLimitError,
     Limits,
     MaintenanceError,
-    NotAPicture,
+    NotAnImage,
     NotFoundError,
     Outcome,
     PermissionDeniedError,
@@ -184,7 +184,7 @@ WIRES: dict[str, Seen] = {
 # What becomes of the file: over a socket, brought to disk.
 FILES: dict[str, Seen] = {
     "expired-result": Seen(Failed, DownloadError, YES),
-    "file-html": Seen(Failed, NotAPicture, YES),
+    "file-html": Seen(Failed, NotAnImage, YES),
     "file-truncated": Seen(Failed, DownloadCutShort, YES),
     "file-wrong-type": GOOD,
     "file-jpeg-as-png": GOOD,

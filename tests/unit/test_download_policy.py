@@ -16,7 +16,7 @@ from flux_async import (
     DownloadTimedOut,
     FolderNotWritable,
     InvalidInput,
-    NotAPicture,
+    NotAnImage,
     ResultExpired,
     ResultTooLarge,
 )
@@ -72,7 +72,7 @@ def test_the_length_is_a_number_or_unknown(headers: dict[str, str], length: int 
 def test_a_packed_file_is_refused() -> None:
     """Only the plain bytes were asked for."""
     assert read_head({"content-encoding": "identity"}) == FileHead()
-    with pytest.raises(NotAPicture, match="compresses"):
+    with pytest.raises(NotAnImage, match="compresses"):
         read_head({"content-encoding": "gzip"})
 
 
@@ -155,7 +155,7 @@ MAY_PASS: list[DownloadError] = [
     DownloadError("h cannot be reached: ConnectError."),
     DownloadCutShort("cut"),
     DownloadTimedOut("late"),
-    NotAPicture("a web page"),
+    NotAnImage("a web page"),
 ]
 IN_THE_WAY: list[DownloadError] = [
     ResultTooLarge("large"),

@@ -8,7 +8,7 @@ import random
 import pytest
 from PIL import Image
 
-from flux_async.files.image_check import lacks_only_its_end, read_picture
+from flux_async.files.image_check import lacks_only_its_end, read_image
 
 NOISE = Image.frombytes("RGB", (83, 61), random.Random(4).randbytes(3 * 83 * 61))
 LARGE = Image.frombytes("RGB", (400, 300), random.Random(4).randbytes(3 * 400 * 300))
@@ -46,7 +46,7 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_whole(kind: str) -> None:
     for cut in (1, 2):
         assert whole(KINDS[kind][:-cut])
         content = KINDS[kind][:-cut]
-        assert read_picture(lambda at, count, content=content: content[at : at + count], "a.jpg")
+        assert read_image(lambda at, count, content=content: content[at : at + count], "a.jpg")
 
 
 @each_kind

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flux_async import InvalidInput
-from flux_async.files.image_check import MAX_PIXELS, check_size, read_picture
+from flux_async.files.image_check import MAX_PIXELS, check_size, read_image
 
 
 def reader(content: bytes) -> object:
@@ -21,7 +21,7 @@ def reader(content: bytes) -> object:
 
 
 def read(content: bytes) -> object:
-    return read_picture(reader(content), "x.jpg")  # type: ignore[arg-type]
+    return read_image(reader(content), "x.jpg")  # type: ignore[arg-type]
 
 
 def drawn(kind: str, **options: object) -> bytes:
@@ -192,7 +192,7 @@ def test_an_image_is_read_in_small_pieces_and_not_beyond_its_end() -> None:
         asked.append((at, count))
         return content[at : at + count]
 
-    read_picture(reading, "tail.png")
+    read_image(reading, "tail.png")
     assert max(count for _, count in asked) <= 64 * 1024
     assert max(at for at, _ in asked) <= len(WHOLE["PNG"])
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flux_async import NotAPicture
-from flux_async.files.image_header import PictureReader, picture_suffix
+from flux_async import NotAnImage
+from flux_async.files.image_header import ImageReader, image_suffix
 
 SIZE = (37, 23)
 FORMATS = {
@@ -40,8 +40,8 @@ PICTURES = {name: drawn(name) for name in FORMATS}
 each_format = pytest.mark.parametrize("name", FORMATS)
 
 
-def read(*pieces: bytes) -> PictureReader:
-    reader = PictureReader()
+def read(*pieces: bytes) -> ImageReader:
+    reader = ImageReader()
     for piece in pieces:
         reader.feed(piece)
     reader.finish()
@@ -93,7 +93,7 @@ def test_the_end_of_a_thumbnail_is_not_that_of_the_picture() -> None:
 )
 def test_the_first_bytes_call_for_an_ending(head: bytes, suffix: str | None) -> None:
     """The content decides, not a name."""
-    assert picture_suffix(head) == suffix
+    assert image_suffix(head) == suffix
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -123,7 +123,7 @@ DAMAGED = {
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
     """Something else, or a picture whose size cannot be told."""
-    with pytest.raises(NotAPicture):
+    with pytest.raises(NotAnImage):
         read(data)
 
 
@@ -159,11 +159,11 @@ def test_the_smallest_lossless_webp_is_read() -> None:
 
 def test_a_picture_of_countless_pieces_is_refused_soon() -> None:
     """Nobody keeps us busy with a hundred million blocks of nothing."""
-    reader = PictureReader()
+    reader = ImageReader()
     reader.feed(IHDR + b"\0\0\0\1\0\0\0\1" + bytes(9))
     empty = (bytes(4) + b"tEXt" + bytes(4)) * 20_000
     begun = time.process_time()
-    with pytest.raises(NotAPicture, match="pieces"):
+    with pytest.raises(NotAnImage, match="pieces"):
         for _ in range(100):
             reader.feed(empty)
     assert time.process_time() - begun < 10
@@ -175,5 +175,5 @@ def test_any_bytes_are_read_or_refused(head: bytes, rest: bytes) -> None:
     """There is no third outcome."""
     try:
         read(head + rest)
-    except NotAPicture as refused:
+    except NotAnImage as refused:
         assert len(str(refused)) < 300  # noqa: PT017 - it need not be raised
