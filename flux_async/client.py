@@ -1,16 +1,11 @@
-"""The client: one image, awaited.
-
-``submit`` spends credits, once; ``record`` and ``wait`` look, as often as it takes; ``download`` brings the
-picture home; ``run`` and its short forms do all but the last in one call.
-"""
+"""FluxClient: one image per call. Its parts make the requests: session, poller, batch and files."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import random
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
@@ -22,25 +17,18 @@ from flux_async.advice import python_words
 from flux_async.api.common_api import build_credit, parse_credit
 from flux_async.api.echo import compare
 from flux_async.api.envelope import WireRequest, WireResponse
-from flux_async.api.parsing import check_task_id, encoded_as_by_a_browser
+from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import store_request
 from flux_async.batch.options import BatchOptions
 from flux_async.batch.runner import gather
 from flux_async.clock import Clock, SystemClock
-from flux_async.errors import (
-    Charge,
-    ConfigurationError,
-    FluxError,
-    InvalidInput,
-    TaskFailed,
-    shown,
-)
-from flux_async.files.download import DownloadOrder, download, download_once, keep_as_file
+from flux_async.errors import ConfigurationError, FluxError, InvalidInput, TaskFailed, shown
+from flux_async.files.download import download_file, download_to_sink
 from flux_async.files.image_check import MAX_UPLOAD_BYTES
 from flux_async.files.image_source import Source, choose
-from flux_async.files.image_writer import SavedFile, check_destination
-from flux_async.files.sink import SavedResult, Sink, path_in, save_in
-from flux_async.files.upload import Uploads, too_late
+from flux_async.files.image_writer import SavedFile
+from flux_async.files.sink import SavedResult, Sink
+from flux_async.files.upload import Uploads
 from flux_async.models import (
     TEXT_REMOVAL_PROMPT,
     CallbackEvent,
@@ -62,7 +50,7 @@ from flux_async.models import (
     check_request,
     without_query,
 )
-from flux_async.policy import check_not_negative, check_positive
+from flux_async.policy import check_not_negative, check_positive, positive_number
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of
 from flux_async.policy.image_urls import check_reachable, mistyped_in_words
@@ -73,14 +61,11 @@ from flux_async.poller import Poller, as_paid
 from flux_async.session import Call, Session
 from flux_async.submitter import log
 from flux_async.transport import Transport
-from flux_async.transport.background import Deadline
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import TransportName, make_transport, name_of
 
 if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
-
-logger: logging.Logger = logging.getLogger("flux_async")
 
 T = TypeVar("T")
 
@@ -94,42 +79,31 @@ class ClientOptions:
     Attributes:
         timeout: Seconds a call may take.
         polling: When to poll a task.
-        retry: When a request is made again.
+        retry: When a request is repeated.
         download_limits: Size of a result, and silence of its host.
+
+    Raises:
+        InvalidInput: A value of the wrong type, or out of range.
     """
 
-    timeout: float = DEFAULT_TIMEOUT_S
-    polling: PollPolicy = attrs.field(factory=PollPolicy)
-    retry: RetryPolicy
-    download_limits: DownloadLimits = attrs.field(factory=DownloadLimits)
+    timeout: float = attrs.field(validator=positive_number)
+    polling: PollPolicy = attrs.field(validator=lambda _, at, value: _of_kind(value, PollPolicy, at.name))
+    retry: RetryPolicy = attrs.field(validator=lambda _, at, value: _of_kind(value, RetryPolicy, at.name))
+    download_limits: DownloadLimits = attrs.field(
+        validator=lambda _, at, value: _of_kind(value, DownloadLimits, at.name)
+    )
 
-    def changed(
-        self,
-        *,
-        timeout: float | None,
-        polling: PollPolicy | None,
-        retry: RetryPolicy | None,
-        download_limits: DownloadLimits | None,
-    ) -> ClientOptions:
-        """Return these options with those that are given in their place.
-
-        Raises:
-            InvalidInput: A value of the wrong type, or out of range.
-        """
-        return ClientOptions(
-            timeout=self.timeout if timeout is None else check_positive(timeout, "timeout"),
-            polling=_of_kind(polling, PollPolicy, "polling") or self.polling,
-            retry=_of_kind(retry, RetryPolicy, "retry") or self.retry,
-            download_limits=_of_kind(download_limits, DownloadLimits, "download_limits")
-            or self.download_limits,
-        )
+    def changed(self, **given: Any) -> ClientOptions:
+        """Return these options with those that are not None in their place."""
+        return attrs.evolve(self, **{name: value for name, value in given.items() if value is not None})
 
 
 class FluxClient:
-    """Awaitable access to KIE AI's Flux Kontext API.
+    """Awaitable access to KIE AI's Flux Kontext API: ``async with FluxClient() as client: …``.
 
-    Make one per process and event loop, keep it, close it: it holds the connections, the account's pace and
-    the ids of tasks whose callers left. Use it as ``async with FluxClient() as client:``.
+    Make one per process and event loop and keep it: it holds the connections, the rate limiter and the ids of
+    tasks whose callers were cancelled. ``submit`` spends credits, once; ``record`` and ``wait`` poll;
+    ``download`` saves the image; ``run`` and its short forms do all but the last in one call.
 
     Args:
         api_key: The key; left out, the environment variable ``KIE_API_KEY``. It goes to ``base_url`` and
@@ -137,12 +111,12 @@ class FluxClient:
         base_url: The API's origin; left out, ``KIE_BASE_URL``, else ``https://api.kie.ai``.
         upload_url: The upload host's origin; left out, ``KIE_UPLOAD_URL``, else the vendor's beside the
             vendor's API, and ``base_url`` itself beside any other.
-        timeout: Seconds a call may take from its start to the finished picture.
-        limits: The account's and this process's limits; 20 submits in 10 s unless said otherwise.
-        polling: The rhythm of looking at a task; left out, it is learned.
-        retry: When a request is made again; never one that may have been charged.
+        timeout: Seconds a call may take from its start to the finished image.
+        limits: The limits of the account and of this process; by default 20 submits in 10 s.
+        polling: When to poll a task; left out, it is learned.
+        retry: When a request is repeated; never one that may have been charged.
         download_limits: How large a result may be, and how long its host may be silent.
-        http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; it stays yours to close.
+        http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; the caller closes it.
         transport: Library that makes the requests: ``"httpx"``, ``"httpx2"`` or ``"aiohttp"``; or a
             transport of your own. Left out, ``KIE_TRANSPORT``, else httpx, whatever is installed. Not
             together with ``http_client``.
@@ -172,15 +146,21 @@ class FluxClient:
         rng: random.Random | None = None,
     ) -> None:
         try:
-            credentials = _find_credentials(api_key, base_url, upload_url)
+            credentials = Credentials.find(api_key, base_url, upload_url)
         except ConfigurationError as refused:
             api_key = None  # here and below: tracebacks can show local variables
             raise refused.with_traceback(None) from None
         api_key = None
         from flux_async import __version__  # noqa: PLC0415 - the package imports this module
 
-        limits = _of_kind(limits, Limits, "limits") or Limits()
-        defaults = ClientOptions(retry=RetryPolicy(window_s=limits.window_s))
+        limits = Limits() if limits is None else _of_kind(limits, Limits, "limits")
+        rng = random.Random() if rng is None else _of_kind(rng, random.Random, "rng")  # noqa: S311 - jitter
+        defaults = ClientOptions(
+            timeout=DEFAULT_TIMEOUT_S,
+            polling=PollPolicy(),
+            retry=RetryPolicy(window_s=limits.window_s),
+            download_limits=DownloadLimits(),
+        )
         self._credentials: Credentials = credentials
         self._options: ClientOptions = defaults.changed(
             timeout=timeout, polling=polling, retry=retry, download_limits=download_limits
@@ -190,7 +170,7 @@ class FluxClient:
             rate_limiter=RateLimiter(limits),
             clock=clock or SystemClock(),
             scrub=credentials.scrub,
-            rng=_of_kind(rng, random.Random, "rng") or random.Random(),  # noqa: S311 - jitter is no secret
+            rng=rng,
             address=credentials.base_url,
         )
         self._poller: Poller = Poller(
@@ -227,9 +207,9 @@ class FluxClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close: wait for submits in the air (up to 60 s), end all other calls with :class:`ClientClosed`.
+        """Close: wait for submits in flight (up to 60 s), end all other calls with :class:`ClientClosed`.
 
-        Closing twice does nothing more. Who is cancelled while closing leaves when it is done.
+        A second call does nothing more. A caller cancelled meanwhile waits until all is closed.
         """
         with anyio.CancelScope(shield=True):
             await self._session.aclose()
@@ -242,10 +222,7 @@ class FluxClient:
         retry: RetryPolicy | None = None,
         download_limits: DownloadLimits | None = None,
     ) -> FluxClient:
-        """Return a client with other settings on the same connections, pace and account.
-
-        Closing either closes both.
-        """
+        """Return a client with other settings on the same session. Closing either closes both."""
         options = self._options.changed(
             timeout=timeout, polling=polling, retry=retry, download_limits=download_limits
         )
@@ -253,22 +230,22 @@ class FluxClient:
 
     @property
     def timeout(self) -> float:
-        """Seconds a call may take where it does not say."""
+        """Seconds a call may take by default."""
         return self._options.timeout
 
     @property
     def transport_name(self) -> str:
-        """Which library makes the requests; of a transport of your own, the name of its class."""
+        """Library that makes the requests; of a transport of your own, the name of its class."""
         return name_of(self._session.transport)
 
     @property
     def fingerprint(self) -> str:
-        """Tells accounts apart without telling the key."""
+        """A digest that differs between keys and does not reveal the key."""
         return self._credentials.fingerprint
 
     @property
     def session(self) -> Session:
-        """What this client shares with those made from it by :meth:`with_options`."""
+        """Connections, limits and unclaimed tasks, shared with clients made by :meth:`with_options`."""
         return self._session
 
     @property
@@ -283,14 +260,14 @@ class FluxClient:
 
     @property
     def unclaimed(self) -> tuple[UnclaimedTask, ...]:
-        """Submits whose callers left before they could be told the task id, oldest first."""
+        """Submits whose callers were cancelled before they received the task id, oldest first."""
         return self._session.unclaimed
 
     def check_reachable(self, request: ImageRequest) -> None:
-        """Refuse a request whose image the vendor can certainly not fetch.
+        """Refuse a request with an image that the vendor can certainly not fetch.
 
-        ``submit``, ``run`` and batches do this before anything is spent. Beside an API in a private network
-        nothing is refused: it may reach what is there.
+        ``submit``, ``run`` and batches do this before anything is spent. An API in a private network may
+        reach private addresses, so nothing is refused there.
 
         Raises:
             InvalidInput: The image is at a private or malformed address, or is a page around an image.
@@ -301,12 +278,11 @@ class FluxClient:
     # --- one step each ------------------------------------------------------------------------------------
 
     async def submit(self, request: ImageRequest, *, timeout: float | None = None) -> TaskId:
-        """Ask for one picture and return the id of the task, which is now charged.
+        """Submit a request and return the id of its task, which is now charged.
 
-        Waits for the account's pace first. A submit that was certainly not charged (never connected, 429,
-        455) is made again by the retry policy; one whose answer is unknown never is. Cancelling this call
-        does not cancel a request that has left: its task id then turns up in :attr:`unclaimed` and in the
-        log.
+        Waits for the rate limiter first. A submit that was certainly not charged (never connected, 429, 455)
+        is repeated by the retry policy; one whose answer is unknown never is. Cancelling this call does not
+        cancel a request in flight: its task id is then in :attr:`unclaimed` and in the log.
 
         Raises:
             ConnectionLost, ServerError, UnexpectedResponse: Charge MAYBE: the task may exist.
@@ -317,17 +293,17 @@ class FluxClient:
         check_request(request)
         deadline = self._deadline(timeout)
         async with self._session.call() as call:
-            return await self._submit(request, deadline, call)
+            task_id, _ = await self._submit(request, deadline, call)
+            return task_id
 
     async def record(self, task_id: TaskId | str, *, timeout: float | None = None) -> TaskRecord:
-        """Look at a task once (API page, "Task Status Query").
+        """Poll a task once and return its record (API page, "Task Status Query").
 
         Raises:
             NotFoundError: No such task, or not visible yet.
-            FluxError: The look itself failed; the task goes on.
+            FluxError: The poll itself failed; the task continues.
         """
-        task = check_task_id(task_id)
-        api = self._session.api
+        task, api = check_task_id(task_id), self._session.api
         return await self._read(
             api.build_status(task), lambda answer: api.parse_status(answer, task), timeout
         )
@@ -341,38 +317,39 @@ class FluxClient:
         timeout: float | None = None,
         expects_callback: bool = False,
     ) -> ImageResult:
-        """Wait until the task has its picture.
+        """Return the task's image when it has one.
 
-        For the first 90 s "no such task" means "not visible yet". Lost connections, 429, 455 and server
-        errors mean "look again". One deadline ends it. However many wait for one task, one look serves them
-        all, and :meth:`notify` wakes them.
+        For the first 90 s "no such task" means "not visible yet". After lost connections, 429, 455 and server
+        errors it is polled again. One deadline ends it. All callers that wait for one task share its polls,
+        and :meth:`notify` wakes them.
 
         Args:
             task_id: The task.
-            request: What was asked for, where you know it: how long such tasks take tells when to look, and
-                the task's record is compared with it (:class:`flux_async.Echo`).
+            request: The request it was made from, if you know it: polls then follow how long such tasks take,
+                and the task's record is compared with it (:class:`flux_async.Echo`).
             age: Seconds since it was submitted; left out, its record tells.
             timeout: Seconds to wait; left out, the client's.
             expects_callback: The vendor was given an address for this task that leads to :meth:`notify`.
                 While callbacks come, such a task is polled rarely.
 
         Raises:
-            TaskFailed: The task ended without a picture.
+            TaskFailed: The task ended without an image.
             PollDeadlineExceeded: ``timeout`` seconds passed. The task may still finish and is paid.
             UnexpectedResponse: The task succeeded without a result URL.
             TaskMismatch: The task's record shows another request of this client's than ``request``, or one
                 that is unknown although three records have shown the very request that was sent.
-            ApiError: No later look can help (401, 402, 403, 433, 505), or the task does not exist.
+            ApiError: No later poll can help (401, 402, 403, 433, 505), or the task does not exist.
         """
         task = check_task_id(task_id)
         kind = None if request is None else kind_of(check_request(request))
         age = None if age is None else check_not_negative(age, "age")
+        span_s = self._span(timeout)
         async with self._session.call():
             image = await self._poller.wait(
                 task,
                 policy=self._options.polling,
-                timeout_s=self._span(timeout),
-                deadline=self._deadline(timeout),
+                timeout_s=span_s,
+                deadline=self._session.clock.monotonic() + span_s,
                 kind=kind,
                 age=age,
                 expects_callback=expects_callback,
@@ -380,11 +357,11 @@ class FluxClient:
         return image if request is None else self._with_echo(image, request)
 
     def notify(self, callback: CallbackEvent | TaskId | str) -> None:
-        """Say that a callback came for a task: whoever waits for it looks now (API page, "Webhook Callback").
+        """Poll a task now, because a callback came for it (API page, "Webhook Callback").
 
-        This is what a :class:`flux_async.WebhookReceiver` in this process is given as ``on_callback``. It is
-        only a reason to look, so a false one costs a look or two. One that comes before anybody waits is kept
-        for whoever does. It may be called from any thread and any event loop.
+        Give it to a :class:`flux_async.WebhookReceiver` in this process as ``on_callback``. It only triggers
+        a poll, so a false one costs a poll or two. Before a caller waits for the task, it is kept for the
+        first that does. It may be called from any thread and any event loop.
         """
         task = callback.task_id if isinstance(callback, CallbackEvent) else check_task_id(callback)
         self._session.run_on_loop(partial(self._poller.notify, task))
@@ -404,15 +381,15 @@ class FluxClient:
     ) -> SavedFile:
         """Download an image to disk; the file appears under its name only when it is whole.
 
-        The file host sees neither key nor cookies. Redirects are followed, at most five, and only to public
-        addresses, or to the kind the API itself has. A download that breaks off goes on where it stopped, if
-        the host offers that; a link that is refused is replaced by a fresh one of the vendor's. Every failure
-        that may pass (:attr:`DownloadError.retryable`) is tried again within ``timeout``, also 404 and 410:
-        a result that is seconds old may not be on every server yet.
+        The file host receives neither key nor cookies. Redirects are followed, at most five, and only to
+        public addresses, or to the kind the API itself has. A download that breaks off is resumed, if the
+        host offers that; a link that is refused is replaced by a fresh one of the vendor's. Every failure
+        that may pass (:attr:`DownloadError.retryable`) is retried within ``timeout``, also 404 and 410: a
+        result that is seconds old may not be on every server yet.
 
         Args:
-            image: A result, or the http(s) URL of a picture.
-            destination: Where to; an existing file is replaced, missing folders are made.
+            image: A result, or the http(s) URL of an image.
+            destination: Path of the file; an existing file is replaced, missing folders are made.
             timeout: Seconds for the whole download; left out, the client's.
             match_suffix: Give the file the ending its content has: a JPEG may arrive where PNG was asked for.
             retry: False makes one try only.
@@ -423,45 +400,33 @@ class FluxClient:
         Raises:
             ResultExpired: The file host refuses it, and it is older than the vendor keeps results (14 days).
             AddressForbidden: Its address leads where a download must not go.
-            DownloadCutShort, DownloadTimedOut: Not all of it came.
-            NotAnImage, ResultTooLarge: It is no picture, or larger than the limits allow.
+            DownloadCutShort, DownloadTimedOut: It did not arrive whole.
+            NotAnImage, ResultTooLarge: It is no image, or larger than the limits allow.
             DiskFull, FolderNotWritable: The disk refused it, and would refuse the next one, too.
-            DownloadError: It cannot be fetched for another reason.
+            DownloadError: It cannot be downloaded for another reason.
         """
-        path = check_destination(destination)
-        order = DownloadOrder(
-            url=_result_url(image),
-            destination=path,
-            name=path.name,
-            keep=partial(keep_as_file, path.parent),
+        return await download_file(
+            self._session,
+            image,
+            destination,
             limits=self._options.download_limits,
             span_s=self._span(timeout),
             match_suffix=match_suffix,
+            retry=retry,
         )
-        async with self._session.call():
-            if retry:
-                return await download(self._session, order, _submitted_at(image))
-            return await download_once(self._session, order)
 
     async def save(
         self, image: ImageResult, sink: Sink, *, job: Job, name: str, timeout: float | None = None
     ) -> SavedResult:
         """Download a result once and save it in ``sink``, under ``name`` with the ending its content has.
 
-        The sink receives the image whole and checked. It raises what :meth:`download` raises; what the
-        sink raises is a :class:`DownloadError`.
+        The sink receives the image whole and checked. It raises what :meth:`download` raises; what the sink
+        raises is a :class:`DownloadError`.
         """
-        order = DownloadOrder(
-            url=_result_url(image),
-            destination=path_in(sink, name),
-            name=name,
-            keep=partial(save_in, sink, job),
-            limits=self._options.download_limits,
-            span_s=self._span(timeout),
-            match_suffix=True,
+        limits, span_s = self._options.download_limits, self._span(timeout)
+        return await download_to_sink(
+            self._session, image, sink, job=job, name=name, limits=limits, span_s=span_s
         )
-        async with self._session.call():
-            return await download_once(self._session, order)
 
     async def upload(
         self,
@@ -472,61 +437,58 @@ class FluxClient:
         max_bytes: int = MAX_UPLOAD_BYTES,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> UploadedFile:
-        """Put a picture where the vendor can fetch it, for 24 hours; free of charge.
+        """Upload an image to an address that the vendor can fetch, for 24 hours; free of charge.
 
-        Whoever knows the address can fetch it, too; nobody can guess it. An upload that was lost is made
-        again under a new name.
+        The address cannot be guessed, but anyone who has it can fetch the image. A lost upload is repeated
+        under a new name.
 
         Args:
-            source: A path, the bytes of a picture, or an async iterable of them. JPEG, PNG or WebP.
-            name: What the address is to contain, for a person to recognise.
+            source: A path, the bytes of an image, or an async iterable of them. JPEG, PNG or WebP.
+            name: A part of the address, for a person to recognise.
             timeout: Seconds for all of it; left out, the client's.
-            max_bytes: Refuse a larger file. More than 10 MB is told in the log: the vendor may refuse it.
-            on_progress: Told the bytes sent and the bytes in all; a new try begins at zero.
+            max_bytes: Refuse a larger file. The vendor may refuse more than 10 MB, so that is logged.
+            on_progress: Called with the bytes sent and the bytes in all; a new try begins at zero.
 
         Raises:
-            InvalidInput: It is no such picture, too large, or it changed while it was read.
+            InvalidInput: It is no such image, too large, or it changed while it was read.
             AuthenticationError: The key was refused.
             UploadRejected: The upload host refused the file.
             RequestNotSent, ConnectionLost, ServerError, UnexpectedResponse: Every try failed.
             DeadlineExceeded: ``timeout`` seconds passed.
         """
         most = int(check_positive(max_bytes, "max_bytes"))
-        deadline = self._deadline(timeout)
-        send = self._uploads.send(
-            source, deadline=deadline, max_bytes=most, name=name, on_progress=on_progress
+        return await self._uploads.send(
+            source, deadline=self._deadline(timeout), max_bytes=most, name=name, on_progress=on_progress
         )
-        return await self._uploading(send, deadline)
 
     async def upload_from_url(
         self, url: str, *, name: str | None = None, timeout: float | None = None
     ) -> UploadedFile:
-        """Have the upload host fetch a picture from elsewhere, and keep it for 24 hours; free of charge.
+        """Have the upload host fetch an image from another address and keep it for 24 hours; free of charge.
 
         For addresses that the vendor's generator cannot fetch reliably. It raises what :meth:`upload` raises.
         """
-        deadline = self._deadline(timeout)
         check_reachable(check_http_url(url, "url"), api_host=self._credentials.host)
-        return await self._uploading(self._uploads.send_url(url, deadline=deadline, name=name), deadline)
+        return await self._uploads.send_url(url, deadline=self._deadline(timeout), name=name)
 
-    # --- all of it ----------------------------------------------------------------------------------------
+    # --- all steps ----------------------------------------------------------------------------------------
 
     async def run(self, request: ImageRequest, *, timeout: float | None = None) -> ImageResult:
         """Submit and wait, within one deadline. Raises what :meth:`submit` and :meth:`wait` raise.
 
-        Cancelled after the submit, it leaves the task id in :attr:`unclaimed`, in the log, and as a note on
-        the ``CancelledError``.
+        If this call is cancelled after the submit, the task id is in :attr:`unclaimed`, in the log, and in a
+        note on the ``CancelledError``.
         """
         check_request(request)
-        deadline = self._deadline(timeout)
+        span_s = self._span(timeout)
+        deadline = self._session.clock.monotonic() + span_s
         async with self._session.call() as call, self._session.task_in_flight(deadline):
-            sent = await self._sendable(request, deadline)
-            task_id = await self._submit(sent, deadline, call)
+            task_id, sent = await self._submit(request, deadline, call)
             try:
                 image = await self._poller.wait(
                     task_id,
                     policy=self._options.polling,
-                    timeout_s=self._span(timeout),
+                    timeout_s=span_s,
                     deadline=deadline,
                     kind=kind_of(request),
                     age=0.0,
@@ -536,9 +498,9 @@ class FluxClient:
                     self._check_echo(error.record, sent)
                 log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
                 raise as_paid(error, task_id) from None
-            except BaseException as gone:
-                again = python_words(task_id)["wait"]
-                gone.add_note(f"Task {task_id} was submitted and is paid; {again}.")
+            except BaseException as cancelled:
+                advice = python_words(task_id)["wait"]
+                cancelled.add_note(f"Task {task_id} was submitted and is paid; {advice}.")
                 self._session.keep_unclaimed(request, task_id)
                 raise
             log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
@@ -585,7 +547,7 @@ class FluxClient:
     ) -> list[Outcome]:
         """Return one outcome per image, in input order. ``options`` are those of :func:`run_batch`.
 
-        A halt (key, credits …) raises nothing, so that no result is lost: each image that it left undone is a
+        A halt (key, credits …) raises nothing, so that no result is lost: each image that was not done is a
         ``Failed`` with the error that halted the batch. With a ``journal`` the same call resumes them.
 
         Raises:
@@ -594,7 +556,7 @@ class FluxClient:
         """
         return await gather(self, images, **options)
 
-    # --- how ----------------------------------------------------------------------------------------------
+    # --- helpers ------------------------------------------------------------------------------------------
 
     def _span(self, timeout: float | None) -> float:
         return self._options.timeout if timeout is None else check_positive(timeout, "timeout")
@@ -606,52 +568,25 @@ class FluxClient:
     def _uploads(self) -> Uploads:
         return Uploads(session=self._session, retry=self._options.retry)
 
-    async def _uploading(self, send: Coroutine[Any, Any, UploadedFile], deadline: float) -> UploadedFile:
-        """Run an upload as a call of its own, until the deadline."""
-        with contextlib.closing(send):  # where the client is closed, it never starts
-            async with self._session.call():
-                try:
-                    async with Deadline(deadline - self._session.clock.monotonic()):
-                        return await send
-                except TimeoutError:
-                    raise too_late() from None
+    async def _submit(
+        self, request: ImageRequest, deadline: float, call: Call
+    ) -> tuple[TaskId, ImageRequest]:
+        """Upload the image if it is a file, submit, and submit again only if that cannot pay twice.
 
-    async def _sendable(self, request: ImageRequest, deadline: float) -> ImageRequest:
-        """Upload the request's picture, where that is a file of this machine."""
-        if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
-            return request
-        send = self._uploads.send(request.input_image, deadline=deadline, max_bytes=MAX_UPLOAD_BYTES)
-        uploaded = await self._uploading(send, deadline)
-        return attrs.evolve(request, input_image=uploaded.url)
-
-    async def _submit(self, request: ImageRequest, deadline: float, call: Call) -> TaskId:
-        """Submit, and again only where that cannot pay twice; a file is uploaded first."""
-        session, tries = self._session, 0
+        Returns:
+            The task, and the request as it was sent, with the address of the upload.
+        """
         self.check_reachable(request)
         if (words := mistyped_in_words(request)) is not None:
             log(logging.WARNING, "%s", words)
-        request = await self._sendable(request, deadline)
-        while True:
-            tries += 1
-            try:
-                task_id = await session.submit(request, deadline=deadline, call=call)
-            except FluxError as error:
-                delay = self._options.retry.before_next_submit(error, tries, session.rng.random())
-                if delay is None or session.clock.monotonic() + delay >= deadline:
-                    level = logging.INFO if error.charge is Charge.NO else logging.WARNING
-                    words = "submit of %s failed (%s), charge %s"
-                    log(level, words, _image_in_log(request), type(error).__name__, error.charge)
-                    raise
-                words = "submit not accepted (%s), again in %.1f s"
-                log(logging.INFO, words, type(error).__name__, delay)
-                await session.clock.sleep(delay)
-            else:
-                words = "submit of %s accepted: task %s, charged"
-                log(logging.INFO, words, _image_in_log(request), task_id)
-                return task_id
+        if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
+            uploaded = await self._uploads.send(request.input_image, deadline=deadline)
+            request = attrs.evolve(request, input_image=uploaded.url)
+        retry = self._options.retry
+        return await self._session.submit(request, deadline=deadline, call=call, retry=retry), request
 
     def _with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
-        """Return a result that says whether its record shows the request."""
+        """Return a result with the comparison of its record with the request."""
         echo = None if image.record is None else self._check_echo(image.record, request)
         return attrs.evolve(image, echo=echo)
 
@@ -666,18 +601,10 @@ class FluxClient:
         return self._session.submitter.judge_echo(record, compare(record.params, store_request(request)))
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
-        """Look, and again where the retry policy says so and the deadline allows."""
-        session, tries, deadline = self._session, 0, self._deadline(timeout)
-        async with session.call():
-            while True:
-                tries += 1
-                try:
-                    return parse(await session.read(wire, deadline=deadline))
-                except FluxError as error:
-                    delay = self._options.retry.before_next_poll(error, tries, session.rng.random())
-                    if delay is None or session.clock.monotonic() + delay >= deadline:
-                        raise
-                    await session.clock.sleep(delay)
+        """Make a request that costs nothing, with retries, and return its parsed answer."""
+        deadline, retry = self._deadline(timeout), self._options.retry
+        async with self._session.call():
+            return await self._session.read(wire, parse, deadline=deadline, retry=retry)
 
 
 class _ClientWithOptions(FluxClient):
@@ -692,32 +619,7 @@ class _ClientWithOptions(FluxClient):
         self._options = options
 
 
-def _find_credentials(api_key: str | None, base_url: str | None, upload_url: str | None) -> Credentials:
-    key = api_key if api_key is not None else os.environ.get("KIE_API_KEY")
-    credentials = Credentials(
-        key, base_url or os.environ.get("KIE_BASE_URL"), upload_url or os.environ.get("KIE_UPLOAD_URL")
-    )
-    for url in credentials.in_clear:
-        logger.warning("%s is plain http: the key crosses the network unencrypted", url)
-    return credentials
-
-
-def _result_url(image: ImageResult | str) -> str:
-    given: object = image.result_url if isinstance(image, ImageResult) else image
-    return check_http_url(encoded_as_by_a_browser(given) if isinstance(given, str) else given)
-
-
-def _submitted_at(image: ImageResult | str) -> float | None:
-    """Return when the task of a result was made, in seconds since the epoch, where its record says so."""
-    record = image.record if isinstance(image, ImageResult) else None
-    return None if record is None or record.created_at is None else record.created_at.timestamp()
-
-
-def _of_kind(value: T | None, kind: type[T], name: str) -> T | None:
-    if value is not None and not isinstance(value, kind):
+def _of_kind(value: T, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind):
         raise InvalidInput(f"{name} must be a {kind.__name__}, not {shown(value)}.")
     return value
-
-
-def _image_in_log(request: ImageRequest) -> str:
-    return without_query(str(request.input_image)) if isinstance(request, EditRequest) else "a prompt"

@@ -37,9 +37,10 @@ from flux_async.errors import (
     RequestNotSent,
     WrongEventLoop,
 )
-from flux_async.models import ImageRequest, TaskId, TaskRecord, UnclaimedTask
+from flux_async.models import EditRequest, ImageRequest, TaskId, TaskRecord, UnclaimedTask, without_query
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.rate_limit import Pause, RateLimiter
+from flux_async.policy.retry import RetryPolicy
 from flux_async.submitter import Submitter, answer_of, log, take
 from flux_async.transport import NotSent, SendResult, Transport
 from flux_async.transport.background import BackgroundTasks, Deadline
@@ -286,12 +287,35 @@ class Session:
         finally:
             self.task_slots.release()
 
-    async def submit(self, request: ImageRequest, *, deadline: float, call: Call) -> TaskId:
-        """Make one POST and return its task. At the deadline the caller stops waiting for the answer.
+    async def submit(
+        self, request: ImageRequest, *, deadline: float, call: Call, retry: RetryPolicy
+    ) -> TaskId:
+        """Submit, and again only if that cannot pay twice; return the task.
 
         Raises:
             FluxError: With the charge and the scope of what happened.
         """
+        name = without_query(str(request.input_image)) if isinstance(request, EditRequest) else "a prompt"
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                task_id = await self._submit_once(request, deadline, call)
+            except FluxError as error:
+                kind = type(error).__name__
+                delay = retry.before_next_submit(error, tries, self.rng.random())
+                if delay is None or self.clock.monotonic() + delay >= deadline:
+                    level = logging.INFO if error.charge is Charge.NO else logging.WARNING
+                    log(level, "submit of %s failed (%s), charge %s", name, kind, error.charge)
+                    raise
+                log(logging.INFO, "submit not accepted (%s), again in %.1f s", kind, delay)
+                await self.clock.sleep(delay)
+            else:
+                log(logging.INFO, "submit of %s accepted: task %s, charged", name, task_id)
+                return task_id
+
+    async def _submit_once(self, request: ImageRequest, deadline: float, call: Call) -> TaskId:
+        """Make one POST. At the deadline the caller stops waiting for the answer."""
         await self.submitter.acquire(deadline=deadline, check=call.check)
         try:
             async with Deadline(deadline - self.clock.monotonic()):
@@ -308,17 +332,34 @@ class Session:
     # --- requests that cost nothing -----------------------------------------------------------------------
 
     async def read(
-        self, wire: WireRequest, *, deadline: float, timeout_s: float = POLL_TIMEOUT_S
-    ) -> WireResponse:
-        """Make one request that costs nothing and return the answer.
+        self,
+        wire: WireRequest,
+        parse: Callable[[WireResponse], T],
+        *,
+        deadline: float,
+        retry: RetryPolicy | None = None,
+    ) -> T:
+        """Make a request that costs nothing, with the retries of ``retry``, and return its parsed answer.
 
         Raises:
-            RequestNotSent, ConnectionLost: There is no whole answer; charge NO.
+            FluxError: What ``parse`` raises, or there is no whole answer; charge NO.
             DeadlineExceeded: No slot was free before the deadline.
         """
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                return parse(await self._read_once(wire, deadline))
+            except FluxError as error:
+                delay = None if retry is None else retry.before_next_poll(error, tries, self.rng.random())
+                if delay is None or self.clock.monotonic() + delay >= deadline:
+                    raise
+                await self.clock.sleep(delay)
+
+    async def _read_once(self, wire: WireRequest, deadline: float) -> WireResponse:
         await take(self._poll_slots, deadline, self.clock)
         began = self.clock.monotonic()
-        timeout_s = min(timeout_s, max(_SHORTEST_S, deadline - began))
+        timeout_s = min(POLL_TIMEOUT_S, max(_SHORTEST_S, deadline - began))
         result = await self._run(
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._poll_slots.release
         )

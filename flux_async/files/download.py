@@ -1,23 +1,28 @@
-"""One download, from a result's address to a whole image, checked and kept.
+"""Downloads one result: requests, resumption, a fresh link, retries, and the check that the image is whole.
 
 ::
 
     fetch → is it a file? → take its bytes → is it whole? → keep
       │         └ 401, 403, 404, 410: once, ask the vendor for a fresh link and begin again
-      └ broke off: go on where it stopped, if the host can send the rest of the same file;
-                   begin again, if nothing of it had come
+      └ broke off: continue where it stopped, if the host can send the rest of the same file;
+                   begin again, if nothing of it was received
 
-A whole image is given to ``DownloadOrder.keep``. What it comes to is what that returns, or one
-:class:`DownloadError`. The coroutine cannot be cancelled by its caller;
-when he has left, it ends at the next chunk and leaves nothing behind.
+Rules:
+
+1. A whole image is given to ``_Order.keep``, whose result is that of the download. Everything else is one
+   :class:`DownloadError`.
+2. A try runs in a background task of the session: a cancelled caller does not cut it, but ends it at the next
+   chunk, and nothing is left behind.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -25,6 +30,7 @@ import attrs
 
 from flux_async.api.common_api import build_download_url, parse_download_url
 from flux_async.api.envelope import retry_after_s
+from flux_async.api.parsing import encoded_as_by_a_browser
 from flux_async.errors import (
     DeadlineExceeded,
     DownloadCutShort,
@@ -32,7 +38,15 @@ from flux_async.errors import (
     DownloadTimedOut,
     FluxError,
 )
-from flux_async.files.image_writer import ImageStream, IncomingImage, SavedFile, given_up_error
+from flux_async.files.image_writer import (
+    ImageStream,
+    IncomingImage,
+    SavedFile,
+    check_destination,
+    given_up_error,
+)
+from flux_async.files.sink import SavedResult, Sink, path_in, save_in
+from flux_async.models import ImageResult, Job, check_http_url
 from flux_async.policy.downloads import (
     REFRESHABLE,
     DownloadAgain,
@@ -63,42 +77,89 @@ _LAST_TRY = 0.1
 """Part of the time in which no other try begins: it would only be cut short."""
 
 
+async def download_file(
+    session: Session,
+    image: ImageResult | str,
+    destination: str | os.PathLike[str],
+    *,
+    limits: DownloadLimits,
+    span_s: float,
+    match_suffix: bool,
+    retry: bool,
+) -> SavedFile:
+    """Download an image into a file; see :meth:`flux_async.FluxClient.download`."""
+    path = check_destination(destination)
+    order = _Order(
+        url=_result_url(image),
+        destination=path,
+        name=path.name,
+        keep=partial(_keep_as_file, path.parent),
+        limits=limits,
+        match_suffix=match_suffix,
+    )
+    async with session.call():
+        if not retry:
+            return await _download_once(session, order, span_s)
+        return await _download(session, order, span_s, _submitted_at(image))
+
+
+async def download_to_sink(
+    session: Session,
+    image: ImageResult,
+    sink: Sink,
+    *,
+    job: Job,
+    name: str,
+    limits: DownloadLimits,
+    span_s: float,
+) -> SavedResult:
+    """Download a result once into a sink; see :meth:`flux_async.FluxClient.save`."""
+    order = _Order(
+        url=_result_url(image),
+        destination=path_in(sink, name),
+        name=name,
+        keep=partial(save_in, sink, job),
+        limits=limits,
+        match_suffix=True,
+    )
+    async with session.call():
+        return await _download_once(session, order, span_s)
+
+
 @attrs.frozen(kw_only=True)
-class DownloadOrder(Generic[T]):
+class _Order(Generic[T]):
     """What to download, and what to do with it.
 
     Attributes:
         url: Address of the result.
         destination: The path beside which the image grows; None for a temporary file.
+        name: What the image is called.
         keep: Receives the whole image; what it returns is what the download returns.
         limits: What is allowed.
-        span_s: Seconds for all of it.
-        name: What the image is called.
         match_suffix: Give the name the ending that the content has.
     """
 
     url: str = attrs.field(repr=False)
     destination: Path | None
+    name: str
     keep: Callable[[ImageStream], Awaitable[T]] = attrs.field(repr=False)
     limits: DownloadLimits
-    span_s: float
-    name: str
-    match_suffix: bool = False
+    match_suffix: bool
 
 
 @attrs.define(kw_only=True, eq=False)
-class Download(Generic[T]):
-    """Downloads one result, in one try.
+class _Try(Generic[T]):
+    """One try of a download.
 
-    Args:
-        session: Whose transport and clock are used.
-        order: What to bring where.
-        deadline: When to stop, as monotonic seconds.
-        given_up: Whether the caller has left.
+    Attributes:
+        session: Has the transport and the clock.
+        order: What to download.
+        deadline: When to stop, in monotonic seconds.
+        given_up: Returns whether the caller was cancelled.
     """
 
     session: Session
-    order: DownloadOrder[T]
+    order: _Order[T]
     deadline: float
     given_up: Callable[[], bool] = attrs.field(repr=False)
     _head: FileHead = attrs.field(factory=FileHead, init=False)
@@ -112,51 +173,53 @@ class Download(Generic[T]):
             DownloadError: What went wrong.
         """
         order, self._address = self.order, self.order.url
-        picture = IncomingImage(
+        image = IncomingImage(
             order.destination, order.limits, name=order.name, match_suffix=order.match_suffix
         )
         try:
-            await self._fetch(picture)
-            stream = await picture.whole(self.given_up)
+            await self._fetch(image)
+            stream = await image.whole(self.given_up)
             if self.given_up():
                 raise given_up_error()
             return await order.keep(stream)
         finally:
-            await picture.discard()
+            await image.discard()
 
-    async def _fetch(self, picture: IncomingImage) -> None:
-        """Try until all bytes are there; each turn either goes further or uses up one of a few tries."""
+    async def _fetch(self, image: IncomingImage) -> None:
+        """Request until all bytes are there; each turn receives more, or uses up one of a few resumptions."""
         resumes = 0
         while True:
             try:
-                if await self._attempt(picture):
+                if await self._request(image):
                     return
-            except DownloadCutShort as cut:
+            except DownloadCutShort:
                 delay = before_resume(resumes, self.session.rng.random())
-                can_go_on = not picture.received or headers_to_resume(self._head, picture.received)
-                if delay is None or not can_go_on:
+                can_resume = not image.received or headers_to_resume(self._head, image.received)
+                if delay is None or not can_resume:
                     raise
-                logger.info("a download broke off after %d bytes and is taken up again", picture.received)
-                await self._pause(delay, cut)
+                logger.info("a download broke off after %d bytes and is resumed", image.received)
+                if self.given_up() or self.session.clock.monotonic() + delay >= self.deadline:
+                    raise
+                await self.session.clock.sleep(delay)
                 resumes += 1
             except DownloadError as refused:
                 if refused.http_status not in REFRESHABLE or self._refreshed:
                     raise
                 await self._refresh(refused)
 
-    async def _attempt(self, picture: IncomingImage) -> bool:
-        """Make one request; False where the host's rest of the file is not the rest of ours."""
-        resuming = headers_to_resume(self._head, picture.received)
+    async def _request(self, image: IncomingImage) -> bool:
+        """Make one request; False if the host's rest of the file is not the rest of ours."""
+        resuming = headers_to_resume(self._head, image.received)
         async with self._open(resuming) as file:
             if resuming and file.status in _ABOUT_RANGES:
-                if not continues(file.status, file.headers, self._head, picture.received):
-                    await picture.start_over()
+                if not continues(file.status, file.headers, self._head, image.received):
+                    await image.start_over()
                     return False
             else:
-                await self._begin(file, picture)
-            await picture.take(self._wanted(file.chunks()))
-        if self._head.length is not None and picture.received != self._head.length:
-            came = f"{picture.received:,} of {self._head.length:,} bytes"
+                await self._begin(file, image)
+            await image.take(self._chunks(file))
+        if self._head.length is not None and image.received != self._head.length:
+            came = f"{image.received:,} of {self._head.length:,} bytes"
             raise DownloadCutShort(f"The download from {file.host} broke off: {came} came.")
         return True
 
@@ -166,87 +229,84 @@ class Download(Generic[T]):
             self._address, timeout_s=remaining, stall_s=self.order.limits.stall_s, headers=headers
         )
 
-    async def _begin(self, file: FileStream, picture: IncomingImage) -> None:
-        """Read what the host says of the file; what had come of another one is forgotten."""
+    async def _begin(self, file: FileStream, image: IncomingImage) -> None:
+        """Read the headers of the file; bytes of an earlier one are forgotten."""
         if file.status != _OK:
             raise refusal(file.status, file.host, retry_after_s=retry_after_s(file.headers))
         self._head = read_head(file.headers)
         if self._head.length is not None:
             self.order.limits.check_bytes(self._head.length, declared=True)
-        if picture.received:
-            await picture.start_over()
+        if image.received:
+            await image.start_over()
 
-    async def _wanted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for chunk in chunks:
+    async def _chunks(self, file: FileStream) -> AsyncIterator[bytes]:
+        async for chunk in file.chunks():
             if self.given_up():
                 raise given_up_error()
             yield chunk
 
-    async def _pause(self, delay: float, cut: DownloadCutShort) -> None:
-        if self.given_up() or self.session.clock.monotonic() + delay >= self.deadline:
-            raise cut
-        await self.session.clock.sleep(delay)
-
     async def _refresh(self, refused: DownloadError) -> None:
-        """Ask the vendor, once, for a fresh link; if that fails, what the file host said stands.
+        """Ask the vendor, once, for a fresh link; if that fails, the file host's refusal is raised.
 
-        The link lets anybody in: it is kept nowhere, and neither log nor error shows more than its host.
+        The link grants access to anyone: it is kept nowhere, and neither log nor error shows more than its
+        host.
         """
         self._refreshed = True
         try:
-            answer = await self.session.read(build_download_url(self.order.url), deadline=self.deadline)
-            self._address = parse_download_url(answer)
+            request = build_download_url(self.order.url)
+            self._address = await self.session.read(request, parse_download_url, deadline=self.deadline)
         except FluxError as failed:
-            logger.info("no fresh link for a refused picture: %s", type(failed).__name__)
+            logger.info("no fresh link for a refused image: %s", type(failed).__name__)
             raise refused from None
 
 
-async def download_once(session: Session, order: DownloadOrder[T]) -> T:
-    """Try one download. Waiting for a place among the downloads counts as time.
+async def _download_once(session: Session, order: _Order[T], span_s: float) -> T:
+    """Try one download. Waiting for a download slot counts as time.
 
     Raises:
         DownloadError: What went wrong.
     """
     caller_left = asyncio.Event()
-    one = Download(
+    one = _Try(
         session=session,
         order=order,
-        deadline=session.clock.monotonic() + order.span_s,
+        deadline=session.clock.monotonic() + span_s,
         given_up=caller_left.is_set,
     )
     try:
-        async with Deadline(order.span_s):
+        async with Deadline(span_s):
             return await session.download(one.run, deadline=one.deadline)
     except (TimeoutError, DeadlineExceeded):
-        raise DownloadTimedOut(f"The download took longer than {order.span_s:g} s.") from None
+        raise DownloadTimedOut(f"The download took longer than {span_s:g} s.") from None
     finally:
         caller_left.set()
 
 
-async def download(session: Session, order: DownloadOrder[T], submitted_at: float | None) -> T:
-    """Download, again and again within ``order.span_s`` where a failure may pass.
+async def _download(session: Session, order: _Order[T], span_s: float, submitted_at: float | None) -> T:
+    """Download, with retries within ``span_s`` seconds after failures that may pass.
 
     Args:
-        session: Whose transport and clock are used.
-        order: What to bring where.
-        submitted_at: When the task was submitted, in seconds since the epoch, where that is known.
+        session: Has the transport and the clock.
+        order: What to download.
+        span_s: Seconds for all tries.
+        submitted_at: When the task was submitted, in seconds since the epoch, if known.
 
     Raises:
         DownloadError: How the last try ended.
     """
     clock, tries = session.clock, 0
-    deadline = clock.monotonic() + order.span_s
+    deadline = clock.monotonic() + span_s
     while True:
         tries += 1
         left = deadline - clock.monotonic()
         try:
-            return await download_once(session, attrs.evolve(order, span_s=max(_SHORTEST_S, left)))
+            return await _download_once(session, order, max(_SHORTEST_S, left))
         except DownloadError as error:
             what = after_failed_download(
                 error,
                 tries=tries,
                 age_s=None if submitted_at is None else clock.wall() - submitted_at,
-                left_s=deadline - _LAST_TRY * order.span_s - clock.monotonic(),
+                left_s=deadline - _LAST_TRY * span_s - clock.monotonic(),
                 draw=session.rng.random(),
             )
             if what is NoDownload.FOR_GOOD:
@@ -257,10 +317,20 @@ async def download(session: Session, order: DownloadOrder[T], submitted_at: floa
             await clock.sleep(what.delay_s)
 
 
-async def keep_as_file(folder: Path, stream: ImageStream) -> SavedFile:
-    """Make an image a file of a folder, under its name."""
+async def _keep_as_file(folder: Path, stream: ImageStream) -> SavedFile:
     path = folder / stream.name
     await stream.move_to(path)
     return SavedFile(
         path=path, sha256=stream.sha256, size=stream.size, width=stream.width, height=stream.height
     )
+
+
+def _result_url(image: ImageResult | str) -> str:
+    given: object = image.result_url if isinstance(image, ImageResult) else image
+    return check_http_url(encoded_as_by_a_browser(given) if isinstance(given, str) else given)
+
+
+def _submitted_at(image: ImageResult | str) -> float | None:
+    """Return when the task of a result was made, in seconds since the epoch, if its record says so."""
+    record = image.record if isinstance(image, ImageResult) else None
+    return None if record is None or record.created_at is None else record.created_at.timestamp()

@@ -1,10 +1,11 @@
-"""An upload from its file to its address: again under a new name where it was lost, within one deadline."""
+"""Uploads one image within one deadline; a lost upload is repeated under a new name."""
 
 from __future__ import annotations
 
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import attrs
@@ -27,12 +28,13 @@ from flux_async.errors import (
     UnexpectedResponse,
     shown,
 )
-from flux_async.files.image_check import LARGE_UPLOAD_BYTES
+from flux_async.files.image_check import LARGE_UPLOAD_BYTES, MAX_UPLOAD_BYTES
 from flux_async.files.image_source import Content, open_content
 from flux_async.models import UploadedFile
 from flux_async.policy.retry import RetryPolicy
 from flux_async.session import Session, upload_host_unreachable
 from flux_async.transport import Answered, NotSent
+from flux_async.transport.background import Deadline
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -44,7 +46,7 @@ _NO_ANSWER = "Check the network and KIE_UPLOAD_URL; an upload is free and may be
 
 @attrs.frozen(kw_only=True)
 class _Form:
-    """A multipart form around a file, piece by piece."""
+    """A multipart form around a file, in chunks."""
 
     before: bytes
     content: Content
@@ -61,10 +63,10 @@ class _Form:
         async for piece in self.content.pieces():
             yield piece
             sent += len(piece)
-            self._tell(sent)
+            self._report(sent)
         yield self.after
 
-    def _tell(self, sent: int) -> None:
+    def _report(self, sent: int) -> None:
         if self.on_progress is None:
             return
         try:
@@ -78,8 +80,8 @@ class Uploads:
     """Makes the uploads of one client.
 
     Attributes:
-        session: Whose key and connections are used.
-        retry: When an upload is made again.
+        session: Has the key and the connections.
+        retry: When an upload is repeated.
     """
 
     session: Session
@@ -90,19 +92,21 @@ class Uploads:
         source: object,
         *,
         deadline: float,
-        max_bytes: int,
+        max_bytes: int = MAX_UPLOAD_BYTES,
         name: str | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> UploadedFile:
-        """Upload a picture; see :meth:`flux_async.FluxClient.upload`."""
-        upload_name("", "", name)  # a name that is none is told before anything is read
-        content = await open_content(source, max_bytes)
-        try:
-            if content.size > LARGE_UPLOAD_BYTES:
-                logger.warning("%s has %d bytes: the vendor may refuse it", shown(content.name), content.size)
-            return await self._send(content, name, deadline, on_progress)
-        finally:
-            content.close()  # an exchange whose caller has left ends at its next piece
+        """Upload an image; see :meth:`flux_async.FluxClient.upload`."""
+        upload_name("", "", name)  # an invalid name is refused before anything is read
+        async with self._call(deadline):
+            content = await open_content(source, max_bytes)
+            try:
+                if content.size > LARGE_UPLOAD_BYTES:
+                    words = "%s has %d bytes: the vendor may refuse it"
+                    logger.warning(words, shown(content.name), content.size)
+                return await self._send(content, name, deadline, on_progress)
+            finally:
+                content.close()  # a request whose caller was cancelled ends at its next chunk
 
     async def _send(
         self,
@@ -131,14 +135,24 @@ class Uploads:
         def build() -> WireRequest:
             return build_url_upload(url, secret=secrets.token_hex(_SECRET_BYTES), name=name)
 
-        stored, at = await self._until_stored(build, deadline)
+        async with self._call(deadline):
+            stored, at = await self._until_stored(build, deadline)
         kind = stored.content_type or "application/octet-stream"
         return _uploaded(stored, at, size=stored.size or 0, content_type=kind, sha256=None)
+
+    @asynccontextmanager
+    async def _call(self, deadline: float) -> AsyncIterator[None]:
+        async with self.session.call():
+            try:
+                async with Deadline(deadline - self.session.clock.monotonic()):
+                    yield
+            except TimeoutError:
+                raise DeadlineExceeded("The deadline passed during the upload.") from None
 
     async def _until_stored(
         self, build: Callable[[], WireRequest], deadline: float, content: Content | None = None
     ) -> tuple[Stored, datetime]:
-        """Upload, and again, each time under a new name, where the retry policy says so."""
+        """Upload, with retries under new names as the retry policy allows."""
         session, tries = self.session, 0
         while True:
             tries += 1
@@ -148,7 +162,7 @@ class Uploads:
             except FluxError as error:
                 if content is not None and content.trouble is not None:
                     raise content.trouble from None
-                # Tries that could not connect are counted for all uploads together.
+                # Tries that could not connect count for all uploads together.
                 counted = max(tries, session.uploads.tries)
                 delay = self.retry.before_next_upload(error, counted, session.rng.random())
                 if delay is None or session.clock.monotonic() + delay >= deadline:
@@ -173,11 +187,6 @@ class Uploads:
                 advice=_NO_ANSWER,
             )
         return stored
-
-
-def too_late() -> DeadlineExceeded:
-    """Return what to raise when the deadline passed during an upload."""
-    return DeadlineExceeded("The deadline passed during the upload.")
 
 
 def _uploaded(

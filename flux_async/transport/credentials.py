@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
+import os
 from functools import lru_cache
 from typing import NoReturn
 from urllib.parse import quote, urlsplit
@@ -11,6 +13,8 @@ from urllib.parse import quote, urlsplit
 from flux_async.api.envelope import Host, WireRequest
 from flux_async.errors import ConfigurationError, InvalidInput
 from flux_async.models import check_http_url
+
+logger: logging.Logger = logging.getLogger("flux_async")
 
 DEFAULT_BASE_URL = "https://api.kie.ai"
 DEFAULT_UPLOAD_URL = "https://kieai.redpandaai.co"
@@ -53,6 +57,19 @@ class Credentials:
         default = DEFAULT_UPLOAD_URL if vendors else self.base_url
         self.upload_url: str = _clean_base_url(upload_url or default, "KIE_UPLOAD_URL")
 
+    @classmethod
+    def find(cls, api_key: str | None, base_url: str | None, upload_url: str | None) -> Credentials:
+        """Return credentials; what is left out is read from KIE_API_KEY, KIE_BASE_URL and KIE_UPLOAD_URL."""
+        found = cls(
+            api_key if api_key is not None else os.environ.get("KIE_API_KEY"),
+            base_url or os.environ.get("KIE_BASE_URL"),
+            upload_url or os.environ.get("KIE_UPLOAD_URL"),
+        )
+        for url in dict.fromkeys([found.base_url, found.upload_url]):
+            if origin_of(url)[0] == "http" and not _is_here(url):
+                logger.warning("%s is plain http: the key crosses the network unencrypted", url)
+        return found
+
     def __repr__(self) -> str:
         return f"Credentials({getattr(self, 'base_url', '(not made)')!r})"
 
@@ -75,12 +92,6 @@ class Credentials:
     def is_this_machine(self) -> bool:
         """Whether the API runs on this machine."""
         return _is_here(self.base_url)
-
-    @property
-    def in_clear(self) -> tuple[str, ...]:
-        """The addresses to which the key would cross a network unencrypted."""
-        both = dict.fromkeys([self.base_url, self.upload_url])
-        return tuple(url for url in both if origin_of(url)[0] == "http" and not _is_here(url))
 
     @property
     def fingerprint(self) -> str:

@@ -537,7 +537,7 @@ async def test_the_sandbox_gives_fresh_links(sandbox_url: str, tmp_path: Path) -
     async with FluxClient("test", sandbox_url, polling=PollPolicy(first_s=0.05, interval_s=0.05)) as client:
         image = await client.generate("A lighthouse at dusk")
         wire, deadline = build_download_url(image.result_url), client.session.clock.monotonic() + 9
-        fresh = parse_download_url(await client.session.read(wire, timeout_s=9, deadline=deadline))
+        fresh = await client.session.read(wire, parse_download_url, deadline=deadline)
         assert fresh != image.result_url
         saved = [await client.download(url, tmp_path / "r.jpg") for url in (fresh, image.result_url)]
     assert saved[0] == saved[1]
