@@ -65,9 +65,8 @@ class Credentials:
             base_url or os.environ.get("KIE_BASE_URL"),
             upload_url or os.environ.get("KIE_UPLOAD_URL"),
         )
-        for url in dict.fromkeys([found.base_url, found.upload_url]):
-            if origin_of(url)[0] == "http" and not _is_here(url):
-                logger.warning("%s is plain http: the key crosses the network unencrypted", url)
+        for url in found.in_clear:
+            logger.warning("%s is plain http: the key crosses the network unencrypted", url)
         return found
 
     def __repr__(self) -> str:
@@ -92,6 +91,12 @@ class Credentials:
     def is_this_machine(self) -> bool:
         """Whether the API runs on this machine."""
         return _is_here(self.base_url)
+
+    @property
+    def in_clear(self) -> tuple[str, ...]:
+        """The addresses to which the key would cross a network unencrypted."""
+        both = dict.fromkeys([self.base_url, self.upload_url])
+        return tuple(url for url in both if origin_of(url)[0] == "http" and not _is_here(url))
 
     @property
     def fingerprint(self) -> str:
