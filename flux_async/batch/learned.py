@@ -32,7 +32,7 @@ class LearnedTimes:
             return
         if await self.journal.ended_in_halt():
             self.session.submitter.breaker.resume()
-        text = await self.journal.times()
+        text = await self.journal.generation_times()
         if text is not None and not self.session.times.merge(text):
             logger.info("what the journal holds of generation times cannot be read; it is learned anew")
 
@@ -60,7 +60,7 @@ class LearnedTimes:
         if text == self._kept:
             return
         try:
-            await self.journal.keep_times(text)
+            await self.journal.record_generation_times(text)
         except JournalError as error:
             logger.warning("what was learned of generation times could not be kept: %s", error.message)
         else:

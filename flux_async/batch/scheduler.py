@@ -177,7 +177,7 @@ class CallbackReader:
 
     def _warn_of_second_charge(self, entry: InboxEntry, stored: StoredJob | None) -> None:
         """Log a task of a job that has gone on: once it has, no other submit can adopt it."""
-        if stored is not None and entry.is_besides and stored.job.state is not JobState.PENDING:
+        if stored is not None and entry.is_possible_duplicate and stored.job.state is not JobState.PENDING:
             logger.warning(
                 "%s callback names task %s for a submit of job %s that was made again: the image was "
                 "perhaps paid for twice",

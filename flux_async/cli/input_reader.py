@@ -203,7 +203,7 @@ class Intake:
         return is_new
 
     async def _add(self, rows: list[Row]) -> list[Added]:
-        return await self.folder.journal.take_in(
+        return await self.folder.journal.add_entries(
             [(row.key, row.request) for row in rows],
             sources={
                 row.key: row.image for row in reversed(rows) if row.image is not None

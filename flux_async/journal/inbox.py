@@ -1,6 +1,6 @@
-"""Callbacks on disk: written by whoever receives them, read by whoever runs the journal.
+"""Webhook notifications in the journal: written by any process, read by the run.
 
-An :class:`Inbox` needs no lease, so a receiver may live in another process than the run, or in several.
+An :class:`Inbox` needs no lock, so a receiver may be in another process than the run, or in several.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from flux_async.clock import Clock, SystemClock, hold_of
-from flux_async.errors import JournalError, shown
+from flux_async.errors import JournalError
 from flux_async.journal.guard import open_file
-from flux_async.journal.schema import connect_read_only, make_folder
+from flux_async.journal.schema import connect_read_only, make_folder, resolve
 from flux_async.journal.writer import Writer
 from flux_async.models import CallbackEvent, JobKey, TaskId
 
@@ -24,36 +24,31 @@ if TYPE_CHECKING:
     import sqlite3
 
 _MOST_PER_ATTEMPT = 8
-"""Tasks that callbacks may name for one attempt, signed ones and others each: one is right, and who knows the
-address may lie."""
+"""Limit of tasks that callbacks may name for one attempt, for signed and unsigned ones each: one is right,
+but anyone with the address can send others."""
 
 POSSIBLE_DUPLICATES = (
     "attempt.task_id IS NULL AND attempt.number < job.attempts "
     "AND NOT EXISTS (SELECT 1 FROM attempt AS known WHERE known.task_id = inbox.task_id)"
 )
-"""That a callback names a task nobody knows, for an attempt that was made again since: both may be paid."""
-
-_ENTRIES = (
-    "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "
-    f"attempt.input_url, {POSSIBLE_DUPLICATES} "
-    "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id JOIN job ON job.number = attempt.job "
-)
+"""A callback names an unknown task for an attempt that was resubmitted since: both may be charged."""
 
 
 @attrs.frozen(kw_only=True)
 class InboxEntry:
-    """A callback as it is kept, with the job whose attempt it names.
+    """A stored callback, with the job whose attempt it names.
 
     Attributes:
-        number: Its place in the order of arrival.
-        at: When it came first, in seconds since the epoch.
+        number: Its position in the order of arrival.
+        at: Time of the first delivery, in seconds since the epoch.
         job: The job's key.
         task_id: The task it names.
         signed: Whether its signature was verified.
-        callback_id: The attempt, as its address has it.
-        input_url: Where that attempt told the vendor to fetch the picture, where it was uploaded.
-        is_besides: Whether that attempt was made again since, and nobody knows the task: then the picture was
-            perhaps paid for twice.
+        callback_id: The attempt, as in the callback address.
+        input_url: URL of the uploaded image that the attempt sent, if one was uploaded.
+        is_possible_duplicate: Whether that attempt was resubmitted since and no job has the task: then the
+            image
+            may have been charged twice.
     """
 
     number: int
@@ -63,24 +58,21 @@ class InboxEntry:
     signed: bool
     callback_id: str
     input_url: str | None
-    is_besides: bool
+    is_possible_duplicate: bool
 
 
 class Inbox:
-    """Writes callbacks into a journal that somebody else may be running; ``async with`` opens it.
+    """Writes callbacks into a journal that another process may be running; ``async with`` opens it.
 
     Args:
-        path: The journal's file; made where there is none.
+        path: The journal's file; made if there is none.
         clock: The reader of time.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
         if path == ":memory:":
-            raise JournalError("An inbox in memory would be seen by nobody.", advice="Give it a file.")
-        try:
-            self._path = Path(path).resolve()
-        except (OSError, TypeError, ValueError) as error:
-            raise JournalError(f"{shown(path)} is no path for a journal: {error}.") from None
+            raise JournalError("An inbox in memory has no reader.", advice="Give it a file.")
+        self._path = resolve(path)
         self._clock = clock or SystemClock()
         self._writer: Writer | None = None
 
@@ -92,7 +84,7 @@ class Inbox:
 
         Raises:
             JournalVersionError: It has an unsupported version.
-            JournalError: It is damaged, somebody else's, or cannot be written.
+            JournalError: It is damaged, another program's, or cannot be written.
         """
         if self._writer is not None:
             raise JournalError("The inbox is open already.", advice="Open it once, and close it.")
@@ -102,13 +94,13 @@ class Inbox:
         try:
             await writer.start()
         except BaseException:
-            await writer.stop()  # else the thread of who is cancelled here would wait for work for ever
+            await writer.stop()  # the thread of a cancelled caller would wait for work for ever
             raise
         self._writer = writer
         return self
 
     async def aclose(self) -> None:
-        """Write what is waiting and close the file."""
+        """Finish the waiting writes and close the file."""
         writer, self._writer = self._writer, None
         if writer is not None:
             await writer.stop()
@@ -122,16 +114,16 @@ class Inbox:
         await self.aclose()
 
     async def receive(self, event: CallbackEvent) -> None:
-        """Keep a callback that names an attempt of this journal; returns after the commit."""
+        """Store a callback that names an attempt of this journal; returns after the commit."""
         if self._writer is None:
             raise JournalError("The inbox is not open.", advice="Use it as `async with`, or call open().")
         if event.attempt_id is not None:
             at = self._clock.wall()
-            await self._writer.do(lambda c: put(c, event, at))
+            await self._writer.do(lambda c: store_callback(c, event, at))
 
 
-def put(connection: sqlite3.Connection, event: CallbackEvent, at: float) -> None:
-    """Write a callback down once, and count the deliveries that say the same again."""
+def store_callback(connection: sqlite3.Connection, event: CallbackEvent, at: float) -> None:
+    """Store a callback once, and count the deliveries of the same."""
     values = {
         "at": at,
         "attempt": event.attempt_id,
@@ -149,30 +141,36 @@ def put(connection: sqlite3.Connection, event: CallbackEvent, at: float) -> None
         connection.execute(
             "INSERT INTO inbox (at, callback_id, task_id, signed, code) "
             "SELECT :at, callback_id, :task, :signed, :code FROM attempt WHERE callback_id = :attempt "
-            # Counted apart, so that nobody without the key can take the place of what is signed.
+            # Counted apart, so that a sender without the key cannot use up the room of signed callbacks.
             "AND (SELECT count(*) FROM inbox WHERE callback_id = :attempt AND signed = :signed) < :most",
             values,
         )
 
 
 def unsettled_after(connection: sqlite3.Connection, number: int) -> tuple[list[InboxEntry], int]:
-    """Return the callbacks beyond ``number`` whose jobs still wait for something, and the newest number.
+    """Return the callbacks after ``number`` whose jobs wait for something, and the newest number.
 
-    With them are those that tell of a task nobody waits for, as it was paid besides.
+    Callbacks that show a possible duplicate charge are returned, too.
     """
     newest = connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0
-    where = "WHERE inbox.number > ? AND inbox.number <= ? "
-    where += f"AND (job.state IN ('submitting', 'submitted', 'in_doubt') OR {POSSIBLE_DUPLICATES}) ORDER BY 1"
+    where = "inbox.number > ? AND inbox.number <= ? "
+    where += f"AND (job.state IN ('submitting', 'submitted', 'in_doubt') OR {POSSIBLE_DUPLICATES})"
     return _entries(connection, where, number, newest), newest
 
 
 def entries_for(connection: sqlite3.Connection, job: int) -> list[InboxEntry]:
-    """Return the callbacks that name attempts of one job whose task is not known."""
-    where = "WHERE job.number = ? AND attempt.task_id IS NULL ORDER BY 1"
-    return _entries(connection, where, job)
+    """Return the callbacks that name attempts of one job whose task is unknown."""
+    return _entries(connection, "job.number = ? AND attempt.task_id IS NULL", job)
 
 
 def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[InboxEntry]:
+    rows = connection.execute(
+        "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "
+        f"attempt.input_url, {POSSIBLE_DUPLICATES} "
+        "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id "
+        f"JOIN job ON job.number = attempt.job WHERE {where} ORDER BY inbox.number",
+        values,
+    )
     return [
         InboxEntry(
             number=number,
@@ -182,23 +180,21 @@ def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[I
             signed=bool(signed),
             callback_id=callback_id,
             input_url=input_url,
-            is_besides=bool(besides),
+            is_possible_duplicate=bool(is_possible_duplicate),
         )
-        for number, at, key, task_id, signed, callback_id, input_url, besides in connection.execute(
-            _ENTRIES + where, values
-        )
+        for number, at, key, task_id, signed, callback_id, input_url, is_possible_duplicate in rows
     ]
 
 
 class InboxWatch:
-    """Sees from afar whether another process has put something into a journal's inbox."""
+    """Reads from any thread whether another process has stored a callback."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
 
     def newest(self) -> int:
-        """Return the number of the newest callback; 0 where there is none, or none can be read now."""
+        """Return the number of the newest callback; 0 if there is none, or none can be read now."""
         import sqlite3
 
         try:
@@ -209,6 +205,6 @@ class InboxWatch:
             return 0
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._connection is not None:
             self._connection.close()

@@ -1,4 +1,4 @@
-"""Look at a journal without changing it, also while a run holds its lease."""
+"""Read-only access to a journal, also while a run uses it, and a preview of what adding jobs would do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,18 +28,12 @@ T = TypeVar("T")
 _PAGE = 500
 _SPENT = ("SubmitAccepted", "TaskFound")
 _UNKNOWN = ("SubmitUnknown", "EchoContradicted")
-_COPY = (
-    "INSERT OR IGNORE INTO job "
-    "(number, key, request, address, bare_address, state, task_id, result_url, file, charge) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-)
-_MARK = "INSERT INTO job (number, key, request) VALUES (?, ?, '{}')"
 _MODEL = "json_extract(job.request, '$.model')"
 
 
 @attrs.frozen(kw_only=True)
 class Spending:
-    """What one model has cost in tasks: certain ones, and submits whose task never became known."""
+    """The tasks of one model: certain ones, and submits whose task is unknown."""
 
     model: str
     tasks: int
@@ -47,12 +42,12 @@ class Spending:
 
 @attrs.frozen(kw_only=True)
 class PossibleDuplicateCharge:
-    """A task that was perhaps paid besides the one a job has its picture from.
+    """A task that may have been charged in addition to the one that a job has its image from.
 
     Attributes:
         stored: The job.
-        task_id: What a callback names.
-        signed: Whether its signature was verified.
+        task_id: The task, which a callback names.
+        signed: Whether the callback's signature was verified.
     """
 
     stored: StoredJob
@@ -61,14 +56,14 @@ class PossibleDuplicateCharge:
 
 
 class JournalReader:
-    """A read-only connection to a journal; use it as ``with``. It may be used from any thread, one at a time.
+    """A read-only connection to a journal, for ``with``. Used from any thread, one at a time.
 
     Args:
         path: The journal.
         leaves_no_trace: Make no file beside it, not even for a moment.
 
     Raises:
-        JournalError: There is none, it is damaged, or it is somebody else's.
+        JournalError: There is none, it is damaged, or another program's.
         JournalVersionError: It has an unsupported version.
     """
 
@@ -97,7 +92,7 @@ class JournalReader:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._closing.close()
 
     # --- jobs ---------------------------------------------------------------------------------------------
@@ -107,34 +102,27 @@ class JournalReader:
         where = f"state IN ({_marks(states)}) AND" if states else ""
         return self._pages(f"{where} number > ?", *states)
 
+    def select(self, where: str, *values: object) -> list[StoredJob]:
+        """Return the jobs that a condition in SQL, with its order and limit, selects."""
+        return self._read(lambda c: select_jobs(c, where, *values))
+
     def by_number(self, numbers: Sequence[int]) -> list[StoredJob]:
         """Return the jobs with these numbers, at most some hundreds, in the order asked for."""
-        found = {stored.number: stored for stored in self._jobs(f"number IN ({_marks(numbers)})", *numbers)}
+        found = {stored.number: stored for stored in self.select(f"number IN ({_marks(numbers)})", *numbers)}
         return [found[number] for number in numbers if number in found]
 
-    def with_key(self, key: str) -> StoredJob | None:
-        """Return the job with this key, or None."""
-        found = self._jobs("key = ?", key)
-        return found[0] if found else None
-
-    def with_address(self, digest: int) -> list[StoredJob]:
-        """Return the jobs at an address, however it was signed."""
-        return self._jobs("address = ?", digest)
-
-    def with_bare_address(self, digest: int, after: int) -> list[StoredJob]:
-        """Return some of the jobs whose address without its query this is, in order of arrival, after one."""
-        return self._jobs(f"bare_address = ? AND number > ? ORDER BY number LIMIT {_PAGE}", digest, after)
-
     def newest(self) -> int:
-        """Return the number of the newest job; 0 where there is none."""
+        """Return the number of the newest job; 0 if there is none."""
         return int(self._value("SELECT max(number) FROM job") or 0)
 
     def named(self, start: str) -> list[StoredJob]:
-        """Return the job with this key, or else up to two whose keys begin so."""
-        return self._jobs("key = ?", start) or self._jobs("substr(key, 1, ?) = ? LIMIT 2", len(start), start)
+        """Return the job with this key, or else up to two whose keys start with it."""
+        return self.select("key = ?", start) or self.select(
+            "substr(key, 1, ?) = ? LIMIT 2", len(start), start
+        )
 
     def has(self, key: str) -> bool:
-        """Whether a job has this key."""
+        """Return whether a job has this key."""
         return self._value("SELECT 1 FROM job WHERE key = ?", key) is not None
 
     def owner_of(self, task_id: str) -> JobKey | None:
@@ -142,37 +130,37 @@ class JournalReader:
         return self._read(lambda c: ownership.owner_of(c, task_id))
 
     def candidates(self, number: int) -> list[TaskId]:
-        """Return tasks that may be those of a job's submits: what odd answers named."""
+        """Return the tasks that may be a job's: the ids in odd answers to its submits."""
         return self._read(lambda c: ownership.candidates(c, number))
 
     def found_task(self, number: int) -> TaskId | None:
-        """Return the task whose record shows the request of a job in doubt, and that no job has."""
+        """Return the task whose record shows the request of a job in doubt, and that belongs to no job."""
         found = self._read(lambda c: ownership.offers_to(c, number))
         return found[0] if found else None
 
     def with_echo(self, echo: Echo) -> Iterator[StoredJob]:
-        """Yield the jobs whose record shows this of their request, in order of arrival."""
+        """Yield the jobs whose records have this echo of the request, in order of arrival."""
         return self._pages("echo = ? AND number > ?", echo)
 
     def echoes(self) -> dict[Echo, int]:
-        """Return how many jobs have a record that shows their request, none, or an unknown one."""
+        """Return how many jobs have a record with each echo."""
         rows = dict(self._all("SELECT echo, count(*) FROM job WHERE echo IS NOT NULL GROUP BY echo"))
         return {echo: rows.get(echo.value, 0) for echo in Echo}
 
     def input_url(self, number: int) -> str | None:
-        """Return where the latest submit of a job told the vendor to fetch a picture that was uploaded."""
+        """Return the URL of the uploaded image that the latest submit of a job has sent."""
         sql = "SELECT input_url FROM attempt WHERE job = ? ORDER BY number DESC LIMIT 1"
         url = self._value(sql, number)
         return None if url is None else str(url)
 
     def intended_at(self, number: int) -> float | None:
-        """Return when the latest submit of a job was about to leave."""
+        """Return the time of the latest intent to submit a job."""
         return self._number("SELECT max(intended_at) FROM attempt WHERE job = ?", number)
 
     def possible_duplicate_charges(self) -> list[PossibleDuplicateCharge]:
-        """Return the tasks that callbacks name for submits made again since, and that nobody knows.
+        """Return the unknown tasks that callbacks name for submits that were resubmitted since.
 
-        A job that waits for its next submit is left out: before that it may yet take up the task.
+        A job that waits for its next submit is left out: it may still take the task before.
         """
         sql = (
             "SELECT job.number, inbox.task_id, max(inbox.signed) FROM inbox "
@@ -190,12 +178,12 @@ class JournalReader:
     # --- figures ------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state, those without any included."""
+        """Return how many jobs are in each state, states without jobs included."""
         rows = dict(self._all("SELECT state, count(*) FROM job GROUP BY state"))
         return {state: rows.get(state.value, 0) for state in JobState}
 
     def last_activity(self) -> float | None:
-        """Return when something last happened, in seconds since the epoch."""
+        """Return the time of the last event, in seconds since the epoch."""
         return self._number("SELECT at FROM event ORDER BY number DESC LIMIT 1")
 
     def spending(self) -> list[Spending]:
@@ -212,21 +200,18 @@ class JournalReader:
         ]
 
     def generation_s(self, share: float) -> float | None:
-        """Return the duration that ``share`` of the tasks did not exceed, in the vendor's own seconds."""
+        """Return the duration that ``share`` of the tasks did not exceed, by the vendor's clock."""
         known = "FROM job WHERE generation_s IS NOT NULL"
         count = self._value(f"SELECT count(*) {known}")
-        place = max(0, math.ceil(count * share) - 1)
-        return self._number(f"SELECT generation_s {known} ORDER BY generation_s LIMIT 1 OFFSET ?", place)
+        offset = max(0, math.ceil(count * share) - 1)
+        return self._number(f"SELECT generation_s {known} ORDER BY generation_s LIMIT 1 OFFSET ?", offset)
 
     # --- how ----------------------------------------------------------------------------------------------
-
-    def _jobs(self, where: str, *values: object) -> list[StoredJob]:
-        return self._read(lambda c: select_jobs(c, where, *values))
 
     def _pages(self, where: str, *values: object) -> Iterator[StoredJob]:
         """Yield jobs by pages; the last condition is ``number > ?``."""
         after = 0
-        while page := self._jobs(f"{where} ORDER BY number LIMIT {_PAGE}", *values, after):
+        while page := self.select(f"{where} ORDER BY number LIMIT {_PAGE}", *values, after):
             yield from page
             after = page[-1].number
 
@@ -249,21 +234,24 @@ class JournalReader:
 
 
 class JournalPreview:
-    """Says of entries what would become of them; use it as ``with``.
+    """Returns what adding entries would do, and changes nothing; use it as ``with``.
+
+    The same code adds the jobs to a temporary database; the jobs of the journal with the same key or address
+    are copied there first.
 
     Args:
-        reader: The journal, or None where there is none yet.
+        reader: The journal, or None if there is none yet.
     """
 
     def __init__(self, reader: JournalReader | None) -> None:
         self._reader = reader
         self._connection = connect("")
-        self._first_new = 1 if reader is None else reader.newest() + 1
-        self._earlier = EarlierRuns(newest=self._first_new - 1)
-        self._connection.execute("BEGIN")  # and never committed
-        # Numbers of new jobs begin behind this one.
-        mark = f"\0{os.urandom(8).hex()}"
-        self._connection.execute(_MARK, (self._first_new, mark))
+        newest = 0 if reader is None else reader.newest()
+        self._earlier = EarlierRuns(newest=newest)
+        self._connection.execute("BEGIN")  # never committed
+        # The numbers of new jobs come after this one.
+        sql = "INSERT INTO job (number, key, request) VALUES (?, ?, '{}')"
+        self._connection.execute(sql, (newest + 1, f"\0{os.urandom(8).hex()}"))
 
     def __enter__(self) -> Self:
         return self
@@ -274,15 +262,18 @@ class JournalPreview:
         self._connection.close()
 
     def add(self, key: JobKey, request: str, *, pays_again: bool, is_given: Callable[[int], bool]) -> Added:
-        """Return what would become of an entry; of the same one again, that it is there already.
+        """Return the result of adding an entry; the second time, that it is there already.
 
         Args:
             key: The entry's.
-            request: What it asks for.
+            request: Its request.
             pays_again: Whether an image that was submitted under another signature becomes a new job.
-            is_given: Says by its number whether a job was an entry before.
+            is_given: Returns by its number whether a job was an entry before.
         """
+        page = None
         if self._reader is not None:
+            where = f"bare_address = ? AND number > ? ORDER BY number LIMIT {_PAGE}"
+            page = partial(self._reader.select, where)
             for stored in _related(self._reader, key, addresses_of(request)):
                 self._copy(stored)
         adding = Adding(
@@ -290,31 +281,28 @@ class JournalPreview:
             at=0.0,
             is_chosen=is_given,
             pays_again=pays_again,
-            pays_similar=True,
             earlier=self._earlier,
-            similar_page=None if self._reader is None else self._reader.with_bare_address,
-            put_in_doubt=lambda _key, _at: None,
+            similar_page=page,
         )
         (added,) = adding.add([(key, request)], {})
         return added
 
     def _copy(self, stored: StoredJob) -> None:
         job = stored.job
-        values = (stored.number, job.key, stored.request, *addresses_of(stored.request), job.state.value)
-        self._connection.execute(_COPY, (*values, job.task_id, job.result_url, job.file, job.charge.value))
+        values = (stored.number, job.key, stored.request, *addresses_of(stored.request), job.state)
+        self._connection.execute(
+            "INSERT OR IGNORE INTO job "
+            "(number, key, request, address, bare_address, state, task_id, result_url, file, charge) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, job.task_id, job.result_url, job.file, job.charge),
+        )
 
 
-def _related(reader: JournalReader, key: JobKey, addresses: Addresses) -> Iterator[StoredJob]:
-    """Yield the jobs that decide what becomes of an entry."""
-    known = reader.with_key(key)
-    if known is not None:
-        yield known
-        return
-    if addresses.unsigned is None:
-        return
-    yield from reader.with_address(addresses.unsigned)
-    if addresses.bare is not None:
-        yield from reader.with_address(addresses.bare)
+def _related(reader: JournalReader, key: JobKey, addresses: Addresses) -> list[StoredJob]:
+    """Return the jobs that decide what happens to an entry."""
+    return reader.select("key = ?", key) or reader.select(
+        "address IN (?, ?)", addresses.unsigned, addresses.bare
+    )
 
 
 def _marks(values: Sequence[object]) -> str:

@@ -5,6 +5,7 @@ This package imports sqlite3 inside of functions: it is loaded with the first jo
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -14,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flux_async.errors import JournalError, JournalVersionError
+from flux_async.errors import JournalError, JournalVersionError, shown
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,6 +34,14 @@ _RESTORE_ADVICE = (
     "It was left as it is. If it was a journal, restore a copy: a new journal would pay again for what this "
     "one held."
 )
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a journal, without links, so that one file has one lock file."""
+    try:
+        return Path(path).resolve()
+    except (OSError, TypeError, ValueError) as error:
+        raise JournalError(f"{shown(path)} is no path for a journal: {error}.") from None
 
 
 def make_folder(path: Path) -> None:

@@ -234,7 +234,7 @@ class Cli:
 
         async def keep() -> None:
             async with Journal(self.folder / folder / "journal.sqlite3") as journal:
-                await journal.keep_times(times.dump())
+                await journal.record_generation_times(times.dump())
 
         asyncio.run(keep())
 

@@ -57,11 +57,13 @@ async def live(journal: Journal, wanted: Job, *events: object) -> None:
         await journal.record(stored.number, state, event)  # type: ignore[arg-type]
 
 
-async def take_in(
+async def add_entries(
     journal: Journal, *jobs: Job, pays_again: bool = False, chosen: bool = False
 ) -> list[object]:
     entries = [(job.key, store_request(job.request)) for job in jobs]
-    return list(await journal.take_in(entries, sources={}, is_chosen=lambda _: chosen, pays_again=pays_again))
+    return list(
+        await journal.add_entries(entries, sources={}, is_chosen=lambda _: chosen, pays_again=pays_again)
+    )
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ async def test_a_key_for_two_things_is_a_conflict_that_says_what_differs(
         await live(journal, job(1))
         with pytest.raises(JobConflictError, match=what):
             await journal.add_jobs([other])
-        ((number, _, conflict, *_),) = await take_in(journal, other)  # type: ignore[misc]
+        ((number, _, conflict, *_),) = await add_entries(journal, other)  # type: ignore[misc]
         assert (number, what in str(conflict)) == (None, True)
 
 
@@ -151,10 +153,10 @@ async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Pa
     unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
     async with Journal(path) as journal:
         await live(journal, job(1, None), SubmitIntended(at=1.0), *([unknown] if in_doubt else DONE))
-        ((number, _, _, paid_as, _),) = await take_in(journal, job(2, None))  # type: ignore[misc]
+        ((number, _, _, paid_as, _),) = await add_entries(journal, job(2, None))  # type: ignore[misc]
         assert (number, paid_as.job.key) == (None, job(1, None).key)
         assert sum((await journal.counts()).values()) == 1
-        ((number, _, _, paid_as, _),) = await take_in(journal, job(2, None), pays_again=True)  # type: ignore[misc]
+        ((number, _, _, paid_as, _),) = await add_entries(journal, job(2, None), pays_again=True)  # type: ignore[misc]
         assert (number, paid_as.job.key) == (2, job(1, None).key)
 
 
@@ -173,9 +175,9 @@ async def test_a_batch_warns_of_images_that_it_pays_for_again(
 async def test_two_signatures_of_one_image_in_one_list_are_noticed(path: Path) -> None:
     """Both would be paid; the second is named, whether it stands in the same chunk or in a later one."""
     async with Journal(path) as journal:
-        first, second = await take_in(journal, job(1, None), job(2, None))
+        first, second = await add_entries(journal, job(1, None), job(2, None))
         assert (first[0], second[0]) == (1, None)  # type: ignore[index]
-        (third,) = await take_in(journal, job(3, None), chosen=True)
+        (third,) = await add_entries(journal, job(3, None), chosen=True)
         assert third[0] is None  # type: ignore[index]
 
 
@@ -191,7 +193,7 @@ async def test_what_is_asked_for_as_another_thing_is_added(path: Path, earlier: 
     """Two keys of the caller's own, another model, another version of the file: nothing to warn of."""
     async with Journal(path) as journal:
         await live(journal, earlier, SubmitIntended(at=1.0), *DONE)
-        ((number, *_),) = await take_in(journal, later)  # type: ignore[misc]
+        ((number, *_),) = await add_entries(journal, later)  # type: ignore[misc]
         assert number == 2
 
 
@@ -199,7 +201,7 @@ async def test_a_failed_or_pending_job_of_an_earlier_run_is_no_reason_to_warn(pa
     """Nothing was paid under its address."""
     async with Journal(path) as journal:
         await live(journal, job(1, None))
-        ((number, *_),) = await take_in(journal, job(2, None))  # type: ignore[misc]
+        ((number, *_),) = await add_entries(journal, job(2, None))  # type: ignore[misc]
         assert number == 2
 
 
@@ -235,7 +237,7 @@ async def test_an_address_that_differs_only_in_its_query_is_noticed(
     async with Journal(path) as journal:
         entries = [(at(later).key, store_request(at(later).request))]
         for pays in (False, True):
-            (added,) = await journal.take_in(
+            (added,) = await journal.add_entries(
                 entries, sources={}, is_chosen=lambda _: False, pays_again=False, pays_similar=pays
             )
             assert (added.number is not None, added.paid_as) == (pays, None)
@@ -248,9 +250,9 @@ async def test_only_what_earlier_runs_paid_is_noticed(path: Path) -> None:
     ids = [at(f"{IMAGE}?id={n}") for n in range(130)]
     await paid(path, *ids[:120])
     async with Journal(path) as journal:
-        added = await take_in(journal, *ids)
+        added = await add_entries(journal, *ids)
         assert [one.similar for one in added] == [None] * 130  # type: ignore[attr-defined]
-        (other,) = await take_in(journal, at("https://bucket.example/other.jpg?id=1"))
+        (other,) = await add_entries(journal, at("https://bucket.example/other.jpg?id=1"))
         assert other.similar is None  # type: ignore[attr-defined]
 
 
@@ -267,7 +269,7 @@ async def test_what_has_a_key_of_its_own_or_asks_for_another_thing_is_not_simila
     """Who gives a key says what it is."""
     await paid(path, at(f"{IMAGE}?id=17"))
     async with Journal(path) as journal:
-        (added,) = await take_in(journal, later)
+        (added,) = await add_entries(journal, later)
         assert (added.number, added.similar) == (2, None)  # type: ignore[attr-defined]
 
 
@@ -290,7 +292,7 @@ async def test_an_image_that_was_done_without_a_signature_is_the_same_image_with
     """Also in another spelling, and where it had a key then."""
     await paid(path, earlier)
     async with Journal(path) as journal:
-        (added,) = await take_in(journal, at(later))
+        (added,) = await add_entries(journal, at(later))
         assert (added.number, added.paid_as.job.key) == (None, earlier.key)  # type: ignore[attr-defined]
 
 
@@ -298,14 +300,14 @@ async def test_a_list_without_its_column_of_keys_pays_for_nothing_again(path: Pa
     """The same addresses, keyed yesterday and not today: the same images."""
     await paid(path, at(IMAGE, "mine"))
     async with Journal(path) as journal:
-        (added,) = await take_in(journal, at(IMAGE))
+        (added,) = await add_entries(journal, at(IMAGE))
         assert (added.number, added.paid_as.job.key) == (None, "mine")  # type: ignore[attr-defined]
 
 
 async def test_addresses_that_differ_in_a_fragment_are_one_job(path: Path) -> None:
     """It never reaches a server; it is not sent either."""
     async with Journal(path) as journal:
-        first, second, third = await take_in(journal, at(f"{IMAGE}#1"), at(f"{IMAGE}#2"), at(IMAGE))
+        first, second, third = await add_entries(journal, at(f"{IMAGE}#1"), at(f"{IMAGE}#2"), at(IMAGE))
         assert first[0] == second[0] == third[0] == 1  # type: ignore[index]
         stored = await journal.job(at(IMAGE).key)
         assert stored is not None
@@ -319,12 +321,12 @@ async def test_a_chunk_of_new_jobs_has_the_numbers_and_addresses_of_jobs_added_o
     new = [at(f"https://bucket.example/{n}.jpg?id={n}") for n in range(3)]
     at_once, one_by_one = tmp_path / "a.sqlite3", tmp_path / "b.sqlite3"
     async with Journal(at_once) as journal:
-        added = await take_in(journal, *new)
+        added = await add_entries(journal, *new)
         assert [one.number for one in added] == [1, 2, 3]  # type: ignore[attr-defined]
-        added = await take_in(journal, new[1], at("https://bucket.example/9.jpg"), new[1])
+        added = await add_entries(journal, new[1], at("https://bucket.example/9.jpg"), new[1])
         assert [one.number for one in added] == [2, 4, 2]  # type: ignore[attr-defined]
     async with Journal(one_by_one) as journal:
         for one in (*new, at("https://bucket.example/9.jpg")):
-            await take_in(journal, one, one)
+            await add_entries(journal, one, one)
     columns = "SELECT number, key, request, address, bare_address FROM job"
     assert rows(at_once, columns) == rows(one_by_one, columns)

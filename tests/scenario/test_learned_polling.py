@@ -146,7 +146,7 @@ async def test_a_journal_without_knowledge_is_as_good_as_ever(
         await collect(client, URLS[:5], journal=path)
         assert client.session.times.weight() == pytest.approx(3.0, rel=0.1)
     async with Journal(path) as journal:
-        assert (await journal.times() or "").startswith('{"version":1')
+        assert (await journal.generation_times() or "").startswith('{"version":1')
 
 
 async def test_what_is_learned_is_kept_while_the_run_goes_on(
@@ -157,7 +157,7 @@ async def test_what_is_learned_is_kept_while_the_run_goes_on(
     slow = opened(limits=Limits(submits=1, window_s=10.0))
     async with slow as client, journal, run_batch(client, URLS[:30], journal=journal) as batch:
         outcomes = [await anext(batch) for _ in range(20)]
-        assert await journal.times() is not None
+        assert await journal.generation_times() is not None
     assert len(outcomes) == 20
 
 
