@@ -1,1 +1,1 @@
-"""Images as files: what their bytes say, where they come from, how they are written whole."""
+"""Image files: reading, checking, uploading, downloading and writing them."""

@@ -1,7 +1,7 @@
-"""Which pictures may be sent: their kind, their size, their dimensions, and whether they are whole.
+"""Decides which image files may be uploaded: format, size, dimensions, and whether they are whole.
 
-What the vendor takes is not documented beyond "JPEG, PNG, etc."; JPEG, PNG and WebP up to 20 MB are what its
-other models name and what has been seen to work.
+The vendor documents only "JPEG, PNG, etc."; JPEG, PNG and WebP up to 20 MB are documented for its other
+models and have been seen to work.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from flux_async.errors import InvalidInput, NotAnImage
 from flux_async.files.image_header import ImageReader, image_suffix
 
 MAX_UPLOAD_BYTES = 20 * 1024 * 1024
-"""A larger file is refused unless the caller says otherwise."""
+"""A larger file is refused unless the caller allows it."""
 
 LARGE_UPLOAD_BYTES = 10 * 1024 * 1024
-"""A larger file is sent, and the log says that it may be refused."""
+"""A larger file is sent, with a warning in the log that it may be refused."""
 
 MAX_PIXELS = 100_000_000
-"""More than any camera's picture: a header that claims more is damaged, or a trap for who decodes it."""
+"""More than any camera's image: a larger claim is damage, or an attack on the decoder."""
 
 _AGAIN = "Copy or download it again. Nothing was sent."
 _TAKEN = "Give a JPEG, PNG or WebP file; convert others first. Nothing was sent."
@@ -33,10 +33,10 @@ _FOREIGN = (
     (0, b"MM\0*", "a TIFF"),
     (0, b"%PDF", "a PDF"),
     (0, b"8BPS", "a Photoshop file"),
-    (4, b"ftypheic", "a HEIC picture"),
-    (4, b"ftypheix", "a HEIC picture"),
-    (4, b"ftypmif1", "a HEIC picture"),
-    (4, b"ftypavif", "an AVIF picture"),
+    (4, b"ftypheic", "a HEIC image"),
+    (4, b"ftypheix", "a HEIC image"),
+    (4, b"ftypmif1", "a HEIC image"),
+    (4, b"ftypavif", "an AVIF image"),
     (0, b"<svg", "an SVG drawing"),
     (0, b"<?xml", "an XML file, perhaps an SVG drawing"),
     (0, b"<!doctype html", "a web page"),
@@ -48,11 +48,11 @@ _TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
 
 @attrs.frozen(kw_only=True)
 class ImageInfo:
-    """What the header of a picture says.
+    """The header of an image.
 
     Attributes:
         content_type: ``image/jpeg``, ``image/png`` or ``image/webp``.
-        suffix: The ending that a file of this kind has.
+        suffix: The suffix of its files.
         width: Pixels.
         height: Pixels.
     """
@@ -64,18 +64,18 @@ class ImageInfo:
 
 
 def read_image(read: Read, name: str) -> ImageInfo:
-    """Return what the picture behind ``read`` is; ``name`` is what messages call it.
+    """Return the header of the image that ``read`` reads; messages call it ``name``.
 
-    All of it is read, in small pieces, because a file that breaks off in the middle has a good header.
+    The whole file is read, in small pieces, because a truncated file has a valid header.
 
     Raises:
-        InvalidInput: It is no JPEG, PNG or WebP, it is damaged or cut off, or it claims absurd dimensions.
+        InvalidInput: It is no JPEG, PNG or WebP, damaged, truncated, or claims absurd dimensions.
     """
     head = read(0, 32)
     suffix = image_suffix(head)
     content_type = _TYPES.get(suffix or "")
     if suffix is None or content_type is None:
-        raise InvalidInput(f"{name} is {_what_else(head)}, which the API may not take.", advice=_TAKEN)
+        raise InvalidInput(f"{name} is {_other_format(head)}, which the API may not accept.", advice=_TAKEN)
     width, height = _dimensions_of_a_whole_image(read, name)
     if width * height > MAX_PIXELS:
         raise InvalidInput(
@@ -89,10 +89,10 @@ def check_size(size: int, name: str, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
     """Refuse a file that is empty or too large.
 
     Raises:
-        InvalidInput: It is.
+        InvalidInput: It is either.
     """
     if size == 0:
-        raise InvalidInput(f"{name} is empty.", advice="Give a picture. Nothing was sent.")
+        raise InvalidInput(f"{name} is empty.", advice="Give an image. Nothing was sent.")
     if size > max_bytes:
         raise InvalidInput(
             f"{name} has more than {max_bytes:,} bytes.",
@@ -100,14 +100,14 @@ def check_size(size: int, name: str, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
         )
 
 
-def _what_else(head: bytes) -> str:
+def _other_format(head: bytes) -> str:
     head = head.lower()  # tags may be written either way
     found = (words for at, magic, words in _FOREIGN if head[at : at + len(magic)] == magic.lower())
-    return next(found, "neither a JPEG nor a PNG nor a WebP file")
+    return next(found, "not a JPEG, PNG or WebP image")
 
 
 def _dimensions_of_a_whole_image(read: Read, name: str) -> tuple[int, int]:
-    """Return width and height after reading to the end of the image; bytes behind it are left alone."""
+    """Return width and height after reading to the end of the image; later bytes are ignored."""
     reader, at = ImageReader(), 0
     try:
         while not reader.complete and (piece := read(at, _PIECE)):
@@ -123,14 +123,14 @@ def _dimensions_of_a_whole_image(read: Read, name: str) -> tuple[int, int]:
 
 # --- JPEG without end marker ----------------------------------------------------------------------------
 
-# A JPEG without its end marker may be whole but for two bytes, or cut off in its middle; its size does not
-# say which. The image data is walked through code by code, without decoding a pixel, until all blocks of the
-# image were there or the data has ended. Only files without an end marker are walked through, about 1 MB a
-# second. Known of ITU T.81: sequential Huffman images in one scan, which is what cameras write. Of other
-# kinds, such as progressive ones, the answer is that something may be missing.
+# A JPEG without its end marker may lack only these two bytes, or be truncated in its middle; its size does
+# not show which. The image data is read code by code, without decoding a pixel, until all blocks of the image
+# were found or the data has ended: about 1 MB per second, and only for files without an end marker. Supported
+# are sequential Huffman images in one scan (ITU T.81), which cameras write; others, such as progressive ones,
+# count as truncated.
 
 Read: TypeAlias = Callable[[int, int], bytes]
-"""Gives ``count`` bytes from ``offset``, fewer at the end: ``read(offset, count)``."""
+"""``read(offset, count)`` returns ``count`` bytes from ``offset``, fewer at the end."""
 
 _PIECE = 64 * 1024
 _DHT, _SOS, _DRI = 0xC4, 0xDA, 0xDD
@@ -153,10 +153,10 @@ class _Frame(NamedTuple):
 
 
 def lacks_only_its_end(read: Read) -> bool:
-    """Whether all image data of a JPEG without an end marker is there."""
+    """Return whether all image data of a JPEG without an end marker is there."""
     try:
         return _walk(read)
-    except IndexError:  # a header is shorter than it has to be
+    except IndexError:  # a header is too short
         return False
 
 
@@ -208,7 +208,7 @@ def _tables(body: bytes) -> Iterator[tuple[int, list[int]]]:
 def _plan(
     frame: _Frame, scan: bytes, tables: Mapping[int, list[int]]
 ) -> list[tuple[list[int], list[int]]] | None:
-    """Return the tables of each block of one unit of the scan, or None where that is not all of the image."""
+    """Return the tables of each block of one unit of the scan; None if the scan is not the whole image."""
     count = scan[0]
     if count != len(frame.sampling):
         return None
@@ -226,7 +226,7 @@ def _plan(
 def _is_all_there(
     read: Read, at: int, frame: _Frame, plan: Sequence[tuple[list[int], list[int]]], interval: int
 ) -> bool:
-    """Walk through the data behind the last restart marker; what is before it is there."""
+    """Read the data after the last restart marker; everything before it is there."""
     sampling = list(frame.sampling.values()) if len(frame.sampling) > 1 else [(1, 1)]
     across, down = max(one[0] for one in sampling), max(one[1] for one in sampling)
     if not across or not down:
@@ -241,7 +241,7 @@ def _is_all_there(
 
 
 def _restarts(read: Read, start: int) -> tuple[int, int]:
-    """Return how many restart markers stand behind ``start``, and where the data behind the last begins."""
+    """Return the number of restart markers after ``start``, and the offset of the data after the last."""
     count, at, behind = 0, start, start
     while len(piece := read(at, _PIECE)) > 1:
         for found in _RESTART.finditer(piece):
@@ -251,10 +251,10 @@ def _restarts(read: Read, start: int) -> tuple[int, int]:
 
 
 def _unstuffed(read: Read, at: int) -> Iterator[int]:
-    """Yield the bytes of the data, and ones behind its end."""
+    """Yield the bytes of the data, and ones after its end."""
     while piece := read(at, _PIECE):
         at += len(piece)
-        if piece[-1] == _FILL:  # what it means is told by the next byte
+        if piece[-1] == _FILL:  # its meaning depends on the next byte
             piece += read(at, 1)
             at += 1
         yield from piece.replace(b"\xff\x00", b"\xff")
@@ -262,11 +262,11 @@ def _unstuffed(read: Read, at: int) -> Iterator[int]:
 
 
 def _has_blocks(data: Iterator[int], plan: Sequence[tuple[list[int], list[int]]], units: int) -> bool:
-    """Whether ``data`` holds as many units of blocks as the image has."""
+    """Return whether ``data`` contains as many units of blocks as the image has."""
     bits = count = 0
 
     def take(table: list[int]) -> int:
-        """Return a symbol and skip the bits that belong to it; below zero where there is none."""
+        """Return a symbol and skip the bits that belong to it; -1 if there is none."""
         nonlocal bits, count
         while count < _NEEDED:
             byte = next(data, -1)
@@ -290,4 +290,4 @@ def _has_blocks(data: Iterator[int], plan: Sequence[tuple[list[int], list[int]]]
                     break
                 at += (symbol >> 4) + 1
     left = count + 8 * sum(1 for _ in data)
-    return left >= 8 * _PADDING  # the last code was not made of what was put behind the end
+    return left >= 8 * _PADDING  # else the last code contains bits appended after the end

@@ -1,7 +1,7 @@
-"""What the bytes of a picture say without being decoded: format, size, and whether the end is there.
+"""Reads format, size and end of an image without decoding it.
 
-The bytes are read as they arrive and not kept. Each format is a generator that says what it wants next (a
-:data:`Wish`), so that a picture may come in any pieces.
+The bytes are read as they arrive and not kept. Each format is a generator that yields what it needs next (a
+:data:`Demand`), so that an image may arrive in any chunks.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import attrs
 
 from flux_async.errors import NotAnImage
 
-Wish: TypeAlias = int | bytes
-"""So many bytes; below zero, to skip so many; or to skip until behind this mark."""
+Demand: TypeAlias = int | bytes
+"""A number of bytes to read; if negative, to skip; or a marker to skip to and past."""
 
-Reading: TypeAlias = Generator[Wish, bytes, None]
+Reading: TypeAlias = Generator[Demand, bytes, None]
 
 _HEAD = 12
-_MOST_STEPS = 1_000_000  # a 64 MB GIF needs half as many; beyond, somebody wants to keep us busy
+_MOST_STEPS = 1_000_000  # a 64 MB GIF needs half as many; more are an attack
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_LENGTH = 13
 _LONGEST_PNG_CHUNK = 2**31
@@ -36,7 +36,7 @@ _MAGIC = ((b"\xff\xd8\xff", ".jpg"), (_PNG, ".png"), (b"GIF87a", ".gif"), (b"GIF
 
 
 def image_suffix(head: bytes) -> str | None:
-    """Return the file ending that the first bytes of a picture call for, or None if it is no picture."""
+    """Return the file suffix for the first bytes of an image, or None if they are no image."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return ".webp"
     return next((suffix for magic, suffix in _MAGIC if head.startswith(magic)), None)
@@ -44,12 +44,12 @@ def image_suffix(head: bytes) -> str | None:
 
 @attrs.define(eq=False)
 class ImageReader:
-    """Reads a picture as it arrives.
+    """Reads an image as it arrives.
 
     Attributes:
-        suffix: The ending its format calls for, as soon as that is known.
+        suffix: The file suffix of its format, as soon as it is known.
         size: Width and height in pixels, as soon as they are known.
-        complete: Whether the end that its format demands has been read.
+        complete: Whether the end that its format requires has been read.
     """
 
     suffix: str | None = attrs.field(default=None, init=False)
@@ -57,31 +57,31 @@ class ImageReader:
     complete: bool = attrs.field(default=False, init=False)
     _unread: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
     _reading: Reading | None = attrs.field(default=None, init=False, repr=False)
-    _wish: Wish = attrs.field(default=0, init=False, repr=False)
+    _demand: Demand = attrs.field(default=0, init=False, repr=False)
     _steps: int = attrs.field(default=0, init=False, repr=False)
 
     def feed(self, data: bytes) -> None:
-        """Read on.
+        """Read the next bytes.
 
         Raises:
             NotAnImage: The bytes are none of the four formats, or damaged.
         """
         if self.complete:
-            return  # what some cameras and programs put behind the end is no part of the picture
+            return  # some cameras and programs append data after the end
         self._unread += data
         if self._reading is None and len(self._unread) >= _HEAD:
             self._recognise()
         while self._reading is not None and not self.complete:
-            got = self._grant()
+            got = self._take()
             if got is None:
                 return
             self._advance(got)
 
     def finish(self) -> None:
-        """Say that no more will come.
+        """End the image.
 
         Raises:
-            NotAnImage: What came is too little to be a picture.
+            NotAnImage: Too few bytes were received.
         """
         if self._reading is None:
             self._recognise()
@@ -91,45 +91,45 @@ class ImageReader:
         self.suffix = image_suffix(head)
         if self.suffix is None:
             raise NotAnImage(
-                f"The file host sent something that is no JPEG, PNG, WebP or GIF: it begins with {head!r}."
+                f"The file host sent no JPEG, PNG, WebP or GIF: the file begins with {head!r}."
                 if head
                 else "The file host sent an empty file."
             )
         readers = {".png": self._png, ".jpg": self._jpeg, ".gif": self._gif, ".webp": self._webp}
         self._reading = readers[self.suffix]()
-        self._wish = next(self._reading)
+        self._demand = next(self._reading)
 
-    def _grant(self) -> bytes | None:
-        """Return what is wished for, or None where it has not come yet."""
-        wish, unread = self._wish, self._unread
-        if isinstance(wish, bytes):
-            found = unread.find(wish)
-            del unread[: len(unread) - len(wish) + 1 if found < 0 else found + len(wish)]
+    def _take(self) -> bytes | None:
+        """Return the demanded bytes, or None if they have not arrived yet."""
+        demand, unread = self._demand, self._unread
+        if isinstance(demand, bytes):
+            found = unread.find(demand)
+            del unread[: len(unread) - len(demand) + 1 if found < 0 else found + len(demand)]
             return None if found < 0 else b""
-        if wish < 0:
-            skipped = min(-wish, len(unread))
+        if demand < 0:
+            skipped = min(-demand, len(unread))
             del unread[:skipped]
-            self._wish = wish + skipped
-            return None if self._wish else b""
-        if len(unread) < wish:
+            self._demand = demand + skipped
+            return None if self._demand else b""
+        if len(unread) < demand:
             return None
-        got = bytes(unread[:wish])
-        del unread[:wish]
+        got = bytes(unread[:demand])
+        del unread[:demand]
         return got
 
     def _advance(self, got: bytes) -> None:
         self._steps += 1
         if self._steps > _MOST_STEPS:
-            raise NotAnImage("The picture is in more pieces than any program makes.")
+            raise NotAnImage("The image has more blocks than any program writes.")
         try:
-            self._wish = self._reading.send(got)  # type: ignore[union-attr]
+            self._demand = self._reading.send(got)  # type: ignore[union-attr]
         except StopIteration:
             self.complete = True
             self._unread.clear()
 
     def _found(self, width: int, height: int) -> None:
         if not width or not height:
-            raise NotAnImage(f"The picture has {width} by {height} pixels.")
+            raise NotAnImage(f"The image has {width} by {height} pixels.")
         self.size = width, height
 
     # --- the formats --------------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ class ImageReader:
     def _jpeg(self) -> Reading:
         """ITU T.81, annex B: segments up to the first scan, then anything up to EOI.
 
-        Within a scan, 0xFF is always followed by 0x00 or a marker, so EOI cannot be mistaken there; the
-        thumbnails that have an EOI of their own lie in segments, which are skipped.
+        Within a scan, 0xFF is always followed by 0x00 or a marker, so EOI is unambiguous there. Thumbnails
+        with an EOI of their own are in segments, which are skipped.
         """
         yield 2
         code = 0
@@ -192,7 +192,7 @@ class ImageReader:
                 yield -length
 
     def _webp(self) -> Reading:
-        """RFC 9649: one RIFF file that says how long it is."""
+        """RFC 9649: one RIFF file that starts with its length."""
         whole, kind = struct.unpack("<4xI4x4s4x", (yield 20))
         wanted = 5 if kind == b"VP8L" else 10
         head = yield wanted
@@ -213,7 +213,7 @@ class ImageReader:
 
 
 def _gif_table(flags: int) -> int:
-    """Bytes of the colour table that the flags announce."""
+    """Return the bytes of the colour table that the flags announce."""
     return 3 * 2 ** ((flags & 7) + 1) if flags & _GIF_TABLE else 0
 
 

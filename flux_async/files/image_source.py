@@ -1,7 +1,7 @@
-"""Pictures of this machine: which are meant, what they are, and their bytes in pieces.
+"""Opens local images, and other uploads, and reads them in pieces.
 
-Nothing is held in memory whole, and no disk is touched on the event loop. A file that changes while it is
-read is refused: its job is named by its content.
+No file is in memory as a whole, and no disk is accessed on the event loop. A file that changes while it is
+read is refused, because its job is named by its content.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Source: TypeAlias = str | os.PathLike[str] | LocalImage | bytes | AsyncIterable[
 PIECE = 256 * 1024
 _NEITHER = "Give an http(s) URL, or the path of a JPEG, PNG or WebP file. Nothing was sent."
 _BYTES = "Upload it first, free of charge: uploaded = await client.upload(…); then give uploaded.url."
-_STILL = "Let whoever writes it finish, then try again. Nothing was charged."
+_STILL = "Wait until it is completely written, then try again. Nothing was charged."
 
 
 async def choose(image: object) -> str | LocalImage:
-    """Return what is meant: an http(s) URL as it is, anything else as a file that exists.
+    """Return an http(s) URL unchanged, or the local file that ``image`` names.
 
     Raises:
         InvalidInput: It is neither; nothing was sent.
@@ -44,7 +44,7 @@ async def choose(image: object) -> str | LocalImage:
         return check_http_url(image)
     if not isinstance(image, str | os.PathLike | LocalImage):
         raw = isinstance(image, bytes | bytearray | memoryview | AsyncIterable)
-        what = f"{type(image).__name__} with the bytes of a picture" if raw else shown(image)
+        what = f"{type(image).__name__} with the bytes of an image" if raw else shown(image)
         raise InvalidInput(
             f"{what} is neither an http(s) URL nor a file.", advice=_BYTES if raw else _NEITHER
         )
@@ -54,16 +54,16 @@ async def choose(image: object) -> str | LocalImage:
 
 
 async def identify(image: LocalImage) -> LocalImage:
-    """Return ``image`` with the digest of its content, which is read unless it is known, and a full folder.
+    """Return ``image`` with an absolute folder and the digest of its content, which is read if unknown.
 
     Raises:
-        InvalidInput: It is no file, no picture, or too large.
+        InvalidInput: It is no file, no image, or too large.
     """
     return await anyio.to_thread.run_sync(identify_now, image)
 
 
 def identify_now(image: LocalImage) -> LocalImage:
-    """Do what :func:`identify` does, in the thread of the caller."""
+    """Do the same as :func:`identify`, in the thread of the caller."""
     # A later run may start in another folder.
     image = attrs.evolve(image, folder=os.path.abspath(image.folder))  # noqa: PTH100 - resolve() follows links
     if image.sha256 is not None:
@@ -77,15 +77,15 @@ def identify_now(image: LocalImage) -> LocalImage:
 
 
 async def open_content(source: object, max_bytes: int = MAX_UPLOAD_BYTES) -> Content:
-    """Open what is to be uploaded, and check that it is a picture of allowed size.
+    """Open an upload, and check that it is an image of allowed size.
 
     Raises:
-        InvalidInput: It is not, or ``source`` is nothing that can be read.
+        InvalidInput: It is not, or ``source`` cannot be read.
     """
     if isinstance(source, str) and "://" in source:
         raise InvalidInput(
-            f"{shown(source)} is no file of this machine.",
-            advice="Have the upload host fetch an address with client.upload_from_url. Nothing was sent.",
+            f"{shown(source)} is not a local file.",
+            advice="Let the upload host fetch an address with client.upload_from_url. Nothing was sent.",
         )
     if isinstance(source, str | os.PathLike):
         source = LocalImage(path=source)
@@ -110,7 +110,7 @@ async def open_content(source: object, max_bytes: int = MAX_UPLOAD_BYTES) -> Con
 
 
 class _Digest(Protocol):
-    """What is used of a digest of ``hashlib``, whose own type has no public name."""
+    """The used part of a digest of ``hashlib``, whose own type has no public name."""
 
     def update(self, data: bytes, /) -> None: ...
 
@@ -119,24 +119,26 @@ class _Digest(Protocol):
 
 @attrs.define(kw_only=True, eq=False)
 class Content:
-    """A picture that can be read again and again from its start, between ``open`` and ``close``.
+    """An image that can be read any number of times between ``open`` and ``close``.
 
-    It is read in worker threads, one of which a cancelled caller may leave behind: what that opens or reads
-    after ``close`` is closed by it.
+    It is read in worker threads. If the caller was cancelled, its thread may still run after ``close``: then
+    the thread closes the file.
 
     Attributes:
-        name: What messages call it.
-        max_bytes: A larger one is refused.
-        expected: The digest it must have, where its job is named by one.
+        open_file: Opens the file.
+        max_bytes: A larger file is refused.
+        name: Its name in messages.
+        expected: The digest it must have, if its job is named by one.
+        watched: Whether the file may change, so that size and time are compared after each piece.
         size: Bytes.
-        picture: What it is.
-        sha256: The digest it has, once it has been read to its end.
-        trouble: Why it could not be read to its end.
+        info: Its header.
+        sha256: Its digest, after it was read to the end.
+        trouble: Why it could not be read to the end.
     """
 
     open_file: Callable[[], BinaryIO] = attrs.field(repr=False)
     max_bytes: int
-    name: str = "the picture"
+    name: str = "the image"
     expected: str | None = None
     watched: bool = False
     size: int = attrs.field(default=0, init=False)
@@ -153,7 +155,7 @@ class Content:
         """Return the content of a file, not opened yet."""
 
         def open_file() -> BinaryIO:
-            _check_file(image)  # before it is opened: to open a pipe waits for whoever writes it
+            _check_file(image)  # before it is opened: opening a pipe would wait for a writer
             return _location(image).open("rb")
 
         return cls(
@@ -161,10 +163,10 @@ class Content:
         )
 
     def open(self) -> None:
-        """Open it, in the thread of the caller, and check size and kind.
+        """Open it, in the thread of the caller, and check size and format.
 
         Raises:
-            InvalidInput: It is no picture of allowed size, or cannot be read.
+            InvalidInput: It is no image of allowed size, or cannot be read.
         """
         try:
             with self._held():
@@ -177,7 +179,7 @@ class Content:
             raise _unreadable(self.name, error) from None
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the bytes; the last of them only when all were read, unchanged."""
+        """Yield the bytes; the last piece only if the file has not changed."""
         at, digest = 0, hashlib.sha256()
         try:
             while at < self.size:
@@ -189,14 +191,14 @@ class Content:
             raise
 
     def digest(self) -> str:
-        """Read it all, in the thread of the caller, and return its digest."""
+        """Read the whole file, in the thread of the caller, and return its digest."""
         at, digest = 0, hashlib.sha256()
         while at < self.size:
             at += len(self._next(at, digest))
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Let go of it without waiting; who is reading it meets an error at the next piece."""
+        """Close it without waiting; a reader gets an error at the next piece."""
         self._closed = True
         self._close_if_free()
 
@@ -218,8 +220,8 @@ class Content:
         self.sha256 = found
         if self.expected not in {None, found}:
             raise InvalidInput(
-                f"{self.name} is not what it was when its job was made.",
-                advice="Give the file again: a changed picture is a job of its own. Nothing was charged.",
+                f"{self.name} has changed since its job was made.",
+                advice="Give the file again: a changed image is a job of its own. Nothing was charged.",
             )
 
     def _read(self, offset: int, count: int) -> bytes:
@@ -230,11 +232,11 @@ class Content:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Use the file; where it was to be closed meanwhile, close it afterwards."""
+        """Hold the file open; if ``close`` was called meanwhile, close it afterwards."""
         try:
             with self._lock:
                 if self._closed:
-                    raise InvalidInput(f"{self.name} was closed.", advice="Its upload was given up.")
+                    raise InvalidInput(f"{self.name} was closed.", advice="Its upload was abandoned.")
                 yield
         finally:
             if self._closed:
@@ -251,15 +253,15 @@ class Content:
 
 
 def _check_file(image: LocalImage) -> None:
-    """Refuse what is no plain file; it may still be removed before it is read."""
+    """Raise if it is no regular file; it may still be removed before it is read."""
     try:
         mode = _location(image).stat().st_mode
     except (OSError, ValueError) as error:
         raise InvalidInput(
-            f"{shown(str(image))} is neither an http(s) URL nor a file here: {_why(error)}.", advice=_NEITHER
+            f"{shown(str(image))} is neither an http(s) URL nor a local file: {_why(error)}.", advice=_NEITHER
         ) from None
     if not stat.S_ISREG(mode):
-        what = "is a folder" if stat.S_ISDIR(mode) else "is no plain file"
+        what = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
         raise InvalidInput(f"{shown(str(image))} {what}.", advice=_NEITHER)
 
 
@@ -268,23 +270,23 @@ def _location(image: LocalImage) -> Path:
     if location is None:
         raise InvalidInput(
             f"No file with the content {image.reference} is known.",
-            advice="Give the file itself again; nothing was sent.",
+            advice="Give the file itself again. Nothing was sent.",
         )
     return location
 
 
 async def _spooled(stream: AsyncIterable[bytes], max_bytes: int) -> BinaryIO:
-    """Copy a stream to disk: its size and kind must be known first, and it may have to be sent again."""
+    """Copy a stream to disk: its size must be known before it is sent, and it may be sent again."""
     copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - its Content closes it
     try:
         size = 0
         async for piece in stream:
             size += _length(piece)
-            check_size(max(1, size), "the picture", max_bytes)
+            check_size(max(1, size), "the image", max_bytes)
             await anyio.to_thread.run_sync(copy.write, piece)
     except OSError as error:
         copy.close()
-        raise _unreadable("the picture", error) from None
+        raise _unreadable("the image", error) from None
     except BaseException:
         copy.close()
         raise
@@ -304,7 +306,7 @@ def _stamp_of(file: BinaryIO) -> tuple[int, int]:
 
 def _unreadable(name: str, error: OSError) -> InvalidInput:
     return InvalidInput(
-        f"{shown(name)} cannot be read: {_why(error)}.", advice="Check that it is there and may be read."
+        f"{shown(name)} cannot be read: {_why(error)}.", advice="Check that it exists and may be read."
     )
 
 

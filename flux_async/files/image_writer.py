@@ -1,7 +1,7 @@
-"""Pictures on disk: whole under their name, or not there at all.
+"""Writes images to disk: complete under their name, or not at all.
 
-A picture grows in a hidden part file beside its destination: ``.<12 digits>-<8 digits>.part``, of which the
-first twelve stand for the destination. Part files that a dead process left are cleared away after a day.
+A download is written to a hidden part file beside its destination, ``.<12 digits>-<8 digits>.part``; the
+first twelve digits identify the destination. Part files of a dead process are deleted after a day.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from flux_async.files.image_header import ImageReader
 from flux_async.policy.downloads import DownloadLimits
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-"""Endings that are exchanged for the one the content calls for; any other is part of the name."""
+"""Suffixes that are replaced by the one of the content; any other is part of the name."""
 
 _BUFFER = 256 * 1024
 _STALE_S = 24 * 3600.0
@@ -48,14 +48,14 @@ _NO_PLACE = frozenset({errno.EEXIST, errno.ENOTDIR})
 
 @attrs.frozen(kw_only=True)
 class SavedFile:
-    """A picture that was brought to disk.
+    """A downloaded image.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         sha256: Digest of its bytes, as 64 hex digits.
-        size: Its bytes.
-        width: Its width in pixels, as its head says.
-        height: Its height in pixels.
+        size: Bytes.
+        width: Width in pixels, from its header.
+        height: Height in pixels.
     """
 
     path: Path
@@ -66,13 +66,13 @@ class SavedFile:
 
 
 def check_destination(destination: object) -> Path:
-    """Return where a file is to go, else raise :class:`InvalidInput`: before anything is fetched."""
+    """Return the path of a download, else raise :class:`InvalidInput` before anything is fetched."""
     try:
         path = Path(destination)  # type: ignore[arg-type]
         os.fsencode(path)
         is_folder = path.is_dir()
     except (OSError, TypeError, ValueError) as bad:
-        raise InvalidInput(f"{shown(destination)} is no path for a file: {bad}.") from None
+        raise InvalidInput(f"{shown(destination)} is not a path for a file: {bad}.") from None
     if not path.name or is_folder or "\0" in str(path):
         raise InvalidInput(
             f"{shown(str(destination))} does not name a file.",
@@ -82,16 +82,15 @@ def check_destination(destination: object) -> Path:
 
 
 class IncomingImage:
-    """A picture on its way to the disk: ``take`` bytes until they are all there, ``whole``, and ``discard``.
+    """An image that is being downloaded: ``take`` its bytes, then ``whole``, and ``discard`` at the end.
 
-    Each of them raises a :class:`DownloadError` where the bytes are no picture, too many, or refused by the
-    disk.
+    Each of them raises a :class:`DownloadError` if the bytes are no image, too many, or refused by the disk.
 
     Args:
-        destination: The path beside which it grows; missing folders are made. None for a temporary file.
-        limits: What is allowed.
-        name: What the image is called, with ``/`` between folders.
-        match_suffix: Give the name the ending that the content has.
+        destination: The path beside which it is written; missing folders are made. None for a temporary file.
+        limits: Largest file and dimensions.
+        name: Name of the image, with ``/`` between folders.
+        match_suffix: Give the name the suffix of the content.
     """
 
     def __init__(
@@ -106,26 +105,26 @@ class IncomingImage:
         self.received: int = 0
 
     async def take(self, chunks: AsyncIterator[bytes]) -> None:
-        """Write all chunks, off the event loop and in few steps; what came before an error is kept."""
+        """Write all chunks, off the event loop and in few steps; chunks before an error are kept."""
         async for chunk in chunks:
             self.received += len(chunk)
             self._limits.check_bytes(self.received)
             self._buffer += chunk
-            # Until the picture's size is known every chunk is looked at, before the host has to send another.
+            # Until the image's dimensions are known every chunk is checked before the next is read.
             if len(self._buffer) >= _BUFFER or self._part.size is None:
                 await self._flush()
 
     async def start_over(self) -> None:
-        """Forget what came: it will be sent again from the beginning."""
+        """Discard the received bytes: the host sends them again from the beginning."""
         self._buffer.clear()
         self.received = 0
         await self._in_thread(self._part.start_over)
 
     async def whole(self, given_up: Callable[[], bool]) -> ImageStream:
-        """Return the image, now that all of it has come.
+        """Return the complete image.
 
         Args:
-            given_up: Returns whether the caller has left; called just before the image gets its name.
+            given_up: Returns whether the caller was cancelled; called just before the image gets its name.
 
         Raises:
             DownloadCutShort: The image's own end is missing.
@@ -145,7 +144,7 @@ class IncomingImage:
         )
 
     async def discard(self) -> None:
-        """Leave nothing behind, now or later; after ``move_to`` there is nothing to leave."""
+        """Delete the part file, now or when it is made; after ``move_to`` there is none."""
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._part.discard)
 
@@ -163,16 +162,16 @@ class IncomingImage:
 
 @attrs.frozen(kw_only=True, eq=False)
 class ImageStream:
-    """An image that has come whole and was checked: iterate over it for its bytes, any number of times.
+    """A complete and checked image: iterate over it for its bytes, any number of times.
 
-    It is valid until the ``save`` it was given to returns.
+    It is valid until the ``save`` that receives it returns.
 
     Attributes:
-        name: The name for its file, with the ending its content has; ``/`` stands between folders.
+        name: Name for its file, with the suffix of its content, and ``/`` between folders.
         sha256: Digest of its bytes, as 64 hex digits.
-        size: Its bytes.
-        width: Its width in pixels.
-        height: Its height in pixels.
+        size: Bytes.
+        width: Width in pixels.
+        height: Height in pixels.
     """
 
     name: str
@@ -190,10 +189,10 @@ class ImageStream:
                 yield chunk
 
     async def move_to(self, path: Path) -> None:
-        """Make it the file ``path`` of the same disk, in one step; an existing file is replaced.
+        """Rename it to ``path`` on the same disk; an existing file is replaced.
 
         Raises:
-            DownloadError: The disk refused it, or the caller of the download has left.
+            DownloadError: The disk refused it, or the caller of the download was cancelled.
         """
         try:
             is_moved = await anyio.to_thread.run_sync(self._part.finish, path, self._given_up)
@@ -204,8 +203,8 @@ class ImageStream:
 
 
 def given_up_error() -> DownloadError:
-    """Return the error of a download that nobody waits for any more."""
-    return DownloadError("The download was given up by its caller.", retryable=False)
+    """Return the error of a download whose caller was cancelled."""
+    return DownloadError("The caller of the download was cancelled.", retryable=False)
 
 
 def _disk_error(error: OSError, destination: Path) -> DownloadError:
@@ -226,16 +225,16 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
 
 
 def _with_suffix(path: PurePosixPath, suffix: str) -> PurePosixPath:
-    """Exchange a picture's ending; any other, as in ``photo.1``, is part of the name."""
+    """Replace an image's suffix; any other, as in ``photo.1``, is part of the name."""
     known = path.suffix.lower() in IMAGE_ENDINGS
     return path.with_suffix(suffix) if known else path.with_name(path.name + suffix)
 
 
 class _PartFile:
-    """The file while it grows. Used from worker threads, of which a cancelled caller may leave one behind."""
+    """A part file. It is used in worker threads, which may outlive a cancelled caller."""
 
     def __init__(self, destination: Path | None, limits: DownloadLimits) -> None:
-        self._mode = 0o600 if destination is None else 0o666  # others may look into the temporary folder
+        self._mode = 0o600 if destination is None else 0o666  # other users can read the temporary folder
         destination = destination or Path(tempfile.gettempdir(), "image")
         digits = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:12]
         self.path: Path = destination.with_name(f".{digits}-{secrets.token_hex(4)}.part")
@@ -253,11 +252,11 @@ class _PartFile:
 
     @property
     def sha256(self) -> str:
-        """Digest of what was written."""
+        """Digest of the written bytes."""
         return self._digest.hexdigest()
 
     def write(self, data: bytes) -> None:
-        """Read on in the picture, and append; the first write makes the file."""
+        """Check and append bytes; the first write creates the file."""
         with self._lock:
             if self._over or not data:
                 return
@@ -278,26 +277,26 @@ class _PartFile:
                 self._file.truncate()
 
     def check_whole(self) -> tuple[str, tuple[int, int]]:
-        """Return the ending and the size of an image that is all there.
+        """Return the suffix and the dimensions of a complete image.
 
         Raises:
-            NotAnImage: It is none.
+            NotAnImage: It is no image.
             DownloadCutShort: Its end is missing.
         """
         self._reader.finish()
         suffix, size = self._reader.suffix, self._reader.size
         if suffix is None or size is None or not self._reader.complete:
-            raise DownloadCutShort("The host sent a picture without its end.")
+            raise DownloadCutShort("The host sent an image without its end.")
         return suffix, size
 
     def flush(self) -> None:
-        """Bring all bytes into the file, for who reads it."""
+        """Write buffered bytes to the file, so that they can be read."""
         with self._lock:
             if self._file is not None and not self._over:
                 self._file.flush()
 
     def finish(self, final: Path, given_up: Callable[[], bool]) -> bool:
-        """Bytes first, then the name: a crash in between leaves no half file under the name."""
+        """Sync the bytes, then rename: a crash in between leaves no incomplete file under the name."""
         with self._lock:
             if self._over or self._file is None:
                 return False
@@ -312,7 +311,7 @@ class _PartFile:
         return True
 
     def discard(self) -> None:
-        """Leave nothing behind, now or later; after ``finish`` there is nothing to leave."""
+        """Delete the file, now or when it is made; after ``finish`` there is none."""
         with self._lock:
             if self._over:
                 return
@@ -326,13 +325,13 @@ class _PartFile:
 
 def _make_part(path: Path, mode: int) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_away_stale_parts(path.parent.absolute())
+    _delete_stale_parts(path.parent.absolute())
     path.touch(mode, exist_ok=False)
     return path.open("r+b")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, where the system knows how."""
+    """Sync the new name to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -342,11 +341,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 @lru_cache(maxsize=256)
-def _clear_away_stale_parts(folder: Path) -> None:
-    """Delete what dead processes left in ``folder``; looked for once per folder and process.
+def _delete_stale_parts(folder: Path) -> None:
+    """Delete the part files of dead processes in ``folder``, once per folder and process.
 
-    No download writes nothing for a day, so a part file that old belongs to nobody. Its age is told by the
-    file system's own clock: that of the part file being made may differ, on a network disk.
+    No download writes nothing for a day. The age of a file is measured by the file system's clock, which on a
+    network disk can differ from ours.
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         parts = [entry for entry in entries if _PART.fullmatch(entry.name)]
@@ -361,7 +360,7 @@ def _clear_away_stale_parts(folder: Path) -> None:
 
 
 def _now_on(folder: Path) -> float:
-    """Return the time as the disk of ``folder`` has it."""
+    """Return the time of the file system's clock."""
     probe = folder / f".{secrets.token_hex(6)}-{secrets.token_hex(4)}.part"
     try:
         with probe.open("xb") as made:

@@ -1,4 +1,4 @@
-"""Where the results of a batch go: a folder of this machine, or whatever fulfils :class:`Sink`."""
+"""The destination of results: the protocol :class:`Sink`, and the local folder as its first."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Sink(Protocol):
     async def save(self, job: Job, stream: ImageStream) -> str:
         """Save the image of a job and return a reference to it, which the journal keeps.
 
-        The image has come whole and was checked. Several images are saved at once, from one event loop.
-        Whatever this raises is tried again later, as a download that failed: the result stays paid. After a
-        crash an image that was saved may be saved again, so a second one of the same job replaces the first.
+        The image is complete and checked. Several images are saved concurrently on one event loop. After any
+        exception the image is downloaded and saved again later; the result stays paid. After a crash a saved
+        image may be saved again, so a second one of the same job must replace the first.
         """
         ...
 
 
 @attrs.frozen
 class SavedResult:
-    """A result that a sink has.
+    """A result that a sink has saved.
 
     Attributes:
-        reference: What the sink returned.
+        reference: The value that the sink returned.
         sha256: Digest of the image's bytes, as 64 hex digits.
     """
 
@@ -40,22 +40,22 @@ class SavedResult:
 
 @attrs.frozen
 class FolderSink:
-    """Saves images in a folder of this machine; the reference is the name of the file in it.
+    """Saves images in a local folder; the reference is the name of the file in it.
 
     Attributes:
-        folder: The folder; it is made when it is missing, and existing files are replaced.
+        folder: The folder; it is created if missing, and existing files are replaced.
     """
 
     folder: Path = attrs.field(converter=Path)
 
     async def save(self, job: Job, stream: ImageStream) -> str:  # noqa: ARG002 - the protocol's
-        """Give the image its name in the folder, in one step."""
+        """Rename the image into the folder."""
         await stream.move_to(self.folder / stream.name)
         return stream.name
 
 
 def path_in(sink: Sink, name: str) -> Path | None:
-    """Return where a sink that is a folder puts an image, without its ending; None for any other sink."""
+    """Return the path of an image in a folder, without its suffix; None for any other sink."""
     return sink.folder / name if isinstance(sink, FolderSink) else None
 
 

@@ -70,7 +70,7 @@ def test_an_image_that_has_not_come_is_pending_and_retry_failed_fetches_it_witho
         None,
     )
     told = capsys.readouterr().err
-    assert "Download failed for late.jpg: the file host sent something that is no JPEG" in told
+    assert "Download failed for late.jpg: the file host sent no JPEG" in told
     assert "(2 attempts). The result is paid and stays available until " in told
     assert "Run `flux-async retry out` to fetch it." in told
     assert "Failed for good" not in told

@@ -75,7 +75,7 @@ def test_a_frame_behind_large_segments_is_found() -> None:
         (b"II*\0", "a TIFF"),
         (b"<!DOCTYPE html>", "a web page"),
         (b"<?xml version='1.0'?><svg>", "perhaps an SVG"),
-        (b"x", "neither"),
+        (b"x", "not a JPEG, PNG or WebP image"),
     ],
 )
 def test_other_files_are_named_and_refused(head: bytes, words: str) -> None:
