@@ -106,4 +106,4 @@ async def test_http_client_and_transport_exclude_each_other(
 
 def test_a_transport_of_the_caller_is_shown_by_its_class(transport: Any) -> None:
     """In the property ``transport_name``."""
-    assert FluxClient(KEY, transport=transport).transport_name == "ScriptedTransport"
+    assert FluxClient(KEY, transport=transport).transport_name == "ScriptedVendor"

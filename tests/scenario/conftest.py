@@ -1,127 +1,35 @@
-"""Vendors for batches, on the scripted transport: one that is asked, and one that calls back."""
+"""The scripted vendor in the shapes that batches need: polled, calling back, echoing."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any
 
 import attrs
 import pytest
 
-from flux_async import FluxClient, JournalError, Outcome
-from flux_async.api.webhooks import CallbackEndpoint, attempt_in
+from flux_async import FluxClient, Outcome
+from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.runner import run_batch
 from flux_async.journal.store import Journal
-from flux_async.models import CallbackEvent, TaskId
-from flux_async.transport import Unknown
+from flux_async.testing import VirtualClock
+from scripted_vendor import ScriptedVendor, echo, one_task
 
 _ENDLESS_S = 3600.0
 
 
-@pytest.fixture
-def vendor(transport: Any, make: Any) -> Any:
-    """A vendor that makes a new task for every submit and has its picture at the second look."""
-    looks: Counter[str] = Counter()
-    numbers = iter(range(10_000))
+@attrs.define(kw_only=True, eq=False, slots=False)
+class BatchVendor(ScriptedVendor):
+    """A scripted vendor that also runs batches, whose callbacks arrive in the journal of the run."""
 
-    def look(request: Any) -> Any:
-        task = request.query["taskId"]
-        looks[task] += 1
-        return make.record(int(looks[task] > 1), task)
-
-    transport.script["generate"] = [lambda request: make.answer({"taskId": f"t{next(numbers)}"})]
-    transport.script["record-info"] = [look]
-    return transport
-
-
-@attrs.define
-class Call:
-    """One submit as the vendor saw it."""
-
-    task_id: str
-    sent: dict[str, Any]
-    ready_at: float
-
-    @property
-    def attempt(self) -> str:
-        """The id in the address it was given."""
-        found = attempt_in(urlsplit(self.sent["callBackUrl"]).query)
-        assert found is not None
-        return found
-
-
-@attrs.define(eq=False, slots=False)
-class CallingVendor:
-    """A vendor that calls back, through whatever inbox it is given; it may lose answers and calls."""
-
-    transport: Any
-    clock: Any
-    make: Any
-    inbox: Any = None
-    calls: list[Call] = attrs.field(factory=list)
-    loses_answer: Callable[[int], bool] = lambda _: False
-    makes_task: Callable[[int], bool] = lambda _: True
-    calls_after: Callable[[Call], float | None] = lambda _: 0.0
-    signed: bool = True
-    submits: int = 0
-    generation_s: float = 12.0
     endpoint: CallbackEndpoint = attrs.field(
         factory=lambda: CallbackEndpoint("https://ours.example/flux-callback", key="hook")
     )
     images: list[str] = attrs.field(factory=lambda: [f"https://pictures.example/{n}.jpg" for n in range(12)])
-    _group: asyncio.TaskGroup | None = None
-    _deliveries: list[asyncio.Task[None]] = attrs.field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self.transport.script["generate"] = [self.generate]
-        self.transport.script["record-info"] = [self.record]
-
-    def generate(self, request: Any) -> Any:
-        """Make a task, if it pleases; answer, if it pleases; call when it is done."""
-        number, self.submits = self.submits, self.submits + 1
-        if self.makes_task(number):
-            call = Call(f"t{number}", json.loads(request.body), self.clock.now + self.generation_s)
-            self.calls.append(call)
-            if self._group is not None and "callBackUrl" in call.sent:
-                self._deliveries.append(self._group.create_task(self.deliver(call)))
-        if self.loses_answer(number) or not self.makes_task(number):
-            return Unknown("dropped")
-        return self.make.answer({"taskId": f"t{number}"})
-
-    def record(self, request: Any) -> Any:
-        """Tell how a task stands, with the echo of what was sent."""
-        task = request.query["taskId"]
-        call = next((c for c in self.calls if c.task_id == task), None)
-        if call is None:
-            return self.make.answer(None, 422, msg="The record does not exist")
-        done = self.clock.now >= call.ready_at
-        return self.make.record(int(done), task, paramJson=json.dumps(call.sent, sort_keys=True))
-
-    async def deliver(self, call: Call) -> None:
-        """Call back when the task has ended."""
-        after = self.calls_after(call)
-        if after is None:
-            return
-        await self.clock.sleep(max(0.0, call.ready_at - self.clock.now) + after)
-        with contextlib.suppress(JournalError):  # nobody listens any more
-            await self.tell(call, inbox=self.inbox)
-
-    async def tell(self, call: Call, task_id: str | None = None, *, inbox: Any) -> None:
-        """Say to an inbox that the attempt of a call has ended, in its own task or in another."""
-        event = CallbackEvent(
-            task_id=TaskId(task_id or call.task_id), code=200, attempt_id=call.attempt, signed=self.signed
-        )
-        await inbox.receive(event)
-
-    def add_stranger(self, task_id: str) -> None:
-        """Have a task of the same account that was made from another picture."""
-        self.calls.append(Call(task_id, {"prompt": "p", "inputImage": "https://x.example/"}, 0.0))
 
     async def collect(
         self,
@@ -130,7 +38,7 @@ class CallingVendor:
         images: Iterable[Any] | AsyncIterable[Any] | None = None,
         **options: Any,
     ) -> list[Outcome]:
-        """Run a batch whose callbacks arrive in the journal of the run."""
+        """Run a batch with callbacks; return its outcomes."""
         options = {"callbacks": self.endpoint} | options
         async with Journal(path, clock=client.session.clock) as journal:
             await journal.aclose()
@@ -143,17 +51,17 @@ class CallingVendor:
 
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
-        """Have a batch that would go on for ever fail its test."""
+        """Fail the test if the block does not end."""
         waiter, was_late = asyncio.current_task(), False
         assert waiter is not None
         assert self._group is not None
 
-        async def lose_it() -> None:
+        async def cancel_late() -> None:
             nonlocal was_late
-            await self.clock.sleep(_ENDLESS_S)
+            await self.sleep(_ENDLESS_S)
             was_late = waiter.cancel()
 
-        losing = self._group.create_task(lose_it())
+        timeout = self._group.create_task(cancel_late())
         try:
             yield
         except asyncio.CancelledError:
@@ -162,37 +70,52 @@ class CallingVendor:
                 pytest.fail("The batch does not end.")
             raise
         finally:
-            losing.cancel()
+            timeout.cancel()
 
     @staticmethod
     def kinds(outcomes: list[Outcome]) -> dict[type, int]:
         """Count outcomes by their class."""
         return dict(Counter(type(outcome) for outcome in outcomes))
 
-    async def __aenter__(self) -> Self:
-        self._group = await asyncio.TaskGroup().__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._group is not None
-        for delivery in self._deliveries:
-            delivery.cancel()
-        await self._group.__aexit__(None, None, None)
-        self._group = None
-
-    def tasks_of(self, image: str) -> list[str]:
-        """The tasks that were made, and paid, for a picture."""
-        return [call.task_id for call in self.calls if call.sent["inputImage"] == image]
+    def add_foreign_task(self, task_id: str) -> None:
+        """Add an ended task of the same account that another client made from another image."""
+        self.add_task(task_id, {"prompt": "p", "inputImage": "https://x.example/"})
 
 
 @pytest.fixture
-def make_calling(transport: Any, clock: Any, make: Any) -> Callable[[], CallingVendor]:
-    """Make vendors that call back, for tests that want several."""
-    return lambda: CallingVendor(transport, clock, make)
+def transport(clock: VirtualClock) -> BatchVendor:
+    """A scripted vendor on virtual time, with one task that has ended at the third poll."""
+    return BatchVendor(clock=clock, script=one_task(), latency_s=0.1)
 
 
 @pytest.fixture
-async def calling(make_calling: Callable[[], CallingVendor]) -> AsyncIterator[CallingVendor]:
-    """A vendor that calls back."""
-    async with make_calling() as vendor:
+def vendor(transport: BatchVendor) -> BatchVendor:
+    """A vendor that makes a new task of every submit and has its image at the second poll."""
+    transport.script["generate"] = [transport.generate]
+    transport.script["record-info"] = [transport.record]
+    return transport
+
+
+@pytest.fixture
+def echoing(vendor: BatchVendor) -> BatchVendor:
+    """A vendor that echoes verbatim and has each image at the first poll."""
+    vendor.polls, vendor.shows = 1, echo
+    return vendor
+
+
+def _calls_back(vendor: BatchVendor) -> BatchVendor:
+    vendor.generation_s, vendor.shows = 12.0, echo
+    return vendor
+
+
+@pytest.fixture
+def make_calling(clock: VirtualClock) -> Callable[[], BatchVendor]:
+    """Make vendors that call back, for tests that need several."""
+    return lambda: _calls_back(BatchVendor(clock=clock, latency_s=0.1))
+
+
+@pytest.fixture
+async def calling(vendor: BatchVendor) -> AsyncIterator[BatchVendor]:
+    """A vendor that calls back 12 s after each submit."""
+    async with _calls_back(vendor):
         yield vendor

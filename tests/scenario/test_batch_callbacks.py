@@ -31,9 +31,7 @@ def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 async def client(transport: Any, clock: Any) -> AsyncIterator[FluxClient]:
     """A client that does not halt however many answers are lost: callbacks are to settle them."""
     limits = Limits(unknown_answers=1000)
-    async with FluxClient(
-        "k", "http://127.0.0.1:1", transport=transport, clock=clock, rng=random.Random(7), limits=limits
-    ) as made:
+    async with transport.client(rng=random.Random(7), limits=limits) as made:
         yield made
 
 
@@ -45,7 +43,7 @@ async def test_every_attempt_has_an_address_of_its_own(
 ) -> None:
     """128 random bits in the query, on disk with the intent, and the job's key does not depend on them."""
     assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3")) == {Succeeded: 12}
-    ids = [call.attempt for call in calling.calls]
+    ids = [call.attempt for call in calling.tasks]
     assert len(set(ids)) == 12
     assert all(len(found) == 32 for found in ids)
     async with Journal(tmp_path / "run.sqlite3", clock=client.session.clock) as journal:
@@ -188,7 +186,7 @@ async def test_an_earlier_runs_doubt_is_settled_by_mail_that_came_meanwhile(
         InDoubt: 1,
     }
     async with Inbox(path) as inbox:
-        lost = calling.calls[0]
+        lost = calling.tasks[0]
         await inbox.receive(CallbackEvent(task_id=TaskId("t0"), attempt_id=lost.attempt, signed=True))
     assert calling.kinds(await calling.collect(client, path, [])) == {Succeeded: 1}, "though it is no input"
     assert calling.submits == 2
@@ -211,12 +209,12 @@ async def test_a_lie_settles_nothing(
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda _: None
-    calling.add_stranger("stranger")
+    calling.add_foreign_task("stranger")
 
     async def tell() -> None:
-        while len(calling.calls) < 2:
+        while len(calling.tasks) < 2:
             await calling.clock.sleep(0.1)
-        call = calling.calls[1]
+        call = calling.tasks[1]
         await calling.clock.sleep(1.0)
         told = {"signed": True, "attempt_id": call.attempt} | lie
         await calling.inbox.receive(CallbackEvent(**told))
@@ -347,7 +345,7 @@ async def test_a_failed_task_of_a_lost_answer_is_a_failure(
     calling.loses_answer = lambda _: True
 
     def failed(request: Any) -> Any:
-        call = next(c for c in calling.calls if c.task_id == request.query["taskId"])
+        call = next(c for c in calling.tasks if c.task_id == request.query["taskId"])
         flag = 3 if calling.clock.now >= call.ready_at else 0
         return make.record(flag, call.task_id, errorCode=501, paramJson=json.dumps(call.sent))
 
@@ -357,7 +355,7 @@ async def test_a_failed_task_of_a_lost_answer_is_a_failure(
     assert calling.submits == 2
 
 
-async def test_random_storms(make_calling: Any, transport: Any, clock: Any, tmp_path: Path) -> None:
+async def test_random_storms(make_calling: Any, tmp_path: Path) -> None:
     """Lost answers and lost, late and early callbacks at random: one outcome each."""
     for seed in range(6):
         rng = random.Random(seed)
@@ -375,9 +373,7 @@ async def test_random_storms(make_calling: Any, transport: Any, clock: Any, tmp_
             vendor.calls_after = calls_after
             images = [f"https://pictures.example/{seed}/{n}.jpg" for n in range(40)]
             limits = Limits(unknown_answers=1000)
-            async with FluxClient(
-                "k" * 20, "http://127.0.0.1:1", transport=transport, clock=clock, limits=limits
-            ) as client:
+            async with vendor.client(limits=limits) as client:
                 path = tmp_path / f"{seed}.sqlite3"
                 short = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=120.0)
                 outcomes = await vendor.collect(client, path, images, in_doubt="resubmit", callbacks=short)

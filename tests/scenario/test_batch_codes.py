@@ -87,7 +87,7 @@ async def test_halting_submit(client: FluxClient, transport: Any, make: Any, cod
 
 
 @pytest.mark.parametrize("code", FOR_NOW)
-async def test_refused_for_now(client: FluxClient, transport: Any, make: Any, clock: Any, code: int) -> None:
+async def test_refused_for_now(client: FluxClient, transport: Any, make: Any, code: int) -> None:
     """429 and 455 make the job wait a full window at least, and submit it again."""
     transport.script["generate"] = [make.answer(None, code, msg="later"), make.answer({"taskId": "t1"})]
     async with Journal(clock=client.session.clock) as journal:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
-import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import attrs
 import pytest
 
 from flux_async import DiskFull, EditRequest, Failed, FluxClient, Job, JobKey, Limits, PollPolicy, Succeeded
-from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.api.stored_requests import store_request
 from flux_async.batch.runner import run_batch
 from flux_async.errors import (
@@ -29,9 +27,9 @@ from flux_async.errors import (
 )
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.transport import Answered, FileStream, SendResult
+from flux_async.transport import FileStream
+from scripted_vendor import PRICE, ScriptedVendor
 
-PRICE = 5.0
 IN_AIR = 6
 NEVER_S = 3600.0
 LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
@@ -64,82 +62,37 @@ class File:
 
 
 @attrs.define
-class Vendor:
-    """Charges on arrival, answers after ``latency_s``, is done at the ``looks``-th look.
+class FileHost:
+    """Serves a small image for every address.
 
-    A picture takes ``file_s``, but for the first ``quick_files`` of them.
+    Attributes:
+        file_s: Seconds that a file takes.
+        quick_files: Number of files that take no time, from the first on.
+        fetched: Number of downloads of each address.
     """
 
-    balance: float = 1e9
-    latency_s: float = 0.0
-    looks: int = 1
     file_s: float = 0.0
     quick_files: int = 0
-    charged: Counter[str] = attrs.field(factory=Counter)
-    refused: int = 0
-    in_the_air: int = 0
-    tasks: dict[str, int] = attrs.field(factory=dict)
-    unfinished: int = 0
-    most_unfinished: int = 0
     fetched: Counter[str] = attrs.field(factory=Counter)
 
-    @property
-    def posts(self) -> int:
-        """POSTs that arrived."""
-        return self.charged.total() + self.refused
-
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
-        """Answer as the vendor does."""
-        if request.method != "POST":
-            return self._look(str(request.query["taskId"]))
-        if self.balance < PRICE:
-            self.refused += 1
-            await asyncio.sleep(self.latency_s)
-            return _answer(None, 402)
-        self.balance -= PRICE
-        self.charged[json.loads(request.body or b"")["inputImage"]] += 1
-        task_id = f"task-{len(self.tasks)}"
-        self.tasks[task_id] = 0
-        self.unfinished += 1
-        self.most_unfinished = max(self.most_unfinished, self.unfinished)
-        self.in_the_air += 1
-        await asyncio.sleep(self.latency_s)
-        self.in_the_air -= 1
-        return _answer({"taskId": task_id})
-
-    def _look(self, task_id: str) -> SendResult:
-        self.tasks[task_id] += 1
-        flag = int(self.tasks[task_id] >= self.looks)
-        self.unfinished -= self.tasks[task_id] == self.looks
-        response = {"resultImageUrl": f"https://files.example/{task_id}.png"} if flag else None
-        return _answer({"taskId": task_id, "successFlag": flag, "response": response})
-
     @asynccontextmanager
-    async def _file(self, url: str) -> AsyncIterator[FileStream]:
+    async def open(self, url: str) -> AsyncIterator[FileStream]:
+        """Open a file."""
         self.fetched[url] += 1
         yield File(0.0 if self.fetched.total() <= self.quick_files else self.file_s)
 
-    def fetch(self, url: str, **_: Any) -> AbstractAsyncContextManager[FileStream]:
-        """Open a picture."""
-        return self._file(url)
 
-    async def aclose(self) -> None:
-        """Nothing to close."""
+def make_vendor(**options: Any) -> ScriptedVendor:
+    """Return a vendor in real time whose tasks have ended at the first poll."""
+    return ScriptedVendor(**({"polls": 1, "files": FileHost().open} | options))
 
 
-def _answer(data: Any, code: int = 200) -> SendResult:
-    body = json.dumps({"code": code, "msg": "success", "data": data}).encode()
-    return Answered(WireResponse(status=200, headers={}, body=body))
-
-
-def client_of(vendor: Vendor, *, in_flight: int = 100, submits: int = 10_000) -> FluxClient:
+def client_of(vendor: ScriptedVendor, *, in_flight: int = 100, submits: int = 10_000) -> FluxClient:
     limits = Limits(submits=submits, window_s=1.0, concurrent_submits=IN_AIR, in_flight=in_flight)
-    return FluxClient(
-        "k", "http://127.0.0.1:1", transport=vendor, limits=limits, polling=LOOKS, rng=random.Random(1)
-    )
+    return vendor.client(limits=limits, polling=LOOKS, rng=random.Random(1))
 
 
-async def collect(vendor: Vendor, inputs: Any, *, in_flight: int = 100, **options: Any) -> list[Any]:
+async def collect(vendor: ScriptedVendor, inputs: Any, *, in_flight: int = 100, **options: Any) -> list[Any]:
     """Run a batch to its end."""
     async with (
         client_of(vendor, in_flight=in_flight) as client,
@@ -148,11 +101,11 @@ async def collect(vendor: Vendor, inputs: Any, *, in_flight: int = 100, **option
         return [outcome async for outcome in batch]
 
 
-async def is_quiet(vendor: Vendor) -> bool:
+async def is_quiet(vendor: ScriptedVendor) -> bool:
     """Whether no coroutine is left and no POST starts any more."""
-    posts = vendor.posts
+    posts = vendor.submits
     await asyncio.sleep(0.03)
-    return asyncio.all_tasks() == {asyncio.current_task()} and vendor.posts == posts
+    return asyncio.all_tasks() == {asyncio.current_task()} and vendor.submits == posts
 
 
 async def states(journal: Path) -> dict[JobState, int]:
@@ -171,7 +124,7 @@ def path(tmp_path: Path) -> Path:
 async def test_empty_balance_halts_once_and_a_top_up_finishes(path: Path) -> None:
     """When the credits end the run ends with one error after its paid jobs; topped up, the rest is done."""
     count, affordable = 3_000, 500
-    vendor = Vendor(balance=affordable * PRICE, latency_s=0.001, looks=3)
+    vendor = make_vendor(balance=affordable * PRICE, reply_s=0.001, polls=3)
     outcomes = []
     async with client_of(vendor) as client:
         async with run_batch(client, images(count), journal=path) as batch:
@@ -192,7 +145,7 @@ async def test_empty_balance_halts_once_and_a_top_up_finishes(path: Path) -> Non
 
 async def test_no_balance_at_all_costs_one_request() -> None:
     """A run on an empty account is turned away once, not once per image."""
-    vendor = Vendor(balance=0.0, latency_s=0.005)
+    vendor = make_vendor(balance=0.0, reply_s=0.005)
     with pytest.raises(InsufficientCreditsError):
         await collect(vendor, images(200))
     assert vendor.refused == 1
@@ -202,7 +155,7 @@ async def test_a_full_disk_halts_once_and_loses_nothing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run ends with one error; when there is room again, what was paid is fetched and not paid again."""
-    count, vendor = 300, Vendor(latency_s=0.001)
+    count, vendor = 300, make_vendor(reply_s=0.001)
 
     def no_room(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -225,7 +178,7 @@ async def test_a_full_disk_halts_once_and_loses_nothing(
 @pytest.mark.parametrize("budget", [1.0, PRICE, 37.0, 100.0])
 async def test_budget_is_never_exceeded(budget: float, path: Path) -> None:
     """``max_credits`` is kept to the credit, however many submits are in the air; what it buys is done."""
-    vendor = Vendor(latency_s=0.005)
+    vendor = make_vendor(reply_s=0.005)
     outcomes = []
     async with (
         client_of(vendor) as client,
@@ -241,10 +194,10 @@ async def test_budget_is_never_exceeded(budget: float, path: Path) -> None:
 
 async def test_finished_jobs_are_not_paid_again(path: Path) -> None:
     """The same call on a finished journal makes no request at all."""
-    vendor = Vendor()
+    vendor = make_vendor()
     assert len(await collect(vendor, images(20), journal=path)) == 20
     assert await collect(vendor, images(20), journal=path) == []
-    assert vendor.posts == 20
+    assert vendor.submits == 20
 
 
 # --- in flight, memory ------------------------------------------------------------------------------------
@@ -252,14 +205,14 @@ async def test_finished_jobs_are_not_paid_again(path: Path) -> None:
 
 async def test_in_flight_is_bounded() -> None:
     """Never more tasks are unfinished at the vendor than the limit allows."""
-    vendor = Vendor(looks=4)
+    vendor = make_vendor(polls=4)
     assert len(await collect(vendor, images(120), in_flight=7)) == 120
     assert vendor.most_unfinished <= 7
 
 
 async def test_slow_consumer_holds_the_producer() -> None:
     """While nobody takes outcomes, no more is submitted than there are places, and inputs are not read on."""
-    vendor, read, in_flight = Vendor(), [], 5
+    vendor, read, in_flight = make_vendor(), [], 5
 
     def inputs() -> Iterator[str]:
         for n in range(5_000):
@@ -269,7 +222,7 @@ async def test_slow_consumer_holds_the_producer() -> None:
     async with client_of(vendor, in_flight=in_flight) as client, run_batch(client, inputs()) as batch:
         for taken in range(10):
             await asyncio.sleep(0.02)
-            assert vendor.posts <= in_flight + taken
+            assert vendor.submits <= in_flight + taken
             assert len(read) <= 300
             await anext(batch)
     assert await is_quiet(vendor)
@@ -285,7 +238,7 @@ class Rude(Exception):
 @pytest.mark.parametrize("how", ["break", "raise", "never looked"])
 async def test_consumer_that_leaves(how: str, path: Path) -> None:
     """Leaving the block, in whatever way, stops spending at once; what was paid for is on record."""
-    vendor = Vendor(latency_s=0.003, looks=3)
+    vendor = make_vendor(reply_s=0.003, polls=3)
 
     async def consume(client: FluxClient) -> None:
         async with run_batch(client, images(500), journal=path) as batch:
@@ -302,11 +255,11 @@ async def test_consumer_that_leaves(how: str, path: Path) -> None:
             await consume(client)
         except Rude:
             assert how == "raise"
-        assert vendor.in_the_air == 0
+        assert vendor.in_flight == 0
         assert await is_quiet(vendor)
     found = await states(path)
     known = sum(found.get(state, 0) for state in (JobState.SUBMITTED, JobState.GENERATED, JobState.DONE))
-    assert known == vendor.posts < 500
+    assert known == vendor.submits < 500
     assert JobState.SUBMITTING not in found
 
 
@@ -323,7 +276,7 @@ async def test_cancelled_twice(seed: int, path: Path) -> None:
 
 
 async def _cancel_and_resume(seed: int, path: Path, *, impatient: bool) -> None:
-    rng, vendor, count = random.Random(seed), Vendor(latency_s=0.004, looks=3), 40
+    rng, vendor, count = random.Random(seed), make_vendor(reply_s=0.004, polls=3), 40
     async with asyncio.TaskGroup() as group:
         running = group.create_task(collect(vendor, images(count), journal=path, in_flight=20))
         await asyncio.sleep(rng.uniform(0.0, 0.05))
@@ -332,7 +285,7 @@ async def _cancel_and_resume(seed: int, path: Path, *, impatient: bool) -> None:
             await asyncio.sleep(0.001)
             running.cancel()
     assert await is_quiet(vendor)
-    assert vendor.in_the_air == 0
+    assert vendor.in_flight == 0
     found = await states(path)
     assert JobState.SUBMITTING not in found
     assert JobState.IN_DOUBT not in found
@@ -343,13 +296,13 @@ async def _cancel_and_resume(seed: int, path: Path, *, impatient: bool) -> None:
 
 async def test_stop_lets_paid_jobs_finish() -> None:
     """``stop()`` submits nothing more and brings home what is paid for."""
-    vendor = Vendor(latency_s=0.002, looks=5)
+    vendor = make_vendor(reply_s=0.002, polls=5)
     outcomes = []
     async with client_of(vendor, in_flight=20) as client, run_batch(client, images(300)) as batch:
         async for outcome in batch:
             batch.stop()
             outcomes.append(outcome)
-    assert len(outcomes) == vendor.posts < 60
+    assert len(outcomes) == vendor.submits < 60
     assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
 
 
@@ -358,19 +311,19 @@ async def test_stop_lets_paid_jobs_finish() -> None:
 
 async def test_duplicates_are_one_job() -> None:
     """The same input twice is one job, one task, one outcome, near or far from the first."""
-    vendor = Vendor(looks=2)
+    vendor = make_vendor(polls=2)
     inputs = [*images(30), image(3), *images(10), EditRequest.text_removal(image(5))]
     outcomes = await collect(vendor, inputs, in_flight=4)
-    assert len(outcomes) == vendor.posts == 30
+    assert len(outcomes) == vendor.submits == 30
 
 
 @pytest.mark.parametrize("in_flight", [1, 3, 50])
 async def test_duplicates_across_chunks_are_one_job(in_flight: int) -> None:
     """A job is not driven a second time because its repetition was read while it was under way."""
-    vendor = Vendor(latency_s=0.001)
+    vendor = make_vendor(reply_s=0.001)
     inputs = [*images(100), image(200), image(99), *images(300), image(98)]
     outcomes = await collect(vendor, inputs, in_flight=in_flight)
-    assert len(outcomes) == vendor.posts == 300
+    assert len(outcomes) == vendor.submits == 300
 
 
 async def test_duplicates_of_a_resumed_run_are_one_job(path: Path) -> None:
@@ -379,10 +332,10 @@ async def test_duplicates_of_a_resumed_run_are_one_job(path: Path) -> None:
         bodies = [store_request(EditRequest.text_removal(one)) for one in images(200)]
         keys = [Job(request=EditRequest.text_removal(one)).key for one in images(200)]
         await journal.add(list(zip(keys, bodies, strict=True)))
-    vendor = Vendor()
+    vendor = make_vendor()
     inputs = [image(n) for n in range(100, 200)] + [image(n) for n in range(99)] + [image(199)]
     outcomes = await collect(vendor, inputs, journal=path, in_flight=1)
-    assert len(outcomes) == vendor.posts == 199
+    assert len(outcomes) == vendor.submits == 199
 
 
 @pytest.mark.parametrize("kind", ["list", "generator", "async generator"])
@@ -395,7 +348,7 @@ async def test_inputs_of_every_kind(kind: str) -> None:
             yield image(n)
 
     inputs = {"list": images(30), "generator": (image(n) for n in range(30)), "async generator": slowly()}
-    assert len(await collect(Vendor(), inputs[kind])) == 30
+    assert len(await collect(make_vendor(), inputs[kind])) == 30
 
 
 async def test_an_input_is_begun_when_it_comes() -> None:
@@ -407,7 +360,7 @@ async def test_an_input_is_begun_when_it_comes() -> None:
         await answered.wait()
         yield image(2)
 
-    vendor, outcomes = Vendor(), []
+    vendor, outcomes = make_vendor(), []
     async with asyncio.timeout(60), client_of(vendor) as client, run_batch(client, conversation()) as batch:
         async for outcome in batch:
             outcomes.append(outcome)
@@ -417,7 +370,7 @@ async def test_an_input_is_begun_when_it_comes() -> None:
 
 async def test_bad_input_fails_alone() -> None:
     """What is no request becomes a failed outcome without a job; the others go on."""
-    outcomes = await collect(Vendor(), [image(1), "not a url", 7, image(2)])
+    outcomes = await collect(make_vendor(), [image(1), "not a url", 7, image(2)])
     bad = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
     assert [type(outcome.error) for outcome in bad] == [InvalidInput, InvalidInput]
     assert len(outcomes) == 4
@@ -430,7 +383,7 @@ async def test_broken_source_is_the_callers_error(path: Path) -> None:
         yield from images(150)
         raise Rude
 
-    vendor = Vendor(latency_s=0.002)
+    vendor = make_vendor(reply_s=0.002)
     async with client_of(vendor, in_flight=20) as client:
         with pytest.raises(Rude):
             async with run_batch(client, inputs(), journal=path) as batch:
@@ -444,7 +397,7 @@ async def test_conflicting_keys_are_told_as_they_are(path: Path) -> None:
     """One key for two requests is a JobConflictError, not a group of errors."""
     jobs = [Job(key=JobKey("a"), request=EditRequest.text_removal(image(n))) for n in (1, 2)]
     with pytest.raises(JobConflictError):
-        await collect(Vendor(), jobs, journal=path)
+        await collect(make_vendor(), jobs, journal=path)
 
 
 async def test_an_observer_cannot_break_the_run() -> None:
@@ -453,13 +406,13 @@ async def test_an_observer_cannot_break_the_run() -> None:
     def broken(progress: object) -> None:
         raise Rude
 
-    assert len(await collect(Vendor(), images(5), on_progress=broken)) == 5
+    assert len(await collect(make_vendor(), images(5), on_progress=broken)) == 5
 
 
 async def test_progress_adds_up() -> None:
     """Every count an observer sees is one it can add up: nothing negative, never more than was seen."""
     seen: list[Any] = []
-    await collect(Vendor(looks=2), images(50), in_flight=9, on_progress=seen.append)
+    await collect(make_vendor(polls=2), images(50), in_flight=9, on_progress=seen.append)
     for progress in seen:
         parts = attrs.asdict(progress)
         assert parts.pop("pause_reason") == ""
@@ -475,7 +428,7 @@ async def test_progress_adds_up() -> None:
 
 async def test_second_run_on_a_journal_touches_nothing(path: Path) -> None:
     """While one run holds a journal another one on it is refused before it reads an input or makes a POST."""
-    vendor, other = Vendor(looks=3), Vendor()
+    vendor, other = make_vendor(polls=3), make_vendor()
     never: Callable[[], Any] = lambda: pytest.fail("read an input")  # noqa: E731
     async with client_of(vendor) as client, run_batch(client, images(20), journal=path) as batch:
         await anext(batch)
@@ -483,18 +436,18 @@ async def test_second_run_on_a_journal_touches_nothing(path: Path) -> None:
             await collect(other, (never() for _ in range(1)), journal=path)
         rest = [outcome async for outcome in batch]
     assert len(rest) == 19
-    assert other.posts == 0
+    assert other.submits == 0
 
 
 async def test_second_run_on_an_open_journal_is_refused_too() -> None:
     """One open Journal object runs one batch at a time: two would take each other's submits for crashes."""
-    vendor = Vendor(latency_s=0.01)
+    vendor = make_vendor(reply_s=0.01)
     async with (
         Journal() as journal,
         client_of(vendor) as client,
         run_batch(client, images(20), journal=journal) as first,
     ):
-        while not vendor.posts:
+        while not vendor.submits:
             await asyncio.sleep(0.001)
         with pytest.raises(JournalBusyError):
             async with run_batch(client, images(20), journal=journal) as second:
@@ -506,7 +459,8 @@ async def test_second_run_on_an_open_journal_is_refused_too() -> None:
 @pytest.mark.parametrize("file_s", [0.0, 0.01])
 async def test_resumed_downloads_happen_once(path: Path, tmp_path: Path, file_s: float) -> None:
     """Jobs that were submitted or generated before the restart are each brought home and told once."""
-    vendor = Vendor(latency_s=0.002, looks=3, file_s=NEVER_S, quick_files=1)
+    host = FileHost(file_s=NEVER_S, quick_files=1)
+    vendor = make_vendor(reply_s=0.002, polls=3, files=host.open)
     folder = tmp_path / "images"
     async with (
         client_of(vendor, in_flight=30) as client,
@@ -515,36 +469,28 @@ async def test_resumed_downloads_happen_once(path: Path, tmp_path: Path, file_s:
         await anext(batch)
     before = await states(path)
     assert before.get(JobState.SUBMITTED, 0) + before.get(JobState.GENERATED, 0) > 0
-    vendor.fetched.clear()
-    vendor.file_s = file_s
+    host.fetched.clear()
+    host.file_s = file_s
     outcomes = await collect(vendor, images(60), journal=path, directory=folder, in_flight=10)
     told = Counter(outcome.job.key for outcome in outcomes)
     assert set(told.values()) == {1}
-    assert set(vendor.fetched.values()) == {1}
+    assert set(host.fetched.values()) == {1}
     assert len(list(folder.glob("*.png"))) == 60
     assert set(vendor.charged.values()) == {1}
 
 
 async def test_a_word_that_changes_after_success_fails_one_job(path: Path, tmp_path: Path) -> None:
     """A task that was seen done and is called failed after a restart ends its own job, not the batch."""
-    vendor = Vendor(latency_s=0.0, looks=1, file_s=NEVER_S)
+    host = FileHost(file_s=NEVER_S)
+    vendor = make_vendor(files=host.open)
     async with (
         client_of(vendor) as client,
         run_batch(client, images(3), journal=path, directory=tmp_path / "images"),
     ):
-        while vendor.fetched.total() < 3:
+        while host.fetched.total() < 3:
             await asyncio.sleep(0.005)
     assert (await states(path)) == {JobState.GENERATED: 3}
-    vendor.file_s = 0.0
-    honest = vendor._look
-
-    def fickle(task_id: str) -> SendResult:
-        return _answer({"taskId": task_id, "successFlag": 3}) if task_id == "task-1" else honest(task_id)
-
-    class Fickle(Vendor):
-        def _look(self, task_id: str) -> SendResult:
-            return fickle(task_id)
-
-    other = Fickle(tasks=vendor.tasks)
-    outcomes = await collect(other, images(3), journal=path, directory=tmp_path / "images")
+    host.file_s = 0.0
+    vendor.ends = lambda number: 3 if number == 1 else 1
+    outcomes = await collect(vendor, images(3), journal=path, directory=tmp_path / "images")
     assert Counter(type(outcome) for outcome in outcomes) == {Succeeded: 2, Failed: 1}

@@ -48,11 +48,7 @@ async def collect(client: FluxClient, images: list[str], **options: Any) -> list
 
 
 def client_of(transport: Any, clock: Any, **limits: Any) -> FluxClient:
-    return FluxClient(
-        "k",
-        "http://127.0.0.1:1",
-        transport=transport,
-        clock=clock,
+    return transport.client(
         rng=random.Random(7),
         limits=Limits(**limits),
     )
@@ -122,7 +118,7 @@ async def test_answers_that_stop_making_sense_in_the_middle_cost_eleven_submits_
             with pytest.raises(TooManyUnknownAnswers):
                 async for outcome in batch:
                     outcomes.append(outcome)
-    assert vendor.most_in_the_air >= 6
+    assert vendor.most_in_flight >= 6
     in_doubt = sum(isinstance(outcome, InDoubt) for outcome in outcomes)
     assert vendor.count("generate") <= made + 11
     assert len(outcomes) == vendor.count("generate")  # those that are paid are brought home

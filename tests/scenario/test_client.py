@@ -131,9 +131,7 @@ async def test_a_success_without_a_task_id_is_in_doubt(client: Any, transport: A
     assert caught.value.charge is Charge.MAYBE
 
 
-async def test_429_waits_a_full_window_and_goes_on(
-    client: Any, transport: Any, make: Any, clock: Any
-) -> None:
+async def test_429_waits_a_full_window_and_goes_on(client: Any, transport: Any, make: Any) -> None:
     """Rejected submits cost nothing and are made again, ten seconds later at least."""
     transport.script["generate"] = [make.answer(None, 429, status=429), make.answer({"taskId": "t1"})]
     await client.remove_text(URL)
@@ -223,7 +221,7 @@ async def test_submits_keep_the_pace_and_the_bounds(transport: Any, make: Any, c
     times = [at for at, request in transport.seen if request.method == "POST"]
     assert len(times) == 60
     assert all(sum(start <= at < start + 10 for at in times) <= 20 for start in times)
-    assert transport.most_in_the_air <= 8
+    assert transport.most_in_flight <= 8
 
 
 async def test_the_pace_learns_from_what_the_vendor_lets_in(transport: Any, make: Any, clock: Any) -> None:
@@ -344,9 +342,7 @@ async def test_nothing_is_sent_when_the_queue_outlasts_the_deadline(
     assert transport.count("generate") == 1
 
 
-async def test_waiting_for_a_place_is_bounded_in_real_time_too(
-    client: Any, make: Any, transport: Any
-) -> None:
+async def test_waiting_for_a_place_is_bounded_in_real_time_too(client: Any, transport: Any) -> None:
     """A call that cannot get a place before its deadline says so."""
     account = client.session
     for _ in range(account.rate_limiter.limits.in_flight):
@@ -517,7 +513,7 @@ async def test_a_wrong_key_costs_one_request_with_few_places_too(
     assert transport.count("generate") == 1
 
 
-async def test_closing_ends_calls_that_sleep_between_looks(transport: Any, make: Any, clock: Any) -> None:
+async def test_closing_ends_calls_that_sleep_between_looks(transport: Any, make: Any) -> None:
     """Nobody is kept waiting for a closed client; the paid task is in ``unclaimed``."""
     transport.script["record-info"] = [make.record(0)]
     client = FluxClient(make.key, transport=transport)

@@ -8,25 +8,24 @@ processes and signals, is ``test_torture.py``; here every single point is visite
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import attrs
 import pytest
 
-from flux_async import FluxClient, InDoubt, Limits, PollPolicy, Succeeded
-from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async import InDoubt, Limits, PollPolicy, Succeeded
+from flux_async.api.envelope import WireRequest
 from flux_async.batch.runner import run_batch
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.transport import Answered, FileStream, SendResult
+from flux_async.transport import SendResult
+from scripted_vendor import ScriptedVendor
 
 JOBS = 20
 WRITES = 1 + 3 * JOBS
@@ -83,46 +82,22 @@ class MortalJournal(Journal):
         self.fate.reach("after commit")
 
 
-@attrs.define
-class Vendor:
-    """The other side, which lives on: it charges on arrival and is done at the second look."""
+@attrs.define(eq=False, slots=False)
+class MortalVendor(ScriptedVendor):
+    """A vendor that survives the crash. It charges each submit, and the process may end around it."""
 
-    fate: Fate = attrs.field(factory=Fate)
-    charged: Counter[str] = attrs.field(factory=Counter)
-    tasks: dict[str, int] = attrs.field(factory=dict)
+    fate: Fate = attrs.field(factory=Fate, kw_only=True)
 
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
-        """Take money, or tell how a task is."""
+        """Answer a request, with two chances to die around a submit."""
         if request.method != "POST":
-            return self._look(request)
+            if self.fate.over:
+                raise Crash
+            return await super().exchange(request, timeout_s=timeout_s)
         self.fate.reach("before POST")
-        image = json.loads(request.body or b"")["inputImage"]
-        self.charged[image] += 1
-        task_id = f"task-{len(self.tasks)}"
-        self.tasks[task_id] = 0
+        answer = await super().exchange(request, timeout_s=timeout_s)
         self.fate.reach("after POST")
-        return _answer({"taskId": task_id})
-
-    def _look(self, request: WireRequest) -> SendResult:
-        if self.fate.over:
-            raise Crash
-        task_id = str(request.query["taskId"])
-        self.tasks[task_id] += 1
-        flag = int(self.tasks[task_id] > 1)
-        response = {"resultImageUrl": f"https://files.example/{task_id}.jpg"} if flag else None
-        return _answer({"taskId": task_id, "successFlag": flag, "response": response})
-
-    def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
-        """Not wanted here."""
-        raise NotImplementedError
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
-
-def _answer(data: Any) -> SendResult:
-    body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
-    return Answered(WireResponse(status=200, headers={}, body=body))
+        return answer
 
 
 @pytest.fixture
@@ -136,12 +111,10 @@ def disk() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-async def _run(path: Path, vendor: Vendor, **options: Any) -> list[Any]:
+async def _run(path: Path, vendor: MortalVendor, **options: Any) -> list[Any]:
     """Run the batch in a process of its own, so to speak; return its outcomes."""
     outcomes = []
-    client = FluxClient(
-        "k", "http://127.0.0.1:1", transport=vendor, limits=FAST, polling=LOOKS, rng=random.Random(1)
-    )
+    client = vendor.client(limits=FAST, polling=LOOKS, rng=random.Random(1))
     async with (
         client,
         await MortalJournal(path, vendor.fate).open(account="a") as journal,
@@ -152,7 +125,7 @@ async def _run(path: Path, vendor: Vendor, **options: Any) -> list[Any]:
     return outcomes
 
 
-async def _die(path: Path, vendor: Vendor) -> bool:
+async def _die(path: Path, vendor: MortalVendor) -> bool:
     """Run until the crash; say whether it came."""
     try:
         await _run(path, vendor)
@@ -176,7 +149,7 @@ async def test_crash_at_every_point(disk: Path, where: Where) -> None:
     doubtful = 0
     for number in itertools.count(1):
         path = disk / f"{number}.sqlite3"
-        vendor = Vendor(Fate(where, number))
+        vendor = MortalVendor(fate=Fate(where, number))
         if not await _die(path, vendor):
             break  # it came to its end before: every point there is was visited
         vendor.fate = Fate()
@@ -203,7 +176,7 @@ async def test_crash_at_every_point(disk: Path, where: Where) -> None:
 async def test_resubmit_pays_again_only_for_what_is_in_doubt(disk: Path, where: Where) -> None:
     """By the caller's consent jobs in doubt are submitted again; no other job is."""
     path = disk / "run.sqlite3"
-    vendor = Vendor(Fate(where, 7))
+    vendor = MortalVendor(fate=Fate(where, 7))
     await _die(path, vendor)
     vendor.fate = Fate()
     await _run(path, vendor, in_doubt="resubmit")
@@ -215,7 +188,7 @@ async def test_resubmit_pays_again_only_for_what_is_in_doubt(disk: Path, where: 
 
 async def test_crashing_again_and_again(disk: Path) -> None:
     """A batch that never gets further than a few writes comes to its end all the same."""
-    path, vendor = disk / "run.sqlite3", Vendor()
+    path, vendor = disk / "run.sqlite3", MortalVendor()
     for _ in range(WRITES):
         vendor.fate = Fate("after commit", 5)
         if not await _die(path, vendor):

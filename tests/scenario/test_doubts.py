@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from flux_async.journal.inbox import Inbox
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
 from flux_async.transport import Unknown
+from scripted_vendor import answer, task_record
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +54,13 @@ async def leave_in_doubt(client: FluxClient, calling: Any, path: Path) -> Any:
     outcomes = await calling.collect(client, path, calling.images[:1], callbacks=waiting(5.0))
     assert calling.kinds(outcomes) == {InDoubt: 1}
     calling.calls_after = calls_after
-    return calling.calls[0]
+    return calling.tasks[0]
 
 
 async def post(path: Path, calling: Any, call: Any, task_id: str | None = None) -> None:
     """Put a callback on disk while nothing runs."""
     async with Inbox(path, clock=calling.clock) as inbox:
-        await calling.tell(call, task_id, inbox=inbox)
+        await calling.call_back(call, task_id, inbox=inbox)
 
 
 async def states(path: Path) -> dict[JobState, int]:
@@ -69,15 +71,15 @@ async def states(path: Path) -> dict[JobState, int]:
 
 async def after_calls(calling: Any, count: int, seconds: float) -> None:
     """Wait until the vendor has taken so many submits, and then some seconds."""
-    while len(calling.calls) < count:
+    while len(calling.tasks) < count:
         await calling.clock.sleep(0.1)
     await calling.clock.sleep(seconds)
 
 
 def troubled(calling: Any, until: float) -> Any:
     """Make a record-info that knows nothing until an hour."""
-    answer = calling.make.answer(None, 422, msg="The record does not exist")
-    return lambda request: answer if calling.clock.now < until else calling.record(request)
+    gone = answer(None, 422, msg="The record does not exist")
+    return lambda request: gone if calling.clock.now < until else calling.record(request)
 
 
 def possible_duplicate_charges(path: Path) -> list[Any]:
@@ -129,7 +131,7 @@ async def test_a_second_charge_is_told_when_it_comes_to_light(
     assert [outcome.image.task_id for outcome in outcomes] == ["t1"]
     assert possible_duplicate_charges(path) == []
     calling.signed = signed
-    await post(path, calling, calling.calls[0])
+    await post(path, calling, calling.tasks[0])
     caplog.clear()
     assert await calling.collect(client, path, calling.images[:1], **again) == []
     assert calling.submits == 2
@@ -140,12 +142,10 @@ async def test_a_second_charge_is_told_when_it_comes_to_light(
     assert (told["image"], told["task_id"], told["signed"]) == (calling.images[0], "t0", signed)
 
 
-async def test_a_callback_that_comes_between_consent_and_pace_is_heeded(
-    calling: Any, transport: Any, clock: Any
-) -> None:
+async def test_a_callback_that_comes_between_consent_and_pace_is_heeded(calling: Any, transport: Any) -> None:
     """Forty doubts get consent and queue behind others; while they do, their callbacks come."""
     bold = Limits(unknown_answers=100)
-    client = FluxClient("k", "http://127.0.0.1:1", transport=transport, clock=clock, limits=bold)
+    client = transport.client(limits=bold)
     calling.images = [f"https://pictures.example/many/{n}.jpg" for n in range(100)]
     calling.loses_answer = lambda number: number < 40
     calling.calls_after = lambda call: 4.0 if int(call.task_id[1:]) < 40 else 0.0
@@ -172,7 +172,7 @@ async def test_a_callback_for_an_older_attempt_counts_after_a_later_one_was_refu
     calling.calls_after = lambda _: 20.0
 
     def refused(request: Any) -> Any:
-        calling.submits += 1
+        calling.sent.append({})
         return make.answer(None, 429, msg="slow down")
 
     transport.script["generate"] = [calling.generate, refused, calling.generate]
@@ -181,7 +181,7 @@ async def test_a_callback_for_an_older_attempt_counts_after_a_later_one_was_refu
     )
     assert [outcome.image.task_id for outcome in outcomes] == ["t0"]
     assert calling.submits == 2
-    assert len(calling.calls) == 1
+    assert len(calling.tasks) == 1
 
 
 @pytest.mark.parametrize(("code", "message"), [(500, "x"), (455, "x"), (422, "The record does not exist")])
@@ -195,9 +195,9 @@ async def test_what_cannot_be_confirmed_now_is_not_paid_for_again(
 
     def record(request: Any) -> Any:
         is_broken = calling.clock.now < broken_until
-        return calling.make.answer(None, code, msg=message) if is_broken else calling.record(request)
+        return answer(None, code, msg=message) if is_broken else calling.record(request)
 
-    calling.transport.script["record-info"] = [record]
+    calling.script["record-info"] = [record]
     options: dict[str, Any] = {"in_doubt": "resubmit", "callbacks": waiting(100.0)}
     outcomes = await calling.collect(client, path, calling.images[:1], **options)
     assert calling.kinds(outcomes) == {InDoubt: 1}
@@ -213,9 +213,7 @@ async def test_a_task_that_may_be_ours_is_not_paid_for_again(
 ) -> None:
     """Where record-info does not tell what the named task was made from, consent is not made use of."""
     calling.loses_answer = lambda number: number == 0
-    calling.transport.script["record-info"] = [
-        lambda request: calling.make.record(1, request.query["taskId"], paramJson=echo)
-    ]
+    calling.script["record-info"] = [lambda request: task_record(1, request.query["taskId"], paramJson=echo)]
     outcomes = await calling.collect(
         client, ":memory:", calling.images[:1], in_doubt="resubmit", callbacks=waiting(100.0)
     )
@@ -256,7 +254,7 @@ async def test_a_refusal_that_names_a_task_is_settled_by_its_callback(
 
     def contradicted(request: Any) -> Any:
         calling.generate(request)
-        return calling.make.answer({"taskId": "t0"}, 500, msg="Server Error")
+        return answer({"taskId": "t0"}, 500, msg="Server Error")
 
     transport.script["generate"] = [contradicted, calling.generate]
     outcomes = await calling.collect(
@@ -292,26 +290,14 @@ async def test_two_jobs_about_one_picture_share_no_task(client: FluxClient, call
     """Both answers are lost, record-info shows no address, and both callbacks name one task at once."""
     calling.loses_answer = lambda _: True
     calling.calls_after = lambda _: None
-    record = calling.record
-
-    def anonymous(request: Any) -> Any:
-        kept = list(calling.calls)
-        calling.calls = [type(c)(c.task_id, c.sent | {}, c.ready_at) for c in kept]
-        for call in calling.calls:
-            del call.sent["callBackUrl"]
-        try:
-            return record(request)
-        finally:
-            calling.calls = kept
-
-    calling.transport.script["record-info"] = [anonymous]
+    calling.shows = lambda _, sent: json.dumps({k: v for k, v in sent.items() if k != "callBackUrl"})
     request = EditRequest.text_removal(calling.images[0])
 
     async def tell() -> None:
         await after_calls(calling, 2, 5.0)
         async with asyncio.TaskGroup() as both:
-            for call in calling.calls:
-                both.create_task(calling.tell(call, "t0", inbox=calling.inbox))
+            for call in calling.tasks:
+                both.create_task(calling.call_back(call, "t0", inbox=calling.inbox))
 
     async with asyncio.TaskGroup() as telling:
         telling.create_task(tell())
@@ -333,10 +319,10 @@ async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     await post(path, calling, call, named)
-    calling.add_stranger("stranger")
-    calling.transport.latency_s = 1.0
+    calling.add_foreign_task("stranger")
+    calling.latency_s = 1.0
     until = calling.clock.now + (0.0 if named == "stranger" else 3.0)
-    calling.transport.script["record-info"] = [troubled(calling, until)]
+    calling.script["record-info"] = [troubled(calling, until)]
     seen: list[BatchProgress] = []
 
     async def images() -> AsyncIterator[str]:
@@ -361,7 +347,7 @@ async def test_an_uninvited_doubt_whose_record_cannot_be_read_yet_is_settled(
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     await post(path, calling, call)
-    calling.transport.script["record-info"] = [troubled(calling, calling.clock.now + 20.0)]
+    calling.script["record-info"] = [troubled(calling, calling.clock.now + 20.0)]
     async with run_batch(client, [], journal=path, callbacks=waiting(60.0)) as batch:
         with calling.patience():
             outcomes = [outcome async for outcome in batch]
@@ -378,7 +364,7 @@ async def test_an_uninvited_doubt_that_stays_one_is_not_counted(
     """Its callback names no task of this picture: it stays as it is, no outcome tells of it, the run ends."""
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
-    calling.add_stranger("stranger")
+    calling.add_foreign_task("stranger")
     await post(path, calling, call, named)
     async with run_batch(client, [], journal=path, callbacks=waiting(60.0)) as batch:
         with calling.patience():
@@ -408,26 +394,23 @@ async def test_a_callback_after_the_doubt_was_told_makes_no_second_outcome(
 
 @pytest.mark.parametrize("at", [62.0, 72.0, 82.0, 92.0])
 async def test_callbacks_during_the_last_looks_make_no_second_outcome(
-    make_calling: Any, make: Any, transport: Any, clock: Any, at: float
+    calling: Any, clock: Any, at: float
 ) -> None:
     """One place, slow looks, mail that settles nothing, about the hour at which the waits are over."""
     alone = Limits(in_flight=1)
-    async with (
-        FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock, limits=alone) as client,
-        make_calling() as calling,
-    ):
+    async with calling.client(limits=alone) as client:
         calling.loses_answer = lambda number: number < 4
         calling.calls_after = lambda _: None
 
         async def tell() -> None:
             await after_calls(calling, 4, 20.0)
-            for call in calling.calls[:3]:
-                await calling.tell(call, "nowhere", inbox=calling.inbox)
+            for call in calling.tasks[:3]:
+                await calling.call_back(call, "nowhere", inbox=calling.inbox)
             await clock.sleep(30.0)
-            transport.latency_s = 10.0
+            calling.latency_s = 10.0
             await clock.sleep(1000.0 + at - clock.now)
             with contextlib.suppress(JournalError):  # the run may be over
-                await calling.tell(calling.calls[3], "nowhere too", inbox=calling.inbox)
+                await calling.call_back(calling.tasks[3], "nowhere too", inbox=calling.inbox)
 
         async with asyncio.TaskGroup() as telling:
             telling.create_task(tell())
@@ -465,7 +448,7 @@ async def test_a_jump_of_the_wall_clock_pays_for_nothing_twice(
 
     async def have_it_think_again() -> None:
         await after_calls(calling, 3, 15.0)
-        await calling.tell(calling.calls[0], "nowhere", inbox=calling.inbox)
+        await calling.call_back(calling.tasks[0], "nowhere", inbox=calling.inbox)
 
     async with asyncio.TaskGroup() as telling:
         telling.create_task(have_it_think_again())
@@ -496,18 +479,18 @@ async def test_a_callback_that_comes_while_another_is_looked_up_is_heeded(
     """The first names a stranger's task, and record-info is slow; the true one is not left for later."""
     calling.loses_answer = lambda _: True
     calling.calls_after = lambda _: 18.0
-    calling.add_stranger("stranger")
+    calling.add_foreign_task("stranger")
 
     async def tell() -> None:
         await after_calls(calling, 2, 25.0)
-        calling.transport.latency_s = 10.0
-        await calling.tell(calling.calls[1], "stranger", inbox=calling.inbox)
+        calling.latency_s = 10.0
+        await calling.call_back(calling.tasks[1], "stranger", inbox=calling.inbox)
 
     async with asyncio.TaskGroup() as telling:
         telling.create_task(tell())
         outcomes = await calling.collect(client, ":memory:", calling.images[:1], callbacks=waiting(900.0))
     assert calling.kinds(outcomes) == {Succeeded: 1}
-    assert clock.now - calling.calls[1].ready_at < 60.0
+    assert clock.now - calling.tasks[1].ready_at < 60.0
 
 
 async def test_doubts_are_waited_for_when_the_credits_are_used_up(client: FluxClient, calling: Any) -> None:
@@ -565,7 +548,7 @@ async def test_a_stop_ends_the_looks_at_an_uninvited_doubt(
         with calling.patience():
             assert [outcome async for outcome in batch] == []
     assert calling.submits == 1
-    assert calling.transport.count("record-info") < 20
+    assert calling.count("record-info") < 20
 
 
 # --- a task that another job's poll has found ---------------------------------------------------------------
@@ -580,16 +563,16 @@ async def test_a_parked_doubt_takes_the_task_that_another_poll_has_found(
 
     def misdirected(request: Any) -> Any:
         generate(request)
-        return Unknown("dropped") if len(calling.calls) == 1 else calling.make.answer({"taskId": "t0"})
+        return Unknown("dropped") if len(calling.tasks) == 1 else answer({"taskId": "t0"})
 
-    calling.transport.script["generate"] = [misdirected]
+    calling.script["generate"] = [misdirected]
     path = tmp_path / "run.sqlite3"
     outcomes = await calling.collect(client, path, calling.images[:2], callbacks=waiting(900.0))
     for outcome in outcomes:
         assert isinstance(outcome, Succeeded)
         assert calling.tasks_of(outcome.job.request.input_image) == [outcome.image.task_id]
     assert len(outcomes) == calling.submits == 2
-    assert calling.clock.now < calling.calls[0].ready_at + 300.0
+    assert calling.clock.now < calling.tasks[0].ready_at + 300.0
 
 
 async def test_a_task_found_by_another_poll_forbids_a_second_charge(
@@ -599,7 +582,7 @@ async def test_a_task_found_by_another_poll_forbids_a_second_charge(
     path = tmp_path / "run.sqlite3"
     await leave_in_doubt(client, calling, path)
     calling.calls_after = lambda _: None
-    calling.transport.script["generate"] = [calling.make.answer({"taskId": "t0"})]
+    calling.script["generate"] = [answer({"taskId": "t0"})]
     outcomes = await calling.collect(client, path, calling.images[1:2], callbacks=waiting(5.0))
     assert calling.kinds(outcomes) == {InDoubt: 1}
     async with Journal(path, clock=calling.clock) as journal:

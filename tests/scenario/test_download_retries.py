@@ -173,7 +173,7 @@ async def test_waiting_downloads_hold_no_slot_for_tasks_in_flight(
 
 
 async def test_a_host_that_is_down_does_not_keep_others_waiting(
-    client: Any, vendor: Any, clock: Any, hosts: Any, tmp_path: Path
+    client: Any, vendor: Any, hosts: Any, tmp_path: Path
 ) -> None:
     """Of eight downloads at once at most four are tries of what has failed before."""
 
@@ -325,7 +325,7 @@ async def test_a_result_whose_record_cannot_be_read_is_fetched_from_its_known_ad
 
 
 async def test_a_transport_that_raises_anything_is_tried_again(
-    client: Any, vendor: Any, clock: Any, hosts: Any, tmp_path: Path
+    client: Any, vendor: Any, hosts: Any, tmp_path: Path
 ) -> None:
     """A caller's own transport may fail in unforeseen ways; the result is paid all the same."""
 
@@ -340,7 +340,7 @@ async def test_a_transport_that_raises_anything_is_tried_again(
 
 
 async def test_the_progress_counts_what_waits_for_its_download(
-    client: Any, vendor: Any, clock: Any, hosts: Any, tmp_path: Path
+    client: Any, vendor: Any, hosts: Any, tmp_path: Path
 ) -> None:
     """It is being fetched until it is here; in the end nothing is."""
     hosts(lambda _url, at: GOOD if at > 60 else NOT_FOUND)

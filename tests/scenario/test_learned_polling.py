@@ -11,7 +11,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 from flux_async import (
@@ -28,54 +27,24 @@ from flux_async import (
 from flux_async.batch.learned import LearnedTimes
 from flux_async.policy.generation_times import kind_of
 from flux_async.poll_rate import PollRate
+from scripted_vendor import ScriptedVendor
 
 URLS = [f"https://pictures.example/{n}.jpg" for n in range(400)]
 KIND = "flux-kontext-pro/edit"
 
 
-@attrs.define(eq=False)
-class TimedVendor:
-    """A vendor whose tasks take about 18 s, and who tells when they began and ended, to the second."""
-
-    transport: Any
-    clock: Any
-    make: Any
-    median_s: float = 18.0
-    ready: dict[str, tuple[float, float]] = attrs.field(factory=dict)
-    rng: random.Random = attrs.field(factory=lambda: random.Random(5))
-    looks: list[tuple[float, str]] = attrs.field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self.transport.script["generate"] = [self.generate]
-        self.transport.script["record-info"] = [self.record]
-
-    def generate(self, request: Any) -> Any:
-        """Make a task."""
-        task = f"t{len(self.ready)}"
-        seconds = self.median_s * self.rng.uniform(0.85, 1.15)
-        self.ready[task] = (self.clock.wall(), self.clock.wall() + seconds)
-        return self.make.answer({"taskId": task})
-
-    def record(self, request: Any) -> Any:
-        """Tell how a task stands."""
-        task, now = request.query["taskId"], self.clock.wall()
-        self.looks.append((self.clock.now, task))
-        began, ends = self.ready[task]
-        times = {"createTime": int(began) * 1000}
-        if now < ends:
-            return self.make.record(0, task, **times)
-        return self.make.record(1, task, **times, completeTime=int(ends) * 1000)
-
-    def looks_at(self, first: int, last: int) -> float:
-        """Looks a task, of those from number ``first`` to ``last``."""
-        tasks = {f"t{number}" for number in range(first, last)}
-        return sum(task in tasks for _, task in self.looks) / len(tasks)
-
-
 @pytest.fixture
-def timed(transport: Any, clock: Any, make: Any) -> TimedVendor:
-    """A vendor whose tasks take about 18 s."""
-    return TimedVendor(transport, clock, make)
+def timed(vendor: ScriptedVendor) -> ScriptedVendor:
+    """A vendor whose tasks take about 18 s, and whose records show begin and end to the second."""
+    rng = random.Random(5)
+    vendor.generation_s, vendor.has_times = lambda _: 18.0 * rng.uniform(0.85, 1.15), True
+    return vendor
+
+
+def polls_per_task(vendor: ScriptedVendor, first: int, last: int) -> float:
+    """Return the polls of each task on average, of those from number ``first`` to ``last``."""
+    tasks = {f"t{number}" for number in range(first, last)}
+    return sum(task in tasks for _, task in vendor.polled) / len(tasks)
 
 
 Opener = Callable[..., AbstractAsyncContextManager[FluxClient]]
@@ -88,9 +57,7 @@ def opened(transport: Any, clock: Any, make: Any) -> Opener:
     @asynccontextmanager
     async def run(**options: Any) -> AsyncIterator[FluxClient]:
         rng = random.Random(7)
-        async with FluxClient(
-            make.key, "http://127.0.0.1:1", transport=transport, clock=clock, rng=rng, **options
-        ) as client:
+        async with transport.client(rng=rng, **options) as client:
             yield client
 
     return run
@@ -107,31 +74,31 @@ async def collect(client: FluxClient, images: list[str], **options: Any) -> list
 # --- learning ---------------------------------------------------------------------------------------------
 
 
-async def test_a_batch_learns_when_to_look(timed: TimedVendor, opened: Opener) -> None:
+async def test_a_batch_learns_when_to_look(timed: ScriptedVendor, opened: Opener) -> None:
     """After a hundred tasks the others take less than half the looks of a fixed rhythm, and no longer."""
     async with opened(polling=PollPolicy.fixed(3.0)) as client:
         await collect(client, URLS[:60])
-    fixed = timed.looks_at(0, 60)
+    fixed = polls_per_task(timed, 0, 60)
     async with opened() as client:
         await collect(client, URLS[:200])
         assert client.session.times.weight(KIND) > 150
-    assert timed.looks_at(160, 260) < 0.5 * fixed
+    assert polls_per_task(timed, 160, 260) < 0.5 * fixed
     assert fixed > 6.0
 
 
-async def test_the_next_run_knows_it_already(timed: TimedVendor, opened: Opener, tmp_path: Path) -> None:
+async def test_the_next_run_knows_it_already(timed: ScriptedVendor, opened: Opener, tmp_path: Path) -> None:
     """A run on the same journal, by another process, begins where the first one ended."""
     journal = tmp_path / "run.sqlite3"
     async with opened() as client:
         await collect(client, URLS[:150], journal=journal)
     async with opened() as client:
         await collect(client, URLS[:170], journal=journal)
-    assert timed.looks_at(150, 170) < 0.8 * timed.looks_at(0, 20)
+    assert polls_per_task(timed, 150, 170) < 0.8 * polls_per_task(timed, 0, 20)
 
 
 @pytest.mark.parametrize("state", [None, "", "garbage", json.dumps({"version": 99})])
 async def test_a_journal_without_knowledge_is_as_good_as_ever(
-    timed: TimedVendor, opened: Opener, tmp_path: Path, state: str | None
+    timed: ScriptedVendor, opened: Opener, tmp_path: Path, state: str | None
 ) -> None:
     """One of an earlier release, and one whose entry is damaged: it is learned anew, and kept."""
     path = tmp_path / "run.sqlite3"
@@ -150,7 +117,7 @@ async def test_a_journal_without_knowledge_is_as_good_as_ever(
 
 
 async def test_what_is_learned_is_kept_while_the_run_goes_on(
-    timed: TimedVendor, opened: Opener, tmp_path: Path
+    timed: ScriptedVendor, opened: Opener, tmp_path: Path
 ) -> None:
     """Every two minutes, so that a run that is killed leaves it too."""
     journal = Journal(tmp_path / "run.sqlite3", clock=timed.clock)
@@ -162,7 +129,7 @@ async def test_what_is_learned_is_kept_while_the_run_goes_on(
 
 
 async def test_a_journal_that_cannot_keep_it_is_no_error(
-    timed: TimedVendor, opened: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    timed: ScriptedVendor, opened: Opener, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is a head start, no more: a warning, and the run goes on."""
     async with opened() as client:
@@ -179,24 +146,24 @@ async def test_a_journal_that_cannot_keep_it_is_no_error(
             await LearnedTimes(session=client.session, journal=Journal()).keep()
 
 
-async def test_clients_of_one_account_learn_together(timed: TimedVendor, opened: Opener) -> None:
+async def test_clients_of_one_account_learn_together(timed: ScriptedVendor, opened: Opener) -> None:
     """What one sees the other knows."""
     async with opened() as client:
         other = client.with_options(timeout=60.0)
         await asyncio.wait_for(collect(client, URLS[:100]), 60)
         await other.run(EditRequest.text_removal(URLS[300]))
         assert other.session.times.weight(KIND) == pytest.approx(101, rel=0.2)
-    assert timed.looks_at(100, 101) <= 4
+    assert polls_per_task(timed, 100, 101) <= 4
 
 
-async def test_a_task_that_is_waited_for_by_its_id_is_like_all(timed: TimedVendor, opened: Opener) -> None:
+async def test_a_task_that_is_waited_for_by_its_id_is_like_all(timed: ScriptedVendor, opened: Opener) -> None:
     """Without a request it is looked at as all tasks are; its record tells its age, and it counts."""
     request = EditRequest.text_removal(URLS[0])
     async with opened() as client:
         task = await client.submit(request)
         began = timed.clock.now
         await client.wait(task)
-        first = timed.looks[0][0] - began
+        first = timed.polled[0][0] - began
         assert first < 4.0
         assert client.session.times.weight() == pytest.approx(1.0)
         assert client.session.times.weight(kind_of(request)) == 0.0
@@ -205,7 +172,7 @@ async def test_a_task_that_is_waited_for_by_its_id_is_like_all(timed: TimedVendo
         assert client.session.times.weight(kind_of(request)) == pytest.approx(1.0)
 
 
-async def test_an_old_task_is_looked_at_soon(timed: TimedVendor, opened: Opener) -> None:
+async def test_an_old_task_is_looked_at_soon(timed: ScriptedVendor, opened: Opener) -> None:
     """Taken up when it has ended long ago, it costs one look, within a second."""
     async with opened() as client:
         task = await client.submit(EditRequest.text_removal(URLS[0]))
@@ -213,17 +180,17 @@ async def test_an_old_task_is_looked_at_soon(timed: TimedVendor, opened: Opener)
         began = timed.clock.now
         await client.wait(task, age=100.0)
         assert timed.clock.now - began < 1.2
-    assert len(timed.looks) == 1
+    assert len(timed.polled) == 1
 
 
 # --- a budget of looks ------------------------------------------------------------------------------------
 
 
-async def test_a_budget_of_looks_is_kept(timed: TimedVendor, opened: Opener) -> None:
+async def test_a_budget_of_looks_is_kept(timed: ScriptedVendor, opened: Opener) -> None:
     """Forty tasks at once, two looks a second at most: all end, and no second holds more."""
     async with opened(limits=Limits(submits=400, window_s=10.0, polls_per_s=2.0), timeout=600.0) as client:
         await collect(client, URLS[:40])
-    times = [at for at, _ in timed.looks]
+    times = [at for at, _ in timed.polled]
     assert all(sum(at <= other < at + 0.99 for other in times) <= 2 for at in times)
 
 
@@ -270,7 +237,7 @@ async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
     assert ends == {20.0: 20.0, 50.0: 50.0, 70.0: 70.0}
 
 
-async def test_every_wait_ends_where_the_budget_is_too_small(timed: TimedVendor, opened: Opener) -> None:
+async def test_every_wait_ends_where_the_budget_is_too_small(timed: ScriptedVendor, opened: Opener) -> None:
     """Each at its own deadline, whether or not a look was left for it."""
     async with opened(limits=Limits(polls_per_s=0.05)) as client:
         tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:6]]
@@ -288,10 +255,10 @@ async def test_every_wait_ends_where_the_budget_is_too_small(timed: TimedVendor,
                 group.create_task(one(task))
     assert len(ends) >= 3
     assert max(ends) <= 30.5
-    assert len(timed.looks) <= 3
+    assert len(timed.polled) <= 3
 
 
-async def test_what_a_callback_told_of_comes_first(timed: TimedVendor, opened: Opener) -> None:
+async def test_what_a_callback_told_of_comes_first(timed: ScriptedVendor, opened: Opener) -> None:
     """With one look in ten seconds, the task whose callback came is the next to be looked at."""
     async with opened(limits=Limits(polls_per_s=0.1)) as client:
         tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:5]]
@@ -303,7 +270,7 @@ async def test_what_a_callback_told_of_comes_first(timed: TimedVendor, opened: O
             for task in tasks:
                 group.create_task(one(task))
             await timed.clock.sleep(40.0)
-            before = len(timed.looks)
-            last = next(task for task in reversed(tasks) if task not in {t for _, t in timed.looks})
+            before = len(timed.polled)
+            last = next(task for task in reversed(tasks) if task not in {t for _, t in timed.polled})
             client.notify(last)
-    assert timed.looks[before][1] == last
+    assert timed.polled[before][1] == last

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from PIL import Image
 
@@ -27,53 +28,49 @@ from flux_async import (
 )
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
-from flux_async.transport import NotSent, SendResult
+from flux_async.testing import VirtualClock
+from flux_async.transport import NotSent
+from scripted_vendor import ScriptedVendor
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(200)]
 
 
-class Line:
-    """A line to the vendor that can be cut: from ``down_at`` on, for ``down_s`` seconds, nothing connects."""
+@attrs.define
+class Outage:
+    """A time in which no connection to the vendor can be made.
 
-    def __init__(self, vendor: Any, *, down_at: float, down_s: float) -> None:
-        self.vendor = vendor
-        self.down_at = vendor.clock.now + down_at
-        self.up_at = self.down_at + down_s
-        self.refused = 0
+    Attributes:
+        vendor: The vendor.
+        begins_at: Monotonic time of its begin.
+        ends_at: Monotonic time of its end.
+    """
 
-    async def exchange(self, request: Any, *, timeout_s: float) -> SendResult:
-        """Refuse, or let it through."""
-        if self.down_at <= self.vendor.clock.now < self.up_at:
-            self.refused += 1
-            return NotSent("connection refused")
-        answer: SendResult = await self.vendor.exchange(request, timeout_s=timeout_s)
-        return answer
+    vendor: ScriptedVendor
+    begins_at: float
+    ends_at: float
 
-    def fetch(self, url: str, **options: Any) -> Any:
-        """Not used."""
-        return self.vendor.fetch(url, **options)
+    def __attrs_post_init__(self) -> None:
+        self.vendor.is_reachable = lambda now: not self.begins_at <= now < self.ends_at
 
-    async def aclose(self) -> None:
-        """Nothing to close."""
+    @property
+    def refused(self) -> int:
+        """Number of requests that could not connect."""
+        return self.vendor.not_connected
 
 
 @pytest.fixture
-def cut(vendor: Any, clock: Any) -> Any:
-    """Return a client over a line that is cut."""
+def cut(vendor: ScriptedVendor, clock: VirtualClock) -> Any:
+    """Return a client whose vendor cannot be reached for a while."""
 
-    def cut_line(down_at: float, down_s: float, **limits: Any) -> tuple[FluxClient, Line]:
-        line = Line(vendor, down_at=down_at, down_s=down_s)
-        client = FluxClient(
-            "k",
-            "http://127.0.0.1:1",
-            transport=line,
-            clock=clock,
+    def cut_off(after_s: float, seconds: float, **limits: Any) -> tuple[FluxClient, Outage]:
+        outage = Outage(vendor, clock.now + after_s, clock.now + after_s + seconds)
+        client = vendor.client(
             rng=random.Random(7),
             limits=Limits(**limits),
         )
-        return client, line
+        return client, outage
 
-    return cut_line
+    return cut_off
 
 
 async def collect(client: FluxClient, images: list[Any], **options: Any) -> list[Any]:
@@ -91,7 +88,7 @@ async def halted(client: FluxClient, images: list[Any], **options: Any) -> tuple
     return outcomes, halt.value
 
 
-async def test_an_outage_in_the_middle_is_waited_out(cut: Any, vendor: Any, clock: Any) -> None:
+async def test_an_outage_in_the_middle_is_waited_out(cut: Any, vendor: Any) -> None:
     """Ten minutes without the service, tasks out: all 200 images arrive, each submitted once."""
     client, line = cut(20.0, 590.0)
     outcomes = await collect(client, URLS)
@@ -124,7 +121,7 @@ async def test_an_outage_longer_than_the_patience_halts(cut: Any, vendor: Any, t
         paid, counts = vendor.count("generate"), await journal.counts()
         assert set(counts) <= {JobState.DONE, JobState.SUBMITTED, JobState.PENDING}
         assert counts[JobState.PENDING] == len(URLS) - paid
-        line.up_at = 0.0
+        line.ends_at = 0.0
         rest = await collect(client, URLS, journal=journal)
     assert len(outcomes) + len(rest) == 200
     assert all(isinstance(outcome, Succeeded) for outcome in rest)
@@ -151,7 +148,7 @@ async def test_only_polls_that_cannot_connect_halt_too(cut: Any, vendor: Any, tm
         assert isinstance(halt, RequestNotSent)
         assert outcomes == []
         assert await journal.counts() == {JobState.SUBMITTED: 8}
-        line.up_at = 0.0
+        line.ends_at = 0.0
         assert len(await collect(client, URLS[:8], journal=journal)) == 8
     assert vendor.count("generate") == 8
 

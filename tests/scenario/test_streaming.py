@@ -7,7 +7,6 @@ import io
 import json
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import attrs
 import pytest
 
 from flux_async import EditRequest, FluxClient, InvalidInput, Limits, PollPolicy
-from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.cli.credits import Questions
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
@@ -26,59 +24,16 @@ from flux_async.cli.run_folder import Bits, Numbers
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
 from flux_async.cli.terminal import Exit, Output
-from flux_async.transport import Answered, FileStream, SendResult
+from scripted_vendor import ScriptedVendor, echo
 
 FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
 LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
 WAIT_S = 60
 
 
-@attrs.define
-class Vendor:
-    """Makes a task of every submit, done at the first poll; the balance is asked for like the rest."""
-
-    balance: float = 1e6
-    sent: list[str] = attrs.field(factory=list)
-    tasks: dict[str, str] = attrs.field(factory=dict)
-    asked: int = 0
-    news: asyncio.Event = attrs.field(factory=asyncio.Event)
-
-    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
-        """Answer as the vendor does."""
-        await asyncio.sleep(0)
-        if request.method == "POST":
-            body = request.body.decode()
-            task_id = f"task-{len(self.tasks)}"
-            self.tasks[task_id] = body
-            self.sent.append(json.loads(body)["inputImage"])
-            self.news.set()
-            return answer({"taskId": task_id})
-        if "taskId" not in request.query:
-            self.asked += 1
-            return answer(self.balance)
-        task_id = request.query["taskId"]
-        response = {"resultImageUrl": f"https://files.example/{task_id}.png"}
-        record = {"taskId": task_id, "paramJson": self.tasks[task_id], "successFlag": 1, "response": response}
-        return answer(record)
-
-    async def has_sent(self, count: int) -> None:
-        """Wait until so many submits have arrived."""
-        async with asyncio.timeout(WAIT_S):
-            while len(self.sent) < count:
-                self.news.clear()
-                await self.news.wait()
-
-    def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
-        """Not wanted."""
-        raise NotImplementedError
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
-
-def answer(data: Any) -> SendResult:
-    body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
-    return Answered(WireResponse(status=200, headers={}, body=body))
+def echoing_vendor() -> ScriptedVendor:
+    """A vendor whose tasks have ended at the first poll, and that echoes requests."""
+    return ScriptedVendor(polls=1, shows=echo)
 
 
 @attrs.define
@@ -99,7 +54,7 @@ class Runs:
     """Runs remove-text in one folder, without its process."""
 
     folder: Path
-    vendor: Vendor = attrs.field(factory=Vendor)
+    vendor: ScriptedVendor = attrs.field(factory=echoing_vendor)
 
     async def run(
         self, inputs: Iterable[InputRow], person: Answers | None = None, **options: Any
@@ -164,9 +119,9 @@ async def test_each_line_is_submitted_when_it_comes(runs: Runs, tmp_path: Path) 
     async with asyncio.TaskGroup() as group:
         run = group.create_task(runs.run(inputs))
         for n in range(1, 4):
-            await runs.vendor.has_sent(n)
+            await runs.vendor.wait_for_submits(n)
             os.write(end, f"{url(n)}\n".encode())
-        await runs.vendor.has_sent(4)
+        await runs.vendor.wait_for_submits(4)
         assert not run.done()
         os.close(end)
     code, rows = run.result()
@@ -181,7 +136,7 @@ async def test_the_first_submit_does_not_wait_for_the_list(runs: Runs) -> None:
     def rows() -> Iterator[InputRow]:
         for n in range(2_000):
             if n == 1_900:
-                asyncio.run_coroutine_threadsafe(runs.vendor.has_sent(1), loop).result(WAIT_S)
+                asyncio.run_coroutine_threadsafe(runs.vendor.wait_for_submits(1), loop).result(WAIT_S)
                 was_sent.append(n)
             yield InputRow(source="list", line=n + 1, image=url(n))
 
@@ -198,10 +153,10 @@ async def test_results_keep_the_order_of_the_input_with_refused_rows(
     code, results = await runs.run(listed(*rows))
     images = ["nothing", url(2), url(1), "bad", url(3), "worse"]
     assert (code, [row["image"] for row in results]) == (Exit.SOME_FAILED, images)
-    assert sorted(runs.vendor.sent) == [url(1), url(2), url(3)]
+    assert sorted(runs.vendor.submitted) == [url(1), url(2), url(3)]
     code, results = await runs.run(listed(f"{url(4)},", *reversed(rows)))
     assert [row["image"] for row in results] == [url(4), "worse", url(3), url(2), "bad", url(1), "nothing"]
-    assert len(runs.vendor.sent) == 4
+    assert len(runs.vendor.submitted) == 4
 
 
 async def test_a_halted_run_waits_for_no_more_lines(runs: Runs, pipe: tuple[str, int]) -> None:
@@ -210,7 +165,7 @@ async def test_a_halted_run_waits_for_no_more_lines(runs: Runs, pipe: tuple[str,
     os.write(end, "".join(f"{url(n)}\n" for n in range(3)).encode())
     async with asyncio.timeout(WAIT_S):
         code, results = await runs.run(gather_inputs([], [path]), max_credits=10)
-    assert (code, len(runs.vendor.sent), len(results)) == (Exit.HALTED, 2, 3)
+    assert (code, len(runs.vendor.submitted), len(results)) == (Exit.HALTED, 2, 3)
 
 
 async def test_an_interrupted_run_waits_for_no_more_lines(runs: Runs, pipe: tuple[str, int]) -> None:
@@ -219,7 +174,7 @@ async def test_an_interrupted_run_waits_for_no_more_lines(runs: Runs, pipe: tupl
     os.write(end, f"{url(0)}\n".encode())
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
         run = group.create_task(runs.run(gather_inputs([], [path])))
-        await runs.vendor.has_sent(1)
+        await runs.vendor.wait_for_submits(1)
         run.cancel()
     assert run.cancelled()
 
@@ -227,9 +182,9 @@ async def test_an_interrupted_run_waits_for_no_more_lines(runs: Runs, pipe: tupl
 async def test_nothing_to_pay_asks_for_no_balance(runs: Runs) -> None:
     """A second run of the same list makes no request at all."""
     await runs.run(listed(f"{url(1)},"))
-    asked = runs.vendor.asked
+    asked = runs.vendor.count("credit")
     code, _ = await runs.run(listed(f"{url(1)},"))
-    assert (code, runs.vendor.asked, len(runs.vendor.sent)) == (Exit.SUCCEEDED, asked, 1)
+    assert (code, runs.vendor.count("credit"), len(runs.vendor.submitted)) == (Exit.SUCCEEDED, asked, 1)
 
 
 # --- questions --------------------------------------------------------------------------------------------
@@ -239,12 +194,12 @@ async def test_a_person_is_asked_before_more_is_spent_and_no_means_no(runs: Runs
     """Nothing has left when the question comes; the folder keeps what was read for the next run."""
     person = Answers(says=False)
     code, results = await runs.run(listed(*(f"{url(n)}," for n in range(5))), person, confirm_above=24)
-    assert (code, runs.vendor.sent, len(results)) == (Exit.HALTED, [], 5)
+    assert (code, runs.vendor.submitted, len(results)) == (Exit.HALTED, [], 5)
     (question,) = person.asked
     assert question.startswith("5 images need about 25 credits; the account has 1000000")
     person = Answers(says=True)
     code, _ = await runs.run(listed(*(f"{url(n)}," for n in range(5))), person, confirm_above=24)
-    assert (code, len(person.asked), len(runs.vendor.sent)) == (Exit.SUCCEEDED, 1, 5)
+    assert (code, len(person.asked), len(runs.vendor.submitted)) == (Exit.SUCCEEDED, 1, 5)
 
 
 @pytest.mark.parametrize("options", [{"confirm_above": 25}, {"max_credits": 24}, {"yes": True}])
@@ -252,7 +207,7 @@ async def test_within_the_amount_or_with_yes_nobody_is_asked(runs: Runs, options
     """What a run may spend at most is what counts."""
     person = Answers(says=False)
     await runs.run(listed(*(f"{url(n)}," for n in range(5))), person, **{"confirm_above": 24, **options})
-    assert (person.asked, len(runs.vendor.sent) >= 4) == ([], True)
+    assert (person.asked, len(runs.vendor.submitted) >= 4) == ([], True)
 
 
 async def test_a_long_list_is_asked_about_before_more_than_the_amount_has_left(runs: Runs) -> None:
@@ -262,13 +217,13 @@ async def test_a_long_list_is_asked_about_before_more_than_the_amount_has_left(r
     class Person(Answers):
         async def ask(self, words: str) -> bool:
             """Note what has left."""
-            sent.append(len(runs.vendor.sent))
+            sent.append(len(runs.vendor.submitted))
             return await super().ask(words)
 
     person = Person(says=True)
     rows = (f"{url(n)}," for n in range(1_500))
     code, _ = await runs.run(listed(*rows), person, confirm_above=3_000)
-    assert (code, len(runs.vendor.sent), len(person.asked)) == (Exit.SUCCEEDED, 1_500, 1)
+    assert (code, len(runs.vendor.submitted), len(person.asked)) == (Exit.SUCCEEDED, 1_500, 1)
     assert sent[0] * 5 <= 3_000
 
 
@@ -298,7 +253,7 @@ async def test_a_row_with_a_key_is_one_job_however_it_is_signed(runs: Runs) -> N
     """The second day's list pays nothing for what is done."""
     await runs.run(listed(f"{signed(1)},a"))
     code, (row,) = await runs.run(listed(f"{signed(2)},a"))
-    assert (code, row["image"], runs.vendor.sent) == (Exit.SUCCEEDED, signed(1), [signed(1)])
+    assert (code, row["image"], runs.vendor.submitted) == (Exit.SUCCEEDED, signed(1), [signed(1)])
 
 
 @pytest.mark.parametrize("person", [None, Answers(says=False)])
@@ -306,7 +261,7 @@ async def test_a_new_signature_without_a_key_is_not_paid_unasked(runs: Runs, per
     """The row is refused, free, and names the job it repeats; with that key it is that job; others go on."""
     _, (done,) = await runs.run(listed(f"{signed(1)},"))
     code, results = await runs.run(listed(f"{signed(2)},", f"{url(7)},", f"{signed(3)},"), person)
-    assert (code, runs.vendor.sent) == (Exit.SOME_FAILED, [signed(1), url(7)])
+    assert (code, runs.vendor.submitted) == (Exit.SOME_FAILED, [signed(1), url(7)])
     refused = [row for row in results if row["image"] in {signed(2), signed(3)}]
     assert [row["status"] for row in refused] == ["failed", "failed"]
     assert all(done["key"] in row["error"]["message"] for row in refused)
@@ -314,7 +269,7 @@ async def test_a_new_signature_without_a_key_is_not_paid_unasked(runs: Runs, per
         (question,) = person.asked
         assert question.startswith("2 images of the rows read so far differ only in the signature")
     code, _ = await runs.run(listed(f"{signed(2)},{done['key']}"))
-    assert (code, len(runs.vendor.sent)) == (Exit.SUCCEEDED, 2)
+    assert (code, len(runs.vendor.submitted)) == (Exit.SUCCEEDED, 2)
 
 
 @pytest.mark.parametrize("options", [{"person": Answers(says=True)}, {"yes": True}])
@@ -322,7 +277,7 @@ async def test_with_permission_it_is_paid_for_again(runs: Runs, options: dict[st
     """And said how many were."""
     await runs.run(listed(f"{signed(1)},"))
     code, _ = await runs.run(listed(f"{signed(2)},"), **options)
-    assert (code, runs.vendor.sent) == (Exit.SUCCEEDED, [signed(1), signed(2)])
+    assert (code, runs.vendor.submitted) == (Exit.SUCCEEDED, [signed(1), signed(2)])
 
 
 def numbered(n: int) -> str:
@@ -341,7 +296,7 @@ async def test_without_a_terminal_other_queries_are_paid_for_with_a_warning(
     told = json.loads(capsys.readouterr().out)
     assert (told["to_submit"], told["other_query"]) == ({"flux-kontext-pro": 2}, 2)
     code, _ = await runs.run(listed(*rows))
-    assert (code, len(runs.vendor.sent)) == (Exit.SUCCEEDED, 3)
+    assert (code, len(runs.vendor.submitted)) == (Exit.SUCCEEDED, 3)
     told = " ".join(capsys.readouterr().err.split())
     assert "2 images of the rows read so far differ only in the query of the address from one that" in told
     assert "2 of 2 differ only in the query" in told
@@ -356,11 +311,11 @@ async def test_at_a_terminal_other_queries_are_asked_about(runs: Runs, says: boo
     code, results = await runs.run(listed(*rows), person)
     (question,) = person.asked
     assert question.startswith("2 images of the rows read so far differ only in the query")
-    assert (code, len(runs.vendor.sent)) == ((Exit.SUCCEEDED, 3) if says else (Exit.SOME_FAILED, 1))
+    assert (code, len(runs.vendor.submitted)) == ((Exit.SUCCEEDED, 3) if says else (Exit.SOME_FAILED, 1))
     if not says:
         assert "differs only in its query" in results[0]["error"]["message"]
         code, _ = await runs.run(listed(f"{numbered(2)},two"), Answers(says=False))
-        assert (code, len(runs.vendor.sent)) == (Exit.SUCCEEDED, 2)
+        assert (code, len(runs.vendor.submitted)) == (Exit.SUCCEEDED, 2)
 
 
 # --- dry run ----------------------------------------------------------------------------------------------
@@ -375,7 +330,7 @@ async def test_a_dry_run_tells_what_would_be_paid_and_changes_nothing(
 ) -> None:
     """What is done, given twice, refused or signed anew is counted by itself; the rest has its price."""
     await runs.run(listed(f"{url(1)},", f"{signed(1, 9)},"))
-    before, sent = everything_in(runs.folder), list(runs.vendor.sent)
+    before, sent = everything_in(runs.folder), list(runs.vendor.submitted)
     capsys.readouterr()
     order = RunOptions(folder=runs.folder, download=False)
     rows = [
@@ -396,7 +351,7 @@ async def test_a_dry_run_tells_what_would_be_paid_and_changes_nothing(
     told = capsys.readouterr()
     assert told.out == f"{url(2)}\n"
     assert "To submit: 1 (flux-kontext-pro: 1), for about 5 credits." in told.err
-    assert (everything_in(runs.folder), runs.vendor.sent) == (before, sent)
+    assert (everything_in(runs.folder), runs.vendor.submitted) == (before, sent)
 
 
 def test_a_dry_run_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,58 +49,9 @@ from flux_async.job_state import JobState, Saved
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
 from flux_async.transport import Answered, Unknown
+from scripted_vendor import ScriptedVendor
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(8)]
-
-
-@attrs.define
-class EchoingVendor:
-    """A vendor whose records show what was sent, and which may confuse its answers.
-
-    Attributes:
-        transport: Scripted.
-        make: Makes answers.
-        answers_with: Returns the number of the task that the submit of a number is answered with, or what is
-            answered instead.
-        shows: Returns what the record of a task shows of the request that it was made from.
-        ends: Returns the flag with which a task ends.
-    """
-
-    transport: Any
-    make: Any
-    answers_with: Callable[[int], Any] = lambda number: number
-    shows: Callable[[int, dict[str, Any]], Any] = lambda _, sent: json.dumps(sent, sort_keys=True)
-    ends: Callable[[int], int] = lambda _: 1
-    sent: list[dict[str, Any]] = attrs.field(factory=list)
-
-    def __attrs_post_init__(self) -> None:
-        self.transport.script["generate"] = [self._generate]
-        self.transport.script["record-info"] = [self._record]
-
-    def _generate(self, request: Any) -> Any:
-        number = len(self.sent)
-        self.sent.append(json.loads(request.body))
-        answer = self.answers_with(number)
-        return self.make.answer({"taskId": f"t{answer}"}) if isinstance(answer, int) else answer
-
-    def _record(self, request: Any) -> Any:
-        task_id = request.query["taskId"]
-        number = int(task_id[1:])
-        if number >= len(self.sent):
-            return self.make.answer(None, 422, msg="The record does not exist")
-        shown = self.shows(number, self.sent[number])
-        fields = {} if shown is None else {"paramJson": shown}
-        return self.make.record(self.ends(number), task_id, **fields)
-
-    def tasks_about(self, url: str) -> list[str]:
-        """Return the tasks that were made of an image."""
-        return [f"t{number}" for number, sent in enumerate(self.sent) if sent.get("inputImage") == url]
-
-
-@pytest.fixture
-def echoing(transport: Any, make: Any) -> EchoingVendor:
-    """A vendor that echoes verbatim and confuses nothing."""
-    return EchoingVendor(transport, make)
 
 
 async def run(client: FluxClient, path: Path | str, images: list[Any], **options: Any) -> dict[str, Outcome]:
@@ -114,7 +64,7 @@ async def run(client: FluxClient, path: Path | str, images: list[Any], **options
 
 
 async def test_one_id_for_three_submits_is_taken_once(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """Three submits are answered with one id: the first has its result, two are in doubt and say why."""
     echoing.answers_with = lambda _: 0
@@ -122,7 +72,7 @@ async def test_one_id_for_three_submits_is_taken_once(
     kinds = [type(outcomes[url]) for url in URLS[:3]]
     assert sorted(kind.__name__ for kind in kinds) == ["InDoubt", "InDoubt", "Succeeded"]
     (url,) = [url for url in URLS[:3] if isinstance(outcomes[url], Succeeded)]
-    assert echoing.tasks_about(url) == ["t0"]
+    assert echoing.tasks_of(url) == ["t0"]
     for outcome in outcomes.values():
         if isinstance(outcome, InDoubt):
             assert isinstance(outcome.error, TaskMismatch)
@@ -131,12 +81,12 @@ async def test_one_id_for_three_submits_is_taken_once(
 
 
 async def test_an_id_of_an_earlier_run_is_not_taken(
-    echoing: EchoingVendor, tmp_path: Path, make: Any, clock: Any, transport: Any
+    echoing: ScriptedVendor, tmp_path: Path, transport: Any
 ) -> None:
     """The journal knows the ids of runs before; the job that has the id is named."""
     path = tmp_path / "j.sqlite3"
     for expected in (Succeeded, InDoubt):
-        async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+        async with transport.client() as client:
             index = 0 if expected is Succeeded else 1
             echoing.answers_with = lambda _: 0
             outcomes = await run(client, path, [URLS[index]])
@@ -147,18 +97,18 @@ async def test_an_id_of_an_earlier_run_is_not_taken(
 
 
 async def test_an_id_of_an_earlier_submit_of_the_same_job_is_not_taken(
-    echoing: EchoingVendor, tmp_path: Path, make: Any, clock: Any, transport: Any
+    echoing: ScriptedVendor, tmp_path: Path, transport: Any
 ) -> None:
     """A task that failed does not become the task of the submit that was paid after it."""
     path = tmp_path / "j.sqlite3"
     echoing.answers_with, echoing.ends = (lambda _: 0), lambda _: 3
-    async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+    async with transport.client() as client:
         outcomes = await run(client, path, URLS[:1], retry=RetryPolicy(max_paid_attempts=2))
     assert isinstance(outcomes[URLS[0]], InDoubt)
     assert len(echoing.sent) == 2
 
 
-async def test_one_client_hands_out_an_id_once(client: FluxClient, echoing: EchoingVendor) -> None:
+async def test_one_client_hands_out_an_id_once(client: FluxClient, echoing: ScriptedVendor) -> None:
     """The second caller receives an error that says what was seen, and that the submit may be charged."""
     echoing.answers_with = lambda _: 0
     assert await client.submit(EditRequest.text_removal(URLS[0])) == "t0"
@@ -173,7 +123,7 @@ async def test_one_client_hands_out_an_id_once(client: FluxClient, echoing: Echo
 
 @pytest.mark.parametrize("flag", [1, 3], ids=["succeeded", "failed"])
 async def test_the_record_of_another_job_is_not_the_result_and_is_offered_to_that_job(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, flag: int
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, flag: int
 ) -> None:
     """One answer is lost and its task's id goes to the next submit: both jobs end with their own image."""
     path = tmp_path / "j.sqlite3"
@@ -202,7 +152,7 @@ async def test_the_record_of_another_job_is_not_the_result_and_is_offered_to_tha
 
 
 async def test_two_answers_that_are_exchanged_are_set_right_without_another_charge(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """Each of two jobs is answered with the other's task: neither takes it, and later both have theirs."""
     path = tmp_path / "j.sqlite3"
@@ -213,13 +163,13 @@ async def test_two_answers_that_are_exchanged_are_set_right_without_another_char
     for url in URLS[:2]:
         outcome = outcomes[url]
         assert isinstance(outcome, Succeeded)
-        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert [outcome.image.task_id] == echoing.tasks_of(url)
         assert outcome.image.echo is Echo.CONFIRMED
     assert len(echoing.sent) == 2
 
 
 async def test_answers_that_arrive_one_submit_late_give_no_wrong_result(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """Eight submits, each answered with the task of the one before: later runs set seven of them right."""
     path = tmp_path / "j.sqlite3"
@@ -230,31 +180,31 @@ async def test_answers_that_arrive_one_submit_late_give_no_wrong_result(
     for url in URLS[:-1]:
         outcome = outcomes[url]
         assert isinstance(outcome, Succeeded)
-        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert [outcome.image.task_id] == echoing.tasks_of(url)
     assert isinstance(outcomes[URLS[-1]], InDoubt)
     assert len(echoing.sent) == 8
 
 
 async def test_a_killed_run_compares_the_first_record_after_it_resumes(
-    echoing: EchoingVendor, tmp_path: Path, make: Any, clock: Any, transport: Any
+    echoing: ScriptedVendor, tmp_path: Path, transport: Any
 ) -> None:
     """A wrong id that was written down before the process died is found out by the next one."""
     path = tmp_path / "j.sqlite3"
     echoing.answers_with = lambda number: Unknown("dropped") if number == 0 else 0
     echoing.ends = lambda _: 0
-    async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+    async with transport.client() as client:
         await run(client, path, URLS[:1])
         outcomes = await run(client, path, URLS[1:2], timeout=30.0)
         assert isinstance(outcomes[URLS[1]], Failed)  # its deadline passed: the journal has it as submitted
     echoing.ends = lambda _: 1
-    async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+    async with transport.client() as client:
         outcomes = await run(client, path, URLS[1:2])
     assert isinstance(outcomes[URLS[1]], InDoubt)
     assert isinstance(outcomes[URLS[1]].error, TaskMismatch)
 
 
 async def test_the_same_image_in_two_formats_is_not_confused(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """Prompt, image and model are the same; the record shows the other job's format."""
     path = tmp_path / "j.sqlite3"
@@ -272,7 +222,7 @@ async def test_the_same_image_in_two_formats_is_not_confused(
 
 
 async def test_two_jobs_with_one_request_each_keep_their_task(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """The records of two equal requests are alike: each is a confirmation for both."""
     request = EditRequest.text_removal(URLS[0])
@@ -284,7 +234,7 @@ async def test_two_jobs_with_one_request_each_keep_their_task(
 
 
 async def test_the_record_of_an_uploaded_image_shows_where_it_was_uploaded(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, transport: Any, make: Any
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, transport: Any, make: Any
 ) -> None:
     """The echo holds the address of the attempt, also after a resume; another upload's is another job's."""
     path = tmp_path / "j.sqlite3"
@@ -317,7 +267,7 @@ def without_prompt(_: int, sent: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
 async def test_the_image_of_another_job_is_a_contradiction_whatever_the_prompt_says(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, shows: Any
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, shows: Any
 ) -> None:
     """Each of two jobs is answered with the other's task: neither takes it, and later both have theirs."""
     path = tmp_path / "j.sqlite3"
@@ -327,14 +277,14 @@ async def test_the_image_of_another_job_is_a_contradiction_whatever_the_prompt_s
     for url in URLS[:2]:
         outcome = outcomes[url]
         assert isinstance(outcome, Succeeded)
-        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert [outcome.image.task_id] == echoing.tasks_of(url)
         assert outcome.image.echo is (Echo.UNRECOGNISED if shows is translated else Echo.ABSENT)
     assert len(echoing.sent) == 2
 
 
 @pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
 async def test_answers_that_arrive_one_submit_late_give_no_wrong_result_of_a_vendor_that_translates(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, shows: Any
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, shows: Any
 ) -> None:
     """Eight submits, each answered with the task of the one before: later runs set seven of them right."""
     path = tmp_path / "j.sqlite3"
@@ -346,13 +296,13 @@ async def test_answers_that_arrive_one_submit_late_give_no_wrong_result_of_a_ven
     for url in URLS[:-1]:
         outcome = outcomes[url]
         assert isinstance(outcome, Succeeded)
-        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert [outcome.image.task_id] == echoing.tasks_of(url)
     assert isinstance(outcomes[URLS[-1]], InDoubt)
     assert len(echoing.sent) == 8
 
 
 async def test_the_prompt_decides_between_two_edits_of_one_image(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """A third job has the task of one of them: it is offered to the one that sent the prompt, or to none."""
     path = tmp_path / "j.sqlite3"
@@ -373,7 +323,7 @@ async def test_the_prompt_decides_between_two_edits_of_one_image(
 
 
 async def test_two_edits_of_one_image_with_rewritten_prompts_are_marked(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """The image says nothing and the prompt is nobody's: both have a result that is marked."""
     echoing.shows = translated
@@ -385,7 +335,7 @@ async def test_two_edits_of_one_image_with_rewritten_prompts_are_marked(
 
 
 async def test_a_task_found_by_its_image_is_not_offered_again_once_its_record_contradicts(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """The account echoes verbatim, and the prompt is not this job's: it looks once and stays in doubt."""
     path = tmp_path / "j.sqlite3"
@@ -412,7 +362,7 @@ def rehosted(number: int, sent: dict[str, Any]) -> str:
 
 
 async def test_a_vendor_that_never_echoes_verbatim_stays_usable(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every image has its result, marked as unrecognised; one warning is logged for all of them."""
     echoing.shows = rehosted
@@ -420,7 +370,7 @@ async def test_a_vendor_that_never_echoes_verbatim_stays_usable(
     for url in URLS:
         outcome = outcomes[url]
         assert isinstance(outcome, Succeeded)
-        assert [outcome.image.task_id] == echoing.tasks_about(url)
+        assert [outcome.image.task_id] == echoing.tasks_of(url)
         assert outcome.image.echo is Echo.UNRECOGNISED
     warnings = [record for record in caplog.records if "shows another request" in record.getMessage()]
     assert [record.levelname for record in warnings] == ["WARNING"]
@@ -428,7 +378,7 @@ async def test_a_vendor_that_never_echoes_verbatim_stays_usable(
 
 @pytest.mark.parametrize("restart", [False, True], ids=["one run", "two runs"])
 async def test_an_unknown_record_is_in_doubt_once_three_were_verbatim(
-    echoing: EchoingVendor, tmp_path: Path, make: Any, clock: Any, transport: Any, restart: bool
+    echoing: ScriptedVendor, tmp_path: Path, transport: Any, restart: bool
 ) -> None:
     """The journal keeps that this account echoes verbatim: from then on, another request contradicts."""
     path = tmp_path / "j.sqlite3"
@@ -436,7 +386,7 @@ async def test_an_unknown_record_is_in_doubt_once_three_were_verbatim(
     parts = [URLS[:4], URLS[4:5]] if restart else [[*URLS[:4], *URLS[4:5]]]
     outcomes: dict[str, Outcome] = {}
     for part in parts:
-        async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+        async with transport.client() as client:
             for url in part:  # one after another, so that their order is known
                 outcomes |= await run(client, path, [url])
     third, fifth = outcomes[URLS[2]], outcomes[URLS[4]]
@@ -451,10 +401,8 @@ async def test_an_unknown_record_is_in_doubt_once_three_were_verbatim(
 @pytest.mark.parametrize("restart", [False, True], ids=["one run", "two runs"])
 @pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
 async def test_an_unknown_image_is_in_doubt_once_three_images_were_verbatim(
-    echoing: EchoingVendor,
+    echoing: ScriptedVendor,
     tmp_path: Path,
-    make: Any,
-    clock: Any,
     transport: Any,
     shows: Any,
     restart: bool,
@@ -464,7 +412,7 @@ async def test_an_unknown_image_is_in_doubt_once_three_images_were_verbatim(
     echoing.shows = lambda number, sent: (rehosted if number in {2, 4} else shows)(number, sent)
     outcomes: dict[str, Outcome] = {}
     for part in [URLS[:4], URLS[4:5]] if restart else [URLS[:5]]:
-        async with FluxClient(make.key, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+        async with transport.client() as client:
             for url in part:  # one after another, so that their order is known
                 outcomes |= await run(client, path, [url])
     assert all(isinstance(outcomes[url], Succeeded) for url in URLS[:4])
@@ -474,7 +422,7 @@ async def test_an_unknown_image_is_in_doubt_once_three_images_were_verbatim(
 
 
 async def test_a_vendor_that_copies_images_stays_usable_after_verbatim_prompts(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """Images made from words confirm that prompts are echoed, and say nothing about images."""
     path = tmp_path / "j.sqlite3"
@@ -487,7 +435,7 @@ async def test_a_vendor_that_copies_images_stays_usable_after_verbatim_prompts(
 
 
 async def test_a_prompt_that_the_vendor_may_translate_is_no_contradiction(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """After verbatim records of English prompts, a translated one of the right image has its result."""
     path = tmp_path / "j.sqlite3"
@@ -500,7 +448,7 @@ async def test_a_prompt_that_the_vendor_may_translate_is_no_contradiction(
 
 
 async def test_no_echo_is_no_contradiction(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Records without their request, or with half of it, end in results as they did."""
     path = tmp_path / "j.sqlite3"
@@ -516,7 +464,7 @@ async def test_no_echo_is_no_contradiction(
 
 
 async def test_many_contradictions_halt_the_run(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """Records that show strangers' requests are answers that make no sense: not all of sixty are paid."""
     path = tmp_path / "j.sqlite3"
@@ -531,7 +479,7 @@ async def test_many_contradictions_halt_the_run(
 # --- one call -----------------------------------------------------------------------------------------------
 
 
-async def test_one_call_says_what_the_record_shows(client: FluxClient, echoing: EchoingVendor) -> None:
+async def test_one_call_says_what_the_record_shows(client: FluxClient, echoing: ScriptedVendor) -> None:
     """``remove_text`` compares the record with its request; a ``wait`` for a bare id compares nothing."""
     image = await client.remove_text(URLS[0])
     assert image.echo is Echo.CONFIRMED
@@ -546,7 +494,7 @@ async def test_one_call_says_what_the_record_shows(client: FluxClient, echoing: 
 
 @pytest.mark.parametrize("flag", [1, 3], ids=["succeeded", "failed"])
 async def test_one_call_refuses_the_task_of_another(
-    client: FluxClient, echoing: EchoingVendor, flag: int
+    client: FluxClient, echoing: ScriptedVendor, flag: int
 ) -> None:
     """The task of a submit whose answer was lost comes as the answer to the next: no result, and in doubt."""
     echoing.ends = lambda _: flag
@@ -562,7 +510,7 @@ async def test_one_call_refuses_the_task_of_another(
 
 @pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
 async def test_one_call_refuses_the_image_of_another_whatever_the_prompt_says(
-    client: FluxClient, echoing: EchoingVendor, shows: Any
+    client: FluxClient, echoing: ScriptedVendor, shows: Any
 ) -> None:
     """A client remembers the images of its submits."""
     echoing.shows = shows
@@ -574,7 +522,7 @@ async def test_one_call_refuses_the_image_of_another_whatever_the_prompt_says(
 
 
 async def test_one_call_refuses_an_unknown_record_once_three_were_verbatim(
-    client: FluxClient, echoing: EchoingVendor
+    client: FluxClient, echoing: ScriptedVendor
 ) -> None:
     """A client that has seen three verbatim records knows that the account echoes."""
     for url in URLS[:3]:
@@ -607,7 +555,7 @@ ODD = {
 @pytest.mark.parametrize(("answer", "task_id"), ODD.values(), ids=ODD)
 async def test_an_id_in_an_odd_answer_is_kept_and_shown(
     client: FluxClient,
-    echoing: EchoingVendor,
+    echoing: ScriptedVendor,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     answer: Any,
@@ -627,18 +575,16 @@ async def test_an_id_in_an_odd_answer_is_kept_and_shown(
         assert await journal.candidates(1) == [task_id]
 
 
-async def test_a_whole_number_is_a_task_id(client: FluxClient, echoing: EchoingVendor, make: Any) -> None:
+async def test_a_whole_number_is_a_task_id(client: FluxClient, echoing: ScriptedVendor, make: Any) -> None:
     """``{"taskId": 12345}`` is an accepted submit, whose record names the task as a number, too."""
     echoing.answers_with = lambda _: make.answer({"taskId": 12345})
-    echoing.transport.script["record-info"] = [
-        lambda _: make.record(1, 12345, paramJson=json.dumps(echoing.sent[0]))
-    ]
+    echoing.script["record-info"] = [lambda _: make.record(1, 12345, paramJson=json.dumps(echoing.sent[0]))]
     image = await client.remove_text(URLS[0])
     assert (image.task_id, image.echo) == ("12345", Echo.CONFIRMED)
 
 
 async def test_a_single_submit_names_the_ids_of_an_odd_answer(
-    client: FluxClient, echoing: EchoingVendor
+    client: FluxClient, echoing: ScriptedVendor
 ) -> None:
     """Without a journal the error is all there is; the ids of the request itself are none of the task."""
     image = f"https://pictures.example/{HEX}.jpg"
@@ -649,7 +595,7 @@ async def test_a_single_submit_names_the_ids_of_an_odd_answer(
     assert caught.value.charge is Charge.MAYBE
 
 
-async def test_a_refusal_keeps_no_answer(client: FluxClient, echoing: EchoingVendor, make: Any) -> None:
+async def test_a_refusal_keeps_no_answer(client: FluxClient, echoing: ScriptedVendor, make: Any) -> None:
     """Where nothing was charged there is no task to look for."""
     echoing.answers_with = lambda _: make.answer({"requestId": HEX}, 402)
     with pytest.raises(InsufficientCreditsError) as caught:
@@ -659,7 +605,7 @@ async def test_a_refusal_keeps_no_answer(client: FluxClient, echoing: EchoingVen
 
 @pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
 async def test_a_task_about_the_image_of_another_job_is_not_adopted(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, shows: Any
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, shows: Any
 ) -> None:
     """Whatever its prompt, and although the API named it for the job."""
     path = tmp_path / "j.sqlite3"
@@ -675,7 +621,7 @@ async def test_a_task_about_the_image_of_another_job_is_not_adopted(
 
 @pytest.mark.parametrize("kind", ["confirmed", "absent", "unknown", "another job's"])
 async def test_what_a_person_may_adopt(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, kind: str
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, kind: str
 ) -> None:
     """An unknown record only where the API named the task for this job; another job's task never."""
     path = tmp_path / "j.sqlite3"
@@ -706,19 +652,16 @@ async def test_what_a_person_may_adopt(
 
 
 async def command(
-    vendor: EchoingVendor, folder: Path, select: Any, capsys: pytest.CaptureFixture[str], **options: Any
+    vendor: ScriptedVendor, folder: Path, select: Any, capsys: pytest.CaptureFixture[str], **options: Any
 ) -> str:
     """Run a command in a folder; return its messages in one line."""
-    transport, make = vendor.transport, vendor.make
     done = RemoveText(
         order=RunOptions(folder=folder, download=False, **options),
         select=select,
-        make_client=lambda: FluxClient(
-            make.key, "http://127.0.0.1:1", transport=transport, clock=transport.clock
-        ),
+        make_client=vendor.client,
         display=RunDisplay(output=Output(), prints_results=False),
         interruption=Interruption(),
-        clock=transport.clock,
+        clock=vendor.clock,
     )
     await done.run()
     return " ".join(capsys.readouterr().err.split())
@@ -735,7 +678,7 @@ def take(*urls: str) -> Any:
 
 
 @pytest.fixture
-async def found(client: FluxClient, echoing: EchoingVendor, tmp_path: Path) -> EchoingVendor:
+async def found(client: FluxClient, echoing: ScriptedVendor, tmp_path: Path) -> ScriptedVendor:
     """The answer for the first image was lost; later ones are answered with the task of the one before."""
     echoing.answers_with = lambda number: number - 1 if number else Unknown("dropped")
     await run(client, tmp_path / JOURNAL, URLS[:1])
@@ -743,7 +686,7 @@ async def found(client: FluxClient, echoing: EchoingVendor, tmp_path: Path) -> E
 
 
 async def test_the_end_of_a_run_says_which_doubts_the_same_command_ends_free_of_charge(
-    found: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    found: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The task of one image was found after its outcome; that of the other is not known."""
     both = take(*URLS[:2])
@@ -763,7 +706,7 @@ async def test_the_end_of_a_run_says_which_doubts_the_same_command_ends_free_of_
 
 @pytest.mark.parametrize("how", ["retry", "resubmit"])
 async def test_a_second_charge_is_announced_only_for_doubts_whose_task_is_not_known(
-    found: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+    found: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     """Of two images in doubt one has its task found: it is fetched, and the other is paid for again."""
     await command(found, tmp_path, take(*URLS[:2]), capsys)
@@ -787,7 +730,7 @@ async def test_a_second_charge_is_announced_only_for_doubts_whose_task_is_not_kn
 
 
 async def test_unrecognised_results_are_listed(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The end of a run names the command that lists them, with image, key and where the result is."""
     echoing.shows = lambda number, sent: rehosted(number, sent) if number else json.dumps(sent)
@@ -810,7 +753,7 @@ async def test_unrecognised_results_are_listed(
 
 
 async def test_the_list_of_unrecognised_results_names_their_files(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also that of a result which has not come yet."""
     echoing.shows = rehosted
@@ -829,7 +772,7 @@ async def test_the_list_of_unrecognised_results_names_their_files(
 
 
 async def test_without_callbacks_nothing_waits_for_one(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
     """An image in doubt counts as in doubt at once."""
     echoing.answers_with = lambda _: Unknown("dropped")
@@ -841,7 +784,7 @@ async def test_without_callbacks_nothing_waits_for_one(
 
 
 async def test_status_counts_records_of_unknown_requests_and_names_found_tasks(
-    client: FluxClient, echoing: EchoingVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In words and as data: what was confirmed, what was not, and the task that another poll has found."""
     path = tmp_path / JOURNAL

@@ -58,9 +58,7 @@ async def test_who_leaves_the_queue_costs_the_others_no_turn(
 ) -> None:
     """Twenty waits that end before their look had its turn; the next one's look comes at once."""
     limits = Limits(polls_per_s=0.1)
-    async with FluxClient(
-        "k", "http://127.0.0.1:1", transport=transport, clock=clock, limits=limits
-    ) as paced:
+    async with transport.client(limits=limits) as paced:
         await paced.wait("t1")
         before = transport.count("record-info")
         gone = [asyncio.get_running_loop().create_task(paced.wait(f"gone-{n}", age=500.0)) for n in range(20)]
@@ -85,9 +83,7 @@ async def test_leaving_a_batch_ends_its_waits_and_frees_their_slots(
     transport.script["record-info"] = [lambda request: make.record(0, request.query["taskId"])]
     limits = Limits(submits=1000, window_s=1.0, in_flight=300)
     polling = PollPolicy(interval_s=500.0, cap_s=500.0)
-    async with FluxClient(
-        "k", "http://127.0.0.1:1", transport=transport, clock=clock, limits=limits, polling=polling
-    ) as client:
+    async with transport.client(limits=limits, polling=polling) as client:
         for _ in range(2):
             before = len(asyncio.all_tasks())
             async with run_batch(client, URLS, timeout=10_000.0) as batch:
@@ -101,7 +97,7 @@ async def test_leaving_a_batch_ends_its_waits_and_frees_their_slots(
 async def test_an_outcome_that_nobody_takes_is_no_loss(transport: Any, clock: Any, make: Any) -> None:
     """A block that is left between the end of a task and its outcome tells of the task once."""
     transport.script["record-info"] = [make.record(1)]
-    async with FluxClient("k", "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+    async with transport.client() as client:
         async with run_batch(client, URLS[:1]) as batch:
             while batch.progress.succeeded == 0:
                 await clock.sleep(1.0)
@@ -180,9 +176,7 @@ async def test_an_upload_serves_the_submit_after_a_paid_failure(
     assert (transport.count("generate"), transport.count("file-url-upload")) == (2, 1)
 
 
-async def test_observers_are_called_in_the_context_of_their_batch(
-    client: FluxClient, vendor: Any, clock: Any
-) -> None:
+async def test_observers_are_called_in_the_context_of_their_batch(client: FluxClient, vendor: Any) -> None:
     """Two batches wait on one client: neither sees the context variables of the other."""
     seen: set[tuple[str, str]] = set()
 

@@ -100,14 +100,14 @@ async def test_who_comes_late_shares_the_looks(
 
 
 async def test_when_the_one_who_looks_is_cancelled_another_takes_over(
-    client: FluxClient, transport: Any, clock: Any
+    client: FluxClient, transport: Any
 ) -> None:
     """The wait of the others goes on where the one whose request is on its way is cancelled."""
     transport.latency_s = 2.0
     async with asyncio.TaskGroup() as group:
         first = group.create_task(client.wait(TASK))
         second = group.create_task(client.wait(TASK))
-        while not transport.in_the_air:
+        while not transport.in_flight:
             await asyncio.sleep(0)
         first.cancel()
     assert first.cancelled()
@@ -212,7 +212,7 @@ async def test_a_process_stopped_between_polls_makes_the_one_that_was_due(
     transport.script["record-info"] = [make.record(0), make.record(0), make.record(int(has_finished))]
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(waits(client, 1, timeout=300.0))
-        while transport.count("record-info") < 2 or transport.in_the_air:
+        while transport.count("record-info") < 2 or transport.in_flight:
             await asyncio.sleep(0)
         clock.now += 400.0
         gone_on = clock.now
@@ -287,11 +287,11 @@ async def test_a_callback_from_elsewhere_wakes_as_well(
     assert transport.count("record-info") == 1
 
 
-def test_a_callback_for_a_client_whose_loop_has_ended_wakes_nobody(transport: Any, clock: Any) -> None:
+def test_a_callback_for_a_client_whose_loop_has_ended_wakes_nobody(transport: Any) -> None:
     """It is no error of the receiver's."""
 
     async def use() -> FluxClient:
-        async with FluxClient("k" * 20, "http://127.0.0.1:1", transport=transport, clock=clock) as client:
+        async with transport.client() as client:
             return client
 
     asyncio.run(use()).notify(TASK)
