@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import select
-import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -251,7 +250,7 @@ class AiohttpTransport:
         self._user_agent = user_agent(version, "aiohttp", aiohttp.__version__)
         self._sessions: dict[tuple[Host, bool], HostSession] = {}
         self._closed = False
-        self._tls: ssl.SSLContext | None = None
+        self._tls_context = cache(tls_context)  # reading the certificates takes tens of milliseconds
         self._files = files or FileClient(
             self._user_agent,
             AddressGuard(credentials.host, is_public=credentials.is_default),
@@ -345,11 +344,6 @@ class AiohttpTransport:
         else:
             words = f"{type(error).__name__}: {error}".rstrip(": ")
         return self._credentials.scrub(words.encode("utf-8", "replace")).decode()
-
-    def _tls_context(self) -> ssl.SSLContext:
-        """TLS context for the API and for downloads: reading the certificates takes tens of milliseconds."""
-        self._tls = self._tls or tls_context()
-        return self._tls
 
 
 def _is_cancelled() -> bool:

@@ -7,8 +7,7 @@ paid requests. Each library is imported only when it is chosen.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 from flux_async.errors import ConfigurationError, MissingExtra, shown
 from flux_async.transport import Transport
@@ -51,45 +50,26 @@ def make_transport(
         from flux_async.transport import httpx_  # noqa: PLC0415 - httpx is slow to import
 
         return httpx_.HttpxTransport(credentials, version=version, client=client)
-    if choice is not None and not isinstance(choice, str):
-        if not callable(getattr(choice, "exchange", None)):
-            raise _unknown(choice)
-        return choice
-    name = _name_from_environment() if choice is None else choice
-    if not _is_known(name):
-        raise _unknown(name)
+    if callable(getattr(choice, "exchange", None)):
+        return cast("Transport", choice)
+    name = (os.environ.get(VARIABLE, "").strip() or DEFAULT) if choice is None else choice
+    if name not in TRANSPORTS:
+        names = f"{', '.join(TRANSPORTS[:-1])} or {TRANSPORTS[-1]}"
+        expected = (
+            f"{VARIABLE} must be {names}" if choice is None else f"transport must be {names}, or a Transport"
+        )
+        raise ConfigurationError(f"{expected}, not {shown(name)}.")
     if name == "aiohttp":
         return _over_aiohttp(credentials, version)
     from flux_async.transport import httpx_  # noqa: PLC0415 - httpx is slow to import
 
-    return httpx_.HttpxTransport(credentials, version=version, family=name)
+    return httpx_.HttpxTransport(credentials, version=version, family=cast("Any", name))
 
 
 def name_of(transport: Transport) -> str:
     """Return the library of a transport, or the class name of a transport of the caller's."""
     name = getattr(transport, "name", None)
     return name if isinstance(name, str) else type(transport).__name__
-
-
-def _name_from_environment() -> TransportName:
-    name = os.environ.get(VARIABLE, "").strip() or DEFAULT
-    if not _is_known(name):
-        raise ConfigurationError(f"{VARIABLE} must be {_listed(TRANSPORTS)}, not {shown(name)}.")
-    return name
-
-
-def _is_known(name: str) -> TypeGuard[TransportName]:
-    return name in TRANSPORTS
-
-
-def _unknown(choice: object) -> ConfigurationError:
-    choices = _listed([*map(repr, TRANSPORTS), "a Transport"])
-    return ConfigurationError(f"transport must be {choices}, not {shown(choice)}.")
-
-
-def _listed(words: Sequence[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} or {last}"
 
 
 def _over_aiohttp(credentials: Credentials, version: str) -> Transport:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -59,18 +58,6 @@ class HttpClient(Protocol):
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
         """Send it."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        ...
-
-
-class Connection(Protocol):
-    """Methods used of the library's ``AsyncHTTPTransport``, which here holds one connection."""
-
-    async def handle_async_request(self, request: Any) -> Any:
-        """Send a request and return the response, whose body is still to be read."""
         ...
 
     async def aclose(self) -> None:
@@ -157,7 +144,7 @@ class HttpxTransport:
 
     Without a client of the caller's, each connection is one ``AsyncHTTPTransport``. httpcore's pool inspects
     all its connections before and after each request: with 16 in one pool a poll took 1.9 ms of CPU, with one
-    in each 0.6 ms (``benchmarks/transports.py``). A request stopped in the middle can occupy a place in its
+    in each 0.6 ms (``benchmarks/transports.py``). A request stopped in the middle can occupy a slot in its
     pool forever; here that is the connection that is closed anyway. The ``AsyncClient`` is left out because
     its cookies, redirects and log lines cost CPU and are not wanted.
 
@@ -182,12 +169,12 @@ class HttpxTransport:
         self._credentials = credentials
         self._user_agent = user_agent(version, self.name, getattr(self._family, "__version__", "?"))
         self._given = client
-        self._kept: deque[tuple[Connection, float]] = deque()
-        self._open: set[Connection] = set()
+        self._kept: deque[tuple[Any, float]] = deque()
+        self._open: set[Any] = set()
         self._closed = False
         self._reports = False
         self._read_url = lru_cache(maxsize=_URLS_KEPT)(self._family.URL)
-        self._tls: ssl.SSLContext | None = None
+        self._tls_context = cache(tls_context)  # reading the certificates takes tens of milliseconds
         self._files = files or FileClient(
             self._user_agent,
             AddressGuard(credentials.host, is_public=credentials.is_default),
@@ -256,7 +243,7 @@ class HttpxTransport:
 
         An exception of the caller's client proves ``NotSent`` only if httpcore reported the steps of the
         request: a foreign transport has raised ConnectTimeout for a request that the server had received. A
-        request that waits for a place in a pool has no steps; then steps of earlier requests prove that there
+        request that waits for a slot in a pool has no steps; then steps of earlier requests prove that there
         is a pool.
 
         Raises:
@@ -283,12 +270,12 @@ class HttpxTransport:
             self._reports = self._reports or steps.reported
         return Unknown(reason, self._credentials.scrub(answer.part()))
 
-    def _connection_for(self, request: WireRequest) -> Connection:
+    def _connection_for(self, request: WireRequest) -> Any:
         """Return the connection that was used last, so that the others can expire, or a new one."""
         if request.keep_alive and self._kept:
             return self._kept.pop()[0]
         parts = urlsplit(self._credentials.url_for(request))
-        connection: Connection = self._family.AsyncHTTPTransport(
+        connection = self._family.AsyncHTTPTransport(
             verify=self._tls_context(),
             limits=self._family.Limits(
                 max_connections=1,
@@ -300,14 +287,14 @@ class HttpxTransport:
         self._open.add(connection)
         return connection
 
-    async def _keep(self, connection: Connection) -> None:
+    async def _keep(self, connection: Any) -> None:
         """Keep a connection for the next poll; close those that no poll has used for ``KEEPALIVE_S``."""
         now = asyncio.get_running_loop().time()
         self._kept.append((connection, now))
         while self._kept and self._kept[0][1] < now - KEEPALIVE_S:
             await self._close(self._kept.popleft()[0])
 
-    async def _close(self, connection: Connection) -> None:
+    async def _close(self, connection: Any) -> None:
         self._open.discard(connection)
         with contextlib.suppress(Exception):  # the received answer must not be lost
             await connection.aclose()
@@ -370,8 +357,3 @@ class HttpxTransport:
         for connection in tuple(self._open):
             await self._close(connection)
         await self._files.aclose()
-
-    def _tls_context(self) -> ssl.SSLContext:
-        """TLS context for the API and for downloads: reading the certificates takes tens of milliseconds."""
-        self._tls = self._tls or tls_context()
-        return self._tls

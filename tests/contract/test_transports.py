@@ -85,7 +85,9 @@ def test_a_library_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("transport", ["", "auto", "curl", "AIOHTTP", 7, object()])
 def test_an_unknown_transport_is_refused_with_the_choices(transport: Any) -> None:
     """An object that is no transport is refused as well."""
-    with pytest.raises(ConfigurationError, match="'httpx', 'httpx2', 'aiohttp' or a Transport, not"):
+    with pytest.raises(
+        ConfigurationError, match="transport must be httpx, httpx2 or aiohttp, or a Transport, not"
+    ):
         FluxClient(KEY, transport=transport)
 
 
