@@ -395,11 +395,10 @@ def digest_key(request: ImageRequest) -> JobKey:
     Raises:
         InvalidInput: The file has not been read yet.
     """
-    fields = attrs.asdict(
-        request, recurse=False, filter=lambda a, v: v is not None and a.name != "callback_url"
-    )
-    if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
-        fields["input_image"] = request.input_image.reference
+    names = (a.name for a in attrs.fields(type(request)) if a.name != "callback_url")
+    fields = {name: value for name in names if (value := getattr(request, name)) is not None}
+    if isinstance(image := fields.get("input_image"), LocalImage):
+        fields["input_image"] = image.reference
     text = _DIGEST_ENCODER.encode(fields)
     return JobKey(hashlib.sha256(text.encode()).hexdigest())
 

@@ -27,6 +27,7 @@ _ONE_SLASH = re.compile(r"(https?):/?(?=[^/])", re.IGNORECASE)
 _DRIVE_FILE = re.compile(r"/file/(?:u/[0-9]+/)?d/([A-Za-z0-9_-]+)(?:/(?:view|edit|preview))?/?")
 _GITHUB_PAGE = re.compile(r"/([^/]+/[^/]+)/blob/(.+)")
 _DROPBOX = frozenset({"dropbox.com", "www.dropbox.com"})
+_SHARERS = _DROPBOX | {"drive.google.com", "github.com"}
 _PAGE_HOSTS = frozenset({"photos.app.goo.gl", "photos.google.com", "1drv.ms", "onedrive.live.com"})
 
 _PAIRS = {")": "(", "]": "[", "}": "{", ">": "<"}
@@ -79,7 +80,10 @@ def direct_form(url: str) -> str | None:
     ``https://drive.google.com/file/d/ID/view`` gives ``https://drive.google.com/uc?export=download&id=ID``.
     """
     parts = urlsplit(url)
-    host, query = (parts.hostname or "").lower(), parse_qs(parts.query)
+    host = (parts.hostname or "").lower()
+    if host not in _SHARERS:
+        return None
+    query = parse_qs(parts.query)
     if host == "drive.google.com":
         found = _DRIVE_FILE.fullmatch(parts.path)
         file_id = found[1] if found else (query.get("id", [""])[0] if parts.path == "/open" else "")
