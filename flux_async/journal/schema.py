@@ -73,6 +73,7 @@ def connect(path: str | Path = ":memory:") -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
+        connection.execute("PRAGMA cache_size = -8000")  # 8 MB: the index of many keys is random
         check_version(connection, path)
         if path not in {":memory:", ""}:
             _use_wal(connection)
