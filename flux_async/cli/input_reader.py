@@ -32,9 +32,9 @@ from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
 
-_CHUNK = 4000
-"""Rows added in one commit. A key is a digest, so that each row changes another page of the index: with 4,000
-rows a commit, half the bytes are written that 1,000 need (100,000 rows: 0.36 and 0.79 GB)."""
+_FIRST, _CHUNK = 1000, 4000
+"""Rows added in one commit; submits begin after the first. A key is a digest, so each row changes another
+page of the index: 4,000 rows a commit write half the bytes of 1,000 (100,000 rows: 0.36 and 0.79 GB)."""
 _PASS_ON_S = 0.2
 """Files are read whole: what has been read is passed on after so long, however little it is."""
 
@@ -147,13 +147,13 @@ class Intake:
 
     def _read_rows(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
         rows: list[Row] = []
-        passed_on = self.clock.monotonic()
+        passed_on, size = self.clock.monotonic(), _FIRST
 
         def pass_on(*, is_last: bool) -> None:
-            nonlocal rows, passed_on
+            nonlocal rows, passed_on, size
             if rows or is_last:
                 anyio.from_thread.run(send.send, (rows, is_last))
-                rows, passed_on = [], self.clock.monotonic()
+                rows, passed_on, size = [], self.clock.monotonic(), _CHUNK
 
         given.live.on_wait = partial(pass_on, is_last=False)
         try:
@@ -161,7 +161,7 @@ class Intake:
                 for one in given:
                     rows.append(read_row(one, self.make_job))
                     is_slow = one.is_file and self.clock.monotonic() - passed_on > _PASS_ON_S
-                    if len(rows) >= _CHUNK or is_slow:
+                    if len(rows) >= size or is_slow:
                         pass_on(is_last=False)
             except click.ClickException as trouble:
                 self._broke = trouble

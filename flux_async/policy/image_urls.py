@@ -50,7 +50,7 @@ def check_reachable(url: str, *, api_host: str) -> None:
             f"The vendor cannot fetch {shown(url)}: {why}.",
             advice="Give an address that the internet reaches, or the file itself. Nothing was sent.",
         )
-    if (direct := direct_form(url)) is not None:
+    if host in _SHARERS and (direct := direct_form(url)) is not None:
         use = f"Use the direct address {direct} instead." if direct else "Use the address of the file itself."
         raise InvalidInput(
             f"{shown(url)} is a page around an image, not the image.", advice=f"{use} Nothing was sent."
@@ -80,10 +80,7 @@ def direct_form(url: str) -> str | None:
     ``https://drive.google.com/file/d/ID/view`` gives ``https://drive.google.com/uc?export=download&id=ID``.
     """
     parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
-    if host not in _SHARERS:
-        return None
-    query = parse_qs(parts.query)
+    host, query = (parts.hostname or "").lower(), parse_qs(parts.query)
     if host == "drive.google.com":
         found = _DRIVE_FILE.fullmatch(parts.path)
         file_id = found[1] if found else (query.get("id", [""])[0] if parts.path == "/open" else "")
