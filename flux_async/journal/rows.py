@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -26,10 +27,15 @@ from flux_async.models import Echo, EditRequest, ImageRequest, Job, JobKey, Loca
 if TYPE_CHECKING:
     import sqlite3
 
-_CHANGING = tuple(field.name for field in attrs.fields(JobSnapshot) if field.name != "key")
-_COLUMNS = ", ".join(("number", "request", "source", "source_folder", "key", *_CHANGING))
-_UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in _CHANGING)} WHERE number = ?"
+_CONVERTED = ("state", "charge", "problem", "echo")
+_PLAIN = [a.name for a in attrs.fields(JobSnapshot) if a.name not in {"key", *_CONVERTED}]
+_COLUMNS = ", ".join(("number", "request", "source", "source_folder", "key", *_CONVERTED, *_PLAIN))
+_UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in (*_CONVERTED, *_PLAIN))} WHERE number = ?"
+_plain_values = attrgetter(*_PLAIN)
 _UPDATE_FROM = f"{_UPDATE} AND state = ? AND attempts = ?"
+
+_STATES = {state.value: state for state in JobState}  # a lookup takes a tenth of the time of a call
+_CHARGES = {charge.value: charge for charge in Charge}
 
 
 @attrs.frozen(kw_only=True)
@@ -76,19 +82,20 @@ def select_jobs(connection: sqlite3.Connection, where: str, *values: object) -> 
 
 
 def _stored_job(row: tuple[Any, ...]) -> StoredJob:
-    number, request, source, source_folder, key, *values = row
-    fields = dict(zip(_CHANGING, values, strict=True))
-    fields["state"], fields["charge"] = JobState(fields["state"]), Charge(fields["charge"])
-    if fields["problem"] is not None:
-        fields["problem"] = Problem(**json.loads(fields["problem"]))
-    if fields["echo"] is not None:
-        fields["echo"] = Echo(fields["echo"])
+    number, request, source, source_folder, key, state, charge, problem, echo, *plain = row
     return StoredJob(
         number=number,
         request=request,
         source=None if source is None else os.fsdecode(source),
         source_folder=None if source_folder is None else os.fsdecode(source_folder),
-        job=JobSnapshot(key=key, **fields),
+        job=JobSnapshot(
+            key=key,
+            state=_STATES[state],
+            charge=_CHARGES[charge],
+            problem=None if problem is None else Problem(**json.loads(problem)),
+            echo=None if echo is None else Echo(echo),
+            **dict(zip(_PLAIN, plain, strict=True)),
+        ),
     )
 
 
@@ -107,17 +114,17 @@ def write_event(
     Raises:
         JournalError: The job in the journal is not the one in ``before``.
     """
-    values = [getattr(job, name) for name in _CHANGING]
-    if job.problem is not None:
-        values[_CHANGING.index("problem")] = json.dumps(attrs.asdict(job.problem))
+    problem = None if job.problem is None else json.dumps(attrs.asdict(job.problem))
+    echo = None if job.echo is None else job.echo.value
+    values = (job.state.value, job.charge.value, problem, echo, *_plain_values(job), number)
     if before is None:
-        changed = connection.execute(_UPDATE, (*values, number))
+        changed = connection.execute(_UPDATE, values)
     else:
-        changed = connection.execute(_UPDATE_FROM, (*values, number, before.state, before.attempts))
+        changed = connection.execute(_UPDATE_FROM, (*values, before.state.value, before.attempts))
     if changed.rowcount != 1:
         raise JournalError(f"The journal does not hold job {job.key}, or it is in another state by now.")
     ownership.check_owner(connection, event, number, job.attempts)
-    attempt_state = job.state if job.state in LIVE else "over"
+    attempt_state = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
             "INSERT INTO attempt (job, number, state, intended_at, callback_id, input_url) "
