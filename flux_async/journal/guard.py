@@ -27,7 +27,7 @@ from flux_async.journal.lost_records import (
 )
 from flux_async.journal.ownership import may_have_paid
 from flux_async.journal.schema import check_version, connect, connect_read_only, damage_of, open_for_reading
-from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, catch_up, log_error, log_of
+from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, catch_up, log_errors, log_of
 from flux_async.models import JobKey
 
 if TYPE_CHECKING:
@@ -145,10 +145,8 @@ class JournalGuard:
         self._file = _identity(self._journal)
         self._log = log = catch_up(connection, log_of(self._journal))
         opening = secrets.token_hex(8)
-        try:
+        with log_errors(log.path):
             log.append_opening(opening)
-        except OSError as error:
-            raise log_error(log.path, error) from None
         set_open(connection, opening)
 
     def refusal(self, connection: sqlite3.Connection, keys: Sequence[JobKey]) -> JournalError | None:
@@ -180,9 +178,10 @@ class JournalGuard:
         if self.displaced is not None or self._log is None:
             return self.displaced
         try:
-            work(self._log)
-        except OSError as error:
-            return log_error(self._log.path, error)
+            with log_errors(self._log.path):
+                work(self._log)
+        except JournalError as error:
+            return error
         return None
 
     def _check_path(self, connection: sqlite3.Connection) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +15,7 @@ import attrs
 from flux_async.clock import Clock, SystemClock, hold_of
 from flux_async.errors import JournalError
 from flux_async.journal.guard import open_file
-from flux_async.journal.schema import connect_read_only, make_folder, resolve
+from flux_async.journal.schema import make_folder, resolve
 from flux_async.journal.writer import Writer
 from flux_async.models import CallbackEvent, JobKey, TaskId
 
@@ -184,27 +183,3 @@ def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[I
         )
         for number, at, key, task_id, signed, callback_id, input_url, is_possible_duplicate in rows
     ]
-
-
-class InboxWatch:
-    """Reads from any thread whether another process has stored a callback."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection: sqlite3.Connection | None = None
-
-    def newest(self) -> int:
-        """Return the number of the newest callback; 0 if there is none, or none can be read now."""
-        import sqlite3
-
-        try:
-            if self._connection is None:
-                self._connection = connect_read_only(self._path)
-            return int(self._connection.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0)
-        except sqlite3.Error:
-            return 0
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._connection is not None:
-            self._connection.close()

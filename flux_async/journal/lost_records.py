@@ -74,21 +74,21 @@ def check_complete(connection: sqlite3.Connection | None, journal: Path) -> None
     log = log_of(journal)
     last = last_of(log)  # read first: every submit in it was committed before
     if last is not None and (connection is None or not _is_known(connection, last)):
-        raise JournalRecordsLost(
-            f"{journal} lacks records of submits, which may be paid: {log.name} names later ones. Its -wal "
-            "file was lost or cut, or an older copy was put in its place. Nothing was sent."
+        problem = (
+            f"lacks records of submits, which may be paid: {log.name} names later ones. Its -wal file was "
+            "lost or cut, or an older copy was put in its place"
         )
-    if connection is None and last is None and _is_left_over(journal):
-        raise JournalRecordsLost(
-            f"{journal} is missing or empty, and files beside it show that it was in use. So its records "
-            "of submits are lost, and nothing was sent."
+    elif connection is None and last is None and _is_left_over(journal):
+        problem = "is missing or empty, and files beside it show that it was in use: its records are lost"
+    elif connection is not None and _is_log_lost(connection, log, last):
+        state = "is empty, cut or older than the journal" if log.exists() else "is not beside it"
+        problem = (
+            f"was in use when its process ended or when it was copied, and {log.name} {state}: it may lack "
+            "records of submits"
         )
-    if connection is not None and _is_log_lost(connection, log, last):
-        problem = "is empty, cut or older than the journal" if log.exists() else "is not beside it"
-        raise JournalRecordsLost(
-            f"{journal} was in use when its process ended or when it was copied, and {log.name} {problem}. "
-            "So the journal may lack records of submits, and nothing was sent."
-        )
+    else:
+        return
+    raise JournalRecordsLost(f"{journal} {problem}. Nothing was sent.")
 
 
 def find_lost_records(path: Path) -> LostRecords | None:

@@ -14,6 +14,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -44,11 +45,11 @@ from flux_async.job_state import (
 from flux_async.journal import inbox, ownership
 from flux_async.journal.adding import Added, Adding, EarlierRuns
 from flux_async.journal.guard import JournalGuard, open_file
-from flux_async.journal.inbox import InboxEntry, InboxWatch
+from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.lock import JournalLock
 from flux_async.journal.ownership import PaidTask, Sender
 from flux_async.journal.rows import StoredJob, select_jobs, write_event
-from flux_async.journal.schema import connect, make_folder, read_meta, resolve, write_meta
+from flux_async.journal.schema import connect, connect_read_only, make_folder, read_meta, resolve, write_meta
 from flux_async.journal.submit_log import LoggedSubmit
 from flux_async.journal.writer import Reserve, Writer
 from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
@@ -78,7 +79,7 @@ class Journal:
         self._writer: Writer | None = None
         self._lock: JournalLock | None = None
         self._reserve: Reserve | None = None if self._path is None else Reserve(self._path)
-        self._watch: InboxWatch | None = None
+        self._reading: sqlite3.Connection | None = None
         self._guard: JournalGuard | None = None
         self._earlier = EarlierRuns()
         self.mail: asyncio.Event = asyncio.Event()
@@ -124,9 +125,9 @@ class Journal:
     async def aclose(self) -> None:
         """Finish the waiting writes, close the file, release the lock."""
         writer, self._writer = self._writer, None
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.close()
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.close()
         try:
             if writer is not None:
                 await writer.stop()
@@ -229,7 +230,8 @@ class Journal:
         Raises:
             JobConflictError: A key is there with another request; nothing of ``entries`` was added.
         """
-        return await self._do(lambda c: self._adding(c, is_chosen).add_all(entries, sources or {}))
+        adding = partial(Adding, at=self._clock.wall(), earlier=self._earlier, is_chosen=is_chosen)
+        return await self._do(lambda c: adding(connection=c).add_all(entries, sources or {}))
 
     async def add_entries(
         self,
@@ -242,19 +244,11 @@ class Journal:
     ) -> list[Added]:
         """Add jobs as :meth:`add` does and return the result of each entry; a conflict is such a result.
 
-        Args:
-            entries: Keys and requests.
-            sources: The current files of local images.
-            is_chosen: Returns by its number whether a job is part of the run already.
-            pays_again: Whether to add a job whose image was submitted under another signature.
-            pays_similar: Whether to add one whose address differs only in its query from one that an earlier
-                run has submitted.
+        ``pays_again`` and ``pays_similar`` allow jobs that may be charged again; see :class:`Adding`.
         """
-        return await self._do(
-            lambda c: self._adding(c, is_chosen, pays_again=pays_again, pays_similar=pays_similar).add(
-                entries, sources
-            )
-        )
+        adding = partial(Adding, at=self._clock.wall(), earlier=self._earlier, is_chosen=is_chosen)
+        adding = partial(adding, pays_again=pays_again, pays_similar=pays_similar)
+        return await self._do(lambda c: adding(connection=c).add(entries, sources))
 
     async def add_jobs(
         self, jobs: Sequence[Job], *, is_chosen: Callable[[int], bool] = lambda _: False
@@ -388,9 +382,18 @@ class Journal:
         """Return the number of the newest callback, also if another process has received it."""
         if self._path is None:
             return 0
-        if self._watch is None:
-            self._watch = InboxWatch(self._path)
-        return await anyio.to_thread.run_sync(self._watch.newest)
+        return await anyio.to_thread.run_sync(self._read_newest_callback, self._path)
+
+    def _read_newest_callback(self, path: Path) -> int:
+        """Read the number on a connection of its own, as the writer would start a transaction."""
+        import sqlite3
+
+        try:
+            if self._reading is None:
+                self._reading = connect_read_only(path)
+            return int(self._reading.execute("SELECT max(number) FROM inbox").fetchone()[0] or 0)
+        except sqlite3.Error:
+            return 0  # it cannot be read now
 
     async def attempt(self, job: int, number: int) -> tuple[float, str | None]:
         """Return the time of an attempt's intent (seconds since the epoch), and its callback id."""
@@ -401,12 +404,6 @@ class Journal:
     async def owner_of(self, task_id: TaskId) -> JobKey | None:
         """Return the job that a task belongs to, or once belonged to."""
         return await self._do(lambda c: ownership.owner_of(c, task_id))
-
-    async def input_url(self, job: int, number: int) -> str | None:
-        """Return the URL of the uploaded image that an attempt has sent, if one was uploaded."""
-        sql = "SELECT input_url FROM attempt WHERE job = ? AND number = ?"
-        row = await self._do(lambda c: c.execute(sql, (job, number)).fetchone())
-        return None if row is None else row[0]
 
     async def input_urls(self, job: int) -> list[str | None]:
         """Return the image URLs that the submits of a job, by its number, have sent, the latest first.
@@ -484,23 +481,6 @@ class Journal:
         return [row[0] for row in await self._do(lambda c: c.execute(sql, (at,)).fetchall())]
 
     # --- how ----------------------------------------------------------------------------------------------
-
-    def _adding(
-        self,
-        connection: sqlite3.Connection,
-        is_chosen: Callable[[int], bool],
-        *,
-        pays_again: bool = True,
-        pays_similar: bool = True,
-    ) -> Adding:
-        return Adding(
-            connection=connection,
-            at=self._clock.wall(),
-            earlier=self._earlier,
-            is_chosen=is_chosen,
-            pays_again=pays_again,
-            pays_similar=pays_similar,
-        )
 
     async def _do(
         self,

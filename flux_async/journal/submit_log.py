@@ -17,11 +17,11 @@ size: it costs one ``fdatasync`` for each commit that holds an intent.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -76,14 +76,7 @@ class LoggedSubmit:
 
 
 class SubmitLog:
-    """The file, open for writing. Used from one thread at a time.
-
-    Args:
-        path: The file; made if there is none.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
+    """The file, open for writing and made if there is none. Used from one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,27 +105,15 @@ class SubmitLog:
             return None
 
     def make_room(self, keys: Iterable[JobKey]) -> None:
-        """Make sure that the submits of these jobs can be appended.
-
-        Raises:
-            OSError: The disk has no room.
-        """
+        """Make sure that the submits of these jobs can be appended; raises OSError on a full disk."""
         self._make_room(sum(len(LoggedSubmit(2**63, 0.1234567890123456e300, key).line) for key in keys))
 
     def append(self, submits: Iterable[LoggedSubmit]) -> None:
-        """Append submits; on return they are on disk.
-
-        Raises:
-            OSError: They could not be written.
-        """
+        """Append submits; on return they are on disk."""
         self._append(b"".join(submit.line for submit in submits))
 
     def append_opening(self, name: str) -> None:
-        """Append that the journal is opened; on return the line is on disk.
-
-        Raises:
-            OSError: It could not be written.
-        """
+        """Append that the journal is opened; on return the line is on disk."""
         line = _OPENING + name.encode() + b"\n"
         self._make_room(len(line) + len(_END))
         self._append(line)
@@ -161,7 +142,7 @@ def catch_up(connection: sqlite3.Connection, path: Path) -> SubmitLog:
     Raises:
         JournalError: The log cannot be written.
     """
-    try:
+    with log_errors(path):
         last = last_of(path)
         log = SubmitLog(path)
         try:
@@ -169,8 +150,6 @@ def catch_up(connection: sqlite3.Connection, path: Path) -> SubmitLog:
         except BaseException:
             log.close()
             raise
-    except OSError as error:
-        raise log_error(path, error) from None
     return log
 
 
@@ -181,21 +160,22 @@ def rewrite(connection: sqlite3.Connection, path: Path) -> None:
         JournalError: The log cannot be written.
     """
     part = path.with_name(f"{path.name}.part")
-    try:
+    with log_errors(path):
         part.unlink(missing_ok=True)
-        with contextlib.closing(SubmitLog(part)) as log:
+        with closing(SubmitLog(part)) as log:
             _append_all(log, connection, 0)
         part.replace(path)
         _sync_folder(path.parent)
+
+
+@contextmanager
+def log_errors(path: Path) -> Iterator[None]:
+    """Raise the errors of a log that cannot be written as :class:`JournalError`."""
+    try:
+        yield
     except OSError as error:
-        raise log_error(path, error) from None
-
-
-def log_error(path: Path, error: OSError) -> JournalError:
-    """Return the error of a log that cannot be written."""
-    return JournalError(
-        f"{path} could not be written: {error.strerror or error}.", advice=NO_ROOM_ADVICE, scope=Scope.STOP
-    )
+        message = f"{path} could not be written: {error.strerror or error}."
+        raise JournalError(message, advice=NO_ROOM_ADVICE, scope=Scope.STOP) from None
 
 
 def _append_all(log: SubmitLog, connection: sqlite3.Connection, after: int) -> None:
@@ -217,7 +197,7 @@ def _write(file: int, data: bytes, offset: int) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Put a new name on disk, where the system can do that."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         file = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(file)
@@ -235,13 +215,13 @@ def log_of(journal: Path) -> Path:
 
 def read_log(path: Path) -> Iterator[LoggedSubmit]:
     """Yield all submits of a log, oldest first; none if there is no file."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         yield from filter(None, map(LoggedSubmit.read, file))
 
 
 def last_of(path: Path) -> LoggedSubmit | None:
     """Return the newest submit of a log, read from its end; None if there is none."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         submits = (LoggedSubmit.read(line) for _, line in _lines_backwards(file.fileno()))
         return next(filter(None, submits), None)
     return None
@@ -249,7 +229,7 @@ def last_of(path: Path) -> LoggedSubmit | None:
 
 def has_opening(path: Path, name: str = "") -> bool:
     """Return whether a log has the line of an opening of its journal; without a name, of any."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         openings = (line.rstrip(b"\r\n\0") for line in file if line.startswith(_OPENING))
         return any(not name or line == _OPENING + name.encode() for line in openings)
     return False
@@ -257,7 +237,7 @@ def has_opening(path: Path, name: str = "") -> bool:
 
 def is_cut(path: Path) -> bool:
     """Return whether a log lacks its end: every log ends with blank lines, the room for submits."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - len(_END)))
         return file.read().replace(b"\0", b"\n") != _END

@@ -269,8 +269,7 @@ async def test_the_journal_names_the_content_and_what_was_sent(
     await collect(url, [photos[0]], journal=journal)
     async with Journal(journal) as opened:
         (stored,) = await opened.jobs(JobState.DONE)
-        sent = await opened.input_url(stored.number, 1)
-        assert await opened.input_url(stored.number, 2) is None
+        (sent,) = await opened.input_urls(stored.number)
     assert f'"inputImage":"sha256:{digest_of(photos[0])}"' in stored.request
     assert str(photos[0]) not in stored.request
     assert list(ledger(url)["images"]) == [sent]

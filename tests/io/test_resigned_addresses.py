@@ -110,7 +110,7 @@ async def test_a_failed_job_is_retried_with_the_newer_address_and_its_old_attemp
         (stored,) = await journal.add_jobs([job(2)])
         assert stored.job.state is JobState.FAILED
         assert read_image(stored.request) == signed(2)
-        assert await journal.input_url(stored.number, 1) == signed(1)
+        assert await journal.input_urls(stored.number) == [signed(1)]
 
 
 async def test_a_job_in_hand_keeps_its_address(path: Path) -> None:
