@@ -143,6 +143,16 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("document", [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_files_that_are_named_exist(document: Path) -> None:
+    """A path in code type, such as `api/kontext.py`, is one of the package or of the repository."""
+    package = Path(flux_async.__file__).parent
+    names = set(re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|sql|md))(?:::\w+)?`", read(document)))
+    assert [
+        name for name in sorted(names) if not any((top / name).is_file() for top in (package, ROOT))
+    ] == []
+
+
 def names_of_tests(path: Path) -> set[str]:
     """Return the names of the tests in a file."""
     nodes = ast.walk(ast.parse(read(path)))
