@@ -90,7 +90,7 @@ def check_owner(connection: sqlite3.Connection, event: Event, job: int, attempt:
 
 
 def write_attempt(connection: sqlite3.Connection, event: Event, job: int, attempt: int, state: str) -> None:
-    """Write what an event says about the task of a job's latest attempt, and the attempt's new state."""
+    """Write the new state of a job's latest attempt, and the task ids of the event."""
     task_id, answer, refused = None, None, None
     if isinstance(event, SubmitAccepted):
         task_id = event.task_id

@@ -1,4 +1,4 @@
-"""Callbacks on disk: who may write them, what is kept of them, which files are left alone."""
+"""Callbacks on disk: writing them from any process, their limits, and files that are left alone."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def happened(journal: Journal, stored: StoredJob, *events: Event) -> JobSn
 
 
 async def submitting(journal: Journal, count: int = 1) -> list[StoredJob]:
-    """Add jobs and begin an attempt of each; the attempt's id is made of the job's number."""
+    """Add jobs and start an attempt of each; the attempt's id is made from the job's number."""
     added = await journal.add([(JobKey(f"k{n}"), "{}") for n in range(1, count + 1)])
     for stored in added:
         await happened(journal, stored, SubmitIntended(at=1.0, callback_id=attempt_id(stored.number)))
@@ -87,7 +87,7 @@ def path(tmp_path: Path) -> Path:
 
 # --- beside a run -----------------------------------------------------------------------------------------
 
-_HOLDER = """
+_RUNNER = """
 import asyncio, sys
 from flux_async import JobKey, Journal
 from flux_async.job_state import SubmitIntended, apply
@@ -123,8 +123,8 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 async def test_beside_a_run_in_another_process(path: Path) -> None:
-    """A callback reaches the run that another process makes, which learns of it from the file."""
-    with child(_HOLDER, str(path)) as run:
+    """A run in another process reads the callback from the file."""
+    with child(_RUNNER, str(path)) as run:
         assert line_of(run) == "open"
         async with Inbox(path) as inbox:
             await inbox.receive(event("t"))
@@ -132,7 +132,7 @@ async def test_beside_a_run_in_another_process(path: Path) -> None:
 
 
 async def test_beside_a_run_in_this_process(path: Path) -> None:
-    """An inbox and the journal of a run share a file also within a process, and neither harms the other."""
+    """An inbox and the journal of a run share a file also within one process."""
     async with Journal(path) as journal, Inbox(path) as inbox:
         (stored,) = await submitting(journal)
         assert await journal.newest_callback() == 0
@@ -149,7 +149,7 @@ async def test_beside_a_run_in_this_process(path: Path) -> None:
 
 
 async def test_on_another_event_loop(path: Path) -> None:
-    """A journal or an inbox that was opened here is refused there, with what to do; nothing is written."""
+    """Using a journal or an inbox on another loop is an error with advice; nothing is written."""
     async with Journal(path) as journal:
         await submitting(journal)
         async with Inbox(path) as inbox:
@@ -161,7 +161,7 @@ async def test_on_another_event_loop(path: Path) -> None:
 
 
 async def test_before_there_is_a_journal(path: Path) -> None:
-    """An inbox makes the file, folder and all; a run then opens it, and what is written later is kept."""
+    """An inbox makes the file with its folder; a run then opens it, and later callbacks are stored."""
     path = path.with_name("new") / path.name
     async with Inbox(path) as inbox:
         await inbox.receive(event("early"))
@@ -192,11 +192,11 @@ async def test_many_receivers_at_once(path: Path) -> None:
     assert rows(path, "SELECT task_id, deliveries FROM inbox") == [("t", 6)] * 5
 
 
-# --- what is kept -----------------------------------------------------------------------------------------
+# --- stored callbacks -------------------------------------------------------------------------------------
 
 
-async def test_only_what_names_an_attempt(path: Path) -> None:
-    """A callback of no attempt, or of one this journal does not know, leaves nothing; it is no error."""
+async def test_only_callbacks_that_name_an_attempt_are_stored(path: Path) -> None:
+    """A callback without an attempt, or with an unknown one, leaves nothing; it is no error."""
     async with Journal(path) as journal, Inbox(path) as inbox:
         await submitting(journal)
         for keeper in (journal, inbox):
@@ -206,8 +206,8 @@ async def test_only_what_names_an_attempt(path: Path) -> None:
     assert rows(path) == []
 
 
-async def test_the_same_again_is_counted(path: Path) -> None:
-    """Deliveries that say the same are one entry, with their number and the first one's code."""
+async def test_repeated_deliveries_are_counted(path: Path) -> None:
+    """Equal deliveries are one entry, with their number and the code of the first."""
     async with Journal(path) as journal, Inbox(path) as inbox:
         await submitting(journal)
         await inbox.receive(event("t", code=501))
@@ -218,7 +218,7 @@ async def test_the_same_again_is_counted(path: Path) -> None:
 
 
 async def test_tasks_of_an_attempt_are_bounded(path: Path) -> None:
-    """Eight tasks can be named for an attempt; what nobody signed takes no place of what was signed."""
+    """Eight tasks can be named for an attempt; unsigned callbacks take no room of signed ones."""
     async with Journal(path) as journal, Inbox(path) as inbox:
         await submitting(journal, 2)
         for number in range(20):
@@ -235,8 +235,8 @@ async def test_tasks_of_an_attempt_are_bounded(path: Path) -> None:
     assert rows(path, "SELECT task_id FROM inbox WHERE callback_id LIKE '%2'") == [("other",)]
 
 
-async def test_what_a_run_reads(path: Path) -> None:
-    """A run reads callbacks in order of arrival, of jobs that wait for something; or those of one job."""
+async def test_a_run_reads_callbacks_of_waiting_jobs(path: Path) -> None:
+    """Callbacks are read in order of arrival, of jobs that wait for something; or those of one job."""
     async with Journal(path) as journal:
         _, submitted, doubtful, done, again = await submitting(journal, 5)
 
@@ -276,7 +276,7 @@ async def test_what_a_run_reads(path: Path) -> None:
 
 
 async def test_a_journal_in_memory_has_an_inbox() -> None:
-    """A journal without a file keeps callbacks too; nobody else can have put one there."""
+    """A journal without a file stores callbacks, too; no other process can add one."""
     async with Journal() as journal:
         (stored,) = await submitting(journal)
         await journal.receive(event("t"))
@@ -285,7 +285,7 @@ async def test_a_journal_in_memory_has_an_inbox() -> None:
 
 
 async def test_newest_callback_of_a_file_that_is_gone(path: Path) -> None:
-    """Where nothing can be read now there is no newest callback; it is no error."""
+    """If the file cannot be read now there is no newest callback; it is no error."""
     async with Journal(path) as journal:
         await submitting(journal)
         await journal.receive(event("t"))
@@ -298,8 +298,8 @@ async def test_newest_callback_of_a_file_that_is_gone(path: Path) -> None:
 # --- opening and closing ----------------------------------------------------------------------------------
 
 
-async def test_an_inbox_says_whether_it_is_open(path: Path) -> None:
-    """It is opened once, closed as often as one likes, and opened again; what comes between is an error."""
+async def test_an_inbox_must_be_open(path: Path) -> None:
+    """It is opened once, closed any number of times, and opened again; use while closed is an error."""
     inbox = Inbox(path)
     assert repr(inbox) == f"<Inbox of {path}>"
     with pytest.raises(JournalError, match="not open"):
@@ -315,7 +315,7 @@ async def test_an_inbox_says_whether_it_is_open(path: Path) -> None:
 
 
 async def test_cancelled_while_opening(path: Path) -> None:
-    """Who is cancelled while the file is opened leaves no thread and no connection behind."""
+    """A caller that is cancelled during opening leaves no thread and no connection behind."""
     before = set(threading.enumerate())
     async with asyncio.TaskGroup() as group:
         opening = group.create_task(Inbox(path).open())
@@ -328,8 +328,8 @@ async def test_cancelled_while_opening(path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [5, None, "a\0b", ":memory:"])
-def test_paths_that_are_none(where: Any) -> None:
-    """What can be no file that others see is refused when the inbox is made."""
+def test_invalid_paths_are_refused(where: Any) -> None:
+    """A path that cannot be a file is refused when the inbox is made."""
     with pytest.raises(JournalError):
         Inbox(where)
 
@@ -399,7 +399,7 @@ def _foreign(path: Path) -> None:
 
 
 def _foreign_with_a_log(path: Path) -> None:
-    """Leave the database of a program that was killed: what it wrote last is not in the file itself yet."""
+    """Make the database of a program that was killed: its last writes are only in the -wal file."""
     work = path.with_name("work.sqlite3")
     with closing(sqlite3.connect(work)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -436,7 +436,7 @@ def _scrambled_header(path: Path) -> None:
 async def test_strange_files_are_left_alone(
     path: Path, spoil: Callable[[Path], None], error: type[JournalError], words: str
 ) -> None:
-    """A file that is no journal of ours is refused with a reason, and not one byte of it changes."""
+    """A file that is not a journal is refused with a reason, and not one byte of it changes."""
     spoil(path)
     log = path.with_name(path.name + "-wal")
     before = path.read_bytes(), log.exists() and log.read_bytes()
@@ -456,7 +456,7 @@ from flux_async.journal.guard import open_file
 from flux_async.journal.inbox import Inbox
 
 async def main(path, how):
-    if how == "read-only" and os.getuid() == 0:  # whom no permission stops
+    if how == "read-only" and os.getuid() == 0:  # root may write anywhere
         os.setgid(65534)
         os.setuid(65534)
     try:
@@ -485,8 +485,8 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("how", ["full", "read-only file", "read-only folder"])
-def test_disks_that_take_nothing(open_folder: Path, how: str) -> None:
-    """Where the disk is full or nothing may be written, keeping a callback is a JournalError."""
+def test_disks_that_cannot_be_written(open_folder: Path, how: str) -> None:
+    """If the disk is full or read-only, storing a callback is a JournalError."""
     path = open_folder / "run.sqlite3"
 
     async def make() -> None:

@@ -1,4 +1,4 @@
-"""The journal on a real file: what is on disk and when, who may open it, what it refuses to touch."""
+"""The journal on a real file: its content after each write, its locks, and files that it leaves alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def happened(journal: Journal, stored: StoredJob, *events: Event) -> JobSn
 
 
 def life(task: str = "t") -> tuple[Event, ...]:
-    """Make the events of a job that goes well."""
+    """Return the events of a job that succeeds."""
     return (
         SubmitIntended(at=10.0),
         SubmitAccepted(at=11.0, task_id=TaskId(task)),
@@ -85,8 +85,8 @@ def path(tmp_path: Path) -> Path:
 # --- writing and reading ----------------------------------------------------------------------------------
 
 
-async def test_everything_of_a_job_comes_back(path: Path) -> None:
-    """What was recorded is what a later opener reads, to the last field, with the log of events beside it."""
+async def test_every_field_of_a_job_is_read_back(path: Path) -> None:
+    """A journal that is opened later has all recorded fields, and an event for each change."""
     async with Journal(path) as journal:
         done, doubtful, pending = await journal.add(entries(3))
         first = await happened(journal, done, *life())
@@ -109,7 +109,7 @@ async def test_everything_of_a_job_comes_back(path: Path) -> None:
 
 
 async def test_the_same_list_again_adds_nothing(path: Path) -> None:
-    """Adding known jobs returns them where they stand; one named twice is one job."""
+    """Adding known jobs returns them in their state; a key given twice is one job."""
     async with Journal(path) as journal:
         first = await journal.add(entries(3))
         job = await happened(journal, first[1], *life())
@@ -120,7 +120,7 @@ async def test_the_same_list_again_adds_nothing(path: Path) -> None:
 
 
 async def test_another_request_under_a_known_key_adds_nothing(path: Path) -> None:
-    """A conflicting key refuses its whole list and nobody else's."""
+    """A conflicting key refuses its own list and no other."""
     async with Journal(path) as journal:
         await journal.add(entries(1))
         wrong = [*entries(2, first=5), (JobKey("k0"), '{"n":"other"}')]
@@ -136,7 +136,7 @@ async def test_another_request_under_a_known_key_adds_nothing(path: Path) -> Non
 
 
 async def test_many_writers_share_a_commit(path: Path) -> None:
-    """Writes that wait at the same time reach the disk in one commit, and each is told when it is there."""
+    """Writes that wait at the same time share a commit, and each returns after it."""
     async with Journal(path) as journal:
         jobs = await journal.add(entries(200))
         before = journal.commits
@@ -148,8 +148,8 @@ async def test_many_writers_share_a_commit(path: Path) -> None:
     assert commits < 200
 
 
-async def test_what_one_writer_does_wrong_is_his_alone(path: Path) -> None:
-    """A write that fails inside a shared commit fails by itself; the others are written."""
+async def test_a_failing_write_does_not_fail_the_others(path: Path) -> None:
+    """A write that fails in a shared commit fails alone; the others are written."""
     async with Journal(path) as journal:
         good, _ = await journal.add(entries(2))
         unknown = good.job
@@ -165,8 +165,8 @@ async def test_what_one_writer_does_wrong_is_his_alone(path: Path) -> None:
     assert rows(path, "SELECT state FROM job WHERE number = 1") == [("submitting",)]
 
 
-async def test_database_refuses_a_second_live_attempt(path: Path) -> None:
-    """Whatever the code above believes, a job cannot get a second attempt while one is live."""
+async def test_the_database_refuses_a_second_live_attempt(path: Path) -> None:
+    """A job cannot have two live attempts, whatever the code above the database does."""
     async with Journal(path) as journal:
         (stored,) = await journal.add(entries(1))
         job = await happened(journal, stored, SubmitIntended(at=1.0))
@@ -182,8 +182,8 @@ async def test_database_refuses_a_second_live_attempt(path: Path) -> None:
     assert rows(path, "SELECT number, state FROM attempt") == [(1, "over"), (2, "submitting")]
 
 
-async def test_a_write_upon_something_else_is_refused(path: Path) -> None:
-    """Who believes a job to be where it no longer is writes nothing: not its state, not the event."""
+async def test_a_write_for_a_stale_state_is_refused(path: Path) -> None:
+    """A caller with an outdated state writes neither state nor event."""
     async with Journal(path) as journal:
         (stored,) = await journal.add(entries(1))
         await happened(journal, stored, *life())
@@ -195,7 +195,7 @@ async def test_a_write_upon_something_else_is_refused(path: Path) -> None:
 
 
 async def test_two_events_at_once_are_written_together_or_not_at_all(path: Path) -> None:
-    """One commit holds both; where the first is refused, so is the second."""
+    """One commit holds both; if the first is refused, so is the second."""
     intended, accepted, succeeded, saved = life()
     async with Journal(path) as journal:
         (stored,) = await journal.add(entries(1))
@@ -215,7 +215,7 @@ async def test_two_events_at_once_are_written_together_or_not_at_all(path: Path)
 
 
 async def test_a_cancelled_writer_has_written(path: Path) -> None:
-    """Cancelling who waits for a write does not undo it."""
+    """Cancelling a caller does not undo its write."""
     async with Journal(path) as journal:
         (stored,) = await journal.add(entries(1))
         async with asyncio.TaskGroup() as group:
@@ -226,8 +226,10 @@ async def test_a_cancelled_writer_has_written(path: Path) -> None:
     assert rows(path, "SELECT state FROM job") == [("submitting",)]
 
 
-async def test_memory_is_the_same_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``:memory:`` keeps the same book and leaves no file behind."""
+async def test_a_journal_in_memory_works_without_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``:memory:`` stores the same and leaves no file behind."""
     monkeypatch.chdir(tmp_path)
     async with Journal() as journal:
         (stored,) = await journal.add(entries(1))
@@ -240,7 +242,7 @@ async def test_memory_is_the_same_without_a_file(tmp_path: Path, monkeypatch: py
 
 
 async def test_jobs_come_in_pages(path: Path) -> None:
-    """A page holds at most its limit and begins after the number it is given."""
+    """A page has at most its limit of jobs and starts after the given number."""
     async with Journal(path) as journal:
         await journal.add(entries(5))
         page = await journal.jobs(JobState.PENDING, after=2, limit=2)
@@ -256,7 +258,7 @@ async def test_an_open_journal_is_not_opened_again(path: Path) -> None:
 
 
 async def test_one_open_journal_runs_one_batch_at_a_time() -> None:
-    """The right to run is given once at a time."""
+    """A second run of an open journal is refused until the first ends."""
     async with Journal() as journal:
         with journal.one_run(), pytest.raises(JournalBusyError), journal.one_run():
             pass
@@ -264,8 +266,8 @@ async def test_one_open_journal_runs_one_batch_at_a_time() -> None:
             pass
 
 
-async def test_a_closed_journal_says_so(path: Path) -> None:
-    """Using a journal that is not open is an error that says how to open it; closing twice is nothing."""
+async def test_a_closed_journal_raises(path: Path) -> None:
+    """The error of a journal that is not open says how to open it; closing twice does nothing."""
     journal = Journal(path)
     with pytest.raises(JournalError, match="not open"):
         await journal.counts()
@@ -318,7 +320,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 async def test_what_was_reported_survives_sigkill(path: Path) -> None:
-    """A process killed right after it said 'recorded N' has N on disk, and the file is sound."""
+    """A process killed right after it printed 'recorded N' has N on disk, and the file is sound."""
     last = 7
     with child(str(path), "1000") as process:
         while line_of(process) != f"recorded {last}":
@@ -331,8 +333,8 @@ async def test_what_was_reported_survives_sigkill(path: Path) -> None:
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
-async def test_lease_names_its_holder_and_dies_with_it(path: Path) -> None:
-    """A second opener learns the holder's pid; when the holder is killed the journal opens again."""
+async def test_the_lock_names_its_owner_and_ends_with_it(path: Path) -> None:
+    """The error names the owner's pid; when the owner is killed the journal can be opened."""
     with child(str(path)) as process:
         before = path.read_bytes()
         with pytest.raises(JournalBusyError, match=rf"process {process.pid}\b"):
@@ -344,16 +346,16 @@ async def test_lease_names_its_holder_and_dies_with_it(path: Path) -> None:
         assert await journal.counts() == {}
 
 
-async def test_lease_outlives_its_lock_file(path: Path) -> None:
-    """Deleting the lock file of a run does not let a second run in."""
+async def test_the_lock_holds_without_its_lock_file(path: Path) -> None:
+    """After its lock file was deleted a run still keeps others out."""
     with child(str(path)):
         path.with_name(path.name + ".lock").unlink()
         with pytest.raises(JournalBusyError):
             await Journal(path).open()
 
 
-async def test_lease_holds_within_a_process(path: Path) -> None:
-    """The journal cannot be opened twice at once in one process either, and closing frees it."""
+async def test_the_lock_holds_within_a_process(path: Path) -> None:
+    """The journal cannot be opened twice in one process either; closing releases it."""
     async with Journal(path):
         with pytest.raises(JournalBusyError, match=rf"process {os.getpid()}\b"):
             await Journal(path).open()
@@ -374,7 +376,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_locks_leave_no_file_behind(path: Path, temporary: Path) -> None:
-    """The locks named after path and inode go with the lease, as long as they are its own."""
+    """The locks named after path and inode are removed with the lock, if they are its own."""
     private = temporary / f"flux-async-{os.getuid()}"
     async with Journal(path):
         locks = list(private.iterdir())
@@ -419,7 +421,7 @@ def _of_another_user(folder: Path) -> None:
 async def test_a_lock_folder_that_others_prepared_is_not_used(
     path: Path, tmp_path: Path, temporary: Path, prepared: Callable[[Path], None]
 ) -> None:
-    """Another user's folder of that name neither blocks a run nor leaves it without its locks."""
+    """Another user's folder of that name neither blocks a run nor leaves it without locks."""
     prepared(temporary / f"flux-async-{os.getuid()}")
     async with Journal(path):
         (locks,) = (tmp_path / "home" / ".cache" / "flux-async").iterdir()
@@ -440,8 +442,8 @@ async def test_without_a_private_folder_for_locks_nothing_is_opened(
     assert not path.exists()
 
 
-async def test_a_folder_made_anew_is_not_run_beside_the_run_in_the_moved_one(tmp_path: Path) -> None:
-    """While a run lives, no other starts under the path that its folder had."""
+async def test_a_new_folder_at_the_path_of_a_moved_one_is_refused_during_the_run(tmp_path: Path) -> None:
+    """While a run lasts, no other one starts at the former path of its folder."""
     folder = tmp_path / "out"
     async with Journal(folder / "run.sqlite3"):
         folder.rename(tmp_path / "moved")
@@ -462,18 +464,18 @@ from flux_async.journal.lock import JournalLock
 journal, marker, turns = Path(sys.argv[1]), Path(sys.argv[2]), 0
 while turns < 100:
     try:
-        lease = JournalLock.take(journal, at=0.0)
+        lock = JournalLock.take(journal, at=0.0)
     except JournalBusyError:
         continue
     os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
     marker.unlink()
-    lease.release()
+    lock.release()
     turns += 1
 """
 
 
-def test_a_lease_is_held_by_one_however_often_it_changes_hands(path: Path, tmp_path: Path) -> None:
-    """By three names for one file it is taken and let go a hundred times each: never by two at once."""
+def test_a_lock_never_has_two_owners(path: Path, tmp_path: Path) -> None:
+    """Three processes take and release it a hundred times each, by three names of one file."""
     path.touch()
     names = [path, *(tmp_path / f"link{n}.sqlite3" for n in range(2))]
     for name in names[1:]:
@@ -549,7 +551,7 @@ async def _make(path: Path) -> None:
 def test_strange_files_are_left_alone(
     path: Path, spoil: Callable[[Path], None], error: type[JournalError], words: str
 ) -> None:
-    """A file that is no sound journal of ours is refused with a reason, and not one byte of it changes."""
+    """A file that is not a sound journal is refused with a reason, and not one byte of it changes."""
     spoil(path)
     before = path.read_bytes()
     with pytest.raises(error, match=words) as refused:
@@ -571,7 +573,7 @@ _OPENER = """
 import asyncio, concurrent.futures.thread, fcntl, os, sqlite3, sys
 from flux_async.journal.store import Journal
 from flux_async.errors import JournalError
-if os.getuid() == 0:  # whom no permission stops
+if os.getuid() == 0:  # root may write anywhere
     os.setgid(65534)
     os.setuid(65534)
 try:
@@ -582,8 +584,8 @@ except JournalError as error:
 
 
 @pytest.mark.parametrize("only", ["file", "folder"])
-def test_read_only_is_told(only: str) -> None:
-    """A journal that may not be written, or lies where nothing may be, is refused and not touched."""
+def test_a_read_only_journal_is_refused(only: str) -> None:
+    """A journal that cannot be written, or is in a read-only folder, is refused and not touched."""
     folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
     try:
         path = folder / "run.sqlite3"
@@ -606,7 +608,7 @@ def test_read_only_is_told(only: str) -> None:
 
 
 async def test_another_account_is_refused(path: Path) -> None:
-    """Tasks of one account are not looked for with another's key; the same key opens as before."""
+    """Tasks of one account are not polled with the key of another; the same key opens the journal."""
     async with await Journal(path).open(account="ours") as journal:
         (stored,) = await journal.add(entries(1))
         await happened(journal, stored, *life())
@@ -616,8 +618,8 @@ async def test_another_account_is_refused(path: Path) -> None:
         pass
 
 
-async def test_account_is_learned_by_the_first_who_has_one(path: Path) -> None:
-    """A journal first opened without an account still belongs to the first account that uses it."""
+async def test_the_first_account_is_stored(path: Path) -> None:
+    """A journal that was made without an account belongs to the first account that uses it."""
     async with Journal(path):
         pass
     async with await Journal(path).open(account="ours") as journal:
@@ -632,7 +634,7 @@ async def test_account_is_learned_by_the_first_who_has_one(path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 kB, where the machine lets us make one."""
+    """A file system of 600 kB, if the machine allows to make one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount")
@@ -647,8 +649,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_is_told_and_leaves_a_sound_journal(small_disk: Path) -> None:
-    """A write that finds the disk full is a JournalError; what was written before it is there later."""
+def test_a_full_disk_is_an_error_and_leaves_a_sound_journal(small_disk: Path) -> None:
+    """A write to a full disk raises JournalError; all earlier writes are kept."""
     path = small_disk / "run.sqlite3"
     added = asyncio.run(_fill(path))
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
@@ -678,7 +680,7 @@ async def _check_filled(path: Path, added: int) -> None:
 
 
 async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> None:
-    """Room is made for what has been paid for, and for nothing else; each is told how it went."""
+    """Room is made for answers to paid submits only; each write returns or raises."""
     room: list[sqlite3.Connection] = []
 
     def connect() -> sqlite3.Connection:
@@ -701,20 +703,20 @@ async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> Non
         try:
             await writer.do(insert, critical=critical)
         except JournalError:
-            told.append((critical, False))
+            results.append((critical, False))
         else:
-            told.append((critical, True))
+            results.append((critical, True))
 
     steps: list[int] = []
-    told: list[tuple[bool, bool]] = []
+    results: list[tuple[bool, bool]] = []
     writer = Writer(connect, asyncio.get_running_loop(), make_room)
     await writer.start()
     try:
         async with asyncio.TaskGroup() as group:
             for critical in (False, True, True, False):
                 group.create_task(write(critical=critical))
-        assert sorted(told) == [(False, False), (False, False), (True, True), (True, True)]
-        assert 1 < len(steps) < 7, "no more than was needed"
+        assert sorted(results) == [(False, False), (False, False), (True, True), (True, True)]
+        assert 1 < len(steps) < 7, "no more than needed"
         steps.extend(range(9))
         with pytest.raises(JournalError, match="full"):
             for _ in range(20):
@@ -725,8 +727,8 @@ async def test_answers_are_written_to_a_disk_that_is_full(tmp_path: Path) -> Non
     assert written >= 2
 
 
-def test_a_reserve_is_blocks_and_is_given_step_by_step(tmp_path: Path) -> None:
-    """It is filled up where an earlier run has used some of it, and leaves no file behind."""
+def test_a_reserve_allocates_blocks_and_releases_them_in_steps(tmp_path: Path) -> None:
+    """It is filled up again after an earlier run has used some of it, and leaves no file behind."""
     file, reserve = tmp_path / "j.reserve", Reserve(tmp_path / "j")
     assert not reserve.release_step()
     for _ in range(2):
@@ -742,7 +744,7 @@ def test_a_reserve_is_blocks_and_is_given_step_by_step(tmp_path: Path) -> None:
 
 
 async def test_a_reserve_lasts_as_long_as_the_journal_is_open(path: Path) -> None:
-    """Nobody but a run needs it."""
+    """Only a run needs it."""
     file = path.with_name("run.sqlite3.reserve")
     async with Journal(path) as journal:
         assert not file.exists()
@@ -753,8 +755,8 @@ async def test_a_reserve_lasts_as_long_as_the_journal_is_open(path: Path) -> Non
         await journal.hold_room()
 
 
-def test_no_room_for_a_reserve_is_told_before_anything_is_submitted(small_disk: Path) -> None:
-    """What could be taken of it is given back."""
+def test_no_room_for_a_reserve_is_an_error(small_disk: Path) -> None:
+    """The part that could be allocated is released."""
     (small_disk / "ballast").write_bytes(bytes(200 * 1024))
     with pytest.raises(JournalError, match=r"no room .* Make room"):
         Reserve(small_disk / "j").hold()
@@ -763,7 +765,7 @@ def test_no_room_for_a_reserve_is_told_before_anything_is_submitted(small_disk: 
 
 @pytest.mark.parametrize("has_call", [False, True])
 def test_a_reserve_without_fallocate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool) -> None:
-    """Where the system has no such call, or the disk does not know it, the file is written out."""
+    """If the system or the disk does not support the call, the file is written."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")

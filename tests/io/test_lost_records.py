@@ -92,14 +92,14 @@ async def happened(journal: Journal, stored: StoredJob, *events: Event) -> None:
 
 
 async def states(journal: Journal, count: int) -> dict[str, JobState]:
-    """Add the jobs, as a run that is given the same list, and return how they stand."""
+    """Add the jobs, like a run with the same list, and return their states."""
     await journal.add(entries(count))
     found = [await journal.job(f"k{n}") for n in range(count)]
     return {stored.job.key: stored.job.state for stored in found if stored is not None}
 
 
 def without(path: Path, *ends: str) -> None:
-    """Move the folder as a copy that left files behind."""
+    """Replace the folder by a copy that left files behind."""
     for end in ends:
         path.with_name(path.name + end).unlink()
 
@@ -109,22 +109,22 @@ def cut_wal(path: Path) -> None:
     os.truncate(wal, wal.stat().st_size // 2)
 
 
-async def test_a_killed_run_with_all_its_files_goes_on(path: Path) -> None:
-    """With the log of submits beside it the journal is known to be whole."""
+async def test_a_killed_run_with_all_its_files_is_resumed(path: Path) -> None:
+    """The log of submits shows that the journal is complete."""
     killed_after(path, 30, 12)
     without(path, "-shm")  # SQLite makes it anew
     async with Journal(path) as journal:
         assert list((await states(journal, 30)).values()).count(JobState.SUBMITTED) == 12
 
 
-async def test_a_run_killed_before_its_first_submit_goes_on(path: Path) -> None:
-    """Its log holds no submit yet, and says so."""
+async def test_a_run_killed_before_its_first_submit_is_resumed(path: Path) -> None:
+    """Its log has no submit, and shows that it is complete."""
     killed_after(path, 5, 0)
     async with Journal(path) as journal:
         assert set((await states(journal, 5)).values()) == {JobState.PENDING}
 
 
-async def test_a_killed_run_whose_wal_a_receiver_has_closed_goes_on(path: Path) -> None:
+async def test_a_killed_run_whose_wal_a_receiver_has_closed_is_resumed(path: Path) -> None:
     """The last program that closes a journal moves the -wal file's records into it: nothing is lost."""
     killed_after(path, 30, 12)
     async with Inbox(path):
@@ -135,7 +135,7 @@ async def test_a_killed_run_whose_wal_a_receiver_has_closed_goes_on(path: Path) 
 
 
 async def test_images_of_a_journal_that_lost_all_files_of_its_first_run_are_in_doubt(path: Path) -> None:
-    """Neither the journal nor its emptied log names them: whatever it does not know may be paid."""
+    """Neither the journal nor its emptied log names them: every unknown job may be paid."""
     killed_after(path, 8, 8)
     without(path, "-wal")
     log_of(path).write_bytes(b"")
@@ -149,7 +149,7 @@ async def test_images_of_a_journal_that_lost_all_files_of_its_first_run_are_in_d
 async def test_a_lost_or_cut_wal_is_refused_and_then_in_doubt(
     path: Path, damage: Callable[[Path], None]
 ) -> None:
-    """The refusal changes nothing; when it is accepted, what was submitted is in doubt, the rest pending."""
+    """The refusal changes nothing; when the loss is accepted, submitted jobs are in doubt, others pending."""
     killed_after(path, 30, 12)
     damage(path)
     before = path.read_bytes()
@@ -169,8 +169,8 @@ async def test_a_lost_or_cut_wal_is_refused_and_then_in_doubt(
         assert await states(journal, 30) == found
 
 
-async def test_a_wal_that_is_put_back_makes_it_whole(path: Path) -> None:
-    """Between the loss and the repair nothing was written: all records are there again."""
+async def test_a_wal_that_is_put_back_makes_the_journal_complete(path: Path) -> None:
+    """Nothing was written between loss and repair: all records are there again."""
     killed_after(path, 30, 12)
     kept = path.with_name("kept")
     shutil.copy(path.with_name(path.name + "-wal"), kept)
@@ -195,8 +195,8 @@ async def test_a_journal_alone_that_was_in_use_is_refused(path: Path, tmp_path: 
         assert set((await states(journal, 30)).values()) == {JobState.IN_DOUBT}
 
 
-async def test_a_journal_alone_that_was_closed_is_whole(path: Path, tmp_path: Path) -> None:
-    """After a run that ended by itself the database is all there is to copy."""
+async def test_a_closed_journal_alone_is_complete(path: Path, tmp_path: Path) -> None:
+    """After a run that ended by itself a copy of the database is enough."""
     async with Journal(path) as journal:
         (first, *_) = await journal.add(entries(3))
         await happened(journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
@@ -208,7 +208,7 @@ async def test_a_journal_alone_that_was_closed_is_whole(path: Path, tmp_path: Pa
 
 
 async def test_an_older_copy_of_the_journal_is_refused(path: Path, tmp_path: Path) -> None:
-    """A backup that was put in place lacks what happened since; so does one beside which others were run."""
+    """A restored backup lacks later records; so does a copy beside which other runs were made."""
     backup = tmp_path / "backup.sqlite3"
     async with Journal(path) as journal:
         await journal.add(entries(4))
@@ -230,7 +230,7 @@ async def test_an_older_copy_of_the_journal_is_refused(path: Path, tmp_path: Pat
 
 
 async def test_a_journal_that_is_copied_while_it_is_run(path: Path, tmp_path: Path) -> None:
-    """With all its files of one moment it is whole; with files older than its log it is refused."""
+    """With all files of one moment the copy is complete; with files older than the log it is refused."""
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     async with Journal(path) as journal:
         jobs = await journal.add(entries(6))
@@ -253,7 +253,7 @@ async def test_a_journal_that_is_copied_while_it_is_run(path: Path, tmp_path: Pa
 
 
 async def test_a_deleted_journal_beside_its_log_is_refused(path: Path) -> None:
-    """Jobs that the journal lost are in doubt when they are given again."""
+    """Jobs that the journal lost are in doubt when they are added again."""
     killed_after(path, 5, 3)
     without(path, "", "-wal", "-shm")
     with pytest.raises(JournalRecordsLost):
@@ -271,10 +271,10 @@ async def test_a_deleted_journal_beside_its_log_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_paid", [True, False])
-async def test_no_new_journal_is_made_where_one_with_paid_work_was_deleted_and_saved(
+async def test_no_new_journal_is_made_at_the_path_of_a_saved_one_with_paid_work(
     path: Path, is_paid: bool
 ) -> None:
-    """The error names the saved one; without a submit in it, or once it is moved away, a new one is made."""
+    """The error names the saved one; if that has no submit, or was moved away, a new one is made."""
     saved = path.parent.with_name("out-rescued-ab12cd") / path.name
     async with Journal(saved) as journal:
         first, *_ = await journal.add(entries(2))
@@ -296,7 +296,7 @@ async def test_no_new_journal_is_made_where_one_with_paid_work_was_deleted_and_s
 async def test_a_lost_submit_after_a_failure_or_a_paid_failure_is_in_doubt_too(
     path: Path, tmp_path: Path
 ) -> None:
-    """What was submitted again in the lost part is not submitted once more; a result that is there stays."""
+    """A resubmit in the lost part is not submitted once more; an existing result stays."""
     problem = Problem(type="TaskFailed", message="no")
     async with Journal(path) as journal:
         failed, retried, done, _ = await journal.add(entries(4))
@@ -326,8 +326,8 @@ async def test_a_lost_submit_after_a_failure_or_a_paid_failure_is_in_doubt_too(
     }
 
 
-async def test_a_journal_of_an_earlier_release_gets_a_log(path: Path) -> None:
-    """A release that kept no log made the journal: it is opened, and its submits are logged."""
+async def test_a_closed_journal_without_a_log_gets_one(path: Path) -> None:
+    """It is opened, and its submits are logged."""
     async with Journal(path) as journal:
         first, *_ = await journal.add(entries(3))
         await happened(journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
@@ -342,7 +342,7 @@ async def test_a_journal_of_an_earlier_release_gets_a_log(path: Path) -> None:
 
 
 def test_the_log_survives_a_line_that_was_cut(tmp_path: Path) -> None:
-    """What a loss of power left of a line counts as nothing, and the next line is a line of its own."""
+    """A line that a loss of power has cut is ignored, and the next line is a line of its own."""
     path = tmp_path / "log"
     first, second = LoggedSubmit(1, 10.5, JobKey('a b\n"é')), LoggedSubmit(2, 11.0, JobKey("c"))
     log = SubmitLog(path)
@@ -378,7 +378,7 @@ def test_the_last_line_of_a_long_log_is_found(tmp_path: Path) -> None:
 async def test_a_submit_that_cannot_be_logged_does_not_leave(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the disk has no room for the line, or refuses it, the job is as it was before the intent."""
+    """If the disk has no room for the line, or an error, the job is as it was before the intent."""
     async with Journal(path) as journal:
         first, _ = await journal.add(entries(2))
 
@@ -417,7 +417,7 @@ LOG = {
 
 
 def put(kept: Path, name: str, kind: str, source: str | None, to: Path) -> None:
-    """Put one file in place, as it was at some time, or damaged."""
+    """Put one file in place, in an earlier state or damaged."""
     if source is not None:
         to.write_bytes((kept / source / name).read_bytes() if source else b"")
     if kind == "cut":
@@ -449,18 +449,18 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("log", LOG)
 @pytest.mark.parametrize("wal", WAL)
 @pytest.mark.parametrize("main", MAIN)
-def test_only_files_that_prove_each_other_whole_are_accepted(
+def test_only_files_that_fit_together_are_accepted(
     kept: Path, tmp_path: Path, main: str, wal: str, log: str
 ) -> None:
-    """All else is refused without a change; accepted, no image that was submitted is submitted again."""
+    """Others are refused without a change; after accepting the loss no submitted image is submitted again."""
     path = tmp_path / "out" / "run.sqlite3"
     path.parent.mkdir()
     put(kept, path.name, main, MAIN[main], path)
     put(kept, f"{path.name}-wal", wal, WAL[wal], path.with_name(f"{path.name}-wal"))
     put(kept, f"{path.name}.submits", log, LOG[log], log_of(path))
     is_fresh = main == wal == log == "missing"
-    is_whole = main in {"whole", "older"} and wal == log == "whole"  # the -wal file holds all that came after
-    # An older journal that was closed is whole by itself where no trace is left of what came after.
+    is_whole = main in {"whole", "older"} and wal == log == "whole"  # the -wal file has all later records
+    # An older, closed journal is complete by itself if no trace of a later run is left.
     is_older = main == "older" and wal == "missing" and log not in {"whole", "half"}
     before = {file.name: file.read_bytes() for file in path.parent.iterdir() if "shm" not in file.name}
 
@@ -477,6 +477,6 @@ def test_only_files_that_prove_each_other_whole_are_accepted(
         asyncio.run(open_it(accept=False))
     assert before.items() <= {file.name: file.read_bytes() for file in path.parent.iterdir()}.items()
     found = asyncio.run(open_it(accept=True))
-    if not (main == "missing" and log == "of the run before"):  # of which the log knows nothing
+    if not (main == "missing" and log == "of the run before"):  # the log does not name its submits
         assert not {JobState.PENDING, JobState.FAILED} & {found[f"k{number}"] for number in range(12)}
     assert asyncio.run(open_it(accept=False)) == found

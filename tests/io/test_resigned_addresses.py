@@ -1,4 +1,4 @@
-"""Addresses that a store signs anew each day, in a journal on disk: one image, one job, one payment."""
+"""Image addresses with a new signature each day: one image, one job, one charge."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite3"
 
 
-async def test_a_pending_job_takes_the_newer_address_and_the_log_says_so(path: Path) -> None:
-    """The same key with a new signature is the same job; it is submitted with the address that is valid."""
+async def test_a_pending_job_gets_the_newer_address_with_an_event(path: Path) -> None:
+    """The same key with a new signature is the same job; it is submitted with the valid address."""
     async with Journal(path) as journal:
         await live(journal, job(1))
         (stored,) = await journal.add_jobs([job(2)])
@@ -90,10 +90,8 @@ async def test_a_pending_job_takes_the_newer_address_and_the_log_says_so(path: P
         [SubmitIntended(at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM)],
     ],
 )
-async def test_what_was_submitted_keeps_the_address_it_was_submitted_with(
-    path: Path, events: list[object]
-) -> None:
-    """A live or finished attempt is compared with what was sent: it does not change under it."""
+async def test_a_submitted_job_keeps_its_address(path: Path, events: list[object]) -> None:
+    """A live or finished attempt is compared with the address that was sent."""
     async with Journal(path) as journal:
         await live(journal, job(1), *events)
         (stored,) = await journal.add_jobs([job(2)])
@@ -104,7 +102,7 @@ async def test_what_was_submitted_keeps_the_address_it_was_submitted_with(
 async def test_a_failed_job_is_retried_with_the_newer_address_and_its_old_attempt_keeps_the_old_one(
     path: Path,
 ) -> None:
-    """The record stays truthful about what the vendor was told to fetch."""
+    """The attempt keeps the address that was sent."""
     async with Journal(path) as journal:
         await live(journal, job(1), SubmitIntended(at=1.0), SubmitRejected(at=2.0, problem=PROBLEM))
         (stored,) = await journal.add_jobs([job(2)])
@@ -113,8 +111,8 @@ async def test_a_failed_job_is_retried_with_the_newer_address_and_its_old_attemp
         assert await journal.input_urls(stored.number) == [signed(1)]
 
 
-async def test_a_job_in_hand_keeps_its_address(path: Path) -> None:
-    """A run that holds a job would submit the old address while the journal names the new one."""
+async def test_a_job_of_the_current_run_keeps_its_address(path: Path) -> None:
+    """The run would submit the old address while the journal has the new one."""
     async with Journal(path) as journal:
         await live(journal, job(1))
         (stored,) = await journal.add_jobs([job(2)], is_chosen=lambda _: True)
@@ -135,10 +133,10 @@ async def test_a_job_in_hand_keeps_its_address(path: Path) -> None:
         (job(2, prompt="Other words"), "enableTranslation and inputImage and prompt differ"),
     ],
 )
-async def test_a_key_for_two_things_is_a_conflict_that_says_what_differs(
+async def test_a_key_with_another_request_is_a_conflict_that_names_the_difference(
     path: Path, other: Job, what: str
 ) -> None:
-    """Another path, version, model or prompt is another thing, however it is signed."""
+    """Another path, version, model or prompt is another request, with any signature."""
     async with Journal(path) as journal:
         await live(journal, job(1))
         with pytest.raises(JobConflictError, match=what):
@@ -149,7 +147,7 @@ async def test_a_key_for_two_things_is_a_conflict_that_says_what_differs(
 
 @pytest.mark.parametrize("in_doubt", [False, True])
 async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Path, in_doubt: bool) -> None:
-    """It is not added, and what it was paid as is named; with permission it becomes a job of its own."""
+    """It is not added, and the paid job is returned; with permission it becomes a job of its own."""
     unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
     async with Journal(path) as journal:
         await live(journal, job(1, None), SubmitIntended(at=1.0), *([unknown] if in_doubt else DONE))
@@ -163,7 +161,7 @@ async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Pa
 async def test_a_batch_warns_of_images_that_it_pays_for_again(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The library asks nobody: it adds the job, and one line of the log says how many there are."""
+    """The library adds the jobs, and logs one line with their number."""
     async with Journal(path) as journal:
         await live(journal, job(1, None), SubmitIntended(at=1.0), *DONE)
         assert len(await journal.add_jobs([job(2, None), job(3, None)])) == 2
@@ -173,7 +171,7 @@ async def test_a_batch_warns_of_images_that_it_pays_for_again(
 
 
 async def test_two_signatures_of_one_image_in_one_list_are_noticed(path: Path) -> None:
-    """Both would be paid; the second is named, whether it stands in the same chunk or in a later one."""
+    """Both would be paid; the second is refused, in the same chunk or in a later one."""
     async with Journal(path) as journal:
         first, second = await add_entries(journal, job(1, None), job(2, None))
         assert (first[0], second[0]) == (1, None)  # type: ignore[index]
@@ -189,16 +187,16 @@ async def test_two_signatures_of_one_image_in_one_list_are_noticed(path: Path) -
         (job(1, None), Job(request=EditRequest.text_removal(f"{signed(2)}&v=2"))),
     ],
 )
-async def test_what_is_asked_for_as_another_thing_is_added(path: Path, earlier: Job, later: Job) -> None:
-    """Two keys of the caller's own, another model, another version of the file: nothing to warn of."""
+async def test_another_request_for_the_image_is_added(path: Path, earlier: Job, later: Job) -> None:
+    """Two keys of the caller's own, another model, another version of the file: no warning."""
     async with Journal(path) as journal:
         await live(journal, earlier, SubmitIntended(at=1.0), *DONE)
         ((number, *_),) = await add_entries(journal, later)  # type: ignore[misc]
         assert number == 2
 
 
-async def test_a_failed_or_pending_job_of_an_earlier_run_is_no_reason_to_warn(path: Path) -> None:
-    """Nothing was paid under its address."""
+async def test_a_failed_or_pending_job_of_an_earlier_run_causes_no_warning(path: Path) -> None:
+    """Nothing was paid for its address."""
     async with Journal(path) as journal:
         await live(journal, job(1, None))
         ((number, *_),) = await add_entries(journal, job(2, None))  # type: ignore[misc]
@@ -232,7 +230,7 @@ async def paid(path: Path, *jobs: Job) -> None:
 async def test_an_address_that_differs_only_in_its_query_is_noticed(
     path: Path, earlier: str, later: str
 ) -> None:
-    """Whatever its parameters are called; only the caller knows whether it is another image."""
+    """With any parameter name; only the caller knows whether it is another image."""
     await paid(path, at(earlier))
     async with Journal(path) as journal:
         entries = [(at(later).key, store_request(at(later).request))]
@@ -245,8 +243,8 @@ async def test_an_address_that_differs_only_in_its_query_is_noticed(
             assert added.similar.job.key == at(earlier).key
 
 
-async def test_only_what_earlier_runs_paid_is_noticed(path: Path) -> None:
-    """A list of ``?id=1``, ``?id=2`` … does not warn of its own rows, also where it is given again."""
+async def test_only_jobs_that_earlier_runs_paid_are_noticed(path: Path) -> None:
+    """A list of ``?id=1``, ``?id=2`` … does not warn of its own rows, also when it is given again."""
     ids = [at(f"{IMAGE}?id={n}") for n in range(130)]
     await paid(path, *ids[:120])
     async with Journal(path) as journal:
@@ -263,10 +261,8 @@ async def test_only_what_earlier_runs_paid_is_noticed(path: Path) -> None:
         Job(request=EditRequest.text_removal(f"{IMAGE}?id=18", model="flux-kontext-max")),
     ],
 )
-async def test_what_has_a_key_of_its_own_or_asks_for_another_thing_is_not_similar(
-    path: Path, later: Job
-) -> None:
-    """Who gives a key says what it is."""
+async def test_a_job_with_a_key_of_its_own_or_another_request_is_not_similar(path: Path, later: Job) -> None:
+    """A key of the caller's own names the image."""
     await paid(path, at(f"{IMAGE}?id=17"))
     async with Journal(path) as journal:
         (added,) = await add_entries(journal, later)
@@ -276,7 +272,7 @@ async def test_what_has_a_key_of_its_own_or_asks_for_another_thing_is_not_simila
 async def test_a_batch_warns_of_addresses_that_differ_only_in_their_query(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The library asks nobody; one line of the log has the count."""
+    """The library adds the jobs; one line of the log has their number."""
     await paid(path, at(f"{IMAGE}?id=17"))
     async with Journal(path) as journal:
         await journal.add_jobs([at(f"{IMAGE}?id={n}") for n in range(2)])
@@ -289,7 +285,7 @@ async def test_a_batch_warns_of_addresses_that_differ_only_in_their_query(
 async def test_an_image_that_was_done_without_a_signature_is_the_same_image_with_one(
     path: Path, earlier: Job, later: str
 ) -> None:
-    """Also in another spelling, and where it had a key then."""
+    """Also in another spelling, and if it had a key then."""
     await paid(path, earlier)
     async with Journal(path) as journal:
         (added,) = await add_entries(journal, at(later))
@@ -297,7 +293,7 @@ async def test_an_image_that_was_done_without_a_signature_is_the_same_image_with
 
 
 async def test_a_list_without_its_column_of_keys_pays_for_nothing_again(path: Path) -> None:
-    """The same addresses, keyed yesterday and not today: the same images."""
+    """The same addresses with keys yesterday and without today are the same images."""
     await paid(path, at(IMAGE, "mine"))
     async with Journal(path) as journal:
         (added,) = await add_entries(journal, at(IMAGE))
@@ -305,7 +301,7 @@ async def test_a_list_without_its_column_of_keys_pays_for_nothing_again(path: Pa
 
 
 async def test_addresses_that_differ_in_a_fragment_are_one_job(path: Path) -> None:
-    """It never reaches a server; it is not sent either."""
+    """A fragment never reaches a server; it is not sent either."""
     async with Journal(path) as journal:
         first, second, third = await add_entries(journal, at(f"{IMAGE}#1"), at(f"{IMAGE}#2"), at(IMAGE))
         assert first[0] == second[0] == third[0] == 1  # type: ignore[index]
@@ -317,7 +313,7 @@ async def test_addresses_that_differ_in_a_fragment_are_one_job(path: Path) -> No
 async def test_a_chunk_of_new_jobs_has_the_numbers_and_addresses_of_jobs_added_one_by_one(
     tmp_path: Path,
 ) -> None:
-    """A long list is added a chunk at a time; a chunk that holds anything known or twice goes job by job."""
+    """A long list is added in chunks; a chunk with known or repeated entries is added job by job."""
     new = [at(f"https://bucket.example/{n}.jpg?id={n}") for n in range(3)]
     at_once, one_by_one = tmp_path / "a.sqlite3", tmp_path / "b.sqlite3"
     async with Journal(at_once) as journal:

@@ -1,4 +1,4 @@
-"""``status`` on a folder in which nothing can be written: a backup, another user's run, a read-only disk."""
+"""``status`` on a read-only folder: a backup, another user's run, a read-only disk."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def folder() -> Iterator[Path]:
     ids=["closed", "killed", "killed, without -shm"],
 )
 def test_status_of_a_read_only_folder(folder: Path, ended: str, left: tuple[str, ...]) -> None:
-    """All that was committed is told, and the folder is as it was."""
+    """All committed records are counted, and the folder is unchanged."""
     journal, temporary = folder / "run" / "journal.sqlite3", folder / "temporary"
     subprocess.run([sys.executable, "-c", _RECORDER, str(journal), ended], check=False)
     for name in ("journal.sqlite3-wal", "journal.sqlite3-shm"):
@@ -74,7 +74,7 @@ def test_status_of_a_read_only_folder(folder: Path, ended: str, left: tuple[str,
     journal.parent.chmod(0o555)
     temporary.mkdir()
     temporary.chmod(0o777)
-    told = subprocess.run(
+    status = subprocess.run(
         [sys.executable, "-c", _STATUS, str(journal.parent)],
         capture_output=True,
         text=True,
@@ -82,8 +82,8 @@ def test_status_of_a_read_only_folder(folder: Path, ended: str, left: tuple[str,
         env=os.environ | {"TMPDIR": str(temporary)},
     )
     journal.parent.chmod(0o755)
-    assert told.returncode == 0, told.stderr
-    counts = json.loads(told.stdout)["counts"]
+    assert status.returncode == 0, status.stderr
+    counts = json.loads(status.stdout)["counts"]
     assert (counts["pending"], counts["submitting"]) == (1, 1)
     assert {path.name: path.read_bytes() for path in journal.parent.iterdir()} == before
     assert list(temporary.iterdir()) == [], "no copy is left behind"

@@ -29,7 +29,7 @@ from scripted_vendor import ScriptedVendor
 
 JOBS = 20
 WRITES = 1 + 3 * JOBS
-"""At least: one for the list; intent, task, and picture together with the end, of each job."""
+"""At least: one for the list, and three for each job: intent, task, result with the end."""
 
 IMAGES = [f"https://pictures.example/{n}.jpg" for n in range(JOBS)]
 FAST = Limits(submits=10_000, window_s=1.0, concurrent_submits=6)
@@ -39,12 +39,12 @@ Where = Literal["before commit", "after commit", "before POST", "after POST"]
 
 
 class Crash(BaseException):
-    """The process is no more."""
+    """The process has ended."""
 
 
 @attrs.define
 class Fate:
-    """When the process ends: at the n-th occasion of one kind."""
+    """The point where the process ends: the n-th write or POST of one kind."""
 
     where: Where | None = None
     number: int = 0
@@ -52,7 +52,7 @@ class Fate:
     over: bool = False
 
     def reach(self, where: Where) -> None:
-        """End here, if it is the time; after the end nothing goes on."""
+        """End the process here, if this is the point; after the end nothing continues."""
         if self.over:
             raise Crash
         self.seen[where] += 1
@@ -62,21 +62,21 @@ class Fate:
 
 
 class MortalJournal(Journal):
-    """A journal on a file, written by a process that may end."""
+    """A journal whose process may end at any write."""
 
     def __init__(self, path: Path, fate: Fate) -> None:
         super().__init__(path)
         self.fate = fate
 
     async def add(self, entries: Any, **more: Any) -> Any:
-        """Write, with two chances to die."""
+        """Write, with a possible end before and after."""
         self.fate.reach("before commit")
         added = await super().add(entries, **more)
         self.fate.reach("after commit")
         return added
 
     async def record(self, *what: Any, **how: Any) -> None:
-        """Write, with two chances to die."""
+        """Write, with a possible end before and after."""
         self.fate.reach("before commit")
         await super().record(*what, **how)
         self.fate.reach("after commit")
@@ -84,12 +84,12 @@ class MortalJournal(Journal):
 
 @attrs.define(eq=False, slots=False)
 class MortalVendor(ScriptedVendor):
-    """A vendor that survives the crash. It charges each submit, and the process may end around it."""
+    """A vendor that survives the crash. It charges each submit; the process may end before or after it."""
 
     fate: Fate = attrs.field(factory=Fate, kw_only=True)
 
     async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
-        """Answer a request, with two chances to die around a submit."""
+        """Answer a request, with a possible end before and after a submit."""
         if request.method != "POST":
             if self.fate.over:
                 raise Crash
@@ -102,7 +102,7 @@ class MortalVendor(ScriptedVendor):
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A folder in memory where there is one: these tests end processes, not the power."""
+    """A folder in memory if there is one: these tests do not cut the power."""
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="crash-", dir=shared if shared.is_dir() else None))
     try:
@@ -112,7 +112,7 @@ def disk() -> Iterator[Path]:
 
 
 async def _run(path: Path, vendor: MortalVendor, **options: Any) -> list[Any]:
-    """Run the batch in a process of its own, so to speak; return its outcomes."""
+    """Run the batch like a new process; return its outcomes."""
     outcomes = []
     client = vendor.client(limits=FAST, polling=LOOKS, rng=random.Random(1))
     async with (
@@ -126,7 +126,7 @@ async def _run(path: Path, vendor: MortalVendor, **options: Any) -> list[Any]:
 
 
 async def _die(path: Path, vendor: MortalVendor) -> bool:
-    """Run until the crash; say whether it came."""
+    """Run until the crash; return whether it came."""
     try:
         await _run(path, vendor)
     except Crash:
@@ -145,13 +145,13 @@ async def _states(path: Path) -> dict[JobState, int]:
 
 @pytest.mark.parametrize("where", get_args(Where))
 async def test_crash_at_every_point(disk: Path, where: Where) -> None:
-    """Whichever commit or POST was the last, the resumed run ends every job once and pays for none twice."""
+    """After any last commit or POST the resumed run ends every job once and pays for none twice."""
     doubtful = 0
     for number in itertools.count(1):
         path = disk / f"{number}.sqlite3"
         vendor = MortalVendor(fate=Fate(where, number))
         if not await _die(path, vendor):
-            break  # it came to its end before: every point there is was visited
+            break  # it ended before: every point was visited
         vendor.fate = Fate()
 
         outcomes = await _run(path, vendor)
@@ -162,8 +162,8 @@ async def test_crash_at_every_point(disk: Path, where: Where) -> None:
         assert in_doubt <= FAST.concurrent_submits
         assert max(vendor.charged.values()) == 1, "charged twice"
         assert vendor.charged.total() >= JOBS - in_doubt
-        told = Counter(outcome.job.key for outcome in outcomes)
-        assert not told or max(told.values()) == 1, "told twice"
+        yielded = Counter(outcome.job.key for outcome in outcomes)
+        assert not yielded or max(yielded.values()) == 1, "yielded twice"
         assert {type(outcome) for outcome in outcomes} <= {Succeeded, InDoubt}
         assert sum(isinstance(outcome, InDoubt) for outcome in outcomes) == in_doubt
         doubtful += in_doubt
@@ -174,7 +174,7 @@ async def test_crash_at_every_point(disk: Path, where: Where) -> None:
 
 @pytest.mark.parametrize("where", ["before POST", "after POST"])
 async def test_resubmit_pays_again_only_for_what_is_in_doubt(disk: Path, where: Where) -> None:
-    """By the caller's consent jobs in doubt are submitted again; no other job is."""
+    """With permission jobs in doubt are resubmitted; no other job is."""
     path = disk / "run.sqlite3"
     vendor = MortalVendor(fate=Fate(where, 7))
     await _die(path, vendor)
@@ -187,7 +187,7 @@ async def test_resubmit_pays_again_only_for_what_is_in_doubt(disk: Path, where: 
 
 
 async def test_crashing_again_and_again(disk: Path) -> None:
-    """A batch that never gets further than a few writes comes to its end all the same."""
+    """A batch that crashes after every few writes still ends."""
     path, vendor = disk / "run.sqlite3", MortalVendor()
     for _ in range(WRITES):
         vendor.fate = Fate("after commit", 5)

@@ -1,4 +1,4 @@
-"""A journal is looked at without changing it, while somebody else runs it."""
+"""A journal is read without changing it, while another process runs it."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ async def happen(journal: Journal, stored: StoredJob, *events: Event) -> None:
         await journal.record(stored.number, job, event)
 
 
-def picture(at: float, seconds: float) -> TaskSucceeded:
+def succeeded(at: float, seconds: float) -> TaskSucceeded:
     return TaskSucceeded(at=at, result_url="http://h/r", generation_s=seconds)
 
 
-async def test_figures_are_read_while_a_run_holds_the_journal(tmp_path: Path) -> None:
-    """Counts, spending, durations and doubts are seen at once, through a connection that cannot write."""
+async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
+    """Counts, spending, durations and jobs in doubt are read on a connection that cannot write."""
     path = tmp_path / "j.sqlite3"
     async with Journal(path) as journal:
         pro, found, doubt, _ = await add(journal, 4)
@@ -72,9 +72,8 @@ async def test_figures_are_read_while_a_run_holds_the_journal(tmp_path: Path) ->
             assert reader.generation_s(0.5) is None
             for number, job in enumerate((pro, big)):
                 task = TaskId(f"t{number}")
-                await happen(
-                    journal, job, SubmitIntended(at=1), SubmitAccepted(at=2, task_id=task), picture(3, number)
-                )
+                submit = SubmitIntended(at=1), SubmitAccepted(at=2, task_id=task)
+                await happen(journal, job, *submit, succeeded(3, number))
             unknown = (SubmitIntended(at=4), SubmitUnknown(at=5, problem=PROBLEM))
             await happen(journal, found, *unknown, TaskFound(at=6, task_id=TaskId("t9")))
             await happen(journal, doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(at=8))
@@ -94,10 +93,10 @@ async def test_figures_are_read_while_a_run_holds_the_journal(tmp_path: Path) ->
                 reader._all("DELETE FROM job")
 
 
-async def test_what_was_perhaps_paid_twice_is_told_once(
+async def test_a_possible_duplicate_charge_is_returned_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Sixty tasks, each named by a callback that nobody signed and by a signed one; two jobs go on later."""
+    """Sixty tasks, each named by an unsigned and by a signed callback; two jobs change later."""
     async with Journal(tmp_path / JOURNAL) as journal:
 
         async def submitted_again(job: StoredJob) -> None:
@@ -117,8 +116,8 @@ async def test_what_was_perhaps_paid_twice_is_told_once(
             for job in await add(journal, 62):
                 group.create_task(submitted_again(job))
     with JournalReader(tmp_path / JOURNAL) as reader:
-        told = reader.possible_duplicate_charges()
-    assert sorted((one.stored.number, one.task_id, one.signed) for one in told) == [
+        charges = reader.possible_duplicate_charges()
+    assert sorted((one.stored.number, one.task_id, one.signed) for one in charges) == [
         (number, f"t{number}", True) for number in range(1, 61)
     ]
     show_status(tmp_path, as_json=False)
@@ -143,14 +142,14 @@ async def test_jobs_are_found_by_state_by_number_and_by_name(tmp_path: Path) -> 
         assert reader.named("x") == []
 
 
-async def test_the_holder_is_who_runs_it(tmp_path: Path) -> None:
-    """The holder is named while he runs it; what a dead process left behind names nobody."""
+async def test_the_lock_owner_is_the_process_that_runs_the_journal(tmp_path: Path) -> None:
+    """The owner is returned during the run; the lock file of a dead process has none."""
     path = tmp_path / "j.sqlite3"
     assert lock_owner_of(path) is None
     async with Journal(path):
-        holder = lock_owner_of(path)
-        assert isinstance(holder, LockOwner)
-        assert holder.pid == os.getpid()
+        owner = lock_owner_of(path)
+        assert isinstance(owner, LockOwner)
+        assert owner.pid == os.getpid()
     assert lock_owner_of(path) is None
     lock = path.with_name("j.sqlite3.lock")
     for left in (json.dumps({"pid": 2**30, "since": 1}), "{", "[]", ""):

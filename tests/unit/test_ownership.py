@@ -1,4 +1,4 @@
-"""Which task is whose, as a journal's file has it."""
+"""Which task belongs to which job."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flux_async.journal.schema import connect
 from flux_async.models import EditRequest, GenerateRequest, JobKey
 
 
-def test_whose_request_a_record_shows_is_found_by_an_index() -> None:
-    """Of a vendor that copies every image, each task asks: that must not read the whole journal."""
+def test_the_job_of_a_record_is_found_by_an_index() -> None:
+    """A vendor that copies every image causes a query per task, which must not read the whole journal."""
     statements: list[str] = []
     with closing(connect()) as connection:
         connection.set_trace_callback(statements.append)
-        told = {"prompt": "p", "inputImage": "https://copies.example/1.jpg"}
-        assert ownership.job_that_sent(connection, told, besides=1, by_image=True) is None
+        shown = {"prompt": "p", "inputImage": "https://copies.example/1.jpg"}
+        assert ownership.job_that_sent(connection, shown, besides=1, by_image=True) is None
         connection.set_trace_callback(None)
         plans = [
             step[3]
@@ -56,9 +56,9 @@ def test_the_closest_request_is_found() -> None:
         )
 
         def owner(
-            image: str | None = None, prompt: str = "p", *, besides: int = 0, **told: str
+            image: str | None = None, prompt: str = "p", *, besides: int = 0, **other: str
         ) -> str | None:
-            shown = {"prompt": prompt, "inputImage": image} | told
+            shown = {"prompt": prompt, "inputImage": image} | other
             sender = ownership.job_that_sent(connection, shown, besides=besides)
             return None if sender is None else sender.key
 
@@ -75,8 +75,8 @@ def test_the_closest_request_is_found() -> None:
         assert ownership.job_that_sent(connection, {}, besides=0) is None
 
 
-def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None:
-    """Of several jobs about one image the prompt decides; none is named where it is that of none of them."""
+def test_the_only_job_with_an_image_is_found_with_any_prompt() -> None:
+    """The prompt decides between several jobs with one image; if it is none of theirs, no job is named."""
     image = "https://h.example/{}.jpg"
     jobs = {
         "ours": store_request(EditRequest(prompt="p", input_image=image.format("a"))),
@@ -90,21 +90,21 @@ def test_the_only_job_about_an_image_is_found_whatever_the_prompt_says() -> None
                 "INSERT INTO job (number, key, request, attempts) VALUES (?, ?, ?, 1)", (number, key, request)
             )
 
-        def sender(name: str, **told: str) -> ownership.Sender | None:
-            shown = {"inputImage": image.format(name)} | told
+        def sender(name: str, **other: str) -> ownership.Sender | None:
+            shown = {"inputImage": image.format(name)} | other
             return ownership.job_that_sent(connection, shown, besides=1, by_image=True)
 
-        nobody = ownership.Sender(key=None)
+        unknown = ownership.Sender(key=None)
         assert sender("b") == sender("b", prompt="translated") == ownership.Sender(key=JobKey("only"))
-        assert sender("b", prompt="translated", model="flux-kontext-max") == nobody
-        assert sender("c") == sender("c", prompt="translated") == nobody
+        assert sender("b", prompt="translated", model="flux-kontext-max") == unknown
+        assert sender("c") == sender("c", prompt="translated") == unknown
         assert sender("c", prompt="q") == ownership.Sender(key=JobKey("second"))
         assert sender("d", prompt="p") is None
         assert sender("a", prompt="translated") is None
 
 
 def test_confirmed_echoes_are_counted_by_request_and_by_image() -> None:
-    """A new journal has seen none."""
+    """A new journal has counted none."""
     with closing(connect()) as connection:
         assert ownership.confirmed_echoes(connection) == (0, 0)
         for _ in range(2):
