@@ -1,4 +1,4 @@
-"""The kontext API, an :class:`flux_async.api.Api`: builds submits from stored requests, reads records.
+"""Builds the submits and polls of the kontext API, and reads its answers; fulfils ``flux_async.api.Api``.
 
 Rules (API page, "Core Endpoints"; the rest was seen on the live service):
 

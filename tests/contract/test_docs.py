@@ -1,6 +1,6 @@
 """The documents say what is there: errors, commands, options, exit codes, keys, tests, links.
 
-``python tests/contract/test_docs.py`` rewrites the table of ``docs/errors.md``.
+``python tests/contract/test_docs.py`` rewrites the tables of ``docs/errors.md`` and ``docs/architecture.md``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 ERRORS = ROOT / "docs" / "errors.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 COMMANDS = ROOT / "docs" / "command_line.md"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 
@@ -72,6 +73,36 @@ def test_every_error_is_raised_somewhere() -> None:
     assert [
         kind.__name__ for kind, _ in below(FluxError) if not re.search(rf"\b{kind.__name__}\b", code)
     ] == []
+
+
+# --- modules ----------------------------------------------------------------------------------------------
+
+
+def first_sentence(module: Path) -> str:
+    """Return the first sentence of a module's docstring, as Markdown."""
+    paragraph = " ".join((ast.get_docstring(ast.parse(read(module))) or "").partition("\n\n")[0].split())
+    sentence = re.split(r"(?<=[.?!])\s", paragraph)[0].replace("``", "`").replace("|", "\\|")
+    return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", sentence)
+
+
+def module_table() -> str:
+    """Return the table of ``docs/architecture.md``: each module with the first sentence of its docstring."""
+    package = Path(flux_async.__file__).parent
+    lines = ["", "| module | |", "|---|---|"]
+    for folder in [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]:
+        prefix = "" if folder == package else f"{folder.name}/"
+        if prefix:
+            lines.append(f"| **`{prefix}`** | {first_sentence(folder / '__init__.py')} |")
+        modules = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+        lines += [f"| `{prefix}{path.name}` | {first_sentence(path)} |" for path in modules]
+    return "\n".join([*lines, "", ""])
+
+
+def test_architecture_names_every_module() -> None:
+    """The table of ``docs/architecture.md`` is made from the docstrings; running this file rewrites it."""
+    shown = TABLE.search(read(ARCHITECTURE))
+    assert shown is not None
+    assert shown[0] == module_table()
 
 
 # --- the command line -------------------------------------------------------------------------------------
@@ -172,4 +203,5 @@ def test_guarantees_name_tests_that_exist() -> None:
 
 
 if __name__ == "__main__":
-    ERRORS.write_text(TABLE.sub(lambda _: error_table(), read(ERRORS)), encoding="utf-8")
+    for page, table in ((ERRORS, error_table()), (ARCHITECTURE, module_table())):
+        page.write_text(TABLE.sub(lambda _, new=table: new, read(page)), encoding="utf-8")
