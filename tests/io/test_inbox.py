@@ -28,8 +28,6 @@ from flux_async import (
 )
 from flux_async.job_state import (
     Event,
-    JobSnapshot,
-    Problem,
     ResubmitGranted,
     Saved,
     SubmitAccepted,
@@ -42,10 +40,10 @@ from flux_async.journal.guard import open_file
 from flux_async.journal.inbox import Inbox
 from flux_async.journal.schema import APPLICATION_ID, SCHEMA_VERSION
 from flux_async.journal.store import StoredJob
+from journal_records import PROBLEM, URL, happened, line_of, rows
 
-URL = "https://files.example/t.jpg"
-PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
 WAIT_S = 60
+INBOX = "SELECT callback_id, task_id, signed, code, deliveries FROM inbox"
 
 
 def attempt_id(number: int) -> str:
@@ -56,20 +54,6 @@ def event(
     task: str, attempt: str | None = attempt_id(1), *, signed: bool = True, code: int = 200
 ) -> CallbackEvent:
     return CallbackEvent(task_id=TaskId(task), code=code, attempt_id=attempt, signed=signed)
-
-
-def rows(path: Path, sql: str = "SELECT callback_id, task_id, signed, code, deliveries FROM inbox") -> Any:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(sql).fetchall()
-
-
-async def happened(journal: Journal, stored: StoredJob, *events: Event) -> JobSnapshot:
-    """Take a job through ``events``, each on disk before the next."""
-    job = stored.job
-    for one in events:
-        job = apply(job, one)
-        await journal.record(stored.number, job, one)
-    return job
 
 
 async def submitting(journal: Journal, count: int = 1) -> list[StoredJob]:
@@ -115,11 +99,6 @@ def child(program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 async def test_beside_a_run_in_another_process(path: Path) -> None:
@@ -171,7 +150,7 @@ async def test_before_there_is_a_journal(path: Path) -> None:
             assert [entry.task_id for entry in await journal.callbacks_for(stored.number)] == ["t"]
     async with Journal(path) as journal:
         assert [entry.task_id for entry in await journal.callbacks_for(stored.number)] == ["t"]
-    assert rows(path) == [(attempt_id(1), "t", 1, 200, 1)]
+    assert rows(path, INBOX) == [(attempt_id(1), "t", 1, 200, 1)]
 
 
 async def test_many_receivers_at_once(path: Path) -> None:
@@ -203,7 +182,7 @@ async def test_only_callbacks_that_name_an_attempt_are_stored(path: Path) -> Non
             await keeper.receive(event("t", None))
             await keeper.receive(event("t", attempt_id(2)))
             await keeper.receive(event("t", "' OR 1=1 --"))
-    assert rows(path) == []
+    assert rows(path, INBOX) == []
 
 
 async def test_repeated_deliveries_are_counted(path: Path) -> None:
@@ -214,7 +193,7 @@ async def test_repeated_deliveries_are_counted(path: Path) -> None:
         await inbox.receive(event("t", code=200))
         await journal.receive(event("t"))
         await inbox.receive(event("t", signed=False))
-    assert rows(path) == [(attempt_id(1), "t", 1, 501, 3), (attempt_id(1), "t", 0, 200, 1)]
+    assert rows(path, INBOX) == [(attempt_id(1), "t", 1, 501, 3), (attempt_id(1), "t", 0, 200, 1)]
 
 
 async def test_tasks_of_an_attempt_are_bounded(path: Path) -> None:

@@ -31,7 +31,6 @@ from flux_async.job_state import (
     Event,
     JobSnapshot,
     JobState,
-    Problem,
     ResubmitGranted,
     Saved,
     SubmitAccepted,
@@ -40,26 +39,16 @@ from flux_async.job_state import (
     TaskSucceeded,
     apply,
 )
-from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.store import Journal
 from flux_async.journal.writer import RESERVE_SIZE, RESERVE_STEP, Reserve, Writer
 from flux_async.models import JobKey, TaskId
+from journal_records import PROBLEM, URL, happened, line_of, rows
 
-URL = "https://files.example/t.jpg"
-PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
 WAIT_S = 60
 
 
 def entries(count: int, first: int = 0) -> list[tuple[JobKey, str]]:
     return [(JobKey(f"k{n}"), f'{{"n":{n}}}') for n in range(first, first + count)]
-
-
-async def happened(journal: Journal, stored: StoredJob, *events: Event) -> JobSnapshot:
-    """Take a job through ``events``, each on disk before the next."""
-    job = stored.job
-    for event in events:
-        job = apply(job, event)
-        await journal.record(stored.number, job, event)
-    return job
 
 
 def life(task: str = "t") -> tuple[Event, ...]:
@@ -70,11 +59,6 @@ def life(task: str = "t") -> tuple[Event, ...]:
         TaskSucceeded(at=12.0, result_url=URL, origin_url=URL, generation_s=7.5),
         Saved(at=13.0, file="a.jpg"),
     )
-
-
-def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(sql).fetchall()
 
 
 @pytest.fixture
@@ -312,11 +296,6 @@ def child(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 async def test_what_was_reported_survives_sigkill(path: Path) -> None:

@@ -17,7 +17,6 @@ import pytest
 
 from flux_async.errors import JournalError, JournalRecordsLost, Scope
 from flux_async.job_state import (
-    Event,
     JobState,
     Problem,
     RetryGranted,
@@ -33,6 +32,7 @@ from flux_async.journal.inbox import Inbox
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, last_of, log_of, read_log
 from flux_async.models import JobKey, TaskId
+from journal_records import happened, line_of
 
 WAIT_S = 60
 
@@ -71,10 +71,9 @@ def killed_after(path: Path, jobs: int, submits: int) -> None:
         text=True,
     ) as process:
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "added\n"
+            assert line_of(process) == "added"
             for n in range(submits):
-                assert process.stdout.readline() == f"{n}\n"
+                assert line_of(process) == f"{n}"
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait(WAIT_S)
@@ -82,13 +81,6 @@ def killed_after(path: Path, jobs: int, submits: int) -> None:
 
 def entries(count: int) -> list[tuple[JobKey, str]]:
     return [(JobKey(f"k{n}"), "{}") for n in range(count)]
-
-
-async def happened(journal: Journal, stored: StoredJob, *events: Event) -> None:
-    job = stored.job
-    for event in events:
-        before, job = job, apply(job, event)
-        await journal.record(stored.number, job, event, before=before)
 
 
 async def states(journal: Journal, count: int) -> dict[str, JobState]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,20 +10,22 @@ import pytest
 from flux_async import EditRequest, Job, JobConflictError, JobKey, Journal
 from flux_async.api.stored_requests import read_image, store_request
 from flux_async.job_state import (
+    Event,
     JobState,
+    Problem,
     Saved,
     SubmitAccepted,
     SubmitIntended,
     SubmitRejected,
     SubmitUnknown,
     TaskSucceeded,
-    apply,
 )
-from flux_async.job_state import Problem as Trouble
+from flux_async.journal.adding import Added
 from flux_async.models import TaskId
+from journal_records import happened, rows
 
 IMAGE = "https://bucket.example/poster.jpg"
-PROBLEM = Trouble(type="BadRequest", code=422, message="No.")
+PROBLEM = Problem(type="BadRequest", code=422, message="No.")
 ACCEPTED = SubmitAccepted(at=2.0, task_id=TaskId("t1"))
 DONE = (
     ACCEPTED,
@@ -43,27 +43,17 @@ def job(day: int, key: str | None = "k", **options: str) -> Job:
     return Job(request=request) if key is None else Job(request=request, key=JobKey(key))
 
 
-def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(sql).fetchall()
-
-
-async def live(journal: Journal, wanted: Job, *events: object) -> None:
+async def live(journal: Journal, wanted: Job, *events: Event) -> None:
     """Add a job and take it through ``events``."""
     (stored,) = await journal.add_jobs([wanted])
-    state = stored.job
-    for event in events:
-        state = apply(state, event)  # type: ignore[arg-type]
-        await journal.record(stored.number, state, event)  # type: ignore[arg-type]
+    await happened(journal, stored, *events)
 
 
 async def add_entries(
     journal: Journal, *jobs: Job, pays_again: bool = False, chosen: bool = False
-) -> list[object]:
+) -> list[Added]:
     entries = [(job.key, store_request(job.request)) for job in jobs]
-    return list(
-        await journal.add_entries(entries, sources={}, is_chosen=lambda _: chosen, pays_again=pays_again)
-    )
+    return await journal.add_entries(entries, sources={}, is_chosen=lambda _: chosen, pays_again=pays_again)
 
 
 @pytest.fixture
@@ -90,7 +80,7 @@ async def test_a_pending_job_gets_the_newer_address_with_an_event(path: Path) ->
         [SubmitIntended(at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM)],
     ],
 )
-async def test_a_submitted_job_keeps_its_address(path: Path, events: list[object]) -> None:
+async def test_a_submitted_job_keeps_its_address(path: Path, events: list[Event]) -> None:
     """A live or finished attempt is compared with the address that was sent."""
     async with Journal(path) as journal:
         await live(journal, job(1), *events)
@@ -141,7 +131,7 @@ async def test_a_key_with_another_request_is_a_conflict_that_names_the_differenc
         await live(journal, job(1))
         with pytest.raises(JobConflictError, match=what):
             await journal.add_jobs([other])
-        ((number, _, conflict, *_),) = await add_entries(journal, other)  # type: ignore[misc]
+        ((number, _, conflict, *_),) = await add_entries(journal, other)
         assert (number, what in str(conflict)) == (None, True)
 
 
@@ -151,10 +141,10 @@ async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Pa
     unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
     async with Journal(path) as journal:
         await live(journal, job(1, None), SubmitIntended(at=1.0), *([unknown] if in_doubt else DONE))
-        ((number, _, _, paid_as, _),) = await add_entries(journal, job(2, None))  # type: ignore[misc]
+        ((number, _, _, paid_as, _),) = await add_entries(journal, job(2, None))
         assert (number, paid_as.job.key) == (None, job(1, None).key)
         assert sum((await journal.counts()).values()) == 1
-        ((number, _, _, paid_as, _),) = await add_entries(journal, job(2, None), pays_again=True)  # type: ignore[misc]
+        ((number, _, _, paid_as, _),) = await add_entries(journal, job(2, None), pays_again=True)
         assert (number, paid_as.job.key) == (2, job(1, None).key)
 
 
@@ -174,9 +164,9 @@ async def test_two_signatures_of_one_image_in_one_list_are_noticed(path: Path) -
     """Both would be paid; the second is refused, in the same chunk or in a later one."""
     async with Journal(path) as journal:
         first, second = await add_entries(journal, job(1, None), job(2, None))
-        assert (first[0], second[0]) == (1, None)  # type: ignore[index]
+        assert (first[0], second[0]) == (1, None)
         (third,) = await add_entries(journal, job(3, None), chosen=True)
-        assert third[0] is None  # type: ignore[index]
+        assert third[0] is None
 
 
 @pytest.mark.parametrize(
@@ -191,7 +181,7 @@ async def test_another_request_for_the_image_is_added(path: Path, earlier: Job, 
     """Two keys of the caller's own, another model, another version of the file: no warning."""
     async with Journal(path) as journal:
         await live(journal, earlier, SubmitIntended(at=1.0), *DONE)
-        ((number, *_),) = await add_entries(journal, later)  # type: ignore[misc]
+        ((number, *_),) = await add_entries(journal, later)
         assert number == 2
 
 
@@ -199,7 +189,7 @@ async def test_a_failed_or_pending_job_of_an_earlier_run_causes_no_warning(path:
     """Nothing was paid for its address."""
     async with Journal(path) as journal:
         await live(journal, job(1, None))
-        ((number, *_),) = await add_entries(journal, job(2, None))  # type: ignore[misc]
+        ((number, *_),) = await add_entries(journal, job(2, None))
         assert number == 2
 
 
@@ -249,9 +239,9 @@ async def test_only_jobs_that_earlier_runs_paid_are_noticed(path: Path) -> None:
     await paid(path, *ids[:120])
     async with Journal(path) as journal:
         added = await add_entries(journal, *ids)
-        assert [one.similar for one in added] == [None] * 130  # type: ignore[attr-defined]
+        assert [one.similar for one in added] == [None] * 130
         (other,) = await add_entries(journal, at("https://bucket.example/other.jpg?id=1"))
-        assert other.similar is None  # type: ignore[attr-defined]
+        assert other.similar is None
 
 
 @pytest.mark.parametrize(
@@ -266,7 +256,7 @@ async def test_a_job_with_a_key_of_its_own_or_another_request_is_not_similar(pat
     await paid(path, at(f"{IMAGE}?id=17"))
     async with Journal(path) as journal:
         (added,) = await add_entries(journal, later)
-        assert (added.number, added.similar) == (2, None)  # type: ignore[attr-defined]
+        assert (added.number, added.similar) == (2, None)
 
 
 async def test_a_batch_warns_of_addresses_that_differ_only_in_their_query(
@@ -289,7 +279,7 @@ async def test_an_image_that_was_done_without_a_signature_is_the_same_image_with
     await paid(path, earlier)
     async with Journal(path) as journal:
         (added,) = await add_entries(journal, at(later))
-        assert (added.number, added.paid_as.job.key) == (None, earlier.key)  # type: ignore[attr-defined]
+        assert (added.number, added.paid_as.job.key) == (None, earlier.key)
 
 
 async def test_a_list_without_its_column_of_keys_pays_for_nothing_again(path: Path) -> None:
@@ -297,14 +287,14 @@ async def test_a_list_without_its_column_of_keys_pays_for_nothing_again(path: Pa
     await paid(path, at(IMAGE, "mine"))
     async with Journal(path) as journal:
         (added,) = await add_entries(journal, at(IMAGE))
-        assert (added.number, added.paid_as.job.key) == (None, "mine")  # type: ignore[attr-defined]
+        assert (added.number, added.paid_as.job.key) == (None, "mine")
 
 
 async def test_addresses_that_differ_in_a_fragment_are_one_job(path: Path) -> None:
     """A fragment never reaches a server; it is not sent either."""
     async with Journal(path) as journal:
         first, second, third = await add_entries(journal, at(f"{IMAGE}#1"), at(f"{IMAGE}#2"), at(IMAGE))
-        assert first[0] == second[0] == third[0] == 1  # type: ignore[index]
+        assert first[0] == second[0] == third[0] == 1
         stored = await journal.job(at(IMAGE).key)
         assert stored is not None
         assert read_image(stored.request) == IMAGE
@@ -318,9 +308,9 @@ async def test_a_chunk_of_new_jobs_has_the_numbers_and_addresses_of_jobs_added_o
     at_once, one_by_one = tmp_path / "a.sqlite3", tmp_path / "b.sqlite3"
     async with Journal(at_once) as journal:
         added = await add_entries(journal, *new)
-        assert [one.number for one in added] == [1, 2, 3]  # type: ignore[attr-defined]
+        assert [one.number for one in added] == [1, 2, 3]
         added = await add_entries(journal, new[1], at("https://bucket.example/9.jpg"), new[1])
-        assert [one.number for one in added] == [2, 4, 2]  # type: ignore[attr-defined]
+        assert [one.number for one in added] == [2, 4, 2]
     async with Journal(one_by_one) as journal:
         for one in (*new, at("https://bucket.example/9.jpg")):
             await add_entries(journal, one, one)

@@ -27,13 +27,13 @@ from flux_async.job_state import (
     SubmitUnknown,
     TaskFound,
     TaskSucceeded,
-    apply,
 )
 from flux_async.journal.lock import LockOwner, lock_owner_of
 from flux_async.journal.reader import JournalReader, Spending
 from flux_async.journal.schema import APPLICATION_ID
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import CallbackEvent, JobKey, TaskId
+from journal_records import happened
 
 PROBLEM = Problem(type="ConnectionLost", message="gone")
 
@@ -48,13 +48,6 @@ async def add(journal: Journal, count: int, model: ModelName = "flux-kontext-pro
             for number in range(count)
         ]
     )
-
-
-async def happen(journal: Journal, stored: StoredJob, *events: Event) -> None:
-    job = stored.job
-    for event in events:
-        job = apply(job, event)
-        await journal.record(stored.number, job, event)
 
 
 def succeeded(at: float, seconds: float) -> TaskSucceeded:
@@ -73,10 +66,10 @@ async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
             for number, job in enumerate((pro, big)):
                 task = TaskId(f"t{number}")
                 submit = SubmitIntended(at=1), SubmitAccepted(at=2, task_id=task)
-                await happen(journal, job, *submit, succeeded(3, number))
+                await happened(journal, job, *submit, succeeded(3, number))
             unknown = (SubmitIntended(at=4), SubmitUnknown(at=5, problem=PROBLEM))
-            await happen(journal, found, *unknown, TaskFound(at=6, task_id=TaskId("t9")))
-            await happen(journal, doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(at=8))
+            await happened(journal, found, *unknown, TaskFound(at=6, task_id=TaskId("t9")))
+            await happened(journal, doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(at=8))
 
             assert sum(reader.counts().values()) == 5
             assert reader.counts()[JobState.GENERATED] == 2
@@ -105,7 +98,7 @@ async def test_a_possible_duplicate_charge_is_returned_once(
             if job.number > 60:
                 answer = SubmitRefused(at=5, problem=PROBLEM, not_before=9.0)
             unknown = SubmitUnknown(at=2, problem=PROBLEM)
-            await happen(journal, job, first, unknown, ResubmitGranted(at=3), again, answer)
+            await happened(journal, job, first, unknown, ResubmitGranted(at=3), again, answer)
             for signed in (False, True):
                 task, attempt = TaskId(f"t{job.number}"), first.callback_id
                 await journal.receive(
