@@ -8,78 +8,62 @@ from collections.abc import Iterator
 
 import attrs
 
-from flux_async.batch.inputs import InputPlace
+from flux_async.batch.inputs import InputUpload
 from flux_async.clock import Wakeup
 from flux_async.errors import FluxError
 from flux_async.job_state import JobSnapshot
 from flux_async.journal.store import StoredJob
-from flux_async.models import Job, JobKey
+from flux_async.models import JobKey
 from flux_async.session import Session
 
 _MOST_STARTING = 64
 """Inputs that wait for their submit at once: more than could be submitting, or uploading."""
 
 
-@attrs.define(kw_only=True, eq=False)
-class Slots:
-    """Bounds the jobs of a run: those that are active, and those that wait for their submit."""
+@attrs.define(init=False, eq=False)
+class RunSlots:
+    """Bounds the jobs of a run.
 
-    session: Session
-    active: asyncio.Semaphore = attrs.field(init=False, repr=False)
-    starting: asyncio.Semaphore = attrs.field(init=False, repr=False)
+    Attributes:
+        active: Jobs that the run works on.
+        starting: Inputs that wait for their submit.
+        in_flight: Tasks in flight of the whole session.
+    """
 
-    def __attrs_post_init__(self) -> None:
-        limits = self.session.rate_limiter.limits
+    active: asyncio.Semaphore
+    starting: asyncio.Semaphore
+    in_flight: asyncio.Semaphore
+
+    def __init__(self, session: Session) -> None:
+        limits = session.rate_limiter.limits
         self.active = asyncio.Semaphore(limits.in_flight)
         self.starting = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.concurrent_submits))
+        self.in_flight = session.task_slots
 
 
 @attrs.define(eq=False)
-class JobSlot:
-    """What one job holds of the run's slots, and of the session's for tasks in flight."""
+class JobSlots:
+    """The slots that one job holds."""
 
-    slots: Slots
-    _is_active: bool = attrs.field(default=False, init=False)
-    _is_starting: bool = attrs.field(default=False, init=False)
-    _is_in_flight: bool = attrs.field(default=False, init=False)
+    run: RunSlots
+    _held: set[asyncio.Semaphore] = attrs.field(factory=set, init=False)
 
-    async def activate(self) -> None:
-        """Take a slot of the run."""
-        if not self._is_active:
-            await self.slots.active.acquire()
-            self._is_active = True
+    async def take(self, slot: asyncio.Semaphore) -> None:
+        """Take a slot, unless it is held."""
+        if slot not in self._held:
+            await slot.acquire()
+            self._held.add(slot)
 
-    async def begin_start(self) -> None:
-        """Take a slot among the inputs that wait for their submit."""
-        await self.slots.starting.acquire()
-        self._is_starting = True
+    async def take_task(self) -> None:
+        """Take what a task in flight needs."""
+        await self.take(self.run.active)
+        await self.take(self.run.in_flight)
 
-    def end_start(self) -> None:
-        """Give that back: the job is submitted, or needs no submit."""
-        if self._is_starting:
-            self._is_starting = False
-            self.slots.starting.release()
-
-    async def take(self) -> None:
-        """Take what a task in flight needs, as far as it is not held."""
-        await self.activate()
-        if not self._is_in_flight:
-            await self.slots.session.task_slots.acquire()
-            self._is_in_flight = True
-
-    def land(self) -> None:
-        """Give back the session's slot: no task of this job is in flight any more."""
-        self.end_start()
-        if self._is_in_flight:
-            self._is_in_flight = False
-            self.slots.session.task_slots.release()
-
-    def release(self) -> None:
-        """Give back everything."""
-        self.land()
-        if self._is_active:
-            self._is_active = False
-            self.slots.active.release()
+    def give_back(self, *slots: asyncio.Semaphore) -> None:
+        """Give back slots, if they are held; without arguments all."""
+        for slot in self._held.intersection(slots) if slots else tuple(self._held):
+            self._held.discard(slot)
+            slot.release()
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -88,23 +72,23 @@ class ActiveJob:
 
     Attributes:
         stored: The job as the journal has it.
-        slot: What it holds of the slots.
+        slots: The slots that it holds.
         is_wanted: Whether its outcome is wanted whatever it is. False for a job in doubt that no input names:
-            only its task, where one is found, concerns this run.
+            only its task, if one is found, concerns this run.
         callback_may_come: Whether a callback, or another job's poll, may still name its task.
         wakeup: Set when there may be news for a job in doubt.
         posted_at: When this run submitted it last, in monotonic seconds.
-        doubt_ends: When no callback can come any more, where that was decided before.
-        was_resubmitted: Whether it was in doubt and submitted again: once a run, or an outage would cost no
-            end.
+        doubt_ends: When no callback can come any more, if that was decided before.
+        was_resubmitted: Whether it was in doubt and submitted again: once a run, or an outage would cost
+            without end.
         is_record_fresh: Whether this run has read the record of its task.
-        input: Where the vendor is told to fetch its image; None where that has to be read again.
+        input: Where the vendor is told to fetch its image; None if that has to be read again.
         last_error: The latest error of this run.
-        has_left: Whether its coroutine was cancelled.
+        was_cancelled: Whether its coroutine was cancelled.
     """
 
     stored: StoredJob
-    slot: JobSlot
+    slots: JobSlots
     is_wanted: bool = True
     callback_may_come: bool = False
     wakeup: Wakeup = attrs.field(factory=Wakeup, init=False)
@@ -112,9 +96,9 @@ class ActiveJob:
     doubt_ends: float | None = attrs.field(default=None, init=False)
     was_resubmitted: bool = attrs.field(default=False, init=False)
     is_record_fresh: bool = attrs.field(default=False, init=False)
-    input: InputPlace | None = attrs.field(default=None, init=False)
+    input: InputUpload | None = attrs.field(default=None, init=False)
     last_error: FluxError | None = attrs.field(default=None, init=False)
-    has_left: bool = attrs.field(default=False, init=False)
+    was_cancelled: bool = attrs.field(default=False, init=False)
 
     @property
     def number(self) -> int:
@@ -123,12 +107,8 @@ class ActiveJob:
 
     @property
     def state(self) -> JobSnapshot:
-        """Where it stands."""
+        """All that is known of it."""
         return self.stored.job
-
-    def as_job(self) -> Job:
-        """Return it as the caller gave it."""
-        return self.stored.as_job()
 
 
 @attrs.frozen
@@ -136,7 +116,7 @@ class Leave:
     """A run can do no more for a job now; the journal keeps it for the next run.
 
     Attributes:
-        error: What the run reports as the outcome; None where it reports nothing.
+        error: What the run reports as the outcome; None if it reports nothing.
     """
 
     error: FluxError | None = None
@@ -153,7 +133,7 @@ class ActiveJobs:
     is_fed: bool = attrs.field(default=False, init=False)
     _by_number: dict[int, JobKey] = attrs.field(factory=dict, init=False, repr=False)
     _by_key: dict[JobKey, ActiveJob] = attrs.field(factory=dict, init=False, repr=False)
-    # Jobs that were active since the inputs at hand were read; how those stand now, the journal knows.
+    # Jobs that were active since the inputs at hand were read: only the journal has their present state.
     _moved: set[int] = attrs.field(factory=set, init=False, repr=False)
     _idle: int = attrs.field(default=0, init=False)
     _changed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
@@ -176,13 +156,13 @@ class ActiveJobs:
         self._by_key[job.state.key] = job
 
     def remove(self, number: int) -> None:
-        """Work on a job no more."""
+        """End the work on a job."""
         del self._by_key[self._by_number.pop(number)]
         self._moved.add(number)
         self._changed.set()
 
     def read_on(self) -> None:
-        """Note that the next inputs are about to be read, and that none read before is left."""
+        """Record that the next inputs are about to be read, and that none read before is left."""
         self._moved.clear()
 
     def has_moved(self, number: int) -> bool:
@@ -190,7 +170,7 @@ class ActiveJobs:
         return number in self._moved
 
     def wake(self, key: JobKey) -> bool:
-        """Wake a job where it waits in doubt, or as soon as it does; False where it is not active."""
+        """Wake a job in doubt that waits, now or as soon as it does; False if it is not active."""
         job = self._by_key.get(key)
         if job is None:
             return False

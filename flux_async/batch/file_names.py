@@ -12,7 +12,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import attrs
 
@@ -125,10 +125,6 @@ class FileNames:
             for stored in jobs
             if stored.number in taken and stored.job.state is JobState.PENDING
         }
-
-    async def destination(self, folder: Path, stored: StoredJob) -> Path:
-        """Return where an image of a job that is paid goes in a folder, without ending."""
-        return folder / await self.name(stored)
 
     async def name(self, stored: StoredJob) -> str:
         """Return the name of the image of a job that is paid, without ending: no other job has it."""

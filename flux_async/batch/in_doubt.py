@@ -1,9 +1,15 @@
-"""Finds the task of a submit in doubt: one whose answer was lost, so that it may have been charged.
+"""Which task belongs to a job: that of a submit in doubt, and whether a record shows what the job has sent.
 
-A job in doubt waits in its own coroutine and holds no slot meanwhile. A callback that names it wakes it, and
-so does the poll of another job whose record shows this job's request. Where no callback can come any more,
-the caller's policy decides. Times are of the monotonic clock: the wall clock may jump, and must neither
-shorten nor stretch a wait.
+A submit is *in doubt* when its answer was lost, so that it may have been charged.
+
+Rules:
+
+1. A job in doubt waits in its own coroutine and holds no slot meanwhile.
+2. A callback that names it wakes it, and so does the poll of another job whose record shows its request.
+3. When no callback can come any more, the caller's policy decides: hold, or resubmit once in a run.
+4. While a callback names a task that can be the paid one and its record cannot be read, nothing is
+   resubmitted.
+5. Times are monotonic: the wall clock may jump, and must neither shorten nor stretch a wait.
 """
 
 from __future__ import annotations
@@ -15,34 +21,37 @@ from flux_async.api.echo import CONFIRMED_ENOUGH, Comparison, compare, in_words,
 from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.api.stored_requests import with_input
 from flux_async.batch.active_job import ActiveJob, Leave
-from flux_async.batch.run_context import RunContext, adopt, concerns_all, record
+from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import FluxError, InvalidInput, TaskFailed
 from flux_async.job_state import ResubmitGranted
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.ownership import Sender
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Echo, ImageResult, TaskId, TaskRecord
+from flux_async.models import Echo, ImageResult, InDoubtPolicy, TaskId, TaskRecord
 from flux_async.policy.polling import PollPolicy
 from flux_async.session import Session
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
+Found: TypeAlias = ImageResult | Exception
+"""How the wait for a task ended."""
+
 _SOONEST_S, _LATEST_S = 5.0, 300.0
 _VISIBLE_WITHIN_S = PollPolicy().not_found_grace_s
 _UNWANTED_S = 120.0
-"""For so long a run looks for the task of a job in doubt that none of its inputs names."""
+"""Seconds for which a run looks for the task of a job in doubt that none of its inputs names."""
 
 
 async def resolve_doubt(job: ActiveJob, run: RunContext) -> Leave | None:
     """Wait until the task of a submit in doubt is known, or until the caller's policy decides.
 
     Returns:
-        None where that is settled; else the job is left in doubt, and its outcome is not wanted.
+        None if that is settled; else the job is left in doubt, and its outcome is not wanted.
     """
     clock, control = run.session.clock, run.control
     while True:
         task_id, again_s = await find_task(job, run)
-        if task_id is not None and await adopt(job, run, task_id):
+        if task_id is not None and await run.adopt(job, task_id):
             return None
         if not job.is_wanted and again_s is None:
             return Leave()
@@ -50,30 +59,31 @@ async def resolve_doubt(job: ActiveJob, run: RunContext) -> Leave | None:
         job.doubt_ends = await _end_of_doubt(job, run, now)
         if now >= job.doubt_ends or not control.awaits_callbacks:
             break
-        job.slot.release()
+        job.slots.give_back()
         until = job.doubt_ends if again_s is None else min(job.doubt_ends, now + again_s)
         with control.awaiting_callback(job.wakeup), run.jobs.idle():
             await job.wakeup.wait(clock, until - now)
     if not job.is_wanted:
         return Leave()
     job.callback_may_come = False
+    resubmits = run.options.in_doubt is InDoubtPolicy.RESUBMIT and control.is_spending
     if again_s is not None:
         logger.warning(
             "job %s stays in doubt and is not submitted again: a callback named a task for it, and "
-            "record-info does not tell now whether it is the one",
+            "record-info does not show now whether it is the one",
             job.state.key,
         )
-    elif run.options.resubmits and control.is_spending and not job.was_resubmitted:
-        await record(job, run, ResubmitGranted(at=run.now()))
+    elif resubmits and not job.was_resubmitted:
+        await run.record(job, ResubmitGranted(at=run.now()))
         job.was_resubmitted = True
         job.callback_may_come = run.options.callbacks is not None
     return None
 
 
 async def _end_of_doubt(job: ActiveJob, run: RunContext, now: float) -> float:
-    """Return when no callback can come any more, in monotonic seconds; now, where none can.
+    """Return when no callback can come any more, in monotonic seconds; ``now`` if none can.
 
-    Only the first time, and only for a submit of an earlier process, is the wall clock read.
+    The wall clock is read once, for a submit of an earlier process only.
     """
     if not job.is_wanted:
         return now + _UNWANTED_S if job.doubt_ends is None else job.doubt_ends
@@ -89,20 +99,20 @@ async def _end_of_doubt(job: ActiveJob, run: RunContext, now: float) -> float:
 
 
 async def adopt_known_task(job: ActiveJob, run: RunContext) -> bool:
-    """Record the task of an earlier submit, where it became known; asked before a job is paid for again."""
+    """Record the task of an earlier submit, if it became known; called before a job is paid for again."""
     if not job.state.attempts:
         return False
     task_id, _ = await find_task(job, run)
-    return task_id is not None and await adopt(job, run, task_id)
+    return task_id is not None and await run.adopt(job, task_id)
 
 
 async def find_task(job: ActiveJob, run: RunContext) -> tuple[TaskId | None, float | None]:
     """Return the task of a submit whose answer was lost, or else in how many seconds to ask once more.
 
-    A task counts whose record was seen to show this job's request, while it was polled for another job. A
-    callback counts where it names an attempt of this job whose task is not known, was signed (or there is no
-    key to sign with), and record-info shows the same image, prompt and callback address. While asking again
-    may help, a callback names a task that can be the one that was paid for: no time for another submit.
+    A task counts if its record showed this job's request while it was polled for another job. A callback
+    counts if it names an attempt of this job whose task is not known, was signed (or there is no key to sign
+    with), and record-info shows the same image, prompt and callback address. While asking again may help, a
+    callback names a task that can be the paid one: no time for another submit.
     """
     for task_id in await run.journal.offers_to(job.number):
         return task_id, None
@@ -114,14 +124,14 @@ async def find_task(job: ActiveJob, run: RunContext) -> tuple[TaskId | None, flo
         confirmed = await _confirms(entry, job, run)
         if confirmed:
             return entry.task_id, None
-        if confirmed is None:  # ever more rarely: it may be a lie
+        if confirmed is None:  # ever more rarely: it may be forged
             wait = min(_LATEST_S, max(_SOONEST_S, run.now() - entry.at))
             again_s = wait if again_s is None else min(again_s, wait)
     return None, again_s
 
 
 async def _confirms(entry: InboxEntry, job: ActiveJob, run: RunContext) -> bool | None:
-    """Ask record-info whether a task was made from that attempt; None where it cannot tell now."""
+    """Return whether record-info shows that a task was made from that attempt; None if it does not tell."""
     if await run.journal.owner_of(entry.task_id) not in {None, job.state.key}:
         return False
     try:
@@ -136,21 +146,20 @@ async def _confirms(entry: InboxEntry, job: ActiveJob, run: RunContext) -> bool 
     return is_of_attempt(seen.params, request, entry.callback_id)
 
 
-Found: TypeAlias = ImageResult | Exception
-"""What the wait for a task ended with."""
+# --- what a record shows ----------------------------------------------------------------------------------
 
 
 async def check_echo(
     session: Session, journal: Journal, stored: StoredJob, found: Found, *, input_url: str | None
 ) -> Echo | None:
-    """Return what the record that ended a wait shows of the job's request; None where there is no record.
+    """Return what the record that ended a wait shows of the job's request; None if there is no record.
 
     Args:
-        session: Says whether records of this API key have shown what was sent.
-        journal: Knows what the other jobs have sent.
+        session: Has the submits of this API key, and whether records have shown what was sent.
+        journal: Has the submits of the other jobs.
         stored: The job.
-        found: What the wait for its task ended with.
-        input_url: Where its latest submit said that the image is, where that is known to differ.
+        found: How the wait for its task ended.
+        input_url: The address of the image that its latest submit named, if that is known to differ.
 
     Raises:
         TaskMismatch: The task is another submit's.
@@ -160,10 +169,7 @@ async def check_echo(
         return None
     seen, other = await compare_with_journal(journal, stored, record, input_url=input_url)
     echo = session.submitter.judge_echo(
-        record,
-        seen,
-        is_anothers=other is not None,
-        belongs_to=None if other is None else other.key,
+        record, seen, is_anothers=other is not None, belongs_to=None if other is None else other.key
     )
     if seen.is_same_image and session.submitter.sent.confirmed_images <= CONFIRMED_ENOUGH:
         await journal.count_image_echo()
@@ -171,10 +177,10 @@ async def check_echo(
 
 
 async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord) -> Echo:
-    """Return what the record of a task shows that a person says is the task of a job in doubt.
+    """Return what the record shows of a task that the user names as the task of a job in doubt.
 
-    An unknown request is taken where the API itself named the task in answer to a submit of the job: then the
-    person who compares the images knows more than the record.
+    An unknown request is accepted if the API itself named the task in answer to a submit of the job: a person
+    who compares the images has more to go by than the record.
 
     Raises:
         InvalidInput: It was made from another request.
@@ -198,8 +204,8 @@ async def compare_with_journal(
 ) -> tuple[Comparison, Sender | None]:
     """Return how a record compares with the submits of a job, and the other job that it shows.
 
-    Where it shows the job's own request, only a job that has sent exactly what is shown counts as another.
-    Where it shows another image, each job that has sent that image does: the prompt decides which one.
+    If it shows the job's own request, only a job that has sent exactly what is shown counts as another. If it
+    shows another image, each job that has sent that image does: the prompt decides which one.
     """
     seen = await _closest(journal, stored, record, input_url)
     if seen.is_same is None or (seen.is_same and seen.is_verbatim and seen.rest_is_same):
@@ -216,7 +222,7 @@ async def compare_with_journal(
 async def _closest(
     journal: Journal, stored: StoredJob, record: TaskRecord, input_url: str | None
 ) -> Comparison:
-    """Compare with the latest submit, and where that differs, with all that the job has made."""
+    """Compare with the latest submit, and if that differs, with all submits of the job."""
     seen = compare(record.params, with_input(stored.request, input_url))
     if seen.is_same is not False or seen.is_same_image:
         return seen  # the submits of a job differ in their image only

@@ -1,4 +1,8 @@
-"""What a batch is given, and the names of its files."""
+"""The inputs of a batch, read as a stream; files are named by content and uploaded right before their submit.
+
+An upload costs nothing. One that was made in vain (a crash, a run that ended) is made again; a recent one
+serves every submit of its job in this run.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,12 @@ from flux_async.models import (
 )
 
 Input: TypeAlias = InputImage | GenerateRequest | EditRequest | Job
-"""A picture to remove text from (its URL, or a file), a request, or a job with a key of its own."""
+"""An image to remove text from (its URL, or a file), a request, or a job with a key of its own."""
+
+REUSE_S = 12 * 3600.0
+"""Seconds for which an upload is used: it may live for only 24 hours, and the vendor may fetch it late."""
+_UPLOAD_TIMEOUT_S = 3600.0
+"""Most of it may be spent waiting for the uploads of other jobs; each try has a limit of its own."""
 
 
 def as_job(given: object) -> Job:
@@ -39,6 +48,27 @@ def as_job(given: object) -> Job:
     if isinstance(given, str | os.PathLike | LocalImage):
         return Job(request=EditRequest.text_removal(given))
     return Job(request=check_request(given))
+
+
+async def read_job(given: Input) -> Job:
+    """Return the job of an input; a file is read, so that the job is named by its content.
+
+    Raises:
+        InvalidInput: It is no request, or its file is no image, is too large or cannot be read.
+    """
+    if isinstance(given, str | os.PathLike | LocalImage | bytes | bytearray):  # of which the last are refused
+        image = await choose(given)
+        return as_job(image if isinstance(image, str) else await identify(image))
+    if isinstance(given, Job):
+        request = await _with_file_read(given.request)
+        return given if request is given.request else attrs.evolve(given, request=request)
+    return as_job(await _with_file_read(given) if isinstance(given, EditRequest) else given)
+
+
+async def _with_file_read(request: ImageRequest) -> ImageRequest:
+    if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
+        return request
+    return attrs.evolve(request, input_image=await identify(request.input_image))
 
 
 def check_images(images: object) -> None:
@@ -55,7 +85,7 @@ def check_images(images: object) -> None:
 
 
 async def each(images: Iterable[Input] | AsyncIterable[Input]) -> AsyncIterator[Input]:
-    """Yield the inputs, whichever kind of iterable holds them."""
+    """Yield the inputs of either kind of iterable."""
     if isinstance(images, AsyncIterable):
         async for given in images:
             yield given
@@ -72,19 +102,15 @@ async def read_into(
     """Read the inputs into a stream, as far as there is room, until ``scope`` is cancelled."""
     async with give:
         with scope:
-            if isinstance(images, AsyncIterable):
-                async for given in images:
+            async for given in each(images):
+                try:
+                    give.send_nowait(given)
+                except anyio.WouldBlock:
                     await give.send(given)
-            else:
-                for given in images:
-                    try:
-                        give.send_nowait(given)
-                    except anyio.WouldBlock:
-                        await give.send(given)
 
 
 async def drain(take: MemoryObjectReceiveStream[Input], most: int) -> AsyncIterator[list[Input]]:
-    """Yield what has arrived, in lists of at most ``most``: nothing waits for a list to be full."""
+    """Yield the inputs that have arrived, in lists of at most ``most``, without waiting for full lists."""
     async for first in take:
         chunk = [first]
         while len(chunk) < most:
@@ -95,42 +121,14 @@ async def drain(take: MemoryObjectReceiveStream[Input], most: int) -> AsyncItera
         yield chunk
 
 
-REUSE_S = 12 * 3600.0
-"""An upload lives for 24 hours at worst, and the vendor may fetch it late."""
-
-_QUEUED_S = 3600.0
-"""Most of it may be spent waiting for the uploads of other jobs; each try has a bound of its own."""
-
-
-async def with_file_read(given: Input) -> Input:
-    """Return an input whose file, if it is about one, is known by its content.
-
-    Raises:
-        InvalidInput: It is no file, no picture, or too large.
-    """
-    if isinstance(given, str | os.PathLike | LocalImage | bytes | bytearray):  # of which the last are refused
-        image = await choose(given)
-        return EditRequest.text_removal(image if isinstance(image, str) else await identify(image))
-    if isinstance(given, Job):
-        request = await _with_file_read(given.request)
-        return given if request is given.request else attrs.evolve(given, request=request)
-    return await _with_file_read(given) if isinstance(given, EditRequest) else given
-
-
-async def _with_file_read(request: ImageRequest) -> ImageRequest:
-    if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
-        return request
-    return attrs.evolve(request, input_image=await identify(request.input_image))
-
-
 @attrs.define(kw_only=True, eq=False)
-class InputPlace:
-    """Where the vendor is told to fetch the picture of one job.
+class InputUpload:
+    """The upload of one job's image, and the address that the vendor is told.
 
     Attributes:
         client: Makes the upload.
         request: What the job asks for.
-        via_upload: Whether a picture that has an address is put on the upload host, too.
+        via_upload: Whether an image that has an address is uploaded, too.
     """
 
     client: BatchClient
@@ -141,11 +139,14 @@ class InputPlace:
     @property
     def is_ready(self) -> bool:
         """Whether a submit could be made now."""
-        return self._image is None or self._is_young
+        if self._image is None:
+            return True
+        now = self.client.session.clock.wall()
+        return self._uploaded is not None and now - self._uploaded.uploaded_at.timestamp() < REUSE_S
 
     @property
     def url(self) -> str | None:
-        """The address of the upload, or None where the request's own is sent."""
+        """The address of the upload, or None if the request's own is sent."""
         return None if self._uploaded is None else self._uploaded.url
 
     async def prepare(self) -> None:
@@ -154,20 +155,16 @@ class InputPlace:
         Raises:
             FluxError: It cannot be uploaded; nothing was charged.
         """
-        if self.is_ready or self._image is None:
+        image = self._image
+        if image is None or self.is_ready:
             return
-        if isinstance(self._image, LocalImage):
-            self._uploaded = await self.client.upload(self._image, timeout=_QUEUED_S)
+        if isinstance(image, LocalImage):
+            self._uploaded = await self.client.upload(image, timeout=_UPLOAD_TIMEOUT_S)
         else:
-            self._uploaded = await self.client.upload_from_url(self._image, timeout=_QUEUED_S)
+            self._uploaded = await self.client.upload_from_url(image, timeout=_UPLOAD_TIMEOUT_S)
 
     @property
     def _image(self) -> str | LocalImage | None:
-        """What has to be uploaded, if anything."""
+        """The image that has to be uploaded, if any."""
         image = self.request.input_image if isinstance(self.request, EditRequest) else None
         return image if self.via_upload or isinstance(image, LocalImage) else None
-
-    @property
-    def _is_young(self) -> bool:
-        now = self.client.session.clock.wall()
-        return self._uploaded is not None and now - self._uploaded.uploaded_at.timestamp() < REUSE_S

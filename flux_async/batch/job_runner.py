@@ -8,40 +8,21 @@
         await journal.record(job, events)     # returns after the commit
 
 Decisions are made in :mod:`flux_async.job_state`. The steps are :mod:`~flux_async.batch.submitting`,
-awaiting the task, fetching its result (both here) and :mod:`~flux_async.batch.in_doubt`.
+awaiting the task (here), :mod:`~flux_async.batch.in_doubt` and :mod:`~flux_async.batch.downloads`.
 """
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from flux_async.advice import fill, python_words
 from flux_async.api.parsing import check_task_id
 from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.downloads import fetch
 from flux_async.batch.in_doubt import Found, check_echo, resolve_doubt
-from flux_async.batch.run_context import (
-    Events,
-    RunContext,
-    adopt,
-    concerns_all,
-    input_of,
-    leave_task,
-    record,
-)
+from flux_async.batch.run_context import Events, RunContext, concerns_all
 from flux_async.batch.submitting import submit
-from flux_async.clock import sleep_and_read
-from flux_async.errors import (
-    ConfigurationError,
-    DownloadError,
-    FluxError,
-    InvalidInput,
-    Scope,
-    TaskFailed,
-    TaskMismatch,
-    shown,
-)
-from flux_async.files.sink import Sink
+from flux_async.errors import ConfigurationError, FluxError, InvalidInput, Scope, TaskFailed, TaskMismatch
 from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
@@ -52,7 +33,6 @@ from flux_async.job_state import (
     JobSnapshot,
     JobState,
     Problem,
-    ResultLost,
     Saved,
     Settle,
     Step,
@@ -62,7 +42,6 @@ from flux_async.job_state import (
     next_step,
 )
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
-from flux_async.policy.downloads import NoDownload, expired
 from flux_async.policy.generation_times import kind_of
 from flux_async.poller import as_paid
 
@@ -71,40 +50,41 @@ async def run_job(job: ActiveJob, run: RunContext) -> Outcome | None:
     """Work on one job until it settles, or until this run can do no more for it now.
 
     Returns:
-        The outcome; None where this run reports nothing and the journal keeps the job for the next one.
+        The outcome; None if this run reports nothing and the journal keeps the job for the next one.
 
     Raises:
         FluxError: It concerns every job (key, balance, disk): the run halts.
     """
     try:
-        input_of(job, run)  # a request that another release wrote is found before anything is spent
+        run.input_of(job)  # a request that another release wrote is found before anything is spent
         while not isinstance(step := await _decide(job, run), Settle):
             happened = await _perform(step, job, run)
             if isinstance(happened, Leave):
-                return None if happened.error is None else Failed(job=job.as_job(), error=happened.error)
+                error = happened.error
+                return None if error is None else Failed(job=job.stored.as_job(), error=error)
             if happened is not None:
-                await record(job, run, *happened)
-        return outcome_of(job.state, job.as_job(), job.last_error, run.options.directory)
+                await run.record(job, *happened)
+        return outcome_of(job.state, job.stored.as_job(), job.last_error, run.options.directory)
     except InvalidInput as error:
         return Failed(job=None, error=error)
     except BaseException:
-        job.has_left = True
-        leave_task(job, run)
+        job.was_cancelled = True
+        run.keep_unclaimed(job)
         raise
 
 
 async def _decide(job: ActiveJob, run: RunContext) -> Step:
-    """Return what follows. A job in doubt first takes its task, if another job's poll has found it."""
+    """Return the next step. A job in doubt first takes its task, if another job's poll has found it."""
     step = next_step(job.state, callback_may_come=job.callback_may_come)
     if isinstance(step, Settle) and step.state is JobState.IN_DOUBT:
         for task_id in await run.journal.offers_to(job.number):
-            if await adopt(job, run, task_id):
+            if await run.adopt(job, task_id):
                 return next_step(job.state)
     return step
 
 
 async def _perform(step: Step, job: ActiveJob, run: RunContext) -> Events | Leave | None:
-    """Do the I/O of one step; return what happened, or None where the step has recorded it itself."""
+    """Do the I/O of one step; return what happened, or None if the step has recorded it itself."""
     match step:
         case Begin(not_before=not_before):
             return await submit(job, run, not_before)
@@ -125,18 +105,20 @@ async def _perform(step: Step, job: ActiveJob, run: RunContext) -> Events | Leav
 
 async def _await_task(task_id: TaskId, job: ActiveJob, run: RunContext) -> Events | Leave | None:
     """Wait for the task's end; accept its result only if its record shows this job's request."""
-    await job.slot.take()
-    input_url = input_of(job, run).url
+    await job.slots.take_task()
+    input_url = run.input_of(job).url
     found = await _wait(task_id, job, run)
     job.is_record_fresh = True
     if job.state.state is JobState.GENERATED and _is_unread(found):
-        return None  # the known address has to do
+        return None  # the known address is used
     echo = job.state.echo
     if echo is None:
         try:
             echo = await check_echo(run.session, run.journal, job.stored, found, input_url=input_url)
         except TaskMismatch as error:
-            return (_contradicted(task_id, job, run, error),)
+            job.last_error, problem = error, Problem.of(error)
+            at, belongs_to = run.now(), error.belongs_to
+            return (EchoContradicted(at=at, problem=problem, task_id=task_id, belongs_to=belongs_to),)
     if isinstance(found, TaskFailed):
         return (_failed(job, run, found),)
     if isinstance(found, FluxError):
@@ -157,21 +139,20 @@ async def _await_task(task_id: TaskId, job: ActiveJob, run: RunContext) -> Event
 
 
 async def _wait(task_id: TaskId, job: ActiveJob, run: RunContext) -> Found:
-    """Wait for a task. What only a submit needs is forgotten meanwhile, save an upload."""
+    """Wait for a task. The request is dropped from memory meanwhile, unless its image was uploaded."""
     clock, timeout_s = run.session.clock, run.options.timeout_s
-    submitted_at = job.state.submitted_at
-    deadline, kind = clock.monotonic() + timeout_s, kind_of(input_of(job, run).request)
+    submitted_at, kind = job.state.submitted_at, kind_of(run.input_of(job).request)
     expects_callback = await _expects_callback(job, run)
-    if input_of(job, run).url is None:
+    if run.input_of(job).url is None:
         job.input = None
-    job.slot.end_start()
+    job.slots.give_back(run.slots.starting)
     with run.control.awaiting_task():
         try:
             return await run.client.poller.wait(
                 check_task_id(task_id),
                 policy=run.client.polling,
                 timeout_s=timeout_s,
-                deadline=deadline,
+                deadline=clock.monotonic() + timeout_s,
                 kind=kind,
                 age=None if submitted_at is None else max(0.0, clock.wall() - submitted_at),
                 expects_callback=expects_callback,
@@ -188,14 +169,8 @@ async def _expects_callback(job: ActiveJob, run: RunContext) -> bool:
     return callback_id is not None
 
 
-def _contradicted(task_id: TaskId, job: ActiveJob, run: RunContext, error: TaskMismatch) -> Event:
-    job.last_error = error
-    problem = Problem.of(error)
-    return EchoContradicted(at=run.now(), problem=problem, task_id=task_id, belongs_to=error.belongs_to)
-
-
 def _failed(job: ActiveJob, run: RunContext, error: TaskFailed) -> Event:
-    """Return the end of a task without an image: final, or paid for once more where the caller allows it."""
+    """Return the end of a task without an image: final, or paid for once more if the caller allows it."""
     job.last_error, problem = error, Problem.of(error)
     again = job.state.paid_failures + 1 < run.options.retry.max_paid_attempts
     if again and job.state.state is JobState.SUBMITTED:
@@ -214,7 +189,7 @@ def _is_unread(found: Found) -> bool:
 
 
 def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directory: Path | None) -> Outcome:
-    """Return the outcome of a settled job; ``error`` is the one this process met, if it did."""
+    """Return the outcome of a settled job; ``error`` is the one of this process, if there was one."""
     if snapshot.state is JobState.DONE and snapshot.task_id is not None and snapshot.result_url is not None:
         image = ImageResult(
             task_id=snapshot.task_id,
@@ -224,94 +199,14 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
         )
         file = directory / snapshot.file if directory is not None and snapshot.file else None
         return Succeeded(job=job, image=image, file=file, reference=snapshot.file)
-    error = error or _remembered(snapshot)
+    error = error or _restored(snapshot)
     return (InDoubt if snapshot.state is JobState.IN_DOUBT else Failed)(job=job, error=error)
 
 
-def _remembered(snapshot: JobSnapshot) -> FluxError:
-    """Return an error that an earlier process met, as far as the journal has it."""
+def _restored(snapshot: JobSnapshot) -> FluxError:
+    """Return the error of an earlier process, as far as the journal has it."""
     words = f"Job {snapshot.key} is {snapshot.state}."
     if snapshot.problem is not None:
         advice = fill(snapshot.problem.message, python_words(snapshot.task_id))
         words = f"{snapshot.problem.type}: {advice}"
     return FluxError(words, advice="", charge=snapshot.charge, task_id=snapshot.task_id)
-
-
-logger: logging.Logger = logging.getLogger("flux_async")
-
-
-async def fetch(job: ActiveJob, run: RunContext, step: Fetch) -> Events | Leave:
-    """Download a result; one that fails is tried again, with no slot held meanwhile.
-
-    Raises:
-        FluxError: It concerns every job, such as a full disk.
-    """
-    await _fetch_original(job, run)
-    if run.options.sink is None:
-        return (Saved(at=run.now()),)
-    image = ImageResult(task_id=step.task_id, result_url=step.result_url, origin_url=job.state.origin_url)
-    ended = await _try(job, run, image, run.options.sink)
-    if not isinstance(ended, DownloadError):
-        return ended
-    return await _try_again(job, run, image, run.options.sink, ended)
-
-
-async def _try_again(
-    job: ActiveJob, run: RunContext, image: ImageResult, sink: Sink, error: DownloadError
-) -> Events | Leave:
-    retries = run.downloads
-    failed = retries.begin(error)
-    job.slot.release()
-    with retries.count():
-        while True:
-            what = retries.after(failed, job.stored, error)
-            if what is NoDownload.FOR_NOW:
-                return Leave(failed.last_word(job.stored))
-            if isinstance(what, NoDownload):
-                job.last_error = expired(error)
-                return (ResultLost(at=run.now(), problem=Problem.of(job.last_error)),)
-            run.progress.notify()
-            await sleep_and_read(run.session.clock, what)
-            async with retries.slot(failed) as is_in_time:
-                if not is_in_time:
-                    return Leave(failed.last_word(job.stored))
-                ended = await _try(job, run, image, sink)
-            if not isinstance(ended, DownloadError):
-                return ended
-            error = ended
-
-
-async def _try(
-    job: ActiveJob, run: RunContext, image: ImageResult, sink: Sink
-) -> Events | Leave | DownloadError:
-    """Try one download; return the error where another try may be made."""
-    try:
-        name = await run.names.name(job.stored)
-        saved = await run.client.save(image, sink, job=job.as_job(), name=name)
-    except DownloadError as error:
-        if error.scope is Scope.STOP:
-            raise
-        return error
-    except FluxError as error:
-        if concerns_all(error):
-            raise
-        return Leave(error)
-    except Exception as error:  # noqa: BLE001 - a transport of the caller's own
-        return DownloadError(f"The download failed: {shown(error)}.")
-    return (Saved(at=run.now(), file=saved.reference, sha256=saved.sha256),)
-
-
-async def _fetch_original(job: ActiveJob, run: RunContext) -> None:
-    """Download the input as the vendor keeps it, for ten minutes; without it the result is as good."""
-    url, folder = job.state.origin_url, run.options.originals
-    if folder is None or url is None:
-        return
-    try:
-        destination = await run.names.destination(folder, job.stored)
-        await run.client.download(url, destination, match_suffix=True, retry=False)
-    except FluxError as error:
-        if error.scope is Scope.STOP:
-            raise
-        logger.warning("the original of job %s is not here: %s", job.state.key, error.message)
-    except Exception as error:  # noqa: BLE001 - a transport of the caller's own
-        logger.warning("the original of job %s is not here: %s", job.state.key, shown(error))

@@ -1,4 +1,7 @@
-"""What a run learns outlives it in the journal: how long tasks take, and whether answers made no sense."""
+"""What a run takes over from earlier runs of its journal, and leaves to later ones.
+
+It is a head start only: if generation times cannot be read or written, the run goes on without them.
+"""
 
 from __future__ import annotations
 
@@ -12,56 +15,66 @@ from flux_async.session import Session
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
-KEPT_EVERY_S = 120.0
+SAVED_EVERY_S = 120.0
 
 
 @attrs.define(kw_only=True, eq=False)
-class LearnedTimes:
-    """Takes up what the journal holds when a run begins, and keeps what is known from time to time.
+class Learned:
+    """Submits of the last window, what records have shown, generation times, and a halt of the last run.
 
-    It is no more than a head start: where it cannot be read or written, the run goes on without it.
+    Attributes:
+        session: Learns.
+        journal: Keeps it; one in memory keeps nothing.
     """
 
     session: Session
     journal: Journal
-    _kept: str = attrs.field(default="", init=False, repr=False)
+    _saved: str = attrs.field(default="", init=False, repr=False)
 
-    async def take_up(self) -> None:
-        """Begin with what an earlier run has learned."""
+    async def load(self) -> None:
+        """Give the session what the journal has."""
+        session, sent = self.session, self.session.submitter.sent
+        requests, images = await self.journal.confirmed_echoes()
+        sent.confirmed = max(sent.confirmed, requests)
+        sent.confirmed_images = max(sent.confirmed_images, images)
+        now = session.clock.wall()
+        recent = await self.journal.submits_since(now - session.rate_limiter.limits.window_s)
+        if recent:
+            session.rate_limiter.seed(session.clock.monotonic(), [now - at for at in recent])
         if not self.journal.is_durable:
             return
         if await self.journal.ended_in_halt():
-            self.session.submitter.breaker.resume()
+            session.submitter.breaker.resume()
         text = await self.journal.generation_times()
-        if text is not None and not self.session.times.merge(text):
-            logger.info("what the journal holds of generation times cannot be read; it is learned anew")
+        if text is not None and not session.times.merge(text):
+            logger.info("the journal's generation times cannot be read; they are learned anew")
 
-    async def keep_on(self) -> None:
-        """Keep it every two minutes, until cancelled."""
+    async def save_periodically(self) -> None:
+        """Save generation times every two minutes, until cancelled."""
         while True:
-            await self.session.clock.sleep(KEPT_EVERY_S)
-            await self.keep()
+            await self.session.clock.sleep(SAVED_EVERY_S)
+            await self.save_times()
 
-    async def keep_all(self) -> None:
-        """Write down what is known when a run ends."""
-        await self.keep()
+    async def save_at_end(self) -> None:
+        """Save what is known when a run ends."""
+        await self.save_times()
         breaker = self.session.submitter.breaker
         if self.journal.is_durable and (breaker.has_halted or breaker.is_proven):
             try:
                 await self.journal.record_halt(ended_in_it=breaker.has_halted)
             except JournalError as error:
-                logger.warning("how the run ended could not be kept: %s", error.message)
+                logger.warning("how the run ended could not be saved: %s", error.message)
 
-    async def keep(self) -> None:
-        """Write down what is known, where there is something new."""
+    async def save_times(self) -> None:
+        """Save generation times, if there is something new."""
         if not self.journal.is_durable or not self.session.times.weight():
             return
         text = self.session.times.dump()
-        if text == self._kept:
+        if text == self._saved:
             return
         try:
             await self.journal.record_generation_times(text)
         except JournalError as error:
-            logger.warning("what was learned of generation times could not be kept: %s", error.message)
+            logger.warning("generation times could not be saved: %s", error.message)
         else:
-            self._kept = text
+            self._saved = text

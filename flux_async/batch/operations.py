@@ -22,7 +22,7 @@ from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.api.models_table import Model
 from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import read_model
-from flux_async.batch.download_retries import FailedDownload
+from flux_async.batch.downloads import FailedDownload
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.job_runner import outcome_of
@@ -443,7 +443,7 @@ class _Fetching:
     async def _give_up(self, stored: StoredJob, failed: FailedDownload, what: NoDownload) -> None:
         """Settle an image that does not come. One that was delivered before is never recorded as lost."""
         if what is NoDownload.FOR_NOW:
-            await self._report(stored, stored.job, failed.last_word(stored))
+            await self._report(stored, stored.job, failed.final_error(stored))
             return
         gone = expired(failed.error)
         if stored.job.file is None:

@@ -1,11 +1,14 @@
-"""The options of a batch, by name and type, where one function passes them on to another."""
+"""What a batch is given: its options by name and type, checked, and the protocol of its client."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol, TypedDict
+
+import attrs
 
 from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
@@ -24,7 +27,7 @@ from flux_async.session import Session
 
 
 class BatchOptions(TypedDict, total=False):
-    """Options of :func:`flux_async.run_batch`, which tells their meaning."""
+    """Options of :func:`flux_async.run_batch`, which documents them."""
 
     journal: str | os.PathLike[str] | Journal
     directory: str | os.PathLike[str] | None
@@ -43,56 +46,45 @@ class BatchOptions(TypedDict, total=False):
 
 
 class BatchClient(Protocol):
-    """One API key with its connections, limits and settings; the methods are those of ``FluxClient``."""
+    """What a batch uses of a client; ``FluxClient`` has it all."""
 
     @property
     def session(self) -> Session:
-        """Connections, rate limiter, slots and clock."""
-        ...
+        """Connections, limits and clock."""
 
     @property
     def poller(self) -> Poller:
         """Waits for tasks."""
-        ...
 
     @property
     def polling(self) -> PollPolicy:
         """When tasks are polled."""
-        ...
 
     @property
     def timeout(self) -> float:
-        """Seconds a task may take where a run does not say."""
-        ...
+        """Seconds a task may take by default."""
 
     @property
     def fingerprint(self) -> str:
-        """Tells accounts apart without telling the key."""
-        ...
+        """A digest that differs between keys and does not reveal the key."""
 
     def check_reachable(self, request: ImageRequest) -> None:
-        """Refuse a request whose image the vendor can certainly not fetch."""
-        ...
+        """Refuse a request with an image that the vendor can certainly not fetch."""
 
     async def credits(self) -> float:
         """Return the balance in credits."""
-        ...
 
     async def record(self, task_id: TaskId | str) -> TaskRecord:
         """Poll a task once."""
-        ...
 
     async def upload(self, source: Source, *, timeout: float | None = None) -> UploadedFile:
         """Upload an image."""
-        ...
 
     async def upload_from_url(self, url: str, *, timeout: float | None = None) -> UploadedFile:
         """Have the upload host fetch an image."""
-        ...
 
     async def save(self, image: ImageResult, sink: Sink, *, job: Job, name: str) -> SavedResult:
         """Download a result once and save it in a sink."""
-        ...
 
     async def download(
         self,
@@ -103,14 +95,84 @@ class BatchClient(Protocol):
         retry: bool = True,
     ) -> SavedFile:
         """Download an image to disk."""
-        ...
+
+
+@attrs.frozen(kw_only=True)
+class RunOptions:
+    """The options of one run.
+
+    Attributes:
+        sink: Where results go; None leaves them at the vendor.
+        directory: The folder that results go to, if ``sink`` is one.
+        originals: Where the vendor's copies of the inputs go; None leaves them there.
+        timeout_s: Seconds a task may take from its acceptance.
+        retry: When a submit is repeated, and how often a job may be paid for.
+        patience_s: Seconds the run waits for a service that is away before it halts.
+        callbacks: Where the vendor reports ends; None for no callbacks.
+        in_doubt: What becomes of a submit in doubt once no callback can come any more.
+        via_upload: Whether images that have an address go to the upload host first, too.
+
+    Raises:
+        InvalidInput: One of them has the wrong type.
+    """
+
+    sink: Sink | None
+    directory: Path | None
+    originals: Path | None
+    timeout_s: float
+    retry: RetryPolicy = attrs.field()
+    patience_s: float
+    callbacks: CallbackEndpoint | None = attrs.field()
+    in_doubt: InDoubtPolicy
+    via_upload: bool
+
+    @retry.validator
+    def _check_retry(self, _: object, value: object) -> None:
+        if not isinstance(value, RetryPolicy):
+            raise InvalidInput(f"retry must be a RetryPolicy, not {shown(value)}.")
+
+    @callbacks.validator
+    def _check_callbacks(self, _: object, value: object) -> None:
+        if value is not None and not isinstance(value, CallbackEndpoint):
+            raise InvalidInput(
+                f"callbacks must be a CallbackEndpoint, not {shown(value)}.",
+                advice="Write CallbackEndpoint(url=…, key=…).",
+            )
+
+    @property
+    def doubt_wait_s(self) -> float:
+        """Seconds after a submit for which its callback may still name its task."""
+        return 0.0 if self.callbacks is None else self.callbacks.wait_for_doubts_s(self.timeout_s)
+
+    @property
+    def fetches(self) -> bool:
+        """Whether anything is downloaded."""
+        return self.sink is not None or self.originals is not None
+
+    @property
+    def place(self) -> str | None:
+        """Where files go, for messages; None if none are saved."""
+        places = (self.directory, self.sink and type(self.sink).__name__, self.originals)
+        return next((str(place) for place in places if place is not None), None)
+
+
+def in_doubt_policy(value: InDoubtPolicy | str) -> InDoubtPolicy:
+    """Return the policy that a caller named.
+
+    Raises:
+        InvalidInput: There is none of that name.
+    """
+    try:
+        return InDoubtPolicy(value)
+    except ValueError:
+        raise InvalidInput(f"in_doubt must be 'hold' or 'resubmit', not {shown(value)}.") from None
 
 
 def price_list(prices: Mapping[Model, float] | None) -> Mapping[Model, float]:
-    """Return the price of every model: those given, and for the others the price of the table.
+    """Return the price of every model: the given one, else the price of the table.
 
     Raises:
-        InvalidInput: A model that does not exist, or a price that is none.
+        InvalidInput: A model that does not exist, or an invalid price.
     """
     try:
         given = {Model(model): check_positive(price, "a price") for model, price in (prices or {}).items()}

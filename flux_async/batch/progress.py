@@ -1,4 +1,4 @@
-"""How far a batch is: one frozen value for whoever watches."""
+"""Counts the events of a run and reports them to its observer as one frozen value."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ from typing import Protocol
 import attrs
 
 from flux_async.errors import Charge, RequestNotSent
-from flux_async.job_state import (
-    Event,
-    JobSnapshot,
-    JobState,
-    SubmitIntended,
-    TaskEnded,
-    TaskEndedRetryable,
-)
+from flux_async.job_state import Event, JobSnapshot, JobState, SubmitIntended, TaskEnded, TaskEndedRetryable
 from flux_async.session import Session
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -28,19 +21,19 @@ class BatchProgress:
     """A batch at one moment.
 
     Attributes:
-        seen: Jobs this run was given so far, those of earlier runs that it takes up included.
-        submits: Submits this run has made; one that never reached the vendor is none.
+        seen: Jobs this run was given so far, those of earlier runs included.
+        submits: Submits this run has made; one that never reached the vendor does not count.
         generating: Tasks at the vendor.
-        fetching: Pictures on their way to disk.
+        fetching: Images that are being downloaded.
         retrying: Those of them whose download failed and is tried again.
-        succeeded: Jobs that have their picture.
+        succeeded: Jobs that have their image.
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
         waiting: Jobs in doubt that wait for their callback.
         credits: Credits this run has spent by the price list, submits in doubt and failed tasks included.
-        refundable: The part of ``credits`` that went to failed tasks; the vendor usually returns it.
+        refundable: The part of ``credits`` that was spent on failed tasks; the vendor usually returns it.
         elapsed_s: Seconds since the run began.
-        pause_left_s: Seconds until submits are tried again, where all of them pause; else 0.
+        pause_left_s: Seconds until submits are tried again during a pause of all submits; else 0.
         pause_reason: Why they pause, in one sentence without its full stop; else empty.
     """
 
@@ -61,113 +54,115 @@ class BatchProgress:
 
 
 class ProgressObserver(Protocol):
-    """Told at every change; what it raises is logged and goes no further."""
+    """Called at every change; what it raises is logged and goes no further."""
 
     def __call__(self, progress: BatchProgress, /) -> None:
-        """Look at the batch."""
+        """Receive how far the batch is."""
         ...
 
 
-@attrs.define
+@attrs.define(kw_only=True)
 class Tally:
-    """Keeps the count from the events of all jobs."""
+    """Counts of one run, made from the events of its jobs.
 
+    Attributes:
+        expects_callbacks: Whether a job in doubt waits for its callback. Without callbacks nothing can settle
+            it, so it counts as in doubt at once.
+    """
+
+    expects_callbacks: bool = False
     seen: int = 0
     submits: int = 0
+    retrying: int = 0
     credits: float = 0.0
     refundable: float = 0.0
     _states: Counter[JobState] = attrs.field(factory=Counter)
     _ended: Counter[str] = attrs.field(factory=Counter)
 
-    def moved(self, before: JobState, after: JobSnapshot, event: Event, price: Callable[[], float]) -> None:
-        """Count one event of one job; ``price`` is called only where an event changes what was spent."""
+    def add_job(self, state: JobState) -> None:
+        """Count a job that this run begins to work on."""
+        self.seen += 1
+        self._states[state] += 1
+
+    def remove_job(self, state: JobState) -> None:
+        """Take back :meth:`add_job`."""
+        self.seen -= 1
+        self._states[state] -= 1
+
+    def add_refused(self) -> None:
+        """Count an input that is no request."""
+        self.seen += 1
+        self._ended["Failed"] += 1
+
+    def add_event(
+        self, before: JobState, after: JobSnapshot, event: Event, price: Callable[[], float]
+    ) -> None:
+        """Count one event of one job; ``price`` is called only for an event that changes what was spent."""
         self._states[before] -= 1
         self._states[after.state] += 1
         if isinstance(event, SubmitIntended):
             self.submits += 1
         elif before is JobState.SUBMITTING and after.charge is Charge.NO:
-            self.credits -= price()  # it was counted when the submit was let go
+            self.credits -= price()  # it was counted when the submit got its permit
             if after.problem is not None and after.problem.type == RequestNotSent.__name__:
                 self.submits -= 1
         elif isinstance(event, TaskEnded | TaskEndedRetryable):
             self.refundable += price()
 
-    def taken_up(self, state: JobState) -> None:
-        """Count a job that this run begins to drive."""
-        self.seen += 1
-        self._states[state] += 1
-
-    def put_back(self, state: JobState) -> None:
-        """Take back that a job was taken up."""
-        self.seen -= 1
-        self._states[state] -= 1
-
-    def refused(self) -> None:
-        """Count an input that is no request."""
-        self.seen += 1
-        self._ended["Failed"] += 1
-
-    def ended(self, how: str, state: JobState) -> None:
+    def add_outcome(self, how: str, state: JobState) -> None:
         """Count an outcome."""
         self._states[state] -= 1
         self._ended[how] += 1
 
-    def progress(self, elapsed_s: float) -> BatchProgress:
+    def progress(
+        self, *, elapsed_s: float, pause_left_s: float = 0.0, pause_reason: str = ""
+    ) -> BatchProgress:
         """Return the value for observers."""
+        in_doubt, waiting = self._ended["InDoubt"], self._states[JobState.IN_DOUBT]
+        if not self.expects_callbacks:
+            in_doubt, waiting = in_doubt + waiting, 0
         return BatchProgress(
             seen=self.seen,
             submits=self.submits,
             generating=self._states[JobState.SUBMITTED],
             fetching=self._states[JobState.GENERATED],
+            retrying=self.retrying,
             succeeded=self._ended["Succeeded"],
             failed=self._ended["Failed"],
-            in_doubt=self._ended["InDoubt"],
-            waiting=self._states[JobState.IN_DOUBT],
+            in_doubt=in_doubt,
+            waiting=waiting,
             credits=self.credits,
             refundable=self.refundable,
             elapsed_s=elapsed_s,
+            pause_left_s=pause_left_s,
+            pause_reason=pause_reason,
         )
 
 
 @attrs.define(kw_only=True, eq=False)
 class ProgressReporter:
-    """Counts the events of one run and notifies its observer.
+    """Reports the counts of one run to its observer.
 
     Attributes:
         session: Has the clock and the pauses.
+        tally: Has the counts.
         observer: Is called at every change.
-        expects_callbacks: Whether jobs in doubt wait for callbacks.
         began: When the run began, in monotonic seconds.
-        retrying: How many downloads failed and are tried again.
-        tally: Keeps the count.
     """
 
     session: Session
+    tally: Tally
     observer: ProgressObserver | None = attrs.field(repr=False)
-    expects_callbacks: bool = False
     began: float = 0.0
-    retrying: int = 0
-    tally: Tally = attrs.field(factory=Tally, init=False)
 
     def current(self) -> BatchProgress:
         """Return how far the run is."""
-        now = self.session.clock.monotonic()
-        progress = self.tally.progress(now - self.began)
-        if not self.expects_callbacks:  # no callback can settle a doubt
-            in_doubt = progress.in_doubt + progress.waiting
-            progress = attrs.evolve(progress, waiting=0, in_doubt=in_doubt)
-        if self.retrying:
-            progress = attrs.evolve(progress, retrying=self.retrying)
-        pause = self.session.current_pause()
+        now, pause = self.session.clock.monotonic(), self.session.current_pause()
+        elapsed_s = now - self.began
         if pause is None or pause.error is None:
-            return progress
+            return self.tally.progress(elapsed_s=elapsed_s)
         reason = pause.error.message.rstrip(".")
-        return attrs.evolve(progress, pause_left_s=pause.delay(now), pause_reason=reason)
-
-    def moved(self, before: JobState, after: JobSnapshot, event: Event, price: Callable[[], float]) -> None:
-        """Count one event of one job; ``price`` is called only where an event changes what was spent."""
-        self.tally.moved(before, after, event, price)
-        self.notify()
+        return self.tally.progress(elapsed_s=elapsed_s, pause_left_s=pause.delay(now), pause_reason=reason)
 
     def notify(self) -> None:
         """Call the observer; what it raises is logged and goes no further."""

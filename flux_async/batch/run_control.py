@@ -1,4 +1,4 @@
-"""Whether a run still submits, still waits for callbacks and still waits for tasks; and what it may spend."""
+"""Whether a run still submits, waits for callbacks and waits for tasks; and what it may spend."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunControl:
     _awaiting_tasks: set[asyncio.Task[Any]] = attrs.field(factory=set, init=False, repr=False)
 
     def stop_spending(self) -> None:
-        """Submit nothing more and read no more inputs; callbacks are waited for all the same."""
+        """Submit nothing more and read no more inputs; callbacks are still waited for."""
         self.is_spending = False
         self.session.changed.set()
         if self.reading is not None:
@@ -65,7 +65,7 @@ class RunControl:
         self.stop()
 
     def abandon(self) -> None:
-        """Leave the tasks that are waited for, now and later: the coroutines of their jobs are cancelled."""
+        """Stop waiting for tasks, now and later: the coroutines of their jobs are cancelled."""
         self.is_abandoned = True
         for waiting in self._awaiting_tasks:
             waiting.cancel()
@@ -73,10 +73,9 @@ class RunControl:
     @contextlib.contextmanager
     def awaiting_task(self) -> Iterator[None]:
         """Hold while a job waits for its task."""
-        if self.is_abandoned:
-            raise asyncio.CancelledError
         me = asyncio.current_task()
-        assert me is not None  # noqa: S101 - it is called by a coroutine
+        if self.is_abandoned or me is None:
+            raise asyncio.CancelledError
         self._awaiting_tasks.add(me)
         try:
             yield
@@ -95,7 +94,7 @@ class RunControl:
 
 @attrs.define(kw_only=True, eq=False)
 class Budget:
-    """The credits of one run, and its POSTs under way.
+    """The credits of one run, and its POSTs in flight.
 
     Attributes:
         control: Stopped when the budget is exhausted.
@@ -116,11 +115,11 @@ class Budget:
         return self.prices[read_model(stored.request)]
 
     def reserve(self, stored: StoredJob) -> bool:
-        """Count the price of a submit that is about to be made; False where this run does not spend it."""
+        """Count the price of a submit that is about to be made; False if this run does not spend it."""
         price, control = self.price(stored), self.control
         if self.max_credits is not None and self.tally.credits + price > self.max_credits:
             control.halted_by = control.halted_by or BudgetExhausted(
-                f"The next picture would take this run over {self.max_credits:g} credits."
+                f"The next image would take this run over {self.max_credits:g} credits."
             )
             control.stop_spending()
         if not control.is_spending:
@@ -133,7 +132,7 @@ class Budget:
         self.tally.credits -= self.price(stored)
 
     def begin_post(self) -> None:
-        """Count a POST that is about to leave."""
+        """Count a POST that is about to be made."""
         self._posts += 1
 
     def end_post(self) -> None:
@@ -151,7 +150,10 @@ class Budget:
 
 @attrs.define(kw_only=True, eq=False)
 class PauseWatch:
-    """The pauses of one run.
+    """Halts a run when the service has been away for longer than the run waits.
+
+    Submits, polls and uploads record their own failures to connect, and pause together. No image fails by a
+    pause: jobs that were not submitted stay pending, and submitted ones are left to the next run.
 
     Attributes:
         session: Has the pauses.
@@ -165,8 +167,8 @@ class PauseWatch:
     control: RunControl
     progress: ProgressReporter
     _began: float = attrs.field(init=False)
-    _shown: tuple[float | None, float] | None = attrs.field(default=None, init=False)
-    _ended: list[Pause] = attrs.field(factory=list, init=False)
+    _reported: tuple[float | None, float] | None = attrs.field(default=None, init=False)
+    _halted: list[Pause] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._began = self.session.clock.monotonic()
@@ -176,32 +178,33 @@ class PauseWatch:
         session = self.session
         while True:
             now = session.clock.monotonic()
-            self._show()
+            self._report()
             at, pause = min(
-                ((self._gives_up_at(pause), pause) for pause in self.session.pauses), key=lambda end: end[0]
+                ((self._gives_up_at(pause), pause) for pause in session.pauses), key=lambda end: end[0]
             )
             if now < at:
                 await session.changed.wait(session.clock, at - now)
                 continue
             began = max(self._began, now if pause.since is None else pause.since)
-            leaves = pause.is_outage and session.answered_at < began
+            # Nothing was answered since the pause began, so tasks cannot be polled either.
+            is_unreachable = pause.is_outage and session.answered_at < began
             halt = pause.as_halt(now - began)
             log(logging.WARNING, "the batch is halted: %s", halt.message)
             self.control.halt(halt)
-            if leaves:  # nothing was answered since the pause began, so tasks cannot be polled either
+            if is_unreachable:
                 self.control.abandon()
                 return
-            self._ended.append(pause)
+            self._halted.append(pause)
 
-    def _show(self) -> None:
+    def _report(self) -> None:
         pause = self.session.current_pause()
         seen = None if pause is None else (pause.since, pause.until)
-        if seen != self._shown:
-            self._shown = seen
+        if seen != self._reported:
+            self._reported = seen
             self.progress.notify()
 
     def _gives_up_at(self, pause: Pause) -> float:
-        if any(pause is ended for ended in self._ended):
+        if any(pause is halted for halted in self._halted):
             return math.inf
         reached = self.session.answered_at >= self._began
         return pause.gives_up_at(self._began, self.patience_s, reached=reached)

@@ -1,11 +1,13 @@
 """A batch: inputs in as a stream, outcomes out as a stream, the journal in between.
 
-``run_batch`` returns a :class:`BatchRun`. ``async with`` opens the journal and starts the work, ``async for``
-receives one outcome per job, and leaving the block, in whatever way, stops all new spending at once; POSTs in
-the air finish and are recorded before it is left. The work is done by a coroutine of its own, and the
-iterator only receives from it: no cancel scope crosses a ``yield`` (PEP 789).
+Rules:
 
-Order: what an earlier run has paid for comes first, then the inputs.
+1. ``async with`` opens the journal and starts the work; ``async for`` receives one outcome per job. The work
+   is done in a coroutine of its own and the iterator only receives from it: no cancel scope crosses a
+   ``yield`` (PEP 789).
+2. What an earlier run has paid for comes first, then the inputs.
+3. Leaving the block, in whatever way, stops all new spending at once; POSTs in flight are answered and
+   recorded before it is left.
 """
 
 from __future__ import annotations
@@ -26,49 +28,33 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.api.models_table import Model
 from flux_async.api.webhooks import CallbackEndpoint
-from flux_async.batch.active_job import ActiveJobs, Slots
-from flux_async.batch.download_retries import DownloadRetries
 from flux_async.batch.file_names import FileNames
-from flux_async.batch.inputs import Input, as_job, check_images, drain, each, read_into, with_file_read
+from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
 from flux_async.batch.job_runner import outcome_of
-from flux_async.batch.learned import LearnedTimes
-from flux_async.batch.options import BatchClient, BatchOptions, price_list
-from flux_async.batch.progress import BatchProgress, ProgressObserver, ProgressReporter
-from flux_async.batch.run_context import RunContext, RunOptions
+from flux_async.batch.learned import Learned
+from flux_async.batch.options import BatchClient, BatchOptions, RunOptions, in_doubt_policy, price_list
+from flux_async.batch.progress import BatchProgress, ProgressObserver, ProgressReporter, Tally
+from flux_async.batch.run_context import RunContext
 from flux_async.batch.run_control import Budget, PauseWatch, RunControl
 from flux_async.batch.scheduler import CallbackReader, Scheduler
-from flux_async.errors import (
-    FluxError,
-    InvalidInput,
-    JournalError,
-    Scope,
-    shown,
-)
+from flux_async.errors import FluxError, InvalidInput, JournalError, Scope
 from flux_async.files.sink import FolderSink, Sink
 from flux_async.job_state import FINAL, JobState
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import (
-    Failed,
-    InDoubtPolicy,
-    Job,
-    JobKey,
-    Outcome,
-)
+from flux_async.models import Failed, InDoubtPolicy, Job, JobKey, Outcome
 from flux_async.policy import check_positive
 from flux_async.policy.image_urls import mistyped_in_words
 from flux_async.policy.retry import RetryPolicy
-from flux_async.session import Call, Session
+from flux_async.session import Session
 from flux_async.transport.background import wait_until_done
 
-logger: logging.Logger = logging.getLogger("flux_async")
 job_logger: logging.Logger = logging.getLogger("flux_async.jobs")
+
+PATIENCE_S = 600.0
+"""Seconds a batch waits for the service before it halts, by default."""
 
 _FETCH_FIRST_AFTER_S = 13 * 86_400.0
 """The vendor keeps results for 14 days."""
-
-PATIENCE_S = 600.0
-"""Seconds a batch waits for the service before it halts, unless the caller sets another time."""
-
 _CHUNK = 100
 
 
@@ -94,28 +80,30 @@ def run_batch(
     """Return a batch of many jobs: ``async with`` starts it, ``async for`` receives the outcomes.
 
     Args:
-        client: Does the work; its limits bound the batch.
-        images: What is wanted, read lazily. The same thing twice is one job. A file of this machine is named
-            by its content, and uploaded right before its submit.
-        journal: Where the batch is kept; the same call on the same file resumes. ``":memory:"`` does not.
-        directory: The folder the images go to; with neither this nor ``sink`` they stay at the vendor.
-        sink: Where the images go instead: an archive, an object store (:class:`flux_async.Sink`).
-        originals: Where the inputs go as the vendor kept them, for ten minutes; None leaves them there.
-        name_file: Names a job's file in it, without ending; left out, after the job's key. A job whose name
-            another job of the journal has is a :class:`Failed` outcome, and is not submitted.
+        client: Makes the requests; its limits bound the batch.
+        images: The inputs, read lazily. The same input twice is one job. A file of this machine is named by
+            its content, and uploaded right before its submit.
+        journal: The batch's durable record; the same call on the same file resumes. ``":memory:"`` does not.
+        directory: The folder for the results; with neither this nor ``sink`` they stay at the vendor.
+        sink: Where the results go instead: an archive, an object store (:class:`flux_async.Sink`).
+        originals: Where the vendor's copies of the inputs go, which it keeps for ten minutes; None leaves
+            them there.
+        name_file: Returns the name of a job's file, without ending; left out, it is named after the job's
+            key. A job whose name another job of the journal has is a :class:`Failed` outcome, and is not
+            submitted.
         in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
         max_credits: Stop submitting before this many credits are spent by this run.
-        prices: Credits per picture, by model, where they are no longer those of ``Model.row.credits``.
+        prices: Credits per image, by model, if they are no longer those of ``Model.row.credits``.
         timeout: Seconds a task may take from its acceptance; left out, the client's.
-        retry: When submits are made again, and how often a job may be paid for.
+        retry: When submits are repeated, and how often a job may be paid for.
         patience: Seconds the batch waits for a service that cannot be reached, is under maintenance or asks
             to wait, before it halts. Images that were not submitted stay pending. Also, seconds for which the
-            download of a paid result is tried again once the batch has nothing else to do.
+            download of a paid result is retried once the batch has nothing else to do.
         callbacks: Where the vendor is to report ends. A :class:`flux_async.WebhookReceiver` on the same
             journal, in this process or another, must answer there. A submit whose answer was lost is then
-            settled by its callback; where none comes within ``doubt_wait_s``, ``in_doubt`` decides.
-        via_upload: Put pictures that have an address on the vendor's upload host first, too.
-        on_progress: Told at every change; it cannot break the run.
+            settled by its callback; if none comes within ``doubt_wait_s``, ``in_doubt`` decides.
+        via_upload: Put images that have an address on the vendor's upload host first, too.
+        on_progress: Called at every change; it cannot break the run.
 
     Raises:
         InvalidInput: An option is out of range; nothing was opened or sent.
@@ -125,88 +113,57 @@ def run_batch(
     if len(folders) > len(set(folders)):
         raise InvalidInput("directory and originals are one folder: the files would overwrite each other.")
     if directory is not None and sink is not None:
-        raise InvalidInput("directory and sink both say where the images go: give one of them.")
+        raise InvalidInput("directory and sink are both destinations for results: give one of them.")
     options = RunOptions(
         directory=None if directory is None else Path(directory),
         sink=sink if directory is None else FolderSink(directory),
         originals=None if originals is None else Path(originals),
         timeout_s=client.timeout if timeout is None else check_positive(timeout, "timeout"),
-        retry=_retry(retry),
+        retry=RetryPolicy() if retry is None else retry,
         patience_s=check_positive(patience, "patience"),
-        callbacks=_endpoint(callbacks),
-        resubmits=_policy(in_doubt) is InDoubtPolicy.RESUBMIT,
+        callbacks=callbacks,
+        in_doubt=in_doubt_policy(in_doubt),
         via_upload=via_upload,
     )
-    progress = ProgressReporter(
-        session=client.session, observer=on_progress, expects_callbacks=callbacks is not None
-    )
-    control = RunControl(session=client.session)
+    control, tally = RunControl(session=client.session), Tally(expects_callbacks=callbacks is not None)
     budget = Budget(
         control=control,
-        tally=progress.tally,
+        tally=tally,
         prices=price_list(prices),
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
     )
     kept = journal if isinstance(journal, Journal) else Journal(journal, clock=client.session.clock)
-    return BatchRun(
+    run = RunContext(
         client=client,
-        images=images,
         journal=kept,
-        owns_journal=kept is not journal,
         options=options,
         names=FileNames(journal=kept, name_file=name_file, place=options.place),
         control=control,
         budget=budget,
-        reporter=progress,
+        progress=ProgressReporter(session=client.session, tally=tally, observer=on_progress),
     )
-
-
-def _policy(value: InDoubtPolicy | str) -> InDoubtPolicy:
-    try:
-        return InDoubtPolicy(value)
-    except ValueError:
-        raise InvalidInput(f"in_doubt must be 'hold' or 'resubmit', not {shown(value)}.") from None
-
-
-def _retry(value: object) -> RetryPolicy:
-    if value is not None and not isinstance(value, RetryPolicy):
-        raise InvalidInput(f"retry must be a RetryPolicy, not {shown(value)}.")
-    return value or RetryPolicy()
-
-
-def _endpoint(value: object) -> CallbackEndpoint | None:
-    if value is not None and not isinstance(value, CallbackEndpoint):
-        raise InvalidInput(
-            f"callbacks must be a CallbackEndpoint, not {shown(value)}.",
-            advice="Write CallbackEndpoint(url=…, key=…).",
-        )
-    return value
+    return BatchRun(images=images, run=run, owns_journal=kept is not journal)
 
 
 @attrs.define(kw_only=True, eq=False)
 class BatchRun:
     """A batch: an async context manager, and an async iterator of outcomes in order of completion."""
 
-    client: BatchClient
-    images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
-    journal: Journal
-    owns_journal: bool
-    options: RunOptions
-    names: FileNames = attrs.field(repr=False)
-    control: RunControl = attrs.field(repr=False)
-    budget: Budget = attrs.field(repr=False)
-    reporter: ProgressReporter = attrs.field(repr=False)
-    _jobs: ActiveJobs = attrs.field(factory=ActiveJobs, init=False, repr=False)
-    _learned: LearnedTimes = attrs.field(init=False, repr=False)
+    _images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
+    _run: RunContext = attrs.field(repr=False)
+    _owns_journal: bool
+    _learned: Learned = attrs.field(init=False, repr=False)
     _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
     _outcomes: MemoryObjectReceiveStream[Outcome] | None = attrs.field(default=None, init=False, repr=False)
-    _closing: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack, init=False, repr=False)
+    _closing: contextlib.AsyncExitStack = attrs.field(
+        factory=contextlib.AsyncExitStack, init=False, repr=False
+    )
     _failure_raised: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._learned = LearnedTimes(session=self._session, journal=self.journal)
+        self._learned = Learned(session=self._session, journal=self._run.journal)
 
-    # --- coming and going ---------------------------------------------------------------------------------
+    # --- entering and leaving -----------------------------------------------------------------------------
 
     def __enter__(self) -> NoReturn:
         raise InvalidInput(
@@ -221,15 +178,13 @@ class BatchRun:
         if self._work_task is not None:
             raise InvalidInput("A batch runs once; call run_batch again to resume it.")
         self._session.enter()
-        if self.owns_journal:
-            await self.journal.open(account=self.client.fingerprint)
-        try:
-            self._closing.enter_context(self.journal.one_run())
-        except BaseException:
-            if self.owns_journal:
-                await self.journal.aclose()
-            raise
-        self.reporter.began = self._session.clock.monotonic()
+        async with contextlib.AsyncExitStack() as opened:
+            if self._owns_journal:
+                await self._run.journal.open(account=self._run.client.fingerprint)
+                opened.push_async_callback(self._run.journal.aclose)
+            opened.enter_context(self._run.journal.one_run())
+            self._closing = opened.pop_all()
+        self._run.progress.began = self._session.clock.monotonic()
         send, self._outcomes = anyio.create_memory_object_stream[Outcome](0)
         self._work_task = asyncio.get_running_loop().create_task(self._work(send))
         return self
@@ -246,18 +201,16 @@ class BatchRun:
         error.add_note(f"The batch itself had failed: {failure}")
 
     async def _end(self) -> None:
-        """Wait until the answers of POSTs under way are recorded; then close everything."""
+        """Wait until the answers of POSTs in flight are recorded; then close everything."""
         self.stop()
         if self._work_task is not None:
             self._work_task.cancel()
             await asyncio.wait([self._work_task])
-        await self.budget.all_posts_recorded()
+        await self._run.budget.all_posts_recorded()
         if self._outcomes is not None:
             self._outcomes.close()
-        await self._learned.keep_all()
-        self._closing.close()
-        if self.owns_journal:
-            await self.journal.aclose()
+        await self._learned.save_at_end()
+        await self._closing.aclose()
 
     def __aiter__(self) -> AsyncIterator[Outcome]:
         return self
@@ -268,100 +221,82 @@ class BatchRun:
         try:
             return await self._outcomes.receive()
         except anyio.ClosedResourceError:
-            raise InvalidInput("This batch is over: its block was left.") from None
+            raise InvalidInput("This batch has ended: its block was left.") from None
         except anyio.EndOfStream:
             pass
         await asyncio.wait([self._work_task])
         failure, self._failure_raised = (None if self._failure_raised else self._failure()), True
         if failure is not None:
             raise failure
-        halted, self.control.halted_by = self.control.halted_by, None
+        control = self._run.control
+        halted, control.halted_by = control.halted_by, None
         if halted is not None:
             raise halted from None
         raise StopAsyncIteration
 
     def stop(self) -> None:
-        """Submit nothing more and read no more inputs; what is submitted goes on to its end.
+        """Submit nothing more and read no more inputs; submitted tasks go on to their ends.
 
         Jobs in doubt are reported as they are: their callbacks are left to the next run.
         """
-        self.control.stop()
+        self._run.control.stop()
 
-    async def earlier_outcome(self, job: Job) -> Outcome:
-        """Return how a job ended that this run had nothing to do for."""
-        stored = await self.journal.job(job.key)
+    async def earlier_outcome(self, job: Job, halted: FluxError | None = None) -> Outcome:
+        """Return the outcome of a job that had ended before this run; else a failure by ``halted``."""
+        stored = await self._run.journal.job(job.key)
+        if halted is not None and (stored is None or stored.job.state not in FINAL):
+            return Failed(job=job, error=halted)
         if stored is None:
             raise JournalError(f"The journal does not hold job {job.key}.")
-        return outcome_of(stored.job, job, None, self.options.directory)
+        return outcome_of(stored.job, job, None, self._run.options.directory)
 
     @property
     def progress(self) -> BatchProgress:
-        """How far it is."""
-        return self.reporter.current()
+        """How far the batch is."""
+        return self._run.progress.current()
 
     # --- the work -----------------------------------------------------------------------------------------
 
     async def _work(self, send: MemoryObjectSendStream[Outcome]) -> None:
         """Start jobs until there is nothing left to start, and wait until all have ended."""
-        async with send, self._session.call() as call:
-            await self.journal.hold_room()
-            await self.journal.recover()
-            await self._learned.take_up()
-            await self._seed()
-            self._session.submitter.breaker.release()
-            run = self._context(call)
+        run = self._run
+        async with send, self._session.call() as run.call:
+            await run.journal.hold_room()
+            await run.journal.recover()
+            await self._learned.load()
+            self._session.submitter.breaker.release()  # one submit of this batch decides about a halt
             watch = PauseWatch(
                 session=self._session,
-                patience_s=self.options.patience_s,
-                control=self.control,
-                progress=self.reporter,
+                patience_s=run.options.patience_s,
+                control=run.control,
+                progress=run.progress,
             )
             async with anyio.create_task_group() as helpers:
                 helpers.start_soon(watch.run)
-                if self.journal.is_durable:
-                    helpers.start_soon(self._learned.keep_on)
+                if run.journal.is_durable:
+                    helpers.start_soon(self._learned.save_periodically)
                 async with asyncio.TaskGroup() as group:
                     await self._run_jobs(Scheduler(run=run, group=group, send=send), helpers)
                 helpers.cancel_scope.cancel()
 
     async def _run_jobs(self, scheduler: Scheduler, helpers: TaskGroup) -> None:
-        """Start what is paid, then the inputs; return when no job is active any more."""
+        """Start the paid jobs, then the inputs; return when no job is active any more."""
         reader = reading = None
-        if self.options.callbacks is not None:
-            reader = CallbackReader(scheduler.run, scheduler)
+        if self._run.options.callbacks is not None:
+            reader = CallbackReader(scheduler)
             reading = scheduler.group.create_task(reader.read())
-            if self.journal.is_durable:
+            if self._run.journal.is_durable:
                 helpers.start_soon(reader.peek)
         await self._start_paid(scheduler)
         await self._feed(scheduler)
         if reader is not None:
             await reader.has_read.wait()
-        await self._jobs.all_done()
+        await self._run.jobs.all_done()
         if reading is not None:
             reading.cancel()
 
-    def _context(self, call: Call) -> RunContext:
-        return RunContext(
-            client=self.client,
-            call=call,
-            journal=self.journal,
-            options=self.options,
-            control=self.control,
-            budget=self.budget,
-            progress=self.reporter,
-            jobs=self._jobs,
-            slots=Slots(session=self._session),
-            names=self.names,
-            downloads=DownloadRetries(
-                session=self._session,
-                patience_s=self.options.patience_s,
-                jobs=self._jobs,
-                progress=self.reporter,
-            ),
-        )
-
     async def _start_paid(self, scheduler: Scheduler) -> None:
-        """Start what an earlier run has paid for, first of all what the vendor will soon delete."""
+        """Start what an earlier run has paid for, beginning with results that the vendor will soon delete."""
         soon = self._session.clock.wall() - _FETCH_FIRST_AFTER_S
         for state, before in (
             (JobState.GENERATED, soon),
@@ -369,74 +304,61 @@ class BatchRun:
             (JobState.GENERATED, None),
             (JobState.SUBMITTED, None),
         ):
-            async for stored in self.journal.iter_jobs(state, submitted_before=before):
-                if self.control.is_abandoned:
+            async for stored in self._run.journal.iter_jobs(state, submitted_before=before):
+                if self._run.control.is_abandoned:
                     return
                 await scheduler.start_paid(stored)
 
     async def _feed(self, scheduler: Scheduler) -> None:
+        run = self._run
         give, take = anyio.create_memory_object_stream[Input](_CHUNK)
-        self.control.reading = reading = anyio.CancelScope()
-        if not self.control.is_spending:
+        run.control.reading = reading = anyio.CancelScope()
+        if not run.control.is_spending:
             reading.cancel()
-        scheduler.group.create_task(read_into(give, self.images, reading))
+        scheduler.group.create_task(read_into(give, self._images, reading))
         try:
             async with take:
                 async for chunk in drain(take, _CHUNK):
-                    self._jobs.read_on()
+                    run.jobs.read_on()
                     for stored in await self._add(chunk, scheduler.send):
-                        if not self.control.is_spending:
+                        if not run.control.is_spending:
                             return
                         await scheduler.start_input(stored)
         finally:
             reading.cancel()
             give.close()  # the coroutine that reads into it may have been cancelled before it began
-            self._jobs.is_fed = True
-
-    # --- the journal --------------------------------------------------------------------------------------
-
-    async def _seed(self) -> None:
-        """Begin with the submits of the last window, and with what records have shown in earlier runs."""
-        session, now = self._session, self._session.clock.wall()
-        requests, images = await self.journal.confirmed_echoes()
-        session.submitter.sent.confirmed = max(session.submitter.sent.confirmed, requests)
-        session.submitter.sent.confirmed_images = max(session.submitter.sent.confirmed_images, images)
-        recent = await self.journal.submits_since(now - session.rate_limiter.limits.window_s)
-        if recent:
-            session.rate_limiter.seed(session.clock.monotonic(), [now - at for at in recent])
+            run.jobs.is_fed = True
 
     async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
-        """Put a chunk of inputs into the journal; what is no request becomes an outcome of its own."""
-        jobs, names = [], dict[JobKey, str]()
+        """Put a chunk of inputs into the journal; an input that is no request becomes an outcome itself."""
+        run, jobs, names = self._run, list[Job](), dict[JobKey, str]()
         for given in chunk:
             try:
-                job = as_job(await with_file_read(given))
-                self.client.check_reachable(job.request)
-                name = self.names.check(job)
+                job = await read_job(given)
+                run.client.check_reachable(job.request)
+                name = run.names.check(job)
                 if (words := mistyped_in_words(job.request)) is not None:
                     job_logger.warning("%s", words)
             except InvalidInput as error:
-                self.reporter.tally.refused()
+                run.progress.tally.add_refused()
                 await send.send(Failed(job=None, error=error))
                 continue
             jobs.append(job)
             names[job.key] = name
-        added = await self.journal.add_jobs(jobs, is_chosen=self._jobs.__contains__)
-        refused = await self.names.refused(added, names)
+        added = await run.journal.add_jobs(jobs, is_chosen=run.jobs.__contains__)
+        refused = await run.names.refused(added, names)
         for stored in added:
             if stored.number in refused:
-                self.reporter.tally.refused()
+                run.progress.tally.add_refused()
                 await send.send(Failed(job=stored.as_job(), error=refused[stored.number]))
         return [stored for stored in added if stored.number not in refused]
 
-    # --- how ----------------------------------------------------------------------------------------------
-
     @property
     def _session(self) -> Session:
-        return self.client.session
+        return self._run.session
 
     def _failure(self) -> BaseException | None:
-        """What ended the work, if it was not its own end and not ours."""
+        """Return what ended the work, unless it ended by itself or was cancelled here."""
         task = self._work_task
         if task is None or not task.done() or task.cancelled() or task.exception() is None:
             return None
@@ -446,12 +368,15 @@ class BatchRun:
         return error
 
 
+# --- all outcomes of a list -------------------------------------------------------------------------------
+
+
 async def gather(
     client: BatchClient, images: Iterable[Input] | AsyncIterable[Input], **options: Unpack[BatchOptions]
 ) -> list[Outcome]:
-    """Run a batch to its end and put its outcomes in order; what an earlier run finished is told again.
+    """Run a batch to its end and return all outcomes in order, those of earlier runs included.
 
-    A halt (key, credits …) raises nothing here, so that no outcome is lost: what it left undone is a
+    A halt (key, credits …) raises nothing here, so that no outcome is lost: each job that was not done is a
     :class:`Failed` with the error that halted it.
     """
     check_images(images)
@@ -470,19 +395,12 @@ async def gather(
             halted = error
         for job in wanted:
             if job.key not in found:
-                found[job.key] = await _missing(batch, job, halted)
+                found[job.key] = await batch.earlier_outcome(job, halted)
     return [found[job.key] if isinstance(job, Job) else job for job in jobs]
-
-
-async def _missing(batch: BatchRun, job: Job, halted: FluxError | None) -> Outcome:
-    stored = await batch.journal.job(job.key)
-    if halted is not None and (stored is None or stored.job.state not in FINAL):
-        return Failed(job=job, error=halted)
-    return await batch.earlier_outcome(job)
 
 
 async def _job_or_failure(image: Input) -> Job | Failed:
     try:
-        return as_job(await with_file_read(image))
+        return await read_job(image)
     except InvalidInput as error:
         return Failed(job=None, error=error)

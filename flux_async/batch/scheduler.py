@@ -1,4 +1,4 @@
-"""Starts one coroutine per job, as many as there are slots, and hands over their outcomes."""
+"""Starts one coroutine per job, as many as there are slots, and hands over its outcome; reads callbacks."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import logging
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
 
-from flux_async.batch.active_job import ActiveJob, JobSlot
+from flux_async.batch.active_job import ActiveJob, JobSlots
 from flux_async.batch.job_runner import run_job
-from flux_async.batch.run_context import RunContext, leave_task
+from flux_async.batch.run_context import RunContext
 from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
 from flux_async.job_state import FINAL, JobState
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import StoredJob
 from flux_async.models import Outcome
+
+logger: logging.Logger = logging.getLogger("flux_async")
+
+PEEK_S = 0.05
+"""Seconds between two reads of the callbacks that another process has received."""
+_AFTER_TROUBLE_S = 1.0
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -35,7 +41,7 @@ class Scheduler:
     _reported: set[int] = attrs.field(factory=set, init=False, repr=False)
 
     async def start_input(self, stored: StoredJob) -> None:
-        """Start an input's job where there is something to do, as it was read with the latest inputs."""
+        """Start the job of an input that was just read, if there is something to do."""
         if stored.number in self._reported or stored.job.state not in {JobState.PENDING, JobState.IN_DOUBT}:
             return
         active = self.run.jobs.get(stored.job.key)
@@ -51,7 +57,7 @@ class Scheduler:
             await self._start(stored, is_input=False)
 
     def start_unwanted(self, stored: StoredJob) -> None:
-        """Start a job in doubt that a callback names and no input does; its slots are taken when needed."""
+        """Start a job in doubt that a callback names and no input does; it takes its slots when needed."""
         if stored.number in self._reported:
             return
         job = self._new(stored, is_wanted=False)
@@ -62,37 +68,36 @@ class Scheduler:
         jobs, job = self.run.jobs, self._new(stored)
         is_fresh = is_input and not jobs.has_moved(stored.number)
         jobs.add(job)
-        await job.slot.activate()
+        await job.slots.take(self.run.slots.active)
         if is_input:
-            await job.slot.begin_start()
+            await job.slots.take(self.run.slots.starting)
         self.group.create_task(self._work_on(job, is_fresh=is_fresh))
 
     def _new(self, stored: StoredJob, *, is_wanted: bool = True) -> ActiveJob:
         may_come = self.run.options.callbacks is not None or stored.job.state is JobState.IN_DOUBT
-        return ActiveJob(
-            stored=stored, slot=JobSlot(self.run.slots), is_wanted=is_wanted, callback_may_come=may_come
-        )
+        slots = JobSlots(self.run.slots)
+        return ActiveJob(stored=stored, slots=slots, is_wanted=is_wanted, callback_may_come=may_come)
 
     async def _work_on(self, job: ActiveJob, *, is_fresh: bool) -> None:
-        """Run one job and hand over its outcome; one that is not fresh is read again."""
-        run, tally = self.run, self.run.progress.tally
+        """Run one job and hand over its outcome; one that is not fresh is read from the journal again."""
+        run, tally, slots = self.run, self.run.progress.tally, self.run.slots
         try:
             if job.is_wanted:
-                await job.slot.take()
+                await job.slots.take_task()
             if not is_fresh:
                 stored = await run.journal.job(job.state.key)
                 if stored is None or stored.job.state in FINAL:
                     return
                 job.stored = stored
-            tally.taken_up(job.state.state)
+            tally.add_job(job.state.state)
             outcome = await self._outcome_of(job)
-            job.slot.land()
+            job.slots.give_back(slots.starting, slots.in_flight)  # no task of this job is in flight any more
             if outcome is not None:
                 await self._hand_over(job, outcome)
             elif not job.is_wanted:
-                tally.put_back(job.state.state)
+                tally.remove_job(job.state.state)
         finally:
-            job.slot.release()
+            job.slots.give_back()
             run.jobs.remove(job.number)
 
     async def _outcome_of(self, job: ActiveJob) -> Outcome | None:
@@ -100,48 +105,43 @@ class Scheduler:
             return await run_job(job, self.run)
         except FluxError as error:
             if error.scope is not Scope.STOP or isinstance(error, JournalDisplaced):
-                raise  # nothing goes on without a journal, not even what is paid
+                raise  # nothing goes on without a journal, not even paid work
             self.run.control.halt(error)
-            self.run.progress.tally.ended("Halted", job.state.state)
+            self.run.progress.tally.add_outcome("Halted", job.state.state)
             return None
 
     async def _hand_over(self, job: ActiveJob, outcome: Outcome) -> None:
         if job.state.state not in FINAL:
             self._reported.add(job.number)
-        self.run.progress.tally.ended(type(outcome).__name__, job.state.state)
+        self.run.progress.tally.add_outcome(type(outcome).__name__, job.state.state)
         self.run.progress.notify()
         try:
             await self.send.send(outcome)
         except asyncio.CancelledError:
-            leave_task(job, self.run)  # nobody will receive this outcome
+            self.run.keep_unclaimed(job)  # no caller will receive this outcome
             raise
-
-
-logger: logging.Logger = logging.getLogger("flux_async")
-
-PEEK_S = 0.05
-"""Seconds between two reads of what another process has received."""
-_AFTER_TROUBLE_S = 1.0
 
 
 @attrs.define(eq=False)
 class CallbackReader:
-    """The callbacks of one run.
+    """Reads the callbacks that this or another process received, and wakes the jobs that they name.
 
     Attributes:
-        run: What its jobs share.
         scheduler: Starts jobs in doubt that none of the run's inputs names.
-        has_read: Set once what came before the run is known: the run may end from then on.
+        has_read: Set once the callbacks that came before the run are read: the run may end from then on.
     """
 
-    run: RunContext
     scheduler: Scheduler
     has_read: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _seen: int = attrs.field(default=0, init=False)
 
+    @property
+    def _run(self) -> RunContext:
+        return self.scheduler.run
+
     async def read(self) -> None:
         """Read what arrives, until cancelled."""
-        journal = self.run.journal
+        journal = self._run.journal
         while True:
             journal.mail.clear()
             try:
@@ -150,33 +150,33 @@ class CallbackReader:
                     await self._arrived(entry)
                     self._seen = entry.number  # one that fails is read again
                 self._seen = newest
-            except JournalError as error:  # callbacks only save time: the batch goes on without
+            except JournalError as error:  # callbacks only save time: the batch goes on without them
                 logger.warning("callbacks cannot be read: %s", error.message)
                 self.has_read.set()
-                await self.run.session.clock.sleep(_AFTER_TROUBLE_S)
+                await self._run.session.clock.sleep(_AFTER_TROUBLE_S)
             else:
                 self.has_read.set()
                 await journal.mail.wait()
 
     async def peek(self) -> None:
-        """Look now and then for what another process has received, until cancelled."""
+        """Check now and then for callbacks that another process has received, until cancelled."""
         while True:
-            await self.run.session.clock.sleep(PEEK_S)
-            if await self.run.journal.newest_callback() > self._seen:
-                self.run.journal.mail.set()
+            await self._run.session.clock.sleep(PEEK_S)
+            if await self._run.journal.newest_callback() > self._seen:
+                self._run.journal.mail.set()
 
     async def _arrived(self, entry: InboxEntry) -> None:
-        self.run.client.poller.notify(entry.task_id)
-        if self.run.jobs.wake(entry.job):  # it may be in doubt, now or in a moment
+        self._run.client.poller.notify(entry.task_id)
+        if self._run.jobs.wake(entry.job):  # it may be in doubt, now or in a moment
             return
-        stored = await self.run.journal.job(entry.job)
+        stored = await self._run.journal.job(entry.job)
         if stored is None or stored.job.state is not JobState.IN_DOUBT:
             self._warn_of_second_charge(entry, stored)
-        elif not self.run.jobs.wake(entry.job):  # it may have become active meanwhile
+        elif not self._run.jobs.wake(entry.job):  # it may have become active meanwhile
             self.scheduler.start_unwanted(stored)
 
     def _warn_of_second_charge(self, entry: InboxEntry, stored: StoredJob | None) -> None:
-        """Log a task of a job that has gone on: once it has, no other submit can adopt it."""
+        """Log a task of a job that has gone on, so that no submit of it can adopt the task any more."""
         if stored is not None and entry.is_possible_duplicate and stored.job.state is not JobState.PENDING:
             logger.warning(
                 "%s callback names task %s for a submit of job %s that was made again: the image was "

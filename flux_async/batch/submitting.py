@@ -11,7 +11,7 @@ import secrets
 from flux_async.api.stored_requests import with_input
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.in_doubt import adopt_known_task
-from flux_async.batch.run_context import RunContext, concerns_all, input_of, leave_task, record
+from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import (
     Charge,
     FluxError,
@@ -33,32 +33,32 @@ from flux_async.job_state import (
 )
 from flux_async.models import TaskId
 
-_FOREVER_S = 10.0**9
-"""A submit waits for its permit as long as it takes; what bounds it is the run."""
+_NO_DEADLINE_S = 10.0**9
+"""A submit waits for its permit as long as it takes; the run ends the wait."""
 _LONGEST_OWN_WAIT_S = 120.0
 _MOST_TRIES_TO_RECORD = 12
 
 
 async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | None:
-    """Submit a job once, and record what became of it; None where the job moved.
+    """Submit a job once, and record what became of it; None if the job moved.
 
     Raises:
         FluxError: It concerns every job, such as a refused key.
     """
     session, clock = run.session, run.session.clock
-    await job.slot.take()
+    await job.slots.take_task()
     wait = min(not_before - clock.wall(), _LONGEST_OWN_WAIT_S)  # the wall clock may have jumped back
     if wait > 0:
         await clock.sleep(wait)
-    is_admitted = False
-    while not is_admitted:
-        failed = await _place_input(job, run)  # again where it has grown old meanwhile
+    is_acquired = False
+    while not is_acquired:
+        failed = await _upload_input(job, run)  # again if it has grown old meanwhile
         if failed is not None or not run.control.is_spending:
             return failed or Leave()
-        is_admitted = await session.submitter.acquire(
-            deadline=clock.monotonic() + _FOREVER_S,
+        is_acquired = await session.submitter.acquire(
+            deadline=clock.monotonic() + _NO_DEADLINE_S,
             check=run.call.check,
-            wanted=lambda: run.control.is_spending and input_of(job, run).is_ready,
+            wanted=lambda: run.control.is_spending and run.input_of(job).is_ready,
             waits_out_pauses=True,
         )
     is_reserved = False
@@ -79,16 +79,16 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
     return None
 
 
-async def _place_input(job: ActiveJob, run: RunContext) -> Leave | None:
-    """Put the image where the vendor can fetch it: before the intent, from which on nothing waits."""
-    session, place = run.session, input_of(job, run)
+async def _upload_input(job: ActiveJob, run: RunContext) -> Leave | None:
+    """Upload the image, if it has to be: before the intent, after which nothing waits."""
+    session, upload = run.session, run.input_of(job)
     while run.control.is_spending:
         wait = session.uploads.delay(session.clock.monotonic())
-        if wait > 0 and not place.is_ready:
+        if wait > 0 and not upload.is_ready:
             await session.changed.wait(session.clock, wait)
             continue
         try:
-            await place.prepare()
+            await upload.prepare()
         except RequestNotSent:  # the run halts when that lasts
             continue
         except FluxError as error:
@@ -100,32 +100,25 @@ async def _place_input(job: ActiveJob, run: RunContext) -> Leave | None:
 
 
 async def _intent_then_post(job: ActiveJob, run: RunContext) -> None:
-    """Intent, POST, answer: each on disk before the next."""
+    """Record the intent, make the POST, record its answer: each on disk before the next."""
     try:
-        url = input_of(job, run).url
-        callback_id, callback_url = _callback_address(run)
-        intended = SubmitIntended(at=run.now(), callback_id=callback_id, input_url=url)
+        url = run.input_of(job).url
+        callback_id, callback_url = None, None
+        if run.options.callbacks is not None:  # an id of this attempt alone, which cannot be guessed
+            callback_id = secrets.token_hex(16)
+            callback_url = run.options.callbacks.address_for(callback_id)
         try:
-            await record(job, run, intended)
+            await run.record(job, SubmitIntended(at=run.now(), callback_id=callback_id, input_url=url))
         except BaseException:
-            run.budget.give_back(job.stored)  # no request leaves without its intent
+            run.budget.give_back(job.stored)  # no request is made without its intent
             raise
         job.posted_at = run.session.clock.monotonic()
-        body = with_input(job.stored.request, url)
-        answer = await run.session.submitter.post(body, callback_url)
+        answer = await run.session.submitter.post(with_input(job.stored.request, url), callback_url)
         await _record_answer(job, run, answer)
     finally:
         run.budget.end_post()
-    if job.has_left:
-        leave_task(job, run)
-
-
-def _callback_address(run: RunContext) -> tuple[str | None, str | None]:
-    """Return an id for this attempt that nobody can guess, and the callback address that carries it."""
-    if run.options.callbacks is None:
-        return None, None
-    callback_id = secrets.token_hex(16)
-    return callback_id, run.options.callbacks.address_for(callback_id)
+    if job.was_cancelled:
+        run.keep_unclaimed(job)
 
 
 async def _record_answer(job: ActiveJob, run: RunContext, answer: TaskId | FluxError) -> None:
@@ -133,7 +126,7 @@ async def _record_answer(job: ActiveJob, run: RunContext, answer: TaskId | FluxE
     event, last = _event_of(job, answer, run.now()), JournalError("The journal is busy.")
     for _ in range(_MOST_TRIES_TO_RECORD):
         try:
-            return await record(job, run, event)
+            return await run.record(job, event)
         except JobConflictError as error:  # another submit of the journal has this task
             if not isinstance(event, SubmitAccepted):
                 raise
@@ -143,12 +136,12 @@ async def _record_answer(job: ActiveJob, run: RunContext, answer: TaskId | FluxE
             last = error
             await run.session.clock.sleep(1.0)
     if not isinstance(answer, FluxError):
-        run.session.keep_unclaimed(job.as_job().request, answer)
+        run.session.keep_unclaimed(job.stored.as_job().request, answer)
     raise last
 
 
 def _event_of(job: ActiveJob, answer: TaskId | FluxError, at: float) -> Event:
-    """Return what the answer to a submit means for its job."""
+    """Return the event that the answer to a submit is for its job."""
     if not isinstance(answer, FluxError):
         return SubmitAccepted(at=at, task_id=answer)
     job.last_error, problem = answer, Problem.of(answer)

@@ -35,7 +35,7 @@ from flux_async import (
     Succeeded,
     run_batch,
 )
-from flux_async.batch.inputs import REUSE_S, InputPlace
+from flux_async.batch.inputs import REUSE_S, InputUpload
 from flux_async.clock import SystemClock
 from flux_async.job_state import JobState
 
@@ -313,7 +313,7 @@ async def test_an_upload_is_used_again_while_it_is_young(url: str, photos: list[
     """A second try of a submit takes the same upload; half a day later the file is uploaded again."""
     clock = _LaterClock()
     async with client_of(url, clock=clock) as client:
-        place = InputPlace(client=client, request=EditRequest.text_removal(photos[0]))
+        place = InputUpload(client=client, request=EditRequest.text_removal(photos[0]))
         assert (place.is_ready, place.url) == (False, None)
         await place.prepare()
         first = place.url
@@ -323,6 +323,6 @@ async def test_an_upload_is_used_again_while_it_is_young(url: str, photos: list[
         assert not place.is_ready
         await place.prepare()
         assert place.url not in {None, first}
-        plain = InputPlace(client=client, request=EditRequest.text_removal("https://example.com/a.jpg"))
+        plain = InputUpload(client=client, request=EditRequest.text_removal("https://example.com/a.jpg"))
         await plain.prepare()
         assert (plain.is_ready, plain.url) == (True, None)

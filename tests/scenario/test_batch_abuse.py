@@ -307,9 +307,9 @@ async def test_the_result_of_a_paid_job_never_takes_the_place_of_another(tmp_pat
         jobs = [Job(key=JobKey(f"k{n}"), request=EditRequest.text_removal(URLS[n])) for n in range(2)]
         first, second = await journal.add_jobs(jobs)
         names = FileNames(journal=journal, name_file=lambda _: "same", place="clean")
-        assert await names.destination(tmp_path, second) == tmp_path / "same"
-        assert await names.destination(tmp_path, first) == tmp_path / "k0"
-        assert await names.destination(tmp_path, second) == tmp_path / "same"
+        assert await names.name(second) == "same"
+        assert await names.name(first) == "k0"
+        assert await names.name(second) == "same"
 
 
 async def test_results_and_originals_do_not_share_a_folder(client: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from flux_async import (
     TaskId,
     run_batch,
 )
-from flux_async.batch.download_retries import MOST_AT_ONCE
+from flux_async.batch.run_context import MOST_RETRIES_AT_ONCE
 from flux_async.job_state import JobState, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.transport import FileStream
 
@@ -192,7 +192,7 @@ async def test_a_host_that_is_down_does_not_keep_others_waiting(
     assert files.most_open == 8
     asked = [url for _, url in files.asked]
     retried = [at for number, (at, url) in enumerate(files.asked) if url in asked[:number]]
-    assert max(sum(at <= other < at + 10 for other in retried) for at in retried) <= MOST_AT_ONCE
+    assert max(sum(at <= other < at + 10 for other in retried) for at in retried) <= MOST_RETRIES_AT_ONCE
 
 
 async def test_a_busy_run_goes_on_trying(

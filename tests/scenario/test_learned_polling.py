@@ -24,7 +24,7 @@ from flux_async import (
     Succeeded,
     run_batch,
 )
-from flux_async.batch.learned import LearnedTimes
+from flux_async.batch.learned import Learned
 from flux_async.policy.generation_times import kind_of
 from flux_async.poll_rate import PollRate
 from scripted_vendor import ScriptedVendor
@@ -135,15 +135,15 @@ async def test_a_journal_that_cannot_keep_it_is_no_error(
     async with opened() as client:
         await client.run(EditRequest.text_removal(URLS[0]))
         journal = Journal(tmp_path / "run.sqlite3")
-        await LearnedTimes(session=client.session, journal=journal).keep()
-        assert "could not be kept" in caplog.text
+        await Learned(session=client.session, journal=journal).save_times()
+        assert "could not be saved" in caplog.text
         async with journal:
-            learned = LearnedTimes(session=client.session, journal=journal)
-            await learned.keep()
+            learned = Learned(session=client.session, journal=journal)
+            await learned.save_times()
             before = journal.commits
-            await learned.keep()
+            await learned.save_times()
             assert journal.commits == before, "nothing is new"
-            await LearnedTimes(session=client.session, journal=Journal()).keep()
+            await Learned(session=client.session, journal=Journal()).save_times()
 
 
 async def test_clients_of_one_account_learn_together(timed: ScriptedVendor, opened: Opener) -> None:

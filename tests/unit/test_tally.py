@@ -21,12 +21,12 @@ from flux_async.models import JobKey
 def counted(*events: Event) -> Tally:
     """Return the tally of a job to which these events happened, at five credits an image."""
     tally, job = Tally(), JobSnapshot(key=JobKey("k"))
-    tally.taken_up(job.state)
+    tally.add_job(job.state)
     for event in events:
         before, job = job.state, apply(job, event)
         if isinstance(event, SubmitIntended):
             tally.credits += 5.0
-        tally.moved(before, job, event, lambda: 5.0)
+        tally.add_event(before, job, event, lambda: 5.0)
     return tally
 
 
