@@ -1,7 +1,7 @@
-"""Advice of errors, worded for where it is read: in Python code or at a command line.
+"""Advice of errors, in the words of the surface that shows it: Python code or the command line.
 
-An advice is a template. What a reader can do is named in braces, such as ``{wait}``, and each surface has its
-own words for it: Python's are in this module, the command line's in :mod:`flux_async.cli.advice`.
+An advice is a template with actions in braces, such as ``{wait}``. Each surface has its own words for them:
+Python's are in this module, the command line's in :mod:`flux_async.cli.advice`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
     """Return the words of every action for a caller of the library.
 
     Args:
-        task_id: The task that the error is about, where it is known.
+        task_id: The task that the error is about, if known.
     """
     task = "task_id" if task_id is None else repr(str(task_id))
     return {
@@ -57,7 +57,6 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
         "recover": "open it with Journal(path).open(accept_lost_records=True)",
         "result_url": "image.result_url",
         "sure": "call rekey(client, path, same_account=True)",
-        "unanswered_submit": "Its answer is still awaited: look into client.unclaimed before you "
-        "submit again.",
+        "unanswered_submit": "Its answer is still awaited: check client.unclaimed before you submit again.",
         "wait": f"take it up again with client.wait({task})",
     }

@@ -15,23 +15,23 @@ from typing import Protocol
 import attrs
 
 SUSPENSION_S = 1.0
-"""A sleep that took so much longer than asked for shows that the process was suspended meanwhile."""
+"""A sleep that took so much longer than requested proves a suspension of the process."""
 _READ_FIRST_S = 1.0
 
 
 class Clock(Protocol):
-    """What the package needs to know of time."""
+    """Source of time."""
 
     def monotonic(self) -> float:
         """Return seconds since some fixed moment; never goes back."""
         ...
 
     def wall(self) -> float:
-        """Return seconds since the epoch (UTC), as a person's clock shows them."""
+        """Return seconds since the epoch (UTC)."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for ``seconds``; zero and less only lets others run."""
+        """Wait for ``seconds``; zero or less only lets other coroutines run."""
         ...
 
 
@@ -60,8 +60,8 @@ def hold_of(clock: Clock) -> Callable[[], AbstractContextManager[object]]:
 async def sleep_and_read(clock: Clock, seconds: float) -> None:
     """Sleep; infinity never ends.
 
-    Where the process was suspended meanwhile (SIGSTOP, a closed laptop lid), a second longer: what has
-    arrived is read before anything is judged by the time.
+    After a suspension of the process (SIGSTOP, a closed laptop lid) it takes a second longer: what has
+    arrived is read before anything is decided by the time.
     """
     if seconds == math.inf:
         await asyncio.Event().wait()

@@ -11,7 +11,7 @@
     ├── RequestNotSent             never connected: certainly not charged
     ├── ConnectionLost             maybe delivered: a submit may have been charged
     ├── UnexpectedResponse         an answer of no documented shape          .http_status .body_excerpt
-    │   └── TaskMismatch           the task that was named is another submit's  .refused_task_id .belongs_to
+    │   └── TaskMismatch           the answer names the task of another submit  .refused_task_id .belongs_to
     ├── ApiError                   the vendor's own refusal                  .code .msg .http_status
     │   ├── ContentPolicyError     400
     │   ├── AuthenticationError    401
@@ -30,7 +30,7 @@
     ├── TooManyUnknownAnswers      nothing is submitted: too many answers made no sense      .unknown
     ├── DeadlineExceeded           our own deadline passed
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
-    ├── DownloadError              a result could not be brought to disk     .http_status .retryable
+    ├── DownloadError              a result could not be saved to disk       .http_status .retryable
     │   ├── ResultExpired          the vendor no longer has the file
     │   ├── AddressForbidden       the file's address leads where a download must not go
     │   ├── DownloadCutShort       the file stopped before its end
@@ -41,9 +41,9 @@
     │   └── FolderNotWritable      no permission, or a read-only disk: the batch halts, too
     ├── CallbackRejected           a callback with a bad signature or shape  .http_status
     └── JournalError               the journal cannot be used
-        ├── JournalBusyError       somebody else holds the lease
+        ├── JournalBusyError       another process holds the lock
         ├── JournalDisplaced       it was moved, deleted or replaced during a run
-        ├── JournalRecordsLost     it lacks records of submits that may be paid
+        ├── JournalRecordsLost     records of submits are missing, which may be paid
         ├── JobConflictError       one key, two different requests
         └── JournalVersionError    written by a newer release
 
@@ -66,7 +66,7 @@ E = TypeVar("E", bound="FluxError")
 
 
 class Charge(enum.StrEnum):
-    """Did this exchange cost credits?"""
+    """Whether an exchange cost credits."""
 
     NO = "no"
     MAYBE = "maybe"
@@ -74,14 +74,14 @@ class Charge(enum.StrEnum):
 
 
 class Scope(enum.StrEnum):
-    """Whom an error concerns."""
+    """What an error stops: one job, or all submits."""
 
     THIS_JOB = "this_job"
-    """Only the one job; the others go on."""
+    """One job; the others go on."""
     ACCOUNT_PAUSED = "account_paused"
-    """All submits of the account must pause, then may go on (429, 455)."""
+    """All submits of the account pause, then go on (429, 455)."""
     STOP = "stop"
-    """No further submit can succeed until a person acts (401, 402, 433, 505)."""
+    """All submits, until a person acts (401, 402, 433, 505)."""
 
 
 def install_command(extra: str) -> str:
@@ -96,7 +96,7 @@ _TWO_ENDS = re.compile(r"(?:[!?…]|\.\.\.|(?:^|[^.])\.)\.$")
 def shown(value: object) -> str:
     """Return ``repr(value)`` for a message, cut to a length a person reads.
 
-    A coroutine in place of a value is a call whose ``await`` was forgotten, and is named as one.
+    A coroutine in place of a value is named as a call without its ``await``.
     """
     if isinstance(value, Coroutine):
         return f"the coroutine of {getattr(value, '__qualname__', 'a call')}() (is an `await` missing?)"
@@ -121,11 +121,11 @@ class FluxError(Exception):
 
     Attributes:
         charge: Whether credits were spent by the exchange that failed.
-        scope: Whom it concerns: this job, everyone for now, or everyone until a person acts.
-        task_id: The vendor's task, where one is known; take it up again with ``client.wait(task_id)``.
-        advice_template: The advice, with what to do named in braces: :mod:`flux_async.advice`.
-        answer: What a submit whose charge is not known was answered with, up to 4 kB and without the key: it
-            may name the task. Empty where nothing came.
+        scope: What it stops: this job, all submits for a while, or all submits until a person acts.
+        task_id: The vendor's task, if known; ``client.wait(task_id)`` waits for it again.
+        advice_template: The advice, with its actions in braces (:mod:`flux_async.advice`).
+        answer: The answer to a submit whose charge is not known, up to 4 kB and without the key: it may name
+            the task. Empty if no answer came.
     """
 
     default_charge: ClassVar[Charge] = Charge.NO
@@ -155,7 +155,7 @@ class FluxError(Exception):
 
     @property
     def advice(self) -> str:
-        """What to do next, for a caller of the library; it closes ``str(error)``."""
+        """What to do next, for a caller of the library; the end of ``str(error)``."""
         return fill(self.advice_template, python_words(self.task_id))
 
     @advice.setter
@@ -215,7 +215,7 @@ class RequestNotSent(FluxError):
 
 
 class ConnectionLost(FluxError):
-    """The request may have been delivered, the answer never came. A submit may have been charged."""
+    """The request may have been delivered, but no answer came. A submit may have been charged."""
 
     default_charge = Charge.MAYBE
     default_advice = (
@@ -228,7 +228,7 @@ class UnexpectedResponse(FluxError):
     """An answer of no documented shape: HTML, an empty body, a success without its data.
 
     Attributes:
-        http_status: HTTP status of the answer, or None where it did not matter.
+        http_status: HTTP status of the answer, or None if it did not matter.
         body_excerpt: The first characters of the body, for a bug report.
     """
 
@@ -249,9 +249,9 @@ class TaskMismatch(UnexpectedResponse):
     Another submit has the task, or its record shows another request. The submit may have been charged.
 
     Attributes:
-        refused_task_id: The task that was named. ``task_id`` is None: it is not this submit's.
-        belongs_to: The key of the job whose task it is, in a batch, where one is known.
-        record: The record that shows another request; None where no record was needed.
+        refused_task_id: The task that the answer named. ``task_id`` is None: it is not this submit's.
+        belongs_to: The key of the job whose task it is, in a batch, if known.
+        record: The record that shows another request; None if no record was needed.
     """
 
     default_advice: ClassVar[str] = ConnectionLost.default_advice
@@ -275,7 +275,7 @@ class ApiError(FluxError):
     """The vendor answered with a code other than 200 (API page, "Error Handling").
 
     Attributes:
-        code: The envelope's ``code``, or the HTTP status where there was no envelope.
+        code: The envelope's ``code``, or the HTTP status if there was no envelope.
         msg: The envelope's ``msg``, word for word.
         http_status: HTTP status of the answer; the vendor sends most errors with HTTP 200.
     """
@@ -293,10 +293,10 @@ class ApiError(FluxError):
 
 
 class ContentPolicyError(ApiError):
-    """400: the prompt or picture was refused by moderation."""
+    """400: moderation refused the prompt or the image."""
 
     default_charge = Charge.NO
-    default_advice = "Change the prompt or the picture; the same request would be refused again."
+    default_advice = "Change the prompt or the image; the same request would be refused again."
 
 
 class AuthenticationError(ApiError):
@@ -312,11 +312,11 @@ class InsufficientCreditsError(ApiError):
 
     default_charge = Charge.NO
     default_scope = Scope.STOP
-    default_advice = "Top up at https://kie.ai/pricing; what is done stays done."
+    default_advice = "Top up at https://kie.ai/pricing; finished images are kept."
 
 
 class PermissionDeniedError(ApiError):
-    """403: refused at the door: an address not on the key's whitelist, or a disabled key."""
+    """403: an address that is not on the key's whitelist, or a disabled key."""
 
     default_charge = Charge.NO
     default_scope = Scope.STOP
@@ -341,7 +341,7 @@ class RateLimitedError(ApiError):
     """429: more than 20 submits in 10 s; this one was rejected, not queued.
 
     Attributes:
-        retry_after_s: Seconds the vendor asked to wait, or None where it did not say.
+        retry_after_s: Seconds the vendor asked to wait, or None.
     """
 
     default_charge = Charge.NO
@@ -370,7 +370,7 @@ class MaintenanceError(ApiError):
 
 
 class ServerError(ApiError):
-    """408, 500, 501, 502 …: the vendor failed; on a submit the task may exist and be charged all the same."""
+    """408, 500, 501, 502 …: the vendor failed; the task of a submit may exist and be charged."""
 
     default_advice = (
         "Look for the task at kie.ai/logs before submitting the same image again; code 500 may also mean a "
@@ -397,12 +397,12 @@ class TaskFailed(FluxError):
     """The task ended without an image: CREATE_TASK_FAILED or GENERATE_FAILED.
 
     Attributes:
-        record: What record-info said of it, or None where the failure came without one.
+        record: The record of the task, or None if the failure came without one.
     """
 
     # Failed tasks are usually refunded, but users have seen charges (API page: not stated).
     default_charge = Charge.MAYBE
-    default_advice = "Read the reason, change the picture or the prompt, and submit again (a new charge)."
+    default_advice = "Read the reason, change the image or the prompt, and submit again (a new charge)."
 
     def __init__(self, message: str, *, record: TaskRecord | None = None, **fields: Any) -> None:
         super().__init__(message, **fields)
@@ -413,13 +413,13 @@ class BudgetExhausted(FluxError):
     """The next submit would spend more than this run was allowed."""
 
     default_scope = Scope.STOP
-    default_advice = "{larger_budget}; what is done stays done."
+    default_advice = "{larger_budget}; finished images are kept."
 
 
 class TooManyUnknownAnswers(FluxError):
     """This submit was not made: too many of the last ones may have been charged without a known task.
 
-    Ten minutes later, in a new batch, or with a new client, one submit goes alone, and its answer decides.
+    Ten minutes later, in a new batch, or with a new client, one submit is made alone, and its answer decides.
 
     Attributes:
         unknown: Submits of this session that may have been charged without a known task.
@@ -454,13 +454,13 @@ class PollDeadlineExceeded(DeadlineExceeded):
 
 
 class DownloadError(FluxError):
-    """A file could not be brought to disk; the paid result is still at the vendor.
+    """A file could not be saved to disk; the paid result is still at the vendor.
 
     Attributes:
-        http_status: HTTP status of the file host's answer, or None where there was none.
-        retryable: Whether the same download may succeed later as it is. Where not, a limit, the disk or the
-            address itself is in the way.
-        retry_after_s: Seconds the file host asked to wait, or None where it did not say.
+        http_status: HTTP status of the file host's answer, or None without an answer.
+        retryable: Whether the same download may succeed later. If not, a limit, the disk or the address
+            prevents it.
+        retry_after_s: Seconds the file host asked to wait, or None.
     """
 
     default_charge = Charge.YES
@@ -486,11 +486,11 @@ class ResultExpired(DownloadError):
     """The vendor no longer has the file: it keeps results for 14 days."""
 
     default_retryable = False
-    default_advice = "The image must be made anew, which is a new charge{pay_again}."
+    default_advice = "The image must be made again, which is a new charge{pay_again}."
 
 
 class AddressForbidden(DownloadError):
-    """The file's address, or one it redirects to, leads where a download must not go; nothing was fetched.
+    """The file's address, or one it redirects to, is forbidden; nothing was fetched.
 
     Private, loopback, link-local and other special addresses are refused, other schemes than http(s), and a
     step from https down to http.
@@ -501,7 +501,7 @@ class AddressForbidden(DownloadError):
 
 
 class DownloadCutShort(DownloadError):
-    """The file stopped before its end: the connection broke off or stalled, or the picture has no end."""
+    """The file stopped before its end: the connection broke off or stalled, or the image has no end."""
 
     default_advice = "Download it again: the result is paid and kept for 14 days."
 
@@ -515,18 +515,18 @@ class DownloadTimedOut(DownloadError):
 class NotAnImage(DownloadError):
     """What came is no JPEG, PNG, WebP or GIF: a web page, an empty, damaged or packed file."""
 
-    default_advice = "Open {result_url} in a browser; if the picture is there, download it again."
+    default_advice = "Open {result_url} in a browser; if the image is there, download it again."
 
 
 class ResultTooLarge(DownloadError):
     """The file has more bytes or more pixels than allowed; it was refused before the rest was read."""
 
     default_retryable = False
-    default_advice = "If the picture is wanted all the same, {larger_result}."
+    default_advice = "If you want the image nevertheless, {larger_result}."
 
 
 class DiskFull(DownloadError):
-    """There is no room for the file on its disk, or none left in the quota."""
+    """There is no room for the file on its disk, or in the quota."""
 
     default_retryable = False
     default_scope = Scope.STOP
@@ -534,7 +534,7 @@ class DiskFull(DownloadError):
 
 
 class FolderNotWritable(DownloadError):
-    """No file can be made in the folder: no permission, or a read-only disk."""
+    """No file can be created in the folder: no permission, or a read-only disk."""
 
     default_retryable = False
     default_scope = Scope.STOP
@@ -545,7 +545,7 @@ class CallbackRejected(FluxError):
     """A callback with a bad signature, an old timestamp or an unreadable body.
 
     Attributes:
-        http_status: The answer it deserves: 400 for its shape, 401 for its signature.
+        http_status: The status to answer with: 400 for its shape, 401 for its signature.
     """
 
     default_advice = "Check the webhook key and the clock; the task itself is not affected."
@@ -562,13 +562,13 @@ class JournalError(FluxError):
 
 
 class JournalBusyError(JournalError):
-    """Another process holds the lease of this journal."""
+    """Another process holds the lock of this journal."""
 
-    default_advice = "Wait for the other run to end, then run again; what it has paid for is not paid again."
+    default_advice = "Wait for the other run to end, then run again; its paid work is not paid again."
 
 
 class JournalRecordsLost(JournalError):
-    """The journal lacks records of submits that were made, and are perhaps paid; nothing was sent."""
+    """Records of submits are missing, which may have been charged; nothing was sent."""
 
     default_advice = (
         "Put the missing file back beside it. Otherwise {recover}: what may have been submitted is then in "
@@ -577,7 +577,7 @@ class JournalRecordsLost(JournalError):
 
 
 class JournalDisplaced(JournalError):
-    """The journal was moved, deleted or replaced while it was run; nothing more was submitted."""
+    """The journal was moved, deleted or replaced during its run; nothing more was submitted."""
 
     default_scope = Scope.STOP
     default_advice = (

@@ -1,17 +1,17 @@
-"""The life of a job: its states, what may happen to it, what comes next. Pure.
+"""States, events and transitions of a job, and its next step. Pure.
 
 A job moves only through :data:`TRANSITIONS`; a pair that is not in the table is an
-:class:`IllegalTransition`. This module does not know whether a fact came from a look, a callback, an operator
-or the start after a crash.
+:class:`IllegalTransition`. The source of an event (a poll, a callback, an operator, the start after a crash)
+makes no difference.
 
 ::
 
-    PENDING ──intent──▶ SUBMITTING ──accepted──▶ SUBMITTED ──picture──▶ GENERATED ──on disk──▶ DONE
+    PENDING ──intent──▶ SUBMITTING ──accepted──▶ SUBMITTED ───image───▶ GENERATED ──on disk──▶ DONE
        ▲                 │  │  │                   ▲  │                    │
        ├──── refused ────┘  │  └── rejected ───────┼──┼──▶ FAILED ◀── lost ┘
        │                 unknown                   │  └── task failed ──▶ FAILED, or PENDING where it may
        │                    ▼                      │                      be paid for once more
-       └──── consent ─── IN_DOUBT ── task found ───┘
+       └── permission ── IN_DOUBT ── task found ───┘
                              ▲
                              └── the task's record shows another request ── SUBMITTED, GENERATED
 
@@ -19,16 +19,16 @@ Rules:
 
 1. ``SubmitIntended`` is on disk before the POST leaves; after a crash SUBMITTING means "perhaps charged".
 2. Only a refusal that was certainly not charged leads from SUBMITTING back to PENDING.
-3. IN_DOUBT is parked. A task found for it, by its callback or by a person, makes it SUBMITTED; only the
-   caller's consent makes it PENDING. A task of an earlier submit that becomes known even then, before another
-   POST, makes it SUBMITTED: nothing is paid twice that is known to be paid.
-4. DONE and FAILED are final for facts: late and repeated ones change nothing. (A picture may be saved again
-   where its file is missing; one that was left at the vendor, never saved and has expired there has FAILED.)
-   ``RetryGranted`` is a person's word, not a fact.
-5. A job has at most one live attempt: submitting, submitted or in doubt.
+3. IN_DOUBT waits. A task found for it, by its callback or by a person, makes it SUBMITTED; only the caller's
+   permission makes it PENDING. A task of an earlier submit that becomes known even then, before another
+   POST, makes it SUBMITTED: no known paid task is paid for again.
+4. DONE and FAILED are final: late and repeated events change nothing. (An image may be saved again if its
+   file is missing; one that was left at the vendor, never saved and has expired there has FAILED.) Only the
+   user's ``RetryGranted`` leads on from FAILED.
+5. A job has at most one attempt in progress: submitting, submitted or in doubt.
 6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so
    its own task is unknown and the job is IN_DOUBT.
-7. A deadline of ours ends a run's wait, not the job: it stays SUBMITTED, paid, to be taken up again.
+7. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -45,20 +45,20 @@ from flux_async.models import Echo, JobKey, TaskId
 
 
 class JobState(enum.StrEnum):
-    """Where a job stands."""
+    """State of a job."""
 
     PENDING = "pending"
-    """Nothing is under way, nothing is owed."""
+    """No attempt is in progress."""
     SUBMITTING = "submitting"
-    """An intent is on disk; a POST may be on its way."""
+    """An intent is on disk; a POST may be in flight."""
     SUBMITTED = "submitted"
     """A task exists and is paid."""
     GENERATED = "generated"
-    """The vendor has the picture; it is not on disk yet."""
+    """The vendor has the image; it is not on disk yet."""
     DONE = "done"
-    """Final: the picture is where it was wanted."""
+    """Final: the image is saved."""
     FAILED = "failed"
-    """Final: there will be no picture."""
+    """Final: there will be no image."""
     IN_DOUBT = "in_doubt"
     """Parked: a submit may have been charged, and its task is not known."""
 
@@ -71,12 +71,12 @@ FINAL = frozenset({JobState.DONE, JobState.FAILED})
 
 
 class IllegalTransition(FluxError):
-    """An event that cannot happen to a job in its state: a bug of ours, told loudly."""
+    """An event that cannot happen to a job in its state: a bug in this package."""
 
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """An error as it is kept: the name of its class, the vendor's code where there is one, its words."""
+    """An error in the journal: the name of its class, the vendor's code if there is one, its message."""
 
     type: str
     code: int | None = None
@@ -84,7 +84,7 @@ class Problem:
 
     @classmethod
     def of(cls, error: FluxError) -> Problem:
-        """Note down ``error``, its advice as a template: who reads it words what can be done."""
+        """Return the record of ``error``. Its advice stays a template, which each surface fills in."""
         record = getattr(error, "record", None)
         code = getattr(error, "code", None) or getattr(record, "error_code", None)
         return cls(
@@ -98,22 +98,22 @@ class JobSnapshot:
 
     Attributes:
         key: Its name.
-        state: Where it stands.
+        state: Its state.
         attempts: Submits intended so far.
         paid_failures: Tasks that were paid and failed.
-        task_id: The live or finished attempt's task.
-        result_url: Where the vendor has the picture.
-        origin_url: The input as the vendor kept it.
-        file: The picture on disk, relative to the run's folder.
-        sha256: Digest of that picture, as 64 hex digits.
-        charge: Whether the live or last attempt cost credits.
-        problem: What went wrong last.
+        task_id: The task of the attempt in progress, or of the finished one.
+        result_url: Address of the image at the vendor.
+        origin_url: Address of the vendor's copy of the input.
+        file: The image on disk, relative to the run's folder.
+        sha256: Digest of that image, as 64 hex digits.
+        charge: Whether the latest attempt cost credits.
+        problem: The latest error.
         not_before: No submit before this time.
         submitted_at: When the task was accepted.
-        generated_at: When the picture was seen.
+        generated_at: When a poll found the image.
         finished_at: When the job became final.
         generation_s: The vendor's own figure for the duration.
-        echo: What the task's record shows of the request; None where no record has been compared with it.
+        echo: What the task's record shows of the request; None before a record was compared with it.
     """
 
     key: JobKey
@@ -145,16 +145,15 @@ class _Event:
     Every event has ``changes``: the fields of the snapshot that it sets.
     """
 
-    is_consent: ClassVar[bool] = False
     at: float
 
 
 @attrs.frozen(kw_only=True)
 class SubmitIntended(_Event):
-    """A POST is about to leave.
+    """A POST is about to be made.
 
-    ``callback_id`` is the attempt's part of the address it gives the vendor, ``input_url`` where it says that
-    the picture is, if that was uploaded.
+    ``callback_id`` is the attempt's part of the callback address, ``input_url`` the address of its upload, if
+    the image was uploaded.
     """
 
     callback_id: str | None = None
@@ -212,10 +211,10 @@ class SubmitRejected(_Event):
 
 @attrs.frozen(kw_only=True)
 class SubmitUnknown(_Event):
-    """The answer never came, or contradicts itself, or names a task of another submit: perhaps charged.
+    """No answer came, or one that contradicts itself or names a task of another submit: perhaps charged.
 
-    ``answer`` is what came instead, cut and without the key: it may name the task all the same.
-    ``refused_task_id`` is a task that it named and that is not taken, as another submit has it.
+    ``answer`` is the answer, cut and without the key: it may name the task. ``refused_task_id`` is a task
+    that it named and that is refused, as another submit has it.
     """
 
     problem: Problem
@@ -224,7 +223,7 @@ class SubmitUnknown(_Event):
     refused_task_id: TaskId | None = None
 
     def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """Parked, with the task id if the answer named one."""
+        """In doubt, with the task id if the answer named one."""
         return {"charge": Charge.MAYBE, "problem": self.problem, "task_id": self.task_id}
 
 
@@ -232,7 +231,7 @@ class SubmitUnknown(_Event):
 class TaskFound(SubmitAccepted):
     """The task of a submit in doubt became known: by a callback, by its record, or by a person.
 
-    ``echo`` is what its record shows of the request, where that was compared.
+    ``echo`` is what its record shows of the request, if that was compared.
     """
 
     echo: Echo | None = None
@@ -246,8 +245,8 @@ class TaskFound(SubmitAccepted):
 class EchoContradicted(_Event):
     """The record of the task that the API named shows another request: the submit's own task is unknown.
 
-    ``belongs_to`` is the job of this journal whose request it shows, where there is one: the task is offered
-    to that job.
+    ``belongs_to`` is the job of this journal whose request it shows, if there is one: the task is offered to
+    that job.
     """
 
     problem: Problem
@@ -272,16 +271,14 @@ class EchoContradicted(_Event):
 class ResubmitGranted(_Event):
     """The caller accepts that a submit in doubt may be paid for a second time."""
 
-    is_consent: ClassVar[bool] = True
-
     def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """Back to the start, with eyes open."""
+        """Back to the start."""
         return {"not_before": 0.0}
 
 
 @attrs.frozen(kw_only=True)
 class TaskSucceeded(_Event):
-    """record-info shows the picture. Said again, it renews the address."""
+    """record-info shows the image. Repeated, it renews the address."""
 
     result_url: str
     origin_url: str | None = None
@@ -289,7 +286,7 @@ class TaskSucceeded(_Event):
     echo: Echo | None = None
 
     def changes(self, job: JobSnapshot) -> dict[str, Any]:
-        """The picture is at the vendor."""
+        """The image is at the vendor."""
         return {
             "echo": self.echo or job.echo,
             "result_url": self.result_url,
@@ -302,7 +299,7 @@ class TaskSucceeded(_Event):
 
 @attrs.frozen(kw_only=True)
 class TaskEnded(_Event):
-    """The task ended without a picture, for good."""
+    """The task ended without an image, and no other task is paid for."""
 
     problem: Problem
     charge: Charge = Charge.MAYBE
@@ -319,7 +316,7 @@ class TaskEnded(_Event):
 
 @attrs.frozen(kw_only=True)
 class TaskEndedRetryable(_Event):
-    """The task ended without a picture, and the caller's policy pays for another."""
+    """The task ended without an image, and the caller's policy pays for another."""
 
     problem: Problem
 
@@ -330,7 +327,7 @@ class TaskEndedRetryable(_Event):
 
 @attrs.frozen(kw_only=True)
 class Saved(_Event):
-    """The picture is where it was wanted: on disk, or only at the vendor where no file was wanted."""
+    """The image is saved, or left at the vendor if no file was wanted."""
 
     file: str | None = None
     sha256: str | None = None
@@ -342,7 +339,7 @@ class Saved(_Event):
 
 @attrs.frozen(kw_only=True)
 class ResultLost(_Event):
-    """The vendor no longer has the picture."""
+    """The vendor no longer has the image."""
 
     problem: Problem
 
@@ -353,9 +350,7 @@ class ResultLost(_Event):
 
 @attrs.frozen(kw_only=True)
 class RetryGranted(_Event):
-    """A person wants a failed job tried again, at the price of a new task."""
-
-    is_consent: ClassVar[bool] = True
+    """The user wants a failed job submitted again, at the price of a new task."""
 
     def changes(self, _job: JobSnapshot) -> dict[str, Any]:
         """Back to the start."""
@@ -406,7 +401,7 @@ TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
         (JobState.FAILED, RetryGranted): JobState.PENDING,
     }
 )
-"""Every legal move. What is not here cannot happen."""
+"""Every legal transition."""
 
 
 def apply(job: JobSnapshot, event: Event) -> JobSnapshot:
@@ -428,7 +423,7 @@ def apply(job: JobSnapshot, event: Event) -> JobSnapshot:
 
 @attrs.frozen(kw_only=True)
 class Begin:
-    """Write the intent down, not before ``not_before``; no I/O beyond that."""
+    """Submit: record the intent, not before ``not_before``, then POST."""
 
     not_before: float = 0.0
 
@@ -447,12 +442,12 @@ class AwaitTask:
 
 @attrs.frozen
 class AwaitCallback:
-    """A callback may still name the task of this submit in doubt: see whether it has come."""
+    """Wait for a callback that names the task of a submit in doubt."""
 
 
 @attrs.frozen(kw_only=True)
 class Fetch:
-    """Bring the picture to where it is wanted."""
+    """Download the image."""
 
     task_id: TaskId
     result_url: str
@@ -469,11 +464,11 @@ Step: TypeAlias = Begin | Submit | AwaitTask | AwaitCallback | Fetch | Settle
 
 
 def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
-    """Say what to do for a job now.
+    """Return the next step of a job.
 
     Args:
         job: The job.
-        callback_may_come: Whether its latest attempt gave the vendor an address that is still listened to.
+        callback_may_come: Whether a callback to the address of its latest attempt would still be received.
     """
     match job.state:
         case JobState.PENDING:
@@ -492,9 +487,9 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
 
 
 def recover(job: JobSnapshot, at: float) -> Event | None:
-    """Say what the end of the process that ran a job means for it, or None: it goes on as it is.
+    """Return the event that the end of its process is for a job; None if its state stays as it is.
 
-    An intent without an answer is in doubt: the POST may have left and been charged.
+    An intent without an answer is in doubt: the POST may have been sent and charged.
     """
     if job.state is not JobState.SUBMITTING:
         return None
@@ -509,9 +504,9 @@ def recover(job: JobSnapshot, at: float) -> Event | None:
 
 
 def events_of_lost_submit(job: JobSnapshot, at: float, now: float) -> tuple[Event, ...]:
-    """Return the events that put a job in doubt of whose submit, at ``at``, the journal lost the record.
+    """Return the events that put a job in doubt after the journal lost the record of its submit at ``at``.
 
-    What must have come before that submit is said, too: a task that failed, or a person's word. A job that
+    They include what must have preceded that submit: a task that failed, or the user's permission. A job that
     has its result, or is in doubt already, needs none: it is not submitted anyway.
     """
     problem = Problem(

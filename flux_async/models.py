@@ -1,7 +1,7 @@
-"""The vocabulary: frozen values, checked when they are made.
+"""Frozen values, checked when they are made: requests, records, results, jobs and outcomes.
 
-A request that could not succeed is refused here, before any credit is spent. Field names are Python's;
-``api/kontext.py`` alone knows the vendor's.
+A request that could not succeed is refused here, before any credit is spent. Field names are Python's; the
+vendor's are in ``api/kontext.py``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AspectRatio(enum.StrEnum):
 
 
 AspectRatioName: TypeAlias = Literal["21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21"]
-"""The values of :class:`AspectRatio`, so that type checkers know a wrong one."""
+"""The values of :class:`AspectRatio`, for type checkers."""
 
 
 class OutputFormat(enum.StrEnum):
@@ -64,7 +64,7 @@ class OutputFormat(enum.StrEnum):
 
 
 OutputFormatName: TypeAlias = Literal["jpeg", "png"]
-"""The values of :class:`OutputFormat`, so that type checkers know a wrong one."""
+"""The values of :class:`OutputFormat`, for type checkers."""
 
 
 class TaskStatus(enum.IntEnum):
@@ -82,7 +82,7 @@ class TaskStatus(enum.IntEnum):
 
 
 def without_query(url: str) -> str:
-    """Return an address as logs may hold it: queries sign for access, so they are left out, as are passwords.
+    """Return an address for logs, without its query, which may be a signature, and without a password.
 
     ``https://user:pw@host/a.jpg?sig=1#x`` becomes ``https://host/a.jpg``. A file path stays as it is.
     """
@@ -96,16 +96,16 @@ def without_query(url: str) -> str:
 def check_http_url(url: object, name: str = "image") -> str:
     """Return ``url`` if it is an absolute http(s) address, else raise :class:`InvalidInput`.
 
-    Reachability is not checked: the vendor fetches the picture later, and reports on the task.
+    Reachability is not checked: the vendor fetches the image later, and a failure is in the task's record.
     """
     if not isinstance(url, str):
         raise InvalidInput(f"{name} must be an http(s) URL as a string, not {shown(url)}.")
     if _PLAIN_URL.fullmatch(url):
-        return url  # as nearly all are: the rest is for the others
+        return url  # as nearly all are
     if url[:5].lower() == "data:":
         raise InvalidInput(
             f"{name} is a data: URI, which the API does not take.",
-            advice="Put the picture where the vendor can fetch it and give its http(s) URL.",
+            advice="Put the image where the vendor can fetch it and give its http(s) URL.",
         )
     if not _VISIBLE_ASCII.fullmatch(url) and (not url.isprintable() or any(c.isspace() for c in url)):
         raise InvalidInput(
@@ -161,17 +161,17 @@ def _as_path(value: object) -> str:
 
 @attrs.frozen(kw_only=True)
 class LocalImage:
-    """A picture on this machine, to be uploaded right before the request about it is submitted.
+    """An image on this machine, to be uploaded right before the request about it is submitted.
 
-    What counts is its content: jobs about the same content are the same job, whatever the file is called.
+    Jobs about the same content are the same job, whatever the name of the file.
 
     Attributes:
-        path: The file as given, or None where only its content is known.
-        folder: What a relative path is relative to; left empty, the working directory.
-        sha256: Digest of the content, 64 hex digits, or None while it has not been read.
+        path: The file as given, or None if only its content is known.
+        folder: Folder that a relative path starts from; left empty, the working directory.
+        sha256: Digest of the content, 64 hex digits, or None before it has been read.
 
     Raises:
-        InvalidInput: Neither path nor digest, or one that is none.
+        InvalidInput: Neither path nor digest, or an invalid one.
     """
 
     path: str | None = attrs.field(default=None, converter=attrs.converters.optional(_as_path))
@@ -187,12 +187,12 @@ class LocalImage:
 
     @property
     def location(self) -> Path | None:
-        """Where the file is, or None where only its content is known."""
+        """Path of the file, or None if only its content is known."""
         return None if self.path is None else Path(self.folder, self.path)
 
     @property
     def reference(self) -> str:
-        """The name of its content, ``sha256:`` and 64 hex digits: what keys and journals hold.
+        """The name of its content in keys and journals: ``sha256:`` and 64 hex digits.
 
         Raises:
             InvalidInput: The file has not been read yet.
@@ -206,13 +206,13 @@ class LocalImage:
 
     @classmethod
     def of_reference(cls, text: str) -> Self | None:
-        """Return the picture that ``text`` refers to by its content, or None where it does not."""
+        """Return the image that ``text`` names by its content, or None if it names none."""
         kind, digest = text[: len(_REFERENCE)], text[len(_REFERENCE) :]
         return cls(sha256=digest) if kind == _REFERENCE and _SHA256.fullmatch(digest) else None
 
 
 InputImage: TypeAlias = str | os.PathLike[str] | LocalImage
-"""A picture to work on: an http(s) URL, or a file of this machine."""
+"""An image to work on: an http(s) URL, or a file of this machine."""
 
 
 def _as_image(value: InputImage) -> str | LocalImage:
@@ -267,7 +267,7 @@ def _output_format(value: OutputFormat | OutputFormatName) -> OutputFormat:
 class RequestOptions(TypedDict, total=False):
     """Fields of a request beside its prompt and image, as :meth:`FluxClient.remove_text` takes them.
 
-    Their meaning is told at :class:`GenerateRequest` and :class:`EditRequest`.
+    :class:`GenerateRequest` and :class:`EditRequest` document them.
     """
 
     model: Model | ModelName
@@ -287,7 +287,7 @@ _OPTIONS = frozenset(RequestOptions.__annotations__) - {"model", "callback_url"}
 
 @attrs.frozen(kw_only=True)
 class _ImageRequest:
-    """What both kinds share (API page, "Request Parameters"). None leaves a field to the vendor."""
+    """Fields of both kinds (API page, "Request Parameters"). None leaves a field to the vendor."""
 
     prompt: str = attrs.field(validator=_text)
     model: Model = attrs.field(default=Model.PRO, converter=_model)
@@ -312,7 +312,7 @@ class _ImageRequest:
 
 @attrs.frozen(kw_only=True)
 class GenerateRequest(_ImageRequest):
-    """Make a picture from words (API page, "Text-to-Image Generation").
+    """Make an image from words (API page, "Text-to-Image Generation").
 
     Attributes:
         prompt: What to draw, in English unless ``enable_translation`` is left on.
@@ -320,11 +320,11 @@ class GenerateRequest(_ImageRequest):
         aspect_ratio: Width to height; left unset the vendor takes 16:9.
         output_format: ``jpeg`` or ``png``; left unset the vendor takes jpeg.
         enable_translation: Translate a prompt that is not English; left unset the vendor does.
-        prompt_upsampling: Let the vendor embellish the prompt; slower.
+        prompt_upsampling: Let the vendor extend the prompt; slower.
         safety_tolerance: 0 (strict) to 6 (permissive); left unset the vendor takes 2.
         upload_cn: Upload the result through servers in China.
         watermark: Identifier of a watermark to add.
-        callback_url: Where the vendor reports the end of the task.
+        callback_url: Address at which the vendor reports the end of the task.
 
     Raises:
         InvalidInput: A value the API would refuse.
@@ -333,14 +333,14 @@ class GenerateRequest(_ImageRequest):
 
 @attrs.frozen(kw_only=True)
 class EditRequest(_ImageRequest):
-    """Change a picture as told (API page, "Image Editing").
+    """Change an image as the prompt says (API page, "Image Editing").
 
     The fields are those of :class:`GenerateRequest`, and:
 
     Attributes:
         input_image: http(s) URL that the vendor's servers can reach, kept without its fragment; or a file of
             this machine (:class:`pathlib.Path`, or :class:`LocalImage`), which is uploaded before the submit.
-        aspect_ratio: Left unset the picture keeps its own; a set one **crops or pads** it.
+        aspect_ratio: Left unset, the image keeps its own; a set one **crops or pads** it.
         safety_tolerance: 0 to 2 when editing.
 
     Raises:
@@ -353,7 +353,7 @@ class EditRequest(_ImageRequest):
     def text_removal(
         cls, image: InputImage, *, prompt: str = TEXT_REMOVAL_PROMPT, **options: Unpack[RequestOptions]
     ) -> Self:
-        """Ask for ``image`` without its text.
+        """Return the request for ``image`` without its text.
 
         Translation is switched off for our own prompt, which is English (API page, "Translation Settings").
 
@@ -370,7 +370,7 @@ ImageRequest: TypeAlias = GenerateRequest | EditRequest
 
 
 def check_request(request: object) -> ImageRequest:
-    """Return ``request`` if it is one, else raise :class:`InvalidInput` with the way to make one."""
+    """Return ``request`` if it is one, else raise :class:`InvalidInput` with advice how to make one."""
     if isinstance(request, GenerateRequest | EditRequest):
         return request
     raise InvalidInput(
@@ -431,27 +431,27 @@ class Echo(enum.StrEnum):
     CONFIRMED = "confirmed"
     """The prompt, image and model that were sent: the result is of this request."""
     ABSENT = "absent"
-    """Not both prompt and image, but nothing else either: no sign that the result is of another request."""
+    """Prompt or image are missing, and nothing differs: no sign that the result is of another request."""
     UNRECOGNISED = "unrecognised"
     """Another prompt, image or model than was sent, and no other request of the caller's. A service may
-    translate prompts and copy images; compare the result with the image it should be of."""
+    translate prompts and copy images; compare the result with its input."""
 
 
 @attrs.frozen(kw_only=True)
 class TaskRecord:
-    """What record-info says of a task (API page, "Task Status Query").
+    """The record of a task from record-info (API page, "Task Status Query").
 
     Attributes:
         task_id: The task.
         status: GENERATING also stands for a flag that is missing or unknown.
-        unknown_flag: The ``successFlag`` as sent, where it was none of the documented four.
-        result_url: The finished picture, kept 14 days.
-        origin_url: The input as the vendor kept it, valid 10 minutes.
+        unknown_flag: The ``successFlag`` as sent, if it was none of the documented four.
+        result_url: The finished image, kept 14 days.
+        origin_url: The vendor's copy of the input, kept 10 minutes.
         created_at: When the task was made (UTC), to the second.
         completed_at: When it ended (UTC); may lie up to a second ahead of our clock.
         error_code: 400, 500 or 501 of a failed task.
         error_message: The vendor's words for it.
-        params: The request's fields as the vendor echoes them; partial, or None where unreadable.
+        params: The request's fields as the vendor echoes them; partial, or None if unreadable.
         raw: The record word for word, unknown fields included.
     """
 
@@ -477,14 +477,14 @@ class TaskRecord:
 
 @attrs.frozen(kw_only=True)
 class ImageResult:
-    """A finished picture.
+    """A finished image.
 
     Attributes:
         task_id: The task that made it.
-        result_url: Where it is, for 14 days; download it at once.
-        origin_url: The input as the vendor kept it, for 10 minutes, or None.
-        echo: Whether its record shows the request it is the result of; None where the request is not known
-            here, as in a ``wait`` for a bare task id.
+        result_url: Its address, for 14 days; download it at once.
+        origin_url: The vendor's copy of the input, for 10 minutes, or None.
+        echo: Whether its record shows the request it is the result of; None if the request is not known here,
+            as in a ``wait`` for a bare task id.
         record: The record it was read from.
     """
 
@@ -497,13 +497,13 @@ class ImageResult:
 
 @attrs.frozen(kw_only=True)
 class UploadedFile:
-    """A file that the vendor can fetch, and whoever else knows its address. Times are of our own clock, UTC.
+    """A file that the vendor, and anyone who has its address, can fetch. Times are of our own clock, UTC.
 
     Attributes:
-        url: Where it is: good as the input of any request.
+        url: Its address, for the input of any request.
         size: Bytes.
         content_type: Its kind.
-        sha256: Digest of its content; None where the upload host fetched it itself.
+        sha256: Digest of its content; None if the upload host fetched it itself.
         uploaded_at: When the upload began.
         expires_at: When it may be gone: 24 hours later.
     """
@@ -518,16 +518,16 @@ class UploadedFile:
 
 @attrs.frozen(kw_only=True)
 class CallbackEvent:
-    """What is kept of a callback: that something may have happened to a task (API page, "Callback Format").
+    """A callback: something may have happened to a task (API page, "Callback Format").
 
-    It is a reason to look, never a result: the vendor's signature does not cover the body, so what the body
-    says of pictures is not even kept. ``record-info`` has the truth.
+    It only triggers a poll: the vendor's signature does not cover the body, so the result in the body is not
+    even kept.
 
     Attributes:
         task_id: The task it names; the one thing the signature covers.
-        code: The envelope code as claimed: 200, 400, 500 or 501; None where it is unreadable.
-        message: The vendor's words as claimed.
-        attempt_id: The id of the submit, from the address that was called, where it has one.
+        code: The envelope code as claimed: 200, 400, 500 or 501; None if unreadable.
+        message: The vendor's message as claimed.
+        attempt_id: The id of the submit, from the address that was called, if it has one.
         signed: Whether a signature was verified.
     """
 
@@ -540,12 +540,12 @@ class CallbackEvent:
 
 @attrs.frozen(kw_only=True)
 class UnclaimedTask:
-    """A submit whose caller left before it could be told the task id.
+    """A submit whose caller was cancelled before it received the task id.
 
     Attributes:
-        request: What was asked for.
-        task_id: The paid task: take it up with ``client.wait(task_id)``. None where the answer never came.
-        error: Why there is no task id, where there is none.
+        request: What was submitted.
+        task_id: The paid task: ``client.wait(task_id)`` waits for it. None if no answer came.
+        error: Why there is no task id, if there is none.
     """
 
     request: ImageRequest
@@ -555,12 +555,12 @@ class UnclaimedTask:
 
 @attrs.frozen(kw_only=True)
 class Succeeded:
-    """The job has its picture.
+    """The job has its image.
 
     Attributes:
-        job: What was wanted.
+        job: The job.
         image: The result at the vendor.
-        file: The image on disk, or None where it was not downloaded to a folder.
+        file: The image on disk, or None if it was not downloaded to a folder.
         reference: What the sink of the batch returned for the image; for a folder, the name of its file.
     """
 
@@ -572,10 +572,10 @@ class Succeeded:
 
 @attrs.frozen(kw_only=True)
 class Failed:
-    """The job ended without a picture, or cannot go on in this run.
+    """The job ended without an image, or cannot go on in this run.
 
     Attributes:
-        job: What was wanted; None where the input was not even a request.
+        job: The job; None if the input was no request.
         error: Why, and whether it was charged.
     """
 
@@ -585,14 +585,14 @@ class Failed:
 
 @attrs.frozen(kw_only=True)
 class InDoubt:
-    """The submit's answer never came: it may be charged, and is not submitted again unasked."""
+    """No answer to the submit came: it may be charged, and is not resubmitted without permission."""
 
     job: Job
     error: FluxError
 
 
 class InDoubtPolicy(enum.StrEnum):
-    """What to do with a submit whose answer never came."""
+    """What to do with a submit in doubt: one whose answer never came."""
 
     HOLD = "hold"
     """Spend nothing: it stays in doubt until a person or a callback settles it."""
@@ -601,4 +601,4 @@ class InDoubtPolicy(enum.StrEnum):
 
 
 Outcome: TypeAlias = Succeeded | Failed | InDoubt
-"""How a job of a batch ended; one bad picture never ends the others."""
+"""How a job of a batch ended; one bad image never ends the others."""

@@ -12,7 +12,7 @@ import attrs
 from flux_async.clock import Clock, Wakeup
 
 _MOST_COMPARED = 256
-"""Of those in the queue, only the longest waiting are compared: with more than that, all are late anyhow."""
+"""Only so many of the longest waiting are compared: with a longer queue all polls are late."""
 
 
 @attrs.define(eq=False)
@@ -48,7 +48,7 @@ class PollRate:
         return len(self._queue)
 
     async def permit(self, chance: Callable[[], float], deadline: float) -> bool:
-        """Wait for a permit; False where the deadline came first."""
+        """Wait for a permit; False if the deadline came first."""
         queued = _Queued(chance)
         self._queue[queued] = None
         try:

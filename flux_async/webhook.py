@@ -1,13 +1,13 @@
-"""Receives the vendor's callbacks: a plain ASGI application, for any framework that can mount one.
+"""ASGI application that receives the vendor's callbacks, for any framework that can mount one.
 
 Rules:
 
-1. Whoever knows the address can call it, so nothing a caller does costs more than a bounded time and a
-   bounded amount of memory, and no answer tells more than a fixed word.
+1. Anyone who has the address can call it. So no request costs more than a bounded time and a bounded amount
+   of memory, and an answer is one of a few fixed texts.
 2. A request is checked in one order: method, content type, declared length, body, shape, signature. The first
-   that fails is the answer.
-3. 200 means kept: it is sent after the commit. The vendor repeats what was not answered so, and a delivery
-   that comes again is answered 200 again.
+   failed check decides the answer.
+3. 200 is sent after the commit. The vendor repeats a delivery without it, and a repeated delivery is answered
+   200 again.
 4. The vendor waits 15 s for an answer (API page, "Webhook Callback Mechanism"), so all work comes after it.
 """
 
@@ -37,11 +37,11 @@ from flux_async.transport.background import Deadline
 logger: logging.Logger = logging.getLogger("flux_async")
 
 LARGEST_BODY = 256 * 1024
-"""Bytes of a callback's body; the vendor's have less than one thousand."""
+"""Most bytes of a callback's body; the vendor's have less than one thousand."""
 SMALL_BODY = 16 * 1024
-"""Bytes of a body that is read however much the others hold."""
+"""Bytes of a body that is read whatever the memory of the others."""
 MOST_HELD = 8 * 1024 * 1024
-"""Bytes that all bodies being read may hold together, small ones aside."""
+"""Most bytes of all bodies being read, without small ones."""
 TIMEOUT_S = 10.0
 """Seconds for a body to arrive whole, and again for a commit; each may be set for a receiver."""
 
@@ -65,31 +65,30 @@ Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 
 
-class KeepsCallbacks(Protocol):
-    """What a receiver needs of a journal."""
+class CallbackStore(Protocol):
+    """The part of a journal that a receiver uses."""
 
     async def receive(self, event: CallbackEvent) -> None:
-        """Keep a callback; return after the commit."""
-        ...
+        """Store a callback; return after the commit."""
 
 
 class WebhookReceiver:
-    """A plain ASGI application that verifies the vendor's callbacks, keeps them, and then tells you.
+    """ASGI application that verifies the vendor's callbacks, stores them, and passes them on.
 
     It answers at every path it is mounted at. With ``async with``, or served by itself, it opens the journal
     of a path at once and closes it in the end; mounted in another application, it opens it when the first
     callback comes, and :meth:`aclose` closes it.
 
     Args:
-        journal: Who keeps callbacks: an open :class:`Journal`, or the path of one, which may at the same time
-            be run by any other process; None keeps nothing, and only ``on_callback`` learns of them.
+        journal: Stores callbacks: an open :class:`Journal`, or the path of one, which another process may be
+            running; None stores nothing, and only ``on_callback`` receives them.
         key: The webhook keys of kie.ai/settings: one, or several while one replaces another; None accepts
-            what is not signed.
+            unsigned callbacks.
         on_callback: Called with each callback after its commit, ``client.notify`` for instance. The vendor is
-            waiting, so it must be quick, and no coroutine function; what it raises is logged, no more.
+            waiting, so it must be quick, and no coroutine function; an exception of it is logged only.
         clock: The reader of time.
         body_timeout_s: Seconds in which a body must have arrived whole.
-        commit_timeout_s: Seconds after which a commit counts as failed; it may still come to pass.
+        commit_timeout_s: Seconds after which a commit counts as failed; it may still succeed.
 
     Raises:
         InvalidInput: One of the arguments cannot be used.
@@ -98,7 +97,7 @@ class WebhookReceiver:
 
     def __init__(
         self,
-        journal: KeepsCallbacks | str | os.PathLike[str] | None,
+        journal: CallbackStore | str | os.PathLike[str] | None,
         *,
         key: Keys = None,
         on_callback: Callable[[CallbackEvent], object] | None = None,
@@ -110,7 +109,7 @@ class WebhookReceiver:
         self._keys = check_keys(key)
         self._on_callback = _checked(on_callback)
         self._own = _OwnInbox(journal, self._clock) if isinstance(journal, str | os.PathLike) else None
-        self._keeper: KeepsCallbacks | None = self._own or _keeper(journal)
+        self._store_in: CallbackStore | None = self._own or _checked_store(journal)
         self._body_timeout_s = body_timeout_s
         self._commit_timeout_s = commit_timeout_s
         self._held = 0
@@ -119,7 +118,7 @@ class WebhookReceiver:
             logger.warning("webhook: no key was given, so callbacks that are not signed are accepted")
 
     def __repr__(self) -> str:
-        return f"<WebhookReceiver with {len(self._keys)} key(s) into {self._keeper!r}>"
+        return f"<WebhookReceiver with {len(self._keys)} key(s) into {self._store_in!r}>"
 
     async def __aenter__(self) -> Self:
         if self._own is not None:
@@ -132,12 +131,12 @@ class WebhookReceiver:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the journal, where this receiver opened it; the next callback would open it again.
+        """Close the journal, if this receiver opened it; the next callback would open it again.
 
         Raises:
             WrongEventLoop: It was opened on another event loop.
         """
-        self._refusals.tell()
+        self._refusals.log()
         if self._own is not None:
             await self._own.aclose()
 
@@ -159,21 +158,21 @@ class WebhookReceiver:
         try:
             _check_head(scope["method"], headers)
             event = self._verified(headers, await self._body(receive), scope.get("query_string", b""))
-            await self._keep(event)
+            await self._store(event)
         except _Gone:
             return
         except _Refused as refused:
             self._refusals.add(refused.reason)
             await _refuse(scope, send, refused)
             return
-        self._tell(event)
+        self._notify(event)
         await _answer(send, 200, _RECEIVED)
 
     # --- the steps ----------------------------------------------------------------------------------------
 
     async def _body(self, receive: Receive) -> bytearray:
         """Read a body within the limits of time and memory."""
-        body = bytearray()  # a list of chunks would hold far more than their bytes where each is small
+        body = bytearray()  # a list of small chunks would take far more memory than their bytes
         try:
             async with Deadline(self._body_timeout_s):
                 while True:
@@ -203,18 +202,18 @@ class WebhookReceiver:
         except CallbackRejected as error:
             raise _Refused(error.http_status) from None
 
-    async def _keep(self, event: CallbackEvent) -> None:
-        if self._keeper is None:
+    async def _store(self, event: CallbackEvent) -> None:
+        if self._store_in is None:
             return
         try:
             async with asyncio.timeout(self._commit_timeout_s):
-                await self._keeper.receive(event)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the vendor is to come again
-            said = f"nothing in {self._commit_timeout_s:g} s" if isinstance(error, TimeoutError) else error
-            self._refusals.tell_failure(f"webhook: a callback could not be kept: {said}")
+                await self._store_in.receive(event)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the vendor is to repeat the delivery
+            why = f"nothing in {self._commit_timeout_s:g} s" if isinstance(error, TimeoutError) else error
+            self._refusals.log_failure(f"webhook: a callback could not be stored: {why}")
             raise _Refused(503) from None
 
-    def _tell(self, event: CallbackEvent) -> None:
+    def _notify(self, event: CallbackEvent) -> None:
         if self._on_callback is None:
             return
         try:
@@ -235,15 +234,15 @@ class WebhookReceiver:
                 return
 
 
-# --- what is said -----------------------------------------------------------------------------------------
+# --- answers and log lines --------------------------------------------------------------------------------
 
 
 class _Gone(Exception):
-    """The client left before its body was whole."""
+    """The client disconnected before its body was whole."""
 
 
 class _Refused(Exception):
-    """The answer to a request that is turned away: a status and its fixed words."""
+    """The answer to a refused request: a status and its fixed text."""
 
     def __init__(self, status: int, *, is_unread: bool = False) -> None:
         super().__init__(status)
@@ -274,14 +273,14 @@ async def _answer(
 
 @attrs.define(eq=False)
 class _Refusals:
-    """Says in the log what was turned away and why: one line a second at most, however many there are.
+    """Logs refused requests with their reasons, at most one line a second.
 
-    Of the first bad signature it warns: with a wrong key no callback is taken, and nothing else would tell.
+    The first bad signature is a warning: with a wrong key every callback is refused.
     """
 
     _clock: Clock
     _counts: Counter[str] = attrs.field(factory=Counter, init=False)
-    _told_at: float = attrs.field(default=-math.inf, init=False)
+    _logged_at: float = attrs.field(default=-math.inf, init=False)
     _failed_at: float = attrs.field(default=-math.inf, init=False)
     _has_warned: bool = attrs.field(default=False, init=False)
 
@@ -290,22 +289,22 @@ class _Refusals:
         if reason == _REASONS[401] and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "webhook: a callback was turned away: not signed with our key, or more than 300 s from our "
+                "webhook: a callback was refused: not signed with our key, or more than 300 s from our "
                 "clock. If it was the vendor's, compare the key with kie.ai/settings"
             )
-        if self._clock.monotonic() - self._told_at >= _LOG_EVERY_S:
-            self.tell()
+        if self._clock.monotonic() - self._logged_at >= _LOG_EVERY_S:
+            self.log()
 
-    def tell(self) -> None:
-        """Write the line, if there is something to say."""
+    def log(self) -> None:
+        """Write the line, unless there is nothing to log."""
         if self._counts:
-            said = ", ".join(f"{count} {reason}" for reason, count in self._counts.items())
-            logger.info("webhook: turned away: %s", said)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self._counts.items())
+            logger.info("webhook: refused: %s", reasons)
             self._counts.clear()
-            self._told_at = self._clock.monotonic()
+            self._logged_at = self._clock.monotonic()
 
-    def tell_failure(self, words: str) -> None:
-        """Write that a callback was not kept, no more often."""
+    def log_failure(self, words: str) -> None:
+        """Log that a callback was not stored, at most once a second."""
         now = self._clock.monotonic()
         if now - self._failed_at >= _LOG_EVERY_S:
             self._failed_at = now
@@ -316,7 +315,7 @@ class _Refusals:
 
 
 def _check_head(method: str, headers: list[tuple[bytes, bytes]]) -> None:
-    """Turn away what can be told from method and headers alone, before anything of the body is read."""
+    """Refuse by method and headers alone, before anything of the body is read."""
     fields = [(name.lower(), value.strip()) for name, value in headers]
     lengths = [value for name, value in fields if name == b"content-length"]
     is_unread = lengths not in ([], [b"0"]) or any(name == b"transfer-encoding" for name, _ in fields)
@@ -333,26 +332,26 @@ def _check_head(method: str, headers: list[tuple[bytes, bytes]]) -> None:
         raise _Refused(413, is_unread=True)
 
 
-# --- arguments and the own inbox --------------------------------------------------------------------------
+# --- arguments, and the inbox of a path -------------------------------------------------------------------
 
 
 def _checked(
     on_callback: Callable[[CallbackEvent], object] | None,
 ) -> Callable[[CallbackEvent], object] | None:
-    bell: object = on_callback
-    if bell is not None and (not callable(bell) or _is_coroutine_function(bell)):
+    given: object = on_callback
+    if given is not None and (not callable(given) or _is_coroutine_function(given)):
         raise InvalidInput(
             "on_callback must be a plain function that takes one CallbackEvent.",
-            advice="Let it put the event where a coroutine waits, as asyncio.Queue.put_nowait does.",
+            advice="Let it put the event into a queue, as asyncio.Queue.put_nowait does.",
         )
     return on_callback
 
 
-def _is_coroutine_function(bell: object) -> bool:
-    return inspect.iscoroutinefunction(bell) or inspect.iscoroutinefunction(type(bell).__call__)
+def _is_coroutine_function(given: object) -> bool:
+    return inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(type(given).__call__)
 
 
-def _keeper(journal: object) -> Any:
+def _checked_store(journal: object) -> Any:
     if journal is not None and not callable(getattr(journal, "receive", None)):
         raise InvalidInput(
             f"journal must be an open Journal, its path or None, not {type(journal).__name__}."
@@ -361,7 +360,7 @@ def _keeper(journal: object) -> Any:
 
 
 class _OwnInbox:
-    """An inbox that is opened when it is first needed, and belongs to the event loop that needed it."""
+    """An inbox that is opened when it is first needed, on the event loop of its first use."""
 
     def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
         self._inbox = Inbox(path, clock=clock)
@@ -377,19 +376,19 @@ class _OwnInbox:
         await self._inbox.receive(event)
 
     async def open(self) -> None:
-        self._settle_on_this_loop()
+        self._bind_to_loop()
         async with self._lock:
             if not self._is_open:
                 await self._inbox.open()
                 self._is_open = True
 
     async def aclose(self) -> None:
-        self._settle_on_this_loop()
+        self._bind_to_loop()
         async with self._lock:
             self._is_open = False
             await self._inbox.aclose()
 
-    def _settle_on_this_loop(self) -> None:
+    def _bind_to_loop(self) -> None:
         """Belong to the running loop, unless the inbox is open, being opened or being closed on another."""
         loop = asyncio.get_running_loop()
         if loop is self._loop:

@@ -274,7 +274,7 @@ async def test_one_key_replaces_another(book: Book, stopped: StoppedClock) -> No
         assert said.status == status
 
 
-# --- what is turned away ----------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -557,14 +557,14 @@ async def test_the_log_has_one_line_a_second(
     for _ in range(100):
         await call(app, headers=JSON)
     await call(app, b"private")
-    assert lines() == ["webhook: turned away: 1 bad signature"]
+    assert lines() == ["webhook: refused: 1 bad signature"]
     stopped.seconds += 1
     await call(app, b"private")
-    assert lines()[1:] == ["webhook: turned away: 99 bad signature, 2 not a callback"]
+    assert lines()[1:] == ["webhook: refused: 99 bad signature, 2 not a callback"]
     await call(app, method="GET")
     await app.aclose()
     await app.aclose()
-    assert lines()[2:] == ["webhook: turned away: 1 method not allowed"]
+    assert lines()[2:] == ["webhook: refused: 1 method not allowed"]
     assert KEY not in caplog.text
     assert "private" not in caplog.text
 
