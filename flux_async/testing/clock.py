@@ -30,14 +30,14 @@ _LONGEST_HOLD_S: Final = 10.0
 """Real seconds: work that holds time for longer waits for time itself, and would never end."""
 
 
-@attrs.define(order=True)
+@attrs.define(eq=False)
 class _Sleeper:
-    """A sleep under way: its deadline, its number, and the event that is set when it is the next to end."""
+    """A sleep: its deadline, the event that is set when it is the next to end, and whether it has ended."""
 
     until: float
-    number: int
-    loop: asyncio.AbstractEventLoop = attrs.field(order=False)
-    is_next: asyncio.Event = attrs.field(factory=asyncio.Event, order=False)
+    loop: asyncio.AbstractEventLoop
+    is_next: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    is_over: bool = attrs.field(default=False, init=False)
 
     def notify(self) -> None:
         """Set the event, from any thread."""
@@ -62,7 +62,7 @@ class VirtualClock:
         self.slept: list[float] = []
         self._epoch = (time() if wall is None else wall) - self.now
         self._lock = threading.Lock()
-        self._sleepers: list[_Sleeper] = []
+        self._sleepers: list[tuple[float, int, _Sleeper]] = []
         self._numbers = itertools.count()
         self._worker_threads: dict[asyncio.AbstractEventLoop, anyio.CapacityLimiter] = {}
         self._changes = 0
@@ -84,20 +84,21 @@ class VirtualClock:
         self.slept.append(seconds)
         if seconds == math.inf:
             await anyio.sleep_forever()
-        sleeper = _Sleeper(self.now + max(0.0, seconds), next(self._numbers), asyncio.get_running_loop())
+        sleeper = _Sleeper(self.now + max(0.0, seconds), asyncio.get_running_loop())
         with self._lock:
             self._add_loop()
-            heapq.heappush(self._sleepers, sleeper)
+            heapq.heappush(self._sleepers, (sleeper.until, next(self._numbers), sleeper))
             self._changes += 1
         try:
             while not await self._is_over(sleeper):
                 pass
         finally:
             with self._lock:
-                self._sleepers.remove(sleeper)
-                heapq.heapify(self._sleepers)
+                sleeper.is_over = True
+                while self._sleepers and self._sleepers[0][-1].is_over:
+                    heapq.heappop(self._sleepers)
                 self._changes += 1
-                following = self._sleepers[0] if self._sleepers else None
+                following = self._sleepers[0][-1] if self._sleepers else None
             if following is not None:
                 following.notify()
 
@@ -146,15 +147,15 @@ class VirtualClock:
 
     async def _is_over(self, sleeper: _Sleeper) -> bool:
         """Wait until a sleep is the next to end and nothing else runs; return whether it has ended."""
-        if self._sleepers[0] is not sleeper:
+        if self._sleepers[0][-1] is not sleeper:
             sleeper.is_next.clear()
-            if self._sleepers[0] is not sleeper:
+            if self._sleepers[0][-1] is not sleeper:
                 await sleeper.is_next.wait()
             return False
         seen = self._changes
         is_quiet = await self._settle(sleeper.loop)
         with self._lock:
-            if not is_quiet or self._sleepers[0] is not sleeper or self._changes != seen:
+            if not is_quiet or self._sleepers[0][-1] is not sleeper or self._changes != seen:
                 return False
             self.now = max(self.now, sleeper.until)
             return True

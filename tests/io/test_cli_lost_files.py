@@ -21,6 +21,7 @@ OVERALL_S = 60
 def cli(make_cli: Any, start_sandbox: Any) -> Any:
     """A command line against a sandbox of its own, which makes images of one pixel."""
     made = make_cli(start_sandbox("--speed", "20", "--pictures", "none").url)
+    made.knows_times()
     (made.folder / "list.txt").write_text("\n".join(IMAGES))
     return made
 

@@ -118,6 +118,7 @@ def test_a_second_run_in_the_same_folder_says_who_holds_it(
 def test_an_empty_balance_is_one_halt(make_cli: Any, start_sandbox: Any, many: list[str]) -> None:
     """Credits for ten of sixteen: ten succeed, six stay pending, exit 3, few submits answered 402."""
     cli = make_cli(start_sandbox("--speed", "20", "--credits", "50", *NO_PICTURES).url)
+    cli.knows_times()
     ended = cli.run("remove-text", *many, *RATE, "-o", "out")
     assert ended.code == 3, ended.stderr
     assert ended.stderr.count("Halted: The API answered 402") == 1
@@ -271,6 +272,7 @@ def test_a_failure_is_paid_for_again_only_on_request(
 def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     """A run of two images whose submits were charged, and whose answers were lost."""
     cli = make_cli(start_sandbox("--speed", "20", "--drop-replies", "1", *NO_PICTURES).url)
+    cli.knows_times()
     ended = cli.run("remove-text", *many[:2], *RATE, "-o", "flux-out")
     assert ended.code == 1, ended.stderr
     assert [row["status"] for row in cli.rows("flux-out")] == ["in_doubt"] * 2

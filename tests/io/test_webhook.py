@@ -164,11 +164,11 @@ def test_mounted(path: Path, mounted: Callable[[WebhookReceiver], Any], address:
 
 # --- strangers --------------------------------------------------------------------------------------------
 
-HOSTILE = 10_000
-WARM_UP = 1_000
+HOSTILE = 3_000
+WARM_UP = 500
 CONNECTIONS = 64
 HOSTILE_TO_ONE_VALID = 50
-MOST_GROWN = 20 * 1024 * 1024
+MOST_GROWN = 6 * 1024 * 1024
 
 _SERVER = """
 import socket, sys, uvicorn
@@ -514,8 +514,10 @@ class Siege:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
-def test_ten_thousand_strangers(path: Path, record_property: Callable[[str, object], None]) -> None:
-    """However many strangers call, however they do it, nothing of theirs is accepted, and callbacks are."""
+def test_thousands_of_forged_requests_are_refused_and_cost_no_memory(
+    path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Three thousand forged or broken requests are refused, valid callbacks among them are accepted."""
     with serving_child(path) as (port, server):
         siege = Siege(port, random.Random(20_260_101))
         asyncio.run(siege.lay(WARM_UP))
