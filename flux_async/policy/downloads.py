@@ -30,7 +30,7 @@ _MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 _PARTIAL = 206
-_RESUME_BASE_S = 0.5
+RESUME_BASE_S = 0.5
 _LONGEST_ETAG = 200
 _LONGEST_LENGTH = 18
 _STRONG_AFTER_S = 60.0
@@ -141,7 +141,7 @@ def before_resume(resumes: int, draw: float) -> float | None:
     """
     if resumes >= MOST_RESUMES:
         return None
-    return draw * _RESUME_BASE_S * 2.0**resumes if resumes else 0.0
+    return draw * RESUME_BASE_S * 2.0**resumes if resumes else 0.0
 
 
 def refusal(status: int, host: str, *, retry_after_s: float | None = None) -> DownloadError:

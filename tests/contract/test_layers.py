@@ -26,6 +26,7 @@ import pytest
 import flux_async
 
 PACKAGE = Path(flux_async.__file__).parent
+TESTS = Path(__file__).parents[1]
 
 L0 = {"advice", "errors", "models"}
 L1 = {"api", "job_state", "policy"}
@@ -251,6 +252,15 @@ def private_faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{'.'.join(parts).strip('.')} is private"
 
 
+def patched_private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the private names in dotted strings that ``monkeypatch`` is given."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".setattr") and node.args:
+            target = node.args[0]
+            if isinstance(target, ast.Constant) and any(map(is_private, str(target.value).split("."))):
+                yield node.lineno, f"{target.value} is private"
+
+
 def imported_names(tree: ast.AST) -> set[str]:
     """Return the names that a file's imports bind."""
     imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
@@ -305,6 +315,16 @@ def faults_in(package: Path) -> list[str]:
 def test_every_import_points_down_and_nothing_private_or_global_is_touched() -> None:
     """No import that the tables forbid, no private part of another class or package, no global setting."""
     assert faults_in(PACKAGE) == []
+
+
+def test_tests_use_nothing_private() -> None:
+    """Tests, too, read public attributes only; a patched name in a string counts as read."""
+    found = []
+    for file in sorted(TESTS.rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        faults = (*private_faults(tree), *patched_private_names(tree))
+        found += [f"{file.relative_to(TESTS)}:{line}: {words}" for line, words in faults]
+    assert found == []
 
 
 def test_tables_have_the_same_rows() -> None:

@@ -214,7 +214,7 @@ async def test_a_bad_file_leaves_nothing_behind(
     says: str,
 ) -> None:
     """No partial file, and no web page under the name of an image; the error says what happened."""
-    monkeypatch.setattr("flux_async.policy.downloads._RESUME_BASE_S", 0.0)
+    monkeypatch.setattr("flux_async.policy.downloads.RESUME_BASE_S", 0.0)
 
     async def behave(*args: Any) -> bool:
         args[3].write(said)

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,8 +83,23 @@ async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
             assert reader.intended_at(doubt.number) == 8
             assert reader.owner_of("t9") == found.job.key
             assert reader.owner_of("t8") is None
-            with pytest.raises(JournalError):
-                reader._all("DELETE FROM job")
+
+
+async def test_a_reader_opens_the_journal_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite itself refuses to write for it, whatever the query."""
+    opened: list[str] = []
+    connect = sqlite3.connect
+
+    def recorded(address: str, **options: Any) -> sqlite3.Connection:
+        opened.append(address)
+        return connect(address, **options)
+
+    async with Journal(tmp_path / JOURNAL):
+        monkeypatch.setattr(sqlite3, "connect", recorded)
+        with JournalReader(tmp_path / JOURNAL) as reader:
+            assert sum(reader.counts().values()) == 0
+    assert opened
+    assert all("mode=ro" in address for address in opened)
 
 
 async def test_a_possible_duplicate_charge_is_returned_once(
