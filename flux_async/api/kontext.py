@@ -10,7 +10,14 @@ Rules (API page, "Core Endpoints"; the rest was seen on the live service):
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from operator import eq
 from typing import Any, cast
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn, override
 
 from flux_async.api import parsing
 from flux_async.api.envelope import (
@@ -25,7 +32,7 @@ from flux_async.api.envelope import (
 )
 from flux_async.api.error_codes import OK, PollMeaning, rule_for
 from flux_async.api.models_table import ApiName, model_of, on_wire
-from flux_async.api.stored_requests import IMAGE_FIELD, encode, fields_to_send
+from flux_async.api.stored_requests import IMAGE_FIELD, encode, fields_to_send, stored_name
 from flux_async.errors import Charge, NotFoundError, shown
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
@@ -39,6 +46,34 @@ _NO_TASK = (
     "Check the task id, and that the key belongs to the account that made it; a task of the last minute may "
     "not be visible yet."
 )
+_READERS: Mapping[Any, Callable[[object], object]] = {
+    parsing.Text: parsing.text,
+    parsing.WholeNumber: parsing.whole_number,
+    parsing.Moment: parsing.moment,
+    parsing.JsonObject: parsing.json_object,
+    parsing.Link: parsing.link,
+    parsing.Raw: lambda value: value,
+}
+"""The reader of each kind of field."""
+
+
+def _make_converter() -> cattrs.Converter:
+    """Return the converter: the vendor's names, no coercion, None for an unknown shape."""
+    converter = cattrs.Converter()
+    for kind, read in _READERS.items():
+        # Registered for the whole union with None: else cattrs would decide between the two at each value.
+        converter.register_structure_hook_func(partial(eq, kind | None), _reading(read))
+    for body in (_RecordBody, _LinksBody):
+        names = {a.name: override(rename=stored_name(a.name)) for a in attrs.fields(body)}
+        converter.register_structure_hook(
+            body, make_dict_structure_fn(body, converter, **cast("dict[str, Any]", names))
+        )
+    return converter
+
+
+def _reading(read: Callable[[object], object]) -> Callable[[object, object], object]:
+    return lambda value, _: read(value)
+
 
 # --- building ---------------------------------------------------------------------------------------------
 
@@ -184,21 +219,44 @@ def _no_task(
 # --- the record -------------------------------------------------------------------------------------------
 
 
+@attrs.frozen(kw_only=True)
+class _RecordBody:
+    """``data`` of record-info, field by field as the vendor names them."""
+
+    param_json: parsing.JsonObject | None = None
+    response: parsing.Raw | None = None
+    complete_time: parsing.Moment | None = None
+    create_time: parsing.Moment | None = None
+    success_flag: parsing.Raw | None = None
+    error_code: parsing.WholeNumber | None = None
+    error_message: parsing.Text | None = None
+
+
+@attrs.frozen(kw_only=True)
+class _LinksBody:
+    """Addresses of images: ``response`` of a record, or the record itself."""
+
+    origin_image_url: parsing.Link | None = None
+    result_image_url: parsing.Link | None = None
+    result_urls: parsing.Raw | None = None
+
+
 def _record(response: WireResponse, data: dict[str, Any], asked: TaskId) -> TaskRecord:
+    body = _converter.structure(data, _RecordBody)
     _check_owner(response, data, asked)
-    status, unknown = _status(data.get("successFlag"))
-    origin, result = _links(data)
+    status, unknown = _status(body.success_flag)
+    origin, result = _links(body.response, data)
     return TaskRecord(
         task_id=asked,
         status=status,
         unknown_flag=unknown,
         result_url=result,
         origin_url=origin,
-        created_at=parsing.moment(data.get("createTime")),
-        completed_at=parsing.moment(data.get("completeTime")),
-        error_code=parsing.whole_number(data.get("errorCode")),
-        error_message=parsing.text(data.get("errorMessage")),
-        params=_as_stored(parsing.json_object(data.get("paramJson"))),
+        created_at=body.create_time,
+        completed_at=body.complete_time,
+        error_code=body.error_code,
+        error_message=body.error_message,
+        params=_as_stored(body.param_json),
         raw=data,
     )
 
@@ -233,18 +291,18 @@ def _status(flag: object) -> tuple[TaskStatus, object]:
         return TaskStatus.GENERATING, flag
 
 
-def _links(data: dict[str, Any]) -> tuple[str | None, str | None]:
+def _links(response: object, data: dict[str, Any]) -> tuple[str | None, str | None]:
     """Return (origin, result) from ``response`` (object, JSON string, bare URL), else from the record."""
-    response = data.get("response")
-    if isinstance(response, str) and (bare := parsing.link(response)):
-        return None, bare
-    inner = parsing.json_object(response) or {}
-    listed = inner.get("resultUrls")
-    several = listed if isinstance(listed, list) else []
-    origins = [inner.get("originImageUrl"), data.get("originImageUrl")]
-    results = [inner.get("resultImageUrl"), data.get("resultImageUrl"), *several]
-    return _first_link(origins), _first_link(results)
+    if isinstance(response, str) and parsing.link(response):
+        return None, parsing.link(response)
+    inner = _converter.structure(parsing.json_object(response) or {}, _LinksBody)
+    outer = _converter.structure(data, _LinksBody)
+    listed: object = inner.result_urls
+    links = map(parsing.link, listed) if isinstance(listed, list) else iter(())
+    return (
+        inner.origin_image_url or outer.origin_image_url,
+        inner.result_image_url or outer.result_image_url or next(filter(None, links), None),
+    )
 
 
-def _first_link(values: list[object]) -> str | None:
-    return next(filter(None, map(parsing.link, values)), None)
+_converter = _make_converter()

@@ -11,11 +11,18 @@ import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NewType
 from urllib.parse import quote
 
 from flux_async.errors import Charge, InvalidInput, UnexpectedResponse, shown
 from flux_async.models import ImageResult, TaskId, TaskRecord, check_http_url
+
+Text = NewType("Text", str)
+WholeNumber = NewType("WholeNumber", int)
+Moment = NewType("Moment", datetime)
+JsonObject = NewType("JsonObject", dict[str, Any])
+Link = NewType("Link", str)
+Raw = NewType("Raw", object)
 
 EXCERPT = 200
 """Characters of an unexpected answer that an error quotes."""
@@ -26,11 +33,11 @@ _LONGEST_TASK_ID = 200
 _FIRST_TOO_LONG = 10**_LONGEST_TASK_ID
 
 
-def text(value: object) -> str | None:
+def text(value: object) -> Text | None:
     """A string that is not blank; the literal ``"null"`` that some services send is None."""
     if not isinstance(value, str) or value.strip().lower() in {"", "null"}:
         return None
-    return value.strip()
+    return Text(value.strip())
 
 
 def task_id(value: object) -> TaskId | None:
@@ -49,12 +56,12 @@ def check_task_id(value: object) -> TaskId:
     return clean
 
 
-def whole_number(value: object) -> int | None:
+def whole_number(value: object) -> WholeNumber | None:
     """An integer, an integral float or a string of digits; never a bool."""
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         value = float(value.strip()[:_MOST_DIGITS])
     number = finite(value)
-    return int(number) if number is not None and number.is_integer() else None
+    return WholeNumber(int(number)) if number is not None and number.is_integer() else None
 
 
 def finite(value: object) -> float | None:
@@ -68,34 +75,34 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def moment(value: object) -> datetime | None:
+def moment(value: object) -> Moment | None:
     """Epoch milliseconds or seconds, ISO 8601, ``YYYY-MM-DD HH:MM:SS``; without offset it is UTC."""
     number = whole_number(value)
     try:
         if number is not None:
             seconds = number / 1000 if number >= _LARGEST_SECONDS else number
-            return datetime.fromtimestamp(seconds, UTC)
+            return Moment(datetime.fromtimestamp(seconds, UTC))
         read = datetime.fromisoformat(text(value) or "")
-        return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+        return Moment(read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC))
     except (OverflowError, OSError, ValueError):
         return None
 
 
-def json_object(value: object) -> dict[str, Any] | None:
+def json_object(value: object) -> JsonObject | None:
     """A JSON object, or a string that holds one."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
-    return value if isinstance(value, dict) else None
+    return JsonObject(value) if isinstance(value, dict) else None
 
 
-def link(value: object) -> str | None:
+def link(value: object) -> Link | None:
     """An http(s) URL, percent-encoded if the vendor did not do it; None for an empty string."""
     address = text(value)
     try:
-        return None if address is None else check_http_url(encoded_as_by_a_browser(address))
+        return None if address is None else Link(check_http_url(encoded_as_by_a_browser(address)))
     except InvalidInput:
         return None
 

@@ -7,9 +7,11 @@ file is named by its content (``sha256:…``) until its address after the upload
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import attrs
+import cattrs
+from cattrs.gen import make_dict_unstructure_fn, override
 
 from flux_async.api.models_table import Model
 from flux_async.errors import InvalidInput, shown
@@ -32,20 +34,27 @@ _OUR_NAMES = {
 }
 
 
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+    for kind in (GenerateRequest, EditRequest):
+        names = {a.name: override(rename=stored_name(a.name)) for a in attrs.fields(kind)}
+        converter.register_unstructure_hook(
+            kind, make_dict_unstructure_fn(kind, converter, **cast("dict[str, Any]", names))
+        )
+    converter.register_unstructure_hook(LocalImage, lambda image: image.reference)
+    return converter
+
+
+_converter = _make_converter()
+
+
 def store_request(request: ImageRequest) -> str:
     """Return the stored form of a request. Unset fields are left out, never null.
 
     Raises:
         InvalidInput: Its image is a file that has not been read.
     """
-    values = {name: getattr(request, ours) for name, ours in _OUR_NAMES[type(request)].items()}
-    return encode(
-        {
-            name: value.reference if isinstance(value, LocalImage) else value
-            for name, value in values.items()
-            if value is not None
-        }
-    )
+    return encode({name: v for name, v in _converter.unstructure(request).items() if v is not None})
 
 
 def encode(fields: dict[str, Any]) -> str:

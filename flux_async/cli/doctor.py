@@ -100,7 +100,7 @@ def failed(check: str, error: FluxError) -> Finding:
 def look_at_versions() -> Finding:
     """Say what is installed."""
     extras = [name for name, modules in _EXTRAS.items() if all(map(importlib.util.find_spec, modules))]
-    libraries = ", ".join(f"{name} {_version(name)}" for name in ("httpx", "anyio", "attrs"))
+    libraries = ", ".join(f"{name} {_version(name)}" for name in ("httpx", "anyio", "attrs", "cattrs"))
     words = f"flux-async {__version__}, Python {platform.python_version()}, {libraries}; extras: "
     return Finding("versions", Level.OK, words + (", ".join(extras) or "none"))
 

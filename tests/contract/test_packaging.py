@@ -11,7 +11,7 @@ from pathlib import Path
 import flux_async
 
 PACKAGE = Path(flux_async.__file__).parent
-CORE = {"anyio", "attrs", "httpx"}
+CORE = {"anyio", "attrs", "cattrs", "httpx"}
 
 
 def is_editable(installed: Distribution) -> bool:
@@ -19,8 +19,8 @@ def is_editable(installed: Distribution) -> bool:
     return bool(origin.get("dir_info", {}).get("editable"))
 
 
-def test_core_depends_on_three_packages() -> None:
-    """Without extras exactly anyio, attrs and httpx are required."""
+def test_core_depends_on_four_packages() -> None:
+    """Without extras exactly anyio, attrs, cattrs and httpx are required."""
     required = distribution("flux-async").requires or []
     core = {re.split(r"[^\w.-]", line)[0] for line in required if "extra ==" not in line}
     assert core == CORE
