@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flux_async.sandbox import abortable_http, simulator
-from flux_async.sandbox.local import Sandbox
+from flux_async.sandbox.app import Sandbox
 from flux_async.sandbox.server import listening
 from flux_async.sandbox.settings import SandboxSettings
 

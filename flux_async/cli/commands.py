@@ -569,8 +569,7 @@ def sandbox(host: str, port: int, ledger: bool, list_faults: bool, **options: An
     For tests and dry runs: it needs no real key and no network.
     """
     from flux_async.sandbox import SandboxError, SandboxSettings, serve  # noqa: PLC0415
-    from flux_async.sandbox.faults import list_of_faults  # noqa: PLC0415
-    from flux_async.sandbox.plan import read_script  # noqa: PLC0415
+    from flux_async.sandbox.faults import list_of_faults, read_script  # noqa: PLC0415
 
     if list_faults:
         click.echo(list_of_faults(), nl=False)

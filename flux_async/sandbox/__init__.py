@@ -10,11 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flux_async.sandbox.app import create_app
+    from flux_async.sandbox.app import Sandbox, create_app
     from flux_async.sandbox.clock import VirtualTime
-    from flux_async.sandbox.faults import Fault
-    from flux_async.sandbox.local import Sandbox
-    from flux_async.sandbox.plan import FaultPlan
+    from flux_async.sandbox.faults import Fault, FaultPlan
     from flux_async.sandbox.server import serve
     from flux_async.sandbox.settings import SandboxError, SandboxSettings
 
@@ -31,8 +29,8 @@ __all__ = [
 
 _HOMES = {
     "Fault": "faults",
-    "FaultPlan": "plan",
-    "Sandbox": "local",
+    "FaultPlan": "faults",
+    "Sandbox": "app",
     "SandboxError": "settings",
     "SandboxSettings": "settings",
     "VirtualTime": "clock",

@@ -18,15 +18,21 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from flux_async.sandbox import envelopes, fault_replies, uploads
-from flux_async.sandbox.blob_store import Shelf
-from flux_async.sandbox.callbacks import CallbackBook
+from flux_async.sandbox.callbacks import CallbackBook, Courier
 from flux_async.sandbox.clock import VendorClock, VirtualTime
-from flux_async.sandbox.fault_delivery import FILE_HEADERS, answer, answer_submit, hang_up, send_file
-from flux_async.sandbox.faults import Place
-from flux_async.sandbox.fetcher import web_client
+from flux_async.sandbox.fault_replies import FILE_HEADERS, answer, answer_submit, hang_up, send_file
+from flux_async.sandbox.faults import FaultPlan, Place
+from flux_async.sandbox.files import Shelf
+from flux_async.sandbox.http_client import callback_client, web_client
 from flux_async.sandbox.image_pipeline import Studio, Thumbnails
-from flux_async.sandbox.page import TaskView, render_page, render_tasks
-from flux_async.sandbox.plan import FaultPlan
+from flux_async.sandbox.page import (
+    TaskView,
+    matches,
+    render_page,
+    render_tasks,
+    summary,
+    task_view,
+)
 from flux_async.sandbox.requests import (
     BodyTooLargeError,
     asked_faults,
@@ -37,11 +43,8 @@ from flux_async.sandbox.requests import (
     sent_key,
 )
 from flux_async.sandbox.settings import SandboxSettings
-from flux_async.sandbox.simulator import Upload, Vendor
+from flux_async.sandbox.simulator import Account, Failure, Pictures, Task, Upload, Vendor, task_json
 from flux_async.sandbox.state import State, names_in_use
-from flux_async.sandbox.tasks import Account, Failure, Pictures, Task
-from flux_async.sandbox.views import matches, summary, task_json, task_view
-from flux_async.sandbox.webhook_sender import Courier, callback_client
 
 TASKS_ON_PAGE: Final = 60
 SAVE_EVERY: Final = 0.25  # real seconds

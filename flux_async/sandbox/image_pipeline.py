@@ -16,14 +16,13 @@ import httpx
 from anyio.abc import TaskGroup
 
 from flux_async.sandbox import envelopes
-from flux_async.sandbox.blob_store import Shelf
 from flux_async.sandbox.clock import VendorClock, work_on
 from flux_async.sandbox.faults import Fault
-from flux_async.sandbox.fetcher import TooLargeError, UnreachableError, fetch
-from flux_async.sandbox.image_worker import Negative, Spoiled, develop
-from flux_async.sandbox.links import Blob
+from flux_async.sandbox.files import Blob, Shelf
+from flux_async.sandbox.http_client import TooLargeError, UnreachableError, fetch
+from flux_async.sandbox.requests import Kind
 from flux_async.sandbox.settings import SandboxSettings
-from flux_async.sandbox.tasks import Failure, Pictures, Task
+from flux_async.sandbox.simulator import Failure, Pictures, Task
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -59,6 +58,41 @@ class Thumbnails:
 
     before: Path
     after: Path
+
+
+@attrs.frozen(kw_only=True)
+class Negative:
+    """One picture to be made, as it travels to the worker.
+
+    Attributes:
+        source: The fetched input picture; None where a picture is drawn from the prompt.
+        result: Where the result goes; the thumbnails go to `before` and `after`.
+    """
+
+    kind: Kind
+    prompt: str
+    source: Path | None
+    ratio: str | None
+    output_format: str
+    quality: str
+    threads: int
+    result: Path
+    before: Path
+    after: Path
+
+
+@attrs.frozen(kw_only=True)
+class Spoiled:
+    """The input is not a picture the sandbox can work on."""
+
+    reason: str
+
+
+def work_in_process(negative: Negative) -> Spoiled | None:
+    """Make one picture; runs in a worker process."""
+    from flux_async.sandbox.image_worker import develop  # noqa: PLC0415 - loads numpy and OpenCV
+
+    return develop(negative)
 
 
 class Studio:
@@ -160,7 +194,9 @@ class Studio:
             after=thumbnails.after,
         )
         self.thumbnails[task.task_id] = thumbnails  # the one before is there long before the result
-        spoiled = await anyio.to_process.run_sync(develop, negative, cancellable=True, limiter=self._workers)
+        spoiled = await anyio.to_process.run_sync(
+            work_in_process, negative, cancellable=True, limiter=self._workers
+        )
         if isinstance(spoiled, Spoiled):
             logger.info("task %s: %s", task.task_id, spoiled.reason)
             return NOT_AN_IMAGE

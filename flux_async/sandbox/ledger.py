@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import attrs
@@ -12,6 +12,9 @@ from flux_async.sandbox.faults import Fault
 
 MAX_SUBJECT_LENGTH: Final = 2048
 WINDOW: Final = 10.0  # vendor seconds
+
+_LINES: Final = 20
+_NAME: Final = 60
 
 
 @attrs.frozen(kw_only=True)
@@ -217,3 +220,49 @@ class Ledger:
             "double_charges": self.double_charges,
             "images": {subject: attrs.asdict(line) for subject, line in self.images.items()},
         }
+
+
+def ledger_table(ledger: Ledger) -> str:
+    """Return the ledger in short, for a terminal; of many images those that were asked for most often."""
+    return "\n".join([*_totals(ledger), *_images(ledger), ""])
+
+
+def _totals(ledger: Ledger) -> Iterator[str]:
+    refused = ", ".join(f"{code}: {count}" for code, count in sorted(ledger.refused.items()))
+    yield (
+        f"submits {ledger.submits:,}   tasks {ledger.accepted:,}   "
+        f"refused {ledger.refused.total():,}{f' ({refused})' if refused else ''}   dropped {ledger.dropped:,}"
+    )
+    yield f"charged {ledger.charged:,g}   refunded {ledger.refunded:,g}   polls {ledger.polls:,}"
+    calls = ledger.callbacks
+    if calls.sent:
+        yield f"callbacks {calls.sent:,}   accepted {calls.accepted:,}   given up {calls.given_up:,}"
+    busiest, made = ledger.submits_in_window.most, ledger.tasks_in_window.most
+    yield f"busiest 10 s: {busiest} submits, {made} tasks"
+    if ledger.faults:
+        yield "faults: " + ", ".join(f"{name} {count:,}" for name, count in sorted(ledger.faults.items()))
+    if ledger.unknown_fields:
+        names = ", ".join(f"{_printable(name)} {count:,}" for name, count in ledger.unknown_fields.items())
+        yield f"unknown fields: {names}"
+    yield f"requests paid more than once: {len(ledger.double_charges):,}"
+
+
+def _images(ledger: Ledger) -> Iterator[str]:
+    if not ledger.images:
+        return
+    yield f"{'submits':>7} {'tasks':>6} {'charged':>8} {'refunded':>8} {'polls':>6}  image"
+    most = sorted(ledger.images.items(), key=lambda item: (-item[1].is_paid_twice, -item[1].submits))
+    for subject, line in most[:_LINES]:
+        name = _printable(subject)
+        name = name if len(name) <= _NAME else f"{name[:20]}...{name[23 - _NAME :]}"
+        twice = "  PAID TWICE" if line.is_paid_twice else ""
+        yield (
+            f"{line.submits:>7} {len(line.tasks):>6} {line.charged:>8g} {line.refunded:>8g} {line.polls:>6}"
+            f"  {name}{twice}"
+        )
+    if len(most) > _LINES:
+        yield f"and {len(most) - _LINES:,} more images"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

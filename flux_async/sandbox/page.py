@@ -1,14 +1,19 @@
-"""Draws the page of the sandbox: its tasks, newest first, with the picture before and after."""
+"""The page of the sandbox: its tasks, newest first, with the image before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from html import escape
 from importlib import resources
 from typing import Final
 
 import attrs
+
+from flux_async.sandbox.files import FileBook
+from flux_async.sandbox.ledger import Attempt
+from flux_async.sandbox.simulator import FAILURES, Account, Flag, Task
 
 _STATES: Final = {
     "GENERATING": ("working", "generating"),
@@ -138,3 +143,64 @@ def _picture(task: TaskView, side: str) -> str:
 @cache
 def _template() -> str:
     return resources.files("flux_async.sandbox").joinpath("page.html").read_text("utf-8")
+
+
+STATES: Final[dict[str, tuple[Flag, ...]]] = {
+    "generating": (Flag.GENERATING,),
+    "done": (Flag.SUCCESS,),
+    "failed": FAILURES,
+}
+"""What the page calls the states a reader can ask for."""
+
+
+def summary(account: Account) -> dict[str, str]:
+    """Return the figures above the tasks."""
+    ledger = account.ledger
+    return {
+        "Credits": f"{account.balance:,.2f}".removesuffix(".00"),
+        "Spent": f"{ledger.charged - ledger.refunded:,.2f}".removesuffix(".00"),
+        "Submits": f"{ledger.submits:,}",
+        "Refused": f"{ledger.refused.total():,}",
+        "Polls": f"{ledger.polls:,}",
+        "Faults": f"{ledger.faults.total():,}",
+        "Unknown fields": f"{ledger.unknown_fields.total():,}",
+        PAID_TWICE: f"{len(ledger.double_charges):,}",
+    }
+
+
+def task_view(task: Task, now: float, files: FileBook, *, has_before: bool, has_after: bool) -> TaskView:
+    """Return what the page shows of a task."""
+    failure, result = task.failure, task.result
+    return TaskView(
+        task_id=task.task_id,
+        kind=str(task.order.kind),
+        prompt=task.order.prompt,
+        image=task.order.input_image,
+        made_at=datetime.fromtimestamp(task.created_at, UTC).strftime("%H:%M:%S"),
+        model=task.order.model,
+        state=task.flag.name,
+        problem=failure.message if failure else None,
+        seconds=(task.ended_at or now) - task.created_at,
+        price=task.order.price - task.refunded,
+        polls=task.polls,
+        faults=sorted(task.faults),
+        callbacks=[_answered(attempt) for attempt in task.callbacks],
+        result=result.path if result and files.find(result.path, now) else None,
+        has_before=has_before and task.flag in (Flag.GENERATING, Flag.SUCCESS),
+        has_after=has_after and task.flag is Flag.SUCCESS,
+    )
+
+
+def matches(task: Task, words: str, state: str) -> bool:
+    """Say whether a task is looked for: by words of its picture, prompt, id or faults, and by its state."""
+    if state and STATES.get(state) is not None and task.flag not in STATES[state]:
+        return False
+    sought = (
+        f"{task.task_id} {task.order.input_image or ''} {task.order.prompt} {' '.join(task.faults)}".lower()
+    )
+    return all(word in sought for word in words.lower().split())
+
+
+def _answered(attempt: Attempt) -> str:
+    told = str(attempt.status or "unanswered")
+    return told if attempt.fault is None else f"{told} ({attempt.fault.removeprefix('callback-')})"

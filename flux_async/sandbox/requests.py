@@ -1,15 +1,20 @@
-"""Reads what callers send, whatever they send: keys, bodies, addresses."""
+"""Reads requests: keys, bodies, addresses and the parameters of a submit."""
 
 from __future__ import annotations
 
+import enum
+import hashlib
 import json
 import re
-from typing import Final, NoReturn
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+from urllib.parse import urlsplit
 
+import attrs
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from flux_async.sandbox.plan import HEADER, Rule, parse_rules
+from flux_async.sandbox.faults import HEADER, Rule, asked_for, parse_rules
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 
@@ -86,3 +91,201 @@ def asked_faults(request: Request) -> tuple[Rule, ...]:
         return parse_rules(request.headers.get(HEADER, ""))
     except ValueError as error:  # a misspelled fault would be a test that tests nothing
         raise UnknownFaultError(str(error)) from None
+
+
+PRICES: Final[Mapping[str, float]] = {"flux-kontext-pro": 5.0, "flux-kontext-max": 10.0}
+RATIOS: Final = ("21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21")
+FORMATS: Final = ("jpeg", "png")
+
+DEFAULT_MODEL: Final = "flux-kontext-pro"
+DEFAULT_RATIO: Final = "16:9"
+DEFAULT_FORMAT: Final = "jpeg"
+DEFAULT_TOLERANCE: Final = 2
+MAX_TOLERANCE_GENERATING: Final = 6
+MAX_TOLERANCE_EDITING: Final = 2
+MAX_URL_LENGTH: Final = 2048
+
+_DIGEST_LENGTH: Final = 16
+_LONGEST_NAME: Final = 60
+_MOST_UNKNOWN: Final = 50
+
+TOLERANCE_OUT_OF_RANGE: Final = "The security tolerance level is out of range and should be 0-2 or 0-6."
+
+_TYPES: Final[Mapping[str, type]] = {
+    "prompt": str,
+    "enableTranslation": bool,
+    "uploadCn": bool,
+    "inputImage": str,
+    "aspectRatio": str,
+    "outputFormat": str,
+    "promptUpsampling": bool,
+    "model": str,
+    "callBackUrl": str,
+    "safetyTolerance": int,
+    "watermark": str,
+}
+_TYPE_NAMES: Final[Mapping[type, str]] = {str: "a string", bool: "a boolean", int: "an integer"}
+
+
+class Kind(enum.StrEnum):
+    """What a task does, as far as the sandbox can tell."""
+
+    GENERATION = "generation"
+    TEXT_REMOVAL = "text removal"
+    EDIT = "edit"
+
+
+@attrs.frozen(kw_only=True)
+class Order:
+    """A submit that was understood.
+
+    Attributes:
+        aspect_ratio: The ratio asked for; None keeps the ratio of the picture being edited.
+        faults: The faults the URL of the picture asks for.
+        sent: The known fields that were sent, with their names on the wire; what ``paramJson`` echoes.
+        unknown: The names of the other fields, which nothing is done about.
+    """
+
+    prompt: str
+    input_image: str | None
+    aspect_ratio: str | None
+    output_format: str
+    model: str
+    safety_tolerance: int
+    call_back_url: str | None
+    faults: tuple[Rule, ...]
+    sent: Mapping[str, object]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """The same for the same request: all that is asked for, without where its end is to be reported."""
+        asked = {name: value for name, value in self.sent.items() if name != "callBackUrl"}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
+
+    @property
+    def kind(self) -> Kind:
+        """What the task does, read from the prompt."""
+        if self.input_image is None:
+            return Kind.GENERATION
+        return Kind.TEXT_REMOVAL if asks_to_remove_text(self.prompt) else Kind.EDIT
+
+    @property
+    def price(self) -> float:
+        """What the task costs, in credits."""
+        return PRICES[self.model]
+
+
+@attrs.frozen
+class Refusal:
+    """Why a submit is not accepted: the code and message of the envelope."""
+
+    code: int
+    message: str
+
+
+def read_order(body: object) -> Order | Refusal:
+    """Read the decoded JSON body of a submit."""
+    if not isinstance(body, dict):
+        return Refusal(422, "The request body must be a JSON object.")
+    # Null is the same as absent, and fields the vendor does not know are not looked at.
+    sent = {name: body[name] for name in _TYPES if body.get(name) is not None}
+    for name, value in sent.items():
+        if not _has_type(value, _TYPES[name]):
+            return Refusal(422, f"{name} must be {_TYPE_NAMES[_TYPES[name]]}.")
+    sent = {name: _without_surrogates(value) for name, value in sent.items()}
+    try:
+        order = attrs.evolve(_order(sent), unknown=_unknown(body))
+    except ValueError as error:  # a misspelled fault would be a test that tests nothing
+        return Refusal(422, f"inputImage: {error}")
+    return _refusal(order) or order
+
+
+def _unknown(body: Mapping[Any, object]) -> tuple[str, ...]:
+    names = (str(_without_surrogates(name)) for name in body if name not in _TYPES)
+    return tuple(name[:_LONGEST_NAME] for name in names)[:_MOST_UNKNOWN]
+
+
+def _has_type(value: object, expected: type) -> bool:
+    return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
+
+
+def _without_surrogates(value: object) -> object:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _order(sent: Mapping[str, object]) -> Order:
+    tolerance = sent.get("safetyTolerance", DEFAULT_TOLERANCE)
+    assert isinstance(tolerance, int)  # noqa: S101 - read_order checked the types
+    text = {name: value for name, value in sent.items() if isinstance(value, str)}
+    input_image = text.get("inputImage", "").strip() or None
+    return Order(
+        prompt=text.get("prompt", ""),
+        input_image=input_image,
+        aspect_ratio=text.get("aspectRatio", None if input_image else DEFAULT_RATIO),
+        output_format=text.get("outputFormat", DEFAULT_FORMAT),
+        model=text.get("model", DEFAULT_MODEL),
+        safety_tolerance=tolerance,
+        call_back_url=text.get("callBackUrl", "").strip() or None,
+        faults=asked_for(input_image) if input_image and is_web_address(input_image) else (),
+        sent=sent,
+    )
+
+
+def _refusal(order: Order) -> Refusal | None:
+    if not order.prompt.strip():
+        return Refusal(422, "Please enter prompt.")
+    for name, url in (("inputImage", order.input_image), ("callBackUrl", order.call_back_url)):
+        if url is not None and not is_web_address(url):
+            return Refusal(422, f"{name} must be a publicly accessible http or https URL.")
+    # Authors of clients report values outside the enums as 500, not as 422.
+    for name, value, options in (
+        ("model", order.model, tuple(PRICES)),
+        ("aspectRatio", order.aspect_ratio, (*RATIOS, None)),
+        ("outputFormat", order.output_format, FORMATS),
+    ):
+        if value not in options:
+            return Refusal(500, f"{name} is not within the range of allowed options")
+    editing = order.input_image is not None
+    highest = MAX_TOLERANCE_EDITING if editing else MAX_TOLERANCE_GENERATING
+    if not 0 <= order.safety_tolerance <= highest:
+        return Refusal(500, TOLERANCE_OUT_OF_RANGE)
+    return None
+
+
+def is_web_address(url: str) -> bool:
+    """Whether `url` is an http or https URL with a host, and not absurdly long."""
+    if len(url) > MAX_URL_LENGTH:
+        return False
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc)
+
+
+# "remove", a few words that only describe, then a word for writing. A word such as "keep" or "behind" between
+# the two means that something else is to go.
+_REMOVING = (
+    r"(?:(?:remov|eras|delet|wip|eliminat)(?:e|es|ed|ing|al|ion)|strip(?:s|ped|ping)?|get(?:ting)?\s+rid"
+    r"|(?:clean|clear|cleaning|clearing|take|taking)\s+(?:up|out|off|away))"
+)
+_WRITING = (
+    r"(?:texts?|words?|wording|letters?|lettering|captions?|subtitles?|watermarks?|writings?|handwriting"
+    r"|inscriptions?|typography|headlines?|slogans?|typeface)"
+)
+_OTHER_AIM = (
+    r"(?:but|keep\w*|leav\w*|preserv\w*|except|behind|near|beside|besides|next|under|above|below|over|around"
+    r"|with|without|while|instead|into|onto|not)"
+)
+_BETWEEN = rf"(?:[\s,;:'\"()/&-]+(?!{_OTHER_AIM}\b)[\w'-]+){{0,8}}?"
+_REMOVES_TEXT = re.compile(
+    rf"(?<!not )(?<!n't )(?<!never )\b{_REMOVING}\b{_BETWEEN}[\s,;:'\"()/&-]+{_WRITING}\b"
+    r"|\btext[\s-]?free\b|\b(?:text|watermark|caption)s?\s+removal\b",
+    re.IGNORECASE,
+)
+
+
+def asks_to_remove_text(prompt: str) -> bool:
+    """Whether the prompt asks for writing to be taken out of a picture."""
+    return _REMOVES_TEXT.search(prompt[:10_000]) is not None

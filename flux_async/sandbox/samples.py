@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from flux_async.sandbox import backgrounds as ground
-from flux_async.sandbox.lettering import Anchor, Face, Sheet, Style
+from flux_async.sandbox import drawing as ground
+from flux_async.sandbox.drawing import Anchor, Face, Sheet, Style
 
 if TYPE_CHECKING:
     from collections.abc import Callable

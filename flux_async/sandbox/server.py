@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 
-from flux_async.sandbox.faults import list_of_faults
-from flux_async.sandbox.plan import read_script
+from flux_async.sandbox.faults import list_of_faults, read_script
 from flux_async.sandbox.settings import SandboxError, SandboxSettings
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def serve(
     settings = settings or SandboxSettings()
     _require(_SERVING + (_PICTURES if settings.pictures == "real" else ()))
     from flux_async.sandbox.app import create_app, desk_of  # noqa: PLC0415 - needs the extra
-    from flux_async.sandbox.views import ledger_table  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.ledger import ledger_table  # noqa: PLC0415 - needs the extra
 
     app = create_app(settings)
     with _listen(host, port) as listener:

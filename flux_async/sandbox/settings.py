@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from flux_async.sandbox.faults import Fault
-from flux_async.sandbox.plan import FaultPlan, Rule, parse_entries, parse_rules
+from flux_async.sandbox.faults import Fault, FaultPlan, Rule, parse_entries, parse_rules
 
 
 class SandboxError(Exception):

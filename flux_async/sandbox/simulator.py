@@ -1,7 +1,7 @@
 """The vendor without its servers: accounts, credits, tasks and links, driven by calls that carry the time.
 
 Nothing here reads a clock, opens a socket or waits. Every method takes ``now`` in vendor seconds since the
-epoch; whatever became due since the last call is settled first, so no timer is needed. Pictures are made
+epoch; whatever became due since the last call is settled first, so no timer is needed. Images are made
 elsewhere and handed in with `Vendor.deliver` or `Vendor.fail`.
 
 The rules are those of the API page; where recorded traffic of the service differs from it, the traffic wins.
@@ -9,9 +9,11 @@ The rules are those of the API page; where recorded traffic of the service diffe
 
 from __future__ import annotations
 
+import enum
 import heapq
 import math
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
@@ -20,15 +22,125 @@ from urllib.parse import quote, unquote, urlsplit
 import attrs
 
 from flux_async.sandbox import envelopes, fault_replies
-from flux_async.sandbox.envelopes import Reply
+from flux_async.sandbox.envelopes import Reply, record_of
 from flux_async.sandbox.fault_replies import Answer
-from flux_async.sandbox.faults import Fault, Place, Struck
-from flux_async.sandbox.ledger import WINDOW
-from flux_async.sandbox.links import EXTENSIONS, Blob, FileBook, Link
-from flux_async.sandbox.parameters import Order, Refusal, is_web_address, read_order
-from flux_async.sandbox.plan import FaultPlan, Rule
-from flux_async.sandbox.record_json import record_of
-from flux_async.sandbox.tasks import Account, Failure, Flag, Pictures, Task, subject_of
+from flux_async.sandbox.faults import Fault, FaultPlan, Place, Rule, Struck
+from flux_async.sandbox.files import EXTENSIONS, Blob, FileBook, Link, PublicFile
+from flux_async.sandbox.ledger import WINDOW, Attempt, Ledger
+from flux_async.sandbox.requests import Order, Refusal, is_web_address, read_order
+
+
+class Flag(enum.IntEnum):
+    """``successFlag`` (API page, "Status Codes")."""
+
+    GENERATING = 0
+    SUCCESS = 1
+    CREATE_TASK_FAILED = 2
+    GENERATE_FAILED = 3
+
+
+FAILURES: Final = (Flag.CREATE_TASK_FAILED, Flag.GENERATE_FAILED)
+
+
+@attrs.frozen(kw_only=True)
+class Pictures:
+    """The two pictures of a successful task: the one edited (or made) and the result."""
+
+    origin: Blob
+    result: Blob
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """Why a task failed: ``errorCode`` and ``errorMessage``."""
+
+    code: int
+    message: str
+
+
+FATES: Final = {
+    Fault.FAIL_400: Failure(code=400, message=envelopes.FLAGGED),
+    Fault.FAIL_500: Failure(code=500, message=envelopes.INTERNAL_AS_RECORDED),
+    Fault.FAIL_501: Failure(code=501, message=envelopes.NOT_MADE),
+    Fault.FAIL_CREATE: Failure(code=500, message="create task failed"),
+    Fault.FAIL_ENVELOPE: Failure(code=501, message=envelopes.NOT_MADE),
+}
+TIMED_OUT: Final = Failure(code=500, message=envelopes.TIMED_OUT)
+
+
+@attrs.define(eq=False)
+class Account:
+    """One customer: the keys share the balance and the window.
+
+    Attributes:
+        window: When the submits of the last seconds passed the gate.
+        disabled: Whether its keys are refused.
+    """
+
+    number: int
+    balance: float
+    ledger: Ledger = attrs.Factory(Ledger)
+    window: deque[float] = attrs.Factory(deque)
+    disabled: bool = False
+
+
+@attrs.define(eq=False, kw_only=True)
+class Task:
+    """One task, from creation to its end, which is sticky but for one fault.
+
+    Attributes:
+        ready_at: When its drawn time has passed.
+        base_url: The address its submit was sent to; links in its callbacks begin with it.
+        faults: What goes wrong with it.
+        made: The pictures or the failure, once known; they count from `ready_at` on.
+        ends_at: When it will leave GENERATING, known once `made` is.
+        ended_at: When it left GENERATING.
+        refunded: Credits given back.
+        origin: The link to the origin, once it succeeded; `result` likewise.
+        callbacks: The deliveries of its callback; with all faults and retries they are eight.
+        told: What record-info answers to this state, once asked, and to whom.
+    """
+
+    task_id: str
+    account: Account
+    order: Order
+    created_at: float
+    ready_at: float
+    base_url: str = ""
+    faults: Struck = attrs.Factory(dict)
+    made: Pictures | Failure | None = None
+    ends_at: float | None = None
+    flag: Flag = Flag.GENERATING
+    ended_at: float | None = None
+    refunded: float = 0.0
+    origin: PublicFile | None = None
+    result: PublicFile | None = None
+    polls: int = 0
+    callbacks: list[Attempt] = attrs.Factory(list)
+    told: tuple[str, Reply] | None = None
+
+    @property
+    def subject(self) -> str:
+        """Under which the ledger files it."""
+        return subject_of(self.order)
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it failed, while it is seen as failed."""
+        if self.flag not in FAILURES:
+            return None
+        return self.made if isinstance(self.made, Failure) else TIMED_OUT
+
+    @property
+    def fate(self) -> Failure | None:
+        """The failure that awaits it whatever is made of its pictures."""
+        return next((failure for fault, failure in FATES.items() if fault in self.faults), None)
+
+
+def subject_of(order: Order) -> str:
+    """Return under which name the ledger files what was ordered."""
+    return order.input_image or f"prompt:{order.prompt}"
+
 
 SUBMITS_PER_WINDOW: Final = 20
 
@@ -365,3 +477,23 @@ def _path_at(url: str, base_url: str) -> str:
         return ""
     parts, base = urlsplit(url), urlsplit(base_url)
     return unquote(parts.path) if (parts.scheme, parts.netloc) == (base.scheme, base.netloc) else ""
+
+
+def task_json(task: Task) -> dict[str, object]:
+    """Return what the ledger tells of a task."""
+    failure = task.failure
+    return {
+        "taskId": task.task_id,
+        "kind": str(task.order.kind),
+        "image": task.order.input_image,
+        "callBackUrl": task.order.call_back_url,
+        "state": task.flag.name,
+        "createdAt": task.created_at,
+        "endedAt": task.ended_at,
+        "charged": task.order.price,
+        "refunded": task.refunded,
+        "polls": task.polls,
+        "error": failure.message if failure else None,
+        "faults": sorted(task.faults),
+        "callbacks": [attrs.asdict(attempt) for attempt in task.callbacks],
+    }

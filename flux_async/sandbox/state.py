@@ -19,11 +19,10 @@ import cattrs
 
 from flux_async.sandbox.callbacks import Callback, CallbackBook
 from flux_async.sandbox.faults import parse_fault
+from flux_async.sandbox.files import PublicFile
 from flux_async.sandbox.ledger import Ledger, Line
-from flux_async.sandbox.links import PublicFile
 from flux_async.sandbox.settings import SandboxError
-from flux_async.sandbox.simulator import Vendor
-from flux_async.sandbox.tasks import Account, Pictures, Task
+from flux_async.sandbox.simulator import Account, Pictures, Task, Vendor
 
 VERSION: Final = 1
 _PATIENCE: Final = 1.0  # seconds

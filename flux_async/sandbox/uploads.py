@@ -17,11 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from flux_async.sandbox import envelopes
-from flux_async.sandbox.blob_store import Shelf
 from flux_async.sandbox.envelopes import Reply
-from flux_async.sandbox.fetcher import TooLargeError, UnreachableError, fetch, sniff
-from flux_async.sandbox.links import Blob
-from flux_async.sandbox.parameters import is_web_address
+from flux_async.sandbox.files import Blob, Shelf
+from flux_async.sandbox.http_client import TooLargeError, UnreachableError, fetch, sniff
+from flux_async.sandbox.requests import is_web_address
 from flux_async.sandbox.simulator import Upload
 
 MAX_BASE64_BYTES: Final = 10 * 1024 * 1024

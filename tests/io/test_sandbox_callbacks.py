@@ -18,8 +18,8 @@ import pytest
 
 from flux_async.sandbox import Sandbox as InProcess
 from flux_async.sandbox import SandboxSettings, create_app
+from flux_async.sandbox.callbacks import is_this_machine
 from flux_async.sandbox.server import main
-from flux_async.sandbox.webhook_sender import is_this_machine
 
 GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
@@ -259,7 +259,7 @@ async def test_no_signature_without_a_key() -> None:
 
 async def test_prompt() -> None:
     """The callback leaves at the task's end, also when it slept for another task before."""
-    box = InProcess(SandboxSettings(pictures="none", webhook_key=KEY, virtual_clock=True))
+    box = InProcess(SandboxSettings(pictures="none", webhook_key=KEY, virtual_clock=True, seed=2))
     ids: list[str] = []
     async with receiver() as hook, box, box.http_client(API_KEY) as web:
         for model in ("flux-kontext-max", "flux-kontext-pro"):
@@ -305,7 +305,7 @@ async def test_given_up() -> None:
 
 async def test_a_silent_receiver_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver that never answers holds up its own calls only, and not more than 64 at once."""
-    monkeypatch.setattr("flux_async.sandbox.webhook_sender.SHORTEST_LIMIT", float(SECONDS))
+    monkeypatch.setattr("flux_async.sandbox.callbacks.SHORTEST_LIMIT", float(SECONDS))
     async with receiver(*[NO_ANSWER] * 150) as silent, receiver() as hook, sandbox() as box:
         for _ in range(68):
             await box.submit(silent)
@@ -504,7 +504,7 @@ async def test_callbacks_stay_on_this_machine_unless_told_otherwise(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A program under test may name a receiver in production; nothing is sent there."""
-    caplog.set_level("INFO", logger="flux_async.sandbox.webhook_sender")
+    caplog.set_level("INFO", logger="flux_async.sandbox.callbacks")
     async with sandbox() as box:
         await box.submit(None, callBackUrl="http://nowhere.invalid/hook")
         await box.settled(failed=1)

@@ -48,8 +48,8 @@ from flux_async import (
     run_batch,
 )
 from flux_async.sandbox import Fault, FaultPlan, Sandbox, SandboxSettings
+from flux_async.sandbox.faults import parse_rules
 from flux_async.sandbox.image_pipeline import ONE_PIXEL
-from flux_async.sandbox.plan import parse_rules
 from flux_async.sandbox.server import listening
 from flux_async.testing.transport import ManagedTransport
 from flux_async.transport.credentials import Credentials

@@ -9,8 +9,7 @@ import attrs
 import pytest
 
 from flux_async.sandbox import Fault, FaultPlan, SandboxSettings
-from flux_async.sandbox.faults import ALWAYS, Place, list_of_faults
-from flux_async.sandbox.plan import Rule, asked_for, parse_rules, read_script
+from flux_async.sandbox.faults import ALWAYS, Place, Rule, asked_for, list_of_faults, parse_rules, read_script
 from flux_async.sandbox.simulator import Vendor
 
 IMAGE = "https://example.com/poster.jpg"

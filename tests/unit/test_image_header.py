@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flux_async.imaging import read_text
-from flux_async.sandbox.pictures import PIXELS, draw_from_prompt, fit_to_ratio, size_of
+from flux_async.sandbox.image_worker import PIXELS, draw_from_prompt, fit_to_ratio, size_of
 
 RATIOS = ("21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21")
 

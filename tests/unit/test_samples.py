@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flux_async.imaging import read_text
-from flux_async.sandbox import backgrounds, samples
+from flux_async.sandbox import drawing, samples
 
 FULL = 14
 
@@ -52,7 +52,7 @@ def test_the_first_fifteen_samples_show_fifteen_different_images(monkeypatch):
     used = []
 
     def recorded(name):
-        draw = getattr(backgrounds, name)
+        draw = getattr(drawing, name)
 
         def draw_and_record(*given, **options):
             used.append(given[0] if name == "photo" else name)
@@ -61,7 +61,7 @@ def test_the_first_fifteen_samples_show_fifteen_different_images(monkeypatch):
         return draw_and_record
 
     for name in ("photo", "landscape"):
-        monkeypatch.setattr(backgrounds, name, recorded(name))
+        monkeypatch.setattr(drawing, name, recorded(name))
     for name in samples.sample_names()[:15]:
         samples.draw_sample(name)
     assert "chelsea.png" in used
@@ -84,7 +84,7 @@ def test_drawing_twice_gives_the_same():
 def test_without_photographs_the_drawn_samples_are_listed(monkeypatch):
     """Where scikit-image is not installed, only samples that need no photograph are offered."""
     everything = samples.sample_names()
-    monkeypatch.setattr(backgrounds.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(drawing.importlib.util, "find_spec", lambda _name: None)
     drawn = samples.sample_names()
     assert set(drawn) < set(everything)
     assert "market-poster" in drawn

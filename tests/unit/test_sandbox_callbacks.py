@@ -14,11 +14,9 @@ import attrs
 import pytest
 
 from flux_async.sandbox.callbacks import CallbackBook, Letter, sign
-from flux_async.sandbox.faults import Fault
-from flux_async.sandbox.links import Blob
-from flux_async.sandbox.plan import FaultPlan
-from flux_async.sandbox.simulator import Vendor
-from flux_async.sandbox.tasks import Failure, Pictures, Task
+from flux_async.sandbox.faults import Fault, FaultPlan
+from flux_async.sandbox.files import Blob
+from flux_async.sandbox.simulator import Failure, Pictures, Task, Vendor
 
 NOW = 1_787_093_500.25
 UNIX = 1_769_670_760.9

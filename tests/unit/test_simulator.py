@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from flux_async.sandbox import SandboxSettings
-from flux_async.sandbox.ledger import WINDOW
-from flux_async.sandbox.links import DAY, MINUTE, Blob
-from flux_async.sandbox.parameters import Kind, Order, asks_to_remove_text, read_order
-from flux_async.sandbox.simulator import SUBMITS_PER_WINDOW, Upload, Vendor
-from flux_async.sandbox.tasks import Account, Failure, Flag, Pictures, Task
-from flux_async.sandbox.views import ledger_table
+from flux_async.sandbox.files import DAY, MINUTE, Blob
+from flux_async.sandbox.ledger import WINDOW, ledger_table
+from flux_async.sandbox.requests import Kind, Order, asks_to_remove_text, read_order
+from flux_async.sandbox.simulator import (
+    SUBMITS_PER_WINDOW,
+    Account,
+    Failure,
+    Flag,
+    Pictures,
+    Task,
+    Upload,
+    Vendor,
+)
 
 NOW = 1_787_093_500.25
 BASE = "http://sandbox"

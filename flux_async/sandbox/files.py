@@ -1,15 +1,17 @@
-"""Which file is behind which link, and for how long (API page, "Image Storage").
-
-Knows addresses and times only; the bytes lie elsewhere, under the name in `Blob`.
-"""
+"""Which file is behind which link, for how long (API page, "Image Storage"), and where its bytes are."""
 
 from __future__ import annotations
 
 import enum
 import heapq
+import itertools
 import random
+import shutil
+import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -139,3 +141,61 @@ class FileBook:
             # A fresh link shares the bytes of a result, which outlives it.
             if file.link is not Link.FRESH and not file.blob.kept:
                 yield file.blob
+
+
+class Shelf:
+    """Files under names of its own making; memory holds none of them.
+
+    Args:
+        directory: Where they lie and stay; left out, a temporary one is made when it is needed.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._stays = directory is not None
+        self._directory = directory
+        self._numbers = itertools.count(1)
+
+    @property
+    def directory(self) -> Path:
+        """The directory, made when first needed and removed with the shelf or at exit."""
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="flux-sandbox-"))
+            weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        return self._directory
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Delete what an earlier life left behind and nobody needs, and number on from the rest."""
+        if self._directory is None or not self._directory.is_dir():
+            return
+        needed = set(names)
+        for file in self._directory.iterdir():
+            if file.name not in needed:
+                file.unlink()
+        highest = max((int(name) for name in needed if name.isdecimal()), default=0)
+        self._numbers = itertools.count(highest + 1)
+
+    def new_name(self) -> str:
+        """Return a name that was not used before."""
+        self.directory.mkdir(mode=0o700, exist_ok=True)  # cleaners of temporary files know no mercy
+        return f"{next(self._numbers):08d}"
+
+    def path(self, name: str) -> Path:
+        """Return where the bytes of a name lie."""
+        return self.directory / name
+
+    def put(self, content: bytes, content_type: str, *, kept: bool = False, name: str | None = None) -> Blob:
+        """Store bytes that are small."""
+        blob = Blob(name=name or self.new_name(), content_type=content_type, kept=kept)
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        self.path(blob.name).write_bytes(content)
+        return blob
+
+    def drop(self, name: str) -> None:
+        """Delete the bytes of a name, if they are there."""
+        self.path(name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete everything, unless it is to stay."""
+        if self._directory is not None and not self._stays:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None

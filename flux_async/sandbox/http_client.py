@@ -1,4 +1,4 @@
-"""Fetches pictures from the addresses callers name, as the vendor's servers would."""
+"""The sandbox's own HTTP requests: clients, and the download of files that callers name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,9 @@ import httpx
 USER_AGENT: Final = "flux-async-sandbox/1.0"
 TIME_LIMIT: Final = 30.0  # real seconds, redirects and body included
 REDIRECTS: Final = 5
+
+# Below what servers commonly allow (5 s): a connection they close under a delivery would fail it.
+_KEEP_ALIVE: Final = 2.0
 
 # The addresses of this machine, which no proxy could reach.
 DIRECT: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
@@ -57,6 +61,20 @@ async def web_client(
         max_redirects=REDIRECTS,
         mounts={**dict.fromkeys(DIRECT), **(own or {})},
         limits=httpx.Limits(max_connections=16, max_keepalive_connections=16),
+    ) as client:
+        yield client
+
+
+@asynccontextmanager
+async def callback_client() -> AsyncIterator[httpx.AsyncClient]:
+    """Open the HTTP client for callbacks: no redirects, no cookies, nothing kept but connections."""
+    async with httpx.AsyncClient(
+        verify=trust(),
+        headers={"User-Agent": USER_AGENT},
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        follow_redirects=False,
+        mounts=dict.fromkeys(DIRECT),
+        limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_KEEP_ALIVE),
     ) as client:
         yield client
 
