@@ -45,7 +45,7 @@
         ├── JournalDisplaced       it was moved, deleted or replaced during a run
         ├── JournalRecordsLost     records of submits are missing, which may be paid
         ├── JobConflictError       one key, two different requests
-        └── JournalVersionError    written by a newer release
+        └── JournalVersionError    it has an unsupported version
 
 Every error survives :mod:`pickle`, holds no key, and ends with a sentence that says what to do next.
 """

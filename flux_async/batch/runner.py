@@ -261,7 +261,7 @@ class BatchRun:
         """Start jobs until there is nothing left to start, and wait until all have ended."""
         run = self._run
         async with send, self._session.call() as run.call:
-            await run.journal.hold_room()
+            await run.journal.reserve_room()
             await run.journal.recover()
             await self._learned.load()
             self._session.submitter.breaker.release()  # one submit of this batch decides about a halt

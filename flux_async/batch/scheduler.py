@@ -143,7 +143,7 @@ class CallbackReader:
         """Read what arrives, until cancelled."""
         journal = self._run.journal
         while True:
-            journal.mail.clear()
+            journal.callback_arrived.clear()
             try:
                 entries, newest = await journal.callbacks_after(self._seen)
                 for entry in entries:
@@ -156,14 +156,14 @@ class CallbackReader:
                 await self._run.session.clock.sleep(_AFTER_TROUBLE_S)
             else:
                 self.has_read.set()
-                await journal.mail.wait()
+                await journal.callback_arrived.wait()
 
     async def peek(self) -> None:
         """Check now and then for callbacks that another process has received, until cancelled."""
         while True:
             await self._run.session.clock.sleep(PEEK_S)
             if await self._run.journal.newest_callback() > self._seen:
-                self._run.journal.mail.set()
+                self._run.journal.callback_arrived.set()
 
     async def _arrived(self, entry: InboxEntry) -> None:
         self._run.client.poller.notify(entry.task_id)

@@ -82,7 +82,7 @@ class Journal:
         self._reading: sqlite3.Connection | None = None
         self._guard: JournalGuard | None = None
         self._earlier = EarlierRuns()
-        self.mail: asyncio.Event = asyncio.Event()
+        self.callback_arrived: asyncio.Event = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Journal {self._path or ':memory:'}>"
@@ -186,7 +186,7 @@ class Journal:
         finally:
             self._running = False
 
-    async def hold_room(self) -> None:
+    async def reserve_room(self) -> None:
         """Make sure that answers to submits can be written if the disk fills up.
 
         Raises:
@@ -357,7 +357,7 @@ class Journal:
     # --- callbacks ----------------------------------------------------------------------------------------
 
     async def receive(self, event: CallbackEvent) -> None:
-        """Store a callback that names an attempt of this journal; set ``mail`` after the commit."""
+        """Store a callback that names an attempt of this journal; set ``callback_arrived`` after it."""
         if event.attempt_id is None:
             return
         at = self._clock.wall()
@@ -366,9 +366,9 @@ class Journal:
         except WrongEventLoop:
             raise
         except BaseException:
-            self.mail.set()  # a cancelled caller has written it all the same
+            self.callback_arrived.set()  # a cancelled caller has written it all the same
             raise
-        self.mail.set()
+        self.callback_arrived.set()
 
     async def callbacks_after(self, number: int) -> tuple[list[InboxEntry], int]:
         """Return the callbacks after ``number`` whose jobs wait for something, and the newest number."""

@@ -117,9 +117,9 @@ async def test_beside_a_run_in_this_process(path: Path) -> None:
         assert await journal.newest_callback() == 0
         await inbox.receive(event("t"))
         assert await journal.newest_callback() == 1
-        assert not journal.mail.is_set()
+        assert not journal.callback_arrived.is_set()
         await journal.receive(event("u"))
-        assert journal.mail.is_set()
+        assert journal.callback_arrived.is_set()
         await inbox.aclose()
         assert [entry.task_id for entry in await journal.callbacks_for(stored.number)] == ["t", "u"]
         with pytest.raises(JournalError, match="being run"):
@@ -135,7 +135,7 @@ async def test_on_another_event_loop(path: Path) -> None:
             for keeper in (journal, inbox):
                 with pytest.raises(WrongEventLoop, match="path"):
                     await asyncio.to_thread(asyncio.run, keeper.receive(event("t")))
-        assert not journal.mail.is_set()
+        assert not journal.callback_arrived.is_set()
         assert await journal.newest_callback() == 0
 
 

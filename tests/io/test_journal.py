@@ -727,11 +727,11 @@ async def test_a_reserve_lasts_as_long_as_the_journal_is_open(path: Path) -> Non
     file = path.with_name("run.sqlite3.reserve")
     async with Journal(path) as journal:
         assert not file.exists()
-        await journal.hold_room()
+        await journal.reserve_room()
         assert file.exists()
     assert not file.exists()
     async with Journal() as journal:
-        await journal.hold_room()
+        await journal.reserve_room()
 
 
 def test_no_room_for_a_reserve_is_an_error(small_disk: Path) -> None:
