@@ -1,32 +1,32 @@
-"""What a batch costs with this package, and what it costs as one would write it without.
+"""Compares the cost of a batch with this package and without it.
 
 Two parts, each of the clients in a process of its own, against a server in another (``harness/vendor.py``):
 
 **cost**: 2,000 tasks, 100 in flight, on an account whose rate limit does not bind. The API page's own Python
 sample in 100 threads; its ``Promise.all`` batch, in asyncio, with chunks of 100; ``asyncio.gather`` with a
-semaphore, with httpx and, to tell what aiohttp alone takes, with aiohttp; aiometer; all with the page's poll
+semaphore, with httpx and, to measure aiohttp alone, with aiohttp; aiometer; all with the page's poll
 every 3 s. Then ``run_batch`` with a journal on a file, through each transport. Clients take turns, and begin
 in another order in every round.
 ``cpu`` is the CPU time of the whole client process, imports and journal included, per finished task;
-``makespan`` is in least possible ones: all places busy all the time, ``tasks x mean generation time /
-places``; ``requests`` and ``connections`` are counted by the server. No client fetches or touches a picture.
+``makespan`` is a multiple of the least possible one, with all slots busy all the time: ``tasks x mean
+generation time / slots``; the server counts ``requests`` and ``connections``. No client downloads an image.
 
-**pace**: as many tasks at the vendor's 20 submits in 10 s, which aiometer can keep as well: all clients and
+**rate**: as many tasks at the vendor's 20 submits in 10 s, which aiometer can keep as well: all clients and
 rounds at the same time, as none of them has much to do, and in the long form at the real speed. The makespan
-is held against ``tasks / rate + mean generation time``, and against the least that was possible with these
-tasks: the last of them may take long, whoever waits for it. Whoever keeps no pace is answered 429 and loses
-tasks, so the others are not here.
+is compared with ``tasks / rate + mean generation time``, and with the least that was possible with these
+tasks, as the last of them may take long. Clients without a rate limiter are answered 429 and lose tasks, so
+they are left out.
 
 Time is scaled: everything the vendor measures is shorter by ``--speed``, and so is every client's poll
 interval, our policy and limits, our first guess of how long a task takes, and the 0.1 s that a request
-travels. Not scaled are the shortest gap between our looks (0.3 s) and their ticks (0.1 s), the width of our
+travels. Not scaled are the shortest gap between our polls (0.3 s) and their ticks (0.1 s), the width of our
 bins at young ages, and the vendor's times, which are cut to the second: at high speed ours is at a
-disadvantage. There is no TLS, which flatters those who open many connections. httpx runs as ``pip install
+disadvantage. There is no TLS, which favours clients that open many connections. httpx runs as ``pip install
 httpx`` leaves it, without sniffio (which would save it a failing search at every lock); the row "with
 sniffio" has it.
 
 In the long form it exits 1 where ours takes more than 0.6 (httpx), or 0.4 (aiohttp), of the CPU per task of
-``gather`` and a semaphore over httpx, or more than 1.02 times the makespan there is at the vendor's pace.
+``gather`` and a semaphore over httpx, or more than 1.02 times the least makespan at the vendor's rate limit.
 With aiohttp the floor is not far below: ``gather`` over aiohttp has a row, without journal and learning.
 """
 
@@ -88,7 +88,7 @@ COST = (
     Client("run_batch, httpx2", "ours-httpx2"),
     Client("run_batch, aiohttp", "ours-aiohttp", most=0.4),
 )
-PACE = (
+RATE_LIMITED = (
     Client("aiometer, httpx", "aiometer"),
     Client("run_batch, httpx", "ours-httpx"),
     Client("run_batch, aiohttp", "ours-aiohttp"),
@@ -104,7 +104,7 @@ class Size:
     """What is asked of every client."""
 
     tasks: int
-    places: int
+    slots: int
     speed: float
     trip_s: float
 
@@ -119,7 +119,7 @@ class Run:
     """What one run took: seconds are real ones.
 
     Attributes:
-        finished: Tasks whose picture the client was told of.
+        finished: Tasks whose result the client has received.
         refused: Submits that were answered 429.
         generation_s: Generation times of its tasks in the order of their submits, by the server's clock.
         seconds: From its first to its last instruction, imports left out.
@@ -145,14 +145,14 @@ class Run:
         return statistics.fmean(self.generation_s)
 
     def least_s(self, per_s: float) -> float:
-        """Return the shortest makespan there is for these tasks at that pace."""
+        """Return the shortest possible makespan for these tasks at that rate."""
         return max(number / per_s + seconds for number, seconds in enumerate(self.generation_s))
 
 
 def run(client: Client, size: Size, *, seed: int, paced: bool) -> Run:
     """Run one client against a server of its own; with the same seed tasks take the same time."""
-    pace = ("--submits", SUBMITS) if paced else ()
-    order = ("--speed", size.speed, "--seed", seed, "--trip", size.trip_s, *pace)
+    rate = ("--submits", SUBMITS) if paced else ()
+    order = ("--speed", size.speed, "--seed", seed, "--trip", size.trip_s, *rate)
     with (
         serving(HERE / "vendor.py", *order) as url,
         tempfile.TemporaryDirectory(prefix="batch-") as folder,
@@ -160,7 +160,7 @@ def run(client: Client, size: Size, *, seed: int, paced: bool) -> Run:
         flags = ["--paced"] * paced + ["--sniffio"] * client.sniffio
         figures = _told(
             HERE / "batch_clients.py",
-            *(client.name, url, "--tasks", size.tasks, "--places", size.places, "--speed", size.speed),
+            *(client.name, url, "--tasks", size.tasks, "--slots", size.slots, "--speed", size.speed),
             *("--journal", f"{folder}/journal.sqlite3", *flags),
         )
         counts, ledger = read_json(f"{url}/__counts"), read_ledger(url)
@@ -175,8 +175,8 @@ def _told(*arguments: object) -> dict[str, Any]:
         said, _ = process.communicate(timeout=LONGEST_S)
         if process.returncode:
             raise SystemExit(f"batch: the client {arguments[1]} failed")
-    told: dict[str, Any] = json.loads(said)
-    return told
+    figures: dict[str, Any] = json.loads(said)
+    return figures
 
 
 # --- the two parts ----------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def show_cost(size: Size, runs: dict[Client, list[Run]]) -> bool:
     good = True
     for client, taken in runs.items():
         ratios = [mine.cpu_ms / base.cpu_ms for mine, base in zip(taken, runs.get(BASE, []), strict=False)]
-        makespans = [each.seconds * size.places / (size.tasks * each.mean_s) for each in taken]
+        makespans = [each.seconds * size.slots / (size.tasks * each.mean_s) for each in taken]
         requests = statistics.median(each.requests / size.tasks for each in taken)
         connections = statistics.median(each.connections for each in taken)
         print(f"{client.title:<27}{spread([each.cpu_ms for each in taken], '.1f'):>22}", end="")
@@ -214,7 +214,7 @@ def show_cost(size: Size, runs: dict[Client, list[Run]]) -> bool:
         if client.most is not None and ratios:
             good = good and statistics.median(ratios) <= client.most
     print("limits, CPU of gather: " + ", ".join(f"{c.title} <= {c.most:.3f}" for c in COST if c.most))
-    print(f"requests: a task's; makespan: of {size.tasks:,} x mean generation time / {size.places}; ", end="")
+    print(f"requests: a task's; makespan: of {size.tasks:,} x mean generation time / {size.slots}; ", end="")
     print(f"times shortened {size.speed:g} times\n")
     return good
 
@@ -266,24 +266,24 @@ def main() -> int:
     chosen = options.only or {client.name for client in COST}
     size = Size(
         tasks=options.tasks or (2_000 if long else 100),
-        places=options.places or (100 if long else 50),
+        slots=options.slots or (100 if long else 50),
         speed=options.speed or (4.0 if long else 10.0),
         trip_s=options.trip,
     )
     introduce(
-        f"{rounds} rounds of {size.tasks:,} tasks, {size.places} in flight, {size.trip_s:g} s a trip; "
+        f"{rounds} rounds of {size.tasks:,} tasks, {size.slots} in flight, {size.trip_s:g} s a trip; "
         "medians (lowest-highest)",
         LIBRARIES,
     )
     good = True
-    if options.part != "pace":
+    if options.part != "rate":
         runs = measure_cost(size, [client for client in COST if client.name in chosen], rounds)
         good = show_cost(size, runs)
         if options.plot:
             plot(options.plot, runs)
     if options.part != "cost":
         paced = attrs.evolve(size, speed=options.speed or (1.0 if long else 4.0))
-        clients = [client for client in PACE if client.name in chosen]
+        clients = [client for client in RATE_LIMITED if client.name in chosen]
         good = show_pace(paced, measure_pace(paced, clients, rounds)) and good
     return exit_code(good=good, long=long)
 
@@ -295,10 +295,10 @@ def _options() -> argparse.Namespace:
         long="3 rounds of 2,000 tasks, 100 in flight, times shortened 4 times and not at all: an hour",
     )
     options.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a chart of the cost, too")
-    options.add_argument("--part", choices=("cost", "pace"), help="only this one")
+    options.add_argument("--part", choices=("cost", "rate"), help="only this one")
     options.add_argument("--only", nargs="+", metavar="CLIENT", help="only these clients, by process name")
     options.add_argument("--tasks", type=int, help="how many")
-    options.add_argument("--places", type=int, help="how many in flight")
+    options.add_argument("--slots", type=int, help="how many in flight")
     options.add_argument("--speed", type=float, help="by how much times are shortened")
     options.add_argument("--rounds", type=int, help="how often each client has its turn")
     options.add_argument("--trip", type=float, default=0.1, help="seconds there and back (default: 0.1)")

@@ -1,12 +1,12 @@
-"""How soon is the end of a task seen, and for how many looks: polling, told by callbacks, and told nothing?
+"""Lag and polls per task: with polling only, with callbacks, and with all callbacks lost.
 
-Three batches at the same time, each with a sandbox and a process of its own, at the vendor's own speed and in
-the rhythm that is learned: one that only polls, one whose callbacks come, and one whose callbacks are all
-lost. The lag of a task is the time from its end by the vendor's clock to its commit in the journal. In the
+Three batches at the same time, each with a sandbox and a process of its own, at the vendor's own speed and
+with learned polling: one that only polls, one whose callbacks come, and one whose callbacks are all lost. The
+lag of a task is the time from its end by the vendor's clock to its commit in the journal. In the
 long form it exits 1 where the median lag with callbacks is over 5 % of that of polling, a task costs more
-than 1.2 looks, or the mean lag without any callback is more than 10 % over that of polling. Until three
-callbacks have come tasks are polled as ever, so a short run says little of the looks a task: those of tasks
-begun after 25 s are told apart.
+than 1.2 polls, or the mean lag without any callback is more than 10 % over that of polling. Until three
+callbacks have come tasks are polled as without, so a short run shows little of the polls per task: tasks
+begun after 25 s are counted separately.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODES = {"polling": "", "callbacks": "", "all callbacks lost": "callback-missing
 PROVEN_AFTER_S = 25.0
 CLOCK_READINGS = 5
 MOST_LAG = 0.05
-MOST_LOOKS = 1.2
+MOST_POLLS = 1.2
 MOST_LAG_LOST = 1.10
 
 
@@ -40,7 +40,7 @@ MOST_LAG_LOST = 1.10
 
 
 async def work(url: str, path: str, jobs: int, port: int) -> None:
-    """Run one batch to its end, at the vendor's pace."""
+    """Run one batch to its end, at the vendor's rate limit."""
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/", KEY) if port else None
     async with FluxClient("test", url) as client, Journal(path) as journal:
         images = [f"https://pictures.example/{n}.jpg" for n in range(jobs)]
@@ -81,7 +81,7 @@ def measure(url: str, path: Path) -> dict[str, float]:
         "median lag, s": statistics.median(lags),
         "mean lag, s": statistics.fmean(lags),
         "p95 lag, s": statistics.quantiles(lags, n=20)[18],
-        "looks a task": ledger["polls"] / len(lags),
+        "polls a task": ledger["polls"] / len(lags),
         "of later tasks": statistics.fmean(later),
     }
 
@@ -123,12 +123,14 @@ def main() -> int:
     print(f"{'':<16}" + "".join(f"{mode:>20}" for mode in figures))
     for name in figures["polling"]:
         print(f"{name:<16}" + "".join(f"{figures[mode][name]:>20,.3f}" for mode in figures))
-    polling, told, lost = (figures[mode] for mode in MODES)
-    ratio = told["median lag, s"] / polling["median lag, s"]
+    polling, with_callbacks, lost = (figures[mode] for mode in MODES)
+    ratio = with_callbacks["median lag, s"] / polling["median lag, s"]
     ratio_lost = lost["mean lag, s"] / polling["mean lag, s"]
-    print(f"median lag, told / polling: {ratio:.3f}; mean lag, all lost / polling: {ratio_lost:.3f}")
-    good = ratio <= MOST_LAG and told["looks a task"] <= MOST_LOOKS and ratio_lost <= MOST_LAG_LOST
-    print(f"limits: {MOST_LAG}, {MOST_LOOKS} looks a task, {MOST_LAG_LOST}")
+    print(
+        f"median lag, with callbacks / polling: {ratio:.3f}; mean lag, all lost / polling: {ratio_lost:.3f}"
+    )
+    good = ratio <= MOST_LAG and with_callbacks["polls a task"] <= MOST_POLLS and ratio_lost <= MOST_LAG_LOST
+    print(f"limits: {MOST_LAG}, {MOST_POLLS} polls a task, {MOST_LAG_LOST}")
     return exit_code(good=good, long=options.long)
 
 

@@ -1,16 +1,16 @@
-"""What grows with a batch, and what must not: CPU per task and memory of the whole batch path.
+"""Measures what grows with a batch: CPU per task and memory of the whole batch path.
 
 Each batch runs in a process of its own: ``run_batch``, a journal on disk, and a server in another process
-that makes tasks, keeps each at work for a while and then has its picture. (The sandbox would take more CPU
+that makes tasks, keeps each generating for a while and then has its image. (The sandbox would take more CPU
 than the client: this one only answers.) Submits go at the same rate
-throughout, and tasks take as long as it takes to have so many in flight: with 100 times as many, each is at
-work 100 times as long and is looked at 100 times as rarely, so that a task has the same requests. CPU time is
+throughout, and tasks take as long as it takes to have so many in flight: with 100 times as many, each takes
+100 times as long and is polled 100 times as rarely, so that a task has the same requests. CPU time is
 counted (``getrusage``, the journal's thread included), not the clock. Sizes take turns in every round.
 
 - *in flight*: CPU per finished task with ever more tasks in flight.
 - *tasks*: CPU per finished task and peak memory of ever longer batches, with 500 in flight, in the learned
   rhythm.
-- *waiting*: memory per task that is waited for, beyond the first 1,000, each looked at once: a job of a
+- *waiting*: memory per task that is waited for, beyond the first 1,000, each polled once: a job of a
   batch, a ``client.wait`` alone, and for comparison a coroutine that only sleeps.
 
 With ``--long``, exits 1 where a task with 5,000 in flight takes more than 1.3 times the CPU it takes with 50,
@@ -70,7 +70,7 @@ Figures = dict[str, float]
 
 
 class Vendor(asyncio.Protocol):
-    """Makes tasks that take as long as the name of their picture says, and tells how they stand."""
+    """Makes tasks that take as long as the name of their image says, and answers polls."""
 
     def __init__(self, numbers: itertools.count[int], ends: dict[str, float], rng: random.Random) -> None:
         self.numbers, self.ends, self.rng = numbers, ends, rng
@@ -90,7 +90,7 @@ class Vendor(asyncio.Protocol):
             if len(self.received) < whole:
                 return
             body, self.received = self.received[end + 4 : whole], self.received[whole:]
-            self.answer(self.submit(body) if body else self.look(head))
+            self.answer(self.submit(body) if body else self.poll(head))
 
     def submit(self, body: bytes) -> object:
         """Make a task."""
@@ -100,13 +100,13 @@ class Vendor(asyncio.Protocol):
         self.ends[task_id] = asyncio.get_running_loop().time() + seconds
         return {"taskId": task_id}
 
-    def look(self, head: bytes) -> object:
-        """Tell how a task stands; one that nobody made is at work for ever."""
+    def poll(self, head: bytes) -> object:
+        """Return the record of a task; an unknown one is generating for ever."""
         query = head.split(b" ", 2)[1].partition(b"?")[2].decode()
         task_id = parse_qs(query)["taskId"][0]
         done = asyncio.get_running_loop().time() >= self.ends.get(task_id, math.inf)
-        picture = {"resultImageUrl": f"https://files.example/{task_id}.jpg"} if done else None
-        return {"taskId": task_id, "paramJson": "{}", "successFlag": int(done), "response": picture}
+        image = {"resultImageUrl": f"https://files.example/{task_id}.jpg"} if done else None
+        return {"taskId": task_id, "paramJson": "{}", "successFlag": int(done), "response": image}
 
     def answer(self, data: object) -> None:
         """Answer in the vendor's envelope."""
@@ -147,11 +147,11 @@ class Order:
 
 @attrs.define
 class Counting:
-    """A transport that counts requests, and says when so many looks have been made."""
+    """A transport that counts requests, and sets an event after a number of polls."""
 
     inner: Transport
     wanted: int
-    looks: int = 0
+    polls: int = 0
     submits: int = 0
     all_seen: asyncio.Event = attrs.field(factory=asyncio.Event)
 
@@ -159,8 +159,8 @@ class Counting:
         """Make a request."""
         truth = await self.inner.exchange(request, timeout_s=timeout_s)
         if request.method == "GET":
-            self.looks += 1
-            if self.looks == self.wanted:
+            self.polls += 1
+            if self.polls == self.wanted:
                 self.all_seen.set()
         else:
             self.submits += 1
@@ -197,7 +197,7 @@ def peak_bytes() -> float:
 
 
 def memory_bytes() -> float:
-    """Return the memory this process has now; where the system does not tell, the most it had."""
+    """Return the present memory of this process; if the system does not report it, its peak."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except OSError:
@@ -225,14 +225,14 @@ async def run(order: Order, port: int, journal: str) -> Figures:
         raise SystemExit(f"growth: {outcomes} outcomes of {order.tasks} tasks")
     return {
         "cpu_ms": used / outcomes * 1e3,
-        "requests": (counting.looks + counting.submits) / outcomes,
+        "requests": (counting.polls + counting.submits) / outcomes,
         "in_flight": most,
         "peak_mb": peak_bytes() / 1e6,
     }
 
 
 async def hold(order: Order, port: int, journal: str) -> Figures:
-    """Have so many waited for, each looked at once, and tell the memory of this process then."""
+    """Wait for so many tasks, each polled once, and return the memory of this process then."""
     once = PollPolicy(first_s=0.1, interval_s=ENDLESS_S, cap_s=ENDLESS_S)
     client, counting = client_of(order, port, once, 1e6)
     async with client, waiting(order, client, journal):

@@ -1,6 +1,6 @@
-"""How many changes of state reach the disk per second, and how soon a large journal is at work again.
+"""Measures durable changes of state per second, and the time to resume a large journal.
 
-Each job writes four changes, each awaited: intent, task, picture, end. Writers that wait at the same time
+Each job writes four changes, each awaited: intent, task, image, end. Writers that wait at the same time
 share a commit; the same work with one commit for each write runs beside it. Both take turns, and the best of
 three rounds counts, as the disk of a shared machine is not ours alone. Then a journal of many jobs is
 resumed: how long until the first request leaves, and, harder, until the first new POST where all jobs but the

@@ -1,4 +1,4 @@
-"""Does a batch use the account's limit, and keep it, also when its process is started again and again?
+"""Measures whether a batch uses the account's limit, and keeps it, also across restarts of its process.
 
 The sandbox counts exactly: 20 submits in any sliding window, all others answered 429. A first batch runs
 through; a second one is killed and resumed ten times. Quota use is measured between neighbouring submits, the

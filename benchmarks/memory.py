@@ -31,7 +31,7 @@ FEW = 1_000
 
 @attrs.define
 class Instant:
-    """A transport whose tasks are done at the first look."""
+    """A transport whose tasks are done at the first poll."""
 
     tasks: int = 0
 

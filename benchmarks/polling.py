@@ -1,19 +1,19 @@
-"""How near does learned polling come to the best that is possible, and how far off are other rhythms?
+"""Compares learned polling, and other schedules, with the best possible schedule.
 
 A simulation of tasks whose generation times are drawn from a known distribution, on the package's own
 ``PollPolicy``, ``PollState`` and ``GenerationTimes``; no network, no clock. The price of a schedule is
-``c x looks + lag``: ``lag`` is the seconds from a task's end to the look that sees it, and ``c`` says how
-many seconds one look is worth. The bound is the cheapest schedule there is for whoever knows the
-distribution; it is found by dynamic programming on a grid of 50 ms. The vendor's times are cut to the second,
+``c x polls + lag``: ``lag`` is the seconds from a task's end to the poll that sees it, and ``c`` says how
+many seconds one poll is worth. The bound is the cheapest schedule for a known distribution; it is found by
+dynamic programming on a grid of 50 ms. The vendor's times are cut to the second,
 as the real ones are.
 
-What a look is worth, ``c`` = 0.5 s, is ``PollPolicy.poll_cost_s``: then the bound itself takes about three
-looks a task, six a second at the vendor's 20 submits in 10 s. Were it 0.35 s, no fixed rhythm would be better
-for a task of 13 s than the API page's 3 s; ``--long`` shows 0.25 and 1.0 as well. A look takes no time here.
+What a poll is worth, ``c`` = 0.5 s, is ``PollPolicy.poll_cost_s``: then the bound itself takes about three
+polls a task, six a second at the vendor's 20 submits in 10 s. At 0.35 s no fixed interval would be better for
+a task of 13 s than the API page's 3 s; ``--long`` shows 0.25 and 1.0 as well. A poll takes no time here.
 
-Exits 1 where the learned rhythm, on any of the three lasting distributions, costs over 1.10 times the bound
+Exits 1 where the learned schedule, on any of the three lasting distributions, costs over 1.10 times the bound
 once 300 tasks have ended, or over 1.25 times over the first 300; or where, after 10,000 tasks were begun at
-one moment, any 100 ms hold more than 2.5 times the mean rate of looks from the first look on, while 10,000
+one moment, any 100 ms hold more than 2.5 times the mean rate of polls from the first poll on, while 10,000
 are in flight.
 """
 
@@ -38,7 +38,7 @@ from flux_async.policy.polling import PollState
 from harness.charts import write
 from harness.report import introduce, parser
 
-COST_OF_LOOK_S = PollPolicy().poll_cost_s
+POLL_COST_S = PollPolicy().poll_cost_s
 COLD = 300
 SUBMITS_PER_S = 2.0
 LONGEST_S = 290.0
@@ -102,7 +102,7 @@ class Bound:
     """The best schedule for a known distribution, and its price."""
 
     price: float
-    looks: tuple[float, ...]
+    polls: tuple[float, ...]
 
 
 def best(times: Sequence[float], cost: float) -> Bound:
@@ -117,22 +117,22 @@ def best(times: Sequence[float], cost: float) -> Bound:
     for here in range(steps - 2, -1, -1):
         age, share = here * GRID_S, ended[here]
         least = math.inf
-        for there in range(here + 1, latest + 1):  # the best look after an earlier one is never a later one
+        for there in range(here + 1, latest + 1):  # the best poll after an earlier one is never a later one
             price = totals[there] - share * there * GRID_S
             if price < least:
                 least, after[here] = price, there
         latest = after[here]
         follows[here] = cost * (1.0 - share) + least - area[here] + share * age
         totals[here] += follows[here]
-    looks, place = [], 0
+    polls, place = [], 0
     while place < steps - 1:
         place = after[place]
-        looks.append(place * GRID_S)
-    return Bound(follows[0], tuple(looks))
+        polls.append(place * GRID_S)
+    return Bound(follows[0], tuple(polls))
 
 
 def bound_of(draw: Draw, cost: float, samples: int) -> Bound:
-    """Find the bound of a distribution, each kind by itself; the looks are those of the first kind."""
+    """Find the bound of a distribution, each kind by itself; the polls are those of the first kind."""
     rng = random.Random(17)
     kinds: dict[str, list[float]] = {}
     for _ in range(samples):
@@ -140,7 +140,7 @@ def bound_of(draw: Draw, cost: float, samples: int) -> Bound:
         kinds.setdefault(kind, []).append(seconds)
     bounds = {kind: best(times, cost) for kind, times in kinds.items()}
     price = sum(bounds[kind].price * len(times) for kind, times in kinds.items()) / samples
-    return Bound(price, bounds[min(bounds)].looks)
+    return Bound(price, bounds[min(bounds)].polls)
 
 
 # --- the simulation ---------------------------------------------------------------------------------------
@@ -157,16 +157,16 @@ class Job:
 
 @attrs.define(eq=False)
 class Run:
-    """Tasks are begun, looked at, and found ended.
+    """Tasks are begun, polled, and found ended.
 
     Attributes:
         policy: The rhythm.
         known: What is known of generation times.
-        seed: Of the spread of looks.
+        seed: Of the spread of polls.
         tells_times: Whether the vendor's records tell when a task began and ended.
-        looks: How many each task took.
+        polls: How many each task took.
         lags: How late each end was seen.
-        moments: The moment of every look.
+        moments: The moment of every poll.
         seconds: The time that all ``next_poll`` took.
     """
 
@@ -174,7 +174,7 @@ class Run:
     known: GenerationTimes = attrs.field(factory=GenerationTimes)
     seed: int = 5
     tells_times: bool = True
-    looks: list[int] = attrs.field(factory=list, init=False)
+    polls: list[int] = attrs.field(factory=list, init=False)
     lags: list[float] = attrs.field(factory=list, init=False)
     moments: list[float] = attrs.field(factory=list, init=False)
     seconds: float = attrs.field(default=0.0, init=False)
@@ -184,7 +184,7 @@ class Run:
     def go(self, jobs: Sequence[Job], slots: int | None = None) -> Run:
         """Simulate them all; with ``slots`` that many are in flight, and one begins where another ended."""
         self._rng.seed(self.seed)
-        self.looks, self.lags = [0] * len(jobs), [0.0] * len(jobs)
+        self.polls, self.lags = [0] * len(jobs), [0.0] * len(jobs)
         coming = 0
         while coming < (slots or 0):
             self._begin(coming, jobs[coming].kind, 0.0)
@@ -204,10 +204,10 @@ class Run:
                 coming += 1
         return self
 
-    def price(self, first: int = 0, last: int | None = None, *, cost: float = COST_OF_LOOK_S) -> float:
+    def price(self, first: int = 0, last: int | None = None, *, cost: float = POLL_COST_S) -> float:
         """Return the mean price of some of the tasks."""
-        looks, lags = self.looks[first:last], self.lags[first:last]
-        return (cost * sum(looks) + sum(lags)) / len(looks)
+        polls, lags = self.polls[first:last], self.lags[first:last]
+        return (cost * sum(polls) + sum(lags)) / len(polls)
 
     def _begin(self, number: int, kind: str, now: float) -> None:
         watch = PollState(
@@ -227,8 +227,8 @@ class Run:
         heapq.heappush(self._due, (now + (delay or 0.0), number, started_at, watch))
 
     def _look(self, now: float, number: int, started_at: float, watch: PollState, seconds: float) -> bool:
-        """Make one look; say whether the task has ended."""
-        self.looks[number] += 1
+        """Make one poll; say whether the task has ended."""
+        self.polls[number] += 1
         ended = now - started_at >= seconds
         record = self._record(started_at, seconds) if ended else AT_WORK
         watch.saw_record(record, now)
@@ -257,7 +257,7 @@ FOREVER_S = 10_000.0
 
 
 def paced(draw: Draw, count: int, seed: int) -> list[Job]:
-    """Draw tasks that are submitted at the vendor's pace."""
+    """Draw tasks that are submitted at the vendor's rate limit."""
     rng = random.Random(seed)
     return [Job(*draw(rng), starts_at=number / SUBMITS_PER_S) for number in range(count)]
 
@@ -274,7 +274,7 @@ class Row:
     cold: float
     warm: float
     silent: float
-    looks: float
+    polls: float
     lag: float
     others: tuple[float, ...]
 
@@ -295,7 +295,7 @@ def compare(name: str, draw: Draw, *, cost: float, rounds: int, count: int) -> R
         cold=cold / bound,
         warm=warm / bound,
         silent=silent / bound,
-        polls=sum(last.looks[COLD:]) / (count - COLD),
+        polls=sum(last.polls[COLD:]) / (count - COLD),
         lag=sum(last.lags[COLD:]) / (count - COLD),
         others=tuple(other.price(COLD, cost=cost) / bound for other in others),
     )
@@ -304,7 +304,7 @@ def compare(name: str, draw: Draw, *, cost: float, rounds: int, count: int) -> R
 def changing(*, rounds: int, count: int) -> Row:
     """The service becomes half, then four times as fast: each time the tasks from the 300th on are warm."""
     bounds, colds, warms, others = 0.0, 0.0, 0.0, [0.0] * (len(RHYTHMS) - 1)
-    looks, lag = 0.0, 0.0
+    polls, lag = 0.0, 0.0
     share = 1.0 / (len(CHANGES) * rounds)
     for seed in range(rounds):
         rng = random.Random(seed)
@@ -315,11 +315,11 @@ def changing(*, rounds: int, count: int) -> Row:
         runs = [Run(policy, seed=seed).go(jobs) for policy in RHYTHMS.values()]
         for part in range(len(CHANGES)):
             begin, warm, end = part * count, part * count + COLD, (part + 1) * count
-            bound = best([seconds for at, seconds in times if at == part], COST_OF_LOOK_S).price
+            bound = best([seconds for at, seconds in times if at == part], POLL_COST_S).price
             bounds += bound * share
             colds += runs[0].price(begin, warm) / bound * share
             warms += runs[0].price(warm, end) / bound * share
-            looks += sum(runs[0].looks[warm:end]) / (end - warm) * share
+            polls += sum(runs[0].polls[warm:end]) / (end - warm) * share
             lag += sum(runs[0].lags[warm:end]) / (end - warm) * share
             for place, run in enumerate(runs[1:]):
                 others[place] += run.price(warm, end) / bound * share
@@ -329,7 +329,7 @@ def changing(*, rounds: int, count: int) -> Row:
         cold=colds,
         warm=warms,
         silent=math.nan,
-        polls=looks,
+        polls=polls,
         lag=lag,
         others=tuple(others),
     )
@@ -358,7 +358,7 @@ def speed(policy: PollPolicy, count: int) -> float:
 
 
 def plot(path: Path) -> None:
-    """Draw when tasks end and when they are looked at, before and after learning."""
+    """Draw when tasks end and when they are polled, before and after learning."""
     run = Run(PollPolicy()).go(paced(lasting, 1_500, 6))
     rng = random.Random(8)
     ends = Counter(int(lasting(rng)[1] * 2) for _ in range(20_000))
@@ -370,57 +370,57 @@ def plot(path: Path) -> None:
         if half < 80
     )
     rows = {
-        "the best there is": bound_of(lasting, COST_OF_LOOK_S, 20_000).looks,
+        "the best there is": bound_of(lasting, POLL_COST_S, 20_000).polls,
         "learned, after 1,500 tasks": planned(PollPolicy(jitter=0.0), run.known),
         "learned, before the first": planned(PollPolicy(jitter=0.0), GenerationTimes()),
         "fixed 3 s": tuple(3.0 * step for step in range(1, 14)),
     }
     marks = ""
-    for place, (name, looks) in enumerate(rows.items()):
+    for place, (name, polls) in enumerate(rows.items()):
         y = 215 + 26 * place
         marks += f'<text x="690" y="{y + 4}">{name}</text>'
-        marks += "".join(f'<circle cx="{40 + 16 * at:.1f}" cy="{y}" r="4"/>' for at in looks if at < 40)
+        marks += "".join(f'<circle cx="{40 + 16 * at:.1f}" cy="{y}" r="4"/>' for at in polls if at < 40)
     scale = "".join(f'<text x="{36 + 16 * at}" y="196">{at}</text>' for at in range(0, 41, 5))
-    title = "Generation times (log-normal, median 12 s) and the looks at a task, by its age in seconds"
+    title = "Generation times (log-normal, median 12 s) and the polls of a task, by its age in seconds"
     drawn = f'<text x="40" y="24">{title}</text>{bars}{scale}<g fill="#24507f">{marks}</g>'
     write(path, 900, 320, drawn)
 
 
 def planned(policy: PollPolicy, known: GenerationTimes) -> tuple[float, ...]:
-    """Return the ages at which a task that never ends is looked at."""
-    trail, looks = known.begin(0.0, kind="pro/edit", age=0.0), [0.0]
-    while looks[-1] < 40.0:
-        looks.append(looks[-1] + trail.gap(looks[-1], policy.poll_cost_s, policy.cap_s))
-    return tuple(looks[1:])
+    """Return the ages at which a task that never ends is polled."""
+    observation, polls = known.begin(0.0, kind="pro/edit", age=0.0), [0.0]
+    while polls[-1] < 40.0:
+        polls.append(polls[-1] + observation.gap(polls[-1], policy.poll_cost_s, policy.cap_s))
+    return tuple(polls[1:])
 
 
 def show(rows: Sequence[Row], cost: float) -> None:
     """Print a table; prices are in bounds."""
-    print(f"c = {cost:g} s a look; prices as multiples of the bound")
+    print(f"c = {cost:g} s a poll; prices as multiples of the bound")
     names = "".join(f"{name:>13}" for name in list(RHYTHMS)[1:])
-    print(f"{'':<24}{'bound':>7}{'cold':>7}{'warm':>7}{'silent':>8}{'looks':>7}{'lag, s':>8}{names}")
+    print(f"{'':<24}{'bound':>7}{'cold':>7}{'warm':>7}{'silent':>8}{'polls':>7}{'lag, s':>8}{names}")
     for row in rows:
         silent = "-" if math.isnan(row.silent) else f"{row.silent:.3f}"
         others = "".join(f"{price:>13.2f}" for price in row.others)
         figures = (
-            f"{row.bound:>7.3f}{row.cold:>7.3f}{row.warm:>7.3f}{silent:>8}{row.looks:>7.2f}{row.lag:>8.2f}"
+            f"{row.bound:>7.3f}{row.cold:>7.3f}{row.warm:>7.3f}{silent:>8}{row.polls:>7.2f}{row.lag:>8.2f}"
         )
         print(f"{row.name:<24}{figures}{others}")
 
 
 def main() -> int:
     """Print the figures and hold them against the limits."""
-    short, long = "4 rounds of 1,500 tasks", "20 rounds of 5,000 tasks, and other costs of a look"
+    short, long = "4 rounds of 1,500 tasks", "20 rounds of 5,000 tasks, and other costs of a poll"
     asked = parser(__doc__, short=short, long=long)
     asked.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the schedules")
     options = asked.parse_args()
     rounds, count = (20, 5_000) if options.long else (4, 1_500)
     introduce(f"{long if options.long else short}; a simulation: seeds decide, not the machine")
-    costs = (COST_OF_LOOK_S, 0.25, 1.0) if options.long else (COST_OF_LOOK_S,)
+    costs = (POLL_COST_S, 0.25, 1.0) if options.long else (POLL_COST_S,)
     good = True
     for cost in costs:
         rows = [compare(name, draw, cost=cost, rounds=rounds, count=count) for name, draw in LASTING.items()]
-        if cost == COST_OF_LOOK_S:
+        if cost == POLL_COST_S:
             good = all(row.warm <= MOST_WARM and row.cold <= MOST_COLD for row in rows)
             show([*rows, changing(rounds=rounds // 2, count=1_500)], cost)
         else:

@@ -1,7 +1,7 @@
 """How many requests a second does the sandbox answer on one core, with 2,000 tasks running?
 
 The server is pinned to one core and the load generator, raw sockets without an HTTP library, to another.
-Nine requests of ten look at one of the tasks, one makes a new one. In the same run the same load is put on a
+Nine requests of ten poll one of the tasks, one makes a new one. In the same run the same load is put on a
 server that says hello through uvicorn, and on one that writes fixed bytes: the floor, and mostly the load
 generator's own speed. Rounds take turns, and the median counts. With --strict it exits 1 below 1,500 requests
 a second.
@@ -141,7 +141,7 @@ async def load(url: str, seconds: float, ask: Next) -> float:
 
 
 async def make_tasks(url: str, count: int) -> list[str]:
-    """Make tasks that do not end while we look, and return their ids."""
+    """Make tasks that do not end meanwhile, and return their ids."""
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     ids = []
@@ -156,14 +156,14 @@ async def make_tasks(url: str, count: int) -> list[str]:
 
 
 def mixture(ids: list[str]) -> Next:
-    """Nine looks, one submit."""
-    looks = [get(f"/api/v1/flux/kontext/record-info?taskId={task_id}") for task_id in ids]
+    """Nine polls, one submit."""
+    polls = [get(f"/api/v1/flux/kontext/record-info?taskId={task_id}") for task_id in ids]
     asked = 0
 
     def ask() -> bytes:
         nonlocal asked
         asked += 1
-        return post() if asked % 10 == 0 else looks[asked * 7 % len(looks)]
+        return post() if asked % 10 == 0 else polls[asked * 7 % len(polls)]
 
     return ask
 

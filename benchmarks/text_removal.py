@@ -6,8 +6,8 @@ The short form takes a few samples with the defaults of the package, the long on
 quality and fill. All figures are measured when this runs:
 
 left      letters and digits the recogniser still reads where text was (of those it read before)
-psnr      peak signal to noise ratio against the clean picture, in and right around the text, in decibels
-ssim      structural similarity against the clean picture, the same place
+psnr      peak signal to noise ratio against the clean image, in and right around the text, in decibels
+ssim      structural similarity against the clean image, the same place
 damage    share of the pixels far from any text that changed visibly, in percent
 seconds   wall time and processor time
 """
@@ -115,12 +115,12 @@ def _letters_before(name: str) -> tuple[int, int]:
     return _letters(sample.image, _text(sample)), _letters(sample.clean, _text(sample))
 
 
-def _letters(picture: Pixels, text: Mask) -> int:
+def _letters(image: Pixels, text: Mask) -> int:
     """Count the letters and digits read in lines that lie mostly where text is."""
     zone = _grown(text, 14)
     return sum(
         line.letters
-        for line in read_text(picture, quality=Quality.GOOD, least_confidence=0.6)
+        for line in read_text(image, quality=Quality.GOOD, least_confidence=0.6)
         if zone[line.region.window.slices][line.region.mask].mean() >= 0.4
     )
 

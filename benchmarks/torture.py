@@ -1,8 +1,8 @@
-"""A batch that is killed again and again: is anything lost, is anything paid twice?
+"""Kills a batch again and again, and checks that no job is lost and none is paid twice.
 
 Real processes, real sockets, real SIGKILL. A sandbox in a child process loses 1 % of its replies after
-charging; a worker in another runs a batch on a journal and is killed at random times, each time to be started
-anew on the same journal. In the end the journal is audited against the sandbox's ledger. Exits 1 where a job
+charging; a worker in another runs a batch on a journal, is killed at random times, and is started again on
+the same journal. In the end the journal is audited against the sandbox's ledger. Exits 1 where a job
 was lost or charged twice under ``hold``.
 
 With ``--callbacks`` the worker receives the vendor's callbacks, and dies with its receiver; what is in doubt
@@ -119,17 +119,17 @@ def audit(journal: Path, ledger: dict[str, Any], jobs: int) -> dict[str, float]:
         attempts = connection.execute("SELECT count(*) FROM attempt").fetchone()[0]
     book = {json.loads(request)["inputImage"]: (state, task) for request, state, task in rows}
     charged = {image: line["tasks"] for image, line in ledger["images"].items()}
-    doubtful = {image for image, (state, _) in book.items() if state == "in_doubt"}
+    in_doubt = {image for image, (state, _) in book.items() if state == "in_doubt"}
     ended = {image for image, (state, _) in book.items() if state in {"done", "failed", "in_doubt"}}
     unknown = {
-        image for image, tasks in charged.items() if image not in doubtful and book[image][1] not in tasks
+        image for image, tasks in charged.items() if image not in in_doubt and book[image][1] not in tasks
     }
     phantoms = {image for image, (state, _) in book.items() if state == "done" and not charged.get(image)}
     return {
         "done": sum(state == "done" for state, _ in book.values()),
         "failed": sum(state == "failed" for state, _ in book.values()),
-        "in doubt, charged": sum(bool(charged.get(image)) for image in doubtful),
-        "in doubt, not charged": sum(not charged.get(image) for image in doubtful),
+        "in doubt, charged": sum(bool(charged.get(image)) for image in in_doubt),
+        "in doubt, not charged": sum(not charged.get(image) for image in in_doubt),
         "lost": jobs - len(ended) + len(unknown) + len(phantoms),
         "charged twice": sum(len(tasks) > 1 for tasks in charged.values()),
         "submits intended": attempts,
@@ -144,7 +144,7 @@ def main() -> int:
     asked = parser(__doc__, short="300 jobs, 8 kills", long="5,000 jobs, 50 kills: some minutes")
     asked.add_argument("--jobs", type=int)
     asked.add_argument("--kills", type=int)
-    asked.add_argument("--callbacks", action="store_true", help="told by callbacks as well")
+    asked.add_argument("--callbacks", action="store_true", help="with callbacks")
     asked.add_argument("--port", type=int, default=0, help=SUPPRESS)
     asked.add_argument(
         "--speed", type=float, default=SPEED, help="of the vendor's clock (default: %(default)s)"

@@ -1,11 +1,11 @@
-"""The CPU of one look at a task, through each transport, beside aiohttp itself and beside bare sockets.
+"""Measures the CPU of one poll through each transport, beside aiohttp itself and bare sockets.
 
 A server in a process of its own answers every request with the same 382 bytes; here CPU time is counted
 (``getrusage``), not the clock. The stacks take turns in every round, so that a machine that is busy for a
-moment is busy for all, and only ratios are judged. As in the client, at most 16 looks are on the wire at once
+moment is busy for all, and only ratios are judged. As in the client, at most 16 polls are in flight at once
 and the others wait before them, whatever the stack. "aiohttp itself" is the shortest loop one would write
 with it, without an account of what was sent and without a limit to what is read. What is done with an answer
-afterwards, reading it as a task that is still at work, is counted by itself, with orjson where that is
+afterwards, reading it as a task that is still generating, is counted by itself, with orjson where that is
 installed and without.
 
 In the long form it exits 1 where our aiohttp transport takes more than 1.3 times the CPU of aiohttp itself.
@@ -39,7 +39,7 @@ from harness.report import exit_code, introduce, parser
 
 MOST = 1.3
 AT_ONCE = (1, 10, 100)
-PLACES = Limits().connections
+SLOTS = Limits().connections
 KEY = "benchmark-0123456789"
 PATH = "/api/v1/flux/kontext/record-info"
 TASK = "t" * 32
@@ -49,14 +49,14 @@ BODY = (
 )
 FLOOR, BARE, OURS = "bare sockets", "aiohttp itself", "transport aiohttp"
 
-Look = Callable[[str], Awaitable[None]]
+Poll = Callable[[str], Awaitable[None]]
 
 
 # --- the server -------------------------------------------------------------------------------------------
 
 
 class Answering(asyncio.Protocol):
-    """Answers each request, of which it only looks for the end."""
+    """Answers each request; it reads only its end."""
 
     answer = (
         b"HTTP/1.1 200 OK\r\nDate: Tue, 24 Nov 2026 12:00:00 GMT\r\nServer: s\r\n"
@@ -98,13 +98,13 @@ class Asking(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def bare_sockets(port: int) -> AsyncIterator[Look]:
-    """Look without any library."""
+async def bare_sockets(port: int) -> AsyncIterator[Poll]:
+    """Poll without any library."""
     loop = asyncio.get_running_loop()
-    free = [(await loop.create_connection(Asking, "127.0.0.1", port))[1] for _ in range(PLACES)]
+    free = [(await loop.create_connection(Asking, "127.0.0.1", port))[1] for _ in range(SLOTS)]
     head = f" HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {KEY}\r\n\r\n"
 
-    async def look(task_id: str) -> None:
+    async def poll(task_id: str) -> None:
         connection = free.pop()
         connection.received = loop.create_future()
         connection.transport.write(f"GET {PATH}?taskId={task_id}{head}".encode())
@@ -112,41 +112,41 @@ async def bare_sockets(port: int) -> AsyncIterator[Look]:
             raise SystemExit("transports: the floor got no answer")
         free.append(connection)
 
-    yield look
+    yield poll
     for connection in free:
         connection.transport.close()
 
 
 @asynccontextmanager
-async def bare_aiohttp(port: int) -> AsyncIterator[Look]:
-    """Look with aiohttp as its own documentation does."""
-    connector = aiohttp.TCPConnector(limit=PLACES)
+async def bare_aiohttp(port: int) -> AsyncIterator[Poll]:
+    """Poll with aiohttp as its own documentation does."""
+    connector = aiohttp.TCPConnector(limit=SLOTS)
     headers = {"Authorization": f"Bearer {KEY}"}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
-        async def look(task_id: str) -> None:
+        async def poll(task_id: str) -> None:
             async with session.get(f"http://127.0.0.1:{port}{PATH}?taskId={task_id}") as response:
                 if await response.read() != BODY:
                     raise SystemExit("transports: aiohttp got no answer")
 
-        yield look
+        yield poll
 
 
 def ours(name: Any) -> Callable[[int], Any]:
-    """Look through one of our transports."""
+    """Poll through one of our transports."""
 
     @asynccontextmanager
-    async def stack(port: int) -> AsyncIterator[Look]:
+    async def stack(port: int) -> AsyncIterator[Poll]:
         origin = Credentials(KEY, f"http://127.0.0.1:{port}")
         transport = make_transport(name, origin, version="benchmark")
 
-        async def look(task_id: str) -> None:
+        async def poll(task_id: str) -> None:
             poll = build_status(TaskId(task_id), keep_alive=True)
             result = await transport.exchange(poll, timeout_s=30.0)
             if not isinstance(result, Answered) or result.response.body != BODY:
                 raise SystemExit(f"transports: {name} got {result}")
 
-        yield look
+        yield poll
         await transport.aclose()
 
     return stack
@@ -170,46 +170,46 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def cost_us(look: Look, looks: int, at_once: int) -> float:
-    """Make ``looks`` looks, ``at_once`` under way, at tasks that are looked at a few times each."""
-    left = iter(range(looks))
-    places = asyncio.Semaphore(PLACES)
+async def cost_us(poll: Poll, polls: int, at_once: int) -> float:
+    """Make ``polls`` polls, ``at_once`` in flight, at tasks that are polled a few times each."""
+    left = iter(range(polls))
+    slots = asyncio.Semaphore(SLOTS)
 
     async def worker(number: int) -> None:
         for turn in left:
-            async with places:
-                await look(f"task{number:08}{turn % 20:024}")
+            async with slots:
+                await poll(f"task{number:08}{turn % 20:024}")
 
     gc.collect()
     before = cpu_s()
     async with asyncio.TaskGroup() as group:
         for number in range(at_once):
             group.create_task(worker(number))
-    return (cpu_s() - before) / looks * 1e6
+    return (cpu_s() - before) / polls * 1e6
 
 
-async def measure(port: int, at_once: int, looks: int, rounds: int) -> dict[str, list[float]]:
+async def measure(port: int, at_once: int, polls: int, rounds: int) -> dict[str, list[float]]:
     """Return the microseconds of each stack, one figure a round."""
     costs: dict[str, list[float]] = {name: [] for name in STACKS}
     async with AsyncExitStack() as stack:
-        looking = {name: await stack.enter_async_context(make(port)) for name, make in STACKS.items()}
-        for look in looking.values():
-            await cost_us(look, max(at_once, looks // 5), at_once)  # connections, caches
+        polling = {name: await stack.enter_async_context(make(port)) for name, make in STACKS.items()}
+        for poll in polling.values():
+            await cost_us(poll, max(at_once, polls // 5), at_once)  # connections, caches
         for _ in range(rounds):
-            for name, look in looking.items():
-                costs[name].append(await cost_us(look, looks, at_once))
+            for name, poll in polling.items():
+                costs[name].append(await cost_us(poll, polls, at_once))
     return costs
 
 
-def reading_us(looks: int) -> dict[str, float]:
+def reading_us(polls: int) -> dict[str, float]:
     """Return the microseconds of reading one answer, by parser; the least of some rounds."""
     answer, task_id = WireResponse(status=200, body=BODY), TaskId(TASK)
     fast, found = envelope.fast_parser, {}
     parsers = {"json": lambda: None} if fast() is None else {"json": lambda: None, "orjson": fast}
     for name, fast_parser in parsers.items():
         envelope.fast_parser = fast_parser  # type: ignore[assignment]
-        rounds = timeit.repeat(lambda: parse_poll(answer, task_id), number=looks, repeat=5)
-        found[name] = min(rounds) / looks * 1e6
+        rounds = timeit.repeat(lambda: parse_poll(answer, task_id), number=polls, repeat=5)
+        found[name] = min(rounds) / polls * 1e6
     envelope.fast_parser = fast
     return found
 
@@ -219,7 +219,7 @@ def show(at_once: int, costs: dict[str, list[float]]) -> float:
     medians = {name: statistics.median(taken) for name, taken in costs.items()}
     pairs = zip(costs[OURS], costs[BARE], strict=True)
     ratio = statistics.median(mine / theirs for mine, theirs in pairs)
-    print(f"\n{at_once} in flight{'µs per look':>24}{'lowest':>9}{'highest':>9}{'of aiohttp':>12}")
+    print(f"\n{at_once} in flight{'µs per poll':>24}{'lowest':>9}{'highest':>9}{'of aiohttp':>12}")
     for name, taken in costs.items():
         share = f"{medians[name] / medians[BARE]:.2f}"
         print(f"  {name:<22}{medians[name]:>12.0f}{min(taken):>9.0f}{max(taken):>9.0f}{share:>12}")
@@ -238,34 +238,34 @@ def plot(path: Path, found: dict[int, dict[str, list[float]]]) -> None:
         for at_once, costs in found.items()
         for name, taken in costs.items()
     ]
-    draw_bars(path, "CPU of one look, microseconds", bars)
+    draw_bars(path, "CPU of one poll, microseconds", bars)
 
 
 def main() -> int:
     """Measure, print, judge."""
-    asked = parser(__doc__, short="5 rounds of 300 looks", long="15 rounds of 3,000 looks")
+    asked = parser(__doc__, short="5 rounds of 300 polls", long="15 rounds of 3,000 polls")
     asked.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a chart, too")
     asked.add_argument("--serve", action="store_true", help=SUPPRESS)
     options = asked.parse_args()
     if options.serve:
         asyncio.run(serve())
-    looks, rounds = (3000, 15) if options.long else (300, 5)
+    polls, rounds = (3000, 15) if options.long else (300, 5)
     introduce(
-        f"{rounds} rounds of {looks} looks; medians", ("httpx", "sniffio", "httpx2", "aiohttp", "orjson")
+        f"{rounds} rounds of {polls} polls; medians", ("httpx", "sniffio", "httpx2", "aiohttp", "orjson")
     )
     found: dict[int, dict[str, list[float]]] = {}
     good = True
     with child(__file__, "--serve") as server:
         port = int(first_line(server))
         for at_once in AT_ONCE:
-            found[at_once] = asyncio.run(measure(port, at_once, looks, rounds))
+            found[at_once] = asyncio.run(measure(port, at_once, polls, rounds))
             ratio = show(at_once, found[at_once])
             good = good and ratio <= MOST
             print(f"  {OURS} takes {ratio:.2f} times what {BARE} takes, limit {MOST}")
-    look = statistics.median(found[AT_ONCE[-1]][OURS])
-    print(f"\nreading the answer{'µs':>18}{f'of a look through {OURS}':>38}")
-    for name, taken in reading_us(looks).items():
-        print(f"  {name:<22}{taken:>12.1f}{taken / look:>38.1%}")
+    poll = statistics.median(found[AT_ONCE[-1]][OURS])
+    print(f"\nreading the answer{'µs':>18}{f'of a poll through {OURS}':>38}")
+    for name, taken in reading_us(polls).items():
+        print(f"  {name:<22}{taken:>12.1f}{taken / poll:>38.1%}")
     if options.plot:
         plot(options.plot, found)
     return exit_code(good=good, long=options.long)

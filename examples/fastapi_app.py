@@ -1,8 +1,8 @@
-"""A web backend: a picture is submitted in one request, its result comes by webhook, a restart loses nothing.
+"""A web backend: an image is submitted in one request, its result comes by webhook, a restart loses nothing.
 
-    POST /pictures {"image": "https://…"}   → 202 {"key": "…"}      on disk before it is answered
-    GET  /pictures/{key}                    → the state, and the result when it is there
-    POST /flux-callback                     ← the vendor
+    POST /images {"image": "https://…"}   → 202 {"key": "…"}      on disk before it is answered
+    GET  /images/{key}                    → the state, and the result after its end
+    POST /flux-callback                   ← the vendor
 
 Run it with one worker, where the vendor can reach it::
 
@@ -51,7 +51,7 @@ ENDPOINT = CallbackEndpoint(
 
 
 class Service:
-    """One endless batch, fed by requests; what it is given is in the journal first."""
+    """One endless batch, fed by requests; each job is in the journal before its request is answered."""
 
     def __init__(self, client: FluxClient, journal: Journal) -> None:
         self.client = client
@@ -59,27 +59,27 @@ class Service:
         self.queue: asyncio.Queue[Job] = asyncio.Queue()
 
     async def add(self, image: str) -> str:
-        """Keep a picture; from here on nothing loses it."""
+        """Store an image as a job; after that it cannot be lost."""
         job = Job(request=EditRequest.text_removal(image))
         await self.journal.add_jobs([job])
         self.queue.put_nowait(job)
         return job.key
 
     async def jobs(self) -> AsyncIterator[Job]:
-        """What an earlier process kept and did not begin, then what requests bring, for ever."""
+        """Yield the pending jobs of an earlier process, then those of requests, for ever."""
         async for job in self.journal.pending_jobs():
             yield job
         while True:
             yield await self.queue.get()
 
     async def run(self) -> None:
-        """Drive everything, until cancelled. What halts it (key, credits) is tried again: nothing is lost."""
+        """Run the batch until cancelled; after a halt (key, credits) it is started again: nothing is lost."""
         while True:
             try:
                 await self._run_batch()
             except FluxError as error:
-                logger.error("halted: %s", error)  # noqa: TRY400 - the words say it all
-            except Exception:  # requests are taken as long as the server runs, so this must run, too
+                logger.error("halted: %s", error)  # noqa: TRY400 - the message is enough
+            except Exception:  # requests are accepted while the server runs, so this must run, too
                 logger.exception("halted")
             await asyncio.sleep(PAUSE_S)
 
@@ -111,27 +111,27 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-class Picture(BaseModel):
-    """What is to be cleaned."""
+class Order(BaseModel):
+    """An image whose text is to be removed."""
 
     image: str
 
 
-@app.post("/pictures", status_code=202)
-async def submit(picture: Picture) -> dict[str, str]:
-    """Take a picture on."""
+@app.post("/images", status_code=202)
+async def submit(order: Order) -> dict[str, str]:
+    """Accept an image."""
     try:
-        return {"key": await app.state.service.add(picture.image)}
+        return {"key": await app.state.service.add(order.image)}
     except InvalidInput as error:
         raise HTTPException(422, str(error)) from error
 
 
-@app.get("/pictures/{key}")
-async def look(key: str) -> dict[str, Any]:
-    """Say how it stands."""
+@app.get("/images/{key}")
+async def status(key: str) -> dict[str, Any]:
+    """Return the state of an image."""
     stored = await app.state.service.journal.job(key)
     if stored is None:
-        raise HTTPException(404, "no such picture")
+        raise HTTPException(404, "no such image")
     job = stored.job
     problem = job.problem and job.problem.message
     return {"state": job.state, "task_id": job.task_id, "result_url": job.result_url, "problem": problem}

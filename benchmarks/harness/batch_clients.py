@@ -33,7 +33,7 @@ class Order(argparse.Namespace):
     Attributes:
         url: The server.
         tasks: How many pictures.
-        places: How many at once.
+        slots: How many at once.
         speed: By how much everything is shorter than at the vendor.
         paced: Whether to keep the vendor's 20 submits in 10 s.
         journal: Where a client may keep one.
@@ -42,7 +42,7 @@ class Order(argparse.Namespace):
     name: str
     url: str
     tasks: int
-    places: int
+    slots: int
     speed: float
     paced: bool
     journal: str
@@ -73,7 +73,7 @@ def page_in_threads(order: Order) -> int:
     with (
         Path(os.devnull).open("w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),  # it prints a lot
-        ThreadPoolExecutor(order.places) as threads,
+        ThreadPoolExecutor(order.slots) as threads,
     ):
         return sum(threads.map(one, order.images))
 
@@ -85,7 +85,7 @@ async def asked(request: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def remove_text(client: Any, order: Order, image: str, *, look_first: bool = False) -> str:
-    """Submit one picture and look every 3 s, as the page does, until it is done."""
+    """Submit one image and poll every 3 s, as the page does, until it is done."""
     base = f"{order.url}/api/v1/flux/kontext"
     body = {"prompt": PROMPT, "inputImage": image, "model": "flux-kontext-pro", "enableTranslation": True}
     answer = await asked(client.post(f"{base}/generate", json=body))
@@ -115,11 +115,11 @@ def httpx_client() -> Any:
 
 
 async def chunks(order: Order) -> int:
-    """The page's batch: chunks, each as fast as its slowest. It looks before it sleeps, as the page does."""
+    """The page's batch: chunks, each as fast as its slowest. It polls before it sleeps, as the page does."""
     finished = 0
     async with httpx_client() as client:
-        for first in range(0, order.tasks, order.places):
-            batch = order.images[first : first + order.places]
+        for first in range(0, order.tasks, order.slots):
+            batch = order.images[first : first + order.slots]
             results = await asyncio.gather(  # noqa: TID251 - it is what users write
                 *(remove_text(client, order, image, look_first=True) for image in batch),
                 return_exceptions=True,
@@ -136,12 +136,12 @@ def aiohttp_client() -> Any:
 
 
 async def gather(order: Order, make_client: Callable[[], Any] = httpx_client) -> int:
-    """All of them at once, held back by a semaphore; it sleeps before it looks, which saves a request."""
-    places = asyncio.Semaphore(order.places)
+    """All of them at once, held back by a semaphore; it sleeps before it polls, which saves a request."""
+    slots = asyncio.Semaphore(order.slots)
     async with make_client() as client:
 
         async def one(image: str) -> str:
-            async with places:
+            async with slots:
                 return await remove_text(client, order, image)
 
         results = await asyncio.gather(*map(one, order.images), return_exceptions=True)  # noqa: TID251 - as above
@@ -149,7 +149,7 @@ async def gather(order: Order, make_client: Callable[[], Any] = httpx_client) ->
 
 
 async def aiometer(order: Order) -> int:
-    """The same, held back by aiometer, which can also keep a pace."""
+    """The same, held back by aiometer, which can also keep a rate limit."""
     import aiometer as library  # noqa: PLC0415
 
     async with httpx_client() as client:
@@ -160,8 +160,8 @@ async def aiometer(order: Order) -> int:
             except RuntimeError:
                 return False
 
-        pace = 2.0 * order.speed if order.paced else None
-        async with library.amap(one, order.images, max_at_once=order.places, max_per_second=pace) as results:
+        rate = 2.0 * order.speed if order.paced else None
+        async with library.amap(one, order.images, max_at_once=order.slots, max_per_second=rate) as results:
             return sum([result async for result in results])
 
 
@@ -178,8 +178,8 @@ async def ours(order: Order, *, transport: str) -> int:
     generation_times._GUESS = generation_times._guess()  # noqa: SLF001
     policy = PollPolicy()
     polling = PollPolicy(poll_cost_s=policy.poll_cost_s / order.speed, cap_s=policy.cap_s / order.speed)
-    pace = {"window_s": 10.0 / order.speed} if order.paced else {"submits": 10**6, "window_s": 1.0}
-    limits = Limits(in_flight=order.places, **pace)  # type: ignore[arg-type]
+    rate = {"window_s": 10.0 / order.speed} if order.paced else {"submits": 10**6, "window_s": 1.0}
+    limits = Limits(in_flight=order.slots, **rate)  # type: ignore[arg-type]
     finished = 0
     async with (
         FluxClient("test", order.url, limits=limits, polling=polling, transport=transport) as client,
@@ -205,7 +205,7 @@ CLIENTS: dict[str, Callable[[Order], int | Coroutine[Any, Any, int]]] = {
 
 
 class WithoutSniffio(importlib.machinery.PathFinder):
-    """Looks for ``sniffio`` in vain, as long as it would take where it is not installed."""
+    """Searches for ``sniffio`` in vain, as long as it would take where it is not installed."""
 
     @classmethod
     def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
@@ -214,7 +214,7 @@ class WithoutSniffio(importlib.machinery.PathFinder):
 
 
 def hide_sniffio() -> None:
-    """Have what ``pip install httpx`` brings: httpx looks for sniffio at every lock, in vain."""
+    """Have what ``pip install httpx`` brings: httpx searches for sniffio at every lock, in vain."""
     at = sys.meta_path.index(importlib.machinery.PathFinder)  # type: ignore[arg-type]
     sys.meta_path[at] = WithoutSniffio  # type: ignore[call-overload]
 
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("name", choices=CLIENTS)
     parser.add_argument("url")
     parser.add_argument("--tasks", type=int, required=True)
-    parser.add_argument("--places", type=int, required=True)
+    parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--speed", type=float, required=True)
     parser.add_argument("--paced", action="store_true")
     parser.add_argument("--sniffio", action="store_true")

@@ -33,7 +33,7 @@ class Bar:
 
 
 def write(path: Path, width: int, height: int, content: str) -> None:
-    """Write a picture on white ground."""
+    """Write an image on white ground."""
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'font-family="sans-serif" font-size="12"><rect width="{width}" height="{height}" fill="white"/>\n'

@@ -55,7 +55,7 @@ def exit_code(*, good: bool, long: bool) -> int:
     where something breaks.
     """
     if not good and not long:
-        print("a limit was missed; in the short form that is only told", file=sys.stderr)
+        print("a limit was missed; in the short form that is only reported", file=sys.stderr)
     return int(long and not good)
 
 

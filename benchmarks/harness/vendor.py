@@ -2,7 +2,7 @@
 
     python vendor.py --speed 4 --seed 1 --submits 20 --trip 0.1
 
-Its clock is the real one, so that the times it tells mean to a client what the vendor's do. ``--speed``
+Its clock is the real one, so that its times mean the same to a client as the vendor's. ``--speed``
 shortens what a task takes, the window of the rate limit, and the way there and back.
 """
 

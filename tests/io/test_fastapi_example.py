@@ -65,9 +65,7 @@ def serving(sandbox: str, journal: Path, port: int) -> Iterator[subprocess.Popen
 def answers(port: int) -> bool:
     """Whether the server is up."""
     try:
-        return (
-            httpx.get(f"http://127.0.0.1:{port}/pictures/none", timeout=60, verify=PLAIN).status_code == 404
-        )
+        return httpx.get(f"http://127.0.0.1:{port}/images/none", timeout=60, verify=PLAIN).status_code == 404
     except httpx.HTTPError:
         return False
 
@@ -82,10 +80,8 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 def state(port: int, key: str) -> dict[str, Any]:
-    """Ask the example how a picture stands."""
-    told: dict[str, Any] = httpx.get(
-        f"http://127.0.0.1:{port}/pictures/{key}", timeout=60, verify=PLAIN
-    ).json()
+    """Return the state of an image."""
+    told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/images/{key}", timeout=60, verify=PLAIN).json()
     return told
 
 
@@ -97,11 +93,11 @@ def sandbox(start_sandbox: Any) -> str:
 
 
 def test_submitted_in_one_request_told_by_webhook_killed_in_between(sandbox: str, tmp_path: Path) -> None:
-    """Every picture that was acknowledged ends once, whatever happens to the server; none is paid twice."""
+    """Every image that was acknowledged ends once, whatever happens to the server; none is paid twice."""
     pytest.importorskip("fastapi")
     port, journal = free_port(), tmp_path / "app.sqlite3"
     images = [f"https://pictures.example/{number}.jpg" for number in range(8)]  # one each half second
-    url = f"http://127.0.0.1:{port}/pictures"
+    url = f"http://127.0.0.1:{port}/images"
     with serving(sandbox, journal, port) as process:
         assert httpx.post(url, json={"image": "no address"}, timeout=60).status_code == 422
         keys = [httpx.post(url, json={"image": image}, timeout=60).json()["key"] for image in images]

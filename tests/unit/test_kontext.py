@@ -29,7 +29,14 @@ from flux_async.api.common_api import build_credit, build_download_url, parse_cr
 from flux_async.api.echo import compare
 from flux_async.api.envelope import WireResponse
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.kontext import build_status, build_submit, is_for_task, parse_status, parse_submit
+from flux_async.api.kontext import (
+    build_status,
+    build_submit,
+    is_for_task,
+    parse_poll,
+    parse_status,
+    parse_submit,
+)
 from flux_async.api.models_table import ModelRow, OnWire
 from flux_async.api.parsing import image_of
 from flux_async.api.stored_requests import store_request
@@ -226,6 +233,14 @@ def test_hostile_json_is_no_crash(phase: str, body: bytes) -> None:
     """Nesting and numbers that break JSON readers are just another unreadable answer."""
     with pytest.raises(FluxError):
         read(phase, WireResponse(status=200, body=body))
+
+
+def test_a_poll_reads_a_failure_in_the_envelope_as_a_failed_task() -> None:
+    """The record of a wait is the same as that of a status request."""
+    response = WireResponse(status=200, body=b'{"code":501,"msg":"failed"}')
+    record = parse_poll(response, TASK)
+    assert record == parse_status(response, TASK)
+    assert (record.status, record.error_code) == (TaskStatus.GENERATE_FAILED, 501)
 
 
 def test_a_missing_record_names_its_task() -> None:

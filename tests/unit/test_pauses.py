@@ -1,4 +1,4 @@
-"""How long do all requests of one kind pause, and when does a run give up?"""
+"""How long all requests of one kind pause, and when a run halts because of it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def outage(*, took: float = 0.0, at: float = BEGAN) -> Pause:
     return pause
 
 
-def test_tries_of_an_unreachable_service_grow_rarer() -> None:
-    """1, 2, 4, 8 seconds, then 15; the draw takes up to half of it away."""
+def test_tries_at_an_unreachable_service_become_rarer() -> None:
+    """After 1, 2, 4, 8, then 15 s, less up to half by the draw."""
     pause, delays = Pause(), []
     for _ in range(6):
         pause.saw_unreachable(REFUSED, BEGAN, BEGAN, 0.0)
@@ -34,8 +34,16 @@ def test_tries_of_an_unreachable_service_grow_rarer() -> None:
     assert pause.delay(BEGAN) == 15
 
 
-def test_an_answer_ends_a_pause_where_its_request_is_younger() -> None:
-    """What was on its way before the last failure says nothing."""
+def test_a_try_holds_the_others_back() -> None:
+    """Other requests wait for its end, or longer if the pause lasts longer."""
+    pause = outage()
+    pause.hold(BEGAN, 60.0)
+    pause.hold(BEGAN, 5.0)
+    assert pause.delay(BEGAN) == 60.0
+
+
+def test_an_answer_ends_a_pause_if_its_request_is_younger() -> None:
+    """A request that began before the last failure proves nothing."""
     pause = outage(took=2.0)
     assert not Pause().saw_answer(BEGAN, BEGAN)
     assert not pause.saw_answer(BEGAN + 1.0, BEGAN + 3.0)
