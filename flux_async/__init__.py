@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flux_async.public import *  # noqa: F403 - the names are listed there
-    from flux_async.public import __all__ as __all__
 
 __version__ = "0.1.0"
 
@@ -19,10 +18,13 @@ __version__ = "0.1.0"
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        public = import_module("flux_async.public")
-        if name != "__all__" and name not in public.__all__:
+        public = vars(import_module("flux_async.public"))
+        names = sorted(each for each in public if each != "annotations" and not each.startswith("_"))
+        if name == "__all__":
+            return names
+        if name not in names:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(public, name)
+        return public[name]
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *import_module("flux_async.public").__all__})
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -1,197 +1,100 @@
-"""The public names of the package, taken from their modules."""
+"""The public names of the package, one line each: the module that has it, and the name."""
 
 from __future__ import annotations
 
-from flux_async.api.models_table import Model
-from flux_async.api.webhooks import CallbackEndpoint
-from flux_async.batch.operations import (
-    Adopted,
-    FetchReport,
-    Rekeyed,
-    RekeyEvidence,
-    Retried,
-    adopt,
-    fetch_missing,
-    rekey,
-    retry,
-)
-from flux_async.batch.options import BatchOptions
-from flux_async.batch.progress import BatchProgress
-from flux_async.batch.runner import BatchRun, run_batch
-from flux_async.client import FluxClient
-from flux_async.errors import (
-    AddressForbidden,
-    ApiError,
-    AuthenticationError,
-    BudgetExhausted,
-    CallbackRejected,
-    Charge,
-    ClientClosed,
-    ConfigurationError,
-    ConnectionLost,
-    ContentPolicyError,
-    DeadlineExceeded,
-    DiskFull,
-    DownloadCutShort,
-    DownloadError,
-    DownloadTimedOut,
-    FeatureDisabledError,
-    FluxError,
-    FolderNotWritable,
-    InsufficientCreditsError,
-    InvalidInput,
-    InvalidRequestError,
-    JobConflictError,
-    JournalBusyError,
-    JournalDisplaced,
-    JournalError,
-    JournalRecordsLost,
-    JournalVersionError,
-    KeyLimitError,
-    MaintenanceError,
-    MissingExtra,
-    NotAnImage,
-    NotFoundError,
-    PermissionDeniedError,
-    PollDeadlineExceeded,
-    RateLimitedError,
-    RequestNotSent,
-    ResultExpired,
-    ResultTooLarge,
-    Scope,
-    ServerError,
-    TaskFailed,
-    TaskMismatch,
-    TooManyUnknownAnswers,
-    UnexpectedResponse,
-    UploadRejected,
-    WrongEventLoop,
-)
-from flux_async.files.image_writer import ImageStream, SavedFile
-from flux_async.files.sink import FolderSink, SavedResult, Sink
-from flux_async.journal.store import Journal
-from flux_async.models import (
-    AspectRatio,
-    CallbackEvent,
-    Echo,
-    EditRequest,
-    Failed,
-    GenerateRequest,
-    ImageResult,
-    InDoubt,
-    InDoubtPolicy,
-    Job,
-    JobKey,
-    LocalImage,
-    Outcome,
-    OutputFormat,
-    RequestOptions,
-    Succeeded,
-    TaskId,
-    TaskRecord,
-    TaskStatus,
-    UnclaimedTask,
-    UploadedFile,
-)
-from flux_async.policy.downloads import DownloadLimits
-from flux_async.policy.polling import PollPolicy
-from flux_async.policy.rate_limit import Limits
-from flux_async.policy.retry import RetryPolicy
-from flux_async.webhook import WebhookReceiver
-
-__all__ = [
-    "AddressForbidden",
-    "Adopted",
-    "ApiError",
-    "AspectRatio",
-    "AuthenticationError",
-    "BatchOptions",
-    "BatchProgress",
-    "BatchRun",
-    "BudgetExhausted",
-    "CallbackEndpoint",
-    "CallbackEvent",
-    "CallbackRejected",
-    "Charge",
-    "ClientClosed",
-    "ConfigurationError",
-    "ConnectionLost",
-    "ContentPolicyError",
-    "DeadlineExceeded",
-    "DiskFull",
-    "DownloadCutShort",
-    "DownloadError",
-    "DownloadLimits",
-    "DownloadTimedOut",
-    "Echo",
-    "EditRequest",
-    "Failed",
-    "FeatureDisabledError",
-    "FetchReport",
-    "FluxClient",
-    "FluxError",
-    "FolderNotWritable",
-    "FolderSink",
-    "GenerateRequest",
-    "ImageResult",
-    "ImageStream",
-    "InDoubt",
-    "InDoubtPolicy",
-    "InsufficientCreditsError",
-    "InvalidInput",
-    "InvalidRequestError",
-    "Job",
-    "JobConflictError",
-    "JobKey",
-    "Journal",
-    "JournalBusyError",
-    "JournalDisplaced",
-    "JournalError",
-    "JournalRecordsLost",
-    "JournalVersionError",
-    "KeyLimitError",
-    "Limits",
-    "LocalImage",
-    "MaintenanceError",
-    "MissingExtra",
-    "Model",
-    "NotAnImage",
-    "NotFoundError",
-    "Outcome",
-    "OutputFormat",
-    "PermissionDeniedError",
-    "PollDeadlineExceeded",
-    "PollPolicy",
-    "RateLimitedError",
-    "RekeyEvidence",
-    "Rekeyed",
-    "RequestNotSent",
-    "RequestOptions",
-    "ResultExpired",
-    "ResultTooLarge",
-    "Retried",
-    "RetryPolicy",
-    "SavedFile",
-    "SavedResult",
-    "Scope",
-    "ServerError",
-    "Sink",
-    "Succeeded",
-    "TaskFailed",
-    "TaskId",
-    "TaskMismatch",
-    "TaskRecord",
-    "TaskStatus",
-    "TooManyUnknownAnswers",
-    "UnclaimedTask",
-    "UnexpectedResponse",
-    "UploadRejected",
-    "UploadedFile",
-    "WebhookReceiver",
-    "WrongEventLoop",
-    "adopt",
-    "fetch_missing",
-    "rekey",
-    "retry",
-    "run_batch",
-]
+# An import of a name as itself makes it public for type checkers.
+# ruff: noqa: PLC0414
+from flux_async.api.models_table import Model as Model
+from flux_async.api.webhooks import CallbackEndpoint as CallbackEndpoint
+from flux_async.batch.operations import Adopted as Adopted
+from flux_async.batch.operations import FetchReport as FetchReport
+from flux_async.batch.operations import Rekeyed as Rekeyed
+from flux_async.batch.operations import RekeyEvidence as RekeyEvidence
+from flux_async.batch.operations import Retried as Retried
+from flux_async.batch.operations import adopt as adopt
+from flux_async.batch.operations import fetch_missing as fetch_missing
+from flux_async.batch.operations import rekey as rekey
+from flux_async.batch.operations import retry as retry
+from flux_async.batch.options import BatchOptions as BatchOptions
+from flux_async.batch.progress import BatchProgress as BatchProgress
+from flux_async.batch.runner import BatchRun as BatchRun
+from flux_async.batch.runner import run_batch as run_batch
+from flux_async.client import FluxClient as FluxClient
+from flux_async.errors import AddressForbidden as AddressForbidden
+from flux_async.errors import ApiError as ApiError
+from flux_async.errors import AuthenticationError as AuthenticationError
+from flux_async.errors import BudgetExhausted as BudgetExhausted
+from flux_async.errors import CallbackRejected as CallbackRejected
+from flux_async.errors import Charge as Charge
+from flux_async.errors import ClientClosed as ClientClosed
+from flux_async.errors import ConfigurationError as ConfigurationError
+from flux_async.errors import ConnectionLost as ConnectionLost
+from flux_async.errors import ContentPolicyError as ContentPolicyError
+from flux_async.errors import DeadlineExceeded as DeadlineExceeded
+from flux_async.errors import DiskFull as DiskFull
+from flux_async.errors import DownloadCutShort as DownloadCutShort
+from flux_async.errors import DownloadError as DownloadError
+from flux_async.errors import DownloadTimedOut as DownloadTimedOut
+from flux_async.errors import FeatureDisabledError as FeatureDisabledError
+from flux_async.errors import FluxError as FluxError
+from flux_async.errors import FolderNotWritable as FolderNotWritable
+from flux_async.errors import InsufficientCreditsError as InsufficientCreditsError
+from flux_async.errors import InvalidInput as InvalidInput
+from flux_async.errors import InvalidRequestError as InvalidRequestError
+from flux_async.errors import JobConflictError as JobConflictError
+from flux_async.errors import JournalBusyError as JournalBusyError
+from flux_async.errors import JournalDisplaced as JournalDisplaced
+from flux_async.errors import JournalError as JournalError
+from flux_async.errors import JournalRecordsLost as JournalRecordsLost
+from flux_async.errors import JournalVersionError as JournalVersionError
+from flux_async.errors import KeyLimitError as KeyLimitError
+from flux_async.errors import MaintenanceError as MaintenanceError
+from flux_async.errors import MissingExtra as MissingExtra
+from flux_async.errors import NotAnImage as NotAnImage
+from flux_async.errors import NotFoundError as NotFoundError
+from flux_async.errors import PermissionDeniedError as PermissionDeniedError
+from flux_async.errors import PollDeadlineExceeded as PollDeadlineExceeded
+from flux_async.errors import RateLimitedError as RateLimitedError
+from flux_async.errors import RequestNotSent as RequestNotSent
+from flux_async.errors import ResultExpired as ResultExpired
+from flux_async.errors import ResultTooLarge as ResultTooLarge
+from flux_async.errors import Scope as Scope
+from flux_async.errors import ServerError as ServerError
+from flux_async.errors import TaskFailed as TaskFailed
+from flux_async.errors import TaskMismatch as TaskMismatch
+from flux_async.errors import TooManyUnknownAnswers as TooManyUnknownAnswers
+from flux_async.errors import UnexpectedResponse as UnexpectedResponse
+from flux_async.errors import UploadRejected as UploadRejected
+from flux_async.errors import WrongEventLoop as WrongEventLoop
+from flux_async.files.image_writer import ImageStream as ImageStream
+from flux_async.files.image_writer import SavedFile as SavedFile
+from flux_async.files.sink import FolderSink as FolderSink
+from flux_async.files.sink import SavedResult as SavedResult
+from flux_async.files.sink import Sink as Sink
+from flux_async.journal.store import Journal as Journal
+from flux_async.models import AspectRatio as AspectRatio
+from flux_async.models import CallbackEvent as CallbackEvent
+from flux_async.models import Echo as Echo
+from flux_async.models import EditRequest as EditRequest
+from flux_async.models import Failed as Failed
+from flux_async.models import GenerateRequest as GenerateRequest
+from flux_async.models import ImageResult as ImageResult
+from flux_async.models import InDoubt as InDoubt
+from flux_async.models import InDoubtPolicy as InDoubtPolicy
+from flux_async.models import Job as Job
+from flux_async.models import JobKey as JobKey
+from flux_async.models import LocalImage as LocalImage
+from flux_async.models import Outcome as Outcome
+from flux_async.models import OutputFormat as OutputFormat
+from flux_async.models import RequestOptions as RequestOptions
+from flux_async.models import Succeeded as Succeeded
+from flux_async.models import TaskId as TaskId
+from flux_async.models import TaskRecord as TaskRecord
+from flux_async.models import TaskStatus as TaskStatus
+from flux_async.models import UnclaimedTask as UnclaimedTask
+from flux_async.models import UploadedFile as UploadedFile
+from flux_async.policy.downloads import DownloadLimits as DownloadLimits
+from flux_async.policy.polling import PollPolicy as PollPolicy
+from flux_async.policy.rate_limit import Limits as Limits
+from flux_async.policy.retry import RetryPolicy as RetryPolicy
+from flux_async.webhook import WebhookReceiver as WebhookReceiver
