@@ -15,10 +15,8 @@ import attrs
 
 from flux_async.advice import python_words
 from flux_async.api.common_api import build_credit, parse_credit
-from flux_async.api.echo import compare
 from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.api.parsing import check_task_id
-from flux_async.api.stored_requests import store_request
 from flux_async.batch.options import BatchOptions
 from flux_async.batch.runner import gather
 from flux_async.clock import Clock, SystemClock
@@ -32,7 +30,6 @@ from flux_async.files.upload import Uploads
 from flux_async.models import (
     TEXT_REMOVAL_PROMPT,
     CallbackEvent,
-    Echo,
     EditRequest,
     GenerateRequest,
     ImageRequest,
@@ -72,6 +69,16 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 300.0
 
 
+def _of_kind(value: T, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind):
+        raise InvalidInput(f"{name} must be a {kind.__name__}, not {shown(value)}.")
+    return value
+
+
+def _is_of(kind: type[object]) -> Callable[[object, attrs.Attribute[Any], object], object]:
+    return lambda _, attribute, value: _of_kind(value, kind, attribute.name)
+
+
 @attrs.frozen(kw_only=True)
 class ClientOptions:
     """Settings of a client that :meth:`FluxClient.with_options` changes.
@@ -86,12 +93,10 @@ class ClientOptions:
         InvalidInput: A value of the wrong type, or out of range.
     """
 
-    timeout: float = attrs.field(validator=positive_number)
-    polling: PollPolicy = attrs.field(validator=lambda _, at, value: _of_kind(value, PollPolicy, at.name))
-    retry: RetryPolicy = attrs.field(validator=lambda _, at, value: _of_kind(value, RetryPolicy, at.name))
-    download_limits: DownloadLimits = attrs.field(
-        validator=lambda _, at, value: _of_kind(value, DownloadLimits, at.name)
-    )
+    timeout: float = attrs.field(default=DEFAULT_TIMEOUT_S, validator=positive_number)
+    polling: PollPolicy = attrs.field(factory=PollPolicy, validator=_is_of(PollPolicy))
+    retry: RetryPolicy = attrs.field(validator=_is_of(RetryPolicy))
+    download_limits: DownloadLimits = attrs.field(factory=DownloadLimits, validator=_is_of(DownloadLimits))
 
     def changed(self, **given: Any) -> ClientOptions:
         """Return these options with those that are not None in their place."""
@@ -155,12 +160,7 @@ class FluxClient:
 
         limits = Limits() if limits is None else _of_kind(limits, Limits, "limits")
         rng = random.Random() if rng is None else _of_kind(rng, random.Random, "rng")  # noqa: S311 - jitter
-        defaults = ClientOptions(
-            timeout=DEFAULT_TIMEOUT_S,
-            polling=PollPolicy(),
-            retry=RetryPolicy(window_s=limits.window_s),
-            download_limits=DownloadLimits(),
-        )
+        defaults = ClientOptions(retry=RetryPolicy(window_s=limits.window_s))
         self._credentials: Credentials = credentials
         self._options: ClientOptions = defaults.changed(
             timeout=timeout, polling=polling, retry=retry, download_limits=download_limits
@@ -379,7 +379,9 @@ class FluxClient:
         match_suffix: bool = False,
         retry: bool = True,
     ) -> SavedFile:
-        """Download an image to disk; the file appears under its name only when it is whole.
+        """Download an image to disk; return the path of the file, the digest of its bytes, and its size.
+
+        The file appears under its name only when it is whole.
 
         The file host receives neither key nor cookies. Redirects are followed, at most five, and only to
         public addresses, or to the kind the API itself has. A download that breaks off is resumed, if the
@@ -393,9 +395,6 @@ class FluxClient:
             timeout: Seconds for the whole download; left out, the client's.
             match_suffix: Give the file the ending its content has: a JPEG may arrive where PNG was asked for.
             retry: False makes one try only.
-
-        Returns:
-            The path of the file, the digest of its bytes, and its size.
 
         Raises:
             ResultExpired: The file host refuses it, and it is older than the vendor keeps results (14 days).
@@ -495,7 +494,7 @@ class FluxClient:
                 )
             except FluxError as error:
                 if isinstance(error, TaskFailed) and error.record is not None:
-                    self._check_echo(error.record, sent)
+                    self._session.submitter.check_echo(error.record, sent)
                 log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
                 raise as_paid(error, task_id) from None
             except BaseException as cancelled:
@@ -514,10 +513,7 @@ class FluxClient:
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> ImageResult:
-        """Return ``image``, an http(s) URL or a file, without its text.
-
-        ``options`` are the fields of :class:`EditRequest`.
-        """
+        """Return ``image``, a URL or a file, without its text. ``options`` are fields of EditRequest."""
         request = EditRequest.text_removal(await choose(image), prompt=prompt, **options)
         return await self.run(request, timeout=timeout)
 
@@ -529,17 +525,14 @@ class FluxClient:
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> ImageResult:
-        """Return ``image``, an http(s) URL or a file, changed as ``prompt`` says.
-
-        ``options`` are the fields of :class:`EditRequest`.
-        """
+        """Return ``image``, a URL or a file, changed by ``prompt``. ``options`` are fields of EditRequest."""
         request = EditRequest(prompt=prompt, input_image=await choose(image), **options)
         return await self.run(request, timeout=timeout)
 
     async def generate(
         self, prompt: str, *, timeout: float | None = None, **options: Unpack[RequestOptions]
     ) -> ImageResult:
-        """Return an image of ``prompt``. ``options`` are the fields of :class:`GenerateRequest`."""
+        """Return an image of ``prompt``. ``options`` are fields of GenerateRequest."""
         return await self.run(GenerateRequest(prompt=prompt, **options), timeout=timeout)
 
     async def remove_text_many(
@@ -571,11 +564,7 @@ class FluxClient:
     async def _submit(
         self, request: ImageRequest, deadline: float, call: Call
     ) -> tuple[TaskId, ImageRequest]:
-        """Upload the image if it is a file, submit, and submit again only if that cannot pay twice.
-
-        Returns:
-            The task, and the request as it was sent, with the address of the upload.
-        """
+        """Upload the image if it is a file, and submit; return the task and the request as it was sent."""
         self.check_reachable(request)
         if (words := mistyped_in_words(request)) is not None:
             log(logging.WARNING, "%s", words)
@@ -587,18 +576,8 @@ class FluxClient:
 
     def _with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
         """Return a result with the comparison of its record with the request."""
-        echo = None if image.record is None else self._check_echo(image.record, request)
+        echo = None if image.record is None else self._session.submitter.check_echo(image.record, request)
         return attrs.evolve(image, echo=echo)
-
-    def _check_echo(self, record: TaskRecord, request: ImageRequest) -> Echo | None:
-        """Compare a record with a request; None for a file, whose address in the submit is not known here.
-
-        Raises:
-            TaskMismatch: The record is of another request.
-        """
-        if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
-            return None
-        return self._session.submitter.judge_echo(record, compare(record.params, store_request(request)))
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Make a request that costs nothing, with retries, and return its parsed answer."""
@@ -617,9 +596,3 @@ class _ClientWithOptions(FluxClient):
         self._session = session
         self._poller = poller
         self._options = options
-
-
-def _of_kind(value: T, kind: type[T], name: str) -> T:
-    if not isinstance(value, kind):
-        raise InvalidInput(f"{name} must be a {kind.__name__}, not {shown(value)}.")
-    return value

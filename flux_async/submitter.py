@@ -26,9 +26,18 @@ from typing import Any
 import attrs
 
 from flux_async.api import Api
-from flux_async.api.echo import Comparison, SubmitLog, in_words, is_contradiction, mismatch, subject_of
+from flux_async.api.echo import (
+    Comparison,
+    SubmitLog,
+    compare,
+    in_words,
+    is_contradiction,
+    mismatch,
+    subject_of,
+)
 from flux_async.api.envelope import READ_ADVICE, WireRequest, WireResponse
 from flux_async.api.parsing import ids_in, kept_answer
+from flux_async.api.stored_requests import store_request
 from flux_async.clock import Clock, Signal
 from flux_async.errors import (
     Charge,
@@ -43,7 +52,7 @@ from flux_async.errors import (
     TooManyUnknownAnswers,
     UnexpectedResponse,
 )
-from flux_async.models import Echo, JobKey, TaskId, TaskRecord
+from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, LocalImage, TaskId, TaskRecord
 from flux_async.policy.rate_limit import CircuitBreaker, Pause, RateLimiter
 from flux_async.policy.retry import RetryPolicy
 from flux_async.transport import Answered, NotSent, SendResult, Transport
@@ -284,6 +293,16 @@ class Submitter:
         """Return the error, counted with the unknown answers: too many of them halt."""
         self._judged(error, self.clock.monotonic())
         return error
+
+    def check_echo(self, record: TaskRecord, request: ImageRequest) -> Echo | None:
+        """Compare a record with a request; None for a file, whose address in the submit is not known here.
+
+        Raises:
+            TaskMismatch: The record is of another request.
+        """
+        if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
+            return None
+        return self.judge_echo(record, compare(record.params, store_request(request)))
 
     def judge_echo(
         self,
