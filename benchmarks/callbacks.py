@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_async import CallbackEndpoint, FluxClient, Journal, run_batch
-from flux_async.cli.run_options import Place
+from flux_async.cli.run_options import ListenAddress
 from flux_async.cli.webhook_server import bind, listening
 from harness.processes import child, free_port, read_ledger, sandbox
 from harness.report import exit_code, introduce, parser
@@ -46,7 +46,7 @@ async def work(url: str, path: str, jobs: int, port: int) -> None:
         images = [f"https://pictures.example/{n}.jpg" for n in range(jobs)]
         async with contextlib.AsyncExitStack() as stack:
             if endpoint is not None:
-                listener = bind(Place("127.0.0.1", port))
+                listener = bind(ListenAddress("127.0.0.1", port))
                 await stack.enter_async_context(listening(listener, endpoint, journal, client))
             async with run_batch(client, images, journal=journal, callbacks=endpoint) as batch:
                 async for _ in batch:

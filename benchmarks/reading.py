@@ -34,9 +34,9 @@ from flux_async import FluxClient, Limits, PollPolicy
 from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.cli.credits import Spending
 from flux_async.cli.display import MessageConsole, RunDisplay
-from flux_async.cli.input_reader import Intake
+from flux_async.cli.input_reader import InputReader
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.run_command import RemoveText
+from flux_async.cli.run_command import RunCommand
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
 from flux_async.cli.terminal import Output
@@ -83,15 +83,15 @@ async def work(path: str, folder: Path) -> dict[str, float]:
     inputs = gather_inputs([], [path])
     limits, polling = Limits(submits=1000, window_s=0.01), PollPolicy(first_s=0.0, interval_s=0.01)
 
-    async def select(intake: Intake, _: Spending) -> None:
+    async def select(reader: InputReader, _: Spending) -> None:
         nonlocal read_at
-        await intake.take(inputs)
+        await reader.read(inputs)
         read_at = time.perf_counter()
 
     console = MessageConsole()
     console.quiet = True
-    await RemoveText(
-        order=RunOptions(folder=folder, limits=limits, max_credits=5.0, download=False),
+    await RunCommand(
+        options=RunOptions(folder=folder, limits=limits, max_credits=5.0, download=False),
         select=select,
         make_client=lambda: FluxClient(
             "k", "http://127.0.0.1:1", transport=vendor, limits=limits, polling=polling

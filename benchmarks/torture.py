@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_async import CallbackEndpoint, FluxClient, Journal, Limits, PollPolicy, run_batch
-from flux_async.cli.run_options import Place
+from flux_async.cli.run_options import ListenAddress
 from flux_async.cli.webhook_server import bind, listening
 from harness.processes import child, first_line, free_port, read_ledger, sandbox
 from harness.report import introduce, parser
@@ -72,7 +72,7 @@ def receiving(
     """Receive callbacks, where there are any."""
     if endpoint is None:
         return contextlib.nullcontext()
-    return listening(bind(Place("127.0.0.1", port)), endpoint, journal, client)
+    return listening(bind(ListenAddress("127.0.0.1", port)), endpoint, journal, client)
 
 
 # --- the parent -------------------------------------------------------------------------------------------

@@ -27,21 +27,17 @@ ACTIONS = frozenset(
         "wait",
     }
 )
-"""Every name that a template may hold in braces."""
+"""All names that a template may hold in braces."""
 
 
 def fill(template: str, words: Mapping[str, str]) -> str:
-    """Return ``template`` with each action replaced by its words; other braces stay as they are."""
+    """Return ``template`` with each action replaced by its words; other braces stay."""
     filled = re.sub(r"\{([a-z_]+)\}", lambda found: words.get(found[1], found[0]), template)
     return filled.strip()
 
 
 def python_words(task_id: str | None) -> Mapping[str, str]:
-    """Return the words of every action for a caller of the library.
-
-    Args:
-        task_id: The task that the error is about, if known.
-    """
+    """Return the words of every action for users of the library; ``task_id`` is that of the error."""
     task = "task_id" if task_id is None else repr(str(task_id))
     return {
         "check_network": "check KIE_BASE_URL and the network",

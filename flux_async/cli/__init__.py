@@ -1,4 +1,4 @@
-"""The command line, ``flux-async``: needs the extra ``cli``; this module itself does not."""
+"""The command line, ``flux-async``. It needs the extra ``cli``; this module itself does not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line and end the process with its exit code."""
+    """Run the command line and exit with its exit code."""
     if sys.platform == "win32":
         sys.stderr.write("The command line runs on Linux and macOS. On Windows, run it inside WSL.\n")
         sys.exit(_USAGE)
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _interrupt_on_termination() -> None:
-    """End as by Ctrl-C when the process is told to end before a command listens for that."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, until a command listens for them."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup
             signal.signal(number, signal.default_int_handler)
@@ -38,6 +38,6 @@ def _run() -> int:
         sys.stderr.write(f"The command line needs the extra cli. Run: {install_command('cli')}\n")
         return _USAGE
     from flux_async.cli.commands import cli  # noqa: PLC0415 - needs the extra
-    from flux_async.cli.terminal import run_command  # noqa: PLC0415 - needs the extra
+    from flux_async.cli.terminal import run_cli  # noqa: PLC0415 - needs the extra
 
-    return run_command(cli)
+    return run_cli(cli)

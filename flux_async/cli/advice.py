@@ -1,6 +1,6 @@
-"""What the command line advises: after an error, after a run, about a task that is paid.
+"""The advice of the command line: after an error, after a run, about a paid task.
 
-No advice leads to a second charge, unless it says so: ``tests/io/test_cli_advice.py`` runs the commands that
+No advice leads to a second charge, without saying so: ``tests/io/test_cli_advice.py`` runs the commands that
 are printed here. "The same command again" is advised only where it pays for nothing twice; some options
 repeat a charge, and the advice then says to leave them out.
 """
@@ -22,22 +22,22 @@ _SOON_WRITTEN = 5_000
 
 
 def command(*words: str | Path) -> str:
-    """Return a command of this program as it can be pasted into a shell."""
+    """Return a command of this program in the form that can be pasted into a shell."""
     return f"`flux-async {shlex.join(map(str, words))}`"
 
 
 def error_text(error: FluxError, folder: Path | None = None) -> str:
-    """Return what happened and what to do, in commands.
+    """Return the message of an error with its advice, worded as commands.
 
     Args:
-        error: What happened.
-        folder: Of the run, where there is one.
+        error: The error.
+        folder: The folder of the run, or None.
     """
     return f"{error.message} {with_commands(error.advice_template, folder, error.task_id)}".strip()
 
 
 def with_commands(template: str, folder: Path | None, task_id: str | None) -> str:
-    """Return ``template`` with each action worded as a command; what is known is filled in."""
+    """Return ``template`` with each action worded as a command, folder and task filled in."""
     return fill(template, _words(folder, task_id))
 
 
@@ -70,30 +70,30 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
 
 
 def paid_task(task_id: str) -> str:
-    """Return what to say of a task that was submitted, where its caller left."""
+    """Return the message about a task that was submitted, and that the command did not wait for."""
     return f"Task {task_id} was submitted and is paid: wait for it with {command('task', task_id, '--wait')}."
 
 
 def paid_result(task_id: str, result_url: str, file: Path | None) -> str:
-    """Return what to say of a result that could not be downloaded."""
+    """Return the message about a result that could not be downloaded."""
     again = command("task", task_id, "-o", file or "FILE")
     return f"Task {task_id} is done, but its image is not here: {result_url}. Download it with {again}."
 
 
 @attrs.frozen(kw_only=True)
 class AfterRun:
-    """What is left when a run ends.
+    """The work that is left when a run ends.
 
     Attributes:
-        folder: Of the run.
+        folder: The folder of the run.
         repeats: Options of the command that pay again each time it is run.
         unfinished: Images that the run did not finish.
-        interrupted: Whether it was cut short.
+        interrupted: Whether a signal ended it.
         failed: Images that failed for good.
         doubts: Images in doubt whose tasks are not known.
         found_tasks: Images in doubt whose tasks have been found.
         unrecognised: Results whose record shows another request than was sent.
-        only_doubt: The key of the only one, and the task that it may be of, where one is known.
+        only_doubt: The key of the only image in doubt, and a task that may be its, or None.
         moved_away: Images of an earlier run that are not in the folder and could not be downloaded again.
         answers_made_no_sense: Whether the run halted because of that.
     """
@@ -111,30 +111,30 @@ class AfterRun:
     answers_made_no_sense: bool = False
 
     def lines(self) -> list[str]:
-        """Return what a person may want to do next."""
-        told = []
+        """Return the messages about it, with the commands that go on."""
+        lines = []
         if self.unfinished or self.interrupted:
-            told.append(self._about_the_rest())
+            lines.append(self._about_the_rest())
         if self.moved_away:
-            told.append(
+            lines.append(
                 f"Delivered by an earlier run, moved away and not downloaded again: {self.moved_away}. "
                 "They stay succeeded; results.jsonl says why."
             )
         if self.failed:
-            told.append(
+            lines.append(
                 f"Failed for good: {self.failed}. To pay for another task for each: "
                 f"{command('retry', self.folder, '--failed')}"
             )
         if self.found_tasks:
-            told.append(self._about_found_tasks())
+            lines.append(self._about_found_tasks())
         if self.doubts:
-            told.append(self._about_doubts())
+            lines.append(self._about_doubts())
         if self.unrecognised:
-            told.append(
+            lines.append(
                 f"Results whose record shows another request than was sent: {self.unrecognised}. Compare "
                 f"them with their images; {command('status', self.folder)} lists them."
             )
-        return told
+        return lines
 
     def _about_the_rest(self) -> str:
         without = f" without {' and '.join(self.repeats)}" if self.repeats else ""
@@ -167,22 +167,22 @@ class AfterRun:
 
 
 def while_writing(images: int) -> str | None:
-    """Return what to say after Ctrl-C while results.jsonl is rewritten; None where that is soon done."""
+    """Return the message while results.jsonl is rewritten after Ctrl-C; None where that is done at once."""
     if images <= _SOON_WRITTEN:
         return None
-    return f"Writing results.jsonl for {images} images. Ctrl-C leaves it as it is: the journal has it all."
+    return f"Writing results.jsonl for {images} images. Ctrl-C leaves it as it is: the journal is complete."
 
 
 def after_adopting(folder: Path) -> str:
-    """Return what brings the image of an adopted task."""
+    """Return the command that fetches the image of an adopted task."""
     return f"Fetch its image with {command('retry', folder)}; {_NOT_TWICE}"
 
 
 def after_recovering(folder: Path, *, needs_list: bool) -> str:
-    """Return what goes on with a run whose journal had lost records of submits.
+    """Return the command that goes on with a run whose journal had lost records of submits.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
         needs_list: Whether the journal may have lost images as well, which only the list still names.
     """
     if needs_list:
@@ -194,5 +194,5 @@ def after_recovering(folder: Path, *, needs_list: bool) -> str:
 
 
 def after_rekeying(folder: Path) -> str:
-    """Return what goes on with a run whose folder has a new key."""
+    """Return the command that goes on with a run whose folder has a new key."""
     return f"Go on with {command('retry', folder)}; {_NOT_TWICE}"

@@ -1,4 +1,4 @@
-"""Before and after, side by side, on one sheet. Needs Pillow."""
+"""Draws images before and after, side by side, on one sheet. Needs Pillow."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @attrs.frozen(kw_only=True)
 class Pair:
-    """One picture before and after.
+    """One image before and after.
 
     Attributes:
-        title: What it shows.
-        before: The file as it was.
-        after: The file without text; None where there is none, and ``remark`` says why.
+        title: Its title.
+        before: The original file.
+        after: The file without text, or None.
+        remark: Why there is no file without text.
     """
 
     title: str
@@ -68,7 +69,7 @@ def _draw_header(sheet: Image.Image, pairs: Sequence[Pair]) -> None:
     pen = ImageDraw.Draw(sheet)
     done = sum(pair.after is not None for pair in pairs)
     pen.text((_MARGIN, 34), "Text removed", font=_font(42), fill=_INK)
-    words = f"{done} of {len(pairs)} pictures, each before (left) and after (right)"
+    words = f"{done} of {len(pairs)} images, each before (left) and after (right)"
     pen.text((_MARGIN, 86), words, font=_font(22), fill=_FAINT)
 
 
@@ -88,14 +89,14 @@ def _draw_card(sheet: Image.Image, pair: Pair, corner: tuple[int, int]) -> None:
 
 
 def _place(sheet: Image.Image, content: bytes, corner: tuple[int, int]) -> None:
-    """Put a picture on its mat, whole and in the middle."""
+    """Draw an image, whole and centred, on its background."""
     x, y = corner
     ImageDraw.Draw(sheet).rectangle((x, y, x + _BOX - 1, y + _BOX - 1), fill=_MAT)
     with Image.open(io.BytesIO(content)) as opened:
-        picture = opened.convert("RGB")
-    scale = min(_BOX / picture.width, _BOX / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    small = picture.resize(size, Image.Resampling.LANCZOS)
+        image = opened.convert("RGB")
+    scale = min(_BOX / image.width, _BOX / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    small = image.resize(size, Image.Resampling.LANCZOS)
     sheet.paste(small, (x + (_BOX - size[0]) // 2, y + (_BOX - size[1]) // 2))
 
 

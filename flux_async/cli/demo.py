@@ -1,4 +1,4 @@
-"""A sandbox in a child process, ended by its pid whatever happens."""
+"""``flux-async demo``: remove-text on sample images, against a sandbox in a child process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flux_async import ConfigurationError, FluxClient, FluxError, Limits, Missin
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, image_of
-from flux_async.cli.run_command import RemoveText
+from flux_async.cli.run_command import RunCommand
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
@@ -53,43 +53,43 @@ class SandboxChildError(FluxError):
 
 @attrs.define(eq=False)
 class SandboxChild:
-    """The child. It has a session of its own, so that Ctrl-C in the terminal reaches only its parent.
+    """A sandbox in a child process, in a session of its own, so that Ctrl-C reaches only the parent.
 
-    It ends with its parent, however that ends: then nobody holds the other end of its standard input.
+    It ends with its parent, because its standard input is then closed.
     """
 
     process: Process
-    _complaints: IO[bytes]
+    _errors: IO[bytes]
     url: str = ""
 
     @classmethod
     async def start(cls) -> Self:
         """Start it; :meth:`ready` waits until it listens."""
-        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         process = await anyio.open_process(
             [sys.executable, *_COMMAND],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=errors,
             env=_environment(),
             start_new_session=True,
         )
-        return cls(process, complaints)
+        return cls(process, errors)
 
     async def ready(self) -> None:
-        """Wait until it listens, and learn its address.
+        """Wait until it listens, and read its address.
 
         Raises:
             SandboxChildError: It ended, or took longer than a minute.
         """
-        said = ""
+        line = ""
         with anyio.move_on_after(_START_S):
-            said = await self._first_line()
-        if not said.startswith(_READY):
+            line = await self._first_line()
+        if not line.startswith(_READY):
             self.kill()
             await self.ended()
-            raise SandboxChildError(f"The sandbox did not start: {self.complaints() or said or 'silence'}.")
-        self.url = said.removeprefix(_READY).strip()
+            raise SandboxChildError(f"The sandbox did not start: {self.errors() or line or 'silence'}.")
+        self.url = line.removeprefix(_READY).strip()
 
     @property
     def is_running(self) -> bool:
@@ -100,47 +100,47 @@ class SandboxChild:
         """Wait for its end."""
         await self.process.wait()
 
-    def complaints(self) -> str:
-        """Return the end of what it wrote to stderr."""
-        self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace")[-_TAIL:].strip()
+    def errors(self) -> str:
+        """Return the end of its stderr."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")[-_TAIL:].strip()
 
     def kill(self) -> None:
-        """End it at once; its workers notice and end too."""
+        """Kill it; its workers notice and end, too."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
 
-    def dismiss(self) -> None:
-        """Ask it to end; it tidies up after itself."""
+    def terminate(self) -> None:
+        """Ask it to end."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
 
     async def stop(self) -> None:
-        """Ask it to end, and see to it."""
-        self.dismiss()
+        """Ask it to end, and kill it if it does not."""
+        self.terminate()
         with anyio.move_on_after(_STOP_S):
             await self.ended()
         if self.is_running:
             self.kill()
         await self.process.aclose()
-        self._complaints.close()
+        self._errors.close()
 
     async def _first_line(self) -> str:
-        said = b""
+        line = b""
         if self.process.stdout is not None:
             async for chunk in self.process.stdout:
-                said += chunk
-                if b"\n" in said:
+                line += chunk
+                if b"\n" in line:
                     break
-        return said.decode(errors="replace").partition("\n")[0]
+        return line.decode(errors="replace").partition("\n")[0]
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment without its keys and addresses: the sandbox has no use for them."""
+    """Return this process's environment without ``KIE_…``: the sandbox must not get the key."""
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("KIE_")}
 
 
-# --- the demo -------------------------------------------------------------------------------------------
+# --- the demo ---------------------------------------------------------------------------------------------
 
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -157,18 +157,18 @@ _NEEDED = (
     "starlette",
     "uvicorn",
 )
-_OURS = "http://127.0.0.1:"
+_SANDBOX = "http://127.0.0.1:"
 _SAMPLES_S = 60.0
 _LIMITS = Limits(submits=20, window_s=10 / SPEED)
 _POLLING = PollPolicy(first_s=0.5, interval_s=1.0)
 _BESIDE = ("-wal", "-shm", ".lock", ".submits")
 _MOST_SAMPLES = 15
-"""Five full rows on the sheet; two cores take about half a minute for them."""
+"""Five rows of the sheet; two cores need about half a minute for them."""
 
 
 @attrs.frozen(kw_only=True)
 class Sample:
-    """One sample picture of the sandbox."""
+    """One sample image of the sandbox."""
 
     title: str
     url: str
@@ -199,10 +199,10 @@ class Demo:
     display: RunDisplay
 
     async def run(self, interruption: Interruption) -> Exit:
-        """Start the sandbox, clean its samples, show what came of it."""
+        """Start the sandbox, remove the text from its samples, show the results."""
         self.display.note("Starting a sandbox on this machine …")
         sandbox = await SandboxChild.start()
-        interruption.last_words.append(sandbox.dismiss)
+        interruption.before_exit.append(sandbox.terminate)
         try:
             return await self._with(sandbox, interruption)
         finally:
@@ -213,19 +213,19 @@ class Demo:
         samples: list[Sample] = []
         with interruption.scope():
             await sandbox.ready()
-            self.display.note(f"It listens at {sandbox.url}; fetching its sample pictures …")
+            self.display.note(f"It listens at {sandbox.url}; fetching its sample images …")
             samples = await _fetch_samples(sandbox.url)
         if interruption.happened:
             return Exit.INTERRUPTED
 
         async def watch() -> None:
             await sandbox.ended()
-            interruption.cut_short()
+            interruption.cancel()
 
-        interruption.alongside(watch)
+        interruption.run_beside(watch)
         rows, code = await self._remove_text(sandbox, samples, interruption)
         if not sandbox.is_running:
-            raise SandboxChildError(f"The sandbox ended early: {sandbox.complaints() or 'silence'}.")
+            raise SandboxChildError(f"The sandbox ended early: {sandbox.errors() or 'silence'}.")
         if code is not Exit.INTERRUPTED:
             await self._show(samples, rows)
         return code
@@ -233,25 +233,25 @@ class Demo:
     async def _remove_text(
         self, sandbox: SandboxChild, samples: list[Sample], interruption: Interruption
     ) -> tuple[list[ResultRow], Exit]:
-        """The command remove-text, as anybody would run it."""
-        self.display.note(f"Removing the text from {len(samples)} pictures …")
+        """Run remove-text on the samples."""
+        self.display.note(f"Removing the text from {len(samples)} images …")
         inputs = [
             InputRow(source="sample", line=number, image=sample.url)
             for number, sample in enumerate(samples, start=1)
         ]
-        code = await RemoveText(
-            order=RunOptions(folder=self.folder, limits=_LIMITS),
-            select=lambda intake, _: intake.take(inputs),
+        code = await RunCommand(
+            options=RunOptions(folder=self.folder, limits=_LIMITS),
+            select=lambda reader, _: reader.read(inputs),
             make_client=lambda: FluxClient(_KEY, sandbox.url, limits=_LIMITS, polling=_POLLING),
             display=self.display,
             interruption=interruption,
-            resumable=False,
+            is_resumable=False,
             vendor_speed=SPEED,
         ).run()
         return list(ResultFile(self.folder).rows()), code
 
     async def _show(self, samples: list[Sample], rows: list[ResultRow]) -> None:
-        """Draw the contact sheet, print the table, say where to look."""
+        """Draw the contact sheet, print the table and the path of the sheet."""
         sheet = self.folder / CONTACT_SHEET
         await anyio.to_thread.run_sync(_draw, sheet, samples, rows)
         self.display.console.show(_table(samples, rows, self.folder))
@@ -260,7 +260,7 @@ class Demo:
 
 async def _fetch_samples(url: str) -> list[Sample]:
     try:
-        # The sandbox is on this machine: no proxy of the environment leads there.
+        # The sandbox is on this machine: a proxy of the environment must not be used.
         async with httpx.AsyncClient(timeout=_SAMPLES_S, trust_env=False) as web:
             listed = (await web.get(f"{url}/samples/")).raise_for_status().json()["samples"][:_MOST_SAMPLES]
             return [
@@ -276,15 +276,15 @@ async def _fetch_samples(url: str) -> list[Sample]:
 
 
 def _start_fresh(folder: Path) -> None:
-    """Remove what an earlier demo left in ``folder``, and nothing else."""
+    """Remove the files of an earlier demo from ``folder``, and nothing else."""
     journal = folder / JOURNAL
-    pictures: list[Path] = []
+    images: list[Path] = []
     if journal.exists() and journal.stat().st_size:
         with JournalReader(journal) as reader:
             for stored in reader.jobs():
-                if not image_of(stored).startswith(_OURS):
+                if not image_of(stored).startswith(_SANDBOX):
                     raise _a_real_run(folder)
-                pictures.extend([folder / IMAGES / stored.job.file] if stored.job.file else [])
+                images.extend([folder / IMAGES / stored.job.file] if stored.job.file else [])
     elif (folder / FILE_NAME).exists():
         raise _a_real_run(folder)
     if lock_owner_of(journal) is not None:
@@ -292,7 +292,7 @@ def _start_fresh(folder: Path) -> None:
     try:
         for name in (JOURNAL, *(f"{JOURNAL}{end}" for end in _BESIDE), FILE_NAME, CONTACT_SHEET):
             (folder / name).unlink(missing_ok=True)
-        for path in pictures:
+        for path in images:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be used: {error.strerror or error}.") from None
@@ -321,7 +321,7 @@ def _draw(sheet: Path, samples: list[Sample], rows: list[ResultRow]) -> None:
 
 def _table(samples: list[Sample], rows: list[ResultRow], folder: Path) -> Table:
     table = Table(box=box.SIMPLE, caption=f"in {folder / IMAGES}", caption_justify="right")
-    table.add_column("picture")
+    table.add_column("image")
     table.add_column("seconds", justify="right")
     table.add_column("result file", no_wrap=True)
     for sample, row in zip(samples, rows, strict=True):
@@ -331,7 +331,7 @@ def _table(samples: list[Sample], rows: list[ResultRow], folder: Path) -> Table:
 
 
 def _seconds(row: ResultRow) -> str:
-    """Return how long the picture took from the accepted submit to the file on disk."""
+    """Return the seconds from the accepted submit to the file on disk."""
     if row.submitted_at is None or row.finished_at is None:
         return "-"
     took = datetime.fromisoformat(row.finished_at) - datetime.fromisoformat(row.submitted_at)

@@ -1,4 +1,4 @@
-"""How far a run is, as one frozen value for the display."""
+"""What stderr shows of a run: live lines in a terminal, a plain line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Final
 
 import attrs
 from rich.console import Console, Group, RenderableType
@@ -31,13 +30,13 @@ class RunView:
     """A run at one moment.
 
     Attributes:
-        batch: What the batch says of itself.
-        asked: Different images that were asked for, those that are no request included.
+        batch: The batch's own progress.
+        asked: Different images among the inputs, refused ones included.
         kept: How many of them an earlier run settled.
-        refused: How many of them are no request.
-        limits: The bounds of the run.
+        refused: How many of them cannot be a request.
+        limits: The limits of the run.
         in_window: Submits of this run in the last window.
-        is_read: Whether all inputs have been read; until then, there may be more.
+        is_read: Whether all inputs have been read.
     """
 
     batch: BatchProgress
@@ -50,51 +49,51 @@ class RunView:
 
     @property
     def total(self) -> int:
-        """All images, those that an earlier run left under way included."""
+        """All images, those that an earlier run left unfinished included."""
         return max(self.asked, self.kept + self.refused + self.batch.seen)
 
     @property
-    def worked_off(self) -> int:
+    def settled_now(self) -> int:
         """Images that this run has settled."""
         return self.batch.succeeded + self.batch.failed + self.batch.in_doubt
 
     @property
     def settled(self) -> int:
-        """Images about which nothing more will happen in this run."""
-        return self.kept + self.refused + self.worked_off
+        """Images for which this run will do nothing more."""
+        return self.kept + self.refused + self.settled_now
 
     @property
     def failed(self) -> int:
-        """Images that failed in this run, those that are no request included."""
+        """Images that failed in this run, refused ones included."""
         return self.refused + self.batch.failed
 
     @property
     def in_flight(self) -> int:
-        """Tasks at the vendor, and pictures on their way to disk."""
+        """Tasks at the vendor, and images being downloaded."""
         return self.batch.generating + self.batch.fetching
 
     @property
     def only_awaits_callbacks(self) -> bool:
-        """Whether nothing but the callbacks of submits in doubt is missing."""
+        """Whether the run only waits for callbacks of submits in doubt."""
         waiting = self.batch.waiting
         return self.is_read and waiting > 0 and self.in_flight == 0 and self.settled + waiting >= self.total
 
     @property
     def only_retries_downloads(self) -> bool:
-        """Whether nothing is missing but results whose download failed and is tried again."""
+        """Whether the run only retries downloads that failed."""
         retrying = self.batch.retrying
         return self.is_read and 0 < retrying == self.in_flight and self.settled + retrying >= self.total
 
     @property
     def per_minute(self) -> float:
         """Images settled by this run, per minute: 30 in 90 s is 20."""
-        return 60.0 * self.worked_off / self.batch.elapsed_s if self.batch.elapsed_s > 0 else 0.0
+        return 60.0 * self.settled_now / self.batch.elapsed_s if self.batch.elapsed_s > 0 else 0.0
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at the present rate, or None while there is none: 40 left at 20 a minute is 120.
+        """Seconds left at the present rate, or None while there is none: 40 left at 20 a minute is 120 s.
 
-        Jobs in doubt that wait for their callback are left out: they end with the callback, not at this rate.
+        Jobs in doubt that wait for their callback do not count: they end with the callback, not at this rate.
         """
         if self.per_minute <= 0 or not self.is_read:
             return None
@@ -103,7 +102,7 @@ class RunView:
 
 @attrs.define
 class WindowUse:
-    """Counts the submits of the last window, from how their number grows."""
+    """Counts the submits of the last window."""
 
     window_s: float
     _seen: int = attrs.field(default=0, init=False)
@@ -125,59 +124,59 @@ _LIVE_EVERY_S = 0.1
 _PLAIN_EVERY_S = 10.0
 _BAR_WIDTH = 24
 MOST_NOTES = 20
-"""Rows of one kind of trouble that are printed; the others are counted."""
+"""Messages of one kind that are printed; the others are counted."""
 _NARROW = 60
-"""Below so many columns there is no room for bars."""
+"""Terminals with fewer columns get no bars."""
 _MINUTE = 60
 _HOUR = 3600
 _COLOURS = {Status.FAILED: "red", Status.IN_DOUBT: "yellow"}
 
 
 class MessageConsole(Console):
-    """Standard error. When nobody reads it any more it falls silent; the run goes on."""
+    """Standard error. When its pipe is closed it becomes quiet, and the run goes on."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
-        """Fall silent instead of ending the process."""
+        """Become quiet instead of ending the process."""
         self.quiet = True
 
     @property
     def shows_live(self) -> bool:
-        """Whether a line can be drawn again and again."""
+        """Whether lines can be redrawn."""
         return sys.stderr is not None and sys.stderr.isatty() and not self.is_dumb_terminal
 
     def note(self, text: str, style: str = "") -> None:
-        """Print one message, however long and whatever is in it, on one line."""
+        """Print one message on one line, with control characters escaped."""
         self.show(Text(printable(text), style=style), soft_wrap=True)
 
     def show(self, what: RenderableType, *, soft_wrap: bool = False) -> None:
-        """Print; a terminal that has gone away is no reason to fail."""
+        """Print; a terminal that is gone is ignored."""
         with contextlib.suppress(OSError):
             self.print(what, soft_wrap=soft_wrap)
 
     def busy(self, words: str) -> AbstractContextManager[object]:
-        """Show in a terminal that something is going on."""
+        """Show a spinner in a terminal."""
         return self.status(Text(words)) if self.shows_live else nullcontext()
 
 
 @cache
 def message_console() -> MessageConsole:
-    """Return the one console of this process: what it prints goes above the live lines."""
+    """Return the console that all messages of this process go through, above the live lines."""
     return MessageConsole()
 
 
 @attrs.define(eq=False)
 class RunDisplay:
-    """The display of one remove-text run.
+    """The display of one run.
 
-    Args:
-        output: Where the results go.
-        as_json: Print every row as JSON instead of the path or URL of those that succeeded.
+    Attributes:
+        output: Receives the results.
+        as_json: Whether every row is printed as JSON, instead of the path or URL of those that succeeded.
         prints_results: Whether results are printed at all.
-        console: Where the messages go.
-        show_path: Makes of a file's path in the folder what is printed.
+        console: Receives the messages.
+        show_path: Returns the printed form of a file's path in the folder.
     """
 
     output: Output
@@ -191,23 +190,23 @@ class RunDisplay:
     _suspected: int = attrs.field(default=0, init=False)
 
     def start(self) -> None:
-        """Begin the live line, where there is one."""
+        """Start the live lines, where there are any."""
         if self.console.shows_live:
             self._live = Live(console=self.console, auto_refresh=False, transient=True, redirect_stdout=False)
             self._live.start()
 
     def stop(self) -> None:
-        """Clear the live line."""
+        """Clear the live lines."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def note(self, text: str, style: str = "") -> None:
-        """Print one message, above the live line."""
+        """Print one message, above the live lines."""
         self.console.note(text, style)
 
     def progressed(self, view: RunView) -> None:
-        """Show how far the run is, not more often than the eye can follow."""
+        """Show progress, at most ten times a second."""
         now = self.console.get_time()
         every = _LIVE_EVERY_S if self._live else _PLAIN_EVERY_S
         if self._shown_at is None and not self._live:
@@ -221,9 +220,9 @@ class RunDisplay:
             self.note(plain_line(view))
 
     def settled(self, row: ResultRow) -> None:
-        """Print one outcome: the result to stdout, what went wrong to stderr."""
+        """Print one outcome: the result to stdout, an error to stderr."""
         if row.status is Status.PENDING:
-            pass  # its JSON line comes at the end, with those the run did not settle
+            pass  # its JSON line is printed at the end, with those that the run did not settle
         elif self.as_json:
             self._result(row.as_json())
         elif row.status is Status.SUCCEEDED and row.error is None:
@@ -233,7 +232,7 @@ class RunDisplay:
             self.note(f"{status}: {row.image}: {row.error.message}", _COLOURS.get(row.status, "yellow"))
 
     def refused(self, row: ResultRow, words: str) -> None:
-        """Print that an input is no request, and where it stands; of many, the first."""
+        """Print why an input was refused; of many, the first."""
         if self.as_json:
             self._result(row.as_json())
         self._refused += 1
@@ -241,13 +240,13 @@ class RunDisplay:
             self.note(words, _COLOURS[Status.FAILED])
 
     def suspected(self, words: str) -> None:
-        """Print that an input looks mistyped and is taken all the same; of many, the first."""
+        """Print that an input looks mistyped; of many, the first."""
         self._suspected += 1
         if self._suspected <= MOST_NOTES:
             self.note(words, "yellow")
 
-    def count_what_was_not_printed(self, *, are_in_results: bool = True) -> None:
-        """Print how many rows were refused, or looked mistyped, beyond those that were printed."""
+    def count_unprinted(self, *, are_in_results: bool = True) -> None:
+        """Print how many inputs were refused, or looked mistyped, beyond those that were printed."""
         if (more := self._refused - MOST_NOTES) > 0:
             where = f": all {self._refused} are in {FILE_NAME}" if are_in_results else ""
             self.note(f"{more} more could not be used{where}.", "red")
@@ -255,12 +254,12 @@ class RunDisplay:
             self.note(f"{more} more look mistyped.", "yellow")
 
     def unfinished(self, row: ResultRow) -> None:
-        """Print, as JSON, a row the run did not settle, so that every image has its line."""
+        """Print, as JSON, a row that the run did not settle, so that every image has its line."""
         if self.as_json and row.status is Status.PENDING:
             self._result(row.as_json())
 
     def _result(self, line: str) -> None:
-        """Print to stdout; where that is this same terminal, make way for it."""
+        """Print to stdout; where that is this same terminal, without the live lines."""
         if not self.prints_results:
             return
         if self._live is None or not self.output.is_terminal:
@@ -268,11 +267,11 @@ class RunDisplay:
             return
         self.stop()
         self.output.line(line)
-        self.start()  # anew: the old one would go up its own height and draw over the line
+        self.start()  # the old one would move up by its own height and draw over the line
 
 
 def plain_line(view: RunView) -> str:
-    """Return progress in words: ``12 of 40 done · … · 21/min · 1:20 left``."""
+    """Return progress as text: ``12 of 40 done · … · 21/min · 1:20 left``."""
     parts = [_done(view), *_counts(view)]
     if view.eta_s is not None:
         parts.append(f"{duration(view.eta_s)} left")
@@ -286,7 +285,7 @@ def _done(view: RunView) -> str:
 
 
 def _pause(view: RunView) -> str:
-    """Return why no submit leaves now, and for how long; empty where submits leave."""
+    """Return why submits pause, and for how long; empty where they do not."""
     batch = view.batch
     if batch.pause_left_s <= 0:
         return ""
@@ -310,7 +309,7 @@ def _counts(view: RunView) -> list[str]:
 def live_lines(view: RunView, width: int) -> RenderableType:
     """Return progress as three bars (overall, tasks in flight, use of the rate limit) above the counts.
 
-    Nothing of it is cut off: a narrow terminal gets no bars, and the counts take as many lines as they need.
+    A narrow terminal gets no bars, and the counts take as many lines as they need.
     """
     limits = view.limits
     has_bars = width >= _NARROW
@@ -356,11 +355,11 @@ def summary_table(
     """Return the table that closes a run.
 
     Args:
-        totals: How the images that were asked for stand.
-        spent: What this run spent, by the price list.
-        refundable: The part of it that went to failed tasks, which the vendor usually returns.
-        balance: What the account had before and after, as far as it is known.
-        elapsed_s: Seconds it took.
+        totals: The status of the images of this run.
+        spent: Credits that this run spent, by the price list.
+        refundable: The part of them that went to failed tasks, which the vendor usually refunds.
+        balance: The account's credits before and after, where they could be read.
+        elapsed_s: Seconds that the run took.
         generation_s: Median and 95th percentile of the vendor's own durations, in this folder.
     """
     counts = totals.statuses
@@ -391,7 +390,7 @@ def summary_table(
 # --- the log --------------------------------------------------------------------------------------------
 
 
-LEVELS: Final = (logging.WARNING, logging.INFO, logging.DEBUG)
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -408,7 +407,7 @@ class _ConsoleHandler(logging.Handler):
 def show_log(verbosity: int) -> None:
     """Show the log: at verbosity 0 warnings, at 1 money and settlement, at 2 polls as well."""
     handler = _ConsoleHandler()
-    level = LEVELS[min(verbosity, len(LEVELS) - 1)]
+    level = _LEVELS[min(verbosity, len(_LEVELS) - 1)]
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("flux_async")
     logger.handlers = [handler]

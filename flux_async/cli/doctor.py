@@ -1,4 +1,4 @@
-"""What can be wrong before a run, looked at one by one. Nothing here costs credits."""
+"""The command doctor: one line for each thing that a run depends on. Nothing here costs credits."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import TransportName, make_transport
 from flux_async.transport.http_settings import tls_context
 
-TIMEOUT_S = 15.0
-
+_TIMEOUT_S = 15.0
 _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "cli": ("click", "rich"),
@@ -53,12 +52,17 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "aiohttp": ("aiohttp",),
     }
 )
-_SKEW_SEEN_S, _SKEW_REFUSED_S = 30.0, 300.0
+_CHECKS = (
+    *("versions", "settings", "key", "balance", "api", "clock", "uploads", "callback", "certificates"),
+    "disk",
+)
+"""All checks in the order in which they are printed."""
+_SKEW_SEEN_S, _SKEW_REFUSED_S = 30.0, 300.0  # signatures of callbacks are valid for 300 s on either side
 _LITTLE_B, _TOO_LITTLE_B = 1_000_000_000, 50_000_000
-_AN_IMAGE = 5.0
-_GIGA = 1e9
+_CHEAPEST_IMAGE = 5.0
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
-# One grey pixel: the smallest honest picture.
+"""The names that ``c_rehash`` gives to certificates in a folder."""
+# One grey pixel.
 _PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
     "0000000c4944415408d763f8cfc000000301010018dd8db00000000049454e44ae426082"
@@ -66,7 +70,7 @@ _PIXEL = bytes.fromhex(
 
 
 class Level(enum.StrEnum):
-    """How a checkup ended."""
+    """The result of a check."""
 
     OK = "ok"
     WARN = "warn"
@@ -75,13 +79,13 @@ class Level(enum.StrEnum):
 
 @attrs.frozen
 class Finding:
-    """What a checkup found.
+    """What a check found.
 
     Attributes:
-        check: What was looked at.
-        level: How it ended.
+        check: The name of the check.
+        level: Its result.
         message: What was found.
-        advice: What to do about it, where something is to be done.
+        advice: What to do, where something is to be done.
     """
 
     check: str
@@ -89,16 +93,18 @@ class Finding:
     message: str
     advice: str = ""
 
+    @classmethod
+    def of(cls, check: str, error: FluxError) -> Finding:
+        """Return an error as a finding."""
+        advice = with_commands(error.advice_template, None, error.task_id)
+        return cls(check, Level.FAIL, error.message, advice)
 
-def failed(check: str, error: FluxError) -> Finding:
-    """Return the finding that an error of ours is."""
-    return Finding(
-        check, Level.FAIL, error.message, with_commands(error.advice_template, None, error.task_id)
-    )
+
+# --- on this machine --------------------------------------------------------------------------------------
 
 
-def look_at_versions() -> Finding:
-    """Say what is installed."""
+def check_versions() -> Finding:
+    """Return the versions of the package, of Python and of the libraries, and the extras."""
     extras = [name for name, modules in _EXTRAS.items() if all(map(importlib.util.find_spec, modules))]
     libraries = ", ".join(f"{name} {_version(name)}" for name in ("httpx", "anyio", "attrs", "cattrs"))
     words = f"flux-async {__version__}, Python {platform.python_version()}, {libraries}; extras: "
@@ -112,88 +118,79 @@ def _version(name: str) -> str:
         return "?"
 
 
-def look_at_certificates() -> Finding:
-    """Say whether there are authorities to check a server against, where every transport looks for them."""
+def check_certificates() -> Finding:
+    """Check that there are certificate authorities where every transport looks for them."""
     folder = "" if os.environ.get("SSL_CERT_FILE") else os.environ.get("SSL_CERT_DIR", "")
+    where = f" in {folder}" if folder else ""
     try:
         count = tls_context().cert_store_stats()["x509_ca"]
-        if folder:  # those in a folder are read when they are needed, by names that c_rehash gives them
+        if folder:  # OpenSSL reads those only when it needs them
             count = sum(_HASHED.fullmatch(entry.name) is not None for entry in Path(folder).iterdir())
     except (OSError, ssl.SSLError) as error:
         why = getattr(error, "strerror", None) or error
-        return Finding(
-            "certificates",
-            Level.FAIL,
-            f"The certificate authorities cannot be read: {why}.",
-            "Check SSL_CERT_FILE and SSL_CERT_DIR, or install the package certifi again.",
-        )
-    if not count:
-        return Finding(
-            "certificates",
-            Level.FAIL,
-            f"No certificate authorities are known{f' in {folder}' if folder else ''}.",
-            "Check SSL_CERT_FILE and SSL_CERT_DIR, or install the package certifi again.",
-        )
-    return Finding("certificates", Level.OK, f"{count} authorities{f' in {folder}' if folder else ''}")
+        problem = f"The certificate authorities cannot be read: {why}."
+    else:
+        if count:
+            return Finding("certificates", Level.OK, f"{count} authorities{where}")
+        problem = f"No certificate authorities are known{where}."
+    advice = "Check SSL_CERT_FILE and SSL_CERT_DIR, or install the package certifi again."
+    return Finding("certificates", Level.FAIL, problem, advice)
 
 
-def look_at_disk(folder: Path) -> Finding:
-    """Say whether results can be written to ``folder``, which need not exist yet."""
-    place = folder.absolute()
-    while not os.path.lexists(place):  # asks without raising
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return Finding("disk", Level.FAIL, f"{place} is no folder to write to.", "Choose another with -o.")
-    free = shutil.disk_usage(place).free
+def check_disk(folder: Path) -> Finding:
+    """Check that results can be written to ``folder``, which need not exist yet."""
+    existing = folder.absolute()
+    while not os.path.lexists(existing):  # unlike Path.exists, this never raises
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding("disk", Level.FAIL, f"{existing} is no writable folder.", "Choose another with -o.")
+    free = shutil.disk_usage(existing).free
     level = Level.OK if free >= _LITTLE_B else Level.WARN if free >= _TOO_LITTLE_B else Level.FAIL
-    advice = "" if level is Level.OK else "A picture has one to three megabytes: make room, or use -o."
-    return Finding("disk", level, f"{free / _GIGA:.1f} GB free in {place}", advice)
+    advice = "" if level is Level.OK else "An image has one to three megabytes: make room, or use -o."
+    return Finding("disk", level, f"{free / 1e9:.1f} GB free in {existing}", advice)
 
 
-async def look_at_key(client: FluxClient) -> list[Finding]:
-    """Say whether the key is taken, and what the account has."""
+# --- over the network -------------------------------------------------------------------------------------
+
+
+async def check_key(client: FluxClient) -> list[Finding]:
+    """Check that the key is accepted, and that the account has credits."""
     try:
-        balance = await client.credits(timeout=TIMEOUT_S)
+        balance = await client.credits(timeout=_TIMEOUT_S)
     except AuthenticationError as error:
-        return [failed("key", error)]
+        return [Finding.of("key", error)]
     except FluxError as error:
-        return [failed("api", error)]
+        return [Finding.of("api", error)]
     words = f"{in_credits(balance)} credits"
-    poor = Finding("balance", Level.WARN, words, "That is less than an image costs: top up before a run.")
-    taken = Finding("key", Level.OK, "accepted")
-    return [taken, Finding("balance", Level.OK, words) if balance >= _AN_IMAGE else poor]
+    found = Finding("balance", Level.OK, words)
+    if balance < _CHEAPEST_IMAGE:
+        found = Finding("balance", Level.WARN, words, "An image costs more: top up before a run.")
+    return [Finding("key", Level.OK, "accepted"), found]
 
 
-async def look_at_upload_host(client: FluxClient, where: str) -> Finding:
-    """Upload a picture of one pixel, which is free."""
+async def check_upload_host(client: FluxClient, host: str) -> Finding:
+    """Upload an image of one pixel, which is free."""
     try:
-        await client.upload(_PIXEL, timeout=TIMEOUT_S)
+        await client.upload(_PIXEL, timeout=_TIMEOUT_S)
     except FluxError as error:
-        return failed("uploads", error)
-    return Finding("uploads", Level.OK, f"{where} took a picture of one pixel")
+        return Finding.of("uploads", error)
+    return Finding("uploads", Level.OK, f"{host} accepted an image of one pixel")
 
 
-async def look_at_clock(url: str, clock: Clock | None = None) -> Finding:
-    """Compare our clock with the API's; the key is not sent.
-
-    Signatures of callbacks are good for 300 s on either side.
-    """
+async def check_clock(url: str, clock: Clock | None = None) -> Finding:
+    """Compare this machine's clock with the API's, without sending the key."""
     clock = clock or SystemClock()
     try:
-        begun = clock.wall()
+        began = clock.wall()
         answer = await _get(url)
-        ours = (begun + clock.wall()) / 2
-    except Exception as error:  # noqa: BLE001 - a proxy, a name, a socket: whatever is wrong, it is not reached
-        return Finding(
-            "api",
-            Level.FAIL,
-            f"{url} cannot be reached: {_in_words(error)}",
-            "Check the network, a proxy, and KIE_BASE_URL.",
-        )
+        ours = (began + clock.wall()) / 2
+    except Exception as error:  # noqa: BLE001 - proxies, names and sockets raise many classes
+        advice = "Check the network, a proxy, and KIE_BASE_URL."
+        return Finding("api", Level.FAIL, f"{url} cannot be reached: {_in_words(error)}", advice)
     try:
         theirs = parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, TypeError, ValueError):
-        return Finding("clock", Level.WARN, f"{url} does not tell the time, so the clock was not checked.")
+        return Finding("clock", Level.WARN, f"{url} sends no time, so the clock was not checked.")
     skew = abs(ours - theirs)
     if skew <= _SKEW_SEEN_S:
         return Finding("clock", Level.OK, f"within {max(1.0, skew):.0f} s of the API's")
@@ -202,15 +199,15 @@ async def look_at_clock(url: str, clock: Clock | None = None) -> Finding:
     return Finding("clock", level, words, "Set the clock: callbacks signed 300 s away are refused.")
 
 
-async def look_at_callback(url: str, *, api_is_here: bool) -> Finding:
-    """Say whether something answers at the address the vendor is to call. Whether he can, only he can say."""
+async def check_callback(url: str, *, api_is_local: bool) -> Finding:
+    """Check that the address of a receiver answers; this cannot prove that the vendor can reach it."""
     try:
         parts = urlsplit(check_http_url(url, "--callback-url"))
         port = parts.port or (443 if parts.scheme == "https" else 80)
         found = await anyio.getaddrinfo(parts.hostname, port)
         answer = await _get(url)
     except InvalidInput as error:
-        return failed("callback", error)
+        return Finding.of("callback", error)
     except Exception as error:  # noqa: BLE001 - as above
         return Finding(
             "callback",
@@ -219,127 +216,95 @@ async def look_at_callback(url: str, *, api_is_here: bool) -> Finding:
             "Start the receiver, and check name, port and firewall; without callbacks, tasks are polled.",
         )
     words = f"{url} answers from here, with HTTP {answer.status_code}"
-    private = any(not ipaddress.ip_address(address[0].partition("%")[0]).is_global for *_, address in found)
-    if private and not api_is_here:
+    is_private = any(
+        not ipaddress.ip_address(address[0].partition("%")[0]).is_global for *_, address in found
+    )
+    if is_private and not api_is_local:
         return Finding("callback", Level.WARN, words, "Its address is private: the vendor cannot reach it.")
-    if parts.scheme == "http" and not api_is_here:
-        return Finding(
-            "callback", Level.WARN, words, "Use https: what the vendor sends can be read on its way."
-        )
+    if parts.scheme == "http" and not api_is_local:
+        return Finding("callback", Level.WARN, words, "Use https: callbacks over http can be read by others.")
     return Finding("callback", Level.OK, words)
 
 
 async def _get(url: str) -> httpx.Response:
-    here = urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
+    """Return the head of an answer; its body is not read."""
+    is_local = urlsplit(url).hostname in {"localhost", "127.0.0.1", "::1"}
     headers = {"User-Agent": f"flux-async/{__version__} doctor"}
     async with (
-        httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=not here) as web,
-        web.stream("GET", url) as answer,  # of which the head is enough
+        httpx.AsyncClient(timeout=_TIMEOUT_S, headers=headers, trust_env=not is_local) as web,
+        web.stream("GET", url) as answer,
     ):
         return answer
 
 
 def _in_words(error: Exception) -> str:
-    """Return what a library has met, on one line."""
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-# --- the command ----------------------------------------------------------------------------------------
-
-
-_ORDER = (
-    "versions",
-    "settings",
-    "key",
-    "balance",
-    "api",
-    "clock",
-    "uploads",
-    "callback",
-    "certificates",
-    "disk",
-)
+# --- the command ------------------------------------------------------------------------------------------
 
 
 def run_doctor(
     folder: Path, callback_url: str | None, transport: TransportName | None = None, *, as_json: bool
 ) -> Exit:
-    """Look at everything, print what was found, and return 1 where something has failed."""
-    doctor = Doctor(folder=folder, callback_url=callback_url, transport=transport)
+    """Run all checks, print the findings, and return 1 where a check failed."""
+    findings: list[Finding] = []
 
     async def command(interruption: Interruption) -> Exit:
         with interruption.scope():
-            await doctor.look()
+            await _check_all(findings, folder, callback_url, transport)
         return Exit.INTERRUPTED if interruption.happened else Exit.SUCCEEDED
 
     code = run_interruptible(command)
-    _print(doctor.findings, as_json=as_json)
-    if code is Exit.SUCCEEDED and any(found.level is Level.FAIL for found in doctor.findings):
+    _print(findings, as_json=as_json)
+    if code is Exit.SUCCEEDED and any(found.level is Level.FAIL for found in findings):
         return Exit.SOME_FAILED
     return code
 
 
-@attrs.define(kw_only=True)
-class Doctor:
-    """Looks at everything, all at once.
+async def _check_all(
+    findings: list[Finding], folder: Path, callback_url: str | None, transport: TransportName | None
+) -> None:
+    """Add the findings of all checks; those over the network run at once."""
 
-    Attributes:
-        folder: Where results would go.
-        callback_url: Where the vendor would report, if it is asked to.
-        transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
-        findings: What was found so far.
-    """
+    async def add(check: Awaitable[Finding]) -> None:
+        findings.append(await check)
 
-    folder: Path
-    callback_url: str | None
-    transport: TransportName | None = None
-    findings: list[Finding] = attrs.field(factory=list)
-
-    async def look(self) -> None:
-        """Do it."""
-        self.findings += [look_at_versions(), look_at_certificates(), look_at_disk(self.folder)]
+    async def check_with_client() -> None:
         try:
-            credentials = _addresses()
-            make_transport(self.transport, credentials, version=__version__)  # opens no connection
+            client = FluxClient(retry=RetryPolicy(max_tries=1), transport=transport)
         except ConfigurationError as error:
-            self.findings.append(failed("settings", error))
-            return
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._note, look_at_clock(credentials.base_url))
-            group.start_soon(self._ask_with_key, credentials)
-            if self.callback_url is not None:
-                look = look_at_callback(self.callback_url, api_is_here=credentials.is_this_machine)
-                group.start_soon(self._note, look)
-
-    async def _note(self, look: Awaitable[Finding]) -> None:
-        self.findings.append(await look)
-
-    async def _ask_with_key(self, credentials: Credentials) -> None:
-        """Look at what only a client can."""
-        try:
-            client = FluxClient(retry=RetryPolicy(max_tries=1), transport=self.transport)
-        except ConfigurationError as error:
-            self.findings.append(failed("key", error))
+            findings.append(Finding.of("key", error))
             return
         async with client:
-            self.findings += await look_at_key(client)
-            self.findings.append(await look_at_upload_host(client, credentials.upload_url))
+            findings.extend(await check_key(client))
+            findings.append(await check_upload_host(client, addresses.upload_url))
 
-
-def _addresses() -> Credentials:
-    """Return where API and upload host are, also where there is no key."""
-    return Credentials("none", os.environ.get("KIE_BASE_URL"), os.environ.get("KIE_UPLOAD_URL"))
+    findings += [check_versions(), check_certificates(), check_disk(folder)]
+    try:  # the addresses are known also where there is no key
+        addresses = Credentials("none", os.environ.get("KIE_BASE_URL"), os.environ.get("KIE_UPLOAD_URL"))
+        make_transport(transport, addresses, version=__version__)  # opens no connection
+    except ConfigurationError as error:
+        findings.append(Finding.of("settings", error))
+        return
+    async with anyio.create_task_group() as group:
+        group.start_soon(add, check_clock(addresses.base_url))
+        group.start_soon(check_with_client)
+        if callback_url is not None:
+            group.start_soon(add, check_callback(callback_url, api_is_local=addresses.is_this_machine))
 
 
 def _print(findings: list[Finding], *, as_json: bool) -> None:
     output = Output()
-    # The API may be out of reach for two who ask: said once.
-    told = {found.check: found for found in sorted(findings, key=lambda found: _ORDER.index(found.check))}
+    # Two checks may find that the API cannot be reached: that is printed once.
+    by_check = {
+        found.check: found for found in sorted(findings, key=lambda found: _CHECKS.index(found.check))
+    }
     if as_json:
-        checks = [attrs.asdict(found) for found in told.values()]
+        checks = [attrs.asdict(found) for found in by_check.values()]
         output.json({"ok": all(found.level is not Level.FAIL for found in findings), "checks": checks})
         return
-    for line in doctor_lines(told.values()):
+    for line in doctor_lines(by_check.values()):
         output.line(line)
 
 

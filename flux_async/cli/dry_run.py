@@ -1,4 +1,4 @@
-"""``remove-text --dry-run``: what would be submitted, and for how much; nothing is sent or changed."""
+"""``remove-text --dry-run``: what would be submitted, and its cost; nothing is sent or changed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import attrs
 
 from flux_async import EditRequest, FluxError, InDoubtPolicy, Job, Model
 from flux_async.api.stored_requests import read_model
-from flux_async.cli.advice import error_text
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay
-from flux_async.cli.input_reader import Row, not_paid_for, read_row
+from flux_async.cli.input_reader import Row, not_paid_for, read_row, refusal_text
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import IMAGES, refused_row
 from flux_async.cli.run_folder import JOURNAL, Bits
@@ -49,87 +48,88 @@ _OF_STATES = {
 }
 
 
-def run_dry(order: RunOptions, inputs: Iterable[InputRow], *, as_json: bool) -> Exit:
-    """Print which images would be submitted (stdout) and what else there is (stderr), or all as one object.
+def run_dry(options: RunOptions, inputs: Iterable[InputRow], *, as_json: bool) -> Exit:
+    """Print the images that would be submitted on stdout, and the counts on stderr; or all as one object.
 
     Raises:
         JournalError: The folder's journal cannot be read.
         click.ClickException: A list cannot be read to its end.
     """
-    journal = order.folder / JOURNAL
+    journal = options.folder / JOURNAL
     with ExitStack() as stack:
         reader = None
         if journal.exists():
             reader = stack.enter_context(JournalReader(journal, leaves_no_trace=True))
         preview = stack.enter_context(JournalPreview(reader))
-        run = DryRun(order=order, preview=preview, reader=reader, as_json=as_json)
+        run = DryRun(options=options, preview=preview, reader=reader, as_json=as_json)
         for given in inputs:
-            run.take(given)
-    run.conclude()
-    if (warning := warning_of_lost_records(order.folder)) is not None:
-        run.warn(warning)
+            run.add(given)
+    run.print()
+    if (warning := warning_of_lost_records(options.folder)) is not None:
+        run.display.note(warning, "yellow")
     return Exit.SOME_FAILED if run.counts["refused"] else Exit.SUCCEEDED
 
 
 @attrs.define(kw_only=True, eq=False)
 class DryRun:
-    """Sorts inputs as a run would.
+    """Counts inputs by what a run would do with them.
 
     Attributes:
-        order: How the run would go about it.
-        preview: Says what the journal would do.
-        reader: Reads the journal, where there is one.
+        options: The options of the run.
+        preview: Returns what the journal would do.
+        reader: Reads the journal, or None where there is none.
         as_json: Print one JSON object instead of addresses and words.
-        counts: Images by what would become of them.
+        counts: Images by what a run would do with them.
         models: Images that would be submitted, by model.
+        display: Prints them.
     """
 
-    order: RunOptions
+    options: RunOptions
     preview: JournalPreview
     reader: JournalReader | None
     as_json: bool
     counts: Counter[str] = attrs.field(factory=Counter, init=False)
     models: Counter[Model] = attrs.field(factory=Counter, init=False)
+    display: RunDisplay = attrs.field(
+        factory=lambda: RunDisplay(output=Output(), prints_results=False), init=False
+    )
     _seen: Bits = attrs.field(factory=Bits, init=False)
-    _display: RunDisplay = attrs.field(factory=lambda: RunDisplay(output=Output(), prints_results=False))
     _api_host: str = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._api_host = origin_of(os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL)[1]
 
-    def take(self, given: InputRow) -> None:
-        """Sort one input."""
+    def add(self, given: InputRow) -> None:
+        """Count one input."""
         row = read_row(given, self._job)
         if row.refusal is not None:
-            self._refuse(given, row.refusal)
+            self._refuse("refused", given, row.refusal)
             return
         added = self.preview.add(
-            row.key, row.request, pays_again=self.order.yes, is_given=self._seen.__contains__
+            row.key, row.request, pays_again=self.options.yes, is_given=self._seen.__contains__
         )
         if added.conflict is not None:
-            self._refuse(given, added.conflict)
+            self._refuse("refused", given, added.conflict)
         elif added.number is None:
-            self.counts["signed_anew"] += 1
-            self._say(given, not_paid_for(added))
+            self._refuse("signed_anew", given, not_paid_for(added))
         elif not self._seen.add(added.number):
             self.counts["duplicates"] += 1
         else:
             self.counts["other_query"] += added.similar is not None
-            self._sort(row, added)
+            self._count(row, added)
 
     def _job(self, given: InputRow) -> Job:
-        job = self.order.job_for(given)
+        job = self.options.job_for(given)
         if isinstance(job.request, EditRequest) and isinstance(job.request.input_image, str):
             check_reachable(job.request.input_image, api_host=self._api_host)
         return job
 
-    def _sort(self, row: Row, added: Added) -> None:
+    def _count(self, row: Row, added: Added) -> None:
         stored = added.stored
         if stored is None or stored.job.state is JobState.PENDING or self._is_resubmitted(stored):
-            model = read_model(row.request if stored is None else stored.request)
-            self.models[model] += 1
+            self.models[read_model(row.request if stored is None else stored.request)] += 1
             if not self.as_json:
-                self._display.output.line(row.given.image)
+                self.display.output.line(row.given.image)
         elif stored.job.state is JobState.DONE:
             self.counts["done" if self._is_here(stored) else "to_download"] += 1
         else:
@@ -137,60 +137,39 @@ class DryRun:
 
     def _is_resubmitted(self, stored: StoredJob) -> bool:
         is_doubt = _OF_STATES.get(stored.job.state) == "in_doubt"
-        if not is_doubt or self.order.in_doubt is not InDoubtPolicy.RESUBMIT:
+        if not is_doubt or self.options.in_doubt is not InDoubtPolicy.RESUBMIT:
             return False
         return self.reader is None or self.reader.found_task(stored.number) is None
 
     def _is_here(self, stored: StoredJob) -> bool:
         file = stored.job.file
-        is_here = file is not None and (self.order.folder / IMAGES / file).is_file()
-        return is_here or not self.order.download
+        is_here = file is not None and (self.options.folder / IMAGES / file).is_file()
+        return is_here or not self.options.download
 
-    def _refuse(self, given: InputRow, error: FluxError) -> None:
-        self.counts["refused"] += 1
-        self._say(given, error)
+    def _refuse(self, count: str, given: InputRow, error: FluxError) -> None:
+        self.counts[count] += 1
+        self.display.refused(refused_row(given.image, given.name, error), refusal_text(given, error))
 
-    def _say(self, given: InputRow, error: FluxError) -> None:
-        words = error_text(error)
-        placed = words if words.startswith(given.place) else f"{given.place}: {words}"
-        self._display.refused(refused_row(given.image, given.name, error), placed)
-
-    def conclude(self) -> None:
-        """Print the sums."""
-        self._display.count_what_was_not_printed(are_in_results=False)
+    def print(self) -> None:
+        """Print the counts."""
+        self.display.count_unprinted(are_in_results=False)
+        cost = sum(self.options.prices[model] * count for model, count in self.models.items())
         if self.as_json:
-            self._display.output.json(self.as_data())
+            self.display.output.json(self._as_data(cost))
             return
-        for line in self.in_words():
-            self._display.note(line)
-
-    def warn(self, words: str) -> None:
-        """Print a warning to stderr."""
-        self._display.note(words, "yellow")
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the sums as data."""
-        return {
-            "to_submit": {model.value: self.models[model] for model in Model if self.models[model]},
-            "credits": self._cost,
-            **{name: self.counts[name] for name in _WORDS},
-        }
-
-    def in_words(self) -> list[str]:
-        """Return the sums for a person."""
-        cost, most = self._cost, self.order.max_credits
-        bounded = "" if most is None or most >= cost else f", of which the run may spend {in_credits(most)}"
+        most = self.options.max_credits
+        bound = "" if most is None or most >= cost else f", of which the run may spend {in_credits(most)}"
         by_model = ", ".join(f"{model.value}: {count}" for model, count in self.models.items())
         images = f"{self.models.total()} ({by_model})" if by_model else "0"
-        lines = [
-            "Dry run: nothing was sent, nothing was changed.",
-            f"To submit: {images}, for about {in_credits(cost)} credits{bounded}.",
-        ]
+        self.display.note("Dry run: nothing was sent, nothing was changed.")
+        self.display.note(f"To submit: {images}, for about {in_credits(cost)} credits{bound}.")
         for name, words in _WORDS.items():
             if self.counts[name]:
-                lines.append(f"{words[0].upper()}{words[1:]}: {self.counts[name]}.")
-        return lines
+                self.display.note(f"{words[0].upper()}{words[1:]}: {self.counts[name]}.")
 
-    @property
-    def _cost(self) -> float:
-        return sum(self.order.prices[model] * count for model, count in self.models.items())
+    def _as_data(self, cost: float) -> dict[str, Any]:
+        return {
+            "to_submit": {model.value: self.models[model] for model in Model if self.models[model]},
+            "credits": cost,
+            **{name: self.counts[name] for name in _WORDS},
+        }

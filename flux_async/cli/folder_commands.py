@@ -1,4 +1,4 @@
-"""The commands retry, adopt and rekey: they act on the journal of a folder."""
+"""The commands on the journal of a folder: retry, adopt, rekey and recover."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flux_async.batch.operations import Rekeyed, RekeyEvidence
 from flux_async.cli.advice import after_adopting, after_recovering, after_rekeying, command
 from flux_async.cli.credits import Spending, in_credits
 from flux_async.cli.display import MessageConsole, message_console
-from flux_async.cli.input_reader import Intake
+from flux_async.cli.input_reader import InputReader
 from flux_async.cli.run_command import Select, run_selected
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.run_options import RunOptions
@@ -33,56 +33,58 @@ from flux_async.transport.factory import TransportName
 _SHORTEST_NAME = 6
 
 
-def run_retry(order: RunOptions, *, failed: bool, in_doubt: bool, as_json: bool) -> Exit:
+def run_retry(options: RunOptions, *, failed: bool, in_doubt: bool, as_json: bool) -> Exit:
     """Submit again what failed, what is in doubt, or both; without either, resume the run as it stands.
 
     Raises:
         JournalError: There is no journal, or it cannot be used.
     """
-    JournalReader(order.folder / JOURNAL).close()  # retry makes no folder
-    return run_selected(order, what_to_retry(failed=failed, in_doubt=in_doubt), as_json=as_json)
+    JournalReader(options.folder / JOURNAL).close()  # retry makes no folder
+    return run_selected(options, what_to_retry(failed=failed, in_doubt=in_doubt), as_json=as_json)
 
 
 def what_to_retry(*, failed: bool, in_doubt: bool) -> Select:
-    """Return what chooses the jobs of a retry."""
+    """Return the function that selects the jobs of a retry."""
 
-    async def select(intake: Intake, spending: Spending) -> None:
+    async def select(reader: InputReader, spending: Spending) -> None:
         if failed or in_doubt:
-            await _retry(intake, spending, failed=failed, in_doubt=in_doubt)
+            await _retry(reader, spending, failed=failed, in_doubt=in_doubt)
         else:
-            await intake.folder.journal.recover()
-            await intake.choose(intake.folder.reader.jobs())
+            await reader.folder.journal.recover()
+            await reader.select(reader.folder.reader.jobs())
 
     return select
 
 
-async def _retry(intake: Intake, spending: Spending, *, failed: bool, in_doubt: bool) -> None:
-    """Say how many jobs there are and what they may cost; when that is agreed to, let them run."""
-    client, journal, chosen = spending.client, intake.folder.journal, intake.selection
+async def _retry(reader: InputReader, spending: Spending, *, failed: bool, in_doubt: bool) -> None:
+    """Print how many jobs there are and what they may cost; if that is agreed to, let the run submit them."""
+    client, journal, selection = spending.client, reader.folder.journal, reader.selection
     plan = await retry(client, journal, failed=failed, in_doubt=in_doubt, dry_run=True)
     for number in (*plan.to_submit, *plan.to_fetch):
-        chosen.jobs.add(number)
-    chosen.needs.update(plan.submits)
+        selection.jobs.add(number)
+    selection.needs.update(plan.submits)
     granted = len(plan.to_submit)
     plural = "image gets" if granted == 1 else "images get"
-    cost = in_credits(spending.cost(chosen))
+    cost = in_credits(spending.cost(selection))
     message_console().note(f"{granted} {plural} another try, for up to {cost} credits.")
-    await spending.may_submit(chosen, is_last=True)
-    chosen.paid = len(plan.to_fetch)
-    if chosen.paid:
-        is_or_are = "image that is" if chosen.paid == 1 else "images that are"
-        message_console().note(f"{chosen.paid} {is_or_are} paid and not here yet: fetched, free of charge.")
+    await spending.may_submit(selection, is_last=True)
+    selection.paid = len(plan.to_fetch)
+    if selection.paid:
+        is_or_are = "image that is" if selection.paid == 1 else "images that are"
+        message_console().note(
+            f"{selection.paid} {is_or_are} paid and not here yet: fetched, free of charge."
+        )
     await retry(client, journal, failed=failed, in_doubt=in_doubt)
-    chosen.to_do.extend(plan.to_fetch)
-    chosen.to_do.extend(plan.to_submit)
-    chosen.release()
+    selection.to_do.extend(plan.to_fetch)
+    selection.to_do.extend(plan.to_submit)
+    selection.release()
 
 
 def run_adopt(folder: Path, name: str, task_id: str, *, transport: TransportName | None = None) -> Exit:
-    """Record that ``task_id`` is the task of a job in doubt, if that can be.
+    """Record that ``task_id`` is the task of a job in doubt.
 
     Raises:
-        InvalidInput: It is not; nothing was changed.
+        InvalidInput: It cannot be that task; nothing was changed.
         NotFoundError: The vendor has no such task; nothing was changed.
     """
     key = _key_of(folder, name)
@@ -154,14 +156,14 @@ def _in_words(found: Rekeyed) -> str:
     return f"{words} The folder now belongs to the new key."
 
 
-# --- recover --------------------------------------------------------------------------------------------
+# --- recover ----------------------------------------------------------------------------------------------
 
 
 _MOST_LISTED = 50
 
 
 def run_recover(folder: Path, *, yes: bool) -> Exit:
-    """Put in doubt what may have been submitted without the journal's knowing; nothing is sent.
+    """Put jobs in doubt that may have been submitted without a record in the journal; nothing is sent.
 
     Raises:
         JournalError: There is no journal, it is in use, or it cannot be written.
@@ -174,7 +176,7 @@ def run_recover(folder: Path, *, yes: bool) -> Exit:
         console.note(f"The journal in {folder} lacks no records. Nothing was changed.")
         return Exit.SUCCEEDED
     console.note(_loss_in_words(lost), "yellow")
-    if not yes and not _consents():
+    if not yes and not _confirm():
         console.note("Nothing was changed.")
         return Exit.USAGE
     in_doubt, unknown = anyio.run(_accept, journal, lost)
@@ -191,7 +193,7 @@ def run_recover(folder: Path, *, yes: bool) -> Exit:
     return Exit.SUCCEEDED
 
 
-def _consents() -> bool:
+def _confirm() -> bool:
     if not sys.stdin.isatty():
         raise click.UsageError("Add --yes to put these images in doubt: there is no terminal to ask.")
     return click.confirm("Put them in doubt?", err=True)

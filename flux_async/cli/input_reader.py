@@ -1,8 +1,8 @@
 """Reads the inputs of a run into its journal, while the run submits what has been read.
 
-Three coroutines of work, each at its own speed: a thread reads rows and makes requests of them, the journal
-adds them a chunk at a time, and the batch takes them from the journal as submits are allowed. Nothing of a
-chunk is submitted before ``may_submit`` has agreed to it.
+Reading, adding and submitting each go at their own speed: a thread reads rows and makes requests of them, the
+journal adds them a chunk at a time, and the batch takes them from the journal as submits are allowed. Nothing
+of a chunk is submitted before ``may_submit`` has returned True for it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import anyio.from_thread
 import anyio.to_thread
 import attrs
 import click
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectSendStream
 
 from flux_async import ConfigurationError, EditRequest, FluxError, InvalidInput, Job, LocalImage, Model
 from flux_async.api.stored_requests import read_model, store_request
@@ -36,13 +36,11 @@ _FIRST, _CHUNK = 1000, 4000
 """Rows added in one commit; submits begin after the first. A key is a digest, so each row changes another
 page of the index: 4,000 rows a commit write half the bytes of 1,000 (100,000 rows: 0.36 and 0.79 GB)."""
 _PASS_ON_S = 0.2
-"""Files are read whole: what has been read is passed on after so long, however little it is."""
-
-_PAID = frozenset({JobState.SUBMITTED, JobState.GENERATED})
+"""Reading files is slow: the rows read so far are passed on after this time, however few they are."""
 
 
 class Row(NamedTuple):
-    """An input that has been read: a request with its key, or why it is none."""
+    """An input that has been read: a request with its key, or the reason why it is none."""
 
     given: InputRow
     key: JobKey
@@ -65,21 +63,22 @@ async def _never(_count: int, _place: str, _other: StoredJob) -> bool:
 
 
 @attrs.define(kw_only=True, eq=False)
-class Intake:
-    """Takes inputs in.
+class InputReader:
+    """Reads inputs into the journal of a folder, and selects the jobs of the run.
 
     Attributes:
-        folder: Whose journal receives them.
+        folder: Its journal receives the jobs.
         make_job: Makes a job of an input, or raises :class:`InvalidInput`; called in a thread.
-        download: Whether an image that is not here is missing.
-        resubmits: Whether jobs in doubt are submitted again.
+        download: Whether an image that is not in the folder is missing.
+        resubmits: Whether jobs in doubt are resubmitted.
         on_kept: Receives the row of every job that ended in an earlier run.
-        on_refused: Receives the row of every input that is no request, and what to say of it.
-        may_submit: Says whether what has been read so far may be submitted; ``is_last`` after all of it.
-        may_pay_again: Says whether images are to be paid for that were submitted under another signature: how
-            many there are in this chunk, and the first one's place and earlier job. Asked once.
-        may_pay_similar: Says the same of images whose address differs only in its query from a submitted one.
+        on_refused: Receives the row of every refused input, and the message about it.
+        may_submit: Returns whether the inputs read so far may be submitted; ``is_last`` after all of them.
+        may_pay_again: Returns whether images are paid for that were submitted under another signature. It
+            receives their number in this chunk, and place and earlier job of the first; called once.
+        may_pay_similar: The same for images whose URL differs only in its query from a submitted one.
         clock: The reader of time.
+        selection: The jobs of the run.
     """
 
     folder: RunFolder
@@ -96,56 +95,53 @@ class Intake:
     _inputs: Inputs | None = attrs.field(default=None, init=False)
     _pays_again: bool | None = attrs.field(default=None, init=False)
     _pays_similar: bool | None = attrs.field(default=None, init=False)
-    _broke: click.ClickException | None = attrs.field(default=None, init=False)
+    _list_error: click.ClickException | None = attrs.field(default=None, init=False)
 
-    async def take(self, inputs: Iterable[InputRow]) -> Selection:
-        """Take in everything; what an earlier run was given is taken up, not doubled.
+    async def read(self, inputs: Iterable[InputRow]) -> Selection:
+        """Read all inputs. A job that an earlier run was given is selected, not added again.
 
         Raises:
-            ConfigurationError: The rest of a list cannot be read; what came before it has been taken in.
+            ConfigurationError: The rest of a list cannot be read; the inputs before it have been read.
         """
         self._inputs = given = inputs if isinstance(inputs, Inputs) else Inputs(iter(inputs))
         send, receive = anyio.create_memory_object_stream[_Chunk](1)
         async with anyio.create_task_group() as group:
-            group.start_soon(self._read, given, send)
-            await self._take_all(given, receive)
-        if self._broke is not None:
+            group.start_soon(self._make_rows, given, send)
+            with receive:
+                try:
+                    async for rows, is_last in receive:
+                        await self._add_chunk(rows)
+                        if await self.may_submit(self.selection, is_last=is_last):
+                            self.selection.release()
+                finally:
+                    given.live.stop()
+        if self._list_error is not None:
             raise ConfigurationError(
-                self._broke.message, advice="Mend the list and run the same command again."
+                self._list_error.message, advice="Mend the list and run the same command again."
             )
         return self.selection
 
-    async def choose(self, jobs: Iterable[StoredJob]) -> Selection:
-        """Take jobs that the journal has already."""
+    async def select(self, jobs: Iterable[StoredJob]) -> Selection:
+        """Select jobs that are in the journal already."""
         for stored in jobs:
             if self.selection.jobs.add(stored.number):
-                self._choose(stored)
+                self._select(stored)
         if await self.may_submit(self.selection, is_last=True):
             self.selection.release()
         return self.selection
 
     def stop(self) -> None:
-        """Wait for no more inputs; what is in files is read to its end."""
+        """Stop waiting for pipes and terminals; files are read to their end."""
         if self._inputs is not None:
             self._inputs.live.stop()
 
-    async def _take_all(self, given: Inputs, receive: MemoryObjectReceiveStream[_Chunk]) -> None:
-        with receive:
-            try:
-                async for rows, is_last in receive:
-                    await self._take(rows)
-                    if await self.may_submit(self.selection, is_last=is_last):
-                        self.selection.release()
-            finally:
-                given.live.stop()
-
     # --- in the thread ------------------------------------------------------------------------------------
 
-    async def _read(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
+    async def _make_rows(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
         with send:
-            await anyio.to_thread.run_sync(self._read_rows, given, send)
+            await anyio.to_thread.run_sync(self._make_rows_in_thread, given, send)
 
-    def _read_rows(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
+    def _make_rows_in_thread(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
         rows: list[Row] = []
         passed_on, size = self.clock.monotonic(), _FIRST
 
@@ -163,102 +159,100 @@ class Intake:
                     is_slow = one.is_file and self.clock.monotonic() - passed_on > _PASS_ON_S
                     if len(rows) >= size or is_slow:
                         pass_on(is_last=False)
-            except click.ClickException as trouble:
-                self._broke = trouble
+            except click.ClickException as error:
+                self._list_error = error
             except InputStopped:
                 pass
             pass_on(is_last=True)
         except (anyio.BrokenResourceError, CancelledError):
-            return  # nobody takes them any more
+            return  # the run has ended
 
     # --- a chunk ------------------------------------------------------------------------------------------
 
-    async def _take(self, rows: list[Row]) -> None:
+    async def _add_chunk(self, rows: list[Row]) -> None:
         good = [row for row in rows if row.refusal is None]
         added = await self._add(good)
-        if await self._is_agreed(good, added):
+        if await self._ask_about(good, added):
             repeats = [number for number, one in enumerate(added) if one.number is None and not one.conflict]
             paid = await self._add([good[number] for number in repeats])
             for number, one in zip(repeats, paid, strict=True):
                 added[number] = one
-        found = iter(added)
+        results = iter(added)
         for row in rows:
             if row.refusal is None:
-                self._sort(row, next(found))
+                self._select_added(row, next(results))
             else:
                 self._refuse(row.given, row.refusal)
 
-    async def _is_agreed(self, rows: list[Row], added: list[Added]) -> bool:
-        """Ask what has not been asked; return whether anything was agreed to now."""
+    async def _ask_about(self, rows: list[Row], added: list[Added]) -> bool:
+        """Ask the questions that these rows raise, each once; return whether an answer was yes."""
         again = [(row, one.paid_as) for row, one in zip(rows, added, strict=True) if one.paid_as is not None]
         similar = [
             (row, one.similar) for row, one in zip(rows, added, strict=True) if one.similar is not None
         ]
-        is_new = False
+        is_agreed = False
         if again and self._pays_again is None:
             row, other = again[0]
-            is_new = self._pays_again = await self.may_pay_again(len(again), row.given.place, other)
+            is_agreed = self._pays_again = await self.may_pay_again(len(again), row.given.place, other)
         if similar and self._pays_similar is None:
             row, other = similar[0]
-            agreed = await self.may_pay_similar(len(similar), row.given.place, other)
-            self._pays_similar, is_new = agreed, agreed or is_new
-        return is_new
+            self._pays_similar = await self.may_pay_similar(len(similar), row.given.place, other)
+            is_agreed = is_agreed or self._pays_similar
+        return is_agreed
 
     async def _add(self, rows: list[Row]) -> list[Added]:
+        first_wins = {row.key: row.image for row in reversed(rows) if row.image is not None}
         return await self.folder.journal.add_entries(
             [(row.key, row.request) for row in rows],
-            sources={
-                row.key: row.image for row in reversed(rows) if row.image is not None
-            },  # the first counts
+            sources=first_wins,
             is_chosen=self.selection.jobs.__contains__,
             pays_again=self._pays_again is True,
             pays_similar=self._pays_similar is True,
         )
 
-    def _sort(self, row: Row, added: Added) -> None:
-        chosen = self.selection
+    def _select_added(self, row: Row, added: Added) -> None:
+        selection = self.selection
         if added.number is None:
             self._refuse(row.given, added.conflict or not_paid_for(added))
-        elif not chosen.jobs.add(added.number):
+            return
+        if not selection.jobs.add(added.number):
             first = None if added.stored is None or row.image is None else added.stored.source
-            if first is None or not chosen.add_equal_file(added.number, row.given.image, first):
-                chosen.doubles += 1
+            if first is None or not selection.add_equal_file(added.number, row.given.image, first):
+                selection.duplicates += 1
         elif added.stored is not None:
-            self._choose(added.stored)
+            self._select(added.stored)
         else:
-            chosen.to_do.append(added.number)
-            chosen.needs[row.model or Model.PRO] += 1
-        if added.number is not None:
-            chosen.paid_again += added.paid_as is not None
-            chosen.similar += added.similar is not None
+            selection.to_do.append(added.number)
+            selection.needs[row.model or Model.PRO] += 1
+        selection.paid_again += added.paid_as is not None
+        selection.similar += added.similar is not None
 
-    def _choose(self, stored: StoredJob) -> None:
-        """Sort a job that an earlier run was given."""
-        chosen, state = self.selection, stored.job.state
+    def _select(self, stored: StoredJob) -> None:
+        """Select a job that an earlier run was given, by its state."""
+        selection, state = self.selection, stored.job.state
         if stored.number in self.folder.settled_here:
-            return  # this run took it up before it came to this row
+            return  # this run has settled it before it read this row
         if state not in FINAL:
-            chosen.to_do.append(stored.number)
+            selection.to_do.append(stored.number)
             is_doubt = state is JobState.IN_DOUBT
             is_found = is_doubt and self.folder.reader.found_task(stored.number) is not None
-            chosen.paid += is_found or state in _PAID
+            selection.paid += is_found or state in {JobState.SUBMITTED, JobState.GENERATED}
             if state is JobState.PENDING or (is_doubt and not is_found and self.resubmits):
-                chosen.needs[read_model(stored.request)] += 1
-        elif state is JobState.DONE and self.download and not self.folder.has_picture(stored):
-            chosen.missing.append(stored.number)
+                selection.needs[read_model(stored.request)] += 1
+        elif state is JobState.DONE and self.download and not self.folder.has_image(stored):
+            selection.missing.append(stored.number)
         else:
-            chosen.kept += 1
+            selection.kept += 1
             self.on_kept(self.folder.row(stored))
 
     def _refuse(self, given: InputRow, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)
-        self.selection.besides.refuse(len(self.selection.jobs), row)
-        words = error_text(error)
-        self.on_refused(row, words if words.startswith(given.place) else f"{given.place}: {words}")
+        self.selection.extra.add_refused(len(self.selection.jobs), row)
+        self.on_refused(row, refusal_text(given, error))
 
 
 def read_row(given: InputRow, make_job: Callable[[InputRow], Job]) -> Row:
-    """Make a request of an input, or say why it is none."""
+    """Return the request of an input, or why it is none."""
     try:
         if given.refusal is not None:
             raise InvalidInput(f"This row cannot be used: {given.refusal}.")  # noqa: TRY301 - one way out
@@ -269,6 +263,12 @@ def read_row(given: InputRow, make_job: Callable[[InputRow], Job]) -> Row:
     image = request.input_image if isinstance(request, EditRequest) else None
     source = image if isinstance(image, LocalImage) else None
     return Row(given, job.key, store_request(request), request.model, source, None)
+
+
+def refusal_text(given: InputRow, error: FluxError) -> str:
+    """Return the message about a refused input, which begins with its place."""
+    words = error_text(error)
+    return words if words.startswith(given.place) else f"{given.place}: {words}"
 
 
 def not_paid_for(added: Added) -> FluxError:

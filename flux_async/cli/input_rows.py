@@ -1,4 +1,4 @@
-"""One input as the user gave it, and how cells of a list become inputs."""
+"""One input as given, and how the cells of a list become inputs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class InputRow:
     """One input as given.
 
     Attributes:
-        source: Where it stands: a file as typed, ``stdin``, or ``argument``.
-        line: The number of its first line there; of an argument, its place.
-        item: Which of several inputs it is that begin on this line; left empty, the first or only one.
-        image: The address, or the path of a file.
+        source: The list as typed, ``stdin``, or ``argument``.
+        line: The number of its first line in the list, or of the argument.
+        item: Its number among several inputs that begin on this line; empty for the first.
+        image: The URL, or the path of a file.
         is_file: Whether it is the path of a file.
-        folder: What that is relative to; left empty, the working directory.
-        key: A name of the caller's own.
+        folder: The folder that the path is relative to; empty for the working directory.
+        key: The user's own key.
         options: Fields of the request that this row sets.
-        refusal: Why it cannot be read, where it cannot.
+        refusal: Why it cannot be read, or None.
     """
 
     source: str
@@ -39,14 +39,14 @@ class InputRow:
 
     @property
     def place(self) -> str:
-        """Where it stands, for a person."""
+        """Its place, for messages."""
         if self.source == "argument":
             return self.image if self.is_file else f"argument {self.line}"
         return f"{self.source} line {self.line}" + (f", item {self.item}" if self.item else "")
 
     @property
     def name(self) -> str:
-        """What it is called where it has no key; one argument may stand for many files."""
+        """Its key in results where it has none; one argument may stand for many files."""
         if self.source == "argument" and self.is_file:
             return self.image
         return f"{self.source}:{self.line}" + (f":{self.item}" if self.item else "")
@@ -78,12 +78,12 @@ IMAGE_COLUMNS = (
     "path",
     "filename",
 )
-"""Usual names of the column with the images; where a list has several, the first of these is taken."""
+"""Usual names of the column of images; where a list has several, the first of these counts."""
 
 OPTIONS = ("prompt", "model", "output_format")
 
 AT_THE_ENDS = " \t\r\n\v\f\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202f\u2060\u3000\ufeff"
-"""White space and invisible letters that editors, web pages and spreadsheets leave around an address."""
+"""White space and invisible characters that editors, web pages and spreadsheets leave around a URL."""
 
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _NEXT_ADDRESS = re.compile(r"\s*([|,;]|\s)[\s|,;]*(?=https?://)", re.IGNORECASE)
@@ -95,8 +95,8 @@ class ListOptions:
     """How lists are read.
 
     Attributes:
-        column: The name of the column with the images, or None to find it.
-        split: What separates several images in one cell, or None where a cell is one image. A blank stands
+        column: The name of the column of images, or None to find it.
+        split: The separator of several images in one cell, or None where a cell is one image. A blank stands
             for any white space.
     """
 
@@ -113,14 +113,14 @@ def normal(name: str) -> str:
 
 
 def image_columns(names: Sequence[str], options: ListOptions) -> list[str]:
-    """Return those of the normalised ``names`` that may hold the images, the one to take first."""
+    """Return those of the normalised ``names`` that may hold the images, the likeliest first."""
     if options.column is not None:
         return [name for name in [normal(options.column)] if name in names]
     return [name for name in IMAGE_COLUMNS if name in names]
 
 
 def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[str]) -> InputRow:
-    """Read a row of named fields; names that mean nothing here are the caller's own affair."""
+    """Read a row of named fields; other names are ignored."""
     column = next((name for name in columns if fields.get(name)), None)
     image = "" if column is None else fields[column]
     key = fields.get("key")
@@ -150,7 +150,7 @@ def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[
 
 
 def differing(name: str, values: Iterable[object]) -> str | None:
-    """Say that a row has several different values under one name, or return None where it has not."""
+    """Return the fault of a row that has different values under one name, or None."""
     found = {str(value).strip(AT_THE_ENDS) for value in values if value is not None} - {""}
     if len(found) < 2:  # noqa: PLR2004 - one is what there should be
         return None
@@ -158,7 +158,7 @@ def differing(name: str, values: Iterable[object]) -> str | None:
 
 
 def one_by_one(given: InputRow, split: str | None) -> Iterator[InputRow]:
-    """Yield a row as it is meant: one image, or with ``--split`` several; several unasked are refused."""
+    """Yield the images of a row: one, or with ``--split`` several. Several without it are refused."""
     image = given.image.strip(AT_THE_ENDS)
     if given.refusal is not None or (split is None and image == given.image and _fault(given, image) is None):
         yield given  # as nearly all are
@@ -171,7 +171,7 @@ def one_by_one(given: InputRow, split: str | None) -> Iterator[InputRow]:
 
 
 def _parts(image: str, split: str) -> list[str]:
-    """Split a cell. Within an address only where another begins: it may hold the separator itself."""
+    """Split a cell. A URL is split only where another begins: it may contain the separator."""
     separator = r"\s+" if split.isspace() else re.escape(split)
     if _ADDRESS.match(image):
         separator += r"\s*(?=https?://)"
@@ -191,5 +191,5 @@ def _fault(given: InputRow, image: str) -> str | None:
 
 
 def folder_of(name: str) -> str:
-    """Return the folder of a list, as it was typed."""
+    """Return the folder of a list, as typed."""
     return os.path.dirname(name)  # noqa: PTH120

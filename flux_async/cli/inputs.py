@@ -1,11 +1,11 @@
-"""Which files of this machine an argument or a row of a list stands for.
+"""The inputs of a command: arguments, the files that they stand for, and lists.
 
-An argument may be a file, a folder or a pattern. A folder is read one level deep, in order of name, without
-hidden files, and only what ends like a picture; ``**`` in a pattern goes deeper, through links too, into each
-folder once. A row of a list is a file, relative to the folder of the list, so that a list can travel with its
-pictures; on standard input, to the working directory.
+An argument may be a URL, a file, a folder or a pattern. A folder is read one level deep, in order of name,
+without hidden files, and only files with the ending of an image; ``**`` in a pattern goes deeper, into each
+folder once. A row of a list is a file relative to the folder of the list, so that a list can be moved with
+its images; on standard input, relative to the working directory.
 
-What is there but cannot be read, such as a link that leads nowhere, is passed on, to fail alone and be told.
+A file that exists but cannot be read, such as a broken link, becomes an input that fails alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from flux_async.policy.image_urls import with_scheme
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".gz")
-_NOT_TAKEN = {
+_OTHER_FORMATS = {
     ".heic": "HEIC",
     ".heif": "HEIC",
     ".tif": "TIFF",
@@ -52,21 +52,21 @@ _NOT_TAKEN = {
     ".nef": "raw",
     ".arw": "raw",
 }
-"""Endings of images that the vendor does not take, and what they are called."""
+"""Endings of images that the vendor does not accept, and the names of their formats."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _PATH_LIKE = ("/", "./", "../", ".\\", "..\\")
 
 
 def files_of(argument: str, note: Callable[[str], None] = lambda _: None) -> list[str] | None:
-    """Return the files that an argument stands for, or None where it is an address.
+    """Return the files that an argument stands for, or None where it is a URL.
 
     Args:
         argument: As it was typed.
-        note: Receives what a folder holds besides.
+        note: Receives a message about the other files of a folder.
 
     Raises:
-        click.UsageError: Nothing is behind a path or pattern, it is a list, or neither path nor address.
+        click.UsageError: It names no file, it is a list, or it is neither a path nor a URL.
     """
     if is_address(argument):
         return None
@@ -91,10 +91,10 @@ def files_of(argument: str, note: Callable[[str], None] = lambda _: None) -> lis
 
 
 def image_of(argument: str) -> str | LocalImage:
-    """Return the one picture that an argument names: an address, or a file.
+    """Return the one image that an argument names: a URL, or a file.
 
     Raises:
-        click.UsageError: It is a path with no file behind it.
+        click.UsageError: It names no file.
     """
     if is_address(argument):
         return argument
@@ -109,7 +109,7 @@ def image_of(argument: str) -> str | LocalImage:
 
 
 def row_fault(image: str, folder: str) -> str | None:
-    """Say why a row that names a file cannot be used, where it cannot."""
+    """Return why a row that names a file cannot be used, or None."""
     path = os.path.join(folder, image)  # noqa: PTH118 - Path() may raise
     if _ask(os.path.isfile, path):
         return None
@@ -119,19 +119,19 @@ def row_fault(image: str, folder: str) -> str | None:
 
 
 def no_image(image: str) -> str:
-    """Say that a row names neither an address nor a file, and what may be meant."""
+    """Return the message that a row names neither a URL nor a file, with what may be meant."""
     return f"{shown(image)} is neither an http(s) URL nor a file here{_hint(image)}."
 
 
 def names_a_file(image: str, folder: str) -> bool:
-    """Say whether a row names a file, or is meant to, rather than an address or a typing mistake."""
+    """Return whether a row names a file, or is meant to, rather than a URL or a typing mistake."""
     if is_address(image, folder):
         return False
     return _means_a_file(image) or _ask(os.path.exists, os.path.join(folder, image))  # noqa: PTH118
 
 
 def is_address(image: str, folder: str = "") -> bool:
-    """Say whether ``image`` begins like a URL of any kind, and is no file like ``scan:1.jpg``."""
+    """Return whether ``image`` begins like a URL of any kind, and is no file like ``scan:1.jpg``."""
     if "://" in image or image[:5].lower() == "data:":
         return True
     return _SCHEME.match(image) is not None and not _ask(os.path.lexists, os.path.join(folder, image))  # noqa: PTH118
@@ -155,7 +155,7 @@ def _files_in(folder: str, note: Callable[[str], None]) -> list[str]:
                     names.append(entry.name)
                 else:
                     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a name, not a path
-                    left_out[_NOT_TAKEN.get(suffix, "other file")] += 1
+                    left_out[_OTHER_FORMATS.get(suffix, "other file")] += 1
     except OSError as error:
         raise click.UsageError(f"{printable(folder)} cannot be read: {error.strerror or error}.") from None
     words = _left_out_in_words(left_out)
@@ -170,7 +170,7 @@ def _files_in(folder: str, note: Callable[[str], None]) -> list[str]:
 
 
 def _left_out_in_words(left_out: Counter[str]) -> str:
-    """Return counts in words, images first: ``3 HEIC, 1 TIFF, 2 folders``."""
+    """Return counts as text, images first: ``3 HEIC, 1 TIFF, 2 folders``."""
     plain = {"other file", "folder"}
     kinds = sorted(left_out, key=lambda kind: (kind in plain, -left_out[kind], kind))
     return ", ".join(
@@ -186,7 +186,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """Yield what a pattern matches. ``**`` is walked here: glob would go round links that lead back."""
+    """Yield what a pattern matches. ``**`` is walked here: glob follows links that lead back."""
     separators = f"[{re.escape(os.sep + (os.altsep or ''))}]"
     found = re.search(rf"(?:^|(?<={separators}))\*\*(?:{separators}+|$)", pattern)
     if found is None:
@@ -199,7 +199,7 @@ def _matches(pattern: str) -> Iterator[str]:
 
 
 def _folders_under(top: str) -> Iterator[str]:
-    """Yield ``top`` and the folders in it that are not hidden, each once, whatever links lead to it."""
+    """Yield ``top`` and the folders in it that are not hidden, each once, however many links lead to it."""
     seen = set()
     for folder, within, _ in os.walk(top or ".", followlinks=True):
         here = os.stat(folder)  # noqa: PTH116 - as above
@@ -208,34 +208,35 @@ def _folders_under(top: str) -> Iterator[str]:
             continue
         seen.add((here.st_dev, here.st_ino))
         within[:] = sorted(name for name in within if name[:1] != ".")
-        yield folder if top else folder[2:]  # without the "./" that nobody typed
+        yield folder if top else folder[2:]  # without the "./" that was not typed
 
 
 def _hint(text: str) -> str:
-    """Say which address may be meant by a text that is none."""
+    """Return the URL that may be meant by a text that is none, as a question."""
     meant = with_scheme(text)
     return "" if meant is None else f" (is {printable(meant)} meant?)"
 
 
 def _why_not(path: str) -> str:
-    """Say why there is nothing at ``path``."""
+    """Return why ``path`` is no regular file."""
     try:
         os.stat(path)  # noqa: PTH116 - Path() may raise
     except FileNotFoundError:
         return "there is no such file or folder"
     except (OSError, ValueError) as error:
         return str(getattr(error, "strerror", None) or error)
-    return "it is no plain file"
+    return "it is not a regular file"
 
 
 def _ask(question: Callable[[str], bool], path: str) -> bool:
+    """Return the answer of a function of :mod:`os.path`; False for a path that cannot exist."""
     try:
         return question(path)
-    except ValueError:  # a NUL in it
+    except ValueError:  # it contains a NUL
         return False
 
 
-# --- all inputs of a command ----------------------------------------------------------------------------
+# --- all inputs of a command ------------------------------------------------------------------------------
 
 
 _CSV_ENDINGS = {".csv", ".tsv"}
@@ -249,11 +250,11 @@ _JSON_STRING = re.compile(r'"[^"\s]*"')
 
 @attrs.define(eq=False)
 class Inputs(Iterator[InputRow]):
-    """All that was given, in order, read row by row as it is asked for.
+    """All inputs in their order, read row by row as they are asked for.
 
     Attributes:
         rows: The rows.
-        live: The inputs among them that may be slow to come.
+        live: Pipes and terminals among them, which may be slow.
     """
 
     rows: Iterator[InputRow]
@@ -271,13 +272,13 @@ def gather_inputs(
     options: ListOptions | None = None,
     note: Note = lambda _: None,
 ) -> Inputs:
-    """Return everything that was given.
+    """Return all inputs.
 
-    Files are opened here, and the first row of each is read, so that a list that cannot be used is known
-    before anything is sent. Standard input and pipes are read as they come.
+    Files are opened here, and the first row of each is read, so that a list that cannot be used is refused
+    before anything is sent. Standard input and pipes are read as their lines arrive.
 
     Raises:
-        click.UsageError: There is nothing, nothing where a path leads, or a list cannot be read.
+        click.UsageError: There is no input, a path names no file, or a list cannot be read.
     """
     lists_read = _Lists(stdin=stdin, options=options or ListOptions(), note=note)
     parts: list[Iterable[InputRow]] = []
@@ -303,11 +304,11 @@ class _Lists:
     """The lists of one command.
 
     Attributes:
-        stdin: What ``-`` stands for.
+        stdin: Read for ``-``.
         options: How they are read.
-        note: Receives what the user should know.
-        live: Those that may be slow to come.
-        empty: What to say of those that hold no image.
+        note: Receives messages for the user.
+        live: Pipes and terminals among them.
+        empty: Messages about those that hold no image.
     """
 
     stdin: IO[str] | None
@@ -317,7 +318,7 @@ class _Lists:
     empty: list[str] = attrs.field(factory=list)
 
     def rows_of(self, name: str) -> Iterator[InputRow]:
-        """Return the rows of a list, whose first one has been read."""
+        """Return the rows of a list; the first has been read."""
         source, folder = ("stdin", "") if name == STDIN else (name, folder_of(name))
         file = open_list(name, self.stdin, self.live, self.note)
         rows = _rows(source, file, self.options, self.note)
@@ -338,7 +339,7 @@ def _rows(source: str, file: IO[str], options: ListOptions, note: Note) -> Itera
 
 
 def _reader_for(source: str, file: IO[str], options: ListOptions, note: Note) -> Iterator[InputRow]:
-    """Choose the format by the file's ending; where that does not tell, by how it begins."""
+    """Choose the format by the file's ending, else by how it begins."""
     suffix = Path(source).suffix.lower()
     if suffix in _JSON_ENDINGS:
         return json_rows(source, file, options)
@@ -354,7 +355,7 @@ def _reader_for(source: str, file: IO[str], options: ListOptions, note: Note) ->
 
 
 def _head(lines: Iterator[str], options: ListOptions) -> list[str]:
-    """Return the lines up to the first that is neither blank nor a comment; behind a lone ``[``, one more."""
+    """Return the lines up to the first that is neither blank nor a comment; after a lone ``[``, one more."""
     head: list[str] = []
     for line in lines:
         if head and head[-1].strip() in {"[", "{"}:
@@ -373,7 +374,7 @@ def _looks_like_json(begin: str) -> bool:
 
 
 def _checked(given: InputRow, folder: str) -> InputRow:
-    """Notice a row that names a file, which is relative to the folder of its list."""
+    """Return a row; one that names a file becomes a file relative to the folder of its list."""
     if given.refusal is not None or not names_a_file(given.image, folder):
         return given
     return attrs.evolve(given, is_file=True, folder=folder, refusal=row_fault(given.image, folder))

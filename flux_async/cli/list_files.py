@@ -1,7 +1,10 @@
-"""Inputs that may be slow to come, such as a pipe: read as they arrive, and given up when a run ends.
+"""Opens lists: finds their encoding, refuses what is no list, and reads pipes as their lines arrive.
 
-They are read in a thread. A thread that blocks in ``read`` cannot be interrupted, so that it waits for the
-file and for a pipe of our own at once.
+UTF-8 and UTF-16 (Excel's "Unicode text", PowerShell's ``>``) are read as such; other text is read as
+Windows-1252, with a note. The length of a line is bounded, so that no file can fill the memory.
+
+Pipes are read in a thread. A thread that blocks in ``read`` cannot be interrupted, so it waits for the pipe
+and for a pipe of our own at once.
 """
 
 from __future__ import annotations
@@ -22,14 +25,14 @@ from flux_async.files.image_header import image_suffix
 
 
 class InputStopped(Exception):
-    """The run reads no more."""
+    """The run reads no more inputs."""
 
 
 class LiveInputs:
-    """What the inputs of one run have in common.
+    """The pipes and terminals that one run reads.
 
     Attributes:
-        on_wait: Called by the reading thread before it waits for more: what was read can be passed on.
+        on_wait: Called by the reading thread before it waits for more.
     """
 
     def __init__(self) -> None:
@@ -42,11 +45,11 @@ class LiveInputs:
         os.close(self._wake)
 
     def open(self, descriptor: int, *, closefd: bool) -> io.BufferedReader:
-        """Return the bytes of an open file, as they come."""
+        """Return a reader of an open file's bytes, as they arrive."""
         return io.BufferedReader(_LiveFile(self, descriptor, closefd=closefd))
 
     def stop(self) -> None:
-        """End all waiting, now and later: the reading thread gets :class:`InputStopped`."""
+        """End all waiting, now and later: the reading thread receives :class:`InputStopped`."""
         if not self._stopped:
             self._stopped = True
             os.write(self._wake, b"x")
@@ -90,10 +93,10 @@ class _LiveFile(io.RawIOBase):
 
 STDIN = "-"
 LONGEST_LINE = 1_000_000
-"""Characters. A longer line is refused: it is no row of a list."""
+"""Most characters of a line."""
 
 Note: TypeAlias = Callable[[str], None]
-"""Receives what the user should know of a list that is read all the same."""
+"""Receives a message for the user about a list that is read nevertheless."""
 
 _PIECE = 1 << 16
 _HEAD = 4096
@@ -125,10 +128,10 @@ _BYTE_ORDER_MARKS = (
 
 
 def open_list(name: str, stdin: IO[str] | None, live: LiveInputs, note: Note) -> IO[str]:
-    """Open the list called ``name``, ``-`` for standard input, as text.
+    """Open the list ``name``, or standard input for ``-``, as text.
 
-    What is no plain file is read as it comes. Its beginning tells its encoding; bytes behind it that are no
-    text make their row one that is refused.
+    A pipe is read as its lines arrive, in the encoding that its beginning shows; a row with bytes that are no
+    text is refused.
 
     Raises:
         click.UsageError: It cannot be read, or is no text.
@@ -140,7 +143,7 @@ def open_list(name: str, stdin: IO[str] | None, live: LiveInputs, note: Note) ->
             encoding = _encoding_of(file, shown, note)
             file.seek(0)
         else:
-            encoding = _encoding_by_the_beginning(file.peek(_HEAD)[:_HEAD], shown)
+            encoding = _encoding_of_beginning(file.peek(_HEAD)[:_HEAD], shown)
     except BaseException:
         file.close()
         raise
@@ -162,11 +165,7 @@ def lines_of(file: IO[str]) -> Iterator[str]:
 
 
 class LineTooLong(Exception):
-    """A line that no list has.
-
-    Args:
-        number: The number of the line.
-    """
+    """A line is too long for a row of a list; ``number`` says which."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -175,7 +174,7 @@ class LineTooLong(Exception):
 
 def _open(name: str, live: LiveInputs) -> io.BufferedReader:
     try:
-        file = Path(name).open("rb")  # noqa: SIM115 - read, and closed, as the rows are asked for
+        file = Path(name).open("rb")  # noqa: SIM115 - read, and closed, as rows are asked for
     except OSError as error:
         raise click.UsageError(f"{printable(name)} cannot be read: {error.strerror or error}.") from None
     if _is_plain(file.fileno()):
@@ -202,7 +201,7 @@ def _is_plain(descriptor: int) -> bool:
 
 def _encoding_of(file: BinaryIO, shown: str, note: Note) -> str:
     head = file.read(_HEAD)
-    encoding = _encoding_by_the_beginning(head, shown)
+    encoding = _encoding_of_beginning(head, shown)
     if _decodes(file, encoding):
         return encoding
     if encoding != "utf-8" or b"\0" in head or not _decodes(file, "cp1252"):
@@ -210,19 +209,19 @@ def _encoding_of(file: BinaryIO, shown: str, note: Note) -> str:
             f"{shown} is not text in UTF-8, UTF-16 or Windows-1252. Save it as UTF-8. Nothing was sent."
         )
     note(
-        f"{shown} is not UTF-8: it is read as Windows-1252. Look whether names with accents are right, "
+        f"{shown} is not UTF-8: it is read as Windows-1252. Check that names with accents are right, "
         "or save it as UTF-8."
     )
     return "cp1252"
 
 
-def _encoding_by_the_beginning(head: bytes, shown: str) -> str:
-    _refuse_what_is_no_list(head, shown)
+def _encoding_of_beginning(head: bytes, shown: str) -> str:
+    _refuse_other_files(head, shown)
     marked = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
-    return marked or _utf_16_without_a_mark(head) or "utf-8"
+    return marked or _utf_16_without_mark(head) or "utf-8"
 
 
-def _refuse_what_is_no_list(head: bytes, shown: str) -> None:
+def _refuse_other_files(head: bytes, shown: str) -> None:
     if image_suffix(head) or any(head[at : at + len(magic)] == magic for at, magic in _IMAGES):
         raise click.UsageError(f"{shown} is an image, not a list: give it without --from. Nothing was sent.")
     lower = head.lower()
@@ -231,8 +230,8 @@ def _refuse_what_is_no_list(head: bytes, shown: str) -> None:
             raise click.UsageError(f"{shown} is {what}, not a list. {advice} Nothing was sent.")
 
 
-def _utf_16_without_a_mark(head: bytes) -> str | None:
-    """Recognise plain text in UTF-16: every second byte of the beginning is zero."""
+def _utf_16_without_mark(head: bytes) -> str | None:
+    """Return UTF-16 where every second byte of the beginning is zero."""
     pairs = head[: min(len(head), 64) // 2 * 2]
     high, low = pairs[1::2], pairs[0::2]
     if not pairs or len(pairs) < 8:  # noqa: PLR2004 - four letters
@@ -243,7 +242,7 @@ def _utf_16_without_a_mark(head: bytes) -> str | None:
 
 
 def _decodes(file: BinaryIO, encoding: str) -> bool:
-    """Whether all of the file is text in ``encoding``; 100 MB take a tenth of a second."""
+    """Return whether the whole file is text in ``encoding``; 100 MB take a tenth of a second."""
     decoder = codecs.getincrementaldecoder(encoding)()
     file.seek(0)
     try:

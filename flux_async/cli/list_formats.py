@@ -1,8 +1,6 @@
-"""Reads plain text, one image a line, also as people and Markdown write lists.
+"""Reads lists: plain text, CSV as spreadsheets and shops write it, and JSON of any layout.
 
-An address is taken out of what stands around it where that is certain: a list mark, a link, quotation marks,
-a comment. Otherwise the line stays as it is and is refused with what is in it, because an address that holds
-a blank would be cut.
+Whatever would be read wrongly is refused: a row alone where the next one can be trusted, else the rest.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ _COMMENTED = re.compile(
 
 
 def text_rows(source: str, lines: Iterable[str]) -> Iterator[InputRow]:
-    """Yield the rows of a text file; blank lines and comments are none."""
+    """Yield the rows of a text file, without blank lines and comments."""
     for number, line in enumerate(lines, start=1):
         text = line.strip(AT_THE_ENDS)
         if text and not text.startswith("#"):
@@ -49,7 +47,10 @@ def text_rows(source: str, lines: Iterable[str]) -> Iterator[InputRow]:
 
 
 def image_in(text: str) -> str:
-    """Return the address in a line, without list marks, link syntax and comments, or the line as it is."""
+    """Return the URL in a line, without list marks, link syntax and comments, or the line as it is.
+
+    A line that is not certain stays whole and is refused later: a URL that contains a blank would be cut.
+    """
     if _PLAIN.fullmatch(text):
         return text
     rest = text[found.end() :] if (found := _MARK.match(text)) else text
@@ -61,7 +62,11 @@ def image_in(text: str) -> str:
     return rest
 
 
-# --- CSV ------------------------------------------------------------------------------------------------
+# --- CSV --------------------------------------------------------------------------------------------------
+#
+# Python's parser runs in strict mode: a quote that is not closed at the end of its cell is an error, not a
+# cell that swallows the rows after it. A row with more cells than the header holds a separator without
+# quotes; it is refused, because its URL may have been cut.
 
 
 _SEPARATORS = ",;\t|"
@@ -75,7 +80,7 @@ _SHOWN_COLUMNS = 30
 
 @attrs.define
 class _Lines:
-    """The lines of a file, counted; and where the quote was opened that is open now."""
+    """The lines of a file, counted, and the line on which the open quote began."""
 
     rest: Iterator[str]
     number: int = 0
@@ -94,13 +99,13 @@ class _Lines:
         return line
 
     def begin_row(self) -> int:
-        """Return the number of the line on which the next row begins."""
+        """Return the number of the first line of the next row."""
         self._open, self.opened_at = False, self.number + 1
         return self.opened_at
 
 
 def csv_header(line: str, options: ListOptions) -> bool:
-    """Whether a line is the header of a list: one of its cells names the column with the images."""
+    """Return whether a line is the header of a list: one of its cells names the column of images."""
     names = [normal(name) for name in _cells(line, _separator(line))]
     return _SEPARATOR_LINE.fullmatch(line) is not None or bool(image_columns(names, options))
 
@@ -109,7 +114,7 @@ def csv_rows(source: str, lines: Iterable[str], options: ListOptions, note: Note
     """Yield the rows of a CSV file.
 
     Raises:
-        click.UsageError: No column is known to hold the images.
+        click.UsageError: No column of images was found.
     """
     counted = _Lines(iter(lines))
     header, separator = _header(counted, options)
@@ -136,7 +141,7 @@ def csv_rows(source: str, lines: Iterable[str], options: ListOptions, note: Note
 
 
 def _header(lines: _Lines, options: ListOptions) -> tuple[str | None, str]:
-    """Return the header line and the separator; blank lines and comments before it are skipped."""
+    """Return the header line, after blank lines and comments, and the separator."""
     separator = None
     for line in lines:
         if (found := _SEPARATOR_LINE.fullmatch(line)) is not None and lines.number == 1:
@@ -147,7 +152,7 @@ def _header(lines: _Lines, options: ListOptions) -> tuple[str | None, str]:
 
 
 def _header_cells(source: str, header: str, lines: _Lines, separator: str) -> list[str]:
-    """Return the cells of the header, which may go on over the next lines."""
+    """Return the cells of the header, which may span several lines."""
     try:
         return next(csv.reader(chain([header], lines), delimiter=separator, strict=True), [])
     except csv.Error as error:
@@ -186,7 +191,7 @@ def _body(
 
 
 def _doubled(names: Sequence[str], column: str) -> dict[str, list[int]]:
-    """Return the columns that have a name twice which means something here, each with its places."""
+    """Return the names with a meaning that several columns have, each with the places of these."""
     found = {
         name: [at for at, other in enumerate(names) if other == name] for name in (column, "key", *OPTIONS)
     }
@@ -194,7 +199,7 @@ def _doubled(names: Sequence[str], column: str) -> dict[str, list[int]]:
 
 
 def _settle(fields: dict[str, str], cells: Sequence[str], doubled: Mapping[str, Sequence[int]]) -> str | None:
-    """Take the one value of each name that stands above several columns; say where they differ."""
+    """Set the one value of each name that several columns have; return the fault where they differ."""
     for name, places in doubled.items():
         values = [cells[at] for at in places if at < len(cells)]
         if (fault := differing(name, values)) is not None:
@@ -209,7 +214,7 @@ def _open_quote(opened_at: int, last: int) -> str:
 
 
 def _fault(cells: Sequence[str], at: int, width: int, separator: str) -> str | None:
-    """Say whether an address was cut at a separator that is not quoted."""
+    """Return the fault of a row whose URL was cut at a separator without quotes, or None."""
     surplus = len(cells) > width and any(cell.strip() for cell in cells[width:])
     cut = (
         separator == ","
@@ -225,7 +230,7 @@ def _fault(cells: Sequence[str], at: int, width: int, separator: str) -> str | N
 
 
 def _swallowed_row(cells: Sequence[str], at: int, width: int, separator: str, first: int) -> str | None:
-    """Say whether a cell of several lines holds a row of its own: a quote was opened there by mistake."""
+    """Return the fault of a row with another row in one of its cells, after a stray quote, or None."""
     for cell in cells:
         for text in cell.splitlines()[1:]:
             parts = text.split(separator)
@@ -258,7 +263,10 @@ def _cells(line: str, separator: str) -> list[str]:
         return []
 
 
-# --- JSON -----------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------
+#
+# Values are read one by one, so that memory is bounded by LONGEST_VALUE. Where each line holds one value, a
+# damaged line is refused alone; elsewhere nothing after the damage can be trusted, and reading ends.
 
 
 LONGEST_VALUE = 1_000_000
@@ -267,7 +275,7 @@ _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 
 
 class _Repeated(dict[str, Any]):
-    """An object that has a name more than once: each name with all its values."""
+    """An object with a repeated name: each name with all its values."""
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -285,9 +293,9 @@ _decode = json.JSONDecoder(object_pairs_hook=_fields).raw_decode
 
 @attrs.define
 class _Text:
-    """The part of a file that is being looked at, and the number of the line it begins on.
+    """The part of a file that is being read, and the number of the line on which it begins.
 
-    It is read line by line, so that what comes through a pipe is a row as soon as it is there.
+    It is read line by line, so that a line from a pipe becomes a row as soon as it arrives.
     """
 
     file: IO[str]
@@ -297,26 +305,26 @@ class _Text:
     ended: bool = False
 
     def read_on(self) -> bool:
-        """Read another piece; return whether there was one."""
+        """Read another chunk; return whether there was one."""
         piece = "" if self.ended else self.file.readline(_PIECE)
         self.ended = not piece
         self.text, self.at = self.text[self.at :] + piece, 0
         return not self.ended
 
     def move_to(self, at: int) -> None:
-        """Go on at ``at``."""
+        """Move to ``at``."""
         self.line += self.text.count("\n", self.at, at)
         self.at = at
 
     def next_letter(self) -> str:
-        """Skip white space; return the letter behind it, or "" at the end."""
+        """Skip white space; return the next character, or "" at the end."""
         while True:
             self.move_to(_behind_blanks(self.text, self.at))
             if self.at < len(self.text) or not self.read_on():
                 return self.text[self.at : self.at + 1]
 
     def value(self) -> Any:
-        """Return the next value, and go behind it.
+        """Return the next value, and move past it.
 
         Raises:
             ValueError: There is none, or it is too long.
@@ -333,14 +341,14 @@ class _Text:
             self._read_more()
 
     def _read_more(self) -> None:
-        """Read a line; of a long value twice as much, so that it is not parsed anew for every line."""
+        """Read a line; for a long value twice as much as before, because it is parsed again each time."""
         length = len(self.text) - self.at
         most = length + 1 if length < _PIECE else 2 * length
         while self.read_on() and len(self.text) < most:
             pass
 
     def rest_of_line(self) -> str:
-        """Return what is left of this line, and go behind it."""
+        """Return the rest of this line, and move past it."""
         while (end := self.text.find("\n", self.at)) < 0 and len(self.text) - self.at < LONGEST_VALUE:
             if not self.read_on():
                 break
@@ -356,13 +364,13 @@ def _behind_blanks(text: str, at: int) -> int:
 
 
 def json_rows(source: str, file: IO[str], options: ListOptions, begun: str = "") -> Iterator[InputRow]:
-    """Yield a row for every string and object, also of an array at the top.
+    """Yield a row for every string and object, also in a top-level array.
 
     Args:
-        source: What the list is called.
+        source: The name of the list.
         file: The list.
         options: How it is read.
-        begun: What has been read of it already.
+        begun: The part of it that has been read.
     """
     last, number = 0, 1
     for row in _values(source, _Text(file, begun), options):
@@ -390,7 +398,7 @@ def _values(source: str, text: _Text, options: ListOptions) -> Iterator[InputRow
             more = text.next_letter() != ""
             damaged = InputRow(source=source, line=line, refusal="it is not JSON")
             if more and (in_array or not _is_alone(text, letter, one_a_line)):
-                words = "it is not JSON, or not closed; nothing behind this line was read"
+                words = "it is not JSON, or not closed; nothing after this line was read"
                 yield attrs.evolve(damaged, refusal=words)
                 return
             yield damaged
@@ -405,14 +413,14 @@ def _values(source: str, text: _Text, options: ListOptions) -> Iterator[InputRow
 
 
 def _is_list(text: _Text) -> bool:
-    """Whether the array that begins here holds images, and not other arrays."""
+    """Return whether the array that begins here holds no other arrays."""
     while (end := _behind_blanks(text.text, text.at + 1)) == len(text.text) and text.read_on():
         pass
     return text.text[end : end + 1] != "["
 
 
 def _is_alone(text: _Text, letter: str, one_a_line: bool | None) -> bool:
-    """Whether the damage ended with its line, so that what comes now can be read by itself."""
+    """Return whether the damage ended with its line, so that the next line can be trusted."""
     if one_a_line is not None:
         return one_a_line
     if letter != "{":
@@ -438,7 +446,7 @@ def _row(source: str, line: int, value: Any, options: ListOptions) -> InputRow:
 
 
 def _row_of_repeated(source: str, line: int, repeated: _Repeated, options: ListOptions) -> InputRow:
-    """Read an object with a name twice: harmless where the name means nothing or the values are equal."""
+    """Read an object with a repeated name; refused where the name has a meaning and the values differ."""
     columns = _columns(list(repeated), options)
     for name in (*columns[:1], "key", *OPTIONS):
         if (fault := differing(name, repeated.get(name, []))) is not None:

@@ -1,8 +1,8 @@
-"""``results.jsonl``: one JSON object per image, for whoever wants to read how a run went.
+"""``results.jsonl``: one JSON object per image.
 
-It is output only: what a folder remembers is in its journal. A line is appended as an image is settled; at
-the end of a run the file is rewritten whole, one line per image, in the order of the input; images of earlier
-runs that were not asked for this time follow.
+It is output only: the state of a folder is in its journal. A line is appended when an image is settled. At
+the end of a run the file is rewritten: one line per image, in the order of the input, then the images of
+earlier runs that were not given this time.
 """
 
 from __future__ import annotations
@@ -29,29 +29,12 @@ from flux_async.journal.store import StoredJob
 IMAGES = "images"
 FILE_NAME = "results.jsonl"
 _PART = f".{FILE_NAME}."
-FIELDS = (
-    "image",
-    "key",
-    "status",
-    "task_id",
-    "result_url",
-    "file",
-    "charge",
-    "error",
-    "attempts",
-    "submitted_at",
-    "finished_at",
-    "sha256",
-)
-
-_NEWER = {"sha256"}  # earlier releases did not write it
-
 _text = instance_of(str)
 _text_or_none = optional(instance_of(str))
 
 
 class Status(enum.StrEnum):
-    """How an image stands."""
+    """The status of an image."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -62,7 +45,7 @@ class Status(enum.StrEnum):
 class ResultsError(FluxError):
     """The results cannot be written."""
 
-    default_advice = "Check free space and permissions: the journal has it all."
+    default_advice = "Check free space and permissions: the journal is complete."
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +58,7 @@ class ErrorNote:
 
     @classmethod
     def of(cls, problem: Problem, folder: Path | None = None, task_id: str | None = None) -> Self:
-        """Say what the journal holds of an error, with advice for its folder and task."""
+        """Return an error of the journal, with advice for its folder and task."""
         message = with_commands(problem.message, folder, task_id)
         return cls(type=problem.type, code=problem.code, message=message)
 
@@ -102,19 +85,19 @@ class ResultRow:
     """One line.
 
     Attributes:
-        image: The address or path as given.
-        key: Names image and options together.
-        status: How it stands.
-        task_id: The vendor's task, where there is one.
-        result_url: Where the vendor keeps the result, for 14 days.
-        file: The picture, relative to the folder, with forward slashes.
+        image: The URL or path as given.
+        key: The key of the job.
+        status: The status of the image.
+        task_id: The vendor's task, or None.
+        result_url: The address of the result at the vendor, valid for 14 days.
+        file: The image file, relative to the folder, with forward slashes.
         charge: Whether it was paid for.
-        error: Why there is no picture. Beside "pending": what a run met; the image is not lost. Beside
+        error: Why there is no file. With "pending": an error of this run; the image is not lost. With
             "succeeded": why an image that was moved away could not be downloaded again.
         attempts: Submits made.
         submitted_at: When the task was accepted, UTC.
         finished_at: When the image was settled, UTC.
-        sha256: Digest of the picture, as 64 hex digits.
+        sha256: Digest of the file, as 64 hex digits.
     """
 
     image: str = attrs.field(validator=_text)
@@ -150,7 +133,7 @@ class ResultRow:
             ValueError: It is no such line.
         """
         fields = json.loads(line)
-        if not isinstance(fields, dict) or not set(FIELDS) - _NEWER <= set(fields) <= set(FIELDS):
+        if not isinstance(fields, dict) or fields.keys() != set(FIELDS):
             raise ValueError("it does not have exactly the keys of a result")
         try:
             return cls(**fields)
@@ -158,13 +141,17 @@ class ResultRow:
             raise ValueError(str(error.args[0])) from error
 
 
+FIELDS = tuple(field.name for field in attrs.fields(ResultRow))
+"""The keys of a line, in their order."""
+
+
 def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | None = None) -> ResultRow:
-    """Return how a job stands.
+    """Return the row of a job.
 
     Args:
         stored: The job as the journal has it.
-        obstacle: What a run could not get past, where the job itself has not ended.
-        folder: Of the run, for the advice of an error.
+        obstacle: An error of this run, where the job itself has not ended.
+        folder: The folder of the run, for the advice of an error.
     """
     job = stored.job
     status = _STATUS[job.state]
@@ -191,10 +178,10 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
 
 
 def _status_behind(stored: StoredJob) -> Status:
-    """Return the status of a job that a run could not bring to its end.
+    """Return the status of a job that a run could not finish.
 
-    What is paid is pending, with its error: the same command fetches it, free. A row that says "failed" would
-    invite its reader to pay again. What was delivered once stays succeeded.
+    A paid job is pending, with its error: the same command fetches it, free. "failed" would invite the user
+    to pay again. A job that was delivered once stays succeeded.
     """
     job = stored.job
     if job.state is JobState.DONE and job.file is not None:
@@ -203,12 +190,12 @@ def _status_behind(stored: StoredJob) -> Status:
 
 
 def refused_row(image: str, key: str, error: FluxError) -> ResultRow:
-    """Return the row of an input that cannot be a job: it cost nothing."""
+    """Return the row of an input that cannot be a job; it cost nothing."""
     return ResultRow(image=image, key=key, status=Status.FAILED, error=ErrorNote.of(Problem.of(error)))
 
 
 def image_of(stored: StoredJob) -> str:
-    """Return the address of a job's picture, or the path of its file, as given."""
+    """Return the URL of a job's image, or the path of its file, as given."""
     return stored.source or read_image(stored.request)
 
 
@@ -225,7 +212,7 @@ def utc_text(seconds: float | None) -> str | None:
 
 @attrs.define
 class ResultFile:
-    """The results of one folder."""
+    """The results file of one folder."""
 
     folder: Path
     _line_open: bool = attrs.field(default=False, init=False)
@@ -235,14 +222,14 @@ class ResultFile:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Its path."""
         return self.folder / FILE_NAME
 
     def append(self, row: ResultRow) -> None:
-        """Write the line of one image.
+        """Append the line of one image.
 
         Raises:
-            ResultsError: The disk refused it.
+            ResultsError: The file cannot be written.
         """
         try:
             with self.path.open("ab") as file:
@@ -252,10 +239,10 @@ class ResultFile:
         self._line_open = False
 
     def rewrite(self, rows: Iterable[ResultRow]) -> None:
-        """Write one line for each of ``rows``; all of it or nothing.
+        """Write one line for each of ``rows``: all of them or none.
 
         Raises:
-            ResultsError: The disk refused it; the old file is as it was.
+            ResultsError: The file cannot be written; the old one is as it was.
         """
         part = self.path.with_name(f"{_PART}{secrets.token_hex(4)}.part")
         try:
@@ -270,7 +257,7 @@ class ResultFile:
             part.unlink(missing_ok=True)
 
     def remove_parts(self) -> None:
-        """Remove what is left of rewriting in a process that was ended; nobody else may be rewriting."""
+        """Remove parts that a killed process left; no other process may be rewriting."""
         for part in self.folder.glob(f"{_PART}*.part"):
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -291,7 +278,7 @@ class ResultFile:
                     raise ResultsError(f"{self.path} line {number} cannot be read: {error}.") from None
 
     def _ends_within_a_line(self) -> bool:
-        """Say whether a process was killed while it wrote the last line."""
+        """Return whether a process was killed while it wrote the last line."""
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) == 0:
@@ -306,5 +293,5 @@ class ResultFile:
 
 
 def _encode(row: ResultRow) -> bytes:
-    # A lone surrogate, from an argument that was no Unicode, becomes \udcXX: in JSON that is its escape.
+    # A lone surrogate, from an argument that is no Unicode, becomes \udcXX, which is its escape in JSON.
     return row.as_json().encode("utf-8", "backslashreplace") + b"\n"

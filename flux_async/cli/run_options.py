@@ -1,4 +1,4 @@
-"""What a run is told by its options, and the request that it makes of an input."""
+"""The options of a run, and the job that it makes of an input."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flux_async import (
     InDoubtPolicy,
     InvalidInput,
     Job,
+    JobKey,
     Limits,
     LocalImage,
     Model,
@@ -25,30 +26,27 @@ from flux_async.batch.runner import PATIENCE_S
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import is_address, no_image
 from flux_async.files.image_source import identify_now
-from flux_async.models import JobKey
 from flux_async.policy.image_urls import with_scheme
 from flux_async.transport.factory import TransportName
 
 CONFIRM_ABOVE = 1_000.0
 _ANY_URL = "https://example.com/"
-KEY_VARIABLE = "KIE_WEBHOOK_KEY"
-
-_PLACE = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 _LAST_PORT = 65_535
 
 
 @attrs.frozen
-class Place:
-    """Where to listen: a host and a port of this machine."""
+class ListenAddress:
+    """A host and a port of this machine that receives callbacks."""
 
     host: str
     port: int
 
     @classmethod
     def read(cls, text: str) -> Self | None:
-        """Read ``HOST:PORT``, or return None; an empty host is every address of this machine."""
-        found = _PLACE.fullmatch(text.strip())
-        if found is None or not 0 < int(found["port"]) <= _LAST_PORT:  # nobody would be told which port 0 is
+        """Read ``HOST:PORT``, or return None; an empty host stands for every address of this machine."""
+        found = _HOST_AND_PORT.fullmatch(text.strip())
+        if found is None or not 0 < int(found["port"]) <= _LAST_PORT:  # the vendor could not be given port 0
             return None
         return cls(found["six"] or found["host"] or "0.0.0.0", int(found["port"]))  # noqa: S104 - as asked
 
@@ -56,32 +54,32 @@ class Place:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def webhook_keys(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the webhook keys of the environment: one, or several with commas between them."""
-    return tuple(filter(None, (key.strip() for key in environment.get(KEY_VARIABLE, "").split(","))))
+def webhook_keys() -> tuple[str, ...]:
+    """Return the webhook keys of ``KIE_WEBHOOK_KEY``, which commas separate."""
+    return tuple(filter(None, (key.strip() for key in os.environ.get("KIE_WEBHOOK_KEY", "").split(","))))
 
 
 @attrs.frozen(kw_only=True)
 class RunOptions:
-    """How a run goes about it.
+    """The options of a run.
 
     Attributes:
-        folder: Where journal, images and results are.
-        limits: The account's pace, and how many tasks at once.
+        folder: Holds journal, images and results.
+        limits: The account's rate limit, and the most tasks in flight.
         transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
         timeout_s: Seconds an accepted task may take.
-        patience_s: Seconds the run waits for a service that is away for now before it halts.
-        download: Whether results are brought to disk.
-        keep_originals: Whether the inputs are, too, as the vendor kept them.
-        in_doubt: What to do with submits whose answer never came.
+        patience_s: Seconds the run waits for a service that is away before it halts.
+        download: Whether results are downloaded.
+        keep_originals: Whether the inputs are downloaded, too, as the vendor kept them.
+        in_doubt: Whether submits in doubt are resubmitted.
         repeats: Options of the command that pay again each time it is run.
-        max_credits: What this run may spend.
+        max_credits: The most credits this run may spend.
         callbacks: Where the vendor reports ends, or None.
-        listen: Where this run receives them; None leaves that to a receiver elsewhere.
+        listen: Where this run receives callbacks; None leaves that to a receiver elsewhere.
         prices: Credits per image, by model.
         via_upload: Whether images that have an address go through the upload host, too.
-        confirm_above: Credits above which a person is asked before they are spent.
-        asks: Whether there is a person to ask.
+        confirm_above: Credits above which the user is asked before they are spent.
+        asks: Whether there is a user to ask.
         yes: Whether the answer to every question is yes.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
@@ -100,7 +98,7 @@ class RunOptions:
     repeats: tuple[str, ...] = ()
     max_credits: float | None = None
     callbacks: CallbackEndpoint | None = None
-    listen: Place | None = None
+    listen: ListenAddress | None = None
     prices: Mapping[Model, float] = attrs.field(default=None, converter=price_list)
     via_upload: bool = False
     confirm_above: float = CONFIRM_ABOVE
@@ -109,14 +107,13 @@ class RunOptions:
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        # An option that is wrong for one image is wrong for all.
-        EditRequest.text_removal(_ANY_URL, **self.request_options)
+        EditRequest.text_removal(_ANY_URL, **self.request_options)  # refuses what no image could be sent with
 
     def job_for(self, given: InputRow) -> Job:
-        """Return what is wanted for one input; a file is read, in the thread of the caller.
+        """Return the job of one input. A file is read, in the caller's thread.
 
         Raises:
-            InvalidInput: It is no request.
+            InvalidInput: It cannot be a request.
         """
         image: str | LocalImage = given.image
         if given.is_file:

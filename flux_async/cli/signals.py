@@ -1,7 +1,7 @@
 """Ctrl-C, once and twice.
 
-The first SIGINT, SIGTERM or SIGHUP cancels the scopes a command works in; the command then writes down what
-it has and returns. The second ends the process on the spot.
+The first SIGINT, SIGTERM or SIGHUP cancels the scopes in which a command works; the command then writes its
+results and returns. The second ends the process at once.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ T = TypeVar("T")
 
 @attrs.define(eq=False)
 class Interruption:
-    """Whether somebody wants this command to end.
+    """Whether a signal asked the command to end.
 
     Attributes:
         happened: Whether the first signal came.
-        on_first: Called when it does.
-        last_words: Called before a second signal ends the process, newest first; each must be quick.
+        on_first: Called when it comes.
+        before_exit: Called before a second signal ends the process, newest first; each must be quick.
     """
 
     happened: bool = False
     on_first: Callable[[], None] = lambda: None
-    last_words: list[Callable[[], None]] = attrs.field(factory=list)
+    before_exit: list[Callable[[], None]] = attrs.field(factory=list)
     _group: TaskGroup | None = attrs.field(default=None, init=False)
-    _cut: bool = attrs.field(default=False, init=False)
+    _is_cancelled: bool = attrs.field(default=False, init=False)
     _scopes: list[anyio.CancelScope] = attrs.field(factory=list, init=False)
 
     def scope(self) -> anyio.CancelScope:
-        """Return a scope for what may be cut short."""
+        """Return a scope for work that a signal cancels."""
         scope = anyio.CancelScope()
         self._scopes.append(scope)
-        if self._cut:
+        if self._is_cancelled:
             scope.cancel()
         return scope
 
-    def cut_short(self) -> None:
-        """Cancel all scopes, those to come included."""
-        self._cut = True
+    def cancel(self) -> None:
+        """Cancel all scopes, also those that are made later."""
+        self._is_cancelled = True
         for scope in self._scopes:
             scope.cancel()
 
-    def alongside(self, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``watch`` beside the command, until that has ended; it must not raise."""
+    def run_beside(self, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``watch`` until the command has ended; it must not raise."""
         if self._group is not None:
             self._group.start_soon(watch)
 
     async def run(self, work: Callable[[Interruption], Awaitable[T]]) -> T:
-        """Run a command's coroutine, listening for signals all the while."""
+        """Run a command's coroutine while listening for signals."""
         async with anyio.create_task_group() as self._group:
             await self._group.start(self._listen)
             try:
@@ -72,39 +72,33 @@ class Interruption:
         raise failure
 
     async def _listen(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        try:
-            with anyio.open_signal_receiver(*_signals()) as signals:
-                task_status.started()
-                async for _ in signals:
-                    self._heard()
-        except NotImplementedError:  # Windows: KeyboardInterrupt ends the command
+        # Under nohup SIGHUP is ignored: a lost terminal does not end the command.
+        has_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        received = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if has_terminal else [])]
+        with anyio.open_signal_receiver(*received) as signals:
             task_status.started()
+            async for _ in signals:
+                self.receive()
 
-    def _heard(self) -> None:
+    def receive(self) -> None:
+        """Handle one signal."""
         if self.happened:
-            for say in reversed(self.last_words):
+            for call in reversed(self.before_exit):
                 with contextlib.suppress(Exception):
-                    say()
+                    call()
             os._exit(Exit.INTERRUPTED)
         self.happened = True
-        # The command itself now names the tasks whose coroutines have gone; the library need not.
+        # From here on the command itself names the paid tasks that it leaves; the library need not.
         logging.getLogger("flux_async").setLevel(logging.CRITICAL)
         logging.getLogger("flux_async.jobs").setLevel(logging.CRITICAL)
-        self.cut_short()
+        self.cancel()
         self.on_first()
 
 
 def run_interruptible(work: Callable[[Interruption], Awaitable[T]]) -> T:
-    """Run a command's coroutine from start to end in an event loop of its own."""
+    """Run a command's coroutine in an event loop of its own."""
 
     async def command() -> T:
         return await Interruption().run(work)
 
     return anyio.run(command)
-
-
-def _signals() -> list[signal.Signals]:
-    """The signals that end a command; under ``nohup`` a lost terminal does not."""
-    hangup = getattr(signal, "SIGHUP", None)
-    kept = [] if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [hangup]
-    return [signal.SIGINT, signal.SIGTERM, *kept]

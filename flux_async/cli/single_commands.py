@@ -1,11 +1,11 @@
-"""The commands about one picture, one task or the account."""
+"""The commands about one image, one task or the account."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Self
 
 import anyio
 import attrs
@@ -17,7 +17,6 @@ from flux_async import (
     LocalImage,
     TaskRecord,
     TaskStatus,
-    UploadedFile,
 )
 from flux_async.cli.advice import error_text, paid_result, paid_task
 from flux_async.cli.credits import in_credits
@@ -28,15 +27,13 @@ from flux_async.client import DEFAULT_TIMEOUT_S
 from flux_async.models import ImageRequest
 from flux_async.transport.factory import TransportName
 
-T = TypeVar("T")
-
 
 @attrs.frozen(kw_only=True)
-class Presentation:
-    """How a command answers.
+class Reply:
+    """How a command replies.
 
     Attributes:
-        file: Where the picture goes, if it is wanted.
+        file: Receives the image, where it is to be downloaded.
         as_json: Print one JSON object instead of a short line.
         transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
         output: Standard output.
@@ -49,26 +46,22 @@ class Presentation:
     output: Output = attrs.field(factory=Output)
     console: MessageConsole = attrs.field(factory=message_console)
 
-    def answer(self, answer: Answer) -> Exit:
-        """Print an answer and return its exit code."""
-        if self.as_json:
-            self.output.json(answer.data)
-        else:
-            self.output.line(answer.line)
-        if answer.note:
-            self.console.note(answer.note)
-        return answer.code
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Self:
+        """Take the options of a command that say how it replies out of the others."""
+        names = {"file", "as_json", "transport"} & options.keys()
+        return cls(**{name: options.pop(name) for name in names})
 
 
 @attrs.frozen(kw_only=True)
 class Answer:
-    """What a command prints when its work is done and the spinner is gone.
+    """What a command prints when its work is done.
 
     Attributes:
-        line: For a person.
+        line: The answer as text.
         data: The same with ``--json``.
         code: The exit code.
-        note: What is said on standard error besides.
+        note: A message for standard error.
     """
 
     line: str
@@ -77,21 +70,21 @@ class Answer:
     note: str = ""
 
 
-def make_picture(request: ImageRequest, timeout: float, show: Presentation) -> Exit:
-    """Submit one request, wait for its picture, bring it home."""
+def run_request(request: ImageRequest, timeout: float, reply: Reply) -> Exit:
+    """Submit one request, wait for its image and deliver it."""
 
     async def work(client: FluxClient) -> Answer:
-        return await _deliver(client, await client.run(request), show)
+        return await _deliver(client, await client.run(request), reply)
 
-    return _with_client(work, timeout, show, "Generating …")
+    return _with_client(work, timeout, reply, "Generating …")
 
 
-def look_at_task(task_id: str, *, wait: bool, timeout: float, show: Presentation) -> Exit:
-    """Say how a task stands; with ``wait``, when it has ended."""
+def show_task(task_id: str, *, wait: bool, timeout: float, reply: Reply) -> Exit:
+    """Show how a task stands; with ``wait``, when it has ended."""
 
     async def work(client: FluxClient) -> Answer:
         if wait:
-            return await _deliver(client, await client.wait(task_id), show)
+            return await _deliver(client, await client.wait(task_id), reply)
         record = await client.record(task_id)
         if record.result_url is not None and record.status is TaskStatus.SUCCESS:
             image = ImageResult(
@@ -100,75 +93,98 @@ def look_at_task(task_id: str, *, wait: bool, timeout: float, show: Presentation
                 origin_url=record.origin_url,
                 record=record,
             )
-            return await _deliver(client, image, show)
-        return _unfinished(record, wants_file=show.file is not None)
+            return await _deliver(client, image, reply)
+        return _unfinished(record, wants_file=reply.file is not None)
 
-    return _with_client(work, timeout, show, "Waiting …")
+    return _with_client(work, timeout, reply, "Waiting …")
 
 
-def upload_image(image: str | LocalImage, max_bytes: int, timeout: float, show: Presentation) -> Exit:
-    """Put a picture on the vendor's upload host and print its address."""
+def upload_image(image: str | LocalImage, max_bytes: int, timeout: float, reply: Reply) -> Exit:
+    """Put an image on the vendor's upload host and print its address."""
 
     async def work(client: FluxClient) -> Answer:
         if isinstance(image, LocalImage):
             uploaded = await client.upload(image, max_bytes=max_bytes)
         else:
             uploaded = await client.upload_from_url(image)
-        return Answer(line=uploaded.url, data=_upload_data(uploaded))
+        data = {
+            "url": uploaded.url,
+            "size": uploaded.size,
+            "content_type": uploaded.content_type,
+            "sha256": uploaded.sha256,
+            "uploaded_at": _time(uploaded.uploaded_at),
+            "expires_at": _time(uploaded.expires_at),
+        }
+        return Answer(line=uploaded.url, data=data)
 
-    return _with_client(work, timeout, show, "Uploading …")
+    return _with_client(work, timeout, reply, "Uploading …")
 
 
-def show_credits(show: Presentation) -> Exit:
+def show_credits(reply: Reply) -> Exit:
     """Print the balance."""
 
     async def work(client: FluxClient) -> Answer:
         balance = await client.credits()
         return Answer(line=in_credits(balance), data={"credits": balance})
 
-    return _with_client(work, DEFAULT_TIMEOUT_S, show, "Asking …")
+    return _with_client(work, DEFAULT_TIMEOUT_S, reply, "Reading the balance …")
 
 
 def _with_client(
-    work: Callable[[FluxClient], Awaitable[Answer]], timeout: float, show: Presentation, words: str
+    work: Callable[[FluxClient], Awaitable[Answer]], timeout: float, reply: Reply, words: str
 ) -> Exit:
-    """Run ``work`` with a client; name the tasks that are paid and that it left."""
+    """Run ``work`` with a client and print its answer, and the paid tasks whose answer nothing received."""
 
     async def command(interruption: Interruption) -> Exit:
-        client = FluxClient(timeout=timeout, transport=show.transport)
+        client = FluxClient(timeout=timeout, transport=reply.transport)
         answer: Answer | None = None
         try:
-            with interruption.scope(), show.console.busy(words):
+            with interruption.scope(), reply.console.busy(words):
                 answer = await work(client)
         finally:
             with anyio.CancelScope(shield=True):
                 await client.aclose()
-            _name_the_paid(client, show)
-        if answer is not None:
-            show.answer(answer)
-        return Exit.INTERRUPTED if answer is None or interruption.happened else answer.code
+            _name_unclaimed(client, reply.console)
+        if answer is None:
+            return Exit.INTERRUPTED
+        if reply.as_json:
+            reply.output.json(answer.data)
+        else:
+            reply.output.line(answer.line)
+        if answer.note:
+            reply.console.note(answer.note)
+        return Exit.INTERRUPTED if interruption.happened else answer.code
 
     return run_interruptible(command)
 
 
-def _name_the_paid(client: FluxClient, show: Presentation) -> None:
-    for loose in client.unclaimed:
-        if loose.task_id is not None:
-            show.console.note(paid_task(loose.task_id))
-        elif loose.error is not None:
-            show.console.note(f"The submit is in doubt. {error_text(loose.error)}")
+def _name_unclaimed(client: FluxClient, console: MessageConsole) -> None:
+    for unclaimed in client.unclaimed:
+        if unclaimed.task_id is not None:
+            console.note(paid_task(unclaimed.task_id))
+        elif unclaimed.error is not None:
+            console.note(f"The submit is in doubt. {error_text(unclaimed.error)}")
 
 
-async def _deliver(client: FluxClient, image: ImageResult, show: Presentation) -> Answer:
-    """Return the result; with a file, download it first."""
+async def _deliver(client: FluxClient, image: ImageResult, reply: Reply) -> Answer:
+    """Return the result; where a file is wanted, download it first."""
     path: Path | None = None
-    if show.file is not None:
+    if reply.file is not None:
         try:
-            path = (await client.download(image, show.file)).path
+            path = (await client.download(image, reply.file)).path
         except DownloadError:
-            show.console.note(paid_result(image.task_id, image.result_url, show.file))
+            reply.console.note(paid_result(image.task_id, image.result_url, reply.file))
             raise
-    return Answer(line=str(path or image.result_url), data=_as_data(image, path))
+    known = {} if image.record is None else _record_data(image.record)
+    data = {
+        **known,
+        "task_id": image.task_id,
+        "status": TaskStatus.SUCCESS.name,
+        "result_url": image.result_url,
+        "origin_url": image.origin_url,
+        "file": str(path) if path else None,
+    }
+    return Answer(line=str(path or image.result_url), data=data)
 
 
 def _unfinished(record: TaskRecord, *, wants_file: bool) -> Answer:
@@ -183,18 +199,6 @@ def _unfinished(record: TaskRecord, *, wants_file: bool) -> Answer:
     )
 
 
-def _as_data(image: ImageResult, path: Path | None) -> dict[str, object]:
-    known = _record_data(image.record) if image.record is not None else {}
-    return {
-        **known,
-        "task_id": image.task_id,
-        "status": TaskStatus.SUCCESS.name,
-        "result_url": image.result_url,
-        "origin_url": image.origin_url,
-        "file": str(path) if path else None,
-    }
-
-
 def _record_data(record: TaskRecord) -> dict[str, object]:
     return {
         "task_id": record.task_id,
@@ -206,17 +210,6 @@ def _record_data(record: TaskRecord) -> dict[str, object]:
         "error_message": record.error_message,
         "created_at": _time(record.created_at),
         "completed_at": _time(record.completed_at),
-    }
-
-
-def _upload_data(uploaded: UploadedFile) -> dict[str, object]:
-    return {
-        "url": uploaded.url,
-        "size": uploaded.size,
-        "content_type": uploaded.content_type,
-        "sha256": uploaded.sha256,
-        "uploaded_at": _time(uploaded.uploaded_at),
-        "expires_at": _time(uploaded.expires_at),
     }
 
 

@@ -1,4 +1,4 @@
-"""The command status: how a folder stands, also while it is run."""
+"""The command status: the state of a folder, also during a run, and its paid tasks."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ _MOST_LISTED = 50
 
 
 def show_status(folder: Path, *, as_json: bool) -> Exit:
-    """Print how ``folder`` stands; it is not changed, and a run in it is not disturbed.
+    """Print the state of ``folder``. It is not changed, and a run in it is not disturbed.
 
     Raises:
-        JournalError: It has no journal, or one that cannot be read.
+        JournalError: It has no journal, or the journal cannot be read.
     """
     journal = folder / JOURNAL
     with JournalReader(journal) as reader:
-        told = status_of(reader, lock_owner_of(journal)) | {
+        state = status_of(reader, lock_owner_of(journal)) | {
             "refused": refused_inputs(folder, reader),
             "folder": str(folder),
         }
     warning = warning_of_lost_records(folder)
-    told["lacks_records"] = warning is not None
+    state["lacks_records"] = warning is not None
     output = Output()
     if warning is not None:
         MessageConsole().note(warning, "yellow")
     if as_json:
-        output.json(told)
+        output.json(state)
         return Exit.SUCCEEDED
-    for line in _in_words(told):
+    for line in _in_words(state):
         output.line(printable(line))
     return Exit.SUCCEEDED
 
 
 def warning_of_lost_records(folder: Path) -> str | None:
-    """Return what to say of a folder that a run would refuse; None where its journal lacks no records."""
+    """Return the warning about a journal that lost records, which a run would refuse; else None."""
     journal = folder / JOURNAL
-    with contextlib.suppress(JournalError, OSError):  # whoever opens it says so
+    with contextlib.suppress(JournalError, OSError):  # reported where the journal is opened
         if find_lost_records(journal.resolve()) is not None:
             return (
                 f"The journal in {folder} lacks records of submits, which may be paid: these numbers are too "
@@ -66,9 +66,9 @@ def warning_of_lost_records(folder: Path) -> str | None:
 
 
 def refused_inputs(folder: Path, reader: JournalReader) -> int:
-    """Return how many inputs of the last runs never became a job: only ``results.jsonl`` holds them.
+    """Return how many inputs of the last runs never became a job; only ``results.jsonl`` names them.
 
-    Rows that cannot be read count for nothing: the journal is what a folder remembers.
+    Rows that cannot be read do not count.
     """
     refused: set[str] = set()
     with contextlib.suppress(ResultsError, OSError):
@@ -78,17 +78,17 @@ def refused_inputs(folder: Path, reader: JournalReader) -> int:
     return len(refused)
 
 
-def status_of(reader: JournalReader, holder: LockOwner | None) -> dict[str, Any]:
-    """Return how a journal stands, as data.
+def status_of(reader: JournalReader, owner: LockOwner | None) -> dict[str, Any]:
+    """Return the state of a journal as data.
 
     Args:
         reader: Reads it.
-        holder: Who runs it; while nobody does, a submit without an answer is in doubt.
+        owner: The process that runs it. Without one, a submit without an answer is in doubt.
     """
-    doubtful = [JobState.IN_DOUBT] if holder else [JobState.IN_DOUBT, JobState.SUBMITTING]
+    in_doubt = [JobState.IN_DOUBT] if owner else [JobState.IN_DOUBT, JobState.SUBMITTING]
     spending = reader.spending()
     return {
-        "holder": None if holder is None else {"pid": holder.pid, "since": utc_text(holder.since)},
+        "holder": None if owner is None else {"pid": owner.pid, "since": utc_text(owner.since)},
         "counts": {state.value: count for state, count in reader.counts().items()},
         "in_doubt": [
             {
@@ -99,16 +99,16 @@ def status_of(reader: JournalReader, holder: LockOwner | None) -> dict[str, Any]
                 "found_task": reader.found_task(stored.number),
                 "candidates": reader.candidates(stored.number),
             }
-            for stored in reader.jobs(*doubtful)
+            for stored in reader.jobs(*in_doubt)
         ],
         "possible_duplicate_charges": [
             {
-                "key": besides.stored.job.key,
-                "image": image_of(besides.stored),
-                "task_id": besides.task_id,
-                "signed": besides.signed,
+                "key": charge.stored.job.key,
+                "image": image_of(charge.stored),
+                "task_id": charge.task_id,
+                "signed": charge.signed,
             }
-            for besides in reader.possible_duplicate_charges()
+            for charge in reader.possible_duplicate_charges()
         ],
         "unrecognised": [_result_of(stored) for stored in reader.with_echo(Echo.UNRECOGNISED)],
         "echoes": {echo.value: count for echo, count in reader.echoes().items()},
@@ -122,47 +122,40 @@ def status_of(reader: JournalReader, holder: LockOwner | None) -> dict[str, Any]
 
 
 def _result_of(stored: StoredJob) -> dict[str, Any]:
-    """Return where the result of a job is, as data."""
     row = row_of(stored)
-    return {
-        "key": row.key,
-        "image": row.image,
-        "file": row.file,
-        "task_id": row.task_id,
-        "result_url": row.result_url,
-    }
+    return {name: getattr(row, name) for name in ("key", "image", "file", "task_id", "result_url")}
 
 
-def _in_words(told: dict[str, Any]) -> Iterator[str]:
-    holder, spending = told["holder"], told["credits"]
-    yield f"{told['folder']}: " + (
+def _in_words(state: dict[str, Any]) -> Iterator[str]:
+    holder, spending = state["holder"], state["credits"]
+    yield f"{state['folder']}: " + (
         f"run by process {holder['pid']} since {holder['since']}" if holder else "not running"
     )
-    for state, count in told["counts"].items():
-        yield f"  {state.replace('_', ' '):<12}{count:>8}"
-    if told["refused"]:
-        yield f"  {'refused':<12}{told['refused']:>8}  (never submitted; results.jsonl says why)"
+    for name, count in state["counts"].items():
+        yield f"  {name.replace('_', ' '):<12}{count:>8}"
+    if state["refused"]:
+        yield f"  {'refused':<12}{state['refused']:>8}  (never submitted; results.jsonl says why)"
     perhaps = (
         f", and perhaps {in_credits(spending['perhaps'])} for submits in doubt" if spending["perhaps"] else ""
     )
     yield f"credits spent: {in_credits(spending['spent'])}{perhaps}"
-    if told["generation_s"]["p50"] is not None:
-        yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**told["generation_s"])
-    if strange := len(told["unrecognised"]):
+    if state["generation_s"]["p50"] is not None:
+        yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**state["generation_s"])
+    if strange := len(state["unrecognised"]):
         records = "record shows" if strange == 1 else "records show"
         yield (
             f"unrecognised: {strange} {records} another request than was sent; compare the results with "
             "their images"
         )
-    yield f"last activity: {told['last_activity'] or 'none'}"
-    folder = Path(told["folder"])
-    yield from _listed("in doubt", (_doubt_in_words(doubt, folder) for doubt in told["in_doubt"]))
-    yield from _listed("unrecognised", (_result_in_words(one, folder) for one in told["unrecognised"]))
-    yield from _listed("perhaps paid twice", map(_besides_in_words, told["possible_duplicate_charges"]))
+    yield f"last activity: {state['last_activity'] or 'none'}"
+    folder = Path(state["folder"])
+    yield from _listed("in doubt", (_doubt_in_words(doubt, folder) for doubt in state["in_doubt"]))
+    yield from _listed("unrecognised", (_result_in_words(one, folder) for one in state["unrecognised"]))
+    yield from _listed("perhaps paid twice", map(_charge_in_words, state["possible_duplicate_charges"]))
 
 
 def _listed(title: str, entries: Iterable[str]) -> Iterator[str]:
-    """Yield the first entries in full, and how many more there are."""
+    """Yield the first entries, and how many more there are."""
     lines = [f"{title}: {entry}" for entry in entries]
     yield from lines[:_MOST_LISTED]
     if len(lines) > _MOST_LISTED:
@@ -187,25 +180,22 @@ def _result_in_words(result: dict[str, Any], folder: Path) -> str:
     return f"{result['image']} {result['key']}: {where}"
 
 
-def _besides_in_words(besides: dict[str, Any]) -> str:
-    how = "a callback" if besides["signed"] else "an unsigned callback"
-    task = f"{how} names task {besides['task_id']} for a submit that was made again"
-    return f"{besides['image']} {besides['key']}: {task}"
+def _charge_in_words(charge: dict[str, Any]) -> str:
+    how = "a callback" if charge["signed"] else "an unsigned callback"
+    task = f"{how} names task {charge['task_id']} for a submit that was made again"
+    return f"{charge['image']} {charge['key']}: {task}"
 
 
-# --- paid tasks -----------------------------------------------------------------------------------------
+# --- paid tasks -------------------------------------------------------------------------------------------
 
 
-_MOST = 50
-
-
-def tasks_under_way(reader: JournalReader) -> Iterator[str]:
-    """Yield a line for each paid task whose image is not here, as far as the journal can still be read."""
+def unfinished_tasks(reader: JournalReader) -> Iterator[str]:
+    """Yield a line for each paid task without an image, as far as the journal can still be read."""
     try:
-        under_way = reader.jobs(JobState.SUBMITTED, JobState.GENERATED)
-        for stored in islice(under_way, _MOST):
+        unfinished = reader.jobs(JobState.SUBMITTED, JobState.GENERATED)
+        for stored in islice(unfinished, _MOST_LISTED):
             yield f"Task {stored.job.task_id} is paid: {image_of(stored)}"
-        more = sum(1 for _ in under_way)
+        more = sum(1 for _ in unfinished)
     except FluxError:
         return
     if more:
@@ -214,10 +204,10 @@ def tasks_under_way(reader: JournalReader) -> Iterator[str]:
 
 def tasks_not_recorded(unclaimed: Iterable[UnclaimedTask]) -> Iterator[str]:
     """Yield a line for each submit whose answer could not be written to the journal."""
-    for loose in unclaimed:
-        request = loose.request
+    for task in unclaimed:
+        request = task.request
         image = str(request.input_image) if isinstance(request, EditRequest) else request.prompt
-        if loose.task_id is None:
+        if task.task_id is None:
             yield f"A submit is perhaps paid, and could not be written down: {image}"
         else:
-            yield f"Task {loose.task_id} is paid, and could not be written down: {image}"
+            yield f"Task {task.task_id} is paid, and could not be written down: {image}"

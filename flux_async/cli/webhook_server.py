@@ -20,36 +20,36 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, WebhookReceiver
-from flux_async.cli.run_options import Place
+from flux_async.cli.run_options import ListenAddress
 from flux_async.journal.store import Journal
 
 _BACKLOG = 512
 
 
-def bind(place: Place) -> socket.socket:
-    """Take the port, before anything is sent.
+def bind(address: ListenAddress) -> socket.socket:
+    """Return a listening socket, so that a port in use is reported before anything is sent.
 
     Raises:
-        ConfigurationError: It cannot be taken.
+        ConfigurationError: The address cannot be used.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            place.host, place.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except UnicodeError:  # what a host's name becomes on its way to the resolver
-        raise ConfigurationError(f"--listen {place}: the host's name is not one.") from None
+    except UnicodeError:  # raised by the encoding of host names
+        raise ConfigurationError(f"--listen {address}: the host's name is not one.") from None
     except OSError as error:
-        raise ConfigurationError(f"--listen {place}: {error.strerror or error}.") from None
+        raise ConfigurationError(f"--listen {address}: {error.strerror or error}.") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        listener.bind(target)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise ConfigurationError(
-            f"--listen {place}: {why}.", advice="Choose another; nothing was sent."
+            f"--listen {address}: {why}.", advice="Choose another; nothing was sent."
         ) from None
     return listener
 
@@ -68,57 +68,51 @@ async def listening(
             server.should_exit = True
 
 
-# --- the server -----------------------------------------------------------------------------------------
-
-
 HEAD_TIMEOUT_S = 10.0
 """Seconds in which a connection must deliver the head of a request, and again after each answer."""
-MOST_PIECES = 1_000
-"""Pieces in which a body may come; one of the vendor's has less than a thousand bytes."""
+MOST_CHUNKS = 1_000
+"""Most chunks of a body; the vendor's have less than a thousand bytes."""
 
 _MOST_CONNECTIONS, _FEWEST_CONNECTIONS = 256, 8
-_SHARE_OF_DESCRIPTORS = 4  # the rest is for the run: its journal, its exchanges, its files
-_ACCEPTS_AT_ONCE = 8  # of all connections, the part that may be accepted before the oldest have gone
-
-
-# --- places -----------------------------------------------------------------------------------------------
+_SHARE_OF_DESCRIPTORS = 4  # the rest is for the run: journal, requests, files
+_ACCEPTS_AT_ONCE = 8  # the part of all connections that is accepted before the oldest are closed
 
 
 class _Connection(Protocol):
-    """What the places need of a connection."""
+    """What :class:`Slots` uses of a connection."""
 
     transport: asyncio.Transport
 
     def is_waiting(self) -> bool:
-        """Return whether it is the other end's turn."""
+        """Return whether the client's next bytes are awaited."""
         ...
 
 
-class Places:
-    """The connections there may be at once; the oldest that waits for its other end gives way to a new one.
+class Slots:
+    """Bounds the open connections: a new one closes the oldest whose client sends nothing.
 
-    So nobody can hold all places in silence and lock the vendor out: silence is what is ended first.
+    So silent connections cannot keep the vendor's callbacks out.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._taken: dict[_Connection, None] = {}  # oldest first
+        self._open: dict[_Connection, None] = {}  # oldest first
 
     def take(self, connection: _Connection) -> None:
-        """Give a place to a new connection, or end it where all others are being answered."""
-        self._taken[connection] = None
-        if len(self._taken) > self._most:
-            leaving = next((taken for taken in self._taken if taken.is_waiting()), connection)
+        """Add a new connection; close it where all others are being answered."""
+        self._open[connection] = None
+        if len(self._open) > self._most:
+            leaving = next((other for other in self._open if other.is_waiting()), connection)
             self.leave(leaving)
             leaving.transport.abort()
 
     def leave(self, connection: _Connection) -> None:
-        """Take back a place, if there is one to take back."""
-        self._taken.pop(connection, None)
+        """Remove a connection."""
+        self._open.pop(connection, None)
 
 
 def most_connections() -> int:
-    """Return how many connections strangers may have with us: well below the descriptors of this process."""
+    """Return the most open connections: well below the file descriptors of this process."""
     try:
         import resource  # noqa: PLC0415 - not everywhere
     except ImportError:
@@ -132,50 +126,50 @@ def most_connections() -> int:
 
 
 class Parser(h11.Connection):
-    """Reads no body in crumbs: a quarter of a million pieces would hold all others up for seconds."""
+    """Refuses a body in many small chunks: a quarter of a million would block the event loop for seconds."""
 
-    _pieces = 0
+    _chunks = 0
 
     def next_event(self) -> Any:
-        """Return what comes next, and count the pieces of the body."""
+        """Return the next event, and count the chunks of the body."""
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._pieces = 0
+            self._chunks = 0
         elif isinstance(event, h11.Data):
-            self._pieces += 1
-            if self._pieces > MOST_PIECES:
-                raise h11.RemoteProtocolError("The body comes in too many pieces.")
+            self._chunks += 1
+            if self._chunks > MOST_CHUNKS:
+                raise h11.RemoteProtocolError("The body has too many chunks.")
         return event
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, for a limited number of connections and not for silent ones."""
+    """uvicorn's HTTP/1.1, for a limited number of connections, with a time limit for silent ones."""
 
-    def __init__(self, *, places: Places, **options: Any) -> None:
+    def __init__(self, *, slots: Slots, **options: Any) -> None:
         super().__init__(**options)
         self.conn: h11.Connection = Parser(h11.SERVER)
-        self._places = places
+        self._slots = slots
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a place."""
+        """Take a slot."""
         super().connection_made(cast("Any", transport))
         self._head_timer = self._start_head_timer()
-        self._places.take(self)
+        self._slots.take(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give the place back."""
+        """Release the slot."""
         self._head_timer.cancel()
-        self._places.leave(self)
+        self._slots.leave(self)
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Give the next request its time."""
+        """Restart the time limit for the next request."""
         super().on_response_complete()
         self._head_timer.cancel()
         self._head_timer = self._start_head_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; no other answer follows, for it would be an error on the screen."""
+        """Answer what is no HTTP; the application's answer is dropped, or uvicorn would log an error."""
         if not self._has_no_request():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -185,7 +179,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
     def is_waiting(self) -> bool:
-        """Return whether it is the other end's turn."""
+        """Return whether the client's next bytes are awaited."""
         return self._has_no_request() or self.cycle.more_body or self.flow.write_paused
 
     def _has_no_request(self) -> bool:
@@ -197,29 +191,29 @@ class Connection(H11Protocol):
 
     def _check_head(self) -> None:
         if self._has_no_request():
-            self.transport.abort()  # also what was closed, and is not read
+            self.transport.abort()  # also a connection that was closed and is not read
 
 
 # --- the server -------------------------------------------------------------------------------------------
 
 
 class Server(uvicorn.Server):
-    """Leaves the signals to the command, and lets connections queue.
+    """A uvicorn server that leaves signals to the command.
 
     Args:
-        config: What uvicorn is told.
-        line: How many connections may wait to be accepted.
+        config: The configuration.
+        backlog: Most connections that wait to be accepted.
     """
 
-    def __init__(self, config: uvicorn.Config, line: int) -> None:
+    def __init__(self, config: uvicorn.Config, backlog: int) -> None:
         super().__init__(config)
-        self._line = line
+        self._queue = backlog
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept; a long line is no harm: only accepting is done in small parts."""
+        """Begin to accept; the queue may be long, though few connections are accepted at once."""
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(self._line)
+            listener.listen(self._queue)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -227,19 +221,19 @@ class Server(uvicorn.Server):
         yield
 
 
-def make_server(app: Any, line: int) -> Server:
-    """Return the server of an application; ``line`` connections may wait to be accepted."""
+def make_server(app: Any, backlog: int) -> Server:
+    """Return the server of an application; ``backlog`` connections may wait to be accepted."""
     most = most_connections()
     config = uvicorn.Config(
         app,
-        http=cast("Any", partial(Connection, places=Places(most))),
+        http=cast("Any", partial(Connection, slots=Slots(most))),
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
-        log_level="error",  # no stranger is to write on the screen with requests that are none
+        log_level="error",  # invalid requests must not fill the screen
         server_header=False,
-        backlog=max(1, most // _ACCEPTS_AT_ONCE),  # asyncio accepts so many before it lets one speak
+        backlog=max(1, most // _ACCEPTS_AT_ONCE),  # asyncio accepts so many before it reads from one
         timeout_graceful_shutdown=1,
     )
-    return Server(config, line)
+    return Server(config, backlog)

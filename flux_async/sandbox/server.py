@@ -116,39 +116,48 @@ async def listening(app: ASGIApp, host: str = DEFAULT_HOST, port: int = DEFAULT_
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0 after a signal, 2 where it could not start."""
-    options = _parser().parse_args(arguments)
-    if options.list_faults:
-        print(list_of_faults(), end="")  # noqa: T201 - this is a command
-        return 0
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="sandbox: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        settings = SandboxSettings(
-            speed=options.speed,
-            seed=options.seed,
-            credits=options.credits,
-            keys=options.keys or ("test",),
-            quality=options.quality,
-            pictures=options.pictures,
-            latency=options.latency,
-            drop_replies=options.drop_replies,
-            webhook_key=options.webhook_key,
-            faults=options.faults,
-            script=read_script(options.fault_script) if options.fault_script else (),
-            virtual_clock=options.virtual_clock,
-            state=options.state,
-            public_url=options.public_url,
-            callbacks_anywhere=options.callbacks_anywhere,
-            **({} if options.workers is None else {"workers": options.workers}),
-        )
-        if options.until_eof:
-            _end_with_input()
-        serve(settings, host=options.host, port=options.port, ledger=options.ledger)
+        run(parser("python -m flux_async.sandbox").parse_args(arguments))
     except (SandboxError, ValueError) as error:
         print(f"sandbox: {error}", file=sys.stderr)  # noqa: T201 - this is a command
         return USAGE_ERROR
     return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve as the options say, until a signal comes.
+
+    Raises:
+        SandboxError: The port is taken, the address cannot be used, or the extra is not installed.
+        ValueError: An option is out of range.
+    """
+    if options.list_faults:
+        print(list_of_faults(), end="")  # noqa: T201 - this is a command
+        return
+    settings = SandboxSettings(
+        speed=options.speed,
+        seed=options.seed,
+        credits=options.credits,
+        keys=options.keys or ("test",),
+        quality=options.quality,
+        pictures=options.pictures,
+        latency=options.latency,
+        drop_replies=options.drop_replies,
+        webhook_key=options.webhook_key,
+        faults=options.faults,
+        script=read_script(options.fault_script) if options.fault_script else (),
+        virtual_clock=options.virtual_clock,
+        state=options.state,
+        public_url=options.public_url,
+        callbacks_anywhere=options.callbacks_anywhere,
+        **({} if options.workers is None else {"workers": options.workers}),
+    )
+    if options.until_eof:
+        _end_with_input()
+    serve(settings, host=options.host, port=options.port, ledger=options.ledger)
 
 
 def _end_with_input() -> None:
@@ -168,11 +177,10 @@ def _end_with(parent: int) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flux_async.sandbox", description="Serve the vendor's API on this machine."
-    )
-    add = parser.add_argument
+def parser(program: str) -> argparse.ArgumentParser:
+    """Return the parser of the sandbox's options, for the command ``program``."""
+    made = argparse.ArgumentParser(prog=program, description="Serve the vendor's API on this machine.")
+    add = made.add_argument
     add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)")
     add("--speed", type=float, default=1.0, help="how fast the vendor's clock runs (default: %(default)s)")
@@ -197,8 +205,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--callbacks-anywhere", action="store_true", help="send callbacks to other machines, too")
     add("--ledger", action="store_true", help="print what was asked and paid to stderr, in the end")
     add("--virtual-clock", action="store_true", help="let time pass by POST /__sandbox/clock only")
-    add("--until-eof", action="store_true", help="end when standard input does: with whoever started it")
-    return parser
+    add("--until-eof", action="store_true", help=argparse.SUPPRESS)  # how the demo ends it
+    return made
 
 
 def _require(modules: Sequence[str]) -> None:

@@ -111,12 +111,15 @@ def test_architecture_names_every_module() -> None:
 def commands() -> dict[str, set[str]]:
     """Return the commands of ``flux-async``, each with its long options."""
     from flux_async.cli.commands import cli  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.server import parser  # noqa: PLC0415 - as above
 
-    return {
+    found = {
         name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         for name, command in cli.commands.items()
         if not command.hidden
     }
+    found["sandbox"] |= set(re.findall(r"--[a-z][a-z-]*", parser("sandbox").format_usage()))
+    return found
 
 
 def sections(text: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 
 from flux_async.cli.advice import AfterRun
 from flux_async.cli.commands import cli
-from flux_async.cli.terminal import run_command
+from flux_async.cli.terminal import run_cli
 from flux_async.testing import FluxSandbox
 
 OK, OTHER = "https://example.com/ok.jpg", "https://example.com/other.jpg"
@@ -148,7 +148,7 @@ class Terminal:
         """Run a command; return what it printed to stderr."""
         self.monkeypatch.setattr(sys, "argv", ["flux-async", *words])
         self.capsys.readouterr()
-        run_command(cli)
+        run_cli(cli)
         return self.capsys.readouterr().err
 
     def tasks(self) -> Counter[str]:

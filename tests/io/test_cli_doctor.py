@@ -13,10 +13,10 @@ import pytest
 
 from flux_async.cli.doctor import (
     Level,
-    look_at_callback,
-    look_at_certificates,
-    look_at_clock,
-    look_at_disk,
+    check_callback,
+    check_certificates,
+    check_clock,
+    check_disk,
 )
 from flux_async.clock import SystemClock
 
@@ -93,7 +93,7 @@ async def test_a_clock_that_is_wrong_is_told(
         return True
 
     async with raw_server(behave) as server:
-        found = await look_at_clock(server.url, _Ahead(seconds))
+        found = await check_clock(server.url, _Ahead(seconds))
         assert "authorization" not in server.requests[0][1]
     assert (found.check, found.level) == ("clock", level)
     assert level is Level.OK or ("ahead of" if seconds > 0 else "behind") in found.message
@@ -107,31 +107,31 @@ async def test_a_server_without_a_time(raw_server: Any, make: Any) -> None:
         return True
 
     async with raw_server(behave) as server:
-        assert (await look_at_clock(server.url)).level is Level.WARN
-        found = await look_at_callback(server.url, api_is_here=False)
+        assert (await check_clock(server.url)).level is Level.WARN
+        found = await check_callback(server.url, api_is_local=False)
         assert (found.level, "private" in found.advice) == (Level.WARN, True)
-    assert (await look_at_callback("nonsense", api_is_here=True)).level is Level.FAIL
+    assert (await check_callback("nonsense", api_is_local=True)).level is Level.FAIL
 
 
 def test_disk_and_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that is a file, and authorities that are not there, are failures."""
-    assert look_at_disk(tmp_path / "not" / "yet").level is Level.OK
+    assert check_disk(tmp_path / "not" / "yet").level is Level.OK
     file = tmp_path / "file"
     file.touch()
-    assert look_at_disk(file / "below").level is Level.FAIL
-    assert look_at_certificates().level is Level.OK
+    assert check_disk(file / "below").level is Level.FAIL
+    assert check_certificates().level is Level.OK
     (tmp_path / "loop").symlink_to("loop")
-    assert look_at_disk(tmp_path / "loop" / "below").level is Level.FAIL
+    assert check_disk(tmp_path / "loop" / "below").level is Level.FAIL
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
-    assert look_at_certificates().level is Level.FAIL
+    assert check_certificates().level is Level.FAIL
     monkeypatch.delenv("SSL_CERT_FILE")
     authorities = tmp_path / "authorities"
     monkeypatch.setenv("SSL_CERT_DIR", str(authorities))
-    assert look_at_certificates().level is Level.FAIL
+    assert check_certificates().level is Level.FAIL
     authorities.mkdir()
-    assert "known in" in look_at_certificates().message
+    assert "known in" in check_certificates().message
     (authorities / "0123abcd.0").touch()
-    assert look_at_certificates().message.startswith("1 authorities in")
+    assert check_certificates().message.startswith("1 authorities in")
 
 
 def test_a_folder_that_may_not_be_looked_at(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_folder_that_may_not_be_looked_at(tmp_path: Path) -> None:
     if root:  # who may look anywhere
         os.setresuid(65_534, 65_534, 0)
     try:
-        assert look_at_disk(locked / "a" / "b").level is Level.FAIL
+        assert check_disk(locked / "a" / "b").level is Level.FAIL
     finally:
         if root:
             os.setresuid(0, 0, 0)
@@ -157,8 +157,8 @@ async def test_a_proxy_that_cannot_be_used_is_a_finding(monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("all_proxy", proxy)
-    found = await look_at_clock("http://192.0.2.1")
+    found = await check_clock("http://192.0.2.1")
     assert (found.check, found.level) == ("api", Level.FAIL)
     assert "proxy" in found.message.lower()
-    called = await look_at_callback("http://192.0.2.1/hook", api_is_here=False)
+    called = await check_callback("http://192.0.2.1/hook", api_is_local=False)
     assert (called.level, "roxy" in called.message) == (Level.FAIL, True)

@@ -17,7 +17,7 @@ from flux_async.batch.inputs import as_job
 from flux_async.cli.commands import cli
 from flux_async.cli.results import ResultRow
 from flux_async.cli.run_folder import RunFolder
-from flux_async.cli.terminal import run_command
+from flux_async.cli.terminal import run_cli
 from flux_async.job_state import Problem, Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.testing import FluxSandbox
 
@@ -48,7 +48,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def run_one(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["flux-async", *words])
-        return run_command(cli)
+        return run_cli(cli)
 
     return run_one
 

@@ -23,7 +23,8 @@ import pytest
 from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, Journal
 from flux_async.api.webhooks import sign
 from flux_async.cli import webhook_server as module
-from flux_async.cli.webhook_server import Place, Places, bind, listening, most_connections
+from flux_async.cli.run_options import ListenAddress
+from flux_async.cli.webhook_server import Slots, bind, listening, most_connections
 
 resource = pytest.importorskip("resource")
 
@@ -140,7 +141,7 @@ def test_silent_connections_do_not_end_a_run(start_sandbox: Any, cli: Any) -> No
 @asynccontextmanager
 async def served(folder: Path) -> AsyncIterator[int]:
     """Listen as a run does; the port."""
-    listener = bind(Place("127.0.0.1", 0))
+    listener = bind(ListenAddress("127.0.0.1", 0))
     port = int(listener.getsockname()[1])
     async with (
         Journal(folder / "run.sqlite3") as journal,
@@ -217,7 +218,7 @@ async def test_junk_in_a_body_writes_nothing_on_the_screen(
 
 async def test_pieces_are_counted_by_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection in use may bring any number of bodies; each in as many pieces as a body may have."""
-    monkeypatch.setattr(module, "MOST_PIECES", 3)
+    monkeypatch.setattr(module, "MOST_CHUNKS", 3)
     sent = delivery("stray")
     body = sent["content"]
 
@@ -276,8 +277,8 @@ async def test_the_oldest_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "most_connections", lambda: 8)
     monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 10.0 * WAIT_S)
     taken: list[Any] = []
-    take = Places.take
-    monkeypatch.setattr(Places, "take", lambda places, new: taken.append(new) or take(places, new))
+    take = Slots.take
+    monkeypatch.setattr(Slots, "take", lambda places, new: taken.append(new) or take(places, new))
     async with (
         served(tmp_path) as port,
         AsyncExitStack() as stack,
@@ -314,7 +315,7 @@ class Connection:
 
 def test_who_is_being_answered_keeps_the_place() -> None:
     """The oldest that waits goes; where all others are being answered, it is the new one."""
-    places = Places(3)
+    places = Slots(3)
     busy, first, second, third = (Connection(waiting) for waiting in (False, True, True, True))
     for connection in (busy, first, second, third):
         places.take(connection)
@@ -363,7 +364,7 @@ def test_systems_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_reading_places(text: str, place: tuple[str, int] | None) -> None:
     """A host and a port that can be told to the vendor; port 0 would be any."""
-    read = Place.read(text)
+    read = ListenAddress.read(text)
     assert (read and (read.host, read.port)) == place
 
 
@@ -371,7 +372,7 @@ def test_reading_places(text: str, place: tuple[str, int] | None) -> None:
 def test_hosts_that_are_none(host: str) -> None:
     """What cannot be a host's name, or is nobody's, cannot be listened at."""
     with pytest.raises(ConfigurationError, match="--listen"):
-        bind(Place(host, 80))
+        bind(ListenAddress(host, 80))
 
 
 @pytest.mark.parametrize("place", ["a..b:80", f"{'x' * 70}:80", "127.0.0.1:0"])

@@ -19,7 +19,7 @@ from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.run_command import RemoveText
+from flux_async.cli.run_command import RunCommand
 from flux_async.cli.run_folder import Bits, Numbers
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
@@ -65,13 +65,13 @@ class Runs:
         def make_client() -> FluxClient:
             return FluxClient("k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS)
 
-        command = RemoveText(
-            order=order,
-            select=lambda intake, _: intake.take(inputs),
+        command = RunCommand(
+            options=order,
+            select=lambda reader, _: reader.read(inputs),
             make_client=make_client,
             display=RunDisplay(output=Output(), prints_results=False),
             interruption=Interruption(),
-            person=None if person is None else person.ask,
+            ask=None if person is None else person.ask,
         )
         code = await command.run()
         lines = (self.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()

@@ -39,7 +39,7 @@ from flux_async.cli.display import RunDisplay
 from flux_async.cli.dry_run import run_dry
 from flux_async.cli.folder_commands import what_to_retry
 from flux_async.cli.input_rows import InputRow
-from flux_async.cli.run_command import RemoveText
+from flux_async.cli.run_command import RunCommand
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
@@ -655,8 +655,8 @@ async def command(
     vendor: ScriptedVendor, folder: Path, select: Any, capsys: pytest.CaptureFixture[str], **options: Any
 ) -> str:
     """Run a command in a folder; return its messages in one line."""
-    done = RemoveText(
-        order=RunOptions(folder=folder, download=False, **options),
+    done = RunCommand(
+        options=RunOptions(folder=folder, download=False, **options),
         select=select,
         make_client=vendor.client,
         display=RunDisplay(output=Output(), prints_results=False),
@@ -674,7 +674,7 @@ def rows_of(*urls: str) -> list[InputRow]:
 
 def take(*urls: str) -> Any:
     """Choose these images."""
-    return lambda intake, _: intake.take(rows_of(*urls))
+    return lambda reader, _: reader.read(rows_of(*urls))
 
 
 @pytest.fixture

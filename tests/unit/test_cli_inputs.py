@@ -190,7 +190,7 @@ def test_why_a_path_is_not_taken_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(click.UsageError, match="it is a folder"):
         image_of(str(tmp_path))
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(click.UsageError, match="no plain file"):
+    with pytest.raises(click.UsageError, match="not a regular file"):
         image_of(str(tmp_path / "pipe"))
 
 

@@ -33,7 +33,7 @@ from flux_async.cli.advice import while_writing
 from flux_async.cli.commands import read_rate
 from flux_async.cli.credits import cost_in_words, in_credits
 from flux_async.cli.display import MessageConsole, RunView, WindowUse, duration, live_lines, plain_line
-from flux_async.cli.doctor import doctor_lines, failed
+from flux_async.cli.doctor import Finding, doctor_lines
 from flux_async.cli.inputs import names_a_file
 from flux_async.cli.results import utc_text
 from flux_async.cli.run_folder import RunFolder
@@ -79,7 +79,7 @@ def test_messages_are_one_line_that_the_terminal_does_not_obey(capsys: pytest.Ca
     """Of a run and of its end, whatever a file is called or a host says."""
     words = "\x1b[2Jgone\nError: none"
     MessageConsole().note(words)
-    Output().line(next(line for line in doctor_lines([failed("api", FluxError(words))])))
+    Output().line(next(line for line in doctor_lines([Finding.of("api", FluxError(words))])))
     told = capsys.readouterr()
     assert "\x1b" not in told.err + told.out
     assert (told.err.count("\n"), told.out.count("\n")) == (1, 1)
@@ -242,11 +242,11 @@ def test_a_second_signal_leaves_no_part_of_the_results(tmp_path: Path) -> None:
         "from flux_async.cli.results import ResultFile\n"
         "from flux_async.cli.signals import Interruption\n"
         "results = ResultFile(Path(sys.argv[1]))\n"
-        "stop = Interruption(last_words=[results.remove_parts])\n"
+        "stop = Interruption(before_exit=[results.remove_parts])\n"
         "def rows():\n"
         "    assert list(results.folder.glob('.results.jsonl.*.part'))\n"
-        "    stop._heard()\n"
-        "    stop._heard()\n"
+        "    stop.receive()\n"
+        "    stop.receive()\n"
         "    yield\n"
         "results.rewrite(rows())\n"
     )
