@@ -50,7 +50,7 @@ async def collect(client: FluxClient, images: Any, **options: Any) -> list[Any]:
 
 
 async def test_every_image_has_one_outcome(client: Any, vendor: Any) -> None:
-    """Forty pictures, forty successes, forty submits."""
+    """Forty images, forty successes, forty submits."""
     outcomes = await collect(client, URLS)
     assert {outcome.job.request.input_image for outcome in outcomes} == set(URLS)
     assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
@@ -107,7 +107,7 @@ async def test_the_same_call_on_the_same_journal_resumes(client: Any, vendor: An
 
 
 async def test_breaking_out_stops_all_new_spending(client: Any, vendor: Any, tmp_path: Path) -> None:
-    """After the block is left no POST starts; a later run finishes the rest, each picture paid once."""
+    """After the block is left no POST starts; a later run finishes the rest, each image paid once."""
     journal = tmp_path / "run.sqlite3"
     seen = 0
     async with run_batch(client, URLS, journal=journal) as batch:
@@ -141,7 +141,7 @@ async def test_a_consumer_that_raises_leaves_nothing_running(client: Any, vendor
 async def test_a_slow_consumer_holds_the_producers_back(
     transport: Any, vendor: Any, make: Any, clock: Any
 ) -> None:
-    """While nobody takes outcomes, at most the places in flight are filled."""
+    """While no outcome is taken, at most the configured tasks are in flight."""
     limits = Limits(in_flight=4)
     client = FluxClient(make.key, transport=transport, clock=clock, limits=limits)
     async with client, run_batch(client, URLS) as batch:
@@ -153,8 +153,8 @@ async def test_a_slow_consumer_holds_the_producers_back(
         assert len([outcome async for outcome in batch]) == 40
 
 
-async def test_in_doubt_is_held(client: Any, vendor: Any, tmp_path: Path) -> None:
-    """A submit whose answer never came is one outcome, and is not made again by another run."""
+async def test_a_submit_in_doubt_is_not_resubmitted(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """A submit without an answer is one outcome, also in another run."""
     journal = tmp_path / "run.sqlite3"
     make_task = vendor.script["generate"][0]
     vendor.script["generate"] = [make_task, Unknown("dropped"), make_task]
@@ -166,8 +166,10 @@ async def test_in_doubt_is_held(client: Any, vendor: Any, tmp_path: Path) -> Non
     assert vendor.count("generate") == 5
 
 
-async def test_in_doubt_is_submitted_again_by_consent(client: Any, vendor: Any, tmp_path: Path) -> None:
-    """With the caller's word a submit in doubt is made again, once."""
+async def test_a_submit_in_doubt_is_resubmitted_once_with_permission(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
+    """``in_doubt="resubmit"`` submits it once more."""
     journal = tmp_path / "run.sqlite3"
     make_task = vendor.script["generate"][0]
     vendor.script["generate"] = [make_task, Unknown("dropped"), make_task]
@@ -194,7 +196,7 @@ async def test_a_dead_key_halts_the_batch_once(client: Any, vendor: Any, make: A
 async def test_an_empty_balance_lets_tasks_in_flight_finish(
     client: Any, vendor: Any, make: Any, tmp_path: Path
 ) -> None:
-    """What was submitted before the halt is brought home; then the error is raised, once."""
+    """Tasks submitted before the halt finish; then the error is raised, once."""
     journal = tmp_path / "run.sqlite3"
     make_task = vendor.script["generate"][0]
     vendor.script["generate"] = [*[make_task] * 12, make.answer(None, 402)]
@@ -256,8 +258,8 @@ async def test_one_key_cannot_mean_two_things(client: Any, vendor: Any) -> None:
         await collect(client, jobs)
 
 
-async def test_two_runs_on_one_journal(client: Any, vendor: Any, tmp_path: Path) -> None:
-    """The second is told who holds it, and touches nothing."""
+async def test_a_second_run_on_one_journal_is_refused(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """The error names the lock owner, and nothing is changed."""
     journal = tmp_path / "run.sqlite3"
     async with run_batch(client, URLS, journal=journal):
         before = journal.read_bytes()
@@ -280,10 +282,10 @@ async def test_observers_see_it_and_cannot_break_it(client: Any, vendor: Any) ->
     assert (last.generating, last.fetching, last.failed, last.in_doubt) == (0, 0, 0, 0)
 
 
-async def test_submits_of_an_earlier_process_count_against_the_pace(
+async def test_submits_of_an_earlier_process_count_against_the_rate_limit(
     transport: Any, vendor: Any, make: Any, clock: Any, tmp_path: Path
 ) -> None:
-    """Restarted at once, the batch does not submit faster than the account allows."""
+    """A batch restarted at once does not exceed the limit of the account."""
     journal = tmp_path / "run.sqlite3"
     for _ in range(4):
         client = FluxClient(make.key, transport=transport, clock=clock, rng=random.Random(1))
@@ -299,7 +301,7 @@ async def test_submits_of_an_earlier_process_count_against_the_pace(
 
 
 async def test_a_run_is_used_once_and_in_a_block(client: Any, vendor: Any) -> None:
-    """Iterating without the block, or entering twice, says what to do."""
+    """Iterating without the block, or entering twice, raises an error with the right way."""
     batch = run_batch(client, URLS[:1])
     with pytest.raises(InvalidInput, match="async with"):
         await batch.__anext__()

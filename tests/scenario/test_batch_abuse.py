@@ -1,4 +1,4 @@
-"""A batch that is misused, interrupted and lied to: nothing is lost, nothing is paid twice."""
+"""A batch that is misused, interrupted or sent false answers: nothing is lost, nothing is paid twice."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ async def test_one_open_journal_has_one_run(client: Any, vendor: Any, tmp_path: 
         assert await collect(client, URLS, journal=journal)
 
 
-async def test_removing_the_lock_file_lets_nobody_in(client: Any, vendor: Any, tmp_path: Path) -> None:
+async def test_removing_the_lock_file_does_not_unlock_the_journal(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
     """The journal itself is locked, too."""
     journal = tmp_path / "run.sqlite3"
     async with run_batch(client, URLS, journal=journal):
@@ -137,7 +139,7 @@ def test_another_program_may_lock_the_journal_for_some_seconds() -> None:
 async def test_a_journal_that_loses_its_folder_ends_the_batch(
     client: Any, vendor: Any, make: Any, tmp_path: Path
 ) -> None:
-    """No request leaves after it was moved; the error names the new place, where the batch goes on."""
+    """No request leaves after it was moved; the error names the new path, where the batch can resume."""
     folder, moved = tmp_path / "out", tmp_path / "moved"
     tasks = iter(f"t{number}" for number in range(100))
 
@@ -158,8 +160,10 @@ async def test_a_journal_that_loses_its_folder_ends_the_batch(
     assert vendor.count("generate") == len(URLS)
 
 
-async def test_links_lead_to_the_same_lease(client: Any, vendor: Any, tmp_path: Path) -> None:
-    """A symbolic link to a journal that is run is no other journal."""
+async def test_a_symbolic_link_to_a_journal_in_use_is_refused(
+    client: Any, vendor: Any, tmp_path: Path
+) -> None:
+    """It is the same journal."""
     (tmp_path / "link.sqlite3").symlink_to(tmp_path / "run.sqlite3")
     async with run_batch(client, URLS, journal=tmp_path / "run.sqlite3"):
         with pytest.raises(JournalBusyError):
@@ -167,7 +171,7 @@ async def test_links_lead_to_the_same_lease(client: Any, vendor: Any, tmp_path: 
 
 
 async def test_without_a_journal_paid_tasks_are_left_with_the_client(client: Any, vendor: Any) -> None:
-    """Who breaks out of a batch in memory finds every paid task that he was not told of."""
+    """After leaving a batch in memory, ``client.unclaimed`` has every paid task that had no outcome."""
     told = set()
     async with run_batch(client, URLS) as batch:
         async for outcome in batch:
@@ -191,10 +195,10 @@ async def test_a_halt_loses_no_outcome_of_many(client: Any, vendor: Any, make: A
     )
 
 
-async def test_a_job_that_ended_meanwhile_is_not_driven_again(
+async def test_a_job_that_has_ended_is_not_run_again(
     transport: Any, vendor: Any, make: Any, clock: Any, tmp_path: Path
 ) -> None:
-    """The same job far apart in the input, behind a full house, by consent: one submit, one outcome."""
+    """The same job twice in the input, all slots taken: one submit, one outcome."""
     journal, task = tmp_path / "run.sqlite3", vendor.script["generate"][0]
     vendor.script["generate"] = [task, Unknown("dropped"), task]
     limits = Limits(in_flight=1)
@@ -221,7 +225,7 @@ async def test_a_stale_write_is_refused(tmp_path: Path) -> None:
 async def test_a_task_named_in_a_contradiction_is_kept(
     client: Any, vendor: Any, make: Any, tmp_path: Path
 ) -> None:
-    """A refusal that names a task leaves the job in doubt, with the task's id on disk and in the outcome."""
+    """A refusal that names a task leaves the job in doubt, with the id on disk and in the outcome."""
     vendor.script["generate"] = [make.answer({"taskId": "PAID1"}, 422)]
     (outcome,) = await collect(client, URLS[:1], journal=tmp_path / "run.sqlite3")
     assert isinstance(outcome, InDoubt)
@@ -301,7 +305,7 @@ async def test_a_name_that_another_job_has_is_refused_before_it_is_paid(
     assert vendor.count("generate") == 3
 
 
-async def test_the_result_of_a_paid_job_never_takes_the_place_of_another(tmp_path: Path) -> None:
+async def test_the_result_of_a_paid_job_never_replaces_that_of_another(tmp_path: Path) -> None:
     """Two jobs of an earlier release were paid under one name: the second is named after its key."""
     async with Journal(tmp_path / "run.sqlite3") as journal:
         jobs = [Job(key=JobKey(f"k{n}"), request=EditRequest.text_removal(URLS[n])) for n in range(2)]
@@ -330,10 +334,10 @@ async def test_a_naming_function_that_raises_fails_its_job_only(
     assert [type(outcome.error) for outcome in outcomes] == [InvalidInput] * 3
 
 
-async def test_a_finished_picture_that_is_gone_on_resume_fails_its_job_only(
+async def test_a_task_that_reports_failure_on_resume_fails_its_job_only(
     client: Any, vendor: Any, make: Any, tmp_path: Path
 ) -> None:
-    """A task that had its picture and now reports failure ends its job; the others go on."""
+    """A task that had its image and now reports failure ends its job; the others go on."""
     journal = tmp_path / "run.sqlite3"
     outcomes = await collect(client, URLS[:1], journal=journal, directory=tmp_path / "images")
     assert isinstance(outcomes[0], Failed), "the scripted transport has no files"
@@ -401,7 +405,7 @@ async def test_a_live_source_is_served_one_by_one(client: Any, vendor: Any) -> N
             assert (await batch.__anext__()).job.request.input_image == url
 
 
-async def test_a_halt_is_told_while_the_source_is_silent(client: Any, vendor: Any, make: Any) -> None:
+async def test_a_halt_is_raised_while_the_source_is_silent(client: Any, vendor: Any, make: Any) -> None:
     """A source that never ends does not hide an empty balance, nor keep ``stop`` from ending the batch."""
 
     async def source() -> AsyncIterator[str]:
@@ -457,8 +461,8 @@ async def test_a_source_that_raises_ends_the_batch_with_its_own_error(client: An
         await collect(client, source())
 
 
-async def test_the_consumers_error_is_his_own(client: Any, vendor: Any) -> None:
-    """What the body of the block raised comes out of it, whatever happened to the batch."""
+async def test_an_error_of_the_consumer_passes_unchanged(client: Any, vendor: Any) -> None:
+    """An exception of the block's body is raised as it is, whatever happened to the batch."""
 
     async def source() -> AsyncIterator[str]:
         yield URLS[0]
@@ -470,7 +474,7 @@ async def test_the_consumers_error_is_his_own(client: Any, vendor: Any) -> None:
             raise KeyError
 
 
-async def test_a_batch_inside_a_generator_cancels_nobody_else(client: Any, vendor: Any) -> None:
+async def test_an_abandoned_generator_cancels_only_its_batch(client: Any, vendor: Any) -> None:
     """An abandoned generator around a batch ends it, and leaves the code around it alone (PEP 789)."""
 
     async def cleaned() -> AsyncIterator[Any]:
@@ -499,7 +503,7 @@ async def test_a_closed_client_ends_the_batch(client: Any, vendor: Any) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "file/run.sqlite3", "a\0b", "x" * 300])
-async def test_a_path_that_is_no_journal_is_told(
+async def test_a_path_that_is_no_journal_is_an_error(
     client: Any, vendor: Any, tmp_path: Path, place: str
 ) -> None:
     """Folders, files in the way, impossible names: one clear error, nothing spent."""
@@ -524,7 +528,7 @@ async def test_a_run_that_died_before_its_schema_leaves_a_usable_file(
 async def test_another_accounts_journal_is_refused(
     transport: Any, vendor: Any, clock: Any, tmp_path: Path
 ) -> None:
-    """Tasks can be looked at with their own key only."""
+    """Tasks can be read with their own key only."""
     journal = tmp_path / "run.sqlite3"
     for key, refused in (("k-first-0123456789", False), ("k-second-0123456789", True)):
         async with FluxClient(key, transport=transport, clock=clock) as client:

@@ -1,4 +1,4 @@
-"""A batch that is told: callbacks come early, late, twice, forged or never; only when we look changes."""
+"""Batches with callbacks that come early, late, twice, forged or never: only polls change a job."""
 
 from __future__ import annotations
 
@@ -78,19 +78,19 @@ async def test_the_address_is_on_disk_before_the_request_leaves(
     assert seen == [True] * 12
 
 
-async def test_with_callbacks_a_task_costs_one_look(
+async def test_with_callbacks_a_task_costs_one_poll(
     client: FluxClient, calling: Any, tmp_path: Path, transport: Any
 ) -> None:
-    """Once callbacks have proven themselves, polling is a sweep: about one look a task."""
+    """Once callbacks have proven reliable, a task costs about one poll."""
     images = [f"https://pictures.example/many/{n}.jpg" for n in range(200)]
     assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3", images)) == {Succeeded: 200}
     assert transport.count("record-info") / 200 <= 1.6  # the first twenty are polled as ever
 
 
-async def test_all_callbacks_lost_is_polling(
+async def test_without_any_callback_the_run_polls(
     client: FluxClient, calling: Any, tmp_path: Path, transport: Any
 ) -> None:
-    """Where no callback ever comes the run ends as it does without them."""
+    """If no callback comes, the run ends as it does without them."""
     calling.calls_after = lambda _: None
     assert calling.kinds(await calling.collect(client, tmp_path / "run.sqlite3")) == {Succeeded: 12}
     assert transport.count("record-info") >= 12 * 3
@@ -100,7 +100,7 @@ async def test_all_callbacks_lost_is_polling(
 async def test_a_callback_names_the_task_of_a_lost_answer(
     client: FluxClient, calling: Any, tmp_path: Path, receiver: str
 ) -> None:
-    """Every third answer is lost after the charge; every task is found, and nothing is paid twice."""
+    """Every third answer is dropped after the charge; every task is found, and nothing is paid twice."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number % 3 == 2
     async with Inbox(path, clock=client.session.clock) as elsewhere:
@@ -125,10 +125,10 @@ async def test_an_early_callback_is_kept(
     assert calling.submits == 12
 
 
-async def test_a_doubt_without_a_callback_is_held_when_none_can_come_any_more(
+async def test_a_job_in_doubt_without_a_callback_is_an_outcome_after_the_wait(
     client: FluxClient, calling: Any, clock: Any
 ) -> None:
-    """It is told after the wait, not before, and nothing is submitted again."""
+    """It is reported after the wait, not before, and not resubmitted."""
     calling.makes_task = lambda number: number != 3
     began = clock.now
     async with Journal(clock=clock) as journal:
@@ -141,10 +141,10 @@ async def test_a_doubt_without_a_callback_is_held_when_none_can_come_any_more(
     assert calling.submits == 12
 
 
-async def test_a_doubt_without_a_callback_is_submitted_again_by_consent_after_the_wait(
+async def test_a_job_in_doubt_without_a_callback_is_resubmitted_with_permission_after_the_wait(
     client: FluxClient, calling: Any, tmp_path: Path, clock: Any
 ) -> None:
-    """With callbacks ``resubmit`` is safe: by then the vendor would have called, were there a task."""
+    """With callbacks ``resubmit`` is safe: the vendor would have called back about an existing task."""
     calling.makes_task = lambda number: number != 3
     calling.loses_answer = lambda number: number == 5
     endpoint = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=100.0)
@@ -158,8 +158,10 @@ async def test_a_doubt_without_a_callback_is_submitted_again_by_consent_after_th
     assert clock.now - began > 100
 
 
-async def test_waiting_doubts_hold_no_place(client: FluxClient, calling: Any, clock: Any) -> None:
-    """More doubts than places in flight, and the others are not held up by them."""
+async def test_jobs_in_doubt_take_no_slot_while_they_wait(
+    client: FluxClient, calling: Any, clock: Any
+) -> None:
+    """More jobs in doubt than slots, and the others are not delayed."""
     images = [f"https://pictures.example/many/{n}.jpg" for n in range(300)]
     calling.makes_task = lambda number: number % 2 == 0
     ended: list[float] = []
@@ -173,10 +175,10 @@ async def test_waiting_doubts_hold_no_place(client: FluxClient, calling: Any, cl
     assert max(ended) < 1000.0 + 300 / 2 + 60
 
 
-async def test_an_earlier_runs_doubt_is_settled_by_mail_that_came_meanwhile(
+async def test_a_callback_that_came_between_two_runs_settles_a_job_in_doubt(
     client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
-    """A run that ended with a doubt; the callback comes while nothing runs; the next run takes it up."""
+    """A run ends with a job in doubt; the callback comes while nothing runs; the next run reads it."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda _: None
@@ -202,10 +204,10 @@ async def test_an_earlier_runs_doubt_is_settled_by_mail_that_came_meanwhile(
     ],
     ids=["another job's task", "no such task", "unsigned", "another picture"],
 )
-async def test_a_lie_settles_nothing(
+async def test_a_forged_callback_settles_nothing(
     client: FluxClient, calling: Any, tmp_path: Path, lie: dict[str, Any]
 ) -> None:
-    """What a callback says of a doubt counts only signed, and where record-info shows the same submit."""
+    """A callback about a job in doubt counts only signed, and if record-info shows the same submit."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda _: None
@@ -234,7 +236,7 @@ async def test_a_lie_settles_nothing(
 async def test_without_a_key_record_info_alone_confirms(
     client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
-    """Where the vendor does not sign, the address nobody else knows and the vendor's echo have to do."""
+    """Without signatures, the secret address and the vendor's echo suffice."""
     calling.loses_answer = lambda number: number == 0
     calling.signed = False
     outcomes = await calling.collect(client, tmp_path / "run.sqlite3", callbacks=UNSIGNED)
@@ -261,7 +263,7 @@ async def test_duplicates_and_latecomers_change_nothing(
 async def test_a_stop_ends_the_wait_for_callbacks(
     client: FluxClient, calling: Any, tmp_path: Path, clock: Any
 ) -> None:
-    """A stopped run tells what is in doubt at once; leaving it in the middle leaves nothing running."""
+    """A stopped run reports jobs in doubt at once; leaving it in the middle leaves nothing running."""
     calling.makes_task = lambda number: number != 0
     began = clock.now
     async with Journal(tmp_path / "run.sqlite3", clock=clock) as journal:
@@ -284,10 +286,10 @@ async def test_a_stop_ends_the_wait_for_callbacks(
     assert not [task for task in asyncio.all_tasks() if "flux_async" in repr(task.get_coro())]
 
 
-async def test_a_record_that_cannot_be_read_yet_is_asked_again(
+async def test_a_record_that_cannot_be_read_yet_is_polled_again(
     client: FluxClient, calling: Any, tmp_path: Path, transport: Any, make: Any
 ) -> None:
-    """The callback came, but record-info fails for a while: the doubt is settled when it answers."""
+    """The callback came, but record-info fails for a while: the job is settled when it answers."""
     calling.loses_answer = lambda number: number == 0
     record, troubles = calling.record, iter(range(12))
 
@@ -338,10 +340,10 @@ def test_bad_callback_options_are_refused(client: FluxClient) -> None:
         CallbackEndpoint("https://x", doubt_wait_s=-1)
 
 
-async def test_a_failed_task_of_a_lost_answer_is_a_failure(
+async def test_a_callback_can_name_a_failed_task(
     client: FluxClient, calling: Any, tmp_path: Path, transport: Any, make: Any
 ) -> None:
-    """A callback tells of a failure as of a success; record-info says which."""
+    """Callbacks report failures and successes alike; record-info decides."""
     calling.loses_answer = lambda _: True
 
     def failed(request: Any) -> Any:
@@ -355,8 +357,10 @@ async def test_a_failed_task_of_a_lost_answer_is_a_failure(
     assert calling.submits == 2
 
 
-async def test_random_storms(make_calling: Any, tmp_path: Path) -> None:
-    """Lost answers and lost, late and early callbacks at random: one outcome each."""
+async def test_random_faults_of_answers_and_callbacks_give_one_outcome_each(
+    make_calling: Any, tmp_path: Path
+) -> None:
+    """Answers are dropped, callbacks are dropped, late or early, all at random."""
     for seed in range(6):
         rng = random.Random(seed)
         async with make_calling() as vendor:

@@ -1,4 +1,4 @@
-"""What each of the vendor's codes does to a job in a batch, when submitting and when looking."""
+"""The effect of each of the vendor's codes on a job in a batch, for submits and for polls."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_never_connected(client: FluxClient, transport: Any, make: Any) ->
 
 
 async def test_never_reachable(client: FluxClient, transport: Any) -> None:
-    """The run halts within 30 s, whatever the retry policy says, and the journal keeps the job to be done."""
+    """The run halts within 30 s, whatever the retry policy is, and the journal keeps the job as pending."""
     transport.script["generate"] = [NotSent("refused")]
     began = client.session.clock.monotonic()
     async with Journal(clock=client.session.clock) as journal:
@@ -122,8 +122,10 @@ async def test_never_reachable(client: FluxClient, transport: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", [*DOUBTFUL, *SHAPELESS])
-async def test_submit_in_doubt(client: FluxClient, transport: Any, make: Any, answer: int | str) -> None:
-    """Any other answer, and none, puts the job in doubt: no second POST, neither now nor by a later run."""
+async def test_any_other_answer_to_a_submit_leaves_it_in_doubt(
+    client: FluxClient, transport: Any, make: Any, answer: int | str
+) -> None:
+    """Also no answer at all: no second POST, neither now nor in a later run."""
     truth = make.answer(None, answer, msg="?") if isinstance(answer, int) else SHAPELESS[answer]
     transport.script["generate"] = [truth]
     async with Journal(clock=client.session.clock) as journal:
@@ -143,8 +145,10 @@ async def test_submit_in_doubt(client: FluxClient, transport: Any, make: Any, an
 
 
 @pytest.mark.parametrize("code", sorted({*REJECTED, *FOR_NOW, *DOUBTFUL} - set(TASK_FAILED)))
-async def test_look_that_is_repeated(client: FluxClient, transport: Any, make: Any, code: int) -> None:
-    """While a task is being looked at, these codes mean: look again; the picture arrives all the same."""
+async def test_polls_with_these_codes_are_repeated(
+    client: FluxClient, transport: Any, make: Any, code: int
+) -> None:
+    """They do not end the task, whose image arrives."""
     transport.script["record-info"] = [make.answer(None, code, msg="?")] * 2 + [make.record(1)]
     async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
@@ -153,8 +157,10 @@ async def test_look_that_is_repeated(client: FluxClient, transport: Any, make: A
 
 
 @pytest.mark.parametrize("truth", [NotSent("refused"), *SHAPELESS.values()], ids=["not sent", *SHAPELESS])
-async def test_shapeless_look_is_repeated(client: FluxClient, transport: Any, make: Any, truth: Any) -> None:
-    """A look without a whole answer is made again; the task is not affected."""
+async def test_a_poll_without_a_whole_answer_is_repeated(
+    client: FluxClient, transport: Any, make: Any, truth: Any
+) -> None:
+    """The task is not affected."""
     transport.script["record-info"] = [truth, make.record(1)]
     async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
@@ -162,8 +168,10 @@ async def test_shapeless_look_is_repeated(client: FluxClient, transport: Any, ma
 
 
 @pytest.mark.parametrize("code", HALTS)
-async def test_halting_look(client: FluxClient, transport: Any, make: Any, code: int) -> None:
-    """A look that is turned away halts the run; the paid task is taken up by the next, without a POST."""
+async def test_a_poll_that_is_refused_halts_the_run(
+    client: FluxClient, transport: Any, make: Any, code: int
+) -> None:
+    """The next run polls the paid task, without a POST."""
     transport.script["record-info"] = [make.answer(None, code, msg="no"), make.record(1)]
     async with Journal(clock=client.session.clock) as journal:
         with pytest.raises(HALTS[code]):
@@ -175,8 +183,10 @@ async def test_halting_look(client: FluxClient, transport: Any, make: Any, code:
 
 
 @pytest.mark.parametrize("code", TASK_FAILED)
-async def test_look_that_ends_the_task(client: FluxClient, transport: Any, make: Any, code: int) -> None:
-    """400, 408 and 501 in place of a record mean that the task ended without a picture: perhaps paid."""
+async def test_polls_with_these_codes_end_the_task(
+    client: FluxClient, transport: Any, make: Any, code: int
+) -> None:
+    """400, 408 and 501 in place of a record mean that the task ended without an image, perhaps charged."""
     transport.script["record-info"] = [make.answer(None, code, msg="no")]
     async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
@@ -187,8 +197,10 @@ async def test_look_that_ends_the_task(client: FluxClient, transport: Any, make:
 
 
 @pytest.mark.parametrize("flag", [2, 3])
-async def test_failed_task(client: FluxClient, transport: Any, make: Any, flag: int) -> None:
-    """A task that failed ends its job; nobody pays again without having said so."""
+async def test_a_failed_task_is_not_resubmitted(
+    client: FluxClient, transport: Any, make: Any, flag: int
+) -> None:
+    """It ends its job; a second charge needs an explicit retry."""
     transport.script["record-info"] = [make.record(flag, errorCode=501, errorMessage="no luck")]
     async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal)
@@ -221,7 +233,7 @@ async def test_failed_task_within_the_paid_attempts(client: FluxClient, transpor
 async def test_our_deadline_leaves_the_job_to_the_next_run(
     client: FluxClient, transport: Any, make: Any
 ) -> None:
-    """A task slower than our patience is a failed outcome that says it is paid; the next run takes it up."""
+    """A task slower than the timeout is a failed outcome that is marked as paid; the next run polls it."""
     transport.script["record-info"] = [make.record(0)]
     async with Journal(clock=client.session.clock) as journal:
         (outcome,) = await run(client, journal, timeout=20.0)
@@ -234,7 +246,9 @@ async def test_our_deadline_leaves_the_job_to_the_next_run(
     assert transport.count("generate") == 1
 
 
-async def test_success_without_a_picture(client: FluxClient, transport: Any, make: Any) -> None:
+async def test_success_without_a_result_url_fails_its_own_job_only(
+    client: FluxClient, transport: Any, make: Any
+) -> None:
     """A task said to be done without a result URL fails its own job and no other."""
     transport.script["record-info"] = [make.record(1, response=None)]
     async with Journal(clock=client.session.clock) as journal:

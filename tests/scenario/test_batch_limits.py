@@ -1,4 +1,4 @@
-"""A batch within its limits: balance, budget, memory; consumers that are slow, rude or gone; any input."""
+"""A batch within its limits: balance, budget, memory; slow, failing and absent consumers; any input."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_empty_balance_halts_once_and_a_top_up_finishes(path: Path) -> Non
 
 
 async def test_no_balance_at_all_costs_one_request() -> None:
-    """A run on an empty account is turned away once, not once per image."""
+    """A run on an empty account is refused once, not once per image."""
     vendor = make_vendor(balance=0.0, reply_s=0.005)
     with pytest.raises(InsufficientCreditsError):
         await collect(vendor, images(200))
@@ -154,7 +154,7 @@ async def test_no_balance_at_all_costs_one_request() -> None:
 async def test_a_full_disk_halts_once_and_loses_nothing(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run ends with one error; when there is room again, what was paid is fetched and not paid again."""
+    """The run ends with one error; when there is space again, paid results are fetched and not paid again."""
     count, vendor = 300, make_vendor(reply_s=0.001)
 
     def no_room(*_: Any, **__: Any) -> None:
@@ -177,7 +177,7 @@ async def test_a_full_disk_halts_once_and_loses_nothing(
 
 @pytest.mark.parametrize("budget", [1.0, PRICE, 37.0, 100.0])
 async def test_budget_is_never_exceeded(budget: float, path: Path) -> None:
-    """``max_credits`` is kept to the credit, however many submits are in the air; what it buys is done."""
+    """``max_credits`` is kept to the credit, however many submits are in flight; paid tasks finish."""
     vendor = make_vendor(reply_s=0.005)
     outcomes = []
     async with (
@@ -211,7 +211,7 @@ async def test_in_flight_is_bounded() -> None:
 
 
 async def test_slow_consumer_holds_the_producer() -> None:
-    """While nobody takes outcomes, no more is submitted than there are places, and inputs are not read on."""
+    """While no outcome is taken, submits stop at the limit in flight, and no more inputs are read."""
     vendor, read, in_flight = make_vendor(), [], 5
 
     def inputs() -> Iterator[str]:
@@ -265,13 +265,13 @@ async def test_consumer_that_leaves(how: str, path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_cancelled_at_random(seed: int, path: Path) -> None:
-    """A run cancelled at any moment knows every task it paid for, leaves nothing running, and resumes."""
+    """A run cancelled at any moment has recorded every paid task, leaves nothing running, and resumes."""
     await _cancel_and_resume(seed, path, impatient=False)
 
 
 @pytest.mark.parametrize("seed", range(5))
 async def test_cancelled_twice(seed: int, path: Path) -> None:
-    """A second, impatient cancellation changes nothing: POSTs come home, the journal is closed."""
+    """A second cancellation changes nothing: POSTs finish, the journal is closed."""
     await _cancel_and_resume(seed, path, impatient=True)
 
 
@@ -295,7 +295,7 @@ async def _cancel_and_resume(seed: int, path: Path, *, impatient: bool) -> None:
 
 
 async def test_stop_lets_paid_jobs_finish() -> None:
-    """``stop()`` submits nothing more and brings home what is paid for."""
+    """``stop()`` submits nothing more and finishes paid jobs."""
     vendor = make_vendor(reply_s=0.002, polls=5)
     outcomes = []
     async with client_of(vendor, in_flight=20) as client, run_batch(client, images(300)) as batch:
@@ -393,7 +393,7 @@ async def test_broken_source_is_the_callers_error(path: Path) -> None:
     assert JobState.SUBMITTING not in await states(path)
 
 
-async def test_conflicting_keys_are_told_as_they_are(path: Path) -> None:
+async def test_conflicting_keys_raise_one_error(path: Path) -> None:
     """One key for two requests is a JobConflictError, not a group of errors."""
     jobs = [Job(key=JobKey("a"), request=EditRequest.text_removal(image(n))) for n in (1, 2)]
     with pytest.raises(JobConflictError):
@@ -458,7 +458,7 @@ async def test_second_run_on_an_open_journal_is_refused_too() -> None:
 
 @pytest.mark.parametrize("file_s", [0.0, 0.01])
 async def test_resumed_downloads_happen_once(path: Path, tmp_path: Path, file_s: float) -> None:
-    """Jobs that were submitted or generated before the restart are each brought home and told once."""
+    """Jobs submitted or generated before the restart are each downloaded and reported once."""
     host = FileHost(file_s=NEVER_S, quick_files=1)
     vendor = make_vendor(reply_s=0.002, polls=3, files=host.open)
     folder = tmp_path / "images"
@@ -479,8 +479,8 @@ async def test_resumed_downloads_happen_once(path: Path, tmp_path: Path, file_s:
     assert set(vendor.charged.values()) == {1}
 
 
-async def test_a_word_that_changes_after_success_fails_one_job(path: Path, tmp_path: Path) -> None:
-    """A task that was seen done and is called failed after a restart ends its own job, not the batch."""
+async def test_a_task_that_fails_after_success_fails_one_job(path: Path, tmp_path: Path) -> None:
+    """A task reported as done, and as failed after a restart, ends its own job, not the batch."""
     host = FileHost(file_s=NEVER_S)
     vendor = make_vendor(files=host.open)
     async with (

@@ -181,7 +181,7 @@ async def test_remove_text_cancelled_at_every_await_point(
 async def test_remove_text_cancelled_while_the_vendor_handles_each_request(
     vendor: Any, make: Any, stack: Any
 ) -> None:
-    """Struck in the middle of the POST or of any look: the task is known, the connection still serves."""
+    """Cancelled during the POST or any poll: the task is recorded, the connection still works."""
     server, made, strikes = vendor
     async with client_of(stack, make.key, server.url, limits=TIGHT, polling=QUICK) as client:
         for number in range(1, 4):
@@ -234,7 +234,7 @@ async def test_a_timeout_counts_as_a_cancellation(vendor: Any, make: Any) -> Non
 
 @pytest.mark.parametrize("transport", OURS)
 async def test_closing_waits_for_a_submit_in_flight(vendor: Any, make: Any, transport: Any) -> None:
-    """A submit whose caller was cancelled comes home before the client closes."""
+    """A submit whose caller was cancelled finishes before the client closes."""
     server, made, _ = vendor
     client = FluxClient(make.key, server.url, transport=transport, limits=TIGHT, polling=QUICK)
     async with client:
@@ -247,7 +247,7 @@ async def test_closing_waits_for_a_submit_in_flight(vendor: Any, make: Any, tran
 
 
 async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make: Any) -> None:
-    """A cancelled scope around ``async with`` still lets the submit in the air come home."""
+    """A cancelled scope around ``async with`` still lets the submit in flight finish."""
     server, made, _ = vendor
     client = FluxClient(make.key, server.url, limits=TIGHT, polling=QUICK)
     with anyio.CancelScope() as scope:
@@ -261,7 +261,7 @@ async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make
 
 @pytest.mark.parametrize("transport", OURS)
 async def test_closing_ends_polls_with_client_closed(raw_server: Any, make: Any, transport: Any) -> None:
-    """Who waits for an answer while the client is closed is told so, not cancelled."""
+    """A call that waits for an answer while the client is closed raises ClientClosed; it is not cancelled."""
     asked = asyncio.Event()
 
     async def behave(*args: Any) -> bool:
@@ -278,7 +278,7 @@ async def test_closing_ends_polls_with_client_closed(raw_server: Any, make: Any,
             await call
 
 
-async def test_a_submit_in_doubt_whose_caller_left_is_remembered(raw_server: Any, make: Any) -> None:
+async def test_a_submit_in_doubt_whose_caller_left_is_unclaimed(raw_server: Any, make: Any) -> None:
     """If the answer never comes, the request is kept with the reason."""
     asked, go = asyncio.Event(), asyncio.Event()
 
@@ -329,7 +329,7 @@ async def test_many_random_cancellations_leave_a_working_client(
 async def test_paid_tasks_are_logged_when_every_coroutine_is_cancelled(
     raw_server: Any, make: Any, transport: Any
 ) -> None:
-    """Even a program that cancels all it finds learns that a submit is in doubt."""
+    """A submit in doubt is logged even if the program cancels all its tasks."""
     asked = asyncio.Event()
 
     async def behave(*args: Any) -> bool:

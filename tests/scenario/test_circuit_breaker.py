@@ -1,4 +1,4 @@
-"""Answers that make no sense: how many submits they cost, and how a client gets going again."""
+"""Answers that make no sense: how many submits they cost, and how a client resumes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_another_process_after_a_halt_stops_at_the_first_answer_that_makes
 async def test_answers_that_stop_making_sense_in_the_middle_cost_eleven_submits_at_most(
     vendor: Any, clock: Any
 ) -> None:
-    """Five that are counted, five in the air besides, and the one that went alone."""
+    """Five that are counted, five already in flight, and the single one after the pause."""
     task, made = vendor.script["generate"][0], 50
     vendor.latency_s = 8.0
 
@@ -125,7 +125,7 @@ async def test_answers_that_stop_making_sense_in_the_middle_cost_eleven_submits_
     assert 5 <= in_doubt <= 11 + 6
 
 
-async def test_replies_lost_together_do_not_halt(vendor: Any, clock: Any) -> None:
+async def test_replies_that_fail_together_do_not_halt(vendor: Any, clock: Any) -> None:
     """A connection that breaks with six submits on it: the next one is accepted, and the batch goes on."""
     task, losing = vendor.script["generate"][0], range(30, 36)
     vendor.latency_s = 4.0
@@ -139,8 +139,8 @@ async def test_replies_lost_together_do_not_halt(vendor: Any, clock: Any) -> Non
     assert sum(isinstance(outcome, Succeeded) for outcome in outcomes) == 94
 
 
-async def test_scattered_lost_answers_do_not_halt(vendor: Any, clock: Any) -> None:
-    """5 % of all answers are lost at random: those images are in doubt, and all others succeed."""
+async def test_scattered_unknown_answers_do_not_halt(vendor: Any, clock: Any) -> None:
+    """5 % of all answers are dropped at random: those images are in doubt, and all others succeed."""
     task, chance = vendor.script["generate"][0], random.Random(5)
     vendor.script["generate"] = [
         lambda request: SENSELESS["reply lost"] if chance.random() < 0.05 else task(request)
@@ -186,7 +186,7 @@ async def test_a_client_without_a_batch_is_halted_too(client: FluxClient, transp
 
 
 async def test_calls_that_wait_are_halted_with_the_rest(client: FluxClient, transport: Any) -> None:
-    """Thirty calls at once: five submits, and nobody waits for the tenth minute."""
+    """Thirty calls at once: five submits, and no call waits for ten minutes."""
     transport.script["generate"] = [SENSELESS["web page"]]
     ended: list[Exception] = []
 

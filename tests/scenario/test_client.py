@@ -43,7 +43,7 @@ URL = "https://example.com/poster.jpg"
 
 
 async def test_remove_text_submits_once_and_waits(client: Any, transport: Any) -> None:
-    """One POST, looks until the picture is there, and its URLs."""
+    """One POST, polls until the image exists, and its URLs."""
     image = await client.remove_text(URL)
     assert (image.task_id, image.result_url) == ("t1", "https://files.example/t1.jpg")
     assert transport.count("generate") == 1
@@ -51,7 +51,7 @@ async def test_remove_text_submits_once_and_waits(client: Any, transport: Any) -
 
 
 async def test_edit_and_generate_send_their_own_requests(client: Any, vendor: Any) -> None:
-    """The prompt, the picture and the options arrive; nothing unset does."""
+    """The prompt, the image and the options arrive; nothing unset does."""
     transport = vendor
     await client.edit("Make the sky orange", URL, model="flux-kontext-max", safety_tolerance=1)
     await client.generate("A lighthouse at dusk", aspect_ratio="16:9")
@@ -97,10 +97,8 @@ async def test_steps_one_by_one(client: Any, make: Any, transport: Any) -> None:
 @pytest.mark.parametrize(
     "truth", [Unknown("ReadTimeout"), Unknown("RemoteProtocolError: dropped")], ids=["timeout", "drop"]
 )
-async def test_an_unknown_answer_is_never_submitted_again(
-    client: Any, transport: Any, truth: Unknown
-) -> None:
-    """One POST, one error that says the charge is open."""
+async def test_an_unknown_answer_is_never_resubmitted(client: Any, transport: Any, truth: Unknown) -> None:
+    """One POST, and one error with an unknown charge."""
     transport.script["generate"] = [truth]
     with pytest.raises(ConnectionLost) as caught:
         await client.remove_text(URL)
@@ -123,7 +121,9 @@ async def test_refusals_and_server_errors_are_not_repeated(
     assert transport.count("generate") == 1
 
 
-async def test_a_success_without_a_task_id_is_in_doubt(client: Any, transport: Any, make: Any) -> None:
+async def test_an_accepted_submit_without_a_task_id_is_in_doubt(
+    client: Any, transport: Any, make: Any
+) -> None:
     """It is a protocol error with an open charge, never "submitted"."""
     transport.script["generate"] = [make.answer({})]
     with pytest.raises(UnexpectedResponse) as caught:
@@ -139,7 +139,7 @@ async def test_429_waits_a_full_window_and_goes_on(client: Any, transport: Any, 
     assert 10.0 <= second - first < 12.5
 
 
-async def test_429_pauses_every_submit_of_the_account(transport: Any, make: Any, clock: Any) -> None:
+async def test_429_pauses_every_submit_of_the_session(transport: Any, make: Any, clock: Any) -> None:
     """While one submit waits out its window, no other is sent."""
     transport.script["generate"] = [
         make.answer({"taskId": "t1"}),
@@ -158,15 +158,17 @@ async def test_429_pauses_every_submit_of_the_account(transport: Any, make: Any,
     assert sum(gap > 5 for gap in gaps) == 1
 
 
-async def test_a_long_retry_after_ends_the_tries(client: Any, transport: Any, make: Any) -> None:
-    """A vendor that asks for an hour gets an error instead of a silent hour."""
+async def test_a_long_retry_after_ends_the_retries(client: Any, transport: Any, make: Any) -> None:
+    """Retry-After of an hour is an error instead of a silent hour."""
     transport.script["generate"] = [make.answer(None, 429, **{"retry-after": "3600"})]
     with pytest.raises(RateLimitedError) as caught:
         await client.remove_text(URL)
     assert caught.value.retry_after_s == 3600.0
 
 
-async def test_maintenance_longer_than_the_deadline_is_told(client: Any, transport: Any, make: Any) -> None:
+async def test_maintenance_longer_than_the_deadline_is_raised_at_once(
+    client: Any, transport: Any, make: Any
+) -> None:
     """A pause that would outlast the call's deadline ends it at once."""
     transport.script["generate"] = [make.answer(None, 455)]
     with pytest.raises(MaintenanceError):
@@ -207,8 +209,10 @@ async def test_a_wrong_key_costs_one_request_however_many_wait(
     assert transport.count("generate") == 2, "a later call asks again: the key may have been mended"
 
 
-async def test_submits_keep_the_pace_and_the_bounds(transport: Any, make: Any, clock: Any) -> None:
-    """60 pictures at once: at most 20 submits in any 10 s, few in the air, and at most the allowed tasks."""
+async def test_submits_keep_the_rate_limit_and_the_limit_in_flight(
+    transport: Any, make: Any, clock: Any
+) -> None:
+    """60 images at once: at most 20 submits in any 10 s, few in flight, and at most the allowed tasks."""
     numbers = iter(range(10_000))
     transport.script["generate"] = [lambda request: make.answer({"taskId": f"t{next(numbers)}"})]
     transport.script["record-info"] = [lambda request: make.record(1, request.query["taskId"])]
@@ -224,8 +228,10 @@ async def test_submits_keep_the_pace_and_the_bounds(transport: Any, make: Any, c
     assert transport.most_in_flight <= 8
 
 
-async def test_the_pace_learns_from_what_the_vendor_lets_in(transport: Any, make: Any, clock: Any) -> None:
-    """Where nothing is turned away submits come closer together; a 429 sets them apart again, for good."""
+async def test_the_rate_limiter_learns_from_accepted_and_refused_submits(
+    transport: Any, make: Any, clock: Any
+) -> None:
+    """Submits come closer together while none is refused; a 429 spaces them again, for good."""
     numbers = iter(range(10_000))
     taken: Any = lambda request: make.answer({"taskId": f"t{next(numbers)}"})  # noqa: E731
     transport.script["generate"] = [taken] * 250 + [make.answer(None, 429)] + [taken] * 150
@@ -253,7 +259,7 @@ async def test_a_task_not_visible_yet_is_waited_for(client: Any, transport: Any,
 async def test_an_unknown_task_ends_after_the_grace(
     client: Any, transport: Any, make: Any, clock: Any
 ) -> None:
-    """After 90 s a task nobody knows is an error that names it."""
+    """After 90 s a task without a record is an error that names it."""
     transport.script["record-info"] = [make.answer(None)]
     started = clock.now
     with pytest.raises(NotFoundError) as caught:
@@ -262,8 +268,8 @@ async def test_an_unknown_task_ends_after_the_grace(
     assert 90 <= clock.now - started < 120
 
 
-async def test_trouble_while_looking_does_not_end_the_wait(client: Any, transport: Any, make: Any) -> None:
-    """429, 455, 500, HTML, drops and refused connections on looks are all "look again"."""
+async def test_errors_of_polls_do_not_end_the_wait(client: Any, transport: Any, make: Any) -> None:
+    """429, 455, 500, HTML, drops and refused connections are all polled again."""
     transport.script["record-info"] = [
         make.answer(None, 429, status=429),
         make.answer(None, 455),
@@ -293,7 +299,7 @@ async def test_the_deadline_is_one_and_carries_the_task(
 async def test_an_unknown_flag_is_polled_on_with_one_warning(
     client: Any, transport: Any, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A flag nobody documented does not end the wait, and is told once."""
+    """An undocumented flag does not end the wait, and is logged once."""
     transport.script["record-info"] = [make.record(9), make.record(9), make.record(9), make.record(1)]
     with caplog.at_level(logging.WARNING, "flux_async"):
         assert (await client.remove_text(URL)).task_id == "t1"
@@ -311,7 +317,7 @@ async def test_a_failed_task_is_an_error_with_its_record(client: Any, transport:
 
 
 async def test_success_without_a_url_is_an_error(client: Any, transport: Any, make: Any) -> None:
-    """A success without its picture is not an empty success."""
+    """A success without its image is not an empty success."""
     transport.script["record-info"] = [make.record(1, response=None)]
     with pytest.raises(UnexpectedResponse, match="without a result URL") as caught:
         await client.remove_text(URL)
@@ -319,7 +325,7 @@ async def test_success_without_a_url_is_an_error(client: Any, transport: Any, ma
 
 
 async def test_reads_are_repeated(client: Any, transport: Any, make: Any) -> None:
-    """A lost look at the balance is made again; what does not pass is raised with charge NO."""
+    """A read of the balance without an answer is repeated; a lasting error is raised with charge NO."""
     transport.script["credit"] = [Unknown("dropped"), make.answer(None, 500), make.answer(7)]
     assert await client.credits() == 7.0
     transport.script["credit"] = [Unknown("dropped")]
@@ -332,7 +338,7 @@ async def test_reads_are_repeated(client: Any, transport: Any, make: Any) -> Non
 async def test_nothing_is_sent_when_the_queue_outlasts_the_deadline(
     transport: Any, make: Any, clock: Any
 ) -> None:
-    """Waiting for the pace is bounded by the call's own deadline, and nothing was spent."""
+    """Waiting for the rate limiter is bounded by the call's own deadline, and nothing is spent."""
     async with FluxClient(make.key, transport=transport, clock=clock) as client:
         await client.submit(EditRequest.text_removal(URL))
         with pytest.raises(DeadlineExceeded) as caught:
@@ -342,8 +348,8 @@ async def test_nothing_is_sent_when_the_queue_outlasts_the_deadline(
     assert transport.count("generate") == 1
 
 
-async def test_waiting_for_a_place_is_bounded_in_real_time_too(client: Any, transport: Any) -> None:
-    """A call that cannot get a place before its deadline says so."""
+async def test_waiting_for_a_slot_is_bounded_in_real_time_too(client: Any, transport: Any) -> None:
+    """A call that gets no slot before its deadline raises DeadlineExceeded."""
     account = client.session
     for _ in range(account.rate_limiter.limits.in_flight):
         await account.task_slots.acquire()
@@ -352,8 +358,8 @@ async def test_waiting_for_a_place_is_bounded_in_real_time_too(client: Any, tran
     assert transport.seen == []
 
 
-async def test_use_after_close(client: Any, transport: Any) -> None:
-    """Every call after aclose says that the client is closed; closing again does nothing."""
+async def test_every_call_after_closing_raises_client_closed(client: Any, transport: Any) -> None:
+    """Closing again does nothing."""
     await client.aclose()
     await client.aclose()
     assert transport.closed
@@ -365,7 +371,7 @@ async def test_use_after_close(client: Any, transport: Any) -> None:
             pass
 
 
-async def test_closing_ends_those_who_wait_in_line(transport: Any, make: Any, clock: Any) -> None:
+async def test_closing_ends_submits_that_wait_in_the_queue(transport: Any, make: Any, clock: Any) -> None:
     """A submit that was waiting for its turn when the client was closed is not sent."""
     client = FluxClient(make.key, transport=transport, clock=clock)
     first = asyncio.ensure_future(client.submit(EditRequest.text_removal(URL)))  # noqa: TID251
@@ -402,7 +408,7 @@ def test_a_client_is_made_where_no_loop_runs(transport: Any, make: Any) -> None:
 
 
 def test_another_event_loop_is_refused(transport: Any, make: Any, clock: Any) -> None:
-    """A client made for one loop says so on the next, instead of hanging."""
+    """A client of one loop raises an error on the next, instead of hanging."""
     client = FluxClient(make.key, transport=transport, clock=clock)
     assert asyncio.run(client.credits()) == 42.5
     with pytest.raises(WrongEventLoop, match="per event loop"):
@@ -433,8 +439,8 @@ def test_plain_http_to_a_far_host_is_warned_about(make: Any, caplog: pytest.LogC
     assert make.key not in caplog.text
 
 
-async def test_with_options_shares_account_and_connections(client: Any, transport: Any, make: Any) -> None:
-    """Other settings, same pace, same connections, same end."""
+async def test_with_options_shares_session_and_connections(client: Any, transport: Any, make: Any) -> None:
+    """Other settings, same rate limiter, same connections, closed together."""
     other = client.with_options(timeout=5, polling=PollPolicy.fixed(1.0), retry=RetryPolicy(max_tries=1))
     transport.script["record-info"] = [make.record(0)]
     with pytest.raises(PollDeadlineExceeded, match="within 5 s"):
@@ -445,10 +451,10 @@ async def test_with_options_shares_account_and_connections(client: Any, transpor
 
 
 @pytest.mark.parametrize("code", [401, 402, 403, 433, 505])
-async def test_an_error_after_the_submit_says_that_the_task_is_paid(
+async def test_an_error_after_the_submit_is_marked_as_paid(
     client: Any, transport: Any, make: Any, code: int
 ) -> None:
-    """The look cost nothing, the call did: charge YES, the task's id, and not "run again"."""
+    """The poll cost nothing, the call did: charge YES, the task's id, and not "run again"."""
     transport.script["record-info"] = [make.answer(None, code)]
     with pytest.raises(FluxError) as caught:
         await client.remove_text(URL)
@@ -476,10 +482,8 @@ def test_a_setting_of_the_wrong_kind_is_refused_at_once(make: Any, arguments: di
 
 
 @pytest.mark.parametrize("hopeless", [455, 429])
-async def test_a_pause_holds_for_everyone_whoever_met_it(
-    transport: Any, make: Any, clock: Any, hopeless: int
-) -> None:
-    """Also if the one who was told to wait gives up instead: nobody else runs into the same wall."""
+async def test_a_pause_holds_for_all_calls(transport: Any, make: Any, clock: Any, hopeless: int) -> None:
+    """Also if the call that received it gives up: no other call receives the same refusal."""
     transport.script["generate"] = [make.answer(None, hopeless)]
     async with FluxClient(
         make.key, transport=transport, clock=clock, retry=RetryPolicy(max_tries=1)
@@ -495,10 +499,10 @@ async def test_a_pause_holds_for_everyone_whoever_met_it(
     assert transport.count("generate") == 1
 
 
-async def test_a_wrong_key_costs_one_request_with_few_places_too(
+async def test_a_wrong_key_costs_one_request_with_few_slots_too(
     transport: Any, make: Any, clock: Any
 ) -> None:
-    """Those who wait for a place in flight began before the key was refused, and are not sent either."""
+    """Calls that waited for a slot before the key was refused are not sent either."""
     transport.script["generate"] = [make.answer(None, 401)]
     limits = Limits(in_flight=1)
     async with FluxClient(make.key, transport=transport, clock=clock, limits=limits) as client:
@@ -513,7 +517,7 @@ async def test_a_wrong_key_costs_one_request_with_few_places_too(
     assert transport.count("generate") == 1
 
 
-async def test_closing_ends_calls_that_sleep_between_looks(transport: Any, make: Any) -> None:
+async def test_closing_ends_calls_that_sleep_between_polls(transport: Any, make: Any) -> None:
     """Nobody is kept waiting for a closed client; the paid task is in ``unclaimed``."""
     transport.script["record-info"] = [make.record(0)]
     client = FluxClient(make.key, transport=transport)
@@ -536,8 +540,8 @@ async def test_reads_end_at_their_deadline(client: Any, transport: Any, make: An
     assert clock.now - started < 5.1
 
 
-async def test_a_submit_that_outlasts_the_deadline_is_told_as_open(make: Any) -> None:
-    """The caller is let go at his deadline, the answer is kept for him."""
+async def test_a_submit_that_outlasts_the_deadline_is_unclaimed(make: Any) -> None:
+    """The caller gets an error at the deadline, and the later answer is in ``unclaimed``."""
     go = asyncio.Event()
 
     class Slow:
@@ -559,7 +563,7 @@ async def test_a_submit_that_outlasts_the_deadline_is_told_as_open(make: Any) ->
 async def test_a_failing_transport_of_the_callers_own_leaves_the_charge_open(
     client: Any, transport: Any
 ) -> None:
-    """An exception nobody foresaw is in doubt, not lost."""
+    """An unforeseen exception leaves the submit in doubt."""
 
     def broken(request: Any) -> Any:
         raise RuntimeError("surprise")
@@ -580,7 +584,7 @@ async def test_a_task_that_failed_is_no_longer_unclaimed(client: Any, transport:
 
 
 async def test_a_log_handler_that_raises_loses_nothing(client: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The id is kept before it is told."""
+    """The id is stored before it is logged."""
 
     def raising(record: logging.LogRecord) -> bool:
         raise RuntimeError("somebody's filter")
@@ -595,6 +599,6 @@ async def test_a_log_handler_that_raises_loses_nothing(client: Any, caplog: pyte
 
 
 def test_a_client_is_not_pickled(make: Any) -> None:
-    """It says so, and what to do instead."""
+    """The error says what to do instead."""
     with pytest.raises(ConfigurationError, match="in each process"):
         pickle.dumps(FluxClient(make.key))

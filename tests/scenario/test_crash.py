@@ -173,7 +173,7 @@ async def test_crash_at_every_point(disk: Path, where: Where) -> None:
 
 
 @pytest.mark.parametrize("where", ["before POST", "after POST"])
-async def test_resubmit_pays_again_only_for_what_is_in_doubt(disk: Path, where: Where) -> None:
+async def test_resubmit_pays_again_only_for_jobs_in_doubt(disk: Path, where: Where) -> None:
     """With permission jobs in doubt are resubmitted; no other job is."""
     path = disk / "run.sqlite3"
     vendor = MortalVendor(fate=Fate(where, 7))

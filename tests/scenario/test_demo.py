@@ -1,4 +1,4 @@
-"""The demo, end to end: a sandbox of its own, real pictures, real sockets, and a sheet to look at."""
+"""The demo, end to end: a sandbox of its own, real images, real sockets, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def changed(before: bytes, after: bytes) -> float:
 
 
 @pytest.mark.timeout(2 * SECONDS)
-def test_the_demo_removes_text_from_a_dozen_pictures_and_shows_it(tmp_path: Path) -> None:
-    """Without key and network the demo cleans at least 12 pictures and names the contact sheet, full path."""
+def test_the_demo_removes_text_from_a_dozen_images_and_shows_them(tmp_path: Path) -> None:
+    """Without key and network the demo cleans at least 12 images and prints the contact sheet's full path."""
     stale = tmp_path / "flux-demo" / "images" / "kept.txt"
     stale.parent.mkdir(parents=True)
     stale.write_text("not the demo's")

@@ -1,4 +1,4 @@
-"""Submits in doubt: no task is paid for twice that a callback has told of, and nobody's outcome is lost."""
+"""Submits in doubt: no task that a callback has named is paid for twice, and every input has its outcome."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ async def test_mail_on_disk_forbids_a_second_charge(
 
 
 @pytest.mark.parametrize("signed", [True, False])
-async def test_a_second_charge_is_told_when_it_comes_to_light(
+async def test_a_second_charge_is_reported_when_it_is_found(
     client: FluxClient, calling: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, signed: bool
 ) -> None:
-    """By consent a doubt was paid for again; later a callback tells that the first submit was, too."""
+    """A job in doubt was resubmitted with permission; a later callback shows that the first was charged."""
     path = tmp_path / "run.sqlite3"
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda call: None if call.task_id == "t0" else 0.0
@@ -142,8 +142,8 @@ async def test_a_second_charge_is_told_when_it_comes_to_light(
     assert (told["image"], told["task_id"], told["signed"]) == (calling.images[0], "t0", signed)
 
 
-async def test_a_callback_that_comes_between_consent_and_pace_is_heeded(calling: Any, transport: Any) -> None:
-    """Forty doubts get consent and queue behind others; while they do, their callbacks come."""
+async def test_a_callback_before_a_permitted_resubmit_is_used(calling: Any, transport: Any) -> None:
+    """Forty jobs may be resubmitted and queue behind others; their callbacks come meanwhile."""
     bold = Limits(unknown_answers=100)
     client = transport.client(limits=bold)
     calling.images = [f"https://pictures.example/many/{n}.jpg" for n in range(100)]
@@ -167,7 +167,7 @@ async def test_a_callback_that_comes_between_consent_and_pace_is_heeded(calling:
 async def test_a_callback_for_an_older_attempt_counts_after_a_later_one_was_refused(
     client: FluxClient, calling: Any, transport: Any, make: Any
 ) -> None:
-    """The second submit meets 429; while everybody pauses, the first one's task is told of."""
+    """The second submit receives 429; during the pause the callback of the first one's task comes."""
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda _: 20.0
 
@@ -211,7 +211,7 @@ async def test_what_cannot_be_confirmed_now_is_not_paid_for_again(
 async def test_a_task_that_may_be_ours_is_not_paid_for_again(
     client: FluxClient, calling: Any, echo: str | None
 ) -> None:
-    """Where record-info does not tell what the named task was made from, consent is not made use of."""
+    """If record-info does not show the source of the named task, permission to resubmit is not used."""
     calling.loses_answer = lambda number: number == 0
     calling.script["record-info"] = [lambda request: task_record(1, request.query["taskId"], paramJson=echo)]
     outcomes = await calling.collect(
@@ -221,10 +221,10 @@ async def test_a_task_that_may_be_ours_is_not_paid_for_again(
     assert calling.submits == 1
 
 
-async def test_a_task_that_there_is_not_keeps_nobody_from_paying_again(
+async def test_a_callback_about_a_missing_task_does_not_prevent_a_resubmit(
     client: FluxClient, calling: Any
 ) -> None:
-    """A callback named a task of which the vendor knows nothing long afterwards: consent is made use of."""
+    """A callback named a task without a record long afterwards: permission to resubmit is used."""
     calling.loses_answer = lambda number: number == 0
     calling.makes_task = lambda number: number > 0
     endpoint = waiting(200.0)
@@ -250,7 +250,7 @@ async def test_a_task_that_there_is_not_keeps_nobody_from_paying_again(
 async def test_a_refusal_that_names_a_task_is_settled_by_its_callback(
     client: FluxClient, calling: Any, transport: Any, policy: str
 ) -> None:
-    """An answer of 500 with a task id contradicts itself; its callback says that there is such a task."""
+    """An answer of 500 with a task id contradicts itself; its callback proves the task."""
 
     def contradicted(request: Any) -> Any:
         calling.generate(request)
@@ -267,7 +267,7 @@ async def test_a_refusal_that_names_a_task_is_settled_by_its_callback(
 async def test_a_callback_that_could_not_be_read_is_read_again(
     client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
-    """The journal fails once while a callback is taken in: an earlier run's doubt is settled all the same."""
+    """The journal fails once while a callback is read: a job in doubt is settled all the same."""
     path = tmp_path / "run.sqlite3"
     await post(path, calling, await leave_in_doubt(client, calling, path))
     failed: list[str] = []
@@ -286,8 +286,8 @@ async def test_a_callback_that_could_not_be_read_is_read_again(
     assert await states(path) == {JobState.DONE: 2}
 
 
-async def test_two_jobs_about_one_picture_share_no_task(client: FluxClient, calling: Any) -> None:
-    """Both answers are lost, record-info shows no address, and both callbacks name one task at once."""
+async def test_two_jobs_of_one_image_share_no_task(client: FluxClient, calling: Any) -> None:
+    """Both answers are dropped, record-info shows no address, and both callbacks name one task at once."""
     calling.loses_answer = lambda _: True
     calling.calls_after = lambda _: None
     calling.shows = lambda _, sent: json.dumps({k: v for k, v in sent.items() if k != "callBackUrl"})
@@ -312,10 +312,10 @@ async def test_two_jobs_about_one_picture_share_no_task(client: FluxClient, call
 @pytest.mark.parametrize("policy", ["hold", "resubmit"])
 @pytest.mark.parametrize("named", ["nowhere", "t0", "stranger"])
 @pytest.mark.parametrize("comes_s", [0.0, 0.5, 1.5])
-async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
+async def test_an_input_has_its_outcome_while_its_older_job_is_settled(
     client: FluxClient, calling: Any, tmp_path: Path, policy: str, named: str, comes_s: float
 ) -> None:
-    """The mail of an earlier doubt is looked up, in vain for now, when that very picture comes as input."""
+    """The callback of an older job in doubt is being checked when the same image comes as input."""
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     await post(path, calling, call, named)
@@ -340,10 +340,10 @@ async def test_an_input_is_not_swallowed_by_a_driver_nobody_asked_for(
     assert calling.clock.now - call.ready_at < 150.0
 
 
-async def test_an_uninvited_doubt_whose_record_cannot_be_read_yet_is_settled(
+async def test_a_job_in_doubt_outside_the_input_is_settled_when_its_record_appears(
     client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
-    """It is no input of this run, its callback came, and record-info knows nothing for a while."""
+    """It is no input of this run, its callback came, and record-info has no record for a while."""
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     await post(path, calling, call)
@@ -358,10 +358,10 @@ async def test_an_uninvited_doubt_whose_record_cannot_be_read_yet_is_settled(
 
 
 @pytest.mark.parametrize("named", ["stranger", "nowhere"])
-async def test_an_uninvited_doubt_that_stays_one_is_not_counted(
+async def test_a_job_outside_the_input_that_stays_in_doubt_is_not_counted(
     client: FluxClient, calling: Any, tmp_path: Path, named: str
 ) -> None:
-    """Its callback names no task of this picture: it stays as it is, no outcome tells of it, the run ends."""
+    """Its callback names no task of this image: it is unchanged, without an outcome, and the run ends."""
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     calling.add_foreign_task("stranger")
@@ -373,10 +373,10 @@ async def test_an_uninvited_doubt_that_stays_one_is_not_counted(
     assert await states(path) == {JobState.IN_DOUBT: 1}
 
 
-async def test_a_callback_after_the_doubt_was_told_makes_no_second_outcome(
+async def test_a_callback_after_the_outcome_in_doubt_makes_no_second_outcome(
     client: FluxClient, calling: Any
 ) -> None:
-    """The batch goes on when the wait is over and the doubt told; then its callback comes."""
+    """The outcome was reported after the wait; then its callback comes, while the batch goes on."""
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda call: 60.0 if call.task_id == "t0" else 0.0
 
@@ -393,10 +393,10 @@ async def test_a_callback_after_the_doubt_was_told_makes_no_second_outcome(
 
 
 @pytest.mark.parametrize("at", [62.0, 72.0, 82.0, 92.0])
-async def test_callbacks_during_the_last_looks_make_no_second_outcome(
+async def test_callbacks_during_the_last_polls_make_no_second_outcome(
     calling: Any, clock: Any, at: float
 ) -> None:
-    """One place, slow looks, mail that settles nothing, about the hour at which the waits are over."""
+    """One slot, slow polls, callbacks that settle nothing, at about the end of the waits."""
     alone = Limits(in_flight=1)
     async with calling.client(limits=alone) as client:
         calling.loses_answer = lambda number: number < 4
@@ -440,7 +440,7 @@ async def test_a_jump_of_the_wall_clock_leaves_the_wait_as_it_is(
 async def test_a_jump_of_the_wall_clock_pays_for_nothing_twice(
     client: FluxClient, calling: Any, monkeypatch: pytest.MonkeyPatch, clock: Any, hours: int
 ) -> None:
-    """With consent, too: the second submit does not leave before the wait is really over."""
+    """Also with permission: the second submit does not leave before the wait is really over."""
     calling.loses_answer = lambda number: number == 0
     calling.calls_after = lambda call: 30.0 if call.task_id == "t0" else 0.0
     wall = type(clock).wall
@@ -460,10 +460,10 @@ async def test_a_jump_of_the_wall_clock_pays_for_nothing_twice(
 
 
 @pytest.mark.parametrize("hours", [-2, 2])
-async def test_an_earlier_runs_doubt_lasts_no_longer_than_the_wait(
+async def test_a_job_in_doubt_of_an_earlier_run_waits_no_longer_than_the_limit(
     client: FluxClient, calling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Any, hours: int
 ) -> None:
-    """Only how much of an earlier process's wait is over can a jump of the wall clock change."""
+    """A jump of the wall clock can only shorten the rest of an earlier process's wait."""
     path = tmp_path / "run.sqlite3"
     await leave_in_doubt(client, calling, path)
     wall, began = type(clock).wall, clock.now
@@ -473,10 +473,10 @@ async def test_an_earlier_runs_doubt_lasts_no_longer_than_the_wait(
     assert clock.now - began <= (62.0 if hours < 0 else 2.0)
 
 
-async def test_a_callback_that_comes_while_another_is_looked_up_is_heeded(
+async def test_a_callback_that_comes_during_the_check_of_another_is_used(
     client: FluxClient, calling: Any, clock: Any
 ) -> None:
-    """The first names a stranger's task, and record-info is slow; the true one is not left for later."""
+    """The first names a foreign task, and record-info is slow; the right one is used without delay."""
     calling.loses_answer = lambda _: True
     calling.calls_after = lambda _: 18.0
     calling.add_foreign_task("stranger")
@@ -493,8 +493,10 @@ async def test_a_callback_that_comes_while_another_is_looked_up_is_heeded(
     assert clock.now - calling.tasks[1].ready_at < 60.0
 
 
-async def test_doubts_are_waited_for_when_the_credits_are_used_up(client: FluxClient, calling: Any) -> None:
-    """Nothing more is spent, but what was spent is still brought home, and the halt is told last."""
+async def test_jobs_in_doubt_are_settled_after_the_credits_are_used_up(
+    client: FluxClient, calling: Any
+) -> None:
+    """Nothing more is spent, but paid tasks are still fetched, and the halt is raised last."""
     calling.loses_answer = lambda number: number < 4
     outcomes: list[Outcome] = []
     async with Journal(clock=calling.clock) as journal:
@@ -511,8 +513,10 @@ async def test_doubts_are_waited_for_when_the_credits_are_used_up(client: FluxCl
     assert calling.submits == 4
 
 
-async def test_doubts_are_told_at_once_when_the_run_is_stopped(client: FluxClient, calling: Any) -> None:
-    """Nobody who stops a batch waits for its callbacks, and consent is not made use of any more."""
+async def test_jobs_in_doubt_are_reported_at_once_when_the_run_is_stopped(
+    client: FluxClient, calling: Any
+) -> None:
+    """A stopped batch does not wait for callbacks, and permission to resubmit is no longer used."""
     calling.makes_task = lambda number: number > 1
     async with Journal(clock=calling.clock) as journal:
         calling.inbox = journal
@@ -531,10 +535,10 @@ async def test_doubts_are_told_at_once_when_the_run_is_stopped(client: FluxClien
     assert calling.submits == 3
 
 
-async def test_a_stop_ends_the_looks_at_an_uninvited_doubt(
+async def test_a_stop_ends_the_polls_of_a_job_in_doubt_outside_the_input(
     client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
-    """Its record still cannot be read: it is left to the next run, and the vendor is not asked for ever."""
+    """Its record still cannot be read: it is left to the next run, and polling ends."""
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     await post(path, calling, call, "nowhere")
@@ -554,10 +558,10 @@ async def test_a_stop_ends_the_looks_at_an_uninvited_doubt(
 # --- a task that another job's poll has found ---------------------------------------------------------------
 
 
-async def test_a_parked_doubt_takes_the_task_that_another_poll_has_found(
+async def test_a_waiting_job_in_doubt_takes_the_task_found_by_another_poll(
     client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
-    """The first answer is lost, and its task is named to the second submit: both settle in this run."""
+    """The first answer is dropped, and its task answers the second submit: both settle in this run."""
     calling.calls_after = lambda call: None if call.task_id == "t0" else 60.0
     generate = calling.generate
 

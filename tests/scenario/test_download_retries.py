@@ -135,7 +135,7 @@ async def test_a_result_that_comes_late_is_fetched_in_the_same_run(
 async def test_the_run_ends_when_a_download_has_had_its_time_and_the_next_run_goes_on(
     client: Any, vendor: Any, clock: Any, hosts: Any, tmp_path: Path
 ) -> None:
-    """The error says that it is paid, until when it can be had, and what to do; nothing is paid again."""
+    """The error says that the result is paid, how long it is available, and what to do."""
     files = hosts(lambda _url, _at: NOT_FOUND)
     [outcome] = await collect(client, URLS[:1], directory=tmp_path, journal=tmp_path / "j", patience=120)
     assert isinstance(outcome, Failed)
@@ -214,7 +214,7 @@ async def test_a_busy_run_goes_on_trying(
 async def test_many_results_of_a_host_that_is_down_end_within_their_time(
     client: Any, vendor: Any, clock: Any, hosts: Any, tmp_path: Path
 ) -> None:
-    """Those that wait for a place to be tried in are not waited for beyond the patience."""
+    """Downloads that wait for a slot are not waited for beyond the patience."""
     files = hosts(lambda _url, _at: NOT_FOUND, takes_s=lambda _: 20.0)
     outcomes = await collect(client, URLS, directory=tmp_path, patience=100)
     assert {type(outcome) for outcome in outcomes} == {Failed}
@@ -289,7 +289,7 @@ def _job(url: str) -> Any:
 @pytest.mark.parametrize(
     ("days", "kind", "state"), [(13.9, DownloadError, "generated"), (14.1, ResultExpired, "failed")]
 )
-async def test_a_result_is_lost_only_after_14_days(
+async def test_a_result_is_expired_only_after_14_days(
     client: Any, vendor: Any, hosts: Any, tmp_path: Path, status: int, days: float, kind: type, state: str
 ) -> None:
     """The age of its task decides, whatever the status is."""

@@ -1,4 +1,4 @@
-"""Every fault of the sandbox, and what the real client makes of it: the table of ``docs/sandbox.md``, run."""
+"""Every fault of the sandbox and its outcome for the real client: runs the table of ``docs/sandbox.md``."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ FAST = PollPolicy(
 
 @pytest.mark.parametrize("faults", ANSWERS)
 async def test_answers(pair: Any, faults: str) -> None:
-    """An answer that is odd, late or no answer costs no image its result, and nobody pays twice."""
+    """An odd, late or missing answer costs no image its result, and nothing is paid twice."""
     made = await pair(faults)
     seen, outcome = await made.seen()
     assert seen == ANSWERS[faults], outcome
@@ -293,14 +293,14 @@ async def test_answers(pair: Any, faults: str) -> None:
 
 
 async def test_a_record_that_never_appears(pair: Any) -> None:
-    """After 90 s without a record the task is given up, and its error says that it was paid."""
+    """After 90 s without a record the task is given up, with an error that says it was paid."""
     seen, _ = await (await pair("late-record=120")).seen()
     assert seen == Seen(Failed, NotFoundError, YES)
 
 
 @pytest.mark.parametrize("faults", WIRES)
-async def test_wires(pair: Any, faults: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that breaks, stalls or drips after a submit leaves it in doubt; after a look, nothing."""
+async def test_broken_connections(pair: Any, faults: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that breaks after a submit leaves it in doubt; after a poll it changes nothing."""
     if faults in {"slow-reply", "dripping-reply"}:
         monkeypatch.setattr(flux_async.session, "SUBMIT_TIMEOUT_S", 0.3)
     made = await pair(faults, socket=True, virtual=False)
@@ -311,7 +311,7 @@ async def test_wires(pair: Any, faults: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("faults", FILES)
 async def test_files(pair: Any, faults: str, tmp_path: Path) -> None:
-    """A file is whole, a picture, and named for what it is; or it is not there, and said to be paid."""
+    """A file is a whole image with the right suffix; or it is missing, and reported as paid."""
     await assert_file(pair, faults, FILES[faults], tmp_path)
 
 
@@ -333,7 +333,7 @@ async def assert_file(pair: Any, faults: str, expected: Seen, folder: Path) -> N
 
 
 async def test_redirects(pair: Any, tmp_path: Path) -> None:
-    """A file host's redirect to where nobody listens is one job's failure."""
+    """A file host's redirect to a closed port is one job's failure."""
     made = await pair("file-redirect", socket=True)
     seen, _ = await made.seen(directory=tmp_path)
     assert seen == Seen(Failed, DownloadError, YES)
@@ -381,7 +381,7 @@ async def test_an_upload_that_failed_is_taken_up_by_the_next_run(
 
 @pytest.mark.parametrize("faults", CALLBACKS)
 async def test_callbacks(pair: Any, faults: str, tmp_path: Path) -> None:
-    """Whatever is told about it, an image succeeds with the vendor's own link and is paid once."""
+    """Whatever its callbacks are, an image succeeds with the vendor's own link and is paid once."""
     journal = tmp_path / "run.sqlite3"
     made = await pair(faults, virtual=False)
     receiver = WebhookReceiver(journal, key=HOOK_KEY)
@@ -404,7 +404,7 @@ async def receiving(receiver: WebhookReceiver) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize(("policy", "tasks"), [("hold", 1), ("resubmit", 2)])
 async def test_double_charges(pair: Any, policy: str, tasks: int, tmp_path: Path) -> None:
-    """A lost answer is paid twice only with the caller's word, and the ledger says so."""
+    """After a dropped answer a second charge needs permission, and the ledger shows it."""
     made = await pair(FaultPlan.script([["drop-reply"]]))
     for _ in range(2):
         await made.seen(in_doubt=policy, journal=tmp_path / "run.sqlite3")
@@ -414,7 +414,7 @@ async def test_double_charges(pair: Any, policy: str, tasks: int, tmp_path: Path
 
 @pytest.mark.parametrize("faults", ["fail-500", "fail-500,no-refund"])
 async def test_refunds(pair: Any, faults: str) -> None:
-    """A failed task is refunded, or it is not; the client cannot know, and says maybe."""
+    """A failed task may or may not be refunded; the client reports the charge as unknown."""
     made = await pair(faults)
     await made.seen()
     assert made.box.credits == 5916.25 - (5.0 if "no-refund" in faults else 0.0)
@@ -433,7 +433,7 @@ def test_every_fault_is_met() -> None:
 
 
 @pytest.mark.parametrize("faults", [faults for table in OUTCOMES for faults in table if "," not in faults])
-def test_the_document_says_so(faults: str) -> None:
+def test_the_document_lists_outcome_and_error_of_each_fault(faults: str) -> None:
     """The row of a fault in the document names the outcome and the error that were seen here."""
     expected = next(table[faults] for table in OUTCOMES if faults in table)
     name = str(parse_rules(faults)[0].fault)

@@ -1,4 +1,4 @@
-"""A batch learns when to look, the next run knows it already, and a budget of looks is kept."""
+"""A batch learns when to poll, the next run starts with that, and a budget of polls is kept."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ async def collect(client: FluxClient, images: list[str], **options: Any) -> list
 # --- learning ---------------------------------------------------------------------------------------------
 
 
-async def test_a_batch_learns_when_to_look(timed: ScriptedVendor, opened: Opener) -> None:
-    """After a hundred tasks the others take less than half the looks of a fixed rhythm, and no longer."""
+async def test_a_batch_learns_when_to_poll(timed: ScriptedVendor, opened: Opener) -> None:
+    """After a hundred tasks the others take less than half the polls of a fixed interval, and no longer."""
     async with opened(polling=PollPolicy.fixed(3.0)) as client:
         await collect(client, URLS[:60])
     fixed = polls_per_task(timed, 0, 60)
@@ -86,7 +86,9 @@ async def test_a_batch_learns_when_to_look(timed: ScriptedVendor, opened: Opener
     assert fixed > 6.0
 
 
-async def test_the_next_run_knows_it_already(timed: ScriptedVendor, opened: Opener, tmp_path: Path) -> None:
+async def test_the_next_run_starts_with_the_learned_times(
+    timed: ScriptedVendor, opened: Opener, tmp_path: Path
+) -> None:
     """A run on the same journal, by another process, begins where the first one ended."""
     journal = tmp_path / "run.sqlite3"
     async with opened() as client:
@@ -146,8 +148,8 @@ async def test_a_journal_that_cannot_keep_it_is_no_error(
             await Learned(session=client.session, journal=Journal()).save_times()
 
 
-async def test_clients_of_one_account_learn_together(timed: ScriptedVendor, opened: Opener) -> None:
-    """What one sees the other knows."""
+async def test_clients_of_one_session_learn_together(timed: ScriptedVendor, opened: Opener) -> None:
+    """They share the learned times."""
     async with opened() as client:
         other = client.with_options(timeout=60.0)
         await asyncio.wait_for(collect(client, URLS[:100]), 60)
@@ -157,7 +159,7 @@ async def test_clients_of_one_account_learn_together(timed: ScriptedVendor, open
 
 
 async def test_a_task_that_is_waited_for_by_its_id_is_like_all(timed: ScriptedVendor, opened: Opener) -> None:
-    """Without a request it is looked at as all tasks are; its record tells its age, and it counts."""
+    """Without a request it is polled as all tasks are; its record shows its age, and it counts."""
     request = EditRequest.text_removal(URLS[0])
     async with opened() as client:
         task = await client.submit(request)
@@ -172,8 +174,8 @@ async def test_a_task_that_is_waited_for_by_its_id_is_like_all(timed: ScriptedVe
         assert client.session.times.weight(kind_of(request)) == pytest.approx(1.0)
 
 
-async def test_an_old_task_is_looked_at_soon(timed: ScriptedVendor, opened: Opener) -> None:
-    """Taken up when it has ended long ago, it costs one look, within a second."""
+async def test_an_old_task_is_polled_soon(timed: ScriptedVendor, opened: Opener) -> None:
+    """A wait for a task that ended long ago costs one poll, within a second."""
     async with opened() as client:
         task = await client.submit(EditRequest.text_removal(URLS[0]))
         await timed.clock.sleep(100.0)
@@ -186,8 +188,8 @@ async def test_an_old_task_is_looked_at_soon(timed: ScriptedVendor, opened: Open
 # --- a budget of looks ------------------------------------------------------------------------------------
 
 
-async def test_a_budget_of_looks_is_kept(timed: ScriptedVendor, opened: Opener) -> None:
-    """Forty tasks at once, two looks a second at most: all end, and no second holds more."""
+async def test_the_limit_of_polls_per_second_is_kept(timed: ScriptedVendor, opened: Opener) -> None:
+    """Forty tasks at once, two polls a second at most: all end, and no second has more."""
     async with opened(limits=Limits(submits=400, window_s=10.0, polls_per_s=2.0), timeout=600.0) as client:
         await collect(client, URLS[:40])
     times = [at for at, _ in timed.polled]
@@ -195,7 +197,7 @@ async def test_a_budget_of_looks_is_kept(timed: ScriptedVendor, opened: Opener) 
 
 
 async def test_the_most_likely_ended_come_first(clock: Any) -> None:
-    """Of those who wait for a turn, whoever will most likely find an end; each is asked when it counts."""
+    """Of the waiting polls, the one most likely to find an end comes first, compared at its turn."""
     pace, order = PollRate(clock, 1.0), list[float]()
 
     async def look(chance: float) -> None:
@@ -209,8 +211,8 @@ async def test_the_most_likely_ended_come_first(clock: Any) -> None:
     assert not len(pace)
 
 
-async def test_who_keeps_the_time_may_leave(clock: Any) -> None:
-    """Cancelled, the first hands over to the next; nobody waits for ever."""
+async def test_the_poll_that_keeps_the_time_can_be_cancelled(clock: Any) -> None:
+    """The next in the queue takes over, and every wait ends."""
     pace = PollRate(clock, 5.0)
     assert await pace.permit(lambda: 1.0, clock.now + 1.0)
     async with asyncio.TaskGroup() as group:
@@ -221,7 +223,7 @@ async def test_who_keeps_the_time_may_leave(clock: Any) -> None:
 
 
 async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
-    """At its deadline a look gives up its turn, also where the next permit is far off."""
+    """At its deadline a poll gives up its turn, also if the next permit is far off."""
     pace = PollRate(clock, 1000.0)
     assert await pace.permit(lambda: 1.0, clock.now + 1.0)
     began, ends = clock.now, dict[float, float]()
@@ -238,7 +240,7 @@ async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
 
 
 async def test_every_wait_ends_where_the_budget_is_too_small(timed: ScriptedVendor, opened: Opener) -> None:
-    """Each at its own deadline, whether or not a look was left for it."""
+    """Each ends at its own deadline, whether or not a poll was possible."""
     async with opened(limits=Limits(polls_per_s=0.05)) as client:
         tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:6]]
         began = timed.clock.now
@@ -258,8 +260,8 @@ async def test_every_wait_ends_where_the_budget_is_too_small(timed: ScriptedVend
     assert len(timed.polled) <= 3
 
 
-async def test_what_a_callback_told_of_comes_first(timed: ScriptedVendor, opened: Opener) -> None:
-    """With one look in ten seconds, the task whose callback came is the next to be looked at."""
+async def test_a_task_with_a_callback_is_polled_first(timed: ScriptedVendor, opened: Opener) -> None:
+    """With one poll in ten seconds, the task whose callback came is the next to be polled."""
     async with opened(limits=Limits(polls_per_s=0.1)) as client:
         tasks = [await client.submit(EditRequest.text_removal(url)) for url in URLS[:5]]
 

@@ -49,7 +49,7 @@ async def test_a_batch_logs_each_move_of_a_job(client: Any, vendor: Any, lines: 
 
 
 async def test_a_possible_charge_is_a_warning(client: Any, transport: Any, lines: Any) -> None:
-    """A submit whose answer was lost stands out from the rest."""
+    """A submit without an answer is logged at a higher level than the rest."""
     transport.script["generate"] = [Unknown("dropped")]
     async with run_batch(client, [SIGNED]) as batch:
         async for _ in batch:
@@ -74,7 +74,7 @@ async def test_a_pause_and_a_halt_are_logged(client: Any, vendor: Any, make: Any
 
 
 async def test_no_line_holds_a_query_or_the_key(client: Any, vendor: Any, make: Any, lines: Any) -> None:
-    """Signed addresses let anybody in."""
+    """Signed addresses give access to the image."""
     await client.remove_text(SIGNED)
     async with run_batch(client, [SIGNED]) as batch:
         async for _ in batch:

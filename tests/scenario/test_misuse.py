@@ -1,4 +1,4 @@
-"""Mistakes that a newcomer makes with the library end in a sentence that says what to write instead."""
+"""Mistakes of new users of the library end in a sentence that says what to write instead."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_with_instead_of_async_with_is_explained(client: FluxClient) -> None:
 async def test_a_forgotten_await_is_named(
     client: FluxClient, use: Callable[[FluxClient, Any], Awaitable[object]]
 ) -> None:
-    """The value given is a call that nobody awaited."""
+    """The given value is a coroutine that was not awaited."""
     forgotten = client.upload(b"")
     try:
         with pytest.raises(InvalidInput, match=r"FluxClient\.upload\(\) \(is an `await` missing\?\)"):
@@ -68,7 +68,7 @@ async def test_a_forgotten_await_is_named(
         forgotten.close()
 
 
-def test_without_asyncio_the_client_says_what_it_needs(client: FluxClient) -> None:
+def test_without_asyncio_the_client_raises_one_error(client: FluxClient) -> None:
     """Under trio, or with no event loop at all: the same sentence."""
     for call in (client.credits, client.__aenter__, run_batch(client, [URL]).__aenter__):
         coroutine = call()

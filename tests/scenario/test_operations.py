@@ -1,4 +1,4 @@
-"""What a user orders of a journal: submit again, name a task, fetch images that are not there."""
+"""Operator commands on a journal: retry, adopt, fetch images that are missing."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ async def test_a_job_that_failed_is_submitted_again_by_the_next_run(
     assert transport.count("generate") == 2
 
 
-async def test_a_job_in_doubt_is_submitted_again_only_when_asked_for(
+async def test_a_job_in_doubt_is_resubmitted_only_on_request(
     client: FluxClient, transport: Any, make: Any, path: Path
 ) -> None:
-    """Jobs in doubt are left out of a retry of those that failed; paid ones are named as free."""
+    """A retry of failed jobs leaves jobs in doubt out; paid ones are listed as free."""
     transport.script["generate"] = [make.answer({"taskId": "t1"}), Unknown("cut off")]
     transport.script["record-info"] = [make.record(0)]
     await run(client, path, URLS[:2], timeout=5.0)
@@ -164,7 +164,7 @@ async def test_a_task_is_not_adopted_where_it_does_not_belong(
     kind: type[Exception],
     words: str,
 ) -> None:
-    """Every refusal says that nothing was changed, and nothing is."""
+    """Every refusal states that nothing was changed, and nothing is."""
     transport.script["record-info"] = [make.answer(None, 404, msg="no such task")]
     with pytest.raises(kind, match=words) as refused:
         await adopt(client, doubtful, job, task)

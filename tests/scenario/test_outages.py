@@ -1,4 +1,4 @@
-"""A service that cannot be reached, or that sends everybody away: one pause for all, and no image fails."""
+"""A service that cannot be reached or refuses all requests: one pause for all, and no image fails."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_an_upload_host_that_cannot_be_reached_halts(
 
 
 async def test_a_long_retry_after_is_one_pause_for_all(client: FluxClient, vendor: Any, make: Any) -> None:
-    """Retry-After of 300 s: nobody submits for so long, and no image fails."""
+    """Retry-After of 300 s: no submit for so long, and no image fails."""
     task, numbers = vendor.script["generate"][0], iter(range(1000))
     vendor.script["generate"] = [
         lambda request: (
@@ -208,10 +208,10 @@ async def test_a_long_retry_after_is_one_pause_for_all(client: FluxClient, vendo
 @pytest.mark.parametrize(
     ("code", "retry_after", "kind"), [(429, "3600", RateLimitedError), (455, "", MaintenanceError)]
 )
-async def test_a_service_that_stays_away_halts(
+async def test_a_service_that_stays_unavailable_halts(
     client: FluxClient, vendor: Any, make: Any, code: int, retry_after: str, kind: type, tmp_path: Path
 ) -> None:
-    """More than the patience is not waited for; tasks in flight are brought home, the rest stays pending."""
+    """The run waits for the patience at most; tasks in flight finish, the rest stays pending."""
     task, numbers = vendor.script["generate"][0], iter(range(1000))
     away = make.answer(None, code, msg="later", **{"retry-after": retry_after})
     vendor.script["generate"] = [lambda request: away if next(numbers) >= 20 else task(request)]

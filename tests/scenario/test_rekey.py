@@ -54,7 +54,7 @@ async def leave_a_live_task(client: FluxClient, path: Path, transport: Any, make
     assert outcome.error.charge is Charge.YES
 
 
-async def test_a_task_that_the_new_key_can_read_proves_the_account(
+async def test_a_task_that_the_new_key_can_read_is_proof_of_the_account(
     client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path
 ) -> None:
     """The other key is refused, with what to do; then the paid task is fetched and not paid again."""
@@ -88,7 +88,7 @@ async def test_a_journal_in_which_nothing_was_paid_goes_on_with_any_key(
 async def test_rekeying_a_journal_in_which_nothing_was_paid_asks_for_no_task(
     client: Any, renewed: FluxClient, transport: Any, path: Path
 ) -> None:
-    """It says so, and the second time that the journal belongs to this key."""
+    """The result says so, and the second time that the journal belongs to this key."""
     async with await Journal(path, clock=client.session.clock).open(account=client.fingerprint):
         pass
     assert (await rekey(renewed, path)).evidence is RekeyEvidence.NOTHING_PAID
@@ -100,7 +100,7 @@ async def test_rekeying_a_journal_in_which_nothing_was_paid_asks_for_no_task(
 async def test_a_key_of_another_account_is_refused(
     client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path, clock: Any, sure: bool
 ) -> None:
-    """A paid task that must exist does not for this key: no word of the caller changes that."""
+    """It cannot read a paid task that must exist, and ``sure=True`` does not change that."""
     await leave_a_live_task(client, path, transport, make)
     await clock.sleep(MINUTES_S)
     transport.script["record-info"] = [make.answer(None, 422, msg="The record does not exist")]
@@ -112,7 +112,7 @@ async def test_a_key_of_another_account_is_refused(
 
 
 @pytest.mark.parametrize("age_s", [1.0, 15 * 86_400.0])
-async def test_where_the_account_cannot_be_told_the_caller_says_so(
+async def test_if_no_task_proves_the_account_the_caller_can_assert_it(
     client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path, clock: Any, age_s: float
 ) -> None:
     """A task too new to be visible, or too old to be kept, proves nothing."""
@@ -129,7 +129,7 @@ async def test_where_the_account_cannot_be_told_the_caller_says_so(
 async def test_images_in_doubt_alone_prove_nothing(
     client: Any, renewed: FluxClient, transport: Any, path: Path
 ) -> None:
-    """A lost answer names no task to look at."""
+    """A submit without an answer has no task id to poll."""
     transport.script["generate"] = [Unknown("cut off")]
     await run(client, path)
     with pytest.raises(JournalError, match="no task of the last 14 days"):
@@ -160,7 +160,7 @@ async def test_a_key_that_is_refused_changes_nothing(
 
 
 async def test_a_journal_in_use_is_refused(client: Any, renewed: FluxClient, path: Path) -> None:
-    """Whether its run is in another process or another place of this one."""
+    """Whether its run is in another process or in this one."""
     async with await Journal(path, clock=client.session.clock).open(account=client.fingerprint) as journal:
         with pytest.raises(JournalBusyError):
             await rekey(renewed, path)
@@ -169,7 +169,7 @@ async def test_a_journal_in_use_is_refused(client: Any, renewed: FluxClient, pat
 
 
 async def test_a_journal_that_is_not_there_is_not_made(renewed: FluxClient, path: Path) -> None:
-    """A mistyped path is told."""
+    """A mistyped path is an error."""
     with pytest.raises(JournalError, match="There is no journal"):
         await rekey(renewed, path)
     assert not path.exists()

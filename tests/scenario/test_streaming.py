@@ -1,4 +1,4 @@
-"""remove-text while its inputs are read: what is submitted when, what is asked, what the results hold."""
+"""remove-text while its inputs are read: order of submits, questions, contents of the results."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ async def test_the_first_submit_does_not_wait_for_the_list(runs: Runs) -> None:
 async def test_results_keep_the_order_of_the_input_with_refused_rows(
     runs: Runs,
 ) -> None:
-    """Bad rows have their place, at the beginning and at the end too; what is given twice is one job."""
+    """Invalid rows keep their position, also at the beginning and the end; duplicates are one job."""
     rows = ["nothing,", f"{url(2)},", f"{url(1)},", "bad,", f"{url(2)},", f"{url(3)},", "worse,"]
     code, results = await runs.run(listed(*rows))
     images = ["nothing", url(2), url(1), "bad", url(3), "worse"]
@@ -203,8 +203,10 @@ async def test_a_person_is_asked_before_more_is_spent_and_no_means_no(runs: Runs
 
 
 @pytest.mark.parametrize("options", [{"confirm_above": 25}, {"max_credits": 24}, {"yes": True}])
-async def test_within_the_amount_or_with_yes_nobody_is_asked(runs: Runs, options: dict[str, Any]) -> None:
-    """What a run may spend at most is what counts."""
+async def test_within_the_amount_or_with_yes_no_question_is_asked(
+    runs: Runs, options: dict[str, Any]
+) -> None:
+    """The most that a run can spend decides."""
     person = Answers(says=False)
     await runs.run(listed(*(f"{url(n)}," for n in range(5))), person, **{"confirm_above": 24, **options})
     assert (person.asked, len(runs.vendor.submitted) >= 4) == ([], True)
@@ -228,7 +230,7 @@ async def test_a_long_list_is_asked_about_before_more_than_the_amount_has_left(r
 
 
 async def test_an_answer_is_read_from_a_terminal_or_given_up() -> None:
-    """Only what begins with y is a yes; who is cancelled leaves no thread behind."""
+    """Only an answer that begins with y is a yes; cancelling leaves no thread behind."""
     shown: list[str] = []
     read, write = os.pipe()
     questions = Questions(show=shown.append, descriptor=read)
@@ -274,7 +276,7 @@ async def test_a_new_signature_without_a_key_is_not_paid_unasked(runs: Runs, per
 
 @pytest.mark.parametrize("options", [{"person": Answers(says=True)}, {"yes": True}])
 async def test_with_permission_it_is_paid_for_again(runs: Runs, options: dict[str, Any]) -> None:
-    """And said how many were."""
+    """The message says how many were."""
     await runs.run(listed(f"{signed(1)},"))
     code, _ = await runs.run(listed(f"{signed(2)},"), **options)
     assert (code, runs.vendor.submitted) == (Exit.SUCCEEDED, [signed(1), signed(2)])
@@ -287,7 +289,7 @@ def numbered(n: int) -> str:
 async def test_without_a_terminal_other_queries_are_paid_for_with_a_warning(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``?id=17`` and ``?id=18`` may be two images; how many there are is said before they are paid for."""
+    """``?id=17`` and ``?id=18`` may be two images; their number is printed before they are paid for."""
     await runs.run(listed(f"{numbered(1)},"))
     rows = [f"{numbered(n)}," for n in (2, 3)]
     assert (
@@ -325,10 +327,10 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-async def test_a_dry_run_tells_what_would_be_paid_and_changes_nothing(
+async def test_a_dry_run_prints_the_cost_and_changes_nothing(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is done, given twice, refused or signed anew is counted by itself; the rest has its price."""
+    """Done, duplicate, refused and newly signed images are counted separately; the rest has its price."""
     await runs.run(listed(f"{url(1)},", f"{signed(1, 9)},"))
     before, sent = everything_in(runs.folder), list(runs.vendor.submitted)
     capsys.readouterr()
@@ -383,9 +385,7 @@ def test_a_million_numbers_take_nine_megabytes() -> None:
 # --- words ------------------------------------------------------------------------------------------------
 
 
-async def test_a_declined_cost_is_followed_by_one_way_on(
-    runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_declined_cost_ends_with_one_advice(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     """The halt says what to answer, the end how to resume: not both the same."""
     code, _ = await runs.run(listed(f"{url(1)},", f"{url(2)},"), Answers(says=False), confirm_above=5.0)
     told = " ".join(capsys.readouterr().err.split())
@@ -415,10 +415,10 @@ async def test_a_key_that_two_rows_give_to_two_images_is_not_blamed_on_the_journ
     assert row["error"]["message"].startswith("The journal holds another request under the key 'a'")
 
 
-async def test_a_row_that_is_no_address_is_refused_in_words_of_the_command_line(
+async def test_a_row_without_an_address_is_refused_with_command_line_advice(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not in those of Python, which the library's callers get."""
+    """Callers of the library get Python advice instead."""
     await runs.run(gather_inputs([], ["-"], io.StringIO("images:\n- url: http://h/a.jpg\n")))
     told = " ".join(capsys.readouterr().err.split())
     assert "pathlib" not in told

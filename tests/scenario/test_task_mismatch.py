@@ -1,4 +1,4 @@
-"""The right result for the right image: a task id is not believed, it is checked."""
+"""The right result for the right image: every task id is checked."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def run(client: FluxClient, path: Path | str, images: list[Any], **options
 async def test_one_id_for_three_submits_is_taken_once(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
-    """Three submits are answered with one id: the first has its result, two are in doubt and say why."""
+    """Three submits are answered with one id: the first has its result, two are in doubt with the reason."""
     echoing.answers_with = lambda _: 0
     outcomes = await run(client, tmp_path / "j.sqlite3", URLS[:3])
     kinds = [type(outcomes[url]) for url in URLS[:3]]
@@ -83,7 +83,7 @@ async def test_one_id_for_three_submits_is_taken_once(
 async def test_an_id_of_an_earlier_run_is_not_taken(
     echoing: ScriptedVendor, tmp_path: Path, transport: Any
 ) -> None:
-    """The journal knows the ids of runs before; the job that has the id is named."""
+    """The journal has the ids of earlier runs; the error names the job that has the id."""
     path = tmp_path / "j.sqlite3"
     for expected in (Succeeded, InDoubt):
         async with transport.client() as client:
@@ -109,7 +109,7 @@ async def test_an_id_of_an_earlier_submit_of_the_same_job_is_not_taken(
 
 
 async def test_one_client_hands_out_an_id_once(client: FluxClient, echoing: ScriptedVendor) -> None:
-    """The second caller receives an error that says what was seen, and that the submit may be charged."""
+    """The second caller receives an error with both facts: the repeated id, and a possible charge."""
     echoing.answers_with = lambda _: 0
     assert await client.submit(EditRequest.text_removal(URLS[0])) == "t0"
     with pytest.raises(TaskMismatch, match="task t0, which another submit of this client has") as caught:
@@ -125,7 +125,7 @@ async def test_one_client_hands_out_an_id_once(client: FluxClient, echoing: Scri
 async def test_the_record_of_another_job_is_not_the_result_and_is_offered_to_that_job(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, flag: int
 ) -> None:
-    """One answer is lost and its task's id goes to the next submit: both jobs end with their own image."""
+    """One answer is dropped and its task's id answers the next submit: both jobs end with their own image."""
     path = tmp_path / "j.sqlite3"
     echoing.ends = lambda _: flag
     echoing.answers_with = lambda number: Unknown("dropped") if number == 0 else 0
@@ -266,7 +266,7 @@ def without_prompt(_: int, sent: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
-async def test_the_image_of_another_job_is_a_contradiction_whatever_the_prompt_says(
+async def test_the_image_of_another_job_is_a_contradiction_with_any_prompt(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, shows: Any
 ) -> None:
     """Each of two jobs is answered with the other's task: neither takes it, and later both have theirs."""
@@ -325,7 +325,7 @@ async def test_the_prompt_decides_between_two_edits_of_one_image(
 async def test_two_edits_of_one_image_with_rewritten_prompts_are_marked(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
-    """The image says nothing and the prompt is nobody's: both have a result that is marked."""
+    """Neither image nor prompt identifies the job: both have a result that is marked."""
     echoing.shows = translated
     edits = [EditRequest(prompt=prompt, input_image=URLS[0]) for prompt in ("first", "second")]
     async with run_batch(client, edits, journal=tmp_path / "j.sqlite3") as batch:
@@ -337,7 +337,7 @@ async def test_two_edits_of_one_image_with_rewritten_prompts_are_marked(
 async def test_a_task_found_by_its_image_is_not_offered_again_once_its_record_contradicts(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
-    """The account echoes verbatim, and the prompt is not this job's: it looks once and stays in doubt."""
+    """The account echoes verbatim, and the prompt is not this job's: one poll, and it stays in doubt."""
     path = tmp_path / "j.sqlite3"
     for url in URLS[:3]:
         await run(client, path, [url])
@@ -380,7 +380,7 @@ async def test_a_vendor_that_never_echoes_verbatim_stays_usable(
 async def test_an_unknown_record_is_in_doubt_once_three_were_verbatim(
     echoing: ScriptedVendor, tmp_path: Path, transport: Any, restart: bool
 ) -> None:
-    """The journal keeps that this account echoes verbatim: from then on, another request contradicts."""
+    """The journal records that this account echoes verbatim: from then on, another request contradicts."""
     path = tmp_path / "j.sqlite3"
     echoing.shows = lambda number, sent: rehosted(number, sent) if number in {2, 4} else json.dumps(sent)
     parts = [URLS[:4], URLS[4:5]] if restart else [[*URLS[:4], *URLS[4:5]]]
@@ -407,7 +407,7 @@ async def test_an_unknown_image_is_in_doubt_once_three_images_were_verbatim(
     shows: Any,
     restart: bool,
 ) -> None:
-    """The prompts never match: the images alone show that the account echoes them, also to a later run."""
+    """The prompts never match: the images alone prove that the account echoes them, also in a later run."""
     path = tmp_path / "j.sqlite3"
     echoing.shows = lambda number, sent: (rehosted if number in {2, 4} else shows)(number, sent)
     outcomes: dict[str, Outcome] = {}
@@ -424,7 +424,7 @@ async def test_an_unknown_image_is_in_doubt_once_three_images_were_verbatim(
 async def test_a_vendor_that_copies_images_stays_usable_after_verbatim_prompts(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
-    """Images made from words confirm that prompts are echoed, and say nothing about images."""
+    """Generated images prove that prompts are echoed, and nothing about image addresses."""
     path = tmp_path / "j.sqlite3"
     words = [GenerateRequest(prompt=f"a lighthouse {number}") for number in range(4)]
     async with run_batch(client, words, journal=path) as batch:
@@ -466,7 +466,7 @@ async def test_no_echo_is_no_contradiction(
 async def test_many_contradictions_halt_the_run(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
-    """Records that show strangers' requests are answers that make no sense: not all of sixty are paid."""
+    """Records of foreign requests are answers that make no sense: not all of sixty are paid."""
     path = tmp_path / "j.sqlite3"
     await run(client, path, URLS[:3])
     echoing.shows = rehosted
@@ -479,7 +479,7 @@ async def test_many_contradictions_halt_the_run(
 # --- one call -----------------------------------------------------------------------------------------------
 
 
-async def test_one_call_says_what_the_record_shows(client: FluxClient, echoing: ScriptedVendor) -> None:
+async def test_one_call_reports_the_echo_of_the_record(client: FluxClient, echoing: ScriptedVendor) -> None:
     """``remove_text`` compares the record with its request; a ``wait`` for a bare id compares nothing."""
     image = await client.remove_text(URLS[0])
     assert image.echo is Echo.CONFIRMED
@@ -496,7 +496,7 @@ async def test_one_call_says_what_the_record_shows(client: FluxClient, echoing: 
 async def test_one_call_refuses_the_task_of_another(
     client: FluxClient, echoing: ScriptedVendor, flag: int
 ) -> None:
-    """The task of a submit whose answer was lost comes as the answer to the next: no result, and in doubt."""
+    """The task of a submit without an answer answers the next submit: no result, and in doubt."""
     echoing.ends = lambda _: flag
     echoing.answers_with = lambda number: Unknown("dropped") if number == 0 else 0
     with pytest.raises(ConnectionLost):
@@ -509,7 +509,7 @@ async def test_one_call_refuses_the_task_of_another(
 
 
 @pytest.mark.parametrize("shows", [translated, without_prompt], ids=["translated", "no prompt"])
-async def test_one_call_refuses_the_image_of_another_whatever_the_prompt_says(
+async def test_one_call_refuses_the_image_of_another_with_any_prompt(
     client: FluxClient, echoing: ScriptedVendor, shows: Any
 ) -> None:
     """A client remembers the images of its submits."""
@@ -524,7 +524,7 @@ async def test_one_call_refuses_the_image_of_another_whatever_the_prompt_says(
 async def test_one_call_refuses_an_unknown_record_once_three_were_verbatim(
     client: FluxClient, echoing: ScriptedVendor
 ) -> None:
-    """A client that has seen three verbatim records knows that the account echoes."""
+    """After three verbatim records the client expects the account to echo."""
     for url in URLS[:3]:
         await client.remove_text(url)
     echoing.shows = rehosted
@@ -561,7 +561,7 @@ async def test_an_id_in_an_odd_answer_is_kept_and_shown(
     answer: Any,
     task_id: str,
 ) -> None:
-    """The answer is kept with the attempt; the error, its stored words and ``status`` name the id in it."""
+    """The answer is kept with the attempt; the error, its stored message and ``status`` name the id in it."""
     echoing.answers_with = lambda _: answer
     path = tmp_path / JOURNAL
     outcomes = await run(client, path, URLS[:1])
@@ -596,7 +596,7 @@ async def test_a_single_submit_names_the_ids_of_an_odd_answer(
 
 
 async def test_a_refusal_keeps_no_answer(client: FluxClient, echoing: ScriptedVendor, make: Any) -> None:
-    """Where nothing was charged there is no task to look for."""
+    """Nothing was charged, so there is no task to find."""
     echoing.answers_with = lambda _: make.answer({"requestId": HEX}, 402)
     with pytest.raises(InsufficientCreditsError) as caught:
         await client.submit(EditRequest.text_removal(URLS[0]))
@@ -685,10 +685,10 @@ async def found(client: FluxClient, echoing: ScriptedVendor, tmp_path: Path) -> 
     return echoing
 
 
-async def test_the_end_of_a_run_says_which_doubts_the_same_command_ends_free_of_charge(
+async def test_the_end_of_a_run_lists_jobs_in_doubt_that_can_be_fetched_free_of_charge(
     found: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The task of one image was found after its outcome; that of the other is not known."""
+    """The task of one image was found after its outcome; that of the other is unknown."""
     both = take(*URLS[:2])
     told = await command(found, tmp_path, both, capsys)
     free = "The task of 1 image in doubt was found: the same command again fetches its image, free of charge."
@@ -705,7 +705,7 @@ async def test_the_end_of_a_run_says_which_doubts_the_same_command_ends_free_of_
 
 
 @pytest.mark.parametrize("how", ["retry", "resubmit"])
-async def test_a_second_charge_is_announced_only_for_doubts_whose_task_is_not_known(
+async def test_a_second_charge_is_announced_only_for_jobs_in_doubt_without_a_found_task(
     found: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     """Of two images in doubt one has its task found: it is fetched, and the other is paid for again."""
@@ -774,7 +774,7 @@ async def test_the_list_of_unrecognised_results_names_their_files(
 async def test_without_callbacks_nothing_waits_for_one(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path
 ) -> None:
-    """An image in doubt counts as in doubt at once."""
+    """An image in doubt is counted as in doubt at once."""
     echoing.answers_with = lambda _: Unknown("dropped")
     seen: list[BatchProgress] = []
     for _ in range(2):
@@ -786,7 +786,7 @@ async def test_without_callbacks_nothing_waits_for_one(
 async def test_status_counts_records_of_unknown_requests_and_names_found_tasks(
     client: FluxClient, echoing: ScriptedVendor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In words and as data: what was confirmed, what was not, and the task that another poll has found."""
+    """As text and as data: confirmed and unconfirmed records, and the task that another poll has found."""
     path = tmp_path / JOURNAL
     echoing.shows = lambda number, sent: rehosted(number, sent) if number == 0 else json.dumps(sent)
     echoing.answers_with = lambda number: Unknown("dropped") if number == 1 else min(number, 1)

@@ -1,4 +1,4 @@
-"""Many waits at once: what they cost, how they end, and what is left of them."""
+"""Many waits at once: their cost, their end, and that nothing remains of them."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ async def test_a_permit_costs_no_more_where_thousands_wait(clock: Any) -> None:
     assert await comparisons(3_000) == await comparisons(300)
 
 
-async def test_who_leaves_the_queue_costs_the_others_no_turn(
+async def test_a_cancelled_wait_costs_the_others_no_turn(
     client: FluxClient, transport: Any, clock: Any
 ) -> None:
-    """Twenty waits that end before their look had its turn; the next one's look comes at once."""
+    """Twenty waits end before the turn of their poll; the poll of the next one comes at once."""
     limits = Limits(polls_per_s=0.1)
     async with transport.client(limits=limits) as paced:
         await paced.wait("t1")
@@ -77,7 +77,7 @@ async def test_who_leaves_the_queue_costs_the_others_no_turn(
 async def test_leaving_a_batch_ends_its_waits_and_frees_their_slots(
     transport: Any, clock: Any, make: Any
 ) -> None:
-    """Three hundred tasks in flight, twice: no coroutine is left, and without a file no task id is lost."""
+    """Three hundred tasks in flight, twice: no coroutine is left, and every task id is kept."""
     numbers = iter(range(10_000))
     transport.script["generate"] = [lambda _: make.answer({"taskId": f"t{next(numbers)}"})]
     transport.script["record-info"] = [lambda request: make.record(0, request.query["taskId"])]
@@ -94,8 +94,10 @@ async def test_leaving_a_batch_ends_its_waits_and_frees_their_slots(
         assert len({loose.task_id for loose in client.unclaimed}) == 600
 
 
-async def test_an_outcome_that_nobody_takes_is_no_loss(transport: Any, clock: Any, make: Any) -> None:
-    """A block that is left between the end of a task and its outcome tells of the task once."""
+async def test_a_task_whose_outcome_was_not_taken_is_unclaimed_once(
+    transport: Any, clock: Any, make: Any
+) -> None:
+    """The block is left between the end of a task and its outcome."""
     transport.script["record-info"] = [make.record(1)]
     async with transport.client() as client:
         async with run_batch(client, URLS[:1]) as batch:
@@ -104,10 +106,10 @@ async def test_an_outcome_that_nobody_takes_is_no_loss(transport: Any, clock: An
         assert [loose.task_id for loose in client.unclaimed] == ["t1"]
 
 
-async def test_what_goes_wrong_in_a_wait_is_told_to_whoever_waits(
+async def test_an_unforeseen_error_of_a_wait_is_raised_for_every_waiter(
     client: FluxClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that nobody foresaw ends the wait; nobody waits for ever."""
+    """No wait goes on for ever."""
 
     def broken() -> float:
         raise RuntimeError("no luck today")
@@ -118,10 +120,10 @@ async def test_what_goes_wrong_in_a_wait_is_told_to_whoever_waits(
     assert client.poller.waiting == 0
 
 
-async def test_a_clock_that_fails_is_told_to_whoever_waits(
+async def test_a_failing_clock_raises_for_every_waiter(
     client: FluxClient, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All hear of it, and whoever begins to wait then as well; nobody waits for ever."""
+    """Also for waits that begin afterwards; none goes on for ever."""
 
     async def broken(_: float) -> None:
         raise RuntimeError("stopped")
@@ -135,10 +137,10 @@ async def test_a_clock_that_fails_is_told_to_whoever_waits(
     assert client.poller.waiting == 0
 
 
-async def test_one_who_is_cancelled_as_the_end_is_found_keeps_it_from_nobody(
+async def test_cancelling_one_waiter_as_the_end_is_found_does_not_affect_the_other(
     client: FluxClient, transport: Any, make: Any
 ) -> None:
-    """Cancelled in the very turn in which the answer comes, he is gone, and the other has the picture."""
+    """Cancelled in the very turn in which the answer comes: the other waiter gets the image."""
     waits: list[asyncio.Task[Any]] = []
 
     def end(_: Any) -> Any:
@@ -153,7 +155,7 @@ async def test_one_who_is_cancelled_as_the_end_is_found_keeps_it_from_nobody(
 
 
 async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> None:
-    """Ten thousand of them; one that was claimed is forgotten, whoever is before it."""
+    """Ten thousand of them; a claimed one is removed, whatever its position."""
     request = EditRequest.text_removal(URLS[0])
     for number in range(10_005):
         client.session.keep_unclaimed(request, TaskId(f"n{number}"))
@@ -165,7 +167,7 @@ async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> Non
 async def test_an_upload_serves_the_submit_after_a_paid_failure(
     client: FluxClient, transport: Any, make: Any
 ) -> None:
-    """Waiting for the first task forgets the request, but not where the picture has been put."""
+    """Waiting for the first task forgets the request, but not the address of the upload."""
     transport.script["file-url-upload"] = [make.answer({"downloadUrl": "https://uploads.example/1.jpg"})]
     transport.script["generate"] = [make.answer({"taskId": "t1"}), make.answer({"taskId": "t2"})]
     transport.script["record-info"] = [make.record(3, errorCode=500, errorMessage="no"), make.record(1, "t2")]
@@ -220,8 +222,8 @@ async def test_a_callback_does_not_hold_up_closing(
             await ended
 
 
-async def test_a_deadline_holds_also_as_the_pace_changes_hands(clock: Any) -> None:
-    """Whoever comes between one submit's turn and that of the next in line waits no longer than he may."""
+async def test_a_deadline_holds_while_a_lock_passes_to_the_next_waiter(clock: Any) -> None:
+    """A call between the release of a lock and the next waiter's turn waits no longer than its deadline."""
     pace = asyncio.Lock()
     await pace.acquire()
     following = asyncio.get_running_loop().create_task(pace.acquire())

@@ -15,7 +15,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
-def test_nothing_is_lost_and_nothing_is_paid_twice() -> None:
+def test_killed_runs_lose_nothing_and_pay_nothing_twice() -> None:
     """300 jobs, 8 kills at random times, 1 % of replies dropped: lost 0, charged twice 0."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--short"],
@@ -35,8 +35,8 @@ def test_nothing_is_lost_and_nothing_is_paid_twice() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
-def test_with_callbacks_nothing_stays_in_doubt() -> None:
-    """The same told by callbacks, whose receiver dies with the worker: every doubt is settled in the end."""
+def test_killed_runs_with_callbacks_leave_nothing_in_doubt() -> None:
+    """The receiver of the callbacks dies with the worker: every job is settled in the end."""
     # At this speed the half hour for which a doubt waits is half a minute: a busy machine settles it in that.
     command = [sys.executable, str(SCRIPT), "--callbacks", "--jobs", "300", "--kills", "5", "--speed", "60"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT)

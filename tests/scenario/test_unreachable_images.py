@@ -65,7 +65,7 @@ async def test_beside_a_local_api_they_are_sent(transport: Any, clock: Any, vend
             await client.submit(EditRequest.text_removal(url))
 
 
-async def test_what_looks_mistyped_is_sent_with_a_warning(
+async def test_an_address_that_may_be_mistyped_is_sent_with_a_warning(
     client: Any, vendor: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may be right; the log names it without its query."""

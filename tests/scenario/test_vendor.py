@@ -1,4 +1,4 @@
-"""What is expected of the vendor, whoever it is: the sandbox, in process and over sockets, or the real API.
+"""Expectations of every vendor: the sandbox, in process and over sockets, and the real API.
 
 The real one is asked only where ``FLUX_LIVE=1`` is set, with the key of ``KIE_API_KEY`` and for at most
 ``FLUX_LIVE_MAX_CREDITS``; see ``docs/testing.md``. A test that passes with the sandbox and fails there says
@@ -195,8 +195,8 @@ async def test_a_task_from_submit_to_end(vendor: Vendor) -> None:
     assert before - await vendor.client.credits() == PRICE
 
 
-async def test_the_text_of_an_uploaded_picture(vendor: Vendor, tmp_path: Path) -> None:
-    """An upload can be fetched as it was, and be edited; the result is a picture, the original is kept."""
+async def test_an_uploaded_image_can_be_edited(vendor: Vendor, tmp_path: Path) -> None:
+    """An upload can be fetched unchanged, and be edited; the result is an image, the original is kept."""
     uploaded = await vendor.client.upload(vendor.picture, name="poster")
     assert (uploaded.size, uploaded.content_type) == (len(vendor.picture), "image/jpeg")
     fetched = await vendor.client.download(uploaded.url, tmp_path / "poster.jpg")
@@ -209,13 +209,13 @@ async def test_the_text_of_an_uploaded_picture(vendor: Vendor, tmp_path: Path) -
 
 
 async def test_a_download(vendor: Vendor, tmp_path: Path) -> None:
-    """A result is a whole picture, in the format that was asked for unless said otherwise: JPEG."""
+    """A result is a whole image in the requested format, by default JPEG."""
     saved = await vendor.client.download(await vendor.generated(), tmp_path / "boat.jpg")
     assert MAGIC[saved.path.read_bytes()[:3]] == "jpeg"
 
 
 async def test_a_fresh_link(vendor: Vendor, tmp_path: Path) -> None:
-    """A result's address is exchanged for another one with the same picture, a foreign address for none."""
+    """A result's address is exchanged for another one with the same image, a foreign address is refused."""
     image = await vendor.generated()
 
     async def exchanged(url: str) -> str:
@@ -242,7 +242,7 @@ def run_live(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=others | env, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_nobody_is_asked_unless_told() -> None:
+def test_live_tests_exist_only_on_request() -> None:
     """Without ``FLUX_LIVE=1`` there is no such test, and none that is skipped."""
     done = run_live("--collect-only", __file__, KIE_API_KEY="key-of-somebody")
     assert "test_credits[sockets]" in done.stdout
@@ -250,17 +250,17 @@ def test_nobody_is_asked_unless_told() -> None:
 
 
 def test_no_key_is_an_error() -> None:
-    """Who asks for the real vendor is told what is missing."""
+    """A live test without a key fails with what is missing."""
     done = run_live(f"{__file__}::test_credits[live]", FLUX_LIVE="1")
     assert done.returncode == 1
     assert "FLUX_LIVE=1 needs KIE_API_KEY" in done.stdout
 
 
 def test_the_cap_holds_before_anything_is_spent() -> None:
-    """With credits for one task, one is made; the next test fails, and says why."""
+    """With credits for one task, one is made; the next test fails with the reason."""
     with FluxSandbox(sockets=True) as box:
         vendor = {"KIE_API_KEY": box.key, "KIE_BASE_URL": box.url, "FLUX_LIVE": "1"}
-        tests = ("test_a_task_from_submit_to_end", "test_the_text_of_an_uploaded_picture")
+        tests = ("test_a_task_from_submit_to_end", "test_an_uploaded_image_can_be_edited")
         ids = [f"{__file__}::{test}[live]" for test in tests]
         done = run_live(*ids, FLUX_LIVE_MAX_CREDITS="7", **vendor)
         assert box.ledger.accepted == 1

@@ -1,4 +1,4 @@
-"""Many wait for one task: one look serves them all, and a callback wakes them."""
+"""Many waits for one task share their polls, and a callback wakes them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ async def waits(client: FluxClient, count: int, **options: Any) -> list[Any]:
     return results
 
 
-async def test_one_look_serves_all(client: FluxClient, transport: Any) -> None:
-    """Fifty coroutines that wait for a task make the looks of one."""
+async def test_one_poll_serves_all_waiters(client: FluxClient, transport: Any) -> None:
+    """Fifty coroutines that wait for a task cause the polls of one."""
     results = await waits(client, 50)
     assert {image.result_url for image in results} == {"https://files.example/t1.jpg"}
     assert transport.count("record-info") == 3
@@ -83,10 +83,10 @@ async def test_only_polls_may_use_kept_connections(client: FluxClient, transport
     assert not any(request.keep_alive for _, request in transport.seen)
 
 
-async def test_who_comes_late_shares_the_looks(
+async def test_a_later_waiter_shares_the_polls(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """A second wait that begins between two looks of the first causes no more of them than it would alone."""
+    """A second wait that begins between two polls of the first causes no additional one."""
     transport.script["record-info"] = [make.record(0)] * 9 + [make.record(1)]
 
     async def late() -> None:
@@ -99,7 +99,7 @@ async def test_who_comes_late_shares_the_looks(
     assert transport.count("record-info") == 10
 
 
-async def test_when_the_one_who_looks_is_cancelled_another_takes_over(
+async def test_if_the_polling_waiter_is_cancelled_another_takes_over(
     client: FluxClient, transport: Any
 ) -> None:
     """The wait of the others goes on where the one whose request is on its way is cancelled."""
@@ -117,7 +117,7 @@ async def test_when_the_one_who_looks_is_cancelled_another_takes_over(
 async def test_a_short_wait_does_not_spoil_a_long_one(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """Somebody who asks again and again with little patience costs the others neither looks nor time."""
+    """Repeated short waits cost the others neither polls nor time."""
     transport.latency_s = 0.3
     began = clock.now
     transport.script["record-info"] = [lambda _: make.record(int(clock.now - began >= 12.0))]
@@ -138,7 +138,7 @@ async def test_a_short_wait_does_not_spoil_a_long_one(
     assert ended[0] < 15.0
 
 
-async def test_tasks_without_a_callback_are_looked_at_as_ever(
+async def test_tasks_without_a_callback_are_polled_as_usual(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
     """While callbacks come for some tasks, others on the same client are not left to the sweep."""
@@ -150,8 +150,8 @@ async def test_tasks_without_a_callback_are_looked_at_as_ever(
     assert client.poller.are_callbacks_coming(), "and they say nothing about callbacks"
 
 
-async def test_a_failure_is_told_to_each(client: FluxClient, transport: Any, make: Any) -> None:
-    """Every waiter raises an error of his own: the same words, not the same object."""
+async def test_a_failure_is_raised_for_each_waiter(client: FluxClient, transport: Any, make: Any) -> None:
+    """Every waiter raises an error of its own: the same message, not the same object."""
     transport.script["record-info"] = [make.record(0), make.record(3, errorCode=501, errorMessage="no")]
     errors = await waits(client, 3)
     assert all(isinstance(error, TaskFailed) for error in errors)
@@ -222,10 +222,10 @@ async def test_a_process_stopped_between_polls_makes_the_one_that_was_due(
     assert clock.now - gone_on < 10.0
 
 
-async def test_a_callback_wakes_all_who_wait(
+async def test_a_callback_wakes_all_waiters(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """With a callback the end is seen at once, and one look finds it."""
+    """With a callback the end is seen at once, with one poll."""
     transport.script["record-info"] = [make.record(1)]
 
     async def notify() -> None:
@@ -237,10 +237,10 @@ async def test_a_callback_wakes_all_who_wait(
 
 
 @pytest.mark.parametrize("after_s", [0.05, 0.3], ids=["during a look", "after a look"])
-async def test_a_callback_just_after_a_look_began_wakes_at_once(
+async def test_a_callback_just_after_a_poll_began_wakes_at_once(
     client: FluxClient, transport: Any, clock: Any, make: Any, after_s: float
 ) -> None:
-    """A look that began before the callback says nothing of it: another follows, and not a second later."""
+    """A poll that began before the callback proves nothing: another follows, and not a second later."""
     notified_at: list[float] = []
 
     def record(_request: Any) -> Any:
@@ -287,7 +287,7 @@ async def test_a_callback_from_elsewhere_wakes_as_well(
     assert transport.count("record-info") == 1
 
 
-def test_a_callback_for_a_client_whose_loop_has_ended_wakes_nobody(transport: Any) -> None:
+def test_a_callback_for_a_client_whose_loop_has_ended_is_ignored(transport: Any) -> None:
     """It is no error of the receiver's."""
 
     async def use() -> FluxClient:
@@ -300,7 +300,7 @@ def test_a_callback_for_a_client_whose_loop_has_ended_wakes_nobody(transport: An
 async def test_a_callback_before_the_wait_is_kept(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """Whoever comes to wait for a task whose callback has come looks at once."""
+    """A wait for a task whose callback has come polls at once."""
     transport.script["record-info"] = [make.record(1)]
     client.notify("t1")
     began = clock.now
@@ -308,10 +308,10 @@ async def test_a_callback_before_the_wait_is_kept(
     assert clock.now - began == pytest.approx(0.1)
 
 
-async def test_a_flood_of_false_callbacks_costs_few_looks(
+async def test_a_flood_of_false_callbacks_costs_few_polls(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """A thousand lies a second about one task cause a handful of looks, and no wrong result."""
+    """A thousand false callbacks a second about one task cause a handful of polls, and no wrong result."""
     transport.script["record-info"] = [make.record(0)]
 
     async def lie() -> None:
@@ -327,7 +327,7 @@ async def test_a_flood_of_false_callbacks_costs_few_looks(
 
 
 async def test_early_callbacks_are_kept_within_bounds(client: FluxClient) -> None:
-    """Callbacks for tasks that nobody waits for do not fill the memory."""
+    """Callbacks for tasks without a wait do not fill the memory."""
     for number in range(10_500):
         client.notify(f"nobody-{number}")
     assert client.poller.early == 10_000
@@ -368,7 +368,7 @@ async def _many(
 async def test_while_callbacks_come_polling_is_a_sweep(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """After three ends that callbacks told of, a task costs the one look that confirms it."""
+    """After three ends reported by callbacks, a task costs the one poll that confirms it."""
     await _many(client, transport, clock, make, heard=range(3), count=3)
     before = transport.count("record-info")
     lags = await _many(client, transport, clock, make, heard=range(20), count=20)
@@ -379,7 +379,7 @@ async def test_while_callbacks_come_polling_is_a_sweep(
 async def test_when_callbacks_stop_polling_is_what_it_was(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
-    """Two or three ends that no callback told of, and tasks are looked at as without callbacks."""
+    """After two or three ends without a callback, tasks are polled as without callbacks."""
     await _many(client, transport, clock, make, heard=range(8), count=8)
     lags = await _many(client, transport, clock, make, heard=range(0), count=10)
     assert max(lags[:3]) > 10, "these waited for the sweep"
