@@ -1,4 +1,4 @@
-"""Real processes and sockets for the tests: a sandbox, and a host that serves pictures."""
+"""Real processes and sockets for the tests: a sandbox, and a host that serves images."""
 
 from __future__ import annotations
 

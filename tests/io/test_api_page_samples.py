@@ -1,4 +1,4 @@
-"""The samples of the API page, run as they are against the sandbox: a client nobody here wrote.
+"""The samples of the API page, run unchanged against the sandbox.
 
 Only the address, the key, the picture, (for cURL) the task id and (for the callback server) the port are
 filled in.
@@ -95,7 +95,7 @@ def missing(tool: str) -> NoReturn:
 def test_sample_succeeds(
     samples: Mapping[str, subprocess.CompletedProcess[str]], sandbox_url: str, tool: str, success: str
 ) -> None:
-    """The sample submits, waits and prints the URL of a picture in the ratio it asked for."""
+    """The sample submits, waits and prints the URL of an image with the requested ratio."""
     ended = outcome(samples, tool)
     assert (ended.returncode, ended.stderr) == (0, "")
     last = (ended.stdout.splitlines() or [""])[-1]

@@ -122,8 +122,8 @@ async def test_a_moved_file_is_the_same_job_and_a_changed_one_is_new(
         await collect(url, named, journal=journal)
 
 
-async def test_a_bad_file_ends_only_itself(url: str, photos: list[Path], tmp_path: Path) -> None:
-    """Not there, no picture, a folder: a failure each, free of charge, and the others go on."""
+async def test_a_bad_file_fails_alone(url: str, photos: list[Path], tmp_path: Path) -> None:
+    """Missing, not an image, a folder: a failure each, free of charge, and the others go on."""
     text = tmp_path / "notes.png"
     text.write_text("no picture")
     images = [photos[0], tmp_path / "none.png", "none.png", text, tmp_path, photos[1]]
@@ -248,7 +248,7 @@ asyncio.run(main())
 async def test_a_crash_between_upload_and_submit_costs_nothing(
     url: str, photos: list[Path], tmp_path: Path
 ) -> None:
-    """The process dies when its first upload has arrived: nothing is in doubt, and each file is paid once."""
+    """The process dies after its first upload: nothing is in doubt, and each file is paid once."""
     journal = tmp_path / "run.sqlite3"
     command = [sys.executable, "-c", CRASH, url, str(journal), *map(str, photos)]
     died = await asyncio.to_thread(subprocess.run, command, timeout=60, check=False)
@@ -261,10 +261,10 @@ async def test_a_crash_between_upload_and_submit_costs_nothing(
     assert Counter(len(line["tasks"]) for line in ledger(url)["images"].values()) == {1: 5}
 
 
-async def test_the_journal_names_the_content_and_what_was_sent(
+async def test_the_journal_stores_content_and_sent_address(
     url: str, photos: list[Path], tmp_path: Path
 ) -> None:
-    """A stored request is the same in every run; the attempt keeps the address that the vendor was told."""
+    """A stored request is the same in every run; the attempt keeps the address that was sent."""
     journal = tmp_path / "run.sqlite3"
     await collect(url, [photos[0]], journal=journal)
     async with Journal(journal) as opened:
@@ -279,7 +279,7 @@ async def test_the_journal_names_the_content_and_what_was_sent(
 async def test_addresses_go_through_the_upload_host_on_request(
     url: str, picture_host: Any, tmp_path: Path
 ) -> None:
-    """With via_upload the vendor fetches from its own host; the job is that of the address all the same."""
+    """--via-upload: the row has the given address, the vendor receives another."""
     journal, image = tmp_path / "run.sqlite3", f"{picture_host.url}/poster.png"
     await collect(url, [image], journal=journal, via_upload=True)
     (sent,) = ledger(url)["images"]

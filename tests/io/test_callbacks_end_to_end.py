@@ -1,4 +1,4 @@
-"""Told by a vendor that calls back for real: real sandbox, real sockets, real processes, real lies."""
+"""Callbacks end to end: real sandbox, real sockets, real processes, forged callbacks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("faults", FAULTS)
 async def test_hostile_callbacks_change_no_result(start_sandbox: Any, tmp_path: Path, faults: str) -> None:
-    """Every picture succeeds with the vendor's own address, and is paid once, whatever is told about it."""
+    """Every image succeeds with the vendor's own address, and is paid once, whatever callbacks claim."""
     url = start_sandbox(*SIGNING, "--faults", faults, "--seed", "3").url
     port, journal = free_port(), tmp_path / "run.sqlite3"
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook", key=KEY)
@@ -97,10 +97,10 @@ async def test_hostile_callbacks_change_no_result(start_sandbox: Any, tmp_path: 
     assert (book["callbacks"]["sent"] == 0) == (faults == "callback-missing")
 
 
-async def test_another_process_receives_what_settles_a_lost_answer(
+async def test_a_callback_to_another_process_settles_a_lost_answer(
     start_sandbox: Any, tmp_path: Path
 ) -> None:
-    """Some answers are lost after the charge; the callbacks of another process name their tasks."""
+    """Some answers are dropped after the charge; the callbacks of another process name their tasks."""
     url = start_sandbox(*SIGNING, *some_replies_lost(tmp_path)).url
     port, journal = free_port(), tmp_path / "run.sqlite3"
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook?mine=1", key=["new-key", KEY])
@@ -125,8 +125,8 @@ def some_replies_lost(folder: Path) -> tuple[str, str]:
     return "--fault-script", str(script)
 
 
-def test_the_command_line_is_told(start_sandbox: Any, cli: Any, tmp_path: Path) -> None:
-    """``--listen`` receives signed callbacks: lost answers are settled, and the results say so."""
+def test_the_command_line_receives_callbacks(start_sandbox: Any, cli: Any, tmp_path: Path) -> None:
+    """``--listen`` receives signed callbacks: they settle dropped answers, and the results show it."""
     sandbox = start_sandbox(*SIGNING, *some_replies_lost(tmp_path))
     command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": f"old, {KEY}"})
     ended = command.run("remove-text", *IMAGES, *options(free_port()))

@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it: real processes against the sandbox, over sockets."""
+"""The command line as users and scripts call it: real processes against the sandbox, over sockets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def size_of(picture: Path) -> tuple[int, int]:
 # --- remove-text ------------------------------------------------------------------------------------------
 
 
-def test_two_addresses_become_two_pictures_and_two_lines_paid_once(
+def test_two_addresses_become_two_images_and_two_lines_paid_once(
     cli: Any, pictures: list[str], tmp_path: Path
 ) -> None:
     """Two URLs: exit 0, two images, two lines with exactly the keys; the same again makes no request."""
@@ -80,7 +80,7 @@ def test_one_unreachable_image_fails_alone(cli: Any, pictures: list[str], pictur
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(quick_cli: Any, pictures: list[str]) -> None:
-    """A broken pipe on stdout loses the printed lines, not the pictures, and shows no traceback."""
+    """A broken pipe on stdout loses the printed lines, not the images, and shows no traceback."""
     reader, writer = os.pipe()
     with quick_cli.start("remove-text", *pictures[:2], "-o", "out", stdout=writer) as process:
         os.close(writer)
@@ -131,7 +131,7 @@ def dead_key() -> Iterator[tuple[str, list[str]]]:
 def test_a_wrong_key_is_noticed_before_anything_is_submitted(
     make_cli: Any, tmp_path: Path, dead_key: tuple[str, list[str]]
 ) -> None:
-    """A wrong key: exit 3 without a submit, said once; every image stays pending, free of charge."""
+    """A wrong key: exit 3 without a submit, one message; every image stays pending, free of charge."""
     url, submits = dead_key
     cli = make_cli(url)
     ended = cli.run(
@@ -145,8 +145,8 @@ def test_a_wrong_key_is_noticed_before_anything_is_submitted(
     assert len(ended.stdout.splitlines()) == 30
 
 
-def test_the_sandbox_turns_a_wrong_key_away_too(make_cli: Any, tmp_path: Path, sandbox_url: str) -> None:
-    """Against the sandbox a wrong key is exit 3, for a run and for a single picture."""
+def test_the_sandbox_refuses_a_wrong_key_too(make_cli: Any, tmp_path: Path, sandbox_url: str) -> None:
+    """Against the sandbox a wrong key is exit 3, for a run and for a single image."""
     cli = make_cli(sandbox_url, key="wrong")
     assert cli.run("remove-text", "https://example.com/a.png", "-o", "out").code == 3
     assert cli.run("generate", "A lighthouse").code == 3
@@ -219,15 +219,15 @@ def test_a_path_with_nothing_there_is_refused_before_anything_is_sent(offline: A
     ids=" ".join,
 )
 def test_a_mistake_in_the_call_is_a_usage_error(offline: Any, arguments: list[str]) -> None:
-    """What cannot be meant is said on stderr, with exit 2 and without a traceback."""
+    """Invalid arguments are reported on stderr, with exit 2 and without a traceback."""
     ended = offline.run(*arguments)
     assert (ended.code, ended.stdout) == (2, "")
     assert "Error: " in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_results_without_a_journal_stop_the_run_and_stay_as_they_are(offline: Any) -> None:
-    """A results.jsonl whose journal is gone: exit 2, and the file is untouched; it may tell of paid tasks."""
+def test_results_without_a_journal_stop_the_run_unchanged(offline: Any) -> None:
+    """A results.jsonl whose journal is gone: exit 2, and the file is untouched; it may list paid tasks."""
     results = offline.folder / "out" / "results.jsonl"
     results.parent.mkdir()
     results.write_text('{"image": ')
@@ -240,7 +240,7 @@ def test_results_without_a_journal_stop_the_run_and_stay_as_they_are(offline: An
 
 @pytest.mark.parametrize("name", ["images", "originals"])
 def test_a_file_in_place_of_a_folder_stops_the_run_before_it_spends(offline: Any, name: str) -> None:
-    """There would be no place for what it pays for."""
+    """Paid results could not be saved."""
     (offline.folder / "out").mkdir()
     (offline.folder / "out" / name).touch()
     ended = offline.run("remove-text", "https://example.com/a.png", "-o", "out")
@@ -317,8 +317,8 @@ def test_status_counts_inputs_that_were_refused(quick_cli: Any, pictures: list[s
 # --- one picture, one task, the account -------------------------------------------------------------------
 
 
-def test_a_picture_is_made_from_words_and_its_task_can_be_asked_for(cli: Any, tmp_path: Path) -> None:
-    """With -o generate brings the picture home; task tells of it later, and prints its URL."""
+def test_generate_saves_an_image_whose_task_can_be_read(cli: Any, tmp_path: Path) -> None:
+    """With -o generate saves the image; task reports it later, and prints its URL."""
     made = cli.run("generate", "A lighthouse", "--aspect-ratio", "1:1", "-o", "made.png", "--json")
     assert made.code == 0, made.stderr
     told = json.loads(made.stdout)
@@ -329,7 +329,7 @@ def test_a_picture_is_made_from_words_and_its_task_can_be_asked_for(cli: Any, tm
     assert (again.code, again.stdout) == (0, "again.png\n")
 
 
-def test_a_picture_is_edited(cli: Any, pictures: list[str]) -> None:
+def test_edit_prints_the_url_of_the_result(cli: Any, pictures: list[str]) -> None:
     """Edit prints the URL of the result."""
     ended = cli.run("edit", "Make the sky orange", pictures[0], "--output-format", "png")
     assert ended.code == 0, ended.stderr
@@ -337,7 +337,7 @@ def test_a_picture_is_edited(cli: Any, pictures: list[str]) -> None:
 
 
 def test_a_task_that_failed_is_exit_1(cli: Any, picture_host: Any) -> None:
-    """A failed task is told with its reason: an error when it was waited for, a state when looked at."""
+    """A failed task is reported with its reason: as an error of the wait, as a state of the task."""
     ended = cli.run("edit", "Make it blue", f"{picture_host.url}/page.html")
     assert (ended.code, ended.stdout) == (1, "")
     task_id = ended.stderr.split()[2]
@@ -348,7 +348,7 @@ def test_a_task_that_failed_is_exit_1(cli: Any, picture_host: Any) -> None:
 
 
 def test_an_unknown_task_is_exit_1(cli: Any) -> None:
-    """A task that does not exist is told in one line, with what the API said; no parameter is to blame."""
+    """A missing task is reported in one line, with the API's message; no parameter is blamed."""
     ended = cli.run("task", "nope")
     assert (ended.code, ended.stdout) == (1, "")
     assert ended.stderr.startswith("Error: No task 'nope': the API answered 422: The record does not exist. ")
@@ -356,8 +356,10 @@ def test_an_unknown_task_is_exit_1(cli: Any) -> None:
     assert "parameter" not in ended.stderr
 
 
-def test_an_interrupted_picture_is_not_forgotten(make_cli: Any, tmp_path: Path, start_sandbox: Any) -> None:
-    """SIGTERM while a picture is made: exit 130, and the paid task is named, with what takes it up."""
+def test_an_interrupted_generate_names_the_paid_task(
+    make_cli: Any, tmp_path: Path, start_sandbox: Any
+) -> None:
+    """SIGTERM during generate: exit 130, and the paid task is named, with the command that fetches it."""
     cli = make_cli(start_sandbox("--speed", "1").url)
     with cli.start("generate", "A lighthouse") as process:
         ledger = f"{cli.base_url}/__sandbox/ledger"
@@ -379,7 +381,7 @@ def test_the_balance_is_a_number(cli: Any) -> None:
 
 
 def test_help_and_version_are_results(offline: Any) -> None:
-    """--help tells of every command and the exit codes, --version the version, both on stdout."""
+    """--help lists every command and the exit codes, --version the version, both on stdout."""
     told = offline.run("--help")
     assert told.code == 0
     commands = (
@@ -401,8 +403,8 @@ def test_help_and_version_are_results(offline: Any) -> None:
     assert offline.run("--version").stdout.startswith("flux-async, version ")
 
 
-def test_the_sandbox_command_serves_until_it_is_told_to_stop(offline: Any) -> None:
-    """Sandbox says where it listens, takes the key it was given, and ends with exit 0."""
+def test_the_sandbox_command_serves_until_a_signal(offline: Any) -> None:
+    """It prints its address, accepts the given key, and ends with exit 0."""
     with offline.start("sandbox", "--port", "0", "--key", "other", "--credits", "7") as process:
         assert process.stdout is not None
         line = process.stdout.readline()

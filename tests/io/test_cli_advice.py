@@ -1,4 +1,4 @@
-"""Every command that is advised is run, and pays for nothing twice unless the advice says so."""
+"""Every advised command is run, and pays for nothing twice unless the advice says so."""
 
 from __future__ import annotations
 
@@ -194,8 +194,8 @@ def named(advice: Advice, case: Case) -> str:
     [pytest.param(case, case, id=name) for name, case in CASES.items()],
     indirect=["terminal"],
 )
-def test_advice_pays_for_nothing_twice_unless_it_says_so(terminal: Terminal, case: Case) -> None:
-    """Each advised command is run: an image has one task, and one more for each command that says it pays."""
+def test_advice_pays_for_nothing_twice_without_saying_so(terminal: Terminal, case: Case) -> None:
+    """Each advised command is run: an image has one task, and one more for each command that announces it."""
     consents = 0
     for words in filter(None, (case.first, case.command)):
         told = terminal.run(words)
@@ -219,8 +219,8 @@ def test_advice_pays_for_nothing_twice_unless_it_says_so(terminal: Terminal, cas
     indirect=True,
     ids=["second submit refused"],
 )
-def test_a_key_that_was_replaced_strands_no_paid_work(terminal: Terminal) -> None:
-    """The new key is refused with the way on; rekey says what it found; then each image is paid once."""
+def test_paid_work_survives_a_replaced_key(terminal: Terminal) -> None:
+    """The new key is refused with advice; rekey prints its evidence; then each image is paid once."""
     command = remove(OK, OTHER)
     halted = terminal.run(command)
     assert "run `flux-async rekey out` first" in halted
@@ -239,8 +239,8 @@ def test_a_key_that_was_replaced_strands_no_paid_work(terminal: Terminal) -> Non
 
 
 @pytest.mark.parametrize("terminal", [Case(command=(), faults="drop-reply")], indirect=True, ids=["doubt"])
-def test_rekey_asks_for_a_word_where_it_cannot_tell(terminal: Terminal) -> None:
-    """Images in doubt name no task: --yes is asked for, and enough; a bad key is not."""
+def test_rekey_without_evidence_needs_yes(terminal: Terminal) -> None:
+    """Images in doubt have no task: --yes is required, and enough; a bad key is not."""
     terminal.run(remove(OK))
     terminal.monkeypatch.setenv("KIE_API_KEY", "wrong")
     assert "401" in terminal.run(["rekey", "out", "--yes"])
@@ -280,7 +280,7 @@ def test_an_interrupted_command_is_resumed_without_what_pays_again(repeats: Any,
     assert line.startswith(told)
 
 
-def test_what_is_known_of_an_image_in_doubt_is_filled_in() -> None:
+def test_advice_for_an_image_in_doubt_contains_key_and_task() -> None:
     """Its key, and the task that an odd answer named."""
     (line,) = AfterRun(folder=Path("out"), doubts=1, only_doubt=("cat.jpg", "t1")).lines()
     assert "`flux-async adopt out cat.jpg t1`" in line

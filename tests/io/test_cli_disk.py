@@ -1,4 +1,4 @@
-"""Disks and sudden ends: what is on disk is whole, what is missing is fetched, nothing is paid twice."""
+"""Full disks and killed runs: existing files are whole, missing ones are fetched, nothing is paid twice."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def once_each(cli: Any, images: list[str]) -> bool:
 def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
     quick: Any, mount: Callable[[Path, str], None], where: str
 ) -> None:
-    """Exit code 3 and a sentence that says what to do; with room again, all of it, each image paid once."""
+    """Exit code 3 and advice; with space again, the same command finishes, each image paid once."""
     folder: Path = quick.folder / "out"
     if where == "the pictures":
         mount(folder / "images", "40k")

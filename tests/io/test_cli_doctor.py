@@ -1,4 +1,4 @@
-"""The command doctor, against the sandbox, against nobody, without a key."""
+"""The command doctor: against the sandbox, against closed ports, without a key."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_all_is_well_with_the_sandbox(cli: Any) -> None:
     assert [line.split()[0] for line in plain.stdout.splitlines()] == ["ok"] * 7
 
 
-def test_without_a_key_it_says_what_it_can(make_cli: Any, sandbox_url: str) -> None:
+def test_without_a_key_doctor_reports_the_other_checks(make_cli: Any, sandbox_url: str) -> None:
     """No key is a failure that names the variable; the other lines are there."""
     ended = make_cli(sandbox_url, key=None).run("doctor", "--json")
     assert ended.code == 1
@@ -52,15 +52,17 @@ def test_without_a_key_it_says_what_it_can(make_cli: Any, sandbox_url: str) -> N
     assert "KIE_API_KEY" in ended.stdout
 
 
-def test_a_wrong_key_and_an_empty_account(make_cli: Any, sandbox_url: str, start_sandbox: Any) -> None:
-    """A wrong key fails, for the API and for uploads; an empty balance is a warning."""
+def test_a_wrong_key_fails_and_an_empty_balance_warns(
+    make_cli: Any, sandbox_url: str, start_sandbox: Any
+) -> None:
+    """The key fails for the API and for uploads."""
     ended = make_cli(sandbox_url, key="wrong").run("doctor", "--json")
     assert (ended.code, checks(ended)["key"], checks(ended)["uploads"]) == (1, "fail", "fail")
     poor = make_cli(start_sandbox("--credits", "4", "--pictures", "none").url).run("doctor", "--json")
     assert (poor.code, checks(poor)["balance"]) == (0, "warn")
 
 
-def test_nobody_there_is_said_with_what_to_do(offline: Any, make_cli: Any) -> None:
+def test_unreachable_hosts_fail_with_advice(offline: Any, make_cli: Any) -> None:
     """The API, the upload host, the receiver: each fails; a bad setting is named."""
     ended = offline.run("doctor", "--callback-url", "http://127.0.0.1:9/", "-o", "/proc/none")
     assert ended.code == 1
@@ -83,9 +85,7 @@ class _Ahead(SystemClock):
 @pytest.mark.parametrize(
     ("seconds", "level"), [(0, Level.OK), (-5, Level.OK), (60, Level.WARN), (-400, Level.FAIL)]
 )
-async def test_a_clock_that_is_wrong_is_told(
-    raw_server: Any, make: Any, seconds: float, level: Level
-) -> None:
+async def test_a_wrong_clock_is_reported(raw_server: Any, make: Any, seconds: float, level: Level) -> None:
     """By how much, and from 300 s on it is a failure: signatures would be refused."""
 
     async def behave(_: str, __: dict[str, str], ___: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -134,7 +134,7 @@ def test_disk_and_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert check_certificates().message.startswith("1 authorities in")
 
 
-def test_a_folder_that_may_not_be_looked_at(tmp_path: Path) -> None:
+def test_a_folder_without_permission_is_reported(tmp_path: Path) -> None:
     """A line like the others, not a crash."""
     locked = tmp_path / "locked"
     locked.mkdir(mode=0)

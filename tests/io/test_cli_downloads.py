@@ -57,10 +57,10 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path("out", "results.jsonl").read_text().splitlines()]
 
 
-def test_an_image_that_has_not_come_is_pending_and_retry_failed_fetches_it_without_paying(
+def test_a_failed_download_is_pending_and_retry_failed_fetches_it_without_paying(
     sandbox: FluxSandbox, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run ends with 1 and says that it is paid, until when, and what to do; then it comes, paid once."""
+    """The run ends with 1, says that it is paid, until when, and what to do; then it arrives, paid once."""
     assert run("remove-text", LATE, *QUICK, "--patience", "0.1") == 1
     [row] = rows()
     assert (row["status"], row["charge"], row["error"]["type"], row["file"]) == (
@@ -178,7 +178,7 @@ async def test_an_image_that_is_not_there_is_downloaded_as_soon_as_its_host_lets
 async def test_an_image_that_was_moved_away_and_is_refused_stays_succeeded(
     done: Done, status: int, days: float
 ) -> None:
-    """It was delivered: its row keeps its status and says why there is no file."""
+    """It was delivered: its row keeps its status and the reason for the missing file."""
     row = await done.bring(lambda _: Answer(status, b""), file="poster.jpg", days=days)
     assert (row.status, row.file, row.charge) == ("succeeded", None, "yes")
     assert row.error is not None
@@ -192,7 +192,7 @@ async def test_an_image_that_was_moved_away_and_is_refused_stays_succeeded(
 @pytest.mark.parametrize(
     ("days", "status", "kind"), [(1.0, "pending", "DownloadError"), (20.0, "failed", "ResultExpired")]
 )
-async def test_an_image_that_was_left_at_the_vendor_is_lost_only_after_14_days(
+async def test_an_image_left_at_the_vendor_is_expired_only_after_14_days(
     done: Done, days: float, status: str, kind: str
 ) -> None:
     """It was never delivered: until then it is pending, and the same command fetches it."""

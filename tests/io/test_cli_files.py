@@ -89,7 +89,7 @@ def test_equal_files_are_paid_once_and_have_rows_of_their_own(quick: Any, photos
 
 
 def test_lists_name_files_beside_them_and_bad_ones_fail_alone(quick: Any, photos: Path) -> None:
-    """A list travels with its pictures; a missing file and one that is no picture fail alone."""
+    """Paths are relative to the list; a missing file and one that is not an image fail alone."""
     (photos / "list.csv").write_text("image,key\nb.png,mine\nnone.png,\nnotes.txt,\n")
     ended = quick.run("remove-text", "--from", "photos/list.csv", *RATE, "-o", "out")
     rows = quick.rows()
@@ -104,10 +104,10 @@ def test_lists_name_files_beside_them_and_bad_ones_fail_alone(quick: Any, photos
     assert rows[2]["error"]["type"] == "InvalidInput"
 
 
-def test_doubts_name_their_uploads_and_a_retry_finds_the_file(
+def test_jobs_in_doubt_name_their_uploads_and_a_retry_finds_the_file(
     make_cli: Any, start_sandbox: Any, photos: Path, tmp_path: Path
 ) -> None:
-    """What is in doubt names its upload, so its task can be told; a retry from elsewhere finds the file."""
+    """The upload's address identifies the task; a retry from another directory finds the file."""
     address = start_sandbox("--speed", "60", "--pictures", "none", "--drop-replies", "1").url
     cli = make_cli(address)
     cli.knows_times()
@@ -139,7 +139,7 @@ def test_doubts_name_their_uploads_and_a_retry_finds_the_file(
 
 
 def test_upload_and_edit_take_a_file(quick: Any, photos: Path) -> None:
-    """Upload prints the address, or all there is to know; edit uploads first."""
+    """Upload prints the address, or all details; edit uploads first."""
     plain = quick.run("upload", "photos/b.png")
     told = quick.run("upload", "photos/b.png", "--json")
     assert (plain.code, told.code) == (0, 0), plain.stderr + told.stderr
@@ -158,7 +158,7 @@ def test_upload_and_edit_take_a_file(quick: Any, photos: Path) -> None:
 
 
 def test_addresses_go_through_the_upload_host_on_request(quick: Any, picture_host: Any) -> None:
-    """--via-upload: the row names the address as given, the vendor is told another."""
+    """--via-upload: the row has the given address, the vendor receives another."""
     image = f"{picture_host.url}/poster.png"
     ended = quick.run("remove-text", image, "--via-upload", *RATE, "-o", "out")
     assert ended.code == 0, ended.stderr
@@ -166,8 +166,8 @@ def test_addresses_go_through_the_upload_host_on_request(quick: Any, picture_hos
     assert all(sent.startswith(quick.base_url) for sent in quick.ledger()["images"])
 
 
-def test_a_run_says_what_it_needs_and_what_there_is(make_cli: Any, start_sandbox: Any, photos: Path) -> None:
-    """Enough, bounded, too little: said before the first submit; before and after stand in the table."""
+def test_a_run_prints_its_cost_and_the_balance(make_cli: Any, start_sandbox: Any, photos: Path) -> None:
+    """Enough, bounded, too little: printed before the first submit; before and after are in the table."""
     cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none", "--credits", "17.5").url)
     cli.knows_times()
     enough = cli.run("remove-text", "photos/a photo.png", *RATE, "-o", "out")
@@ -215,7 +215,7 @@ def test_a_balance_that_cannot_be_asked_for_stops_nothing(
 def test_a_web_page_for_the_balance_halts_before_anything_is_submitted(
     make_cli: Any, quick: Any, tmp_path: Path
 ) -> None:
-    """A portal of the network answers in the place of the API: exit 3, and the message names the address."""
+    """A captive portal answers in place of the API: exit 3, and the message names the address."""
     image = "https://pictures.example/portal.png"
     with _half_broken(quick.base_url, page=b"<html>Welcome to the hotel</html>") as url:
         ended = make_cli(url).run("remove-text", image, *RATE, "-o", "out")

@@ -1,4 +1,4 @@
-"""A list of sixty rows, good ones and bad ones of every kind, run from its reading to its last line."""
+"""A list of sixty rows, valid ones and invalid ones of every kind, from reading to the last line."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_sixty_mixed_rows_add_up(make_cli: Any, start_sandbox: Any, folder: Path
     assert Counter(row["status"] for row in cli.rows()) == found
 
 
-def test_a_mistyped_word_ends_the_command_before_anything_is_sent(
+def test_a_mistyped_argument_ends_the_command_before_anything_is_sent(
     quick_cli: Any, folder: Path, quick_url: str
 ) -> None:
     """The images before it are not submitted either."""

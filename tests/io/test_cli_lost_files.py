@@ -1,4 +1,4 @@
-"""Folders that are copied in part, moved or deleted: nothing is paid twice, and what was paid is found."""
+"""Folders copied in part, moved or deleted: nothing is paid twice, and paid results are found."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_a_folder_copied_without_its_wal_is_refused_and_recovered(cli: Any) -> N
     assert_paid_once(cli)
 
 
-def test_an_emptied_list_of_submits_beside_a_lost_wal_charges_nothing_twice(cli: Any) -> None:
-    """Neither file names what was paid: the run is refused, and recovered it holds every image in doubt."""
+def test_an_emptied_submit_log_and_a_missing_wal_charge_nothing_twice(cli: Any) -> None:
+    """Neither file names the paid images: the run is refused, and after recovery every image is in doubt."""
     command = ("remove-text", "--from", "list.txt")
     with cli.start(*command, *SLOWLY, "-o", "out") as process:
         run_until_some_are_submitted(cli, process, 8)
@@ -103,7 +103,7 @@ def test_an_emptied_list_of_submits_beside_a_lost_wal_charges_nothing_twice(cli:
     assert_paid_once(cli)
 
 
-def test_a_folder_that_is_moved_ends_its_run_and_goes_on_in_its_new_place(cli: Any) -> None:
+def test_a_moved_folder_ends_its_run_and_resumes_at_its_new_path(cli: Any) -> None:
     """Exit 3 soon after, with the new path; no other run starts meanwhile; there the rest is paid once."""
     command = ("remove-text", "--from", "list.txt")
     with cli.start(*command, *SLOWLY, "-o", "out") as process:
@@ -137,7 +137,7 @@ def _replace_the_journal(folder: Path) -> None:
 
 @pytest.mark.parametrize("happens", [_delete, _delete_the_journal, _replace_the_journal])
 def test_a_journal_that_is_deleted_ends_its_run_and_is_saved(cli: Any, happens: Any) -> None:
-    """Exit 3 with the folder of the copy; the same command on it brings all home, each image paid once."""
+    """Exit 3 with the folder of the copy; the same command on it finishes, each image paid once."""
     command = ("remove-text", "--from", "list.txt")
     with cli.start(*command, *SLOWLY, "-o", "out") as process:
         run_until_some_are_submitted(cli, process)

@@ -1,4 +1,4 @@
-"""The command line where the service is away, or answers without sense: it halts, and no image fails."""
+"""The command line while the service is unavailable or answers nonsense: it halts, and no image fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_service_that_cannot_be_reached_halts(offline: Any) -> None:
 
 @pytest.mark.parametrize("fault", ["502", "no-task-id"])
 def test_answers_that_make_no_sense_halt(make_cli: Any, start_sandbox: Any, fault: str) -> None:
-    """Exit 3 after five submits: five images are in doubt, the others pending; the same command goes on."""
+    """Exit 3 after five submits: five images are in doubt, the others pending; the same command resumes."""
     cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none", "--faults", fault).url)
     ended = cli.run("remove-text", *IMAGES, "-o", "out", "--rate", "1000/1", "--no-download", "--yes")
     assert ended.code == 3, ended.stderr

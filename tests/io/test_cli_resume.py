@@ -1,4 +1,4 @@
-"""A run that ends in any way is taken up by the same command: real processes, real sockets, real signals."""
+"""A run that ends in any way is resumed by the same command: real processes, sockets and signals."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_a_signal_ends_the_run_and_the_same_command_completes_it(
     assert len(resumed.stdout.splitlines()) == len(lots)
 
 
-def test_a_killed_run_is_completed_and_doubts_are_flagged(cli: Any, many: list[str]) -> None:
-    """SIGKILL in the middle: the same command completes the rest; what is in doubt is not paid for again."""
+def test_a_killed_run_is_completed_and_images_in_doubt_are_flagged(cli: Any, many: list[str]) -> None:
+    """SIGKILL in the middle: the same command completes the rest; images in doubt are not paid for again."""
     with cli.start("remove-text", *many, *SLOWLY, "-o", "out") as process:
         cli.wait_for(lambda: settled_lines(cli.folder) >= 3)
         process.kill()
@@ -92,10 +92,10 @@ def test_a_killed_run_is_completed_and_doubts_are_flagged(cli: Any, many: list[s
     assert len(doubtful) <= 6
 
 
-def test_a_second_run_in_the_same_folder_says_who_holds_it(
+def test_a_second_run_in_the_same_folder_names_the_first(
     make_cli: Any, start_sandbox: Any, many: list[str]
 ) -> None:
-    """While one runs, another exits 2, names its process and touches nothing; status tells of both."""
+    """While one runs, another exits 2, names its process and changes nothing; status reports both."""
     cli = make_cli(start_sandbox("--speed", "0.01", *NO_PICTURES).url)
     with cli.start("remove-text", *many[:3], "-o", "out") as process:
         cli.wait_for(lambda: (cli.folder / "out" / "journal.sqlite3").exists() and cli.ledger()["accepted"])
@@ -159,8 +159,8 @@ def test_a_deadline_leaves_what_is_paid_pending_for_the_next_run(
     assert assert_complete(cli, many[:1])[0]["task_id"] == row["task_id"]
 
 
-def test_pictures_left_at_the_vendor_can_be_brought_later(cli: Any, many: list[str]) -> None:
-    """--no-download prints addresses; without it the same command brings the pictures, unpaid."""
+def test_images_left_at_the_vendor_can_be_downloaded_later(cli: Any, many: list[str]) -> None:
+    """--no-download prints addresses; without it the same command downloads the images, unpaid."""
     left = cli.run("remove-text", *many[:2], *RATE, "--no-download", "-o", "out")
     assert (left.code, {row["file"] for row in cli.rows()}) == (0, {None})
     assert sorted(left.stdout.splitlines()) == sorted(row["result_url"] for row in cli.rows())
@@ -170,7 +170,7 @@ def test_pictures_left_at_the_vendor_can_be_brought_later(cli: Any, many: list[s
     assert_complete(cli, many[:2])
 
 
-def test_the_folder_belongs_to_one_account(make_cli: Any, cli: Any, many: list[str]) -> None:
+def test_the_folder_belongs_to_one_key(make_cli: Any, cli: Any, many: list[str]) -> None:
     """A folder made with one key is refused under another, with exit 2, and nothing is submitted."""
     assert cli.run("remove-text", many[0], *RATE, "-o", "out").code == 0
     other = make_cli(cli.base_url, key="other").run("remove-text", many[1], "-o", "out")
@@ -189,7 +189,7 @@ def test_images_of_other_runs_stay_in_the_results(cli: Any, many: list[str]) -> 
 
 
 def test_results_that_cannot_be_written_halt_the_run_and_cost_nothing_more(cli: Any, many: list[str]) -> None:
-    """A disk that refuses results.jsonl is exit 3; what was paid is kept, for the next run to tell."""
+    """A disk that refuses results.jsonl is exit 3; the next run reports the paid results."""
     assert cli.run("remove-text", many[0], *RATE, "-o", "out").code == 0
     results = cli.folder / "out" / "results.jsonl"
     results.unlink()
@@ -229,7 +229,7 @@ def test_lists_of_every_kind_are_read_and_bad_rows_fail_alone(cli: Any, many: li
     assert cli.tasks_of_each(many[:5]) == [1, 1, 1, 0, 1]
 
 
-def test_one_key_for_two_pictures_is_a_bad_row(cli: Any, many: list[str]) -> None:
+def test_one_key_for_two_images_is_an_invalid_row(cli: Any, many: list[str]) -> None:
     """The second of two different rows with one key fails alone, and is not submitted."""
     (cli.folder / "a.csv").write_text(f"url,key\n{many[0]},k\n{many[1]},k\n{many[0]},k\n")
     ended = cli.run("remove-text", "--from", "a.csv", *RATE, "-o", "out")
@@ -245,7 +245,7 @@ def test_one_key_for_two_pictures_is_a_bad_row(cli: Any, many: list[str]) -> Non
 def test_a_failure_is_paid_for_again_only_on_request(
     make_cli: Any, sandbox_url: str, picture_host: Any, tmp_path: Path
 ) -> None:
-    """A task that failed stays failed under the same command; retry says what it may cost, and runs it."""
+    """A failed task stays failed under the same command; retry prints the cost, and runs it."""
     cli = make_cli(sandbox_url)
     cli.knows_times()
     image = f"{picture_host.url}/late-{os.getpid()}.png"
@@ -280,8 +280,8 @@ def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     return cli
 
 
-def test_a_task_is_adopted_where_it_fits(doubtful: Any, many: list[str]) -> None:
-    """Adopt takes a task made from the same picture; the next run brings it home without a submit."""
+def test_a_task_is_adopted_if_it_matches(doubtful: Any, many: list[str]) -> None:
+    """Adopt takes a task of the same image; the next run fetches it without a submit."""
     first, second = doubtful.rows("flux-out")
     tasks = {task["image"]: task["taskId"] for task in doubtful.ledger()["tasks"]}
     for name, task in ((first["key"], tasks[many[1]]), (first["key"], "0" * 32), ("zzz", tasks[many[0]])):
@@ -302,7 +302,7 @@ def test_a_task_is_adopted_where_it_fits(doubtful: Any, many: list[str]) -> None
     assert doubtful.status("flux-out")["credits"] == {"spent": 5, "perhaps": 5}
 
 
-def test_doubts_are_submitted_again_only_on_request(doubtful: Any, many: list[str]) -> None:
+def test_images_in_doubt_are_resubmitted_only_on_request(doubtful: Any, many: list[str]) -> None:
     """Held by default; --on-doubt resubmit, and retry --in-doubt, submit each once more."""
     told = doubtful.status("flux-out")
     assert [doubt["image"] for doubt in told["in_doubt"]] == many[:2]

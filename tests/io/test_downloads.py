@@ -1,4 +1,4 @@
-"""Downloads that meet trouble and come through, or end clean: breaks, expired links, disks, sudden death."""
+"""Downloads that recover or end cleanly: breaks, expired links, full disks, killed processes."""
 
 from __future__ import annotations
 
@@ -241,10 +241,10 @@ async def test_what_broke_off_before_its_first_byte_is_begun_again(
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-async def test_without_an_offer_nothing_is_taken_up(
+async def test_without_range_support_nothing_is_resumed(
     client: FluxClient, raw_server: Any, tmp_path: Path, etag: str | None
 ) -> None:
-    """Two halves of a file are one only if the host can say that they belong together."""
+    """Two halves of a file are joined only if the host can prove that they belong together."""
     host = Host([100_000], etag)
     async with raw_server(host.behave) as server:
         with pytest.raises(DownloadCutShort):
@@ -319,7 +319,7 @@ class Quiet:
         yield JPEG[:1000]
 
 
-async def test_bytes_are_counted_whoever_brings_them(
+async def test_bytes_are_counted_for_every_transport(
     client: FluxClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A transport that does not notice a missing half does not matter."""
@@ -366,7 +366,7 @@ async def test_a_download_that_may_succeed_later_is_tried_again_within_the_timeo
     assert list(tmp_path.iterdir()) == [saved.path]
 
 
-async def test_a_host_that_asks_to_wait_is_tried_when_it_said(
+async def test_retry_after_of_a_file_host_is_kept(
     client: FluxClient, raw_server: Any, clock: Any, tmp_path: Path
 ) -> None:
     """Retry-After counts, up to the end of the timeout."""
@@ -513,10 +513,10 @@ NO_LINK = {
 
 @pytest.mark.parametrize("fresh", NO_LINK.values(), ids=NO_LINK)
 @pytest.mark.parametrize("refusal", ["401 Unauthorized", "403 Forbidden", "404 Not Found"])
-async def test_a_failed_refresh_hides_nothing(
+async def test_after_a_failed_refresh_the_first_error_is_raised(
     raw_server: Any, tmp_path: Path, fresh: bytes, refusal: str
 ) -> None:
-    """What the file host said stands."""
+    """The file host's refusal is the error."""
     vendor = Vendor(refusal, fresh)
     with pytest.raises(DownloadError, match=f"HTTP {refusal[:3]}") as caught:
         await bring(vendor, raw_server, tmp_path / "r.jpg")
@@ -533,7 +533,7 @@ async def test_other_refusals_ask_for_no_link(raw_server: Any, tmp_path: Path) -
 
 
 async def test_the_sandbox_gives_fresh_links(sandbox_url: str, tmp_path: Path) -> None:
-    """The question is understood, and what the answer names is the same picture."""
+    """The request is understood, and the new link leads to the same image."""
     async with FluxClient("test", sandbox_url, polling=PollPolicy(first_s=0.05, interval_s=0.05)) as client:
         image = await client.generate("A lighthouse at dusk")
         wire, deadline = build_download_url(image.result_url), client.session.clock.monotonic() + 9
@@ -594,10 +594,10 @@ async def test_a_disk_that_can_only_be_read(client: FluxClient, raw_server: Any,
     assert caught.value.scope is Scope.STOP
 
 
-async def test_a_write_that_finds_no_room(
+async def test_a_write_to_a_full_device(
     client: FluxClient, raw_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As above, where nothing can be mounted: the device that is always full."""
+    """As above, for machines where nothing can be mounted: the device that is always full."""
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no such device here")
@@ -620,7 +620,7 @@ def not_root() -> Iterator[None]:
         os.seteuid(was)
 
 
-async def test_a_folder_of_somebody_else(
+async def test_a_folder_without_permission(
     client: FluxClient, raw_server: Any, tmp_path: Path, not_root: None
 ) -> None:
     """No permission."""
@@ -632,10 +632,10 @@ async def test_a_folder_of_somebody_else(
     folder.rmdir()
 
 
-async def test_a_file_in_place_of_a_folder_concerns_everybody(
+async def test_a_file_in_place_of_a_folder_stops_the_batch(
     client: FluxClient, raw_server: Any, tmp_path: Path
 ) -> None:
-    """No picture can be kept there: a batch is to stop, not to pay for the next one."""
+    """No image can be saved there: nothing more is to be paid for."""
     (tmp_path / "images").touch()
     async with raw_server(serve_pictures) as server:
         for place in ("images/r.jpg", "images/below/r.jpg"):
@@ -647,7 +647,7 @@ async def test_a_file_in_place_of_a_folder_concerns_everybody(
 async def test_a_folder_in_the_way_concerns_one_job(
     client: FluxClient, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
-    """A folder that appears under the file's name meanwhile is no reason to halt everybody."""
+    """A folder that appears under the file's name meanwhile does not halt the batch."""
 
     async def behave(*args: Any) -> bool:
         (tmp_path / "r.jpg").mkdir()
@@ -664,10 +664,10 @@ async def test_a_folder_in_the_way_concerns_one_job(
 # --- parts ------------------------------------------------------------------------------------------------
 
 
-async def test_parts_of_dead_processes_are_cleared_away_after_a_day(
+async def test_part_files_of_dead_processes_are_deleted_after_a_day(
     client: FluxClient, raw_server: Any, tmp_path: Path
 ) -> None:
-    """Old part files go, young ones and everything else stay; each folder is looked through once."""
+    """Old part files go, young ones and everything else stay; each folder is searched once."""
     old, young = tmp_path / ".0123456789ab-01234567.part", tmp_path / ".0123456789ab-89abcdef.part"
     kept = [young, tmp_path / "notes.part", tmp_path / ".x-y.part", tmp_path / "0123456789ab-01234567.part"]
     long_ago = time.time() - 2 * 86_400
@@ -705,8 +705,8 @@ async def test_two_downloads_to_one_name_do_not_meet(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-async def test_waiting_for_a_place_counts_as_time(raw_server: Any, tmp_path: Path) -> None:
-    """A download that found no free place before its deadline timed out, as one that began."""
+async def test_waiting_for_a_slot_counts_as_time(raw_server: Any, tmp_path: Path) -> None:
+    """A download without a free slot before its deadline times out, like one that began."""
 
     async def behave(*args: Any) -> bool:
         await asyncio.Event().wait()

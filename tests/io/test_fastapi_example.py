@@ -1,4 +1,4 @@
-"""``examples/fastapi_app.py``, served for real: submit in one request, told by webhook, killed in between."""
+"""``examples/fastapi_app.py``, served: submit in one request, result by webhook, killed in between."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def sandbox(start_sandbox: Any) -> str:
     return url
 
 
-def test_submitted_in_one_request_told_by_webhook_killed_in_between(sandbox: str, tmp_path: Path) -> None:
-    """Every image that was acknowledged ends once, whatever happens to the server; none is paid twice."""
+def test_acknowledged_images_end_once_though_the_server_is_killed(sandbox: str, tmp_path: Path) -> None:
+    """Submitted in one request, notified by webhook, killed in between; none is paid twice."""
     pytest.importorskip("fastapi")
     port, journal = free_port(), tmp_path / "app.sqlite3"
     images = [f"https://pictures.example/{number}.jpg" for number in range(8)]  # one each half second

@@ -1,4 +1,4 @@
-"""Results from hosts that mean harm, over real sockets: each attack has its own error, and leaves nothing."""
+"""Results from hostile hosts, over real sockets: each attack has its own error, and leaves no file."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ async def once(client: FluxClient, url: str, path: Path) -> SavedFile:
 
 @pytest.mark.parametrize("url", FORBIDDEN)
 async def test_private_addresses_are_forbidden(raw_server: Any, folder: Path, url: str) -> None:
-    """However it is spelled, and with the machine's own look-ups: nobody is called."""
+    """In any spelling, and with the machine's own name resolution: no connection is opened."""
     async with raw_server(saying(OK)) as server, FluxClient(KEY) as client:
         with pytest.raises(AddressForbidden) as caught:
             await client.download(
@@ -236,7 +236,7 @@ async def test_a_name_is_resolved_once(raw_server: Any, folder: Path) -> None:
 async def test_a_name_that_moved_to_a_private_address_is_refused_at_the_next_connection(
     raw_server: Any, folder: Path
 ) -> None:
-    """Each new connection looks anew and judges anew; the second answer is never called."""
+    """Each new connection resolves and checks anew; the second address is never contacted."""
     async with raw_server(saying(moved("/again") + b"", on=False)) as server:
         net = Net(port_of(server.url), {"rebind.example": [[PUBLIC], ["127.0.0.1"]]})
         async with net.client() as client:
@@ -270,7 +270,7 @@ async def test_the_next_address_is_tried(raw_server: Any, tmp_path: Path) -> Non
 
 
 async def test_an_unknown_name_is_a_download_error(folder: Path) -> None:
-    """It is told with the host, and nothing of the address else."""
+    """It names the host, and nothing else of the address."""
     async with Net(1).client() as client:
         with pytest.raises(DownloadError, match="nowhere.example cannot be reached: ConnectError") as caught:
             await client.download(
@@ -437,7 +437,7 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
 async def test_each_attack_has_its_error_and_leaves_nothing(
     client: FluxClient, raw_server: Any, folder: Path, said: bytes, kind: type[FluxError], says: str
 ) -> None:
-    """The class says what to do about it, the words what happened."""
+    """The class decides what to do, the message says what happened."""
     async with raw_server(saying(said, on=b"location" in said)) as server:
         with pytest.raises(kind, match=says) as caught:
             await once(client, f"{server.url}/../../r.jpg", folder / "clean.jpg")
@@ -466,7 +466,7 @@ async def test_two_hundred_redirects_are_six_requests(
 async def test_too_many_pixels_are_refused_before_the_rest_is_read(
     client: FluxClient, raw_server: Any, folder: Path
 ) -> None:
-    """The head of the picture is enough: the host has not sent more when we hang up."""
+    """The header suffices: the host has sent no more when the connection is closed."""
     hung_up = asyncio.Event()
 
     async def behave(first: str, headers: Any, body: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -700,7 +700,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 async def test_a_proxy_of_the_environment_is_used(raw_server: Any, tmp_path: Path, proxied: Any) -> None:
-    """It looks the name up itself: here is nothing to look up."""
+    """The proxy resolves the name; nothing is resolved here."""
     async with raw_server(saying(sized(JPEG))) as proxy, Net(1).client() as client:
         proxied(proxy.url.replace("http://", "http://me:pass%20word@"))
         await client.download("http://files.example/r.jpg?x=1", tmp_path / "r.jpg", timeout=60)
@@ -714,7 +714,7 @@ async def test_a_proxy_of_the_environment_is_used(raw_server: Any, tmp_path: Pat
 async def test_a_proxy_is_not_asked_for_private_hosts(
     raw_server: Any, folder: Path, proxied: Any, host: str
 ) -> None:
-    """What can be told from the name alone is refused; so is a redirect to it."""
+    """Names that are evidently private are refused; so is a redirect to them."""
     async with raw_server(saying(moved(f"http://{host}/"))) as proxy, Net(1).client() as client:
         proxied(proxy.url)
         for url in (f"http://{host}/r.jpg", "http://files.example/r.jpg"):

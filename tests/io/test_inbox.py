@@ -197,7 +197,7 @@ async def test_repeated_deliveries_are_counted(path: Path) -> None:
 
 
 async def test_tasks_of_an_attempt_are_bounded(path: Path) -> None:
-    """Eight tasks can be named for an attempt; unsigned callbacks take no room of signed ones."""
+    """Eight tasks can be named for an attempt; unsigned callbacks do not displace signed ones."""
     async with Journal(path) as journal, Inbox(path) as inbox:
         await submitting(journal, 2)
         for number in range(20):
@@ -314,8 +314,8 @@ def test_invalid_paths_are_refused(where: Any) -> None:
 
 
 @pytest.mark.parametrize("place", ["folder", "under a file"])
-async def test_impossible_places(tmp_path: Path, place: str) -> None:
-    """A path that cannot hold a file is a JournalError, not a bare OSError."""
+async def test_a_path_that_cannot_hold_a_file_is_a_journal_error(tmp_path: Path, place: str) -> None:
+    """Not a bare OSError."""
     (tmp_path / "file").write_text("x")
     where = tmp_path if place == "folder" else tmp_path / "file" / "run.sqlite3"
     with pytest.raises(JournalError):

@@ -251,7 +251,7 @@ async def test_one_open_journal_runs_one_batch_at_a_time() -> None:
 
 
 async def test_a_closed_journal_raises(path: Path) -> None:
-    """The error of a journal that is not open says how to open it; closing twice does nothing."""
+    """The error of a journal that is not open names how to open it; closing twice does nothing."""
     journal = Journal(path)
     with pytest.raises(JournalError, match="not open"):
         await journal.counts()
@@ -540,8 +540,8 @@ def test_strange_files_are_left_alone(
 
 
 @pytest.mark.parametrize("place", ["folder", "under a file"])
-async def test_impossible_places(tmp_path: Path, place: str) -> None:
-    """A path that cannot hold a file is a JournalError, not a bare OSError."""
+async def test_a_path_that_cannot_hold_a_file_is_a_journal_error(tmp_path: Path, place: str) -> None:
+    """Not a bare OSError."""
     (tmp_path / "file").write_text("x")
     where = tmp_path if place == "folder" else tmp_path / "file" / "run.sqlite3"
     with pytest.raises(JournalError):
@@ -586,8 +586,8 @@ def test_a_read_only_journal_is_refused(only: str) -> None:
         shutil.rmtree(folder)
 
 
-async def test_another_account_is_refused(path: Path) -> None:
-    """Tasks of one account are not polled with the key of another; the same key opens the journal."""
+async def test_another_key_is_refused(path: Path) -> None:
+    """Tasks are not polled with the key of another account; the same key opens the journal."""
     async with await Journal(path).open(account="ours") as journal:
         (stored,) = await journal.add(entries(1))
         await happened(journal, stored, *life())
@@ -597,8 +597,8 @@ async def test_another_account_is_refused(path: Path) -> None:
         pass
 
 
-async def test_the_first_account_is_stored(path: Path) -> None:
-    """A journal that was made without an account belongs to the first account that uses it."""
+async def test_the_first_key_is_stored(path: Path) -> None:
+    """A journal made without an account belongs to the first one that uses it."""
     async with Journal(path):
         pass
     async with await Journal(path).open(account="ours") as journal:
@@ -734,7 +734,7 @@ async def test_a_reserve_lasts_as_long_as_the_journal_is_open(path: Path) -> Non
         await journal.reserve_room()
 
 
-def test_no_room_for_a_reserve_is_an_error(small_disk: Path) -> None:
+def test_no_space_for_a_reserve_is_an_error(small_disk: Path) -> None:
     """The part that could be allocated is released."""
     (small_disk / "ballast").write_bytes(bytes(200 * 1024))
     with pytest.raises(JournalError, match=r"no room .* Make room"):

@@ -1,4 +1,4 @@
-"""Listening for callbacks where anybody may connect: silent strangers, slow ones, places that are none."""
+"""The callback server on an open port: silent and slow clients, invalid addresses."""
 
 from __future__ import annotations
 
@@ -191,8 +191,8 @@ WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"  # is answered: it is no callback
 CRUMB = b"1\r\n \r\n"
 
 
-async def test_a_body_in_crumbs_is_not_read(tmp_path: Path) -> None:
-    """A body in ever so many pieces of a byte, each of which is work, is turned away before its end."""
+async def test_a_body_in_small_chunks_is_refused(tmp_path: Path) -> None:
+    """A body in pieces of one byte, each of which costs work, is refused before its end."""
     async with served(tmp_path) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CRUMB * 2_000)
@@ -272,8 +272,10 @@ async def test_the_time_of_a_head_counts_from_each_answer(
 @pytest.mark.parametrize(
     "said", [b"", HEAD, HEAD + b"Content-Length: 900\r\n\r\n{"], ids=["", "head", "body"]
 )
-async def test_the_oldest_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
-    """Silence, half heads and half bodies in all places are ended at once when the vendor comes."""
+async def test_the_oldest_connections_are_closed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Silence, half heads and half bodies in all slots are ended at once when the vendor connects."""
     monkeypatch.setattr(module, "most_connections", lambda: 8)
     monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 10.0 * WAIT_S)
     taken: list[Any] = []
@@ -313,8 +315,8 @@ class Connection:
         self.ended = True
 
 
-def test_who_is_being_answered_keeps_the_place() -> None:
-    """The oldest that waits goes; where all others are being answered, it is the new one."""
+def test_a_request_being_answered_keeps_its_slot() -> None:
+    """The oldest waiting connection is closed; if all others are being answered, the new one."""
     places = Slots(3)
     busy, first, second, third = (Connection(waiting) for waiting in (False, True, True, True))
     for connection in (busy, first, second, third):
@@ -333,8 +335,10 @@ def test_who_is_being_answered_keeps_the_place() -> None:
 @pytest.mark.parametrize(
     ("descriptors", "most"), [(16, 8), (64, 16), (256, 64), (1024, 256), (1_000_000, 256), (-1, 256)]
 )
-def test_strangers_have_a_quarter(monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int) -> None:
-    """Connections take a quarter of the descriptors at most, and no more than 256."""
+def test_connections_take_a_quarter_of_the_descriptors(
+    monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int
+) -> None:
+    """And no more than 256."""
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (descriptors, descriptors))
     assert most_connections() == most
 
@@ -362,22 +366,22 @@ def test_systems_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         ("::1:80", None),
     ],
 )
-def test_reading_places(text: str, place: tuple[str, int] | None) -> None:
-    """A host and a port that can be told to the vendor; port 0 would be any."""
+def test_listen_addresses_have_a_host_and_a_port(text: str, place: tuple[str, int] | None) -> None:
+    """The vendor must be able to reach both; port 0 would be any."""
     read = ListenAddress.read(text)
     assert (read and (read.host, read.port)) == place
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 70, "\udcff", "no.such.host.invalid"])
-def test_hosts_that_are_none(host: str) -> None:
-    """What cannot be a host's name, or is nobody's, cannot be listened at."""
+def test_invalid_hosts_are_refused(host: str) -> None:
+    """A malformed or unknown host cannot be listened at."""
     with pytest.raises(ConfigurationError, match="--listen"):
         bind(ListenAddress(host, 80))
 
 
 @pytest.mark.parametrize("place", ["a..b:80", f"{'x' * 70}:80", "127.0.0.1:0"])
-def test_refused_on_the_command_line(offline: Any, place: str) -> None:
-    """Such a place is a mistake of the command, said in a sentence."""
+def test_an_invalid_listen_address_is_a_usage_error(offline: Any, place: str) -> None:
+    """The message is one sentence."""
     ended = offline.run("remove-text", IMAGES[0], "--callback-url", "http://x/hook", "--listen", place)
     assert ended.code == 2
     assert place in ended.stderr

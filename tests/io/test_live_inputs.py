@@ -87,7 +87,7 @@ def test_each_format_is_read_as_it_comes(pipe: tuple[str, int], first: bytes, se
 
 
 def test_a_row_with_bytes_that_are_no_text_is_refused_alone(pipe: tuple[str, int]) -> None:
-    """What comes through a pipe cannot be looked at before: its encoding is not guessed."""
+    """A pipe cannot be read twice: its encoding is not guessed."""
     path, end = pipe
     os.write(end, b"url,key\nhttp://h/1,M\xfcller\nhttp://h/2,b\n")
     rows = gather_inputs([], [path])

@@ -117,7 +117,7 @@ async def test_a_run_killed_before_its_first_submit_is_resumed(path: Path) -> No
 
 
 async def test_a_killed_run_whose_wal_a_receiver_has_closed_is_resumed(path: Path) -> None:
-    """The last program that closes a journal moves the -wal file's records into it: nothing is lost."""
+    """The last program that closes a journal moves the -wal file's records into it: none is missing."""
     killed_after(path, 30, 12)
     async with Inbox(path):
         pass
@@ -126,7 +126,7 @@ async def test_a_killed_run_whose_wal_a_receiver_has_closed_is_resumed(path: Pat
         assert list((await states(journal, 30)).values()).count(JobState.SUBMITTED) == 12
 
 
-async def test_images_of_a_journal_that_lost_all_files_of_its_first_run_are_in_doubt(path: Path) -> None:
+async def test_images_of_a_journal_without_the_files_of_its_first_run_are_in_doubt(path: Path) -> None:
     """Neither the journal nor its emptied log names them: every unknown job may be paid."""
     killed_after(path, 8, 8)
     without(path, "-wal")
@@ -138,7 +138,7 @@ async def test_images_of_a_journal_that_lost_all_files_of_its_first_run_are_in_d
 
 
 @pytest.mark.parametrize("damage", [cut_wal, lambda path: without(path, "-wal")], ids=["cut", "lost"])
-async def test_a_lost_or_cut_wal_is_refused_and_then_in_doubt(
+async def test_a_missing_or_cut_wal_is_refused_and_then_in_doubt(
     path: Path, damage: Callable[[Path], None]
 ) -> None:
     """The refusal changes nothing; when the loss is accepted, submitted jobs are in doubt, others pending."""
@@ -245,7 +245,7 @@ async def test_a_journal_that_is_copied_while_it_is_run(path: Path, tmp_path: Pa
 
 
 async def test_a_deleted_journal_beside_its_log_is_refused(path: Path) -> None:
-    """Jobs that the journal lost are in doubt when they are added again."""
+    """Jobs that the journal lacks are in doubt when they are added again."""
     killed_after(path, 5, 3)
     without(path, "", "-wal", "-shm")
     with pytest.raises(JournalRecordsLost):
@@ -285,9 +285,7 @@ async def test_no_new_journal_is_made_at_the_path_of_a_saved_one_with_paid_work(
         assert await journal.counts() == {}
 
 
-async def test_a_lost_submit_after_a_failure_or_a_paid_failure_is_in_doubt_too(
-    path: Path, tmp_path: Path
-) -> None:
+async def test_an_unrecorded_resubmit_after_a_failure_is_in_doubt_too(path: Path, tmp_path: Path) -> None:
     """A resubmit in the lost part is not submitted once more; an existing result stays."""
     problem = Problem(type="TaskFailed", message="no")
     async with Journal(path) as journal:
@@ -367,10 +365,10 @@ def test_the_last_line_of_a_long_log_is_found(tmp_path: Path) -> None:
     assert last_of(tmp_path / "none") is None
 
 
-async def test_a_submit_that_cannot_be_logged_does_not_leave(
+async def test_a_submit_that_cannot_be_logged_is_not_sent(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If the disk has no room for the line, or an error, the job is as it was before the intent."""
+    """If the line cannot be written, the job is as it was before the intent."""
     async with Journal(path) as journal:
         first, _ = await journal.add(entries(2))
 

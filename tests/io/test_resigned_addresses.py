@@ -220,7 +220,7 @@ async def paid(path: Path, *jobs: Job) -> None:
 async def test_an_address_that_differs_only_in_its_query_is_noticed(
     path: Path, earlier: str, later: str
 ) -> None:
-    """With any parameter name; only the caller knows whether it is another image."""
+    """With any parameter name; only the caller can decide whether it is another image."""
     await paid(path, at(earlier))
     async with Journal(path) as journal:
         entries = [(at(later).key, store_request(at(later).request))]

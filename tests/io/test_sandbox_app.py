@@ -94,7 +94,7 @@ async def test_submit_reply(web: httpx.AsyncClient) -> None:
 
 
 async def test_dropped_reply_in_process(clock: Clock) -> None:
-    """Without a connection to close, a dropped reply is an error to whoever called the application."""
+    """Without a connection to close, a dropped reply is an error for the caller of the application."""
     app = create_app(SandboxSettings(pictures="none", drop_replies=1.0), clock=clock)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://sandbox", headers=KEY) as web:
@@ -152,7 +152,7 @@ async def test_key_with_spaces_around_it(web: httpx.AsyncClient) -> None:
 
 
 async def test_submit_without_json_content_type(web: httpx.AsyncClient) -> None:
-    """A submit that does not say it is JSON is answered as a wrong key is."""
+    """A submit without a JSON content type is answered like a wrong key."""
     for path in (GENERATE, DOWNLOAD):
         reply = await web.post(path, content=b'{"prompt":"x"}')
         assert reply.json()["code"] == 401
@@ -234,7 +234,7 @@ async def test_links_follow_the_host_header(web: httpx.AsyncClient, clock: Clock
 
 
 async def test_links_begin_with_the_public_address(clock: Clock) -> None:
-    """Behind a tunnel, links lead through it; the sandbox knows them and fetches what is there itself."""
+    """Behind a tunnel, links lead through it; the sandbox fetches its own files itself."""
     public = "https://tunnel.example"
     app = create_app(SandboxSettings(pictures="none", seed=1, public_url=f"{public}/"), clock=clock)
     transport = httpx.ASGITransport(app)
@@ -425,8 +425,8 @@ async def test_upload_by_url(app: Starlette, web: httpx.AsyncClient, picture_hos
 # What the vendor does not have
 
 
-async def test_ledger(web: httpx.AsyncClient, clock: Clock) -> None:
-    """The ledger is open to anybody and tells tasks, charges and polls."""
+async def test_the_ledger_lists_tasks_charges_and_polls(web: httpx.AsyncClient, clock: Clock) -> None:
+    """It needs no key."""
     image = "https://example.com/a.jpg"
     task_id = await new_task(web, inputImage=image, callBackUrl="https://example.com/hook")
     await record(web, task_id)
@@ -494,8 +494,8 @@ async def test_samples_may_be_absent(web: httpx.AsyncClient, monkeypatch: pytest
     assert (await web.get("/samples/x.png")).status_code == 404
 
 
-async def test_pictures_need_the_lifespan() -> None:
-    """Asked for pictures without its lifespan, the app says so instead of never finishing."""
+async def test_images_need_the_lifespan() -> None:
+    """Asked for images without its lifespan, the app raises an error instead of never finishing."""
     app = create_app(SandboxSettings())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", headers=KEY) as web:
         with pytest.raises(RuntimeError, match="lifespan"):

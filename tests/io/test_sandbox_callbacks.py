@@ -175,7 +175,7 @@ async def sandbox(**settings: Any) -> AsyncIterator[Sandbox]:
 
 
 async def test_signed_delivery() -> None:
-    """A callback tells what the record tells, signed for the real present, at exactly the address given."""
+    """A callback has the record's contents, signed for the real present, at exactly the given address."""
     query, begun = "?attempt=a%7eb&x=%2F/../.&empty=", int(time.time())
     async with receiver() as hook, sandbox() as box:
         task_id = await box.submit(hook, query=query)
@@ -218,7 +218,7 @@ async def test_address_byte_for_byte(written: str, target: str) -> None:
 
 
 async def test_long_reply() -> None:
-    """What a receiver says besides 200 is not read to its end."""
+    """The body of a receiver's answer is not read to its end."""
     async with receiver() as hook, sandbox() as box:
         hook.body = b"x" * 8_000_000
         await box.submit(hook)
@@ -226,7 +226,7 @@ async def test_long_reply() -> None:
 
 
 async def test_nothing_while_the_app_does_not_run() -> None:
-    """Without its lifespan the app answers submits and calls nobody."""
+    """Without its lifespan the app answers submits and sends no callback."""
     app = create_app(SandboxSettings(pictures="none", faults="callback-early"))
     async with (
         receiver() as hook,
@@ -240,7 +240,7 @@ async def test_nothing_while_the_app_does_not_run() -> None:
 
 
 async def test_nothing_without_an_address() -> None:
-    """A task without callBackUrl calls nobody."""
+    """A task without callBackUrl causes no callback."""
     async with receiver() as hook, sandbox() as box:
         await box.submit(None)
         await box.submit(hook)
@@ -418,7 +418,7 @@ async def test_fault_stale() -> None:
 
 
 async def test_fault_wrong_id() -> None:
-    """A callback with a wrong id properly signs a task that nobody has."""
+    """A callback with a wrong id has a valid signature of a task that does not exist."""
     async with receiver() as hook, sandbox() as box:
         task_id = await box.submit(hook, "callback-wrong-id")
         await box.settled(accepted=1)
@@ -500,7 +500,7 @@ async def test_only_loopback_addresses_are_this_machine(url: str, is_here: bool)
     assert await is_this_machine(url) is is_here
 
 
-async def test_callbacks_stay_on_this_machine_unless_told_otherwise(
+async def test_callbacks_stay_on_this_machine_by_default(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A program under test may name a receiver in production; nothing is sent there."""

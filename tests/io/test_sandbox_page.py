@@ -1,4 +1,4 @@
-"""The page of the sandbox: what it shows, finds and filters, and that a browser can draw it."""
+"""The page of the sandbox: contents, search, filters, and that a browser can draw it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def found(web: httpx.AsyncClient, **query: str) -> list[str]:
     ],
 )
 async def test_search(web: httpx.AsyncClient, query: dict[str, str], names: list[str]) -> None:
-    """Tasks are found by picture, prompt, fault and state; the page itself takes the same question."""
+    """Tasks are found by image, prompt, fault and state; the page itself takes the same query."""
     assert await found(web, **query) == names
     page = (await web.get("/", params=query)).text
     assert [name for name in ("flyer", "menu", "poster") if f"{name}.jpg" in page] == sorted(names)
@@ -65,7 +65,7 @@ async def test_search(web: httpx.AsyncClient, query: dict[str, str], names: list
 
 
 async def test_cards(web: httpx.AsyncClient) -> None:
-    """A card names the faults, the hour, the time taken and what became of the money."""
+    """A card shows the faults, the time, the duration and the charge."""
     part = (await web.get("/__sandbox/tasks")).text
     assert '<b class="fault">times-iso</b>' in part
     assert re.search(r"\d\d:\d\d:\d\d · 120\.0 s", part)
@@ -98,8 +98,8 @@ async def test_unknown_fields_are_shown(web: httpx.AsyncClient) -> None:
     assert "<dt>Unknown fields</dt><dd>1</dd>" in (await web.get("/__sandbox/tasks")).text
 
 
-async def test_words_from_outside_are_escaped(web: httpx.AsyncClient) -> None:
-    """Neither a picture's address nor a search puts markup on the page."""
+async def test_foreign_text_is_escaped(web: httpx.AsyncClient) -> None:
+    """Neither an image's address nor a search puts markup on the page."""
     body = {"prompt": "x", "inputImage": 'https://pictures.example/"><script>alert(1)</script>.jpg'}
     await web.post(GENERATE, json=body)
     for path in ("/", "/?q=<script>alert(1)", "/__sandbox/tasks?q=alert"):

@@ -1,4 +1,4 @@
-"""The sandbox as a process of its own: sockets, worker processes, real pictures, signals, exit codes."""
+"""The sandbox as a process of its own: sockets, worker processes, real images, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_text_removal(sandbox_url: str, picture_host: Any) -> None:
 
 
 def test_other_edit_into_another_ratio(sandbox_url: str, picture_host: Any) -> None:
-    """Any other edit leaves a mark on the picture, in the ratio and format that were asked for."""
+    """Any other edit leaves a mark on the image, in the requested ratio and format."""
     image = f"{picture_host.url}/tall.png"
     task_id = submit(
         sandbox_url, prompt="Make it blue", inputImage=image, aspectRatio="1:1", outputFormat="png"
@@ -111,7 +111,7 @@ def test_other_edit_into_another_ratio(sandbox_url: str, picture_host: Any) -> N
 
 
 def test_generation(sandbox_url: str) -> None:
-    """A prompt without a picture gets one drawn, in its ratio."""
+    """A prompt without an image gets one drawn, in its ratio."""
     task_id = submit(sandbox_url, prompt="A lighthouse at dusk", aspectRatio="16:9")
     links = finished(sandbox_url, task_id)["response"]
     width, height = size_of(httpx.get(links["resultImageUrl"]).content)
@@ -136,8 +136,8 @@ def test_bad_input_fails_later(sandbox_url: str, picture_host: Any, path: str, m
     assert (line["charged"], line["refunded"]) == (5.0, 5.0)
 
 
-def test_address_nobody_listens_on(sandbox_url: str) -> None:
-    """An input on a closed port, or at a URL no client can open, fails as one that is missing does."""
+def test_an_unreachable_input_fails_like_a_missing_one(sandbox_url: str) -> None:
+    """An input on a closed port, or at a URL no client can open."""
     for image in ("http://127.0.0.1:9/x.png", "http://bad host/x.png", "http://\x00/x.png"):
         record = finished(sandbox_url, submit(sandbox_url, inputImage=image))
         assert record["errorMessage"] == FETCH_FAILED
@@ -160,7 +160,7 @@ def test_seed_and_speed(start_sandbox: Callable[..., Any]) -> None:
 
 
 def test_dropped_replies_are_paid(start_sandbox: Callable[..., Any]) -> None:
-    """A dropped reply closes the connection after the charge; the ledger tells what it was for."""
+    """A dropped reply closes the connection after the charge; the ledger has the image."""
     sandbox = start_sandbox("--pictures", "none", "--drop-replies", "0.5", "--seed", "3")
     images = [f"https://pictures.example/{n}.jpg" for n in range(12)]
     dropped = 0
@@ -177,7 +177,7 @@ def test_dropped_replies_are_paid(start_sandbox: Callable[..., Any]) -> None:
 
 
 def test_latency_comes_after_the_charge(start_sandbox: Callable[..., Any]) -> None:
-    """A caller who leaves before a slow reply has paid; the latency runs on the vendor's clock."""
+    """A client that disconnects before a slow reply has paid; the latency is in vendor seconds."""
     slow = start_sandbox("--pictures", "none", "--latency", "12000", "--speed", "20")
 
     def charged() -> dict[str, int]:
@@ -202,7 +202,7 @@ def test_latency_comes_after_the_charge(start_sandbox: Callable[..., Any]) -> No
 def test_signal_ends_it_at_once(
     start_sandbox: Callable[..., Any], picture_host: Any, number: signal.Signals
 ) -> None:
-    """SIGINT and SIGTERM end it and its workers, with code 0, in the middle of a picture too."""
+    """SIGINT and SIGTERM end it and its workers, with code 0, also during work on an image."""
     sandbox = start_sandbox()
     submit(sandbox.url, inputImage=f"{picture_host.url}/poster.png")
     workers = wait_for(lambda: children(sandbox.process.pid))
@@ -211,7 +211,7 @@ def test_signal_ends_it_at_once(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None])
-def test_who_waits_for_the_end_of_its_input_ends_in_good_order(number: signal.Signals | None) -> None:
+def test_a_sandbox_with_until_eof_ends_by_signal_and_by_eof(number: signal.Signals | None) -> None:
     """A signal that comes while nothing more comes from its parent ends it as any other, and so does EOF."""
     command = [sys.executable, "-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", "--until-eof"]
     pipe = subprocess.PIPE
@@ -280,7 +280,7 @@ def test_a_killed_demo_leaves_no_sandbox_behind() -> None:
 
 @needs_proc
 def test_workers_die_with_it(start_sandbox: Callable[..., Any], picture_host: Any) -> None:
-    """Killed in the middle of a picture, it leaves no worker process behind."""
+    """Killed during work on an image, it leaves no worker process behind."""
     sandbox = start_sandbox("--workers", "2")
     for path in ("/poster.png", "/tall.png", "/poster.jpg"):
         submit(sandbox.url, inputImage=f"{picture_host.url}{path}")
@@ -318,7 +318,7 @@ def test_bad_options(options: tuple[str, ...], words: str, capsys: pytest.Captur
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without the extra it says what to install, and exits with code 2."""
+    """Without the extra it prints the install command, and exits with code 2."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     assert main(["--port", "0"]) == 2
     assert "pip install 'flux-async[sandbox]'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The sandbox's memory: tasks, money, links, pictures and callbacks outlive it, however it ends."""
+"""The sandbox's state file: tasks, money, links, images and callbacks survive a restart."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ async def look(web: httpx.AsyncClient, task_id: str) -> bytes:
     return (await web.get(RECORD, params={"taskId": task_id})).content
 
 
-async def test_everything_is_there_again(file: Path) -> None:
-    """Records, balance, ledger, links and the hour are as they were; no id is dealt twice."""
+async def test_everything_is_restored(file: Path) -> None:
+    """Records, balance, ledger, links and the time are unchanged; no id is used twice."""
     async with virtual(file) as box, box.http_client(KEY) as web:
         ids = [await submit(web, fault) for fault in ("", "fail-400", "never-ends", "times-iso,no-refund")]
         await box.advance(120)
@@ -76,7 +76,7 @@ async def test_everything_is_there_again(file: Path) -> None:
 
 
 async def test_limits_and_faults_go_on(file: Path) -> None:
-    """The rate window, the windows of faults, the script's place and a disabled key survive as well."""
+    """The rate window, the windows of faults, the position in the script and a disabled key are restored."""
     plan = "455@60-90,key-disabled=22"
     async with virtual(file, plan) as box, box.http_client(KEY) as web:
         for _ in range(20):
@@ -103,7 +103,7 @@ async def test_a_failure_that_flips_after_the_restart(file: Path) -> None:
 
 
 async def test_callbacks_go_on(file: Path) -> None:
-    """A callback that has not been accepted is delivered by the next life, at its hour."""
+    """A callback that was not accepted is delivered after the restart, at its time."""
     answers = [503, 200]
     seen: list[bytes] = []
 
@@ -151,8 +151,8 @@ def ended(url: str, task_id: str) -> bool:
     return bool(data["successFlag"] == 1 and httpx.get(data["response"]["resultImageUrl"]).is_success)
 
 
-def test_pictures_outlive_it(start_sandbox: Callable[..., Any], picture_host: Any, file: Path) -> None:
-    """A picture that was being made when it was killed is made by the next life, and stays."""
+def test_images_survive_a_restart(start_sandbox: Callable[..., Any], picture_host: Any, file: Path) -> None:
+    """An image that was being made when it was killed is made after the restart, and stays."""
     options = ("--state", str(file), "--speed", "100")
     sandbox = start_sandbox(*options)
     body = {"prompt": "Remove the text", "inputImage": f"{picture_host.url}/poster.png"}

@@ -1,4 +1,4 @@
-"""The sandbox on virtual time: everything follows, nobody waits, answers repeat; and its ledger."""
+"""The sandbox on virtual time: answers repeat; and its ledger."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def box() -> AsyncIterator[Box]:
 
 
 async def test_time_stands_still(box: Box) -> None:
-    """Nothing ends until time is advanced, and then it ends at its own hour."""
+    """Nothing ends until time is advanced, and then it ends at its own time."""
     task_id = await box.submit()
     assert (await box.look(task_id))["successFlag"] == 0
     await box.sandbox.advance(2 * MINUTE)
@@ -166,7 +166,7 @@ def test_control_over_http(start_sandbox: Any) -> None:
 
 
 async def test_two_on_one_port() -> None:
-    """A port that is taken is told when listening begins; the sandbox itself goes on."""
+    """A port in use is an error of listening; the sandbox itself goes on."""
     async with Sandbox() as first, Sandbox() as second:
         port = httpx.URL(await first.listen()).port
         with pytest.raises(SandboxError, match="in use"):

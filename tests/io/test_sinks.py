@@ -87,7 +87,7 @@ async def collect(client: FluxClient, images: Any, **options: Any) -> list[Any]:
 async def test_a_batch_saves_its_images_in_an_archive(
     sandbox: FluxSandbox, tmp_path: Path, temporary: Path
 ) -> None:
-    """Every image arrives whole under its name, the reference is told, and no file is left behind."""
+    """Every image arrives whole under its name, its reference is reported, and no file is left behind."""
     sink = ZipSink(tmp_path / "clean.zip")
     outcomes = await collect(
         sandbox.client(), URLS, sink=sink, journal=tmp_path / "run.sqlite3", name_file=name

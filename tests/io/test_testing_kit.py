@@ -141,7 +141,7 @@ async def test_five_minutes_pass_at_once(
 async def test_the_vendor_sleeps_on_the_same_clock(
     flux_client: Any, flux_clock: VirtualClock, fault: str
 ) -> None:
-    """An answer that would outlast a request's patience leaves the submit in doubt, a minute later."""
+    """An answer later than a request's timeout leaves the submit in doubt, a minute later."""
     at = flux_clock.now
     with pytest.raises(ConnectionLost):
         await flux_client.remove_text(f"{IMAGE}?sandbox-fault={fault}")
@@ -152,7 +152,7 @@ async def test_the_vendor_sleeps_on_the_same_clock(
 async def test_a_batch(
     flux_client: Any, flux_clock: VirtualClock, flux_ledger: FluxLedger, tmp_path: Path
 ) -> None:
-    """Twenty pictures with journal and files: each once, none before the vendor had it."""
+    """Twenty images with journal and files: each once, none before the vendor had it."""
     images = [f"https://pictures.example/{number}.jpg" for number in range(20)]
     async with run_batch(
         flux_client, images, journal=tmp_path / "run.sqlite3", directory=tmp_path / "images"
@@ -165,7 +165,7 @@ async def test_a_batch(
 
 @both_ways
 async def test_files_up_and_down(flux_client: Any, flux_sandbox: FluxSandbox, tmp_path: Path) -> None:
-    """A file is uploaded, its result comes home, and a link that is refused is replaced by a fresh one."""
+    """A file is uploaded, its result is downloaded, and a refused link is replaced by a fresh one."""
     picture = flux_sandbox.client()
     image = await flux_client.generate("A lighthouse")
     source = await picture.download(image, tmp_path / "photo.jpg")
@@ -184,10 +184,10 @@ async def test_files_up_and_down(flux_client: Any, flux_sandbox: FluxSandbox, tm
         ("file-redirect", DownloadError),
     ],
 )
-async def test_files_that_do_not_come(
+async def test_failed_downloads_leave_no_file(
     flux_client: Any, flux_clock: VirtualClock, tmp_path: Path, fault: str, error: type[Exception]
 ) -> None:
-    """What is wrong with a file is told as over any other way, and nothing is left on disk."""
+    """The errors are those of any other transport."""
     image = await flux_client.remove_text(f"{IMAGE}?sandbox-fault={fault}")
     with pytest.raises(error):
         await flux_client.download(image, tmp_path / "clean.jpg", timeout=30)
@@ -198,7 +198,7 @@ async def test_files_that_do_not_come(
 async def test_a_callback_arrives_in_virtual_time(
     flux_client: Any, flux_clock: VirtualClock, flux_sandbox: FluxSandbox, raw_server: Any
 ) -> None:
-    """The sandbox calls back when the task has ended, though nobody but the vendor sleeps."""
+    """The sandbox calls back when the task has ended, though only the vendor sleeps."""
     came = asyncio.Event()
 
     async def receive(
@@ -220,7 +220,7 @@ async def test_a_callback_arrives_in_virtual_time(
 
 @both_ways
 async def test_httpx_of_the_tests_own(flux_sandbox: FluxSandbox) -> None:
-    """A plain client reaches the same sandbox, and a dropped connection looks like one."""
+    """A plain client reaches the same sandbox, and a dropped connection is an httpx error."""
     async with flux_sandbox.http_client(headers={"Authorization": f"Bearer {flux_sandbox.key}"}) as http:
         assert (await http.get("/api/v1/chat/credit")).json()["data"] == flux_sandbox.credits
         with pytest.raises(httpx.RemoteProtocolError):
@@ -234,7 +234,7 @@ async def test_httpx_of_the_tests_own(flux_sandbox: FluxSandbox) -> None:
 
 @pytest.mark.flux_sandbox(sockets=True)
 def test_a_program_without_an_event_loop(flux_sandbox: FluxSandbox, flux_ledger: FluxLedger) -> None:
-    """Over sockets anybody is served, while the test itself does nothing but wait."""
+    """Over sockets any program is served, while the test itself only waits."""
     with httpx.Client(base_url=flux_sandbox.url) as http:
         reply = http.get("/api/v1/chat/credit", headers={"Authorization": "Bearer test"})
     assert reply.json() == {"code": 200, "msg": "success", "data": 10_000.0}
@@ -268,7 +268,7 @@ async def test_sleepers_wake_in_order_across_loops(flux_clock: VirtualClock) -> 
 
 
 async def test_time_stands_still_while_it_is_held(flux_clock: VirtualClock) -> None:
-    """A sleeper waits for who holds the time, however long that takes in truth."""
+    """A sleep does not end during a hold, however long that takes in real time."""
     at = flux_clock.now
     async with asyncio.TaskGroup() as group:
         with flux_clock.hold():
@@ -281,8 +281,10 @@ async def test_time_stands_still_while_it_is_held(flux_clock: VirtualClock) -> N
 # --- the ledger --------------------------------------------------------------------------------------------
 
 
-async def test_the_ledger_names_who_paid_twice(flux_client: Any, flux_sandbox: FluxSandbox) -> None:
-    """The message says which image, how often, and by which tasks; what is allowed is no fault."""
+async def test_the_ledger_names_images_that_were_paid_twice(
+    flux_client: Any, flux_sandbox: FluxSandbox
+) -> None:
+    """The message has image, number and tasks; an allowed second charge is no error."""
     ledger = flux_sandbox.ledger
     tasks = [await flux_client.submit(EditRequest.text_removal(IMAGE)) for _ in range(2)]
     ledger.allow(IMAGE)
@@ -343,7 +345,7 @@ def test_a_signed_callback_is_accepted(sign_callback: SignCallback) -> None:
 def test_a_callback_is_signed_with_the_sandboxes_key_and_time(
     flux_sandbox: FluxSandbox, flux_clock: VirtualClock, sign_callback: SignCallback
 ) -> None:
-    """The marker's key signs, at the hour of the virtual clock."""
+    """The marker's key signs, at the time of the virtual clock."""
     flux_clock.advance(3600)
     callback = sign_callback("task1")
     assert read_callback(callback.headers, callback.body, "", "mine", now=flux_clock.wall()).signed
@@ -358,7 +360,7 @@ class TestMarkers:
 
     @pytest.mark.flux_sandbox(credits=3)
     async def test_the_nearest_wins(self, flux_client: Any) -> None:
-        """What it does not name is as the class says."""
+        """Options that it leaves out are those of the class."""
         assert await flux_client.credits() == 3
         with pytest.raises(InvalidRequestError):
             await flux_client.submit(EditRequest.text_removal(IMAGE))
@@ -372,8 +374,8 @@ def test_an_unknown_option_is_named() -> None:
         FluxSandbox(clock=VirtualClock(), speed=3)
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra the error names it, and for real pictures the other one."""
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For real images it is another one."""
     found = sandbox.importlib.util.find_spec
     for absent, extra, options in [("starlette", "testing", {}), ("cv2", "sandbox", {"pictures": "real"})]:
         with monkeypatch.context() as patch:
@@ -384,7 +386,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
                 FluxSandbox(**options)
 
 
-def test_misuse_is_told(tmp_path: Path) -> None:
+def test_misuse_of_the_fixtures_fails_the_test_with_a_sentence(tmp_path: Path) -> None:
     """A clock that comes too late and a marker without names end the test with a sentence."""
     text = """
         import pytest

@@ -173,7 +173,7 @@ async def test_a_download_is_whole_and_carries_no_key(
 async def test_the_suffix_matches_the_content_on_request(
     file_client: Any, raw_server: Any, tmp_path: Path, make: Any
 ) -> None:
-    """A JPEG in place of a PNG gets the suffix .jpg."""
+    """A JPEG that was requested as PNG gets the suffix .jpg."""
 
     async def behave(*args: Any) -> bool:
         args[3].write(make.http(JPEG))

@@ -1,4 +1,4 @@
-"""Uploads over real sockets: to the sandbox, and to hosts that lose, cut, redirect, refuse and dawdle."""
+"""Uploads over real sockets: to the sandbox, and to hosts that drop, cut, redirect, refuse and stall."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ async def test_an_upload_arrives_as_it_is(sandbox_url: str, photo: Path) -> None
         assert len(one.url.rpartition("/")[2].removesuffix(".png").rpartition("-")[2]) == 32
 
 
-async def test_a_picture_from_elsewhere_is_fetched_by_the_host(sandbox_url: str, picture_host: Any) -> None:
-    """upload_from_url takes over what is at an address; one that is not there is refused, free of charge."""
+async def test_upload_from_url_lets_the_host_fetch_the_image(sandbox_url: str, picture_host: Any) -> None:
+    """An address without an image is refused, free of charge."""
     async with FluxClient("test", sandbox_url) as client:
         uploaded = await client.upload_from_url(f"{picture_host.url}/poster.png")
         with pytest.raises(UploadRejected) as caught:
@@ -121,7 +121,7 @@ async def test_a_picture_from_elsewhere_is_fetched_by_the_host(sandbox_url: str,
 
 
 async def test_a_wrong_key_stops(sandbox_url: str, photo: Path) -> None:
-    """401 concerns everybody until a person acts."""
+    """401 has the scope of the whole batch."""
     async with FluxClient("wrong", sandbox_url) as client:
         with pytest.raises(AuthenticationError) as caught:
             await client.upload(photo)
@@ -198,7 +198,7 @@ async def test_nothing_is_sent_for_what_is_neither_url_nor_file(raw_server: Any,
 # --- hostile hosts ----------------------------------------------------------------------------------------
 
 
-async def test_a_lost_upload_is_made_again_under_a_new_name(raw_server: Any, make: Any, photo: Path) -> None:
+async def test_a_failed_upload_is_repeated_under_a_new_name(raw_server: Any, make: Any, photo: Path) -> None:
     """Dropped before the answer, cut in the answer, 500, 429: then it succeeds; no name is used twice."""
     names: list[bytes] = []
 
@@ -238,7 +238,7 @@ async def test_a_lost_upload_is_made_again_under_a_new_name(raw_server: Any, mak
         ("200 OK", stored(fileSize=1), UnexpectedResponse, 2),
     ],
 )
-async def test_a_refusal_is_final_and_trouble_has_an_end(
+async def test_refused_uploads_are_final_and_failed_ones_are_retried(
     raw_server: Any,
     make: Any,
     photo: Path,
@@ -247,7 +247,7 @@ async def test_a_refusal_is_final_and_trouble_has_an_end(
     expected: type[FluxError],
     requests: int,
 ) -> None:
-    """What another try cannot mend is not tried again; what it may, as often as the policy says."""
+    """Failures that may pass are retried as often as the policy says."""
 
     async def behave(_: str, __: dict[str, str], ___: bytes, writer: asyncio.StreamWriter) -> bool:
         writer.write(make.http(body, status, "location: http://127.0.0.1:1/\r\n"))
@@ -265,8 +265,8 @@ async def test_a_refusal_is_final_and_trouble_has_an_end(
     assert all("upload" in first for first, _, _ in server.requests)
 
 
-async def test_nobody_there(photo: Path) -> None:
-    """No connection: RequestNotSent, which names the right setting."""
+async def test_an_unreachable_upload_host_is_request_not_sent(photo: Path) -> None:
+    """The error names the right setting."""
     retry = RetryPolicy(base_s=0.001, max_tries=2)
     async with FluxClient("k", "http://127.0.0.1:9", retry=retry) as client:
         with pytest.raises(RequestNotSent, match="KIE_UPLOAD_URL"):
@@ -276,7 +276,7 @@ async def test_nobody_there(photo: Path) -> None:
 async def test_the_answer_of_a_host_that_does_not_read_on_counts(
     raw_server: Any, make: Any, tmp_path: Path
 ) -> None:
-    """A host that refuses after the head of a large form is heard, not taken for a lost connection."""
+    """A refusal after the head of a large form is used, not taken for a broken connection."""
     large = tmp_path / "large.png"
     large.write_bytes(padded(9_000_000))
 
@@ -331,7 +331,7 @@ async def test_a_cancelled_upload_leaves_a_working_client(
 
 
 async def test_closing_the_client_ends_an_upload(stalling: Any, photo: Path) -> None:
-    """The caller is told so."""
+    """The caller gets ClientClosed."""
     async with stalling as server:
         client = FluxClient("k", server.url)
         task = asyncio.get_running_loop().create_task(client.upload(photo))
@@ -377,7 +377,7 @@ async def test_a_file_that_changes_is_refused(raw_server: Any, make: Any, tmp_pa
     assert server.requests == []
 
 
-async def test_size_is_bounded_and_told(
+async def test_size_is_limited_and_large_files_are_logged(
     sandbox_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Beyond 20 MB all is refused unless allowed; beyond 10 MB the log warns."""
@@ -415,8 +415,10 @@ async def test_memory_stays_flat(sandbox_url: str, tmp_path: Path) -> None:
     assert peak < 4 * 1024 * 1024
 
 
-async def test_trouble_in_a_stream_or_an_observer(sandbox_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The caller's own error in his stream comes out; in his observer it is logged."""
+async def test_errors_of_a_stream_are_raised_and_of_an_observer_logged(
+    sandbox_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both are the caller's own code."""
 
     async def broken() -> AsyncIterator[bytes]:
         yield PNG
@@ -445,7 +447,7 @@ async def test_with_a_client_of_the_callers(sandbox_url: str, photo: Path) -> No
             assert (await client.upload(photo)).size == len(PNG)
 
 
-def test_the_picture_is_one() -> None:
+def test_the_image_of_these_tests_is_valid() -> None:
     """The smallest PNG of these tests is a real one."""
     from PIL import Image  # noqa: PLC0415 - only where pictures are looked at
 

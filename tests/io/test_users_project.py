@@ -1,4 +1,4 @@
-"""A project of somebody else's: it installs the wheel with its extra, and the documented tests pass in it."""
+"""A user's project: it installs the wheel with its extra, and the documented tests pass in it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_documented_tests_pass(project: Path) -> None:
 
 
 def test_only_what_is_declared_was_there(project: Path) -> None:
-    """The package is the wheel's, and neither pictures nor the command line can be imported."""
+    """The package is the wheel's, and neither images nor the command line can be imported."""
     script = (
         "import flux_async, importlib.util as u; print(flux_async.__file__);"
         "print(*[n for n in ('numpy', 'cv2', 'PIL', 'rich', 'aiohttp') if u.find_spec(n)])"
@@ -117,8 +117,8 @@ def test_only_what_is_declared_was_there(project: Path) -> None:
     assert others == ""
 
 
-def test_who_does_not_use_it_does_not_load_it(project: Path) -> None:
-    """A run of pytest in which no fixture is used has loaded the plugin's own file, and nothing behind it."""
+def test_the_plugin_loads_nothing_unless_a_fixture_is_used(project: Path) -> None:
+    """The plugin's own file is loaded, and nothing behind it."""
     loaded = '{name.partition(".")[0] for name in sys.modules}'
     test = f"import sys\nheavy = {{'flux_async', 'httpx', 'starlette', 'cattrs'}} & {loaded}\n"
     test += "def test_it():\n    assert 'flux_async_pytest' in sys.modules\n    assert not heavy\n"

@@ -1,4 +1,4 @@
-"""The receiver under a real server: mounted in web frameworks, and left alone with strangers."""
+"""The receiver under a real server: mounted in web frameworks, and under hostile requests."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def litestar_handler(receiver: WebhookReceiver) -> Any:
     ],
 )
 def test_mounted(path: Path, mounted: Callable[[WebhookReceiver], Any], address: str) -> None:
-    """In every framework a callback reaches the journal with its attempt, and a stranger is turned away."""
+    """In every framework a callback reaches the journal with its attempt, and a forged one is refused."""
     rung: list[Any] = []
     receiver = WebhookReceiver(path, key=KEY, on_callback=rung.append)
     with served(mounted(receiver)) as url, httpx.Client(trust_env=False) as web:

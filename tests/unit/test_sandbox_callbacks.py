@@ -148,7 +148,7 @@ def test_failure(code: int) -> None:
 
 
 def test_nothing_without_an_address() -> None:
-    """A task without callBackUrl is never called back, whatever its faults."""
+    """A task without callBackUrl causes no callback."""
     world = World(*(fault for fault in Fault if fault.startswith("callback-")))
     world.finish(callBackUrl=None)
     assert world.posted == []
