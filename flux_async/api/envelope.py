@@ -237,9 +237,9 @@ def message_of(envelope: dict[str, Any]) -> str:
     return _readable(text(envelope.get("msg")) or text(envelope.get("message")) or "", _LONGEST_MESSAGE)
 
 
-def _readable(words: str, longest: int) -> str:
+def _readable(message: str, longest: int) -> str:
     """Return a server's text for terminal and log: without escapes and line breaks, of bounded length."""
-    return "".join(c if c.isprintable() else " " for c in words[:longest])
+    return "".join(c if c.isprintable() else " " for c in message[:longest])
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -225,10 +225,10 @@ def _ids_in_json(value: object, name: str) -> Iterator[tuple[str, bool]]:
         yield from _ids_in_text(value)
 
 
-def _ids_in_text(words: str) -> Iterator[tuple[str, bool]]:
+def _ids_in_text(answer: str) -> Iterator[tuple[str, bool]]:
     """Yield the ids in text: a page, a message, truncated JSON. An id that is itself truncated is none."""
-    for match in _NAMED_IN_TEXT.finditer(words):
+    for match in _NAMED_IN_TEXT.finditer(answer):
         yield match["quoted"] or match["bare"], True
-    for match in _SHAPE_IN_PAGE.finditer(words):
-        if match.end() < len(words):
+    for match in _SHAPE_IN_PAGE.finditer(answer):
+        if match.end() < len(answer):
             yield match[0], False

@@ -151,7 +151,7 @@ def parse_upload(response: WireResponse) -> Stored:
 def _refusal(response: WireResponse, code: int | None, envelope: dict[str, Any]) -> FluxError:
     """Rule 3: the envelope's code where it says more than 200, else the HTTP status."""
     meant = code if code not in (None, OK) else response.status
-    words = message_of(envelope) or "no message"
+    message = message_of(envelope) or "no message"
     if response.status in _REDIRECTS and code is None:
         return UnexpectedResponse(
             f"The upload host answered with a redirect (HTTP {response.status}), which is not followed.",
@@ -162,17 +162,17 @@ def _refusal(response: WireResponse, code: int | None, envelope: dict[str, Any])
         )
     if meant in _REFUSED:
         return UploadRejected(
-            f"The upload host refused the file ({meant}): {words.rstrip('.')}.",
+            f"The upload host refused the file ({meant}): {message.rstrip('.')}.",
             code=meant,
-            msg=words,
+            msg=message,
             http_status=response.status,
         )
     if meant in CODES and meant != OK:
-        return _free(error_for(meant, words, http_status=response.status))
+        return _free(error_for(meant, message, http_status=response.status))
     if meant >= SERVER_ERRORS:
-        failed = f"The upload host answered {meant}: {words.rstrip('.')}."
-        return _free(ServerError(failed, code=meant, msg=words, http_status=response.status))
-    return _free(unexpected(response, f"The upload host reports no success ({shown(words)})"))
+        failed = f"The upload host answered {meant}: {message.rstrip('.')}."
+        return _free(ServerError(failed, code=meant, msg=message, http_status=response.status))
+    return _free(unexpected(response, f"The upload host reports no success ({shown(message)})"))
 
 
 def _free(error: FluxError) -> FluxError:

@@ -202,8 +202,8 @@ def _digest(signature: str) -> bytes | None:
     return digest if len(digest) == hashlib.sha256().digest_size else None
 
 
-def _unsigned(words: str) -> CallbackRejected:
-    return CallbackRejected(words, http_status=_BAD_SIGNATURE)
+def _unsigned(message: str) -> CallbackRejected:
+    return CallbackRejected(message, http_status=_BAD_SIGNATURE)
 
 
 # --- bodies -----------------------------------------------------------------------------------------------
@@ -251,8 +251,8 @@ def _task_id(envelope: dict[str, Any]) -> TaskId:
     return TaskId(name)
 
 
-def _misshapen(words: str) -> CallbackRejected:
-    return CallbackRejected(words, http_status=_BAD_SHAPE)
+def _misshapen(message: str) -> CallbackRejected:
+    return CallbackRejected(message, http_status=_BAD_SHAPE)
 
 
 # --- all of it --------------------------------------------------------------------------------------------

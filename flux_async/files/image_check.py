@@ -102,7 +102,7 @@ def check_size(size: int, name: str, max_bytes: int = MAX_UPLOAD_BYTES) -> None:
 
 def _other_format(head: bytes) -> str:
     head = head.lower()  # tags may be written either way
-    found = (words for at, magic, words in _FOREIGN if head[at : at + len(magic)] == magic.lower())
+    found = (name for at, magic, name in _FOREIGN if head[at : at + len(magic)] == magic.lower())
     return next(found, "not a JPEG, PNG or WebP image")
 
 

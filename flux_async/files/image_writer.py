@@ -212,13 +212,13 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
     why = error.strerror or str(error)
     if of_folder and error.errno in _NO_PLACE:
         why = "a file is where its folder should be"
-    words = f"{destination} cannot be written: {why}."
+    message = f"{destination} cannot be written: {why}."
     if error.errno in _NO_ROOM:
-        return DiskFull(words)
+        return DiskFull(message)
     if of_folder and error.errno in _NO_PERMISSION | _NO_PLACE:
-        return FolderNotWritable(words)
+        return FolderNotWritable(message)
     return DownloadError(
-        words,
+        message,
         advice="Check the path and the disk, then download again: the paid result is kept 14 days.",
         retryable=False,
     )

@@ -132,7 +132,7 @@ class PollPolicy:
     def may_flip(self, record: TaskRecord, failed_for_s: float) -> bool:
         """Return whether a failed record, first seen ``failed_for_s`` ago, may still turn into a success."""
         message = (record.error_message or "").lower()
-        timed_out = any(words in message for words in ("timeout", "timed out", "time out"))
+        timed_out = any(part in message for part in ("timeout", "timed out", "time out"))
         return record.status.is_failure and timed_out and failed_for_s < self.timeout_failure_grace_s
 
 

@@ -338,12 +338,12 @@ class AiohttpTransport:
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, Unreadable):
-            words = str(error)
+            message = str(error)
         elif isinstance(error, aiohttp.ClientHttpProxyError):  # its message can contain the proxy's password
-            words = f"the proxy answered HTTP {error.status}"
+            message = f"the proxy answered HTTP {error.status}"
         else:
-            words = f"{type(error).__name__}: {error}".rstrip(": ")
-        return self._credentials.scrub(words.encode("utf-8", "replace")).decode()
+            message = f"{type(error).__name__}: {error}".rstrip(": ")
+        return self._credentials.scrub(message.encode("utf-8", "replace")).decode()
 
 
 def _is_cancelled() -> bool:

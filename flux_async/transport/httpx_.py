@@ -338,8 +338,8 @@ class HttpxTransport:
         return WireResponse(status=response.status_code, headers=headers, body=clean)
 
     def _reason(self, error: Exception) -> str:
-        words = f"{type(error).__name__}: {error}".rstrip(": ")
-        return self._credentials.scrub(words.encode("utf-8", "replace")).decode()
+        message = f"{type(error).__name__}: {error}".rstrip(": ")
+        return self._credentials.scrub(message.encode("utf-8", "replace")).decode()
 
     def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
