@@ -1,4 +1,4 @@
-"""What every API of the vendor must do, so that client and batch work over each in the same way.
+"""Requirements of every vendor API, so that client and batch work over each in the same way.
 
 A new API needs its module in ``load_api``, its models in the table, and its answers in ``ANSWERS``.
 """
@@ -171,7 +171,7 @@ def test_an_accepted_submit_is_its_task_id(api: Api, answers: Answers) -> None:
     assert api.parse_submit(answer(answers.accepted(TASK))) == TASK
 
 
-def test_a_refused_submit_says_that_it_was_not_charged(api: Api) -> None:
+def test_a_refused_submit_is_marked_as_not_charged(api: Api) -> None:
     """The table of codes decides."""
     with pytest.raises(InsufficientCreditsError) as caught:
         api.parse_submit(answer({"code": 402, "msg": "Credits insufficient", "data": None}))
@@ -194,7 +194,7 @@ def test_a_refused_submit_says_that_it_was_not_charged(api: Api) -> None:
     ],
     ids=lambda response: f"{response.status}-{response.body.decode()[:40]}",
 )
-def test_a_submit_that_may_be_charged_says_so(api: Api, response: WireResponse) -> None:
+def test_a_submit_that_may_be_charged_is_marked(api: Api, response: WireResponse) -> None:
     """An answer that does not rule a task out leaves the charge open."""
     with pytest.raises(FluxError) as caught:
         api.parse_submit(response)

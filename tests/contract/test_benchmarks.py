@@ -1,4 +1,4 @@
-"""Every benchmark can be asked for its short form, and is told of."""
+"""Every benchmark has a short form and a row in the README of the benchmarks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROWS = dict(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_benchmark_takes_what_its_row_says(script: str) -> None:
-    """Each has a row in the README of the benchmarks, and takes ``--short``, ``--long`` and what it says."""
+def test_a_benchmark_accepts_the_options_of_its_row(script: str) -> None:
+    """Each has a row in the README of the benchmarks, and accepts ``--short``, ``--long`` and its options."""
     told = subprocess.run(
         [sys.executable, str(FOLDER / script), "--help"],
         capture_output=True,
@@ -33,6 +33,6 @@ def test_a_benchmark_takes_what_its_row_says(script: str) -> None:
     assert [option for option in wanted if option not in told] == []
 
 
-def test_no_row_tells_of_what_is_gone() -> None:
+def test_every_row_has_a_script() -> None:
     """Every row of that README is about a script that is there."""
     assert sorted(ROWS) == SCRIPTS

@@ -1,4 +1,4 @@
-"""The documents say what is there: errors, commands, options, exit codes, keys, tests, links.
+"""The documents match the package: errors, commands, options, exit codes, keys, tests, links.
 
 ``python tests/contract/test_docs.py`` rewrites the tables of ``docs/errors.md`` and ``docs/architecture.md``.
 """
@@ -66,7 +66,7 @@ def test_error_page_shows_the_tree() -> None:
 
 
 def test_every_error_is_raised_somewhere() -> None:
-    """No class of the tree is there for show: a module besides ``errors`` mentions it."""
+    """A module besides ``errors`` mentions each class of the tree."""
     package = Path(flux_async.__file__).parent
     homes = {package / "errors.py", package / "public.py"}
     code = "\n".join(read(path) for path in package.rglob("*.py") if path not in homes)
@@ -145,7 +145,7 @@ def test_every_option_is_documented_where_it_belongs() -> None:
 
 
 def test_readme_names_every_command() -> None:
-    """A reader of the README has heard of each command."""
+    """Each command is in the README."""
     missing = [name for name in commands() if not re.search(rf"flux-async {name}\b", read(README))]
     assert missing == []
 

@@ -1,4 +1,4 @@
-"""Every error of the tree is a value: it survives pickle and copy, and says what to do next."""
+"""Every error of the tree is a value: it can be pickled and copied, and ends with its advice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def seen_of(error: FluxError) -> dict[str, Any]:
 
 @every_error
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle_keeps_type_words_and_every_field(kind: type[FluxError], protocol: int) -> None:
+def test_pickle_keeps_type_message_and_every_field(kind: type[FluxError], protocol: int) -> None:
     """An error with every field set comes back from pickle as it was."""
     error = kind("It broke.", **fields_of(kind))
     error.add_note("seen in a test")
@@ -97,8 +97,8 @@ def test_message_alone_is_enough(kind: type[FluxError]) -> None:
 
 
 @every_error
-def test_words_end_with_the_advice(kind: type[FluxError]) -> None:
-    """``str(error)`` is what happened, then a sentence that says what to do."""
+def test_messages_end_with_the_advice(kind: type[FluxError]) -> None:
+    """``str(error)`` is what happened, then a sentence with the advice."""
     error = kind("It broke.")
     assert error.advice.strip()
     assert error.advice.endswith(".")

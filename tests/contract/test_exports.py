@@ -1,4 +1,4 @@
-"""What ``flux_async`` promises to have: its names, their docstrings, one base for all errors."""
+"""The public names of ``flux_async``, their docstrings, one base for all errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of the sandbox has one row for each fault, in its own words; no other page has such a table."""
+"""The page of the sandbox has one row for each fault; no other page has such a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_fault_has_one_row() -> None:
     assert [row[0].strip("`") for row in rows(PAGE)] == [fault.value for fault in Fault]
 
 
-def test_rows_say_what_the_fault_says() -> None:
+def test_rows_match_the_faults() -> None:
     """The second cell is the fault's own sentence and its number; the three others are not empty."""
     for fault, row in zip(Fault, rows(PAGE), strict=True):
         number = "" if fault.number == ALWAYS else f" N is {fault.number:g} unless given."
@@ -34,5 +34,5 @@ def test_rows_say_what_the_fault_says() -> None:
 
 
 def test_no_other_page_repeats_them() -> None:
-    """One home for the table."""
+    """The table exists once."""
     assert [page.name for page in DOCS.glob("*.md") if page != PAGE and rows(page)] == []

@@ -43,7 +43,7 @@ def test_names_are_loaded_with_the_first_that_is_used() -> None:
 
 @pytest.mark.parametrize("name", sorted(HTTP))
 def test_a_client_loads_one_http_library_and_no_more(name: str) -> None:
-    """The first client loads the library that it uses, but no server, no pictures, and no database."""
+    """The first client loads the library that it uses, but no server, no image library, and no database."""
     loaded = modules_after(f"import flux_async; flux_async.FluxClient('key', transport={name!r})")
     assert loaded & HTTP == {name}
     assert loaded.isdisjoint(SERVER_AND_PICTURES | {"sqlite3"})

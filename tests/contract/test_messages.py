@@ -1,4 +1,4 @@
-"""Messages speak of what their reader can do: commands at the command line, calls in Python."""
+"""Messages advise what their reader can do: commands at the command line, calls in Python."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def family(kind: type[FluxError]) -> Iterator[type[FluxError]]:
 
 
 def test_no_message_of_the_library_names_an_option_of_the_command_line() -> None:
-    """A caller of the library is told of calls."""
+    """Callers of the library are advised in calls."""
     wrong = [
         (place, text)
         for place, text in messages(of_commands=False)
@@ -67,7 +67,7 @@ def test_no_message_of_the_library_names_an_option_of_the_command_line() -> None
 
 
 def test_no_message_of_the_command_line_gives_python_advice() -> None:
-    """A user of the command line is told of commands."""
+    """Users of the command line are advised in commands."""
     wrong = [(place, text) for place, text in messages(of_commands=True) if says_python(text)]
     assert wrong == []
 
@@ -95,8 +95,8 @@ def test_the_advice_of_every_error_is_worded_for_its_reader(
         assert "'my run'" in commands or "t1" in commands or "upload" in commands
 
 
-def test_every_action_has_words_on_both_surfaces() -> None:
-    """An action that one surface has no words for would be shown in braces."""
+def test_every_action_has_advice_on_both_surfaces() -> None:
+    """An action without advice on one surface would be shown in braces."""
     template = " ".join(f"{{{action}}}" for action in sorted(ACTIONS))
     assert "{" not in fill(template, python_words(None))
     assert "{" not in with_commands(template, None, None)
@@ -117,7 +117,7 @@ def test_every_action_in_a_message_is_known() -> None:
 
 @pytest.mark.parametrize("of_commands", [False, True])
 def test_no_message_leads_to_another_journal_for_a_folder_with_paid_work(of_commands: bool) -> None:
-    """Another journal or folder pays again for what this one holds; who says so may name it."""
+    """Another journal or folder pays again for this one's work; only a message that says so may name it."""
     wrong = [
         (place, text)
         for place, text in messages(of_commands=of_commands)
@@ -147,6 +147,6 @@ def test_no_line_of_a_help_text_is_cut(words: list[str]) -> None:
         ("It broke", "It broke"),
     ],
 )
-def test_quoted_words_that_end_a_sentence_get_no_second_full_stop(given: str, shown: str) -> None:
-    """Whatever a vendor or a system call says."""
+def test_quoted_messages_at_the_end_get_no_second_full_stop(given: str, shown: str) -> None:
+    """Of the vendor and of system calls."""
     assert FluxError(given).message == shown

@@ -1,4 +1,4 @@
-"""What is installed is what was meant to be: four dependencies, types, one version."""
+"""The installed package: four dependencies, types, one version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key stays home: it goes to the API's origin in one header, and nowhere else.
+"""The key is sent to the API's origin in one header, and nowhere else.
 
 No local variable of this module may show the key: tracebacks are taken here with all local variables.
 """
@@ -131,7 +131,7 @@ def tells_no_key(error: BaseException) -> bool:
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 @pytest.mark.parametrize("respond", RESPONDERS, ids=lambda respond: respond.__name__)
-async def test_a_failed_call_tells_no_key(
+async def test_a_failed_call_reveals_no_key(
     respond: Responder, call: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However a call fails, also where server or library echo the key, the error and the log hold no key."""
@@ -147,7 +147,7 @@ async def test_a_failed_call_tells_no_key(
     assert KEY not in caplog.text
 
 
-async def test_a_kept_answer_tells_no_key(tmp_path: Path) -> None:
+async def test_a_kept_answer_contains_no_key(tmp_path: Path) -> None:
     """The journal keeps an odd answer to a submit, without the key that the server echoed in it."""
     async with (
         httpx.AsyncClient(transport=httpx.MockTransport(echo_odd_answer)) as http_client,
@@ -163,8 +163,8 @@ async def test_a_kept_answer_tells_no_key(tmp_path: Path) -> None:
     assert tells_no_key(outcome.error)
 
 
-async def test_what_a_transport_of_the_callers_own_reads_is_kept_without_the_key() -> None:
-    """Blotting the key out of a kept answer does not depend on who has read it."""
+async def test_an_answer_read_by_a_custom_transport_is_kept_without_the_key() -> None:
+    """The key is removed from a kept answer whoever has read it."""
 
     class Bare:
         async def exchange(self, _request: object, *, timeout_s: float) -> Answered:
@@ -192,9 +192,7 @@ async def test_what_a_transport_of_the_callers_own_reads_is_kept_without_the_key
         ({"transport": "curl"}, ConfigurationError),
     ],
 )
-def test_a_client_that_cannot_be_made_tells_no_key(
-    arguments: dict[str, object], expected: type[FluxError]
-) -> None:
+def test_a_refused_setting_reveals_no_key(arguments: dict[str, object], expected: type[FluxError]) -> None:
     """A setting that is refused leaves no key in the traceback, though a good key was given with it."""
     with pytest.raises(expected) as caught:
         FluxClient(KEY, **arguments)  # type: ignore[arg-type]
@@ -225,7 +223,7 @@ def test_a_client_shows_no_key(transport: TransportName) -> None:
 
 
 def test_a_client_cannot_be_pickled() -> None:
-    """Pickling a client is refused, and the refusal tells no key."""
+    """The refusal contains no key."""
     with pytest.raises((ConfigurationError, TypeError)) as caught:
         pickle.dumps(FluxClient(KEY))
     assert KEY not in str(caught.value)
@@ -266,7 +264,7 @@ def answer(status: str, body: str, header: str = "Connection: close") -> str:
 
 
 @pytest.mark.parametrize("transport", ["httpx", "httpx2", "aiohttp"])
-async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture, transport: TransportName) -> None:
+async def test_no_logger_logs_the_key(caplog: pytest.LogCaptureFixture, transport: TransportName) -> None:
     """With every logger at DEBUG, those of the HTTP libraries too, a real exchange logs no key."""
     for name in (None, "flux_async", "httpx", "httpcore", "httpcore2", "aiohttp", "asyncio"):
         caplog.set_level(logging.DEBUG, name)  # a test before may have quietened one of them
@@ -284,7 +282,7 @@ async def test_no_logger_tells_the_key(caplog: pytest.LogCaptureFixture, transpo
 
 
 async def test_a_file_host_is_not_given_the_key(tmp_path: Path) -> None:
-    """A download carries no key, not even from a host that looks like the API's."""
+    """A download sends no key, not even to a host with a name similar to the API's."""
     async with server(answer("200 OK", "no picture")) as (url, requests), FluxClient(KEY, url) as client:
         with pytest.raises(FluxError) as caught:
             await client.download(f"{url}/result.jpg", tmp_path / "result.jpg", retry=False)
@@ -333,8 +331,8 @@ async def test_the_address_of_an_upload_is_not_given_the_key(tmp_path: Path) -> 
     assert KEY not in requests[0]
 
 
-def test_a_plain_upload_host_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """Where the key would cross a network unencrypted, the log says so and names the host, not the key."""
+def test_an_unencrypted_upload_host_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the key would cross a network unencrypted, a warning names the host, not the key."""
     FluxClient(KEY, upload_url="http://uploads.example")
     assert "http://uploads.example is plain http" in caplog.text
     assert KEY not in caplog.text

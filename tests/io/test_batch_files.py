@@ -279,7 +279,7 @@ async def test_the_journal_stores_content_and_sent_address(
 async def test_addresses_go_through_the_upload_host_on_request(
     url: str, picture_host: Any, tmp_path: Path
 ) -> None:
-    """--via-upload: the row has the given address, the vendor receives another."""
+    """With via_upload the vendor fetches from its own host; the job is still that of the address."""
     journal, image = tmp_path / "run.sqlite3", f"{picture_host.url}/poster.png"
     await collect(url, [image], journal=journal, via_upload=True)
     (sent,) = ledger(url)["images"]

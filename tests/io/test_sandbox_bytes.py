@@ -184,7 +184,7 @@ async def test_uploads(box: Box) -> None:
 
 @pytest.mark.parametrize("fault", CALLBACKS)
 async def test_callbacks(box: Box, fault: str) -> None:
-    """Whatever its callbacks are, an image succeeds with the vendor's own link and is paid once."""
+    """The four documented callbacks."""
     seen: list[Any] = []
 
     async def hook(request: Request) -> PlainTextResponse:

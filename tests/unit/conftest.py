@@ -1,4 +1,4 @@
-"""What reads the vendor's JSON, for the tests that must not depend on it."""
+"""Both parsers of the vendor's JSON, for tests that must not depend on one."""
 
 from __future__ import annotations
 

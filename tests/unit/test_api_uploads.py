@@ -96,7 +96,9 @@ def test_the_other_shapes_of_success_are_read(body: dict[str, Any]) -> None:
         (302, "", UnexpectedResponse),
     ],
 )
-def test_every_refusal_is_free_and_says_what_to_do(status: int, body: Any, expected: type[FluxError]) -> None:
+def test_every_refused_upload_is_free_and_has_advice(
+    status: int, body: Any, expected: type[FluxError]
+) -> None:
     """Real HTTP statuses, and 200 with success false: one error each, none of them charged."""
     with pytest.raises(expected) as caught:
         parse_upload(answer(body, status))
@@ -121,7 +123,7 @@ def test_a_form_is_multipart_and_not_json() -> None:
     assert not FOLDER.endswith("/")
 
 
-def test_a_url_upload_names_a_folder_nobody_can_guess() -> None:
+def test_a_url_upload_names_an_unguessable_folder() -> None:
     """JSON with the address; the host names the file, which may be of any kind."""
     wire = build_url_upload("https://h/é.png", secret="s3", name="my é photo.png")
     body = json.loads(wire.body or b"")
@@ -141,7 +143,7 @@ def test_a_url_upload_names_a_folder_nobody_can_guess() -> None:
     ],
 )
 def test_names_are_safe_and_never_without_the_secret(name: str | None, expected: str) -> None:
-    """Nothing a caller calls a picture can leave its folder or its header line."""
+    """No file name can leave its folder or its header line."""
     assert upload_name("s", ".jpg", name) == expected
 
 

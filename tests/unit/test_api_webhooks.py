@@ -1,4 +1,4 @@
-"""Callbacks as values: addresses, signatures, bodies, and whatever a stranger may send instead."""
+"""Callbacks as values: addresses, signatures, bodies, and hostile input."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def test_headers_in_any_form(spell: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [TIMESTAMP_HEADER, SIGNATURE_HEADER])
-def test_a_header_that_comes_twice_is_none(name: str) -> None:
-    """Where a header is repeated or absent, nobody guesses which one was meant."""
+def test_a_repeated_header_counts_as_absent(name: str) -> None:
+    """None of its values is chosen."""
     right = sign("t", KEY, at=AT)
     pairs = [(key.encode(), value.encode()) for key, value in right.items()]
     twice = [*pairs, (name.lower().encode(), right[name].encode())]
@@ -196,7 +196,7 @@ def test_a_string_is_one_key() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_documented_bodies(name: str) -> None:
-    """Each documented body is read; of its pictures nothing is."""
+    """Each documented body is read, without its image addresses."""
     body = DOCUMENTED[name]
     event = parse(encoded(body), attempt_id=ATTEMPT)
     assert (event.task_id, event.code, event.message) == ("task12345", body["code"], body["msg"])
@@ -218,7 +218,7 @@ PLACES: list[Any] = [
 
 
 @pytest.mark.parametrize("envelope", PLACES)
-def test_task_id_in_each_place(envelope: object) -> None:
+def test_the_task_id_is_found_in_each_field(envelope: object) -> None:
     """The task id is found wherever it has been seen, and where it is repeated alike."""
     assert parse(encoded(envelope)).task_id == "t"
 
@@ -326,7 +326,7 @@ def test_codes(code: object, read: int | None) -> None:
 
 @pytest.mark.parametrize("info", [None, "", {}, [], {"resultImageUrl": ""}, {"resultImageUrl": 5}, "null"])
 def test_info_is_not_needed(info: object) -> None:
-    """Whatever ``info`` is, the callback says the same."""
+    """Whatever ``info`` is, the callback means the same."""
     bare = parse(encoded({"code": 200, "data": {"taskId": "t"}}))
     assert parse(encoded({"code": 200, "data": {"taskId": "t", "info": info}})) == bare
 
@@ -342,7 +342,7 @@ def test_info_is_not_needed(info: object) -> None:
     ],
 )
 def test_messages(words: dict[str, object], message: str) -> None:
-    """The vendor's words are kept, under either name."""
+    """The vendor's message is kept, under either name."""
     assert parse(encoded({"taskId": "t"} | words)).message == message
 
 
@@ -355,7 +355,7 @@ def test_long_messages_are_cut() -> None:
 
 
 def test_a_signed_delivery() -> None:
-    """A signed delivery names its attempt and says that it was verified."""
+    """A signed delivery names its attempt and is marked as verified."""
     event = read_callback(sign("task12345", KEY, at=AT), of(), f"a=1&c={ATTEMPT}", [KEY], now=AT)
     assert event.signed
     assert event.attempt_id == ATTEMPT
@@ -376,8 +376,8 @@ def test_shape_comes_before_signature() -> None:
         assert rejected.value.http_status == status
 
 
-def test_rejections_tell_no_key() -> None:
-    """A rejection says neither the key nor what the signature should have been, and survives pickle."""
+def test_rejections_contain_no_key() -> None:
+    """Neither the key nor the expected signature; and they can be pickled."""
     with pytest.raises(CallbackRejected) as rejected:
         read_callback(sign("task12345", "wrong", at=AT), of(), "", [KEY], now=AT)
     said = str(pickle.loads(pickle.dumps(rejected.value)))
@@ -411,10 +411,10 @@ _texts = (
     query=st.binary(max_size=80) | st.text(max_size=80) | st.just(f"c={ATTEMPT}"),
     keys=st.sampled_from([[], ["k"], [b"k", b"l"]]),
 )
-def test_strangers_get_a_rejection_and_nothing_else(
+def test_any_input_is_a_callback_or_a_rejection(
     body: bytes, headers: list[tuple[bytes, bytes]], query: str | bytes, keys: list[str]
 ) -> None:
-    """Whatever is sent, it is either a callback or rejected, and signed only where there is a key."""
+    """It is signed only if there is a key."""
     statuses = []
     try:
         event = read_callback(headers, body, query, keys, now=AT)
@@ -494,7 +494,7 @@ def test_addresses_that_cannot_be_called(url: Any) -> None:
         CallbackEndpoint(url)
 
 
-def test_endpoints_tell_no_key() -> None:
+def test_endpoints_reveal_no_key() -> None:
     """The key is in no repr and no error; the endpoint is compared and changed like any value."""
     endpoint = CallbackEndpoint("https://example.com/hook", key=[KEY, b" other\n"])
     assert endpoint.keys == (KEY.encode(), b"other")
@@ -506,15 +506,15 @@ def test_endpoints_tell_no_key() -> None:
 
 @pytest.mark.parametrize("wait", [-1, float("nan"), float("inf"), True, "5"])
 def test_waits_are_seconds(wait: Any) -> None:
-    """How long a doubt may wait is a number of seconds."""
+    """The wait of a job in doubt is a number of seconds."""
     assert CallbackEndpoint("https://example.com", doubt_wait_s=0).doubt_wait_s == 0
     with pytest.raises(InvalidInput, match="doubt_wait_s"):
         CallbackEndpoint("https://example.com", doubt_wait_s=wait)
 
 
 @pytest.mark.parametrize(("timeout_s", "wait_s"), [(20, 1920), (300, 1920), (600, 1920), (900, 2220)])
-def test_a_doubt_waits_for_the_last_delivery(timeout_s: float, wait_s: float) -> None:
-    """However short we wait ourselves, a task may take ten minutes, and its callback four deliveries."""
+def test_a_job_in_doubt_waits_for_the_last_delivery(timeout_s: float, wait_s: float) -> None:
+    """With any timeout of ours, a task may take ten minutes, and its callback four deliveries."""
     assert CallbackEndpoint("https://example.com").wait_for_doubts_s(timeout_s) == wait_s
     assert CallbackEndpoint("https://example.com", doubt_wait_s=7).wait_for_doubts_s(timeout_s) == 7
 

@@ -1,4 +1,4 @@
-"""When do answers that make no sense halt submits? Decisions, and how often bad luck alone would halt."""
+"""When answers that make no sense halt submits, and how often chance alone would halt them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_unknown_answers_halt(limit: int, answers: str, halts_at: int | None) ->
     assert feed(CircuitBreaker(limit), answers) == halts_at
 
 
-def test_answers_to_submits_already_in_the_air_do_not_halt() -> None:
-    """Six submits lost with one connection are one event: only a submit made alone afterwards may halt."""
+def test_answers_to_submits_already_in_flight_do_not_halt() -> None:
+    """Six submits that fail with one connection are one event: only a later single submit may halt."""
     breaker = CircuitBreaker(5)
     breaker.saw_accepted()
     assert not breaker.one_at_a_time
@@ -116,6 +116,6 @@ def chance_of_a_halt(loss: float, submits: int) -> float:
 
 
 @pytest.mark.parametrize(("loss", "most"), [(0.01, 2e-6), (0.05, 0.015)])
-def test_scattered_lost_answers_hardly_ever_halt(loss: float, most: float) -> None:
-    """5,000 submits with 5 % of all answers lost halt in fewer than 15 of 1,000 runs."""
+def test_scattered_unknown_answers_hardly_ever_halt(loss: float, most: float) -> None:
+    """5,000 submits with 5 % unknown answers halt in fewer than 15 of 1,000 runs."""
     assert 10 * chance_of_a_halt(loss, 500) < most

@@ -1,4 +1,4 @@
-"""What was given, row by row: three formats, and rows that are none of them."""
+"""Inputs row by row: three formats, and invalid rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_images_come_from_arguments_and_lists_in_order() -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_no_image_at_all_is_a_usage_error(arguments: list[str]) -> None:
-    """Nothing to do is said, not done."""
+    """An empty run is an error."""
     with pytest.raises(click.UsageError, match="at least one image"):
         gather_inputs(arguments, [], io.StringIO(""))
 
@@ -118,7 +118,7 @@ def test_a_row_names_a_file_beside_its_list(tmp_path: Path) -> None:
 
 
 def test_arguments_may_be_files_folders_and_patterns(tmp_path: Path) -> None:
-    """A folder gives its own pictures in order, without hidden ones; a pattern gives what it matches."""
+    """A folder gives its own images in order, without hidden ones; a pattern gives its matches."""
     for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "sub/c.webp", "sub/.d.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -176,8 +176,8 @@ def test_a_file_may_be_called_anything(tmp_path: Path, monkeypatch: pytest.Monke
     assert (listed.is_file, listed.refusal) == (True, None)
 
 
-def test_why_a_path_is_not_taken_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not there, not allowed, a folder: each has its words, and no name can move the cursor."""
+def test_a_refused_path_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, not allowed, a folder: each has its message, and no name can move the cursor."""
     (tmp_path / "loop.png").symlink_to("loop.png")
     for path, why in (
         ("none.png", "no such file"),
@@ -197,8 +197,8 @@ def test_why_a_path_is_not_taken_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "bad", ["{}/none.png", "{}/*.gif", "./none", "none.jpeg", "{}/empty", "nonsense", "a\0b"]
 )
-def test_a_path_with_nothing_there_is_a_usage_error(tmp_path: Path, bad: str) -> None:
-    """Before anything is sent; a bare word that is mistyped, too."""
+def test_a_missing_path_is_a_usage_error(tmp_path: Path, bad: str) -> None:
+    """Before anything is sent; also a mistyped argument."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(click.UsageError, match=r"[Nn]othing was sent"):
         gather_inputs(["http://h/1", bad.format(tmp_path)], [])
@@ -212,7 +212,7 @@ def test_what_may_be_an_address_is_passed_on(odd: str) -> None:
 
 
 def test_one_image_is_an_address_or_a_file(tmp_path: Path) -> None:
-    """For commands about one picture."""
+    """For commands about one image."""
     photo = tmp_path / "a.png"
     photo.touch()
     assert image_of("https://h/1") == "https://h/1"

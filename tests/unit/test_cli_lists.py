@@ -1,4 +1,4 @@
-"""Lists as people's programs write them: what is read, what is refused, and in which words."""
+"""Lists as other programs write them: accepted and refused forms, and the messages."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_lists_of_well_known_programs_are_read(name: str) -> None:
     assert images(read(SAMPLES / name)) == READ[name]
 
 
-def test_what_is_said_of_the_lists_that_are_refused_or_guessed() -> None:
+def test_messages_about_refused_and_guessed_lists() -> None:
     """The line of the open quote, the option that splits, the encoding that was assumed."""
     (quote,) = read(SAMPLES / "unbalanced_quote.csv")
     assert quote.line == 2
@@ -93,7 +93,7 @@ def test_what_is_said_of_the_lists_that_are_refused_or_guessed() -> None:
 def test_a_quote_that_is_not_closed_is_refused_with_its_line(
     tmp_path: Path, content: str, line: int, found: list[str | None]
 ) -> None:
-    """No row vanishes into the cell of another without a word."""
+    """No row vanishes silently into the cell of another."""
     given = rows(tmp_path, content)
     assert images(given) == found
     assert [row.line for row in given if row.refusal] == [line]
@@ -215,7 +215,7 @@ def test_a_list_without_a_known_column_names_those_there_are(tmp_path: Path) -> 
 
 
 def test_a_list_without_a_header(tmp_path: Path) -> None:
-    """One column of addresses is read; with more, nothing says which is what."""
+    """One column of addresses is read; with more, the list is refused."""
     assert images(rows(tmp_path, f"{A}\n{B}\n")) == [A, B]
     with pytest.raises(click.UsageError, match="is no header: it holds an address"):
         rows(tmp_path, f"1,{A}\n2,{B}\n")
@@ -293,8 +293,10 @@ def test_what_is_text_in_no_encoding_is_one_sentence(tmp_path: Path, content: by
     ids=["zip", "ole", "gzip", "png", "jpeg", "heic", "pdf", "html", "sqlite", "elf"],
 )
 @pytest.mark.parametrize("name", ["list.csv", "list.txt", "list.json", "list.xlsx", "list"])
-def test_what_is_no_list_is_one_sentence(tmp_path: Path, content: bytes, words: str, name: str) -> None:
-    """Whatever its name says."""
+def test_a_file_that_is_no_list_is_refused_in_one_sentence(
+    tmp_path: Path, content: bytes, words: str, name: str
+) -> None:
+    """Whatever its suffix is."""
     with pytest.raises(click.UsageError, match=words) as refused:
         rows(tmp_path, content, name)
     assert "Nothing was sent" in refused.value.message
@@ -414,7 +416,7 @@ def test_json_of_any_size_is_read_piece_by_piece(tmp_path: Path, layout: str) ->
     ("name", "content"),
     [("list.csv", "url,key\n"), ("list.csv", ""), ("list.txt", "# only\n\n"), ("list.json", " \n")],
 )
-def test_an_empty_list_says_so(tmp_path: Path, name: str, content: str) -> None:
+def test_an_empty_list_is_reported(tmp_path: Path, name: str, content: str) -> None:
     """Alone it is an error; beside others it is a note."""
     with pytest.raises(click.UsageError, match=rf"{name} holds no image: it is empty, or has only a header"):
         rows(tmp_path, content, name)
@@ -432,7 +434,7 @@ def test_a_line_that_no_list_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_standard_input_is_read_like_a_file() -> None:
-    """Its format is told by how it begins."""
+    """Its beginning decides about its format."""
     for text in (f"url\n{A}\n", f"{A}\n", f'["{A}"]', f'{{\n"url": "{A}"}}', f"Id;Image Src\n1;{A}\n"):
         assert images(list(gather_inputs(["-"], [], io.StringIO(text)))) == [A]
 
@@ -457,8 +459,8 @@ def test_an_address_without_its_scheme_is_hinted_at(tmp_path: Path) -> None:
     assert ["is https://" in (row.refusal or "") for row in given] == [True, True]
 
 
-def test_a_folder_says_what_it_leaves_out(tmp_path: Path) -> None:
-    """Formats that the vendor does not take by their names, other files and folders by their number."""
+def test_a_folder_reports_files_that_it_leaves_out(tmp_path: Path) -> None:
+    """Unsupported formats by name, other files and folders by number."""
     for name in (
         "a.png",
         "b.JPG",
@@ -497,7 +499,7 @@ def test_a_folder_says_what_it_leaves_out(tmp_path: Path) -> None:
 def test_a_row_with_different_values_under_one_name_is_refused(
     tmp_path: Path, content: str, name: str
 ) -> None:
-    """Which of the columns is meant only the user knows; --column names both."""
+    """The message names both columns; --column chooses one."""
     for options in ({}, {"column": "url"}):
         (row,) = rows(tmp_path, content, **options)
         assert row.refusal == (
@@ -508,8 +510,8 @@ def test_a_row_with_different_values_under_one_name_is_refused(
 @pytest.mark.parametrize(
     "content", [f"url,url\n{A},{A}\n", f"url,url\n{A},\n", f"url,url\n,{A}\n", f"url,x,x\n{A},1,2\n"]
 )
-def test_columns_of_one_name_are_harmless_where_they_say_the_same(tmp_path: Path, content: str) -> None:
-    """Equal cells, empty ones, and columns that mean nothing here."""
+def test_columns_of_one_name_with_equal_values_are_accepted(tmp_path: Path, content: str) -> None:
+    """Equal cells, empty ones, and columns without a meaning."""
     assert images(rows(tmp_path, content)) == [A]
 
 
@@ -530,8 +532,8 @@ def test_a_json_object_with_one_name_twice_is_read_as_a_row_of_csv(
     assert images(rows(tmp_path, content, "list.jsonl")) == [read]
 
 
-def test_rows_of_one_line_have_places_and_names_of_their_own(tmp_path: Path) -> None:
-    """A JSON array on one line, and a cell that is split: the keys of refused rows do not coincide."""
+def test_rows_of_one_line_have_keys_of_their_own(tmp_path: Path) -> None:
+    """A JSON array on one line, and a cell that is split: the keys of refused rows differ."""
     found = rows(tmp_path, f'["{A}", 1, 2]\n', "list.json")
     assert [row.place.rpartition("list.json ")[2] for row in found] == [
         "line 1", "line 1, item 2", "line 1, item 3"

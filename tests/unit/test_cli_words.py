@@ -1,4 +1,4 @@
-"""Small decisions of the command line: what an input is, what a code means, what a person reads."""
+"""Small decisions of the command line: kinds of input, exit codes, messages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
     ],
 )
 def test_every_error_has_its_exit_code(error: FluxError, code: int) -> None:
-    """Settings are 2, what stops everybody is 3, the rest is 1."""
+    """Settings are 2, errors that stop the batch are 3, the rest is 1."""
     assert exit_for(error) == Exit(code)
 
 
@@ -75,8 +75,8 @@ def test_no_name_moves_the_cursor(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-def test_messages_are_one_line_that_the_terminal_does_not_obey(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a run and of its end, whatever a file is called or a host says."""
+def test_messages_are_one_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run and of its end, with any file name and any text of a host."""
     words = "\x1b[2Jgone\nError: none"
     MessageConsole().note(words)
     Output().line(next(line for line in doctor_lines([Finding.of("api", FluxError(words))])))
@@ -89,7 +89,7 @@ def test_messages_are_one_line_that_the_terminal_does_not_obey(capsys: pytest.Ca
     ("amount", "shown"), [(0, "0"), (5916.25, "5916.25"), (1_234_567.5, "1234567.5"), (0.1 + 0.2, "0.3")]
 )
 def test_credits_are_not_rounded(amount: float, shown: str) -> None:
-    """A large account is told to the last credit."""
+    """A large balance is printed to the last credit."""
     assert in_credits(amount) == shown
     words, short = cost_in_words(Counter({Model.PRO: 1}), 5.0, None, amount)
     assert (f"has {shown}." in words, short) == (True, amount < 5)
@@ -105,8 +105,8 @@ def test_a_total_that_may_grow_is_marked_and_no_time_is_promised() -> None:
     assert plain_line(read).endswith("2:20 left")
 
 
-def test_what_names_a_file_is_told_from_what_is_mistyped(tmp_path: Path) -> None:
-    """Paths and names of pictures mean files whether or not they exist; other words are left to the check."""
+def test_file_names_are_distinguished_from_mistyped_arguments(tmp_path: Path) -> None:
+    """Paths and names of images mean files whether or not they exist; other arguments are checked."""
     (tmp_path / "here").touch()
     for path in (str(tmp_path), "./x", "../x.png", "~/x.png", "/no/such", "mistyped.JPG", "here"):
         assert names_a_file(path, str(tmp_path))
@@ -133,7 +133,7 @@ def view(**fields: float) -> RunView:
 
 
 def test_progress_reads_like_a_sentence() -> None:
-    """Progress tells done, submitted, in flight, failed, the rate and what is left of the time."""
+    """Progress shows done, submitted, in flight, failed, the rate and the remaining time."""
     progress = view(seen=40, submits=40, succeeded=20, failed=8, in_doubt=2, generating=10, elapsed_s=90.0)
     assert plain_line(progress) == (
         "30 of 60 done · 40 submitted · 10 in flight · 8 failed · 2 in doubt · 20/min · 1:30 left"
@@ -152,7 +152,7 @@ def test_refused_inputs_count_as_failed() -> None:
     assert plain_line(progress) == "11 of 12 done · 0 submitted · 0 in flight · 11 failed"
 
 
-def test_the_time_left_leaves_out_what_waits_for_a_callback() -> None:
+def test_the_remaining_time_leaves_out_jobs_that_wait_for_a_callback() -> None:
     """Jobs in doubt end with their callback, not at the rate of the others."""
     progress = view(seen=60, submits=60, succeeded=30, waiting=30, elapsed_s=60.0)
     assert plain_line(progress).endswith("30 wait for a callback · 30/min · 0:00 left")
@@ -208,7 +208,7 @@ def test_durations_and_times_are_written_for_people() -> None:
     assert utc_text(1_785_585_600.25) == "2026-08-01T12:00:00.250Z"
 
 
-def test_without_the_extra_the_command_says_how_to_get_it(
+def test_without_the_extra_the_command_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where rich is missing, the command names the extra on one line and exits 2."""
@@ -264,7 +264,7 @@ async def test_a_part_of_the_results_that_was_left_is_removed_by_the_next_run(tm
     assert not part.exists()
 
 
-def test_a_long_list_that_is_written_after_ctrl_c_is_said() -> None:
+def test_a_long_list_that_is_written_after_ctrl_c_is_announced() -> None:
     """200,000 rows take seconds, a hundred do not."""
     assert while_writing(100) is None
     assert (while_writing(200_000) or "").startswith("Writing results.jsonl for 200000 images.")
@@ -291,8 +291,8 @@ def test_on_windows_the_command_names_wsl(
         ({"seen": 4, "succeeded": 4}, False),
     ],
 )
-def test_a_run_that_only_tries_downloads_again_is_known(fields: dict[str, int], only: bool) -> None:
-    """Then its user is told once what it is waiting for, and that it may be left."""
+def test_a_run_that_only_retries_downloads_is_announced(fields: dict[str, int], only: bool) -> None:
+    """Once, with the advice that it can be interrupted."""
     view = RunView(batch=BatchProgress(**fields), asked=4)
     assert view.only_retries_downloads is only
     assert not attrs.evolve(view, is_read=False).only_retries_downloads

@@ -1,4 +1,4 @@
-"""The contact sheet: every pair is on it, whatever its size and fate."""
+"""The contact sheet shows every pair, whatever its size and status."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sheet_of(count: int, folder: Path) -> Image.Image:
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_every_pair_is_drawn(tmp_path: Path, count: int) -> None:
-    """Wide, tall and tiny pictures are on the sheet, before and after, and no other file is left."""
+    """Wide, tall and tiny images are on the sheet, before and after, and no other file is left."""
     colours = {colour for _, colour in sheet_of(count, tmp_path).getcolors(1 << 24) or []}
     assert {(255, 0, 0), (0, 0, 255)} <= colours
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]

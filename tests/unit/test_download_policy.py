@@ -1,4 +1,4 @@
-"""What may be brought to disk, when a download goes on where it stopped, when a failed one is tried again."""
+"""Which files are accepted, when a download resumes, and when a failed one is retried."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ DATED = FileHead(length=100, validator=EARLIER)
         (200, {"content-range": "bytes 40-99/100"}, DATED, False),
     ],
 )
-def test_an_answer_is_the_rest_only_if_it_says_so(
+def test_an_answer_continues_a_file_only_if_its_headers_match(
     status: int, headers: dict[str, str], head: FileHead, *, expected: bool
 ) -> None:
     """Start, whole length and version must fit."""
@@ -173,10 +173,10 @@ def decide(error: DownloadError, **facts: Any) -> object:
 
 @pytest.mark.parametrize("error", MAY_PASS, ids=str)
 @pytest.mark.parametrize("age_s", [None, 0.0, 13.9 * DAY_S])
-def test_whatever_may_pass_is_tried_again_while_the_vendor_keeps_results(
+def test_downloads_are_retried_while_the_vendor_keeps_results(
     error: DownloadError, age_s: float | None
 ) -> None:
-    """Whatever the status says: a CDN that lags answers 404 and 410 for results that are seconds old."""
+    """With any status: a CDN that lags answers 404 and 410 for results that are seconds old."""
     assert decide(error, age_s=age_s) == DownloadAgain(1.0)
     assert decide(error, age_s=age_s, left_s=0.0) is NoDownload.FOR_NOW
 
@@ -191,7 +191,7 @@ def test_limits_disks_and_forbidden_addresses_are_not_tried_again(
 
 
 @pytest.mark.parametrize("error", MAY_PASS, ids=str)
-def test_a_result_is_lost_only_when_it_is_refused_after_14_days(error: DownloadError) -> None:
+def test_a_result_is_expired_only_when_it_is_refused_after_14_days(error: DownloadError) -> None:
     """A host that is down proves nothing, however old the result is."""
     refused = error.http_status in {401, 403, 404, 410}
     assert decide(error, age_s=14.1 * DAY_S) == (NoDownload.FOR_GOOD if refused else DownloadAgain(1.0))
@@ -217,7 +217,7 @@ def test_a_host_that_asks_to_wait_is_obeyed_within_the_time_that_is_left(
     assert decide(refusal(503, "h", retry_after_s=asked_s), left_s=left_s) == DownloadAgain(delay_s)
 
 
-def test_an_expired_result_says_why() -> None:
+def test_the_error_of_an_expired_result_has_its_reason() -> None:
     """How long results are kept, and what the host answered."""
     error = expired(refusal(404, "files.example"))
     assert (type(error), error.http_status) == (ResultExpired, 404)
@@ -254,10 +254,10 @@ UNTIL = (
         ),
     ],
 )
-def test_the_last_word_says_what_happened_that_it_is_paid_and_what_to_do(
+def test_the_final_error_has_cause_charge_and_advice(
     error: DownloadError, tries: int, submitted_at: float | None, message: str, advice: str
 ) -> None:
-    """Nobody is led to pay again; the class and the fields of the error stay."""
+    """No message leads the user to pay again; the class and the fields of the error stay."""
     told = unfetched(error, "poster.jpg", tries=tries, submitted_at=submitted_at)
     assert str(told) == f"Download failed for poster.jpg: {message}. {advice}"
     assert (type(told), told.http_status, told.charge) == (type(error), error.http_status, error.charge)

@@ -51,13 +51,13 @@ def sent(image: str, **options: Any) -> str:
     ],
     ids=str,
 )
-def test_prompt_image_and_model_say_whose_record_it_is(told: Any, echo: Echo) -> None:
-    """All that is shown of the three must be as it was sent; what is not shown contradicts nothing."""
+def test_prompt_image_and_model_identify_the_record(told: Any, echo: Echo) -> None:
+    """All of the three that are shown must be as sent; missing ones contradict nothing."""
     assert compare(told, BODY).echo is echo
 
 
 def test_an_image_in_the_record_of_a_request_without_one_differs() -> None:
-    """The record of an edit is never that of an image made from words."""
+    """The record of an edit never belongs to a generated image."""
     words = store_request(GenerateRequest(prompt="a lighthouse"))
     assert compare({"prompt": "a lighthouse"}, words).echo is Echo.CONFIRMED
     told = {"prompt": "a lighthouse", "inputImage": "https://h.example/a.jpg"}
@@ -95,7 +95,9 @@ def test_an_escaped_percent_sign_is_another_image() -> None:
         ({"prompt": "ohne Text", "enable_translation": False, "prompt_upsampling": True}, True),
     ],
 )
-def test_a_prompt_that_the_vendor_may_rewrite_is_told_apart(options: dict[str, Any], reworded: bool) -> None:
+def test_a_prompt_that_the_vendor_may_translate_is_distinguished(
+    options: dict[str, Any], reworded: bool
+) -> None:
     """Translation is on unless it was switched off; our own prompt switches it off."""
     body = sent("https://h.example/a.jpg", **options)
     told = {"prompt": "without text", "inputImage": "https://h.example/a.jpg"}
@@ -104,7 +106,7 @@ def test_a_prompt_that_the_vendor_may_rewrite_is_told_apart(options: dict[str, A
 
 
 def test_another_model_is_no_other_subject() -> None:
-    """The request of another model about the same image is not said to be about something else."""
+    """The request of another model about the same image is not reported as another image."""
     told = json.loads(BODY)
     assert not compare(told | {"model": "flux-kontext-max"}, BODY).is_other_subject
     assert compare(told | {"prompt": "another"}, BODY).is_other_subject
@@ -124,8 +126,8 @@ def test_another_model_is_no_other_subject() -> None:
     ],
     ids=str,
 )
-def test_the_image_is_judged_apart_from_the_prompt(told: Any, is_same_image: bool | None) -> None:
-    """Whatever the prompt and the model say."""
+def test_the_image_is_compared_apart_from_the_prompt(told: Any, is_same_image: bool | None) -> None:
+    """With any prompt and model."""
     assert compare(told, BODY).is_same_image is is_same_image
 
 
@@ -151,8 +153,8 @@ def test_an_echo_is_of_the_same_submit(changes: dict[str, Any], expected: bool) 
     assert is_of_attempt(json.loads(BODY) | changes, BODY, CALLBACK) is expected
 
 
-def test_an_echo_must_show_prompt_and_picture() -> None:
-    """Of a partial, an empty or an unreadable one nobody knows; unless what it shows is another's."""
+def test_an_echo_must_show_prompt_and_image() -> None:
+    """A partial, empty or unreadable echo proves nothing, unless it shows another request."""
     sent = json.loads(BODY)
     assert is_of_attempt({"prompt": sent["prompt"], "inputImage": sent["inputImage"]}, BODY) is True
     assert is_of_attempt({"prompt": sent["prompt"]}, BODY) is None
@@ -177,7 +179,7 @@ def test_a_subject_has_one_spelling() -> None:
     assert subject_of({"prompt": ""}) == (None, None)
 
 
-def test_spellings_to_look_for() -> None:
+def test_spellings_that_are_searched() -> None:
     """As shown, decoded, and encoded; half a surrogate pair is no text for a database."""
     assert spellings_of({"inputImage": "https://h/a b%2F.jpg", "prompt": "p"}) == [
         "https://h/a b%2F.jpg",
@@ -189,8 +191,8 @@ def test_spellings_to_look_for() -> None:
     assert spellings_of({}) == []
 
 
-def test_a_mismatch_says_what_was_seen() -> None:
-    """The error names the task, whose request its record shows, and that the submit may be charged."""
+def test_a_mismatch_names_the_task_and_the_shown_request() -> None:
+    """And that the submit may be charged."""
     params = {"prompt": "p", "inputImage": "https://u:pw@h.example/b.jpg?sig=1", "model": "m"}
     record = TaskRecord(task_id=TaskId("t1"), status=TaskStatus.SUCCESS, params=params)
     error = mismatch(TaskId("t1"), record, belongs_to=JobKey("k2"))

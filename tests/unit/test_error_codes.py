@@ -39,26 +39,26 @@ def test_the_table_is_complete() -> None:
 
 
 @pytest.mark.parametrize("code", EXPECTED)
-def test_a_row_means_what_the_design_says(code: int) -> None:
-    """Charge, scope and poll meaning of each code; the error carries them with it."""
+def test_a_row_has_charge_scope_and_poll_meaning(code: int) -> None:
+    """The error carries them with it."""
     rule, error = rule_for(code), error_for(code, "words")
     assert (rule.charge, rule.scope, rule.poll) == EXPECTED[code]
     assert (error.charge, error.scope, error.code, error.msg) == (rule.charge, rule.scope, code, "words")
 
 
 def test_an_undocumented_code_is_taken_cautiously() -> None:
-    """It may have been charged, concerns this job only, and a wait looks again."""
+    """It may have been charged, concerns this job only, and a wait polls again."""
     rule = rule_for(999)
     assert (rule.error, rule.charge, rule.scope, rule.poll) == (ApiError, MAYBE, JOB, AGAIN)
 
 
 def test_a_redirect_is_fatal_for_a_wait() -> None:
-    """An address that redirects every look cannot get better by looking."""
+    """An address that redirects every poll cannot recover by polling."""
     assert poll_meaning(UnexpectedResponse("redirect", scope=STOP)) is FATAL
     assert poll_meaning(UnexpectedResponse("html")) is AGAIN
 
 
-def test_the_vendors_words_are_in_the_message_once_punctuated() -> None:
-    """A trailing full stop is not doubled, missing words are named."""
+def test_the_vendors_message_is_quoted_and_punctuated_once() -> None:
+    """A trailing full stop is not doubled; a missing message is reported."""
     assert error_for(402, "Top up. ").message == "The API answered 402: Top up."
     assert error_for(402, "").message == "The API answered 402: no message."

@@ -21,7 +21,7 @@ def shares(text: str) -> dict[Fault, float]:
 
 
 def test_every_fault_is_described() -> None:
-    """Each fault says in one sentence what it does, and speaks of N exactly where it has one of its own."""
+    """Each fault has one sentence, with N exactly if it has a number of its own."""
     for fault in Fault:
         assert fault.description.endswith(".")
         assert fault.description.count(". ") == 0
@@ -36,7 +36,7 @@ def test_list_of_faults() -> None:
 
 
 def test_shares() -> None:
-    """Shares are written in per cent or as numbers; a name alone means everybody."""
+    """Shares are written in per cent or as numbers; a name alone means all requests."""
     assert shares("") == shares(" ") == {}
     assert shares("callback-missing:5%, callback-late : 0.25,drop-reply") == {
         MISSING: 0.05,
@@ -45,7 +45,7 @@ def test_shares() -> None:
     }
 
 
-def test_everything_a_rule_can_say() -> None:
+def test_every_form_of_a_rule() -> None:
     """Number, share and window, each by itself and all together; 429 is short for http-429."""
     assert parse_rules("late-record=5") == (Rule(fault=Fault.LATE_RECORD, number=5),)
     assert parse_rules("455@30-90") == (Rule(fault=Fault.REFUSE_455, since=30, until=90),)
@@ -78,7 +78,7 @@ def test_everything_a_rule_can_say() -> None:
     ],
 )
 def test_bad_rules(text: str, words: str) -> None:
-    """A list that cannot be read is refused in words that name the mistake, in the settings too."""
+    """A list that cannot be read is refused with a message that names the mistake, in the settings too."""
     with pytest.raises(ValueError, match=words):
         parse_rules(text)
     with pytest.raises(ValueError, match=words):
@@ -158,7 +158,7 @@ def test_calls_without_a_task() -> None:
 
 
 def test_script_file(tmp_path: Path) -> None:
-    """A script is read from JSON Lines; what is wrong with it is told with the number of the line."""
+    """A script is read from JSON Lines; an invalid line is reported with its number."""
     file = tmp_path / "script.jsonl"
     file.write_text('["429"]\n\n[]\n["drop-reply", "late-record=5"]\n')
     assert read_script(file) == [["429"], [], ["drop-reply", "late-record=5"]]

@@ -48,7 +48,7 @@ def test_no_text_leads_out_of_the_folder(image: str, key: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,60}-[0-9a-f]{12}", file_stem(image, key.encode().hex()))
 
 
-def test_pictures_of_one_name_get_files_of_their_own() -> None:
+def test_images_of_one_name_get_files_of_their_own() -> None:
     """The same name under another key is another file, whether the key is a digest or the caller's own."""
     keys = [KEY, "f" + KEY[1:], "first", "second", KEY[:12]]
     assert len({file_stem("https://a/x.png", key) for key in keys}) == len(keys)

@@ -103,8 +103,8 @@ def test_beside_an_api_in_a_private_network_nothing_is_refused(url: str, api_hos
 
 @pytest.mark.parametrize("url", REACHABLE)
 @pytest.mark.parametrize("api_host", [VENDOR, "93.184.216.34"])
-def test_what_may_be_reachable_passes(url: str, api_host: str) -> None:
-    """When in doubt an address is not refused; what is inside a query does not count."""
+def test_addresses_that_may_be_reachable_pass(url: str, api_host: str) -> None:
+    """A possibly valid address is not refused; the contents of a query do not count."""
     check_reachable(url, api_host=api_host)
 
 
@@ -134,7 +134,7 @@ def test_a_share_page_is_refused_with_the_direct_address(url: str) -> None:
         ("https://h.com/", None),
     ],
 )
-def test_what_looks_mistyped_is_named_with_what_was_meant(url: str, meant: str | None) -> None:
+def test_mistyped_addresses_are_named_with_their_correction(url: str, meant: str | None) -> None:
     """HTML escapes and punctuation of the sentence around an address; a warning, never a refusal."""
     found = suspicion(url)
     assert (found and found[1]) == meant

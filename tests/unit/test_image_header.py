@@ -1,4 +1,4 @@
-"""The pictures the sandbox makes up have the asked shape and are always the same."""
+"""The images drawn by the sandbox have the requested ratio and are reproducible."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def test_the_size_is_about_a_megapixel_of_the_asked_ratio(ratio):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_a_prompt_is_drawn_in_the_asked_ratio(ratio):
-    """The picture has the size the ratio asks for."""
+def test_a_prompt_is_drawn_in_the_requested_ratio(ratio):
+    """The image has the size of the ratio."""
     picture = draw_from_prompt("A lighthouse at dusk by the sea", ratio, seed=1)
     assert picture.dtype == np.uint8
     assert picture.shape == (*size_of(ratio)[::-1], 3)
 
 
-def test_the_same_prompt_gives_the_same_picture():
-    """Prompt and seed decide every pixel; another seed or prompt gives another picture."""
+def test_the_same_prompt_gives_the_same_image():
+    """Prompt and seed decide every pixel; another seed or prompt gives another image."""
     one = draw_from_prompt("city at night", "1:1", seed=5)
     assert (one == draw_from_prompt("city at night", "1:1", seed=5)).all()
     assert (one != draw_from_prompt("city at night", "1:1", seed=6)).any()
@@ -40,7 +40,7 @@ def test_the_same_prompt_gives_the_same_picture():
 
 
 def test_the_prompt_and_the_mark_can_be_read_at_the_foot():
-    """The picture says what was asked for, and that it comes from the sandbox."""
+    """The image shows its prompt, and that it comes from the sandbox."""
     picture = draw_from_prompt("A red fox in the snow", "1:1", seed=1)
     read = " ".join(line.text.replace(" ", "") for line in read_text(picture[-120:]))
     assert "redfox" in read
@@ -60,8 +60,8 @@ def test_other_ratios_are_refused(ratio):
         size_of(ratio)
 
 
-def test_a_picture_of_the_right_ratio_is_left_alone():
-    """Fitting a picture to its own ratio changes nothing."""
+def test_an_image_of_the_right_ratio_is_unchanged():
+    """Fitting an image to its own ratio changes nothing."""
     picture = np.random.default_rng(1).integers(0, 256, (90, 160, 3), np.uint8)
     assert (fit_to_ratio(picture, "16:9") == picture).all()
 
@@ -73,8 +73,8 @@ def test_a_near_ratio_cuts_the_middle_out():
     assert (fit_to_ratio(picture, "1:1") == 200).all()
 
 
-def test_a_far_ratio_keeps_the_whole_picture():
-    """Where cutting would lose more than half, the picture is laid on a blurred copy instead."""
+def test_a_far_ratio_keeps_the_whole_image():
+    """If cutting would lose more than half, the image is laid on a blurred copy instead."""
     picture = np.random.default_rng(1).integers(0, 256, (40, 160, 3), np.uint8)
     fitted = fit_to_ratio(picture, "9:16")
     top = (fitted.shape[0] - 40) // 2
@@ -82,8 +82,8 @@ def test_a_far_ratio_keeps_the_whole_picture():
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), ratio=st.sampled_from(RATIOS))
-def test_any_picture_can_be_fitted(height, width, ratio):
-    """Whatever its shape, a picture comes back in the ratio, as near as whole pixels allow."""
+def test_any_image_can_be_fitted(height, width, ratio):
+    """An image of any shape gets the ratio, as near as whole pixels allow."""
     fitted = fit_to_ratio(np.zeros((height, width, 3), np.uint8), ratio)
     across, down = (int(part) for part in ratio.split(":"))
     assert abs(fitted.shape[1] - fitted.shape[0] * across / down) <= 1 + across / down

@@ -1,4 +1,4 @@
-"""Format, size and end of a picture, read from bytes that arrive in any pieces."""
+"""Format, size and end of an image, read from bytes that arrive in any pieces."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read(*pieces: bytes) -> ImageReader:
 
 @each_format
 @pytest.mark.parametrize("length", [1, 7, 4096, 10**6])
-def test_a_picture_in_pieces_is_understood(name: str, length: int) -> None:
+def test_an_image_in_pieces_is_read(name: str, length: int) -> None:
     """Format, size and end are found, however the bytes are cut."""
     data = IMAGES[name]
     reader = read(*(data[at : at + length] for at in range(0, len(data), length)))
@@ -58,7 +58,7 @@ def test_a_picture_in_pieces_is_understood(name: str, length: int) -> None:
 
 
 @each_format
-def test_no_beginning_of_a_picture_is_complete(name: str) -> None:
+def test_no_beginning_of_an_image_is_complete(name: str) -> None:
     """Wherever it is cut off, the end is missing."""
     data = IMAGES[name]
     for cut in {*range(12, min(len(data), 400)), *range(len(data) - 40, len(data)), len(data) // 2}:
@@ -66,12 +66,12 @@ def test_no_beginning_of_a_picture_is_complete(name: str) -> None:
 
 
 @each_format
-def test_what_follows_the_end_is_not_read(name: str) -> None:
-    """Some programs put something of their own behind a picture."""
+def test_bytes_after_the_end_are_not_read(name: str) -> None:
+    """Some programs append data of their own to an image."""
     assert read(IMAGES[name] + b"\x00trailing" * 9, b"more").complete
 
 
-def test_the_end_of_a_thumbnail_is_not_that_of_the_picture() -> None:
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image() -> None:
     """A JPEG within a JPEG's segment has an end of its own."""
     inner = IMAGES["jpeg"]
     outer = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(inner) + 2) + inner + IMAGES["jpeg"][2:]
@@ -121,8 +121,8 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    """Something else, or a picture whose size cannot be told."""
+def test_files_that_are_no_images_are_refused(data: bytes) -> None:
+    """Other content, or an image without a size."""
     with pytest.raises(NotAnImage):
         read(data)
 
@@ -134,7 +134,7 @@ def test_fill_bytes_and_lone_markers_are_passed_over() -> None:
 
 
 def test_a_second_size_counts_for_nothing() -> None:
-    """The first frame header of a JPEG says how large it is."""
+    """The first frame header of a JPEG has its size."""
     data = IMAGES["jpeg"]
     second = b"\xff\xc0\x00\x0b\x08\xff\xff\xff\xff\x01\x01\x11\x00"
     at = data.index(b"\xff\xda")

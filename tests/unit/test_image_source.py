@@ -63,7 +63,7 @@ def test_a_file_is_never_sent_as_it_is() -> None:
 
 
 def test_a_stored_request_names_the_content_and_is_read_back() -> None:
-    """The journal's form holds no path and no upload address; what is sent has the address in its place."""
+    """The journal's form has no path and no upload address; the sent one has the address instead."""
     request = EditRequest.text_removal(LocalImage(path="a.jpg", sha256=A), output_format="png")
     stored = store_request(request)
     assert read_image(stored) == f"sha256:{A}"

@@ -97,7 +97,7 @@ class TestRemoval:
         text = np.abs(sample.image.astype(int) - sample.clean).max(2) > 6
         assert psnr(removal.image, sample.clean, dilate(text, 3)) > floor
 
-    def test_regions_and_passes_tell_what_was_done(self, removals):
+    def test_regions_and_passes_are_reported(self, removals):
         """A poster of six lines has six regions, and the first pass worked on all of them."""
         _, removal = removals["market-poster"]
         assert len(removal.regions) == 6
@@ -166,7 +166,7 @@ class TestRemoval:
 
 
 class TestPasses:
-    def test_a_line_missed_at_first_is_removed_on_the_second_look(self, monkeypatch):
+    def test_a_line_missed_at_first_is_removed_in_the_second_pass(self, monkeypatch):
         """What can still be read in the result is removed in another pass."""
         looks = []
 
@@ -194,7 +194,7 @@ class TestPasses:
         assert len(removal.passes) == 2
         assert imaging.read_text(removal.image) == ()
 
-    def test_ink_is_found_by_contrast_where_colours_do_not_tell(self):
+    def test_ink_is_found_by_contrast_if_colours_do_not_differ(self):
         """Both witnesses together mark the letters and little else."""
         sample = samples.draw_sample("market-poster")
         truth = np.abs(sample.image.astype(int) - sample.clean).max(2) > 60
@@ -246,7 +246,7 @@ class TestDetection:
         assert 40 < region.height < 90
         assert region.certain
 
-    def test_a_certain_line_is_told_from_a_doubtful_one_beside_it(self):
+    def test_a_certain_line_is_distinguished_from_an_uncertain_one_beside_it(self):
         """The score belongs to its own line, whatever the order in which RapidOCR lists boxes and scores."""
         image = text_detection.raise_contrast(samples.draw_sample("magazine").image)
         skyline = [box for box in ocr.detect_boxes(image, 1408) if 300 < box.corners[0, 1] < 400]
@@ -502,7 +502,7 @@ class TestInstallation:
         code = "import sys, flux_async.imaging; assert not {'numpy', 'cv2', 'PIL'} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    def test_using_it_without_the_extra_says_what_to_install(self):
+    def test_without_the_extra_the_first_use_names_it(self):
         """Without OpenCV the first use names the extra."""
         code = (
             "import sys; sys.modules['cv2'] = None\n"

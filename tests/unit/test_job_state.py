@@ -1,4 +1,4 @@
-"""The life of a job: every row of the table, everything that is not in it, and any order of facts."""
+"""The states of a job: every row of the table, every transition that is not in it, any order of events."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ def test_table_is_the_designs() -> None:
 
 
 def test_every_event_is_tried_here() -> None:
-    """An event added to the union is one that these tests know."""
+    """An event added to the union must be added here."""
     assert set(BY_TYPE) == set(get_args(Event))
 
 
 @pytest.mark.parametrize(("state", "event"), LEGAL, ids=name)
 def test_every_row(state: JobState, event: type[Event]) -> None:
-    """A legal event takes the job where the table says and leaves its key alone."""
+    """A legal event moves the job to the state of the table and keeps its key."""
     after = apply(job(state), BY_TYPE[event])
     assert after.state is LEGAL[state, event]
     assert after.key == "k"
@@ -152,8 +152,8 @@ def test_only_uncharged_answers_lead_back_from_a_submit() -> None:
     assert [event for (state, event), to in TRANSITIONS.items() if state is S and to is P] == [SubmitRefused]
 
 
-def test_only_consent_leaves_a_final_state_or_frees_a_doubt() -> None:
-    """DONE ends only where its picture is lost; FAILED and IN_DOUBT lead to PENDING by a person's word."""
+def test_only_an_operator_event_leaves_a_final_state_or_in_doubt() -> None:
+    """DONE ends only if its image is missing; FAILED and IN_DOUBT lead to PENDING by an operator command."""
     ways_out = {
         (state, event) for (state, event), to in TRANSITIONS.items() if state in FINAL and to != state
     }
@@ -189,14 +189,14 @@ def test_only_consent_leaves_a_final_state_or_frees_a_doubt() -> None:
     ],
     ids=name,
 )
-def test_what_an_event_writes_down(state: JobState, event: type[Event], expected: dict[str, object]) -> None:
-    """Each event leaves charge, task, times and problem as the design says."""
+def test_fields_set_by_each_event(state: JobState, event: type[Event], expected: dict[str, object]) -> None:
+    """Charge, task, times and problem."""
     after = attrs.asdict(apply(job(state), BY_TYPE[event]), recurse=False)
     assert {field: after[field] for field in expected} == expected
 
 
 def test_result_address_is_renewed() -> None:
-    """A success said again, as after a restart, only renews the address."""
+    """A repeated success, as after a restart, only renews the address."""
     again = apply(job(G), TaskSucceeded(at=9, result_url="https://files.example/new.jpg"))
     assert (again.state, again.result_url) == (G, "https://files.example/new.jpg")
 
@@ -235,8 +235,8 @@ def test_next_step(state: JobState, step: object) -> None:
     assert next_step(job(state)) == step
 
 
-def test_a_doubt_whose_callback_may_come_waits_for_it() -> None:
-    """Only in doubt, and only where somebody listens."""
+def test_a_job_in_doubt_whose_callback_may_come_waits_for_it() -> None:
+    """Only in doubt, and only if callbacks are received."""
     assert next_step(job(JobState.IN_DOUBT), callback_may_come=True) == AwaitCallback()
     for state in set(JobState) - {JobState.IN_DOUBT}:
         assert next_step(job(state), callback_may_come=True) == next_step(job(state))
@@ -249,14 +249,14 @@ def test_a_refused_job_waits() -> None:
 
 @pytest.mark.parametrize("state", [SUBMITTED, G], ids=str)
 def test_a_paid_job_without_its_task_is_a_bug(state: JobState) -> None:
-    """A job said to be paid, without a task to look at, is refused instead of submitted again."""
+    """A job marked as paid, without a task to poll, is refused instead of resubmitted."""
     with pytest.raises(IllegalTransition, match="without a task"):
         next_step(JobSnapshot(key=JobKey("k"), state=state))
 
 
 @pytest.mark.parametrize("state", JobState, ids=str)
 def test_recover(state: JobState) -> None:
-    """After a crash an intent without an answer is in doubt; every other state stands as it is."""
+    """After a crash an intent without an answer is in doubt; every other state is unchanged."""
     event = recover(job(state), 50.0)
     if state is not S:
         assert event is None
@@ -285,7 +285,7 @@ def test_recover(state: JobState) -> None:
     ids=name,
 )
 def test_problem_of(error: FluxError, code: int | None) -> None:
-    """An error is kept as the name of its class, the vendor's code and its words."""
+    """An error is kept as the name of its class, the vendor's code and its message."""
     assert Problem.of(error) == Problem(type=type(error).__name__, code=code, message=str(error))
 
 
@@ -293,7 +293,7 @@ def test_problem_of(error: FluxError, code: int | None) -> None:
 
 
 @pytest.mark.parametrize("state", JobState)
-def test_a_job_whose_submit_was_lost_is_not_submitted_again(state: JobState) -> None:
+def test_a_job_whose_submit_is_unrecorded_is_not_resubmitted(state: JobState) -> None:
     """Every job that a run would submit, now or after its task fails, is in doubt; the others stay."""
     job = JobSnapshot(key=JobKey("k"), state=state, attempts=1, task_id=TASK, result_url=URL)
     after = job

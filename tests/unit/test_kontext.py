@@ -1,4 +1,4 @@
-"""The vendor's answers, word for word, and what is read from them."""
+"""The vendor's answers and the values that are read from them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def response_of(sample: dict[str, Any]) -> WireResponse:
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_sample_is_read_as_it_says(path: Path) -> None:
+def test_each_sample_is_read_as_its_file_expects(path: Path) -> None:
     """Each recorded answer becomes the value or the error that its file expects."""
     sample = json.loads(path.read_text())
     expect = sample["expect"]
@@ -116,7 +116,7 @@ def test_every_quirk_of_an_answer_has_a_sample() -> None:
 
 
 def test_image_keeps_the_record_it_was_read_from() -> None:
-    """A finished picture carries its URLs and its record."""
+    """A finished image has its URLs and its record."""
     body = {
         "code": 200,
         "data": {"taskId": TASK, "successFlag": 1, "response": {"resultImageUrl": "https://h/r.jpg"}},
@@ -128,7 +128,7 @@ def test_image_keeps_the_record_it_was_read_from() -> None:
 
 
 def test_submit_leaves_unset_fields_out() -> None:
-    """Text removal sends the prompt, the model, the picture and no translation, and nothing else."""
+    """Text removal sends the prompt, the model, the image and no translation, and nothing else."""
     wire = build_submit(store_request(EditRequest.text_removal("https://example.com/a.jpg")))
     assert (wire.method, wire.path) == ("POST", "/api/v1/flux/kontext/generate")
     assert json.loads(wire.body or b"") == {
@@ -167,7 +167,7 @@ def test_submit_uses_the_vendors_names() -> None:
     }
 
 
-def test_looks_are_gets() -> None:
+def test_polls_are_gets() -> None:
     """record-info and the balance are read with GET and without a body."""
     look = build_status(TASK)
     assert (look.method, look.path, dict(look.query), look.body) == (
@@ -261,8 +261,8 @@ def test_a_missing_record_names_its_task() -> None:
         (b'{"code":200,"data":null}', "record-info has nothing under this id."),
     ],
 )
-def test_an_unknown_task_is_named_with_what_the_api_said(body: bytes, said: str) -> None:
-    """However the vendor says that there is no such task, the message says so first."""
+def test_the_error_of_an_unknown_task_quotes_the_api(body: bytes, said: str) -> None:
+    """In every form of the vendor's answer the error first says that the task does not exist."""
     with pytest.raises(NotFoundError) as caught:
         parse_status(WireResponse(status=200, body=body), TaskId("nope"))
     assert caught.value.message == f"No task 'nope': {said}"
@@ -297,8 +297,8 @@ FOR_TASK = {
 
 
 @pytest.mark.parametrize(("body", "is_ours"), FOR_TASK.values(), ids=FOR_TASK)
-def test_an_answer_that_may_be_another_tasks_is_told(body: bytes, is_ours: bool) -> None:
-    """Only what would end or confuse the wait has to name the task."""
+def test_an_answer_of_another_task_is_detected(body: bytes, is_ours: bool) -> None:
+    """Only answers that would end or confuse the wait have to name the task."""
     assert is_for_task(WireResponse(status=200, body=body), TASK) is is_ours
 
 
@@ -352,8 +352,8 @@ def test_a_fresh_link_is_a_bare_string() -> None:
 @pytest.mark.parametrize(
     "data", [None, "", "no link", 7, {"url": "https://files.example/fresh"}, ["https://x/"]]
 )
-def test_what_is_no_link_is_unexpected_and_not_quoted(data: Any) -> None:
-    """An odd answer may hold a link that lets anybody in."""
+def test_an_invalid_download_link_is_unexpected_and_not_quoted(data: Any) -> None:
+    """An odd answer may contain a link that gives access."""
     with pytest.raises(UnexpectedResponse) as caught:
         parse_download_url(envelope(data))
     assert caught.value.body_excerpt == ""

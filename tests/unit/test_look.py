@@ -1,4 +1,4 @@
-"""A look reads less of a task at work than a record does, and never anything else."""
+"""A poll reads less of a task in progress than a record does, and never anything else."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_editing_takes_safety_tolerance_0_to_2(value: Any) -> None:
 
 
 def test_generating_refuses_7() -> None:
-    """Above the range the vendor would answer code 500; we say it first."""
+    """Above the range the vendor would answer code 500; it is refused before."""
     with pytest.raises(InvalidInput, match="from 0 to 6 for GenerateRequest"):
         GenerateRequest(prompt="x", safety_tolerance=7)
 
@@ -108,7 +108,7 @@ def test_a_bad_option_is_named_with_its_choices(field: str, value: Any, says: st
         "x" * 5000,
     ],
 )
-def test_only_http_urls_are_pictures(url: Any) -> None:
+def test_only_http_urls_are_images(url: Any) -> None:
     """Anything but an absolute http(s) URL is refused, with a message of bounded length."""
     with pytest.raises(InvalidInput) as caught:
         EditRequest.text_removal(url)
@@ -139,8 +139,8 @@ def test_text_removal_leaves_framing_and_translation_alone() -> None:
     assert request.output_format is None
 
 
-def test_text_removal_with_own_words_leaves_translation_to_the_vendor() -> None:
-    """Only our own prompt is known to be English."""
+def test_text_removal_with_a_custom_prompt_leaves_translation_to_the_vendor() -> None:
+    """Only the package's prompt is certainly English."""
     assert EditRequest.text_removal(URL, prompt="Entferne den Text").enable_translation is None
     assert EditRequest.text_removal(URL, enable_translation=True).enable_translation is True
 
@@ -167,7 +167,7 @@ def test_a_job_is_named_by_its_request() -> None:
 
 
 def test_the_digest_never_changes() -> None:
-    """A journal written by an older release still knows its jobs."""
+    """The jobs of a journal written by an older release are found."""
     assert digest_key(EditRequest.text_removal(URL)).startswith("87e046b39d2c515a")
 
 
@@ -184,7 +184,7 @@ def test_any_printable_prompt_has_a_digest(prompt: str) -> None:
     assert len(digest_key(GenerateRequest(prompt=prompt))) == 64
 
 
-def test_statuses_know_failure() -> None:
+def test_failed_statuses() -> None:
     """Two of the four statuses are failures."""
     assert [status.is_failure for status in TaskStatus] == [False, False, True, True]
 
@@ -194,7 +194,7 @@ def test_generation_time_needs_both_ends() -> None:
     assert TaskRecord(task_id="t", status=TaskStatus.GENERATING).generation_s is None  # type: ignore[arg-type]
 
 
-def test_a_path_as_text_is_told_how_it_is_meant() -> None:
+def test_a_path_as_text_is_refused_with_advice() -> None:
     """A request takes a file as a path, and text as an address."""
     with pytest.raises(InvalidInput, match=r"not an http\(s\) URL.*pathlib\.Path"):
         EditRequest.text_removal("photo.jpg")
@@ -211,6 +211,8 @@ def test_options_by_name_are_the_fields_of_a_request(kind: type) -> None:
 @pytest.mark.parametrize(
     ("names", "kind"), [(AspectRatioName, AspectRatio), (OutputFormatName, OutputFormat)]
 )
-def test_type_checkers_know_every_value(names: object, kind: type[enum.StrEnum]) -> None:
-    """The literals that type checkers accept are the values of the enum, in its order."""
+def test_literals_of_type_checkers_are_the_values_of_the_enum(
+    names: object, kind: type[enum.StrEnum]
+) -> None:
+    """In its order."""
     assert get_args(names) == tuple(member.value for member in kind)

@@ -1,4 +1,4 @@
-"""The table of models, and what stands on it."""
+"""The table of models, and its users."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ URL = "https://example.com/a.jpg"
 
 @pytest.mark.parametrize("model", list(Model))
 def test_every_model_has_a_price_and_an_api(model: Model) -> None:
-    """Each row says what an image costs, and at least one API that the package has takes the model."""
+    """Each row has the price of an image, and at least one API of the package that accepts the model."""
     assert model.row.credits > 0
     assert model.row.apis
     assert model.row.apis.keys() <= set(get_args(ApiName))
 
 
-def test_type_checkers_know_every_model() -> None:
-    """The literals that type checkers accept are the names of the models, in the order of the table."""
+def test_literals_of_type_checkers_are_the_models() -> None:
+    """In the order of the table."""
     assert get_args(ModelName) == tuple(model.value for model in Model)
 
 
@@ -80,5 +80,5 @@ def test_a_model_of_another_release_costs_what_the_default_costs() -> None:
 
 
 def test_help_lists_every_price() -> None:
-    """The price list in words names each model with its credits."""
+    """The price list as text has each model with its credits."""
     assert prices_in_words().startswith("5 (flux-kontext-pro), 10 (flux-kontext-max)")

@@ -1,4 +1,4 @@
-"""What is kept of an odd answer, and which ids are seen in it."""
+"""The part of an odd answer that is kept, and the ids found in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
     ids=lambda value: str(value)[:40],
 )
 def test_ids_in_an_odd_answer(text: str, ids: list[str]) -> None:
-    """What stands beside the name of an id comes first, then what looks like one; a cut id is none."""
+    """Values beside the name of an id come first, then values of its form; a cut id is none."""
     assert ids_in(text) == ids
 
 
@@ -54,8 +54,8 @@ def test_a_short_answer_is_kept_whole() -> None:
     assert kept_answer(b'{"a": "\xff\x1b[2J"}\n') == '{"a": "\ufffd [2J"}\n'
 
 
-def test_of_a_long_answer_its_beginning_and_its_ids_are_kept() -> None:
-    """Four kilobytes with an id that stood far behind them; of what is longer still, 64 kB are looked at."""
+def test_the_beginning_and_the_ids_of_a_long_answer_are_kept() -> None:
+    """Four kilobytes, and an id far behind them; at most 64 kB are searched."""
     answer = {"trace": "é" * 9000, "data": {"task_id": "abc", "x": HEX}}
     body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
     kept = kept_answer(body)

@@ -1,4 +1,4 @@
-"""The lines that name paid tasks which no file holds."""
+"""The messages that name paid tasks without a file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from flux_async import ConnectionLost, EditRequest, GenerateRequest, TaskId, Unc
 from flux_async.cli.status import tasks_not_recorded
 
 
-def test_a_task_that_could_not_be_written_down_is_named_with_its_image() -> None:
-    """Task and image, or the prompt where there is none; a submit in doubt is told as one."""
+def test_a_task_that_could_not_be_recorded_is_named_with_its_image() -> None:
+    """Or with the prompt; a submit in doubt is named as such."""
     edit = EditRequest.text_removal("https://files.example/a.jpg")
     lost = ConnectionLost("no answer")
     unclaimed = (

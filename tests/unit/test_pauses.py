@@ -104,7 +104,7 @@ def test_a_run_gives_up_a_service_that_asks_for_more_time_than_there_is() -> Non
     ("pause", "words"), [(outage(), "Check the network"), (Pause(), "when the service takes submits again")]
 )
 def test_the_error_of_a_halt_says_what_running_again_does(pause: Pause, words: str) -> None:
-    """It stops everybody, costs nothing, and leaves the error it was made from as it is."""
+    """It has the scope of the batch, costs nothing, and leaves the original error unchanged."""
     if not pause.is_on:
         pause.saw_request_to_wait(MAINTENANCE, BEGAN, BEGAN, 60.0)
     halt = pause.as_halt(42.4)
@@ -116,8 +116,8 @@ def test_the_error_of_a_halt_says_what_running_again_does(pause: Pause, words: s
     assert pause.error.scope is not Scope.STOP
 
 
-def test_a_halt_says_how_long_the_service_asked_for() -> None:
-    """A wait of a day is not waited for at all: "waited 0 s" alone would be a riddle."""
+def test_the_error_of_a_halt_has_the_requested_wait() -> None:
+    """A wait of a day is not waited for at all: "waited 0 s" alone would be misleading."""
     pause = Pause()
     pause.saw_request_to_wait(RateLimitedError("Too many."), 0.0, 1.0, 100_000.0)
     assert "The service asked for a pause of 100000 s. The run waited 0 s and halted." in str(

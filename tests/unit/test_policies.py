@@ -1,4 +1,4 @@
-"""Pace, retry and polling rhythm: numbers in, numbers out."""
+"""Rate limit, retry and polling interval: numbers in, numbers out."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _let_in(rate_limiter: RateLimiter, windows: int) -> None:
         rate_limiter.record_accepted()
 
 
-def test_the_pace_is_used_up_where_nothing_is_turned_away() -> None:
+def test_the_rate_limit_is_used_up_while_nothing_is_refused() -> None:
     """Spacing begins 2 % wider than the limit, and after ten full windows it is 0.5 % wider, never less."""
     rate_limiter, spacings = RateLimiter(Limits()), []
     for _ in range(5):
@@ -220,8 +220,8 @@ def test_a_429_costs_a_full_window_at_least() -> None:
     assert policy.before_next_submit(MaintenanceError("455"), 1, 0.0) == 60.0
 
 
-def test_looks_are_repeated_where_that_may_help() -> None:
-    """Looking costs nothing, so lost connections and server errors are tried again; refusals are not."""
+def test_failed_polls_are_repeated_if_that_may_help() -> None:
+    """Polls cost nothing, so broken connections and server errors are retried; refusals are not."""
     policy = RetryPolicy()
     for error in (RequestNotSent("x"), LOST, ServerError("500"), RateLimitedError("429")):
         assert policy.before_next_poll(error, 1, 0.5) is not None
@@ -229,8 +229,8 @@ def test_looks_are_repeated_where_that_may_help() -> None:
         assert policy.before_next_poll(error, 1, 0.5) is None
 
 
-def test_polling_keeps_its_rhythm_and_slows_for_stragglers() -> None:
-    """First look, body and tail of the schedule, without jitter."""
+def test_polling_keeps_its_interval_and_slows_for_late_tasks() -> None:
+    """First poll, body and tail of the schedule, without jitter."""
     policy = PollPolicy(interval_s=3.0, jitter=0.0, cap_s=15.0)
     assert policy.next_delay(polls=0, stragglers=0, draw=0.5) == 3.0
     assert policy.next_delay(polls=5, stragglers=0, draw=0.5) == 3.0
@@ -259,10 +259,10 @@ def test_jitter_stays_inside_the_cap(polls: int, stragglers: int, draw: float) -
         (UploadRejected("x"), None, None),
     ],
 )
-def test_an_upload_is_made_again_whenever_it_may_help(
+def test_an_upload_is_retried_if_that_may_help(
     error: FluxError, low: float | None, high: float | None
 ) -> None:
-    """It is free, so a lost one is a reason, too; a refusal is none, and the tries have an end."""
+    """It is free, so a missing answer is a reason, too; a refusal is none, and retries are limited."""
     policy = RetryPolicy()
     assert policy.before_next_upload(error, 5, 0.5) is None
     delay = policy.before_next_upload(error, 1, 0.5)

@@ -43,7 +43,7 @@ def record(status: TaskStatus, **fields: Any) -> TaskRecord:
     return TaskRecord(task_id=TASK, status=status, **fields)
 
 
-def test_generating_looks_on_and_success_ends() -> None:
+def test_generating_is_polled_on_and_success_ends() -> None:
     """Only a finished record ends the wait."""
     wait = watch()
     assert wait.saw_record(record(TaskStatus.GENERATING), 3.0) is None
@@ -56,7 +56,7 @@ def test_generating_looks_on_and_success_ends() -> None:
     [(TaskStatus.CREATE_TASK_FAILED, Charge.NO), (TaskStatus.GENERATE_FAILED, Charge.MAYBE)],
 )
 def test_a_failed_task_ends_with_its_reason(status: TaskStatus, charge: Charge) -> None:
-    """The error carries the record, the task, the vendor's words and the charge."""
+    """The error has the record, the task, the vendor's message and the charge."""
     end = watch().saw_record(record(status, error_code=500, error_message="internal error."), 3.0)
     assert isinstance(end, TaskFailed)
     assert (end.charge, end.task_id) == (charge, TASK)
@@ -64,7 +64,7 @@ def test_a_failed_task_ends_with_its_reason(status: TaskStatus, charge: Charge) 
     assert f"{status.name} (errorCode 500): internal error. " in str(end)
 
 
-def test_a_failure_without_words_says_so() -> None:
+def test_a_failure_without_a_message_is_reported_as_such() -> None:
     """No reason is better than None."""
     end = watch().saw_record(record(TaskStatus.GENERATE_FAILED), 3.0)
     assert "no reason given" in str(end)
@@ -82,14 +82,14 @@ def test_no_such_task_means_not_visible_yet_for_90_s(error: FluxError) -> None:
 
 
 def test_a_task_once_seen_exists() -> None:
-    """A record that vanishes after it was seen is looked for until the deadline."""
+    """A record that vanishes after it was seen is polled until the deadline."""
     wait = watch()
     wait.saw_record(record(TaskStatus.GENERATING), 3.0)
     assert wait.saw_error(NotFoundError("404", code=404), 200.0) is None
 
 
 @pytest.mark.parametrize("code", sorted(CODES))
-def test_every_code_means_for_a_wait_what_the_table_says(code: int) -> None:
+def test_every_code_has_its_poll_meaning_of_the_table(code: int) -> None:
     """Fatal codes end the wait at once, the others do not (task failures arrive as records)."""
     end = watch().saw_error(error_for(code, "words"), 3.0)
     assert (end is not None) is (CODES[code].poll is PollMeaning.FATAL)
@@ -102,8 +102,8 @@ def test_a_fatal_code_names_the_task() -> None:
     assert end.task_id == TASK
 
 
-def test_trouble_makes_looks_rarer_and_a_good_look_ends_it() -> None:
-    """Each failed look in a row doubles the bound of the wait, up to 30 s; Retry-After is honoured."""
+def test_failed_polls_are_spaced_until_one_succeeds() -> None:
+    """Each failed poll in a row doubles the bound of the wait, up to 30 s; Retry-After is honoured."""
     wait = watch(3000.0)
     for _ in range(3):
         assert wait.saw_error(ConnectionLost("x"), 3.0) is None
@@ -119,8 +119,8 @@ def test_trouble_makes_looks_rarer_and_a_good_look_ends_it() -> None:
     assert wait.next_poll(3.0, 0.0) == 30.0
 
 
-def test_the_last_look_comes_just_before_the_deadline() -> None:
-    """The look before the end is moved so that nothing finished is missed; then there is none."""
+def test_the_last_poll_comes_just_before_the_deadline() -> None:
+    """The poll before the end is moved so that no finished task is missed; then there is none."""
     wait = watch(10.0)
     assert wait.next_poll(0.0, 0.5) == 3.0
     wait.saw_record(record(TaskStatus.GENERATING), 8.0)
@@ -129,8 +129,8 @@ def test_the_last_look_comes_just_before_the_deadline() -> None:
     assert wait.next_poll(9.0, 0.5) is None
 
 
-def test_a_deadline_is_postponed_once_for_a_last_look() -> None:
-    """By five seconds, where the process was stopped over it."""
+def test_a_deadline_is_postponed_once_for_a_last_poll() -> None:
+    """By five seconds, if the process was stopped over it."""
     wait = watch(300.0, PollPolicy())
     wait.saw_record(record(TaskStatus.GENERATING), 250.0)
     assert wait.next_poll(400.0, 0.5) is None
@@ -143,7 +143,7 @@ def test_a_deadline_is_postponed_once_for_a_last_look() -> None:
     assert not wait.postpone(500.0)
 
 
-def test_expiry_carries_the_task_and_says_that_it_is_paid() -> None:
+def test_the_deadline_error_has_the_task_and_the_charge() -> None:
     """The deadline's error can be acted on."""
     wait = watch(10.0)
     wait.saw_error(RequestNotSent("The API could not be reached."), 9.0)
@@ -154,8 +154,8 @@ def test_expiry_carries_the_task_and_says_that_it_is_paid() -> None:
     assert "The last poll failed: The API could not be reached." in str(end)
 
 
-def test_a_failure_worded_as_a_timeout_may_flip_to_success() -> None:
-    """Such a failure is looked at again for two minutes; a success in between counts."""
+def test_a_failure_worded_as_a_timeout_may_change_to_success() -> None:
+    """Such a failure is polled again for two minutes; a success meanwhile counts."""
     wait, failed = watch(), record(TaskStatus.GENERATE_FAILED, error_message="generate task timeout")
     assert wait.saw_record(failed, 20.0) is None
     assert wait.saw_record(failed, 100.0) is None
@@ -173,8 +173,8 @@ def test_a_failure_that_turns_back_to_generating_starts_afresh() -> None:
     assert wait.saw_record(failed, 150.0) is None
 
 
-def test_at_the_deadline_a_seen_failure_is_told_rather_than_the_deadline() -> None:
-    """What the vendor said last is worth more than our own clock."""
+def test_at_the_deadline_a_seen_failure_is_raised_rather_than_the_deadline() -> None:
+    """The vendor's last answer has priority over the deadline."""
     wait = watch(30.0)
     wait.saw_record(record(TaskStatus.GENERATE_FAILED, error_message="timeout"), 20.0)
     assert isinstance(wait.expired(), TaskFailed)
@@ -186,7 +186,7 @@ def test_at_the_deadline_a_seen_failure_is_told_rather_than_the_deadline() -> No
     st.floats(0, 1),
 )
 def test_every_wait_ends_at_its_deadline(span: float, facts: list[str], draw: float) -> None:
-    """Whatever is seen, sleeping as told reaches the end in bounded steps and never beyond the deadline."""
+    """With any answers, the computed sleeps reach the end in bounded steps and never exceed the deadline."""
     wait, now = watch(span, PollPolicy()), 0.0
     for fact in facts:
         delay = wait.next_poll(now, draw)
@@ -203,7 +203,7 @@ def test_every_wait_ends_at_its_deadline(span: float, facts: list[str], draw: fl
             wait.saw_record(record(TaskStatus.GENERATING), now)
 
 
-def test_stragglers_are_looked_at_ever_more_rarely() -> None:
+def test_late_tasks_are_polled_more_and_more_rarely() -> None:
     """Past the slow age the interval grows."""
     wait = watch(3000.0)
     for _ in range(3):
@@ -211,7 +211,7 @@ def test_stragglers_are_looked_at_ever_more_rarely() -> None:
     assert wait.next_poll(61.0, 0.5) == pytest.approx(3.0 * 1.4**3)
 
 
-def test_the_last_look_is_known_as_such() -> None:
+def test_the_last_poll_is_marked() -> None:
     """It is the one from two seconds, or a tenth of the wait, before the deadline."""
     assert not watch(300.0).is_last_poll(297.9)
     assert watch(300.0).is_last_poll(298.0)
@@ -234,8 +234,8 @@ def learned(
     )
 
 
-def test_a_learned_gap_counts_from_the_look_before() -> None:
-    """Asked again later, for example because callbacks have stopped, the look itself does not move."""
+def test_a_learned_gap_counts_from_the_previous_poll() -> None:
+    """Computed again later, for example because callbacks have stopped, the poll does not move."""
     wait = learned()
     first = wait.next_poll(0.0, 0.5)
     assert first is not None
@@ -246,15 +246,15 @@ def test_a_learned_gap_counts_from_the_look_before() -> None:
     assert wait.next_poll(first + 0.5, 0.5) == pytest.approx(second - 0.5)
 
 
-def test_an_overdue_task_is_looked_at_within_a_second() -> None:
-    """Taken up after a restart, thousands of tasks are looked at soon, but not in the same instant."""
+def test_an_overdue_task_is_polled_within_a_second() -> None:
+    """After a restart, thousands of tasks are polled soon, but not in the same instant."""
     delays = [learned(age=100.0).next_poll(0.0, draw) for draw in (0.0, 0.3, 1.0)]
     assert delays == pytest.approx([0.0, 0.3, 1.0])
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1e6), st.floats(0.0, 1.0))
-def test_learned_looks_are_made_at_ticks(draw: float, now: float, ticks_from: float) -> None:
-    """A look comes at the first tick after its best moment, never before it: many are made together."""
+def test_learned_polls_are_made_at_ticks(draw: float, now: float, ticks_from: float) -> None:
+    """A poll comes at the first tick after its best time, never before it: many are made together."""
     exact, ticking = (learned(now=now, policy=PollPolicy(tick_s=tick_s)) for tick_s in (0.0, 0.1))
     ticking.ticks_from = ticks_from
     best, delay = exact.next_poll(now, draw), ticking.next_poll(now, draw)
@@ -278,7 +278,7 @@ def test_whatever_the_ticks_no_gap_is_longer_than_the_cap(
     assert 0.0 <= delay <= cap_s + 1e-6
 
 
-def test_the_last_look_waits_for_no_tick() -> None:
+def test_the_last_poll_waits_for_no_tick() -> None:
     """It would miss the deadline."""
     wait = PollState(policy=PollPolicy(tick_s=5.0), task_id=TASK, started_at=0.0, deadline=1.0, timeout_s=1.0)
     assert wait.next_poll(0.0, 0.5) == pytest.approx(0.9)
@@ -293,7 +293,7 @@ def test_a_rhythm_of_ones_own_has_no_ticks() -> None:
     assert wait.next_poll(0.0, 0.5) == 0.25
 
 
-def test_a_task_of_unknown_age_is_looked_at_soon() -> None:
+def test_a_task_of_unknown_age_is_polled_soon() -> None:
     """Within about three seconds, although a new one would not be."""
     trail = GenerationTimes().begin(0.0)
     delay = learned(age=None).next_poll(0.0, 0.5)
@@ -301,8 +301,8 @@ def test_a_task_of_unknown_age_is_looked_at_soon() -> None:
     assert delay <= 3.0 < trail.gap(0.0, 0.5, 30.0) + 0.5
 
 
-def test_looks_of_another_waiter_count() -> None:
-    """Who comes late goes on from the last look, whoever made it."""
+def test_polls_of_another_waiter_count() -> None:
+    """A later waiter continues from the last poll of any waiter."""
     first = learned()
     first.saw_record(record(TaskStatus.GENERATING), 9.0)
     second = PollState(
@@ -317,8 +317,8 @@ def test_looks_of_another_waiter_count() -> None:
     assert mine == others
 
 
-def test_failed_looks_do_not_hasten_the_next() -> None:
-    """A look without an answer counts as one that found nothing: the rhythm goes on from it."""
+def test_failed_polls_do_not_hasten_the_next() -> None:
+    """A poll without an answer counts as one that found nothing."""
     wait = learned()
     wait.saw_error(NotFoundError("404", code=404), 6.0)
     delay = wait.next_poll(6.0, 0.5)
@@ -329,8 +329,8 @@ def test_failed_looks_do_not_hasten_the_next() -> None:
 # --- callbacks --------------------------------------------------------------------------------------------
 
 
-def test_a_callback_brings_the_next_look_forward() -> None:
-    """Now; after callbacks that were mistakes, a second after the last look at the earliest."""
+def test_a_callback_brings_the_next_poll_forward() -> None:
+    """To now; after false callbacks, to a second after the last poll at the earliest."""
     wait = watch()
     assert wait.next_poll(0.0, 0.5) == 3.0
     wait.saw_callback()
@@ -346,8 +346,8 @@ def test_a_callback_brings_the_next_look_forward() -> None:
     assert wait.next_poll(70.0, 0.5) == 0.0
 
 
-def test_after_a_callback_looks_follow_soon_and_then_as_ever() -> None:
-    """A second, two, four … after a look that found nothing; six in all, and the callback is forgotten."""
+def test_after_a_callback_polls_follow_soon_and_then_as_usual() -> None:
+    """A second, two, four … after a poll that found nothing; after six the callback is forgotten."""
     wait = watch(policy=PollPolicy(jitter=0.0, interval_s=30.0, cap_s=60.0, first_s=30.0))
     wait.saw_callback()
     now, gaps = 1.0, []
@@ -361,8 +361,8 @@ def test_after_a_callback_looks_follow_soon_and_then_as_ever() -> None:
     assert gaps[:7] == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
 
 
-def test_a_sweep_replaces_the_rhythm_but_not_the_patience_with_trouble() -> None:
-    """While callbacks come, looks are ``sweep_s`` apart; a look that failed is repeated as ever."""
+def test_a_sweep_replaces_the_schedule_but_not_the_retries() -> None:
+    """While callbacks come, polls are ``sweep_s`` apart; a failed poll is repeated as usual."""
     wait = watch()
     assert wait.next_poll(0.0, 0.5, sweeps=True) == 30.0
     spread = watch(policy=PollPolicy(jitter=0.2))

@@ -1,4 +1,4 @@
-"""The price list, and what is said of it."""
+"""The price list and its text."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def lines_of(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_a_picture_that_is_not_here_any_more_is_not_named() -> None:
-    """A result that was delivered and moved away stays succeeded, and says why it was not fetched again."""
+def test_a_missing_image_is_not_named() -> None:
+    """A result that was delivered and moved away stays succeeded, with the reason for the missing file."""
     problem = Problem(type="ResultExpired", code=None, message="gone")
     here = {"file": "a.jpg", "sha256": "0" * 64}
     assert row_of(stored(JobState.DONE, **here)).file == "images/a.jpg"
@@ -65,8 +65,8 @@ def test_a_picture_that_is_not_here_any_more_is_not_named() -> None:
 
 
 @pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.GENERATED, JobState.DONE])
-def test_what_is_paid_and_not_here_yet_is_pending(state: JobState) -> None:
-    """A row that says "failed" would invite its reader to pay again; the error says what a run met."""
+def test_a_paid_image_that_is_not_downloaded_is_pending(state: JobState) -> None:
+    """A row "failed" would invite the user to pay again; the error has the obstacle of the run."""
     problem = Problem(type="DownloadCutShort", code=None, message="cut")
     row = row_of(stored(state), problem)
     assert (row.status, row.file, row.error) == (Status.PENDING, None, ErrorNote.of(problem))
@@ -92,7 +92,7 @@ def test_a_line_has_exactly_the_keys_of_the_design_in_their_order() -> None:
     ],
 )
 def test_every_state_of_a_job_has_its_status(state: JobState, status: str, says_why: bool) -> None:
-    """What a run left unfinished is pending; a submit without an answer is in doubt."""
+    """An unfinished job is pending; a submit without an answer is in doubt."""
     row = row_of(stored(state))
     assert (row.status, row.error is not None) == (status, says_why)
     assert (row.image, row.key, row.task_id, row.charge, row.attempts) == (IMAGE, "k", "t1", "yes", 2)
@@ -112,8 +112,8 @@ def test_a_job_has_its_error_and_its_file() -> None:
     assert row_of(stored(JobState.DONE, file="a.png")).file == "images/a.png"
 
 
-def test_what_a_run_could_not_get_past_is_told_until_the_next() -> None:
-    """An obstacle is the error of a job that has not ended, and leaves alone what has."""
+def test_an_obstacle_of_a_run_is_reported_until_the_next() -> None:
+    """It is the error of a job that has not ended, and leaves ended ones alone."""
     obstacle = Problem.of(PollDeadlineExceeded("Too late."))
     waiting = row_of(stored(JobState.SUBMITTED), obstacle)
     assert (waiting.status, waiting.charge) == ("pending", "yes")
@@ -193,7 +193,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_disk_that_refuses_is_a_results_error(tmp_path: Path) -> None:
-    """A write that fails says so and leaves no temporary file behind."""
+    """A failed write raises it and leaves no temporary file behind."""
     results = ResultFile(tmp_path)
     results.path.mkdir()
     with pytest.raises(ResultsError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""The samples can be drawn, differ from their clean originals only by text, and say what the text is."""
+"""The samples can be drawn, and differ from their clean originals only by the stated text."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_there_are_many_samples():
 
 
 @pytest.mark.parametrize("name", samples.sample_names())
-def test_a_sample_is_its_clean_picture_and_text(name):
-    """The text covers some of the picture; all the rest is the clean picture, to the byte."""
+def test_a_sample_is_its_clean_image_and_text(name):
+    """The text covers some of the image; all the rest is the clean image, to the byte."""
     sample = samples.draw_sample(name)
     changed = (sample.image != sample.clean).any(2)
     assert sample.image.shape == sample.clean.shape
@@ -41,7 +41,7 @@ def test_a_sample_is_its_clean_picture_and_text(name):
 
 @pytest.mark.parametrize("name", ["summer-sale", "chinese-banner", "letter"])
 def test_the_text_can_be_read(name):
-    """What the sample says its text is, is what can be read in it."""
+    """The text recognised in the sample is its stated text."""
     sample = samples.draw_sample(name)
     read = letters(" ".join(line.text for line in read_text(sample.image)))
     assert len(read & letters(sample.text)) > 0.8 * len(letters(sample.text))

@@ -1,4 +1,4 @@
-"""The sandbox's callbacks and faults: what is sent, when and how often, without clock or socket."""
+"""The sandbox's callbacks and faults: contents, times and numbers, without clock or socket."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def answers(*statuses: int | None) -> Callable[[Posted], int | None]:
 
 
 def test_success() -> None:
-    """A success is told at the task's end, byte for byte as documented, under the submit's own address."""
+    """A success is sent at the task's end, byte for byte as documented, with the submit's own address."""
     world = World(key=None)
     task = world.finish()
     assert (world.only.at, world.only.letter.url) == (task.ended_at, HOOK)
@@ -138,7 +138,7 @@ def test_success() -> None:
 
 @pytest.mark.parametrize("code", [400, 500, 501])
 def test_failure(code: int) -> None:
-    """A failure is told with its code and message, and with empty links."""
+    """A failure is sent with its code and message, and with empty links."""
     world = World(key=None)
     task = world.finish(Failure(code=code, message="Image generation task failed"))
     assert world.only.letter.body.decode() == (
@@ -148,7 +148,7 @@ def test_failure(code: int) -> None:
 
 
 def test_nothing_without_an_address() -> None:
-    """A task without callBackUrl causes no callback."""
+    """A task without callBackUrl is never called back, with any faults."""
     world = World(*(fault for fault in Fault if fault.startswith("callback-")))
     world.finish(callBackUrl=None)
     assert world.posted == []
@@ -157,8 +157,8 @@ def test_nothing_without_an_address() -> None:
     assert world.posted == []
 
 
-def test_nothing_before_the_end_is_known() -> None:
-    """A task whose pictures are not made yet is not called back."""
+def test_no_callback_before_the_image_is_made() -> None:
+    """A task whose images are not made yet is not called back."""
     world = World()
     world.book.expect(world.submit())
     assert world.book.due_at is None
@@ -245,8 +245,8 @@ def test_retry_counts_from_the_failure() -> None:
     assert world.book.due_at == task.ready_at + 15 + MINUTE
 
 
-def test_pictures_that_are_late() -> None:
-    """Where the pictures take longer than the drawn time, the callback waits for them."""
+def test_a_callback_waits_for_late_images() -> None:
+    """If the images take longer than the drawn time."""
     world = World()
     task = world.submit()
     world.vendor.deliver(task.task_id, PICTURES, task.ready_at + 5)
@@ -347,7 +347,7 @@ def test_stale() -> None:
 
 
 def test_wrong_id() -> None:
-    """A callback for a task nobody has names and signs it, and is the only one."""
+    """A callback with the id of a task that does not exist is signed for it, and is the only one."""
     world = World(Fault.CALLBACK_WRONG_ID)
     world.answer = answers(404)
     task = world.finish()

@@ -1,4 +1,4 @@
-"""Signatures in addresses: what a store signs anew each day is one file, what names a file is not."""
+"""Signatures in addresses are ignored; parts that identify a file are not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILE = "https://bucket.example/a/poster.jpg"
     ],
 )
 def test_signatures_of_the_usual_stores_are_left_out(query: str, kept: str) -> None:
-    """What tells one file from another stays, as it was written."""
+    """Parts that distinguish files stay, as they were written."""
     assert unsigned_url(f"{FILE}?{query}") == FILE + kept
 
 
@@ -85,12 +85,12 @@ def test_the_token_of_a_media_link_is_a_signature_whatever_its_path() -> None:
     ],
 )
 def test_spellings_of_one_address_are_one_image(url: str) -> None:
-    """A fragment, the case of the host and an escape that is not needed tell no file from another."""
+    """A fragment, the case of the host and an unnecessary escape distinguish no files."""
     assert unsigned_url(url) == bare_url(url) == FILE
     assert is_resigned(url, FILE)
 
 
-def test_spellings_that_a_server_may_tell_apart_are_kept() -> None:
+def test_spellings_that_a_server_may_distinguish_are_kept() -> None:
     """The case of the path, an escaped slash, a plus; only the digits of an escape have one case."""
     assert unsigned_url("https://h.example/A%2fb+c?Q=1") == "https://h.example/A%2Fb+c?Q=1"
     assert unsigned_url("https://h.example?Q=1") == "https://h.example?Q=1"

@@ -1,4 +1,4 @@
-"""The simulated vendor: every rule of the API page, without clock, socket or picture."""
+"""The simulated vendor: every rule of the API page, without clock, socket or image."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_safety_tolerance(vendor: Vendor, tolerance: int, image: str | None, *, 
 
 
 def test_unreachable_image_is_accepted(vendor: Vendor) -> None:
-    """An input image is not looked at when it is submitted."""
+    """An input image is not fetched when it is submitted."""
     assert submit(vendor, inputImage="http://no.such.host.invalid/x.jpg").flag is Flag.GENERATING
 
 
@@ -320,8 +320,8 @@ def test_record_of_a_failure(vendor: Vendor) -> None:
     assert data["completeTime"] is not None
 
 
-def test_success_needs_time_and_picture(vendor: Vendor) -> None:
-    """A task is done when its time has passed and its picture is there, whichever comes later."""
+def test_success_needs_time_and_image(vendor: Vendor) -> None:
+    """A task is done when its time has passed and its image is made, whichever comes later."""
     slow_picture, quick_picture = submit(vendor), submit(vendor)
     vendor.deliver(quick_picture.task_id, PICTURES, NOW)
     assert record(vendor, quick_picture, quick_picture.ready_at - 0.01)["successFlag"] == 0
@@ -332,8 +332,8 @@ def test_success_needs_time_and_picture(vendor: Vendor) -> None:
     assert record(vendor, slow_picture, late)["successFlag"] == 1
 
 
-def test_end_is_sticky(vendor: Vendor) -> None:
-    """What is handed in after the first word changes nothing."""
+def test_the_first_end_of_a_task_is_final(vendor: Vendor) -> None:
+    """Later results change nothing."""
     task = submit(vendor)
     vendor.deliver(task.task_id, PICTURES, NOW)
     vendor.fail(task.task_id, FLAGGED, NOW)
@@ -506,8 +506,8 @@ def test_upload_replaces_same_name(vendor: Vendor) -> None:
         ("Remove the context menu", False),
     ],
 )
-def test_asks_to_remove_text(prompt: str, *, expected: bool) -> None:
-    """Text removal is told from other edits by verb and object of the prompt."""
+def test_text_removal_is_recognised_by_its_prompt(prompt: str, *, expected: bool) -> None:
+    """By verb and object of the prompt."""
     assert asks_to_remove_text(prompt) is expected
 
 
@@ -520,7 +520,7 @@ def test_asks_to_remove_text(prompt: str, *, expected: bool) -> None:
     ],
 )
 def test_kind_and_ratio(body: dict[str, object], kind: Kind, ratio: str | None) -> None:
-    """An input image makes an edit, which keeps its own ratio unless told otherwise."""
+    """An input image makes an edit, which keeps its own ratio unless another is requested."""
     order = read_order(body)
     assert isinstance(order, Order)
     assert (order.kind, order.aspect_ratio) == (kind, ratio)
@@ -529,8 +529,8 @@ def test_kind_and_ratio(body: dict[str, object], kind: Kind, ratio: str | None) 
 # The ledger
 
 
-def test_ledger_files_by_image(vendor: Vendor) -> None:
-    """The ledger says for each image what was submitted, paid, given back and polled."""
+def test_the_ledger_is_by_image(vendor: Vendor) -> None:
+    """Submits, charges, refunds and polls of each image."""
     first, second = submit(vendor), submit(vendor)
     submit(vendor, inputImage=None, prompt="A tree", model="flux-kontext-max")
     refused(vendor, {"prompt": "x", "inputImage": IMAGE, "model": "nope"})
@@ -591,7 +591,7 @@ def test_two_edits_of_one_image_are_not_paid_twice(vendor: Vendor) -> None:
 
 
 def test_unknown_fields_are_counted(vendor: Vendor) -> None:
-    """The vendor ignores them without a word; a misspelled field is seen here."""
+    """The vendor ignores them silently; a misspelled field is visible here."""
     submit(vendor, aspect_ratio="16:9", **{"\ud800": 1})
     submit(vendor, aspect_ratio="1:1")
     account = vendor.account("test")
@@ -626,7 +626,7 @@ def test_unknown_fields_are_counted(vendor: Vendor) -> None:
     ],
 )
 def test_bad_settings(options: dict[str, Any], words: str) -> None:
-    """A setting out of range is refused at once, in words that name it."""
+    """A setting out of range is refused at once, with a message that names it."""
     with pytest.raises(ValueError, match=words):
         SandboxSettings(**options)
 

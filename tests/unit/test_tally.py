@@ -1,4 +1,4 @@
-"""What a run says it has submitted and spent."""
+"""The counts of submits and credits of a run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_submit_that_was_refused_is_a_submit() -> None:
     assert (tally.submits, tally.credits) == (1, 0.0)
 
 
-def test_what_failed_tasks_cost_is_told_apart() -> None:
+def test_the_cost_of_failed_tasks_is_listed_separately() -> None:
     """The vendor usually returns it."""
     problem = Problem(type="TaskFailed", message="m")
     begun = (SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))

@@ -1,4 +1,4 @@
-"""What a picture is, by its header: kind, dimensions, and what is refused."""
+"""Kind and dimensions of an image by its header, and refused files."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def segment(marker: int, length: int) -> bytes:
         ("WEBP", {"exif": b"Exif\0\0MM\0*" + bytes(64)}, "image/webp", ".webp"),
     ],
 )
-def test_real_pictures_are_known(
+def test_real_images_are_recognised(
     kind: str, options: dict[str, object], content_type: str, suffix: str
 ) -> None:
-    """Each kind the vendor takes is known by its bytes, with its dimensions."""
+    """Each kind that the vendor accepts, with its dimensions."""
     picture = read(drawn(kind, **options))
     assert (picture.content_type, picture.suffix) == (content_type, suffix)  # type: ignore[attr-defined]
     assert (picture.width, picture.height) == (70, 41)  # type: ignore[attr-defined]
@@ -120,7 +120,7 @@ def test_absurd_dimensions_are_refused() -> None:
     st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"]),
     st.binary(max_size=300),
 )
-def test_any_bytes_are_a_picture_or_refused(magic: bytes, rest: bytes) -> None:
+def test_any_bytes_are_an_image_or_refused(magic: bytes, rest: bytes) -> None:
     """No file makes the reader fail in another way, or go on for ever."""
     with contextlib.suppress(InvalidInput):
         assert read(magic + rest)

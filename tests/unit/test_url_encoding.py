@@ -49,5 +49,5 @@ def test_what_a_browser_escapes_is_escaped_and_nothing_twice(given: str, encoded
     ],
 )
 def test_a_record_may_name_its_result_with_raw_spaces(given: str, link: str | None) -> None:
-    """A paid result is not lost because the vendor did not escape its address."""
+    """A paid result is fetched even if the vendor did not escape its address."""
     assert parsing.link(given) == link

@@ -244,7 +244,7 @@ async def test_nothing_is_kept_without_a_journal(stopped: StoppedClock) -> None:
 async def test_without_a_key_it_warns_once(
     book: Book, stopped: StoppedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without a key everything of the right shape is accepted as unsigned; the log says so, once."""
+    """Without a key every callback of the right shape is accepted as unsigned, with one log line."""
     app = WebhookReceiver(book, clock=stopped)
     for headers in (JSON, JSON | sign("task12345", KEY, at=AT)):
         assert await call(app, headers=headers)
@@ -252,10 +252,10 @@ async def test_without_a_key_it_warns_once(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-async def test_a_wrong_key_is_told_once(
+async def test_a_wrong_key_is_logged_once(
     book: Book, stopped: StoppedClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever has configured another key than the vendor's learns why no callback is taken; once."""
+    """With the reason why no callback is accepted."""
     app = WebhookReceiver(book, key="another", clock=stopped)
     for _ in range(3):
         await call(app, headers=JSON | sign("task12345", KEY, at=AT))
@@ -311,7 +311,7 @@ async def test_one_key_replaces_another(book: Book, stopped: StoppedClock) -> No
 async def test_answers_of_what_was_read_whole(
     app: WebhookReceiver, book: Book, status: int, request_: dict[str, Any]
 ) -> None:
-    """Each fault has its status and its fixed words; nothing is kept, and the connection goes on."""
+    """Each fault has its status and its fixed text; nothing is kept, and the connection stays open."""
     said = await call(app, **request_)
     assert said is not None
     assert (said.status, said.reason) == (status, REASONS[status])
@@ -343,7 +343,7 @@ async def test_answers_of_what_was_read_whole(
 async def test_answers_before_the_body(
     app: WebhookReceiver, status: int, method: str, headers: dict[str, str]
 ) -> None:
-    """What the head tells is answered without reading a byte, and ends the connection."""
+    """Faults of the head are answered without reading a byte, and end the connection."""
     said = await call(app, unread(), method=method, headers=headers)
     assert said is not None
     assert (said.status, said.reason) == (status, REASONS[status])
@@ -382,8 +382,8 @@ async def test_the_order_of_the_checks(app: WebhookReceiver) -> None:
         assert said.status == status
 
 
-async def test_answers_tell_nothing_secret(app: WebhookReceiver) -> None:
-    """Neither answers nor the receiver's repr hold the key, the right signature or words of the body."""
+async def test_answers_contain_nothing_secret(app: WebhookReceiver) -> None:
+    """Neither answers nor the receiver's repr have the key, the right signature or text of the body."""
     right = sign("task12345", KEY, at=AT)["X-Webhook-Signature"]
     said = [await call(app, headers=JSON), await call(app, b'"private"'), await call(app, method="GET")]
     for text in (KEY, right, "private", "flux"):
@@ -441,14 +441,16 @@ async def test_a_body_that_drips(book: Book, stopped: StoppedClock) -> None:
 
 
 @pytest.mark.parametrize("chunks", [(), (BODY,)])
-async def test_who_leaves_gets_no_answer(app: WebhookReceiver, book: Book, chunks: tuple[bytes, ...]) -> None:
-    """A client that leaves before its body is whole is forgotten."""
+async def test_a_client_that_disconnects_gets_no_answer(
+    app: WebhookReceiver, book: Book, chunks: tuple[bytes, ...]
+) -> None:
+    """If it leaves before its body is whole, it is forgotten."""
     assert await call(app, pieces(*chunks, then="leave")) is None
     assert book.kept == []
 
 
 async def test_slow_senders_cannot_fill_the_memory(app: WebhookReceiver, book: Book) -> None:
-    """When bodies hold all they may, large ones are turned away, small ones pass, and room comes back."""
+    """When bodies use all allowed memory, large ones are refused and small ones pass until it is free."""
     senders = MOST_HELD // LARGEST_BODY
     full = asyncio.Event()
 
@@ -587,7 +589,7 @@ async def test_failures_are_logged_once_a_second(
 
 
 async def test_a_path_is_opened_by_the_first_callback(tmp_path: Path, stopped: StoppedClock) -> None:
-    """The journal of a path is opened when it is needed, once for all who come at that time, and closed."""
+    """The journal of a path is opened when it is needed, once for all callbacks, and closed."""
     path = tmp_path / "new" / "run.sqlite3"
     app = WebhookReceiver(path, key=KEY, clock=stopped)
     assert repr(app) == f"<WebhookReceiver with 1 key(s) into <Inbox of {path}>>"
@@ -668,8 +670,8 @@ class _Coroutine:
 
 
 @pytest.mark.parametrize("bell", [5, "ring", _coroutine, partial(_coroutine), _Coroutine()])
-def test_bells_that_are_none(bell: Any) -> None:
-    """on_callback must be a plain function: nobody would await a coroutine."""
+def test_on_callback_must_be_a_plain_function(bell: Any) -> None:
+    """A coroutine would never be awaited."""
     with pytest.raises(InvalidInput, match="on_callback must be a plain function"):
         WebhookReceiver(None, key=KEY, on_callback=bell)
 
@@ -712,7 +714,7 @@ async def test_lifespan_opens_and_closes(tmp_path: Path, stopped: StoppedClock) 
     assert not path.with_name(path.name + "-wal").exists()
 
 
-async def test_lifespan_tells_what_failed(tmp_path: Path) -> None:
+async def test_the_lifespan_reports_its_failure(tmp_path: Path) -> None:
     """A server does not start upon a journal that cannot be opened."""
     path = tmp_path / "run.sqlite3"
     path.write_text("no journal")
