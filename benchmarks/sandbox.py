@@ -187,7 +187,7 @@ def running(core: int, *command: str) -> Iterator[str]:
 async def measure(rounds: int, seconds: float, core: int) -> dict[str, list[float]]:
     """Return answers per second of each server, round by round."""
     # So fast a clock that the rate limit does not bind.
-    options = ("--port", "0", "--pictures", "none", "--speed", "1e7", "--credits", "1e12")
+    options = ("--port", "0", "--images", "none", "--speed", "1e7", "--credits", "1e12")
     with contextlib.ExitStack() as stack:
         floor = stack.enter_context(running(core, __file__, "--serve", "floor"))
         bare = stack.enter_context(running(core, __file__, "--serve", "hello"))

@@ -57,7 +57,7 @@ def serving(*arguments: object) -> Iterator[str]:
 def sandbox(**options: object) -> Iterator[str]:
     """Run a sandbox without pictures and yield its address; options as on its command line."""
     named = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    with serving("-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", *named) as address:
+    with serving("-m", "flux_async.sandbox", "--port", "0", "--images", "none", *named) as address:
         yield address
 
 

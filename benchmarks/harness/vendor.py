@@ -58,7 +58,7 @@ def bend(speed: float, submits: int) -> None:
 
 async def serve(seed: int, trip_s: float) -> None:
     """Serve on a free port until killed, and say which."""
-    async with Sandbox(SandboxSettings(pictures="none", credits=1e12, seed=seed)) as sandbox:
+    async with Sandbox(SandboxSettings(images="none", credits=1e12, seed=seed)) as sandbox:
         app = Counted(sandbox.app, trip_s)
 
         class Counting(abortable_http.HangingUp):

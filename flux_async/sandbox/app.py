@@ -215,7 +215,7 @@ IN_PROCESS: Final = "http://sandbox.test"
 
 
 class Sandbox:
-    """One sandbox in this process: ``async with Sandbox(SandboxSettings(pictures="none")) as sandbox: ...``.
+    """One sandbox in this process: ``async with Sandbox(SandboxSettings(images="none")) as sandbox: ...``.
 
     Args:
         settings: How it behaves; left out, without pictures.
@@ -236,7 +236,7 @@ class Sandbox:
         clock: Callable[[], float] | VendorClock | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        settings = settings or SandboxSettings(pictures="none")
+        settings = settings or SandboxSettings(images="none")
         self.app: Starlette = create_app(settings, plan=plan, clock=clock, wall=wall)
         self._desk = desk_of(self.app)
         self.clock: VendorClock = self._desk.now

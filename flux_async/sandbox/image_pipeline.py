@@ -131,13 +131,13 @@ class Studio:
         if task.fate is not None:
             self._hand_in(task, task.fate)
             return
-        if self._settings.pictures == "none":
+        if self._settings.images == "none":
             pixel = self._pixel(_format(task))
             self._hand_in(task, Pictures(origin=pixel, result=pixel))
             return
         if self._tasks is None or self.web is None:
             raise RuntimeError(
-                "pictures are made while the app's lifespan runs: enter it, or set pictures='none'"
+                "pictures are made while the app's lifespan runs: enter it, or set images='none'"
             )
         self._tasks.start_soon(self._work, task, self.web)
 

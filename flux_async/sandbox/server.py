@@ -63,7 +63,7 @@ def serve(
         SandboxError: If the port is taken, the address cannot be used, or the extra is not installed.
     """
     settings = settings or SandboxSettings()
-    _require(_SERVING + (_PICTURES if settings.pictures == "real" else ()))
+    _require(_SERVING + (_PICTURES if settings.images == "real" else ()))
     from flux_async.sandbox.app import create_app, desk_of  # noqa: PLC0415 - needs the extra
     from flux_async.sandbox.ledger import ledger_table  # noqa: PLC0415 - needs the extra
 
@@ -71,7 +71,7 @@ def serve(
     with _listen(host, port) as listener:
         config = _config(app, lifespan="on")
         address = settings.public_url or _address(host, listener)
-        sample = f"{address}/samples/{A_SAMPLE}.png" if settings.pictures == "real" else None
+        sample = f"{address}/samples/{A_SAMPLE}.png" if settings.images == "real" else None
         _quiet_server(config, address, sample).run([listener])
     if ledger:
         print(ledger_table(desk_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> None:
         credits=options.credits,
         keys=options.keys or ("test",),
         quality=options.quality,
-        pictures=options.pictures,
+        images=options.images,
         latency=options.latency,
         drop_replies=options.drop_replies,
         webhook_key=options.webhook_key,
@@ -189,7 +189,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--key", dest="keys", action="append", help="an accepted API key, repeatable (default: test)")
     add("--quality", choices=("fast", "good"), default="fast", help="of text removal (default: %(default)s)")
     add("--workers", type=int, help="processes that work on pictures (default: 1 or 2)")
-    add("--pictures", choices=("real", "none"), default="real", help="none: every result is one pixel")
+    add("--images", choices=("real", "none"), default="real", help="none: every result is one pixel")
     add("--latency", type=float, default=0.0, help="vendor seconds before a submit is answered (default: 0)")
     add("--drop-replies", type=float, default=0.0, metavar="SHARE", help="of paid submits, lost (default: 0)")
     add(

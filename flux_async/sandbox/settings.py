@@ -104,7 +104,7 @@ class SandboxSettings:
             its balance and its rate limit.
         quality: How much work text removal puts into a picture.
         workers: How many processes work on pictures.
-        pictures: ``"none"`` skips all work on pictures (inputs are not fetched, every result is one pixel),
+        images: ``"none"`` skips all work on pictures (inputs are not fetched, every result is one pixel),
             for measuring the client alone.
         latency: Vendor seconds between taking a task's price and the reply to its submit; scaled by `speed`
             like everything the vendor measures.
@@ -140,7 +140,7 @@ class SandboxSettings:
         default="fast", validator=attrs.validators.in_(("fast", "good"))
     )
     workers: int = attrs.field(factory=_default_workers, validator=_check_workers)
-    pictures: Literal["real", "none"] = attrs.field(
+    images: Literal["real", "none"] = attrs.field(
         default="real", validator=attrs.validators.in_(("real", "none"))
     )
     latency: float = attrs.field(default=0.0, converter=float, validator=_check_latency)

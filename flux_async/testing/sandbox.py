@@ -80,7 +80,7 @@ class FluxSandbox:
         clock: Virtual time, for the vendor and for the clients made here; left out, real time, in which the
             vendor is ``speed`` times as fast.
         options: The fields of :class:`flux_async.sandbox.SandboxSettings`. Those left out are made for
-            tests: ``pictures="none"``, ``seed=1``, ``speed=100``, and a key that signs callbacks.
+            tests: ``images="none"``, ``seed=1``, ``speed=100``, and a key that signs callbacks.
 
     Attributes:
         url: Its address, for ``KIE_BASE_URL`` or ``base_url``.
@@ -98,7 +98,7 @@ class FluxSandbox:
     def __init__(self, *, sockets: bool = False, clock: VirtualClock | None = None, **options: Any) -> None:
         _require("testing", _SERVING)
         self.settings: SandboxSettings = _settings(clock, options)
-        if self.settings.pictures == "real":
+        if self.settings.images == "real":
             _require("sandbox", _IMAGES)
         self.clock: VirtualClock | None = clock
         self.url: str = URL
@@ -235,7 +235,7 @@ def _settings(clock: VirtualClock | None, options: dict[str, Any]) -> SandboxSet
         )
     if clock is not None and "speed" in options:
         raise ValueError("speed has no effect on virtual time: leave out speed or flux_clock.")
-    made_for_tests: dict[str, Any] = {"pictures": "none", "seed": 1, "webhook_key": WEBHOOK_KEY}
+    made_for_tests: dict[str, Any] = {"images": "none", "seed": 1, "webhook_key": WEBHOOK_KEY}
     if clock is None:
         made_for_tests["speed"] = SPEED
     return SandboxSettings(**(made_for_tests | options))

@@ -80,7 +80,7 @@ def sandbox_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def quick_url() -> Iterator[str]:
     """The address of another one, which does not work on pictures: every result is one pixel."""
-    with running_sandbox("--speed", "20", "--credits", "1000000", "--pictures", "none") as sandbox:
+    with running_sandbox("--speed", "20", "--credits", "1000000", "--images", "none") as sandbox:
         yield sandbox.url
 
 

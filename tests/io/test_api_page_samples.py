@@ -188,7 +188,7 @@ def test_callback_server_is_called(
     sandbox_url: str, start_sandbox: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The Express sample understands the callbacks of a success and of a failure, and its 200 is accepted."""
-    fast = start_sandbox("--pictures", "none", "--speed", "200").url
+    fast = start_sandbox("--images", "none", "--speed", "200").url
     nowhere = f"http://127.0.0.1:9/{tmp_path.name}.png"
     with running_callback_server(tmp_path) as server:
         for url, image in ((fast, {}), (sandbox_url, {"inputImage": nowhere})):

@@ -51,7 +51,7 @@ PNG = bytes.fromhex(
 @pytest.fixture
 def url(start_sandbox: Any) -> Iterator[str]:
     """A sandbox of the test's own, which fetches nothing."""
-    return start_sandbox("--speed", "60", "--pictures", "none").url  # type: ignore[no-any-return]
+    return start_sandbox("--speed", "60", "--images", "none").url  # type: ignore[no-any-return]
 
 
 @pytest.fixture

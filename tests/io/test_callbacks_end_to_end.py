@@ -19,7 +19,7 @@ from flux_async import CallbackEndpoint, FluxClient, Limits, PollPolicy, Succeed
 
 KEY = "hook-key"
 SPEED = 40
-SIGNING = ("--speed", str(SPEED), "--pictures", "none", "--webhook-key", KEY)
+SIGNING = ("--speed", str(SPEED), "--images", "none", "--webhook-key", KEY)
 FAST = PollPolicy(first_s=0.1, interval_s=0.1, sweep_s=1.0, callback_within_s=0.2, not_found_grace_s=5.0)
 LIMITS = Limits(submits=20, window_s=10.0 / SPEED)
 IMAGES = [f"https://pictures.example/{number}.jpg" for number in range(12)]

@@ -156,7 +156,7 @@ def test_an_empty_balance_halts_the_run(
     make_cli: Any, tmp_path: Path, start_sandbox: Any, pictures: list[str]
 ) -> None:
     """With credits for two of three: two succeed, the third stays pending, exit 3."""
-    cli = make_cli(start_sandbox("--speed", "20", "--credits", "10", "--pictures", "none").url)
+    cli = make_cli(start_sandbox("--speed", "20", "--credits", "10", "--images", "none").url)
     cli.knows_times()
     ended = cli.run("remove-text", *pictures, "-o", "out")
     assert ended.code == 3

@@ -20,7 +20,7 @@ JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 @pytest.fixture
 def quick(make_cli: Any, start_sandbox: Any) -> Any:
     """A command line against a quick sandbox of its own."""
-    return make_cli(start_sandbox("--speed", "60", "--pictures", "none").url)
+    return make_cli(start_sandbox("--speed", "60", "--images", "none").url)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, star
 
     The run that is killed waits for more of its list: it cannot end before.
     """
-    cli = make_cli(start_sandbox("--speed", "120", "--pictures", "none").url)
+    cli = make_cli(start_sandbox("--speed", "120", "--images", "none").url)
     images = [f"https://pictures.example/many/{number}.jpg" for number in range(200)]
     (cli.folder / "list.txt").write_text("\n".join(images))
     cli.knows_times()

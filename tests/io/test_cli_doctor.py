@@ -58,7 +58,7 @@ def test_a_wrong_key_fails_and_an_empty_balance_warns(
     """The key fails for the API and for uploads."""
     ended = make_cli(sandbox_url, key="wrong").run("doctor", "--json")
     assert (ended.code, checks(ended)["key"], checks(ended)["uploads"]) == (1, "fail", "fail")
-    poor = make_cli(start_sandbox("--credits", "4", "--pictures", "none").url).run("doctor", "--json")
+    poor = make_cli(start_sandbox("--credits", "4", "--images", "none").url).run("doctor", "--json")
     assert (poor.code, checks(poor)["balance"]) == (0, "warn")
 
 

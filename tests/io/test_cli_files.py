@@ -25,7 +25,7 @@ PNG = bytes.fromhex(
 @pytest.fixture
 def quick(make_cli: Any, start_sandbox: Any) -> Iterator[Any]:
     """A command line against a quick sandbox of its own."""
-    cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none").url)
+    cli = make_cli(start_sandbox("--speed", "60", "--images", "none").url)
     cli.knows_times("out")
     return cli  # type: ignore[no-any-return]
 
@@ -108,7 +108,7 @@ def test_jobs_in_doubt_name_their_uploads_and_a_retry_finds_the_file(
     make_cli: Any, start_sandbox: Any, photos: Path, tmp_path: Path
 ) -> None:
     """The upload's address identifies the task; a retry from another directory finds the file."""
-    address = start_sandbox("--speed", "60", "--pictures", "none", "--drop-replies", "1").url
+    address = start_sandbox("--speed", "60", "--images", "none", "--drop-replies", "1").url
     cli = make_cli(address)
     cli.knows_times()
     ended = cli.run("remove-text", "photos/b.png", "photos/c.png", *RATE, "-o", "out")
@@ -168,7 +168,7 @@ def test_addresses_go_through_the_upload_host_on_request(quick: Any, picture_hos
 
 def test_a_run_prints_its_cost_and_the_balance(make_cli: Any, start_sandbox: Any, photos: Path) -> None:
     """Enough, bounded, too little: printed before the first submit; before and after are in the table."""
-    cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none", "--credits", "17.5").url)
+    cli = make_cli(start_sandbox("--speed", "60", "--images", "none", "--credits", "17.5").url)
     cli.knows_times()
     enough = cli.run("remove-text", "photos/a photo.png", *RATE, "-o", "out")
     assert "1 image needs about 5 credits; the account has 17.5." in enough.stderr

@@ -20,7 +20,7 @@ OVERALL_S = 60
 @pytest.fixture
 def cli(make_cli: Any, start_sandbox: Any) -> Any:
     """A command line against a sandbox of its own, which makes images of one pixel."""
-    made = make_cli(start_sandbox("--speed", "20", "--pictures", "none").url)
+    made = make_cli(start_sandbox("--speed", "20", "--images", "none").url)
     made.knows_times()
     (made.folder / "list.txt").write_text("\n".join(IMAGES))
     return made

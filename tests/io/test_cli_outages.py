@@ -26,7 +26,7 @@ def test_a_service_that_cannot_be_reached_halts(offline: Any) -> None:
 @pytest.mark.parametrize("fault", ["502", "no-task-id"])
 def test_answers_that_make_no_sense_halt(make_cli: Any, start_sandbox: Any, fault: str) -> None:
     """Exit 3 after five submits: five images are in doubt, the others pending; the same command resumes."""
-    cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none", "--faults", fault).url)
+    cli = make_cli(start_sandbox("--speed", "60", "--images", "none", "--faults", fault).url)
     ended = cli.run("remove-text", *IMAGES, "-o", "out", "--rate", "1000/1", "--no-download", "--yes")
     assert ended.code == 3, ended.stderr
     assert statuses(cli) == {"in_doubt": 5, "pending": 7}
@@ -40,7 +40,7 @@ def test_answers_that_make_no_sense_halt(make_cli: Any, start_sandbox: Any, faul
 
 def test_an_address_that_is_not_the_api_halts_at_the_first_submit(make_cli: Any, start_sandbox: Any) -> None:
     """Exit 3: one submit, nothing charged, and the address is named."""
-    cli = make_cli(start_sandbox("--speed", "60", "--pictures", "none", "--faults", "404").url)
+    cli = make_cli(start_sandbox("--speed", "60", "--images", "none", "--faults", "404").url)
     ended = cli.run("remove-text", *IMAGES, "-o", "out", "--rate", "1000/1", "--no-download", "--yes")
     assert ended.code == 3, ended.stderr
     assert f"It is {cli.base_url} now" in ended.stderr

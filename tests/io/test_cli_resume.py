@@ -13,7 +13,7 @@ import pytest
 RATE = ("--rate", "20/1")
 SLOWLY = ("--rate", "5/1")
 SOON = ("--rate", "20/0.5")
-NO_PICTURES = ("--pictures", "none")
+NO_PICTURES = ("--images", "none")
 OVERALL_S = 60
 
 

@@ -88,7 +88,7 @@ def state(port: int, key: str) -> dict[str, Any]:
 @pytest.fixture
 def sandbox(start_sandbox: Any) -> str:
     """A sandbox that signs its callbacks."""
-    url: str = start_sandbox("--speed", "6", "--pictures", "none", "--webhook-key", KEY).url
+    url: str = start_sandbox("--speed", "6", "--images", "none", "--webhook-key", KEY).url
     return url
 
 

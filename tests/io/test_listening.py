@@ -112,7 +112,7 @@ def test_silent_connections_do_not_end_a_run(start_sandbox: Any, cli: Any) -> No
     """
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < SILENT + 150:
         pytest.skip("this process itself may not hold so many connections")
-    sandbox = start_sandbox("--speed", "20", "--pictures", "none", "--webhook-key", KEY)
+    sandbox = start_sandbox("--speed", "20", "--images", "none", "--webhook-key", KEY)
     command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": KEY})
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

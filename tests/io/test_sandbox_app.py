@@ -61,7 +61,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def app(clock: Clock) -> Starlette:
-    return create_app(SandboxSettings(pictures="none", seed=1, credits=5916.25), clock=clock)
+    return create_app(SandboxSettings(images="none", seed=1, credits=5916.25), clock=clock)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ async def test_submit_reply(web: httpx.AsyncClient) -> None:
 
 async def test_dropped_reply_in_process(clock: Clock) -> None:
     """Without a connection to close, a dropped reply is an error for the caller of the application."""
-    app = create_app(SandboxSettings(pictures="none", drop_replies=1.0), clock=clock)
+    app = create_app(SandboxSettings(images="none", drop_replies=1.0), clock=clock)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://sandbox", headers=KEY) as web:
         with pytest.raises(ConnectionResetError, match="dropped"):
@@ -236,7 +236,7 @@ async def test_links_follow_the_host_header(web: httpx.AsyncClient, clock: Clock
 async def test_links_begin_with_the_public_address(clock: Clock) -> None:
     """Behind a tunnel, links lead through it; the sandbox fetches its own files itself."""
     public = "https://tunnel.example"
-    app = create_app(SandboxSettings(pictures="none", seed=1, public_url=f"{public}/"), clock=clock)
+    app = create_app(SandboxSettings(images="none", seed=1, public_url=f"{public}/"), clock=clock)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -558,7 +558,7 @@ def test_garbage_never_breaks_it(
     raw = [(name, value.encode("latin-1")) for name, value in zip(names, headers, strict=True)]
 
     async def send() -> int:
-        app = create_app(SandboxSettings(pictures="none", seed=1), clock=Clock())
+        app = create_app(SandboxSettings(images="none", seed=1), clock=Clock())
         transport = httpx.ASGITransport(app)
         async with AsyncExitStack() as stack:
             if path == URL:
@@ -584,5 +584,5 @@ async def test_an_early_answer_waits_for_the_rest_of_the_body() -> None:
 
     path = "/api/file-stream-upload"
     scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
-    await create_app(SandboxSettings(pictures="none"))(scope | {"headers": []}, receive, send)
+    await create_app(SandboxSettings(images="none"))(scope | {"headers": []}, receive, send)
     assert sent[0] == ("http.response.start", 0)

@@ -120,7 +120,7 @@ class Box:
 
 @pytest.fixture
 async def box() -> AsyncIterator[Box]:
-    settings = SandboxSettings(pictures="none", credits=5916.25)
+    settings = SandboxSettings(images="none", credits=5916.25)
     async with Sandbox(settings, clock=VirtualTime()) as sandbox, sandbox.http_client(KEY) as web:
         yield Box(sandbox, web)
 

@@ -164,7 +164,7 @@ class Sandbox:
 @asynccontextmanager
 async def sandbox(**settings: Any) -> AsyncIterator[Sandbox]:
     """Run a sandbox without pictures."""
-    options = {"pictures": "none", "speed": FAST, "webhook_key": KEY} | settings
+    options = {"images": "none", "speed": FAST, "webhook_key": KEY} | settings
     app = create_app(SandboxSettings(**options))
     transport = httpx.ASGITransport(app)
     async with (
@@ -227,7 +227,7 @@ async def test_long_reply() -> None:
 
 async def test_nothing_while_the_app_does_not_run() -> None:
     """Without its lifespan the app answers submits and sends no callback."""
-    app = create_app(SandboxSettings(pictures="none", faults="callback-early"))
+    app = create_app(SandboxSettings(images="none", faults="callback-early"))
     async with (
         receiver() as hook,
         httpx.AsyncClient(
@@ -259,7 +259,7 @@ async def test_no_signature_without_a_key() -> None:
 
 async def test_prompt() -> None:
     """The callback leaves at the task's end, also when it slept for another task before."""
-    box = InProcess(SandboxSettings(pictures="none", webhook_key=KEY, virtual_clock=True, seed=2))
+    box = InProcess(SandboxSettings(images="none", webhook_key=KEY, virtual_clock=True, seed=2))
     ids: list[str] = []
     async with receiver() as hook, box, box.http_client(API_KEY) as web:
         for model in ("flux-kontext-max", "flux-kontext-pro"):
@@ -462,7 +462,7 @@ def test_options(start_sandbox: Callable[..., Any], monkeypatch: pytest.MonkeyPa
             await Sandbox(web).settled(accepted=1)
             return hook.received[0]
 
-    options = ("--pictures", "none", "--speed", "200", "--faults", "drop-reply:100%")
+    options = ("--images", "none", "--speed", "200", "--faults", "drop-reply:100%")
     assert asyncio.run(call(start_sandbox(*options).url)).is_signed()
     other = asyncio.run(call(start_sandbox(*options, "--webhook-key", "other").url))
     assert not other.is_signed()

@@ -114,7 +114,7 @@ def test_browser(start_sandbox: Any, width: int, tmp_path: Path) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail("CI needs chromium to draw the page: apt-get install chromium")
         pytest.skip("no chromium on this machine: the page is not drawn")
-    sandbox = start_sandbox("--pictures", "none", "--speed", "1000")
+    sandbox = start_sandbox("--images", "none", "--speed", "1000")
     for name in ("a-picture-" + "x" * 150, "flyer"):
         body = {"prompt": "Remove the text " * 20, "inputImage": f"https://pictures.example/{name}.jpg"}
         httpx.post(sandbox.url + GENERATE, json=body, headers=KEY)

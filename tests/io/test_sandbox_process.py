@@ -148,7 +148,7 @@ def test_an_unreachable_input_fails_like_a_missing_one(sandbox_url: str) -> None
 
 def test_seed_and_speed(start_sandbox: Callable[..., Any]) -> None:
     """The same seed hands out the same ids, and the clock starts at the present."""
-    options = ("--seed", "5", "--pictures", "none", "--key", "first", "--key", "second", "--speed", "1")
+    options = ("--seed", "5", "--images", "none", "--key", "first", "--key", "second", "--speed", "1")
     found = []
     for _ in range(2):
         url = start_sandbox(*options).url
@@ -161,7 +161,7 @@ def test_seed_and_speed(start_sandbox: Callable[..., Any]) -> None:
 
 def test_dropped_replies_are_paid(start_sandbox: Callable[..., Any]) -> None:
     """A dropped reply closes the connection after the charge; the ledger has the image."""
-    sandbox = start_sandbox("--pictures", "none", "--drop-replies", "0.5", "--seed", "3")
+    sandbox = start_sandbox("--images", "none", "--drop-replies", "0.5", "--seed", "3")
     images = [f"https://pictures.example/{n}.jpg" for n in range(12)]
     dropped = 0
     for image in images:
@@ -178,7 +178,7 @@ def test_dropped_replies_are_paid(start_sandbox: Callable[..., Any]) -> None:
 
 def test_latency_comes_after_the_charge(start_sandbox: Callable[..., Any]) -> None:
     """A client that disconnects before a slow reply has paid; the latency is in vendor seconds."""
-    slow = start_sandbox("--pictures", "none", "--latency", "12000", "--speed", "20")
+    slow = start_sandbox("--images", "none", "--latency", "12000", "--speed", "20")
 
     def charged() -> dict[str, int]:
         ledger = httpx.get(f"{slow.url}/__sandbox/ledger", verify=PLAIN).json()
@@ -191,7 +191,7 @@ def test_latency_comes_after_the_charge(start_sandbox: Callable[..., Any]) -> No
         with pytest.raises(httpx.ReadTimeout):
             reply.result()
     assert charged() == {"prompt:early": 1}
-    sandbox = start_sandbox("--pictures", "none", "--latency", "6", "--speed", "20")
+    sandbox = start_sandbox("--images", "none", "--latency", "6", "--speed", "20")
     begun = time.monotonic()
     submit(sandbox.url, prompt="patient")
     assert time.monotonic() - begun >= 0.3
@@ -213,7 +213,7 @@ def test_signal_ends_it_at_once(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None])
 def test_a_sandbox_with_until_eof_ends_by_signal_and_by_eof(number: signal.Signals | None) -> None:
     """A signal that comes while nothing more comes from its parent ends it as any other, and so does EOF."""
-    command = [sys.executable, "-m", "flux_async.sandbox", "--port", "0", "--pictures", "none", "--until-eof"]
+    command = [sys.executable, "-m", "flux_async.sandbox", "--port", "0", "--images", "none", "--until-eof"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as sandbox:
         assert sandbox.stdin is not None

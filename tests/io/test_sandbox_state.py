@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def settings(file: Path, **options: Any) -> SandboxSettings:
-    return SandboxSettings(pictures="none", seed=1, credits=100, state=file, **options)
+    return SandboxSettings(images="none", seed=1, credits=100, state=file, **options)
 
 
 def virtual(file: Path, plan: str = "", **options: Any) -> Sandbox:
@@ -129,7 +129,7 @@ async def test_callbacks_go_on(file: Path) -> None:
 
 def test_killed(start_sandbox: Callable[..., Any], file: Path) -> None:
     """Killed right after an answer, it has not forgotten the task, and takes it up to its end."""
-    options = ("--pictures", "none", "--state", str(file), "--speed", "50", "--seed", "2")
+    options = ("--images", "none", "--state", str(file), "--speed", "50", "--seed", "2")
     ids: list[str] = []
     for _ in range(3):
         sandbox = start_sandbox(*options)

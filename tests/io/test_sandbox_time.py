@@ -110,7 +110,7 @@ async def test_callbacks_and_their_retries_follow(box: Box) -> None:
 async def told(seed: int) -> list[bytes]:
     """Return all answers to one sequence of requests."""
     plan = FaultPlan.parse("drop-reply:10%,500:10%,fail-500:20%,late-record:20%,times-iso:30%", seed=seed)
-    settings = SandboxSettings(pictures="none", seed=seed)
+    settings = SandboxSettings(images="none", seed=seed)
     answers = []
     async with Sandbox(settings, plan=plan, clock=VirtualTime()) as sandbox, sandbox.http_client(KEY) as web:
         ids: list[str] = []
@@ -152,7 +152,7 @@ async def test_misuse(box: Box) -> None:
 
 def test_control_over_http(start_sandbox: Any) -> None:
     """``--virtual-clock`` is moved by a POST; the clock of a sandbox without it is not."""
-    sandbox = start_sandbox("--virtual-clock", "--pictures", "none")
+    sandbox = start_sandbox("--virtual-clock", "--images", "none")
     control = f"{sandbox.url}/__sandbox/clock"
     with httpx.Client(base_url=sandbox.url, headers=KEY) as web:
         task_id = web.post(GENERATE, json={"prompt": "x"}).json()["data"]["taskId"]
@@ -160,7 +160,7 @@ def test_control_over_http(start_sandbox: Any) -> None:
         assert web.get(RECORD, params={"taskId": task_id}).json()["data"]["successFlag"] == 1
         for body in ({"advance": -1}, {"advance": "1"}, {"advance": True}, {}, []):
             assert web.post(control, json=body).status_code == 400
-    other = start_sandbox("--pictures", "none")
+    other = start_sandbox("--images", "none")
     reply = httpx.post(f"{other.url}/__sandbox/clock", json={"advance": 1})
     assert (reply.status_code, "--virtual-clock" in reply.json()["error"]) == (409, True)
 
@@ -210,7 +210,7 @@ def test_ledger_in_the_end(start_sandbox: Any, tmp_path: Any) -> None:
     """``--ledger`` prints totals, faults and images to stderr, and a script decides what goes wrong."""
     script = tmp_path / "script.jsonl"
     script.write_text(json.dumps(["http-429"]) + "\n[]\n" + json.dumps(["500-paid"]) + "\n")
-    options = ("--pictures", "none", "--ledger", "--fault-script", str(script))
+    options = ("--images", "none", "--ledger", "--fault-script", str(script))
     sandbox = start_sandbox(*options, stderr=True)
     image = "https://pictures.example/a.jpg"
     for _ in range(3):

@@ -255,7 +255,7 @@ async def pair(clock: Any) -> AsyncIterator[Callable[..., Any]]:
         async def make(faults: str | FaultPlan, *, socket: bool = False, virtual: bool = True) -> Pair:
             plan = FaultPlan.parse(faults) if isinstance(faults, str) else faults
             settings = SandboxSettings(
-                pictures="none", seed=1, credits=5916.25, webhook_key=HOOK_KEY, speed=SPEED
+                images="none", seed=1, credits=5916.25, webhook_key=HOOK_KEY, speed=SPEED
             )
             box = Sandbox(settings, plan=plan, clock=SharedTime(clock) if virtual else None)
             await stack.enter_async_context(box)

@@ -618,7 +618,7 @@ def test_unknown_fields_are_counted(vendor: Vendor) -> None:
         ({"keys": ("",)}, "visible ASCII"),
         ({"workers": 0}, "at least 1"),
         ({"quality": "best"}, "quality"),
-        ({"pictures": "some"}, "pictures"),
+        ({"images": "some"}, "images"),
         ({"latency": -1}, "latency must be a number of at least 0"),
         ({"latency": float("inf")}, "latency must be a number of at least 0"),
         ({"drop_replies": 1.5}, "drop_replies must be a share from 0 to 1"),
