@@ -84,7 +84,9 @@ def torture(
     """Kill the worker ``kills`` times, let it finish, and return the audit."""
     rng = random.Random(seed)
     journal = folder / "journal.sqlite3"
-    vendor = sandbox(speed=speed, credits=jobs * 20, latency=LATENCY, drop_replies=DROPPED, webhook_key=KEY)
+    vendor = sandbox(
+        speed=speed, credits=jobs * 20, latency=LATENCY, faults=f"drop-reply:{DROPPED}", webhook_key=KEY
+    )
     begun, killed = time.monotonic(), 0
     mean_s = 0.8 * jobs / (20 / 10 * speed) / max(1, kills)  # so that the kills spread over the whole batch
     with vendor as url:

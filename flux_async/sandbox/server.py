@@ -14,21 +14,18 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
 
 from flux_async.sandbox.faults import list_of_faults, read_script
-from flux_async.sandbox.settings import SandboxError, SandboxSettings
+from flux_async.sandbox.settings import DEFAULT_HOST, DEFAULT_PORT, OPTIONS, SandboxError, SandboxSettings
 
 if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
-DEFAULT_HOST: Final = "127.0.0.1"
-DEFAULT_PORT: Final = 8787
 MAX_PORT: Final = 65_535
 BACKLOG: Final = 2048
 
@@ -115,7 +112,7 @@ async def listening(app: ASGIApp, host: str = DEFAULT_HOST, port: int = DEFAULT_
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0 after a signal, 2 where it could not start."""
+    """Run the command line; return 0 after a signal, 2 if the sandbox could not start."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="sandbox: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -127,37 +124,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parser(program: str) -> argparse.ArgumentParser:
+    """Return the parser of `OPTIONS`; its result has the options that were given and no others."""
+    made = argparse.ArgumentParser(
+        prog=program,
+        description="Serve the vendor's API on this machine, without a charge.",
+        allow_abbrev=False,
+    )
+    for option in OPTIONS:
+        text = f"{option.help} (default: {option.default})".replace("%", "%%")
+        made.add_argument(
+            option.flag, dest=option.name, default=argparse.SUPPRESS, help=text, **option.parsing
+        )
+    return made
+
+
 def run(options: argparse.Namespace) -> None:
-    """Serve as the options say, until a signal comes.
+    """Serve with the given options, until SIGINT or SIGTERM.
 
     Raises:
-        SandboxError: The port is taken, the address cannot be used, or the extra is not installed.
-        ValueError: An option is out of range.
+        SandboxError: The sandbox cannot start.
+        ValueError: A value is out of range, or a fault is unknown.
     """
-    if options.list_faults:
+    given = vars(options)
+    if given.pop("list_faults", False):
         print(list_of_faults(), end="")  # noqa: T201 - this is a command
         return
-    settings = SandboxSettings(
-        speed=options.speed,
-        seed=options.seed,
-        credits=options.credits,
-        keys=options.keys or ("test",),
-        quality=options.quality,
-        images=options.images,
-        latency=options.latency,
-        drop_replies=options.drop_replies,
-        webhook_key=options.webhook_key,
-        faults=options.faults,
-        script=read_script(options.fault_script) if options.fault_script else (),
-        virtual_clock=options.virtual_clock,
-        state=options.state,
-        public_url=options.public_url,
-        callbacks_anywhere=options.callbacks_anywhere,
-        **({} if options.workers is None else {"workers": options.workers}),
-    )
-    if options.until_eof:
+    ends_with_input = given.pop("until_eof", False)
+    serving = {name: given.pop(name) for name in ("host", "port", "ledger") if name in given}
+    given.setdefault("webhook_key", os.environ.get("KIE_WEBHOOK_KEY") or None)
+    if "script" in given:
+        given["script"] = read_script(given["script"])
+    settings = SandboxSettings(**given)
+    if ends_with_input:
         _end_with_input()
-    serve(settings, host=options.host, port=options.port, ledger=options.ledger)
+    serve(settings, **serving)
 
 
 def _end_with_input() -> None:
@@ -175,38 +176,6 @@ def _end_with(parent: int) -> None:
         while os.read(parent, _MUCH):
             pass
     signal.raise_signal(signal.SIGTERM)
-
-
-def parser(program: str) -> argparse.ArgumentParser:
-    """Return the parser of the sandbox's options, for the command ``program``."""
-    made = argparse.ArgumentParser(prog=program, description="Serve the vendor's API on this machine.")
-    add = made.add_argument
-    add("--host", default=DEFAULT_HOST, help="address to listen on (default: %(default)s)")
-    add("--port", type=int, default=DEFAULT_PORT, help="port, 0 for a free one (default: %(default)s)")
-    add("--speed", type=float, default=1.0, help="how fast the vendor's clock runs (default: %(default)s)")
-    add("--seed", type=int, help="make task ids and times repeatable")
-    add("--credits", type=float, default=10_000.0, help="balance to start with (default: %(default)s)")
-    add("--key", dest="keys", action="append", help="an accepted API key, repeatable (default: test)")
-    add("--quality", choices=("fast", "good"), default="fast", help="of text removal (default: %(default)s)")
-    add("--workers", type=int, help="processes that work on pictures (default: 1 or 2)")
-    add("--images", choices=("real", "none"), default="real", help="none: every result is one pixel")
-    add("--latency", type=float, default=0.0, help="vendor seconds before a submit is answered (default: 0)")
-    add("--drop-replies", type=float, default=0.0, metavar="SHARE", help="of paid submits, lost (default: 0)")
-    add(
-        "--webhook-key",
-        default=os.environ.get("KIE_WEBHOOK_KEY") or None,
-        help="sign callbacks with this key (default: KIE_WEBHOOK_KEY, else no signature)",
-    )
-    add("--faults", default="", metavar="LIST", help="such as callback-late:10%%; see --list-faults")
-    add("--fault-script", type=Path, metavar="FILE", help="JSON Lines: the faults of each submit, in order")
-    add("--list-faults", action="store_true", help="say what can go wrong, and end")
-    add("--state", type=Path, metavar="FILE", help="keep tasks, balance and pictures there, beyond the end")
-    add("--public-url", metavar="URL", help="the address under which others reach it, as through a tunnel")
-    add("--callbacks-anywhere", action="store_true", help="send callbacks to other machines, too")
-    add("--ledger", action="store_true", help="print what was asked and paid to stderr, in the end")
-    add("--virtual-clock", action="store_true", help="let time pass by POST /__sandbox/clock only")
-    add("--until-eof", action="store_true", help=argparse.SUPPRESS)  # how the demo ends it
-    return made
 
 
 def _require(modules: Sequence[str]) -> None:

@@ -1,25 +1,63 @@
-"""The options of the sandbox, and the one error it ends with when it cannot start."""
+"""The options of the sandbox, each declared once: for Python, the command line and the documents.
+
+The parser of the command line and the table in ``docs/command_line.md`` are made from `OPTIONS`.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import attrs
 
-from flux_async.sandbox.faults import Fault, FaultPlan, Rule, parse_entries, parse_rules
+from flux_async.sandbox.faults import FaultPlan, parse_entries, parse_rules
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8787
+
+_QUALITIES: Final = ("fast", "good")
+_IMAGES: Final = ("real", "none")
+
+_Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
 class SandboxError(Exception):
-    """The sandbox cannot start; the message says what to do about it."""
+    """The sandbox cannot start; the message names the remedy."""
 
 
-def _default_workers() -> int:
-    return max(1, min(2, os.cpu_count() or 1))
+@attrs.frozen(kw_only=True)
+class Option:
+    """One option of the command line.
+
+    Attributes:
+        name: The field of `SandboxSettings`, or a keyword of the command.
+        default: The default as it is shown.
+        parsing: Arguments of ``ArgumentParser.add_argument``.
+    """
+
+    flag: str
+    name: str
+    help: str
+    default: str = "off"
+    parsing: Mapping[str, Any] = {"action": "store_true"}
+
+
+def _cli(flag: str, text: str, *, shown: str = "none", **parsing: Any) -> dict[str, Any]:
+    """Return the metadata of a field that is an option of the command line as well."""
+    return {"flag": flag, "help": text, "default": shown, "parsing": parsing}
+
+
+def _number(minimum: float, *, above: bool = False) -> _Validator:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+        if not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
+            bound = f"above {minimum:g}" if above else f"of at least {minimum:g}"
+            raise ValueError(f"{attribute.name} must be a number {bound}, not {value!r}")
+
+    return check
 
 
 def _several(keys: Iterable[str]) -> tuple[str, ...]:
@@ -28,48 +66,21 @@ def _several(keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _check_keys(_instance: object, _attribute: attrs.Attribute[Any], keys: tuple[str, ...]) -> None:
+def _check_keys(_instance: object, _attribute: object, keys: tuple[str, ...]) -> None:
     if not keys:
-        raise ValueError("keys must hold at least one key, or nobody could use the sandbox")
-    # Visible ASCII only: anything else could not travel in an Authorization header.
+        raise ValueError("keys must hold at least one key: without one, no request could be accepted")
+    # Visible ASCII only: an Authorization header cannot carry anything else.
     if not all(key and all("!" <= letter <= "~" for letter in key) for key in keys):
         raise ValueError("every key must be visible ASCII without spaces")
 
 
-def _check_speed(_instance: object, _attribute: attrs.Attribute[Any], speed: float) -> None:
-    if not (math.isfinite(speed) and speed > 0):
-        raise ValueError(f"speed must be a number above 0 (1 is real time), not {speed!r}")
-
-
-def _check_balance(_instance: object, _attribute: attrs.Attribute[Any], balance: float) -> None:
-    if not (math.isfinite(balance) and balance >= 0):
-        raise ValueError(f"credits must be a number of at least 0, not {balance!r}")
-
-
-def _check_share(_instance: object, attribute: attrs.Attribute[Any], share: float) -> None:
-    if not 0 <= share <= 1:  # also refuses NaN
-        raise ValueError(f"{attribute.name} must be a share from 0 to 1, not {share!r}")
-
-
-def _check_latency(_instance: object, _attribute: attrs.Attribute[Any], latency: float) -> None:
-    if not (math.isfinite(latency) and latency >= 0):
-        raise ValueError(f"latency must be a number of at least 0, not {latency!r}")
-
-
-def _check_workers(_instance: object, _attribute: attrs.Attribute[Any], workers: int) -> None:
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers!r}")
-
-
-def _check_webhook_key(_instance: object, _attribute: attrs.Attribute[Any], key: str | None) -> None:
-    if key is not None and not key.encode():  # bytes that are no UTF-8 are a ValueError as well
+def _check_webhook_key(_instance: object, _attribute: object, key: str | None) -> None:
+    if key is not None and not key.encode():  # text that is not UTF-8 is a ValueError as well
         raise ValueError("webhook_key must not be empty: leave it out for callbacks without a signature")
 
 
-def _check_faults(instance: SandboxSettings, _attribute: attrs.Attribute[Any], faults: str) -> None:
-    named = {rule.fault for rule in parse_rules(faults)}
-    if Fault.DROP_REPLY in named and instance.drop_replies:
-        raise ValueError("name the share of lost replies once: as drop_replies, or as drop-reply in faults")
+def _check_faults(_instance: object, _attribute: object, faults: str) -> None:
+    parse_rules(faults)
 
 
 def _as_origin(url: str | None) -> str | None:
@@ -85,77 +96,163 @@ def _as_origin(url: str | None) -> str | None:
 
 def _as_entries(script: Iterable[Iterable[str]]) -> tuple[tuple[str, ...], ...]:
     entries = [entry if isinstance(entry, str) else tuple(map(str, entry)) for entry in script]
-    parse_entries(entries)  # refuses what is none
+    parse_entries(entries)  # raises for an entry that is a string
     return tuple(entry for entry in entries if not isinstance(entry, str))
 
 
 @attrs.frozen(kw_only=True)
 class SandboxSettings:
-    """How one sandbox behaves; checked at birth.
+    """How one sandbox behaves; the help of each option is the table of ``docs/command_line.md``.
 
-    Attributes:
-        speed: How fast the vendor's clock runs. It scales everything the vendor measures: the time a task
-            takes, the 10 s window of the rate limit, the life of files. At 20 a task of 12 s takes 0.6 s and
-            20 submits are allowed every 0.5 s. Work on pictures takes the time it takes.
-        seed: Makes task ids, file names and task times repeatable. Leave it out where task ids outlive the
-            sandbox: two sandboxes with the same seed hand out the same ids.
-        credits: The balance the account starts with.
-        keys: The API keys that are accepted. They belong to one account, as the vendor's keys do, and share
-            its balance and its rate limit.
-        quality: How much work text removal puts into a picture.
-        workers: How many processes work on pictures.
-        images: ``"none"`` skips all work on pictures (inputs are not fetched, every result is one pixel),
-            for measuring the client alone.
-        latency: Vendor seconds between taking a task's price and the reply to its submit; scaled by `speed`
-            like everything the vendor measures.
-        drop_replies: Share of submits whose reply is lost on the way: the task is made and paid, then the
-            connection is closed. Which ones follows from `seed`. The same as ``drop-reply`` in `faults`.
-        webhook_key: The key callbacks are signed with; without one they carry no signature.
-        faults: What goes wrong, as ``"drop-reply:1%,http-429=1:5%,455@30-90"``: names from `Fault`, each with
-            its number (``=1``), the share of submits it befalls (5% or 0.05; left out, all) and the window
-            of vendor seconds in which it may strike. Whom a share befalls follows from `seed`. An input image
-            whose URL has ``sandbox-fault=callback-missing`` in its query asks for that fault (or several,
-            separated by commas) itself, and so does a request with the header ``X-Sandbox-Fault``.
-        virtual_clock: Whether time stands still until ``POST /__sandbox/clock`` lets it pass; `speed` then
-            means nothing.
-        state: A file in which tasks, balance, ledger and links outlive the sandbox; their pictures lie in a
-            folder beside it. What it holds wins over `credits`. Left out, nothing is kept.
-        public_url: The address under which others reach this sandbox, such as that of a tunnel or a reverse
-            proxy: links that are given out begin with it, and links that begin with it are known as its own.
-        callbacks_anywhere: Whether callbacks go to other machines, too; otherwise to this one only.
-        script: What befalls the first submits, in order: for each a list of names. Then `faults` holds.
+    `speed` scales everything that the vendor measures: the time a task takes, the 10 s window of the rate
+    limit, the life of files. At 20 a task of 12 s takes 0.6 s and 20 submits are allowed every 0.5 s. Work on
+    images takes real time. With `virtual_clock` it has no effect.
+
+    The same `seed` gives the same task ids, file names, task times and struck requests. Leave it out where
+    task ids outlive the sandbox, so that two sandboxes never give out the same id.
+
+    All `keys` belong to one account, as the vendor's do: they share its balance and its rate limit.
 
     Raises:
-        ValueError: If a value is out of range, or a fault is unknown.
-        TypeError: If `keys` is a single string.
+        ValueError: A value is out of range, or a fault is unknown.
+        TypeError: `keys` is a single string.
     """
 
-    speed: float = attrs.field(default=1.0, converter=float, validator=_check_speed)
-    seed: int | None = None
-    credits: float = attrs.field(default=10_000.0, converter=float, validator=_check_balance)
+    speed: float = attrs.field(
+        default=1.0,
+        converter=float,
+        validator=_number(0, above=True),
+        metadata=_cli(
+            "--speed",
+            "speed of the vendor's clock: task times, rate window, life of files",
+            shown="1",
+            type=float,
+        ),
+    )
+    seed: int | None = attrs.field(
+        default=None, metadata=_cli("--seed", "makes task ids and times repeatable", type=int)
+    )
+    credits: float = attrs.field(
+        default=10_000.0,
+        converter=float,
+        validator=_number(0),
+        metadata=_cli("--credits", "initial balance; a state file keeps its own", shown="10000", type=float),
+    )
     keys: tuple[str, ...] = attrs.field(
-        default=("test",), converter=_several, validator=_check_keys, repr=False
+        default=("test",),
+        converter=_several,
+        validator=_check_keys,
+        repr=False,
+        metadata=_cli("--key", "an accepted API key; repeatable", shown="test", action="append"),
     )
     quality: Literal["fast", "good"] = attrs.field(
-        default="fast", validator=attrs.validators.in_(("fast", "good"))
+        default="fast",
+        validator=attrs.validators.in_(_QUALITIES),
+        metadata=_cli("--quality", "of text removal: fast or good", shown="fast", choices=_QUALITIES),
     )
-    workers: int = attrs.field(factory=_default_workers, validator=_check_workers)
+    workers: int = attrs.field(
+        factory=lambda: max(1, min(2, os.cpu_count() or 1)),
+        validator=_number(1),
+        metadata=_cli("--workers", "processes that work on images", shown="1 or 2", type=int),
+    )
     images: Literal["real", "none"] = attrs.field(
-        default="real", validator=attrs.validators.in_(("real", "none"))
+        default="real",
+        validator=attrs.validators.in_(_IMAGES),
+        metadata=_cli(
+            "--images",
+            "none: inputs are not fetched and every result is one pixel",
+            shown="real",
+            choices=_IMAGES,
+        ),
     )
-    latency: float = attrs.field(default=0.0, converter=float, validator=_check_latency)
-    drop_replies: float = attrs.field(default=0.0, converter=float, validator=_check_share)
-    webhook_key: str | None = attrs.field(default=None, validator=_check_webhook_key, repr=False)
-    faults: str = attrs.field(default="", validator=_check_faults)
-    virtual_clock: bool = False
-    state: Path | None = None
-    public_url: str | None = attrs.field(default=None, converter=_as_origin)
-    callbacks_anywhere: bool = False
-    script: tuple[tuple[str, ...], ...] = attrs.field(default=(), converter=_as_entries)
+    latency: float = attrs.field(
+        default=0.0,
+        converter=float,
+        validator=_number(0),
+        metadata=_cli(
+            "--latency",
+            "vendor seconds between a task's charge and the answer to its submit",
+            shown="0",
+            type=float,
+        ),
+    )
+    webhook_key: str | None = attrs.field(
+        default=None,
+        validator=_check_webhook_key,
+        repr=False,
+        metadata=_cli(
+            "--webhook-key",
+            "key that signs the callbacks; without one they are unsigned",
+            shown="KIE_WEBHOOK_KEY",
+        ),
+    )
+    faults: str = attrs.field(
+        default="",
+        validator=_check_faults,
+        metadata=_cli(
+            "--faults", "faults, such as drop-reply:1%,callback-late:10%,455@30-90", metavar="LIST"
+        ),
+    )
+    script: tuple[tuple[str, ...], ...] = attrs.field(
+        default=(),
+        converter=_as_entries,
+        metadata=_cli(
+            "--fault-script", "JSON Lines: the faults of each submit, in order", metavar="FILE", type=Path
+        ),
+    )
+    state: Path | None = attrs.field(
+        default=None,
+        metadata=_cli(
+            "--state",
+            "file that keeps tasks, balance, ledger and links; the images are in a folder beside it",
+            metavar="FILE",
+            type=Path,
+        ),
+    )
+    public_url: str | None = attrs.field(
+        default=None,
+        converter=_as_origin,
+        metadata=_cli(
+            "--public-url",
+            "address of a tunnel or reverse proxy in front of it: links begin with it",
+            metavar="URL",
+        ),
+    )
+    callbacks_anywhere: bool = attrs.field(
+        default=False,
+        metadata=_cli(
+            "--callbacks-anywhere", "send callbacks to other machines too", shown="off", action="store_true"
+        ),
+    )
+    virtual_clock: bool = attrs.field(
+        default=False,
+        metadata=_cli(
+            "--virtual-clock",
+            "time stands still until POST /__sandbox/clock advances it",
+            shown="off",
+            action="store_true",
+        ),
+    )
 
     @property
     def plan(self) -> FaultPlan:
-        """What goes wrong, `drop_replies` included."""
-        dropped = (Rule(fault=Fault.DROP_REPLY, share=self.drop_replies),) if self.drop_replies else ()
-        rules = dropped + parse_rules(self.faults)
-        return FaultPlan(rules=rules, entries=parse_entries(self.script), seed=self.seed or 0)
+        """The plan of `script` and `faults`."""
+        rules, entries = parse_rules(self.faults), parse_entries(self.script)
+        return FaultPlan(rules=rules, entries=entries, seed=self.seed or 0)
+
+
+OPTIONS: Final[tuple[Option, ...]] = (
+    Option(flag="--host", name="host", help="address to listen on", default=DEFAULT_HOST, parsing={}),
+    Option(
+        flag="--port",
+        name="port",
+        help="port; 0 picks a free one",
+        default=str(DEFAULT_PORT),
+        parsing={"type": int},
+    ),
+    *(Option(name=field.name, **field.metadata) for field in attrs.fields(SandboxSettings)),
+    Option(flag="--ledger", name="ledger", help="print submits and charges to stderr at the end"),
+    Option(flag="--list-faults", name="list_faults", help="print all faults, and exit"),
+    Option(flag="--until-eof", name="until_eof", help="exit when standard input ends"),
+)
+"""Every option of ``flux-async sandbox`` and ``python -m flux_async.sandbox``."""

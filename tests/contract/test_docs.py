@@ -14,6 +14,7 @@ import pytest
 
 import flux_async
 from flux_async import Charge, FluxError, Scope
+from flux_async.sandbox.settings import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -122,6 +123,20 @@ def commands() -> dict[str, set[str]]:
     return found
 
 
+def sandbox_table() -> str:
+    """Return the table of the sandbox's options in ``docs/command_line.md``, made from their declaration."""
+    lines = ["", "| option | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{option.flag}` | {option.default} | {option.help} |" for option in OPTIONS]
+    return "\n".join([*lines, "", ""])
+
+
+def test_options_of_the_sandbox_are_documented() -> None:
+    """The table of ``docs/command_line.md`` is made from the options; running this file rewrites it."""
+    shown = TABLE.search(read(COMMANDS))
+    assert shown is not None
+    assert shown[0] == sandbox_table()
+
+
 def sections(text: str) -> dict[str, str]:
     """Return the text below each heading of the second level."""
     parts = re.split(r"^## (.*)$", text, flags=re.MULTILINE)
@@ -206,5 +221,6 @@ def test_guarantees_name_tests_that_exist() -> None:
 
 
 if __name__ == "__main__":
-    for page, table in ((ERRORS, error_table()), (ARCHITECTURE, module_table())):
+    tables = ((ERRORS, error_table()), (ARCHITECTURE, module_table()), (COMMANDS, sandbox_table()))
+    for page, table in tables:
         page.write_text(TABLE.sub(lambda _, new=table: new, read(page)), encoding="utf-8")

@@ -108,7 +108,7 @@ def test_jobs_in_doubt_name_their_uploads_and_a_retry_finds_the_file(
     make_cli: Any, start_sandbox: Any, photos: Path, tmp_path: Path
 ) -> None:
     """The upload's address identifies the task; a retry from another directory finds the file."""
-    address = start_sandbox("--speed", "60", "--images", "none", "--drop-replies", "1").url
+    address = start_sandbox("--speed", "60", "--images", "none", "--faults", "drop-reply").url
     cli = make_cli(address)
     cli.knows_times()
     ended = cli.run("remove-text", "photos/b.png", "photos/c.png", *RATE, "-o", "out")

@@ -271,7 +271,7 @@ def test_a_failure_is_paid_for_again_only_on_request(
 @pytest.fixture
 def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     """A run of two images whose submits were charged, and whose answers were lost."""
-    cli = make_cli(start_sandbox("--speed", "20", "--drop-replies", "1", *NO_PICTURES).url)
+    cli = make_cli(start_sandbox("--speed", "20", "--faults", "drop-reply", *NO_PICTURES).url)
     cli.knows_times()
     ended = cli.run("remove-text", *many[:2], *RATE, "-o", "flux-out")
     assert ended.code == 1, ended.stderr

@@ -95,7 +95,7 @@ async def test_submit_reply(web: httpx.AsyncClient) -> None:
 
 async def test_dropped_reply_in_process(clock: Clock) -> None:
     """Without a connection to close, a dropped reply is an error for the caller of the application."""
-    app = create_app(SandboxSettings(images="none", drop_replies=1.0), clock=clock)
+    app = create_app(SandboxSettings(images="none", faults="drop-reply"), clock=clock)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://sandbox", headers=KEY) as web:
         with pytest.raises(ConnectionResetError, match="dropped"):

@@ -161,7 +161,7 @@ def test_seed_and_speed(start_sandbox: Callable[..., Any]) -> None:
 
 def test_dropped_replies_are_paid(start_sandbox: Callable[..., Any]) -> None:
     """A dropped reply closes the connection after the charge; the ledger has the image."""
-    sandbox = start_sandbox("--images", "none", "--drop-replies", "0.5", "--seed", "3")
+    sandbox = start_sandbox("--images", "none", "--faults", "drop-reply:0.5", "--seed", "3")
     images = [f"https://pictures.example/{n}.jpg" for n in range(12)]
     dropped = 0
     for image in images:

@@ -621,8 +621,8 @@ def test_unknown_fields_are_counted(vendor: Vendor) -> None:
         ({"images": "some"}, "images"),
         ({"latency": -1}, "latency must be a number of at least 0"),
         ({"latency": float("inf")}, "latency must be a number of at least 0"),
-        ({"drop_replies": 1.5}, "drop_replies must be a share from 0 to 1"),
-        ({"drop_replies": float("nan")}, "drop_replies must be a share from 0 to 1"),
+        ({"faults": "drop-reply:1.5"}, "the share of drop-reply"),
+        ({"faults": "drop-reply:nan"}, "the share of drop-reply"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], words: str) -> None:
