@@ -67,12 +67,12 @@ def measure_contrast(image: Pixels, region: TextRegion, window: Window, other_te
         return None
     values = lab(image[window.slices])
     distance = np.sqrt(((values - fill_smoothly(values, ~ring)) ** 2).sum(2))
-    threshold = _threshold(distance[inside], 1.8 * _texture(values, ring, height))
+    threshold = _threshold(distance[inside], 1.8 * texture(values, ring, height))
     likelihood, frequency = _colour_likelihood(values, inside, ring)
     return Contrast(inside, distance, threshold, likelihood, frequency)
 
 
-def _texture(values: Floats, ring: Mask, height: float) -> float:
+def texture(values: Floats, ring: Mask, height: float) -> float:
     """Return the roughness of the background: the median deviation of the ring from its blurred copy."""
     residue = values - masked_gaussian(values, ring.astype(np.float32), max(2.0, 0.25 * height))
     return float(1.4826 * np.median(np.abs(residue[ring]), 0).sum() / 1.5)

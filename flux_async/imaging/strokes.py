@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
-from flux_async.imaging.arrays import Mask, Pixels, Window, close_gaps, dilate
+from flux_async.imaging.arrays import Mask, Pixels, Window, close_gaps, dilate, gaussian, lab
+from flux_async.imaging.smooth_fill import fill_smoothly
 from flux_async.imaging.stroke_colours import ink_by_colour
-from flux_async.imaging.stroke_contrast import measure_contrast
+from flux_async.imaging.stroke_contrast import measure_contrast, texture
 from flux_async.imaging.text_detection import is_readable, raise_contrast
 from flux_async.imaging.text_regions import TextRegion, along_line, covered
 
@@ -28,8 +29,14 @@ GROWTH = 0.045
 """Ink is grown by this share of the line's height, to cover anti-aliasing, shadows and outlines."""
 GAP = 2
 """Length of a stretch without ink, in half heights."""
-PIECE = 3
+PIECE = 2
 """Length of the pieces of a line that are searched separately, in heights."""
+SURE_EDGE = 2
+"""Ink is always grown by this many pixels."""
+SMOOTH = 3.0
+"""Backgrounds up to this roughness (a distance in CIELAB) are smooth."""
+LEAST_DIFFERENCE, DIFFERENCE = 1.5, 0.75
+"""An edge differs from the background by at least this distance, and by this share of the roughness."""
 TRACE_GROWTH = 0.08
 """Remains of a first pass are faint at their edges, so they are grown more."""
 
@@ -71,7 +78,7 @@ def _strokes(image: Pixels, region: TextRegion, text: Mask) -> Mask | None:
             found = _ink(image, piece, window, text)
             ink |= found if found is not None else False
     if ink is not None:
-        return _with_edges(ink, region.height, GROWTH)
+        return _with_edges(image[window.slices], ink, region.height, GROWTH)
     if is_readable(image, region) or is_readable(raise_contrast(image), region):
         return dilate(region.placed(window), max(1.0, 0.04 * region.height))
     return None
@@ -94,14 +101,14 @@ def _has_gap(ink: Mask, region: TextRegion) -> bool:
     steps = along.astype(np.int32)
     shares = np.bincount(steps, weights=ink[region.mask]) / np.maximum(np.bincount(steps), 1)
     bare = shares < 0.25 * max(float(ink[region.mask].mean()), 1e-6)
-    return any(bare[start : start + GAP].all() for start in range(1, len(bare) - GAP))
+    return any(bare[start : start + GAP].all() for start in range(len(bare) - GAP + 1))
 
 
 def _pieces(region: TextRegion) -> Iterator[TextRegion]:
     """Yield overlapping pieces of a line, each about three times as long as high."""
     along = np.zeros(region.mask.shape, np.float32)
     along[region.mask] = along_line(region.mask)
-    for start in np.arange(0, region.length, 2 * region.height):
+    for start in np.arange(0, region.length, PIECE * region.height / 2):
         stretch = region.mask & (along >= start) & (along <= start + PIECE * region.height)
         if stretch.any():
             yield attrs.evolve(region, mask=stretch, core=region.core & stretch, length=PIECE * region.height)
@@ -113,7 +120,7 @@ def _traces(image: Pixels, region: TextRegion, text: Mask) -> Mask:
     contrast = measure_contrast(image, region, window, text[window.slices])
     ink = contrast.either() if contrast is not None else line
     if _is_plausible(ink, line):
-        return _with_edges(ink, region.height, TRACE_GROWTH)
+        return _with_edges(image[window.slices], ink, region.height, TRACE_GROWTH)
     return dilate(line, max(1.0, 0.04 * region.height))
 
 
@@ -122,5 +129,18 @@ def _is_plausible(ink: Mask, line: Mask, *, most: float = MOST_INK) -> bool:
     return LEAST_INK <= share <= most
 
 
-def _with_edges(ink: Mask, height: float, growth: float) -> Mask:
-    return close_gaps(dilate(ink, max(2.0, growth * height)), max(1, int(0.03 * height)))
+def _with_edges(near: Pixels, ink: Mask, height: float, growth: float) -> Mask:
+    """Return the ink with its edges: anti-aliasing, shadows, outlines.
+
+    On a smooth background, pixels that look like the background are left out: a smaller hole is filled better.
+    On a textured one a soft shadow does not differ from the texture, so all pixels in reach are masked.
+    """
+    grown = close_gaps(dilate(ink, max(2.0, growth * height)), max(1, int(0.03 * height)))
+    values, background = lab(near), ~grown
+    roughness = texture(values, background, height) if background.any() else np.inf
+    if roughness > SMOOTH:
+        return grown
+    # Blurred: that averages the grain of the background, but not the edge of a letter.
+    difference = gaussian(values - fill_smoothly(values, grown), 1.0)
+    edge = (difference**2).sum(2) > max(LEAST_DIFFERENCE, DIFFERENCE * roughness) ** 2
+    return dilate(ink, SURE_EDGE) | (grown & dilate(edge, 1))
