@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     )
     from flux_async.imaging.ocr import ModelsMissingError
     from flux_async.imaging.removal import Removal, remove_text
-    from flux_async.imaging.text_detection import Quality, TextLine, find_text, read_text
-    from flux_async.imaging.text_regions import TextRegion
+    from flux_async.imaging.text_detection import Quality, TextLine, TextRegion, find_text, read_text
 
 __all__ = [
     "DecodedImage",
@@ -48,9 +47,8 @@ __all__ = [
 
 _MODULES = {
     "arrays": ("Floats", "Mask", "Pixels", "Window"),
-    "text_regions": ("TextRegion",),
     "filling": ("Fill", "fill_hole"),
-    "text_detection": ("Quality", "TextLine", "find_text", "read_text"),
+    "text_detection": ("Quality", "TextLine", "TextRegion", "find_text", "read_text"),
     "ocr": ("ModelsMissingError",),
     "image_codec": ("DecodedImage", "ImageError", "ImageFormat", "decode_image", "encode_image"),
     "removal": ("Removal", "remove_text"),

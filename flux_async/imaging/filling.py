@@ -22,11 +22,12 @@ from flux_async.imaging.arrays import (
     depth,
     dilate,
     dilate_square,
+    fill_smoothly,
     masked_gaussian,
+    relax,
     to_pixels,
 )
 from flux_async.imaging.patch_fill import fill_with_patches
-from flux_async.imaging.smooth_fill import fill_smoothly, relax
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

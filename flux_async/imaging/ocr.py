@@ -6,7 +6,6 @@ downloads one. onnxruntime runs them on the CPU.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 import threading
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 
-from flux_async.imaging.arrays import Floats, Pixels, resize_pixels
+from flux_async.imaging.arrays import Floats, Pixels, resize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +51,8 @@ _COMMON = {
     # onnxruntime's threads spin while they wait.
     "EngineConfig.onnxruntime.intra_op_num_threads": 1,
 }
-_DETECTION = {
+DETECTION = {
+    "Det.model_path": DETECTION_MODEL,
     "Global.use_det": True,
     "Global.use_rec": False,
     "Det.limit_type": "max",
@@ -60,13 +60,14 @@ _DETECTION = {
     "Det.score_mode": "slow",  # the mean over the mark itself: bent lines fill little of their box
     "Det.use_dilation": False,  # it joins lines that are close together
 }
-_RECOGNITION = {
+RECOGNITION = {
+    "Rec.model_path": RECOGNITION_MODEL,
     "Global.use_det": False,
     "Global.use_rec": True,
     "Rec.rec_img_shape": [3, LINE_HEIGHT, LINE_HEIGHT],  # no padding of short lines to 320 pixels
 }
 
-_loading = threading.Lock()
+_MODEL_PATHS = {"Det.model_path", "Rec.model_path"}
 
 
 class ModelsMissingError(ImportError):
@@ -95,9 +96,9 @@ def detect_boxes(image: Pixels, long_side: int) -> tuple[TextBox, ...]:
     """
     scale = long_side / max(image.shape[:2])
     height, width = (max(SIDE_STEP, round(side * scale / SIDE_STEP) * SIDE_STEP) for side in image.shape[:2])
-    scaled = resize_pixels(image, (height, width))
+    scaled = resize(image, (height, width))
     factor = np.array([image.shape[1] / width, image.shape[0] / height], np.float32)
-    found = _detector().run(scaled, box_thresh=LEAST_SCORE)
+    found = _detector.run(scaled, box_thresh=LEAST_SCORE)
     if found.boxes is None:
         return ()
     certain = _certain_boxes(scaled, found)
@@ -116,7 +117,7 @@ def _certain_boxes(scaled: Pixels, found: Any) -> set[bytes]:
     if min(found.scores) < CERTAIN_SCORE:
         if max(found.scores) < CERTAIN_SCORE:
             return set()
-        found = _detector().run(scaled, box_thresh=CERTAIN_SCORE)
+        found = _detector.run(scaled, box_thresh=CERTAIN_SCORE)
     return {corners.tobytes() for corners in found.boxes}
 
 
@@ -131,7 +132,7 @@ def read_line(strip: Pixels) -> tuple[str, float]:
         return "", 0.0
     scaled = math.ceil(LINE_HEIGHT * width / height)
     shape = (LINE_HEIGHT, min(LONGEST_LINE, max(SHORTEST_LINE, scaled)))
-    read = _recogniser().run(resize_pixels(strip, shape))
+    read = _recogniser.run(resize(strip, shape))
     return str(read.txts[0]), float(read.scores[0])
 
 
@@ -158,38 +159,27 @@ class Engine:
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise ModelsMissingError("onnxruntime, which runs the text models, is not installed")
-        from rapidocr import RapidOCR  # noqa: PLC0415 - takes half a second
-
-        self._ocr: RapidOCR = RapidOCR(params={**_COMMON, **options})
+        self._options = options
+        self._ocr: RapidOCR | None = None
         self._lock = threading.Lock()
 
     def run(self, image: Pixels, *, box_thresh: float | None = None) -> Any:
         """Return RapidOCR's output for an RGB image; ``box_thresh`` is the lowest score of a box."""
         bgr = np.ascontiguousarray(image[..., ::-1])
         with self._lock:
+            self._ocr = self._ocr or _load(self._options)
             return self._ocr(bgr, box_thresh=box_thresh)
 
 
-def _detector() -> Engine:
-    with _loading:
-        return _load_detector()
+def _load(options: Mapping[str, Any]) -> RapidOCR:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ModelsMissingError("onnxruntime, which runs the text models, is not installed")
+    params = {**_COMMON, **options}
+    for option in _MODEL_PATHS & params.keys():
+        params[option] = str(model_file(params[option]))
+    from rapidocr import RapidOCR  # noqa: PLC0415 - takes half a second
 
-
-def _recogniser() -> Engine:
-    with _loading:
-        return _load_recogniser()
-
-
-@functools.cache
-def _load_detector() -> Engine:
-    return Engine({**_DETECTION, "Det.model_path": str(model_file(DETECTION_MODEL))})
-
-
-@functools.cache
-def _load_recogniser() -> Engine:
-    return Engine({**_RECOGNITION, "Rec.model_path": str(model_file(RECOGNITION_MODEL))})
+    return RapidOCR(params=params)
 
 
 def _grown(corners: Floats) -> Floats:
@@ -199,3 +189,7 @@ def _grown(corners: Floats) -> Floats:
     across *= MARGIN / max(1.0, float(np.linalg.norm(across)))
     moves = np.stack([-along - across, along - across, along + across, across - along])
     return np.asarray(corners + moves, np.float32)
+
+
+_detector = Engine(DETECTION)
+_recogniser = Engine(RECOGNITION)

@@ -7,11 +7,17 @@ import math
 import attrs
 import numpy as np
 
-from flux_async.imaging.arrays import Mask, Pixels, dilate, resize_mask, resize_pixels
+from flux_async.imaging.arrays import Mask, Pixels, dilate, resize, resize_mask
 from flux_async.imaging.filling import Fill, fill_hole
 from flux_async.imaging.strokes import stroke_mask, trace_mask
-from flux_async.imaging.text_detection import Quality, find_text, is_readable, require_rgb
-from flux_async.imaging.text_regions import TextRegion, covered
+from flux_async.imaging.text_detection import (
+    Quality,
+    TextRegion,
+    covered,
+    find_text,
+    is_readable,
+    require_rgb,
+)
 
 WORKING_PIXELS = 4_000_000
 """Larger images are processed as a smaller copy; only the filled hole is scaled back to full size."""
@@ -53,10 +59,10 @@ def remove_text(image: Pixels, *, quality: Quality = Quality.FAST, fill: Fill = 
         return _remove(image, quality, fill)
     scale = math.sqrt(WORKING_PIXELS / (height * width))
     shape = (max(1, int(height * scale)), max(1, int(width * scale)))
-    small = _remove(resize_pixels(image, shape), quality, fill)
+    small = _remove(resize(image, shape), quality, fill)
     hole = resize_mask(small.hole, (height, width), threshold=0.05)
     return Removal(
-        image=_inside(hole, resize_pixels(small.image, (height, width)), image),
+        image=_inside(hole, resize(small.image, (height, width)), image),
         hole=hole,
         regions=tuple(region.scaled(shape, (height, width)) for region in small.regions),
         passes=small.passes,
