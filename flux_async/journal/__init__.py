@@ -1,1 +1,1 @@
-"""The durable record of a batch, and the right to run it."""
+"""The durable record of a batch, and the lock of the process that runs it."""

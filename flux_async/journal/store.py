@@ -180,7 +180,7 @@ class Journal:
         if self._running:
             raise JournalBusyError("This journal is being run already.")
         self._running = True
-        self._earlier = EarlierRuns(newest=self._earlier.newest)  # jobs of the last run are earlier, too
+        self._earlier = EarlierRuns(newest=self._earlier.newest)  # this run was given no jobs yet
         try:
             yield
         finally:
