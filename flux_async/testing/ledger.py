@@ -1,4 +1,4 @@
-"""The sandbox's book, as a test reads it: what was submitted and charged, image by image."""
+"""The sandbox's ledger for a test: submits and charges of each image."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ if TYPE_CHECKING:
 
 
 class PaidTwice(AssertionError):
-    """The same request was charged more than once, and the test did not say that it may be."""
+    """The same request was charged more than once, and the test did not allow it."""
 
 
 class FluxLedger:
-    """What the vendor has in its books; every reading is of the present.
+    """Submits and charges at the vendor; every access reads the present ledger.
 
-    An image is named by its address as it was submitted (of an uploaded file: the upload's), a picture made
-    from nothing by its prompt.
+    An image is named by its address as it was submitted (of an uploaded file: the upload's), a generated
+    image by its prompt.
 
     Args:
-        book: Returns a copy of the sandbox's own ledger.
+        read: Returns a copy of the sandbox's own ledger.
     """
 
-    def __init__(self, book: Callable[[], Ledger]) -> None:
-        self._book = book
+    def __init__(self, read: Callable[[], Ledger]) -> None:
+        self._read = read
         self._allowed: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        book = self.read()
-        return f"<FluxLedger: {book.submits} submits, {book.accepted} tasks, {book.charged:g} credits>"
+        ledger = self.read()
+        return f"<FluxLedger: {ledger.submits} submits, {ledger.accepted} tasks, {ledger.charged:g} credits>"
 
     def read(self) -> Ledger:
-        """Return a copy of the whole book: refusals by code, faults that struck, windows, callbacks."""
-        return self._book()
+        """Return a copy of the whole ledger: also refusals by code, faults that occurred, callbacks."""
+        return self._read()
 
     @property
     def submits(self) -> int:
-        """Submits received with a good key, refused ones included."""
+        """Submits received with a valid key, refused ones included."""
         return self.read().submits
 
     @property
@@ -47,47 +47,47 @@ class FluxLedger:
 
     @property
     def polls(self) -> int:
-        """Looks at tasks."""
+        """Polls of tasks."""
         return self.read().polls
 
     @property
     def charged(self) -> float:
-        """Credits taken for good: less what was refunded."""
-        book = self.read()
-        return book.charged - book.refunded
+        """Credits charged and not refunded."""
+        ledger = self.read()
+        return ledger.charged - ledger.refunded
 
     def charges(self, image: str) -> int:
-        """Return how often an image was charged for good."""
+        """Return the charges of an image that were not refunded."""
         images = self.read().images
         line = images.get(image) or images.get(f"prompt:{image}")
         return 0 if line is None else line.charges
 
     @property
     def double_charges(self) -> dict[str, int]:
-        """The images about which the same request was charged for good more than once, and how often."""
+        """Number of charges of each image for which the same request was charged more than once."""
         images = self.read().images
         return {image: line.most_charges for image, line in images.items() if line.is_paid_twice}
 
     def allow(self, image: str, times: int = 2) -> None:
-        """Allow the same request about an image to be charged ``times`` times, on purpose."""
+        """Allow ``times`` charges of the same request for an image."""
         self._allowed |= {image: times, f"prompt:{image}": times}
 
     def check(self) -> None:
-        """Raise what the fixture raises at the end of the test.
+        """Check for double charges, as the fixture does at the end of the test.
 
         Raises:
-            PaidTwice: The same request about an image was charged more often than it may be. Two different
-                edits of one image are two requests.
+            PaidTwice: The same request for an image was charged more often than allowed. Two different edits
+                of one image are two requests.
         """
         images = self.read().images
         over = {
             image: line for image, line in images.items() if line.most_charges > self._allowed.get(image, 1)
         }
         if over:
-            raise PaidTwice("\n".join(["charged more than once:", *map(_told, over.items())]))
+            raise PaidTwice("\n".join(["charged more than once:", *map(_described, over.items())]))
 
 
-def _told(entry: tuple[str, Line]) -> str:
+def _described(entry: tuple[str, Line]) -> str:
     image, line = entry
     refunds = f", {line.refunds} of them refunded" if line.refunds else ""
     return (
