@@ -1,89 +1,179 @@
-"""The images drawn by the sandbox have the requested ratio and are reproducible."""
+"""Format, size and end of an image, read from bytes that arrive in any pieces."""
 
 from __future__ import annotations
 
-import numpy as np
+import io
+import random
+import struct
+import time
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from flux_async.imaging import read_text
-from flux_async.sandbox.image_worker import PIXELS, draw_from_prompt, fit_to_ratio, size_of
+from flux_async import NotAnImage
+from flux_async.files.image_header import ImageReader, image_suffix
 
-RATIOS = ("21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21")
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_the_size_is_about_a_megapixel_of_the_asked_ratio(ratio):
-    """Both sides are multiples of 16, the ratio is met within 1 %, the size within 10 % of a megapixel."""
-    width, height = size_of(ratio)
-    across, _, down = ratio.partition(":")
-    assert width % 16 == height % 16 == 0
-    assert width / height == pytest.approx(int(across) / int(down), rel=0.01)
-    assert width * height == pytest.approx(PIXELS, rel=0.1)
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_a_prompt_is_drawn_in_the_requested_ratio(ratio):
-    """The image has the size of the ratio."""
-    picture = draw_from_prompt("A lighthouse at dusk by the sea", ratio, seed=1)
-    assert picture.dtype == np.uint8
-    assert picture.shape == (*size_of(ratio)[::-1], 3)
+SIZE = (37, 23)
+FORMATS = {
+    "png": ("PNG", {}, ".png"),
+    "jpeg": ("JPEG", {}, ".jpg"),
+    "progressive jpeg": ("JPEG", {"progressive": True}, ".jpg"),
+    "jpeg with a profile": ("JPEG", {"icc_profile": bytes(range(256)) * 600}, ".jpg"),
+    "gif": ("GIF", {}, ".gif"),
+    "lossy webp": ("WEBP", {}, ".webp"),
+    "lossless webp": ("WEBP", {"lossless": True}, ".webp"),
+    "webp with a profile": ("WEBP", {"icc_profile": b"profile " * 40}, ".webp"),
+}
 
 
-def test_the_same_prompt_gives_the_same_image():
-    """Prompt and seed decide every pixel; another seed or prompt gives another image."""
-    one = draw_from_prompt("city at night", "1:1", seed=5)
-    assert (one == draw_from_prompt("city at night", "1:1", seed=5)).all()
-    assert (one != draw_from_prompt("city at night", "1:1", seed=6)).any()
-    assert (one != draw_from_prompt("city by day", "1:1", seed=5)).any()
+def drawn(name: str) -> bytes:
+    file_format, options, _ = FORMATS[name]
+    noise = Image.frombytes("RGB", SIZE, random.Random(3).randbytes(3 * SIZE[0] * SIZE[1]))
+    content = io.BytesIO()
+    noise.save(content, file_format, **options)
+    return content.getvalue()
 
 
-def test_the_prompt_and_the_mark_can_be_read_at_the_foot():
-    """The image shows its prompt, and that it comes from the sandbox."""
-    picture = draw_from_prompt("A red fox in the snow", "1:1", seed=1)
-    read = " ".join(line.text.replace(" ", "") for line in read_text(picture[-120:]))
-    assert "redfox" in read
-    assert "sandbox" in read
+IMAGES = {name: drawn(name) for name in FORMATS}
+each_format = pytest.mark.parametrize("name", FORMATS)
 
 
-@pytest.mark.parametrize("prompt", ["", "x" * 5000, "雪の中の狐", "line\nbreak\x00", "\U0001f98a"])
-def test_any_prompt_can_be_drawn(prompt):
-    """Empty, endless and foreign prompts are drawn too."""
-    assert draw_from_prompt(prompt, "4:3", seed=0).size
+def read(*pieces: bytes) -> ImageReader:
+    reader = ImageReader()
+    for piece in pieces:
+        reader.feed(piece)
+    reader.finish()
+    return reader
 
 
-@pytest.mark.parametrize("ratio", ["", "16", "16:0", "0:9", "a:b", "-1:2", "1:2:3", "1.5:1"])
-def test_other_ratios_are_refused(ratio):
-    """Anything but two positive whole numbers around a colon is a ValueError."""
-    with pytest.raises(ValueError, match="ratio"):
-        size_of(ratio)
+@each_format
+@pytest.mark.parametrize("length", [1, 7, 4096, 10**6])
+def test_an_image_in_pieces_is_read(name: str, length: int) -> None:
+    """Format, size and end are found, however the bytes are cut."""
+    data = IMAGES[name]
+    reader = read(*(data[at : at + length] for at in range(0, len(data), length)))
+    assert (reader.suffix, reader.size, reader.complete) == (FORMATS[name][2], SIZE, True)
 
 
-def test_an_image_of_the_right_ratio_is_unchanged():
-    """Fitting an image to its own ratio changes nothing."""
-    picture = np.random.default_rng(1).integers(0, 256, (90, 160, 3), np.uint8)
-    assert (fit_to_ratio(picture, "16:9") == picture).all()
+@each_format
+def test_no_beginning_of_an_image_is_complete(name: str) -> None:
+    """Wherever it is cut off, the end is missing."""
+    data = IMAGES[name]
+    for cut in {*range(12, min(len(data), 400)), *range(len(data) - 40, len(data)), len(data) // 2}:
+        assert not read(data[:cut]).complete, cut
 
 
-def test_a_near_ratio_cuts_the_middle_out():
-    """A landscape made square loses the same on both sides."""
-    picture = np.zeros((90, 160, 3), np.uint8)
-    picture[:, 35:125] = 200
-    assert (fit_to_ratio(picture, "1:1") == 200).all()
+@each_format
+def test_bytes_after_the_end_are_not_read(name: str) -> None:
+    """Some programs append data of their own to an image."""
+    assert read(IMAGES[name] + b"\x00trailing" * 9, b"more").complete
 
 
-def test_a_far_ratio_keeps_the_whole_image():
-    """If cutting would lose more than half, the image is laid on a blurred copy instead."""
-    picture = np.random.default_rng(1).integers(0, 256, (40, 160, 3), np.uint8)
-    fitted = fit_to_ratio(picture, "9:16")
-    top = (fitted.shape[0] - 40) // 2
-    assert (fitted[top : top + 40] == picture).all()
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image() -> None:
+    """A JPEG within a JPEG's segment has an end of its own."""
+    inner = IMAGES["jpeg"]
+    outer = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(inner) + 2) + inner + IMAGES["jpeg"][2:]
+    assert read(outer).complete
+    assert not read(outer[: len(inner) + 300]).complete
 
 
-@given(height=st.integers(1, 300), width=st.integers(1, 300), ratio=st.sampled_from(RATIOS))
-def test_any_image_can_be_fitted(height, width, ratio):
-    """An image of any shape gets the ratio, as near as whole pixels allow."""
-    fitted = fit_to_ratio(np.zeros((height, width, 3), np.uint8), ratio)
-    across, down = (int(part) for part in ratio.split(":"))
-    assert abs(fitted.shape[1] - fitted.shape[0] * across / down) <= 1 + across / down
+@pytest.mark.parametrize(
+    ("head", "suffix"),
+    [
+        (b"\xff\xd8\xff\xe0", ".jpg"),
+        (b"\x89PNG\r\n\x1a\n", ".png"),
+        (b"GIF89a", ".gif"),
+        (b"RIFF\x00\x00\x00\x00WEBP", ".webp"),
+        (b"RIFF\x00\x00\x00\x00WAVE", None),
+        (b"<html>", None),
+        (b"", None),
+    ],
+)
+def test_the_first_bytes_call_for_an_ending(head: bytes, suffix: str | None) -> None:
+    """The content decides, not a name."""
+    assert image_suffix(head) == suffix
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+IHDR = PNG + b"\x00\x00\x00\x0dIHDR"
+SCREEN = b"GIF89a\x02\x00\x03\x00"
+DAMAGED = {
+    "html": b"<!doctype html><html>",
+    "short": b"<html>",
+    "nothing": b"",
+    "png without its head": PNG + b"\x00\x00\x00\x0dIDAT" + bytes(20),
+    "png with a long head": PNG + b"\x00\x00\x00\x0eIHDR" + bytes(20),
+    "png without pixels": IHDR + bytes(20),
+    "png with an endless chunk": IHDR + b"\0\0\0\1\0\0\0\1" + bytes(9) + b"\xff\xff\xff\xffIDAT",
+    "jpeg without marker": b"\xff\xd8\xff\xe0\x00\x02" + bytes(20),
+    "jpeg that ends at once": b"\xff\xd8\xff\xd9" + bytes(20),
+    "jpeg with a scan and no size": b"\xff\xd8\xff\xda\x00\x08" + bytes(20),
+    "jpeg with a short segment": b"\xff\xd8\xff\xe0\x00\x01" + bytes(20),
+    "jpeg without lines": b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x00\x00\x20" + bytes(20),
+    "gif without pixels": b"GIF89a" + bytes(20),
+    "gif with an odd block": SCREEN + bytes(3) + b"\x99" + bytes(20),
+    "webp of another kind": b"RIFF\x40\x00\x00\x00WEBPXXXX" + bytes(30),
+    "webp without its mark": b"RIFF\x40\x00\x00\x00WEBPVP8 " + bytes(30),
+    "webp that is shorter than its head": b"RIFF\x04\x00\x00\x00WEBPVP8X" + bytes(30),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_files_that_are_no_images_are_refused(data: bytes) -> None:
+    """Other content, or an image without a size."""
+    with pytest.raises(NotAnImage):
+        read(data)
+
+
+def test_fill_bytes_and_lone_markers_are_passed_over() -> None:
+    """ITU T.81 allows fill bytes before a marker, and some markers stand alone."""
+    data = IMAGES["jpeg"]
+    assert read(data[:2] + b"\xff\x01\xff\xff\xff" + data[3:]).size == SIZE
+
+
+def test_a_second_size_counts_for_nothing() -> None:
+    """The first frame header of a JPEG has its size."""
+    data = IMAGES["jpeg"]
+    second = b"\xff\xc0\x00\x0b\x08\xff\xff\xff\xff\x01\x01\x11\x00"
+    at = data.index(b"\xff\xda")
+    assert read(data[:at] + second + data[at:]).size == SIZE
+
+
+def test_colour_tables_and_extensions_of_a_gif_are_passed_over() -> None:
+    """Tables of the screen and of an image, and blocks in between."""
+    blocks = b"\x21\xfe\x03abc\x00" + b"\x2c" + bytes(8) + b"\x80" + bytes(6) + b"\x02\x01\x00\x00" + b"\x3b"
+    reader = read(SCREEN + b"\x80\x00\x00" + bytes(6) + blocks)
+    assert (reader.size, reader.complete) == ((2, 3), True)
+    assert not read(SCREEN + b"\x80\x00\x00" + bytes(6) + blocks[:-1]).complete
+
+
+def test_the_smallest_lossless_webp_is_read() -> None:
+    """It is shorter than the heads of its kin."""
+    content = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "WEBP", lossless=True)
+    data = content.getvalue()
+    assert (read(data).size, read(data).complete) == ((1, 1), True)
+
+
+def test_an_image_of_countless_blocks_is_refused_soon() -> None:
+    """A hundred million empty blocks cost no CPU time."""
+    reader = ImageReader()
+    reader.feed(IHDR + b"\0\0\0\1\0\0\0\1" + bytes(9))
+    empty = (bytes(4) + b"tEXt" + bytes(4)) * 20_000
+    begun = time.process_time()
+    with pytest.raises(NotAnImage, match="blocks"):
+        for _ in range(100):
+            reader.feed(empty)
+    assert time.process_time() - begun < 10
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([b"", *(head[:40] for head in IMAGES.values())]), st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(head: bytes, rest: bytes) -> None:
+    """There is no third outcome."""
+    try:
+        read(head + rest)
+    except NotAnImage as refused:
+        assert len(str(refused)) < 300  # noqa: PT017 - it need not be raised
