@@ -311,9 +311,9 @@ async def test_the_upload_host_is_given_the_key_and_its_redirects_are_not_follow
             server(answer("401 Unauthorized", ENVELOPE)) as (url, requests),
             FluxClient(KEY, url, upload_url=host) as client,
         ):
-            for call in (upload, upload_from_url):
+            for call in (client.upload(PNG), client.upload_from_url("https://example.com/a.jpg")):
                 with pytest.raises(FluxError) as caught:
-                    await call(client)
+                    await call
                 assert tells_no_key(caught.value)
     assert len(uploads) == 2
     assert all(f"Bearer {KEY}" in request for request in uploads)

@@ -347,12 +347,15 @@ async def test_a_stopped_request_leaves_no_connection(raw_server: Any) -> None:
 
     async with raw_server(behave) as server:
         transport = HttpxTransport(Credentials(KEY, server.url), version="1")
-        for _ in range(3):
-            assert isinstance(await transport.exchange(GET, timeout_s=0.2), Unknown)
+        stopped = 0
         async with asyncio.timeout(60):
+            while stopped < 3:
+                result = await transport.exchange(GET, timeout_s=0.2)
+                assert isinstance(result, Unknown | NotSent)  # a busy machine may take longer to connect
+                stopped += isinstance(result, Unknown)
             while server.open:
                 await asyncio.sleep(0.005)
-        assert server.connections == 3
+        assert server.connections >= 3
 
 
 @pytest.mark.parametrize("family", ["httpx", "httpx2"])

@@ -399,7 +399,7 @@ async def test_a_live_source_is_served_one_by_one(client: Any, vendor: Any) -> N
         for _ in range(3):
             yield await queue.get()
 
-    async with asyncio.timeout(10), run_batch(client, source()) as batch:
+    async with asyncio.timeout(60), run_batch(client, source()) as batch:
         for url in URLS[:3]:
             queue.put_nowait(url)
             assert (await batch.__anext__()).job.request.input_image == url
@@ -415,10 +415,10 @@ async def test_a_halt_is_raised_while_the_source_is_silent(client: Any, vendor: 
     task = vendor.script["generate"][0]
     vendor.script["generate"] = [make.answer(None, 402)]
     with pytest.raises(InsufficientCreditsError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await collect(client, source())
     vendor.script["generate"] = [task]
-    async with asyncio.timeout(10), run_batch(client, source()) as batch:
+    async with asyncio.timeout(60), run_batch(client, source()) as batch:
         await batch.__anext__()
         batch.stop()
         assert [outcome async for outcome in batch] == []
