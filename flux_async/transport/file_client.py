@@ -1,8 +1,10 @@
 """Downloads files from untrusted hosts: without key, cookies or referrer, from allowed addresses only.
 
 It uses httpcore, the layer below httpx and installed with it: there a network backend of this module opens
-every connection, so that none bypasses the address check, a kept connection belongs to one host name, and TLS
-verifies that name. httpx would add cookies, passwords from URLs, and log lines with whole URLs.
+every connection, so that none bypasses the address check, and TLS verifies the host name. httpx would add
+cookies, passwords from URLs, and log lines with whole URLs. Each request has a connection of its own: at two
+downloads a second the handshake is nothing, and a request that is cancelled inside httpcore 1.0 can occupy a
+slot of its pool for good.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import anyio
@@ -32,8 +34,6 @@ _CONNECT_S = 10.0
 _ONE_ADDRESS_S = 3.0
 _MOST_ADDRESSES = 4
 HARD_STOP_S = 2.0
-_KEEPALIVE_S = 60.0
-_CONNECTIONS = 8
 _MOST_BEFORE_ANSWER = 256 * 1024
 _CHUNKS_PER_TURN = 64
 _MANY_CHUNKS, _SMALL_CHUNK = 8192, 16
@@ -132,6 +132,10 @@ class _File:
     headers: Mapping[str, str] = attrs.field(repr=False)
     response: httpcore.Response = attrs.field(repr=False)
 
+    async def aclose(self) -> None:
+        with contextlib.suppress(Exception):  # a downloaded file must not be lost
+            await self.response.aclose()
+
     async def chunks(self) -> AsyncIterator[bytes]:
         count = size = 0
         try:
@@ -156,48 +160,6 @@ class _File:
 
 
 @attrs.define(eq=False)
-class ConnectionPools:
-    """httpcore's pools: one for direct connections, and one per proxy.
-
-    A request that is cancelled inside httpcore 1.0 can occupy a place in its pool forever. After that the
-    pools are retired: downloads in progress finish, new ones use other pools, and the last closes the old.
-    """
-
-    make: Callable[[str | None], httpcore.AsyncConnectionPool]
-    _made: dict[str | None, httpcore.AsyncConnectionPool] = attrs.field(factory=dict, init=False)
-    _users: int = attrs.field(default=0, init=False)
-    _is_retired: bool = attrs.field(default=False, init=False)
-
-    def through(self, proxy: str | None) -> httpcore.AsyncConnectionPool:
-        """Return the pool for ``proxy``; None stands for direct connections."""
-        if proxy not in self._made:
-            self._made[proxy] = self.make(proxy)
-        return self._made[proxy]
-
-    @asynccontextmanager
-    async def used(self) -> AsyncIterator[Self]:
-        """Keep the pools open during a download."""
-        self._users += 1
-        try:
-            yield self
-        finally:
-            self._users -= 1
-            if self._is_retired and not self._users:
-                await self.aclose()
-
-    def retire(self) -> None:
-        """Close the pools when the last download that uses them ends."""
-        self._is_retired = True
-
-    async def aclose(self) -> None:
-        """Close all connections now, and one that is being opened when its download ends."""
-        self._is_retired = True
-        for pool in self._made.values():
-            with contextlib.suppress(Exception):  # a downloaded file must not be lost
-                await pool.aclose()
-
-
-@attrs.define(eq=False)
 class FileClient:
     """Downloads files.
 
@@ -212,46 +174,42 @@ class FileClient:
     guard: AddressGuard
     tls: Callable[[], ssl.SSLContext] = attrs.field(repr=False)
     backend: httpcore.AsyncNetworkBackend = attrs.field(factory=httpcore.AnyIOBackend, repr=False)
-    _pools: ConnectionPools | None = attrs.field(default=None, init=False, repr=False)
+    _pools: set[httpcore.AsyncConnectionPool] = attrs.field(factory=set, init=False, repr=False)
 
     @asynccontextmanager
     async def fetch(
         self, url: str, *, timeout_s: float, stall_s: float, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[FileStream]:
         """Open a file; see :meth:`flux_async.transport.Transport.fetch`."""
-        pools = self._pools = self._pools or ConnectionPools(self._make_pool)
         deadline = Deadline(timeout_s + HARD_STOP_S)
-        async with pools.used():
+        async with AsyncExitStack() as connections:
             try:
                 async with deadline:
                     file = await self._open(
-                        pools, ParsedUrl.read(url), dict(headers or {}), timeout_s, stall_s
+                        connections, ParsedUrl.read(url), dict(headers or {}), timeout_s, stall_s
                     )
                     try:
                         yield file
                     finally:
-                        await file.response.aclose()
+                        await file.aclose()
             except TimeoutError:
                 if not deadline.expired():
                     raise
-                self._retire(pools)
                 raise DownloadTimedOut(f"The download took longer than {timeout_s:g} s.") from None
 
-    def _retire(self, pools: ConnectionPools) -> None:
-        """Use other connections for the next downloads."""
-        pools.retire()
-        if self._pools is pools:
-            self._pools = None
-
     async def aclose(self) -> None:
-        """Close all connections."""
-        pools, self._pools = self._pools, None
-        if pools is not None:
-            await pools.aclose()
+        """Close the connections of downloads in progress."""
+        for pool in tuple(self._pools):
+            await self._close(pool)
+
+    async def _close(self, pool: httpcore.AsyncConnectionPool) -> None:
+        self._pools.discard(pool)
+        with contextlib.suppress(Exception):
+            await pool.aclose()
 
     async def _open(
         self,
-        pools: ConnectionPools,
+        connections: AsyncExitStack,
         parsed: ParsedUrl,
         headers: dict[str, str],
         timeout_s: float,
@@ -259,16 +217,16 @@ class FileClient:
     ) -> _File:
         """Follow redirects; the address of each is checked like the first one."""
         for _ in range(1 + MOST_REDIRECTS):
-            file = await self._send(pools, parsed, headers, timeout_s, stall_s)
+            file = await self._send(connections, parsed, headers, timeout_s, stall_s)
             if file.status not in _REDIRECTS or "location" not in file.headers:
                 return file
-            await file.response.aclose()
+            await file.aclose()
             parsed = parsed.follow(file.headers["location"])
         raise DownloadError(f"The download was redirected more than {MOST_REDIRECTS} times.")
 
     async def _send(
         self,
-        pools: ConnectionPools,
+        connections: AsyncExitStack,
         parsed: ParsedUrl,
         headers: dict[str, str],
         timeout_s: float,
@@ -299,7 +257,7 @@ class FileClient:
             },
         )
         try:
-            response = await pools.through(proxy).handle_async_request(request)
+            response = await self._pool(proxy, connections).handle_async_request(request)
         except FluxError:
             raise
         except ImportError:
@@ -319,21 +277,25 @@ class FileClient:
             stream.answered()
         return _File(parsed.host, response.status, _in_lower_case(response.headers), response)
 
-    def _make_pool(self, proxy: str | None) -> httpcore.AsyncConnectionPool:
+    def _pool(self, proxy: str | None, connections: AsyncExitStack) -> httpcore.AsyncConnectionPool:
+        """Return a pool for one request; httpcore has no connection that sets up proxy and TLS itself."""
         settings: dict[str, Any] = {
             "ssl_context": self.tls(),
-            "max_connections": _CONNECTIONS,
-            "max_keepalive_connections": _CONNECTIONS,
-            "keepalive_expiry": _KEEPALIVE_S,
+            "max_connections": 1,
+            "max_keepalive_connections": 0,
         }
         if proxy is None:
-            backend = GuardedBackend(self.guard, self.backend)
-            return httpcore.AsyncConnectionPool(network_backend=backend, **settings)
-        return httpcore.AsyncConnectionPool(proxy=_read_proxy(proxy), **settings)
+            settings["network_backend"] = GuardedBackend(self.guard, self.backend)
+        else:
+            settings["proxy"] = _read_proxy(proxy)
+        pool = httpcore.AsyncConnectionPool(**settings)
+        self._pools.add(pool)
+        connections.push_async_callback(self._close, pool)
+        return pool
 
 
 def _broke_off(error: Exception) -> bool:
-    """Return whether a connection ended before an answer, as a kept connection can at any time."""
+    """Return whether the server closed the connection before an answer; the next try may succeed."""
     if isinstance(error, httpcore.RemoteProtocolError):
         return "disconnected" in str(error)
     return isinstance(error, httpcore.ReadError | httpcore.WriteError)
