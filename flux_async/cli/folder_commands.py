@@ -211,7 +211,7 @@ def _loss_in_words(lost: LostRecords) -> str:
     if lost.log_is_lost:
         return (
             "The journal was in use when it was copied or its process ended, and its list of submits is "
-            "lost: every image that waits for its submit, or that the journal does not know, may have been "
+            "lost: every image that waits for its submit, or that is not in the journal, may have been "
             "submitted, and charged."
         )
     times = sorted(submit.at for submit in lost.submits.values())

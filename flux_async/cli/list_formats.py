@@ -235,7 +235,7 @@ def _swallowed_row(cells: Sequence[str], at: int, width: int, separator: str, fi
         for text in cell.splitlines()[1:]:
             parts = text.split(separator)
             if width > 1 and len(parts) >= width and _ADDRESS.match(parts[at]):
-                return f"a quotation mark opened in line {first} takes in the rows behind it"
+                return f"a quotation mark opened in line {first} contains the rows after it"
     return None
 
 
