@@ -6,9 +6,10 @@ before they may be submitted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import anyio.to_thread
@@ -27,6 +28,7 @@ from flux_async import (
 )
 from flux_async.cli.list_files import InputStopped, LiveInputs
 from flux_async.cli.run_folder import Selection
+from flux_async.cli.run_options import RunOptions
 from flux_async.clock import Clock
 from flux_async.journal.store import StoredJob
 from flux_async.transport.credentials import DEFAULT_BASE_URL
@@ -68,46 +70,6 @@ def _bounded(cost: float, most: float | None) -> str:
 # --- the balance ------------------------------------------------------------------------------------------
 
 
-@attrs.define
-class Balance:
-    """The account's credits before and after a run.
-
-    The difference is an estimate of what the run cost: the account may do other work, and refunds come late.
-
-    Attributes:
-        before: Credits before, or None where they could not be read.
-        after: Credits after.
-    """
-
-    before: float | None = None
-    after: float | None = None
-
-    async def read_before(self, client: FluxClient) -> str | None:
-        """Read the balance; return why it could not be read, which does not stop a run.
-
-        Raises:
-            AuthenticationError: The key was refused, as every submit would be.
-            UnexpectedResponse: The answer was a web page, as that to every submit would be.
-        """
-        try:
-            self.before = await _read(client)
-        except AuthenticationError:
-            raise
-        except FluxError as error:
-            if _is_web_page(error):
-                raise _not_the_api(error) from None
-            return f"Could not read the balance ({type(error).__name__}); continuing without it."
-        return None
-
-    async def read_after(self, client: FluxClient) -> None:
-        """Read the balance again, where it was read before; a failure is ignored."""
-        if self.before is not None:
-            try:
-                self.after = await _read(client)
-            except FluxError:
-                self.after = None
-
-
 async def _read(client: FluxClient) -> float:
     return await client.with_options(retry=RetryPolicy(max_tries=1)).credits(timeout=_TIMEOUT_S)
 
@@ -140,26 +102,26 @@ def _not_the_api(error: FluxError) -> UnexpectedResponse:
 class Spending:
     """Decides whether the inputs read so far may be submitted.
 
+    The difference of the two balances is an estimate of what the run cost: the account may do other work, and
+    refunds come late.
+
     Attributes:
         client: Reads the balance.
-        prices: Credits per image, by model.
-        max_credits: The most that the run may spend.
-        confirm_above: Credits above which the user is asked.
+        options: The options of the run.
         ask: Asks the user; None where there is none.
-        yes: Whether the answer to every question is yes.
         note: Prints a message in a colour.
         clock: The reader of time.
+        before: The account's credits before the run, or None where they could not be read.
+        after: The account's credits after the run, or None.
     """
 
     client: FluxClient
-    prices: Mapping[Model, float]
-    max_credits: float | None
-    confirm_above: float
+    options: RunOptions
     ask: Ask | None
-    yes: bool
     note: Callable[[str, str], None]
     clock: Clock
-    balance: Balance = attrs.field(factory=Balance, init=False)
+    before: float | None = attrs.field(default=None, init=False)
+    after: float | None = attrs.field(default=None, init=False)
     _was_read: bool = attrs.field(default=False, init=False)
     _asks_at: float | None = attrs.field(default=None, init=False)
     _is_confirmed: bool = attrs.field(default=False, init=False)
@@ -167,27 +129,19 @@ class Spending:
 
     def cost(self, selection: Selection) -> float:
         """Return the credits that the images read so far need."""
-        return sum(self.prices[model] * count for model, count in selection.needs.items())
+        return sum(self.options.prices[model] * count for model, count in selection.needs.items())
 
     async def may_submit(self, selection: Selection, *, is_last: bool) -> bool:
         """Return whether the inputs read so far may be submitted.
 
         Raises:
-            AuthenticationError: The key was refused.
+            AuthenticationError: The key was refused, as every submit would be.
+            UnexpectedResponse: A web page was the answer, as it would be to every submit.
             BudgetExhausted: The user's answer was no.
         """
         if not selection.needs:
             return True
-        if not self._was_read:
-            self._was_read = True
-            trouble = await self.balance.read_before(self.client)
-            if trouble is not None:
-                self.note(trouble, "yellow")
-            elif not is_last:
-                have = in_credits(self.balance.before or 0.0)
-                self.note(
-                    f"The account has {have} credits. The inputs are submitted while they are read.", ""
-                )
+        await self._read_before(is_last=is_last)
         if not await self._confirm(selection, is_last=is_last):
             return False
         self._report_cost(selection, is_last=is_last)
@@ -196,7 +150,7 @@ class Spending:
     async def may_pay_again(self, count: int, place: str, paid_as: StoredJob) -> bool:
         """Return whether images are paid for that were submitted, perhaps under another signature."""
         words = _differing(count, "in the signature of the address", place, paid_as)
-        if self.yes:
+        if self.options.yes:
             self.note(f"{words} They are paid for again.", "yellow")
             return True
         if self.ask is not None:
@@ -210,16 +164,42 @@ class Spending:
         They may well be other images (``?id=17``, ``?id=18``): without a user to ask, they are paid for.
         """
         words = _differing(count, "in the query of the address", place, similar)
-        if self.ask is not None and not self.yes:
+        if self.ask is not None and not self.options.yes:
             return await self.ask(f"{words} Are they other images, to be paid for?")
         self.note(f"{words} They are taken for other images and paid for.", "yellow")
         return True
 
+    async def read_after(self) -> None:
+        """Read the balance again, where it was read before; a failure is ignored."""
+        if self.before is not None:
+            with contextlib.suppress(FluxError):
+                self.after = await _read(self.client)
+
+    async def _read_before(self, *, is_last: bool) -> None:
+        """Read the balance once. A failure does not stop a run, unless every submit would fail, too."""
+        if self._was_read:
+            return
+        self._was_read = True
+        try:
+            self.before = await _read(self.client)
+        except AuthenticationError:
+            raise
+        except FluxError as error:
+            if _is_web_page(error):
+                raise _not_the_api(error) from None
+            self.note(
+                f"Could not read the balance ({type(error).__name__}); continuing without it.", "yellow"
+            )
+            return
+        if not is_last:
+            have = in_credits(self.before)
+            self.note(f"The account has {have} credits. The inputs are submitted while they are read.", "")
+
     async def _confirm(self, selection: Selection, *, is_last: bool) -> bool:
         """Ask once whether a large cost is agreed to; False while that waits for the rest of the list."""
         cost = self.cost(selection)
-        need = cost if self.max_credits is None else min(cost, self.max_credits)
-        if self.ask is None or self.yes or self._is_confirmed or need <= self.confirm_above:
+        need = cost if self.options.max_credits is None else min(cost, self.options.max_credits)
+        if self.ask is None or self.options.yes or self._is_confirmed or need <= self.options.confirm_above:
             return True
         now = self.clock.monotonic()
         if self._asks_at is None:
@@ -227,22 +207,22 @@ class Spending:
         if not is_last and now < self._asks_at:
             return False
         images, least = selection.needs.total(), "" if is_last else "at least "
-        words = f"{least}{images} images need about {least}{_bounded(cost, self.max_credits)}"
-        have = self.balance.before
+        words = f"{least}{images} images need about {least}{_bounded(cost, self.options.max_credits)}"
+        have = self.before
         known = "" if have is None else f"; the account has {in_credits(have)}"
         if not await self.ask(f"{words[0].upper()}{words[1:]}{known}. Submit them?"):
             raise BudgetExhausted(
-                f"More than {in_credits(self.confirm_above)} credits were not agreed to.",
+                f"More than {in_credits(self.options.confirm_above)} credits were not agreed to.",
                 advice="Answer y the next time, or add --yes or --confirm-above.",
             )
         self._is_confirmed = True
         return True
 
     def _report_cost(self, selection: Selection, *, is_last: bool) -> None:
-        if self.balance.before is None:
+        if self.before is None:
             return
         words, is_short = cost_in_words(
-            selection.needs, self.cost(selection), self.max_credits, self.balance.before
+            selection.needs, self.cost(selection), self.options.max_credits, self.before
         )
         if is_last:
             self.note(words, "yellow" if is_short else "")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import TypeVar
 
 import attrs
 from rich.console import Console, Group, RenderableType
@@ -120,6 +121,10 @@ class WindowUse:
 # --- the display ----------------------------------------------------------------------------------------
 
 
+logger: logging.Logger = logging.getLogger("flux_async.cli")
+
+V = TypeVar("V")
+
 _LIVE_EVERY_S = 0.1
 _PLAIN_EVERY_S = 10.0
 _BAR_WIDTH = 24
@@ -165,6 +170,14 @@ class MessageConsole(Console):
 def message_console() -> MessageConsole:
     """Return the console that all messages of this process go through, above the live lines."""
     return MessageConsole()
+
+
+def notify(listener: Callable[[V], None], value: V) -> None:
+    """Call a method of a display; its errors must not end a run that costs money."""
+    try:
+        listener(value)
+    except Exception:  # whatever a terminal raises
+        logger.debug("a listener failed", exc_info=True)
 
 
 @attrs.define(eq=False)

@@ -2,12 +2,12 @@
 
 Reading, adding and submitting each go at their own speed: a thread reads rows and makes requests of them, the
 journal adds them a chunk at a time, and the batch takes them from the journal as submits are allowed. Nothing
-of a chunk is submitted before ``may_submit`` has returned True for it.
+of a chunk is submitted before its cost was agreed to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -18,19 +18,33 @@ import attrs
 import click
 from anyio.streams.memory import MemoryObjectSendStream
 
-from flux_async import ConfigurationError, EditRequest, FluxError, InvalidInput, Job, LocalImage, Model
+from flux_async import (
+    ConfigurationError,
+    EditRequest,
+    FluxClient,
+    FluxError,
+    InDoubtPolicy,
+    InvalidInput,
+    Job,
+    LocalImage,
+    Model,
+)
 from flux_async.api.stored_requests import read_model, store_request
 from flux_async.cli.advice import error_text
+from flux_async.cli.credits import Spending
+from flux_async.cli.display import RunDisplay, notify
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import Inputs
 from flux_async.cli.list_files import InputStopped
-from flux_async.cli.results import ResultRow, refused_row
+from flux_async.cli.results import refused_row
 from flux_async.cli.run_folder import RunFolder, Selection
-from flux_async.clock import Clock, SystemClock
+from flux_async.cli.run_options import RunOptions
+from flux_async.clock import Clock
 from flux_async.job_state import FINAL, JobState
 from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
+from flux_async.policy.image_urls import suspicion
 
 _FIRST, _CHUNK = 1000, 4000
 """Rows added in one commit; submits begin after the first. A key is a digest, so each row changes another
@@ -54,44 +68,29 @@ _Chunk: TypeAlias = "tuple[list[Row], bool]"
 """Rows, and whether they are the last."""
 
 
-async def _always(_selection: Selection, *, is_last: bool) -> bool:  # noqa: ARG001 - a callback's form
-    return True
-
-
-async def _never(_count: int, _place: str, _other: StoredJob) -> bool:
-    return False
-
-
 @attrs.define(kw_only=True, eq=False)
 class InputReader:
     """Reads inputs into the journal of a folder, and selects the jobs of the run.
 
     Attributes:
+        client: Refuses images that the vendor can certainly not fetch.
         folder: Its journal receives the jobs.
-        make_job: Makes a job of an input, or raises :class:`InvalidInput`; called in a thread.
-        download: Whether an image that is not in the folder is missing.
-        resubmits: Whether jobs in doubt are resubmitted.
-        on_kept: Receives the row of every job that ended in an earlier run.
-        on_refused: Receives the row of every refused input, and the message about it.
-        may_submit: Returns whether the inputs read so far may be submitted; ``is_last`` after all of them.
-        may_pay_again: Returns whether images are paid for that were submitted under another signature. It
-            receives their number in this chunk, and place and earlier job of the first; called once.
-        may_pay_similar: The same for images whose URL differs only in its query from a submitted one.
+        options: The options of the run.
+        spending: Decides what may be submitted and paid for.
+        display: Shows refused inputs, and jobs that ended in an earlier run.
         clock: The reader of time.
         selection: The jobs of the run.
+        is_halted: Whether nothing more is submitted.
     """
 
+    client: FluxClient
     folder: RunFolder
-    make_job: Callable[[InputRow], Job]
-    download: bool
-    on_kept: Callable[[ResultRow], None]
-    on_refused: Callable[[ResultRow, str], None]
-    resubmits: bool = False
-    may_submit: Callable[..., Awaitable[bool]] = _always
-    may_pay_again: Callable[[int, str, StoredJob], Awaitable[bool]] = _never
-    may_pay_similar: Callable[[int, str, StoredJob], Awaitable[bool]] = _never
-    clock: Clock = attrs.field(factory=SystemClock)
+    options: RunOptions
+    spending: Spending
+    display: RunDisplay
+    clock: Clock
     selection: Selection = attrs.field(factory=Selection, init=False)
+    is_halted: bool = attrs.field(default=False, init=False)
     _inputs: Inputs | None = attrs.field(default=None, init=False)
     _pays_again: bool | None = attrs.field(default=None, init=False)
     _pays_similar: bool | None = attrs.field(default=None, init=False)
@@ -111,8 +110,7 @@ class InputReader:
                 try:
                     async for rows, is_last in receive:
                         await self._add_chunk(rows)
-                        if await self.may_submit(self.selection, is_last=is_last):
-                            self.selection.release()
+                        await self._release(is_last=is_last)
                 finally:
                     given.live.stop()
         if self._list_error is not None:
@@ -126,12 +124,22 @@ class InputReader:
         for stored in jobs:
             if self.selection.jobs.add(stored.number):
                 self._select(stored)
-        if await self.may_submit(self.selection, is_last=True):
-            self.selection.release()
+        await self._release(is_last=True)
         return self.selection
 
-    def stop(self) -> None:
-        """Stop waiting for pipes and terminals; files are read to their end."""
+    async def _release(self, *, is_last: bool) -> None:
+        """Let the run submit what has been read so far, unless it is halted or the user has not agreed."""
+        if self.is_halted:
+            return
+        if is_last:
+            for words, style in self.selection.in_words():
+                self.display.note(words, style)
+        if await self.spending.may_submit(self.selection, is_last=is_last):
+            self.selection.release()
+
+    def halt(self) -> None:
+        """Submit nothing more, and stop waiting for pipes and terminals; files are read to their end."""
+        self.is_halted = True
         if self._inputs is not None:
             self._inputs.live.stop()
 
@@ -155,7 +163,7 @@ class InputReader:
         try:
             try:
                 for one in given:
-                    rows.append(read_row(one, self.make_job))
+                    rows.append(read_row(one, self._make_job))
                     is_slow = one.is_file and self.clock.monotonic() - passed_on > _PASS_ON_S
                     if len(rows) >= size or is_slow:
                         pass_on(is_last=False)
@@ -166,6 +174,15 @@ class InputReader:
             pass_on(is_last=True)
         except (anyio.BrokenResourceError, CancelledError):
             return  # the run has ended
+
+    def _make_job(self, given: InputRow) -> Job:
+        job = self.options.job_for(given)
+        self.client.check_reachable(job.request)
+        if not given.is_file and (suspect := suspicion(given.image)) is not None:
+            what, meant = suspect
+            words = f"{given.place}: {given.image} looks mistyped: {what}."
+            self.display.suspected(f"{words} Perhaps {meant} is meant." if meant else words)
+        return job
 
     # --- a chunk ------------------------------------------------------------------------------------------
 
@@ -193,10 +210,12 @@ class InputReader:
         is_agreed = False
         if again and self._pays_again is None:
             row, other = again[0]
-            is_agreed = self._pays_again = await self.may_pay_again(len(again), row.given.place, other)
+            is_agreed = self._pays_again = await self.spending.may_pay_again(
+                len(again), row.given.place, other
+            )
         if similar and self._pays_similar is None:
             row, other = similar[0]
-            self._pays_similar = await self.may_pay_similar(len(similar), row.given.place, other)
+            self._pays_similar = await self.spending.may_pay_similar(len(similar), row.given.place, other)
             is_agreed = is_agreed or self._pays_similar
         return is_agreed
 
@@ -235,20 +254,21 @@ class InputReader:
         if state not in FINAL:
             selection.to_do.append(stored.number)
             is_doubt = state is JobState.IN_DOUBT
+            resubmits = self.options.in_doubt is InDoubtPolicy.RESUBMIT
             is_found = is_doubt and self.folder.reader.found_task(stored.number) is not None
             selection.paid += is_found or state in {JobState.SUBMITTED, JobState.GENERATED}
-            if state is JobState.PENDING or (is_doubt and not is_found and self.resubmits):
+            if state is JobState.PENDING or (is_doubt and not is_found and resubmits):
                 selection.needs[read_model(stored.request)] += 1
-        elif state is JobState.DONE and self.download and not self.folder.has_image(stored):
+        elif state is JobState.DONE and self.options.download and not self.folder.has_image(stored):
             selection.missing.append(stored.number)
         else:
             selection.kept += 1
-            self.on_kept(self.folder.row(stored))
+            notify(self.display.settled, self.folder.row(stored))
 
     def _refuse(self, given: InputRow, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)
         self.selection.extra.add_refused(len(self.selection.jobs), row)
-        self.on_refused(row, refusal_text(given, error))
+        self.display.refused(row, refusal_text(given, error))
 
 
 def read_row(given: InputRow, make_job: Callable[[InputRow], Job]) -> Row:

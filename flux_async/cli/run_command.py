@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -22,7 +21,6 @@ from flux_async import (
     FluxClient,
     FluxError,
     InDoubt,
-    InDoubtPolicy,
     Job,
     JournalError,
     MissingExtra,
@@ -33,8 +31,8 @@ from flux_async import (
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text, while_writing
-from flux_async.cli.credits import Ask, Balance, Questions, Spending
-from flux_async.cli.display import RunDisplay, RunView, WindowUse, summary_table
+from flux_async.cli.credits import Ask, Questions, Spending
+from flux_async.cli.display import RunDisplay, RunView, WindowUse, notify, summary_table
 from flux_async.cli.input_reader import InputReader
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import ResultsError, Status
@@ -45,11 +43,6 @@ from flux_async.cli.status import tasks_not_recorded, unfinished_tasks
 from flux_async.cli.terminal import Exit, Output, halts
 from flux_async.clock import Clock, SystemClock
 from flux_async.job_state import JobState, Problem
-from flux_async.policy.image_urls import suspicion
-
-logger: logging.Logger = logging.getLogger("flux_async.cli")
-
-V = TypeVar("V")
 
 _TICK_S = 0.5
 
@@ -177,10 +170,7 @@ class RunCommand:
                 self.display.stop()
 
     async def _attempt(
-        self,
-        part: Callable[[FluxClient, RunFolder], Awaitable[None]],
-        client: FluxClient,
-        folder: RunFolder,
+        self, part: Callable[[FluxClient, RunFolder], Awaitable[None]], client: FluxClient, folder: RunFolder
     ) -> None:
         """Do a part of the work. An error of the library ends the submits; outcomes are still recorded."""
         try:
@@ -191,58 +181,29 @@ class RunCommand:
             self._halt(_only_error_of(group))
 
     async def _select(self, client: FluxClient, folder: RunFolder) -> None:
-        self._spending = spending = self._make_spending(client)
-        self._reader = reader = self._make_reader(client, folder, spending)
+        ask = self.ask or (Questions(show=self._show_question).ask if self.options.asks else None)
+        self._spending = spending = Spending(
+            client=client,
+            options=self.options,
+            ask=None if ask is None else partial(self._ask, ask),
+            note=self.display.note,
+            clock=self.clock,
+        )
+        self._reader = reader = InputReader(
+            client=client,
+            folder=folder,
+            options=self.options,
+            spending=spending,
+            display=self.display,
+            clock=self.clock,
+        )
+        reader.is_halted = self._halted_by is not None
         self._selection = reader.selection
         self._starts.set()
         try:
             await self.select(reader, spending)
         finally:
             reader.selection.complete()
-
-    def _make_spending(self, client: FluxClient) -> Spending:
-        options = self.options
-        ask = self.ask or (Questions(show=self._show_question).ask if options.asks else None)
-        return Spending(
-            client=client,
-            prices=options.prices,
-            max_credits=options.max_credits,
-            confirm_above=options.confirm_above,
-            ask=None if ask is None else partial(self._ask, ask),
-            yes=options.yes,
-            note=self.display.note,
-            clock=self.clock,
-        )
-
-    def _make_reader(self, client: FluxClient, folder: RunFolder, spending: Spending) -> InputReader:
-        def make_job(given: InputRow) -> Job:
-            job = self.options.job_for(given)
-            client.check_reachable(job.request)
-            if not given.is_file and (suspect := suspicion(given.image)) is not None:
-                what, meant = suspect
-                words = f"{given.place}: {given.image} looks mistyped: {what}."
-                self.display.suspected(f"{words} Perhaps {meant} is meant." if meant else words)
-            return job
-
-        async def may_submit(selection: Selection, *, is_last: bool) -> bool:
-            if self._halted_by is not None:
-                return False
-            if is_last:
-                self._report_selection(selection)
-            return await spending.may_submit(selection, is_last=is_last)
-
-        return InputReader(
-            folder=folder,
-            make_job=make_job,
-            download=self.options.download,
-            resubmits=self.options.in_doubt is InDoubtPolicy.RESUBMIT,
-            on_kept=partial(_notify, self.display.settled),
-            on_refused=self.display.refused,
-            may_submit=may_submit,
-            may_pay_again=spending.may_pay_again,
-            may_pay_similar=spending.may_pay_similar,
-            clock=self.clock,
-        )
 
     async def _ask(self, ask: Ask, words: str) -> bool:
         """Ask the user without the live lines."""
@@ -326,7 +287,7 @@ class RunCommand:
             return
         if row is not None:
             self._moved_away += row.status is Status.SUCCEEDED and row.error is not None
-            _notify(self.display.settled, row)
+            notify(self.display.settled, row)
         if error is not None and halts(error):
             self._halt(error)
 
@@ -336,33 +297,9 @@ class RunCommand:
         if self._batch is not None:
             self._batch.stop()
         if self._reader is not None:
-            self._reader.stop()
+            self._reader.halt()
 
     # --- messages -----------------------------------------------------------------------------------------
-
-    def _report_selection(self, selection: Selection) -> None:
-        note, asked, equal = self.display.note, selection.asked, selection.extra.equal
-        if selection.duplicates:
-            plural = "duplicate" if selection.duplicates == 1 else "duplicates"
-            note(f"{selection.duplicates} {plural} left out.")
-        if equal:
-            note(
-                f"{equal} {'file holds' if equal == 1 else 'files hold'} the same as another one: paid once."
-            )
-        if selection.kept:
-            note(f"{selection.kept} of {asked} ended in an earlier run.")
-        if selection.paid:
-            note(f"{selection.paid} of {asked} paid by an earlier run: taken up without a submit.")
-        if selection.missing:
-            note(f"{len(selection.missing)} of {asked} done before, but not here: downloaded again.")
-        if selection.paid_again:
-            note(f"{selection.paid_again} of {asked} paid for again under another signature.", "yellow")
-        if selection.similar:
-            note(
-                f"{selection.similar} of {asked} differ only in the query of the address from images that "
-                "this folder submitted earlier: paid for as other images.",
-                "yellow",
-            )
 
     def _show_question(self, words: str) -> None:
         self.display.note(words, "bold")
@@ -381,7 +318,7 @@ class RunCommand:
             limits=self.options.limits,
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
         )
-        _notify(self.display.progressed, view)
+        notify(self.display.progressed, view)
         if view.only_retries_downloads:
             images = "image" if progress.retrying == 1 else "images"
             self._announce(
@@ -420,8 +357,8 @@ class RunCommand:
     async def _end(self, client: FluxClient, folder: RunFolder, began: float) -> Exit:
         """Write the results, print the summary and return the exit code."""
         totals = None
-        if self._progress.submits and not self.interruption.happened:
-            await self._balance.read_after(client)
+        if self._spending is not None and self._progress.submits and not self.interruption.happened:
+            await self._spending.read_after()
         if (displaced := await folder.journal.displacement()) is not None:
             # No results are written beside a journal that is gone, and no advice is given for its folder.
             self._halted_by = displaced
@@ -446,9 +383,7 @@ class RunCommand:
         if self.interruption.happened and (words := while_writing(len(self._selection.jobs))) is not None:
             self.display.note(words, "yellow")
         self.interruption.before_exit.append(folder.results.remove_parts)
-        on_row, on_equal = (
-            partial(_notify, show) for show in (self.display.unfinished, self.display.settled)
-        )
+        on_row, on_equal = (partial(notify, show) for show in (self.display.unfinished, self.display.settled))
         try:
             return await anyio.to_thread.run_sync(folder.rewrite, self._selection, on_row, on_equal)
         except FluxError as error:
@@ -460,17 +395,14 @@ class RunCommand:
         for line in lines:
             self.display.note(line, style)
 
-    @property
-    def _balance(self) -> Balance:
-        return Balance() if self._spending is None else self._spending.balance
-
     def _summarise(self, folder: RunFolder, totals: Totals, elapsed_s: float) -> None:
+        spending = self._spending
         p50, p95 = (folder.reader.generation_s(share) for share in (0.5, 0.95))
         table = summary_table(
             totals,
             spent=self._progress.credits,
             refundable=self._progress.refundable,
-            balance=(self._balance.before, self._balance.after),
+            balance=(None, None) if spending is None else (spending.before, spending.after),
             elapsed_s=elapsed_s,
             generation_s=(
                 None if p50 is None else p50 / self.vendor_speed,
@@ -508,14 +440,6 @@ class RunCommand:
             if stored.job.state in in_doubt and reader.found_task(stored.number) is None:
                 return stored.job.key, next(iter(reader.candidates(stored.number)), None)
         return None
-
-
-def _notify(listener: Callable[[V], None], value: V) -> None:
-    """Call a display; its errors must not end a run that costs money."""
-    try:
-        listener(value)
-    except Exception:  # whatever a terminal raises
-        logger.debug("a listener failed", exc_info=True)
 
 
 def _name_file(job: Job) -> str:

@@ -200,6 +200,31 @@ class Selection:
         """How many different inputs there are so far."""
         return len(self.jobs) + self.extra.refused + self.extra.equal
 
+    def in_words(self) -> Iterator[tuple[str, str]]:
+        """Yield messages about inputs that are not simply submitted, each with its colour."""
+        asked, equal = self.asked, self.extra.equal
+        if self.duplicates:
+            yield f"{self.duplicates} {'duplicate' if self.duplicates == 1 else 'duplicates'} left out.", ""
+        if equal:
+            yield (
+                f"{equal} {'file holds' if equal == 1 else 'files hold'} the same as another one: paid once.",
+                "",
+            )
+        if self.kept:
+            yield f"{self.kept} of {asked} ended in an earlier run.", ""
+        if self.paid:
+            yield f"{self.paid} of {asked} paid by an earlier run: taken up without a submit.", ""
+        if self.missing:
+            yield f"{len(self.missing)} of {asked} done before, but not here: downloaded again.", ""
+        if self.paid_again:
+            yield f"{self.paid_again} of {asked} paid for again under another signature.", "yellow"
+        if self.similar:
+            words = (
+                f"{self.similar} of {asked} differ only in the query of the address from images that this "
+                "folder submitted earlier: paid for as other images."
+            )
+            yield words, "yellow"
+
     def add_equal_file(self, number: int, path: str, first: str) -> bool:
         """Add a file that is equal to that of a job; return False for the same file again."""
         file = EqualFile(number, path)

@@ -10,14 +10,7 @@ from typing import Any, Self
 import anyio
 import attrs
 
-from flux_async import (
-    DownloadError,
-    FluxClient,
-    ImageResult,
-    LocalImage,
-    TaskRecord,
-    TaskStatus,
-)
+from flux_async import DownloadError, FluxClient, ImageResult, LocalImage, TaskRecord, TaskStatus
 from flux_async.cli.advice import error_text, paid_result, paid_task
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import MessageConsole, message_console
