@@ -20,14 +20,11 @@ from flux_async.cli.run_folder import RunFolder
 from flux_async.cli.terminal import run_cli
 from flux_async.job_state import Problem, Saved, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.testing import FluxSandbox
+from tests.support.file_host import JPEG, FileAnswer
 
 LATE = "https://example.com/late.jpg?sandbox-fault=file-html=2"
 QUICK = ("-o", "out", "--rate", "20/0.2")
 DAY_S = 86_400.0
-PICTURE = (
-    b"\xff\xd8\xff\xe0\x00\x04\x00\x00\xff\xc0\x00\x0b\x08\x00\x10\x00\x20\x01\x01\x11\x00"
-    b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + bytes(100) + b"\xff\xd9"
-)
 
 
 @pytest.fixture
@@ -87,20 +84,6 @@ def test_a_failed_download_is_pending_and_retry_failed_fetches_it_without_paying
 # --- moved away, or left at the vendor --------------------------------------------------------------------
 
 
-@attrs.frozen
-class Answer:
-    """One answer of a file host."""
-
-    status: int = 200
-    body: bytes = PICTURE
-    host: str = "files.example"
-    headers: dict[str, str] = attrs.field(factory=dict)
-
-    async def chunks(self) -> Any:
-        """Send it all."""
-        yield self.body
-
-
 @attrs.define(eq=False)
 class Done:
     """A folder in which one image is done, and not there."""
@@ -113,7 +96,7 @@ class Done:
     tries: int = 0
 
     async def bring(
-        self, answer: Callable[[float], Answer], *, file: str | None, days: float = 1.0
+        self, answer: Callable[[float], FileAnswer], *, file: str | None, days: float = 1.0
     ) -> ResultRow:
         """Have the image brought; return its row."""
         began = self.clock.now
@@ -165,10 +148,10 @@ async def test_an_image_that_is_not_there_is_downloaded_as_soon_as_its_host_lets
     done: Done, file: str | None
 ) -> None:
     """Half a minute of refusals costs nothing but tries."""
-    row = await done.bring(lambda at: Answer(503 if at < 30 else 200), file=file)
+    row = await done.bring(lambda at: FileAnswer(503 if at < 30 else 200), file=file)
     assert (row.status, row.error) == ("succeeded", None)
     assert row.file is not None
-    assert (done.path / row.file).read_bytes() == PICTURE
+    assert (done.path / row.file).read_bytes() == JPEG
     assert 4 < done.tries < 12
     assert [told.status for told in done.rows] == ["succeeded"]
 
@@ -179,7 +162,7 @@ async def test_an_image_that_was_moved_away_and_is_refused_stays_succeeded(
     done: Done, status: int, days: float
 ) -> None:
     """It was delivered: its row keeps its status and the reason for the missing file."""
-    row = await done.bring(lambda _: Answer(status, b""), file="poster.jpg", days=days)
+    row = await done.bring(lambda _: FileAnswer(status, body=b""), file="poster.jpg", days=days)
     assert (row.status, row.file, row.charge) == ("succeeded", None, "yes")
     assert row.error is not None
     gone = days > 14 and status != 503
@@ -196,6 +179,6 @@ async def test_an_image_left_at_the_vendor_is_expired_only_after_14_days(
     done: Done, days: float, status: str, kind: str
 ) -> None:
     """It was never delivered: until then it is pending, and the same command fetches it."""
-    row = await done.bring(lambda _: Answer(404, b""), file=None, days=days)
+    row = await done.bring(lambda _: FileAnswer(404, body=b""), file=None, days=days)
     assert row.error is not None
     assert (row.status, row.error.type) == (status, kind)

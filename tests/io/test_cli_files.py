@@ -204,7 +204,7 @@ def test_a_balance_that_cannot_be_asked_for_stops_nothing(
     with _half_broken(quick.base_url) as url:
         ended = make_cli(url).run("remove-text", "photos/b.png", *RATE, "-o", "out")
     assert ended.code == 0, ended.stderr
-    assert "The balance is not known (ServerError)" in ended.stderr
+    assert "Could not read the balance (ServerError)" in ended.stderr
     assert submits(quick) == 1
 
     refused = make_cli(quick.base_url, key="wrong").run("remove-text", "photos/c.png", *RATE, "-o", "o2")

@@ -26,30 +26,13 @@ from flux_async import (
 from flux_async.batch.run_context import MOST_RETRIES_AT_ONCE
 from flux_async.job_state import JobState, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.transport import FileStream
+from tests.support.file_host import JPEG, FileAnswer
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
-PICTURE = (
-    b"\xff\xd8\xff\xe0\x00\x04\x00\x00\xff\xc0\x00\x0b\x08\x00\x10\x00\x20\x01\x01\x11\x00"
-    b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + bytes(100) + b"\xff\xd9"
-)
 DAY_S = 86_400.0
 
 
-@attrs.frozen
-class Answer:
-    """One answer of a file host."""
-
-    status: int = 200
-    headers: dict[str, str] = attrs.field(factory=dict)
-    body: bytes = PICTURE
-    host: str = "files.example"
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Send it all."""
-        yield self.body
-
-
-GOOD, NOT_FOUND = Answer(), Answer(404, body=b"")
+GOOD, NOT_FOUND = FileAnswer(), FileAnswer(404, body=b"")
 
 
 @attrs.define
@@ -57,7 +40,7 @@ class FileHosts:
     """Answers requests for files, as ``behave`` says for an address and a time."""
 
     clock: Any
-    behave: Callable[[str, float], Answer]
+    behave: Callable[[str, float], FileAnswer]
     began: float = attrs.field(init=False)
     asked: list[tuple[float, str]] = attrs.field(factory=list)
     takes_s: Callable[[str], float] = lambda _: 0.0
@@ -84,7 +67,7 @@ class FileHosts:
 def hosts(vendor: Any, clock: Any, make: Any) -> Callable[..., FileHosts]:
     """Put file hosts behind the client; the vendor has no fresh links."""
 
-    def put(behave: Callable[[str, float], Answer], **options: Any) -> FileHosts:
+    def put(behave: Callable[[str, float], FileAnswer], **options: Any) -> FileHosts:
         made = FileHosts(clock, behave, **options)
         vendor.script["download-url"] = [make.answer(None, 422, msg="url is wrong")]
         vendor.files = made.fetch
@@ -107,26 +90,26 @@ async def states_of(client: FluxClient, path: Path) -> Counter[JobState]:
 
 TROUBLE = {
     "a CDN that lags": NOT_FOUND,
-    "a CDN that says gone": Answer(410, body=b""),
-    "a signature that is not valid yet": Answer(403, body=b""),
-    "a host that is down": Answer(503, body=b""),
-    "a host that is busy": Answer(429, {"retry-after": "20"}, b""),
-    "an empty answer": Answer(body=b""),
-    "a web page": Answer(body=b"<!DOCTYPE html>"),
-    "half a picture": Answer(body=PICTURE[:-40]),
-    "fewer bytes than told": Answer(headers={"content-length": "999"}),
+    "a CDN that says gone": FileAnswer(410, body=b""),
+    "a signature that is not valid yet": FileAnswer(403, body=b""),
+    "a host that is down": FileAnswer(503, body=b""),
+    "a host that is busy": FileAnswer(429, headers={"retry-after": "20"}, body=b""),
+    "an empty answer": FileAnswer(body=b""),
+    "a web page": FileAnswer(body=b"<!DOCTYPE html>"),
+    "half a picture": FileAnswer(body=JPEG[:-40]),
+    "fewer bytes than told": FileAnswer(headers={"content-length": "999"}),
 }
 
 
 @pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE)
 async def test_a_result_that_comes_late_is_fetched_in_the_same_run(
-    client: Any, vendor: Any, clock: Any, hosts: Any, tmp_path: Path, trouble: Answer
+    client: Any, vendor: Any, clock: Any, hosts: Any, tmp_path: Path, trouble: FileAnswer
 ) -> None:
     """Whatever its host answers for half a minute, each image is paid once and arrives."""
     files = hosts(lambda _url, at: GOOD if at > 45 else trouble)
     outcomes = await collect(client, URLS[:3], directory=tmp_path)
     assert [type(outcome) for outcome in outcomes] == [Succeeded] * 3
-    assert all(outcome.file.read_bytes() == PICTURE for outcome in outcomes)
+    assert all(outcome.file.read_bytes() == JPEG for outcome in outcomes)
     assert vendor.count("generate") == 3
     assert clock.now - files.began < 100
     assert len(files.asked) < 60
@@ -177,7 +160,7 @@ async def test_a_host_that_is_down_does_not_keep_others_waiting(
 ) -> None:
     """Of eight downloads at once at most four are tries of what has failed before."""
 
-    def behave(url: str, at: float) -> Answer:
+    def behave(url: str, at: float) -> FileAnswer:
         return NOT_FOUND if is_bad(url) and at < 300 else GOOD
 
     def is_bad(url: str) -> bool:
@@ -293,7 +276,7 @@ async def test_a_result_is_expired_only_after_14_days(
     client: Any, vendor: Any, hosts: Any, tmp_path: Path, status: int, days: float, kind: type, state: str
 ) -> None:
     """The age of its task decides, whatever the status is."""
-    hosts(lambda _url, _at: Answer(status, body=b""))
+    hosts(lambda _url, _at: FileAnswer(status, body=b""))
     await paid_before(client, tmp_path / "j", days=days)
     [outcome] = await collect(client, [], directory=tmp_path, journal=tmp_path / "j")
     assert isinstance(outcome, Failed)
@@ -305,7 +288,7 @@ async def test_a_host_that_is_down_after_14_days_proves_nothing(
     client: Any, vendor: Any, hosts: Any, tmp_path: Path
 ) -> None:
     """Only a refusal does."""
-    hosts(lambda _url, _at: Answer(503, body=b""))
+    hosts(lambda _url, _at: FileAnswer(503, body=b""))
     await paid_before(client, tmp_path / "j", days=20)
     [outcome] = await collect(client, [], directory=tmp_path, journal=tmp_path / "j")
     assert type(outcome.error) is DownloadError
@@ -329,7 +312,7 @@ async def test_a_transport_that_raises_anything_is_tried_again(
 ) -> None:
     """A caller's own transport may fail in unforeseen ways; the result is paid all the same."""
 
-    def behave(_url: str, at: float) -> Answer:
+    def behave(_url: str, at: float) -> FileAnswer:
         if at < 40:
             raise RuntimeError("unforeseen")
         return GOOD

@@ -32,12 +32,9 @@ from flux_async import (
     run_batch,
 )
 from flux_async.transport import Unknown
+from tests.support.file_host import JPEG, FileAnswer
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(6)]
-IMAGE = (
-    b"\xff\xd8\xff\xe0\x00\x04\x00\x00\xff\xc0\x00\x0b\x08\x00\x10\x00\x20\x01\x01\x11\x00"
-    b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + bytes(100) + b"\xff\xd9"
-)
 MINUTE_S = 60.0
 
 
@@ -175,20 +172,6 @@ async def test_a_task_is_not_adopted_where_it_does_not_belong(
 # --- fetch_missing ----------------------------------------------------------------------------------------
 
 
-@attrs.frozen
-class Answer:
-    """One answer of a file host."""
-
-    status: int = 200
-    body: bytes = IMAGE
-    host: str = "files.example"
-    headers: dict[str, str] = attrs.field(factory=dict)
-
-    async def chunks(self) -> Any:
-        """Send it all."""
-        yield self.body
-
-
 @attrs.define(eq=False)
 class FileHost:
     """Serves results, or refuses them."""
@@ -199,9 +182,9 @@ class FileHost:
 
     @asynccontextmanager
     async def open(self, url: str) -> Any:
-        """Answer one request."""
+        """FileAnswer one request."""
         self.tries += 1
-        yield Answer(503, b"") if self.is_away(url, self.clock.now) else Answer()
+        yield FileAnswer(503, body=b"") if self.is_away(url, self.clock.now) else FileAnswer()
 
 
 @pytest.fixture
@@ -237,7 +220,7 @@ async def test_images_that_were_moved_away_or_never_fetched_are_downloaded(
     for outcome in outcomes:
         assert isinstance(outcome, Succeeded)
         assert outcome.file is not None
-        assert outcome.file.read_bytes() == IMAGE
+        assert outcome.file.read_bytes() == JPEG
     assert there.file.exists()
     assert moved.file.exists()
     assert host.tries == tries + 2
