@@ -61,7 +61,7 @@ async def serve(seed: int, trip_s: float) -> None:
     async with Sandbox(SandboxSettings(images="none", credits=1e12, seed=seed)) as sandbox:
         app = Counted(sandbox.app, trip_s)
 
-        class Counting(abortable_http.HangingUp):
+        class Counting(abortable_http.AbortableProtocol):
             """Counts connections."""
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -69,7 +69,7 @@ async def serve(seed: int, trip_s: float) -> None:
                 app.connections += 1
                 super().connection_made(transport)
 
-        abortable_http.HangingUp = Counting  # type: ignore[misc]
+        abortable_http.AbortableProtocol = Counting  # type: ignore[misc]
         async with listening(app, port=0) as url:  # type: ignore[arg-type]
             print(f"vendor ready at {url}", flush=True)
             await asyncio.Event().wait()

@@ -8,10 +8,10 @@ from typing import Any, cast
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
-class HangingUp(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it; ``request.state.hang_up`` closes the connection at once."""
+class AbortableProtocol(H11Protocol):
+    """HTTP/1.1 as uvicorn speaks it; ``request.state.close_connection`` closes the connection at once."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Put the connection's end within reach of its requests."""
         super().connection_made(cast("Any", transport))
-        self.app_state: dict[str, Any] = {**self.app_state, "hang_up": transport.close}
+        self.app_state: dict[str, Any] = {**self.app_state, "close_connection": transport.close}

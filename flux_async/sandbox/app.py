@@ -31,7 +31,7 @@ from flux_async.sandbox import envelopes
 from flux_async.sandbox.clock import ScaledTime, VendorClock, VirtualTime, as_clock
 from flux_async.sandbox.fault_replies import answer
 from flux_async.sandbox.faults import HEADER, FaultPlan
-from flux_async.sandbox.handlers import Desk
+from flux_async.sandbox.handlers import Handlers
 from flux_async.sandbox.ledger import Ledger
 from flux_async.sandbox.requests import BodyTooLargeError, UnknownFaultError
 from flux_async.sandbox.settings import SandboxSettings
@@ -106,36 +106,36 @@ def create_app(
     """
     state = State(settings.state) if settings.state else None
     began = state.facts.now if state and state.facts else None
-    desk = Desk(settings, plan or settings.plan, _clock(settings, clock, began), wall, state)
+    handlers = Handlers(settings, plan or settings.plan, _clock(settings, clock, began), wall, state)
     app = Starlette(
         routes=[
-            Route("/api/v1/flux/kontext/generate", desk.generate, methods=["POST"]),
-            Route("/api/v1/flux/kontext/record-info", desk.record_info),
-            Route("/api/v1/chat/credit", desk.credit),
-            Route("/api/v1/common/download-url", desk.download_url, methods=["POST"]),
-            Route("/api/file-stream-upload", desk.upload_stream, methods=["POST"]),
-            Route("/api/file-base64-upload", desk.upload_base64, methods=["POST"]),
-            Route("/api/file-url-upload", desk.upload_url, methods=["POST"]),
-            Route("/files/{rest:path}", desk.file),
-            Route("/kieai/{rest:path}", desk.file),
+            Route("/api/v1/flux/kontext/generate", handlers.generate, methods=["POST"]),
+            Route("/api/v1/flux/kontext/record-info", handlers.record_info),
+            Route("/api/v1/chat/credit", handlers.credit),
+            Route("/api/v1/common/download-url", handlers.download_url, methods=["POST"]),
+            Route("/api/file-stream-upload", handlers.upload_stream, methods=["POST"]),
+            Route("/api/file-base64-upload", handlers.upload_base64, methods=["POST"]),
+            Route("/api/file-url-upload", handlers.upload_url, methods=["POST"]),
+            Route("/files/{rest:path}", handlers.file),
+            Route("/kieai/{rest:path}", handlers.file),
             Route("/samples/", _samples),
             Route("/samples/{name}.png", _sample),
-            Route("/__sandbox/ledger", desk.ledger),
-            Route("/__sandbox/clock", desk.advance, methods=["POST"]),
-            Route("/__sandbox/tasks", desk.page_tasks),
-            Route("/__sandbox/thumbnails/{task_id}/{side}.jpg", desk.thumbnail),
-            Route("/", desk.page),
+            Route("/__sandbox/ledger", handlers.ledger),
+            Route("/__sandbox/clock", handlers.advance, methods=["POST"]),
+            Route("/__sandbox/tasks", handlers.page_tasks),
+            Route("/__sandbox/thumbnails/{task_id}/{side}.jpg", handlers.thumbnail),
+            Route("/", handlers.page),
         ],
         middleware=[Middleware(_BodyReader), Middleware(_BrowserCheck)],
         exception_handlers={
             http.HTTPStatus.NOT_FOUND: _not_found,
             BodyTooLargeError: _too_large,
-            ClientDisconnect: _nobody_there,
+            ClientDisconnect: _client_gone,
             UnknownFaultError: _unknown_fault,
         },
-        lifespan=desk.running,
+        lifespan=handlers.running,
     )
-    app.state.desk = desk
+    app.state.handlers = handlers
     return app
 
 
@@ -149,16 +149,16 @@ def _clock(
     return ScaledTime(settings.speed, not_before=begin or 0.0)
 
 
-def desk_of(app: Starlette) -> Desk:
+def handlers_of(app: Starlette) -> Handlers:
     """Return what is behind an application made by `create_app`."""
-    desk = app.state.desk
-    assert isinstance(desk, Desk)  # noqa: S101 - put there by create_app
-    return desk
+    handlers = app.state.handlers
+    assert isinstance(handlers, Handlers)  # noqa: S101 - put there by create_app
+    return handlers
 
 
 async def _samples(request: Request) -> Response:
     titles = await anyio.to_thread.run_sync(_sample_titles)
-    address = desk_of(request.app).address(request)
+    address = handlers_of(request.app).address(request)
     listed = [
         {"name": name, "title": title, "url": f"{address}/samples/{name}.png"}
         for name, title in titles.items()
@@ -205,7 +205,7 @@ async def _unknown_fault(_request: Request, error: Exception) -> Response:
     return answer(envelopes.refusal(422, f"{HEADER}: {error}"))
 
 
-async def _nobody_there(_request: Request, _error: Exception) -> Response:
+async def _client_gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=http.HTTPStatus.BAD_REQUEST)
 
 
@@ -238,9 +238,9 @@ class Sandbox:
     ) -> None:
         settings = settings or SandboxSettings(images="none")
         self.app: Starlette = create_app(settings, plan=plan, clock=clock, wall=wall)
-        self._desk = desk_of(self.app)
-        self.clock: VendorClock = self._desk.now
-        self._held: list[_Held] = []
+        self._handlers = handlers_of(self.app)
+        self.clock: VendorClock = self._handlers.now
+        self._held: list[_EnteredContext] = []
 
     async def __aenter__(self) -> Self:
         await self._hold(self.app.router.lifespan_context(self.app))
@@ -253,7 +253,7 @@ class Sandbox:
             await self._held.pop().close()
 
     async def _hold(self, manager: AbstractAsyncContextManager[T]) -> T:
-        held = _Held()
+        held = _EnteredContext()
         value = await held.open(manager)
         self._held.append(held)
         return value
@@ -261,18 +261,18 @@ class Sandbox:
     @property
     def ledger(self) -> Ledger:
         """What was asked, paid, polled and called back, up to now."""
-        self._desk.vendor.advance(self.clock())
-        return self._desk.account.ledger
+        self._handlers.vendor.advance(self.clock())
+        return self._handlers.account.ledger
 
     @property
     def credits(self) -> float:
         """The balance."""
-        self._desk.vendor.advance(self.clock())
-        return self._desk.account.balance
+        self._handlers.vendor.advance(self.clock())
+        return self._handlers.account.balance
 
     def record(self) -> dict[str, Any]:
         """Return the whole book, as ``GET /__sandbox/ledger`` shows it."""
-        return self._desk.book()
+        return self._handlers.book()
 
     async def advance(self, seconds: float) -> None:
         """Let virtual time pass, and everything happen that falls due.
@@ -300,7 +300,7 @@ class Sandbox:
         return await self._hold(listening(self.app, host, port))
 
 
-class _Held:
+class _EnteredContext:
     """A context manager in a coroutine of its own: fixtures of tests may begin and end in different ones."""
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """The vendor's callbacks: what is sent about a task, when, when it is given up, and how it is posted.
 
-`CallbackBook` reads no clock and opens no socket; `Courier` posts what the book says is due. Times are vendor
-seconds, as in the simulator, except for the timestamp of a signature: receivers compare that with a real
-clock (API page, "Webhook Callback Mechanism").
+`CallbackQueue` reads no clock and opens no socket; `CallbackSender` posts what is due. Times are vendor
+seconds, as in the simulator, except for the timestamp of a signature: receivers compare it with a real clock
+(API page, "Webhook Callback Mechanism").
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import httpx
 from anyio.abc import TaskGroup
 
 from flux_async.sandbox import envelopes
-from flux_async.sandbox.clock import VendorClock, work_on
+from flux_async.sandbox.clock import VendorClock, holding
 from flux_async.sandbox.envelopes import Reply
-from flux_async.sandbox.faults import Fault, Struck
+from flux_async.sandbox.faults import ActiveFaults, Fault
 from flux_async.sandbox.files import MINUTE
 from flux_async.sandbox.ledger import Attempt
 from flux_async.sandbox.simulator import Task, Vendor
@@ -47,7 +47,7 @@ ATTACKER: Final = "https://attacker.example"
 # A record and a callback do not spell this one alike.
 _WORDING: Final = {envelopes.INTERNAL_AS_RECORDED: envelopes.INTERNAL}
 
-_NOT_THE_KEY: Final = "not the key of this webhook"
+_WRONG_KEY: Final = "not the key of this webhook"
 # Sent once whatever comes of it; everything else is the true callback, which is tried again.
 _ONCE: Final = {
     Fault.CALLBACK_DUPLICATE,
@@ -77,7 +77,7 @@ class Callback:
 
 
 @attrs.frozen(kw_only=True)
-class Letter:
+class CallbackRequest:
     """One delivery, ready to be posted."""
 
     url: str
@@ -85,7 +85,7 @@ class Letter:
     body: bytes
 
 
-class CallbackBook:
+class CallbackQueue:
     """The callbacks that are still to be sent.
 
     Args:
@@ -101,14 +101,14 @@ class CallbackBook:
 
     def early(self, task: Task) -> Callback | None:
         """Return what is to be sent the moment a task is created, if anything."""
-        url = task.order.call_back_url
+        url = task.request.call_back_url
         if url is None or Fault.CALLBACK_EARLY not in task.faults or Fault.CALLBACK_MISSING in task.faults:
             return None
         return Callback(task=task, url=url, left=deque([Fault.CALLBACK_EARLY]))
 
     def expect(self, task: Task) -> None:
         """Take up a task whose end is known; its callback falls due when it ends."""
-        url, deliveries = task.order.call_back_url, _deliveries(task.faults)
+        url, deliveries = task.request.call_back_url, _deliveries(task.faults)
         if url is None or task.ends_at is None or not deliveries:
             return
         late = task.faults.get(Fault.CALLBACK_LATE, 0.0)
@@ -124,14 +124,14 @@ class CallbackBook:
         while self._due and self._due[0][0] <= now:
             yield heapq.heappop(self._due)[2]
 
-    def write(self, callback: Callback, unix_time: float) -> Letter:
+    def write(self, callback: Callback, unix_time: float) -> CallbackRequest:
         """Write the delivery that is to be posted now; `unix_time` is real."""
         task, fault = callback.task, callback.left[0]
-        named = _nobodys_id(task) if fault is Fault.CALLBACK_WRONG_ID else task.task_id
+        named = _unknown_id(task) if fault is Fault.CALLBACK_WRONG_ID else task.task_id
         signature: Mapping[str, str] = {}
         match fault:
             case Fault.CALLBACK_FORGED:
-                signature = sign(_NOT_THE_KEY, named, int(unix_time))
+                signature = sign(_WRONG_KEY, named, int(unix_time))
             case Fault.CALLBACK_REPLAYED:
                 signature = callback.signature
             case _ if self._key is not None and Fault.CALLBACK_UNSIGNED not in task.faults:
@@ -141,7 +141,7 @@ class CallbackBook:
                 pass
         task.account.ledger.call(task.subject)
         headers = {"Content-Type": "application/json", **signature}
-        return Letter(url=callback.url, headers=headers, body=_body(task, named, fault))
+        return CallbackRequest(url=callback.url, headers=headers, body=_body(task, named, fault))
 
     def settle(self, callback: Callback, status: int | None, sent_at: float, now: float) -> bool:
         """Write down what became of a delivery and decide what comes next; None is no answer at all.
@@ -170,8 +170,8 @@ class CallbackBook:
 
     def restore(self, task: Task, left: Iterable[Fault | None], failures: int, at: float) -> None:
         """Take up a callback that was still to be sent in an earlier life, or was on its way."""
-        assert task.order.call_back_url is not None  # noqa: S101 - or there would be none
-        url = task.order.call_back_url
+        assert task.request.call_back_url is not None  # noqa: S101 - or there would be none
+        url = task.request.call_back_url
         self._put(Callback(task=task, url=url, left=deque(left), failures=failures), at)
 
     def take_changed(self) -> list[tuple[str, tuple[float, Callback] | None]]:
@@ -199,7 +199,7 @@ def sign(key: str, task_id: str, timestamp: int) -> dict[str, str]:
     }
 
 
-def _deliveries(faults: Struck) -> list[Fault | None]:
+def _deliveries(faults: ActiveFaults) -> list[Fault | None]:
     """Return what is sent about a task once it has ended, in order."""
     if faults.keys() & {Fault.CALLBACK_MISSING, Fault.CALLBACK_EARLY}:
         return []
@@ -220,7 +220,7 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
         case Fault.CALLBACK_EARLY:
             # Nothing is made yet: the links look right and lead nowhere.
             origin, result = (
-                f"{task.base_url}/files/{name}/{_nobodys_id(task)}.jpg" for name in ("origin", "result")
+                f"{task.base_url}/files/{name}/{_unknown_id(task)}.jpg" for name in ("origin", "result")
             )
         case Fault.CALLBACK_FORGED | Fault.CALLBACK_REPLAYED:
             result = f"{ATTACKER}/{fault}/{task.task_id}.jpg"
@@ -233,7 +233,7 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
     return Reply({"code": code, "msg": message, "data": {"taskId": named, "info": info}}).encode()
 
 
-def _nobodys_id(task: Task) -> str:
+def _unknown_id(task: Task) -> str:
     """Return an id that looks like one of the vendor's and belongs to no task."""
     return hashlib.sha256(task.task_id.encode()).hexdigest()[:32]
 
@@ -247,7 +247,7 @@ MAX_REPLY_BYTES: Final = 64 * 1024
 _SHORTEST_SLEEP: Final = 0.001  # vendor seconds
 
 
-class Courier:
+class CallbackSender:
     """Delivers the callbacks of one sandbox.
 
     Args:
@@ -262,7 +262,7 @@ class Courier:
     def __init__(
         self,
         vendor: Vendor,
-        book: CallbackBook,
+        book: CallbackQueue,
         *,
         clock: VendorClock,
         speed: float,
@@ -319,7 +319,7 @@ class Courier:
         """Post one delivery and have the next one planned; nothing is posted while the app does not run."""
         if self._web is None:
             return
-        with work_on(self._now):
+        with holding(self._now):
             async with self._lane(callback.url):
                 sent_at = self._now()
                 letter = self._book.write(callback, self._wall())
@@ -331,7 +331,7 @@ class Courier:
 
     @asynccontextmanager
     async def _lane(self, url: str) -> AsyncIterator[None]:
-        """Wait for a place among the deliveries to one receiver; the others have places of their own."""
+        """Wait for a slot among the deliveries to one receiver; the others have places of their own."""
         receiver = urlsplit(url).netloc.lower()
         lane = self._lanes.setdefault(receiver, anyio.CapacityLimiter(DELIVERIES_AT_ONCE))
         try:
@@ -341,7 +341,7 @@ class Courier:
             if not lane.borrowed_tokens:
                 self._lanes.pop(receiver, None)
 
-    async def _post(self, web: httpx.AsyncClient, letter: Letter) -> int | None:
+    async def _post(self, web: httpx.AsyncClient, letter: CallbackRequest) -> int | None:
         """Post a letter and return the HTTP status, or None where no answer came in time."""
         if not self._anywhere and not await is_this_machine(letter.url):
             logger.warning(

@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 
 VIRTUAL_BEGIN: Final = 1_787_093_500.0
-"""Where virtual time begins, unless told otherwise: always the same, so that answers repeat."""
+"""Where virtual time begins, unless given otherwise: always the same, so that answers repeat."""
 
 _TURNS_TO_SETTLE: Final = 50
 _A_MOMENT: Final = 0.001  # real seconds
@@ -34,7 +34,7 @@ class VendorClock(Protocol):
 
 
 @runtime_checkable
-class PatientClock(VendorClock, Protocol):
+class HoldableClock(VendorClock, Protocol):
     """A clock that stands still while there is work."""
 
     def working(self) -> AbstractContextManager[None]:
@@ -141,9 +141,9 @@ class VirtualTime:
 
 
 @contextmanager
-def work_on(clock: VendorClock) -> Iterator[None]:
+def holding(clock: VendorClock) -> Iterator[None]:
     """Say that something is being done which takes real time, to a clock that cares."""
-    if isinstance(clock, PatientClock):
+    if isinstance(clock, HoldableClock):
         with clock.working():
             yield
     else:

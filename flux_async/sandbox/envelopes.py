@@ -49,7 +49,7 @@ class Reply:
     """One answer of the vendor.
 
     Attributes:
-        body: The JSON object, in the order its keys are written.
+        body: The JSON object, in the request its keys are written.
         status: The HTTP status.
     """
 
@@ -130,7 +130,7 @@ def record_of(task: Task, base_url: str) -> dict[str, object]:
     """Return ``data`` of record-info; links begin with `base_url`."""
     failure = task.failure
     # The echo holds the fields that were sent, in an order of the vendor's own.
-    echo = json.dumps(task.order.sent, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    echo = json.dumps(task.request.sent, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     record: dict[str, object] = {
         "taskId": task.task_id,
         "paramJson": echo,

@@ -14,13 +14,13 @@ from starlette.types import Receive, Scope, Send
 from flux_async.sandbox import envelopes
 from flux_async.sandbox.clock import VendorClock
 from flux_async.sandbox.envelopes import Page, Reply
-from flux_async.sandbox.faults import Fault, Place, Struck
+from flux_async.sandbox.faults import ActiveFaults, Fault, Target
 from flux_async.sandbox.files import PublicFile
 
 Answer = Reply | Page
 
 BAD_GATEWAY: Final = envelopes.html_page(http.HTTPStatus.BAD_GATEWAY)
-AT_THE_DOOR: Final = Page(b"error code: 1010", http.HTTPStatus.FORBIDDEN, "text/plain")
+FORBIDDEN: Final = Page(b"error code: 1010", http.HTTPStatus.FORBIDDEN, "text/plain")
 
 REFUSALS: Final[Mapping[Fault, Answer]] = {
     Fault.HTTP_429: envelopes.refusal(429, envelopes.TOO_FAST),
@@ -28,7 +28,7 @@ REFUSALS: Final[Mapping[Fault, Answer]] = {
     Fault.REFUSE_400: envelopes.refusal(400, envelopes.FLAGGED),
     Fault.REFUSE_401: envelopes.unauthorized(key_sent=True),
     Fault.REFUSE_402: envelopes.refusal(402, envelopes.NO_CREDITS),
-    Fault.REFUSE_403: AT_THE_DOOR,
+    Fault.REFUSE_403: FORBIDDEN,
     Fault.REFUSE_404: envelopes.html_page(http.HTTPStatus.NOT_FOUND),
     Fault.REFUSE_422: envelopes.refusal(422, "The parameters are not valid."),
     Fault.REFUSE_433: envelopes.refusal(433, envelopes.KEY_CAP),
@@ -59,13 +59,13 @@ _UPLOADS: Final[Mapping[Fault, Answer]] = {
 }
 
 
-def refused(faults: Struck, submits: int) -> Fault | None:
+def refused(faults: ActiveFaults, submits: int) -> Fault | None:
     """Return the fault that turns away a submit, the `submits`-th of its image; DROP_REQUEST among others."""
-    gate = (fault for fault, most in faults.items() if fault.place is Place.GATE and submits <= most)
+    gate = (fault for fault, most in faults.items() if fault.target is Target.SUBMIT and submits <= most)
     return next(gate, None)
 
 
-def answered(reply: Reply, faults: Struck) -> Answer:
+def answered(reply: Reply, faults: ActiveFaults) -> Answer:
     """Return what the answer to an accepted submit becomes."""
     if Fault.PAID_500 in faults:
         return envelopes.refusal(500, envelopes.SERVER_ERROR)
@@ -77,7 +77,7 @@ def answered(reply: Reply, faults: Struck) -> Answer:
     return cut(spelt) if Fault.TRUNCATED_REPLY in faults else spelt
 
 
-def looked(record: Callable[[], Reply], faults: Struck, looks: int, age: float) -> Answer:
+def poll_reply(record: Callable[[], Reply], faults: ActiveFaults, looks: int, age: float) -> Answer:
     """Return what the `looks`-th look at a task finds, `age` vendor seconds after it was made."""
     for fault, answer in _NOT_YET.items():
         if age < faults.get(fault, 0.0):
@@ -97,19 +97,19 @@ def _of_another(reply: Reply) -> Reply:
     return Reply({**reply.body, "data": {**data, "taskId": str(data["taskId"])[::-1]}}, reply.status)
 
 
-def balance(credits_: float, faults: Struck) -> Reply:
+def balance(credits_: float, faults: ActiveFaults) -> Reply:
     """Return the answer of credit."""
     if Fault.CREDITS_AS_TEXT in faults:
         return envelopes.success(f"{credits_:g}")
     return envelopes.success(int(credits_) if Fault.CREDITS_INTEGER in faults else credits_)
 
 
-def upload_refused(faults: Struck) -> Answer | None:
+def upload_refused(faults: ActiveFaults) -> Answer | None:
     """Return what an upload is answered that is not taken, or None."""
     return next((answer for fault, answer in _UPLOADS.items() if fault in faults), None)
 
 
-def respelt(reply: Reply, faults: Struck) -> Reply:
+def respelt(reply: Reply, faults: ActiveFaults) -> Reply:
     """Return an envelope with its code or its message written otherwise."""
     if not faults.keys() & {Fault.CODE_AS_TEXT, Fault.MESSAGE_KEY}:
         return reply
@@ -138,13 +138,13 @@ FILE_HEADERS: Final = {
 _DROPS: Final = frozenset({Fault.DROP_REQUEST, Fault.DROP_REPLY})
 
 
-def hang_up(request: Request) -> None:
+def close_connection(request: Request) -> None:
     """Close the connection; the reply that is made afterwards reaches nobody.
 
     Raises:
         ConnectionResetError: In-process, where there is no connection.
     """
-    close: Callable[[], None] | None = getattr(request.state, "hang_up", None)
+    close: Callable[[], None] | None = getattr(request.state, "close_connection", None)
     if close is None:
         raise ConnectionResetError("the sandbox dropped this reply")
     close()
@@ -155,12 +155,14 @@ def answer(reply: Answer) -> Response:
     return Response(reply.encode(), reply.status, headers={"Content-Type": reply.content_type})
 
 
-async def answer_submit(request: Request, reply: Answer, faults: Struck, clock: VendorClock) -> Response:
+async def answer_submit(
+    request: Request, reply: Answer, faults: ActiveFaults, clock: VendorClock
+) -> Response:
     """Return the answer to a submit as its faults let it through."""
     if Fault.SLOW_REPLY in faults:
         await clock.sleep(faults[Fault.SLOW_REPLY])
     if faults.keys() & _DROPS:
-        hang_up(request)
+        close_connection(request)
     if Fault.DRIPPING_REPLY not in faults:
         return answer(reply)
     content, gap = reply.encode(), faults[Fault.DRIPPING_REPLY]
@@ -206,6 +208,6 @@ class _Truncated(Response):
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self._half, "more_body": True})
-        hang_up(self._request)
+        close_connection(self._request)
         while (await receive())["type"] != "http.disconnect":  # till then the server takes it for a mistake
             pass

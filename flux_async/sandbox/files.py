@@ -16,7 +16,7 @@ from typing import Final
 
 import attrs
 
-from flux_async.sandbox.faults import Fault, Place, Struck
+from flux_async.sandbox.faults import ActiveFaults, Fault, Target
 
 MINUTE: Final = 60.0
 DAY: Final = 24 * 60 * MINUTE
@@ -65,10 +65,10 @@ class PublicFile:
     link: Link
     blob: Blob
     expires_at: float
-    faults: Struck = attrs.Factory(dict)
+    faults: ActiveFaults = attrs.Factory(dict)
 
 
-class FileBook:
+class LinkTable:
     """The links of one sandbox."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -80,7 +80,13 @@ class FileBook:
         self._changed: set[str] = set()
 
     def publish(
-        self, link: Link, blob: Blob, now: float, *, path: str | None = None, faults: Struck | None = None
+        self,
+        link: Link,
+        blob: Blob,
+        now: float,
+        *,
+        path: str | None = None,
+        faults: ActiveFaults | None = None,
     ) -> PublicFile:
         """Give out a link; without a path it gets one nobody can guess. A file at the path is replaced."""
         faults = faults or {}
@@ -123,7 +129,7 @@ class FileBook:
         """Write down that a link is followed, and return what goes wrong with that, if anything."""
         self._fetched[file.path] += 1
         count = self._fetched[file.path]
-        faults = (f for f, most in file.faults.items() if f.place is Place.FILE and count <= most)
+        faults = (f for f, most in file.faults.items() if f.target is Target.FILE and count <= most)
         return next(faults, None)
 
     def sweep(self, now: float) -> Iterator[Blob]:
@@ -143,7 +149,7 @@ class FileBook:
                 yield file.blob
 
 
-class Shelf:
+class BlobStore:
     """Files under names of its own making; memory holds none of them.
 
     Args:
@@ -157,7 +163,7 @@ class Shelf:
 
     @property
     def directory(self) -> Path:
-        """The directory, made when first needed and removed with the shelf or at exit."""
+        """The directory, made when first needed and removed with the store or at exit."""
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="flux-sandbox-"))
             weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)

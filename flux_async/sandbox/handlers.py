@@ -1,9 +1,8 @@
-"""What the service does with a request, around `Vendor`, `Studio` and `Courier`."""
+"""What the service does with a request, around `Vendor`, `ImagePipeline` and `CallbackSender`."""
 
 from __future__ import annotations
 
 import http
-import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,35 +17,27 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from flux_async.sandbox import envelopes, fault_replies, uploads
-from flux_async.sandbox.callbacks import CallbackBook, Courier
+from flux_async.sandbox.callbacks import CallbackQueue, CallbackSender
 from flux_async.sandbox.clock import VendorClock, VirtualTime
-from flux_async.sandbox.fault_replies import FILE_HEADERS, answer, answer_submit, hang_up, send_file
-from flux_async.sandbox.faults import FaultPlan, Place
-from flux_async.sandbox.files import Shelf
+from flux_async.sandbox.fault_replies import FILE_HEADERS, answer, answer_submit, close_connection, send_file
+from flux_async.sandbox.faults import FaultPlan, Target
+from flux_async.sandbox.files import BlobStore
 from flux_async.sandbox.http_client import callback_client, web_client
-from flux_async.sandbox.image_pipeline import Studio, Thumbnails
-from flux_async.sandbox.page import (
-    TaskView,
-    matches,
-    render_page,
-    render_tasks,
-    summary,
-    task_view,
-)
+from flux_async.sandbox.image_pipeline import ImagePipeline, Thumbnails
+from flux_async.sandbox.page import Page
 from flux_async.sandbox.requests import (
     BodyTooLargeError,
-    asked_faults,
     base_url,
+    faults_of_header,
     is_json,
     json_body,
     limited,
     sent_key,
 )
 from flux_async.sandbox.settings import SandboxSettings
-from flux_async.sandbox.simulator import Account, Failure, Pictures, Task, Upload, Vendor, task_json
+from flux_async.sandbox.simulator import Account, Failure, Task, TaskImages, Upload, Vendor, task_json
 from flux_async.sandbox.state import State, names_in_use
 
-TASKS_ON_PAGE: Final = 60
 SAVE_EVERY: Final = 0.25  # real seconds
 
 # A base64 body is a third longer than its file.
@@ -56,7 +47,7 @@ _MAX_UPLOAD_BODY: Final = uploads.MAX_FILE_BYTES + 64 * 1024
 _SIGNED_LINKS: Final = ("/files/origin/", "/files/fresh/")
 
 
-class Desk:
+class Handlers:
     """Everything the routes share."""
 
     def __init__(
@@ -76,10 +67,10 @@ class Desk:
         rng = random.Random(seed) if settings.seed is not None else random.Random()  # noqa: S311 - guards nothing
         self.vendor: Vendor = Vendor(rng, plan, began=facts.began if facts else clock())
         self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
-        self.shelf: Shelf = Shelf(state.folder if state else None)
-        self.studio: Studio = Studio(settings, self.shelf, self._hand_in, clock)
-        self.callbacks: CallbackBook = CallbackBook(settings.webhook_key)
-        self.courier: Courier = Courier(
+        self.blobs: BlobStore = BlobStore(state.folder if state else None)
+        self.image_pipeline: ImagePipeline = ImagePipeline(settings, self.blobs, self._complete, clock)
+        self.callbacks: CallbackQueue = CallbackQueue(settings.webhook_key)
+        self.callback_sender: CallbackSender = CallbackSender(
             self.vendor,
             self.callbacks,
             clock=clock,
@@ -89,15 +80,15 @@ class Desk:
         )
 
         if state is not None:
-            self._wake_up(state)
+            self._restore(state)
 
-    def _wake_up(self, state: State) -> None:
+    def _restore(self, state: State) -> None:
         """Go on where an earlier life ended."""
         thumbnails = state.restore(self.vendor, self.account, self.callbacks)
-        self.shelf.keep_only(names_in_use(self.vendor, thumbnails))
+        self.blobs.keep_only(names_in_use(self.vendor, thumbnails))
         for task_id, (before, after) in thumbnails.items():
-            self.studio.thumbnails[task_id] = Thumbnails(
-                before=self.shelf.path(before), after=self.shelf.path(after)
+            self.image_pipeline.thumbnails[task_id] = Thumbnails(
+                before=self.blobs.path(before), after=self.blobs.path(after)
             )
 
     def address(self, request: Request) -> str:
@@ -108,32 +99,32 @@ class Desk:
         """Write down what has changed, where it is to outlive this process."""
         if self.state is None:
             return
-        drawn = self.studio.thumbnails
+        drawn = self.image_pipeline.thumbnails
 
         def names(task_id: str) -> tuple[str, str] | None:
             return (drawn[task_id].before.name, drawn[task_id].after.name) if task_id in drawn else None
 
         self.state.write(self.vendor, self.account, self.callbacks, self.now(), names)
 
-    async def _keep(self) -> None:
+    async def _save_regularly(self) -> None:
         while True:
             await anyio.sleep(SAVE_EVERY)
             self.save()
 
-    def _hand_in(self, task: Task, made: Pictures | Failure) -> None:
+    def _complete(self, task: Task, made: TaskImages | Failure) -> None:
         now = self.now()
         if isinstance(made, Failure):
             self.vendor.fail(task.task_id, made, now)
         else:
             self.vendor.deliver(task.task_id, made, now)
         self.callbacks.expect(task)
-        self.courier.wake()
+        self.callback_sender.wake()
         self.sweep()
 
     def sweep(self) -> None:
         """Delete the bytes nothing leads to any more."""
         for blob in self.vendor.files.sweep(self.now()):
-            self.shelf.drop(blob.name)
+            self.blobs.drop(blob.name)
 
     @asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
@@ -144,20 +135,20 @@ class Desk:
                 callback_client() as receivers,
                 anyio.create_task_group() as tasks,
             ):
-                self.studio.open(tasks, web)
-                self.courier.open(tasks, receivers)
+                self.image_pipeline.open(tasks, web)
+                self.callback_sender.open(tasks, receivers)
                 if self.state is not None:
-                    tasks.start_soon(self._keep)
+                    tasks.start_soon(self._save_regularly)
                 for task in tuple(self.vendor.all_tasks()):  # of an earlier life that ended before they did
                     if task.made is None:
-                        self.studio.take_on(task)
+                        self.image_pipeline.start(task)
                 yield
                 tasks.cancel_scope.cancel()
         finally:
             self.save()
             if self.state is not None:
                 self.state.close()
-            self.shelf.clear()
+            self.blobs.clear()
 
     def _own_links(self, app: Starlette) -> dict[str, httpx.AsyncBaseTransport]:
         """Return how links under the public address are fetched: from here, wherever that address leads."""
@@ -171,15 +162,15 @@ class Desk:
         body = await json_body(request)
         if not is_json(request):
             return answer(envelopes.unauthorized(key_sent=True))
-        asked = asked_faults(request)
+        asked = faults_of_header(request)
         submission = self.vendor.submit(sent_key(request), body, self.now(), self.address(request), asked)
         if (task := submission.task) is not None:
             self.save()  # before anybody hears of it
             try:
                 if (early := self.callbacks.early(task)) is not None:
-                    await self.courier.deliver(early)
+                    await self.callback_sender.deliver(early)
             finally:  # only now, so that however fast the clock runs it came too early
-                self.studio.take_on(task)
+                self.image_pipeline.start(task)
             if self.settings.latency:
                 await self.now.sleep(self.settings.latency)
         if not submission.faults:
@@ -190,15 +181,15 @@ class Desk:
         """GET record-info: the state of a task (API page, "Task Status Query")."""
         task_id = request.query_params.get("taskId")
         reply = self.vendor.record_info(sent_key(request), task_id, self.now(), self.address(request))
-        if self.vendor.drops_look(task_id):
-            hang_up(request)
+        if self.vendor.drops_poll(task_id):
+            close_connection(request)
         return answer(reply)
 
     # The common API
 
     async def credit(self, request: Request) -> Response:
         """GET credit: what is left of the balance."""
-        asked = asked_faults(request)
+        asked = faults_of_header(request)
         return answer(self.vendor.credit(sent_key(request), self.now(), asked))
 
     async def download_url(self, request: Request) -> Response:
@@ -213,14 +204,14 @@ class Desk:
     async def upload_stream(self, request: Request) -> Response:
         """POST file-stream-upload."""
         return await self._upload(
-            request, lambda: uploads.read_stream(limited(request, _MAX_UPLOAD_BODY), self.shelf)
+            request, lambda: uploads.read_stream(limited(request, _MAX_UPLOAD_BODY), self.blobs)
         )
 
     async def upload_base64(self, request: Request) -> Response:
         """POST file-base64-upload."""
 
         async def read() -> Upload:
-            return uploads.read_base64(await json_body(request, _MAX_BASE64_BODY), self.shelf)
+            return uploads.read_base64(await json_body(request, _MAX_BASE64_BODY), self.blobs)
 
         return await self._upload(request, read)
 
@@ -228,9 +219,9 @@ class Desk:
         """POST file-url-upload."""
 
         async def read() -> Upload:
-            if self.studio.web is None:
+            if self.image_pipeline.web is None:
                 raise RuntimeError("files are fetched while the app's lifespan runs: enter it")
-            return await uploads.read_url(await json_body(request), self.shelf, self.studio.web)
+            return await uploads.read_url(await json_body(request), self.blobs, self.image_pipeline.web)
 
         return await self._upload(request, read)
 
@@ -238,8 +229,8 @@ class Desk:
         account = self.vendor.account(sent_key(request))
         if account is None:
             return answer(uploads.BAD_KEY)
-        asked = asked_faults(request)
-        faults = self.vendor.faults_of_call(Place.UPLOAD, self.now(), asked)
+        asked = faults_of_header(request)
+        faults = self.vendor.faults_of_call(Target.UPLOAD, self.now(), asked)
         if (refusal := fault_replies.upload_refused(faults)) is not None:
             account.ledger.strike(faults)
             return answer(refusal)
@@ -257,16 +248,16 @@ class Desk:
     # The file host
 
     async def file(self, request: Request) -> Response:
-        """GET a result, an origin, a fresh link or an upload: no key asked, none looked at."""
+        """GET a result, an origin, a fresh link or an upload: no key asked, none read."""
         path = request.scope["path"]
         found = self.vendor.files.find(path, self.now())
-        if found is None or not self.shelf.path(found.blob.name).is_file():
+        if found is None or not self.blobs.path(found.blob.name).is_file():
             signed = path.startswith(_SIGNED_LINKS)
             return PlainTextResponse(
                 "the link has expired" if signed else "not found", 403 if signed else 404
             )
         fault = self.vendor.files.fetch(found) if found.faults else None
-        return send_file(request, found, self.shelf.path(found.blob.name), fault)
+        return send_file(request, found, self.blobs.path(found.blob.name), fault)
 
     # What the vendor does not have
 
@@ -295,47 +286,31 @@ class Desk:
 
     async def page(self, request: Request) -> Response:
         """GET the page that shows the tasks."""
-        return HTMLResponse(render_page(self._summary(), *self._shown(request), self.address(request)))
+        return HTMLResponse(self._page(request).whole(self.address(request)))
 
     async def page_tasks(self, request: Request) -> Response:
         """GET the part of the page that changes."""
-        fragment = render_tasks(self._summary(), *self._shown(request))
-        return HTMLResponse(fragment, headers={"Cache-Control": "no-store"})
+        return HTMLResponse(self._page(request).changing_part(), headers={"Cache-Control": "no-store"})
+
+    def _page(self, request: Request) -> Page:
+        now = self.now()
+        return Page(
+            account=self.account,
+            tasks=self.vendor.newest(now),
+            links=self.vendor.files,
+            thumbnails=self.image_pipeline.thumbnails,
+            now=now,
+            speed=self.settings.speed,
+            words=request.query_params.get("q", ""),
+            state=request.query_params.get("state", ""),
+        )
 
     async def thumbnail(self, request: Request) -> Response:
         """GET a small picture of a task."""
-        thumbnails = self.studio.thumbnails.get(request.path_params["task_id"])
+        thumbnails = self.image_pipeline.thumbnails.get(request.path_params["task_id"])
         if thumbnails is None:
             raise HTTPException(http.HTTPStatus.NOT_FOUND)
         path = thumbnails.before if request.path_params["side"] == "before" else thumbnails.after
         if not path.is_file():
             raise HTTPException(http.HTTPStatus.NOT_FOUND)
         return FileResponse(path, media_type="image/jpeg", headers=FILE_HEADERS)
-
-    def _summary(self) -> dict[str, str]:
-        return {**summary(self.account), "Clock": f"{self.settings.speed:g}\N{MULTIPLICATION SIGN}"}
-
-    def _shown(self, request: Request) -> tuple[list[TaskView], str]:
-        """Return the newest of the tasks a reader looks for, and what to say of the others."""
-        words, state = request.query_params.get("q", ""), request.query_params.get("state", "")
-        now, drawn = self.now(), self.studio.thumbnails
-        found = (task for task in self.vendor.newest(now) if matches(task, words, state))
-        tasks = list(itertools.islice(found, TASKS_ON_PAGE))
-        views = [
-            task_view(
-                task,
-                now,
-                self.vendor.files,
-                has_before=(small := drawn.get(task.task_id)) is not None and small.before.is_file(),
-                has_after=small is not None and small.after.is_file(),
-            )
-            for task in tasks
-        ]
-        if words or state:
-            return views, "and older ones" if next(found, None) is not None else _nothing(views)
-        more = self.account.ledger.accepted - len(tasks)
-        return views, f"and {more:,} older" if more else ""
-
-
-def _nothing(views: list[TaskView]) -> str:
-    return "" if views else "No task is like that."

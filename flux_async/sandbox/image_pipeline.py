@@ -16,13 +16,13 @@ import httpx
 from anyio.abc import TaskGroup
 
 from flux_async.sandbox import envelopes
-from flux_async.sandbox.clock import VendorClock, work_on
+from flux_async.sandbox.clock import VendorClock, holding
 from flux_async.sandbox.faults import Fault
-from flux_async.sandbox.files import Blob, Shelf
+from flux_async.sandbox.files import Blob, BlobStore
 from flux_async.sandbox.http_client import TooLargeError, UnreachableError, fetch
 from flux_async.sandbox.requests import Kind
 from flux_async.sandbox.settings import SandboxSettings
-from flux_async.sandbox.simulator import Failure, Pictures, Task
+from flux_async.sandbox.simulator import Failure, Task, TaskImages
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Thumbnails:
 
 
 @attrs.frozen(kw_only=True)
-class Negative:
+class ImageJob:
     """One picture to be made, as it travels to the worker.
 
     Attributes:
@@ -82,38 +82,38 @@ class Negative:
 
 
 @attrs.frozen(kw_only=True)
-class Spoiled:
+class UnusableInput:
     """The input is not a picture the sandbox can work on."""
 
     reason: str
 
 
-def work_in_process(negative: Negative) -> Spoiled | None:
+def make_image_in_worker(job: ImageJob) -> UnusableInput | None:
     """Make one picture; runs in a worker process."""
-    from flux_async.sandbox.image_worker import develop  # noqa: PLC0415 - loads numpy and OpenCV
+    from flux_async.sandbox.image_worker import make_image  # noqa: PLC0415 - loads numpy and OpenCV
 
-    return develop(negative)
+    return make_image(job)
 
 
-class Studio:
+class ImagePipeline:
     """Works on the pictures of one sandbox.
 
     Args:
-        hand_in: Is told what became of a task's pictures.
+        complete: Is told what became of a task's pictures.
         clock: Is told while there is work, which takes real time.
     """
 
     def __init__(
         self,
         settings: SandboxSettings,
-        shelf: Shelf,
-        hand_in: Callable[[Task, Pictures | Failure], None],
+        blobs: BlobStore,
+        complete: Callable[[Task, TaskImages | Failure], None],
         clock: VendorClock,
     ) -> None:
         self._clock = clock
         self._settings = settings
-        self._shelf = shelf
-        self._hand_in = hand_in
+        self._blobs = blobs
+        self._complete = complete
         self._threads = max(1, (os.cpu_count() or 1) // settings.workers)
         self._fetching = anyio.CapacityLimiter(FETCHES_AT_ONCE)
         self._workers = anyio.CapacityLimiter(settings.workers)
@@ -126,14 +126,14 @@ class Studio:
         """Begin to work; what is taken on runs in `tasks`."""
         self._tasks, self.web = tasks, web
 
-    def take_on(self, task: Task) -> None:
+    def start(self, task: Task) -> None:
         """Make the pictures of a task in the background, or hand in one pixel where none are wanted."""
-        if task.fate is not None:
-            self._hand_in(task, task.fate)
+        if task.forced_failure is not None:
+            self._complete(task, task.forced_failure)
             return
         if self._settings.images == "none":
             pixel = self._pixel(_format(task))
-            self._hand_in(task, Pictures(origin=pixel, result=pixel))
+            self._complete(task, TaskImages(origin=pixel, result=pixel))
             return
         if self._tasks is None or self.web is None:
             raise RuntimeError(
@@ -144,24 +144,24 @@ class Studio:
     def _pixel(self, output_format: str) -> Blob:
         if output_format not in self._pixels:
             content, name = ONE_PIXEL[output_format], f"pixel.{output_format}"
-            pixel = self._shelf.put(content, f"image/{output_format}", kept=True, name=name)
+            pixel = self._blobs.put(content, f"image/{output_format}", kept=True, name=name)
             self._pixels[output_format] = pixel
         return self._pixels[output_format]
 
     async def _work(self, task: Task, web: httpx.AsyncClient) -> None:
-        with work_on(self._clock):
+        with holding(self._clock):
             made = await self._fetch_and_make(task, web)
-            self._hand_in(task, made)
+            self._complete(task, made)
 
-    async def _fetch_and_make(self, task: Task, web: httpx.AsyncClient) -> Pictures | Failure:
-        order, shelf = task.order, self._shelf
-        origin = Blob(name=shelf.new_name(), content_type="") if order.input_image else None
-        made: Pictures | Failure
+    async def _fetch_and_make(self, task: Task, web: httpx.AsyncClient) -> TaskImages | Failure:
+        request, blobs = task.request, self._blobs
+        origin = Blob(name=blobs.new_name(), content_type="") if request.input_image else None
+        made: TaskImages | Failure
         try:
-            if order.input_image and origin:
+            if request.input_image and origin:
                 async with self._fetching:
-                    path = shelf.path(origin.name)
-                    content_type = await fetch(web, order.input_image, path, MAX_INPUT_BYTES)
+                    path = blobs.path(origin.name)
+                    content_type = await fetch(web, request.input_image, path, MAX_INPUT_BYTES)
                 origin = attrs.evolve(origin, content_type=content_type)
             made = await self._make(task, origin)
         except UnreachableError as error:
@@ -174,35 +174,35 @@ class Studio:
             logger.exception("task %s: the work on its picture failed", task.task_id)
             made = BROKEN
         if isinstance(made, Failure) and origin:
-            shelf.drop(origin.name)
+            blobs.drop(origin.name)
         return made
 
-    async def _make(self, task: Task, origin: Blob | None) -> Pictures | Failure:
-        order, shelf = task.order, self._shelf
-        result = Blob(name=shelf.new_name(), content_type=f"image/{_format(task)}")
-        thumbnails = Thumbnails(before=shelf.path(shelf.new_name()), after=shelf.path(shelf.new_name()))
-        negative = Negative(
-            kind=order.kind,
-            prompt=order.prompt,
-            source=shelf.path(origin.name) if origin else None,
-            ratio=order.aspect_ratio,
+    async def _make(self, task: Task, origin: Blob | None) -> TaskImages | Failure:
+        request, blobs = task.request, self._blobs
+        result = Blob(name=blobs.new_name(), content_type=f"image/{_format(task)}")
+        thumbnails = Thumbnails(before=blobs.path(blobs.new_name()), after=blobs.path(blobs.new_name()))
+        job = ImageJob(
+            kind=request.kind,
+            prompt=request.prompt,
+            source=blobs.path(origin.name) if origin else None,
+            ratio=request.aspect_ratio,
             output_format=_format(task),
             quality=self._settings.quality,
             threads=self._threads,
-            result=shelf.path(result.name),
+            result=blobs.path(result.name),
             before=thumbnails.before,
             after=thumbnails.after,
         )
         self.thumbnails[task.task_id] = thumbnails  # the one before is there long before the result
-        spoiled = await anyio.to_process.run_sync(
-            work_in_process, negative, cancellable=True, limiter=self._workers
+        unusable = await anyio.to_process.run_sync(
+            make_image_in_worker, job, cancellable=True, limiter=self._workers
         )
-        if isinstance(spoiled, Spoiled):
-            logger.info("task %s: %s", task.task_id, spoiled.reason)
+        if isinstance(unusable, UnusableInput):
+            logger.info("task %s: %s", task.task_id, unusable.reason)
             return NOT_AN_IMAGE
         # A picture made from nothing has no original but itself.
-        return Pictures(origin=origin or attrs.evolve(result, kept=True), result=result)
+        return TaskImages(origin=origin or attrs.evolve(result, kept=True), result=result)
 
 
 def _format(task: Task) -> str:
-    return "jpeg" if Fault.FILE_JPEG_AS_PNG in task.faults else task.order.output_format
+    return "jpeg" if Fault.FILE_JPEG_AS_PNG in task.faults else task.request.output_format

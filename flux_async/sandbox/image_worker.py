@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from flux_async.imaging import ImageError, ImageFormat, Quality, decode_image, encode_image, remove_text
 from flux_async.imaging.arrays import to_pixels
 from flux_async.sandbox.drawing import cloud_noise, ridge
-from flux_async.sandbox.image_pipeline import Negative, Spoiled
+from flux_async.sandbox.image_pipeline import ImageJob, UnusableInput
 from flux_async.sandbox.requests import Kind
 
 if TYPE_CHECKING:
@@ -47,40 +47,40 @@ EDIT_LABEL: Final = "sandbox edit"
 _PARENT_CHECK_SECONDS: Final = 0.2
 
 
-def develop(negative: Negative) -> Spoiled | None:
+def make_image(job: ImageJob) -> UnusableInput | None:
     """Make one picture; runs in a worker process."""
-    _settle_in(negative.threads)
+    _settle_in(job.threads)
 
     try:
-        before, alpha = _input(negative)
-        _write_thumbnail(before, alpha, negative.before)  # first: it is shown while the work goes on
-        after, alpha = _result(negative, before, alpha)
+        before, alpha = _input(job)
+        _write_thumbnail(before, alpha, job.before)  # first: it is shown while the work goes on
+        after, alpha = _result(job, before, alpha)
     except ImageError as error:
-        return Spoiled(reason=str(error))
-    _write(after, negative.result, negative.output_format, JPEG_QUALITY, alpha)
-    _write_thumbnail(after, alpha, negative.after)
+        return UnusableInput(reason=str(error))
+    _write(after, job.result, job.output_format, JPEG_QUALITY, alpha)
+    _write_thumbnail(after, alpha, job.after)
     return None
 
 
-def _input(negative: Negative) -> tuple[Pixels, Pixels | None]:
+def _input(job: ImageJob) -> tuple[Pixels, Pixels | None]:
     """Return the picture to begin with, and its opacity if it has any; a prompt alone is drawn."""
-    if negative.source is None:
-        return draw_from_prompt(negative.prompt, negative.ratio or "1:1", seed=_digest(negative.prompt)), None
-    picture = decode_image(negative.source.read_bytes(), max_pixels=MAX_PIXELS)
+    if job.source is None:
+        return draw_from_prompt(job.prompt, job.ratio or "1:1", seed=_digest(job.prompt)), None
+    picture = decode_image(job.source.read_bytes(), max_pixels=MAX_PIXELS)
     return picture.pixels, picture.alpha
 
 
-def _result(negative: Negative, before: Pixels, alpha: Pixels | None) -> tuple[Pixels, Pixels | None]:
+def _result(job: ImageJob, before: Pixels, alpha: Pixels | None) -> tuple[Pixels, Pixels | None]:
     """Return what becomes of the picture, and its opacity if it has any."""
-    if negative.source is None:
+    if job.source is None:
         return before, None
     after = before
-    if negative.kind is Kind.TEXT_REMOVAL:
-        after = remove_text(after, quality=Quality[negative.quality.upper()]).image
-    if negative.ratio is not None:
-        after, alpha = fit_to_ratio(after, negative.ratio), None
-    if negative.kind is Kind.EDIT:
-        after = mark_edit(after, negative.prompt)
+    if job.kind is Kind.TEXT_REMOVAL:
+        after = remove_text(after, quality=Quality[job.quality.upper()]).image
+    if job.ratio is not None:
+        after, alpha = fit_to_ratio(after, job.ratio), None
+    if job.kind is Kind.EDIT:
+        after = mark_edit(after, job.prompt)
     return after, alpha
 
 

@@ -113,11 +113,11 @@ class Ledger:
         submits: Submits received with a good key.
         accepted: Tasks made.
         refused: How many submits were refused, by envelope code, or by HTTP status where there is none.
-        dropped: How many were dropped before they were looked at.
+        dropped: How many were dropped before they were read.
         charged: Credits taken; `refunded`, credits given back.
         polls: Records read, unknown tasks included.
         callbacks: What became of the callbacks.
-        faults: How often each fault struck: a submit, a task with all that follows, or a call.
+        faults: How often each fault active: a submit, a task with all that follows, or a call.
         unknown_fields: How often each field was sent that the vendor does not know.
         submits_in_window: The most submits within ten vendor seconds, refused ones included;
             `tasks_in_window`, the most tasks made.
@@ -161,7 +161,7 @@ class Ledger:
         self.submits_in_window.note(now)
 
     def strike(self, faults: Iterable[Fault]) -> None:
-        """Write down that faults struck."""
+        """Write down that faults active."""
         self.faults.update(map(str, faults))
 
     def accept(self, subject: str, request: str, task_id: str, price: float, now: float) -> None:

@@ -14,7 +14,7 @@ import attrs
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from flux_async.sandbox.faults import HEADER, Rule, asked_for, parse_rules
+from flux_async.sandbox.faults import HEADER, Rule, faults_of_url, parse_rules
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 
@@ -81,7 +81,7 @@ def base_url(request: Request) -> str:
     return f"{request.scope['scheme']}://{host}"
 
 
-def asked_faults(request: Request) -> tuple[Rule, ...]:
+def faults_of_header(request: Request) -> tuple[Rule, ...]:
     """Return the faults a request asks for in its header.
 
     Raises:
@@ -184,21 +184,21 @@ class Refusal:
     message: str
 
 
-def read_order(body: object) -> Order | Refusal:
+def read_task_request(body: object) -> Order | Refusal:
     """Read the decoded JSON body of a submit."""
     if not isinstance(body, dict):
         return Refusal(422, "The request body must be a JSON object.")
-    # Null is the same as absent, and fields the vendor does not know are not looked at.
+    # Null is the same as absent, and fields the vendor does not know are not read.
     sent = {name: body[name] for name in _TYPES if body.get(name) is not None}
     for name, value in sent.items():
         if not _has_type(value, _TYPES[name]):
             return Refusal(422, f"{name} must be {_TYPE_NAMES[_TYPES[name]]}.")
     sent = {name: _without_surrogates(value) for name, value in sent.items()}
     try:
-        order = attrs.evolve(_order(sent), unknown=_unknown(body))
+        request = attrs.evolve(_request(sent), unknown=_unknown(body))
     except ValueError as error:  # a misspelled fault would be a test that tests nothing
         return Refusal(422, f"inputImage: {error}")
-    return _refusal(order) or order
+    return _refusal(request) or request
 
 
 def _unknown(body: Mapping[Any, object]) -> tuple[str, ...]:
@@ -214,9 +214,9 @@ def _without_surrogates(value: object) -> object:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _order(sent: Mapping[str, object]) -> Order:
+def _request(sent: Mapping[str, object]) -> Order:
     tolerance = sent.get("safetyTolerance", DEFAULT_TOLERANCE)
-    assert isinstance(tolerance, int)  # noqa: S101 - read_order checked the types
+    assert isinstance(tolerance, int)  # noqa: S101 - read_task_request checked the types
     text = {name: value for name, value in sent.items() if isinstance(value, str)}
     input_image = text.get("inputImage", "").strip() or None
     return Order(
@@ -227,28 +227,28 @@ def _order(sent: Mapping[str, object]) -> Order:
         model=text.get("model", DEFAULT_MODEL),
         safety_tolerance=tolerance,
         call_back_url=text.get("callBackUrl", "").strip() or None,
-        faults=asked_for(input_image) if input_image and is_web_address(input_image) else (),
+        faults=faults_of_url(input_image) if input_image and is_web_address(input_image) else (),
         sent=sent,
     )
 
 
-def _refusal(order: Order) -> Refusal | None:
-    if not order.prompt.strip():
+def _refusal(request: Order) -> Refusal | None:
+    if not request.prompt.strip():
         return Refusal(422, "Please enter prompt.")
-    for name, url in (("inputImage", order.input_image), ("callBackUrl", order.call_back_url)):
+    for name, url in (("inputImage", request.input_image), ("callBackUrl", request.call_back_url)):
         if url is not None and not is_web_address(url):
             return Refusal(422, f"{name} must be a publicly accessible http or https URL.")
     # Authors of clients report values outside the enums as 500, not as 422.
     for name, value, options in (
-        ("model", order.model, tuple(PRICES)),
-        ("aspectRatio", order.aspect_ratio, (*RATIOS, None)),
-        ("outputFormat", order.output_format, FORMATS),
+        ("model", request.model, tuple(PRICES)),
+        ("aspectRatio", request.aspect_ratio, (*RATIOS, None)),
+        ("outputFormat", request.output_format, FORMATS),
     ):
         if value not in options:
             return Refusal(500, f"{name} is not within the range of allowed options")
-    editing = order.input_image is not None
+    editing = request.input_image is not None
     highest = MAX_TOLERANCE_EDITING if editing else MAX_TOLERANCE_GENERATING
-    if not 0 <= order.safety_tolerance <= highest:
+    if not 0 <= request.safety_tolerance <= highest:
         return Refusal(500, TOLERANCE_OUT_OF_RANGE)
     return None
 

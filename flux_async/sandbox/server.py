@@ -30,7 +30,7 @@ MAX_PORT: Final = 65_535
 BACKLOG: Final = 2048
 
 USAGE_ERROR: Final = 2
-A_SAMPLE: Final = "summer-sale"  # drawn, so that it needs no photograph
+SAMPLE: Final = "summer-sale"  # drawn, so that it needs no photograph
 
 _A_MOMENT: Final = 0.002  # seconds
 _MUCH: Final = 65_536
@@ -61,27 +61,27 @@ def serve(
     """
     settings = settings or SandboxSettings()
     _require(_SERVING + (_PICTURES if settings.images == "real" else ()))
-    from flux_async.sandbox.app import create_app, desk_of  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.app import create_app, handlers_of  # noqa: PLC0415 - needs the extra
     from flux_async.sandbox.ledger import ledger_table  # noqa: PLC0415 - needs the extra
 
     app = create_app(settings)
     with _listen(host, port) as listener:
         config = _config(app, lifespan="on")
         address = settings.public_url or _address(host, listener)
-        sample = f"{address}/samples/{A_SAMPLE}.png" if settings.images == "real" else None
+        sample = f"{address}/samples/{SAMPLE}.png" if settings.images == "real" else None
         _quiet_server(config, address, sample).run([listener])
     if ledger:
-        print(ledger_table(desk_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
+        print(ledger_table(handlers_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
 
 
 def _config(app: ASGIApp, *, lifespan: Literal["on", "off"]) -> uvicorn.Config:
     import uvicorn  # noqa: PLC0415 - needs the extra
 
-    from flux_async.sandbox.abortable_http import HangingUp  # noqa: PLC0415 - needs the extra
+    from flux_async.sandbox.abortable_http import AbortableProtocol  # noqa: PLC0415 - needs the extra
 
     return uvicorn.Config(
         app,
-        http=HangingUp,
+        http=AbortableProtocol,
         access_log=False,
         log_config=None,
         lifespan=lifespan,

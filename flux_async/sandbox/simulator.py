@@ -24,10 +24,10 @@ import attrs
 from flux_async.sandbox import envelopes, fault_replies
 from flux_async.sandbox.envelopes import Reply, record_of
 from flux_async.sandbox.fault_replies import Answer
-from flux_async.sandbox.faults import Fault, FaultPlan, Place, Rule, Struck
-from flux_async.sandbox.files import EXTENSIONS, Blob, FileBook, Link, PublicFile
+from flux_async.sandbox.faults import ActiveFaults, Fault, FaultPlan, Rule, Target
+from flux_async.sandbox.files import EXTENSIONS, Blob, Link, LinkTable, PublicFile
 from flux_async.sandbox.ledger import WINDOW, Attempt, Ledger
-from flux_async.sandbox.requests import Order, Refusal, is_web_address, read_order
+from flux_async.sandbox.requests import Order, Refusal, is_web_address, read_task_request
 
 
 class Flag(enum.IntEnum):
@@ -43,7 +43,7 @@ FAILURES: Final = (Flag.CREATE_TASK_FAILED, Flag.GENERATE_FAILED)
 
 
 @attrs.frozen(kw_only=True)
-class Pictures:
+class TaskImages:
     """The two pictures of a successful task: the one edited (or made) and the result."""
 
     origin: Blob
@@ -58,7 +58,7 @@ class Failure:
     message: str
 
 
-FATES: Final = {
+FORCED_FAILURES: Final = {
     Fault.FAIL_400: Failure(code=400, message=envelopes.FLAGGED),
     Fault.FAIL_500: Failure(code=500, message=envelopes.INTERNAL_AS_RECORDED),
     Fault.FAIL_501: Failure(code=501, message=envelopes.NOT_MADE),
@@ -98,17 +98,17 @@ class Task:
         refunded: Credits given back.
         origin: The link to the origin, once it succeeded; `result` likewise.
         callbacks: The deliveries of its callback; with all faults and retries they are eight.
-        told: What record-info answers to this state, once asked, and to whom.
+        cached_reply: What record-info answers to this state, once asked, and to whom.
     """
 
     task_id: str
     account: Account
-    order: Order
+    request: Order
     created_at: float
     ready_at: float
     base_url: str = ""
-    faults: Struck = attrs.Factory(dict)
-    made: Pictures | Failure | None = None
+    faults: ActiveFaults = attrs.Factory(dict)
+    made: TaskImages | Failure | None = None
     ends_at: float | None = None
     flag: Flag = Flag.GENERATING
     ended_at: float | None = None
@@ -117,12 +117,12 @@ class Task:
     result: PublicFile | None = None
     polls: int = 0
     callbacks: list[Attempt] = attrs.Factory(list)
-    told: tuple[str, Reply] | None = None
+    cached_reply: tuple[str, Reply] | None = None
 
     @property
     def subject(self) -> str:
         """Under which the ledger files it."""
-        return subject_of(self.order)
+        return subject_of(self.request)
 
     @property
     def failure(self) -> Failure | None:
@@ -132,14 +132,14 @@ class Task:
         return self.made if isinstance(self.made, Failure) else TIMED_OUT
 
     @property
-    def fate(self) -> Failure | None:
+    def forced_failure(self) -> Failure | None:
         """The failure that awaits it whatever is made of its pictures."""
-        return next((failure for fault, failure in FATES.items() if fault in self.faults), None)
+        return next((failure for fault, failure in FORCED_FAILURES.items() if fault in self.faults), None)
 
 
-def subject_of(order: Order) -> str:
+def subject_of(request: Order) -> str:
     """Return under which name the ledger files what was ordered."""
-    return order.input_image or f"prompt:{order.prompt}"
+    return request.input_image or f"prompt:{request.prompt}"
 
 
 SUBMITS_PER_WINDOW: Final = 20
@@ -162,7 +162,7 @@ class Submission:
 
     reply: Answer
     task: Task | None = None
-    faults: Struck = attrs.Factory(dict)
+    faults: ActiveFaults = attrs.Factory(dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -194,7 +194,7 @@ class Vendor:
         self._changed: set[str] = set()
         self.submits: int = 0
         self.calls: int = 0
-        self.files: FileBook = FileBook(random.Random(rng.getrandbits(64)))  # noqa: S311 - a sandbox guards nothing
+        self.files: LinkTable = LinkTable(random.Random(rng.getrandbits(64)))  # noqa: S311 - a sandbox guards nothing
 
     def open_account(self, keys: Iterable[str], balance: float) -> Account:
         """Open an account for one or several keys."""
@@ -207,18 +207,20 @@ class Vendor:
         account = self._accounts.get(key) if key is not None else None
         return None if account is None or account.disabled else account
 
-    def faults_of_call(self, place: Place, now: float, asked: Iterable[Rule] = ()) -> Struck:
+    def faults_of_call(self, target: Target, now: float, asked: Iterable[Rule] = ()) -> ActiveFaults:
         """Return what goes wrong with a call that no task belongs to."""
         self.calls += 1
-        return self._plan.for_call(place, self.calls, now - self.began, asked)
+        return self._plan.for_call(target, self.calls, now - self.began, asked)
 
-    def _turned_away(self, key: str | None, now: float) -> Reply | None:
+    def _rejection(self, key: str | None, now: float) -> Reply | None:
         """Return the answer to whoever does not get past the door."""
         self.advance(now)
         account = self.account(key)
         if account is None:
             return envelopes.unauthorized(key_sent=key is not None)
-        if self._plan.closes_the_door and self.faults_of_call(Place.DOOR, now).keys() & {Fault.MAINTENANCE}:
+        if self._plan.includes_maintenance and self.faults_of_call(Target.CALL, now).keys() & {
+            Fault.MAINTENANCE
+        }:
             account.ledger.strike([Fault.MAINTENANCE])
             return envelopes.refusal(455, envelopes.MAINTENANCE)
         return None
@@ -227,35 +229,37 @@ class Vendor:
         self, key: str | None, body: object, now: float, base_url: str = "", asked: Iterable[Rule] = ()
     ) -> Submission:
         """Answer POST generate: create a task and take its price, or refuse."""
-        if (turned_away := self._turned_away(key, now)) is not None:
-            return Submission(reply=turned_away)
+        if (rejection := self._rejection(key, now)) is not None:
+            return Submission(reply=rejection)
         account = self._accounts[key or ""]
         self.submits += 1
         account.ledger.submit(now)
-        order = read_order(body)
-        if isinstance(order, Refusal):
-            refusal = self._refusal(account, order, now) or order
+        request = read_task_request(body)
+        if isinstance(request, Refusal):
+            refusal = self._refusal(account, request, now) or request
             return self._refuse(account, refusal.code, envelopes.refusal(refusal.code, refusal.message))
-        account.ledger.line(subject_of(order)).submits += 1
-        account.ledger.unknown_fields.update(order.unknown)
-        rules = (*order.faults, *asked)
+        account.ledger.line(subject_of(request)).submits += 1
+        account.ledger.unknown_fields.update(request.unknown)
+        rules = (*request.faults, *asked)
         faults = self._plan.for_submit(self.submits, now - self.began, rules)
-        return self._spoiled(account, order, faults) or self._accept(account, order, faults, now, base_url)
+        return self._fault_before_task(account, request, faults) or self._accept(
+            account, request, faults, now, base_url
+        )
 
-    def _spoiled(self, account: Account, order: Order, faults: Struck) -> Submission | None:
+    def _fault_before_task(self, account: Account, request: Order, faults: ActiveFaults) -> Submission | None:
         """Let those faults strike that leave no task behind."""
         ledger = account.ledger
         if account.ledger.submits > faults.get(Fault.KEY_DISABLED, math.inf):
             account.disabled = True
             ledger.strike([Fault.KEY_DISABLED])
             return self._refuse(account, 401, envelopes.unauthorized(key_sent=True))
-        if Fault.MAINTENANCE in faults and not self._plan.closes_the_door:  # asked for by this one
+        if Fault.MAINTENANCE in faults and not self._plan.includes_maintenance:  # asked for by this one
             ledger.strike([Fault.MAINTENANCE])
             return self._refuse(account, 455, envelopes.refusal(455, envelopes.MAINTENANCE))
         if account.balance and ledger.accepted >= faults.get(Fault.BALANCE_OUT, math.inf):
             account.balance = 0.0
             ledger.strike([Fault.BALANCE_OUT])
-        fault = fault_replies.refused(faults, ledger.line(subject_of(order)).submits)
+        fault = fault_replies.refused(faults, ledger.line(subject_of(request)).submits)
         if fault is None:
             return None
         ledger.strike([fault])
@@ -268,12 +272,12 @@ class Vendor:
         return self._refuse(account, code, answer)
 
     def _accept(
-        self, account: Account, order: Order, faults: Struck, now: float, base_url: str
+        self, account: Account, request: Order, faults: ActiveFaults, now: float, base_url: str
     ) -> Submission:
-        refusal = self._refusal(account, order, now)
+        refusal = self._refusal(account, request, now)
         if refusal is not None:
             return self._refuse(account, refusal.code, envelopes.refusal(refusal.code, refusal.message))
-        task = self._create(account, order, faults, now, base_url)
+        task = self._create(account, request, faults, now, base_url)
         reply = envelopes.success({"taskId": task.task_id})
         return Submission(reply=fault_replies.answered(reply, faults), task=task, faults=task.faults)
 
@@ -282,38 +286,42 @@ class Vendor:
         account.ledger.refused[code] += 1
         return Submission(reply=answer)
 
-    def _refusal(self, account: Account, order: Order | Refusal, now: float) -> Refusal | None:
+    def _refusal(self, account: Account, request: Order | Refusal, now: float) -> Refusal | None:
         # The gate stands before the parameters: a submit that is later refused for them has passed it too.
         while account.window and now - account.window[0] >= WINDOW:
             account.window.popleft()
         if len(account.window) >= SUBMITS_PER_WINDOW:
             return Refusal(429, envelopes.TOO_FAST)
         account.window.append(now)
-        if isinstance(order, Refusal):
-            return order
-        return Refusal(402, envelopes.NO_CREDITS) if account.balance < order.price else None
+        if isinstance(request, Refusal):
+            return request
+        return Refusal(402, envelopes.NO_CREDITS) if account.balance < request.price else None
 
-    def _create(self, account: Account, order: Order, faults: Struck, now: float, base_url: str) -> Task:
+    def _create(
+        self, account: Account, request: Order, faults: ActiveFaults, now: float, base_url: str
+    ) -> Task:
         task_id = f"{self._rng.getrandbits(128):032x}"
-        seconds = self._rng.lognormvariate(math.log(MEDIAN_SECONDS.get(order.model, LONGEST_MEDIAN_S)), SIGMA)
-        struck = {fault: n for fault, n in faults.items() if fault.place not in (Place.DOOR, Place.GATE)}
+        seconds = self._rng.lognormvariate(
+            math.log(MEDIAN_SECONDS.get(request.model, LONGEST_MEDIAN_S)), SIGMA
+        )
+        active = {fault: n for fault, n in faults.items() if fault.target not in (Target.CALL, Target.SUBMIT)}
         task = Task(
             task_id=task_id,
             account=account,
-            order=order,
+            request=request,
             created_at=now,
             ready_at=now + seconds,
             base_url=base_url,
-            faults=struck,
+            faults=active,
         )
         self._tasks[task_id] = task
         self._changed.add(task_id)
-        account.balance -= order.price
-        account.ledger.accept(task.subject, order.digest, task_id, order.price, now)
-        account.ledger.strike(struck)
+        account.balance -= request.price
+        account.ledger.accept(task.subject, request.digest, task_id, request.price, now)
+        account.ledger.strike(active)
         return task
 
-    def deliver(self, task_id: str, pictures: Pictures, now: float) -> None:
+    def deliver(self, task_id: str, pictures: TaskImages, now: float) -> None:
         """Hand in the pictures of a task; it succeeds when its time has passed as well."""
         self._make(task_id, pictures, now)
 
@@ -321,12 +329,12 @@ class Vendor:
         """Let a task fail when its time has passed; its credits go back."""
         self._make(task_id, failure, now)
 
-    def _make(self, task_id: str, made: Pictures | Failure, now: float) -> None:
+    def _make(self, task_id: str, made: TaskImages | Failure, now: float) -> None:
         self.advance(now)
         task = self._tasks[task_id]
         # The first word stands: an end is sticky.
         if task.made is None and Fault.NEVER_ENDS not in task.faults:
-            task.made = task.fate or made
+            task.made = task.forced_failure or made
             task.ends_at = max(task.ready_at, now)
             self._changed.add(task_id)
             heapq.heappush(self._due, (task.ends_at, task_id))
@@ -339,13 +347,13 @@ class Vendor:
 
     def _settle(self, task: Task, at: float) -> None:
         flips = Fault.TIMEOUT_FLIPS in task.faults and task.flag is Flag.GENERATING
-        task.ended_at, task.told = at, None
+        task.ended_at, task.cached_reply = at, None
         self._changed.add(task.task_id)
         match task.made:
-            case Pictures() if flips:
+            case TaskImages() if flips:
                 task.flag = Flag.GENERATE_FAILED  # not for good, so nothing is refunded
                 heapq.heappush(self._due, (at + task.faults[Fault.TIMEOUT_FLIPS], task.task_id))
-            case Pictures(origin=origin, result=result):
+            case TaskImages(origin=origin, result=result):
                 task.flag = Flag.SUCCESS
                 task.origin = self.files.publish(Link.ORIGIN, origin, at)
                 task.result = self.files.publish(Link.RESULT, result, at, faults=task.faults)
@@ -357,14 +365,14 @@ class Vendor:
     def _refund(self, task: Task) -> None:
         if Fault.NO_REFUND in task.faults:
             return
-        task.refunded = task.order.price
-        task.account.balance += task.order.price
-        task.account.ledger.refund(task.subject, task.order.digest, task.order.price)
+        task.refunded = task.request.price
+        task.account.balance += task.request.price
+        task.account.ledger.refund(task.subject, task.request.digest, task.request.price)
 
     def record_info(self, key: str | None, task_id: str | None, now: float, base_url: str) -> Answer:
         """Answer GET record-info; links begin with `base_url`."""
-        if (turned_away := self._turned_away(key, now)) is not None:
-            return turned_away
+        if (rejection := self._rejection(key, now)) is not None:
+            return rejection
         account = self._accounts[key or ""]
         if not task_id:
             return envelopes.refusal(422, "Please enter taskId.")
@@ -376,29 +384,29 @@ class Vendor:
         self._changed.add(task_id)
         account.ledger.poll(task.subject)
         if not task.faults:
-            return _told(task, base_url)
-        return fault_replies.looked(
-            lambda: _told(task, base_url), task.faults, task.polls, now - task.created_at
+            return _record_reply(task, base_url)
+        return fault_replies.poll_reply(
+            lambda: _record_reply(task, base_url), task.faults, task.polls, now - task.created_at
         )
 
-    def drops_look(self, task_id: str | None) -> bool:
+    def drops_poll(self, task_id: str | None) -> bool:
         """Say whether the connection closes at this look, which has been written down."""
         task = self._tasks.get(task_id or "")
         return task is not None and task.polls <= task.faults.get(Fault.POLL_DROP, 0)
 
     def credit(self, key: str | None, now: float, asked: Iterable[Rule] = ()) -> Reply:
         """Answer GET credit: a bare number."""
-        if (turned_away := self._turned_away(key, now)) is not None:
-            return turned_away
+        if (rejection := self._rejection(key, now)) is not None:
+            return rejection
         account = self._accounts[key or ""]
-        faults = self.faults_of_call(Place.BALANCE, now, asked)
+        faults = self.faults_of_call(Target.CREDITS, now, asked)
         account.ledger.strike(faults)
         return fault_replies.balance(account.balance, faults)
 
     def download_url(self, key: str | None, body: object, now: float, base_url: str) -> Reply:
         """Answer POST download-url: a bare string that lives 20 minutes, for results only."""
-        if (turned_away := self._turned_away(key, now)) is not None:
-            return turned_away
+        if (rejection := self._rejection(key, now)) is not None:
+            return rejection
         url = body.get("url") if isinstance(body, dict) else None
         if not isinstance(url, str) or not url:
             return envelopes.refusal(422, "Please enter url.")
@@ -438,7 +446,7 @@ class Vendor:
                 heapq.heappush(self._due, (task.ends_at, task.task_id))
             elif task.ended_at is not None and task.flag is Flag.GENERATE_FAILED and task.refunded == 0:
                 flips = task.faults.get(Fault.TIMEOUT_FLIPS)
-                if flips is not None and isinstance(task.made, Pictures):
+                if flips is not None and isinstance(task.made, TaskImages):
                     heapq.heappush(self._due, (task.ended_at + flips, task.task_id))
 
     def touch(self, task: Task) -> None:
@@ -460,15 +468,15 @@ class Vendor:
         return reversed(self._tasks.values())
 
 
-def _told(task: Task, base_url: str) -> Reply:
+def _record_reply(task: Task, base_url: str) -> Reply:
     """Return what record-info says of a task; written once for each state of it."""
-    if task.told is None or task.told[0] != base_url:
+    if task.cached_reply is None or task.cached_reply[0] != base_url:
         if Fault.FAIL_ENVELOPE in task.faults and task.failure is not None:
             reply = envelopes.refusal(task.failure.code, task.failure.message)
         else:
             reply = envelopes.success(record_of(task, base_url))
-        task.told = (base_url, reply)
-    return task.told[1]
+        task.cached_reply = (base_url, reply)
+    return task.cached_reply[1]
 
 
 def _path_at(url: str, base_url: str) -> str:
@@ -484,13 +492,13 @@ def task_json(task: Task) -> dict[str, object]:
     failure = task.failure
     return {
         "taskId": task.task_id,
-        "kind": str(task.order.kind),
-        "image": task.order.input_image,
-        "callBackUrl": task.order.call_back_url,
+        "kind": str(task.request.kind),
+        "image": task.request.input_image,
+        "callBackUrl": task.request.call_back_url,
         "state": task.flag.name,
         "createdAt": task.created_at,
         "endedAt": task.ended_at,
-        "charged": task.order.price,
+        "charged": task.request.price,
         "refunded": task.refunded,
         "polls": task.polls,
         "error": failure.message if failure else None,

@@ -17,12 +17,12 @@ from typing import Any, Final
 import attrs
 import cattrs
 
-from flux_async.sandbox.callbacks import Callback, CallbackBook
-from flux_async.sandbox.faults import parse_fault
+from flux_async.sandbox.callbacks import Callback, CallbackQueue
+from flux_async.sandbox.faults import FAULTS_BY_NAME
 from flux_async.sandbox.files import PublicFile
 from flux_async.sandbox.ledger import Ledger, Line
 from flux_async.sandbox.settings import SandboxError
-from flux_async.sandbox.simulator import Account, Pictures, Task, Vendor
+from flux_async.sandbox.simulator import Account, Task, TaskImages, Vendor
 
 VERSION: Final = 1
 _PATIENCE: Final = 1.0  # seconds
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS line (subject TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS link (path TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS callback (task TEXT PRIMARY KEY, at REAL NOT NULL, value TEXT NOT NULL);
 """
-_NOT_OF_A_TASK: Final = frozenset({"account", "told"})
+_NOT_OF_A_TASK: Final = frozenset({"account", "cached_reply"})
 
 converter: Final = cattrs.Converter()
 converter.register_structure_hook_func(lambda kind: kind is object, lambda value, _: value)
@@ -88,7 +88,7 @@ class State:
     # Reading
 
     def restore(
-        self, vendor: Vendor, account: Account, callbacks: CallbackBook
+        self, vendor: Vendor, account: Account, callbacks: CallbackQueue
     ) -> dict[str, tuple[str, str]]:
         """Put everything back where it was, and return the names of the small pictures by task."""
         facts = self.facts
@@ -111,7 +111,7 @@ class State:
         self._numbers = len(tasks)
         vendor.restore(tasks.values(), facts.submits, facts.calls)
         for task_id, at, value in self._file.execute("SELECT task, at, value FROM callback"):
-            left = [None if name is None else parse_fault(name) for name in json.loads(value)["left"]]
+            left = [None if name is None else FAULTS_BY_NAME[name] for name in json.loads(value)["left"]]
             callbacks.restore(tasks[task_id], left, json.loads(value)["failures"], at)
         return thumbnails
 
@@ -129,7 +129,7 @@ class State:
         self,
         vendor: Vendor,
         account: Account,
-        callbacks: CallbackBook,
+        callbacks: CallbackQueue,
         now: float,
         thumbnails: Callable[[str], tuple[str, str] | None],
     ) -> None:
@@ -243,7 +243,7 @@ def names_in_use(vendor: Vendor, thumbnails: Mapping[str, tuple[str, str]]) -> I
     yield from vendor.files.names()
     for task in vendor.all_tasks():
         made = task.made
-        if isinstance(made, Pictures):
+        if isinstance(made, TaskImages):
             yield from (made.origin.name, made.result.name)
     for names in thumbnails.values():
         yield from names

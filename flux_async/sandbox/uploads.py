@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from flux_async.sandbox import envelopes
 from flux_async.sandbox.envelopes import Reply
-from flux_async.sandbox.files import Blob, Shelf
+from flux_async.sandbox.files import Blob, BlobStore
 from flux_async.sandbox.http_client import TooLargeError, UnreachableError, fetch, sniff
 from flux_async.sandbox.requests import is_web_address
 from flux_async.sandbox.simulator import Upload
@@ -41,23 +41,23 @@ class RefusedError(Exception):
         self.reply: Reply = envelopes.upload_refusal(400, message)
 
 
-async def read_stream(request: Request, shelf: Shelf) -> Upload:
+async def read_stream(request: Request, blobs: BlobStore) -> Upload:
     """Read POST file-stream-upload: multipart with ``file``, ``uploadPath`` and perhaps ``fileName``."""
     try:
         async with request.form(max_files=1, max_fields=8) as form:
-            return await _read_form(form, shelf)
+            return await _read_form(form, blobs)
     except HTTPException as error:
         raise RefusedError(f"Invalid multipart body: {error.detail}") from error
 
 
-async def _read_form(form: FormData, shelf: Shelf) -> Upload:
+async def _read_form(form: FormData, blobs: BlobStore) -> Upload:
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise RefusedError("Missing required parameter: file")
     folder, name = _place(form)
-    content = shelf.new_name()
+    content = blobs.new_name()
     head, size = b"", 0
-    with shelf.path(content).open("wb") as target:
+    with blobs.path(content).open("wb") as target:
         while chunk := await file.read(1 << 20):
             head = head or chunk[:16]
             size += len(chunk)
@@ -65,7 +65,7 @@ async def _read_form(form: FormData, shelf: Shelf) -> Upload:
     return Upload(folder=folder, name=name, blob=_blob(content, head, file.content_type), size=size)
 
 
-def read_base64(body: object, shelf: Shelf) -> Upload:
+def read_base64(body: object, blobs: BlobStore) -> Upload:
     """Read POST file-base64-upload: JSON with ``base64Data`` (bare or as a data URL) and ``uploadPath``."""
     fields = _object(body)
     text = fields.get("base64Data")
@@ -82,11 +82,11 @@ def read_base64(body: object, shelf: Shelf) -> Upload:
         raise RefusedError("Base64 decoding failed: Invalid Base64 format") from error
     if len(content) > MAX_BASE64_BYTES:
         raise RefusedError("File size exceeds the limit of 10MB")
-    blob = _blob(shelf.put(content, "").name, content[:16], declared)
+    blob = _blob(blobs.put(content, "").name, content[:16], declared)
     return Upload(folder=folder, name=name, blob=blob, size=len(content))
 
 
-async def read_url(body: object, shelf: Shelf, web: httpx.AsyncClient) -> Upload:
+async def read_url(body: object, blobs: BlobStore, web: httpx.AsyncClient) -> Upload:
     """Read POST file-url-upload: JSON with ``fileUrl`` and ``uploadPath``; the file is fetched at once."""
     fields = _object(body)
     url = fields.get("fileUrl")
@@ -95,14 +95,14 @@ async def read_url(body: object, shelf: Shelf, web: httpx.AsyncClient) -> Upload
     folder, name = _place(fields)
     if not is_web_address(url):
         raise RefusedError("Invalid parameter: fileUrl must be an http or https URL")
-    content = shelf.new_name()
+    content = blobs.new_name()
     try:
-        content_type = await fetch(web, url, shelf.path(content), MAX_FILE_BYTES)
+        content_type = await fetch(web, url, blobs.path(content), MAX_FILE_BYTES)
     except TooLargeError as error:
         raise RefusedError("File size exceeds the limit of 100MB") from error
     except UnreachableError as error:
         raise RefusedError("File download failed: the URL could not be fetched") from error
-    size = shelf.path(content).stat().st_size
+    size = blobs.path(content).stat().st_size
     return Upload(folder=folder, name=name, blob=_blob(content, b"", content_type), size=size)
 
 

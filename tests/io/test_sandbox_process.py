@@ -79,7 +79,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-# Pictures
+# TaskImages
 
 
 def test_text_removal(sandbox_url: str, picture_host: Any) -> None:

@@ -176,7 +176,7 @@ def test_files_that_cannot_be_used(file: Path, tmp_path: Path) -> None:
     first = create_app(settings(file))
     with pytest.raises(SandboxError, match="another sandbox is using it"):
         create_app(settings(file))
-    first.state.desk.state.close()
+    first.state.handlers.state.close()
     with sqlite3.connect(file) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
@@ -193,10 +193,10 @@ def test_files_that_cannot_be_used(file: Path, tmp_path: Path) -> None:
 def test_virtual_time_goes_on(file: Path) -> None:
     """Virtual time begins where it ended."""
     first = create_app(settings(file, virtual_clock=True))
-    first.state.desk.now = VirtualTime(first.state.desk.now() + 500)
-    first.state.desk.vendor.submit("test", {"prompt": "x"}, first.state.desk.now())
-    first.state.desk.save()
-    first.state.desk.state.close()
+    first.state.handlers.now = VirtualTime(first.state.handlers.now() + 500)
+    first.state.handlers.vendor.submit("test", {"prompt": "x"}, first.state.handlers.now())
+    first.state.handlers.save()
+    first.state.handlers.state.close()
     second = create_app(settings(file, virtual_clock=True))
-    assert second.state.desk.now() == first.state.desk.now()
-    second.state.desk.state.close()
+    assert second.state.handlers.now() == first.state.handlers.now()
+    second.state.handlers.state.close()

@@ -13,10 +13,10 @@ from typing import Any
 import attrs
 import pytest
 
-from flux_async.sandbox.callbacks import CallbackBook, Letter, sign
+from flux_async.sandbox.callbacks import CallbackQueue, CallbackRequest, sign
 from flux_async.sandbox.faults import Fault, FaultPlan
 from flux_async.sandbox.files import Blob
-from flux_async.sandbox.simulator import Failure, Pictures, Task, Vendor
+from flux_async.sandbox.simulator import Failure, Task, TaskImages, Vendor
 
 NOW = 1_787_093_500.25
 UNIX = 1_769_670_760.9
@@ -25,7 +25,7 @@ HOOK = "http://receiver/hook?a=%7e&b=1"
 KEY = "test-webhook-key"
 IMAGE = "https://example.com/poster.jpg"
 MINUTE = 60.0
-PICTURES = Pictures(
+PICTURES = TaskImages(
     origin=Blob(name="1", content_type="image/png"), result=Blob(name="2", content_type="image/jpeg")
 )
 
@@ -35,7 +35,7 @@ class Posted:
     """One delivery as a receiver sees it."""
 
     at: float
-    letter: Letter
+    letter: CallbackRequest
     fault: Fault | None
 
     @property
@@ -75,7 +75,7 @@ class World:
     def __init__(self, *faults: Fault, key: str | None = KEY) -> None:
         self.vendor = Vendor(random.Random(7), FaultPlan.parse(",".join(faults)))
         self.account = self.vendor.open_account(["test"], 100.0)
-        self.book = CallbackBook(key)
+        self.book = CallbackQueue(key)
         self.posted: list[Posted] = []
         self.answer: Callable[[Posted], int | None] = lambda _posted: 200
 
@@ -88,7 +88,7 @@ class World:
             self._post(early, NOW)
         return task
 
-    def finish(self, made: Pictures | Failure = PICTURES, **body: object) -> Task:
+    def finish(self, made: TaskImages | Failure = PICTURES, **body: object) -> Task:
         """Create a task, end it, and let a day pass."""
         task = self.submit(**body)
         if isinstance(made, Failure):

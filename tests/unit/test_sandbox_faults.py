@@ -9,7 +9,15 @@ import attrs
 import pytest
 
 from flux_async.sandbox import Fault, FaultPlan, SandboxSettings
-from flux_async.sandbox.faults import ALWAYS, Place, Rule, asked_for, list_of_faults, parse_rules, read_script
+from flux_async.sandbox.faults import (
+    ALWAYS,
+    Rule,
+    Target,
+    faults_of_url,
+    list_of_faults,
+    parse_rules,
+    read_script,
+)
 from flux_async.sandbox.simulator import Vendor
 
 IMAGE = "https://example.com/poster.jpg"
@@ -32,7 +40,7 @@ def test_list_of_faults() -> None:
     """The list for the terminal names every fault and every place."""
     listed = list_of_faults()
     assert all(f"  {fault} " in listed and fault.description in listed for fault in Fault)
-    assert all(f"{place.value[1:]}\n" in listed for place in Place)
+    assert all(f"{place.value[1:]}\n" in listed for place in Target)
 
 
 def test_shares() -> None:
@@ -149,8 +157,8 @@ def test_script() -> None:
 def test_calls_without_a_task() -> None:
     """Uploads and looks at the balance meet the faults of their own place only."""
     plan = FaultPlan.parse("upload-500,credits-integer,429")
-    assert plan.for_call(Place.UPLOAD, 1, 0.0) == {Fault.UPLOAD_500: ALWAYS}
-    assert plan.for_call(Place.BALANCE, 1, 0.0) == {Fault.CREDITS_INTEGER: ALWAYS}
+    assert plan.for_call(Target.UPLOAD, 1, 0.0) == {Fault.UPLOAD_500: ALWAYS}
+    assert plan.for_call(Target.CREDITS, 1, 0.0) == {Fault.CREDITS_INTEGER: ALWAYS}
 
 
 def test_script_file(tmp_path: Path) -> None:
@@ -159,8 +167,8 @@ def test_script_file(tmp_path: Path) -> None:
     file.write_text('["429"]\n\n[]\n["drop-reply", "late-record=5"]\n')
     assert read_script(file) == [["429"], [], ["drop-reply", "late-record=5"]]
     for text, words in (
-        ('[]\n"429"', "line 2 .* no list of names"),
-        ("[1]", "line 1 .* no list of names"),
+        ('[]\n"429"', "line 2 .* not a list of names"),
+        ("[1]", "line 1 .* not a list of names"),
         ("[", "line 1 of the fault script"),
         ('["nonsense"]', "line 1 .*unknown fault 'nonsense'"),
     ):
@@ -186,7 +194,7 @@ def test_script_file(tmp_path: Path) -> None:
 )
 def test_faults_an_image_asks_for(query: str, expected: set[Fault]) -> None:
     """The URL of an image names the faults of its tasks."""
-    assert {rule.fault for rule in asked_for(IMAGE + query)} == expected
+    assert {rule.fault for rule in faults_of_url(IMAGE + query)} == expected
     vendor = Vendor(random.Random(7), FaultPlan.parse("callback-stale"))
     vendor.open_account(["test"], 100.0)
     task = vendor.submit("test", {"prompt": "x", "inputImage": IMAGE + query}, 0.0).task

@@ -15,14 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from flux_async.sandbox import SandboxSettings
 from flux_async.sandbox.files import DAY, MINUTE, Blob
 from flux_async.sandbox.ledger import WINDOW, ledger_table
-from flux_async.sandbox.requests import Kind, Order, asks_to_remove_text, read_order
+from flux_async.sandbox.requests import Kind, Order, asks_to_remove_text, read_task_request
 from flux_async.sandbox.simulator import (
     SUBMITS_PER_WINDOW,
     Account,
     Failure,
     Flag,
-    Pictures,
     Task,
+    TaskImages,
     Upload,
     Vendor,
 )
@@ -34,7 +34,7 @@ BAD_KEY = (
     "Unauthorized \N{EN DASH} Authentication failed. "
     "Please check that your Authorization and Content-Type headers are correctly set."
 )
-PICTURES = Pictures(
+PICTURES = TaskImages(
     origin=Blob(name="1", content_type="image/png"), result=Blob(name="2", content_type="image/jpeg")
 )
 FLAGGED = Failure(code=400, message="Your prompt was flagged by Website as violating content policies.")
@@ -212,7 +212,7 @@ def test_nulls_and_unknown_fields_are_ignored(vendor: Vendor) -> None:
 def test_call_back_url_is_kept(vendor: Vendor) -> None:
     """The callback address is stored with the task."""
     task = submit(vendor, callBackUrl="https://example.com/hook")
-    assert task.order.call_back_url == "https://example.com/hook"
+    assert task.request.call_back_url == "https://example.com/hook"
 
 
 # Money
@@ -521,7 +521,7 @@ def test_text_removal_is_recognised_by_its_prompt(prompt: str, *, expected: bool
 )
 def test_kind_and_ratio(body: dict[str, object], kind: Kind, ratio: str | None) -> None:
     """An input image makes an edit, which keeps its own ratio unless another is requested."""
-    order = read_order(body)
+    order = read_task_request(body)
     assert isinstance(order, Order)
     assert (order.kind, order.aspect_ratio) == (kind, ratio)
 
@@ -561,7 +561,7 @@ def test_the_ledger_is_by_image(vendor: Vendor) -> None:
                 "refunded": 5.0,
                 "polls": 1,
                 "callbacks": 0,
-                "requests": {first.order.digest: 1},
+                "requests": {first.request.digest: 1},
             },
             "prompt:A tree": {
                 "submits": 1,
@@ -571,7 +571,7 @@ def test_the_ledger_is_by_image(vendor: Vendor) -> None:
                 "refunded": 0.0,
                 "polls": 0,
                 "callbacks": 0,
-                "requests": {next(vendor.newest(NOW)).order.digest: 1},
+                "requests": {next(vendor.newest(NOW)).request.digest: 1},
             },
         },
     }
