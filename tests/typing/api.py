@@ -14,8 +14,10 @@ from flux_async import (
     AspectRatio,
     BatchRun,
     Charge,
+    Echo,
     EditRequest,
     Failed,
+    FetchReport,
     FluxClient,
     FluxError,
     GenerateRequest,
@@ -32,6 +34,8 @@ from flux_async import (
     PollDeadlineExceeded,
     PollPolicy,
     RateLimitedError,
+    Rekeyed,
+    Retried,
     RetryPolicy,
     SavedFile,
     Scope,
@@ -42,6 +46,10 @@ from flux_async import (
     TaskStatus,
     UnclaimedTask,
     UploadedFile,
+    adopt,
+    fetch_missing,
+    rekey,
+    retry,
     run_batch,
 )
 
@@ -117,6 +125,13 @@ async def in_steps() -> None:
     assert_type(Limits(polls_per_s=10.0).polls_per_s, float | None)
     assert_type(client.with_options(timeout=5), FluxClient)
     assert_type(await client.aclose(), None)
+
+
+async def operations(client: FluxClient) -> None:
+    assert_type(await retry(client, "run.sqlite3", failed=True, dry_run=True), Retried)
+    assert_type((await adopt(client, "run.sqlite3", "poster", "t1")).echo, Echo)
+    assert_type(await rekey(client, "run.sqlite3", same_account=True), Rekeyed)
+    assert_type(await fetch_missing(client, "run.sqlite3", "clean", patience=60), FetchReport)
 
 
 def outcomes(outcome: Outcome) -> None:

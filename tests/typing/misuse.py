@@ -16,6 +16,8 @@ from flux_async import (
     ImageResult,
     Model,
     RequestOptions,
+    rekey,
+    retry,
     run_batch,
 )
 
@@ -68,3 +70,8 @@ async def through_a_function_of_the_users(client: FluxClient) -> None:
     await passed_on(client, aspect_ration="1:1")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await passed_on_to_a_batch(client, journal="run.sqlite3")
     await passed_on_to_a_batch(client, jurnal="run.sqlite3")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+async def operations(client: FluxClient) -> None:
+    await retry(client, "run.sqlite3", fialed=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await rekey(client, "run.sqlite3", sure=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
