@@ -8,6 +8,7 @@ A run never does these by itself. Each takes the journal's path, or a journal th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
 from array import array
@@ -465,8 +466,11 @@ class _Fetching:
             return
         if error is None:
             await self.on_outcome(outcome_of(job, stored.as_job(), None, self.sink.folder))
-        else:
-            await self.on_outcome(Failed(job=stored.as_job(), error=error))
+            return
+        given: Job | None = None
+        with contextlib.suppress(InvalidInput):  # a request of another release
+            given = stored.as_job()
+        await self.on_outcome(Failed(job=given, error=error))
 
 
 # --- what they share --------------------------------------------------------------------------------------

@@ -26,13 +26,16 @@ from flux_async import (
     NotFoundError,
     Outcome,
     Succeeded,
+    TaskId,
     adopt,
     fetch_missing,
     retry,
     run_batch,
 )
+from flux_async.job_state import Saved, SubmitAccepted, SubmitIntended, TaskSucceeded
 from flux_async.transport import Unknown
 from tests.support.file_host import JPEG, FileAnswer
+from tests.support.journal_records import happened
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(6)]
 MINUTE_S = 60.0
@@ -241,6 +244,30 @@ async def test_a_result_that_does_not_come_is_reported_and_stays_paid(
     assert "The result is paid and stays available until" in str(failed.error)
     host.is_away = lambda _url, _at: False
     assert await fetch_missing(client, path, tmp_path) == FetchReport(fetched=1)
+
+
+async def test_a_request_of_another_release_fails_alone(
+    client: FluxClient, host: FileHost, path: Path, tmp_path: Path
+) -> None:
+    """Its fields are unknown here, so that it has no job; the others are fetched."""
+    [done] = await run(client, path, URLS[:1])
+    made = Journal(path, clock=client.session.clock)
+    async with await made.open(account=client.fingerprint) as journal:
+        request = '{"prompt": "p", "inputImage": "https://pictures.example/x.jpg", "newField": 1}'
+        [stored] = await journal.add([(JobKey("other"), request)])
+        at = client.session.clock.wall()
+        await happened(
+            journal,
+            stored,
+            SubmitIntended(at=at),
+            SubmitAccepted(at=at, task_id=TaskId("t9")),
+            TaskSucceeded(at=at, result_url="https://files.example/t9.jpg"),
+            Saved(at=at),
+        )
+        outcomes = Collected()
+        report = await fetch_missing(client, journal, tmp_path / "clean", on_outcome=outcomes.add)
+    assert report == FetchReport(fetched=1, missing=1)
+    assert {type(outcome): outcome.job for outcome in outcomes} == {Succeeded: done.job, Failed: None}
 
 
 async def test_an_outage_of_the_file_host_is_waited_for_once_and_not_by_every_image(
