@@ -149,7 +149,7 @@ def parse_upload(response: WireResponse) -> Stored:
 
 
 def _refusal(response: WireResponse, code: int | None, envelope: dict[str, Any]) -> FluxError:
-    """Rule 3: the envelope's code where it says more than 200, else the HTTP status."""
+    """Return the error by rule 3: by the envelope's code unless it is 200, else by the HTTP status."""
     meant = code if code not in (None, OK) else response.status
     message = message_of(envelope) or "no message"
     if response.status in _REDIRECTS and code is None:
@@ -176,7 +176,7 @@ def _refusal(response: WireResponse, code: int | None, envelope: dict[str, Any])
 
 
 def _free(error: FluxError) -> FluxError:
-    """Errors speak of submits; an upload costs nothing and may be made again."""
+    """Return the error without a charge: error classes assume a submit, and an upload costs nothing."""
     if error.charge is not Charge.NO or isinstance(error, UnexpectedResponse):
         error.charge, error.advice = Charge.NO, _AGAIN
     return error

@@ -53,6 +53,7 @@ def positive_integer(_instance: object, attribute: attrs.Attribute[Any], value: 
 
 def _checked(value: object, name: str, kind: str, fits: Callable[[int | float], bool]) -> float:
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if not abs(number) < _LARGEST or not fits(number):
+    is_usable = math.isfinite(number) if isinstance(number, float) else abs(number) < _LARGEST
+    if not is_usable or not fits(number):
         raise InvalidInput(f"{name} must be a {kind}, not {shown(value)}.")
     return float(number)

@@ -58,14 +58,15 @@ class DownloadLimits:
     def check_bytes(self, count: int, *, declared: bool = False) -> None:
         """Raise :class:`ResultTooLarge` for more bytes than allowed, declared or received."""
         if count > self.max_bytes:
-            how = f"has {count:,} bytes" if declared else "goes on"
-            raise ResultTooLarge(f"The file {how}, and {self.max_bytes:,} are allowed.")
+            size = f"{count:,} bytes" if declared else "too many bytes"
+            raise ResultTooLarge(f"The file has {size}; at most {self.max_bytes:,} are allowed.")
 
     def check_pixels(self, width: int, height: int) -> None:
         """Raise :class:`ResultTooLarge` for more pixels than allowed."""
         if width * height > self.max_pixels:
             raise ResultTooLarge(
-                f"The image has {width:,} by {height:,} pixels, and {self.max_pixels:,} in all are allowed."
+                f"The image has {width:,} by {height:,} pixels; at most {self.max_pixels:,} in all are "
+                "allowed."
             )
 
 
@@ -145,7 +146,7 @@ def before_resume(resumes: int, draw: float) -> float | None:
 
 
 def refusal(status: int, host: str, *, retry_after_s: float | None = None) -> DownloadError:
-    """Return the error for an answer that is no file. No status alone proves that a result is gone.
+    """Return the error for an answer that is no file. No status alone proves that a result is lost.
 
     Args:
         status: HTTP status.

@@ -1,4 +1,4 @@
-"""HTTP requests with a result that says whether the request was sent.
+"""HTTP requests whose result states whether the request was sent.
 
 That decides about money, so it is a value and never an exception: a submit that was :class:`NotSent` may be
 repeated, one whose result is :class:`Unknown` may not. ``httpx_`` and ``aiohttp_`` implement the protocol

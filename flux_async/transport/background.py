@@ -2,7 +2,7 @@
 
 Cancelling an httpx request can occupy a connection forever, and cancelling a submit loses the id of a paid
 task. So a caller's cancellation never reaches a request: it runs in a task of its own until its own deadline,
-and a cancelled caller only stops waiting. A result that nobody waits for goes to ``when_abandoned``.
+and a cancelled caller only stops waiting. A result without a waiting caller goes to ``when_abandoned``.
 ``settle`` waits for submits and cancels everything else, so that nothing runs after the client is closed.
 """
 
@@ -35,7 +35,7 @@ class BackgroundTasks:
         when_done: Callable[[], None],
         when_abandoned: Callable[[T], None] | None = None,
     ) -> T:
-        """Return the result of ``work``. If the caller is cancelled, ``work`` goes on without the caller.
+        """Return the result of ``work``. If the caller is cancelled, ``work`` continues.
 
         Args:
             work: A coroutine that limits its own duration. With ``when_abandoned`` it must return a result

@@ -110,7 +110,7 @@ async def test_limits_are_the_clients(client: FluxClient, raw_server: Any, tmp_p
 
     strict = client.with_options(download_limits=DownloadLimits(max_bytes=SIZE - 1))
     async with raw_server(behave) as server:
-        with pytest.raises(DownloadError, match="300,000 bytes, and 299,999 are allowed"):
+        with pytest.raises(DownloadError, match="300,000 bytes; at most 299,999 are allowed"):
             await strict.with_options(timeout=5).download(
                 f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False
             )

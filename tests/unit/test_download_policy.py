@@ -51,11 +51,11 @@ def test_limits_are_inclusive() -> None:
     limits = DownloadLimits(max_bytes=10, max_pixels=20)
     limits.check_bytes(10)
     limits.check_pixels(4, 5)
-    with pytest.raises(ResultTooLarge, match=r"goes on, and 10 are allowed"):
+    with pytest.raises(ResultTooLarge, match=r"too many bytes; at most 10 are allowed"):
         limits.check_bytes(11)
-    with pytest.raises(ResultTooLarge, match=r"has 11 bytes, and 10 are allowed"):
+    with pytest.raises(ResultTooLarge, match=r"has 11 bytes; at most 10 are allowed"):
         limits.check_bytes(11, declared=True)
-    with pytest.raises(ResultTooLarge, match=r"7 by 3 pixels, and 20 in all"):
+    with pytest.raises(ResultTooLarge, match=r"7 by 3 pixels; at most 20 in all"):
         limits.check_pixels(7, 3)
 
 
@@ -246,10 +246,10 @@ UNTIL = (
         ),
         (refusal(503, "h"), 1, None, "h answered HTTP 503 (1 attempt)", UNTIL[1]),
         (
-            ResultTooLarge("The file goes on, and 10 are allowed.", advice="Raise max_bytes."),
+            ResultTooLarge("The file has too many bytes; at most 10 are allowed.", advice="Raise max_bytes."),
             1,
             SUBMITTED,
-            "the file goes on, and 10 are allowed (1 attempt)",
+            "the file has too many bytes; at most 10 are allowed (1 attempt)",
             f"Raise max_bytes. {UNTIL[0]}",
         ),
     ],
