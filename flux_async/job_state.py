@@ -36,7 +36,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 
@@ -140,10 +140,7 @@ class JobSnapshot:
 
 @attrs.frozen(kw_only=True)
 class _Event:
-    """Something that happened to a job at ``at`` seconds since the epoch.
-
-    Every event has ``changes``: the fields of the snapshot that it sets.
-    """
+    """Something that happened to a job at ``at`` seconds since the epoch."""
 
     at: float
 
@@ -159,31 +156,12 @@ class SubmitIntended(_Event):
     callback_id: str | None = None
     input_url: str | None = None
 
-    def changes(self, job: JobSnapshot) -> dict[str, Any]:
-        """One attempt more; until it is answered it may be charged."""
-        return {
-            "attempts": job.attempts + 1,
-            "charge": Charge.MAYBE,
-            "problem": None,
-            "task_id": None,
-            "echo": None,
-        }
-
 
 @attrs.frozen(kw_only=True)
 class SubmitAccepted(_Event):
     """The vendor made a task."""
 
     task_id: TaskId
-
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """It is paid."""
-        return {
-            "task_id": self.task_id,
-            "charge": Charge.YES,
-            "submitted_at": self.at,
-            "problem": None,
-        }
 
 
 @attrs.frozen(kw_only=True)
@@ -193,20 +171,12 @@ class SubmitRefused(_Event):
     problem: Problem
     not_before: float = 0.0
 
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """Back to the start."""
-        return {"charge": Charge.NO, "problem": self.problem, "not_before": self.not_before}
-
 
 @attrs.frozen(kw_only=True)
 class SubmitRejected(_Event):
     """The vendor will never take this request; nothing was charged."""
 
     problem: Problem
-
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """The end."""
-        return {"charge": Charge.NO, "problem": self.problem, "finished_at": self.at}
 
 
 @attrs.frozen(kw_only=True)
@@ -222,10 +192,6 @@ class SubmitUnknown(_Event):
     answer: str | None = None
     refused_task_id: TaskId | None = None
 
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """In doubt, with the task id if the answer named one."""
-        return {"charge": Charge.MAYBE, "problem": self.problem, "task_id": self.task_id}
-
 
 @attrs.frozen(kw_only=True)
 class TaskFound(SubmitAccepted):
@@ -235,10 +201,6 @@ class TaskFound(SubmitAccepted):
     """
 
     echo: Echo | None = None
-
-    def changes(self, job: JobSnapshot) -> dict[str, Any]:
-        """It is paid."""
-        return super().changes(job) | {"echo": self.echo}
 
 
 @attrs.frozen(kw_only=True)
@@ -253,27 +215,10 @@ class EchoContradicted(_Event):
     task_id: TaskId
     belongs_to: JobKey | None = None
 
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """In doubt; nothing of the other task is kept."""
-        return {
-            "charge": Charge.MAYBE,
-            "problem": self.problem,
-            "task_id": None,
-            "result_url": None,
-            "origin_url": None,
-            "generation_s": None,
-            "generated_at": None,
-            "echo": None,
-        }
-
 
 @attrs.frozen(kw_only=True)
 class ResubmitGranted(_Event):
     """The caller accepts that a submit in doubt may be paid for a second time."""
-
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """Back to the start."""
-        return {"not_before": 0.0}
 
 
 @attrs.frozen(kw_only=True)
@@ -285,17 +230,6 @@ class TaskSucceeded(_Event):
     generation_s: float | None = None
     echo: Echo | None = None
 
-    def changes(self, job: JobSnapshot) -> dict[str, Any]:
-        """The image is at the vendor."""
-        return {
-            "echo": self.echo or job.echo,
-            "result_url": self.result_url,
-            "origin_url": self.origin_url,
-            "generation_s": self.generation_s,
-            "generated_at": self.at,
-            "problem": None,
-        }
-
 
 @attrs.frozen(kw_only=True)
 class TaskEnded(_Event):
@@ -304,25 +238,12 @@ class TaskEnded(_Event):
     problem: Problem
     charge: Charge = Charge.MAYBE
 
-    def changes(self, job: JobSnapshot) -> dict[str, Any]:
-        """The end."""
-        return {
-            "problem": self.problem,
-            "charge": self.charge,
-            "paid_failures": job.paid_failures + 1,
-            "finished_at": self.at,
-        }
-
 
 @attrs.frozen(kw_only=True)
 class TaskEndedRetryable(_Event):
     """The task ended without an image, and the caller's policy pays for another."""
 
     problem: Problem
-
-    def changes(self, job: JobSnapshot) -> dict[str, Any]:
-        """Back to the start."""
-        return {"problem": self.problem, "paid_failures": job.paid_failures + 1, "not_before": 0.0}
 
 
 @attrs.frozen(kw_only=True)
@@ -332,10 +253,6 @@ class Saved(_Event):
     file: str | None = None
     sha256: str | None = None
 
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """The end."""
-        return {"file": self.file, "sha256": self.sha256, "finished_at": self.at, "problem": None}
-
 
 @attrs.frozen(kw_only=True)
 class ResultLost(_Event):
@@ -343,18 +260,10 @@ class ResultLost(_Event):
 
     problem: Problem
 
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """The end, paid."""
-        return {"problem": self.problem, "finished_at": self.at}
-
 
 @attrs.frozen(kw_only=True)
 class RetryGranted(_Event):
     """The user wants a failed job submitted again, at the price of a new task."""
-
-    def changes(self, _job: JobSnapshot) -> dict[str, Any]:
-        """Back to the start."""
-        return {"finished_at": None, "not_before": 0.0, "charge": Charge.NO}
 
 
 Event: TypeAlias = (
@@ -415,7 +324,50 @@ def apply(job: JobSnapshot, event: Event) -> JobSnapshot:
         raise IllegalTransition(
             f"{type(event).__name__} cannot happen to job {job.key}, which is {job.state}."
         )
-    return attrs.evolve(job, state=state, **event.changes(job))
+    return attrs.evolve(_with_fields(job, event), state=state)
+
+
+def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, PLR0911, PLR0912 - one arm per event
+    """Return the job with the fields that an event sets."""
+    at = event.at
+    match event:
+        case SubmitIntended():  # until it is answered it may be charged
+            attempts = job.attempts + 1
+            return attrs.evolve(
+                job, attempts=attempts, charge=Charge.MAYBE, problem=None, task_id=None, echo=None
+            )
+        case TaskFound(task_id=task_id, echo=echo):
+            return attrs.evolve(
+                job, task_id=task_id, echo=echo, charge=Charge.YES, submitted_at=at, problem=None
+            )
+        case SubmitAccepted(task_id=task_id):
+            return attrs.evolve(job, task_id=task_id, charge=Charge.YES, submitted_at=at, problem=None)
+        case SubmitRefused(problem=problem, not_before=not_before):
+            return attrs.evolve(job, charge=Charge.NO, problem=problem, not_before=not_before)
+        case SubmitRejected(problem=problem):
+            return attrs.evolve(job, charge=Charge.NO, problem=problem, finished_at=at)
+        case SubmitUnknown(problem=problem, task_id=named):
+            return attrs.evolve(job, charge=Charge.MAYBE, problem=problem, task_id=named)
+        case EchoContradicted(problem=problem):  # nothing of the other task is kept
+            job = attrs.evolve(job, charge=Charge.MAYBE, problem=problem, task_id=None, echo=None)
+            return attrs.evolve(job, result_url=None, origin_url=None, generation_s=None, generated_at=None)
+        case ResubmitGranted():
+            return attrs.evolve(job, not_before=0.0)
+        case TaskSucceeded(result_url=url, origin_url=origin, generation_s=took_s, echo=echo):
+            job = attrs.evolve(job, result_url=url, origin_url=origin, generation_s=took_s)
+            return attrs.evolve(job, echo=echo or job.echo, generated_at=at, problem=None)
+        case TaskEnded(problem=problem, charge=charge):
+            failures = job.paid_failures + 1
+            return attrs.evolve(job, problem=problem, charge=charge, paid_failures=failures, finished_at=at)
+        case TaskEndedRetryable(problem=problem):
+            failures = job.paid_failures + 1
+            return attrs.evolve(job, problem=problem, paid_failures=failures, not_before=0.0)
+        case Saved(file=file, sha256=sha256):
+            return attrs.evolve(job, file=file, sha256=sha256, finished_at=at, problem=None)
+        case ResultLost(problem=problem):
+            return attrs.evolve(job, problem=problem, finished_at=at)
+        case _:  # RetryGranted
+            return attrs.evolve(job, finished_at=None, not_before=0.0, charge=Charge.NO)
 
 
 # --- what comes next --------------------------------------------------------------------------------------
