@@ -99,7 +99,7 @@ class ClientOptions:
     download_limits: DownloadLimits = attrs.field(factory=DownloadLimits, validator=_is_of(DownloadLimits))
 
     def changed(self, **given: Any) -> ClientOptions:
-        """Return these options with those that are not None in their place."""
+        """Return a copy with the given values that are not None."""
         return attrs.evolve(self, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -327,7 +327,7 @@ class FluxClient:
             task_id: The task.
             request: The request it was made from, if you know it: polls then follow how long such tasks take,
                 and the task's record is compared with it (:class:`flux_async.Echo`).
-            age: Seconds since it was submitted; left out, its record tells.
+            age: Seconds since it was submitted; left out, it is read from its record.
             timeout: Seconds to wait; left out, the client's.
             expects_callback: The vendor was given an address for this task that leads to :meth:`notify`.
                 While callbacks come, such a task is polled rarely.
@@ -398,7 +398,7 @@ class FluxClient:
 
         Raises:
             ResultExpired: The file host refuses it, and it is older than the vendor keeps results (14 days).
-            AddressForbidden: Its address leads where a download must not go.
+            AddressForbidden: Its address is forbidden, for example a private one.
             DownloadCutShort, DownloadTimedOut: It did not arrive whole.
             NotAnImage, ResultTooLarge: It is no image, or larger than the limits allow.
             DiskFull, FolderNotWritable: The disk refused it, and would refuse the next one, too.

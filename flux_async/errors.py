@@ -32,7 +32,7 @@
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
     ├── DownloadError              a result could not be saved to disk       .http_status .retryable
     │   ├── ResultExpired          the vendor no longer has the file
-    │   ├── AddressForbidden       the file's address leads where a download must not go
+    │   ├── AddressForbidden       the file's address is forbidden, for example a private one
     │   ├── DownloadCutShort       the file stopped before its end
     │   ├── DownloadTimedOut       the deadline passed before the file was whole
     │   ├── NotAnImage            something else came: a web page, a damaged or packed file
@@ -47,7 +47,7 @@
         ├── JobConflictError       one key, two different requests
         └── JournalVersionError    it has an unsupported version
 
-Every error survives :mod:`pickle`, holds no key, and ends with a sentence that says what to do next.
+Every error can be pickled, holds no key, and ends with advice what to do next.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class InvalidInput(FluxError, ValueError):
 
 
 class RequestNotSent(FluxError):
-    """The request never left: no connection could be made. Certainly not charged."""
+    """The request was not sent: no connection could be made. Certainly not charged."""
 
     default_advice = "Check the network and KIE_BASE_URL; it is safe to try again."
 

@@ -315,7 +315,7 @@ class GenerateRequest(_ImageRequest):
     """Make an image from words (API page, "Text-to-Image Generation").
 
     Attributes:
-        prompt: What to draw, in English unless ``enable_translation`` is left on.
+        prompt: Description of the image, in English unless ``enable_translation`` is left on.
         model: A :class:`Model` or its name, such as ``flux-kontext-max``.
         aspect_ratio: Width to height; left unset the vendor takes 16:9.
         output_format: ``jpeg`` or ``png``; left unset the vendor takes jpeg.
@@ -387,10 +387,9 @@ _DIGEST_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def digest_key(request: ImageRequest) -> JobKey:
-    """Name a request by its content: 64 hex digits, the same on every machine and in every release.
+    """Return the digest of a request's content: 64 hex digits, the same on every machine.
 
-    ``callback_url`` is left out: where the vendor reports does not change what is wanted. Of a file of this
-    machine only the content counts.
+    ``callback_url`` does not count: it does not change the image. Of a file only the content counts.
 
     Raises:
         InvalidInput: The file has not been read yet.

@@ -82,7 +82,7 @@ class ActiveJob:
         was_resubmitted: Whether it was in doubt and submitted again: once a run, or an outage would cost
             without end.
         is_record_fresh: Whether this run has read the record of its task.
-        input: Where the vendor is told to fetch its image; None if that has to be read again.
+        input: The upload of its image; None if its request has to be read again.
         last_error: The latest error of this run.
         was_cancelled: Whether its coroutine was cancelled.
     """
@@ -162,7 +162,7 @@ class ActiveJobs:
         self._changed.set()
 
     def read_on(self) -> None:
-        """Record that the next inputs are about to be read, and that none read before is left."""
+        """Record that the next inputs are about to be read."""
         self._moved.clear()
 
     def has_moved(self, number: int) -> bool:

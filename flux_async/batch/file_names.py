@@ -1,8 +1,7 @@
-"""Gives every job of a batch a file name of its own, so that no result overwrites another.
+"""Gives every job of a batch its own file name, so that no result overwrites another.
 
-A caller's function may return one name twice. The second job is then refused before anything is paid for it.
-A job that is paid already, by an earlier release or under a name that changed since, gets a name after its
-key instead.
+If a caller's function returns one name twice, the second job is refused before anything is paid for it. A job
+that is paid already, under a name that changed since, is named after its key instead.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ _LONGEST_NAME = 180
 
 
 def folded_name(name: str) -> str:
-    """Return a name as the least exact disk compares it: ``Été.PNG`` and ``été`` in any encoding are one."""
+    """Return a name as the least exact disk compares it: ``Été.PNG`` and ``été`` are one, in any encoding."""
     path = PurePosixPath(name)
-    if path.suffix.lower() in IMAGE_ENDINGS:  # it gives way to the ending that the content calls for
+    if path.suffix.lower() in IMAGE_ENDINGS:  # it is replaced by the ending of the content
         name = str(path.with_suffix(""))
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def safe_name(key: str) -> str:
-    """Return a file name for a key: the key itself where that is one, else a part of it and its digest.
+    """Return a file name for a key: the key itself if it is one, else a part of it and its digest.
 
-    No two keys have one name, also on disks that take ``A`` for ``a``, and also once the ending follows the
+    No two keys have the same name, also on disks that ignore case, and also after the ending follows the
     content: ``a.png`` and ``a.jpg`` would both become ``a.jpg``.
     """
     has_ending = PurePosixPath(key).suffix in IMAGE_ENDINGS
@@ -55,10 +54,10 @@ def safe_name(key: str) -> str:
 
 
 def is_safe_name(name: object) -> bool:
-    """Whether ``name`` names a file inside the folder it is put in: no way out, nothing a disk refuses.
+    """Whether ``name`` is the name of a file inside its folder, on every system.
 
-    What some systems refuse (``a:b``, ``con.txt``, a dot or a space at the end) is refused on all of them:
-    folders of pictures travel.
+    Names that only some systems refuse (``a:b``, ``con.txt``, a dot or a space at the end) are refused on all
+    of them: folders are copied between systems.
     """
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name.encode()) <= _LONGEST_NAME:
         return False
@@ -71,7 +70,7 @@ def _is_safe_part(part: str) -> bool:
 
 
 def _is_device(part: str) -> bool:
-    """Whether Windows takes a name for a device, whatever its ending: ``NUL``, ``aux.txt``."""
+    """Whether a name is a device on Windows, whatever its ending: ``NUL``, ``aux.txt``."""
     return bool(_DEVICE.fullmatch(part.partition(".")[0].rstrip()))
 
 
@@ -81,8 +80,8 @@ class FileNames:
 
     Attributes:
         journal: Holds the names.
-        name_file: The caller's function, or None: a name after the job's key, which no other key has.
-        place: Where the files go, for messages; None where the batch saves none.
+        name_file: The caller's function, or None: the name is made from the job's key, which is unique.
+        place: Where the files go, for messages; None if the batch saves none.
     """
 
     journal: Journal
@@ -93,7 +92,7 @@ class FileNames:
         """Return the name of a job's file.
 
         Raises:
-            InvalidInput: It is none, or the caller's function failed.
+            InvalidInput: It is invalid, or the caller's function failed.
         """
         if self.place is None:
             return ""
@@ -127,7 +126,7 @@ class FileNames:
         }
 
     async def name(self, stored: StoredJob) -> str:
-        """Return the name of the image of a job that is paid, without ending: no other job has it."""
+        """Return the unique name of the image of a paid job, without ending."""
         job = stored.as_job()
         name = self.check(job)
         if self.name_file is not None:

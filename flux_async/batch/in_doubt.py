@@ -131,7 +131,7 @@ async def find_task(job: ActiveJob, run: RunContext) -> tuple[TaskId | None, flo
 
 
 async def _confirms(entry: InboxEntry, job: ActiveJob, run: RunContext) -> bool | None:
-    """Return whether record-info shows that a task was made from that attempt; None if it does not tell."""
+    """Return whether record-info shows that a task was made from that attempt; None if it does not show."""
     if await run.journal.owner_of(entry.task_id) not in {None, job.state.key}:
         return False
     try:

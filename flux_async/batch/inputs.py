@@ -123,7 +123,7 @@ async def drain(take: MemoryObjectReceiveStream[Input], most: int) -> AsyncItera
 
 @attrs.define(kw_only=True, eq=False)
 class InputUpload:
-    """The upload of one job's image, and the address that the vendor is told.
+    """The upload of one job's image, and its address.
 
     Attributes:
         client: Makes the upload.
