@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from flux_async import TaskId
 from flux_async.batch.progress import Tally
 from flux_async.job_state import (
     Event,
     JobSnapshot,
+    JobState,
     Problem,
     SubmitAccepted,
     SubmitIntended,
     SubmitRefused,
+    SubmitUnknown,
     TaskEnded,
     TaskEndedRetryable,
     apply,
@@ -18,9 +22,9 @@ from flux_async.job_state import (
 from flux_async.models import JobKey
 
 
-def counted(*events: Event) -> Tally:
+def counted(*events: Event, expects_callbacks: bool = False) -> Tally:
     """Return the tally of a job to which these events happened, at five credits an image."""
-    tally, job = Tally(), JobSnapshot(key=JobKey("k"))
+    tally, job = Tally(expects_callbacks=expects_callbacks), JobSnapshot(key=JobKey("k"))
     tally.add_job(job.state)
     for event in events:
         before, job = job.state, apply(job, event)
@@ -54,3 +58,26 @@ def test_the_cost_of_failed_tasks_is_listed_separately() -> None:
         tally = counted(*begun, end)
         assert (tally.credits, tally.refundable) == (5.0, 5.0)
     assert counted(*begun).refundable == 0.0
+
+
+@pytest.mark.parametrize(("expects_callbacks", "in_doubt", "waiting"), [(True, 0, 1), (False, 1, 0)])
+def test_a_job_in_doubt_waits_only_where_a_callback_may_come(
+    expects_callbacks: bool, in_doubt: int, waiting: int
+) -> None:
+    """Without callbacks nothing can settle it in this run, so it counts as in doubt at once."""
+    unknown = SubmitUnknown(at=2.0, problem=Problem(type="ConnectionLost", message="m"))
+    tally = counted(SubmitIntended(at=1.0), unknown, expects_callbacks=expects_callbacks)
+    progress = tally.progress(elapsed_s=3.0)
+    assert (progress.in_doubt, progress.waiting) == (in_doubt, waiting)
+
+
+def test_outcomes_and_refused_inputs_are_counted() -> None:
+    """A job that has its outcome is in no state any more; an input that is no request counts as failed."""
+    tally = counted()
+    tally.add_outcome("Succeeded", JobState.PENDING)
+    tally.add_refused()
+    tally.add_job(JobState.SUBMITTED)
+    tally.remove_job(JobState.SUBMITTED)
+    progress = tally.progress(elapsed_s=0.0, pause_left_s=2.0, pause_reason="Away")
+    assert (progress.seen, progress.succeeded, progress.failed, progress.generating) == (2, 1, 1, 0)
+    assert (progress.pause_left_s, progress.pause_reason) == (2.0, "Away")
