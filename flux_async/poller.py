@@ -179,13 +179,7 @@ class Poller:
             FluxError: No later poll can help.
         """
         now = self._now()
-        if self._ticks_from is None:  # not sooner: a clock may need a running loop
-            self._ticks_from = now
-        if (task := self._tasks.get(task_id)) is None:
-            task = self._tasks[task_id] = _Task(self.session.times.begin(now, kind=kind, age=age))
-        if task_id in self._early:
-            del self._early[task_id]
-            task.notifications += 1
+        task, ticks_from = self._join(task_id, now, kind, age)
         state = PollState(
             policy=policy,
             task_id=task_id,
@@ -193,7 +187,7 @@ class Poller:
             deadline=deadline,
             timeout_s=timeout_s,
             observation=task.observation,
-            ticks_from=self._ticks_from,
+            ticks_from=ticks_from,
         )
         outage_s = self.session.polls.outage_s(now) if waits_out_outages else None
         waiter = _Waiter(task, state, expects_callback, outage_s)
@@ -211,6 +205,17 @@ class Poller:
                 await waiter.wakeup.wait(self.session.clock, self._next_at(waiter, now) - now)
         finally:
             self._leave(waiter)
+
+    def _join(self, task_id: TaskId, now: float, kind: str | None, age: float | None) -> tuple[_Task, float]:
+        """Return what the waiters of a task share, and the time that all ticks are counted from."""
+        if self._ticks_from is None:  # not sooner: a clock may need a running loop
+            self._ticks_from = now
+        if (task := self._tasks.get(task_id)) is None:
+            task = self._tasks[task_id] = _Task(self.session.times.begin(now, kind=kind, age=age))
+        if task_id in self._early:
+            del self._early[task_id]
+            task.notifications += 1
+        return task, self._ticks_from
 
     def _leave(self, waiter: _Waiter) -> None:
         """Forget a waiter; with the last one, the task and a poll that was not sent."""

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-import flux_async.session
+import flux_async.submitter
 from flux_async import (
     AuthenticationError,
     CallbackEndpoint,
@@ -302,7 +302,7 @@ async def test_a_record_that_never_appears(pair: Any) -> None:
 async def test_broken_connections(pair: Any, faults: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that breaks after a submit leaves it in doubt; after a poll it changes nothing."""
     if faults in {"slow-reply", "dripping-reply"}:
-        monkeypatch.setattr(flux_async.session, "SUBMIT_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(flux_async.submitter, "SUBMIT_TIMEOUT_S", 0.3)
     made = await pair(faults, socket=True, virtual=False)
     seen, outcome = await made.seen()
     assert seen == WIRES[faults], outcome
