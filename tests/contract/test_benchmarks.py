@@ -22,7 +22,7 @@ ROWS = dict(
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_benchmark_accepts_the_options_of_its_row(script: str) -> None:
     """Each has a row in the README of the benchmarks, and accepts ``--short``, ``--long`` and its options."""
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, str(FOLDER / script), "--help"],
         capture_output=True,
         text=True,
@@ -30,7 +30,7 @@ def test_a_benchmark_accepts_the_options_of_its_row(script: str) -> None:
         env=os.environ | {"PYTHONPATH": str(FOLDER)},
     ).stdout
     wanted = ["--long", "--short", *re.findall(r"--[a-z]+", ROWS[script])]
-    assert [option for option in wanted if option not in told] == []
+    assert [option for option in wanted if option not in reported] == []
 
 
 def test_every_row_has_a_script() -> None:

@@ -129,9 +129,9 @@ def test_no_message_leads_to_another_journal_for_a_folder_with_paid_work(of_comm
 @pytest.mark.parametrize("words", [[], *([name] for name in cli.commands)], ids=" ".join)
 def test_no_line_of_a_help_text_is_cut(words: list[str]) -> None:
     """In a terminal of 80 columns every help text ends where its sentence does."""
-    told = CliRunner().invoke(cli, [*words, "--help"], terminal_width=80)
-    assert told.exit_code == 0
-    lines = [line for line in told.output.splitlines() if not line.startswith("Usage:")]
+    reported = CliRunner().invoke(cli, [*words, "--help"], terminal_width=80)
+    assert reported.exit_code == 0
+    lines = [line for line in reported.output.splitlines() if not line.startswith("Usage:")]
     assert [line for line in lines if line.endswith(("...", "…"))] == []
 
 

@@ -323,8 +323,8 @@ async def test_the_upload_host_is_given_the_key_and_its_redirects_are_not_follow
 async def test_the_address_of_an_upload_is_not_given_the_key(tmp_path: Path) -> None:
     """What the upload host names as the file's address is a file host like any other."""
     async with server(answer("200 OK", "no picture")) as (files, requests):
-        told = f'{{"success":true,"code":200,"data":{{"downloadUrl":"{files}/a.png"}}}}'
-        async with server(answer("200 OK", told)) as (host, _), FluxClient(KEY, host) as client:
+        reported = f'{{"success":true,"code":200,"data":{{"downloadUrl":"{files}/a.png"}}}}'
+        async with server(answer("200 OK", reported)) as (host, _), FluxClient(KEY, host) as client:
             uploaded = await client.upload(PNG)
             with pytest.raises(FluxError):
                 await client.download(uploaded.url, tmp_path / "a.png", retry=False)

@@ -31,7 +31,7 @@ READY = "sandbox ready at "
 START_SECONDS = 60
 STOP_SECONDS = 60
 SECONDS = 60
-NOBODY = "http://127.0.0.1:9"
+CLOSED_PORT = "http://127.0.0.1:9"
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For plain HTTP; without it ``httpx.get`` reads all certificates of this machine each time, for 30 ms."""
 
@@ -79,20 +79,20 @@ def sandbox_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def quick_url() -> Iterator[str]:
-    """The address of another one, which does not work on pictures: every result is one pixel."""
+    """The address of another one, which makes no images: every result is one pixel."""
     with running_sandbox("--speed", "20", "--credits", "1000000", "--images", "none") as sandbox:
         yield sandbox.url
 
 
 @pytest.fixture
 def start_sandbox() -> Iterator[Callable[..., RunningSandbox]]:
-    """Start sandboxes of one's own, ended with the test."""
+    """Start sandboxes for one test, ended with it."""
     with ExitStack() as stack:
         yield lambda *options, stderr=False: stack.enter_context(running_sandbox(*options, stderr=stderr))
 
 
 @attrs.frozen
-class PictureHost:
+class ImageHost:
     """A web host with files to fetch.
 
     Attributes:
@@ -104,13 +104,13 @@ class PictureHost:
     files: dict[str, tuple[str, bytes]]
 
     def more(self, name: str, count: int) -> list[str]:
-        """Put the poster under more addresses."""
+        """Serve the poster at ``count`` more addresses."""
         names = [f"/{name}-{number}.png" for number in range(count)]
         self.files.update(dict.fromkeys(names, self.files["/poster.png"]))
         return [self.url + name for name in names]
 
 
-class _PictureHandler(BaseHTTPRequestHandler):
+class _ImageHandler(BaseHTTPRequestHandler):
     """Serves the files; ``/moved/`` before a path redirects to it."""
 
     files: dict[str, tuple[str, bytes]]
@@ -124,7 +124,7 @@ class _PictureHandler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         found = self.files.get(self.path.partition("?")[0])
-        content_type, content = found or ("text/plain", b"no such picture")
+        content_type, content = found or ("text/plain", b"no such image")
         self.send_response(200 if found else 404)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
@@ -132,14 +132,14 @@ class _PictureHandler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(content)
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the reader had enough
+            self.close_connection = True  # the client has disconnected
 
     def log_message(self, *_arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _drawn(file_format: str, text: str, size: tuple[int, int] = (640, 400)) -> bytes:
-    from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415 - only where pictures are wanted
+    from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415 - only tests with images need it
 
     image = Image.linear_gradient("L").resize(size).convert("RGB")
     font = ImageFont.load_default(size[1] // 7)
@@ -150,24 +150,22 @@ def _drawn(file_format: str, text: str, size: tuple[int, int] = (640, 400)) -> b
 
 
 @pytest.fixture(scope="session")
-def picture_host() -> Iterator[PictureHost]:
-    """A host with pictures that have text on them, and with files that are no pictures."""
+def image_host() -> Iterator[ImageHost]:
+    """A host with images that have text on them, and with files that are no images."""
     files = {
         "/poster.png": ("image/png", _drawn("PNG", "GRAND OPENING")),
         "/poster.jpg": ("image/jpeg", _drawn("JPEG", "SUMMER SALE")),
         "/tall.png": ("image/png", _drawn("PNG", "MENU", (300, 500))),
-        "/page.html": ("text/html", b"<p>not a picture</p>"),
+        "/page.html": ("text/html", b"<p>not an image</p>"),
         "/cut.png": ("image/png", _drawn("PNG", "CUT SHORT")[:900]),
         "/too-large.png": ("image/png", b"\x89PNG\r\n\x1a\n" + bytes(21 * 1024 * 1024)),
     }
-    handler = type("Handler", (_PictureHandler,), {"files": files})
+    handler = type("Handler", (_ImageHandler,), {"files": files})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(
-        target=server.serve_forever, name="picture host", kwargs={"poll_interval": 0.05}
-    )
+    thread = threading.Thread(target=server.serve_forever, name="image host", kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield PictureHost(f"http://127.0.0.1:{server.server_address[1]}", files)
+        yield ImageHost(f"http://127.0.0.1:{server.server_address[1]}", files)
     finally:
         server.shutdown()
         thread.join()
@@ -176,7 +174,7 @@ def picture_host() -> Iterator[PictureHost]:
 
 @attrs.frozen
 class Ended:
-    """What a command left: exit code and both streams."""
+    """Exit code and both streams of a command."""
 
     code: int
     stdout: str
@@ -185,10 +183,10 @@ class Ended:
 
 @attrs.frozen
 class Cli:
-    """Runs ``flux-async`` in a folder, against one address, with one key, and more of an environment."""
+    """Runs ``flux-async`` in a folder, against one address, with one key and more variables."""
 
     folder: Path
-    base_url: str = NOBODY
+    base_url: str = CLOSED_PORT
     key: str | None = "test"
     more: dict[str, str] = attrs.field(factory=dict)
 
@@ -221,16 +219,16 @@ class Cli:
             stdout, stderr = process.communicate(text or "", timeout=SECONDS)
         return Ended(process.returncode, stdout, stderr)
 
-    def knows_times(self, folder: str = "out") -> None:
-        """Let the journal of a folder know that tasks take half a second, as they do in a quick sandbox.
+    def teach_times(self, folder: str = "out") -> None:
+        """Store in the journal of a folder that tasks take half a second, as they do in a quick sandbox.
 
-        A run that knows nothing yet looks as if they took eight, and waits for nothing meanwhile.
+        A run without learned times polls as if they took eight seconds.
         """
         times, kind = GenerationTimes(), kind_of(EditRequest.text_removal("https://example.com/"))
         for _ in range(300):
-            trail = times.begin(0.0, kind=kind, age=0.0)
-            trail.generating(0.15)
-            trail.ended(0.6)
+            observation = times.begin(0.0, kind=kind, age=0.0)
+            observation.generating(0.15)
+            observation.ended(0.6)
 
         async def keep() -> None:
             async with Journal(self.folder / folder / "journal.sqlite3") as journal:
@@ -244,27 +242,27 @@ class Cli:
         return [json.loads(line) for line in results.read_text().splitlines()]
 
     def status(self, folder: str = "out") -> dict[str, Any]:
-        """Return what ``status --json`` says."""
-        told: dict[str, Any] = json.loads(self.run("status", folder, "--json").stdout)
-        return told
+        """Return the output of ``status --json``."""
+        reported: dict[str, Any] = json.loads(self.run("status", folder, "--json").stdout)
+        return reported
 
     def ledger(self) -> dict[str, Any]:
-        """Return the sandbox's own record of what was charged."""
+        """Return the sandbox's ledger."""
         ledger: dict[str, Any] = httpx.get(f"{self.base_url}/__sandbox/ledger", verify=PLAIN).json()
         return ledger
 
     def tasks_of(self, image: str) -> int:
-        """Return how many tasks were made of an image: each was paid for."""
+        """Return the number of tasks that were made, and paid, for an image."""
         return self.tasks_of_each([image])[0]
 
     def tasks_of_each(self, images: Iterable[str]) -> list[int]:
-        """Return how many were made of each; a submit that came too early, and was made again, is none."""
+        """Return the number of tasks of each image; submits refused with 429 made none."""
         lines = self.ledger()["images"]
         return [len(lines[image]["tasks"]) if image in lines else 0 for image in images]
 
     @staticmethod
     def wait_for(what: Callable[[], object]) -> None:
-        """Wait until something is the case."""
+        """Wait until ``what`` returns something true."""
         end = time.monotonic() + SECONDS
         while not what():
             assert time.monotonic() < end, "nothing happened"
@@ -274,7 +272,7 @@ class Cli:
 @pytest.fixture
 def make_cli(tmp_path: Path) -> Callable[..., Cli]:
     """Make a command line in the test's folder: ``make_cli(url, key=…)``."""
-    return lambda base_url=NOBODY, key="test": Cli(tmp_path, base_url, key)
+    return lambda base_url=CLOSED_PORT, key="test": Cli(tmp_path, base_url, key)
 
 
 @pytest.fixture
@@ -285,22 +283,22 @@ def cli(tmp_path: Path, sandbox_url: str) -> Cli:
 
 @pytest.fixture
 def quick_cli(tmp_path: Path, quick_url: str) -> Cli:
-    """One against the sandbox that makes no pictures, with a folder ``out`` that knows how quick it is."""
+    """A command line against the sandbox that makes no images, with learned times in the folder ``out``."""
     made = Cli(tmp_path, quick_url)
-    made.knows_times()
+    made.teach_times()
     return made
 
 
 @pytest.fixture
 def offline(tmp_path: Path) -> Cli:
-    """A command line whose API cannot be reached: what works here makes no request."""
+    """A command line whose API cannot be reached: commands that work here make no request."""
     return Cli(tmp_path)
 
 
 @pytest.fixture
-def pictures(picture_host: PictureHost, request: pytest.FixtureRequest) -> list[str]:
-    """Three addresses that no other test uses."""
-    return picture_host.more(request.node.name, 3)
+def pictures(image_host: ImageHost, request: pytest.FixtureRequest) -> list[str]:
+    """Three image addresses that no other test uses."""
+    return image_host.more(request.node.name, 3)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def filled_in(name: str, url: str, image: str) -> str:
 
 @pytest.fixture(scope="module")
 def samples(
-    sandbox_url: str, picture_host: Any, tmp_path_factory: pytest.TempPathFactory
+    sandbox_url: str, image_host: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, subprocess.CompletedProcess[str]]:
     """The three samples, run beside each other; the cURL one up to its first answer."""
     folder = tmp_path_factory.mktemp("samples")
@@ -60,7 +60,7 @@ def samples(
         for tool, (name, command) in COMMANDS.items():
             if tool != "python" and shutil.which(tool) is None:
                 continue
-            text = filled_in(name, sandbox_url, f"{picture_host.url}/poster.jpg")
+            text = filled_in(name, sandbox_url, f"{image_host.url}/poster.jpg")
             (folder / name).write_text(text.partition(SECOND_COMMAND)[0], "utf-8")
             process = stack.enter_context(
                 subprocess.Popen(
@@ -158,8 +158,8 @@ def running_callback_server(folder: Path) -> Iterator[CallbackServer]:
     environment = os.environ | {"NODE_PATH": os.pathsep.join(filter(None, paths))}
     if shutil.which("node") is None:
         missing("node")
-    look = ["node", "-e", "require('express')"]
-    if subprocess.run(look, check=False, env=environment, stderr=subprocess.DEVNULL).returncode:
+    poll = ["node", "-e", "require('express')"]
+    if subprocess.run(poll, check=False, env=environment, stderr=subprocess.DEVNULL).returncode:
         missing("express (Debian: node-express)")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

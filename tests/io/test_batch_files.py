@@ -69,8 +69,8 @@ def client_of(url: str, **options: Any) -> FluxClient:
 
 def ledger(url: str) -> dict[str, Any]:
     """What the sandbox was asked and paid."""
-    told: dict[str, Any] = httpx.get(f"{url}/__sandbox/ledger", verify=PLAIN).json()
-    return told
+    reported: dict[str, Any] = httpx.get(f"{url}/__sandbox/ledger", verify=PLAIN).json()
+    return reported
 
 
 async def collect(url: str, images: Any, **options: Any) -> list[Any]:
@@ -94,9 +94,9 @@ async def test_files_are_uploaded_and_each_is_paid_once(url: str, photos: list[P
     assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
     paths = {str(outcome.job.request.input_image) for outcome in outcomes}
     assert paths == {*map(str, photos[:4]), "photo 4.png"}
-    told = ledger(url)
-    assert (told["accepted"], told["charged"]) == (5, 25)
-    assert all("/images/flux-async/" in image for image in told["images"])
+    reported = ledger(url)
+    assert (reported["accepted"], reported["charged"]) == (5, 25)
+    assert all("/images/flux-async/" in image for image in reported["images"])
     assert await collect(url, images, journal=journal) == []
     assert ledger(url)["accepted"] == 5
 
@@ -132,8 +132,8 @@ async def test_a_bad_file_fails_alone(url: str, photos: list[Path], tmp_path: Pa
     assert [type(outcome.error) for outcome in failed] == [InvalidInput] * 4
     assert len(outcomes) == 6
     async with client_of(url) as client:
-        told = await client.remove_text_many([photos[0], text], journal=tmp_path / "more.sqlite3")
-    assert [type(outcome) for outcome in told] == [Succeeded, Failed]
+        reported = await client.remove_text_many([photos[0], text], journal=tmp_path / "more.sqlite3")
+    assert [type(outcome) for outcome in reported] == [Succeeded, Failed]
 
 
 @pytest.mark.parametrize("change", ["missing", "changed", "unknown"])
@@ -277,10 +277,10 @@ async def test_the_journal_stores_content_and_sent_address(
 
 
 async def test_addresses_go_through_the_upload_host_on_request(
-    url: str, picture_host: Any, tmp_path: Path
+    url: str, image_host: Any, tmp_path: Path
 ) -> None:
     """With via_upload the vendor fetches from its own host; the job is still that of the address."""
-    journal, image = tmp_path / "run.sqlite3", f"{picture_host.url}/poster.png"
+    journal, image = tmp_path / "run.sqlite3", f"{image_host.url}/poster.png"
     await collect(url, [image], journal=journal, via_upload=True)
     (sent,) = ledger(url)["images"]
     assert sent.startswith(url)

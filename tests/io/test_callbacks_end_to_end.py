@@ -64,8 +64,8 @@ def receiver_process(journal: Path, port: int) -> Iterator[None]:
 def options(port: int) -> list[str]:
     """The options of a run that is told."""
     address = f"127.0.0.1:{port}"
-    pace = ["--rate", f"20/{10 / SPEED}", "--no-download"]
-    return ["-o", "out", "--callback-url", f"http://{address}/hook", "--listen", address, *pace]
+    rate = ["--rate", f"20/{10 / SPEED}", "--no-download"]
+    return ["-o", "out", "--callback-url", f"http://{address}/hook", "--listen", address, *rate]
 
 
 FAULTS = [

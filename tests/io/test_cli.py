@@ -61,9 +61,9 @@ def test_two_addresses_become_two_images_and_two_lines_paid_once(
     assert cli.tasks_of(pictures[0]) == 1
 
 
-def test_one_unreachable_image_fails_alone(cli: Any, pictures: list[str], picture_host: Any) -> None:
+def test_one_unreachable_image_fails_alone(cli: Any, pictures: list[str], image_host: Any) -> None:
     """One unreachable of three, given on standard input: two succeed, one fails with its type, exit 1."""
-    missing = f"{picture_host.url}/no-such-picture.png"
+    missing = f"{image_host.url}/no-such-picture.png"
     lines = f"# pictures\n{pictures[0]}\n\n{missing}\n{pictures[1]}\n"
     ended = cli.run("remove-text", "-", "-o", "out", "--json", text=lines)
     rows = cli.rows()
@@ -157,7 +157,7 @@ def test_an_empty_balance_halts_the_run(
 ) -> None:
     """With credits for two of three: two succeed, the third stays pending, exit 3."""
     cli = make_cli(start_sandbox("--speed", "20", "--credits", "10", "--images", "none").url)
-    cli.knows_times()
+    cli.teach_times()
     ended = cli.run("remove-text", *pictures, "-o", "out")
     assert ended.code == 3
     assert [row["status"] for row in cli.rows()] == ["succeeded", "succeeded", "pending"]
@@ -321,11 +321,11 @@ def test_generate_saves_an_image_whose_task_can_be_read(cli: Any, tmp_path: Path
     """With -o generate saves the image; task reports it later, and prints its URL."""
     made = cli.run("generate", "A lighthouse", "--aspect-ratio", "1:1", "-o", "made.png", "--json")
     assert made.code == 0, made.stderr
-    told = json.loads(made.stdout)
-    assert (told["status"], told["file"]) == ("SUCCESS", "made.png")
+    reported = json.loads(made.stdout)
+    assert (reported["status"], reported["file"]) == ("SUCCESS", "made.png")
     assert size_of(tmp_path / "made.png")[0] > 0
-    assert cli.run("task", told["task_id"]).stdout == told["result_url"] + "\n"
-    again = cli.run("task", told["task_id"], "--wait", "-o", "again.png")
+    assert cli.run("task", reported["task_id"]).stdout == reported["result_url"] + "\n"
+    again = cli.run("task", reported["task_id"], "--wait", "-o", "again.png")
     assert (again.code, again.stdout) == (0, "again.png\n")
 
 
@@ -336,9 +336,9 @@ def test_edit_prints_the_url_of_the_result(cli: Any, pictures: list[str]) -> Non
     assert httpx.get(ended.stdout.strip()).content.startswith(b"\x89PNG")
 
 
-def test_a_task_that_failed_is_exit_1(cli: Any, picture_host: Any) -> None:
+def test_a_task_that_failed_is_exit_1(cli: Any, image_host: Any) -> None:
     """A failed task is reported with its reason: as an error of the wait, as a state of the task."""
-    ended = cli.run("edit", "Make it blue", f"{picture_host.url}/page.html")
+    ended = cli.run("edit", "Make it blue", f"{image_host.url}/page.html")
     assert (ended.code, ended.stdout) == (1, "")
     task_id = ended.stderr.split()[2]
     looked = cli.run("task", task_id)
@@ -382,8 +382,8 @@ def test_the_balance_is_a_number(cli: Any) -> None:
 
 def test_help_and_version_are_results(offline: Any) -> None:
     """--help lists every command and the exit codes, --version the version, both on stdout."""
-    told = offline.run("--help")
-    assert told.code == 0
+    reported = offline.run("--help")
+    assert reported.code == 0
     commands = (
         "remove-text",
         "status",
@@ -398,8 +398,8 @@ def test_help_and_version_are_results(offline: Any) -> None:
         "sandbox",
         "demo",
     )
-    assert all(f"\n  {name} " in told.stdout for name in commands)
-    assert "130 interrupted" in told.stdout
+    assert all(f"\n  {name} " in reported.stdout for name in commands)
+    assert "130 interrupted" in reported.stdout
     assert offline.run("--version").stdout.startswith("flux-async, version ")
 
 
@@ -454,9 +454,9 @@ def test_a_second_signal_ends_the_command_at_once(make_cli: Any, tmp_path: Path)
             server.shutdown()
             thread.join()
     assert process.returncode == 130
-    (doubt,) = cli.status()["in_doubt"]
-    assert doubt["image"] == "https://example.com/a.png"
-    assert UTC_TIME.fullmatch(doubt["submitted_at"])
+    (in_doubt,) = cli.status()["in_doubt"]
+    assert in_doubt["image"] == "https://example.com/a.png"
+    assert UTC_TIME.fullmatch(in_doubt["submitted_at"])
 
 
 def test_the_sandbox_lists_its_faults(offline: Any) -> None:

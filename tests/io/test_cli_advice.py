@@ -171,7 +171,7 @@ def terminal(
 ) -> Iterator[Terminal]:
     case: Case = request.param
     with FluxSandbox(sockets=True, script=case.script, faults=case.faults, keys=("test", "other")) as sandbox:
-        make_cli().knows_times()
+        make_cli().teach_times()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("KIE_BASE_URL", sandbox.url)
         monkeypatch.setenv("KIE_API_KEY", "test")

@@ -61,7 +61,7 @@ def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
         mount(folder / "images", "40k")
     else:
         mount(folder, "1m")
-    quick.knows_times()
+    quick.teach_times()
     full = quick.run("remove-text", *IMAGES, *RATE, "-o", "out")
     assert full.code == 3, full.stderr
     assert "Traceback" not in full.stderr
@@ -86,7 +86,7 @@ def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, star
     cli = make_cli(start_sandbox("--speed", "120", "--images", "none").url)
     images = [f"https://pictures.example/many/{number}.jpg" for number in range(200)]
     (cli.folder / "list.txt").write_text("\n".join(images))
-    cli.knows_times()
+    cli.teach_times()
     options = ("--rate", "20/0.1", "--in-flight", "200", "-o", "out")
     folder: Path = cli.folder / "out" / "images"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -103,9 +103,9 @@ def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, star
         assert content.startswith(JPEG_START)
         assert content.endswith(JPEG_END)
     again = cli.run("remove-text", "--from", "list.txt", *options)
-    doubts = [row for row in cli.rows() if row["status"] == "in_doubt"]
-    assert again.code == (1 if doubts else 0), again.stderr
-    assert len(doubts) <= 6
+    in_doubt = [row for row in cli.rows() if row["status"] == "in_doubt"]
+    assert again.code == (1 if in_doubt else 0), again.stderr
+    assert len(in_doubt) <= 6
     left = {name: (folder / name).stat() for name in here}
     unchanged = sum((stat.st_ino, stat.st_mtime_ns) == here[name] for name, stat in left.items())
     assert unchanged >= len(here) - 8, "at most those whose names were not on disk yet are fetched again"
@@ -123,7 +123,7 @@ def test_fifty_files_are_uploaded_once_and_a_second_run_submits_nothing(quick: A
     photos.mkdir()
     for number in range(50):
         (photos / f"photo-{number:02}.png").write_bytes(png + os.urandom(8))
-    quick.knows_times()
+    quick.teach_times()
     first = quick.run("remove-text", "./photos", *RATE, "-o", "out", "--keep-originals")
     assert first.code == 0, first.stderr
     rows = quick.rows()

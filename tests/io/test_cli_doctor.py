@@ -22,9 +22,9 @@ from flux_async.clock import SystemClock
 
 
 def checks(ended: Any) -> dict[str, str]:
-    told = json.loads(ended.stdout)
-    assert told["ok"] is (ended.code == 0)
-    return {found["check"]: found["level"] for found in told["checks"]}
+    reported = json.loads(ended.stdout)
+    assert reported["ok"] is (ended.code == 0)
+    return {found["check"]: found["level"] for found in reported["checks"]}
 
 
 def test_all_is_well_with_the_sandbox(cli: Any) -> None:

@@ -31,7 +31,7 @@ DAY_S = 86_400.0
 def sandbox(make_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FluxSandbox]:
     """A sandbox on a port, for commands that are run in this process."""
     with FluxSandbox(sockets=True) as made:
-        make_cli().knows_times()
+        make_cli().teach_times()
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("KIE_BASE_URL", made.url)
         monkeypatch.setenv("KIE_API_KEY", "test")
@@ -66,15 +66,15 @@ def test_a_failed_download_is_pending_and_retry_failed_fetches_it_without_paying
         "NotAnImage",
         None,
     )
-    told = capsys.readouterr().err
-    assert "Download failed for late.jpg: the file host sent no JPEG" in told
-    assert "(2 attempts). The result is paid and stays available until " in told
-    assert "Run `flux-async retry out` to fetch it." in told
-    assert "Failed for good" not in told
+    reported = capsys.readouterr().err
+    assert "Download failed for late.jpg: the file host sent no JPEG" in reported
+    assert "(2 attempts). The result is paid and stays available until " in reported
+    assert "Run `flux-async retry out` to fetch it." in reported
+    assert "Failed for good" not in reported
     assert run("retry", "out", "--failed", "--rate", "20/0.2") == 0
-    told = capsys.readouterr().err
-    assert "0 images get another try, for up to 0 credits" in told
-    assert "1 image that is paid and not here yet: fetched, free of charge." in told
+    reported = capsys.readouterr().err
+    assert "0 images get another try, for up to 0 credits" in reported
+    assert "1 image that is paid and not here yet: fetched, free of charge." in reported
     [row] = rows()
     assert (row["status"], row["error"], row["attempts"]) == ("succeeded", None, 1)
     assert Path("out", row["file"]).exists()
@@ -153,7 +153,7 @@ async def test_an_image_that_is_not_there_is_downloaded_as_soon_as_its_host_lets
     assert row.file is not None
     assert (done.path / row.file).read_bytes() == JPEG
     assert 4 < done.tries < 12
-    assert [told.status for told in done.rows] == ["succeeded"]
+    assert [reported.status for reported in done.rows] == ["succeeded"]
 
 
 @pytest.mark.parametrize("status", [403, 404, 410, 503])

@@ -26,7 +26,7 @@ PNG = bytes.fromhex(
 def quick(make_cli: Any, start_sandbox: Any) -> Iterator[Any]:
     """A command line against a quick sandbox of its own."""
     cli = make_cli(start_sandbox("--speed", "60", "--images", "none").url)
-    cli.knows_times("out")
+    cli.teach_times("out")
     return cli  # type: ignore[no-any-return]
 
 
@@ -66,9 +66,9 @@ def test_a_folder_is_run_once_whatever_its_files_are_called(quick: Any, photos: 
     (photos / "c.png").write_bytes(PNG + b"changed")
     last = quick.run("remove-text", str(moved), "photos/c.png", *RATE, "-o", "out", "--json")
     assert (last.code, submits(quick)) == (0, 4)
-    told = {row["image"]: row for row in map(json.loads, last.stdout.splitlines())}
-    assert told[str(moved)]["task_id"] == rows[1]["task_id"]
-    assert told["photos/c.png"]["task_id"] not in {row["task_id"] for row in rows}
+    reported = {row["image"]: row for row in map(json.loads, last.stdout.splitlines())}
+    assert reported[str(moved)]["task_id"] == rows[1]["task_id"]
+    assert reported["photos/c.png"]["task_id"] not in {row["task_id"] for row in rows}
     assert len(quick.rows()) == 4
 
 
@@ -110,19 +110,19 @@ def test_jobs_in_doubt_name_their_uploads_and_a_retry_finds_the_file(
     """The upload's address identifies the task; a retry from another directory finds the file."""
     address = start_sandbox("--speed", "60", "--images", "none", "--faults", "drop-reply").url
     cli = make_cli(address)
-    cli.knows_times()
+    cli.teach_times()
     ended = cli.run("remove-text", "photos/b.png", "photos/c.png", *RATE, "-o", "out")
     assert ended.code == 1, ended.stderr
-    doubts = cli.status()["in_doubt"]
+    in_doubt = cli.status()["in_doubt"]
     tasks = {task["image"]: task["taskId"] for task in cli.ledger()["tasks"]}
-    assert [doubt["image"] for doubt in doubts] == ["photos/b.png", "photos/c.png"]
-    assert {doubt["uploaded_as"] for doubt in doubts} == set(tasks)
-    assert f"uploaded as {doubts[0]['uploaded_as']}" in cli.run("status", "out").stdout
+    assert [doubt["image"] for doubt in in_doubt] == ["photos/b.png", "photos/c.png"]
+    assert {doubt["uploaded_as"] for doubt in in_doubt} == set(tasks)
+    assert f"uploaded as {in_doubt[0]['uploaded_as']}" in cli.run("status", "out").stdout
 
-    mine, other = (tasks[doubt["uploaded_as"]] for doubt in doubts)
-    refused = cli.run("adopt", "out", doubts[0]["key"], other)
+    mine, other = (tasks[doubt["uploaded_as"]] for doubt in in_doubt)
+    refused = cli.run("adopt", "out", in_doubt[0]["key"], other)
     assert "was made from" in refused.stderr
-    adopted = cli.run("adopt", "out", doubts[0]["key"], mine)
+    adopted = cli.run("adopt", "out", in_doubt[0]["key"], mine)
     assert adopted.code == 0, adopted.stderr
 
     elsewhere = tmp_path / "elsewhere"
@@ -141,10 +141,10 @@ def test_jobs_in_doubt_name_their_uploads_and_a_retry_finds_the_file(
 def test_upload_and_edit_take_a_file(quick: Any, photos: Path) -> None:
     """Upload prints the address, or all details; edit uploads first."""
     plain = quick.run("upload", "photos/b.png")
-    told = quick.run("upload", "photos/b.png", "--json")
-    assert (plain.code, told.code) == (0, 0), plain.stderr + told.stderr
+    reported = quick.run("upload", "photos/b.png", "--json")
+    assert (plain.code, reported.code) == (0, 0), plain.stderr + reported.stderr
     assert httpx.get(plain.stdout.strip()).content == (photos / "b.png").read_bytes()
-    fields = json.loads(told.stdout)
+    fields = json.loads(reported.stdout)
     assert fields["sha256"] == hashlib.sha256((photos / "b.png").read_bytes()).hexdigest()
     assert fields["url"] != plain.stdout.strip()
     assert list(fields) == ["url", "size", "content_type", "sha256", "uploaded_at", "expires_at"]
@@ -157,9 +157,9 @@ def test_upload_and_edit_take_a_file(quick: Any, photos: Path) -> None:
     assert edited.code == 0, edited.stderr
 
 
-def test_addresses_go_through_the_upload_host_on_request(quick: Any, picture_host: Any) -> None:
+def test_addresses_go_through_the_upload_host_on_request(quick: Any, image_host: Any) -> None:
     """--via-upload: the row has the given address, the vendor receives another."""
-    image = f"{picture_host.url}/poster.png"
+    image = f"{image_host.url}/poster.png"
     ended = quick.run("remove-text", image, "--via-upload", *RATE, "-o", "out")
     assert ended.code == 0, ended.stderr
     assert [row["image"] for row in quick.rows()] == [image]
@@ -169,7 +169,7 @@ def test_addresses_go_through_the_upload_host_on_request(quick: Any, picture_hos
 def test_a_run_prints_its_cost_and_the_balance(make_cli: Any, start_sandbox: Any, photos: Path) -> None:
     """Enough, bounded, too little: printed before the first submit; before and after are in the table."""
     cli = make_cli(start_sandbox("--speed", "60", "--images", "none", "--credits", "17.5").url)
-    cli.knows_times()
+    cli.teach_times()
     enough = cli.run("remove-text", "photos/a photo.png", *RATE, "-o", "out")
     assert "1 image needs about 5 credits; the account has 17.5." in enough.stderr
     assert "17.5 / 12.5" in enough.stderr

@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 def test_sixty_mixed_rows_add_up(make_cli: Any, start_sandbox: Any, folder: Path) -> None:
     """Each good row is one submit and one result, no bad row is submitted, and all the counts agree."""
     cli = make_cli(start_sandbox("--speed", "60", "--images", "none").url)
-    cli.knows_times()
+    cli.teach_times()
     mixed = [row for pair in zip(GOOD, BAD, strict=False) for row in pair] + GOOD[len(BAD) :] + SKIPPED
     last = f'{HOST}/open.jpg,,"never closed'
     assert len(mixed) + 1 >= 60

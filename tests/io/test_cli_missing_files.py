@@ -21,7 +21,7 @@ OVERALL_S = 60
 def cli(make_cli: Any, start_sandbox: Any) -> Any:
     """A command line against a sandbox of its own, which makes images of one pixel."""
     made = make_cli(start_sandbox("--speed", "20", "--images", "none").url)
-    made.knows_times()
+    made.teach_times()
     (made.folder / "list.txt").write_text("\n".join(IMAGES))
     return made
 
@@ -53,8 +53,8 @@ def test_a_folder_copied_without_its_wal_is_refused_and_recovered(cli: Any) -> N
     assert "lacks records of submits" in refused.stderr
     assert "flux-async recover copy" in refused.stderr
     assert "accept_lost_records" not in refused.stderr
-    for looks in (("status", "copy", "--json"), (*command, "-o", "copy", "--dry-run")):
-        looked = cli.run(*looks)
+    for polls in (("status", "copy", "--json"), (*command, "-o", "copy", "--dry-run")):
+        looked = cli.run(*polls)
         assert looked.code == 0, looked.stderr
         assert "lacks records of submits" in looked.stderr
         assert "flux-async recover copy" in looked.stderr

@@ -24,15 +24,15 @@ def cli(quick_cli: Any) -> Any:
 
 
 @pytest.fixture
-def many(picture_host: Any, request: pytest.FixtureRequest) -> list[str]:
+def many(image_host: Any, request: pytest.FixtureRequest) -> list[str]:
     """Sixteen addresses that no other test uses."""
-    return [str(url) for url in picture_host.more(request.node.name, 16)]
+    return [str(url) for url in image_host.more(request.node.name, 16)]
 
 
 @pytest.fixture
-def lots(picture_host: Any, request: pytest.FixtureRequest) -> list[str]:
+def lots(image_host: Any, request: pytest.FixtureRequest) -> list[str]:
     """Sixty of them: submitted slowly, they take a run longer than this test needs to end it."""
-    return [str(url) for url in picture_host.more(request.node.name, 60)]
+    return [str(url) for url in image_host.more(request.node.name, 60)]
 
 
 def assert_complete(cli: Any, images: list[str]) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def test_a_second_run_in_the_same_folder_names_the_first(
     with cli.start("remove-text", *many[:3], "-o", "out") as process:
         cli.wait_for(lambda: (cli.folder / "out" / "journal.sqlite3").exists() and cli.ledger()["accepted"])
         second = cli.run("remove-text", many[5], "-o", "out")
-        told = cli.status()
+        reported = cli.status()
         words = cli.run("status", "out").stdout
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=OVERALL_S)
@@ -109,8 +109,11 @@ def test_a_second_run_in_the_same_folder_names_the_first(
     assert second.stdout == ""
     assert cli.tasks_of(many[5]) == 0
     assert [row["image"] for row in cli.rows()] == many[:3]
-    assert told["holder"]["pid"] == process.pid
-    assert told["counts"]["submitted"] + told["counts"]["submitting"] + told["counts"]["pending"] == 3
+    assert reported["holder"]["pid"] == process.pid
+    assert (
+        reported["counts"]["submitted"] + reported["counts"]["submitting"] + reported["counts"]["pending"]
+        == 3
+    )
     assert f"run by process {process.pid}" in words
     assert cli.status()["holder"] is None
 
@@ -118,7 +121,7 @@ def test_a_second_run_in_the_same_folder_names_the_first(
 def test_an_empty_balance_is_one_halt(make_cli: Any, start_sandbox: Any, many: list[str]) -> None:
     """Credits for ten of sixteen: ten succeed, six stay pending, exit 3, few submits answered 402."""
     cli = make_cli(start_sandbox("--speed", "20", "--credits", "50", *NO_PICTURES).url)
-    cli.knows_times()
+    cli.teach_times()
     ended = cli.run("remove-text", *many, *RATE, "-o", "out")
     assert ended.code == 3, ended.stderr
     assert ended.stderr.count("Halted: The API answered 402") == 1
@@ -218,12 +221,12 @@ def test_lists_of_every_kind_are_read_and_bad_rows_fail_alone(cli: Any, many: li
         "remove-text", "--from", "a.csv", "--from", "b.jsonl", "--from", "-", *RATE, "-o", "out", text=text
     )
     assert ended.code == 1, ended.stderr
-    told = [(row["key"], row["status"]) for row in cli.rows()]
-    assert [name for name, status in told if status == "failed"] == [
+    reported = [(row["key"], row["status"]) for row in cli.rows()]
+    assert [name for name, status in reported if status == "failed"] == [
         "a.csv:3", "a.csv:4", "b.jsonl:3", "b.jsonl:4", "b.jsonl:5", "stdin:4",
     ]  # fmt: skip
-    assert told[0] == ("first", "succeeded")
-    assert [status for _, status in told].count("succeeded") == 4
+    assert reported[0] == ("first", "succeeded")
+    assert [status for _, status in reported].count("succeeded") == 4
     for place in ("a.csv line 3", "a.csv line 4", "b.jsonl line 3", "b.jsonl line 5", "stdin line 4"):
         assert place in ended.stderr
     assert cli.tasks_of_each(many[:5]) == [1, 1, 1, 0, 1]
@@ -243,17 +246,17 @@ def test_one_key_for_two_images_is_an_invalid_row(cli: Any, many: list[str]) -> 
 
 
 def test_a_failure_is_paid_for_again_only_on_request(
-    make_cli: Any, sandbox_url: str, picture_host: Any, tmp_path: Path
+    make_cli: Any, sandbox_url: str, image_host: Any, tmp_path: Path
 ) -> None:
     """A failed task stays failed under the same command; retry prints the cost, and runs it."""
     cli = make_cli(sandbox_url)
-    cli.knows_times()
-    image = f"{picture_host.url}/late-{os.getpid()}.png"
+    cli.teach_times()
+    image = f"{image_host.url}/late-{os.getpid()}.png"
     assert cli.run("remove-text", image, *RATE, "-o", "out").code == 1
     again = cli.run("remove-text", image, *RATE, "-o", "out")
     assert (again.code, cli.tasks_of(image)) == (1, 1)
     assert "flux-async retry out --failed" in again.stderr
-    picture_host.files[image.removeprefix(picture_host.url)] = picture_host.files["/poster.png"]
+    image_host.files[image.removeprefix(image_host.url)] = image_host.files["/poster.png"]
 
     retried = cli.run("retry", "out", "--failed", *RATE)
     assert retried.code == 0, retried.stderr
@@ -272,7 +275,7 @@ def test_a_failure_is_paid_for_again_only_on_request(
 def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     """A run of two images whose submits were charged, and whose answers were lost."""
     cli = make_cli(start_sandbox("--speed", "20", "--faults", "drop-reply", *NO_PICTURES).url)
-    cli.knows_times()
+    cli.teach_times()
     ended = cli.run("remove-text", *many[:2], *RATE, "-o", "flux-out")
     assert ended.code == 1, ended.stderr
     assert [row["status"] for row in cli.rows("flux-out")] == ["in_doubt"] * 2
@@ -304,9 +307,9 @@ def test_a_task_is_adopted_if_it_matches(doubtful: Any, many: list[str]) -> None
 
 def test_images_in_doubt_are_resubmitted_only_on_request(doubtful: Any, many: list[str]) -> None:
     """Held by default; --on-doubt resubmit, and retry --in-doubt, submit each once more."""
-    told = doubtful.status("flux-out")
-    assert [doubt["image"] for doubt in told["in_doubt"]] == many[:2]
-    assert told["credits"] == {"spent": 0, "perhaps": 10}
+    reported = doubtful.status("flux-out")
+    assert [in_doubt["image"] for in_doubt in reported["in_doubt"]] == many[:2]
+    assert reported["credits"] == {"spent": 0, "perhaps": 10}
     held = doubtful.run("remove-text", *many[:2], *RATE)
     assert (held.code, doubtful.tasks_of_each(many[:2])) == (1, [1, 1])
     assert doubtful.run("remove-text", many[0], *RATE, "--on-doubt", "resubmit").code == 1

@@ -81,8 +81,10 @@ def until(condition: Callable[[], Any]) -> Any:
 
 def state(port: int, key: str) -> dict[str, Any]:
     """Return the state of an image."""
-    told: dict[str, Any] = httpx.get(f"http://127.0.0.1:{port}/images/{key}", timeout=60, verify=PLAIN).json()
-    return told
+    reported: dict[str, Any] = httpx.get(
+        f"http://127.0.0.1:{port}/images/{key}", timeout=60, verify=PLAIN
+    ).json()
+    return reported
 
 
 @pytest.fixture
@@ -108,8 +110,8 @@ def test_acknowledged_images_end_once_though_the_server_is_killed(sandbox: str, 
         until(lambda: all(state(port, key)["state"] in {"done", "in_doubt"} for key in keys))
         again = httpx.post(url, json={"image": images[0]}, timeout=60).json()["key"]
         assert again == keys[0]
-        done = [told for key in keys if (told := state(port, key))["state"] == "done"]
-        assert all(told["result_url"].startswith(sandbox) for told in done)
+        done = [reported for key in keys if (reported := state(port, key))["state"] == "done"]
+        assert all(reported["result_url"].startswith(sandbox) for reported in done)
     ledger = httpx.get(f"{sandbox}/__sandbox/ledger", timeout=60).json()
     assert all(len(line["tasks"]) <= 1 for line in ledger["images"].values())
     assert len(done) >= len(images) - 5, (

@@ -256,10 +256,10 @@ async def test_a_deleted_journal_beside_its_log_is_refused(path: Path) -> None:
         assert [state for _, state in sorted(found.items())] == [JobState.IN_DOUBT] * 3 + [
             JobState.PENDING
         ] * 2
-        doubt = (await journal.jobs(JobState.IN_DOUBT))[0]
-        assert await journal.attempt(doubt.number, 1) == (100.0, None)
-        assert doubt.job.problem is not None
-        assert "lost the record of a submit" in doubt.job.problem.message
+        in_doubt = (await journal.jobs(JobState.IN_DOUBT))[0]
+        assert await journal.attempt(in_doubt.number, 1) == (100.0, None)
+        assert in_doubt.job.problem is not None
+        assert "lost the record of a submit" in in_doubt.job.problem.message
 
 
 @pytest.mark.parametrize("is_paid", [True, False])

@@ -406,15 +406,15 @@ async def test_upload_with_a_wrong_key(web: httpx.AsyncClient, path: str) -> Non
     assert reply.content == b'{"success":false,"code":401,"msg":"Authentication failed: Invalid API Key"}'
 
 
-async def test_upload_by_url(app: Starlette, web: httpx.AsyncClient, picture_host: Any) -> None:
+async def test_upload_by_url(app: Starlette, web: httpx.AsyncClient, image_host: Any) -> None:
     """A file named by URL is fetched and served; what cannot be fetched is refused."""
     async with app.router.lifespan_context(app):
-        body = {"fileUrl": f"{picture_host.url}/moved/poster.png", "uploadPath": "in", "fileName": "p.png"}
+        body = {"fileUrl": f"{image_host.url}/moved/poster.png", "uploadPath": "in", "fileName": "p.png"}
         reply = await web.post(URL, json=body)
         served = await web.get(reply.json()["data"]["downloadUrl"])
-        assert (served.headers["Content-Type"], served.content) == picture_host.files["/poster.png"]
+        assert (served.headers["Content-Type"], served.content) == image_host.files["/poster.png"]
         for url, message in (
-            (f"{picture_host.url}/missing.png", "File download failed: the URL could not be fetched"),
+            (f"{image_host.url}/missing.png", "File download failed: the URL could not be fetched"),
             ("ftp://example.com/x", "Invalid parameter: fileUrl must be an http or https URL"),
             ("", "Missing required parameter: fileUrl"),
         ):

@@ -176,8 +176,8 @@ async def test_uploads(box: Box) -> None:
     assert_like(await box.web.post(STREAM, files=files, data=path), UPLOADED)
     assert_like(await box.web.post(STREAM, files=files), NO_PATH, 400)
     assert_like(await box.web.post(BASE64, json={"base64Data": "?", **path}), NO_BASE64, 400)
-    stranger = {"Authorization": "Bearer no"}
-    assert_like(await box.web.post(BASE64, json=path, headers=stranger), NO_UPLOAD_KEY, 401)
+    foreign = {"Authorization": "Bearer no"}
+    assert_like(await box.web.post(BASE64, json=path, headers=foreign), NO_UPLOAD_KEY, 401)
     broken = {"X-Sandbox-Fault": "upload-500"}
     assert_like(await box.web.post(BASE64, json=path, headers=broken), UPLOAD_BROKEN, 500)
 

@@ -129,10 +129,10 @@ def in_a_frame(url: str, width: int, folder: Path) -> str:
 
     The browser's own window cannot be made as narrow as a phone where its content is to be read.
     """
-    told = "parent.postMessage(document.documentElement.scrollWidth + ' of ' + innerWidth, '*')"
+    reported = "parent.postMessage(document.documentElement.scrollWidth + ' of ' + innerWidth, '*')"
     page = httpx.get(f"{url}/").text.replace("<head>", f'<head><base href="{url}/">')
     copy, frame = folder / "copy.html", folder / "frame.html"
-    copy.write_text(page.replace("</body>", f"<script>{told}</script></body>"), encoding="utf-8")
+    copy.write_text(page.replace("</body>", f"<script>{reported}</script></body>"), encoding="utf-8")
     frame.write_text(
         "<title></title><script>onmessage = message => document.title = message.data</script>"
         f'<iframe src="{copy.as_uri()}" style="border: 0; width: {width}px; height: 1200px"></iframe>'
@@ -142,7 +142,7 @@ def in_a_frame(url: str, width: int, folder: Path) -> str:
 
 def draw(browser: str, url: str, width: int, folder: Path) -> str:
     """Have the page drawn, and return what the browser made of it."""
-    picture = folder / "page.png"
+    image = folder / "page.png"
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
     command = [
         browser,
@@ -151,9 +151,9 @@ def draw(browser: str, url: str, width: int, folder: Path) -> str:
         f"--window-size={width},1200",
         "--virtual-time-budget=2500",
     ]
-    shot = [*command, f"--screenshot={picture}", url]
+    shot = [*command, f"--screenshot={image}", url]
     subprocess.run(shot, capture_output=True, timeout=240, check=True)
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert image.read_bytes().startswith(b"\x89PNG")
     dumped = subprocess.run(
         [*command, "--dump-dom", "--enable-logging=stderr", url],
         capture_output=True,

@@ -82,25 +82,25 @@ def is_alive(pid: int) -> bool:
 # TaskImages
 
 
-def test_text_removal(sandbox_url: str, picture_host: Any) -> None:
+def test_text_removal(sandbox_url: str, image_host: Any) -> None:
     """A text removal ends with a JPEG of the same size, the untouched origin and two thumbnails."""
-    task_id = submit(sandbox_url, inputImage=f"{picture_host.url}/moved/poster.png")
+    task_id = submit(sandbox_url, inputImage=f"{image_host.url}/moved/poster.png")
     links = finished(sandbox_url, task_id)["response"]
     result, origin = httpx.get(links["resultImageUrl"]), httpx.get(links["originImageUrl"])
     assert result.headers["Content-Type"] == "image/jpeg"
     assert result.content.startswith(b"\xff\xd8")
     assert size_of(result.content) == (640, 400)
     assert origin.headers["Content-Type"] == "image/png"
-    assert origin.content == picture_host.files["/poster.png"][1]
+    assert origin.content == image_host.files["/poster.png"][1]
     for side in ("before", "after"):
         thumbnail = httpx.get(f"{sandbox_url}/__sandbox/thumbnails/{task_id}/{side}.jpg")
         assert max(size_of(thumbnail.content)) <= 480
     assert f"/__sandbox/thumbnails/{task_id}/after.jpg" in httpx.get(sandbox_url).text
 
 
-def test_other_edit_into_another_ratio(sandbox_url: str, picture_host: Any) -> None:
+def test_other_edit_into_another_ratio(sandbox_url: str, image_host: Any) -> None:
     """Any other edit leaves a mark on the image, in the requested ratio and format."""
-    image = f"{picture_host.url}/tall.png"
+    image = f"{image_host.url}/tall.png"
     task_id = submit(
         sandbox_url, prompt="Make it blue", inputImage=image, aspectRatio="1:1", outputFormat="png"
     )
@@ -127,9 +127,9 @@ def test_generation(sandbox_url: str) -> None:
         ("/too-large.png", "Image size exceeds maximum of 20971520 bytes"),
     ],
 )
-def test_bad_input_fails_later(sandbox_url: str, picture_host: Any, path: str, message: str) -> None:
+def test_bad_input_fails_later(sandbox_url: str, image_host: Any, path: str, message: str) -> None:
     """An input that cannot be used is accepted, fails later with flag 3, and its credits come back."""
-    image = f"{picture_host.url}{path}?this-test"  # the sandbox and its ledger are shared by all tests
+    image = f"{image_host.url}{path}?this-test"  # the sandbox and its ledger are shared by all tests
     record = finished(sandbox_url, submit(sandbox_url, inputImage=image))
     assert (record["successFlag"], record["errorCode"], record["errorMessage"]) == (3, 400, message)
     line = httpx.get(f"{sandbox_url}/__sandbox/ledger").json()["images"][image]
@@ -200,11 +200,11 @@ def test_latency_comes_after_the_charge(start_sandbox: Callable[..., Any]) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @needs_proc
 def test_signal_ends_it_at_once(
-    start_sandbox: Callable[..., Any], picture_host: Any, number: signal.Signals
+    start_sandbox: Callable[..., Any], image_host: Any, number: signal.Signals
 ) -> None:
     """SIGINT and SIGTERM end it and its workers, with code 0, also during work on an image."""
     sandbox = start_sandbox()
-    submit(sandbox.url, inputImage=f"{picture_host.url}/poster.png")
+    submit(sandbox.url, inputImage=f"{image_host.url}/poster.png")
     workers = wait_for(lambda: children(sandbox.process.pid))
     assert sandbox.stop(number) == 0
     wait_for(lambda: not any(map(is_alive, workers)))
@@ -279,11 +279,11 @@ def test_a_killed_demo_leaves_no_sandbox_behind() -> None:
 
 
 @needs_proc
-def test_workers_die_with_it(start_sandbox: Callable[..., Any], picture_host: Any) -> None:
+def test_workers_die_with_it(start_sandbox: Callable[..., Any], image_host: Any) -> None:
     """Killed during work on an image, it leaves no worker process behind."""
     sandbox = start_sandbox("--workers", "2")
     for path in ("/poster.png", "/tall.png", "/poster.jpg"):
-        submit(sandbox.url, inputImage=f"{picture_host.url}{path}")
+        submit(sandbox.url, inputImage=f"{image_host.url}{path}")
     workers = wait_for(lambda: children(sandbox.process.pid))
     sandbox.stop(signal.SIGKILL)
     wait_for(lambda: not any(map(is_alive, workers)))

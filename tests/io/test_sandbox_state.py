@@ -59,14 +59,14 @@ async def test_everything_is_restored(file: Path) -> None:
         ids.append(await submit(web))
         records = [await look(web, task_id) for task_id in ids]
         link = (await web.get(RECORD, params={"taskId": ids[0]})).json()["data"]["response"]["resultImageUrl"]
-        picture = (await web.get(link)).content
+        image = (await web.get(link)).content
         form = {"uploadPath": "in", "fileName": "a.txt"}
         uploaded = await web.post("/api/file-stream-upload", files={"file": ("a", b"kept")}, data=form)
         book = box.record()
     async with virtual(file) as box, box.http_client(KEY) as web:
         assert box.record() == book
         assert [await look(web, task_id) for task_id in ids] == records
-        assert (await web.get(link)).content == picture
+        assert (await web.get(link)).content == image
         assert (await web.get(uploaded.json()["data"]["downloadUrl"])).content == b"kept"
         await box.advance(120)
         assert b'"successFlag":1' in await look(web, ids[-1])
@@ -151,11 +151,11 @@ def ended(url: str, task_id: str) -> bool:
     return bool(data["successFlag"] == 1 and httpx.get(data["response"]["resultImageUrl"]).is_success)
 
 
-def test_images_survive_a_restart(start_sandbox: Callable[..., Any], picture_host: Any, file: Path) -> None:
+def test_images_survive_a_restart(start_sandbox: Callable[..., Any], image_host: Any, file: Path) -> None:
     """An image that was being made when it was killed is made after the restart, and stays."""
     options = ("--state", str(file), "--speed", "100")
     sandbox = start_sandbox(*options)
-    body = {"prompt": "Remove the text", "inputImage": f"{picture_host.url}/poster.png"}
+    body = {"prompt": "Remove the text", "inputImage": f"{image_host.url}/poster.png"}
     task_id = httpx.post(sandbox.url + GENERATE, json=body, headers=KEY).json()["data"]["taskId"]
     sandbox.stop(signal.SIGKILL)
     sandbox = start_sandbox(*options)

@@ -257,9 +257,9 @@ async def test_an_echo_of_the_key_is_scrubbed(transport_to: Any, raw_server: Any
 
     async with raw_server(behave) as server:
         transport = transport_to(server.url)
-        told = await transport.exchange(GET, timeout_s=60)
+        reported = await transport.exchange(GET, timeout_s=60)
         untold = await transport.exchange(POST, timeout_s=60)
-    assert told.response.body == b"Bearer ***"
+    assert reported.response.body == b"Bearer ***"
     assert isinstance(untold, Unknown)
     assert KEY not in untold.reason
 

@@ -83,16 +83,16 @@ async def test_an_upload_arrives_as_it_is(sandbox_url: str, photo: Path) -> None
         yield PNG[:10]
         yield PNG[10:]
 
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     async with FluxClient("test", sandbox_url) as client:
         made = [
-            await client.upload(photo, on_progress=lambda sent, size: told.append((sent, size))),
+            await client.upload(photo, on_progress=lambda sent, size: reported.append((sent, size))),
             await client.upload(str(photo)),
             await client.upload(PNG, name="scan one.PNG"),
             await client.upload(stream()),
             await client.upload(LocalImage(path="my holiday.png", folder=str(photo.parent))),
         ]
-    assert told == [(len(PNG), len(PNG))]
+    assert reported == [(len(PNG), len(PNG))]
     assert len({one.url for one in made}) == 5
     assert "/scan-one-" in made[2].url
     for one in made:
@@ -106,15 +106,15 @@ async def test_an_upload_arrives_as_it_is(sandbox_url: str, photo: Path) -> None
         assert len(one.url.rpartition("/")[2].removesuffix(".png").rpartition("-")[2]) == 32
 
 
-async def test_upload_from_url_lets_the_host_fetch_the_image(sandbox_url: str, picture_host: Any) -> None:
+async def test_upload_from_url_lets_the_host_fetch_the_image(sandbox_url: str, image_host: Any) -> None:
     """An address without an image is refused, free of charge."""
     async with FluxClient("test", sandbox_url) as client:
-        uploaded = await client.upload_from_url(f"{picture_host.url}/poster.png")
+        uploaded = await client.upload_from_url(f"{image_host.url}/poster.png")
         with pytest.raises(UploadRejected) as caught:
-            await client.upload_from_url(f"{picture_host.url}/none.png")
+            await client.upload_from_url(f"{image_host.url}/none.png")
         with pytest.raises(InvalidInput):
             await client.upload_from_url("poster.png")
-    content = picture_host.files["/poster.png"][1]
+    content = image_host.files["/poster.png"][1]
     assert served(uploaded.url)[0] == content
     assert (uploaded.size, uploaded.content_type, uploaded.sha256) == (len(content), "image/png", None)
     assert caught.value.charge is Charge.NO
@@ -130,10 +130,10 @@ async def test_a_wrong_key_stops(sandbox_url: str, photo: Path) -> None:
 
 @pytest.mark.parametrize("how", ["text", "path", "edit", "submit"])
 async def test_a_file_is_taken_where_a_url_is(
-    sandbox_url: str, tmp_path: Path, picture_host: Any, how: str
+    sandbox_url: str, tmp_path: Path, image_host: Any, how: str
 ) -> None:
     """remove_text, edit and submit upload a file first; the sandbox then works on it."""
-    content = picture_host.files["/poster.png"][1]
+    content = image_host.files["/poster.png"][1]
     photo = tmp_path / "poster.png"
     photo.write_bytes(content)
     async with FluxClient("test", sandbox_url, polling=POLLING) as client:

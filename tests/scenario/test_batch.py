@@ -85,10 +85,10 @@ async def test_one_bad_input_does_not_end_the_others(client: Any, vendor: Any) -
 
 async def test_one_failed_task_does_not_end_the_others(client: Any, vendor: Any, make: Any) -> None:
     """A task that fails is one outcome among many."""
-    look = vendor.script["record-info"][0]
+    poll = vendor.script["record-info"][0]
     vendor.script["record-info"] = [
         lambda request: (
-            make.record(3, "t3", errorCode=400) if request.query["taskId"] == "t3" else look(request)
+            make.record(3, "t3", errorCode=400) if request.query["taskId"] == "t3" else poll(request)
         )
     ]
     outcomes = await collect(client, URLS[:10])
@@ -240,12 +240,12 @@ async def test_a_deadline_is_an_outcome_and_the_task_is_taken_up_again(
 ) -> None:
     """The paid task is waited for by the next run, without another submit."""
     journal = tmp_path / "run.sqlite3"
-    look = vendor.script["record-info"][0]
+    poll = vendor.script["record-info"][0]
     vendor.script["record-info"] = [lambda request: make.record(0, request.query["taskId"])]
     (outcome,) = await collect(client, URLS[:1], journal=journal, timeout=20)
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, PollDeadlineExceeded)
-    vendor.script["record-info"] = [look]
+    vendor.script["record-info"] = [poll]
     (outcome,) = await collect(client, URLS[:1], journal=journal)
     assert isinstance(outcome, Succeeded)
     assert vendor.count("generate") == 1

@@ -218,8 +218,8 @@ async def test_a_forged_callback_settles_nothing(
             await calling.clock.sleep(0.1)
         call = calling.tasks[1]
         await calling.clock.sleep(1.0)
-        told = {"signed": True, "attempt_id": call.attempt} | lie
-        await calling.inbox.receive(CallbackEvent(**told))
+        reported = {"signed": True, "attempt_id": call.attempt} | lie
+        await calling.inbox.receive(CallbackEvent(**reported))
 
     telling = asyncio.get_running_loop().create_task(tell())
     endpoint = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=200.0)

@@ -472,8 +472,8 @@ async def test_resumed_downloads_happen_once(path: Path, tmp_path: Path, file_s:
     host.fetched.clear()
     host.file_s = file_s
     outcomes = await collect(vendor, images(60), journal=path, directory=folder, in_flight=10)
-    told = Counter(outcome.job.key for outcome in outcomes)
-    assert set(told.values()) == {1}
+    reported = Counter(outcome.job.key for outcome in outcomes)
+    assert set(reported.values()) == {1}
     assert set(host.fetched.values()) == {1}
     assert len(list(folder.glob("*.png"))) == 60
     assert set(vendor.charged.values()) == {1}

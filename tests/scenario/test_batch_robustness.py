@@ -126,7 +126,7 @@ async def test_a_journal_locked_by_another_program_halts_the_run_and_the_figures
     paid = {f"t{number}" for number in range(charged)}
     async with Journal(journal, clock=client.session.clock) as reopened:
         known = {stored.job.task_id for state in JobState for stored in await reopened.jobs(state)}
-    assert known | {loose.task_id for loose in client.unclaimed} >= paid
+    assert known | {unclaimed.task_id for unclaimed in client.unclaimed} >= paid
 
 
 def test_another_program_may_lock_the_journal_for_some_seconds() -> None:
@@ -172,14 +172,14 @@ async def test_a_symbolic_link_to_a_journal_in_use_is_refused(
 
 async def test_without_a_journal_paid_tasks_are_left_with_the_client(client: Any, vendor: Any) -> None:
     """After leaving a batch in memory, ``client.unclaimed`` has every paid task that had no outcome."""
-    told = set()
+    reported = set()
     async with run_batch(client, URLS) as batch:
         async for outcome in batch:
-            told.add(outcome.image.task_id)
-            if len(told) == 3:
+            reported.add(outcome.image.task_id)
+            if len(reported) == 3:
                 break
     paid = {f"t{number}" for number in range(vendor.count("generate"))}
-    assert paid == told | {loose.task_id for loose in client.unclaimed}
+    assert paid == reported | {unclaimed.task_id for unclaimed in client.unclaimed}
 
 
 async def test_a_halt_loses_no_outcome_of_many(client: Any, vendor: Any, make: Any) -> None:
@@ -341,9 +341,9 @@ async def test_a_task_that_reports_failure_on_resume_fails_its_job_only(
     journal = tmp_path / "run.sqlite3"
     outcomes = await collect(client, URLS[:1], journal=journal, directory=tmp_path / "images")
     assert isinstance(outcomes[0], Failed), "the scripted transport has no files"
-    look = vendor.script["record-info"][0]
+    poll = vendor.script["record-info"][0]
     vendor.script["record-info"] = [
-        lambda request: make.record(3, "t0") if request.query["taskId"] == "t0" else look(request)
+        lambda request: make.record(3, "t0") if request.query["taskId"] == "t0" else poll(request)
     ]
     outcomes = await collect(client, URLS[:2], journal=journal, directory=tmp_path / "images")
     assert sorted(type(outcome.error).__name__ for outcome in outcomes) == ["DownloadError", "TaskFailed"]
@@ -369,7 +369,7 @@ async def test_the_bound_of_tasks_in_flight_is_the_accounts(
 ) -> None:
     """Three batches on one client have together as many tasks as it allows."""
     most, running = 0, 0
-    task, look = vendor.script["generate"][0], vendor.script["record-info"][0]
+    task, poll = vendor.script["generate"][0], vendor.script["record-info"][0]
 
     def started(request: Any) -> Any:
         nonlocal most, running
@@ -379,7 +379,7 @@ async def test_the_bound_of_tasks_in_flight_is_the_accounts(
 
     def looked(request: Any) -> Any:
         nonlocal running
-        seen = look(request)
+        seen = poll(request)
         running -= b'"successFlag": 1' in seen.response.body
         return seen
 

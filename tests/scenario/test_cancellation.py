@@ -54,7 +54,7 @@ class CancelAt:
 @pytest.fixture
 async def vendor(raw_server: Any, make: Any) -> Any:
     """A vendor over sockets whose tasks are done at the second look; every answer takes its time."""
-    looks: dict[str, int] = {}
+    polls: dict[str, int] = {}
     made: list[str] = []
 
     async def behave(first: str, headers: Any, body: bytes, writer: Any) -> bool:
@@ -63,8 +63,8 @@ async def vendor(raw_server: Any, make: Any) -> Any:
             data: Any = {"taskId": made[-1]}
         elif "record-info" in first:
             task = first.split("taskId=")[1].split(maxsplit=1)[0]
-            looks[task] = looks.get(task, 0) + 1
-            flag = int(looks[task] > 1)
+            polls[task] = polls.get(task, 0) + 1
+            flag = int(polls[task] > 1)
             data = {
                 "taskId": task,
                 "successFlag": flag,
@@ -164,7 +164,7 @@ async def test_remove_text_cancelled_at_every_await_point(
             assert other_coroutines() <= background
             async with asyncio.timeout(60):
                 assert await client.credits() == 5.5, "one connection: a leaked one would block this"
-            known = {loose.task_id for loose in client.unclaimed}
+            known = {unclaimed.task_id for unclaimed in client.unclaimed}
             if isinstance(outcome, ImageResult):
                 known.add(outcome.task_id)
             assert set(made[before:]) <= known, f"lost at suspension {suspension}"
@@ -192,7 +192,7 @@ async def test_remove_text_cancelled_while_the_vendor_handles_each_request(
             await settled(client)
             async with asyncio.timeout(60):
                 assert await client.credits() == 5.5
-            assert made == [loose.task_id for loose in client.unclaimed]
+            assert made == [unclaimed.task_id for unclaimed in client.unclaimed]
             assert len(made) == number
 
 
@@ -211,11 +211,11 @@ async def test_the_cancelled_error_of_a_waiter_names_the_task(vendor: Any, make:
                 break
         assert notes
         assert all("is paid" in note and "task" in note for note in notes)
-        loose = client.unclaimed[0]
-        assert loose.task_id is not None
-        image = await client.wait(loose.task_id)
-        assert image.task_id == loose.task_id
-        assert loose not in client.unclaimed, "claimed, it is no longer unclaimed"
+        unclaimed = client.unclaimed[0]
+        assert unclaimed.task_id is not None
+        image = await client.wait(unclaimed.task_id)
+        assert image.task_id == unclaimed.task_id
+        assert unclaimed not in client.unclaimed, "claimed, it is no longer unclaimed"
 
 
 async def test_a_timeout_counts_as_a_cancellation(vendor: Any, make: Any) -> None:
@@ -228,7 +228,7 @@ async def test_a_timeout_counts_as_a_cancellation(vendor: Any, make: Any) -> Non
                 async with asyncio.timeout(0.0007 * number):
                     done.append((await client.remove_text(URL)).task_id)
         await settled(client)
-        assert set(made) == {loose.task_id for loose in client.unclaimed} | set(done)
+        assert set(made) == {unclaimed.task_id for unclaimed in client.unclaimed} | set(done)
         assert await client.credits() == 5.5
 
 
@@ -242,7 +242,7 @@ async def test_closing_waits_for_a_submit_in_flight(vendor: Any, make: Any, tran
         while not client.session.background.in_flight:
             await asyncio.sleep(0)
         call.cancel()
-    assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
+    assert [unclaimed.task_id for unclaimed in client.unclaimed] == made == ["task0"]
     assert client.session.background.in_flight == 0
 
 
@@ -256,7 +256,7 @@ async def test_closing_survives_the_cancellation_of_the_closer(vendor: Any, make
             while not client.session.background.in_flight:
                 await anyio.lowlevel.checkpoint()
             scope.cancel()
-    assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
+    assert [unclaimed.task_id for unclaimed in client.unclaimed] == made == ["task0"]
 
 
 @pytest.mark.parametrize("transport", OURS)
@@ -294,11 +294,11 @@ async def test_a_submit_in_doubt_whose_caller_left_is_unclaimed(raw_server: Any,
         call.cancel()
         go.set()
         await settled(client)
-        (loose,) = client.unclaimed
-        assert loose.request == request
-        assert loose.task_id is None
-        assert loose.error is not None
-        assert loose.error.charge == "maybe"
+        (unclaimed,) = client.unclaimed
+        assert unclaimed.request == request
+        assert unclaimed.task_id is None
+        assert unclaimed.error is not None
+        assert unclaimed.error.charge == "maybe"
 
 
 @pytest.mark.parametrize("transport", OURS)
@@ -319,7 +319,7 @@ async def test_many_random_cancellations_leave_a_working_client(
             for number in range(300):
                 group.start_soon(one, number)
         await settled(client)
-        assert set(made) == {loose.task_id for loose in client.unclaimed} | set(done)
+        assert set(made) == {unclaimed.task_id for unclaimed in client.unclaimed} | set(done)
         async with asyncio.timeout(60), anyio.create_task_group() as group:
             for _ in range(20):
                 group.start_soon(client.credits)
@@ -349,9 +349,9 @@ async def test_paid_tasks_are_logged_when_every_coroutine_is_cancelled(
         with pytest.raises(asyncio.CancelledError):
             await call
         await settled(client)
-        (loose,) = client.unclaimed
-        assert loose.request == request
-        assert loose.error is not None
+        (unclaimed,) = client.unclaimed
+        assert unclaimed.request == request
+        assert unclaimed.error is not None
         await client.aclose()
 
 
@@ -374,4 +374,4 @@ async def test_a_cancelled_closer_returns_only_after_everything_is_closed(
     with pytest.raises(asyncio.CancelledError):
         await first
     assert client.session.background.in_flight == 0
-    assert [loose.task_id for loose in client.unclaimed] == made == ["task0"]
+    assert [unclaimed.task_id for unclaimed in client.unclaimed] == made == ["task0"]

@@ -528,7 +528,7 @@ async def test_closing_ends_calls_that_sleep_between_polls(transport: Any, make:
         await client.aclose()
         with pytest.raises(ClientClosed):
             await call
-    assert [loose.task_id for loose in client.unclaimed] == ["t1"]
+    assert [unclaimed.task_id for unclaimed in client.unclaimed] == ["t1"]
 
 
 async def test_reads_end_at_their_deadline(client: Any, transport: Any, make: Any, clock: Any) -> None:
@@ -557,7 +557,7 @@ async def test_a_submit_that_outlasts_the_deadline_is_unclaimed(make: Any) -> No
             await client.remove_text(URL, timeout=0.02)
         assert caught.value.charge is Charge.MAYBE
         go.set()
-    assert [loose.task_id for loose in client.unclaimed] == ["late"]
+    assert [unclaimed.task_id for unclaimed in client.unclaimed] == ["late"]
 
 
 async def test_a_failing_transport_of_the_callers_own_leaves_the_charge_open(

@@ -59,8 +59,8 @@ def test_the_demo_removes_text_from_a_dozen_images_and_shows_them(tmp_path: Path
 
     from PIL import Image  # noqa: PLC0415 - only where pictures are looked at
 
-    with Image.open(sheet) as picture:
-        assert picture.width > 1500
+    with Image.open(sheet) as image:
+        assert image.width > 1500
 
 
 def test_the_demo_leaves_the_results_of_a_real_run_alone(tmp_path: Path) -> None:

@@ -349,9 +349,9 @@ async def test_balances(pair: Any, faults: str) -> None:
     if isinstance(expected, float):
         assert await made.client.credits() == expected
         return
-    with pytest.raises(expected) as told:
+    with pytest.raises(expected) as reported:
         await made.client.credits()
-    assert told.value.charge is Charge.NO
+    assert reported.value.charge is Charge.NO
 
 
 @pytest.mark.parametrize("faults", UPLOADS)

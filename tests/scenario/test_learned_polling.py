@@ -198,25 +198,25 @@ async def test_the_limit_of_polls_per_second_is_kept(timed: ScriptedVendor, open
 
 async def test_the_most_likely_ended_come_first(clock: Any) -> None:
     """Of the waiting polls, the one most likely to find an end comes first, compared at its turn."""
-    pace, order = PollRate(clock, 1.0), list[float]()
+    limiter, order = PollRate(clock, 1.0), list[float]()
 
     async def look(chance: float) -> None:
-        assert await pace.permit(lambda: chance, clock.now + 100.0)
+        assert await limiter.permit(lambda: chance, clock.now + 100.0)
         order.append(chance)
 
     async with asyncio.TaskGroup() as group:
         for chance in (0.5, 0.1, 0.9, 0.3, 0.7):
             group.create_task(look(chance))
     assert order == [0.9, 0.7, 0.5, 0.3, 0.1]
-    assert not len(pace)
+    assert not len(limiter)
 
 
 async def test_the_poll_that_keeps_the_time_can_be_cancelled(clock: Any) -> None:
     """The next in the queue takes over, and every wait ends."""
-    pace = PollRate(clock, 5.0)
-    assert await pace.permit(lambda: 1.0, clock.now + 1.0)
+    limiter = PollRate(clock, 5.0)
+    assert await limiter.permit(lambda: 1.0, clock.now + 1.0)
     async with asyncio.TaskGroup() as group:
-        waiting = [group.create_task(pace.permit(lambda: 0.5, clock.now + 100.0)) for _ in range(3)]
+        waiting = [group.create_task(limiter.permit(lambda: 0.5, clock.now + 100.0)) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[0].cancel()
     assert [task.result() for task in waiting[1:]] == [True, True]
@@ -224,12 +224,12 @@ async def test_the_poll_that_keeps_the_time_can_be_cancelled(clock: Any) -> None
 
 async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
     """At its deadline a poll gives up its turn, also if the next permit is far off."""
-    pace = PollRate(clock, 1000.0)
-    assert await pace.permit(lambda: 1.0, clock.now + 1.0)
+    limiter = PollRate(clock, 1000.0)
+    assert await limiter.permit(lambda: 1.0, clock.now + 1.0)
     began, ends = clock.now, dict[float, float]()
 
     async def look(span: float) -> None:
-        assert not await pace.permit(lambda: 1.0, began + span)
+        assert not await limiter.permit(lambda: 1.0, began + span)
         ends[span] = clock.now - began
 
     async with asyncio.TaskGroup() as group:

@@ -91,7 +91,7 @@ async def test_leaving_a_batch_ends_its_waits_and_frees_their_slots(
                     await clock.sleep(1.0)
             assert len(asyncio.all_tasks()) == before
             assert client.poller.waiting == 0
-        assert len({loose.task_id for loose in client.unclaimed}) == 600
+        assert len({unclaimed.task_id for unclaimed in client.unclaimed}) == 600
 
 
 async def test_a_task_whose_outcome_was_not_taken_is_unclaimed_once(
@@ -103,7 +103,7 @@ async def test_a_task_whose_outcome_was_not_taken_is_unclaimed_once(
         async with run_batch(client, URLS[:1]) as batch:
             while batch.progress.succeeded == 0:
                 await clock.sleep(1.0)
-        assert [loose.task_id for loose in client.unclaimed] == ["t1"]
+        assert [unclaimed.task_id for unclaimed in client.unclaimed] == ["t1"]
 
 
 async def test_an_unforeseen_error_of_a_wait_is_raised_for_every_waiter(
@@ -160,7 +160,7 @@ async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> Non
     for number in range(10_005):
         client.session.keep_unclaimed(request, TaskId(f"n{number}"))
     client.session.claim(TaskId("n7000"))
-    known = [loose.task_id for loose in client.unclaimed]
+    known = [unclaimed.task_id for unclaimed in client.unclaimed]
     assert (len(known), known[0], known[-1]) == (9_999, "n5", "n10004")
 
 
@@ -224,13 +224,13 @@ async def test_a_callback_does_not_hold_up_closing(
 
 async def test_a_deadline_holds_while_a_lock_passes_to_the_next_waiter(clock: Any) -> None:
     """A call between the release of a lock and the next waiter's turn waits no longer than its deadline."""
-    pace = asyncio.Lock()
-    await pace.acquire()
-    following = asyncio.get_running_loop().create_task(pace.acquire())
+    lock = asyncio.Lock()
+    await lock.acquire()
+    following = asyncio.get_running_loop().create_task(lock.acquire())
     await asyncio.sleep(0)
-    pace.release()
+    lock.release()
     async with asyncio.timeout(60):
         with pytest.raises(DeadlineExceeded):
-            await take(pace, clock.now + 0.02, clock)
+            await take(lock, clock.now + 0.02, clock)
     await following
-    pace.release()
+    lock.release()

@@ -144,10 +144,10 @@ async def test_a_key_that_is_refused_changes_nothing(
     """The balance is asked for first; a vendor that fails while tasks are read changes nothing either."""
     await leave_a_live_task(client, path, transport, make)
     transport.script["credit"] = [make.answer(None, 401, msg="no")]
-    looks = transport.count("record-info")
+    polls = transport.count("record-info")
     with pytest.raises(AuthenticationError):
         await rekey(renewed, path, same_account=True)
-    assert transport.count("record-info") == looks
+    assert transport.count("record-info") == polls
     transport.script["credit"] = [make.answer(42.5)]
     transport.script["record-info"] = [make.answer(None, 500, msg="oops")]
     with pytest.raises(ServerError, match="Nothing was changed"):

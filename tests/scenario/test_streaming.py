@@ -295,13 +295,14 @@ async def test_without_a_terminal_other_queries_are_paid_for_with_a_warning(
     assert (
         run_dry(RunOptions(folder=runs.folder, download=False), listed(*rows), as_json=True) is Exit.SUCCEEDED
     )
-    told = json.loads(capsys.readouterr().out)
-    assert (told["to_submit"], told["other_query"]) == ({"flux-kontext-pro": 2}, 2)
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["to_submit"], reported["other_query"]) == ({"flux-kontext-pro": 2}, 2)
     code, _ = await runs.run(listed(*rows))
     assert (code, len(runs.vendor.submitted)) == (Exit.SUCCEEDED, 3)
-    told = " ".join(capsys.readouterr().err.split())
-    assert "2 images of the rows read so far differ only in the query of the address from one that" in told
-    assert "2 of 2 differ only in the query" in told
+    reported = " ".join(capsys.readouterr().err.split())
+    assert "2 images of the rows read so far differ only in the query of the address" in reported
+    assert "of the address from one that" in reported
+    assert "2 of 2 differ only in the query" in reported
 
 
 @pytest.mark.parametrize("says", [True, False])
@@ -345,14 +346,14 @@ async def test_a_dry_run_prints_the_cost_and_changes_nothing(
         f"{url(4)},k",
     ]
     assert run_dry(order, listed(*rows), as_json=True) is Exit.SOME_FAILED
-    told = json.loads(capsys.readouterr().out)
-    assert told["to_submit"] == {"flux-kontext-pro": 2}
-    assert (told["credits"], told["done"], told["duplicates"]) == (10, 1, 1)
-    assert (told["refused"], told["signed_anew"], told["failed"]) == (2, 1, 0)
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["to_submit"] == {"flux-kontext-pro": 2}
+    assert (reported["credits"], reported["done"], reported["duplicates"]) == (10, 1, 1)
+    assert (reported["refused"], reported["signed_anew"], reported["failed"]) == (2, 1, 0)
     assert run_dry(order, listed(f"{url(2)},", f"{url(1)},"), as_json=False) is Exit.SUCCEEDED
-    told = capsys.readouterr()
-    assert told.out == f"{url(2)}\n"
-    assert "To submit: 1 (flux-kontext-pro: 1), for about 5 credits." in told.err
+    reported = capsys.readouterr()
+    assert reported.out == f"{url(2)}\n"
+    assert "To submit: 1 (flux-kontext-pro: 1), for about 5 credits." in reported.err
     assert (everything_in(runs.folder), runs.vendor.submitted) == (before, sent)
 
 
@@ -388,10 +389,10 @@ def test_a_million_numbers_take_nine_megabytes() -> None:
 async def test_a_declined_cost_ends_with_one_advice(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     """The halt says what to answer, the end how to resume: not both the same."""
     code, _ = await runs.run(listed(f"{url(1)},", f"{url(2)},"), Answers(says=False), confirm_above=5.0)
-    told = " ".join(capsys.readouterr().err.split())
+    reported = " ".join(capsys.readouterr().err.split())
     assert code is Exit.HALTED
-    assert "Answer y the next time, or add --yes or --confirm-above." in told
-    assert told.count("Run the same command again") == 1
+    assert "Answer y the next time, or add --yes or --confirm-above." in reported
+    assert reported.count("Run the same command again") == 1
 
 
 def test_a_dry_run_names_no_results_that_it_does_not_write(
@@ -400,9 +401,9 @@ def test_a_dry_run_names_no_results_that_it_does_not_write(
     """Of 30 bad rows 20 are printed; a run would keep them all, a dry run keeps none."""
     order = RunOptions(folder=tmp_path / "out")
     assert run_dry(order, listed(*[f"bad{n}," for n in range(30)]), as_json=False) is Exit.SOME_FAILED
-    told = capsys.readouterr().err
-    assert "10 more could not be used." in told
-    assert "results.jsonl" not in told
+    reported = capsys.readouterr().err
+    assert "10 more could not be used." in reported
+    assert "results.jsonl" not in reported
 
 
 async def test_a_key_that_two_rows_give_to_two_images_is_not_blamed_on_the_journal(runs: Runs) -> None:
@@ -420,7 +421,7 @@ async def test_a_row_without_an_address_is_refused_with_command_line_advice(
 ) -> None:
     """Callers of the library get Python advice instead."""
     await runs.run(gather_inputs([], ["-"], io.StringIO("images:\n- url: http://h/a.jpg\n")))
-    told = " ".join(capsys.readouterr().err.split())
-    assert "pathlib" not in told
+    reported = " ".join(capsys.readouterr().err.split())
+    assert "pathlib" not in reported
     with pytest.raises(InvalidInput, match=r"pathlib\.Path"):
         EditRequest.text_removal("images:")

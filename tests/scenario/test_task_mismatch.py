@@ -690,17 +690,18 @@ async def test_the_end_of_a_run_lists_jobs_in_doubt_that_can_be_fetched_free_of_
 ) -> None:
     """The task of one image was found after its outcome; that of the other is unknown."""
     both = take(*URLS[:2])
-    told = await command(found, tmp_path, both, capsys)
+    reported = await command(found, tmp_path, both, capsys)
     free = "The task of 1 image in doubt was found: the same command again fetches its image, free of charge."
-    assert free in told
+    assert free in reported
     with JournalReader(tmp_path / JOURNAL) as reader:
         first, second = reader.jobs(JobState.IN_DOUBT)
         assert reader.found_task(first.number) == "t0"
     adopt = f"`flux-async adopt {tmp_path} {second.job.key} TASK_ID`"
-    assert f"In doubt, perhaps paid: 1. Look for the task at kie.ai/logs. If it is there: {adopt}." in told
-    told = await command(found, tmp_path, both, capsys)
-    assert "1 of 2 paid by an earlier run: taken up without a submit." in told
-    assert "was found" not in told
+    assert "In doubt, perhaps paid: 1. Look for the task at kie.ai/logs." in reported
+    assert f"kie.ai/logs. If it is there: {adopt}." in reported
+    reported = await command(found, tmp_path, both, capsys)
+    assert "1 of 2 paid by an earlier run: taken up without a submit." in reported
+    assert "was found" not in reported
     assert len(found.sent) == 2
 
 
@@ -713,17 +714,17 @@ async def test_a_second_charge_is_announced_only_for_jobs_in_doubt_without_a_fou
     found.answers_with = lambda number: number
     if how == "retry":
         choice = what_to_retry(failed=False, in_doubt=True)
-        told = await command(found, tmp_path, choice, capsys, repeats=("--in-doubt",))
-        assert "1 image gets another try, for up to 5 credits." in told
-        assert "1 image that is paid and not here yet: fetched, free of charge." in told
+        reported = await command(found, tmp_path, choice, capsys, repeats=("--in-doubt",))
+        assert "1 image gets another try, for up to 5 credits." in reported
+        assert "1 image that is paid and not here yet: fetched, free of charge." in reported
     else:
         order = RunOptions(folder=tmp_path, download=False, in_doubt=InDoubtPolicy.RESUBMIT)
         run_dry(order, rows_of(*URLS[:2]), as_json=True)
         counts = json.loads(capsys.readouterr().out)
         assert (counts["credits"], counts["in_doubt"]) == (5, 1)
-        told = await command(found, tmp_path, take(*URLS[:2]), capsys, in_doubt=InDoubtPolicy.RESUBMIT)
-        assert "1 of 2 paid by an earlier run: taken up without a submit." in told
-    assert "1 image needs about 5 credits" in told
+        reported = await command(found, tmp_path, take(*URLS[:2]), capsys, in_doubt=InDoubtPolicy.RESUBMIT)
+        assert "1 of 2 paid by an earlier run: taken up without a submit." in reported
+    assert "1 image needs about 5 credits" in reported
     assert [sent["inputImage"] for sent in found.sent] == [URLS[0], URLS[1], URLS[1]]
     with JournalReader(tmp_path / JOURNAL) as reader:
         assert [stored.job.task_id for stored in reader.jobs(JobState.DONE)] == ["t0", "t2"]
@@ -735,11 +736,11 @@ async def test_unrecognised_results_are_listed(
     """The end of a run names the command that lists them, with image, key and where the result is."""
     echoing.shows = lambda number, sent: rehosted(number, sent) if number else json.dumps(sent)
     await run(client, tmp_path / JOURNAL, URLS[:1])
-    told = await command(echoing, tmp_path, take(*URLS[:3]), capsys)
+    reported = await command(echoing, tmp_path, take(*URLS[:3]), capsys)
     assert (
         "Results whose record shows another request than was sent: 2. Compare them with their images; "
         f"`flux-async status {tmp_path}` lists them."
-    ) in told
+    ) in reported
     show_status(tmp_path, as_json=True)
     listed = json.loads(capsys.readouterr().out)["unrecognised"]
     with JournalReader(tmp_path / JOURNAL) as reader:
@@ -793,11 +794,11 @@ async def test_status_counts_records_of_unknown_requests_and_names_found_tasks(
     for url in URLS[:3]:
         await run(client, path, [url])
     with JournalReader(path) as reader:
-        told = status_of(reader, None)
-    assert told["echoes"] == {"confirmed": 0, "absent": 0, "unrecognised": 1}
-    assert [doubt["found_task"] for doubt in told["in_doubt"]] == ["t1", None]
-    assert [doubt["candidates"] for doubt in told["in_doubt"]] == [[], []]
-    assert told["credits"] == {"spent": 5.0, "perhaps": 10.0}
+        reported = status_of(reader, None)
+    assert reported["echoes"] == {"confirmed": 0, "absent": 0, "unrecognised": 1}
+    assert [doubt["found_task"] for doubt in reported["in_doubt"]] == ["t1", None]
+    assert [doubt["candidates"] for doubt in reported["in_doubt"]] == [[], []]
+    assert reported["credits"] == {"spent": 5.0, "perhaps": 10.0}
     show_status(tmp_path, as_json=False)
     out = capsys.readouterr().out
     assert "unrecognised: 1 record shows another request than was sent" in out

@@ -100,9 +100,9 @@ class Vendor:
     async def says(self, **fields: Any) -> tuple[int | None, dict[str, Any]]:
         """Submit what our own checks would refuse; return the code and the envelope."""
         wire = WireRequest(method="POST", path=GENERATE, body=json.dumps(fields).encode())
-        truth = await self.client.session.transport.exchange(wire, timeout_s=60)
-        assert isinstance(truth, Answered)
-        return read_envelope(truth.response)
+        result = await self.client.session.transport.exchange(wire, timeout_s=60)
+        assert isinstance(result, Answered)
+        return read_envelope(result.response)
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,9 @@ async def test_a_wrong_key(vendor: Vendor) -> None:
 
 async def test_an_unknown_task(vendor: Vendor) -> None:
     """Its record is refused with 422: such a record does not exist."""
-    with pytest.raises(NotFoundError, match="does not exist") as told:
+    with pytest.raises(NotFoundError, match="does not exist") as reported:
         await vendor.client.record(NOBODYS_TASK)
-    assert (told.value.code, told.value.http_status) == (422, 200)
+    assert (reported.value.code, reported.value.http_status) == (422, 200)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ async def test_a_fresh_link(vendor: Vendor, tmp_path: Path) -> None:
 
     async def exchanged(url: str) -> str:
         wire = build_download_url(url)
-        truth = await vendor.client.session.transport.exchange(wire, timeout_s=30)
-        assert isinstance(truth, Answered)
-        return parse_download_url(truth.response)
+        result = await vendor.client.session.transport.exchange(wire, timeout_s=30)
+        assert isinstance(result, Answered)
+        return parse_download_url(result.response)
 
     fresh = await exchanged(image.result_url)
     assert fresh != image.result_url

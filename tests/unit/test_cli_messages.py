@@ -80,9 +80,9 @@ def test_messages_are_one_line_without_control_characters(capsys: pytest.Capture
     words = "\x1b[2Jgone\nError: none"
     MessageConsole().note(words)
     Output().line(next(line for line in doctor_lines([Finding.of("api", FluxError(words))])))
-    told = capsys.readouterr()
-    assert "\x1b" not in told.err + told.out
-    assert (told.err.count("\n"), told.out.count("\n")) == (1, 1)
+    reported = capsys.readouterr()
+    assert "\x1b" not in reported.err + reported.out
+    assert (reported.err.count("\n"), reported.out.count("\n")) == (1, 1)
 
 
 @pytest.mark.parametrize(

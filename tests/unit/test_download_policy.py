@@ -258,7 +258,8 @@ def test_the_final_error_has_cause_charge_and_advice(
     error: DownloadError, tries: int, submitted_at: float | None, message: str, advice: str
 ) -> None:
     """No message leads the user to pay again; the class and the fields of the error stay."""
-    told = unfetched(error, "poster.jpg", tries=tries, submitted_at=submitted_at)
-    assert str(told) == f"Download failed for poster.jpg: {message}. {advice}"
-    assert (type(told), told.http_status, told.charge) == (type(error), error.http_status, error.charge)
+    reported = unfetched(error, "poster.jpg", tries=tries, submitted_at=submitted_at)
+    assert str(reported) == f"Download failed for poster.jpg: {message}. {advice}"
+    assert type(reported) is type(error)
+    assert (reported.http_status, reported.charge) == (error.http_status, error.charge)
     assert "Download failed" not in str(error)

@@ -26,9 +26,9 @@ def test_the_size_is_about_a_megapixel_of_the_asked_ratio(ratio):
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_a_prompt_is_drawn_in_the_requested_ratio(ratio):
     """The image has the size of the ratio."""
-    picture = draw_from_prompt("A lighthouse at dusk by the sea", ratio, seed=1)
-    assert picture.dtype == np.uint8
-    assert picture.shape == (*size_of(ratio)[::-1], 3)
+    image = draw_from_prompt("A lighthouse at dusk by the sea", ratio, seed=1)
+    assert image.dtype == np.uint8
+    assert image.shape == (*size_of(ratio)[::-1], 3)
 
 
 def test_the_same_prompt_gives_the_same_image():
@@ -41,8 +41,8 @@ def test_the_same_prompt_gives_the_same_image():
 
 def test_the_prompt_and_the_mark_can_be_read_at_the_foot():
     """The image shows its prompt, and that it comes from the sandbox."""
-    picture = draw_from_prompt("A red fox in the snow", "1:1", seed=1)
-    read = " ".join(line.text.replace(" ", "") for line in read_text(picture[-120:]))
+    image = draw_from_prompt("A red fox in the snow", "1:1", seed=1)
+    read = " ".join(line.text.replace(" ", "") for line in read_text(image[-120:]))
     assert "redfox" in read
     assert "sandbox" in read
 
@@ -62,23 +62,23 @@ def test_other_ratios_are_refused(ratio):
 
 def test_an_image_of_the_right_ratio_is_unchanged():
     """Fitting an image to its own ratio changes nothing."""
-    picture = np.random.default_rng(1).integers(0, 256, (90, 160, 3), np.uint8)
-    assert (fit_to_ratio(picture, "16:9") == picture).all()
+    image = np.random.default_rng(1).integers(0, 256, (90, 160, 3), np.uint8)
+    assert (fit_to_ratio(image, "16:9") == image).all()
 
 
 def test_a_near_ratio_cuts_the_middle_out():
     """A landscape made square loses the same on both sides."""
-    picture = np.zeros((90, 160, 3), np.uint8)
-    picture[:, 35:125] = 200
-    assert (fit_to_ratio(picture, "1:1") == 200).all()
+    image = np.zeros((90, 160, 3), np.uint8)
+    image[:, 35:125] = 200
+    assert (fit_to_ratio(image, "1:1") == 200).all()
 
 
 def test_a_far_ratio_keeps_the_whole_image():
     """If cutting would lose more than half, the image is laid on a blurred copy instead."""
-    picture = np.random.default_rng(1).integers(0, 256, (40, 160, 3), np.uint8)
-    fitted = fit_to_ratio(picture, "9:16")
+    image = np.random.default_rng(1).integers(0, 256, (40, 160, 3), np.uint8)
+    fitted = fit_to_ratio(image, "9:16")
     top = (fitted.shape[0] - 40) // 2
-    assert (fitted[top : top + 40] == picture).all()
+    assert (fitted[top : top + 40] == image).all()
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), ratio=st.sampled_from(RATIOS))

@@ -54,17 +54,17 @@ def test_real_images_are_recognised(
     kind: str, options: dict[str, object], content_type: str, suffix: str
 ) -> None:
     """Each kind that the vendor accepts, with its dimensions."""
-    picture = read(drawn(kind, **options))
-    assert (picture.content_type, picture.suffix) == (content_type, suffix)  # type: ignore[attr-defined]
-    assert (picture.width, picture.height) == (70, 41)  # type: ignore[attr-defined]
+    image = read(drawn(kind, **options))
+    assert (image.content_type, image.suffix) == (content_type, suffix)  # type: ignore[attr-defined]
+    assert (image.width, image.height) == (70, 41)  # type: ignore[attr-defined]
 
 
 def test_a_frame_behind_large_segments_is_found() -> None:
     """Cameras put previews, profiles and padding before the frame header; all of it is skipped."""
     real = drawn("JPEG")
     before = b"".join(segment(0xE2, 60_000) for _ in range(20)) + b"\xff\xff" + b"\xff\x01"
-    picture = read(real[:2] + before + real[2:])
-    assert (picture.width, picture.height) == (70, 41)  # type: ignore[attr-defined]
+    image = read(real[:2] + before + real[2:])
+    assert (image.width, image.height) == (70, 41)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

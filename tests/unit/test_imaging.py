@@ -167,12 +167,12 @@ class TestRemoval:
 class TestPasses:
     def test_a_line_missed_at_first_is_removed_in_the_second_pass(self, monkeypatch):
         """What can still be read in the result is removed in another pass."""
-        looks = []
+        polls = []
 
         def half_blind(image, **options):
-            looks.append(options)
+            polls.append(options)
             found = text_detection.find_text(image, **options)
-            return found[:1] if len(looks) == 1 else found
+            return found[:1] if len(polls) == 1 else found
 
         monkeypatch.setattr(removal_module, "find_text", half_blind)
         removal = imaging.remove_text(samples.draw_sample("beach-club").image)

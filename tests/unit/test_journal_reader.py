@@ -59,7 +59,7 @@ async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
     """Counts, spending, durations and jobs in doubt are read on a connection that cannot write."""
     path = tmp_path / "j.sqlite3"
     async with Journal(path) as journal:
-        pro, found, doubt, _ = await add(journal, 4)
+        pro, found, in_doubt, _ = await add(journal, 4)
         (big,) = await add(journal, 1, "flux-kontext-max")
         with JournalReader(path) as reader:
             assert reader.last_activity() is None
@@ -70,7 +70,7 @@ async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
                 await happened(journal, job, *submit, succeeded(3, number))
             unknown = (SubmitIntended(at=4), SubmitUnknown(at=5, problem=PROBLEM))
             await happened(journal, found, *unknown, TaskFound(at=6, task_id=TaskId("t9")))
-            await happened(journal, doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(at=8))
+            await happened(journal, in_doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(at=8))
 
             assert sum(reader.counts().values()) == 5
             assert reader.counts()[JobState.GENERATED] == 2
@@ -80,7 +80,7 @@ async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
                 Spending(model="flux-kontext-pro", tasks=2, perhaps=1),
             ]
             assert (reader.generation_s(0.5), reader.generation_s(0.95)) == (0, 1)
-            assert reader.intended_at(doubt.number) == 8
+            assert reader.intended_at(in_doubt.number) == 8
             assert reader.owner_of("t9") == found.job.key
             assert reader.owner_of("t8") is None
 

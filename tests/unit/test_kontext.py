@@ -169,8 +169,8 @@ def test_submit_uses_the_vendors_names() -> None:
 
 def test_polls_are_gets() -> None:
     """record-info and the balance are read with GET and without a body."""
-    look = build_status(TASK)
-    assert (look.method, look.path, dict(look.query), look.body) == (
+    poll = build_status(TASK)
+    assert (poll.method, poll.path, dict(poll.query), poll.body) == (
         "GET",
         "/api/v1/flux/kontext/record-info",
         {"taskId": TASK},

@@ -33,11 +33,11 @@ def outcome(parse: Any, response: WireResponse) -> Any:
 
 def assert_same(response: WireResponse) -> None:
     """Both see the same; of a task at work the look has what a wait needs."""
-    look, record = outcome(parse_poll, response), outcome(parse_status, response)
+    poll, record = outcome(parse_poll, response), outcome(parse_status, response)
     if not isinstance(record, TaskRecord) or record.status is not TaskStatus.GENERATING:
-        assert look == record
+        assert poll == record
         return
-    needed = [(r.task_id, r.status, r.unknown_flag, r.created_at, r.raw) for r in (look, record)]
+    needed = [(r.task_id, r.status, r.unknown_flag, r.created_at, r.raw) for r in (poll, record)]
     assert repr(needed[0]) == repr(needed[1])  # a NaN is a NaN here
 
 
