@@ -1,6 +1,6 @@
 """A local service that speaks the vendor's API, for tests, demonstrations and dry runs.
 
-It knows nothing of the client in this package: a mistake in one of the two shows against the other.
+It shares no code with the client of this package, so that a mistake in one of them fails against the other.
 Needs ``pip install 'flux-async[sandbox]'``; importing this module does not.
 """
 
@@ -40,7 +40,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a name when it is used: some need the extra, and Ctrl-C before that ends without a traceback."""
+    """Import the module of a name when it is used, as some need the extra."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

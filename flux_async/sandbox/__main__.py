@@ -8,9 +8,9 @@ _INTERRUPTED = 130
 
 
 def run() -> int:
-    """Run the sandbox; return its exit code, also where Ctrl-C comes while modules are loaded."""
+    """Run the sandbox; return its exit code, also if Ctrl-C arrives during the imports."""
     try:
-        from flux_async.sandbox.server import main  # noqa: PLC0415 - loaded where Ctrl-C is expected
+        from flux_async.sandbox.server import main  # noqa: PLC0415 - imported where Ctrl-C is handled
 
         return main()
     except KeyboardInterrupt:

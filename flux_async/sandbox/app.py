@@ -43,7 +43,7 @@ _MOST_READ: Final = 128 * 1024 * 1024
 
 @attrs.frozen
 class _BrowserCheck:
-    """The vendor's front door turns away urllib's default User-Agent with 403 and this text."""
+    """Refuses urllib's default User-Agent with 403 and this text, as the vendor's proxy does."""
 
     app: ASGIApp
 
@@ -98,10 +98,10 @@ def create_app(
     """Return the sandbox as an ASGI application.
 
     Args:
-        settings: How it behaves.
-        plan: What goes wrong; left out, what the settings say.
+        settings: Its options.
+        plan: The faults; left out, those of the settings.
         clock: The vendor's time, such as a `VirtualTime`; left out, real time, scaled by ``settings.speed``.
-            Where it can only tell the present, ``settings.speed`` of its seconds pass in a real one.
+            A function without ``sleep`` must run at that speed.
         wall: Real seconds since the epoch, for the timestamps of signatures.
     """
     state = State(settings.state) if settings.state else None
@@ -150,7 +150,7 @@ def _clock(
 
 
 def handlers_of(app: Starlette) -> Handlers:
-    """Return what is behind an application made by `create_app`."""
+    """Return the handlers of an application made by `create_app`."""
     handlers = app.state.handlers
     assert isinstance(handlers, Handlers)  # noqa: S101 - put there by create_app
     return handlers
@@ -184,7 +184,7 @@ def _sample_titles() -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _draw_sample(name: str) -> bytes:
-    """Return a sample as PNG; drawn once, as drawing takes a moment."""
+    """Return a sample as PNG."""
     from flux_async.imaging import encode_image  # noqa: PLC0415 - loads numpy
     from flux_async.sandbox import samples  # noqa: PLC0415 - as above
 
@@ -218,8 +218,8 @@ class Sandbox:
     """One sandbox in this process: ``async with Sandbox(SandboxSettings(images="none")) as sandbox: ...``.
 
     Args:
-        settings: How it behaves; left out, without pictures.
-        plan: What goes wrong; left out, what the settings say.
+        settings: Its options; left out, ``images="none"``.
+        plan: The faults; left out, those of the settings.
         clock: The vendor's time, such as a `VirtualTime`; left out, real time.
         wall: Seconds since the epoch, for the timestamps of signatures; left out, real ones.
 
@@ -260,7 +260,7 @@ class Sandbox:
 
     @property
     def ledger(self) -> Ledger:
-        """What was asked, paid, polled and called back, up to now."""
+        """Submits, charges, polls and callbacks up to now."""
         self._handlers.vendor.advance(self.clock())
         return self._handlers.account.ledger
 
@@ -271,15 +271,15 @@ class Sandbox:
         return self._handlers.account.balance
 
     def record(self) -> dict[str, Any]:
-        """Return the whole book, as ``GET /__sandbox/ledger`` shows it."""
-        return self._handlers.book()
+        """Return ledger, balance and tasks, as ``GET /__sandbox/ledger`` does."""
+        return self._handlers.record()
 
     async def advance(self, seconds: float) -> None:
-        """Let virtual time pass, and everything happen that falls due.
+        """Advance virtual time, and do all that is due meanwhile.
 
         Raises:
             TypeError: If this sandbox does not run on `VirtualTime`.
-            ValueError: If time is to run backwards.
+            ValueError: `seconds` is negative or infinite.
         """
         if not isinstance(self.clock, VirtualTime):
             raise TypeError("only VirtualTime can be advanced: give the sandbox one as its clock")
@@ -290,7 +290,7 @@ class Sandbox:
         return httpx.AsyncClient(transport=InProcess(self.app), base_url=IN_PROCESS, headers=headers)
 
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Serve it on a socket as well, until it is left, and return its address.
+        """Serve it on a socket as well, until the sandbox is closed, and return the address.
 
         Raises:
             SandboxError: If the port is taken or the address cannot be used.
@@ -301,14 +301,14 @@ class Sandbox:
 
 
 class _EnteredContext:
-    """A context manager in a coroutine of its own: fixtures of tests may begin and end in different ones."""
+    """A context manager in its own task: a test's fixture may begin and end in different tasks."""
 
     def __init__(self) -> None:
         self._over = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
     async def open(self, manager: AbstractAsyncContextManager[T]) -> T:
-        """Enter it and return what it yields."""
+        """Enter the context manager and return its value."""
         entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         async def run() -> None:
@@ -325,23 +325,23 @@ class _EnteredContext:
         return await entered
 
     async def close(self) -> None:
-        """Leave it."""
+        """Exit the context manager."""
         self._over.set()
         if self._running is not None:
             await self._running
 
 
 class InProcess(httpx.AsyncBaseTransport):
-    """Requests to an ASGI application in this process; a dropped connection looks like one."""
+    """Sends requests to an ASGI application in this process."""
 
     def __init__(self, app: Starlette) -> None:
         self._inner = httpx.ASGITransport(app)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Have one request answered.
+        """Send one request.
 
         Raises:
-            httpx.RemoteProtocolError: If the application hangs up.
+            httpx.RemoteProtocolError: The application closes the connection.
         """
         try:
             return await self._inner.handle_async_request(request)

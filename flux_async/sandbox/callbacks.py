@@ -1,4 +1,4 @@
-"""The vendor's callbacks: what is sent about a task, when, when it is given up, and how it is posted.
+"""The vendor's callbacks: their content, time, retries and delivery.
 
 `CallbackQueue` reads no clock and opens no socket; `CallbackSender` posts what is due. Times are vendor
 seconds, as in the simulator, except for the timestamp of a signature: receivers compare it with a real clock
@@ -35,20 +35,28 @@ from flux_async.sandbox.files import MINUTE
 from flux_async.sandbox.ledger import Attempt
 from flux_async.sandbox.simulator import Task, Vendor
 
+logger: logging.Logger = logging.getLogger(__name__)
+
 RETRIES_AFTER: Final = (1 * MINUTE, 5 * MINUTE, 15 * MINUTE)  # each counts from the failure before it
 TIME_LIMIT: Final = 15.0  # vendor seconds
 ACCEPTED: Final = 200
+
+DELIVERIES_AT_ONCE: Final = 64  # to one receiver
+SHORTEST_LIMIT: Final = 1.0  # real seconds: however fast the vendor's clock, receivers need a moment
+MAX_REPLY_BYTES: Final = 64 * 1024
+
+_SHORTEST_SLEEP: Final = 0.001  # vendor seconds
 
 STALE_BY: Final = 10 * 60.0  # real seconds
 
 SUCCESS: Final = "BFL image generated successfully."
 ATTACKER: Final = "https://attacker.example"
 
-# A record and a callback do not spell this one alike.
+# A callback spells this message differently from a record.
 _WORDING: Final = {envelopes.INTERNAL_AS_RECORDED: envelopes.INTERNAL}
 
 _WRONG_KEY: Final = "not the key of this webhook"
-# Sent once whatever comes of it; everything else is the true callback, which is tried again.
+# Sent once, whatever the answer; everything else is the true callback, which is retried.
 _ONCE: Final = {
     Fault.CALLBACK_DUPLICATE,
     Fault.CALLBACK_EARLY,
@@ -61,11 +69,11 @@ _ONCE: Final = {
 
 @attrs.define(eq=False, kw_only=True)
 class Callback:
-    """What is still to be delivered about one task.
+    """The outstanding deliveries about one task.
 
     Attributes:
-        left: The deliveries to come, in order: each as the fault it shows, or None where it shows none.
-        failures: How often the first of them has failed.
+        left: The outstanding deliveries, in order: each as its fault, or None.
+        failures: Failed attempts of the first of them.
         signature: The headers of the last delivery of the true callback.
     """
 
@@ -78,7 +86,7 @@ class Callback:
 
 @attrs.frozen(kw_only=True)
 class CallbackRequest:
-    """One delivery, ready to be posted."""
+    """The request of one delivery."""
 
     url: str
     headers: Mapping[str, str]
@@ -86,28 +94,30 @@ class CallbackRequest:
 
 
 class CallbackQueue:
-    """The callbacks that are still to be sent.
+    """The callbacks that are not yet delivered.
 
     Args:
-        key: Signs all of them; without one they carry no signature.
+        key: Signs them; None for callbacks without a signature.
     """
 
     def __init__(self, key: str | None = None) -> None:
         self._key = key
-        self._numbers = itertools.count()  # what is due at one moment leaves in the order it came
+        self._numbers = (
+            itertools.count()
+        )  # deliveries due at the same time leave in the order of their submits
         self._due: list[tuple[float, int, Callback]] = []
         self._pending: dict[str, tuple[float, Callback]] = {}
         self._changed: set[str] = set()
 
     def early(self, task: Task) -> Callback | None:
-        """Return what is to be sent the moment a task is created, if anything."""
+        """Return the callback that is due when a task is created, if there is one."""
         url = task.request.call_back_url
         if url is None or Fault.CALLBACK_EARLY not in task.faults or Fault.CALLBACK_MISSING in task.faults:
             return None
         return Callback(task=task, url=url, left=deque([Fault.CALLBACK_EARLY]))
 
     def expect(self, task: Task) -> None:
-        """Take up a task whose end is known; its callback falls due when it ends."""
+        """Schedule the callback of a task whose end is known."""
         url, deliveries = task.request.call_back_url, _deliveries(task.faults)
         if url is None or task.ends_at is None or not deliveries:
             return
@@ -116,16 +126,16 @@ class CallbackQueue:
 
     @property
     def due_at(self) -> float | None:
-        """When the next delivery falls due."""
+        """When the next delivery is due."""
         return self._due[0][0] if self._due else None
 
     def take(self, now: float) -> Iterator[Callback]:
-        """Yield what is due by `now`, to which the vendor must have advanced; each comes back to `settle`."""
+        """Yield the callbacks due by `now`, to which the vendor must have advanced; then `settle` each."""
         while self._due and self._due[0][0] <= now:
             yield heapq.heappop(self._due)[2]
 
     def write(self, callback: Callback, unix_time: float) -> CallbackRequest:
-        """Write the delivery that is to be posted now; `unix_time` is real."""
+        """Return the request of the delivery that is due; `unix_time` is real."""
         task, fault = callback.task, callback.left[0]
         named = _unknown_id(task) if fault is Fault.CALLBACK_WRONG_ID else task.task_id
         signature: Mapping[str, str] = {}
@@ -144,10 +154,10 @@ class CallbackQueue:
         return CallbackRequest(url=callback.url, headers=headers, body=_body(task, named, fault))
 
     def settle(self, callback: Callback, status: int | None, sent_at: float, now: float) -> bool:
-        """Write down what became of a delivery and decide what comes next; None is no answer at all.
+        """Record the status of a delivery, None for no answer, and schedule the next one.
 
         Returns:
-            Whether the callback was given up.
+            True if the callback is given up.
         """
         fault, accepted = callback.left[0], status == ACCEPTED
         callback.task.callbacks.append(Attempt(at=sent_at, status=status, fault=fault))
@@ -169,13 +179,13 @@ class CallbackQueue:
         return False
 
     def restore(self, task: Task, left: Iterable[Fault | None], failures: int, at: float) -> None:
-        """Take up a callback that was still to be sent in an earlier life, or was on its way."""
+        """Schedule a callback that an earlier process had not delivered."""
         assert task.request.call_back_url is not None  # noqa: S101 - or there would be none
         url = task.request.call_back_url
         self._put(Callback(task=task, url=url, left=deque(left), failures=failures), at)
 
     def take_changed(self) -> list[tuple[str, tuple[float, Callback] | None]]:
-        """Return by task what is to be sent, and when, where that changed; None where nothing is left."""
+        """Return the changed callbacks by task, each with its time; None for one that is over."""
         changed, self._changed = self._changed, set()
         return [(task_id, self._pending.get(task_id)) for task_id in changed]
 
@@ -200,7 +210,7 @@ def sign(key: str, task_id: str, timestamp: int) -> dict[str, str]:
 
 
 def _deliveries(faults: ActiveFaults) -> list[Fault | None]:
-    """Return what is sent about a task once it has ended, in order."""
+    """Return the deliveries about a task that has ended, in order."""
     if faults.keys() & {Fault.CALLBACK_MISSING, Fault.CALLBACK_EARLY}:
         return []
     for only in (Fault.CALLBACK_STALE, Fault.CALLBACK_WRONG_ID):
@@ -218,7 +228,7 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
     code, message = ACCEPTED, SUCCESS
     match fault:
         case Fault.CALLBACK_EARLY:
-            # Nothing is made yet: the links look right and lead nowhere.
+            # There is no result yet: the links are of the right form and lead nowhere.
             origin, result = (
                 f"{task.base_url}/files/{name}/{_unknown_id(task)}.jpg" for name in ("origin", "result")
             )
@@ -234,35 +244,26 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
 
 
 def _unknown_id(task: Task) -> str:
-    """Return an id that looks like one of the vendor's and belongs to no task."""
+    """Return an id of the vendor's form that belongs to no task."""
     return hashlib.sha256(task.task_id.encode()).hexdigest()[:32]
-
-
-logger: logging.Logger = logging.getLogger(__name__)
-
-DELIVERIES_AT_ONCE: Final = 64  # to one receiver
-SHORTEST_LIMIT: Final = 1.0  # real seconds: however fast the vendor's clock, receivers need a moment
-MAX_REPLY_BYTES: Final = 64 * 1024
-
-_SHORTEST_SLEEP: Final = 0.001  # vendor seconds
 
 
 class CallbackSender:
     """Delivers the callbacks of one sandbox.
 
     Args:
-        vendor: Whose tasks they are about.
-        book: Decides what is due.
+        vendor: The vendor, whose tasks the callbacks are about.
+        queue: The callbacks.
         clock: The vendor's time; `speed` of its seconds pass in a real one.
         wall: Real seconds since the epoch, for signatures.
-        anywhere: Whether callbacks go to other machines, too. A sandbox is given whatever address a program
-            under test knows, and that may be a receiver in production.
+        anywhere: Whether callbacks go to other machines too. The program under test may send the address of a
+            receiver in production.
     """
 
     def __init__(
         self,
         vendor: Vendor,
-        book: CallbackQueue,
+        queue: CallbackQueue,
         *,
         clock: VendorClock,
         speed: float,
@@ -270,18 +271,18 @@ class CallbackSender:
         anywhere: bool = False,
     ) -> None:
         self._vendor = vendor
-        self._book = book
+        self._queue = queue
         self._now = clock
         self._wall = wall
         self._anywhere = anywhere
         self._limit = max(TIME_LIMIT / speed, SHORTEST_LIMIT)
-        self._lanes: dict[str, anyio.CapacityLimiter] = {}
+        self._slots: dict[str, anyio.CapacityLimiter] = {}
         self._sleeps_until = -math.inf
         self._woken: anyio.Event | None = None
         self._web: httpx.AsyncClient | None = None
 
     def open(self, tasks: TaskGroup, web: httpx.AsyncClient) -> None:
-        """Begin to deliver; all of it runs in `tasks`, until they are cancelled."""
+        """Start to deliver, in `tasks`, until they are cancelled."""
         self._web = web
         tasks.start_soon(self._run, tasks)
 
@@ -289,18 +290,18 @@ class CallbackSender:
         while True:
             now, self._woken = self._now(), anyio.Event()
             self._vendor.advance(now)
-            for callback in self._book.take(now):
+            for callback in self._queue.take(now):
                 tasks.start_soon(self.deliver, callback)
             await self._sleep(self._woken)
 
     async def _sleep(self, woken: anyio.Event) -> None:
-        """Sleep until the next delivery is due, or until an earlier one turns up."""
-        due = self._book.due_at
+        """Sleep until the next delivery is due, or until `wake` announces an earlier one."""
+        due = self._queue.due_at
         self._sleeps_until = math.inf if due is None else due
         async with anyio.create_task_group() as race:
 
             async def sleep() -> None:
-                # Never less: a clock may be read a moment before what it slept for.
+                # Never less: a clock can wake a sleeper slightly early.
                 await self._now.sleep(max(self._sleeps_until - self._now(), _SHORTEST_SLEEP))
                 race.cancel_scope.cancel()
 
@@ -310,75 +311,75 @@ class CallbackSender:
             race.cancel_scope.cancel()
 
     def wake(self) -> None:
-        """Say that something new may be due."""
-        due = self._book.due_at
+        """Wake the sender if a delivery is due earlier than it expects."""
+        due = self._queue.due_at
         if self._woken is not None and due is not None and due < self._sleeps_until:
             self._woken.set()
 
     async def deliver(self, callback: Callback) -> None:
-        """Post one delivery and have the next one planned; nothing is posted while the app does not run."""
+        """Post one delivery and schedule the next one; without a running app, do nothing."""
         if self._web is None:
             return
         with holding(self._now):
-            async with self._lane(callback.url):
+            async with self._slot(callback.url):
                 sent_at = self._now()
-                letter = self._book.write(callback, self._wall())
-                status = await self._post(self._web, letter)
-            if self._book.settle(callback, status, sent_at, self._now()):
+                request = self._queue.write(callback, self._wall())
+                status = await self._post(self._web, request)
+            if self._queue.settle(callback, status, sent_at, self._now()):
                 logger.info("callback of task %s given up", callback.task.task_id)
             self._vendor.touch(callback.task)
             self.wake()
 
     @asynccontextmanager
-    async def _lane(self, url: str) -> AsyncIterator[None]:
-        """Wait for a slot among the deliveries to one receiver; the others have places of their own."""
+    async def _slot(self, url: str) -> AsyncIterator[None]:
+        """Hold one of the slots for deliveries to one receiver."""
         receiver = urlsplit(url).netloc.lower()
-        lane = self._lanes.setdefault(receiver, anyio.CapacityLimiter(DELIVERIES_AT_ONCE))
+        slots = self._slots.setdefault(receiver, anyio.CapacityLimiter(DELIVERIES_AT_ONCE))
         try:
-            async with lane:
+            async with slots:
                 yield
         finally:
-            if not lane.borrowed_tokens:
-                self._lanes.pop(receiver, None)
+            if not slots.borrowed_tokens:
+                self._slots.pop(receiver, None)
 
-    async def _post(self, web: httpx.AsyncClient, letter: CallbackRequest) -> int | None:
-        """Post a letter and return the HTTP status, or None where no answer came in time."""
-        if not self._anywhere and not await is_this_machine(letter.url):
+    async def _post(self, web: httpx.AsyncClient, callback: CallbackRequest) -> int | None:
+        """Post a request and return the HTTP status, or None if no answer arrives in time."""
+        if not self._anywhere and not await is_this_machine(callback.url):
             logger.warning(
                 "callback to %s not sent: it leads to another machine; allow that with --callbacks-anywhere",
-                urlsplit(letter.url).netloc,
+                urlsplit(callback.url).netloc,
             )
             return None
         try:
-            # httpx bounds each read, not all of them; it ends by itself first wherever that is enough.
+            # httpx bounds each read, not their sum; its own timeout comes first where that is enough.
             with anyio.fail_after(self._limit + 0.1):
                 request = web.build_request(
                     "POST",
-                    letter.url,
-                    content=letter.body,
-                    headers=letter.headers,
+                    callback.url,
+                    content=callback.body,
+                    headers=callback.headers,
                     timeout=httpx.Timeout(self._limit, pool=None),
-                    extensions=_as_written(letter.url),
+                    extensions=_as_written(callback.url),
                 )
                 response = await web.send(request, stream=True)
                 try:
                     await _read_a_little(response)
                 finally:
                     await response.aclose()
-        # Addresses come from outside: what a broken one makes of the URL parser is not only InvalidURL.
+        # Invalid addresses raise more than InvalidURL.
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
-            logger.info("callback to %s failed: %s", letter.url, str(error) or type(error).__name__)
+            logger.info("callback to %s failed: %s", callback.url, str(error) or type(error).__name__)
             return None
-        except Exception:  # a mistake in one delivery must not end the sandbox
-            logger.exception("callback to %s failed", letter.url)
+        except Exception:  # an error in one delivery must not end the sandbox
+            logger.exception("callback to %s failed", callback.url)
             return None
         if response.status_code != ACCEPTED:
-            logger.info("callback to %s failed: HTTP %s", letter.url, response.status_code)
+            logger.info("callback to %s failed: HTTP %s", callback.url, response.status_code)
         return response.status_code
 
 
 async def is_this_machine(url: str) -> bool:
-    """Say whether an address leads to this machine, by all that its name resolves to."""
+    """Return whether every address that a URL's host resolves to is one of this machine."""
     try:
         parts = urlsplit(url)
         found = await anyio.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
@@ -388,7 +389,7 @@ async def is_this_machine(url: str) -> bool:
 
 
 async def _read_a_little(response: httpx.Response) -> None:
-    """Read the body, so that the connection can be used again, but only if it is short."""
+    """Read a short body, so that the connection can be reused."""
     size = 0
     async for chunk in response.aiter_raw():
         size += len(chunk)
@@ -397,7 +398,7 @@ async def _read_a_little(response: httpx.Response) -> None:
 
 
 def _as_written(url: str) -> dict[str, bytes]:
-    """Return the extension that asks for a URL's path and query byte for byte; httpx would tidy them."""
+    """Return the extension that sends a URL's path and query unchanged; httpx would normalize them."""
     if not all("!" <= letter <= "~" for letter in url):
         return {}  # cannot be sent as it is
     whole = url.partition("#")[0].partition("://")[2]

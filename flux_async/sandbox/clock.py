@@ -1,4 +1,4 @@
-"""The vendor's time: real time, scaled; or time that passes only when somebody says so."""
+"""The vendor's time: scaled real time, or virtual time that a caller advances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 
 VIRTUAL_BEGIN: Final = 1_787_093_500.0
-"""Where virtual time begins, unless given otherwise: always the same, so that answers repeat."""
+"""Default start of virtual time: constant, so that answers are repeatable."""
 
 _TURNS_TO_SETTLE: Final = 50
 _A_MOMENT: Final = 0.001  # real seconds
@@ -22,10 +22,10 @@ _A_MOMENT: Final = 0.001  # real seconds
 
 @runtime_checkable
 class VendorClock(Protocol):
-    """What the sandbox needs to know of time, all of it in vendor seconds."""
+    """The clock of a sandbox, in vendor seconds."""
 
     def __call__(self) -> float:
-        """Return the present: seconds since the epoch, never running backwards."""
+        """Return the seconds since the epoch; they never decrease."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -35,20 +35,19 @@ class VendorClock(Protocol):
 
 @runtime_checkable
 class HoldableClock(VendorClock, Protocol):
-    """A clock that stands still while there is work."""
+    """A clock that stands still during work."""
 
     def working(self) -> AbstractContextManager[None]:
-        """Say that something is being done which takes real time: a picture, a delivery."""
+        """Hold time during work that takes real time: an image, a delivery."""
         ...
 
 
 class ScaledTime:
-    """Time that passes by itself, `speed` vendor seconds in a real one.
+    """Real time, `speed` vendor seconds in each second.
 
     Args:
-        speed: How fast it runs.
-        reader: Tells the present instead; it must run at `speed`.
-        not_before: Where it begins, if that is later than the real present.
+        reader: Returns the present instead; it must run at `speed`.
+        not_before: The earliest start.
     """
 
     def __init__(
@@ -72,10 +71,10 @@ class ScaledTime:
 
 
 class VirtualTime:
-    """Time that stands still until `advance`; the sandbox then does at once all that falls due.
+    """Time that stands still until `advance`, which does all that is due at once.
 
     Args:
-        begin: The present, in seconds since the epoch.
+        begin: Its start, in seconds since the epoch.
     """
 
     def __init__(self, begin: float = VIRTUAL_BEGIN) -> None:
@@ -89,7 +88,7 @@ class VirtualTime:
         return self._now
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until time has been advanced so far."""
+        """Wait until time is advanced by so much."""
         if seconds == math.inf:
             await anyio.sleep_forever()
         woken = anyio.Event()
@@ -104,7 +103,7 @@ class VirtualTime:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Say that something is being done which takes real time: a picture, a delivery."""
+        """Hold time during work that takes real time: an image, a delivery."""
         self._at_work += 1
         try:
             yield
@@ -112,15 +111,15 @@ class VirtualTime:
             self._at_work -= 1
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass, from one thing that is due to the next, each done before the one after it.
+        """Advance time from one deadline to the next; the work of each is done before the next.
 
-        Returns when everything is quiet: pictures are made and callbacks delivered, retries included.
+        Returns when images are made and callbacks delivered, retries included.
 
         Raises:
-            ValueError: If time is to run backwards.
+            ValueError: `seconds` is negative or infinite.
         """
         if not 0 <= seconds < math.inf:
-            raise ValueError(f"time can be advanced by a number of seconds from 0 on, not {seconds!r}")
+            raise ValueError(f"seconds must be a finite number of at least 0, not {seconds!r}")
         end = self._now + seconds
         await self._settled()
         while self._sleepers and self._sleepers[0][0] <= end:
@@ -131,7 +130,7 @@ class VirtualTime:
         self._now = max(self._now, end)
 
     async def _settled(self) -> None:
-        """Give everybody turns until nobody has anything left to do now."""
+        """Let other tasks run until none has work left."""
         while True:
             for _ in range(_TURNS_TO_SETTLE):
                 await anyio.lowlevel.checkpoint()
@@ -142,7 +141,7 @@ class VirtualTime:
 
 @contextmanager
 def holding(clock: VendorClock) -> Iterator[None]:
-    """Say that something is being done which takes real time, to a clock that cares."""
+    """Hold time, if the clock can, during work that takes real time."""
     if isinstance(clock, HoldableClock):
         with clock.working():
             yield
@@ -151,5 +150,5 @@ def holding(clock: VendorClock) -> Iterator[None]:
 
 
 def as_clock(clock: Callable[[], float], speed: float) -> VendorClock:
-    """Return a clock that can also sleep, from one that may only tell the time."""
+    """Return a clock with ``sleep``, from one that may lack it."""
     return clock if isinstance(clock, VendorClock) else ScaledTime(speed, clock)

@@ -58,7 +58,7 @@ class Reply:
 
     @property
     def content_type(self) -> str:
-        """The header of that name."""
+        """The Content-Type header."""
         return CONTENT_TYPE
 
     @cached_property
@@ -74,12 +74,12 @@ class Reply:
 
 @attrs.frozen
 class Page:
-    """An answer that is none of the vendor's: what a gateway or a broken connection makes of it.
+    """An answer of a gateway, or a damaged one.
 
     Attributes:
         content: The body.
         status: The HTTP status.
-        content_type: The header of that name.
+        content_type: The Content-Type header.
     """
 
     content: bytes
@@ -92,7 +92,7 @@ class Page:
 
 
 def html_page(status: http.HTTPStatus) -> Page:
-    """Return the page a gateway shows for a status."""
+    """Return the page of a gateway for a status."""
     title = f"{status.value} {status.phrase}"
     text = (
         f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>\r\n"
@@ -135,7 +135,7 @@ def record_of(task: Task, base_url: str) -> dict[str, object]:
         "taskId": task.task_id,
         "paramJson": echo,
         "response": _response(task, base_url),
-        # Rounded up, so that it may lie a moment in the future: seen in recorded traffic.
+        # Rounded up, even into the future, as in recorded traffic.
         "completeTime": None if task.ended_at is None else math.ceil(task.ended_at) * 1000,
         "createTime": math.floor(task.created_at) * 1000,
         "successFlag": int(task.flag),
@@ -155,7 +155,7 @@ def _response(task: Task, base_url: str) -> dict[str, object] | None:
 
 
 def _respelt(record: dict[str, object], task: Task) -> dict[str, object]:
-    """Return the record as the faults of its task have it."""
+    """Return the record with the faults of its task."""
     faults = task.faults
     for name in ("completeTime", "createTime"):
         record[name] = _time(record[name], task)

@@ -1,4 +1,4 @@
-"""What faults make of answers and files, and how an answer is sent: at once, late, byte by byte, never."""
+"""The effect of faults on answers and files: other answers, late ones, slow ones, none."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ Answer = Reply | Page
 BAD_GATEWAY: Final = envelopes.html_page(http.HTTPStatus.BAD_GATEWAY)
 FORBIDDEN: Final = Page(b"error code: 1010", http.HTTPStatus.FORBIDDEN, "text/plain")
 
+PRIVATE_ADDRESS: Final = "http://127.0.0.1:9/private.jpg"  # where no server listens
+
+# A browser shows uploads, but runs no script of theirs in the origin of the page.
+FILE_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Cache-Control": "private, max-age=600",
+}
+_DROPS: Final = frozenset({Fault.DROP_REQUEST, Fault.DROP_REPLY})
+
 REFUSALS: Final[Mapping[Fault, Answer]] = {
     Fault.HTTP_429: envelopes.refusal(429, envelopes.TOO_FAST),
     Fault.ENVELOPE_429: Reply({"code": 429, "msg": envelopes.TOO_FAST, "data": None}),
@@ -37,7 +47,7 @@ REFUSALS: Final[Mapping[Fault, Answer]] = {
     Fault.REFUSE_502: BAD_GATEWAY,
     Fault.REFUSE_505: envelopes.refusal(505, envelopes.SWITCHED_OFF),
 }
-"""What a submit is answered that is not let in; DROP_REQUEST, which gets no answer, is not among them."""
+"""The answers to refused submits; DROP_REQUEST gets none."""
 
 _POLLS: Final[Mapping[Fault, Answer]] = {
     Fault.POLL_401: envelopes.unauthorized(key_sent=True),
@@ -60,13 +70,13 @@ _UPLOADS: Final[Mapping[Fault, Answer]] = {
 
 
 def refused(faults: ActiveFaults, submits: int) -> Fault | None:
-    """Return the fault that turns away a submit, the `submits`-th of its image; DROP_REQUEST among others."""
-    gate = (fault for fault, most in faults.items() if fault.target is Target.SUBMIT and submits <= most)
-    return next(gate, None)
+    """Return the fault that refuses a submit, the `submits`-th of its image, or None."""
+    active = (fault for fault, most in faults.items() if fault.target is Target.SUBMIT and submits <= most)
+    return next(active, None)
 
 
 def answered(reply: Reply, faults: ActiveFaults) -> Answer:
-    """Return what the answer to an accepted submit becomes."""
+    """Return the answer to an accepted submit, with its faults."""
     if Fault.PAID_500 in faults:
         return envelopes.refusal(500, envelopes.SERVER_ERROR)
     if Fault.PAID_502 in faults:
@@ -77,18 +87,18 @@ def answered(reply: Reply, faults: ActiveFaults) -> Answer:
     return cut(spelt) if Fault.TRUNCATED_REPLY in faults else spelt
 
 
-def poll_reply(record: Callable[[], Reply], faults: ActiveFaults, looks: int, age: float) -> Answer:
-    """Return what the `looks`-th look at a task finds, `age` vendor seconds after it was made."""
+def poll_reply(record: Callable[[], Reply], faults: ActiveFaults, polls: int, age: float) -> Answer:
+    """Return the answer to the `polls`-th poll of a task, `age` vendor seconds after its submit."""
     for fault, answer in _NOT_YET.items():
         if age < faults.get(fault, 0.0):
             return answer
     for fault, answer in _POLLS.items():
-        if looks <= faults.get(fault, 0):
+        if polls <= faults.get(fault, 0):
             return answer
     spelt = respelt(record(), faults)
-    if looks <= faults.get(Fault.POLL_OTHER, 0):
+    if polls <= faults.get(Fault.POLL_OTHER, 0):
         spelt = _of_another(spelt)
-    return cut(spelt) if looks <= faults.get(Fault.POLL_TRUNCATED, 0) else spelt
+    return cut(spelt) if polls <= faults.get(Fault.POLL_TRUNCATED, 0) else spelt
 
 
 def _of_another(reply: Reply) -> Reply:
@@ -105,12 +115,12 @@ def balance(credits_: float, faults: ActiveFaults) -> Reply:
 
 
 def upload_refused(faults: ActiveFaults) -> Answer | None:
-    """Return what an upload is answered that is not taken, or None."""
+    """Return the answer that refuses an upload, or None."""
     return next((answer for fault, answer in _UPLOADS.items() if fault in faults), None)
 
 
 def respelt(reply: Reply, faults: ActiveFaults) -> Reply:
-    """Return an envelope with its code or its message written otherwise."""
+    """Return an envelope with the faults of its code and message."""
     if not faults.keys() & {Fault.CODE_AS_TEXT, Fault.MESSAGE_KEY}:
         return reply
     body = dict(reply.body)
@@ -122,43 +132,32 @@ def respelt(reply: Reply, faults: ActiveFaults) -> Reply:
 
 
 def cut(reply: Reply) -> Page:
-    """Return the first half of an answer, as if it were all."""
+    """Return the first half of an answer."""
     content = reply.encode()
     return Page(content[: len(content) // 2], reply.status, reply.content_type)
 
 
-PRIVATE_ADDRESS: Final = "http://127.0.0.1:9/private.jpg"  # where nobody listens
-
-# What callers upload is shown by browsers, but never runs in the origin of the page.
-FILE_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox; default-src 'none'",
-    "Cache-Control": "private, max-age=600",
-}
-_DROPS: Final = frozenset({Fault.DROP_REQUEST, Fault.DROP_REPLY})
-
-
 def close_connection(request: Request) -> None:
-    """Close the connection; the reply that is made afterwards reaches nobody.
+    """Close the connection; an answer that is sent afterwards is discarded.
 
     Raises:
-        ConnectionResetError: In-process, where there is no connection.
+        ConnectionResetError: In this process there is no connection to close.
     """
     close: Callable[[], None] | None = getattr(request.state, "close_connection", None)
     if close is None:
-        raise ConnectionResetError("the sandbox dropped this reply")
+        raise ConnectionResetError("the sandbox closed this connection")
     close()
 
 
 def answer(reply: Answer) -> Response:
-    """Return the answer as it is."""
+    """Return an answer unchanged."""
     return Response(reply.encode(), reply.status, headers={"Content-Type": reply.content_type})
 
 
 async def answer_submit(
     request: Request, reply: Answer, faults: ActiveFaults, clock: VendorClock
 ) -> Response:
-    """Return the answer to a submit as its faults let it through."""
+    """Return the answer to a submit, late, byte by byte or not at all if its faults say so."""
     if Fault.SLOW_REPLY in faults:
         await clock.sleep(faults[Fault.SLOW_REPLY])
     if faults.keys() & _DROPS:
@@ -177,7 +176,7 @@ async def answer_submit(
 
 
 def send_file(request: Request, file: PublicFile, path: Path, fault: Fault | None) -> Response:
-    """Return a file, or what a fault makes of it."""
+    """Return a file, changed by its fault."""
     media_type = "image/png" if Fault.FILE_JPEG_AS_PNG in file.faults else file.blob.content_type
     match fault:
         case Fault.FILE_403:
@@ -198,7 +197,7 @@ def send_file(request: Request, file: PublicFile, path: Path, fault: Fault | Non
 
 
 class _Truncated(Response):
-    """The length of the whole, the first half of it, and the end of the connection."""
+    """A response that ends in the middle, with the connection."""
 
     def __init__(self, request: Request, content: bytes, media_type: str) -> None:
         super().__init__(content, media_type=media_type)
@@ -209,5 +208,5 @@ class _Truncated(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self._half, "more_body": True})
         close_connection(self._request)
-        while (await receive())["type"] != "http.disconnect":  # till then the server takes it for a mistake
+        while (await receive())["type"] != "http.disconnect":  # an earlier return would be logged as an error
             pass

@@ -1,4 +1,4 @@
-"""Which file is behind which link, for how long (API page, "Image Storage"), and where its bytes are."""
+"""Links with their lifetimes (API page, "Image Storage"), and the store of the bytes behind them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXTENSIONS: Final = {
 
 
 class Link(enum.Enum):
-    """What a link leads to; the value is how long it lives, in vendor seconds."""
+    """The kinds of links; the value is the lifetime in vendor seconds."""
 
     ORIGIN = 10 * MINUTE
     RESULT = 14 * DAY
@@ -40,12 +40,11 @@ class Link(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class Blob:
-    """Bytes that are stored somewhere.
+    """Stored bytes.
 
     Attributes:
-        name: Under which the bytes were stored.
-        content_type: What they are.
-        kept: Whether they are needed after the link to them has expired.
+        name: The name in the store.
+        kept: Whether they stay when their link expires.
     """
 
     name: str
@@ -55,10 +54,10 @@ class Blob:
 
 @attrs.frozen(kw_only=True)
 class PublicFile:
-    """A link that was given out: its path, what is behind it, and when it ends (vendor seconds).
+    """A link: its path, its bytes and its end in vendor seconds.
 
     Attributes:
-        faults: What goes wrong when it is followed.
+        faults: The faults of its downloads.
     """
 
     path: str
@@ -88,7 +87,7 @@ class LinkTable:
         path: str | None = None,
         faults: ActiveFaults | None = None,
     ) -> PublicFile:
-        """Give out a link; without a path it gets one nobody can guess. A file at the path is replaced."""
+        """Create a link, by default under a random path; a file at the same path is replaced."""
         faults = faults or {}
         if path is None:
             named_png = Fault.FILE_JPEG_AS_PNG in faults
@@ -107,40 +106,40 @@ class LinkTable:
         heapq.heappush(self._expiries, (file.expires_at, file.path))
 
     def restore(self, files: Iterable[PublicFile]) -> None:
-        """Take up links that were given out in an earlier life."""
+        """Add links of an earlier process."""
         for file in files:
             self._add(file)
 
     def take_changed(self) -> list[tuple[str, PublicFile | None]]:
-        """Return the links that changed since the last time; None for those that are gone."""
+        """Return the links that changed since the last call; None for removed ones."""
         changed, self._changed = self._changed, set()
         return [(path, self._files.get(path)) for path in changed]
 
     def names(self) -> Iterator[str]:
-        """Yield under which names the bytes lie."""
+        """Yield the names of the stored bytes."""
         return (file.blob.name for file in self._files.values())
 
     def find(self, path: str, now: float) -> PublicFile | None:
-        """Return the file behind a path, or None where there never was one or it has expired."""
+        """Return the link of a path, or None if there is none or it has expired."""
         file = self._files.get(path)
         return file if file is not None and now < file.expires_at else None
 
     def fetch(self, file: PublicFile) -> Fault | None:
-        """Write down that a link is followed, and return what goes wrong with that, if anything."""
+        """Count a download and return its fault, or None."""
         self._fetched[file.path] += 1
         count = self._fetched[file.path]
         faults = (f for f, most in file.faults.items() if f.target is Target.FILE and count <= most)
         return next(faults, None)
 
     def sweep(self, now: float) -> Iterator[Blob]:
-        """Forget what has expired and yield the blobs nothing leads to any more."""
+        """Remove expired links and yield the bytes that no link leads to any more."""
         while self._replaced:
             yield self._replaced.pop()
         while self._expiries and self._expiries[0][0] <= now:
             _, path = heapq.heappop(self._expiries)
             file = self._files.get(path)
             if file is None or now < file.expires_at:
-                continue  # replaced by a younger one
+                continue  # replaced by a later one
             del self._files[path]
             self._changed.add(path)
             del self._fetched[path]
@@ -150,10 +149,10 @@ class LinkTable:
 
 
 class BlobStore:
-    """Files under names of its own making; memory holds none of them.
+    """The bytes of one sandbox, as files with numbers for names.
 
     Args:
-        directory: Where they lie and stay; left out, a temporary one is made when it is needed.
+        directory: Their folder, which stays; left out, a temporary one.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -170,7 +169,7 @@ class BlobStore:
         return self._directory
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Delete what an earlier life left behind and nobody needs, and number on from the rest."""
+        """Delete all other files of an earlier process, and continue its numbers."""
         if self._directory is None or not self._directory.is_dir():
             return
         needed = set(names)
@@ -181,27 +180,27 @@ class BlobStore:
         self._numbers = itertools.count(highest + 1)
 
     def new_name(self) -> str:
-        """Return a name that was not used before."""
-        self.directory.mkdir(mode=0o700, exist_ok=True)  # cleaners of temporary files know no mercy
+        """Return an unused name."""
+        self.directory.mkdir(mode=0o700, exist_ok=True)  # a cleaner of temporary files may have removed it
         return f"{next(self._numbers):08d}"
 
     def path(self, name: str) -> Path:
-        """Return where the bytes of a name lie."""
+        """Return the path of a name."""
         return self.directory / name
 
     def put(self, content: bytes, content_type: str, *, kept: bool = False, name: str | None = None) -> Blob:
-        """Store bytes that are small."""
+        """Store bytes."""
         blob = Blob(name=name or self.new_name(), content_type=content_type, kept=kept)
         self.directory.mkdir(mode=0o700, exist_ok=True)
         self.path(blob.name).write_bytes(content)
         return blob
 
     def drop(self, name: str) -> None:
-        """Delete the bytes of a name, if they are there."""
+        """Delete the bytes of a name, if there are any."""
         self.path(name).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Delete everything, unless it is to stay."""
+        """Delete a temporary directory."""
         if self._directory is not None and not self._stays:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None

@@ -1,4 +1,4 @@
-"""What the service does with a request, around `Vendor`, `ImagePipeline` and `CallbackSender`."""
+"""The endpoints of the sandbox: each passes a request to `Vendor`, `ImagePipeline` or `CallbackSender`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _SIGNED_LINKS: Final = ("/files/origin/", "/files/fresh/")
 
 
 class Handlers:
-    """Everything the routes share."""
+    """The endpoints and the state that they share."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Handlers:
         self.now: VendorClock = clock
         self.state: State | None = state
         facts = state.facts if state else None
-        # A later life draws anew, or it would hand out the ids of the first.
+        # A later process draws other ids than the first.
         seed = settings.seed if facts is None else f"{settings.seed} {facts.starts}"
         rng = random.Random(seed) if settings.seed is not None else random.Random()  # noqa: S311 - guards nothing
         self.vendor: Vendor = Vendor(rng, plan, began=facts.began if facts else clock())
@@ -83,7 +83,7 @@ class Handlers:
             self._restore(state)
 
     def _restore(self, state: State) -> None:
-        """Go on where an earlier life ended."""
+        """Restore the state of an earlier process."""
         thumbnails = state.restore(self.vendor, self.account, self.callbacks)
         self.blobs.keep_only(names_in_use(self.vendor, thumbnails))
         for task_id, (before, after) in thumbnails.items():
@@ -92,11 +92,11 @@ class Handlers:
             )
 
     def address(self, request: Request) -> str:
-        """Return the address that links of this service begin with."""
+        """Return the origin of the links of this service."""
         return self.settings.public_url or base_url(request)
 
     def save(self) -> None:
-        """Write down what has changed, where it is to outlive this process."""
+        """Write changes to the state file, if there is one."""
         if self.state is None:
             return
         drawn = self.image_pipeline.thumbnails
@@ -122,13 +122,13 @@ class Handlers:
         self.sweep()
 
     def sweep(self) -> None:
-        """Delete the bytes nothing leads to any more."""
+        """Delete the bytes of expired links."""
         for blob in self.vendor.files.sweep(self.now()):
             self.blobs.drop(blob.name)
 
     @asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
-        """Work on pictures and send callbacks for as long as the app lives."""
+        """Make images and send callbacks during the lifespan of the app."""
         try:
             async with (
                 web_client(self._own_links(app)) as web,
@@ -139,7 +139,7 @@ class Handlers:
                 self.callback_sender.open(tasks, receivers)
                 if self.state is not None:
                     tasks.start_soon(self._save_regularly)
-                for task in tuple(self.vendor.all_tasks()):  # of an earlier life that ended before they did
+                for task in tuple(self.vendor.all_tasks()):  # unfinished ones of an earlier process
                     if task.made is None:
                         self.image_pipeline.start(task)
                 yield
@@ -151,7 +151,7 @@ class Handlers:
             self.blobs.clear()
 
     def _own_links(self, app: Starlette) -> dict[str, httpx.AsyncBaseTransport]:
-        """Return how links under the public address are fetched: from here, wherever that address leads."""
+        """Return the transport for links under the public address: this application itself."""
         url = self.settings.public_url
         return {} if url is None else {url: httpx.ASGITransport(app)}
 
@@ -165,11 +165,11 @@ class Handlers:
         asked = faults_of_header(request)
         submission = self.vendor.submit(sent_key(request), body, self.now(), self.address(request), asked)
         if (task := submission.task) is not None:
-            self.save()  # before anybody hears of it
+            self.save()  # before the client learns the task's id
             try:
                 if (early := self.callbacks.early(task)) is not None:
                     await self.callback_sender.deliver(early)
-            finally:  # only now, so that however fast the clock runs it came too early
+            finally:  # only now: with a fast clock, too, the callback comes too early
                 self.image_pipeline.start(task)
             if self.settings.latency:
                 await self.now.sleep(self.settings.latency)
@@ -188,7 +188,7 @@ class Handlers:
     # The common API
 
     async def credit(self, request: Request) -> Response:
-        """GET credit: what is left of the balance."""
+        """GET credit: the balance."""
         asked = faults_of_header(request)
         return answer(self.vendor.credit(sent_key(request), self.now(), asked))
 
@@ -220,7 +220,7 @@ class Handlers:
 
         async def read() -> Upload:
             if self.image_pipeline.web is None:
-                raise RuntimeError("files are fetched while the app's lifespan runs: enter it")
+                raise RuntimeError("files are fetched only during the lifespan of the app: enter it")
             return await uploads.read_url(await json_body(request), self.blobs, self.image_pipeline.web)
 
         return await self._upload(request, read)
@@ -248,7 +248,7 @@ class Handlers:
     # The file host
 
     async def file(self, request: Request) -> Response:
-        """GET a result, an origin, a fresh link or an upload: no key asked, none read."""
+        """GET a result, an origin, a fresh link or an upload; no key is needed."""
         path = request.scope["path"]
         found = self.vendor.files.find(path, self.now())
         if found is None or not self.blobs.path(found.blob.name).is_file():
@@ -259,21 +259,21 @@ class Handlers:
         fault = self.vendor.files.fetch(found) if found.faults else None
         return send_file(request, found, self.blobs.path(found.blob.name), fault)
 
-    # What the vendor does not have
+    # Endpoints of the sandbox alone
 
     async def ledger(self, _request: Request) -> Response:
-        """GET the ledger: what was asked, paid, polled and called back."""
-        return JSONResponse(self.book())
+        """GET the ledger, the balance and the tasks."""
+        return JSONResponse(self.record())
 
-    def book(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return the ledger, the balance and all tasks, the newest first."""
         tasks = [task_json(task) for task in self.vendor.newest(self.now())]
         clock = {"now": self.now(), "speed": self.settings.speed}
-        book = self.account.ledger.as_json()
-        return {"clock": clock, "credits": self.account.balance, **book, "tasks": tasks}
+        ledger = self.account.ledger.as_json()
+        return {"clock": clock, "credits": self.account.balance, **ledger, "tasks": tasks}
 
     async def advance(self, request: Request) -> Response:
-        """POST to let virtual time pass: ``{"advance": seconds}``."""
+        """POST ``{"advance": seconds}``: advance virtual time."""
         body = await json_body(request)
         seconds = body.get("advance") if isinstance(body, dict) else None
         if not isinstance(self.now, VirtualTime):
@@ -306,7 +306,7 @@ class Handlers:
         )
 
     async def thumbnail(self, request: Request) -> Response:
-        """GET a small picture of a task."""
+        """GET a thumbnail of a task."""
         thumbnails = self.image_pipeline.thumbnails.get(request.path_params["task_id"])
         if thumbnails is None:
             raise HTTPException(http.HTTPStatus.NOT_FOUND)

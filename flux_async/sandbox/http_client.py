@@ -17,10 +17,10 @@ USER_AGENT: Final = "flux-async-sandbox/1.0"
 TIME_LIMIT: Final = 30.0  # real seconds, redirects and body included
 REDIRECTS: Final = 5
 
-# Below what servers commonly allow (5 s): a connection they close under a delivery would fail it.
+# Below the 5 s of common servers, which might close the connection during a delivery.
 _KEEP_ALIVE: Final = 2.0
 
-# The addresses of this machine, which no proxy could reach.
+# The addresses of this machine: no proxy leads there.
 DIRECT: Final = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
 _MAGIC: Final = (
@@ -40,7 +40,7 @@ class TooLargeError(Exception):
 
 @lru_cache(maxsize=1)
 def trust() -> ssl.SSLContext:
-    """Return whom TLS trusts; made once, as it takes longer than all else that a sandbox needs to begin."""
+    """Return the trusted certificates; read once, as that dominates the start of a sandbox."""
     return httpx.create_ssl_context()
 
 
@@ -51,7 +51,7 @@ async def web_client(
     """Open the HTTP client for fetching; a proxy is never used for this machine's own addresses.
 
     Args:
-        own: How to fetch what lies under certain addresses.
+        own: Transports for the addresses that begin with a prefix.
     """
     async with httpx.AsyncClient(
         verify=trust(),
@@ -67,7 +67,7 @@ async def web_client(
 
 @asynccontextmanager
 async def callback_client() -> AsyncIterator[httpx.AsyncClient]:
-    """Open the HTTP client for callbacks: no redirects, no cookies, nothing kept but connections."""
+    """Open the HTTP client for callbacks: no redirects, no cookies."""
     async with httpx.AsyncClient(
         verify=trust(),
         headers={"User-Agent": USER_AGENT},
@@ -83,8 +83,8 @@ async def fetch(client: httpx.AsyncClient, url: str, target: Path, max_bytes: in
     """Stream the file at `url` into `target` and return its content type.
 
     Raises:
-        UnreachableError: If nothing usable came within the time limit.
-        TooLargeError: If more than `max_bytes` came.
+        UnreachableError: There is no usable answer within the time limit.
+        TooLargeError: The file has more than `max_bytes`.
     """
     try:
         with anyio.fail_after(TIME_LIMIT):
@@ -94,7 +94,7 @@ async def fetch(client: httpx.AsyncClient, url: str, target: Path, max_bytes: in
                 head = await _save(response, target, max_bytes)
                 declared = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
                 return sniff(head) or declared or "application/octet-stream"
-    # Addresses come from outside: what a broken one makes of the URL parser is not only InvalidURL.
+    # Invalid addresses raise more than InvalidURL.
     except (httpx.HTTPError, httpx.InvalidURL, ConnectionError, TimeoutError, ValueError) as error:
         raise UnreachableError(str(error) or type(error).__name__) from error
 
@@ -112,7 +112,7 @@ async def _save(response: httpx.Response, target: Path, max_bytes: int) -> bytes
 
 
 def sniff(head: bytes) -> str | None:
-    """Return the content type of a picture by its first bytes, or None for anything else."""
+    """Return the content type of an image by its first bytes, or None."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "image/webp"
     return next((content_type for magic, content_type in _MAGIC if head.startswith(magic)), None)

@@ -1,4 +1,4 @@
-"""Makes the pictures of tasks beside the polls: fetches inputs, keeps workers busy, hands in results."""
+"""Makes the images of tasks in the background: fetches inputs, runs worker processes, reports results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 MAX_INPUT_BYTES: Final = 20 * 1024 * 1024
 FETCHES_AT_ONCE: Final = 8
 
-# Worded as for the sibling image API; for this one no failures are documented.
+# Messages of the vendor's other image API; for this one none are documented.
 UNREACHABLE: Final = Failure(
     code=400,
     message="Failed to fetch the image. Kindly verify any access limits set by you or your service provider",
@@ -54,7 +54,7 @@ ONE_PIXEL: Final = {
 
 @attrs.frozen(kw_only=True)
 class Thumbnails:
-    """Where the two small pictures of a task lie."""
+    """The paths of the thumbnails of a task."""
 
     before: Path
     after: Path
@@ -62,11 +62,11 @@ class Thumbnails:
 
 @attrs.frozen(kw_only=True)
 class ImageJob:
-    """One picture to be made, as it travels to the worker.
+    """The order to a worker process to make one image.
 
     Attributes:
-        source: The fetched input picture; None where a picture is drawn from the prompt.
-        result: Where the result goes; the thumbnails go to `before` and `after`.
+        source: The input; None to draw the prompt.
+        result: Path of the result; `before` and `after` are those of the thumbnails.
     """
 
     kind: Kind
@@ -83,24 +83,24 @@ class ImageJob:
 
 @attrs.frozen(kw_only=True)
 class UnusableInput:
-    """The input is not a picture the sandbox can work on."""
+    """The input is not an image that the sandbox can read."""
 
     reason: str
 
 
 def make_image_in_worker(job: ImageJob) -> UnusableInput | None:
-    """Make one picture; runs in a worker process."""
+    """Make one image; runs in a worker process."""
     from flux_async.sandbox.image_worker import make_image  # noqa: PLC0415 - loads numpy and OpenCV
 
     return make_image(job)
 
 
 class ImagePipeline:
-    """Works on the pictures of one sandbox.
+    """Makes the images of one sandbox.
 
     Args:
-        complete: Is told what became of a task's pictures.
-        clock: Is told while there is work, which takes real time.
+        complete: Called with the images of a task, or its failure.
+        clock: Held during the work, which takes real time.
     """
 
     def __init__(
@@ -123,11 +123,11 @@ class ImagePipeline:
         self.thumbnails: dict[str, Thumbnails] = {}
 
     def open(self, tasks: TaskGroup, web: httpx.AsyncClient) -> None:
-        """Begin to work; what is taken on runs in `tasks`."""
+        """Set the task group and the HTTP client of the work."""
         self._tasks, self.web = tasks, web
 
     def start(self, task: Task) -> None:
-        """Make the pictures of a task in the background, or hand in one pixel where none are wanted."""
+        """Start to make the images of a task; with ``images="none"`` complete it with one pixel."""
         if task.forced_failure is not None:
             self._complete(task, task.forced_failure)
             return
@@ -137,7 +137,7 @@ class ImagePipeline:
             return
         if self._tasks is None or self.web is None:
             raise RuntimeError(
-                "pictures are made while the app's lifespan runs: enter it, or set images='none'"
+                "images are made only during the lifespan of the app: enter it, or set images='none'"
             )
         self._tasks.start_soon(self._work, task, self.web)
 
@@ -170,8 +170,8 @@ class ImagePipeline:
         except TooLargeError as error:
             logger.info("task %s: input refused: %s", task.task_id, error)
             made = TOO_LARGE
-        except Exception:  # a mistake in one picture must not end the sandbox
-            logger.exception("task %s: the work on its picture failed", task.task_id)
+        except Exception:  # an error in one image must not end the sandbox
+            logger.exception("task %s: its image failed", task.task_id)
             made = BROKEN
         if isinstance(made, Failure) and origin:
             blobs.drop(origin.name)
@@ -193,14 +193,14 @@ class ImagePipeline:
             before=thumbnails.before,
             after=thumbnails.after,
         )
-        self.thumbnails[task.task_id] = thumbnails  # the one before is there long before the result
+        self.thumbnails[task.task_id] = thumbnails  # the one before exists long before the result
         unusable = await anyio.to_process.run_sync(
             make_image_in_worker, job, cancellable=True, limiter=self._workers
         )
         if isinstance(unusable, UnusableInput):
             logger.info("task %s: %s", task.task_id, unusable.reason)
             return NOT_AN_IMAGE
-        # A picture made from nothing has no original but itself.
+        # A generated image is its own origin.
         return TaskImages(origin=origin or attrs.evolve(result, kept=True), result=result)
 
 

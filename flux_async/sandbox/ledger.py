@@ -1,4 +1,4 @@
-"""What was asked, paid, polled and called back: the book a test reads to see that nobody paid twice."""
+"""The ledger: submits, charges, polls and callbacks, by image, so that a test sees a double charge."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Attempt:
 
 @attrs.define
 class CallbackCounts:
-    """What became of the callbacks.
+    """Counts of callback deliveries.
 
     Attributes:
         sent: Deliveries attempted.
@@ -51,7 +51,7 @@ class CallbackCounts:
 
 @attrs.define
 class Line:
-    """The book for one image (or for one prompt, where a picture is made from nothing).
+    """The ledger of one image, or of one prompt without an image.
 
     Attributes:
         submits: Submits that named it and were well formed, those refused for speed or credits included.
@@ -61,8 +61,7 @@ class Line:
         refunded: Credits given back.
         polls: Times a record of its tasks was read.
         callbacks: Deliveries of callbacks attempted for its tasks.
-        requests: How often each request about it was paid for good, by the request's digest: two edits of one
-            image are two requests.
+        requests: Charges less refunds of each request about it, by digest: two edits are two requests.
     """
 
     submits: int = 0
@@ -76,29 +75,29 @@ class Line:
 
     @property
     def charges(self) -> int:
-        """How many of its tasks were paid for good."""
+        """Tasks charged and not refunded."""
         return len(self.tasks) - self.refunds
 
     @property
     def most_charges(self) -> int:
-        """How often the request about it was paid for good that was paid most often."""
+        """The most charges, less refunds, of one request about it."""
         return max(self.requests.values(), default=0)
 
     @property
     def is_paid_twice(self) -> bool:
-        """Whether one and the same request was paid more than once."""
+        """Whether one request was charged more than once and not refunded."""
         return self.most_charges > 1
 
 
 @attrs.define
 class Window:
-    """How close to the limit it went: the most that ever happened within ten vendor seconds."""
+    """The most events within any ten vendor seconds."""
 
     most: int = 0
     _recent: deque[float] = attrs.Factory(deque)
 
     def note(self, now: float) -> None:
-        """Write down that it happened."""
+        """Count one event."""
         while self._recent and now - self._recent[0] >= WINDOW:
             self._recent.popleft()
         self._recent.append(now)
@@ -107,18 +106,18 @@ class Window:
 
 @attrs.define
 class Ledger:
-    """The book of one account.
+    """The ledger of one account.
 
     Attributes:
         submits: Submits received with a good key.
         accepted: Tasks made.
         refused: How many submits were refused, by envelope code, or by HTTP status where there is none.
-        dropped: How many were dropped before they were read.
+        dropped: Submits whose connection was closed before they were read.
         charged: Credits taken; `refunded`, credits given back.
         polls: Records read, unknown tasks included.
-        callbacks: What became of the callbacks.
+        callbacks: Counts of callback deliveries.
         faults: How often each fault active: a submit, a task with all that follows, or a call.
-        unknown_fields: How often each field was sent that the vendor does not know.
+        unknown_fields: How often each unknown field was sent.
         submits_in_window: The most submits within ten vendor seconds, refused ones included;
             `tasks_in_window`, the most tasks made.
         images: One line per input image URL; a generation is filed under ``prompt:`` and its prompt.
@@ -145,27 +144,27 @@ class Ledger:
         return [subject for subject, line in self.images.items() if line.is_paid_twice]
 
     def line(self, subject: str) -> Line:
-        """Return the line of one image, begun when it is first named."""
+        """Return the line of one image; a new one for a new image."""
         name = subject[:MAX_SUBJECT_LENGTH]
-        self._changed.add(name)  # whoever asks for a line writes in it
+        self._changed.add(name)  # every caller changes it
         return self.images.setdefault(name, Line())
 
     def take_changed(self) -> list[tuple[str, Line]]:
-        """Return the lines that may have changed since the last time."""
+        """Return the lines that may have changed since the last call."""
         changed, self._changed = self._changed, set()
         return [(name, self.images[name]) for name in changed]
 
     def submit(self, now: float) -> None:
-        """Write down that a submit was received."""
+        """Count a submit."""
         self.submits += 1
         self.submits_in_window.note(now)
 
     def strike(self, faults: Iterable[Fault]) -> None:
-        """Write down that faults active."""
+        """Count faults that struck."""
         self.faults.update(map(str, faults))
 
     def accept(self, subject: str, request: str, task_id: str, price: float, now: float) -> None:
-        """Write down a task and its charge."""
+        """Record a task and its charge."""
         self.accepted += 1
         self.tasks_in_window.note(now)
         self.charged += price
@@ -175,7 +174,7 @@ class Ledger:
         line.charged += price
 
     def refund(self, subject: str, request: str, price: float) -> None:
-        """Write down credits that were given back."""
+        """Record a refund."""
         self.refunded += price
         line = self.line(subject)
         line.refunds += 1
@@ -183,25 +182,25 @@ class Ledger:
         line.refunded += price
 
     def poll(self, subject: str | None) -> None:
-        """Write down that a record was asked for; None where there is none."""
+        """Count a poll; `subject` is None for an unknown task."""
         self.polls += 1
         if subject is not None:
             self.line(subject).polls += 1
 
     def call(self, subject: str) -> None:
-        """Write down that a callback is delivered."""
+        """Count an attempt to deliver a callback."""
         self.callbacks.sent += 1
         self.line(subject).callbacks += 1
 
     def called(self, *, accepted: bool) -> None:
-        """Write down what became of a delivery."""
+        """Count the outcome of a delivery."""
         if accepted:
             self.callbacks.accepted += 1
         else:
             self.callbacks.failed += 1
 
     def as_json(self) -> dict[str, object]:
-        """Return the book as plain data."""
+        """Return the ledger as plain data."""
         return {
             "submits": self.submits,
             "accepted": self.accepted,
@@ -223,7 +222,7 @@ class Ledger:
 
 
 def ledger_table(ledger: Ledger) -> str:
-    """Return the ledger in short, for a terminal; of many images those that were asked for most often."""
+    """Return a summary of the ledger for a terminal, with the images of the most submits."""
     return "\n".join([*_totals(ledger), *_images(ledger), ""])
 
 

@@ -22,15 +22,15 @@ _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(:\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:\
 
 
 class UnknownFaultError(Exception):
-    """A request asks for a fault there is none of."""
+    """A request asks for an unknown fault."""
 
 
 class BodyTooLargeError(Exception):
-    """The body is longer than the service reads."""
+    """The body is too long."""
 
 
 def limited(request: Request, max_bytes: int) -> Request:
-    """Return the request with a body that ends in `BodyTooLargeError` when it grows too long."""
+    """Return the request with a body that raises `BodyTooLargeError` beyond `max_bytes`."""
     size = 0
 
     async def receive() -> Message:
@@ -46,21 +46,21 @@ def limited(request: Request, max_bytes: int) -> Request:
 
 
 def sent_key(request: Request) -> str | None:
-    """Return the key of the Authorization header, or None where there is none."""
+    """Return the key of the Authorization header, or None."""
     scheme, _, key = request.headers.get("Authorization", "").strip().partition(" ")
     return key.strip() if scheme.lower() == "bearer" and key.strip() else None
 
 
 def is_json(request: Request) -> bool:
-    """Whether the Content-Type header says JSON."""
+    """Whether the Content-Type header is that of JSON."""
     return request.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/json"
 
 
 async def json_body(request: Request, max_bytes: int = MAX_JSON_BYTES) -> object:
-    """Return the decoded body, or None where it is not JSON.
+    """Return the decoded body, or None if it is not JSON.
 
     Raises:
-        BodyTooLargeError: If it is longer than `max_bytes`.
+        BodyTooLargeError: The body is longer than `max_bytes`.
     """
     try:
         return json.loads(await limited(request, max_bytes).body(), parse_constant=_refuse)
@@ -73,7 +73,7 @@ def _refuse(name: str) -> NoReturn:
 
 
 def base_url(request: Request) -> str:
-    """Return the address the caller used for this service, without a path."""
+    """Return the origin that the client used for this service."""
     host = request.headers.get("Host", "")
     if _HOST.fullmatch(host) is None:
         name, port = request.scope.get("server") or ("localhost", None)
@@ -82,14 +82,14 @@ def base_url(request: Request) -> str:
 
 
 def faults_of_header(request: Request) -> tuple[Rule, ...]:
-    """Return the faults a request asks for in its header.
+    """Return the faults that a request asks for in its header.
 
     Raises:
-        UnknownFaultError: If there is none of a name.
+        UnknownFaultError: A fault is unknown.
     """
     try:
         return parse_rules(request.headers.get(HEADER, ""))
-    except ValueError as error:  # a misspelled fault would be a test that tests nothing
+    except ValueError as error:  # with a misspelled fault a test would test nothing
         raise UnknownFaultError(str(error)) from None
 
 
@@ -128,7 +128,7 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {str: "a string", bool: "a boolean", in
 
 
 class Kind(enum.StrEnum):
-    """What a task does, as far as the sandbox can tell."""
+    """What a task does, by its prompt and input."""
 
     GENERATION = "generation"
     TEXT_REMOVAL = "text removal"
@@ -137,13 +137,13 @@ class Kind(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Order:
-    """A submit that was understood.
+    """A valid submit.
 
     Attributes:
-        aspect_ratio: The ratio asked for; None keeps the ratio of the picture being edited.
-        faults: The faults the URL of the picture asks for.
-        sent: The known fields that were sent, with their names on the wire; what ``paramJson`` echoes.
-        unknown: The names of the other fields, which nothing is done about.
+        aspect_ratio: The requested ratio; None keeps that of the input.
+        faults: The faults that the URL of the input asks for.
+        sent: The known fields that were sent, as ``paramJson`` echoes them.
+        unknown: The names of the other fields, which are ignored.
     """
 
     prompt: str
@@ -159,26 +159,26 @@ class Order:
 
     @property
     def digest(self) -> str:
-        """The same for the same request: all that is asked for, without where its end is to be reported."""
+        """A digest of all fields but the callback address: equal requests have equal digests."""
         asked = {name: value for name, value in self.sent.items() if name != "callBackUrl"}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
     @property
     def kind(self) -> Kind:
-        """What the task does, read from the prompt."""
+        """What the task does."""
         if self.input_image is None:
             return Kind.GENERATION
         return Kind.TEXT_REMOVAL if asks_to_remove_text(self.prompt) else Kind.EDIT
 
     @property
     def price(self) -> float:
-        """What the task costs, in credits."""
+        """Price in credits."""
         return PRICES[self.model]
 
 
 @attrs.frozen
 class Refusal:
-    """Why a submit is not accepted: the code and message of the envelope."""
+    """The code and message of the envelope that refuses a submit."""
 
     code: int
     message: str
@@ -188,7 +188,7 @@ def read_task_request(body: object) -> Order | Refusal:
     """Read the decoded JSON body of a submit."""
     if not isinstance(body, dict):
         return Refusal(422, "The request body must be a JSON object.")
-    # Null is the same as absent, and fields the vendor does not know are not read.
+    # Null is the same as absent; unknown fields are ignored.
     sent = {name: body[name] for name in _TYPES if body.get(name) is not None}
     for name, value in sent.items():
         if not _has_type(value, _TYPES[name]):
@@ -196,7 +196,7 @@ def read_task_request(body: object) -> Order | Refusal:
     sent = {name: _without_surrogates(value) for name, value in sent.items()}
     try:
         request = attrs.evolve(_request(sent), unknown=_unknown(body))
-    except ValueError as error:  # a misspelled fault would be a test that tests nothing
+    except ValueError as error:  # with a misspelled fault a test would test nothing
         return Refusal(422, f"inputImage: {error}")
     return _refusal(request) or request
 
@@ -254,7 +254,7 @@ def _refusal(request: Order) -> Refusal | None:
 
 
 def is_web_address(url: str) -> bool:
-    """Whether `url` is an http or https URL with a host, and not absurdly long."""
+    """Whether `url` is an http or https URL with a host, of at most 2,048 characters."""
     if len(url) > MAX_URL_LENGTH:
         return False
     try:
@@ -287,5 +287,5 @@ _REMOVES_TEXT = re.compile(
 
 
 def asks_to_remove_text(prompt: str) -> bool:
-    """Whether the prompt asks for writing to be taken out of a picture."""
+    """Whether a prompt asks to remove text from an image."""
     return _REMOVES_TEXT.search(prompt[:10_000]) is not None

@@ -30,13 +30,13 @@ MAX_PORT: Final = 65_535
 BACKLOG: Final = 2048
 
 USAGE_ERROR: Final = 2
-SAMPLE: Final = "summer-sale"  # drawn, so that it needs no photograph
+SAMPLE: Final = "summer-sale"  # needs no photograph
 
-_A_MOMENT: Final = 0.002  # seconds
-_MUCH: Final = 65_536
+_POLL_S: Final = 0.002  # seconds
+_CHUNK: Final = 65_536
 
 _SERVING: Final = ("starlette", "uvicorn", "python_multipart")
-_PICTURES: Final = ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime")
+_IMAGES: Final = ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime")
 
 
 def serve(
@@ -48,19 +48,19 @@ def serve(
 ) -> None:
     """Serve the sandbox until SIGINT or SIGTERM.
 
-    When it is ready it prints its address to stdout, and that of a sample image where it makes images.
+    When it is ready it prints its address to stdout, and that of a sample image if it makes images.
 
     Args:
-        settings: How it behaves; the defaults where left out.
+        settings: Its options; left out, the defaults.
         host: The address to listen on.
-        port: The port; 0 picks a free one, which the line names.
-        ledger: Whether to print what was asked and paid to stderr in the end.
+        port: The port; 0 picks a free one.
+        ledger: Whether to print a summary of the ledger to stderr at the end.
 
     Raises:
-        SandboxError: If the port is taken, the address cannot be used, or the extra is not installed.
+        SandboxError: The port is taken, the address cannot be used, or the extra is not installed.
     """
     settings = settings or SandboxSettings()
-    _require(_SERVING + (_PICTURES if settings.images == "real" else ()))
+    _require(_SERVING + (_IMAGES if settings.images == "real" else ()))
     from flux_async.sandbox.app import create_app, handlers_of  # noqa: PLC0415 - needs the extra
     from flux_async.sandbox.ledger import ledger_table  # noqa: PLC0415 - needs the extra
 
@@ -92,10 +92,10 @@ def _config(app: ASGIApp, *, lifespan: Literal["on", "off"]) -> uvicorn.Config:
 
 @asynccontextmanager
 async def listening(app: ASGIApp, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> AsyncIterator[str]:
-    """Serve an application whose lifespan runs already, in this event loop, and yield its address.
+    """Serve an application, whose lifespan runs already, in this event loop; yield its address.
 
     Raises:
-        SandboxError: If the port is taken, the address cannot be used, or the extra is not installed.
+        SandboxError: The port is taken, the address cannot be used, or the extra is not installed.
     """
     _require(_SERVING)
     with _listen(host, port) as listener:
@@ -104,7 +104,7 @@ async def listening(app: ASGIApp, host: str = DEFAULT_HOST, port: int = DEFAULT_
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
             while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-                await anyio.sleep(_A_MOMENT)
+                await anyio.sleep(_POLL_S)
             try:
                 yield _address(host, listener)
             finally:
@@ -168,12 +168,12 @@ def _end_with_input() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process in good order when nobody holds the other end of file ``parent`` any more.
+    """End this process with SIGTERM when the other end of file ``parent`` is closed.
 
-    It is read as the system has it: Python aborts where a thread still holds a file object's lock in the end.
+    It is read by descriptor: Python aborts at exit if a thread holds the lock of a file object.
     """
-    with contextlib.suppress(OSError):  # a terminal that has gone
-        while os.read(parent, _MUCH):
+    with contextlib.suppress(OSError):  # a closed terminal
+        while os.read(parent, _CHUNK):
             pass
     signal.raise_signal(signal.SIGTERM)
 
@@ -188,7 +188,7 @@ def _require(modules: Sequence[str]) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= MAX_PORT:  # the resolver would wrap it around
+    if not 0 <= port <= MAX_PORT:  # the resolver would use it modulo 65,536
         raise SandboxError(f"cannot listen on {host} port {port}: a port is a number from 0 to {MAX_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -196,7 +196,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise SandboxError(f"cannot listen on {host} port {port}: {error}") from error
     try:
-        if sys.platform != "win32":  # there it would let two servers share a port
+        if sys.platform != "win32":  # where two servers could share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
@@ -218,7 +218,7 @@ def _guest_server(config: uvicorn.Config) -> uvicorn.Server:
     import uvicorn  # noqa: PLC0415 - needs the extra
 
     class GuestServer(uvicorn.Server):
-        """Leaves the signals of the process alone."""
+        """Installs no signal handlers."""
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -231,7 +231,7 @@ def _quiet_server(config: uvicorn.Config, address: str, sample: str | None) -> u
     import uvicorn  # noqa: PLC0415 - needs the extra
 
     class QuietServer(uvicorn.Server):
-        """Says when it is ready, and ends a signal with a plain return instead of raising it again."""
+        """Prints its address when it is ready, and returns after a signal instead of raising it again."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)

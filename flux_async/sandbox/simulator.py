@@ -1,10 +1,10 @@
-"""The vendor without its servers: accounts, credits, tasks and links, driven by calls that carry the time.
+"""The vendor without its servers: accounts, credits, tasks and links, every call carries the time.
 
 Nothing here reads a clock, opens a socket or waits. Every method takes ``now`` in vendor seconds since the
-epoch; whatever became due since the last call is settled first, so no timer is needed. Images are made
-elsewhere and handed in with `Vendor.deliver` or `Vendor.fail`.
+epoch; what became due since the last call is done first, so no timer is needed. Images are made
+elsewhere and passed in by `Vendor.deliver` or `Vendor.fail`.
 
-The rules are those of the API page; where recorded traffic of the service differs from it, the traffic wins.
+The rules are those of the API page; where recorded traffic differs, the traffic decides.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FAILURES: Final = (Flag.CREATE_TASK_FAILED, Flag.GENERATE_FAILED)
 
 @attrs.frozen(kw_only=True)
 class TaskImages:
-    """The two pictures of a successful task: the one edited (or made) and the result."""
+    """The two images of a successful task: the origin (edited or generated) and the result."""
 
     origin: Blob
     result: Blob
@@ -70,10 +70,10 @@ TIMED_OUT: Final = Failure(code=500, message=envelopes.TIMED_OUT)
 
 @attrs.define(eq=False)
 class Account:
-    """One customer: the keys share the balance and the window.
+    """One account, whose keys share the balance and the rate window.
 
     Attributes:
-        window: When the submits of the last seconds passed the gate.
+        window: Times of the submits in the current rate window.
         disabled: Whether its keys are refused.
     """
 
@@ -86,19 +86,19 @@ class Account:
 
 @attrs.define(eq=False, kw_only=True)
 class Task:
-    """One task, from creation to its end, which is sticky but for one fault.
+    """One task; its end is final but for one fault.
 
     Attributes:
-        ready_at: When its drawn time has passed.
-        base_url: The address its submit was sent to; links in its callbacks begin with it.
-        faults: What goes wrong with it.
-        made: The pictures or the failure, once known; they count from `ready_at` on.
-        ends_at: When it will leave GENERATING, known once `made` is.
-        ended_at: When it left GENERATING.
+        ready_at: The end of its drawn duration.
+        base_url: The origin of the links in its callbacks.
+        faults: The faults that strike it.
+        made: The images or the failure, once known; valid from `ready_at` on.
+        ends_at: The time at which it will leave GENERATING, known once `made` is.
+        ended_at: The time at which it left GENERATING.
         refunded: Credits given back.
         origin: The link to the origin, once it succeeded; `result` likewise.
         callbacks: The deliveries of its callback; with all faults and retries they are eight.
-        cached_reply: What record-info answers to this state, once asked, and to whom.
+        cached_reply: The answer of record-info in this state, with the origin of its links.
     """
 
     task_id: str
@@ -121,24 +121,24 @@ class Task:
 
     @property
     def subject(self) -> str:
-        """Under which the ledger files it."""
+        """The key of its line in the ledger."""
         return subject_of(self.request)
 
     @property
     def failure(self) -> Failure | None:
-        """Why it failed, while it is seen as failed."""
+        """The failure that record-info shows, if any."""
         if self.flag not in FAILURES:
             return None
         return self.made if isinstance(self.made, Failure) else TIMED_OUT
 
     @property
     def forced_failure(self) -> Failure | None:
-        """The failure that awaits it whatever is made of its pictures."""
+        """The failure that a fault forces on it, if any."""
         return next((failure for fault, failure in FORCED_FAILURES.items() if fault in self.faults), None)
 
 
 def subject_of(request: Order) -> str:
-    """Return under which name the ledger files what was ordered."""
+    """Return the key of a request's line in the ledger."""
     return request.input_image or f"prompt:{request.prompt}"
 
 
@@ -152,12 +152,12 @@ SIGMA: Final = 0.4
 
 @attrs.frozen(kw_only=True)
 class Submission:
-    """What becomes of a submit.
+    """The result of a submit.
 
     Attributes:
         reply: The answer.
-        task: The task, if one was made.
-        faults: What the answer itself cannot show and is left to whoever sends it.
+        task: The task, if there is one.
+        faults: The faults that the sender of the answer must apply.
     """
 
     reply: Answer
@@ -167,7 +167,7 @@ class Submission:
 
 @attrs.frozen(kw_only=True)
 class Upload:
-    """A file that arrived at the upload host, and the folder and name it asks for."""
+    """A file for the upload host, with the requested folder and name."""
 
     folder: str
     name: str | None
@@ -179,9 +179,9 @@ class Vendor:
     """The whole service, for any number of accounts.
 
     Args:
-        rng: Draws ids, link names and task times; the only randomness there is.
-        plan: What goes wrong.
-        began: When its life begins; the windows of the plan count from there.
+        rng: Draws ids, link names and task times.
+        plan: The faults.
+        began: Its start, from which the windows of the plan count.
     """
 
     def __init__(self, rng: random.Random, plan: FaultPlan | None = None, began: float = 0.0) -> None:
@@ -197,23 +197,23 @@ class Vendor:
         self.files: LinkTable = LinkTable(random.Random(rng.getrandbits(64)))  # noqa: S311 - a sandbox guards nothing
 
     def open_account(self, keys: Iterable[str], balance: float) -> Account:
-        """Open an account for one or several keys."""
+        """Open an account for some keys."""
         account = Account(self._rng.randrange(10**11, 10**12), balance)
         self._accounts.update(dict.fromkeys(keys, account))
         return account
 
     def account(self, key: str | None) -> Account | None:
-        """Return the account a key belongs to, if it is let in."""
+        """Return the account of an accepted key, or None."""
         account = self._accounts.get(key) if key is not None else None
         return None if account is None or account.disabled else account
 
     def faults_of_call(self, target: Target, now: float, asked: Iterable[Rule] = ()) -> ActiveFaults:
-        """Return what goes wrong with a call that no task belongs to."""
+        """Return the faults of a call without a task."""
         self.calls += 1
         return self._plan.for_call(target, self.calls, now - self.began, asked)
 
     def _rejection(self, key: str | None, now: float) -> Reply | None:
-        """Return the answer to whoever does not get past the door."""
+        """Return the answer to a call with a bad key or during maintenance, or None."""
         self.advance(now)
         account = self.account(key)
         if account is None:
@@ -247,13 +247,15 @@ class Vendor:
         )
 
     def _fault_before_task(self, account: Account, request: Order, faults: ActiveFaults) -> Submission | None:
-        """Let those faults strike that leave no task behind."""
+        """Apply the faults that leave no task; return the answer if one of them strikes."""
         ledger = account.ledger
         if account.ledger.submits > faults.get(Fault.KEY_DISABLED, math.inf):
             account.disabled = True
             ledger.strike([Fault.KEY_DISABLED])
             return self._refuse(account, 401, envelopes.unauthorized(key_sent=True))
-        if Fault.MAINTENANCE in faults and not self._plan.includes_maintenance:  # asked for by this one
+        if (
+            Fault.MAINTENANCE in faults and not self._plan.includes_maintenance
+        ):  # asked for by this submit alone
             ledger.strike([Fault.MAINTENANCE])
             return self._refuse(account, 455, envelopes.refusal(455, envelopes.MAINTENANCE))
         if account.balance and ledger.accepted >= faults.get(Fault.BALANCE_OUT, math.inf):
@@ -287,7 +289,7 @@ class Vendor:
         return Submission(reply=answer)
 
     def _refusal(self, account: Account, request: Order | Refusal, now: float) -> Refusal | None:
-        # The gate stands before the parameters: a submit that is later refused for them has passed it too.
+        # The rate limit comes first: submits with bad parameters count as well.
         while account.window and now - account.window[0] >= WINDOW:
             account.window.popleft()
         if len(account.window) >= SUBMITS_PER_WINDOW:
@@ -321,18 +323,18 @@ class Vendor:
         account.ledger.strike(active)
         return task
 
-    def deliver(self, task_id: str, pictures: TaskImages, now: float) -> None:
-        """Hand in the pictures of a task; it succeeds when its time has passed as well."""
-        self._make(task_id, pictures, now)
+    def deliver(self, task_id: str, images: TaskImages, now: float) -> None:
+        """Set the images of a task, which succeeds at its time or now."""
+        self._make(task_id, images, now)
 
     def fail(self, task_id: str, failure: Failure, now: float) -> None:
-        """Let a task fail when its time has passed; its credits go back."""
+        """Let a task fail at its time or now, with a refund."""
         self._make(task_id, failure, now)
 
     def _make(self, task_id: str, made: TaskImages | Failure, now: float) -> None:
         self.advance(now)
         task = self._tasks[task_id]
-        # The first word stands: an end is sticky.
+        # The first end is final.
         if task.made is None and Fault.NEVER_ENDS not in task.faults:
             task.made = task.forced_failure or made
             task.ends_at = max(task.ready_at, now)
@@ -340,7 +342,7 @@ class Vendor:
             heapq.heappush(self._due, (task.ends_at, task_id))
 
     def advance(self, now: float) -> None:
-        """Settle what is due by `now`."""
+        """End the tasks that are due by `now`."""
         while self._due and self._due[0][0] <= now:
             at, task_id = heapq.heappop(self._due)
             self._settle(self._tasks[task_id], at)
@@ -351,7 +353,7 @@ class Vendor:
         self._changed.add(task.task_id)
         match task.made:
             case TaskImages() if flips:
-                task.flag = Flag.GENERATE_FAILED  # not for good, so nothing is refunded
+                task.flag = Flag.GENERATE_FAILED  # not final, so nothing is refunded
                 heapq.heappush(self._due, (at + task.faults[Fault.TIMEOUT_FLIPS], task.task_id))
             case TaskImages(origin=origin, result=result):
                 task.flag = Flag.SUCCESS
@@ -390,7 +392,7 @@ class Vendor:
         )
 
     def drops_poll(self, task_id: str | None) -> bool:
-        """Say whether the connection closes at this look, which has been written down."""
+        """Return whether the connection closes at this poll, which is counted already."""
         task = self._tasks.get(task_id or "")
         return task is not None and task.polls <= task.faults.get(Fault.POLL_DROP, 0)
 
@@ -417,7 +419,7 @@ class Vendor:
         return envelopes.success(base_url + fresh.path)
 
     def upload(self, account: Account, upload: Upload, now: float, base_url: str) -> Reply:
-        """File an upload and answer as the upload host does; the same name replaces the older file."""
+        """Store an upload and return the answer of the upload host; a file of the same name is replaced."""
         name = upload.name
         if name is None:
             letters = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -438,7 +440,7 @@ class Vendor:
         return Reply({"success": True, "code": 200, "msg": "File uploaded successfully", "data": data})
 
     def restore(self, tasks: Iterable[Task], submits: int, calls: int) -> None:
-        """Take up the tasks of an earlier life, and count on from there."""
+        """Add the tasks of an earlier process and continue its counts."""
         self.submits, self.calls = submits, calls
         for task in tasks:
             self._tasks[task.task_id] = task
@@ -450,11 +452,11 @@ class Vendor:
                     heapq.heappush(self._due, (task.ended_at + flips, task.task_id))
 
     def touch(self, task: Task) -> None:
-        """Say that something was written down with a task."""
+        """Mark a task as changed."""
         self._changed.add(task.task_id)
 
     def take_changed(self) -> list[Task]:
-        """Return the tasks that may have changed since the last time."""
+        """Return the tasks that may have changed since the last call."""
         changed, self._changed = self._changed, set()
         return sorted((self._tasks[task_id] for task_id in changed), key=lambda task: task.created_at)
 
@@ -469,7 +471,7 @@ class Vendor:
 
 
 def _record_reply(task: Task, base_url: str) -> Reply:
-    """Return what record-info says of a task; written once for each state of it."""
+    """Return the answer of record-info; encoded once for each state of a task."""
     if task.cached_reply is None or task.cached_reply[0] != base_url:
         if Fault.FAIL_ENVELOPE in task.faults and task.failure is not None:
             reply = envelopes.refusal(task.failure.code, task.failure.message)
@@ -488,7 +490,7 @@ def _path_at(url: str, base_url: str) -> str:
 
 
 def task_json(task: Task) -> dict[str, object]:
-    """Return what the ledger tells of a task."""
+    """Return a task as the ledger shows it."""
     failure = task.failure
     return {
         "taskId": task.task_id,

@@ -1,9 +1,9 @@
-"""The sandbox's memory on disk: one SQLite file, with the pictures in a folder beside it.
+"""The state file of a sandbox: SQLite, with the images in a folder beside it.
 
-A task is in the file before its submit is answered, so no id that a client holds is ever forgotten. What
-changes afterwards (looks, ends, deliveries) follows within a quarter of a second. A sandbox that is killed
-works out the last moment anew: tasks end at the same time with the same result, and a callback that was on
-its way is delivered again. The file is whole after any kill; a power cut may take the last second.
+A task is in the file before its submit is answered, so no id that a client has is lost. What
+changes afterwards (polls, ends, deliveries) follows within a quarter of a second. After a kill the next start
+repeats the last moment: tasks end at the same time with the same result, and a callback that was in flight is
+delivered again. The file is whole after any kill; a power cut may take the last second.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ converter.register_structure_hook_func(lambda kind: kind is object, lambda value
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """What there is only one of.
+    """The values of the sandbox as a whole.
 
     Attributes:
-        now: The vendor's time when it was last written down.
-        began: When the sandbox's life began; `starts` is how often it was started.
+        now: The vendor's time at the last write.
+        began: The first start; `starts` counts all starts.
         submits: Submits so far, and `calls`, as the plan of faults counts them.
     """
 
@@ -61,13 +61,13 @@ class Facts:
 
 
 class State:
-    """The file of one sandbox, which nobody else may use meanwhile.
+    """The state file of one sandbox, locked for other processes.
 
     Args:
-        path: Where it is; made where there is none.
+        path: Its path; a missing file is created.
 
     Raises:
-        SandboxError: If it cannot be used, or is in use.
+        SandboxError: It cannot be used, or is in use.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +90,7 @@ class State:
     def restore(
         self, vendor: Vendor, account: Account, callbacks: CallbackQueue
     ) -> dict[str, tuple[str, str]]:
-        """Put everything back where it was, and return the names of the small pictures by task."""
+        """Restore everything, and return the names of the thumbnails by task."""
         facts = self.facts
         if facts is None:
             return {}
@@ -133,7 +133,7 @@ class State:
         now: float,
         thumbnails: Callable[[str], tuple[str, str] | None],
     ) -> None:
-        """Write down what has changed since the last time, all of it or nothing."""
+        """Write what changed since the last call, in one transaction."""
         facts = self._facts_of(vendor, account, now)
         tasks, lines = vendor.take_changed(), account.ledger.take_changed()
         links, pending = vendor.files.take_changed(), callbacks.take_changed()
@@ -196,12 +196,12 @@ class State:
             self._file.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)  # noqa: S608 - our names
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Return a connection that nobody else has, to a file of this release; a refused file is left closed."""
+    """Return an exclusive connection to a file of this version."""
     try:
         file = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
     except sqlite3.Error as error:
@@ -225,7 +225,7 @@ def _prepare(file: sqlite3.Connection, path: Path) -> None:
     except sqlite3.Error as error:
         raise _unusable(path, error) from None
     if version not in {0, VERSION}:
-        raise SandboxError(f"the state file {path} was written by another release")
+        raise SandboxError(f"the state file {path} has an unsupported version: delete it, or choose another")
 
 
 def _unusable(path: Path, error: sqlite3.Error) -> SandboxError:
@@ -239,7 +239,7 @@ def _first(file: sqlite3.Connection, question: str, *values: object) -> Any:
 
 
 def names_in_use(vendor: Vendor, thumbnails: Mapping[str, tuple[str, str]]) -> Iterator[str]:
-    """Yield the names of all pictures that something still leads to."""
+    """Yield the names of all images in use."""
     yield from vendor.files.names()
     for task in vendor.all_tasks():
         made = task.made

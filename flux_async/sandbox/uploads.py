@@ -1,4 +1,4 @@
-"""The upload host: three ways to put a file where the vendor can fetch it.
+"""The upload host: the three endpoints that store a file for the vendor.
 
 Errors here are real HTTP statuses, and ``success`` stands beside ``code`` instead of an envelope.
 """

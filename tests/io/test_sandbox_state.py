@@ -172,7 +172,7 @@ def test_images_survive_a_restart(start_sandbox: Callable[..., Any], image_host:
 
 
 def test_files_that_cannot_be_used(file: Path, tmp_path: Path) -> None:
-    """A file in use, of another release, or that is no database is refused in one sentence, and closed."""
+    """A file in use, of an unsupported version or no database is refused in one sentence, and closed."""
     first = create_app(settings(file))
     with pytest.raises(SandboxError, match="another sandbox is using it"):
         create_app(settings(file))
@@ -180,7 +180,7 @@ def test_files_that_cannot_be_used(file: Path, tmp_path: Path) -> None:
     with sqlite3.connect(file) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(SandboxError, match="another release"):
+    with pytest.raises(SandboxError, match="unsupported version"):
         create_app(settings(file))
     other = tmp_path / "note.txt"
     other.write_text("no database " * 100)
