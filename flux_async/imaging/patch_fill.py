@@ -123,10 +123,8 @@ def _mean_gradient(image: Floats, hole: Mask, *, reach: int) -> Floats:
 def _begin(level: Level, random: np.random.Generator) -> _State:
     """Return the state of the coarsest level after a first guess and a long search."""
     guide = Guide(
-        look=masked_gaussian(level.values, (~level.hole).astype(np.float32), 2.0),
+        blurred=masked_gaussian(level.values, (~level.hole).astype(np.float32), 2.0),
         wanted=fill_smoothly(level.values, level.hole),
-        likeness=LIKENESS,
-        nearness=NEARNESS,
     )
     current = _peel(level, guide, random)
     start = level.random_sources(len(level.targets), random)
@@ -207,8 +205,8 @@ class _Scorer:
         patches = with_rim(level.values).reshape(-1, 4)[level.flat(sources)[:, None] + self._steps]
         self._squares = np.ascontiguousarray((patches**2).sum(2).T)
         self._patches = np.ascontiguousarray(patches.reshape(len(sources), -1).T)
-        self._look = guide.look[sources.rows, sources.columns]
-        self._look_squares = (self._look**2).sum(1)
+        self._blurred = guide.blurred[sources.rows, sources.columns]
+        self._blurred_squares = (self._blurred**2).sum(1)
         self._where = np.stack([sources.rows, sources.columns]).astype(np.float32)
         self._where_squares = (self._where**2).sum(0)
 
@@ -226,13 +224,11 @@ class _Scorer:
 
     def _guidance(self, part: Positions) -> Floats:
         expected = self._guide.wanted[part.rows, part.columns]
-        unlike = self._look_squares[None] - 2 * expected @ self._look.T
+        unlike = self._blurred_squares[None] - 2 * expected @ self._blurred.T
         here = np.stack([part.rows, part.columns], 1).astype(np.float32)
         away = self._where_squares[None] - 2 * here @ self._where
         height, width = self._level.shape
-        return np.asarray(
-            self._guide.likeness * unlike + self._guide.nearness / (height**2 + width**2) * away, np.float32
-        )
+        return np.asarray(LIKENESS * unlike + NEARNESS / (height**2 + width**2) * away, np.float32)
 
 
 def _without_seam(image: Floats, hole: Mask, state: _State) -> Floats:
@@ -332,10 +328,8 @@ class Level:
 class Guide:
     """Preference of the search: patches that, blurred, resemble ``wanted`` and lie near the target."""
 
-    look: Floats
+    blurred: Floats
     wanted: Floats
-    likeness: float
-    nearness: float
 
 
 def with_rim(values: Floats) -> Floats:
@@ -414,14 +408,13 @@ class Search:
 
     def _penalty(self, guide: Guide, positions: Positions, chosen: NDArray[np.intp]) -> Floats:
         targets = self._level.targets.at(chosen)
-        unlike = guide.look[positions.rows, positions.columns] - guide.wanted[targets.rows, targets.columns]
+        found = guide.blurred[positions.rows, positions.columns]
+        unlike = found - guide.wanted[targets.rows, targets.columns]
         away = (positions.rows - targets.rows) ** 2 + (positions.columns - targets.columns) ** 2
         height, width = self._level.shape
-        near = guide.nearness / (height**2 + width**2) * away
+        near = NEARNESS / (height**2 + width**2) * away
         weight = self._steps.shape[1]
-        return np.asarray(
-            weight * (guide.likeness * np.einsum("ij,ij->i", unlike, unlike) + near), np.float32
-        )
+        return np.asarray(weight * (LIKENESS * np.einsum("ij,ij->i", unlike, unlike) + near), np.float32)
 
     def _patches(self, packed: NDArray[np.uint32], positions: Positions) -> NDArray[np.uint8]:
         """Return the patches around pixels, one row of bytes each."""
@@ -450,10 +443,10 @@ def vote(level: Level, matches: Positions, weights: Floats | None, *, sharpness:
         proposed = np.take(source, sources + step, mode="clip").view(np.float32).reshape(-1, 4)
         proposed = proposed * share[:, None]
         # Targets are distinct pixels: within one step no position is written twice, plain indexing adds up.
-        place = targets + step
-        proposed += total_packed[place].view(np.float32).reshape(-1, 4)
-        total_packed[place] = proposed.view(np.complex128).reshape(-1)
-        weight[place] += share
+        index = targets + step
+        proposed += total_packed[index].view(np.float32).reshape(-1, 4)
+        total_packed[index] = proposed.view(np.complex128).reshape(-1)
+        weight[index] += share
     total /= np.maximum(weight, np.float32(1e-9))[:, None]
     return np.asarray(total.reshape(-1, level.stride, 4)[RADIUS:-RADIUS, RADIUS:-RADIUS], np.float32)
 
@@ -465,5 +458,4 @@ def vote_weights(costs: Floats) -> Floats:
 
 
 def _packed_bytes(values: Floats) -> NDArray[np.uint32]:
-    rimmed = cv2.copyMakeBorder(to_pixels(values), RADIUS, RADIUS, RADIUS, RADIUS, cv2.BORDER_REFLECT_101)
-    return np.ascontiguousarray(np.asarray(rimmed, np.uint8)).view(np.uint32).reshape(-1)
+    return to_pixels(with_rim(values)).view(np.uint32).reshape(-1)

@@ -338,14 +338,14 @@ def _threshold(distances: Floats, floor: float) -> float:
 
 def _colour_likelihood(values: Floats, inside: Mask, ring: Mask) -> tuple[Floats, Floats]:
     """Return likelihood and frequency of each pixel's colour, from the histograms of line and ring."""
-    places = _histogram_places(values)
-    own, others = (_histogram(places[part]) for part in (inside, ring))
-    frequency = own[places]
-    likelihood = np.clip(1 - others[places] / (frequency + 1e-9), 0, 1)
+    bins = _colour_bins(values)
+    own, others = (_histogram(bins[part]) for part in (inside, ring))
+    frequency = own[bins]
+    likelihood = np.clip(1 - others[bins] / (frequency + 1e-9), 0, 1)
     return np.where(frequency > 2e-4, likelihood, likelihood * 0.5).astype(np.float32), frequency
 
 
-def _histogram_places(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
+def _colour_bins(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
     lightness = np.clip(values[..., 0] / _LIGHTNESS_STEP, 0, _BINS - 1).astype(np.int32)
     green, blue = (
         np.clip((values[..., channel] + 100) / _COLOUR_STEP, 0, _BINS - 1).astype(np.int32)
@@ -354,9 +354,9 @@ def _histogram_places(values: Floats) -> np.ndarray[tuple[int, ...], np.dtype[np
     return (lightness * _BINS + green) * _BINS + blue
 
 
-def _histogram(places: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Floats:
+def _histogram(bins: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> Floats:
     """Return the smoothed colour histogram, as shares."""
-    counts = np.bincount(places, minlength=_BINS**3).astype(np.float32).reshape(_BINS, _BINS, _BINS)
+    counts = np.bincount(bins, minlength=_BINS**3).astype(np.float32).reshape(_BINS, _BINS, _BINS)
     for axis in range(3):
         counts = 0.25 * np.roll(counts, 1, axis) + 0.5 * counts + 0.25 * np.roll(counts, -1, axis)
-    return np.asarray(counts.reshape(-1) / max(1, places.size), np.float32)
+    return np.asarray(counts.reshape(-1) / max(1, bins.size), np.float32)

@@ -345,7 +345,7 @@ class TestFilling:
         assert (filled == ramp)[~hole].all()
 
     def test_grain_goes_on_in_the_hole(self):
-        """A fill of grainy ground is about as grainy as the ground."""
+        """A fill on a grainy background is about as grainy as the background."""
         ground = noise((120, 160))
         hole = np.zeros(ground.shape[:2], bool)
         hole[40:80, 40:120] = True
@@ -353,7 +353,7 @@ class TestFilling:
         assert filled[hole].std() > 0.4 * ground[~hole].std()
 
     def test_an_edge_beside_the_hole_is_not_copied_as_grain(self):
-        """Flat ground with a sharp edge nearby is filled flat."""
+        """A flat background with a sharp edge nearby is filled flat."""
         ground = np.full((80, 200, 3), 60, np.uint8)
         ground[:20] = 230
         hole = np.zeros((80, 200), bool)
@@ -431,7 +431,7 @@ class TestDecoding:
         assert image.format is imaging.ImageFormat.JPEG
         assert image.pixels[..., 0].min() > 230
 
-    def test_what_is_transparent_is_white_in_a_jpeg(self):
+    def test_transparent_pixels_are_white_in_a_jpeg(self):
         """JPEG has no opacity; the colour below a transparent pixel means nothing."""
         pixels = np.zeros((16, 32, 3), np.uint8)
         alpha = np.full((16, 32), 255, np.uint8)
@@ -441,13 +441,13 @@ class TestDecoding:
         assert again[:, 24:].min() > 245
         assert again[:, :8].max() < 10
 
-    def test_nothing_is_refused(self):
+    def test_an_empty_file_is_refused(self):
         """Zero bytes are no image."""
         with pytest.raises(imaging.ImageError, match="no bytes"):
             imaging.decode_image(b"")
 
     @pytest.mark.parametrize("data", [b"<html>not found</html>", b"%PDF-1.7", b"\x89PNG\r\n\x1a\n"])
-    def test_rubbish_is_refused(self, data):
+    def test_other_bytes_are_refused(self, data):
         """Bytes of another kind raise ImageError."""
         with pytest.raises(imaging.ImageError):
             imaging.decode_image(data)
@@ -492,7 +492,7 @@ class TestDecoding:
 
 class TestEncoding:
     @pytest.mark.parametrize("kind", imaging.ImageFormat)
-    def test_what_is_written_can_be_read(self, kind):
+    def test_encoded_images_can_be_decoded(self, kind):
         """Every format can be written and read back in its size."""
         data = imaging.encode_image(noise((20, 30)), kind, 90)
         assert imaging.decode_image(data).size == (30, 20)
@@ -510,7 +510,7 @@ class TestEncoding:
         with pytest.raises(imaging.ImageError, match="expected a uint8"):
             imaging.encode_image(array)
 
-    def test_what_a_format_cannot_hold_is_refused(self):
+    def test_an_image_too_large_for_its_format_is_refused(self):
         """An image too long for WebP raises ImageError."""
         with pytest.raises(imaging.ImageError, match="cannot be written as WEBP"):
             imaging.encode_image(np.zeros((1, 20_000, 3), np.uint8), imaging.ImageFormat.WEBP)
@@ -550,7 +550,7 @@ class TestInstallation:
         with pytest.raises(imaging.ModelsMissingError, match=r"nothing\.onnx"):
             ocr.model_file("nothing.onnx")
 
-    def test_every_public_name_can_be_had(self):
+    def test_every_public_name_resolves(self):
         """Each name of `__all__` resolves; others raise AttributeError."""
         assert all(getattr(imaging, name) is not None for name in imaging.__all__)
         assert dir(imaging) == sorted(imaging.__all__)
