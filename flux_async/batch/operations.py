@@ -93,7 +93,7 @@ async def retry(
         journal: The journal's file, or an open journal.
         failed: Submit jobs again that failed: each for one more charge.
         in_doubt: Submit jobs in doubt again. Their first submit may have been charged, too.
-        dry_run: Return what would be submitted, and change nothing.
+        dry_run: Return the same, and leave these jobs as they are.
 
     Raises:
         InvalidInput: Neither ``failed`` nor ``in_doubt`` is given.
