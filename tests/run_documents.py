@@ -102,7 +102,7 @@ def sandbox() -> Iterator[str]:
 
 @contextmanager
 def pictures() -> Iterator[str]:
-    """Serve a picture with text under every name that ends in .jpg; yield the address."""
+    """Serve an image with text under every name that ends in .jpg; yield the address."""
     picture = draw()
 
     class Handler(BaseHTTPRequestHandler):

@@ -122,8 +122,8 @@ RESPONDERS: tuple[Responder, ...] = (
 )
 
 
-def tells_no_key(error: BaseException) -> bool:
-    """Say whether the key is in neither the error's words, nor its pickle, nor its traceback with locals."""
+def contains_no_key(error: BaseException) -> bool:
+    """Return whether the error's message, pickle and traceback with locals are free of the key."""
     shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     seen = (shown, str(error), repr(error), repr(vars(error)), repr(pickle.dumps(error)))
     return not any(secret in text for text in seen for secret in (KEY, *PACKED))
@@ -143,7 +143,7 @@ async def test_a_failed_call_reveals_no_key(
         with pytest.raises(FluxError) as caught:
             await call(client)
         assert KEY not in repr(client)
-    assert tells_no_key(caught.value)
+    assert contains_no_key(caught.value)
     assert KEY not in caplog.text
 
 
@@ -160,11 +160,11 @@ async def test_a_kept_answer_contains_no_key(tmp_path: Path) -> None:
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
     assert b"task_id" in kept
     assert not any(secret.encode() in kept for secret in (KEY, *PACKED))
-    assert tells_no_key(outcome.error)
+    assert contains_no_key(outcome.error)
 
 
 async def test_an_answer_read_by_a_custom_transport_is_kept_without_the_key() -> None:
-    """The key is removed from a kept answer whoever has read it."""
+    """The key is removed from a kept answer, whichever transport has read it."""
 
     class Bare:
         async def exchange(self, _request: object, *, timeout_s: float) -> Answered:
@@ -196,14 +196,14 @@ def test_a_refused_setting_reveals_no_key(arguments: dict[str, object], expected
     """A setting that is refused leaves no key in the traceback, though a good key was given with it."""
     with pytest.raises(expected) as caught:
         FluxClient(KEY, **arguments)  # type: ignore[arg-type]
-    assert tells_no_key(caught.value)
+    assert contains_no_key(caught.value)
 
 
 def test_a_key_that_cannot_be_sent_is_not_shown() -> None:
     """A key with a stray character is refused without being shown: most of it may be right."""
     with pytest.raises(ConfigurationError) as caught:
         FluxClient(f"{KEY}\N{EN DASH}")
-    assert tells_no_key(caught.value)
+    assert contains_no_key(caught.value)
 
 
 def test_a_key_of_the_environment_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_key_of_the_environment_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("KIE_API_KEY", KEY)
     with pytest.raises(ConfigurationError) as caught:
         FluxClient(base_url="ftp://example.com")
-    assert tells_no_key(caught.value)
+    assert contains_no_key(caught.value)
 
 
 @pytest.mark.parametrize("transport", ["httpx", "httpx2", "aiohttp"])
@@ -278,7 +278,7 @@ async def test_no_logger_logs_the_key(caplog: pytest.LogCaptureFixture, transpor
     libraries = {"httpx": {"httpcore.http11"}, "httpx2": {"httpcore2.http11"}, "aiohttp": set()}
     assert libraries[transport] <= {record.name for record in caplog.records}
     assert KEY not in caplog.text
-    assert tells_no_key(caught.value)
+    assert contains_no_key(caught.value)
 
 
 async def test_a_file_host_is_not_given_the_key(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ async def test_a_file_host_is_not_given_the_key(tmp_path: Path) -> None:
             await client.download(f"{url}/result.jpg", tmp_path / "result.jpg", retry=False)
     assert len(requests) == 1
     assert KEY not in requests[0]
-    assert tells_no_key(caught.value)
+    assert contains_no_key(caught.value)
 
 
 async def test_a_redirect_of_the_api_is_not_followed() -> None:
@@ -314,7 +314,7 @@ async def test_the_upload_host_is_given_the_key_and_its_redirects_are_not_follow
             for call in (client.upload(PNG), client.upload_from_url("https://example.com/a.jpg")):
                 with pytest.raises(FluxError) as caught:
                     await call
-                assert tells_no_key(caught.value)
+                assert contains_no_key(caught.value)
     assert len(uploads) == 2
     assert all(f"Bearer {KEY}" in request for request in uploads)
     assert (requests, astray) == ([], [])

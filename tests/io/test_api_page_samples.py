@@ -130,7 +130,7 @@ def test_curl_sample_succeeds(
 # The callback server
 
 
-def look_until(what: Callable[[], Any]) -> Any:
+def poll_until(what: Callable[[], Any]) -> Any:
     end = time.monotonic() + SECONDS
     while not (found := what()):
         assert time.monotonic() < end, "nothing happened"
@@ -153,7 +153,7 @@ class CallbackServer:
 @contextmanager
 def running_callback_server(folder: Path) -> Iterator[CallbackServer]:
     """Start the sample on a free port; it writes what it downloads into the folder."""
-    # Debian installs packages for Node where it finds them only when told.
+    # Debian installs packages for Node in a folder that Node does not search.
     paths = [os.environ.get("NODE_PATH", ""), "/usr/share/nodejs"]
     environment = os.environ | {"NODE_PATH": os.pathsep.join(filter(None, paths))}
     if shutil.which("node") is None:
@@ -173,7 +173,7 @@ def running_callback_server(folder: Path) -> Iterator[CallbackServer]:
     ):
         try:
             server = CallbackServer(f"http://127.0.0.1:{port}/flux-callback", output)
-            look_until(lambda: server.has_said(f"Callback server running on port {port}"))
+            poll_until(lambda: server.has_said(f"Callback server running on port {port}"))
             yield server
         finally:
             process.kill()
@@ -197,13 +197,13 @@ def test_callback_server_is_called(
                 f"{url}/api/v1/flux/kontext/generate", json=body, headers={"Authorization": "Bearer test"}
             )
             assert reply.json()["code"] == 200
-        [task] = look_until(lambda: [task for task in tasks_of(fast) if task["callbacks"]])
+        [task] = poll_until(lambda: [task for task in tasks_of(fast) if task["callbacks"]])
         path = "/api/v1/flux/kontext/record-info"
         record = httpx.get(
             fast + path, params={"taskId": task["taskId"]}, headers={"Authorization": "Bearer test"}
         )
         links = record.json()["data"]["response"]
-        look_until(
+        poll_until(
             lambda: server.has_said(
                 "Received Flux image processing callback: {",
                 f"  taskId: '{task['taskId']}',",
@@ -214,6 +214,6 @@ def test_callback_server_is_called(
                 f"Result image URL: {links['resultImageUrl']}",
             )
         )
-        look_until(lambda: server.has_said("Content policy violation - please adjust prompt"))
+        poll_until(lambda: server.has_said("Content policy violation - please adjust prompt"))
     counts = httpx.get(f"{fast}/__sandbox/ledger").json()["callbacks"]
     assert counts == {"sent": 1, "accepted": 1, "failed": 0, "given_up": 0}

@@ -56,7 +56,7 @@ def url(start_sandbox: Any) -> Iterator[str]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
-    """Five files with pictures of different content."""
+    """Five files with different images."""
     made = [tmp_path / f"photo {number}.png" for number in range(5)]
     for number, path in enumerate(made):
         path.write_bytes(PNG + bytes([number]))

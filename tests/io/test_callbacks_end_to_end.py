@@ -39,7 +39,7 @@ def ledger(url: str) -> dict[str, Any]:
 
 @contextmanager
 def receiver_process(journal: Path, port: int) -> Iterator[None]:
-    """Receive callbacks in a process of its own, which knows nothing of the batch but the path."""
+    """Receive callbacks in a process of its own, which has only the path of the batch."""
     program = (
         "import sys, uvicorn; from flux_async import WebhookReceiver; "
         "uvicorn.run(WebhookReceiver(sys.argv[1], key=sys.argv[2]), port=int(sys.argv[3]), log_level='error')"
@@ -62,7 +62,7 @@ def receiver_process(journal: Path, port: int) -> Iterator[None]:
 
 
 def options(port: int) -> list[str]:
-    """The options of a run that is told."""
+    """The options of a run with callbacks."""
     address = f"127.0.0.1:{port}"
     rate = ["--rate", f"20/{10 / SPEED}", "--no-download"]
     return ["-o", "out", "--callback-url", f"http://{address}/hook", "--listen", address, *rate]

@@ -117,7 +117,7 @@ class _DeadKey(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def dead_key() -> Iterator[tuple[str, list[str]]]:
-    """An API that knows no key, and the submits it received."""
+    """An API that accepts no key, and the submits it received."""
     submits: list[str] = []
     handler = type("Handler", (_DeadKey,), {"submits": submits})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -314,7 +314,7 @@ def test_status_counts_inputs_that_were_refused(quick_cli: Any, pictures: list[s
     assert re.search(r"refused +2 ", quick_cli.run("status", "out").stdout)
 
 
-# --- one picture, one task, the account -------------------------------------------------------------------
+# --- one image, one task, the account ---------------------------------------------------------------------
 
 
 def test_generate_saves_an_image_whose_task_can_be_read(cli: Any, tmp_path: Path) -> None:

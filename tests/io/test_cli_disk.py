@@ -79,7 +79,7 @@ def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
 
 
 def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, start_sandbox: Any) -> None:
-    """SIGKILL while pictures arrive: what has a name is whole, and is left as it is by the next run.
+    """SIGKILL while images arrive: files with a final name are whole, and the next run keeps them.
 
     The run that is killed waits for more of its list: it cannot end before.
     """

@@ -32,7 +32,7 @@ def quick(make_cli: Any, start_sandbox: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder with three pictures, and what is none."""
+    """A folder with three images and other files."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, name in enumerate(("b.png", "a photo.png", "c.png")):

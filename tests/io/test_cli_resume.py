@@ -19,7 +19,7 @@ OVERALL_S = 60
 
 @pytest.fixture
 def cli(quick_cli: Any) -> Any:
-    """No test here but one needs a picture."""
+    """Only one test here needs an image."""
     return quick_cli
 
 
@@ -36,7 +36,7 @@ def lots(image_host: Any, request: pytest.FixtureRequest) -> list[str]:
 
 
 def assert_complete(cli: Any, images: list[str]) -> list[dict[str, Any]]:
-    """Every image has exactly one line, a picture of its own, and was paid for once."""
+    """Every image has exactly one line, a file of its own, and was paid for once."""
     rows: list[dict[str, Any]] = cli.rows()
     assert [row["image"] for row in rows] == images
     assert {row["status"] for row in rows} == {"succeeded"}

@@ -308,14 +308,14 @@ async def test_nothing_is_taken_up_after_the_deadline(
 
 @attrs.frozen
 class Quiet:
-    """A file stream of somebody else's transport, which ends early and says nothing."""
+    """A file stream of a custom transport, which ends early without an error."""
 
     host: str = "files.example"
     status: int = 200
     headers: dict[str, str] = attrs.field(factory=lambda: {"content-length": str(SIZE)})
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Send half a picture."""
+        """Send half an image."""
         yield JPEG[:1000]
 
 
@@ -546,8 +546,8 @@ async def test_the_sandbox_gives_fresh_links(sandbox_url: str, tmp_path: Path) -
 # --- disks ------------------------------------------------------------------------------------------------
 
 
-async def serve_pictures(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
-    """Send a picture of two megabytes."""
+async def serve_images(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
+    """Send an image of two megabytes."""
     writer.write(answer("200 OK", picture(size=2_000_000)))
     await writer.drain()
     return True
@@ -578,7 +578,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 async def test_a_disk_that_is_full(client: FluxClient, raw_server: Any, mounted: Any) -> None:
     """A class of its own, which halts a batch; the disk is left as it was."""
     folder = mounted("size=1m")
-    async with raw_server(serve_pictures) as server:
+    async with raw_server(serve_images) as server:
         with pytest.raises(DiskFull, match="No space left.*nothing is lost") as caught:
             await client.download(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     assert caught.value.scope is Scope.STOP
@@ -588,7 +588,7 @@ async def test_a_disk_that_is_full(client: FluxClient, raw_server: Any, mounted:
 async def test_a_disk_that_can_only_be_read(client: FluxClient, raw_server: Any, mounted: Any) -> None:
     """The same for a folder in which nothing can be made."""
     folder = mounted("ro")
-    async with raw_server(serve_pictures) as server:
+    async with raw_server(serve_images) as server:
         with pytest.raises(FolderNotWritable, match="Read-only") as caught:
             await client.download(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     assert caught.value.scope is Scope.STOP
@@ -602,7 +602,7 @@ async def test_a_write_to_a_full_device(
     if not full.exists():
         pytest.skip("there is no such device here")
     monkeypatch.setattr(Path, "open", lambda _path, _mode: open(full, "wb"))  # noqa: PTH123, SIM115 - as above
-    async with raw_server(serve_pictures) as server:
+    async with raw_server(serve_images) as server:
         with pytest.raises(DiskFull):
             await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg", retry=False)
     assert list(tmp_path.iterdir()) == []
@@ -626,7 +626,7 @@ async def test_a_folder_without_permission(
     """No permission."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o555)
-    async with raw_server(serve_pictures) as server:
+    async with raw_server(serve_images) as server:
         with pytest.raises(FolderNotWritable, match="denied"):
             await client.download(f"{server.url}/r.jpg", folder / "r.jpg", retry=False)
     folder.rmdir()
@@ -637,7 +637,7 @@ async def test_a_file_in_place_of_a_folder_stops_the_batch(
 ) -> None:
     """No image can be saved there: nothing more is to be paid for."""
     (tmp_path / "images").touch()
-    async with raw_server(serve_pictures) as server:
+    async with raw_server(serve_images) as server:
         for place in ("images/r.jpg", "images/below/r.jpg"):
             with pytest.raises(FolderNotWritable, match="a file is where its folder should be") as caught:
                 await client.download(f"{server.url}/r.jpg", tmp_path / place, retry=False)
@@ -676,7 +676,7 @@ async def test_part_files_of_dead_processes_are_deleted_after_a_day(
         if path is not young:
             os.utime(path, (long_ago, long_ago))
     (tmp_path / ".0123456789ab-00000000.part").mkdir()
-    async with raw_server(serve_pictures) as server:
+    async with raw_server(serve_images) as server:
         await client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg")
         assert not old.exists()
         assert all(path.exists() for path in kept)

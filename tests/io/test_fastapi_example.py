@@ -71,7 +71,7 @@ def answers(port: int) -> bool:
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """Wait until something is true, looking every 50 ms."""
+    """Wait until something is true, checked every 50 ms."""
     deadline = time.monotonic() + SECONDS
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited too long"

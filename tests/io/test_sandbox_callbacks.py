@@ -47,7 +47,7 @@ class Received:
 
     @property
     def data(self) -> dict[str, Any]:
-        """The part that tells the task."""
+        """The part that names the task."""
         data: dict[str, Any] = json.loads(self.body)["data"]
         return data
 
@@ -65,7 +65,7 @@ class Received:
 
 @attrs.define
 class Receiver:
-    """A web server that keeps what it gets and answers as told.
+    """A web server that keeps requests and answers as configured.
 
     Attributes:
         answers: The statuses of the first requests, in order; later ones get 200. `NO_ANSWER` waits for ever.
@@ -163,7 +163,7 @@ class Sandbox:
 
 @asynccontextmanager
 async def sandbox(**settings: Any) -> AsyncIterator[Sandbox]:
-    """Run a sandbox without pictures."""
+    """Run a sandbox without images."""
     options = {"images": "none", "speed": FAST, "webhook_key": KEY} | settings
     app = create_app(SandboxSettings(**options))
     transport = httpx.ASGITransport(app)

@@ -36,7 +36,7 @@ async def web() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def found(web: httpx.AsyncClient, **query: str) -> list[str]:
-    """Return the names of the pictures whose tasks are shown."""
+    """Return the names of the images whose tasks are shown."""
     part = (await web.get("/__sandbox/tasks", params=query)).text
     return re.findall(r"pictures\.example/(\w+)\.jpg</p>", part)
 

@@ -49,7 +49,7 @@ class ZipSink:
 
 @attrs.define
 class FailingSink:
-    """Fails as often as it is told, then keeps what it is given."""
+    """Fails a given number of times, then keeps its images."""
 
     failures: int
     error: Exception = attrs.field(factory=lambda: OSError("the store is away"))

@@ -49,13 +49,13 @@ PNG = bytes.fromhex(
 
 
 def padded(size: int) -> bytes:
-    """A picture of so many bytes."""
+    """An image of so many bytes."""
     return PNG + random.Random(1).randbytes(size - len(PNG))
 
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    """A file with a picture."""
+    """A file with an image."""
     path = tmp_path / "my holiday.png"
     path.write_bytes(PNG)
     return path

@@ -162,7 +162,7 @@ def test_mounted(path: Path, mounted: Callable[[WebhookReceiver], Any], address:
     ] * 2
 
 
-# --- strangers --------------------------------------------------------------------------------------------
+# --- hostile requests -------------------------------------------------------------------------------------
 
 HOSTILE = 3_000
 WARM_UP = 500

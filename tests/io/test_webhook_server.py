@@ -55,7 +55,7 @@ def descriptors(soft: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (was, hard))
 
 
-# --- a run among strangers --------------------------------------------------------------------------------
+# --- a run among foreign connections ----------------------------------------------------------------------
 
 
 class Strangers:
@@ -84,7 +84,7 @@ class Strangers:
 
 
 def wait_for_listener(port: int) -> None:
-    """Wait until somebody listens there."""
+    """Wait until the port is open."""
     for _ in range(1000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -95,7 +95,7 @@ def wait_for_listener(port: int) -> None:
 
 
 def answers_among(strangers: Strangers, url: str) -> list[int]:
-    """Deliver callbacks, each after more strangers: statuses."""
+    """Deliver callbacks, each after more foreign connections; return the statuses."""
     strangers.hold(SILENT)
     answers: list[int] = []
     for number in range(DELIVERIES):
@@ -106,9 +106,9 @@ def answers_among(strangers: Strangers, url: str) -> list[int]:
 
 
 def test_silent_connections_do_not_end_a_run(start_sandbox: Any, cli: Any) -> None:
-    """With 256 descriptors and 450 silent strangers all pictures succeed, and callbacks are taken.
+    """With 256 descriptors and 450 silent connections all images succeed, and callbacks are accepted.
 
-    The list is written while the run reads it: the run is under way until the strangers have been there.
+    The list is written while the run reads it: the run lasts until the connections were made.
     """
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < SILENT + 150:
         pytest.skip("this process itself may not hold so many connections")

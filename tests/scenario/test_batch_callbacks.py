@@ -22,8 +22,8 @@ from flux_async.models import CallbackEvent, TaskId
 
 
 @pytest.fixture(autouse=True)
-def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minutes of waiting are many looks into the file."""
+def _few_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of waiting would be many reads of the file."""
     monkeypatch.setattr("flux_async.batch.scheduler.PEEK_S", 0.5)
 
 

@@ -48,7 +48,7 @@ def images(count: int) -> list[str]:
 
 @attrs.define
 class File:
-    """A small picture."""
+    """A small image."""
 
     wait_s: float
     status: int = 200

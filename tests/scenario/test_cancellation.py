@@ -53,7 +53,7 @@ class CancelAt:
 
 @pytest.fixture
 async def vendor(raw_server: Any, make: Any) -> Any:
-    """A vendor over sockets whose tasks are done at the second look; every answer takes its time."""
+    """A vendor over sockets whose tasks have ended at the second poll; every answer is delayed."""
     polls: dict[str, int] = {}
     made: list[str] = []
 
@@ -92,7 +92,7 @@ async def settled(client: FluxClient) -> None:
 
 
 def other_coroutines() -> set[str]:
-    """Name everything that runs besides the test, its server's connections and its fixtures."""
+    """Return all tasks except the test, its server's connections and its fixtures."""
     mine = asyncio.current_task()
     return {
         str(task.get_coro())

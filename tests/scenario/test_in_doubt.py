@@ -37,18 +37,18 @@ from scripted_vendor import answer, task_record
 
 
 @pytest.fixture(autouse=True)
-def _few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hours of waiting are many looks into the file."""
+def _few_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hours of waiting would be many reads of the file."""
     monkeypatch.setattr("flux_async.batch.scheduler.PEEK_S", 2.0)
 
 
 def waiting(seconds: float) -> CallbackEndpoint:
-    """Return an address whose doubts last so long."""
+    """Return an endpoint for which jobs in doubt wait so long."""
     return CallbackEndpoint("https://ours.example/flux-callback", key="hook", doubt_wait_s=seconds)
 
 
 async def leave_in_doubt(client: FluxClient, calling: Any, path: Path) -> Any:
-    """Have a run that ends with its first picture in doubt, and return the vendor's side of it."""
+    """Run a batch that ends with its first image in doubt; return the vendor's task of it."""
     calls_after, calling.calls_after = calling.calls_after, lambda _: None
     calling.loses_answer = lambda number: number == 0
     outcomes = await calling.collect(client, path, calling.images[:1], callbacks=waiting(5.0))
@@ -77,13 +77,13 @@ async def after_calls(calling: Any, count: int, seconds: float) -> None:
 
 
 def troubled(calling: Any, until: float) -> Any:
-    """Make a record-info that knows nothing until an hour."""
+    """Return a record-info without records until a time."""
     gone = answer(None, 422, msg="The record does not exist")
     return lambda request: gone if calling.clock.now < until else calling.record(request)
 
 
 def possible_duplicate_charges(path: Path) -> list[Any]:
-    """Return what the command status tells of tasks that were perhaps paid besides."""
+    """Return the possible duplicate charges of the command status."""
     with JournalReader(path) as reader:
         told: list[Any] = status_of(reader, None)["possible_duplicate_charges"]
     return told

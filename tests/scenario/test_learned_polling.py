@@ -185,7 +185,7 @@ async def test_an_old_task_is_polled_soon(timed: ScriptedVendor, opened: Opener)
     assert len(timed.polled) == 1
 
 
-# --- a budget of looks ------------------------------------------------------------------------------------
+# --- a limit of polls per second --------------------------------------------------------------------------
 
 
 async def test_the_limit_of_polls_per_second_is_kept(timed: ScriptedVendor, opened: Opener) -> None:

@@ -27,7 +27,7 @@ URLS = [f"https://pictures.example/{number}.jpg" for number in range(400)]
 ORIGIN: ContextVar[str] = ContextVar("ORIGIN", default="nobody")
 
 
-# --- the pace of looks ------------------------------------------------------------------------------------
+# --- the rate of polls ------------------------------------------------------------------------------------
 
 
 async def test_a_permit_costs_no_more_where_thousands_wait(clock: Any) -> None:

@@ -343,7 +343,7 @@ async def test_nothing_is_kept_of_a_wait_that_is_over(client: FluxClient) -> Non
 async def _many(
     client: FluxClient, transport: Any, clock: Any, make: Any, *, heard: range, count: int
 ) -> list[float]:
-    """Run tasks of 12 s in turn, with callbacks for those in ``heard``; return how late each end was seen."""
+    """Run tasks of 12 s in turn, with callbacks for those in ``heard``; return the delay of each end."""
     lags = []
     for number in range(count):
         ready = clock.now + 12.0

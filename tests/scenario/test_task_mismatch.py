@@ -353,7 +353,7 @@ async def test_a_task_found_by_its_image_is_not_offered_again_once_its_record_co
     assert len(echoing.sent) == 5
 
 
-# --- the record of nobody's request -------------------------------------------------------------------------
+# --- the record of an unknown request -----------------------------------------------------------------------
 
 
 def rehosted(number: int, sent: dict[str, Any]) -> str:

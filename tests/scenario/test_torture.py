@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "torture.py"
-# Where the tests run from the wheel, Python does not look beside the script by itself.
+# If the tests run from the wheel, Python does not search the folder of the script.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
 
 
@@ -37,7 +37,7 @@ def test_killed_runs_lose_nothing_and_pay_nothing_twice() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_killed_runs_with_callbacks_leave_nothing_in_doubt() -> None:
     """The receiver of the callbacks dies with the worker: every job is settled in the end."""
-    # At this speed the half hour for which a doubt waits is half a minute: a busy machine settles it in that.
+    # At this speed a job in doubt waits for half a minute instead of half an hour: enough on a busy machine.
     command = [sys.executable, str(SCRIPT), "--callbacks", "--jobs", "300", "--kills", "5", "--speed", "60"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr

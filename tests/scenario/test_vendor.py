@@ -76,7 +76,7 @@ class Vendor:
     """One vendor, and a client of it.
 
     Attributes:
-        picture: The bytes of a picture with text.
+        picture: The bytes of an image with text.
     """
 
     client: FluxClient
@@ -90,7 +90,7 @@ class Vendor:
             BUDGET.take(tasks * PRICE)
 
     async def generated(self) -> ImageResult:
-        """Return a generated picture, paid once."""
+        """Return a generated image, paid once."""
         if self.is_live and "generated" in _MADE:
             return _MADE["generated"]
         self.spend()
@@ -107,7 +107,7 @@ class Vendor:
 
 @pytest.fixture(scope="module")
 def picture() -> bytes:
-    """A picture with text in it."""
+    """An image with text in it."""
     image = Image.new("RGB", (640, 480), (240, 225, 200))
     ImageDraw.Draw(image).text((90, 180), "AUTUMN MARKET", (40, 40, 60), ImageFont.load_default(56))
     file = io.BytesIO()

@@ -129,7 +129,7 @@ class TestRemoval:
         assert imaging.remove_text(clean, quality=imaging.Quality.GOOD).hole.mean() < 0.002
 
     def test_good_quality_finds_small_print(self):
-        """The second, closer look cleans a page of small print."""
+        """The second, closer pass cleans a page of small print."""
         sample = samples.draw_sample("letter")
         removal = imaging.remove_text(sample.image, quality=imaging.Quality.GOOD)
         assert imaging.read_text(removal.image, quality=imaging.Quality.GOOD) == ()

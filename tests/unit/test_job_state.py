@@ -73,7 +73,7 @@ EVENTS: tuple[Event, ...] = (
 )
 BY_TYPE = {type(event): event for event in EVENTS}
 
-# The design's picture of a job's life, written down a second time and by hand.
+# The design's table of a job's states, written a second time, by hand.
 LEGAL = {
     (P, SubmitIntended): S,
     (P, TaskFound): SUBMITTED,
@@ -421,7 +421,7 @@ class _AnyOrder(RuleBasedStateMachine):
         assert isinstance(step, Begin) == (self.job.state is P)
 
     @invariant()
-    def charge_is_told(self) -> None:
+    def charge_is_known(self) -> None:
         if self.job.state in {SUBMITTED, G, DONE}:
             assert self.job.charge is Charge.YES
         if self.job.state in {S, DOUBT}:

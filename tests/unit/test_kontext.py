@@ -76,7 +76,7 @@ def test_each_sample_is_read_as_its_file_expects(path: Path) -> None:
 
 
 def check_error(sample: dict[str, Any], expect: dict[str, Any]) -> None:
-    """The error's class, charge, scope, code, words, and its meaning for a wait."""
+    """The error's class, charge, scope, code, message, and its meaning for a wait."""
     with pytest.raises(FluxError) as caught:
         read(sample["phase"], response_of(sample))
     error = caught.value
@@ -90,7 +90,7 @@ def check_error(sample: dict[str, Any], expect: dict[str, Any]) -> None:
 
 
 def check_record(sample: dict[str, Any], expect: dict[str, Any]) -> None:
-    """The record's fields; what the file does not name is not looked at."""
+    """The record's fields; fields that the file does not name are not compared."""
     record = read("record", response_of(sample))
     for name, value in expect.items():
         if name == "status":

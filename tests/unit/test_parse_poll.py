@@ -24,7 +24,7 @@ VALUES = st.one_of(
 
 
 def outcome(parse: Any, response: WireResponse) -> Any:
-    """What a parser makes of an answer: a record, or an error's kind and words."""
+    """Return a parser's result: a record, or an error's class and message."""
     try:
         return parse(response, TASK)
     except FluxError as error:
@@ -32,7 +32,7 @@ def outcome(parse: Any, response: WireResponse) -> Any:
 
 
 def assert_same(response: WireResponse) -> None:
-    """Both see the same; of a task at work the look has what a wait needs."""
+    """Both results are equal; of a task in progress the poll has what a wait needs."""
     poll, record = outcome(parse_poll, response), outcome(parse_status, response)
     if not isinstance(record, TaskRecord) or record.status is not TaskStatus.GENERATING:
         assert poll == record

@@ -155,7 +155,7 @@ def test_script() -> None:
 
 
 def test_calls_without_a_task() -> None:
-    """Uploads and looks at the balance meet the faults of their own place only."""
+    """Uploads and reads of the balance have only the faults of their own place."""
     plan = FaultPlan.parse("upload-500,credits-integer,429")
     assert plan.for_call(Target.UPLOAD, 1, 0.0) == {Fault.UPLOAD_500: ALWAYS}
     assert plan.for_call(Target.CREDITS, 1, 0.0) == {Fault.CREDITS_INTEGER: ALWAYS}

@@ -674,7 +674,7 @@ class VendorMachine(RuleBasedStateMachine):
 
     @rule(choice=st.integers(0), failing=st.booleans())
     def finish(self, choice: int, failing: bool) -> None:
-        """Hand in pictures or a failure, perhaps not for the first time."""
+        """Hand in images or a failure, perhaps not for the first time."""
         if self.tasks:
             task = self.tasks[choice % len(self.tasks)]
             if failing:
