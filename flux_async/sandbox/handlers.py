@@ -112,11 +112,7 @@ class Handlers:
             self.save()
 
     def _complete(self, task: Task, made: TaskImages | Failure) -> None:
-        now = self.now()
-        if isinstance(made, Failure):
-            self.vendor.fail(task.task_id, made, now)
-        else:
-            self.vendor.deliver(task.task_id, made, now)
+        self.vendor.complete(task.task_id, made, self.now())
         self.callbacks.expect(task)
         self.callback_sender.wake()
         self.sweep()

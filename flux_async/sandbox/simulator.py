@@ -2,7 +2,7 @@
 
 Nothing here reads a clock, opens a socket or waits. Every method takes ``now`` in vendor seconds since the
 epoch; what became due since the last call is done first, so no timer is needed. Images are made
-elsewhere and passed in by `Vendor.deliver` or `Vendor.fail`.
+elsewhere and passed in by `Vendor.complete`.
 
 The rules are those of the API page; where recorded traffic differs, the traffic decides.
 """
@@ -323,15 +323,8 @@ class Vendor:
         account.ledger.strike(active)
         return task
 
-    def deliver(self, task_id: str, images: TaskImages, now: float) -> None:
-        """Set the images of a task, which succeeds at its time or now."""
-        self._make(task_id, images, now)
-
-    def fail(self, task_id: str, failure: Failure, now: float) -> None:
-        """Let a task fail at its time or now, with a refund."""
-        self._make(task_id, failure, now)
-
-    def _make(self, task_id: str, made: TaskImages | Failure, now: float) -> None:
+    def complete(self, task_id: str, made: TaskImages | Failure, now: float) -> None:
+        """Set the images or the failure of a task, which ends at its time or now; a failure is refunded."""
         self.advance(now)
         task = self._tasks[task_id]
         # The first end is final.

@@ -306,7 +306,7 @@ def test_port_in_use(sandbox_url: str) -> None:
     ("options", "words"),
     [
         (("--speed", "0"), "speed must be a number above 0"),
-        (("--workers", "0"), "workers must be at least 1"),
+        (("--workers", "0"), "workers must be a number of at least 1"),
         (("--port", "99999"), "cannot listen on 127.0.0.1 port 99999"),
         (("--host", "no.such.host.invalid"), "cannot listen on no.such.host.invalid"),
     ],

@@ -92,9 +92,9 @@ class World:
         """Create a task, end it, and let a day pass."""
         task = self.submit(**body)
         if isinstance(made, Failure):
-            self.vendor.fail(task.task_id, made, NOW)
+            self.vendor.complete(task.task_id, made, NOW)
         else:
-            self.vendor.deliver(task.task_id, made, NOW)
+            self.vendor.complete(task.task_id, made, NOW)
         self.book.expect(task)
         while (due := self.book.due_at) is not None:
             self.vendor.advance(due)
@@ -186,7 +186,7 @@ def test_every_delivery_is_signed_anew() -> None:
     """With a key every callback is signed, a failure too; a retry at its own time of sending."""
     world = World()
     task = world.submit()
-    world.vendor.deliver(task.task_id, PICTURES, NOW)
+    world.vendor.complete(task.task_id, PICTURES, NOW)
     world.book.expect(task)
     timestamps = []
     for unix_time in (UNIX, UNIX + 3):
@@ -235,7 +235,7 @@ def test_retry_counts_from_the_failure() -> None:
     """The wait for a retry begins when the failure is known, not when the delivery was posted."""
     world = World()
     task = world.submit()
-    world.vendor.deliver(task.task_id, PICTURES, NOW)
+    world.vendor.complete(task.task_id, PICTURES, NOW)
     world.book.expect(task)
     world.vendor.advance(task.ready_at)
     [callback] = world.book.take(task.ready_at)
@@ -249,7 +249,7 @@ def test_a_callback_waits_for_late_images() -> None:
     """If the images take longer than the drawn time."""
     world = World()
     task = world.submit()
-    world.vendor.deliver(task.task_id, PICTURES, task.ready_at + 5)
+    world.vendor.complete(task.task_id, PICTURES, task.ready_at + 5)
     world.book.expect(task)
     assert world.book.due_at == task.ready_at + 5
     assert list(world.book.take(task.ready_at + 4.9)) == []

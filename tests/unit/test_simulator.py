@@ -238,7 +238,7 @@ def test_short_balance(vendor: Vendor) -> None:
 def test_failure_gives_credits_back(vendor: Vendor) -> None:
     """A failed task gives its credits back when it fails, not before."""
     task = submit(vendor)
-    vendor.fail(task.task_id, FLAGGED, NOW)
+    vendor.complete(task.task_id, FLAGGED, NOW)
     assert vendor.credit("test", task.ready_at - 0.01).body["data"] == 95.0
     assert vendor.credit("test", task.ready_at).body["data"] == 100.0
 
@@ -297,7 +297,7 @@ def test_record_while_generating(vendor: Vendor) -> None:
 def test_record_of_a_success(vendor: Vendor) -> None:
     """A finished record has both links and a whole-second completion time, rounded up."""
     task = submit(vendor)
-    vendor.deliver(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, PICTURES, NOW)
     data = record(vendor, task, task.ready_at)
     keys = "taskId paramJson response completeTime createTime successFlag errorCode errorMessage"
     assert " ".join(data) == keys
@@ -313,7 +313,7 @@ def test_record_of_a_success(vendor: Vendor) -> None:
 def test_record_of_a_failure(vendor: Vendor) -> None:
     """A failed task is code 200 with flag 3, the error and no response."""
     task = submit(vendor)
-    vendor.fail(task.task_id, FLAGGED, NOW)
+    vendor.complete(task.task_id, FLAGGED, NOW)
     data = record(vendor, task, task.ready_at)
     assert (data["successFlag"], data["errorCode"], data["errorMessage"]) == (3, 400, FLAGGED.message)
     assert data["response"] is None
@@ -323,22 +323,22 @@ def test_record_of_a_failure(vendor: Vendor) -> None:
 def test_success_needs_time_and_image(vendor: Vendor) -> None:
     """A task is done when its time has passed and its image is made, whichever comes later."""
     slow_picture, quick_picture = submit(vendor), submit(vendor)
-    vendor.deliver(quick_picture.task_id, PICTURES, NOW)
+    vendor.complete(quick_picture.task_id, PICTURES, NOW)
     assert record(vendor, quick_picture, quick_picture.ready_at - 0.01)["successFlag"] == 0
     assert record(vendor, quick_picture, quick_picture.ready_at)["successFlag"] == 1
     late = max(slow_picture.ready_at, quick_picture.ready_at) + 100
     assert record(vendor, slow_picture, late - 1)["successFlag"] == 0
-    vendor.deliver(slow_picture.task_id, PICTURES, late)
+    vendor.complete(slow_picture.task_id, PICTURES, late)
     assert record(vendor, slow_picture, late)["successFlag"] == 1
 
 
 def test_the_first_end_of_a_task_is_final(vendor: Vendor) -> None:
     """Later results change nothing."""
     task = submit(vendor)
-    vendor.deliver(task.task_id, PICTURES, NOW)
-    vendor.fail(task.task_id, FLAGGED, NOW)
+    vendor.complete(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, FLAGGED, NOW)
     before = record(vendor, task, task.ready_at)
-    vendor.fail(task.task_id, FLAGGED, task.ready_at + 1)
+    vendor.complete(task.task_id, FLAGGED, task.ready_at + 1)
     assert record(vendor, task, task.ready_at + 100) == before
     assert vendor.credit("test", task.ready_at + 100).body["data"] == 95.0
 
@@ -381,7 +381,7 @@ def test_lone_surrogates_are_answered(vendor: Vendor) -> None:
 def test_links_expire(vendor: Vendor) -> None:
     """The origin lives 10 minutes, the result 14 days."""
     task = submit(vendor)
-    vendor.deliver(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, PICTURES, NOW)
     vendor.advance(task.ready_at)
     assert task.origin is not None
     assert task.result is not None
@@ -395,7 +395,7 @@ def test_links_expire(vendor: Vendor) -> None:
 def test_fresh_link(vendor: Vendor) -> None:
     """A fresh link is a bare string, leads to the same bytes and lives 20 minutes."""
     task = submit(vendor)
-    vendor.deliver(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, PICTURES, NOW)
     now = task.ready_at + DAY
     url = record(vendor, task, now)["response"]["resultImageUrl"]
     fresh = vendor.download_url("test", {"url": url}, now, BASE).body["data"]
@@ -420,7 +420,7 @@ def test_fresh_link_to_a_foreign_url(vendor: Vendor, url: str) -> None:
 def test_fresh_link_to_an_origin_or_another_host(vendor: Vendor) -> None:
     """An origin, and a result's path on another host, are foreign URLs."""
     task = submit(vendor)
-    vendor.deliver(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, PICTURES, NOW)
     response = record(vendor, task, task.ready_at)["response"]
     moved = response["resultImageUrl"].replace("sandbox", "elsewhere")
     for url in (response["originImageUrl"], moved):
@@ -534,7 +534,7 @@ def test_the_ledger_is_by_image(vendor: Vendor) -> None:
     first, second = submit(vendor), submit(vendor)
     submit(vendor, inputImage=None, prompt="A tree", model="flux-kontext-max")
     refused(vendor, {"prompt": "x", "inputImage": IMAGE, "model": "nope"})
-    vendor.fail(first.task_id, FLAGGED, NOW)
+    vendor.complete(first.task_id, FLAGGED, NOW)
     record(vendor, first, first.ready_at)
     vendor.record_info("test", "unknown", NOW, BASE)
     account = vendor.account("test")
@@ -678,9 +678,9 @@ class VendorMachine(RuleBasedStateMachine):
         if self.tasks:
             task = self.tasks[choice % len(self.tasks)]
             if failing:
-                self.vendor.fail(task.task_id, FLAGGED, self.now)
+                self.vendor.complete(task.task_id, FLAGGED, self.now)
             else:
-                self.vendor.deliver(task.task_id, PICTURES, self.now)
+                self.vendor.complete(task.task_id, PICTURES, self.now)
 
     @rule()
     def poll(self) -> None:
