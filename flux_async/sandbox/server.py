@@ -12,8 +12,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Final, Literal
 
 import anyio
@@ -60,18 +61,15 @@ def serve(
     """
     settings = settings or SandboxSettings()
     _require(_SERVING + (_IMAGES if settings.images == "real" else ()))
-    from flux_async.sandbox.abortable_http import CommandServer  # noqa: PLC0415 - needs the extra
     from flux_async.sandbox.app import create_app, handlers_of  # noqa: PLC0415 - needs the extra
     from flux_async.sandbox.ledger import ledger_table  # noqa: PLC0415 - needs the extra
 
     app = create_app(settings)
     with _listen(host, port) as listener:
-        server = CommandServer(_config(app, lifespan="on"))
+        config = _config(app, lifespan="on")
         address = settings.public_url or _address(host, listener)
-        server.greeting = f"sandbox ready at {address}"
-        if settings.images == "real":
-            server.greeting += f"\na sample image: {address}/samples/{SAMPLE}.png"
-        server.run([listener])
+        sample = f"{address}/samples/{SAMPLE}.png" if settings.images == "real" else None
+        _quiet_server(config, address, sample).run([listener])
     if ledger:
         print(ledger_table(handlers_of(app).account.ledger), end="", file=sys.stderr)  # noqa: T201 - asked for
 
@@ -100,11 +98,9 @@ async def listening(app: ASGIApp, host: str = DEFAULT_HOST, port: int = DEFAULT_
         SandboxError: The port is taken, the address cannot be used, or the extra is not installed.
     """
     _require(_SERVING)
-    from flux_async.sandbox.abortable_http import EmbeddedServer  # noqa: PLC0415 - needs the extra
-
     with _listen(host, port) as listener:
         listener.setblocking(False)  # noqa: FBT003 - the socket's own name for it
-        server = EmbeddedServer(_config(app, lifespan="off"))
+        server = _guest_server(_config(app, lifespan="off"))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
             while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
@@ -216,3 +212,45 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _address(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def _guest_server(config: uvicorn.Config) -> uvicorn.Server:
+    import uvicorn  # noqa: PLC0415 - needs the extra
+
+    class GuestServer(uvicorn.Server):
+        """Installs no signal handlers."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return GuestServer(config)
+
+
+def _quiet_server(config: uvicorn.Config, address: str, sample: str | None) -> uvicorn.Server:
+    import uvicorn  # noqa: PLC0415 - needs the extra
+
+    class QuietServer(uvicorn.Server):
+        """Prints its address when it is ready, and returns after a signal instead of raising it again."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                print(f"sandbox ready at {address}", flush=True)  # noqa: T201 - this is a command
+                if sample is not None:
+                    print(f"a sample image: {sample}", flush=True)  # noqa: T201 - as above
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            def stop(_signal: int, _frame: FrameType | None) -> None:
+                self.force_exit = self.should_exit
+                self.should_exit = True
+
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    return QuietServer(config)
