@@ -36,7 +36,7 @@ BLACK: Colour = (0, 0, 0)
 
 
 class Face(enum.Enum):
-    """The typefaces at hand; the values are OpenCV's names, but for Aileron."""
+    """The typefaces; the values are OpenCV's names, but for Aileron."""
 
     RUBIK = "sans"
     RUBIK_ITALIC = "italic"
@@ -45,7 +45,7 @@ class Face(enum.Enum):
 
 
 class Anchor(enum.Enum):
-    """Which point of the text's baseline its place names."""
+    """The point of the baseline that is at the given place."""
 
     LEFT = 0.0
     MIDDLE = 0.5
@@ -69,19 +69,19 @@ class Style:
 
 @attrs.define(eq=False)
 class Sheet:
-    """A picture being written on; it remembers what was written."""
+    """An image under work; `texts` holds what was written on it."""
 
     values: Floats
     texts: list[str] = attrs.field(factory=list)
 
     @classmethod
-    def over(cls, picture: Pixels) -> Sheet:
-        """Start with a clean picture."""
-        return cls(picture.astype(np.float32))
+    def over(cls, image: Pixels) -> Sheet:
+        """Start with a clean image."""
+        return cls(image.astype(np.float32))
 
     @property
     def pixels(self) -> Pixels:
-        """The picture as it is now."""
+        """The image with all that was written."""
         return to_pixels(self.values)
 
     def write(self, text: str, at: tuple[float, float], style: Style, anchor: Anchor = Anchor.LEFT) -> None:
@@ -90,7 +90,7 @@ class Sheet:
         self.stamp(text, at, style, anchor)
 
     def stamp(self, text: str, at: tuple[float, float], style: Style, anchor: Anchor = Anchor.LEFT) -> None:
-        """Write without remembering: a letter of a longer text."""
+        """Write one letter of a longer text; `texts` stays as it is."""
         self.ink(drawn_letters(self.values.shape, text, at, style, anchor), style)
 
     def write_lines(self, lines: str, at: tuple[float, float], style: Style, *, spacing: float = 1.4) -> None:
@@ -127,7 +127,7 @@ class Sheet:
         self.ink(letters, style)
 
     def ink(self, letters: Floats, style: Style) -> None:
-        """Lay ink (0 to 1) on the picture: shadow first, then outline, then the letters."""
+        """Lay ink (0 to 1) on the image: shadow first, then outline, then the letters."""
         body = _thicker(letters, style.outline) if style.outline else letters
         if style.shadow:
             reach = max(2, style.size // 18)
@@ -448,9 +448,9 @@ def _grain(size: Size, amount: float) -> Floats:
     return (light + tint).astype(np.float32)
 
 
-def _enlarged(picture: Pixels) -> Image.Image:
+def _enlarged(pixels: Pixels) -> Image.Image:
     """Return an image twice as large to draw on: made small again, its edges are smooth."""
-    return Image.fromarray(picture).resize((picture.shape[1] * 2, picture.shape[0] * 2), Image.Resampling.BOX)
+    return Image.fromarray(pixels).resize((pixels.shape[1] * 2, pixels.shape[0] * 2), Image.Resampling.BOX)
 
 
 def _reduced(image: Image.Image) -> Pixels:

@@ -1,8 +1,8 @@
-"""Pictures with text on them, as people have them, each with the clean picture it was made from.
+"""Sample images with text, each with the same image without it.
 
-Drawn afresh at every call, always the same, from what the wheels of the extra ``demo`` carry. Without
-scikit-image only the drawn ones are listed. Licences of the photographs: see ``backgrounds``; of the fonts:
-see ``lettering``. All of it may be shown and passed on freely.
+They are drawn at every call, always the same, from files in the wheels of the extra ``demo``. Without
+scikit-image only those without a photograph are listed. The licences of photographs and fonts are in
+``drawing``; all samples may be shown and passed on freely.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Sample:
-    """A picture with text, and the truth about it: the same picture without, and what the text says."""
+    """An image with text, the same image without it, and the text."""
 
     name: str
     title: str
@@ -255,10 +255,10 @@ def _drawn(
 
 
 def _astronaut() -> Pixels:
-    """Draw the astronaut with a dark bar along the foot: the bar belongs to the picture."""
-    picture = ground.photo("astronaut.png", (800, 800))
-    picture[664:784] = (picture[664:784] * 0.3).astype(np.uint8)
-    return picture
+    """Draw the astronaut with a dark bar along the foot: the bar is part of the image."""
+    pixels = ground.photo("astronaut.png", (800, 800))
+    pixels[664:784] = (pixels[664:784] * 0.3).astype(np.uint8)
+    return pixels
 
 
 def _valley(size: ground.Size) -> Pixels:

@@ -25,7 +25,7 @@ HOOK = "http://receiver/hook?a=%7e&b=1"
 KEY = "test-webhook-key"
 IMAGE = "https://example.com/poster.jpg"
 MINUTE = 60.0
-PICTURES = TaskImages(
+IMAGES = TaskImages(
     origin=Blob(name="1", content_type="image/png"), result=Blob(name="2", content_type="image/jpeg")
 )
 
@@ -88,7 +88,7 @@ class World:
             self._post(early, NOW)
         return task
 
-    def finish(self, made: TaskImages | Failure = PICTURES, **body: object) -> Task:
+    def finish(self, made: TaskImages | Failure = IMAGES, **body: object) -> Task:
         """Create a task, end it, and let a day pass."""
         task = self.submit(**body)
         if isinstance(made, Failure):
@@ -186,7 +186,7 @@ def test_every_delivery_is_signed_anew() -> None:
     """With a key every callback is signed, a failure too; a retry at its own time of sending."""
     world = World()
     task = world.submit()
-    world.vendor.complete(task.task_id, PICTURES, NOW)
+    world.vendor.complete(task.task_id, IMAGES, NOW)
     world.book.expect(task)
     timestamps = []
     for unix_time in (UNIX, UNIX + 3):
@@ -235,7 +235,7 @@ def test_retry_counts_from_the_failure() -> None:
     """The wait for a retry begins when the failure is known, not when the delivery was posted."""
     world = World()
     task = world.submit()
-    world.vendor.complete(task.task_id, PICTURES, NOW)
+    world.vendor.complete(task.task_id, IMAGES, NOW)
     world.book.expect(task)
     world.vendor.advance(task.ready_at)
     [callback] = world.book.take(task.ready_at)
@@ -249,7 +249,7 @@ def test_a_callback_waits_for_late_images() -> None:
     """If the images take longer than the drawn time."""
     world = World()
     task = world.submit()
-    world.vendor.complete(task.task_id, PICTURES, task.ready_at + 5)
+    world.vendor.complete(task.task_id, IMAGES, task.ready_at + 5)
     world.book.expect(task)
     assert world.book.due_at == task.ready_at + 5
     assert list(world.book.take(task.ready_at + 4.9)) == []

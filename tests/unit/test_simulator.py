@@ -34,7 +34,7 @@ BAD_KEY = (
     "Unauthorized \N{EN DASH} Authentication failed. "
     "Please check that your Authorization and Content-Type headers are correctly set."
 )
-PICTURES = TaskImages(
+IMAGES = TaskImages(
     origin=Blob(name="1", content_type="image/png"), result=Blob(name="2", content_type="image/jpeg")
 )
 FLAGGED = Failure(code=400, message="Your prompt was flagged by Website as violating content policies.")
@@ -297,7 +297,7 @@ def test_record_while_generating(vendor: Vendor) -> None:
 def test_record_of_a_success(vendor: Vendor) -> None:
     """A finished record has both links and a whole-second completion time, rounded up."""
     task = submit(vendor)
-    vendor.complete(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, IMAGES, NOW)
     data = record(vendor, task, task.ready_at)
     keys = "taskId paramJson response completeTime createTime successFlag errorCode errorMessage"
     assert " ".join(data) == keys
@@ -322,20 +322,20 @@ def test_record_of_a_failure(vendor: Vendor) -> None:
 
 def test_success_needs_time_and_image(vendor: Vendor) -> None:
     """A task is done when its time has passed and its image is made, whichever comes later."""
-    slow_picture, quick_picture = submit(vendor), submit(vendor)
-    vendor.complete(quick_picture.task_id, PICTURES, NOW)
-    assert record(vendor, quick_picture, quick_picture.ready_at - 0.01)["successFlag"] == 0
-    assert record(vendor, quick_picture, quick_picture.ready_at)["successFlag"] == 1
-    late = max(slow_picture.ready_at, quick_picture.ready_at) + 100
-    assert record(vendor, slow_picture, late - 1)["successFlag"] == 0
-    vendor.complete(slow_picture.task_id, PICTURES, late)
-    assert record(vendor, slow_picture, late)["successFlag"] == 1
+    slow_image, quick_image = submit(vendor), submit(vendor)
+    vendor.complete(quick_image.task_id, IMAGES, NOW)
+    assert record(vendor, quick_image, quick_image.ready_at - 0.01)["successFlag"] == 0
+    assert record(vendor, quick_image, quick_image.ready_at)["successFlag"] == 1
+    late = max(slow_image.ready_at, quick_image.ready_at) + 100
+    assert record(vendor, slow_image, late - 1)["successFlag"] == 0
+    vendor.complete(slow_image.task_id, IMAGES, late)
+    assert record(vendor, slow_image, late)["successFlag"] == 1
 
 
 def test_the_first_end_of_a_task_is_final(vendor: Vendor) -> None:
     """Later results change nothing."""
     task = submit(vendor)
-    vendor.complete(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, IMAGES, NOW)
     vendor.complete(task.task_id, FLAGGED, NOW)
     before = record(vendor, task, task.ready_at)
     vendor.complete(task.task_id, FLAGGED, task.ready_at + 1)
@@ -381,21 +381,21 @@ def test_lone_surrogates_are_answered(vendor: Vendor) -> None:
 def test_links_expire(vendor: Vendor) -> None:
     """The origin lives 10 minutes, the result 14 days."""
     task = submit(vendor)
-    vendor.complete(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, IMAGES, NOW)
     vendor.advance(task.ready_at)
     assert task.origin is not None
     assert task.result is not None
     for link, life in ((task.origin, 10 * MINUTE), (task.result, 14 * DAY)):
         assert vendor.files.find(link.path, task.ready_at + life - 1) is link
         assert vendor.files.find(link.path, task.ready_at + life) is None
-    assert list(vendor.files.sweep(task.ready_at + 10 * MINUTE)) == [PICTURES.origin]
-    assert list(vendor.files.sweep(task.ready_at + 14 * DAY)) == [PICTURES.result]
+    assert list(vendor.files.sweep(task.ready_at + 10 * MINUTE)) == [IMAGES.origin]
+    assert list(vendor.files.sweep(task.ready_at + 14 * DAY)) == [IMAGES.result]
 
 
 def test_fresh_link(vendor: Vendor) -> None:
     """A fresh link is a bare string, leads to the same bytes and lives 20 minutes."""
     task = submit(vendor)
-    vendor.complete(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, IMAGES, NOW)
     now = task.ready_at + DAY
     url = record(vendor, task, now)["response"]["resultImageUrl"]
     fresh = vendor.download_url("test", {"url": url}, now, BASE).body["data"]
@@ -403,9 +403,9 @@ def test_fresh_link(vendor: Vendor) -> None:
     path = fresh.removeprefix(BASE)
     found = vendor.files.find(path, now + 20 * MINUTE - 1)
     assert found is not None
-    assert found.blob == PICTURES.result
+    assert found.blob == IMAGES.result
     assert vendor.files.find(path, now + 20 * MINUTE) is None
-    assert PICTURES.result not in vendor.files.sweep(now + 21 * MINUTE)
+    assert IMAGES.result not in vendor.files.sweep(now + 21 * MINUTE)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_fresh_link_to_a_foreign_url(vendor: Vendor, url: str) -> None:
 def test_fresh_link_to_an_origin_or_another_host(vendor: Vendor) -> None:
     """An origin, and a result's path on another host, are foreign URLs."""
     task = submit(vendor)
-    vendor.complete(task.task_id, PICTURES, NOW)
+    vendor.complete(task.task_id, IMAGES, NOW)
     response = record(vendor, task, task.ready_at)["response"]
     moved = response["resultImageUrl"].replace("sandbox", "elsewhere")
     for url in (response["originImageUrl"], moved):
@@ -680,7 +680,7 @@ class VendorMachine(RuleBasedStateMachine):
             if failing:
                 self.vendor.complete(task.task_id, FLAGGED, self.now)
             else:
-                self.vendor.complete(task.task_id, PICTURES, self.now)
+                self.vendor.complete(task.task_id, IMAGES, self.now)
 
     @rule()
     def poll(self) -> None:
