@@ -268,10 +268,12 @@ def _mostly_inside(ink: Mask, view: _LineColours) -> Mask:
     near = dilate(view.inside, 1) | view.ring
     parts = components(ink & near)
     inside = np.bincount(parts.labels[view.inside], minlength=parts.count)
-    kept = (inside >= 0.6 * parts.areas) & (parts.areas >= max(2.0, 0.0006 * view.height**2))
+    kept = (inside >= 0.6 * parts.areas) & (parts.areas >= max(2.0, 0.0015 * view.height**2))
     kept[0] = False
     goes_on = np.zeros(parts.count, np.bool_)
     goes_on[parts.labels[near & ~erode(near, 1)]] = True
+    # The box of a bent line also contains pieces of what lies beside the line: they are at its border only.
+    kept &= ~goes_on | (np.bincount(parts.labels[view.core], minlength=parts.count) > 0)
     # A letter may extend beyond a region that is too short; a part that mostly lies outside is no letter.
     whole = ~goes_on | (inside >= 0.65 * parts.areas)
     return np.asarray(kept[parts.labels] & (view.inside | whole[parts.labels]), np.bool_)

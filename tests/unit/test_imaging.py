@@ -233,6 +233,13 @@ class TestPasses:
         assert removal.hole[text].all()
         assert removal.hole.sum() < 2.1 * text.sum()
 
+    def test_edges_beside_a_bent_line_are_not_masked(self):
+        """The box of a bent line also contains pieces of the badge's edges, which stay as they are."""
+        sample = samples.draw_sample("coffee-badge")
+        text = np.abs(sample.image.astype(int) - sample.clean).max(2) > 6
+        hole = imaging.remove_text(sample.image, quality=imaging.Quality.GOOD).hole
+        assert not (hole & ~dilate(text, 20)).any()
+
     def test_a_soft_shadow_is_masked_with_its_letters(self):
         """On a smooth background the shadow of the letters is part of the mask."""
         plain = np.broadcast_to(np.linspace(150, 220, 640)[None, :, None], (240, 640, 3)).astype(np.uint8)
