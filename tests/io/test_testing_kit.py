@@ -377,7 +377,7 @@ def test_an_unknown_option_is_named() -> None:
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """For real images it is another one."""
     found = sandbox.importlib.util.find_spec
-    for absent, extra, options in [("starlette", "testing", {}), ("cv2", "sandbox", {"pictures": "real"})]:
+    for absent, extra, options in [("starlette", "testing", {}), ("cv2", "sandbox", {"images": "real"})]:
         with monkeypatch.context() as patch:
             patch.setattr(
                 sandbox.importlib.util, "find_spec", lambda name, a=absent: None if name == a else found(name)
