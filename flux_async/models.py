@@ -383,9 +383,6 @@ def _request(_instance: object, _attribute: attrs.Attribute[Any], value: object)
     check_request(value)
 
 
-_DIGEST_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
-
-
 def digest_key(request: ImageRequest) -> JobKey:
     """Return the digest of a request's content: 64 hex digits, the same on every machine.
 
@@ -398,7 +395,7 @@ def digest_key(request: ImageRequest) -> JobKey:
     fields = {name: value for name in names if (value := getattr(request, name)) is not None}
     if isinstance(image := fields.get("input_image"), LocalImage):
         fields["input_image"] = image.reference
-    text = _DIGEST_ENCODER.encode(fields)
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return JobKey(hashlib.sha256(text.encode()).hexdigest())
 
 
