@@ -1,7 +1,8 @@
 """Advice of errors, in the words of the surface that shows it: Python code or the command line.
 
 An advice is a template with actions in braces, such as ``{wait}``. Each surface has its own words for them:
-Python's are in this module, the command line's in :mod:`flux_async.cli.advice`.
+Python's are in this module, the command line's in :mod:`flux_async.cli.advice`. In Python they also depend on
+the journal: one in memory ends with its run, so a new run pays again for what this one has paid.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ ACTIONS = frozenset(
         "larger_result",
         "larger_upload",
         "new_key",
+        "new_run",
+        "new_run_after_halt",
+        "paid_once",
         "pay_again",
         "recover",
         "result_url",
@@ -36,12 +40,17 @@ def fill(template: str, words: Mapping[str, str]) -> str:
     return filled.strip()
 
 
-def python_words(task_id: str | None) -> Mapping[str, str]:
-    """Return the words of every action for users of the library; ``task_id`` is that of the error."""
+def python_words(task_id: str | None, *, in_memory: bool = False) -> Mapping[str, str]:
+    """Return the words of every action for users of the library.
+
+    Args:
+        task_id: That of the error.
+        in_memory: Whether the error is of a batch whose journal is in memory.
+    """
     task = "task_id" if task_id is None else repr(str(task_id))
-    return {
+    words = {
         "check_network": "check KIE_BASE_URL and the network",
-        "fetch": "Run the batch again on the same journal",
+        "fetch": "Run the batch again on the same journal to fetch it.",
         "file": "pathlib.Path(…) for a file",
         "give_key": "set KIE_API_KEY, or give api_key",
         "larger_budget": "Run the same call again with a larger max_credits",
@@ -49,10 +58,30 @@ def python_words(task_id: str | None) -> Mapping[str, str]:
         "larger_upload": "upload it with client.upload(path, max_bytes=…)",
         "new_key": "A journal of the old key goes on with a new key of the same account after "
         "rekey(client, path); nothing is paid twice.",
+        "new_run": "running the same again submits them, and fetches what is already paid.",
+        "new_run_after_halt": "Images in doubt are not submitted again; the next run submits those that are "
+        "left, one at a time until one is accepted, and each of them may be charged.",
+        "paid_once": "",
         "pay_again": "",
         "recover": "open it with Journal(path).open(accept_lost_records=True)",
         "result_url": "image.result_url",
         "sure": "call rekey(client, path, same_account=True)",
         "unanswered_submit": "Its answer is still awaited: check client.unclaimed before you submit again.",
         "wait": f"take it up again with client.wait({task})",
+    }
+    return words | _in_memory(task) if in_memory else words
+
+
+def _in_memory(task: str) -> dict[str, str]:
+    """Return the words that differ for a batch whose journal is in memory."""
+    return {
+        "fetch": f"Fetch it with `image = await client.wait({task})` and "
+        "`await client.download(image, path)`. The journal was in memory: a new run of the batch pays again.",
+        "larger_budget": "Give a larger max_credits",
+        "new_key": "",
+        "new_run": "give them to a new run.",
+        "new_run_after_halt": "A new run submits each image that it is given, also those in doubt, one at a "
+        "time until one is accepted, and each of them may be charged.",
+        "paid_once": "The journal was in memory: a new run pays again for images that this one has paid, so "
+        "give it only the others. Tasks whose outcomes were not yielded are in client.unclaimed.",
     }

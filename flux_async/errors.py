@@ -126,6 +126,7 @@ class FluxError(Exception):
         advice_template: The advice, with its actions in braces (:mod:`flux_async.advice`).
         answer: The answer to a submit whose charge is not known, up to 4 kB and without the key: it may name
             the task. Empty if no answer came.
+        in_memory: Whether it is of a batch whose journal is in memory, so that no other run resumes it.
     """
 
     default_charge: ClassVar[Charge] = Charge.NO
@@ -147,6 +148,7 @@ class FluxError(Exception):
         self.scope: Scope = self.default_scope if scope is None else scope
         self.task_id: TaskId | None = task_id
         self.answer: str = ""
+        self.in_memory: bool = False
 
     @property
     def message(self) -> str:
@@ -156,7 +158,7 @@ class FluxError(Exception):
     @property
     def advice(self) -> str:
         """What to do next, for a caller of the library; the end of ``str(error)``."""
-        return fill(self.advice_template, python_words(self.task_id))
+        return fill(self.advice_template, python_words(self.task_id, in_memory=self.in_memory))
 
     @advice.setter
     def advice(self, template: str) -> None:
@@ -426,11 +428,7 @@ class TooManyUnknownAnswers(FluxError):
     """
 
     default_scope = Scope.STOP
-    default_advice = (
-        "Look at kie.ai/logs for tasks that were made, and {check_network}. Images in doubt are not "
-        "submitted again; the next run submits those that are left, one at a time until one is accepted, and "
-        "each of them may be charged."
-    )
+    default_advice = "Look at kie.ai/logs for tasks that were made, and {check_network}. {new_run_after_halt}"
 
     def __init__(self, message: str, *, unknown: int = 0, **fields: Any) -> None:
         super().__init__(message, **fields)

@@ -55,10 +55,13 @@ class FailedDownload:
     error: DownloadError
     tries: int = 0
 
-    def final_error(self, stored: StoredJob) -> DownloadError:
+    def final_error(self, stored: StoredJob) -> FluxError:
         """Return the error with which the download ends for this run."""
-        name, submitted_at = name_of(stored), stored.job.submitted_at
-        return unfetched(self.error, name, tries=self.tries, submitted_at=submitted_at)
+        job = stored.job
+        submitted_at, task_id = job.submitted_at, job.task_id
+        return unfetched(
+            self.error, name_of(stored), tries=self.tries, submitted_at=submitted_at, task_id=task_id
+        )
 
 
 async def fetch(job: ActiveJob, run: RunContext, step: Fetch) -> Events | Leave:

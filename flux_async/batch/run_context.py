@@ -120,6 +120,14 @@ class RunContext:
             job.input = InputUpload(client=self.client, request=request, via_upload=self.options.via_upload)
         return job.input
 
+    def as_halt(self, error: BaseException) -> BaseException:
+        """Return the error that ends the run; without a journal file its advice names the second charge."""
+        if isinstance(error, FluxError) and not self.journal.is_durable:
+            error.in_memory, template = True, error.advice_template
+            if self.progress.tally.credits > 0 and "{paid_once}" not in template:
+                error.advice = f"{template} {{paid_once}}"
+        return error
+
     def keep_unclaimed(self, job: ActiveJob) -> None:
         """Keep the id of a paid task whose outcome no caller receives, unless a journal file keeps it."""
         task_id = job.state.task_id

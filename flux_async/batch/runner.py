@@ -231,7 +231,7 @@ class BatchRun:
         control = self._run.control
         halted, control.halted_by = control.halted_by, None
         if halted is not None:
-            raise halted from None
+            raise self._run.as_halt(halted) from None
         raise StopAsyncIteration
 
     def stop(self) -> None:
@@ -365,7 +365,7 @@ class BatchRun:
         error = task.exception()
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]  # many jobs met the same error
-        return error
+        return None if error is None else self._run.as_halt(error)
 
 
 # --- all outcomes of a list -------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
 from flux_async.job_state import FINAL, JobState
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import StoredJob
-from flux_async.models import Outcome
+from flux_async.models import Failed, InDoubt, Outcome
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -102,13 +102,16 @@ class Scheduler:
 
     async def _outcome_of(self, job: ActiveJob) -> Outcome | None:
         try:
-            return await run_job(job, self.run)
+            outcome = await run_job(job, self.run)
         except FluxError as error:
             if error.scope is not Scope.STOP or isinstance(error, JournalDisplaced):
                 raise  # nothing goes on without a journal, not even paid work
             self.run.control.halt(error)
             self.run.progress.tally.add_outcome("Halted", job.state.state)
             return None
+        if isinstance(outcome, Failed | InDoubt):
+            outcome.error.in_memory = not self.run.journal.is_durable
+        return outcome
 
     async def _hand_over(self, job: ActiveJob, outcome: Outcome) -> None:
         if job.state.state not in FINAL:

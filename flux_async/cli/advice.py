@@ -51,7 +51,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     doctor = command("doctor") if folder is None else command("doctor", "-o", folder)
     return {
         "check_network": f"check KIE_BASE_URL and the network with {doctor}",
-        "fetch": f"Run {fetch}",
+        "fetch": f"Run {fetch} to fetch it.",
         "file": "the path of a file",
         "give_key": "set KIE_API_KEY",
         "larger_budget": "--max-credits counts for each run by itself",
@@ -60,6 +60,10 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
         "new_key": ""
         if folder is None
         else f"If it is a new key of the same account, run {command('rekey', folder)} first: {_NOT_TWICE}",
+        "new_run": "running the same again submits them, and fetches what is already paid.",
+        "new_run_after_halt": "Images in doubt are not submitted again; the next run submits those that are "
+        "left, one at a time until one is accepted, and each of them may be charged.",
+        "paid_once": "",
         "pay_again": "" if folder is None else f": {command('retry', folder, '--failed')}",
         "recover": f"run {command('recover', folder or 'DIR')}",
         "result_url": "its result_url" if folder is None else f"its result_url in {folder / 'results.jsonl'}",

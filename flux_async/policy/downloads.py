@@ -11,7 +11,8 @@ from email.utils import parsedate_to_datetime
 
 import attrs
 
-from flux_async.errors import DownloadError, NotAnImage, ResultExpired, ResultTooLarge
+from flux_async.errors import Charge, DownloadError, E, NotAnImage, ResultExpired, ResultTooLarge
+from flux_async.models import TaskId
 from flux_async.policy import positive_integer, positive_number
 
 MOST_RESUMES = 3
@@ -217,8 +218,8 @@ def expired(error: DownloadError) -> ResultExpired:
     )
 
 
-def unfetched(error: DownloadError, name: str, *, tries: int, submitted_at: float | None) -> DownloadError:
-    """Return ``error`` as the end of all tries of a run, with charge, date and advice in its message.
+def unfetched(error: E, name: str, *, tries: int, submitted_at: float | None, task_id: TaskId | None) -> E:
+    """Return ``error`` as the end of all tries of a run, with charge, task, date and advice in its message.
 
     ``Download failed for poster.jpg: files.example answered HTTP 503 (3 attempts). The result is paid and
     stays available until 14 December. Run the batch again on the same journal to fetch it.``
@@ -228,6 +229,7 @@ def unfetched(error: DownloadError, name: str, *, tries: int, submitted_at: floa
         name: What the image is called.
         tries: Downloads tried.
         submitted_at: When the task was submitted, in seconds since the epoch, if known.
+        task_id: The task.
     """
     attempts = f"{tries} {'attempt' if tries == 1 else 'attempts'}"
     reason = error.message.removesuffix(".")
@@ -235,8 +237,9 @@ def unfetched(error: DownloadError, name: str, *, tries: int, submitted_at: floa
         reason = reason.replace("T", "t", 1)
     last = copy.copy(error)
     last.args = (f"Download failed for {name}: {reason} ({attempts}).",)
-    cure = "" if error.retryable else f"{error.advice_template} "
-    last.advice = f"{cure}{kept_until(submitted_at)} {{fetch}} to fetch it."
+    last.task_id, last.charge = task_id, Charge.YES
+    cure = "" if isinstance(error, DownloadError) and error.retryable else f"{error.advice_template} "
+    last.advice = f"{cure}{kept_until(submitted_at)} {{fetch}}"
     return last
 
 

@@ -328,7 +328,7 @@ class Pause:
         asked = "" if self.is_outage else f"The service asked for a pause of {self._asked_s:.0f} s. "
         error.advice = (
             f"{asked}The run waited {waited_s:.0f} s and halted. The images that are left were not submitted "
-            "and cost nothing; running the same again submits them, and fetches what is already paid. "
+            "and cost nothing; {new_run} "
             f"{self.error.advice_template if self.is_outage else _RUN_AGAIN}"
         )
         return error

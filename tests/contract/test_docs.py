@@ -14,6 +14,7 @@ import pytest
 
 import flux_async
 from flux_async import Charge, FluxError, Scope
+from flux_async.advice import fill, python_words
 from flux_async.sandbox.settings import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,8 @@ def error_table() -> str:
         what = str(kind.__doc__).partition("\n")[0]
         charged, concerns = CHARGES[kind.default_charge], SCOPES[kind.default_scope]
         name = "&emsp;" * depth + f"`{kind.__name__}`"
-        lines.append(f"| {name} | {what} | {charged} | {concerns} | {kind.default_advice} |")
+        advice = fill(kind.default_advice, python_words(None))
+        lines.append(f"| {name} | {what} | {charged} | {concerns} | {advice} |")
     return "\n".join([*lines, "", ""])
 
 

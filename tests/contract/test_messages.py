@@ -100,7 +100,7 @@ def test_every_action_has_advice_on_both_surfaces() -> None:
     template = " ".join(f"{{{action}}}" for action in sorted(ACTIONS))
     assert "{" not in fill(template, python_words(None))
     assert "{" not in with_commands(template, None, None)
-    assert python_words(None).keys() == ACTIONS
+    assert python_words(None).keys() == ACTIONS == python_words(None, in_memory=True).keys()
 
 
 def test_every_action_in_a_message_is_known() -> None:

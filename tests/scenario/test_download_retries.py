@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from flux_async import (
+    BudgetExhausted,
     DownloadError,
     Failed,
     FluxClient,
@@ -333,3 +334,45 @@ async def test_the_progress_counts_what_waits_for_its_download(
     assert max(progress.fetching for progress in seen) == 3
     assert max(progress.retrying for progress in seen) == 3
     assert (seen[-1].retrying, seen[-1].fetching, seen[-1].succeeded, seen[-1].seen) == (0, 0, 3, 3)
+
+
+@pytest.mark.parametrize("file", [None, "run.sqlite3"])
+async def test_a_result_that_was_not_fetched_is_paid_once_with_and_without_a_file(
+    client: Any, vendor: Any, hosts: Any, tmp_path: Path, file: str | None
+) -> None:
+    """Without a journal file the advice names the task and how to fetch it; a new run would pay again."""
+    hosts(lambda _url, _at: NOT_FOUND)
+    journal = ":memory:" if file is None else tmp_path / file
+    [outcome] = await collect(client, URLS[:1], directory=tmp_path / "out", journal=journal, patience=30)
+    assert isinstance(outcome.error, DownloadError)
+    task_id, text = outcome.error.task_id, str(outcome.error)
+    assert task_id is not None
+    assert ("same journal" in text) is (file is not None)
+    assert ("a new run of the batch pays again" in text) is (file is None)
+    hosts(lambda _url, _at: GOOD)
+    if file is None:
+        assert f"`image = await client.wait('{task_id}')` and `await client.download(image, path)`" in text
+        saved = await client.download(await client.wait(task_id), tmp_path / "a.jpg")
+        assert saved.path.read_bytes() == JPEG
+    else:
+        await collect(client, URLS[:1], directory=tmp_path / "out", journal=journal)
+    assert vendor.count("generate") == 1
+
+
+async def test_a_halt_without_a_journal_file_names_the_second_charge(client: Any, hosts: Any) -> None:
+    """The same call again would pay for all images; before anything was paid there is nothing to name."""
+    hosts(lambda _url, _at: GOOD)
+    for budget, warns in ((1, False), (6, True)):
+        with pytest.raises(BudgetExhausted) as raised:
+            await collect(client, URLS[:2], max_credits=budget)
+        text = str(raised.value)
+        assert "same call again" not in text
+        assert ("a new run pays again for images that this one has paid" in text) is warns
+
+
+async def test_a_halt_with_a_journal_file_says_to_run_again(client: Any, hosts: Any, tmp_path: Path) -> None:
+    """Nothing is paid twice then."""
+    hosts(lambda _url, _at: GOOD)
+    with pytest.raises(BudgetExhausted, match="Run the same call again with a larger max_credits") as raised:
+        await collect(client, URLS[:2], max_credits=6, journal=tmp_path / "run.sqlite3")
+    assert "in memory" not in str(raised.value)

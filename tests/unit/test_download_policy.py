@@ -19,6 +19,7 @@ from flux_async import (
     NotAnImage,
     ResultExpired,
     ResultTooLarge,
+    TaskId,
 )
 from flux_async.policy.downloads import (
     MOST_RESUMES,
@@ -258,8 +259,9 @@ def test_the_final_error_has_cause_charge_and_advice(
     error: DownloadError, tries: int, submitted_at: float | None, message: str, advice: str
 ) -> None:
     """No message leads the user to pay again; the class and the fields of the error stay."""
-    reported = unfetched(error, "poster.jpg", tries=tries, submitted_at=submitted_at)
+    reported = unfetched(error, "poster.jpg", tries=tries, submitted_at=submitted_at, task_id=TaskId("t1"))
     assert str(reported) == f"Download failed for poster.jpg: {message}. {advice}"
     assert type(reported) is type(error)
     assert (reported.http_status, reported.charge) == (error.http_status, error.charge)
+    assert (reported.task_id, error.task_id) == ("t1", None)
     assert "Download failed" not in str(error)
