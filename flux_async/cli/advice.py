@@ -84,6 +84,14 @@ def paid_result(task_id: str, result_url: str, file: Path | None) -> str:
     return f"Task {task_id} is done, but its image is not here: {result_url}. Download it with {again}."
 
 
+def unprinted_result(task_id: str, where: str) -> tuple[str, str]:
+    """Return what to print before and after the reason why a paid result could not be printed."""
+    return (
+        f"Task {task_id} is done, but its result could not be printed",
+        f"; {where} has it, and {command('task', task_id)} prints it again, free of charge",
+    )
+
+
 @attrs.frozen(kw_only=True)
 class AfterRun:
     """The work that is left when a run ends.

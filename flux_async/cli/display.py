@@ -23,7 +23,7 @@ from flux_async.batch.progress import BatchProgress
 from flux_async.cli.credits import in_credits
 from flux_async.cli.results import FILE_NAME, ResultRow, Status
 from flux_async.cli.run_folder import Totals
-from flux_async.cli.terminal import Output, printable
+from flux_async.cli.terminal import CannotPrint, Output, printable
 
 
 @attrs.frozen(kw_only=True)
@@ -190,6 +190,7 @@ class RunDisplay:
         prints_results: Whether results are printed at all.
         console: Receives the messages.
         show_path: Returns the printed form of a file's path in the folder.
+        lost: Why results could not be printed to stdout, or None.
     """
 
     output: Output
@@ -197,6 +198,7 @@ class RunDisplay:
     prints_results: bool = True
     console: MessageConsole = attrs.field(factory=message_console)
     show_path: Callable[[str], str] = str
+    lost: str | None = attrs.field(default=None, init=False)
     _live: Live | None = attrs.field(default=None, init=False)
     _shown_at: float | None = attrs.field(default=None, init=False)
     _refused: int = attrs.field(default=0, init=False)
@@ -273,14 +275,17 @@ class RunDisplay:
 
     def _result(self, line: str) -> None:
         """Print to stdout; where that is this same terminal, without the live lines."""
-        if not self.prints_results:
+        if not self.prints_results or self.lost is not None:
             return
-        if self._live is None or not self.output.is_terminal:
+        shares_terminal = self._live is not None and self.output.is_terminal
+        if shares_terminal:
+            self.stop()
+        try:
             self.output.line(line)
-            return
-        self.stop()
-        self.output.line(line)
-        self.start()  # the old one would move up by its own height and draw over the line
+        except CannotPrint as failure:  # the run goes on: its files hold the results
+            self.lost = failure.reason
+        if shares_terminal:
+            self.start()  # the old one would move up by its own height and draw over the line
 
 
 def plain_line(view: RunView) -> str:

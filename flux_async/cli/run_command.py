@@ -372,11 +372,15 @@ class RunCommand:
             left = AfterRun(folder=self.options.folder, repeats=self.options.repeats, interrupted=True)
             self._note_all(left.lines())
         self._note_all(tasks_not_recorded(client.unclaimed))
+        if self.display.lost is not None:
+            where = f" They are in {folder.results.path}." if totals is not None else ""
+            self.display.note(f"Results could not be printed: {self.display.lost}.{where}", "red")
         if self.interruption.happened:
             return Exit.INTERRUPTED
         if self._halted_by is not None or totals is None:
             return Exit.HALTED
-        return Exit.SUCCEEDED if totals.all_succeeded else Exit.SOME_FAILED
+        is_whole = totals.all_succeeded and self.display.lost is None
+        return Exit.SUCCEEDED if is_whole else Exit.SOME_FAILED
 
     async def _rewrite_results(self, folder: RunFolder) -> Totals | None:
         """Rewrite results.jsonl; return None where that failed."""

@@ -18,7 +18,7 @@ import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
 from flux_async import FluxError
-from flux_async.cli.terminal import Exit
+from flux_async.cli.terminal import CannotPrint, Exit
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Interruption:
             await self._group.start(self._listen)
             try:
                 return await work(self)
-            except FluxError as error:
+            except (FluxError, CannotPrint) as error:
                 failure = error  # raised below, or the group would wrap it
             finally:
                 self._group.cancel_scope.cancel()

@@ -15,7 +15,7 @@ from flux_async.cli.advice import error_text, paid_result, paid_task
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import MessageConsole, message_console
 from flux_async.cli.signals import Interruption, run_interruptible
-from flux_async.cli.terminal import Exit, Output, printable
+from flux_async.cli.terminal import Exit, Output, as_json, printable
 from flux_async.client import DEFAULT_TIMEOUT_S
 from flux_async.models import ImageRequest
 from flux_async.transport.factory import TransportName
@@ -55,12 +55,14 @@ class Answer:
         data: The same with ``--json``.
         code: The exit code.
         note: A message for standard error.
+        result: The task and the address or file of a paid result.
     """
 
     line: str
     data: Mapping[str, object]
     code: Exit = Exit.SUCCEEDED
     note: str = ""
+    result: tuple[str, str] | None = None
 
 
 def run_request(request: ImageRequest, timeout: float, reply: Reply) -> Exit:
@@ -140,10 +142,11 @@ def _with_client(
             _name_unclaimed(client, reply.console)
         if answer is None:
             return Exit.INTERRUPTED
-        if reply.as_json:
-            reply.output.json(answer.data)
+        text = as_json(answer.data) if reply.as_json else answer.line
+        if answer.result is None:
+            reply.output.line(text)
         else:
-            reply.output.line(answer.line)
+            reply.output.paid_result(text, *answer.result)
         if answer.note:
             reply.console.note(answer.note)
         return Exit.INTERRUPTED if interruption.happened else answer.code
@@ -177,7 +180,8 @@ async def _deliver(client: FluxClient, image: ImageResult, reply: Reply) -> Answ
         "origin_url": image.origin_url,
         "file": str(path) if path else None,
     }
-    return Answer(line=str(path or image.result_url), data=data)
+    where = str(path or image.result_url)
+    return Answer(line=where, data=data, result=(image.task_id, where))
 
 
 def _unfinished(record: TaskRecord, *, wants_file: bool) -> Answer:

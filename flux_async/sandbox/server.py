@@ -148,7 +148,12 @@ def run(options: argparse.Namespace) -> None:
     """
     given = vars(options)
     if given.pop("list_faults", False):
-        print(list_of_faults(), end="")  # noqa: T201 - this is a command
+        try:
+            print(list_of_faults(), end="", flush=True)  # noqa: T201 - this is a command
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise SandboxError(f"Standard output cannot be written: {error.strerror}.") from None
         return
     ends_with_input = given.pop("until_eof", False)
     serving = {name: given.pop(name) for name in ("host", "port", "ledger") if name in given}
@@ -159,6 +164,14 @@ def run(options: argparse.Namespace) -> None:
     if ends_with_input:
         _end_with_input()
     serve(settings, **serving)
+
+
+def _print_address(text: str) -> None:
+    """Print one line; where stdout cannot be written, log it, and serve nevertheless."""
+    try:
+        print(text, flush=True)  # noqa: T201 - this is a command
+    except OSError as error:
+        logging.getLogger(__name__).warning("%s; standard output cannot be written: %s", text, error.strerror)
 
 
 def _end_with_input() -> None:
@@ -236,9 +249,9 @@ def _quiet_server(config: uvicorn.Config, address: str, sample: str | None) -> u
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                print(f"sandbox ready at {address}", flush=True)  # noqa: T201 - this is a command
+                _print_address(f"sandbox ready at {address}")
                 if sample is not None:
-                    print(f"a sample image: {sample}", flush=True)  # noqa: T201 - as above
+                    _print_address(f"a sample image: {sample}")
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
