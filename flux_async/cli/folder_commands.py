@@ -24,7 +24,7 @@ from flux_async.cli.terminal import Exit, printable
 from flux_async.errors import JournalError
 from flux_async.job_state import JobState
 from flux_async.journal.lost_records import LostRecords, find_lost_records
-from flux_async.journal.reader import JournalReader
+from flux_async.journal.reader import JournalReader, read_at_rest
 from flux_async.journal.store import Journal
 from flux_async.journal.submit_log import log_of
 from flux_async.models import Echo, JobKey
@@ -39,7 +39,7 @@ def run_retry(options: RunOptions, *, failed: bool, in_doubt: bool, as_json: boo
     Raises:
         JournalError: There is no journal, or it cannot be used.
     """
-    JournalReader(options.folder / JOURNAL).close()  # retry makes no folder
+    read_at_rest(options.folder / JOURNAL, JournalReader.newest)  # retry makes no folder
     return run_selected(options, what_to_retry(failed=failed, in_doubt=in_doubt), as_json=as_json)
 
 
@@ -110,8 +110,7 @@ def run_adopt(folder: Path, name: str, task_id: str, *, transport: TransportName
 
 def _key_of(folder: Path, name: str) -> JobKey:
     """Return the key of the job that is called ``name``, or whose key begins so."""
-    with JournalReader(folder / JOURNAL) as reader:
-        found = [stored.job.key for stored in reader.named(name)]
+    found = [stored.job.key for stored in read_at_rest(folder / JOURNAL, lambda reader: reader.named(name))]
     if not found:
         raise ConfigurationError(
             f"No job here is called {name}.", advice=f"{command('status', folder)} lists those in doubt."
@@ -137,7 +136,7 @@ def run_rekey(folder: Path, *, same_account: bool, transport: TransportName | No
         AuthenticationError: The key was refused; nothing was changed.
         JournalError: It is of another account, or that is not proven; or a run uses the folder.
     """
-    JournalReader(folder / JOURNAL).close()
+    read_at_rest(folder / JOURNAL, JournalReader.newest)
 
     async def work(interruption: Interruption) -> Exit:
         async with FluxClient(transport=transport) as client:

@@ -20,7 +20,7 @@ from flux_async.errors import JournalError
 from flux_async.job_state import JobState
 from flux_async.journal.lock import LockOwner, lock_owner_of
 from flux_async.journal.lost_records import find_lost_records
-from flux_async.journal.reader import JournalReader
+from flux_async.journal.reader import JournalReader, read_at_rest
 from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
 
@@ -34,11 +34,12 @@ def show_status(folder: Path, *, as_json: bool) -> Exit:
         JournalError: It has no journal, or the journal cannot be read.
     """
     journal = folder / JOURNAL
-    with JournalReader(journal) as reader:
-        state = status_of(reader, lock_owner_of(journal)) | {
-            "refused": refused_inputs(folder, reader),
-            "folder": str(folder),
-        }
+
+    def read(reader: JournalReader) -> dict[str, Any]:
+        refused = refused_inputs(folder, reader)
+        return status_of(reader, lock_owner_of(journal)) | {"refused": refused, "folder": str(folder)}
+
+    state = read_at_rest(journal, read)
     warning = warning_of_lost_records(folder)
     state["lacks_records"] = warning is not None
     output = Output()

@@ -26,7 +26,14 @@ from flux_async.journal.lost_records import (
     set_open,
 )
 from flux_async.journal.ownership import may_have_paid
-from flux_async.journal.schema import check_version, connect, connect_read_only, damage_of, open_for_reading
+from flux_async.journal.schema import (
+    check_version,
+    connect,
+    connect_read_only,
+    damage,
+    open_for_reading,
+    opening_error,
+)
 from flux_async.journal.submit_log import LoggedSubmit, SubmitLog, catch_up, log_errors, log_of
 from flux_async.models import JobKey
 
@@ -70,14 +77,14 @@ def open_file(
                 check_version(connection, path)
                 problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0] if checks_pages else "ok"
                 if problem != "ok":
-                    raise damage_of(problem, path)
+                    raise damage(problem, path)
                 if accept_lost_at is None:
                     check_complete(connection, path)
         connection = connect(path)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-        raise damage_of(error, path) from None
+        raise opening_error(error, path) from None
     try:
         if lost is not None and accept_lost_at is not None:
             accept_lost_records(connection, path, lost, accept_lost_at)
@@ -143,11 +150,16 @@ class JournalGuard:
             JournalError: The log cannot be written.
         """
         self._file = _identity(self._journal)
-        self._log = log = catch_up(connection, log_of(self._journal))
-        opening = secrets.token_hex(8)
-        with log_errors(log.path):
-            log.append_opening(opening)
-        set_open(connection, opening)
+        log = catch_up(connection, log_of(self._journal))
+        try:
+            opening = secrets.token_hex(8)
+            with log_errors(log.path):
+                log.append_opening(opening)
+            set_open(connection, opening)
+        except BaseException:
+            log.close()
+            raise
+        self._log = log
 
     def refusal(self, connection: sqlite3.Connection, keys: Sequence[JobKey]) -> JournalError | None:
         """Return the error that forbids to submit these jobs, or None."""

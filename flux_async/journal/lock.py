@@ -14,6 +14,7 @@ from typing import Self
 import attrs
 
 from flux_async.errors import JournalBusyError, JournalError
+from flux_async.journal.schema import opening_error
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +72,9 @@ class _LockedFile:
             except BlockingIOError:
                 os.close(locked.file)
                 return None
+            except BaseException:  # a file system without locks
+                os.close(locked.file)
+                raise
             if locked.is_in_place():
                 return locked
             os.close(locked.file)  # the file was replaced meanwhile
@@ -97,7 +101,8 @@ class _LockedFile:
                 self.path.unlink()  # a process that waits for this file notices, and makes another
         with contextlib.suppress(OSError):
             fcntl.flock(self.file, fcntl.LOCK_UN)
-        os.close(self.file)
+        with contextlib.suppress(OSError):
+            os.close(self.file)
 
 
 class JournalLock:
@@ -118,7 +123,7 @@ class JournalLock:
 
         Raises:
             JournalBusyError: Another run has locked it; the message names its process.
-            JournalError: The files cannot be opened.
+            JournalError: The files cannot be opened or written, as on a full disk; nothing is locked.
         """
         taken: list[_LockedFile] = []
         try:
@@ -127,13 +132,13 @@ class JournalLock:
             removed = ", though its lock file was removed or its folder moved or deleted"
             _take(folder / _name_by_path(journal), taken, journal, removed)
             _take(folder / _name_by_inode(journal), taken, journal, removed)
+            for lock in taken:
+                lock.write(json.dumps({"pid": os.getpid(), "since": at}))
         except BaseException as error:
             cls(taken).release()
             if not isinstance(error, OSError):
                 raise
-            raise JournalError(f"{journal} cannot be opened: {error.strerror or error}.") from None
-        for lock in taken:
-            lock.write(json.dumps({"pid": os.getpid(), "since": at}))
+            raise opening_error(error, journal) from None
         return cls(taken)
 
     def release(self) -> None:

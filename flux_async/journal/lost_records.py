@@ -10,7 +10,7 @@ import attrs
 from flux_async.errors import JournalRecordsLost
 from flux_async.job_state import JobState
 from flux_async.journal.rows import put_in_doubt
-from flux_async.journal.schema import check_version, damage_of, open_for_reading, read_meta, write_meta
+from flux_async.journal.schema import check_version, open_for_reading, opening_error, read_meta, write_meta
 from flux_async.journal.submit_log import (
     LoggedSubmit,
     has_opening,
@@ -95,18 +95,18 @@ def find_lost_records(path: Path) -> LostRecords | None:
     """Return the submits that a journal lacks, or None if it is complete; the journal is not changed.
 
     Raises:
-        JournalError: It is another program's, or damaged.
+        JournalError: It is another program's, or damaged, or cannot be read.
     """
     import sqlite3
 
-    if not path.exists() or not path.stat().st_size:
-        return _find(None, path)
     try:
+        if not path.exists() or not path.stat().st_size:
+            return _find(None, path)
         with open_for_reading(path, leaves_no_trace=True) as connection:
             check_version(connection, path)
             return _find(connection, path)
-    except sqlite3.Error as error:
-        raise damage_of(error, path) from None
+    except (OSError, sqlite3.Error) as error:
+        raise opening_error(error, path) from None
 
 
 def _find(connection: sqlite3.Connection | None, journal: Path) -> LostRecords | None:

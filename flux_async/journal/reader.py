@@ -19,8 +19,9 @@ from flux_async.job_state import JobState
 from flux_async.journal import ownership
 from flux_async.journal.adding import Added, Adding, Addresses, EarlierRuns, addresses_of
 from flux_async.journal.inbox import POSSIBLE_DUPLICATES
+from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.rows import StoredJob, select_jobs
-from flux_async.journal.schema import check_version, connect, open_for_reading
+from flux_async.journal.schema import access_error, check_version, connect, open_for_reading
 from flux_async.models import Echo, JobKey, TaskId
 
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class JournalReader:
             check_version(self._connection, path, may_be_new=False)
         except (OSError, sqlite3.Error) as error:
             self.close()
-            raise JournalError(f"{path} cannot be read: {error}.") from None
+            raise access_error(error, f"{path} cannot be read", is_unchanged=True) from None
         except BaseException:
             self.close()
             raise
@@ -222,7 +223,7 @@ class JournalReader:
         try:
             return question(self._connection)
         except sqlite3.Error as error:
-            raise JournalError(f"The journal cannot be read: {error}.") from None
+            raise access_error(error, "The journal cannot be read", is_unchanged=True) from None
 
     def _number(self, sql: str, *values: object) -> float | None:
         value = self._value(sql, *values)
@@ -231,6 +232,40 @@ class JournalReader:
     def _value(self, sql: str, *values: object) -> Any:
         rows = self._all(sql, *values)
         return rows[0][0] if rows else None
+
+
+def read_at_rest(path: Path, read: Callable[[JournalReader], T]) -> T:
+    """Return the result of ``read``; leave no file beside a journal that no process has open.
+
+    SQLite locks nothing then. So if a process begins to write meanwhile, ``read`` is called again, with
+    SQLite's locks and files.
+
+    Raises:
+        JournalError: The journal cannot be read.
+    """
+    file = path.resolve()
+    if lock_owner_of(file) is None and not file.with_name(f"{file.name}-wal").exists():
+        before = _state_of(file)
+        try:
+            with JournalReader(path, leaves_no_trace=True) as reader:
+                found = read(reader)
+        except JournalError:
+            if _state_of(file) == before:
+                raise
+        else:
+            if _state_of(file) == before:
+                return found
+    with JournalReader(path) as reader:
+        return read(reader)
+
+
+def _state_of(path: Path) -> tuple[int, int, int] | None:
+    """Return figures of a file that differ after each write to it; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class JournalPreview:

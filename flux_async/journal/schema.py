@@ -5,7 +5,9 @@ This package imports sqlite3 inside of functions: it is loaded with the first jo
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -15,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flux_async.errors import JournalError, JournalVersionError, shown
+from flux_async.errors import JournalError, JournalVersionError, Scope, shown
 
 if TYPE_CHECKING:
     import sqlite3
@@ -28,6 +30,8 @@ SCHEMA_VERSION = 1
 
 BUSY_S = 30.0
 """Seconds that a write waits for another program's lock: backups take some."""
+
+NO_ROOM_ADVICE = "Make room on the disk: everything that was written is kept."
 
 _WAL_ATTEMPTS, _WAL_PAUSE_S = 20, 0.05
 _RESTORE_ADVICE = (
@@ -51,7 +55,7 @@ def make_folder(path: Path) -> None:
         if path.is_dir():
             raise JournalError(f"{path} is a folder.", advice="Give the name of a file.")
     except (OSError, ValueError) as error:
-        raise JournalError(f"{path} cannot be used: {error}.") from None
+        raise access_error(error, f"{path} cannot be used") from None
 
 
 # --- connections ------------------------------------------------------------------------------------------
@@ -110,8 +114,8 @@ def open_for_reading(path: Path, *, leaves_no_trace: bool = False) -> Iterator[s
     """Open a journal for reading, also in a folder or on a disk that is read-only.
 
     SQLite needs a shared-memory file (``-shm``) to read a journal in WAL mode, and makes it where it can. If
-    it cannot, a journal without a ``-wal`` file is complete and is read as an immutable file; a journal with
-    one was left by a process that died, and both files are copied first.
+    it cannot, a journal without a ``-wal`` file is complete and is read as an immutable file, also on a full
+    disk; a journal with one was left by a process that died, and both files are copied first.
 
     Args:
         path: The journal.
@@ -133,9 +137,12 @@ def open_for_reading(path: Path, *, leaves_no_trace: bool = False) -> Iterator[s
                 path, immutable if leaves_no_trace and not wal.exists() else "mode=ro"
             )
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
+            is_complete = not wal.exists() or not wal.stat().st_size
+            if result_code(error) not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY} and not (
+                is_complete and is_disk_error(error)
+            ):
                 raise
-            if not wal.exists() or not wal.stat().st_size:
+            if is_complete:
                 connection = connect_read_only(path, immutable)
             else:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="flux-async-"))
@@ -191,13 +198,6 @@ def check_version(connection: sqlite3.Connection, path: str | Path, *, may_be_ne
         )
 
 
-def damage_of(error: sqlite3.Error | str, path: Path) -> JournalError:
-    """Return the error for a file that SQLite cannot read, or finds a problem in."""
-    if "not a database" in str(error):
-        return JournalError(f"{path} is not a journal, or a damaged one.", advice=_RESTORE_ADVICE)
-    return JournalError(f"{path} is damaged: {error}.", advice=_RESTORE_ADVICE)
-
-
 def _make_tables(connection: sqlite3.Connection) -> None:
     """Create the tables of a new journal in one transaction; another process may create them first."""
     if _version(connection):
@@ -228,3 +228,71 @@ def write_meta(connection: sqlite3.Connection, name: str, value: str | None) -> 
         connection.execute("DELETE FROM meta WHERE name = ?", (name,))
     else:
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+# --- errors of SQLite and of the disk ---------------------------------------------------------------------
+
+
+def result_code(error: BaseException) -> int:
+    """Return SQLite's primary result code; 0 if there is none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Return whether an error of the system or of SQLite says that a disk is full or failing.
+
+    SQLite reports a full disk as an I/O error for a file in shared memory.
+    """
+    import sqlite3
+
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+    return result_code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
+
+
+def access_error(error: Exception, problem: str, *, is_unchanged: bool = False) -> JournalError:
+    """Return the error for a journal that could not be opened, read or written.
+
+    Args:
+        error: The error of the system or of SQLite.
+        problem: What could not be done, as the start of a sentence.
+        is_unchanged: Whether nothing was to be written yet.
+    """
+    import sqlite3
+
+    if result_code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        advice = "Close the program that has it open: nothing is lost."
+        return JournalError("Another program keeps the journal locked.", advice=advice, scope=Scope.STOP)
+    reason = getattr(error, "strerror", None) or error
+    if is_disk_error(error):
+        message = f"{problem} ({reason}): the disk is failing or full."
+        if is_unchanged:
+            message += " Its records are unchanged."
+        return JournalError(message, advice=NO_ROOM_ADVICE, scope=Scope.STOP)
+    return JournalError(f"{problem}: {reason}.")
+
+
+def opening_error(error: Exception, path: Path) -> JournalError:
+    """Return the error for a journal that cannot be opened; it is damaged only if SQLite reports damage."""
+    import sqlite3
+
+    if result_code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}:
+        return damage(str(error), path)
+    return access_error(error, f"{path} could not be opened", is_unchanged=True)
+
+
+def damage(finding: str, path: Path) -> JournalError:
+    """Return the error for a damaged journal.
+
+    Args:
+        finding: The problem, as SQLite or its ``quick_check`` reports it.
+        path: The journal.
+    """
+    import sqlite3
+
+    if "not a database" in finding:
+        return JournalError(f"{path} is not a journal, or a damaged one.", advice=_RESTORE_ADVICE)
+    code = re.search(r"error code=(\d+)", finding)  # quick_check lists a page that it could not read
+    if code is not None and int(code[1]) & 0xFF == sqlite3.SQLITE_IOERR:
+        return opening_error(OSError(errno.EIO, os.strerror(errno.EIO)), path)
+    return JournalError(f"{path} is damaged: {finding}.", advice=_RESTORE_ADVICE)

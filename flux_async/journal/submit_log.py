@@ -28,12 +28,11 @@ from typing import TYPE_CHECKING, Self
 import attrs
 
 from flux_async.errors import JournalError, Scope
+from flux_async.journal.schema import NO_ROOM_ADVICE
 from flux_async.models import JobKey
 
 if TYPE_CHECKING:
     import sqlite3
-
-NO_ROOM_ADVICE = "Make room on the disk: everything that was written is kept."
 
 _CHUNK = 16 * 1024
 _PAGE = 256
@@ -82,12 +81,16 @@ class SubmitLog:
         self.path = path
         is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        self._size = os.fstat(self._file).st_size
-        self._end = next((end for end, _ in _lines_backwards(self._file)), 0)
-        if self._end:
-            os.pwrite(self._file, b"\n", self._end)  # the last line may have been cut
-            self._end += 1
-            self._size = max(self._size, self._end)
+        try:
+            self._size = os.fstat(self._file).st_size
+            self._end = next((end for end, _ in _lines_backwards(self._file)), 0)
+            if self._end:
+                os.pwrite(self._file, b"\n", self._end)  # the last line may have been cut
+                self._end += 1
+                self._size = max(self._size, self._end)
+        except BaseException:
+            self.close()
+            raise
         if is_new:
             _sync_folder(path.parent)
 

@@ -19,7 +19,8 @@ import attrs
 
 from flux_async.errors import FluxError, JournalError, Scope, WrongEventLoop
 from flux_async.journal.guard import JournalGuard
-from flux_async.journal.submit_log import NO_ROOM_ADVICE, LoggedSubmit
+from flux_async.journal.schema import NO_ROOM_ADVICE, access_error, is_disk_error
+from flux_async.journal.submit_log import LoggedSubmit
 from flux_async.models import JobKey
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Writer:
                 values = [item.work(connection) for item in batch]
         except BaseException as error:  # noqa: BLE001 - raised to its caller; the thread goes on
             critical = [item for item in batch if item.critical]
-            if critical and _is_disk_full(error) and self._make_room():
+            if critical and is_disk_error(error) and self._make_room():
                 others = [(item.done, None, as_journal_error(error)) for item in batch if not item.critical]
                 return others + self._commit(connection, critical)
             if len(batch) == 1 or _concerns_all(error):
@@ -218,18 +219,12 @@ def _resolve(results: list[Result]) -> None:
 
 
 def as_journal_error(error: BaseException) -> BaseException:
-    """Return the journal's error for one of SQLite's; other errors are returned as they are."""
+    """Return the journal's error for one of SQLite or of the disk; other errors are returned as they are."""
     import sqlite3
 
-    if isinstance(error, FluxError) or not isinstance(error, sqlite3.Error):
-        return error
-    if _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        advice = "Close the program that has it open: nothing is lost."
-        return JournalError("Another program keeps the journal locked.", advice=advice, scope=Scope.STOP)
-    message = f"The journal could not be written: {error}."
-    if _code(error) == sqlite3.SQLITE_FULL:
-        return JournalError(message, advice=NO_ROOM_ADVICE, scope=Scope.STOP)
-    return JournalError(message)
+    if isinstance(error, OSError | sqlite3.Error) and not isinstance(error, FluxError):
+        return access_error(error, "The journal could not be written")
+    return error
 
 
 def _concerns_all(error: BaseException) -> bool:
@@ -237,18 +232,6 @@ def _concerns_all(error: BaseException) -> bool:
     import sqlite3
 
     return isinstance(error, sqlite3.OperationalError)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Return whether the disk is full; SQLite reports that as an I/O error for a file in shared memory."""
-    import sqlite3
-
-    return _concerns_all(error) and _code(error) in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
-
-
-def _code(error: BaseException) -> int:
-    """Return SQLite's primary result code; 0 if there is none."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 # --- room on the disk -------------------------------------------------------------------------------------

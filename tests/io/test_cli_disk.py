@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -76,6 +77,36 @@ def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
     assert done.code == 0, done.stderr
     assert {row["status"] for row in quick.rows()} == {"succeeded"}
     assert once_each(quick, IMAGES)
+
+
+def test_a_disk_that_is_full_before_the_run_halts_it_and_is_no_damage(
+    quick: Any, mount: Callable[[Path, str], None]
+) -> None:
+    """Nothing is submitted; the folder can be read, and the same command works when there is room."""
+    folder: Path = quick.folder / "out"
+    mount(folder, "4m")
+    quick.teach_times()
+    first = quick.run("remove-text", IMAGES[0], *RATE, "-o", "out")
+    assert first.code == 0, first.stderr
+    submits = quick.ledger()["submits"]
+    with (folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(bytes(1024)):
+            pass
+    files = sorted(path.name for path in folder.iterdir())
+    for command in (("remove-text", IMAGES[1], *RATE, "-o", "out"), ("retry", "out", "--failed")):
+        full = quick.run(*command)
+        assert full.code == 3, full.stderr
+        assert "full. Its records are unchanged. Make room on the disk" in full.stderr
+        assert "Traceback" not in full.stderr
+    for command in (("recover", "out", "--yes"), ("status", "out")):
+        read = quick.run(*command)
+        assert read.code == 0, read.stderr
+    assert sorted(path.name for path in folder.iterdir()) == files
+    (folder / "ballast").unlink()
+    assert quick.ledger()["submits"] == submits
+    done = quick.run("remove-text", *IMAGES[:2], *RATE, "-o", "out")
+    assert done.code == 0, done.stderr
+    assert once_each(quick, IMAGES[:2])
 
 
 def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, start_sandbox: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -653,6 +654,72 @@ async def _check_filled(path: Path, added: int) -> None:
     async with Journal(path) as journal:
         assert await journal.counts() == {JobState.PENDING: added}
         await journal.add([(JobKey("one more"), "x" * 2000)])
+
+
+_CALLS = (
+    (os, "open"),
+    (os, "ftruncate"),
+    (os, "pwrite"),
+    (os, "fsync"),
+    (os, "fdatasync"),
+    (fcntl, "flock"),
+    (Path, "stat"),
+    (Path, "mkdir"),
+)
+
+
+def _fail_call(patch: pytest.MonkeyPatch, at: int) -> list[str]:
+    """Let call number ``at`` of the calls that open a journal fail, as on a full disk; return the calls."""
+    made: list[str] = []
+
+    def failing(name: str, call: Callable[..., object]) -> Callable[..., object]:
+        def replaced(*args: object, **options: object) -> object:
+            made.append(name)
+            if len(made) == at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*args, **options)
+
+        return replaced
+
+    for owner, name in _CALLS:
+        if hasattr(owner, name):
+            patch.setattr(owner, name, failing(name, getattr(owner, name)))
+    return made
+
+
+async def _open_with_failing_call(path: Path, at: int) -> tuple[int, JournalError | None]:
+    """Open and close a journal while a call fails; return the number of calls and the error."""
+    with pytest.MonkeyPatch.context() as patch:
+        made = _fail_call(patch, at)
+        try:
+            await (await Journal(path).open()).aclose()
+        except JournalError as error:
+            return len(made), error
+    return len(made), None
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_full_disk_while_opening_is_a_journal_error_and_holds_no_lock(
+    tmp_path: Path, temporary: Path, is_new: bool
+) -> None:
+    """Whichever call fails: the error says so, no file stays open, and the journal opens afterwards."""
+    errors: list[JournalError] = []
+    at = calls = 0
+    while calls >= at:  # the call was made
+        at += 1
+        path = tmp_path / str(at) / "run.sqlite3"
+        if not is_new:
+            await _make(path)
+        before = sorted(Path("/dev/fd").iterdir())
+        calls, error = await _open_with_failing_call(path, at)
+        errors.extend([] if error is None else [error])
+        assert sorted(Path("/dev/fd").iterdir()) == before, error
+        async with Journal(path):
+            pass
+    assert len(errors) > 10
+    for error in errors:
+        assert re.search(r"No space left on device.*Make room", str(error))
+        assert error.scope is Scope.STOP
 
 
 # --- room for answers -------------------------------------------------------------------------------------

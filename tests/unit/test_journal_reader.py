@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from flux_async.api.models_table import ModelName
 from flux_async.api.stored_requests import store_request
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.status import show_status
-from flux_async.errors import JournalVersionError
+from flux_async.errors import JournalVersionError, Scope
 from flux_async.job_state import (
     Event,
     JobState,
@@ -30,8 +32,9 @@ from flux_async.job_state import (
     TaskSucceeded,
 )
 from flux_async.journal.lock import LockOwner, lock_owner_of
-from flux_async.journal.reader import JournalReader, Spending
-from flux_async.journal.schema import APPLICATION_ID
+from flux_async.journal.lost_records import find_lost_records
+from flux_async.journal.reader import JournalReader, Spending, read_at_rest
+from flux_async.journal.schema import APPLICATION_ID, damage, opening_error
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import CallbackEvent, JobKey, TaskId
 from journal_records import happened
@@ -184,3 +187,106 @@ def test_what_is_no_journal_is_an_error(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(JournalVersionError, match="unsupported journal version 99: this release supports 1"):
         JournalReader(path)
+
+
+def _error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    "code",
+    [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_FSYNC],
+)
+async def test_a_full_or_failing_disk_is_never_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The message names the disk and what to do, and does not advise to restore a copy."""
+    path = tmp_path / JOURNAL
+    async with Journal(path):
+        pass
+
+    def failing(*_args: object, **_options: object) -> sqlite3.Connection:
+        raise _error(code)
+
+    monkeypatch.setattr(sqlite3, "connect", failing)
+    actions: list[Callable[[], object]] = [lambda: find_lost_records(path), lambda: JournalReader(path)]
+    for action in actions:
+        with pytest.raises(JournalError, match="the disk is failing or full. Its records are unch") as caught:
+            action()
+        assert caught.value.scope is Scope.STOP
+        assert "Make room" in str(caught.value)
+    with pytest.raises(JournalError, match="the disk is failing or full"):
+        await Journal(path).open()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (sqlite3.SQLITE_BUSY, "keeps the journal locked"),
+        (sqlite3.SQLITE_CANTOPEN, "could not be opened"),
+        (sqlite3.SQLITE_CORRUPT, "is damaged"),
+        (sqlite3.SQLITE_NOTADB, "is damaged"),
+    ],
+)
+def test_only_what_sqlite_reports_as_damage_is_damage(code: int, words: str) -> None:
+    """A lock and missing permissions are no damage."""
+    assert words in str(opening_error(_error(code), Path("j.sqlite3")))
+
+
+def test_a_page_that_could_not_be_read_is_no_damage() -> None:
+    """The check of all pages reports it with the code of an I/O error."""
+    found = "Tree 4 page 7: unable to get the page. error code="
+    assert "failing or full" in str(damage(f"{found}{sqlite3.SQLITE_IOERR_READ}", Path("j.sqlite3")))
+    assert "is damaged" in str(damage(f"{found}{sqlite3.SQLITE_CORRUPT}", Path("j.sqlite3")))
+
+
+# --- a journal at rest ------------------------------------------------------------------------------------
+
+
+async def test_reading_at_rest_leaves_no_file(tmp_path: Path) -> None:
+    """Neither after a reading nor after an error; an error of a file at rest is raised at once."""
+    path = tmp_path / JOURNAL
+    async with Journal(path) as journal:
+        await journal.add([(JobKey("k"), "{}")])
+    before = sorted(tmp_path.iterdir())
+    assert read_at_rest(path, JournalReader.newest) == 1
+    show_status(tmp_path, as_json=True)
+    assert sorted(tmp_path.iterdir()) == before
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(JournalError):
+        read_at_rest(path, JournalReader.newest)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_run_that_begins_during_a_reading_at_rest_is_read_again(tmp_path: Path, fails: bool) -> None:
+    """The second reading uses SQLite's locks, so that its result is of one moment."""
+    path, results = tmp_path / JOURNAL, []
+    async with Journal(path) as journal:
+        await journal.add([(JobKey("k"), "{}")])
+
+    async def run() -> None:
+        async with Journal(path) as journal:
+            await journal.add([(JobKey("k2"), "{}")])
+
+    def read(reader: JournalReader) -> int:
+        results.append(reader.newest())
+        if len(results) == 1:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(asyncio.run, run()).result()
+            if fails:
+                raise JournalError("The journal cannot be read.")
+        return results[-1]
+
+    assert read_at_rest(path, read) == 2
+    assert results == [1, 2]
+
+
+async def test_a_journal_in_use_is_read_with_locks(tmp_path: Path) -> None:
+    """Its newest records are in the ``-wal`` file, which an immutable file does not have."""
+    path = tmp_path / JOURNAL
+    async with Journal(path) as journal:
+        await journal.add([(JobKey("k"), "{}")])
+        assert read_at_rest(path, JournalReader.newest) == 1
