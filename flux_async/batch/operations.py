@@ -244,8 +244,12 @@ async def rekey(
     """
     async with _opened(client, journal, checks_account=False) as opened:
         with opened.one_run():
-            await client.credits()
-            found = await _evidence(client, opened, same_account=same_account)
+            try:
+                await client.credits()
+                found = await _evidence(client, opened, same_account=same_account)
+            except FluxError as error:  # its advice may be to call this function
+                error.advice = error.advice_template.replace("{new_key}", _NOTHING_CHANGED)
+                raise
             await opened.rekey(client.fingerprint)
     return found
 

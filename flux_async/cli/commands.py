@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -69,6 +70,17 @@ def read_prices(_ctx: click.Context, _param: click.Parameter, values: tuple[str,
         raise click.BadParameter(bad.message) from None
 
 
+class Number(click.FloatRange):
+    """A finite number in a range. A comparison with ``nan`` is never true, so it would limit nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or raise the usage error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 def _show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     from flux_async.cli.display import show_log  # noqa: PLC0415 - loads rich
 
@@ -81,8 +93,8 @@ def _choice(kind: type[Model | AspectRatio | OutputFormat | InDoubtPolicy]) -> c
 
 # --- options of several commands --------------------------------------------------------------------------
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
-_SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
+_POSITIVE = Number(min=0, min_open=True)
+_SECONDS = Number(min=0, min_open=True, max=86_400)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 _model = click.option("--model", type=_choice(Model), default=Model.PRO.value, help="Which model to use.")
@@ -174,7 +186,7 @@ _run_options = _options(
     click.option("-y", "--yes", is_flag=True, help="Answer every question with yes."),
     click.option(
         "--confirm-above",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         default=CONFIRM_ABOVE,
         help="Ask before spending more credits, where standard input is a terminal.",
         metavar="N",
@@ -455,7 +467,9 @@ def task(task_id: str, wait: bool, timeout: float, **options: Any) -> int:
 
 @cli.command()
 @click.argument("image")
-@click.option("--max-mb", type=_POSITIVE, default=20.0, help="Refuse a larger file.")
+@click.option(
+    "--max-mb", type=Number(min=0, min_open=True, max=1e6), default=20.0, help="Refuse a larger file."
+)
 @_options(_timeout, _json, _transport, _verbose)
 def upload(image: str, max_mb: float, timeout: float, **options: Any) -> int:
     """Put IMAGE where the vendor can fetch it for 24 hours.

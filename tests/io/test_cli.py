@@ -473,3 +473,12 @@ def test_the_sandbox_refuses_a_script_it_cannot_read(offline: Any) -> None:
     assert ended.code == 2
     assert "line 2" in ended.stderr
     assert "nonsense" in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["--max-credits", "--patience", "--timeout", "--confirm-above"])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=["run", "dry"])
+def test_a_limit_that_is_no_number_is_a_usage_error(offline: Any, option: str, more: list[str]) -> None:
+    """Exit 2, and no folder is made."""
+    ended = offline.run("remove-text", "https://example.com/a.png", "-o", "out", option, "nan", *more)
+    assert (ended.code, f"Invalid value for '{option}'" in ended.stderr) == (2, True), ended.stderr
+    assert not (offline.folder / "out").exists()

@@ -232,6 +232,9 @@ def test_paid_work_survives_a_replaced_key(terminal: Terminal) -> None:
     assert "run `flux-async rekey out` first" in refused
     assert sum(terminal.tasks().values()) == 1
 
+    terminal.monkeypatch.setenv("KIE_API_KEY", "wrong")
+    assert "rekey" not in terminal.run(["rekey", "out"])
+    terminal.monkeypatch.setenv("KIE_API_KEY", "other")
     found = terminal.run(["rekey", "out"])
     assert re.match(r"The new key can read task \w{32}, which was paid with the old one", found), found
     assert "2" in terminal.run(command)

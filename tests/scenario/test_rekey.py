@@ -13,6 +13,7 @@ from flux_async import (
     AuthenticationError,
     Charge,
     FluxClient,
+    FluxError,
     Journal,
     JournalBusyError,
     JournalError,
@@ -173,3 +174,18 @@ async def test_a_journal_that_is_not_there_is_not_made(renewed: FluxClient, path
     with pytest.raises(JournalError, match="There is no journal"):
         await rekey(renewed, path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("code", [401, 433])
+@pytest.mark.parametrize("refused_call", ["credit", "record-info"])
+async def test_an_error_of_rekey_does_not_advise_rekey(
+    client: Any, renewed: FluxClient, transport: Any, make: Any, path: Path, code: int, refused_call: str
+) -> None:
+    """The advice for a key that is refused is to use another one; nothing was changed."""
+    await leave_a_live_task(client, path, transport, make)
+    transport.script[refused_call] = [make.answer(None, code, msg="no")]
+    with pytest.raises(FluxError) as refused:
+        await rekey(renewed, path)
+    assert "rekey" not in str(refused.value)
+    assert "{" not in str(refused.value)
+    assert str(refused.value).endswith("Nothing was changed.")

@@ -30,7 +30,7 @@ from flux_async import (
 from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
 from flux_async.cli.advice import while_writing
-from flux_async.cli.commands import read_rate
+from flux_async.cli.commands import cli, read_prices, read_rate
 from flux_async.cli.credits import cost_in_words, in_credits
 from flux_async.cli.display import MessageConsole, RunView, WindowUse, duration, live_lines, plain_line
 from flux_async.cli.doctor import Finding, doctor_lines
@@ -296,3 +296,39 @@ def test_a_run_that_only_retries_downloads_is_announced(fields: dict[str, int], 
     view = RunView(batch=BatchProgress(**fields), asked=4)
     assert view.only_retries_downloads is only
     assert not attrs.evolve(view, is_read=False).only_retries_downloads
+
+
+# --- values of options ------------------------------------------------------------------------------------
+
+
+NUMBERS = [
+    (command, option)
+    for command in cli.commands.values()
+    for option in command.params
+    if isinstance(option.type, click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), NUMBERS, ids=lambda one: one.name)
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "-1", "1e308000", "x"])
+def test_an_option_that_is_a_number_takes_finite_numbers_only(
+    command: click.Command, option: click.Parameter, text: str
+) -> None:
+    """A comparison with nan is never true: a limit of nan credits would limit nothing."""
+    with pytest.raises(click.BadParameter):
+        option.type_cast_value(click.Context(command), text)
+
+
+def test_rates_and_prices_take_finite_numbers_only() -> None:
+    """The two options that hold several numbers."""
+    for text in ("nan", "inf", "-1", "0", "x"):
+        with pytest.raises(click.BadParameter):
+            read_rate(CONTEXT, PARAMETER, f"20/{text}")
+        with pytest.raises(click.BadParameter):
+            read_prices(CONTEXT, PARAMETER, (f"flux-kontext-pro={text}",))
+
+
+def test_numbers_are_options_of_every_command_that_spends() -> None:
+    """The options checked above include those of a run."""
+    found = {option.name for _, option in NUMBERS}
+    assert found == {"timeout", "patience", "confirm_above", "max_credits", "max_mb"}
