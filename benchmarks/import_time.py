@@ -4,8 +4,8 @@ Everything happens in fresh interpreters that take turns, and medians are compar
 busy for a moment is busy for all. Imports are timed inside the interpreter, without its own start; commands
 from outside, from their start to their end, and so is ``python -c "import openai"``: openai has no command
 any more. For comparison there are ``httpx --help``, which loads click and rich, and an interpreter that does
-nothing. In the long form it exits 1 where the import takes 0.4 times what openai takes or more, or the command
-0.6 times.
+nothing. In the long form it exits 1 where the import takes 0.4 times what openai takes or more, or the
+command 0.6 times.
 """
 
 from __future__ import annotations
