@@ -420,7 +420,7 @@ class FluxClient:
         """Download a result once and save it in ``sink``, under ``name`` with the ending its content has.
 
         The sink receives the image whole and checked. It raises what :meth:`download` raises; what the sink
-        raises is a :class:`DownloadError`.
+        raises is a :class:`DownloadError`, and a sink that cannot save is an :class:`InvalidInput`.
         """
         limits, span_s = self._options.download_limits, self._span(timeout)
         return await download_to_sink(

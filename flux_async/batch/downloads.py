@@ -57,11 +57,7 @@ class FailedDownload:
 
     def final_error(self, stored: StoredJob) -> FluxError:
         """Return the error with which the download ends for this run."""
-        job = stored.job
-        submitted_at, task_id = job.submitted_at, job.task_id
-        return unfetched(
-            self.error, name_of(stored), tries=self.tries, submitted_at=submitted_at, task_id=task_id
-        )
+        return _unfetched(self.error, stored, self.tries)
 
 
 async def fetch(job: ActiveJob, run: RunContext, step: Fetch) -> Events | Leave:
@@ -109,7 +105,7 @@ async def _retry(
             is_late = clock.monotonic() > max(failed.ends, next_at + _LATE_S)
             if is_late and not _may_continue(run):
                 return Leave(failed.final_error(job.stored))
-            ended = await _try(job, run, image, sink)
+            ended = await _try(job, run, image, sink, tries=failed.tries + 1)
         if not isinstance(ended, DownloadError):
             return ended
         error = ended
@@ -133,9 +129,9 @@ def _may_continue(run: RunContext) -> bool:
 
 
 async def _try(
-    job: ActiveJob, run: RunContext, image: ImageResult, sink: Sink
+    job: ActiveJob, run: RunContext, image: ImageResult, sink: Sink, *, tries: int = 1
 ) -> Events | Leave | DownloadError:
-    """Try one download; return the error if another try may be made."""
+    """Try one download; return the error if another try may be made. ``tries`` counts this one."""
     try:
         name = await run.names.name(job.stored)
         saved = await run.client.save(image, sink, job=job.stored.as_job(), name=name)
@@ -146,10 +142,15 @@ async def _try(
     except FluxError as error:
         if concerns_all(error):
             raise
-        return Leave(error)
+        return Leave(_unfetched(error, job.stored, tries))
     except Exception as error:  # noqa: BLE001 - a transport of the caller's own
         return DownloadError(f"The download failed: {shown(error)}.")
     return (Saved(at=run.now(), file=saved.reference, sha256=saved.sha256),)
+
+
+def _unfetched(error: FluxError, stored: StoredJob, tries: int) -> FluxError:
+    job = stored.job
+    return unfetched(error, name_of(stored), tries=tries, submitted_at=job.submitted_at, task_id=job.task_id)
 
 
 async def _fetch_original(job: ActiveJob, run: RunContext) -> None:

@@ -16,7 +16,7 @@ from flux_async.batch.progress import ProgressObserver
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_source import Source
 from flux_async.files.image_writer import SavedFile
-from flux_async.files.sink import SavedResult, Sink
+from flux_async.files.sink import SavedResult, Sink, check_sink
 from flux_async.journal.store import Journal
 from flux_async.models import ImageRequest, ImageResult, InDoubtPolicy, Job, TaskId, TaskRecord, UploadedFile
 from flux_async.policy import check_positive
@@ -116,7 +116,7 @@ class RunOptions:
         InvalidInput: One of them has the wrong type.
     """
 
-    sink: Sink | None
+    sink: Sink | None = attrs.field()
     directory: Path | None
     originals: Path | None
     timeout_s: float
@@ -125,6 +125,11 @@ class RunOptions:
     callbacks: CallbackEndpoint | None = attrs.field()
     in_doubt: InDoubtPolicy
     via_upload: bool
+
+    @sink.validator
+    def _check_sink(self, _: object, value: object) -> None:
+        if value is not None:
+            check_sink(value)
 
     @retry.validator
     def _check_retry(self, _: object, value: object) -> None:

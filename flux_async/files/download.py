@@ -45,7 +45,7 @@ from flux_async.files.image_writer import (
     check_destination,
     given_up_error,
 )
-from flux_async.files.sink import SavedResult, Sink, path_in, save_in
+from flux_async.files.sink import SavedResult, Sink, check_sink, path_in, save_in
 from flux_async.models import ImageResult, Job, check_http_url
 from flux_async.policy.downloads import (
     REFRESHABLE,
@@ -114,6 +114,7 @@ async def download_to_sink(
     span_s: float,
 ) -> SavedResult:
     """Download a result once into a sink; see :meth:`flux_async.FluxClient.save`."""
+    check_sink(sink)
     order = _Order(
         url=_result_url(image),
         destination=path_in(sink, name),

@@ -10,6 +10,17 @@ import attrs
 from flux_async.errors import DownloadError, FluxError, shown
 from flux_async.files.image_writer import ImageStream
 from flux_async.models import Job
+from flux_async.policy import check_function
+
+_ERRORS_IN_CODE = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
+"""Exceptions that come again at every try. Others (``OSError``, ``KeyError``) may come from an answer."""
 
 
 class Sink(Protocol):
@@ -18,9 +29,13 @@ class Sink(Protocol):
     async def save(self, job: Job, stream: ImageStream) -> str:
         """Save the image of a job and return a reference to it, which the journal keeps.
 
-        The image is complete and checked. Several images are saved concurrently on one event loop. After any
-        exception the image is downloaded and saved again later; the result stays paid. After a crash a saved
-        image may be saved again, so a second one of the same job must replace the first.
+        The image is complete and checked. Several images are saved concurrently on one event loop. After a
+        crash a saved image may be saved again, so a second one of the same job must replace the first.
+
+        After an exception the result stays paid, and the image is downloaded and saved again later. An error
+        in the code of the sink (``AttributeError``, ``TypeError``, ``NameError``, ``ImportError``,
+        ``AssertionError``, ``NotImplementedError``), a ``DownloadError(…, retryable=False)`` and any other
+        :class:`FluxError` end the try of this run at once; the next run saves the image.
         """
         ...
 
@@ -59,11 +74,23 @@ def path_in(sink: Sink, name: str) -> Path | None:
     return sink.folder / name if isinstance(sink, FolderSink) else None
 
 
+def check_sink(sink: object) -> None:
+    """Refuse a destination that cannot save anything.
+
+    Raises:
+        InvalidInput: It has no ``async def save(job, stream)``.
+    """
+    words = f"sink must be an object with `async def save(self, job, stream) -> str`, not {shown(sink)}"
+    advice = "For a folder give directory=."
+    check_function(getattr(sink, "save", None), words, takes=2, is_async=True, advice=advice)
+
+
 async def save_in(sink: Sink, job: Job, stream: ImageStream) -> SavedResult:
     """Save an image in a sink.
 
     Raises:
-        DownloadError: The sink failed, or returned no reference.
+        DownloadError: The sink failed, or returned no reference. It is not retryable if only a change of the
+            sink's code can help.
     """
     kind = type(sink).__name__
     try:
@@ -71,7 +98,16 @@ async def save_in(sink: Sink, job: Job, stream: ImageStream) -> SavedResult:
     except FluxError:
         raise
     except Exception as error:  # noqa: BLE001 - a sink of the caller's own
-        raise DownloadError(f"{kind} could not save {stream.name}: {shown(error)}.") from None
+        is_in_code = isinstance(error, _ERRORS_IN_CODE)
+        raise DownloadError(
+            f"{kind} could not save {stream.name}: {shown(error)}.",
+            retryable=not is_in_code,
+            advice=f"Correct {kind}.save." if is_in_code else None,
+        ) from None
     if not isinstance(reference, str):
-        raise DownloadError(f"{kind} returned no reference for {stream.name}.", retryable=False)
+        raise DownloadError(
+            f"{kind} returned no reference for {stream.name}.",
+            retryable=False,
+            advice=f"Return a str from {kind}.save.",
+        )
     return SavedResult(reference, stream.sha256)

@@ -1,11 +1,12 @@
 """Decisions: facts, a time and a random draw in; a number of seconds or a yes or no out.
 
 Nothing here sleeps, reads a clock or draws a random number: the caller brings all three. Below are the checks
-of numbers that a caller may set.
+of numbers and functions that a caller may set.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +50,44 @@ def positive_integer(_instance: object, attribute: attrs.Attribute[Any], value: 
     """Accept whole numbers of at least 1."""
     kind = "whole number of at least 1"
     _checked(value, attribute.name, kind, lambda number: isinstance(number, int) and number >= 1)
+
+
+def check_function(value: object, words: str, *, takes: int, is_async: bool = False, advice: str) -> None:
+    """Refuse a value that certainly cannot be called as it will be.
+
+    A lambda or a callable object may return an awaitable, so they are accepted in place of an async function.
+
+    Args:
+        value: The value that the caller gave.
+        words: The message, without its full stop.
+        takes: Arguments it will be called with.
+        is_async: Whether its result will be awaited.
+        advice: What to give instead.
+
+    Raises:
+        InvalidInput: It is no function, takes other arguments, or is not asynchronous.
+    """
+    if not callable(value) or not _takes(value, takes) or (is_async and _is_certainly_sync(value)):
+        raise InvalidInput(f"{words}.", advice=f"{advice} Nothing was sent.")
+
+
+def _takes(function: Callable[..., object], arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C have no signature
+        return True
+    return True
+
+
+def _is_certainly_sync(function: Callable[..., object]) -> bool:
+    if inspect.isbuiltin(function):
+        return True
+    if not inspect.isfunction(function) and not inspect.ismethod(function):
+        return False
+    inner = inspect.unwrap(function)
+    return not inspect.iscoroutinefunction(inner) and inner.__name__ != "<lambda>"
 
 
 def _checked(value: object, name: str, kind: str, fits: Callable[[int | float], bool]) -> float:

@@ -238,7 +238,8 @@ def unfetched(error: E, name: str, *, tries: int, submitted_at: float | None, ta
     last = copy.copy(error)
     last.args = (f"Download failed for {name}: {reason} ({attempts}).",)
     last.task_id, last.charge = task_id, Charge.YES
-    cure = "" if isinstance(error, DownloadError) and error.retryable else f"{error.advice_template} "
+    is_curable = isinstance(error, DownloadError) and not error.retryable
+    cure = f"{error.advice_template} " if is_curable else ""
     last.advice = f"{cure}{kept_until(submitted_at)} {{fetch}}"
     return last
 

@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from flux_async import (
+    Charge,
     DownloadError,
     EditRequest,
     Failed,
@@ -164,3 +165,55 @@ async def test_a_folder_and_a_sink_are_refused_together(sandbox: FluxSandbox, tm
     """Nothing is opened or sent."""
     with pytest.raises(InvalidInput, match="give one of them"):
         run_batch(sandbox.client(), URLS, directory=tmp_path, sink=ZipSink(tmp_path / "a.zip"))
+
+
+class SyncSink:
+    """Forgets ``async``."""
+
+    def save(self, job: Job, stream: ImageStream) -> str:
+        """Return a reference at once."""
+        return "kept"
+
+
+class SinkOfOneArgument:
+    """Takes too little."""
+
+    async def save(self, stream: ImageStream) -> str:
+        """Return a reference."""
+        return "kept"
+
+
+@pytest.mark.parametrize(
+    "sink", ["folder", object(), 3, ZipSink, SyncSink(), SinkOfOneArgument()], ids=lambda sink: repr(sink)[:9]
+)
+async def test_a_sink_that_cannot_save_is_refused_before_anything_is_sent(
+    sandbox: FluxSandbox, sink: Any
+) -> None:
+    """Nothing is paid, and the message says what to give."""
+    paid = sandbox.ledger.charged
+    with pytest.raises(InvalidInput, match=r"async def save\(self, job, stream\).*give directory="):
+        run_batch(sandbox.client(), URLS, sink=sink)
+    async with sandbox.client() as client:
+        with pytest.raises(InvalidInput, match="async def save"):
+            await client.save("https://example.com/a.jpg", sink, job=None, name="a")  # type: ignore[arg-type]
+    assert sandbox.ledger.charged == paid
+
+
+@pytest.mark.parametrize("error", [AttributeError("no bucket"), TypeError("x"), InvalidInput("x")])
+async def test_an_error_in_the_code_of_a_sink_is_not_retried_and_the_result_stays_fetchable(
+    sandbox: FluxSandbox, tmp_path: Path, error: Exception
+) -> None:
+    """It would come again at every try. The outcome names the paid task; the next run saves its image."""
+    sink, paid = FailingSink(failures=9, error=error), sandbox.ledger.charged
+    journal = tmp_path / "run.sqlite3"
+    (outcome,) = await collect(sandbox.client(), URLS[:1], sink=sink, journal=journal)
+    assert isinstance(outcome, Failed)
+    assert len(sink.seen) == 1
+    assert outcome.error.task_id is not None
+    assert outcome.error.charge is Charge.YES
+    assert "The result is paid and stays available until" in str(outcome.error)
+    assert "nothing was sent" not in str(outcome.error)
+    assert ("Correct FailingSink.save." in str(outcome.error)) is not isinstance(error, InvalidInput)
+    (again,) = await collect(sandbox.client(), URLS[:1], sink=FailingSink(0), journal=journal)
+    assert isinstance(again, Succeeded)
+    assert sandbox.ledger.charged - paid == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from typing import Any
 
@@ -28,7 +30,7 @@ from flux_async import (
     UnexpectedResponse,
     UploadRejected,
 )
-from flux_async.policy import check_positive
+from flux_async.policy import check_function, check_positive
 from flux_async.policy.rate_limit import RateLimiter
 
 NUMBERS = [
@@ -295,3 +297,52 @@ def test_a_learned_gap_stays_inside_its_bounds(best: float, following: float, dr
     delay = PollPolicy(cap_s=20.0).learned_delay(best, following, draw)
     assert 0.3 <= delay <= 20.0
     assert delay <= max(0.3, best * 1.25 + 1e-9)
+
+
+async def of_one(given: object) -> None:
+    """Do nothing."""
+
+
+@functools.wraps(of_one)
+def decorated(given: object) -> Any:
+    return of_one(given)
+
+
+class Callable:
+    """An object that is called."""
+
+    async def __call__(self, given: object) -> None:
+        """Do nothing."""
+
+    async def method(self, given: object) -> None:
+        """Do nothing."""
+
+    def sync_method(self, given: object) -> None:
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("function", "is_refused"),
+    [
+        (of_one, False),
+        (decorated, False),
+        (functools.partial(of_one), False),
+        (lambda given: of_one([given]), False),
+        (Callable(), False),
+        (Callable().method, False),
+        (type, False),  # its signature is unknown
+        (Callable().sync_method, True),
+        (Callable.method, True),
+        ([].append, True),
+        (check_positive, True),
+        ("of_one", True),
+        (None, True),
+    ],
+    ids=repr,
+)
+def test_what_is_certainly_no_async_function_of_its_arguments_is_refused(
+    function: Any, is_refused: bool
+) -> None:
+    """What may return an awaitable is accepted."""
+    with contextlib.nullcontext() if not is_refused else pytest.raises(InvalidInput, match="Give f"):
+        check_function(function, "f is wrong", takes=1, is_async=True, advice="Give f.")
