@@ -83,7 +83,7 @@ def _is_web_page(error: FluxError) -> bool:
 
 
 def _not_the_api(error: FluxError) -> UnexpectedResponse:
-    address = os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL
+    address = os.environ.get("KIE_BASE_URL", DEFAULT_BASE_URL)
     return UnexpectedResponse(
         f"{address} answered the question for the balance with a web page, not as the API does: "
         f"{error.message.rstrip('.')}. It is not the API, or a login page of this network (a portal) answers "

@@ -26,7 +26,7 @@ from flux_async.journal.adding import Added
 from flux_async.journal.reader import JournalPreview, JournalReader
 from flux_async.journal.store import StoredJob
 from flux_async.policy.image_urls import check_reachable
-from flux_async.transport.credentials import DEFAULT_BASE_URL, origin_of
+from flux_async.transport.credentials import Credentials
 
 _WORDS = {
     "duplicates": "given twice in the input",
@@ -97,7 +97,7 @@ class DryRun:
     _api_host: str = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._api_host = origin_of(os.environ.get("KIE_BASE_URL") or DEFAULT_BASE_URL)[1]
+        self._api_host = Credentials("none", os.environ.get("KIE_BASE_URL")).host
 
     def add(self, given: InputRow) -> None:
         """Count one input."""

@@ -39,12 +39,12 @@ class Credentials:
 
     Args:
         api_key: The key.
-        base_url: Address of the API; left out, the vendor's.
-        upload_url: Address of the upload host. Left out, the vendor's for the vendor's API, and ``base_url``
-            for any other, such as a sandbox: its key must not reach the vendor.
+        base_url: Address of the API; None stands for the vendor's.
+        upload_url: Address of the upload host. None stands for the vendor's for the vendor's API, and for
+            ``base_url`` for any other, such as a sandbox: its key must not reach the vendor.
 
     Raises:
-        ConfigurationError: No key, a key that no header can carry, or an invalid URL.
+        ConfigurationError: No key, a key that no header can carry, or an empty or invalid URL.
     """
 
     __slots__ = ("_key", "_spellings", "base_url", "upload_url")
@@ -52,19 +52,20 @@ class Credentials:
     def __init__(self, api_key: object, base_url: object, upload_url: object = None) -> None:
         self._key = _clean_key(api_key)
         self._spellings = _spellings_of(self._key)
-        self.base_url: str = _clean_base_url(base_url or DEFAULT_BASE_URL, "KIE_BASE_URL")
+        self.base_url: str = _clean_base_url(base_url, "KIE_BASE_URL", DEFAULT_BASE_URL)
         vendors = origin_of(self.base_url) == origin_of(DEFAULT_BASE_URL)
         default = DEFAULT_UPLOAD_URL if vendors else self.base_url
-        self.upload_url: str = _clean_base_url(upload_url or default, "KIE_UPLOAD_URL")
+        self.upload_url: str = _clean_base_url(upload_url, "KIE_UPLOAD_URL", default)
 
     @classmethod
     def find(cls, api_key: str | None, base_url: str | None, upload_url: str | None) -> Credentials:
-        """Return credentials; what is left out is read from KIE_API_KEY, KIE_BASE_URL and KIE_UPLOAD_URL."""
-        found = cls(
-            api_key if api_key is not None else os.environ.get("KIE_API_KEY"),
-            base_url or os.environ.get("KIE_BASE_URL"),
-            upload_url or os.environ.get("KIE_UPLOAD_URL"),
-        )
+        """Return credentials; KIE_API_KEY, KIE_BASE_URL and KIE_UPLOAD_URL stand in for None.
+
+        An empty argument or variable is refused, not left out: an empty address, as of a setting that failed
+        to expand, would send paid requests of a test to the vendor.
+        """
+        given = {"KIE_API_KEY": api_key, "KIE_BASE_URL": base_url, "KIE_UPLOAD_URL": upload_url}
+        found = cls(*(os.environ.get(name) if value is None else value for name, value in given.items()))
         for url in found.in_clear:
             logger.warning("%s is plain http: the key crosses the network unencrypted", url)
         return found
@@ -169,7 +170,13 @@ def _is_here(url: str) -> bool:
     return origin_of(url)[1] in _LOOPBACK
 
 
-def _clean_base_url(given: object, name: str) -> str:
+def _clean_base_url(given: object, name: str, default: str) -> str:
+    if given is None:
+        return default
+    if isinstance(given, str) and not given.strip():
+        raise ConfigurationError(
+            f"{name} is empty.", advice="Give an origin, for example https://api.kie.ai, or leave it out."
+        )
     if "@" in str(given):  # not shown: it can be a password
         raise ConfigurationError(f"{name} must not contain a user name or password.")
     try:

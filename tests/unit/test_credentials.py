@@ -120,6 +120,25 @@ def test_an_invalid_base_url_is_refused(url: str) -> None:
         Credentials(KEY, url)
 
 
+@pytest.mark.parametrize("empty", ["", "  \n"])
+@pytest.mark.parametrize("name", ["KIE_API_KEY", "KIE_BASE_URL", "KIE_UPLOAD_URL"])
+@pytest.mark.parametrize("is_argument", [True, False])
+def test_an_empty_setting_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, empty: str, is_argument: bool
+) -> None:
+    """As an argument and in the environment: it never stands for the default, which is the vendor's API."""
+    values = {
+        "KIE_API_KEY": KEY,
+        "KIE_BASE_URL": "http://127.0.0.1:1",
+        "KIE_UPLOAD_URL": "http://127.0.0.1:1",
+    }
+    for variable, value in values.items():
+        monkeypatch.setenv(variable, value if is_argument or variable != name else empty)
+    arguments = [empty if is_argument and variable == name else None for variable in values]
+    with pytest.raises(ConfigurationError, match=name):
+        Credentials.find(*arguments)
+
+
 @pytest.mark.parametrize(
     "url", ["https://api.kie.ai", "https://api.kie.ai/", "https://api.kie.ai/api/v1/flux/kontext", None]
 )
