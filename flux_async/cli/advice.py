@@ -151,10 +151,11 @@ class AfterRun:
     def _about_the_rest(self) -> str:
         without = f" without {' and '.join(self.repeats)}" if self.repeats else ""
         if self.answers_made_no_sense:
+            images = "image that is" if self.unfinished == 1 else f"{self.unfinished} images that are"
             return (
                 f"Find out first why the answers make no sense. The same command{without} then submits the "
-                f"{self.unfinished} images that are left, one at a time until one is accepted: each may be "
-                "charged without a result. Those in doubt are not submitted again."
+                f"{images} left, one at a time until one is accepted: each may be charged without a result. "
+                "Those in doubt are not submitted again."
             )
         if not self.repeats:
             return f"Run the same command again to resume; {_NOT_TWICE}"

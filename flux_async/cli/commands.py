@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from flux_async import (
     AspectRatio,
@@ -29,7 +33,7 @@ from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
 from flux_async.cli.run_options import CONFIRM_ABOVE, ListenAddress, RunOptions, webhook_keys
-from flux_async.cli.terminal import Commands, Exit, can_ask, printable
+from flux_async.cli.terminal import Command, Commands, Exit, can_ask, printable
 from flux_async.transport.factory import TRANSPORTS, TransportName
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -81,6 +85,27 @@ class Number(click.FloatRange):
         return number
 
 
+class OutputFile(click.Path):
+    """A file for one image. It is checked before the submit whether the file can be made."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, or raise the usage error."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.name or str(value).endswith(os.sep):
+            self.fail(f"{str(value)!r} does not name a file.", param, ctx)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+            tempfile.TemporaryFile(dir=folder).close()  # also a file system may refuse it
+        except OSError as error:
+            self.fail(f"{str(value)!r} cannot be made: {error.strerror}.", param, ctx)
+        return path
+
+
 def _show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     from flux_async.cli.display import show_log  # noqa: PLC0415 - loads rich
 
@@ -110,7 +135,7 @@ _file = click.option(
     "-o",
     "--output",
     "file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Download the image to this file.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -509,7 +534,22 @@ def doctor(folder: Path, callback_url: str | None, as_json: bool, transport: Tra
     return run_doctor(folder, callback_url, transport, as_json=as_json)
 
 
-@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+class SandboxCommand(Command):
+    """A command whose options its own parser reads; here they are only completed."""
+
+    def shell_complete(self, _ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the options that begin so."""
+        from flux_async.sandbox.settings import OPTIONS  # noqa: PLC0415 - needs an extra
+
+        options = {option.flag: option.help for option in OPTIONS} | {"--help": "Show this message and exit."}
+        return [
+            CompletionItem(flag, help=text)
+            for flag, text in options.items()
+            if incomplete and flag.startswith(incomplete)
+        ]
+
+
+@cli.command(cls=SandboxCommand, add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def sandbox(arguments: tuple[str, ...]) -> int:
     """Serve the vendor's API on this machine, without a charge."""

@@ -54,12 +54,16 @@ def cost_in_words(counts: Counter[Model], cost: float, most: float | None, have:
         most: The most that the run may spend.
         have: The balance.
     """
-    images = counts.total()
-    plural = "1 image needs" if images == 1 else f"{images} images need"
-    words = f"{plural} about {_bounded(cost, most)}; the account has {in_credits(have)}."
+    words = (
+        f"{_images_need(counts.total())} about {_bounded(cost, most)}; the account has {in_credits(have)}."
+    )
     if have >= (cost if most is None else min(cost, most)):
         return words, False
     return f"{words} It will stop when they are used up; the rest stays pending.", True
+
+
+def _images_need(count: int) -> str:
+    return "1 image needs" if count == 1 else f"{count} images need"
 
 
 def _bounded(cost: float, most: float | None) -> str:
@@ -206,8 +210,8 @@ class Spending:
             self._asks_at = now + _READ_ON_S
         if not is_last and now < self._asks_at:
             return False
-        images, least = selection.needs.total(), "" if is_last else "at least "
-        words = f"{least}{images} images need about {least}{_bounded(cost, self.options.max_credits)}"
+        images, least = _images_need(selection.needs.total()), "" if is_last else "at least "
+        words = f"{least}{images} about {least}{_bounded(cost, self.options.max_credits)}"
         have = self.before
         known = "" if have is None else f"; the account has {in_credits(have)}"
         if not await self.ask(f"{words[0].upper()}{words[1:]}{known}. Submit them?"):

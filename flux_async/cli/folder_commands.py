@@ -174,7 +174,7 @@ def run_recover(folder: Path, *, yes: bool) -> Exit:
     if lost is None:
         console.note(f"The journal in {folder} lacks no records. Nothing was changed.")
         return Exit.SUCCEEDED
-    console.note(_loss_in_words(lost), "yellow")
+    console.note(loss_in_words(lost), "yellow")
     if not yes and not _confirm():
         console.note("Nothing was changed.")
         return Exit.USAGE
@@ -206,7 +206,8 @@ async def _accept(journal: Path, lost: LostRecords) -> tuple[int, list[JobKey]]:
         return (await opened.counts()).get(JobState.IN_DOUBT, 0), unknown
 
 
-def _loss_in_words(lost: LostRecords) -> str:
+def loss_in_words(lost: LostRecords) -> str:
+    """Return the message about records that a journal lacks."""
     if lost.log_is_lost:
         return (
             "The journal was in use when it was copied or its process ended, and its list of submits is "
@@ -214,8 +215,9 @@ def _loss_in_words(lost: LostRecords) -> str:
             "submitted, and charged."
         )
     times = sorted(submit.at for submit in lost.submits.values())
+    images = "1 image" if len(times) == 1 else f"{len(times)} images"
     first, last = (datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds") for at in (times[0], times[-1]))
     return (
-        f"The journal lacks records of submits for {len(times)} images, made between {first} and {last}. "
+        f"The journal lacks records of submits for {images}, made between {first} and {last}. "
         "They may have been charged."
     )

@@ -330,8 +330,8 @@ class RunCommand:
             minutes = self.options.callbacks.wait_for_doubts_s(self.options.timeout_s) / 60
             self._announce(
                 "callbacks",
-                f"{progress.waiting} submits in doubt wait for their callbacks, each for up to {minutes:.0f} "
-                "minutes. Ctrl-C leaves them for the next run.",
+                f"Submits in doubt that wait for their callbacks: {progress.waiting}, each for up to "
+                f"{minutes:.0f} minutes. Ctrl-C leaves them for the next run.",
             )
 
     def _announce(self, subject: str, words: str) -> None:

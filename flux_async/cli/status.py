@@ -200,7 +200,7 @@ def unfinished_tasks(reader: JournalReader) -> Iterator[str]:
     except FluxError:
         return
     if more:
-        yield f"{more} more tasks are paid; the journal has them."
+        yield f"Paid tasks that are not listed here: {more}; the journal has them."
 
 
 def tasks_not_recorded(unclaimed: Iterable[UnclaimedTask]) -> Iterator[str]:

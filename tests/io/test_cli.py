@@ -211,6 +211,8 @@ def test_a_path_with_nothing_there_is_refused_before_anything_is_sent(offline: A
         ["remove-text", "--prompt", " ", "https://example.com/a.png"],
         ["generate", " "],
         ["generate", "A lighthouse", "-o", "."],
+        ["generate", "A lighthouse", "-o", "/proc/image.png"],
+        ["edit", "Make it blue", "https://example.com/a.png", "-o", "folder/"],
         ["edit", "Make it blue", "nonsense"],
         ["task", " "],
         ["sandbox", "--speed", "0"],

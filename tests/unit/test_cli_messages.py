@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from rich.console import Console
 
 from flux_async import (
@@ -34,10 +35,14 @@ from flux_async.cli.commands import cli, read_prices, read_rate
 from flux_async.cli.credits import cost_in_words, in_credits
 from flux_async.cli.display import MessageConsole, RunView, WindowUse, duration, live_lines, plain_line
 from flux_async.cli.doctor import Finding, doctor_lines
+from flux_async.cli.folder_commands import loss_in_words
 from flux_async.cli.inputs import names_a_file
 from flux_async.cli.results import utc_text
 from flux_async.cli.run_folder import RunFolder
 from flux_async.cli.terminal import Exit, Output, exit_for, printable
+from flux_async.journal.lost_records import LostRecords
+from flux_async.journal.submit_log import LoggedSubmit
+from flux_async.models import JobKey
 
 CONTEXT, PARAMETER = click.Context(click.Command("x")), click.Option(["--rate"])
 
@@ -332,3 +337,34 @@ def test_numbers_are_options_of_every_command_that_spends() -> None:
     """The options checked above include those of a run."""
     found = {option.name for _, option in NUMBERS}
     assert found == {"timeout", "patience", "confirm_above", "max_credits", "max_mb"}
+
+
+def test_an_output_file_that_cannot_be_made_is_refused_before_the_submit(tmp_path: Path) -> None:
+    """A folder, a name with a slash at its end, no folder at all; missing folders are made later."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (output,) = (option for option in cli.commands["generate"].params if option.name == "file")
+    context = click.Context(cli.commands["generate"])
+    for text in ("folder", "new/", "", "file/x.png", "/proc/x.png", f"{'n' * 300}.png"):
+        with pytest.raises(click.BadParameter):
+            output.type_cast_value(context, text if text[:1] in {"", "/"} else f"{tmp_path}/{text}")
+    for text in ("file", "new.png", "new/folder/x.png"):
+        assert output.type_cast_value(context, f"{tmp_path}/{text}") == tmp_path / text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_options_of_the_sandbox_are_completed() -> None:
+    """They are read by its own parser, and still known to the completion of a shell."""
+    complete = ShellComplete(cli, {}, "flux-async", "_FLUX_ASYNC_COMPLETE")
+    found = {item.value: item.help for item in complete.get_completions(["sandbox", "--port", "1"], "--s")}
+    assert list(found) == ["--speed", "--seed", "--state"]
+    assert found["--seed"] == "makes task ids and times repeatable"
+    assert "--help" in {item.value for item in complete.get_completions(["sandbox"], "-")}
+
+
+@pytest.mark.parametrize(("count", "images"), [(1, "1 image"), (2, "2 images")])
+def test_the_loss_of_one_record_is_one_image(count: int, images: str) -> None:
+    """The message of recover counts in words that fit the number."""
+    keys = [JobKey(str(number)) for number in range(count)]
+    lost = LostRecords(submits={key: LoggedSubmit(event=1, at=0.0, key=key) for key in keys})
+    assert f"submits for {images}, made between 1970-01-01" in loss_in_words(lost)
