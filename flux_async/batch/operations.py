@@ -15,7 +15,6 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import attrs
 
@@ -487,15 +486,13 @@ async def _opened(
     """Hold an open journal. One that is given as a path is opened here, and closed afterwards.
 
     Raises:
-        JournalError: There is none at the path: it is not made.
+        JournalError: There is none at the path, or an empty file: no journal is made.
     """
     if isinstance(journal, Journal):
         yield journal
         return
-    if not Path(journal).exists():  # noqa: ASYNC240 - before anything waits
-        raise JournalError(f"There is no journal at {os.fspath(journal)}.", advice="Check the path.")
-    made = Journal(journal, clock=client.session.clock)
-    async with await made.open(account=client.fingerprint if checks_account else "") as opened:
+    made, account = Journal(journal, clock=client.session.clock), client.fingerprint if checks_account else ""
+    async with await made.open(account=account, may_be_new=False) as opened:
         yield opened
 
 

@@ -45,20 +45,21 @@ if TYPE_CHECKING:
 
 
 def open_file(
-    path: Path, *, checks_pages: bool = False, accept_lost_at: float | None = None
+    path: Path, *, checks_pages: bool = False, accept_lost_at: float | None = None, may_be_new: bool = True
 ) -> sqlite3.Connection:
-    """Open a journal, from any process; make it if there is none.
+    """Open a journal, from any process; make it if there is none and ``may_be_new``.
 
     Args:
         path: The file.
         checks_pages: Whether to check every page, which takes a second for 100 MB.
         accept_lost_at: Open it also if it lacks records of submits; these jobs are put in doubt at this time.
+        may_be_new: Whether a missing or empty file becomes a journal.
 
     Raises:
         JournalVersionError: It has an unsupported version.
         JournalRecordsLost: It lacks records of submits, and that is not accepted.
-        JournalError: It is another program's, or damaged; or it would be new, and one with paid work was
-            saved when it was deleted.
+        JournalError: It is no journal, or damaged; or it would be new, and one with paid work was saved when
+            it was deleted.
         sqlite3.Error: It cannot be opened.
     """
     import sqlite3
@@ -80,7 +81,7 @@ def open_file(
                     raise damage(problem, path)
                 if accept_lost_at is None:
                     check_complete(connection, path)
-        connection = connect(path)
+        connection = connect(path, may_be_new=may_be_new)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise

@@ -112,10 +112,16 @@ class JournalLock:
     can write to: one named after the journal's path, for a folder that is moved or deleted during a run and
     made anew, and one named after its inode, for hard links. The journal itself is never locked here: on some
     systems that would shut SQLite out, and closing any descriptor of it would drop SQLite's own locks.
+
+    Attributes:
+        leaves_no_file: Whether a ``<journal>.lock`` that this lock has made is removed as well: the file
+            beside it could not be opened as a journal.
     """
 
-    def __init__(self, locks: list[_LockedFile]) -> None:
+    def __init__(self, locks: list[_LockedFile], *, is_new: bool = False) -> None:
         self._locks = locks
+        self._is_new = is_new
+        self.leaves_no_file: bool = False
 
     @classmethod
     def take(cls, journal: Path, *, at: float) -> JournalLock:
@@ -127,6 +133,7 @@ class JournalLock:
         """
         taken: list[_LockedFile] = []
         try:
+            is_new = not _lock_file_of(journal).exists()
             _take(_lock_file_of(journal), taken, journal)
             folder = _private_folder()
             removed = ", though its lock file was removed or its folder moved or deleted"
@@ -139,12 +146,12 @@ class JournalLock:
             if not isinstance(error, OSError):
                 raise
             raise opening_error(error, journal) from None
-        return cls(taken)
+        return cls(taken, is_new=is_new)
 
     def release(self) -> None:
         """Release all locks; the private ones leave no file behind."""
         for number, lock in reversed(list(enumerate(self._locks))):
-            lock.release(remove=number > 0)
+            lock.release(remove=number > 0 or (self.leaves_no_file and self._is_new))
 
 
 def _take(path: Path, taken: list[_LockedFile], journal: Path, circumstance: str = "") -> None:

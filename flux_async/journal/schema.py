@@ -48,9 +48,11 @@ def resolve(path: str | os.PathLike[str]) -> Path:
         raise JournalError(f"{shown(path)} is no path for a journal: {error}.") from None
 
 
-def make_folder(path: Path) -> None:
-    """Make the folder of a journal; refuse a path that cannot be one."""
+def make_folder(path: Path, *, may_be_new: bool = True) -> None:
+    """Make the folder of a journal that may be new; refuse a path that cannot be one."""
     try:
+        if not may_be_new and not path.exists():
+            raise JournalError(f"There is no journal at {path}.", advice="Check the path.")
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise JournalError(f"{path} is a folder.", advice="Give the name of a file.")
@@ -61,11 +63,12 @@ def make_folder(path: Path) -> None:
 # --- connections ------------------------------------------------------------------------------------------
 
 
-def connect(path: str | Path = ":memory:") -> sqlite3.Connection:
-    """Return a connection that may write; make the tables if there are none.
+def connect(path: str | Path = ":memory:", *, may_be_new: bool = True) -> sqlite3.Connection:
+    """Return a connection that may write; make the tables if there are none and ``may_be_new``.
 
     Args:
         path: The file; ``":memory:"``, or ``""`` for a temporary database that may be larger than memory.
+        may_be_new: Whether an empty database becomes a journal.
 
     Raises:
         JournalError: It is not a journal of this version.
@@ -78,7 +81,7 @@ def connect(path: str | Path = ":memory:") -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute(f"PRAGMA busy_timeout = {round(BUSY_S * 1000)}")
         connection.execute("PRAGMA cache_size = -8000")  # 8 MB: the index of many keys is random
-        check_version(connection, path)
+        check_version(connection, path, may_be_new=may_be_new)
         if path not in {":memory:", ""}:
             _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")

@@ -87,14 +87,17 @@ class Journal:
     def __repr__(self) -> str:
         return f"<Journal {self._path or ':memory:'}>"
 
-    async def open(self, *, account: str = "", accept_lost_records: bool = False) -> Self:
-        """Lock the journal and open the file; a new one is made.
+    async def open(
+        self, *, account: str = "", accept_lost_records: bool = False, may_be_new: bool = True
+    ) -> Self:
+        """Lock the journal and open the file; a new one is made if ``may_be_new``.
 
         Args:
             account: Fingerprint of the account whose tasks it holds. The journal of another one is refused,
                 unless nothing was paid in it.
             accept_lost_records: Open it also if it lacks records of submits: the jobs that they may belong to
                 are put in doubt first, jobs that are not in the journal when they are added again.
+            may_be_new: False refuses a path that holds no journal, and an empty file.
 
         Raises:
             JournalBusyError: Another run uses it.
@@ -105,11 +108,11 @@ class Journal:
         if self._writer is not None:
             raise JournalError("The journal is open already.", advice="Open it once, and close it.")
         if self._path is not None:
-            make_folder(self._path)
+            make_folder(self._path, may_be_new=may_be_new)
             self._lock = JournalLock.take(self._path, at=self._clock.wall())
         try:
             make_room = (lambda: False) if self._reserve is None else self._reserve.release_step
-            connect = partial(self._connect, accept_lost_records=accept_lost_records)
+            connect = partial(self._connect, accept_lost_records=accept_lost_records, may_be_new=may_be_new)
             self._guard = None if self._path is None else JournalGuard(self._path)
             hold = hold_of(self._clock)
             self._writer = Writer(connect, asyncio.get_running_loop(), make_room, self._guard, hold)
@@ -118,6 +121,8 @@ class Journal:
             (newest,) = await self._do(lambda c: c.execute("SELECT max(number) FROM job").fetchone())
             self._earlier = EarlierRuns(newest=newest or 0)
         except BaseException:
+            if self._lock is not None:
+                self._lock.leaves_no_file = True
             await self.aclose()
             raise
         return self
@@ -493,8 +498,8 @@ class Journal:
             raise JournalError("The journal is not open.", advice="Use it as `async with`, or call open().")
         return await self._writer.do(work, critical=critical, submits=submits)
 
-    def _connect(self, *, accept_lost_records: bool) -> sqlite3.Connection:
+    def _connect(self, *, accept_lost_records: bool, may_be_new: bool) -> sqlite3.Connection:
         if self._path is None:
             return connect()
         accept_lost_at = self._clock.wall() if accept_lost_records else None
-        return open_file(self._path, checks_pages=True, accept_lost_at=accept_lost_at)
+        return open_file(self._path, checks_pages=True, accept_lost_at=accept_lost_at, may_be_new=may_be_new)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from flux_async import (
     TaskId,
     adopt,
     fetch_missing,
+    rekey,
     retry,
     run_batch,
 )
@@ -118,6 +121,56 @@ async def test_a_journal_that_is_missing_is_not_made_and_one_in_use_is_refused(
     async with Journal(path, clock=client.session.clock):
         with pytest.raises(JournalBusyError):
             await operations[operation]()
+
+
+def _empty_database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM")
+
+
+def _other_database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE other (x)")
+
+
+@pytest.mark.parametrize(
+    "make_file",
+    [
+        Path.touch,
+        _empty_database,
+        _other_database,
+        lambda path: path.write_text("a list of images\n" * 400),
+        lambda path: path.write_text("short"),
+    ],
+    ids=["empty file", "empty database", "other database", "text", "short text"],
+)
+@pytest.mark.parametrize("operation", ["retry", "adopt", "rekey", "fetch_missing"])
+async def test_a_file_that_is_no_journal_is_refused_and_left_alone(
+    client: FluxClient, path: Path, tmp_path: Path, operation: str, make_file: Callable[[Path], Any]
+) -> None:
+    """It does not become a journal, and no file is left beside it."""
+    make_file(path)
+    content = path.read_bytes()
+    calls: dict[str, Callable[[], Any]] = {
+        "retry": lambda: retry(client, path, failed=True),
+        "adopt": lambda: adopt(client, path, "poster", "t1"),
+        "rekey": lambda: rekey(client, path, same_account=True),
+        "fetch_missing": lambda: fetch_missing(client, path, tmp_path / "clean"),
+    }
+    with pytest.raises(JournalError, match="not a journal"):
+        await calls[operation]()
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_a_batch_leaves_no_file_beside_one_that_is_no_journal(client: FluxClient, path: Path) -> None:
+    """An empty file is a new journal for a batch; a text is refused, and its lock file removed."""
+    path.write_text("a list of images\n" * 400)
+    with pytest.raises(JournalError, match="not a journal"):
+        await run(client, path, URLS[:1])
+    assert list(path.parent.iterdir()) == [path]
+    path.write_text("")
+    assert len(await run(client, path, URLS[:1])) == 1
 
 
 # --- adopt ------------------------------------------------------------------------------------------------
