@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import anyio
 import attrs
@@ -27,6 +27,8 @@ from flux_async.models import (
     UploadedFile,
     check_request,
 )
+
+T = TypeVar("T")
 
 Input: TypeAlias = InputImage | GenerateRequest | EditRequest | Job
 """An image to remove text from (its URL, or a file), a request, or a job with a key of its own."""
@@ -84,14 +86,14 @@ def check_images(images: object) -> None:
         )
 
 
-async def each(images: Iterable[Input] | AsyncIterable[Input]) -> AsyncIterator[Input]:
-    """Yield the inputs of either kind of iterable."""
-    if isinstance(images, AsyncIterable):
-        async for given in images:
-            yield given
+async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    """Yield the items of either kind of iterable."""
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
     else:
-        for given in images:
-            yield given
+        for item in items:
+            yield item
 
 
 async def read_into(

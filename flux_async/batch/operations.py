@@ -13,7 +13,7 @@ import enum
 import os
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
@@ -25,11 +25,20 @@ from flux_async.api.stored_requests import read_model
 from flux_async.batch.downloads import FailedDownload
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.in_doubt import adoptable_echo
+from flux_async.batch.inputs import each
 from flux_async.batch.job_runner import outcome_of
-from flux_async.batch.options import BatchClient
+from flux_async.batch.options import BatchClient, check_client, check_flag, check_folder, check_functions
 from flux_async.batch.run_context import concerns_all
 from flux_async.batch.runner import PATIENCE_S
-from flux_async.errors import DownloadError, FluxError, InvalidInput, JournalError, NotFoundError, Scope
+from flux_async.errors import (
+    DownloadError,
+    FluxError,
+    InvalidInput,
+    JournalError,
+    NotFoundError,
+    Scope,
+    shown,
+)
 from flux_async.files.sink import FolderSink
 from flux_async.job_state import (
     Event,
@@ -46,7 +55,7 @@ from flux_async.job_state import (
 from flux_async.journal.ownership import PaidTask
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, Failed, ImageResult, Job, JobKey, Outcome, TaskId, TaskRecord
-from flux_async.policy import check_positive
+from flux_async.policy import check_function, check_positive
 from flux_async.policy.downloads import KEPT_S, NoDownload, after_failed_download, expired
 from flux_async.policy.polling import PollPolicy
 
@@ -54,6 +63,8 @@ _MOST_TASKS = 3
 _MOST_WAITING = 1_000
 """Images that are downloaded, or wait for another try, at once."""
 _VISIBLE_WITHIN_S = PollPolicy().not_found_grace_s
+_MOST_NAMED = 10
+_ON_OUTCOME = "Write `async def on_outcome(outcome)`."
 _NOTHING_CHANGED = "Nothing was changed."
 
 
@@ -95,10 +106,13 @@ async def retry(
         dry_run: Return the same, and leave these jobs as they are.
 
     Raises:
-        InvalidInput: Neither ``failed`` nor ``in_doubt`` is given.
+        InvalidInput: Neither ``failed`` nor ``in_doubt`` is given, or an argument has a wrong type.
         JournalBusyError: A run is using the journal.
         JournalError: There is no journal, or it cannot be used.
     """
+    check_client(client)
+    for name, flag in (("failed", failed), ("in_doubt", in_doubt), ("dry_run", dry_run)):
+        check_flag(flag, name)
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
     if not states:
         raise InvalidInput("There is nothing to retry.", advice="Give failed=True, in_doubt=True, or both.")
@@ -183,6 +197,7 @@ async def adopt(
 
 
 async def _job_in_doubt(journal: Journal, key: str) -> StoredJob:
+    _check_key(key)
     stored = await journal.job(key)
     if stored is None:
         raise InvalidInput(f"The journal has no job {key}.", advice=_NOTHING_CHANGED)
@@ -241,6 +256,7 @@ async def rekey(
         JournalError: The key is of another account; or its account is not proven, and ``same_account`` is
             False.
     """
+    check_flag(same_account, "same_account")
     async with _opened(client, journal, checks_account=False) as opened:
         with opened.one_run():
             try:
@@ -325,7 +341,7 @@ async def fetch_missing(
     journal: str | os.PathLike[str] | Journal,
     directory: str | os.PathLike[str],
     *,
-    jobs: AsyncIterable[JobKey] | None = None,
+    jobs: Iterable[JobKey] | AsyncIterable[JobKey] | None = None,
     name_file: Callable[[Job], str] | None = None,
     patience: float = PATIENCE_S,
     on_outcome: Callable[[Outcome], Awaitable[None]] | None = None,
@@ -339,25 +355,37 @@ async def fetch_missing(
         client: Of the account that paid.
         journal: The journal's file, or an open journal, which a batch may be running.
         directory: Receives the images.
-        jobs: The keys of the jobs; left out, all jobs of the journal that are done.
+        jobs: The keys of the jobs; left out, all jobs of the journal that are done. A list is checked before
+            anything is fetched; an asynchronous stream is read as the downloads go on.
         name_file: Names a job's file, as for :func:`flux_async.run_batch`.
         patience: Seconds from its first failure for which a download is tried again.
-        on_outcome: Receives ``Succeeded`` or ``Failed`` for each image that was missing.
+        on_outcome: An async function; receives ``Succeeded`` or ``Failed`` for each image that was missing.
 
     Raises:
+        InvalidInput: An argument has a wrong type, or the journal does not have a job of ``jobs``.
         FluxError: It concerns all images, such as a full disk.
         JournalError: There is no journal, or it cannot be used.
     """
+    folder, patience_s = check_folder(directory, "directory"), check_positive(patience, "patience")
+    check_functions(name_file)
+    _check_keys(jobs)
+    _check_on_outcome(on_outcome)
     async with _opened(client, journal) as opened:
         fetching = _Fetching(
             client=client,
             journal=opened,
-            sink=FolderSink(directory),
-            names=FileNames(journal=opened, name_file=name_file, place=os.fspath(directory)),
-            patience_s=check_positive(patience, "patience"),
+            sink=FolderSink(folder),
+            names=FileNames(journal=opened, name_file=name_file, place=os.fspath(folder)),
+            patience_s=patience_s,
             on_outcome=on_outcome,
         )
-        done = opened.iter_jobs(JobState.DONE) if jobs is None else _by_key(opened, jobs)
+        unknown: list[str] = []
+        if isinstance(jobs, Iterable):
+            jobs = list(jobs)
+            async for _ in _by_key(opened, jobs, unknown):
+                pass
+            _refuse_unknown(unknown, "Correct the keys; nothing was fetched.")
+        done = opened.iter_jobs(JobState.DONE) if jobs is None else _by_key(opened, jobs, unknown)
         try:
             await fetching.run(done)
         except BaseExceptionGroup as group:
@@ -365,6 +393,7 @@ async def fetch_missing(
             while isinstance(first, BaseExceptionGroup):
                 first = first.exceptions[0]  # several images met the same error
             raise first from None
+    _refuse_unknown(unknown, "The images of the other jobs were fetched.")
     return fetching.report
 
 
@@ -465,15 +494,22 @@ class _Fetching:
             self.report.fetched += 1
         else:
             self.report.missing += 1
+            error.in_memory = not self.journal.is_durable
         if self.on_outcome is None:
             return
         if error is None:
-            await self.on_outcome(outcome_of(job, stored.as_job(), None, self.sink.folder))
+            await self._notify(self.on_outcome, outcome_of(job, stored.as_job(), None, self.sink.folder))
             return
         given: Job | None = None
         with contextlib.suppress(InvalidInput):  # a request of another release
             given = stored.as_job()
-        await self.on_outcome(Failed(job=given, error=error))
+        await self._notify(self.on_outcome, Failed(job=given, error=error))
+
+    async def _notify(self, on_outcome: Callable[[Outcome], Awaitable[None]], outcome: Outcome) -> None:
+        result = on_outcome(outcome)
+        if not isinstance(result, Awaitable):
+            raise InvalidInput("on_outcome must be an async function.", advice=_ON_OUTCOME)
+        await result
 
 
 # --- what they share --------------------------------------------------------------------------------------
@@ -486,8 +522,12 @@ async def _opened(
     """Hold an open journal. One that is given as a path is opened here, and closed afterwards.
 
     Raises:
+        InvalidInput: One of them has a wrong type.
         JournalError: There is none at the path, or an empty file: no journal is made.
     """
+    check_client(client)
+    if not isinstance(journal, str | os.PathLike | Journal):
+        raise InvalidInput(f"journal must be the path of a journal, or a Journal, not {shown(journal)}.")
     if isinstance(journal, Journal):
         yield journal
         return
@@ -496,10 +536,42 @@ async def _opened(
         yield opened
 
 
-async def _by_key(journal: Journal, keys: AsyncIterable[JobKey]) -> AsyncIterator[StoredJob]:
-    async for key in keys:
-        if (stored := await journal.job(key)) is not None:
+async def _by_key(
+    journal: Journal, keys: Iterable[JobKey] | AsyncIterable[JobKey], unknown: list[str]
+) -> AsyncIterator[StoredJob]:
+    """Yield the jobs with these keys; add those that the journal does not have to ``unknown``."""
+    async for key in each(keys):
+        _check_key(key)
+        stored = await journal.job(key)
+        if stored is None:
+            unknown.append(key)
+        else:
             yield stored
+
+
+def _check_on_outcome(function: object) -> None:
+    if function is not None:
+        words = f"on_outcome must be an async function of one argument, not {shown(function)}"
+        check_function(function, words, takes=1, is_async=True, advice=_ON_OUTCOME)
+
+
+def _check_keys(keys: object) -> None:
+    if keys is not None and (isinstance(keys, str) or not isinstance(keys, Iterable | AsyncIterable)):
+        raise InvalidInput(f"jobs must be a list or a stream of keys, not {shown(keys)}.")
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise InvalidInput(
+            f"The key of a job must be a str, not {shown(key)}.", advice="Give outcome.job.key."
+        )
+
+
+def _refuse_unknown(keys: list[str], advice: str) -> None:
+    if keys:
+        first, rest = ", ".join(map(shown, keys[:_MOST_NAMED])), len(keys) - _MOST_NAMED
+        more = f" and {rest} more" if rest > 0 else ""
+        raise InvalidInput(f"The journal has no job {first}{more}.", advice=advice)
 
 
 async def _record(journal: Journal, stored: StoredJob, event: Event) -> JobSnapshot:

@@ -19,11 +19,58 @@ from flux_async.files.image_writer import SavedFile
 from flux_async.files.sink import SavedResult, Sink, check_sink
 from flux_async.journal.store import Journal
 from flux_async.models import ImageRequest, ImageResult, InDoubtPolicy, Job, TaskId, TaskRecord, UploadedFile
-from flux_async.policy import check_positive
+from flux_async.policy import check_function, check_positive
 from flux_async.policy.polling import PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import Poller
 from flux_async.session import Session
+
+
+def check_client(value: object) -> None:
+    """Refuse what is no client.
+
+    Raises:
+        InvalidInput: It has no session.
+    """
+    if not isinstance(getattr(value, "session", None), Session):
+        raise InvalidInput(
+            f"The first argument must be a FluxClient, not {shown(value)}.",
+            advice="Give the client of `async with FluxClient() as client:`; nothing was sent.",
+        )
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Return ``value``; any other value than True or False may mean the contrary of its truth.
+
+    Raises:
+        InvalidInput: It is neither.
+    """
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{name} must be True or False, not {shown(value)}.")
+    return value
+
+
+def check_folder(value: object, name: str) -> Path:
+    """Return a folder's path.
+
+    Raises:
+        InvalidInput: It is no path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidInput(f"{name} must be the path of a folder, not {shown(value)}.")
+    return Path(value)
+
+
+def check_functions(name_file: object, on_progress: object = None) -> None:
+    """Refuse functions of the caller's that cannot be called.
+
+    Raises:
+        InvalidInput: One of them is no function of one argument.
+    """
+    for name, value in (("name_file", name_file), ("on_progress", on_progress)):
+        if value is not None:
+            words = f"{name} must be a function of one argument, not {shown(value)}"
+            check_function(value, words, takes=1, advice="Give such a function, or leave it out.")
 
 
 class BatchOptions(TypedDict, total=False):

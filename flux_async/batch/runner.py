@@ -32,7 +32,17 @@ from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
 from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.learned import Learned
-from flux_async.batch.options import BatchClient, BatchOptions, RunOptions, in_doubt_policy, price_list
+from flux_async.batch.options import (
+    BatchClient,
+    BatchOptions,
+    RunOptions,
+    check_client,
+    check_flag,
+    check_folder,
+    check_functions,
+    in_doubt_policy,
+    price_list,
+)
 from flux_async.batch.progress import BatchProgress, ProgressObserver, ProgressReporter, Tally
 from flux_async.batch.run_context import RunContext
 from flux_async.batch.run_control import Budget, PauseWatch, RunControl
@@ -79,6 +89,10 @@ def run_batch(
 ) -> BatchRun:
     """Return a batch of many jobs: ``async with`` starts it, ``async for`` receives the outcomes.
 
+    Cancelling the ``async for`` may lose outcomes that were ready and not yielded yet. They are in the
+    journal: ``client.remove_text_many`` with the same images and journal file returns all outcomes, and pays
+    for none of them again.
+
     Args:
         client: Makes the requests; its limits bound the batch.
         images: The inputs, read lazily. The same input twice is one job. A file of this machine is named by
@@ -106,10 +120,13 @@ def run_batch(
         on_progress: Called at every change; it cannot break the run.
 
     Raises:
-        InvalidInput: An option is out of range; nothing was opened or sent.
+        InvalidInput: An option is out of range or of a wrong type; nothing was opened or sent.
     """
+    check_client(client)
     check_images(images)
-    folders = [Path(folder).resolve() for folder in (directory, originals) if folder is not None]
+    check_functions(name_file, on_progress)
+    places = {"directory": directory, "originals": originals}
+    folders = [check_folder(place, name).resolve() for name, place in places.items() if place is not None]
     if len(folders) > len(set(folders)):
         raise InvalidInput("directory and originals are one folder: the files would overwrite each other.")
     if directory is not None and sink is not None:
@@ -123,7 +140,7 @@ def run_batch(
         patience_s=check_positive(patience, "patience"),
         callbacks=callbacks,
         in_doubt=in_doubt_policy(in_doubt),
-        via_upload=via_upload,
+        via_upload=check_flag(via_upload, "via_upload"),
     )
     control, tally = RunControl(session=client.session), Tally(expects_callbacks=callbacks is not None)
     budget = Budget(
@@ -379,6 +396,7 @@ async def gather(
     A halt (key, credits …) raises nothing here, so that no outcome is lost: each job that was not done is a
     :class:`Failed` with the error that halted it.
     """
+    check_client(client)
     check_images(images)
     jobs = [await _job_or_failure(image) async for image in each(images)]
     wanted = [job for job in jobs if isinstance(job, Job)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 import pytest
 
@@ -361,3 +363,110 @@ async def test_a_full_disk_ends_it_and_an_open_journal_stays_open(
         with pytest.raises(DiskFull):
             await fetch_missing(client, journal, tmp_path)
     assert await states(client, path) == {"done": 3}
+
+
+# --- arguments of a wrong type ----------------------------------------------------------------------------
+
+
+def _sync(outcome: Outcome) -> None:
+    """Forget ``async``."""
+
+
+WRONG: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "no journal": ("journal must be the path", lambda client, _: retry(client, None, failed=True)),  # type: ignore[arg-type]
+    "no client": ("must be a FluxClient", lambda _, path: retry("x", path, failed=True)),  # type: ignore[arg-type]
+    "a flag": ("failed must be True or False", lambda client, path: retry(client, path, failed="yes")),  # type: ignore[arg-type]
+    "a dry run": ("dry_run must be", lambda client, path: retry(client, path, failed=True, dry_run=1)),  # type: ignore[arg-type]
+    "same account": ("same_account must", lambda client, path: rekey(client, path, same_account="no")),  # type: ignore[arg-type]
+    "adopt a number": ("must be a str", lambda client, path: adopt(client, path, 5, "t1")),  # type: ignore[arg-type]
+    "no folder": ("directory must be", lambda client, path: fetch_missing(client, path, None)),  # type: ignore[arg-type]
+    "no keys": (
+        "must be a str.*outcome.job.key",
+        lambda client, path: fetch_missing(client, path, path.parent / "clean", jobs=[object()]),  # type: ignore[list-item]
+    ),
+    "one key": (
+        "jobs must be a list",
+        lambda client, path: fetch_missing(client, path, path.parent / "clean", jobs="poster"),  # type: ignore[arg-type]
+    ),
+    "sync on_outcome": (
+        "async def on_outcome",
+        lambda client, path: fetch_missing(client, path, path.parent / "clean", on_outcome=_sync),  # type: ignore[arg-type]
+    ),
+    "name_file": (
+        "name_file must be a function",
+        lambda client, path: fetch_missing(client, path, path.parent / "clean", name_file="x"),  # type: ignore[arg-type]
+    ),
+    "batch of no client": ("must be a FluxClient", lambda _, path: run(None, path, URLS)),  # type: ignore[arg-type]
+    "batch directory": ("directory must be", lambda client, path: run(client, path, URLS, directory=3)),
+    "batch on_progress": ("on_progress must", lambda client, path: run(client, path, URLS, on_progress=3)),
+    "batch via_upload": ("via_upload must", lambda client, path: run(client, path, URLS, via_upload="no")),
+}
+
+
+@pytest.mark.parametrize(("message", "call"), WRONG.values(), ids=WRONG)
+async def test_an_argument_of_a_wrong_type_is_refused_before_anything_is_sent(
+    client: FluxClient,
+    host: FileHost,
+    transport: Any,
+    path: Path,
+    tmp_path: Path,
+    message: str,
+    call: Callable[[Any, Any], Any],
+) -> None:
+    """The message says what to give; no request is made and no file is saved."""
+    await run(client, path, URLS[:1])
+    submits, tries = transport.count("generate"), host.tries
+    with pytest.raises(InvalidInput, match=message):
+        await call(client, path)
+    assert (transport.count("generate"), host.tries) == (submits, tries)
+    assert not (tmp_path / "clean").exists()
+
+
+async def test_a_lambda_that_returns_no_awaitable_is_explained(
+    client: FluxClient, host: FileHost, path: Path, tmp_path: Path
+) -> None:
+    """Only its first call shows that; one that returns an awaitable is accepted."""
+    await run(client, path, URLS[:1])
+    outcomes = Collected()
+    await fetch_missing(client, path, tmp_path / "a", on_outcome=lambda one: outcomes.add(attrs.evolve(one)))
+    assert len(outcomes) == 1
+    (tmp_path / "a" / str(outcomes[0].reference)).unlink()  # type: ignore[union-attr]
+    with pytest.raises(InvalidInput, match="async def on_outcome"):
+        await fetch_missing(client, path, tmp_path / "a", on_outcome=lambda _: None)  # type: ignore[arg-type, return-value]
+
+
+async def test_keys_that_the_journal_does_not_have_are_named(
+    client: FluxClient, host: FileHost, path: Path, tmp_path: Path
+) -> None:
+    """A list is refused before anything is fetched; of a stream, the others are fetched first."""
+    [done] = await run(client, path, URLS[:1])
+    keys = [done.job.key, JobKey("tpyo"), *(JobKey(f"unknown{n}") for n in range(11))]
+    with pytest.raises(InvalidInput, match=r"no job 'tpyo', 'unknown0'.* and 2 more.*nothing was fetched"):
+        await fetch_missing(client, path, tmp_path / "clean", jobs=keys)
+    assert not (tmp_path / "clean").exists()
+
+    async def stream() -> Any:
+        for key in reversed(keys[:2]):
+            yield key
+
+    with pytest.raises(InvalidInput, match=r"no job 'tpyo'\. The images of the other jobs were fetched"):
+        await fetch_missing(client, path, tmp_path / "clean", jobs=stream())
+    assert len(list((tmp_path / "clean").iterdir())) == 1
+    assert await fetch_missing(client, path, tmp_path / "again", jobs=keys[:1]) == FetchReport(fetched=1)
+
+
+async def test_outcomes_lost_by_a_cancelled_iteration_are_read_from_the_journal(
+    client: FluxClient, host: FileHost, transport: Any, path: Path, tmp_path: Path
+) -> None:
+    """They were ready and not yielded; ``remove_text_many`` returns them without another charge."""
+    options: dict[str, Any] = {"journal": path, "directory": tmp_path / "clean"}
+    async with run_batch(client, URLS[:3], **options) as batch:
+        await anext(batch)
+        while batch.progress.succeeded < len(URLS[:3]):  # all are ready
+            await asyncio.sleep(0)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await anext(batch)
+    outcomes = await client.remove_text_many(URLS[:3], **options)
+    assert [type(outcome) for outcome in outcomes] == [Succeeded] * 3
+    assert transport.count("generate") == 3
