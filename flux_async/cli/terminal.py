@@ -131,7 +131,7 @@ def _accept_any_bytes() -> None:
 # --- standard output --------------------------------------------------------------------------------------
 
 
-_CLOSED = "it is closed"
+_CLOSED = "standard output is closed"
 
 
 class Output:
