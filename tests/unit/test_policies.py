@@ -338,7 +338,6 @@ class Callable:
         ("of_one", True),
         (None, True),
     ],
-    ids=repr,
 )
 def test_what_is_certainly_no_async_function_of_its_arguments_is_refused(
     function: Any, is_refused: bool
