@@ -51,7 +51,7 @@ _COMMON = {
     # onnxruntime's threads spin while they wait.
     "EngineConfig.onnxruntime.intra_op_num_threads": 1,
 }
-DETECTION = {
+DETECTION: dict[str, Any] = {
     "Det.model_path": DETECTION_MODEL,
     "Global.use_det": True,
     "Global.use_rec": False,
@@ -60,7 +60,7 @@ DETECTION = {
     "Det.score_mode": "slow",  # the mean over the mark itself: bent lines fill little of their box
     "Det.use_dilation": False,  # it joins lines that are close together
 }
-RECOGNITION = {
+RECOGNITION: dict[str, Any] = {
     "Rec.model_path": RECOGNITION_MODEL,
     "Global.use_det": False,
     "Global.use_rec": True,
