@@ -161,20 +161,28 @@ class VirtualClock:
             return True
 
     async def _settle(self, here: asyncio.AbstractEventLoop) -> bool:
-        """Let everything go on that can, in threads and other loops too; return whether nothing had to."""
+        """Let everything go on that can, in threads and other loops too; return whether nothing had to.
+
+        Threads are checked at each turn: one that began and ended in between has woken a coroutine, which
+        needs turns of its own.
+        """
         for number in range(_TURNS_TO_SETTLE):
             await asyncio.sleep(0)
+            if self._is_held():
+                return not await self._is_released()
             if number % _TURNS_PER_VISIT == 0:
                 for loop in self._worker_threads.keys() - {here}:
                     await self._turn_of(loop, here)
-        if not self._is_held():
-            return True
+        return True
+
+    async def _is_released(self) -> bool:
+        """Wait until no work holds time; return False if it holds time for too long."""
         patience = monotonic() + _LONGEST_HOLD_S
         while self._is_held():
             if monotonic() > patience:
-                return True
+                return False
             await asyncio.sleep(_POLL_S)
-        return False
+        return True
 
     async def _turn_of(self, loop: asyncio.AbstractEventLoop, here: asyncio.AbstractEventLoop) -> None:
         """Wait for one turn of another thread's loop, if it is running."""

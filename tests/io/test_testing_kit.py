@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
 
@@ -279,6 +280,26 @@ async def test_time_stands_still_while_it_is_held(flux_clock: VirtualClock) -> N
 
 
 # --- the ledger --------------------------------------------------------------------------------------------
+
+
+async def test_time_waits_for_a_coroutine_that_a_worker_thread_has_woken(flux_clock: VirtualClock) -> None:
+    """A coroutine goes on for some turns after its thread has ended: the sleeper behind it waits."""
+    began, woke = flux_clock.now, []
+
+    async def work() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            await anyio.to_thread.run_sync(int)
+            for _ in range(8):
+                await asyncio.sleep(0)
+            await flux_clock.sleep(1)
+            woke.append(flux_clock.now - began)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(flux_clock.sleep(100))
+        group.create_task(work())
+    assert woke == [float(number) for number in range(1, 21)]
 
 
 async def test_the_ledger_names_images_that_were_paid_twice(
