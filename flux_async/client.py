@@ -20,7 +20,7 @@ from flux_async.api.parsing import check_task_id
 from flux_async.batch.options import BatchOptions
 from flux_async.batch.runner import gather
 from flux_async.clock import Clock, SystemClock
-from flux_async.errors import ConfigurationError, FluxError, InvalidInput, TaskFailed, shown
+from flux_async.errors import ConfigurationError, FluxError, TaskFailed
 from flux_async.files.download import download_file, download_to_sink
 from flux_async.files.image_check import MAX_UPLOAD_BYTES
 from flux_async.files.image_source import Source, choose
@@ -47,7 +47,7 @@ from flux_async.models import (
     check_request,
     without_query,
 )
-from flux_async.policy import check_not_negative, check_positive, positive_number
+from flux_async.policy import check_kind, check_not_negative, check_positive, of_kind, positive_number
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of
 from flux_async.policy.image_urls import check_reachable, mistyped_in_words
@@ -69,16 +69,6 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 300.0
 
 
-def _of_kind(value: T, kind: type[T], name: str) -> T:
-    if not isinstance(value, kind):
-        raise InvalidInput(f"{name} must be a {kind.__name__}, not {shown(value)}.")
-    return value
-
-
-def _is_of(kind: type[object]) -> Callable[[object, attrs.Attribute[Any], object], object]:
-    return lambda _, attribute, value: _of_kind(value, kind, attribute.name)
-
-
 @attrs.frozen(kw_only=True)
 class ClientOptions:
     """Settings of a client that :meth:`FluxClient.with_options` changes.
@@ -94,9 +84,9 @@ class ClientOptions:
     """
 
     timeout: float = attrs.field(default=DEFAULT_TIMEOUT_S, validator=positive_number)
-    polling: PollPolicy = attrs.field(factory=PollPolicy, validator=_is_of(PollPolicy))
-    retry: RetryPolicy = attrs.field(validator=_is_of(RetryPolicy))
-    download_limits: DownloadLimits = attrs.field(factory=DownloadLimits, validator=_is_of(DownloadLimits))
+    polling: PollPolicy = attrs.field(factory=PollPolicy, validator=of_kind(PollPolicy))
+    retry: RetryPolicy = attrs.field(validator=of_kind(RetryPolicy))
+    download_limits: DownloadLimits = attrs.field(factory=DownloadLimits, validator=of_kind(DownloadLimits))
 
     def changed(self, **given: Any) -> ClientOptions:
         """Return a copy with the given values that are not None."""
@@ -158,8 +148,8 @@ class FluxClient:
         api_key = None
         from flux_async import __version__  # noqa: PLC0415 - the package imports this module
 
-        limits = Limits() if limits is None else _of_kind(limits, Limits, "limits")
-        rng = random.Random() if rng is None else _of_kind(rng, random.Random, "rng")  # noqa: S311 - jitter
+        limits = Limits() if limits is None else check_kind(limits, Limits, "limits")
+        rng = random.Random() if rng is None else check_kind(rng, random.Random, "rng")  # noqa: S311 - jitter
         defaults = ClientOptions(retry=RetryPolicy(window_s=limits.window_s))
         self._credentials: Credentials = credentials
         self._options: ClientOptions = defaults.changed(

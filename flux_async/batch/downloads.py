@@ -32,6 +32,7 @@ from flux_async.policy.downloads import (
     expired,
     unfetched,
 )
+from flux_async.session import Session
 from flux_async.submitter import log
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -54,6 +55,18 @@ class FailedDownload:
     ends: float
     error: DownloadError
     tries: int = 0
+
+    def next_try(
+        self, session: Session, submitted_at: float | None, left_s: float
+    ) -> DownloadAgain | NoDownload:
+        """Decide on another try, with ``left_s`` seconds of patience left."""
+        return after_failed_download(
+            self.error,
+            tries=self.tries,
+            age_s=None if submitted_at is None else session.clock.wall() - submitted_at,
+            left_s=left_s,
+            draw=session.rng.random(),
+        )
 
     def final_error(self, stored: StoredJob) -> FluxError:
         """Return the error with which the download ends for this run."""
@@ -90,7 +103,10 @@ async def _retry(
     while True:
         failed.tries += 1
         failed.error = copy.copy(error)  # without its traceback, which keeps much more alive
-        what = _next_try(job, run, failed)
+        left_s = failed.ends - clock.monotonic()
+        if left_s <= 0 and _may_continue(run):
+            left_s = run.options.patience_s
+        what = failed.next_try(run.session, job.state.submitted_at, left_s)
         if what is NoDownload.FOR_NOW:
             return Leave(failed.final_error(job.stored))
         if isinstance(what, NoDownload):
@@ -109,18 +125,6 @@ async def _retry(
         if not isinstance(ended, DownloadError):
             return ended
         error = ended
-
-
-def _next_try(job: ActiveJob, run: RunContext, failed: FailedDownload) -> DownloadAgain | NoDownload:
-    clock, submitted_at = run.session.clock, job.state.submitted_at
-    left = failed.ends - clock.monotonic()
-    return after_failed_download(
-        failed.error,
-        tries=failed.tries,
-        age_s=None if submitted_at is None else clock.wall() - submitted_at,
-        left_s=run.options.patience_s if left <= 0 and _may_continue(run) else left,
-        draw=run.session.rng.random(),
-    )
 
 
 def _may_continue(run: RunContext) -> bool:

@@ -56,7 +56,7 @@ from flux_async.journal.ownership import PaidTask
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, Failed, ImageResult, Job, JobKey, Outcome, TaskId, TaskRecord
 from flux_async.policy import check_function, check_positive
-from flux_async.policy.downloads import KEPT_S, NoDownload, after_failed_download, expired
+from flux_async.policy.downloads import KEPT_S, NoDownload, expired
 from flux_async.policy.polling import PollPolicy
 
 _MOST_TASKS = 3
@@ -429,20 +429,14 @@ class _Fetching:
 
     async def _fetch(self, stored: StoredJob) -> None:
         """Download one image in as many tries as there is patience for."""
-        clock, submitted_at = self.client.session.clock, stored.job.submitted_at
+        clock = self.client.session.clock
         failed: FailedDownload | None = None
         while (error := await self._try(stored)) is not None:
             now = clock.monotonic()
             self.failing_since = now if self.failing_since is None else self.failing_since
             failed = failed or FailedDownload(ends=self.failing_since + self.patience_s, error=error)
             failed.error, failed.tries = error, failed.tries + 1
-            what = after_failed_download(
-                error,
-                tries=failed.tries,
-                age_s=None if submitted_at is None else clock.wall() - submitted_at,
-                left_s=failed.ends - now,
-                draw=self.client.session.rng.random(),
-            )
+            what = failed.next_try(self.client.session, stored.job.submitted_at, failed.ends - now)
             if isinstance(what, NoDownload):
                 await self._give_up(stored, failed, what)
                 return

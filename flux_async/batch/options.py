@@ -19,7 +19,7 @@ from flux_async.files.image_writer import SavedFile
 from flux_async.files.sink import SavedResult, Sink, check_sink
 from flux_async.journal.store import Journal
 from flux_async.models import ImageRequest, ImageResult, InDoubtPolicy, Job, TaskId, TaskRecord, UploadedFile
-from flux_async.policy import check_function, check_positive
+from flux_async.policy import check_function, check_positive, of_kind
 from flux_async.policy.polling import PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import Poller
@@ -167,7 +167,7 @@ class RunOptions:
     directory: Path | None
     originals: Path | None
     timeout_s: float
-    retry: RetryPolicy = attrs.field()
+    retry: RetryPolicy = attrs.field(validator=of_kind(RetryPolicy))
     patience_s: float
     callbacks: CallbackEndpoint | None = attrs.field()
     in_doubt: InDoubtPolicy
@@ -177,11 +177,6 @@ class RunOptions:
     def _check_sink(self, _: object, value: object) -> None:
         if value is not None:
             check_sink(value)
-
-    @retry.validator
-    def _check_retry(self, _: object, value: object) -> None:
-        if not isinstance(value, RetryPolicy):
-            raise InvalidInput(f"retry must be a RetryPolicy, not {shown(value)}.")
 
     @callbacks.validator
     def _check_callbacks(self, _: object, value: object) -> None:

@@ -1,7 +1,7 @@
 """Decisions: facts, a time and a random draw in; a number of seconds or a yes or no out.
 
 Nothing here sleeps, reads a clock or draws a random number: the caller brings all three. Below are the checks
-of numbers and functions that a caller may set.
+of values and functions that a caller may set.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from flux_async.errors import InvalidInput, shown
+
+T = TypeVar("T")
 
 _LARGEST = 10**15
 
@@ -50,6 +52,22 @@ def positive_integer(_instance: object, attribute: attrs.Attribute[Any], value: 
     """Accept whole numbers of at least 1."""
     kind = "whole number of at least 1"
     _checked(value, attribute.name, kind, lambda number: isinstance(number, int) and number >= 1)
+
+
+def check_kind(value: object, kind: type[T], name: str) -> T:
+    """Return ``value``.
+
+    Raises:
+        InvalidInput: It is not a ``kind``.
+    """
+    if not isinstance(value, kind):
+        raise InvalidInput(f"{name} must be a {kind.__name__}, not {shown(value)}.")
+    return value
+
+
+def of_kind(kind: type[object]) -> Callable[[object, attrs.Attribute[Any], object], object]:
+    """Return a validator that accepts values of ``kind``."""
+    return lambda _, attribute, value: check_kind(value, kind, attribute.name)
 
 
 def check_function(value: object, words: str, *, takes: int, is_async: bool = False, advice: str) -> None:
