@@ -180,9 +180,8 @@ def check_version(connection: sqlite3.Connection, path: str | Path, *, may_be_ne
         JournalVersionError: It is a journal of another version.
         JournalError: It is not a journal.
     """
-    connection.execute(
-        "BEGIN"
-    )  # one snapshot, which has all of a schema that another process writes, or nothing
+    # One snapshot, which has all of a schema that another process writes, or nothing.
+    connection.execute("BEGIN")
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = _version(connection)

@@ -123,7 +123,7 @@ def _prepare_process(threads: int) -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), name="parent watch", daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(5)  # the parent answers polls first
-    # Nobody reads the error pipe: full, it would block native code that writes to it.
+    # The error pipe is never read: full, it would block native code that writes to it.
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     cv2.setNumThreads(threads)

@@ -329,7 +329,7 @@ async def test_a_flood_of_false_callbacks_costs_few_polls(
 async def test_early_callbacks_are_kept_within_bounds(client: FluxClient) -> None:
     """Callbacks for tasks without a wait do not fill the memory."""
     for number in range(10_500):
-        client.notify(f"nobody-{number}")
+        client.notify(f"unknown-{number}")
     assert client.poller.early == 10_000
     assert client.poller.waiting == 0
 

@@ -396,7 +396,7 @@ def test_a_callback_that_comes_a_little_late_counts() -> None:
     assert health.are_coming(4.9)
     health.ended(TaskId("late"), 10.0, notified=False)
     assert not health.saw_callback(TaskId("late"), 15.0)
-    assert not health.saw_callback(TaskId("nobody"), 15.0)
+    assert not health.saw_callback(TaskId("unknown"), 15.0)
 
 
 def test_callbacks_that_come_again_are_believed_again() -> None:
