@@ -19,7 +19,10 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         public = vars(import_module("flux_async.public"))
-        names = sorted(each for each in public if each != "annotations" and not each.startswith("_"))
+        # pytest adds "@pytest_ar" to the modules whose assertions it rewrites: that is no name.
+        names = sorted(
+            each for each in public if each != "annotations" and each.isidentifier() and each[0] != "_"
+        )
         if name == "__all__":
             return names
         if name not in names:

@@ -24,7 +24,8 @@ def test_all_is_every_public_name() -> None:
     names = {
         name
         for name, value in vars(public).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType) and name != "annotations"
+        if name.isidentifier() and not name.startswith("_")
+        if not isinstance(value, ModuleType) and name != "annotations"
     }
     assert set(flux_async.__all__) == names
 
