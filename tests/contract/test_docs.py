@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import flux_async
 from flux_async import Charge, FluxError, Scope
 from flux_async.advice import fill, python_words
 from flux_async.sandbox.settings import OPTIONS
