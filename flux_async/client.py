@@ -27,6 +27,7 @@ from flux_async.files.image_source import Source, choose
 from flux_async.files.image_writer import SavedFile
 from flux_async.files.sink import SavedResult, Sink
 from flux_async.files.upload import Uploads
+from flux_async.images import InputImage, LocalImage, check_http_url, without_query
 from flux_async.models import (
     TEXT_REMOVAL_PROMPT,
     CallbackEvent,
@@ -34,18 +35,14 @@ from flux_async.models import (
     GenerateRequest,
     ImageRequest,
     ImageResult,
-    InputImage,
     Job,
-    LocalImage,
     Outcome,
     RequestOptions,
     TaskId,
     TaskRecord,
     UnclaimedTask,
     UploadedFile,
-    check_http_url,
     check_request,
-    without_query,
 )
 from flux_async.policy import check_kind, check_not_negative, check_positive, of_kind, positive_number
 from flux_async.policy.downloads import DownloadLimits

@@ -71,6 +71,7 @@ from flux_async.files.image_writer import SavedFile as SavedFile
 from flux_async.files.sink import FolderSink as FolderSink
 from flux_async.files.sink import SavedResult as SavedResult
 from flux_async.files.sink import Sink as Sink
+from flux_async.images import LocalImage as LocalImage
 from flux_async.journal.store import Journal as Journal
 from flux_async.models import AspectRatio as AspectRatio
 from flux_async.models import CallbackEvent as CallbackEvent
@@ -83,7 +84,6 @@ from flux_async.models import InDoubt as InDoubt
 from flux_async.models import InDoubtPolicy as InDoubtPolicy
 from flux_async.models import Job as Job
 from flux_async.models import JobKey as JobKey
-from flux_async.models import LocalImage as LocalImage
 from flux_async.models import Outcome as Outcome
 from flux_async.models import OutputFormat as OutputFormat
 from flux_async.models import RequestOptions as RequestOptions

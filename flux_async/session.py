@@ -37,7 +37,8 @@ from flux_async.errors import (
     RequestNotSent,
     WrongEventLoop,
 )
-from flux_async.models import EditRequest, ImageRequest, TaskId, TaskRecord, UnclaimedTask, without_query
+from flux_async.images import without_query
+from flux_async.models import EditRequest, ImageRequest, TaskId, TaskRecord, UnclaimedTask
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.rate_limit import Pause, RateLimiter
 from flux_async.policy.retry import RetryPolicy

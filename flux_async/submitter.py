@@ -52,7 +52,8 @@ from flux_async.errors import (
     TooManyUnknownAnswers,
     UnexpectedResponse,
 )
-from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, LocalImage, TaskId, TaskRecord
+from flux_async.images import LocalImage
+from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, TaskId, TaskRecord
 from flux_async.policy.rate_limit import CircuitBreaker, Pause, RateLimiter
 from flux_async.policy.retry import RetryPolicy
 from flux_async.transport import Answered, NotSent, SendResult, Transport

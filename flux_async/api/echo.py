@@ -19,7 +19,8 @@ from urllib.parse import quote, unquote
 import attrs
 
 from flux_async.errors import TaskMismatch, shown
-from flux_async.models import Echo, JobKey, TaskId, TaskRecord, without_query
+from flux_async.images import without_query
+from flux_async.models import Echo, JobKey, TaskId, TaskRecord
 
 _PROMPT, _IMAGE, _MODEL, _CALLBACK = "prompt", "inputImage", "model", "callBackUrl"
 _UNTOUCHED = "!#$%&'()*+,/:;=?@[]~"  # characters of an address that a browser does not escape

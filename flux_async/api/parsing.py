@@ -15,7 +15,8 @@ from typing import Any, NewType
 from urllib.parse import quote
 
 from flux_async.errors import Charge, InvalidInput, UnexpectedResponse, shown
-from flux_async.models import ImageResult, TaskId, TaskRecord, check_http_url
+from flux_async.images import check_http_url
+from flux_async.models import ImageResult, TaskId, TaskRecord
 
 Text = NewType("Text", str)
 WholeNumber = NewType("WholeNumber", int)

@@ -15,7 +15,8 @@ from cattrs.gen import make_dict_unstructure_fn, override
 
 from flux_async.api.models_table import Model
 from flux_async.errors import InvalidInput, shown
-from flux_async.models import EditRequest, GenerateRequest, ImageRequest, LocalImage
+from flux_async.images import LocalImage
+from flux_async.models import EditRequest, GenerateRequest, ImageRequest
 
 IMAGE_FIELD = "inputImage"
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)

@@ -27,7 +27,8 @@ import attrs
 
 from flux_async.api import parsing
 from flux_async.errors import CallbackRejected, InvalidInput, shown
-from flux_async.models import CallbackEvent, TaskId, check_http_url
+from flux_async.images import check_http_url
+from flux_async.models import CallbackEvent, TaskId
 
 TIMESTAMP_HEADER = "X-Webhook-Timestamp"
 SIGNATURE_HEADER = "X-Webhook-Signature"

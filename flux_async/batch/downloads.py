@@ -22,9 +22,10 @@ from flux_async.batch.run_context import Events, RunContext, concerns_all
 from flux_async.clock import sleep_and_read
 from flux_async.errors import DownloadError, FluxError, Scope, shown
 from flux_async.files.sink import Sink
+from flux_async.images import without_query
 from flux_async.job_state import Fetch, Problem, ResultLost, Saved
 from flux_async.journal.store import StoredJob
-from flux_async.models import ImageResult, without_query
+from flux_async.models import ImageResult
 from flux_async.policy.downloads import (
     DownloadAgain,
     NoDownload,

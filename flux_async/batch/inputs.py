@@ -17,16 +17,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from flux_async.batch.options import BatchClient
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_source import choose, identify
-from flux_async.models import (
-    EditRequest,
-    GenerateRequest,
-    ImageRequest,
-    InputImage,
-    Job,
-    LocalImage,
-    UploadedFile,
-    check_request,
-)
+from flux_async.images import InputImage, LocalImage
+from flux_async.models import EditRequest, GenerateRequest, ImageRequest, Job, UploadedFile, check_request
 
 T = TypeVar("T")
 

@@ -18,9 +18,10 @@ from flux_async.batch.options import BatchClient, RunOptions
 from flux_async.batch.progress import ProgressReporter
 from flux_async.batch.run_control import Budget, RunControl
 from flux_async.errors import ConfigurationError, FluxError, JobConflictError, Scope
+from flux_async.images import without_query
 from flux_async.job_state import EchoContradicted, Event, JobSnapshot, JobState, TaskFound, apply
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Echo, TaskId, without_query
+from flux_async.models import Echo, TaskId
 from flux_async.session import Call, Session
 from flux_async.submitter import log
 

@@ -35,7 +35,7 @@ from flux_async.cli.credits import in_credits
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, Output, printable
 from flux_async.clock import Clock, SystemClock
-from flux_async.models import check_http_url
+from flux_async.images import check_http_url
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import TransportName, make_transport
 from flux_async.transport.http_settings import tls_context

@@ -46,7 +46,8 @@ from flux_async.files.image_writer import (
     given_up_error,
 )
 from flux_async.files.sink import SavedResult, Sink, check_sink, path_in, save_in
-from flux_async.models import ImageResult, Job, check_http_url
+from flux_async.images import check_http_url
+from flux_async.models import ImageResult, Job
 from flux_async.policy.downloads import (
     REFRESHABLE,
     DownloadAgain,

@@ -23,7 +23,7 @@ import attrs
 
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.files.image_check import MAX_UPLOAD_BYTES, ImageInfo, check_size, read_image
-from flux_async.models import LocalImage, check_http_url
+from flux_async.images import LocalImage, check_http_url
 
 Source: TypeAlias = str | os.PathLike[str] | LocalImage | bytes | AsyncIterable[bytes]
 """What can be uploaded: a file, bytes, or a stream of bytes."""

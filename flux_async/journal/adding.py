@@ -23,10 +23,11 @@ import attrs
 
 from flux_async.api.stored_requests import read_request
 from flux_async.errors import InvalidInput, JobConflictError
+from flux_async.images import LocalImage
 from flux_async.job_state import JobSnapshot, JobState
 from flux_async.journal.lost_records import has_lost_submits, take_lost_submit
 from flux_async.journal.rows import StoredJob, put_in_doubt, select_jobs
-from flux_async.models import JobKey, LocalImage, digest_key
+from flux_async.models import JobKey, digest_key
 from flux_async.policy.image_urls import bare_url, is_resigned, unsigned_url
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import attrs
 
 from flux_async.api.stored_requests import read_request
 from flux_async.errors import Charge, JournalError
+from flux_async.images import LocalImage
 from flux_async.job_state import (
     LIVE,
     Event,
@@ -22,7 +23,7 @@ from flux_async.job_state import (
     events_of_lost_submit,
 )
 from flux_async.journal import ownership
-from flux_async.models import Echo, EditRequest, ImageRequest, Job, JobKey, LocalImage
+from flux_async.models import Echo, EditRequest, ImageRequest, Job, JobKey
 
 if TYPE_CHECKING:
     import sqlite3

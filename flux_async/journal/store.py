@@ -29,6 +29,7 @@ from flux_async.errors import (
     JournalError,
     WrongEventLoop,
 )
+from flux_async.images import LocalImage
 from flux_async.job_state import (
     Event,
     JobSnapshot,
@@ -52,7 +53,7 @@ from flux_async.journal.rows import StoredJob, select_jobs, write_event
 from flux_async.journal.schema import connect, connect_read_only, make_folder, read_meta, resolve, write_meta
 from flux_async.journal.submit_log import LoggedSubmit
 from flux_async.journal.writer import Reserve, Writer
-from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, LocalImage, TaskId
+from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, TaskId
 
 if TYPE_CHECKING:
     import sqlite3

@@ -13,7 +13,8 @@ from functools import lru_cache
 from urllib.parse import parse_qs, quote, unquote_plus, urlsplit
 
 from flux_async.errors import InvalidInput, shown
-from flux_async.models import EditRequest, ImageRequest, without_query
+from flux_async.images import without_query
+from flux_async.models import EditRequest, ImageRequest
 from flux_async.policy.hosts import kind_of, literal, may_be_public
 
 _BAD_IN_A_HOST = re.compile(r"[\x00-\x20!\"#$&'()*+,/;<=>?@\\^`{|}~%]")

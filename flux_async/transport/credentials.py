@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from flux_async.api.envelope import Host, WireRequest
 from flux_async.errors import ConfigurationError, InvalidInput
-from flux_async.models import check_http_url
+from flux_async.images import check_http_url
 
 logger: logging.Logger = logging.getLogger("flux_async")
 

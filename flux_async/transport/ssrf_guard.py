@@ -29,7 +29,7 @@ import attrs
 
 from flux_async.api.parsing import encoded_as_by_a_browser
 from flux_async.errors import AddressForbidden, DownloadError, InvalidInput
-from flux_async.models import check_http_url
+from flux_async.images import check_http_url
 from flux_async.policy.hosts import INNER_NAMES, Address, AddressKind, kind_of, literal
 
 Resolver: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flux_async import FluxError, run_batch
-from flux_async.models import without_query
+from flux_async.images import without_query
 from flux_async.transport import Unknown
 
 SIGNED = "https://example.com/poster.jpg?X-Amz-Signature=geheim#part"

@@ -23,13 +23,8 @@ from flux_async import (
     RequestOptions,
     TaskStatus,
 )
-from flux_async.models import (
-    AspectRatioName,
-    OutputFormatName,
-    TaskRecord,
-    check_http_url,
-    digest_key,
-)
+from flux_async.images import check_http_url
+from flux_async.models import AspectRatioName, OutputFormatName, TaskRecord, digest_key
 
 URL = "https://example.com/a.jpg"
 
