@@ -303,10 +303,12 @@ class TaskRecord:
         task_id: The task.
         status: GENERATING also stands for a flag that is missing or unknown.
         unknown_flag: The ``successFlag`` as sent, if it was none of the documented four.
-        result_url: The finished image, kept 14 days.
+        result_url: The finished image, kept 14 days; a result of the jobs API perhaps only 24 hours.
+        other_urls: Further results, where the task made several.
         origin_url: The vendor's copy of the input, kept 10 minutes.
         created_at: When the task was made (UTC), to the second.
         completed_at: When it ended (UTC); may lie up to a second ahead of our clock.
+        credits: What the vendor charges for the task, if the record has it (jobs API).
         error_code: 400, 500 or 501 of a failed task.
         error_message: The vendor's words for it.
         params: The request's fields as the vendor echoes them; partial, or None if unreadable.
@@ -317,9 +319,11 @@ class TaskRecord:
     status: TaskStatus
     unknown_flag: object = None
     result_url: str | None = None
+    other_urls: tuple[str, ...] = ()
     origin_url: str | None = None
     created_at: datetime | None = None
     completed_at: datetime | None = None
+    credits: float | None = None
     error_code: int | None = None
     error_message: str | None = None
     params: Mapping[str, Any] | None = None

@@ -66,7 +66,7 @@ class Api(Protocol):
 
 def load_api(name: ApiName = "kontext") -> Api:
     """Return the API with a name."""
-    from flux_async.api import kontext  # noqa: PLC0415 - requests are checked by a module of this package
+    from flux_async.api import jobs, kontext  # noqa: PLC0415 - requests are checked by a module of this package
 
-    apis: dict[ApiName, Api] = {"kontext": kontext}
+    apis: dict[ApiName, Api] = {"kontext": kontext, "jobs": jobs}
     return apis[name]

@@ -16,8 +16,11 @@ import attrs
 
 from flux_async.errors import InvalidInput
 
-ApiName: TypeAlias = Literal["kontext"]
+ApiName: TypeAlias = Literal["kontext", "jobs"]
 """The APIs of the vendor, each a module of ``flux_async.api``."""
+
+RETENTION_S: Mapping[ApiName, float] = {"kontext": 14 * 86_400.0, "jobs": 86_400.0}
+"""Seconds for which the vendor keeps results. Its pages say 24 hours and 14 days of the jobs API."""
 
 
 @attrs.frozen(kw_only=True)
@@ -27,12 +30,18 @@ class OnWire:
     Attributes:
         model: The model's id in a submit.
         image_field: Field for the address of the input image.
-        extras: Fields that every submit needs, by the API's names.
+        image_is_list: Whether that field holds a list of addresses.
+        extras: Fields that every submit needs, by the API's names, unless the request sets them.
     """
 
     model: str
     image_field: str = "inputImage"
+    image_is_list: bool = False
     extras: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def with_extras(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a submit, and the extras that are not among them."""
+        return {**fields, **{name: value for name, value in self.extras.items() if name not in fields}}
 
 
 @attrs.frozen(kw_only=True)
@@ -42,6 +51,7 @@ class ModelRow:
     Attributes:
         credits: Price of an image.
         apis: The APIs that have the model.
+        not_in_jobs: Why the jobs API does not have the model, as the end of a sentence.
         options: Fields of a request that the model accepts, besides prompt, image and callback address; None
             stands for all.
         max_prompt: Characters a prompt may have; None without a limit.
@@ -51,6 +61,7 @@ class ModelRow:
 
     credits: float
     apis: Mapping[ApiName, OnWire]
+    not_in_jobs: str = ""
     options: frozenset[str] | None = None
     max_prompt: int | None = None
     max_safety_generating: int = 6
@@ -83,9 +94,25 @@ class Model(enum.StrEnum):
         (member.row,) = rows  # type checkers take Model("…") for a call of this method
         return member
 
-    PRO = "flux-kontext-pro", ModelRow(credits=5.0, apis={"kontext": OnWire(model="flux-kontext-pro")})
+    PRO = (
+        "flux-kontext-pro",
+        ModelRow(
+            credits=5.0,
+            apis={
+                "kontext": OnWire(model="flux-kontext-pro"),
+                "jobs": OnWire(model="flux1-kontext", image_field="input_image"),
+            },
+        ),
+    )
     """Standard."""
-    MAX = "flux-kontext-max", ModelRow(credits=10.0, apis={"kontext": OnWire(model="flux-kontext-max")})
+    MAX = (
+        "flux-kontext-max",
+        ModelRow(
+            credits=10.0,
+            apis={"kontext": OnWire(model="flux-kontext-max")},
+            not_in_jobs="its documentation has no field that chooses Max, so Pro might be made instead",
+        ),
+    )
     """Enhanced."""
 
 
@@ -113,9 +140,28 @@ def on_wire(api: ApiName, name: str) -> OnWire:
         InvalidInput: The API does not have it.
     """
     try:
-        return Model(name).row.apis[api]
-    except (KeyError, ValueError):
-        raise InvalidInput(f"The {api} API does not have the model {name}.") from None
+        row = Model(name).row
+    except ValueError:
+        raise _not_in(api, name) from None
+    if api not in row.apis:
+        raise _not_in(api, name, row.not_in_jobs if api == "jobs" else "")
+    return row.apis[api]
+
+
+def _not_in(api: ApiName, name: str, why: str = "") -> InvalidInput:
+    return InvalidInput(f"The {api} API does not have the model {name}{why and ': '}{why}.")
+
+
+def api_for(model: Model, preferred: ApiName) -> ApiName:
+    """Return the API that a task of a model is submitted to: the preferred one, or the only one that has it.
+
+    Raises:
+        InvalidInput: The jobs API is preferred, and does not have the model.
+    """
+    if preferred == "kontext" and preferred not in model.row.apis:
+        return "jobs"
+    on_wire(preferred, model.value)
+    return preferred
 
 
 def model_of(api: ApiName, wire_model: object) -> Model | None:

@@ -23,6 +23,7 @@ WholeNumber = NewType("WholeNumber", int)
 Moment = NewType("Moment", datetime)
 JsonObject = NewType("JsonObject", dict[str, Any])
 Link = NewType("Link", str)
+Amount = NewType("Amount", float)
 Raw = NewType("Raw", object)
 
 EXCERPT = 200
@@ -32,6 +33,7 @@ _LARGEST_SECONDS = 1e11  # later than the year 5000: a larger number counts mill
 _MOST_DIGITS = 18
 _LONGEST_TASK_ID = 200
 _FIRST_TOO_LONG = 10**_LONGEST_TASK_ID
+_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def text(value: object) -> Text | None:
@@ -74,6 +76,14 @@ def finite(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def amount(value: object) -> Amount | None:
+    """A number of credits that is not negative, or a string of one such as ``"5.6"``."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
+        value = float(value)
+    number = finite(value)
+    return Amount(number) if number is not None and number >= 0 else None
 
 
 def moment(value: object) -> Moment | None:

@@ -7,6 +7,7 @@ file is named by its content (``sha256:…``) until its address after the upload
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, cast
 
 import attrs
@@ -28,6 +29,11 @@ def stored_name(field: str) -> str:
         return "callBackUrl"  # the capital B is the vendor's
     first, *rest = field.split("_")
     return first + "".join(word.capitalize() for word in rest)
+
+
+def field_name(stored: str) -> str:
+    """Return the name of a request's field by its stored name: ``aspectRatio`` is ``aspect_ratio``."""
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", stored)
 
 
 _OUR_NAMES = {

@@ -84,7 +84,26 @@ ANSWERS: dict[ApiName, Answers] = {
         failed=lambda task: _data({"taskId": task, "successFlag": 3, "errorCode": 500, "errorMessage": "no"}),
         unknown=lambda _: {"code": 422, "msg": "recordInfo is null", "data": None},
         callback=lambda task: _data({"taskId": task, "info": {"resultImageUrl": RESULT}}),
-    )
+    ),
+    "jobs": Answers(
+        accepted=lambda task: _data({"taskId": task, "recordId": task}),
+        at_work=lambda task: _data(
+            {"taskId": task, "state": "waiting", "resultJson": "", "createTime": 1_790_000_000_000}
+        ),
+        succeeded=lambda task, sent: _data(
+            {
+                "taskId": task,
+                "state": "success",
+                "param": json.dumps(sent | {"input": json.dumps(sent["input"])}),
+                "resultJson": json.dumps({"resultUrls": [RESULT]}),
+                "createTime": 1_790_000_000_000,
+                "completeTime": 1_790_000_010_000,
+            }
+        ),
+        failed=lambda task: _data({"taskId": task, "state": "fail", "failCode": "500", "failMsg": "no"}),
+        unknown=lambda _: {"code": 422, "msg": "recordInfo is null", "data": None},
+        callback=lambda task: _data({"taskId": task, "state": "success", "recordId": task}),
+    ),
 }
 
 
@@ -128,7 +147,7 @@ def test_a_submit_carries_the_whole_request(api: Api) -> None:
         full = sent(
             api,
             store_request(
-                EditRequest.text_removal(IMAGE, model=model, aspect_ratio="16:21", prompt="Ä \U0001f600")
+                EditRequest.text_removal(IMAGE, model=model, aspect_ratio="9:16", prompt="Ä \U0001f600")
             ),
             CALLBACK,
         )
@@ -136,7 +155,7 @@ def test_a_submit_carries_the_whole_request(api: Api) -> None:
         assert IMAGE in json.dumps(plain, ensure_ascii=False)
         assert model.row.apis[api.NAME].model in json.dumps(plain)
         assert CALLBACK not in json.dumps(plain)
-        for value in (IMAGE, CALLBACK, "16:21", "Ä \U0001f600"):
+        for value in (IMAGE, CALLBACK, "9:16", "Ä \U0001f600"):
             assert value in json.dumps(full, ensure_ascii=False)
 
 

@@ -258,7 +258,7 @@ def test_a_missing_record_names_its_task() -> None:
             "the API answered 422: The record does not exist.",
         ),
         (b'{"code":404}', "the API answered 404: no message."),
-        (b'{"code":200,"data":null}', "record-info has nothing under this id."),
+        (b'{"code":200,"data":null}', "the API has nothing under this id."),
     ],
 )
 def test_the_error_of_an_unknown_task_quotes_the_api(body: bytes, said: str) -> None:
