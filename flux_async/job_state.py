@@ -114,6 +114,7 @@ class JobSnapshot:
         finished_at: When the job became final.
         generation_s: The vendor's own figure for the duration.
         echo: What the task's record shows of the request; None before a record was compared with it.
+        credits: What the task has cost, by the vendor's own figure or by the balance; None if neither says.
     """
 
     key: JobKey
@@ -133,6 +134,7 @@ class JobSnapshot:
     generation_s: float | None = None
     sha256: str | None = None
     echo: Echo | None = None
+    credits: float | None = None
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -229,6 +231,7 @@ class TaskSucceeded(_Event):
     origin_url: str | None = None
     generation_s: float | None = None
     echo: Echo | None = None
+    credits: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -237,6 +240,7 @@ class TaskEnded(_Event):
 
     problem: Problem
     charge: Charge = Charge.MAYBE
+    credits: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -244,6 +248,7 @@ class TaskEndedRetryable(_Event):
     """The task ended without an image, and the caller's policy pays for another."""
 
     problem: Problem
+    credits: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -334,7 +339,13 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
         case SubmitIntended():  # until it is answered it may be charged
             attempts = job.attempts + 1
             return attrs.evolve(
-                job, attempts=attempts, charge=Charge.MAYBE, problem=None, task_id=None, echo=None
+                job,
+                attempts=attempts,
+                charge=Charge.MAYBE,
+                problem=None,
+                task_id=None,
+                echo=None,
+                credits=None,
             )
         case TaskFound(task_id=task_id, echo=echo):
             return attrs.evolve(
@@ -350,18 +361,22 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
             return attrs.evolve(job, charge=Charge.MAYBE, problem=problem, task_id=named)
         case EchoContradicted(problem=problem):  # nothing of the other task is kept
             job = attrs.evolve(job, charge=Charge.MAYBE, problem=problem, task_id=None, echo=None)
+            job = attrs.evolve(job, credits=None)
             return attrs.evolve(job, result_url=None, origin_url=None, generation_s=None, generated_at=None)
         case ResubmitGranted():
             return attrs.evolve(job, not_before=0.0)
-        case TaskSucceeded(result_url=url, origin_url=origin, generation_s=took_s, echo=echo):
+        case TaskSucceeded(result_url=url, origin_url=origin, generation_s=took_s, echo=echo, credits=paid):
             job = attrs.evolve(job, result_url=url, origin_url=origin, generation_s=took_s)
+            job = attrs.evolve(job, credits=job.credits if paid is None else paid)
             return attrs.evolve(job, echo=echo or job.echo, generated_at=at, problem=None)
-        case TaskEnded(problem=problem, charge=charge):
+        case TaskEnded(problem=problem, charge=charge, credits=paid):
             failures = job.paid_failures + 1
-            return attrs.evolve(job, problem=problem, charge=charge, paid_failures=failures, finished_at=at)
-        case TaskEndedRetryable(problem=problem):
+            job = attrs.evolve(job, problem=problem, charge=charge, credits=paid)
+            return attrs.evolve(job, paid_failures=failures, finished_at=at)
+        case TaskEndedRetryable(problem=problem, credits=paid):
             failures = job.paid_failures + 1
-            return attrs.evolve(job, problem=problem, paid_failures=failures, not_before=0.0)
+            job = attrs.evolve(job, problem=problem, credits=paid)
+            return attrs.evolve(job, paid_failures=failures, not_before=0.0)
         case Saved(file=file, sha256=sha256):
             return attrs.evolve(job, file=file, sha256=sha256, finished_at=at, problem=None)
         case ResultLost(problem=problem):

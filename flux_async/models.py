@@ -347,6 +347,8 @@ class ImageResult:
         origin_url: The vendor's copy of the input, for 10 minutes, or None.
         echo: Whether its record shows the request it is the result of; None if the request is not known here,
             as in a ``wait`` for a bare task id.
+        credits: What its task has cost, by the vendor's own figure (jobs API) or, for the first image of a
+            batch, by the balance; None if neither says.
         record: The record it was read from.
     """
 
@@ -354,6 +356,7 @@ class ImageResult:
     result_url: str
     origin_url: str | None = None
     echo: Echo | None = None
+    credits: float | None = None
     record: TaskRecord | None = attrs.field(default=None, eq=False, repr=False)
 
 

@@ -133,7 +133,11 @@ def image_of(record: TaskRecord) -> ImageResult:
             body_excerpt=str(record.raw)[:EXCERPT],
         )
     return ImageResult(
-        task_id=record.task_id, result_url=record.result_url, origin_url=record.origin_url, record=record
+        task_id=record.task_id,
+        result_url=record.result_url,
+        origin_url=record.origin_url,
+        credits=record.credits,
+        record=record,
     )
 
 

@@ -196,6 +196,7 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
             result_url=snapshot.result_url,
             origin_url=snapshot.origin_url,
             echo=snapshot.echo,
+            credits=snapshot.credits,
         )
         file = directory / snapshot.file if directory is not None and snapshot.file else None
         return Succeeded(job=job, image=image, file=file, reference=snapshot.file)

@@ -92,6 +92,7 @@ class ResultRow:
         result_url: The address of the result at the vendor, valid for 14 days.
         file: The image file, relative to the folder, with forward slashes.
         charge: Whether it was paid for.
+        credits: What its task has cost, or None where that was not measured.
         error: Why there is no file. With "pending": an error of this run; the image is not lost. With
             "succeeded": why an image that was moved away could not be downloaded again.
         attempts: Submits made.
@@ -107,6 +108,7 @@ class ResultRow:
     result_url: str | None = attrs.field(default=None, validator=_text_or_none)
     file: str | None = attrs.field(default=None, validator=_text_or_none)
     charge: Charge = attrs.field(default=Charge.NO, converter=Charge)
+    credits: float | None = attrs.field(default=None, validator=optional(instance_of((int, float))))
     error: ErrorNote | None = attrs.field(
         default=None, converter=_note, validator=optional(instance_of(ErrorNote))
     )
@@ -170,6 +172,7 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         file=f"{IMAGES}/{job.file}" if kept else None,
         sha256=job.sha256 if kept else None,
         charge=job.charge,
+        credits=job.credits,
         error=None if problem is None else ErrorNote.of(problem, folder, job.task_id),
         attempts=job.attempts,
         submitted_at=utc_text(job.submitted_at),

@@ -20,7 +20,7 @@ from flux_async.errors import JournalError
 from flux_async.job_state import JobState
 from flux_async.journal.lock import LockOwner, lock_owner_of
 from flux_async.journal.lost_records import find_lost_records
-from flux_async.journal.reader import JournalReader, read_at_rest
+from flux_async.journal.reader import JournalReader, Spending, read_at_rest
 from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
 
@@ -87,7 +87,6 @@ def status_of(reader: JournalReader, owner: LockOwner | None) -> dict[str, Any]:
         owner: The process that runs it. Without one, a submit without an answer is in doubt.
     """
     in_doubt = [JobState.IN_DOUBT] if owner else [JobState.IN_DOUBT, JobState.SUBMITTING]
-    spending = reader.spending()
     return {
         "holder": None if owner is None else {"pid": owner.pid, "since": utc_text(owner.since)},
         "counts": {state.value: count for state, count in reader.counts().items()},
@@ -113,13 +112,25 @@ def status_of(reader: JournalReader, owner: LockOwner | None) -> dict[str, Any]:
         ],
         "unrecognised": [_result_of(stored) for stored in reader.with_echo(Echo.UNRECOGNISED)],
         "echoes": {echo.value: count for echo, count in reader.echoes().items()},
-        "credits": {
-            "spent": sum(credits_of(spent.model) * spent.tasks for spent in spending),
-            "perhaps": sum(credits_of(spent.model) * spent.perhaps for spent in spending),
-        },
+        "credits": credits_in(reader.spending()),
         "generation_s": {"p50": reader.generation_s(0.5), "p95": reader.generation_s(0.95)},
         "last_activity": utc_text(reader.last_activity()),
     }
+
+
+def credits_in(spending: Iterable[Spending]) -> dict[str, float]:
+    """Return the credits of a folder: what was spent, the measured part of it, and what may have been spent.
+
+    A task whose cost was not measured counts with the price that a run of the folder has measured, else with
+    that of the price list.
+    """
+    spent = measured = perhaps = 0.0
+    for one in spending:
+        price = credits_of(one.model) if one.price is None else one.price
+        spent += one.credits + price * max(0, one.tasks - one.measured)
+        measured += one.credits
+        perhaps += price * one.perhaps
+    return {"spent": spent, "measured": measured, "perhaps": perhaps}
 
 
 def _result_of(stored: StoredJob) -> dict[str, Any]:
@@ -139,7 +150,8 @@ def _in_words(state: dict[str, Any]) -> Iterator[str]:
     perhaps = (
         f", and perhaps {in_credits(spending['perhaps'])} for submits in doubt" if spending["perhaps"] else ""
     )
-    yield f"credits spent: {in_credits(spending['spent'])}{perhaps}"
+    measured = f" ({in_credits(spending['measured'])} measured)" if spending["measured"] else ""
+    yield f"credits spent: {in_credits(spending['spent'])}{measured}{perhaps}"
     if state["generation_s"]["p50"] is not None:
         yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**state["generation_s"])
     if strange := len(state["unrecognised"]):

@@ -90,8 +90,8 @@ def check_owner(connection: sqlite3.Connection, event: Event, job: int, attempt:
 
 
 def write_attempt(connection: sqlite3.Connection, event: Event, job: int, attempt: int, state: str) -> None:
-    """Write the new state of a job's latest attempt, and the task ids of the event."""
-    task_id, answer, refused = None, None, None
+    """Write the new state of a job's latest attempt, and the task ids and the cost of the event."""
+    task_id, answer, refused, paid = None, None, None, getattr(event, "credits", None)
     if isinstance(event, SubmitAccepted):
         task_id = event.task_id
     elif isinstance(event, SubmitUnknown):
@@ -110,8 +110,9 @@ def write_attempt(connection: sqlite3.Connection, event: Event, job: int, attemp
         _add_one(connection, _ECHOES)
     connection.execute(
         "UPDATE attempt SET state = ?, task_id = coalesce(?, task_id), answer = coalesce(?, answer), "
-        "refused_task_id = coalesce(?, refused_task_id) WHERE job = ? AND number = ?",
-        (state, task_id, answer, refused, job, attempt),
+        "refused_task_id = coalesce(?, refused_task_id), credits = coalesce(?, credits) "
+        "WHERE job = ? AND number = ?",
+        (state, task_id, answer, refused, paid, job, attempt),
     )
 
 

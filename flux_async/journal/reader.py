@@ -21,7 +21,7 @@ from flux_async.journal.adding import Added, Adding, Addresses, EarlierRuns, add
 from flux_async.journal.inbox import POSSIBLE_DUPLICATES
 from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.rows import StoredJob, select_jobs
-from flux_async.journal.schema import access_error, check_version, connect, open_for_reading
+from flux_async.journal.schema import access_error, check_version, connect, open_for_reading, read_prices
 from flux_async.models import Echo, JobKey, TaskId
 
 T = TypeVar("T")
@@ -34,11 +34,23 @@ _MODEL = "json_extract(job.request, '$.model')"
 
 @attrs.frozen(kw_only=True)
 class Spending:
-    """The tasks of one model: certain ones, and submits whose task is unknown."""
+    """The tasks of one model.
+
+    Attributes:
+        model: Its name.
+        tasks: Tasks that are certain.
+        perhaps: Submits whose task is unknown.
+        measured: Tasks whose cost is known, by the vendor's own figure or by the balance.
+        credits: What those have cost, refunds deducted.
+        price: The latest price that was measured, or None.
+    """
 
     model: str
     tasks: int
     perhaps: int
+    measured: int = 0
+    credits: float = 0.0
+    price: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -195,8 +207,22 @@ class JournalReader:
             "FROM event JOIN job ON event.job = job.number "
             f"WHERE type IN {_SPENT + _UNKNOWN} GROUP BY 1"
         )
+        measured = (
+            f"SELECT {_MODEL}, count(*), sum(attempt.credits) "
+            "FROM attempt JOIN job ON attempt.job = job.number "
+            "WHERE attempt.credits IS NOT NULL GROUP BY 1"
+        )
+        costs = {model: (count, paid) for model, count, paid in self._all(measured)}
+        prices = self._read(read_prices)
         return [
-            Spending(model=str(model), tasks=tasks, perhaps=max(0, perhaps))
+            Spending(
+                model=str(model),
+                tasks=tasks,
+                perhaps=max(0, perhaps),
+                measured=costs.get(model, (0, 0.0))[0],
+                credits=costs.get(model, (0, 0.0))[1],
+                price=prices.get(model),
+            )
             for model, tasks, perhaps in self._all(sql)
         ]
 

@@ -6,6 +6,7 @@ This package imports sqlite3 inside of functions: it is loaded with the first jo
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -230,6 +231,17 @@ def write_meta(connection: sqlite3.Connection, name: str, value: str | None) -> 
         connection.execute("DELETE FROM meta WHERE name = ?", (name,))
     else:
         connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def read_prices(connection: sqlite3.Connection) -> dict[str, float]:
+    """Return the prices that runs have measured, by name of the model."""
+    prices: dict[str, float] = json.loads(read_meta(connection, "prices") or "{}")
+    return prices
+
+
+def write_price(connection: sqlite3.Connection, model: str, credits_: float) -> None:
+    """Store the price of a model."""
+    write_meta(connection, "prices", json.dumps(read_prices(connection) | {model: credits_}))
 
 
 # --- errors of SQLite and of the disk ---------------------------------------------------------------------

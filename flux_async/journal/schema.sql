@@ -5,7 +5,7 @@
 -- A change of this file is a new value of SCHEMA_VERSION in schema.py. Comments hold no semicolon: schema.py
 -- splits the statements there.
 
--- One row each: account, generation_times, circuit_breaker, submit_log, confirmed_echoes, confirmed_image_echoes.
+-- One row each: account, generation_times, prices, circuit_breaker, submit_log, confirmed_echoes, confirmed_image_echoes.
 CREATE TABLE meta (
   name  TEXT PRIMARY KEY,
   value TEXT NOT NULL
@@ -24,6 +24,7 @@ CREATE TABLE job (
   attempts      INTEGER NOT NULL DEFAULT 0,
   paid_failures INTEGER NOT NULL DEFAULT 0,
   charge        TEXT NOT NULL DEFAULT 'no' CHECK (charge IN ('no', 'maybe', 'yes')),
+  credits       REAL,                         -- cost of its task, NULL while it is not measured
   problem       TEXT,                         -- JSON: type, code, message
   not_before    REAL NOT NULL DEFAULT 0,
   task_id       TEXT,
@@ -60,6 +61,7 @@ CREATE TABLE attempt (
   task_id         TEXT,
   answer          TEXT,                       -- to a submit that is in doubt, shortened and without the key
   refused_task_id TEXT,                       -- named in an answer, but it belongs to another job
+  credits         REAL,                       -- cost of its task, NULL while it is not measured
   PRIMARY KEY (job, number)
 ) STRICT, WITHOUT ROWID;
 

@@ -50,7 +50,16 @@ from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.lock import JournalLock
 from flux_async.journal.ownership import PaidTask, Sender
 from flux_async.journal.rows import StoredJob, select_jobs, write_event
-from flux_async.journal.schema import connect, connect_read_only, make_folder, read_meta, resolve, write_meta
+from flux_async.journal.schema import (
+    connect,
+    connect_read_only,
+    make_folder,
+    read_meta,
+    read_prices,
+    resolve,
+    write_meta,
+    write_price,
+)
 from flux_async.journal.submit_log import LoggedSubmit
 from flux_async.journal.writer import Reserve, Writer
 from flux_async.models import CallbackEvent, EditRequest, Job, JobKey, TaskId
@@ -351,6 +360,14 @@ class Journal:
     async def generation_times(self) -> str | None:
         """Return the generation times that an earlier run has learned, if any."""
         return await self._do(lambda c: read_meta(c, "generation_times"))
+
+    async def record_price(self, model: str, credits_: float) -> None:
+        """Store the price of a model, by its name, that a run has measured."""
+        await self._do(lambda c: write_price(c, model, credits_))
+
+    async def prices(self) -> dict[str, float]:
+        """Return the prices that earlier runs have measured, by name of the model."""
+        return await self._do(read_prices)
 
     async def record_halt(self, *, ended_in_it: bool) -> None:
         """Store whether the last run was halted by answers that made no sense."""

@@ -201,6 +201,17 @@ def test_result_address_is_renewed() -> None:
     assert (again.state, again.result_url) == (G, "https://files.example/new.jpg")
 
 
+def test_the_cost_of_a_task_stays_with_it() -> None:
+    """An address that is renewed without a figure changes nothing; the next submit is another task."""
+    done = apply(job(SUBMITTED), TaskSucceeded(at=4, result_url=URL, credits=5.0))
+    assert apply(done, TaskSucceeded(at=5, result_url=URL)).credits == 5.0
+    assert apply(done, EchoContradicted(at=5, problem=PROBLEM, task_id=TASK)).credits is None
+    again = apply(job(SUBMITTED), TaskEndedRetryable(at=4, problem=PROBLEM, credits=0.0))
+    assert again.credits == 0.0
+    assert apply(again, SubmitIntended(at=6)).credits is None
+    assert apply(job(SUBMITTED), TaskEnded(at=4, problem=PROBLEM, credits=0.0)).credits == 0.0
+
+
 def test_the_echo_of_a_task_stays_with_it() -> None:
     """What a record showed outlives a renewed address of the result, and ends with the next submit."""
     found = apply(job(DOUBT), TaskFound(at=3, task_id=TASK, echo=Echo.CONFIRMED))

@@ -17,7 +17,7 @@ from flux_async import EditRequest, JournalError
 from flux_async.api.models_table import ModelName
 from flux_async.api.stored_requests import store_request
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.status import show_status
+from flux_async.cli.status import credits_in, show_status
 from flux_async.errors import JournalVersionError, Scope
 from flux_async.job_state import (
     Event,
@@ -28,6 +28,7 @@ from flux_async.job_state import (
     SubmitIntended,
     SubmitRefused,
     SubmitUnknown,
+    TaskEndedRetryable,
     TaskFound,
     TaskSucceeded,
 )
@@ -86,6 +87,30 @@ async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
             assert reader.intended_at(in_doubt.number) == 8
             assert reader.owner_of("t9") == found.job.key
             assert reader.owner_of("t8") is None
+
+
+async def test_what_tasks_cost_is_read_by_model(tmp_path: Path) -> None:
+    """Measured costs are summed, a task that was refunded and its successor included; a price is kept."""
+    path = tmp_path / "j.sqlite3"
+    async with Journal(path) as journal:
+        first, second = await add(journal, 2)
+        begun = SubmitIntended(at=1), SubmitAccepted(at=2, task_id=TaskId("t0"))
+        refunded = TaskEndedRetryable(at=3, problem=PROBLEM, credits=0.0)
+        again = SubmitIntended(at=4), SubmitAccepted(at=5, task_id=TaskId("t1"))
+        image = TaskSucceeded(at=6, result_url="http://h/r", credits=5.5)
+        await happened(journal, first, *begun, refunded, *again, image)
+        await happened(journal, second, SubmitIntended(at=7), SubmitAccepted(at=8, task_id=TaskId("t2")))
+        await journal.record_price("flux-kontext-pro", 6.0)
+        await journal.record_price("flux-kontext-pro", 5.5)
+        assert await journal.prices() == {"flux-kontext-pro": 5.5}
+        with JournalReader(path) as reader:
+            (spent,) = reader.spending()
+            (job,) = reader.named(first.job.key)
+    assert spent == Spending(model="flux-kontext-pro", tasks=3, perhaps=0, measured=2, credits=5.5, price=5.5)
+    assert job.job.credits == 5.5
+    assert credits_in([spent]) == {"spent": 11.0, "measured": 5.5, "perhaps": 0.0}
+    listed = Spending(model="flux-kontext-max", tasks=1, perhaps=2)
+    assert credits_in([listed]) == {"spent": 10.0, "measured": 0.0, "perhaps": 20.0}
 
 
 async def test_a_reader_opens_the_journal_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
