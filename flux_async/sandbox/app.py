@@ -111,6 +111,9 @@ def create_app(
         routes=[
             Route("/api/v1/flux/kontext/generate", handlers.generate, methods=["POST"]),
             Route("/api/v1/flux/kontext/record-info", handlers.record_info),
+            Route("/api/v1/jobs/createTask", handlers.create_task, methods=["POST"]),
+            Route("/api/v1/jobs/recordInfo", handlers.job_record_info),
+            Route("/api/v1/models", handlers.models),
             Route("/api/v1/chat/credit", handlers.credit),
             Route("/api/v1/common/download-url", handlers.download_url, methods=["POST"]),
             Route("/api/file-stream-upload", handlers.upload_stream, methods=["POST"]),

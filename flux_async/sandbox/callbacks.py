@@ -32,7 +32,9 @@ from flux_async.sandbox.clock import VendorClock, holding
 from flux_async.sandbox.envelopes import Reply
 from flux_async.sandbox.faults import ActiveFaults, Fault
 from flux_async.sandbox.files import MINUTE
+from flux_async.sandbox.jobs_records import job_callback_of
 from flux_async.sandbox.ledger import Attempt
+from flux_async.sandbox.models import Api
 from flux_async.sandbox.simulator import Task, Vendor
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ _ONCE: Final = {
     Fault.CALLBACK_STALE,
     Fault.CALLBACK_WRONG_ID,
 }
+
+_CLAIMS_SUCCESS: Final = {Fault.CALLBACK_EARLY, Fault.CALLBACK_FORGED, Fault.CALLBACK_REPLAYED}
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -239,6 +243,9 @@ def _body(task: Task, named: str, fault: Fault | None) -> bytes:
             code, message = failure.code, _WORDING.get(failure.message, failure.message)
         case _:
             pass
+    if task.request.api is Api.JOBS:
+        failure = None if fault in _CLAIMS_SUCCESS else task.failure
+        return Reply(job_callback_of(task, named, result, failure)).encode()
     info = {"originImageUrl": origin, "resultImageUrl": result}
     return Reply({"code": code, "msg": message, "data": {"taskId": named, "info": info}}).encode()
 

@@ -1,4 +1,4 @@
-"""The vendor's answers as values: envelopes and the record of a task, in the vendor's key order.
+"""The vendor's answers as values: envelopes and records of the Kontext API, in the vendor's key order.
 
 An envelope error arrives with HTTP status 200 and the real status in ``code``; HTTP 429 is the exception.
 """
@@ -127,7 +127,7 @@ _PENDING_FLAGS: Mapping[Fault, object] = {Fault.FLAG_NULL: None, Fault.FLAG_UNKN
 
 
 def record_of(task: Task, base_url: str) -> dict[str, object]:
-    """Return ``data`` of record-info; links begin with `base_url`."""
+    """Return ``data`` of record-info of the Kontext API; links begin with `base_url`."""
     failure = task.failure
     # The echo holds the fields that were sent, in an order of the vendor's own.
     echo = json.dumps(task.request.sent, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
@@ -158,7 +158,7 @@ def _respelt(record: dict[str, object], task: Task) -> dict[str, object]:
     """Return the record with the faults of its task."""
     faults = task.faults
     for name in ("completeTime", "createTime"):
-        record[name] = _time(record[name], task)
+        record[name] = time_as_faulted(record[name], task)
     if Fault.PARAMS_INVALID in faults:
         record["paramJson"] = str(record["paramJson"])[:-2]
     if Fault.PARAMS_MISSING in faults:
@@ -200,7 +200,8 @@ def _respell_links(record: dict[str, object], links: dict[str, object], task: Ta
         record["response"] = links["resultImageUrl"]
 
 
-def _time(value: object, task: Task) -> object:
+def time_as_faulted(value: object, task: Task) -> object:
+    """Return a time in milliseconds as the faults of its task write it."""
     faults = task.faults
     if not isinstance(value, int) or Fault.TIMES_NULL in faults:
         return None

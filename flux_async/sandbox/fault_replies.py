@@ -57,8 +57,8 @@ _POLLS: Final[Mapping[Fault, Answer]] = {
     Fault.POLL_502: BAD_GATEWAY,
     Fault.POLL_HTML: envelopes.html_page(http.HTTPStatus.OK),
 }
-_NOT_YET: Final[Mapping[Fault, Answer]] = {
-    Fault.LATE_RECORD: envelopes.refusal(422, envelopes.NO_RECORD),
+_NOT_YET: Final[Mapping[Fault, Answer | None]] = {
+    Fault.LATE_RECORD: None,
     Fault.LATE_RECORD_NULL: envelopes.success(None),
     Fault.LATE_RECORD_404: Reply({"code": 404, "msg": "Not Found", "data": None}, http.HTTPStatus.NOT_FOUND),
 }
@@ -87,14 +87,19 @@ def answered(reply: Reply, faults: ActiveFaults) -> Answer:
     return cut(spelt) if Fault.TRUNCATED_REPLY in faults else spelt
 
 
-def poll_reply(record: Callable[[], Reply], faults: ActiveFaults, polls: int, age: float) -> Answer:
-    """Return the answer to the `polls`-th poll of a task, `age` vendor seconds after its submit."""
+def poll_reply(
+    record: Callable[[], Reply], no_record: Reply, faults: ActiveFaults, polls: int, age: float
+) -> Answer:
+    """Return the answer to the `polls`-th poll of a task, `age` vendor seconds after its submit.
+
+    `no_record` is the answer about an unknown task.
+    """
     for fault, answer in _NOT_YET.items():
         if age < faults.get(fault, 0.0):
-            return answer
-    for fault, answer in _POLLS.items():
+            return answer or no_record
+    for fault, refusal in _POLLS.items():
         if polls <= faults.get(fault, 0):
-            return answer
+            return refusal
     spelt = respelt(record(), faults)
     if polls <= faults.get(Fault.POLL_OTHER, 0):
         spelt = _of_another(spelt)

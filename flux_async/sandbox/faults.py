@@ -96,6 +96,7 @@ class Fault(enum.StrEnum):
         "The task is made and paid; the answer comes one byte every N seconds.",
         2,
     )
+    OVERCHARGE = "overcharge", Target.REPLY, "The task costs N times its price.", 11
     CODE_AS_TEXT = "code-as-text", Target.REPLY, 'In every answer about the task the code is a string: "200".'
     MESSAGE_KEY = "message-key", Target.REPLY, "In every answer about the task msg is called message."
 
@@ -114,17 +115,25 @@ class Fault(enum.StrEnum):
     POLL_OTHER = "poll-other", Target.POLL, "The first N polls return the record of another task.", 2
 
     # Fields of a record
-    FLAG_MISSING = "flag-missing", Target.RECORD, "While the task is generating, successFlag is missing."
-    FLAG_NULL = "flag-null", Target.RECORD, "While the task is generating, successFlag is null."
-    FLAG_UNKNOWN = "flag-unknown", Target.RECORD, "While the task is generating, successFlag is 9."
+    FLAG_MISSING = (
+        "flag-missing",
+        Target.RECORD,
+        "Until the task ends, successFlag and state are missing.",
+    )
+    FLAG_NULL = "flag-null", Target.RECORD, "Until the task ends, successFlag and state are null."
+    FLAG_UNKNOWN = "flag-unknown", Target.RECORD, "Until the task ends, successFlag and state are 9."
     FLAG_AS_TEXT = "flag-as-text", Target.RECORD, 'successFlag is a string: "1".'
     ERROR_AS_TEXT = "error-as-text", Target.RECORD, 'errorCode is a string: "500", or "null" for none.'
     TIMES_ISO = "times-iso", Target.RECORD, "Times are ISO 8601 in UTC, as the API page shows them."
     TIMES_SECONDS = "times-seconds", Target.RECORD, "Times are seconds since the epoch, not milliseconds."
     TIMES_SPACED = "times-spaced", Target.RECORD, 'Times are written "2026-01-06 08:17:04".'
     TIMES_NULL = "times-null", Target.RECORD, "Times are null."
-    PARAMS_MISSING = "params-missing", Target.RECORD, "paramJson is missing."
-    PARAMS_INVALID = "params-invalid", Target.RECORD, "paramJson is cut off, so that it is no JSON."
+    PARAMS_MISSING = "params-missing", Target.RECORD, "The echo of the request is missing."
+    PARAMS_INVALID = (
+        "params-invalid",
+        Target.RECORD,
+        "The echo of the request is cut off, so it is no JSON.",
+    )
     NO_URL = "no-url", Target.RECORD, "The task succeeds, but its links are empty strings."
     NO_RESPONSE = "no-response", Target.RECORD, "The task succeeds, but response stays null."
     URL_IN_DATA = "url-in-data", Target.RECORD, "The links are in data itself, and response is null."

@@ -86,14 +86,19 @@ class LinkTable:
         *,
         path: str | None = None,
         faults: ActiveFaults | None = None,
+        life: float | None = None,
     ) -> PublicFile:
-        """Create a link, by default under a random path; a file at the same path is replaced."""
+        """Create a link, by default under a random path; a file at the same path is replaced.
+
+        `life` is its lifetime in vendor seconds; left out, that of its kind.
+        """
         faults = faults or {}
         if path is None:
             named_png = Fault.FILE_JPEG_AS_PNG in faults
             extension = "png" if named_png else EXTENSIONS.get(blob.content_type, "bin")
             path = f"/files/{link.name.lower()}/{self._rng.getrandbits(128):032x}.{extension}"
-        expires_at = now + (0.0 if Fault.EXPIRED_RESULT in faults else link.value)
+        life = link.value if life is None else life
+        expires_at = now + (0.0 if Fault.EXPIRED_RESULT in faults else life)
         file = PublicFile(path=path, link=link, blob=blob, expires_at=expires_at, faults=faults)
         if (old := self._files.get(path)) is not None:
             self._replaced.append(old.blob)

@@ -24,6 +24,7 @@ from flux_async.sandbox.faults import FaultPlan, Target
 from flux_async.sandbox.files import BlobStore
 from flux_async.sandbox.http_client import callback_client, web_client
 from flux_async.sandbox.image_pipeline import ImagePipeline, Thumbnails
+from flux_async.sandbox.models import Api
 from flux_async.sandbox.page import Page
 from flux_async.sandbox.requests import (
     BodyTooLargeError,
@@ -65,7 +66,8 @@ class Handlers:
         # A later process draws other ids than the first.
         seed = settings.seed if facts is None else f"{settings.seed} {facts.starts}"
         rng = random.Random(seed) if settings.seed is not None else random.Random()  # noqa: S311 - guards nothing
-        self.vendor: Vendor = Vendor(rng, plan, began=facts.began if facts else clock())
+        began = facts.began if facts else clock()
+        self.vendor: Vendor = Vendor(rng, plan, began, job_records=settings.job_records)
         self.account: Account = self.vendor.open_account(settings.keys, settings.credits)
         self.blobs: BlobStore = BlobStore(state.folder if state else None)
         self.image_pipeline: ImagePipeline = ImagePipeline(settings, self.blobs, self._complete, clock)
@@ -155,11 +157,38 @@ class Handlers:
 
     async def generate(self, request: Request) -> Response:
         """POST generate: create a task (API page, "Image Generation/Editing")."""
+        return await self._submit(request, Api.KONTEXT)
+
+    async def record_info(self, request: Request) -> Response:
+        """GET record-info: the state of a task (API page, "Task Status Query")."""
+        return self._record(request, Api.KONTEXT)
+
+    # The jobs API
+
+    async def create_task(self, request: Request) -> Response:
+        """POST createTask: create a task of any model."""
+        return await self._submit(request, Api.JOBS)
+
+    async def job_record_info(self, request: Request) -> Response:
+        """GET recordInfo: the state of such a task."""
+        return self._record(request, Api.JOBS)
+
+    async def models(self, request: Request) -> Response:
+        """GET models: the models of the jobs API."""
+        asked = request.query_params
+        words, provider, task_types = (asked.get(name, "") for name in ("q", "provider", "taskType"))
+        return answer(self.vendor.models(sent_key(request), self.now(), words, provider, task_types))
+
+    # Both
+
+    async def _submit(self, request: Request, api: Api) -> Response:
         body = await json_body(request)
         if not is_json(request):
             return answer(envelopes.unauthorized(key_sent=True))
         asked = faults_of_header(request)
-        submission = self.vendor.submit(sent_key(request), body, self.now(), self.address(request), asked)
+        submission = self.vendor.submit(
+            sent_key(request), body, self.now(), self.address(request), asked, api=api
+        )
         if (task := submission.task) is not None:
             self.save()  # before the client learns the task's id
             try:
@@ -173,10 +202,11 @@ class Handlers:
             return answer(submission.reply)
         return await answer_submit(request, submission.reply, submission.faults, self.now)
 
-    async def record_info(self, request: Request) -> Response:
-        """GET record-info: the state of a task (API page, "Task Status Query")."""
+    def _record(self, request: Request, api: Api) -> Response:
         task_id = request.query_params.get("taskId")
-        reply = self.vendor.record_info(sent_key(request), task_id, self.now(), self.address(request))
+        reply = self.vendor.record_info(
+            sent_key(request), task_id, self.now(), self.address(request), api=api
+        )
         if self.vendor.drops_poll(task_id):
             close_connection(request)
         return answer(reply)

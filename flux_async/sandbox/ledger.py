@@ -9,6 +9,7 @@ from typing import Final
 import attrs
 
 from flux_async.sandbox.faults import Fault
+from flux_async.sandbox.models import Api
 
 MAX_SUBJECT_LENGTH: Final = 2048
 WINDOW: Final = 10.0  # vendor seconds
@@ -61,6 +62,7 @@ class Line:
         refunded: Credits given back.
         polls: Times a record of its tasks was read.
         callbacks: Deliveries of callbacks attempted for its tasks.
+        apis: How many of its tasks were made through each API.
         requests: Charges less refunds of each request about it, by digest: two edits are two requests.
     """
 
@@ -71,6 +73,7 @@ class Line:
     refunded: float = 0.0
     polls: int = 0
     callbacks: int = 0
+    apis: dict[str, int] = attrs.Factory(dict)
     requests: dict[str, int] = attrs.Factory(dict)
 
     @property
@@ -163,13 +166,16 @@ class Ledger:
         """Count faults that struck."""
         self.faults.update(map(str, faults))
 
-    def accept(self, subject: str, request: str, task_id: str, price: float, now: float) -> None:
+    def accept(
+        self, subject: str, request: str, task_id: str, price: float, now: float, *, api: Api = Api.KONTEXT
+    ) -> None:
         """Record a task and its charge."""
         self.accepted += 1
         self.tasks_in_window.note(now)
         self.charged += price
         line = self.line(subject)
         line.tasks.append(task_id)
+        line.apis[api] = line.apis.get(api, 0) + 1
         line.requests[request] = line.requests.get(request, 0) + 1
         line.charged += price
 

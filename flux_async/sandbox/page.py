@@ -14,6 +14,7 @@ import attrs
 from flux_async.sandbox.files import LinkTable
 from flux_async.sandbox.image_pipeline import Thumbnails
 from flux_async.sandbox.ledger import Attempt
+from flux_async.sandbox.models import Api
 from flux_async.sandbox.requests import Kind
 from flux_async.sandbox.simulator import FAILURES, Account, Flag, Task
 
@@ -80,7 +81,8 @@ class Page:
         if task.flag not in FILTERS.get(self.state, tuple(Flag)):
             return False
         request = task.request
-        text = f"{task.task_id} {request.input_image or ''} {request.prompt} {' '.join(task.faults)}".lower()
+        named = f"{task.task_id} {request.model} {request.input_image or ''} {request.prompt}"
+        text = f"{named} {' '.join(task.faults)}".lower()
         return all(word in text for word in self.words.lower().split())
 
     def _figures(self) -> dict[str, str]:
@@ -99,12 +101,12 @@ class Page:
 
     def _card(self, task: Task) -> str:
         request, failure = task.request, task.failure
-        price = request.price - task.refunded
         facts = [
-            f"{price:g} credits" if price else "refunded",
+            f"{task.consumed:g} credits" if task.consumed else "refunded",
             f"{task.polls} poll{'' if task.polls == 1 else 's'}",
             *([f"callback {', '.join(map(_answer, task.callbacks))}"] if task.callbacks else []),
             request.model,
+            *(["jobs"] if request.api is Api.JOBS else []),
         ]
         problem = f'<p class="problem">{escape(failure.message)}</p>' if failure else ""
         faults = "".join(f'<b class="fault">{escape(name)}</b>' for name in sorted(task.faults))

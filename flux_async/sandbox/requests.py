@@ -1,4 +1,4 @@
-"""Reads requests: keys, bodies, addresses and the parameters of a submit."""
+"""Reads requests: keys, bodies, addresses and the parameters of a submit of the Kontext API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from flux_async.sandbox.faults import HEADER, Rule, faults_of_url, parse_rules
+from flux_async.sandbox.models import FORMATS, MODELS, RATIOS, Api
 
 MAX_JSON_BYTES: Final = 1024 * 1024
 
@@ -93,9 +94,7 @@ def faults_of_header(request: Request) -> tuple[Rule, ...]:
         raise UnknownFaultError(str(error)) from None
 
 
-PRICES: Final[Mapping[str, float]] = {"flux-kontext-pro": 5.0, "flux-kontext-max": 10.0}
-RATIOS: Final = ("21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "16:21")
-FORMATS: Final = ("jpeg", "png")
+_MODELS: Final = tuple(model.name for model in MODELS.values() if model.api is Api.KONTEXT)
 
 DEFAULT_MODEL: Final = "flux-kontext-pro"
 DEFAULT_RATIO: Final = "16:9"
@@ -124,7 +123,7 @@ _TYPES: Final[Mapping[str, type]] = {
     "safetyTolerance": int,
     "watermark": str,
 }
-_TYPE_NAMES: Final[Mapping[type, str]] = {str: "a string", bool: "a boolean", int: "an integer"}
+TYPE_NAMES: Final[Mapping[type, str]] = {str: "a string", bool: "a boolean", int: "an integer"}
 
 
 class Kind(enum.StrEnum):
@@ -141,27 +140,27 @@ class Order:
 
     Attributes:
         aspect_ratio: The requested ratio; None keeps that of the input.
+        price: Price in credits.
         faults: The faults that the URL of the input asks for.
-        sent: The known fields that were sent, as ``paramJson`` echoes them.
+        sent: The known fields that were sent, as a record echoes them.
+        digest: A digest of all fields but the callback address: equal requests have equal digests, whatever
+            their API.
         unknown: The names of the other fields, which are ignored.
     """
 
+    api: Api
     prompt: str
     input_image: str | None
     aspect_ratio: str | None
     output_format: str
     model: str
+    price: float
     safety_tolerance: int
     call_back_url: str | None
     faults: tuple[Rule, ...]
     sent: Mapping[str, object]
+    digest: str
     unknown: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """A digest of all fields but the callback address: equal requests have equal digests."""
-        asked = {name: value for name, value in self.sent.items() if name != "callBackUrl"}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
     @property
     def kind(self) -> Kind:
@@ -169,11 +168,6 @@ class Order:
         if self.input_image is None:
             return Kind.GENERATION
         return Kind.TEXT_REMOVAL if asks_to_remove_text(self.prompt) else Kind.EDIT
-
-    @property
-    def price(self) -> float:
-        """Price in credits."""
-        return PRICES[self.model]
 
 
 @attrs.frozen
@@ -191,27 +185,37 @@ def read_task_request(body: object) -> Order | Refusal:
     # Null is the same as absent; unknown fields are ignored.
     sent = {name: body[name] for name in _TYPES if body.get(name) is not None}
     for name, value in sent.items():
-        if not _has_type(value, _TYPES[name]):
-            return Refusal(422, f"{name} must be {_TYPE_NAMES[_TYPES[name]]}.")
-    sent = {name: _without_surrogates(value) for name, value in sent.items()}
+        if not has_type(value, _TYPES[name]):
+            return Refusal(422, f"{name} must be {TYPE_NAMES[_TYPES[name]]}.")
+    sent = {name: without_surrogates(value) for name, value in sent.items()}
     try:
-        request = attrs.evolve(_request(sent), unknown=_unknown(body))
+        request = attrs.evolve(_request(sent), unknown=unknown_names(body, _TYPES))
     except ValueError as error:  # with a misspelled fault a test would test nothing
         return Refusal(422, f"inputImage: {error}")
     return _refusal(request) or request
 
 
-def _unknown(body: Mapping[Any, object]) -> tuple[str, ...]:
-    names = (str(_without_surrogates(name)) for name in body if name not in _TYPES)
+def unknown_names(body: Mapping[Any, object], known: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the fields that are not known, shortened."""
+    names = (str(without_surrogates(name)) for name in body if name not in known)
     return tuple(name[:_LONGEST_NAME] for name in names)[:_MOST_UNKNOWN]
 
 
-def _has_type(value: object, expected: type) -> bool:
+def has_type(value: object, expected: type) -> bool:
+    """Whether a JSON value has a type; a boolean is no integer."""
     return isinstance(value, expected) and (expected is bool or not isinstance(value, bool))
 
 
-def _without_surrogates(value: object) -> object:
+def without_surrogates(value: object) -> object:
+    """Return a text, or each text of a list, with lone surrogates replaced; other values unchanged."""
+    if isinstance(value, list):
+        return [without_surrogates(item) for item in value]
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def digest_of(asked: Mapping[str, object]) -> str:
+    """Return the digest of the fields of a request."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def _request(sent: Mapping[str, object]) -> Order:
@@ -219,16 +223,21 @@ def _request(sent: Mapping[str, object]) -> Order:
     assert isinstance(tolerance, int)  # noqa: S101 - read_task_request checked the types
     text = {name: value for name, value in sent.items() if isinstance(value, str)}
     input_image = text.get("inputImage", "").strip() or None
+    model = text.get("model", DEFAULT_MODEL)
+    asked = {name: value for name, value in sent.items() if name != "callBackUrl"} | {"model": model}
     return Order(
+        api=Api.KONTEXT,
         prompt=text.get("prompt", ""),
         input_image=input_image,
         aspect_ratio=text.get("aspectRatio", None if input_image else DEFAULT_RATIO),
         output_format=text.get("outputFormat", DEFAULT_FORMAT),
-        model=text.get("model", DEFAULT_MODEL),
+        model=model,
+        price=MODELS[model].price if model in MODELS else 0.0,
         safety_tolerance=tolerance,
         call_back_url=text.get("callBackUrl", "").strip() or None,
         faults=faults_of_url(input_image) if input_image and is_web_address(input_image) else (),
         sent=sent,
+        digest=digest_of(asked),
     )
 
 
@@ -240,7 +249,7 @@ def _refusal(request: Order) -> Refusal | None:
             return Refusal(422, f"{name} must be a publicly accessible http or https URL.")
     # Authors of clients report values outside the enums as 500, not as 422.
     for name, value, options in (
-        ("model", request.model, tuple(PRICES)),
+        ("model", request.model, _MODELS),
         ("aspectRatio", request.aspect_ratio, (*RATIOS, None)),
         ("outputFormat", request.output_format, FORMATS),
     ):

@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 import attrs
 
 from flux_async.sandbox.faults import FaultPlan, parse_entries, parse_rules
+from flux_async.sandbox.jobs_records import RecordShape
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8787
 
 _QUALITIES: Final = ("fast", "good")
 _IMAGES: Final = ("real", "none")
+_SHAPES: Final = ("new", "old")
 
 _Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -163,6 +165,16 @@ class SandboxSettings:
             "none: inputs are not fetched and every result is one pixel",
             shown="real",
             choices=_IMAGES,
+        ),
+    )
+    job_records: RecordShape = attrs.field(
+        default="new",
+        validator=attrs.validators.in_(_SHAPES),
+        metadata=_cli(
+            "--job-records",
+            "shape of the jobs API's records: new (since September 2026) or old",
+            shown="new",
+            choices=_SHAPES,
         ),
     )
     latency: float = attrs.field(

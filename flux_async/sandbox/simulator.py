@@ -21,12 +21,15 @@ from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
-from flux_async.sandbox import envelopes, fault_replies
+from flux_async.sandbox import envelopes, fault_replies, jobs_records
 from flux_async.sandbox.envelopes import Reply, record_of
 from flux_async.sandbox.fault_replies import Answer
 from flux_async.sandbox.faults import ActiveFaults, Fault, FaultPlan, Rule, Target
-from flux_async.sandbox.files import EXTENSIONS, Blob, Link, LinkTable, PublicFile
+from flux_async.sandbox.files import DAY, EXTENSIONS, Blob, Link, LinkTable, PublicFile
+from flux_async.sandbox.jobs_records import RecordShape, job_record_of, state_of
+from flux_async.sandbox.jobs_requests import read_job_request
 from flux_async.sandbox.ledger import WINDOW, Attempt, Ledger
+from flux_async.sandbox.models import MODELS, Api, catalogue
 from flux_async.sandbox.requests import Order, Refusal, is_web_address, read_task_request
 
 
@@ -98,7 +101,7 @@ class Task:
         refunded: Credits given back.
         origin: The link to the origin, once it succeeded; `result` likewise.
         callbacks: The deliveries of its callback; with all faults and retries they are eight.
-        cached_reply: The answer of record-info in this state, with the origin of its links.
+        cached_reply: The answer of record-info in this state, with the origin of its links and the state.
     """
 
     task_id: str
@@ -117,12 +120,22 @@ class Task:
     result: PublicFile | None = None
     polls: int = 0
     callbacks: list[Attempt] = attrs.Factory(list)
-    cached_reply: tuple[str, Reply] | None = None
+    cached_reply: tuple[tuple[str, str], Reply] | None = None
 
     @property
     def subject(self) -> str:
         """The key of its line in the ledger."""
         return subject_of(self.request)
+
+    @property
+    def price(self) -> float:
+        """Credits taken for it."""
+        return price_of(self.request, self.faults)
+
+    @property
+    def consumed(self) -> float:
+        """Credits taken and not given back."""
+        return self.price - self.refunded
 
     @property
     def failure(self) -> Failure | None:
@@ -142,12 +155,16 @@ def subject_of(request: Order) -> str:
     return request.input_image or f"prompt:{request.prompt}"
 
 
-SUBMITS_PER_WINDOW: Final = 20
+def price_of(request: Order, faults: ActiveFaults) -> float:
+    """Return the credits that a request costs."""
+    return request.price * faults.get(Fault.OVERCHARGE, 1.0)
 
-# Seconds a task takes: the median, and the sigma of the log-normal around it.
-MEDIAN_SECONDS: Final = {"flux-kontext-pro": 12.0, "flux-kontext-max": 20.0}
-LONGEST_MEDIAN_S: Final = max(MEDIAN_SECONDS.values())
-SIGMA: Final = 0.4
+
+SUBMITS_PER_WINDOW: Final = 20
+SIGMA: Final = 0.4  # of the log-normal time that a task takes, around its model's median
+
+# Where pages of the vendor differ on the life of a jobs result, the shorter one holds.
+JOB_RESULT_LIFE: Final = 1 * DAY
 
 
 @attrs.frozen(kw_only=True)
@@ -182,10 +199,18 @@ class Vendor:
         rng: Draws ids, link names and task times.
         plan: The faults.
         began: Its start, from which the windows of the plan count.
+        job_records: The shape of the records of the jobs API.
     """
 
-    def __init__(self, rng: random.Random, plan: FaultPlan | None = None, began: float = 0.0) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        plan: FaultPlan | None = None,
+        began: float = 0.0,
+        job_records: RecordShape = "new",
+    ) -> None:
         self._rng = rng
+        self._job_records = job_records
         self._plan = plan or FaultPlan()
         self.began: float = began
         self._accounts: dict[str, Account] = {}
@@ -226,17 +251,24 @@ class Vendor:
         return None
 
     def submit(
-        self, key: str | None, body: object, now: float, base_url: str = "", asked: Iterable[Rule] = ()
+        self,
+        key: str | None,
+        body: object,
+        now: float,
+        base_url: str = "",
+        asked: Iterable[Rule] = (),
+        *,
+        api: Api = Api.KONTEXT,
     ) -> Submission:
-        """Answer POST generate: create a task and take its price, or refuse."""
+        """Answer POST generate or createTask: create a task and take its price, or refuse."""
         if (rejection := self._rejection(key, now)) is not None:
             return Submission(reply=rejection)
         account = self._accounts[key or ""]
         self.submits += 1
         account.ledger.submit(now)
-        request = read_task_request(body)
+        request = read_job_request(body) if api is Api.JOBS else read_task_request(body)
         if isinstance(request, Refusal):
-            refusal = self._refusal(account, request, now) or request
+            refusal = self._refusal(account, request, {}, now) or request
             return self._refuse(account, refusal.code, envelopes.refusal(refusal.code, refusal.message))
         account.ledger.line(subject_of(request)).submits += 1
         account.ledger.unknown_fields.update(request.unknown)
@@ -276,11 +308,12 @@ class Vendor:
     def _accept(
         self, account: Account, request: Order, faults: ActiveFaults, now: float, base_url: str
     ) -> Submission:
-        refusal = self._refusal(account, request, now)
+        refusal = self._refusal(account, request, faults, now)
         if refusal is not None:
             return self._refuse(account, refusal.code, envelopes.refusal(refusal.code, refusal.message))
         task = self._create(account, request, faults, now, base_url)
-        reply = envelopes.success({"taskId": task.task_id})
+        names = ("taskId", "recordId") if request.api is Api.JOBS else ("taskId",)
+        reply = envelopes.success(dict.fromkeys(names, task.task_id))
         return Submission(reply=fault_replies.answered(reply, faults), task=task, faults=task.faults)
 
     @staticmethod
@@ -288,7 +321,9 @@ class Vendor:
         account.ledger.refused[code] += 1
         return Submission(reply=answer)
 
-    def _refusal(self, account: Account, request: Order | Refusal, now: float) -> Refusal | None:
+    def _refusal(
+        self, account: Account, request: Order | Refusal, faults: ActiveFaults, now: float
+    ) -> Refusal | None:
         # The rate limit comes first: submits with bad parameters count as well.
         while account.window and now - account.window[0] >= WINDOW:
             account.window.popleft()
@@ -297,15 +332,13 @@ class Vendor:
         account.window.append(now)
         if isinstance(request, Refusal):
             return request
-        return Refusal(402, envelopes.NO_CREDITS) if account.balance < request.price else None
+        return Refusal(402, envelopes.NO_CREDITS) if account.balance < price_of(request, faults) else None
 
     def _create(
         self, account: Account, request: Order, faults: ActiveFaults, now: float, base_url: str
     ) -> Task:
         task_id = f"{self._rng.getrandbits(128):032x}"
-        seconds = self._rng.lognormvariate(
-            math.log(MEDIAN_SECONDS.get(request.model, LONGEST_MEDIAN_S)), SIGMA
-        )
+        seconds = self._rng.lognormvariate(math.log(MODELS[request.model].median_s), SIGMA)
         active = {fault: n for fault, n in faults.items() if fault.target not in (Target.CALL, Target.SUBMIT)}
         task = Task(
             task_id=task_id,
@@ -318,8 +351,8 @@ class Vendor:
         )
         self._tasks[task_id] = task
         self._changed.add(task_id)
-        account.balance -= request.price
-        account.ledger.accept(task.subject, request.digest, task_id, request.price, now)
+        account.balance -= task.price
+        account.ledger.accept(task.subject, request.digest, task_id, task.price, now, api=request.api)
         account.ledger.strike(active)
         return task
 
@@ -351,7 +384,8 @@ class Vendor:
             case TaskImages(origin=origin, result=result):
                 task.flag = Flag.SUCCESS
                 task.origin = self.files.publish(Link.ORIGIN, origin, at)
-                task.result = self.files.publish(Link.RESULT, result, at, faults=task.faults)
+                life = JOB_RESULT_LIFE if task.request.api is Api.JOBS else None
+                task.result = self.files.publish(Link.RESULT, result, at, faults=task.faults, life=life)
             case _:
                 created = Fault.FAIL_CREATE not in task.faults
                 task.flag = Flag.GENERATE_FAILED if created else Flag.CREATE_TASK_FAILED
@@ -360,29 +394,52 @@ class Vendor:
     def _refund(self, task: Task) -> None:
         if Fault.NO_REFUND in task.faults:
             return
-        task.refunded = task.request.price
-        task.account.balance += task.request.price
-        task.account.ledger.refund(task.subject, task.request.digest, task.request.price)
+        task.refunded = task.price
+        task.account.balance += task.price
+        task.account.ledger.refund(task.subject, task.request.digest, task.price)
 
-    def record_info(self, key: str | None, task_id: str | None, now: float, base_url: str) -> Answer:
-        """Answer GET record-info; links begin with `base_url`."""
+    def record_info(
+        self, key: str | None, task_id: str | None, now: float, base_url: str, *, api: Api = Api.KONTEXT
+    ) -> Answer:
+        """Answer GET record-info or recordInfo; links begin with `base_url`.
+
+        A task is found only through the API of its submit: whether the other one has it is not known.
+        """
         if (rejection := self._rejection(key, now)) is not None:
             return rejection
         account = self._accounts[key or ""]
         if not task_id:
             return envelopes.refusal(422, "Please enter taskId.")
+        no_record = envelopes.refusal(422, jobs_records.NO_RECORD if api is Api.JOBS else envelopes.NO_RECORD)
         task = self._tasks.get(task_id)
-        if task is None or task.account is not account:
+        if task is None or task.account is not account or task.request.api is not api:
             account.ledger.poll(None)
-            return envelopes.refusal(422, envelopes.NO_RECORD)
+            return no_record
         task.polls += 1
         self._changed.add(task_id)
         account.ledger.poll(task.subject)
         if not task.faults:
-            return _record_reply(task, base_url)
+            return self._record_reply(task, base_url, now)
         return fault_replies.poll_reply(
-            lambda: _record_reply(task, base_url), task.faults, task.polls, now - task.created_at
+            lambda: self._record_reply(task, base_url, now),
+            no_record,
+            task.faults,
+            task.polls,
+            now - task.created_at,
         )
+
+    def _record_reply(self, task: Task, base_url: str, now: float) -> Reply:
+        """Return the answer of record-info; encoded once for each state of a task."""
+        state = (base_url, state_of(task, now) if task.request.api is Api.JOBS else "")
+        if task.cached_reply is None or task.cached_reply[0] != state:
+            if Fault.FAIL_ENVELOPE in task.faults and task.failure is not None:
+                reply = envelopes.refusal(task.failure.code, task.failure.message)
+            elif task.request.api is Api.JOBS:
+                reply = envelopes.success(job_record_of(task, base_url, now, self._job_records))
+            else:
+                reply = envelopes.success(record_of(task, base_url))
+            task.cached_reply = (state, reply)
+        return task.cached_reply[1]
 
     def drops_poll(self, task_id: str | None) -> bool:
         """Return whether the connection closes at this poll, which is counted already."""
@@ -397,6 +454,13 @@ class Vendor:
         faults = self.faults_of_call(Target.CREDITS, now, asked)
         account.ledger.strike(faults)
         return fault_replies.balance(account.balance, faults)
+
+    def models(
+        self, key: str | None, now: float, words: str = "", provider: str = "", task_types: str = ""
+    ) -> Reply:
+        """Answer GET models: the models of the jobs API, filtered."""
+        rejection = self._rejection(key, now)
+        return rejection or envelopes.success(catalogue(words, provider, task_types))
 
     def download_url(self, key: str | None, body: object, now: float, base_url: str) -> Reply:
         """Answer POST download-url: a bare string that lives 20 minutes, for results only."""
@@ -463,17 +527,6 @@ class Vendor:
         return reversed(self._tasks.values())
 
 
-def _record_reply(task: Task, base_url: str) -> Reply:
-    """Return the answer of record-info; encoded once for each state of a task."""
-    if task.cached_reply is None or task.cached_reply[0] != base_url:
-        if Fault.FAIL_ENVELOPE in task.faults and task.failure is not None:
-            reply = envelopes.refusal(task.failure.code, task.failure.message)
-        else:
-            reply = envelopes.success(record_of(task, base_url))
-        task.cached_reply = (base_url, reply)
-    return task.cached_reply[1]
-
-
 def _path_at(url: str, base_url: str) -> str:
     """Return the path of `url` where it leads to `base_url`, or an empty one."""
     if not is_web_address(url):
@@ -487,13 +540,15 @@ def task_json(task: Task) -> dict[str, object]:
     failure = task.failure
     return {
         "taskId": task.task_id,
+        "api": str(task.request.api),
+        "model": task.request.model,
         "kind": str(task.request.kind),
         "image": task.request.input_image,
         "callBackUrl": task.request.call_back_url,
         "state": task.flag.name,
         "createdAt": task.created_at,
         "endedAt": task.ended_at,
-        "charged": task.request.price,
+        "charged": task.price,
         "refunded": task.refunded,
         "polls": task.polls,
         "error": failure.message if failure else None,

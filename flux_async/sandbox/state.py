@@ -24,7 +24,7 @@ from flux_async.sandbox.ledger import Ledger, Line
 from flux_async.sandbox.settings import SandboxError
 from flux_async.sandbox.simulator import Account, Task, TaskImages, Vendor
 
-VERSION: Final = 1
+VERSION: Final = 2
 _PATIENCE: Final = 1.0  # seconds
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);

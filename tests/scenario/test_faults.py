@@ -128,6 +128,7 @@ ANSWERS: dict[str, Seen] = {
     "502-paid": doubted(ServerError),
     "truncated-reply": doubted(UnexpectedResponse),
     "no-task-id": doubted(UnexpectedResponse),
+    "overcharge": GOOD,
     "code-as-text": GOOD,
     "message-key": GOOD,
     "message-key,fail-envelope": Seen(Failed, TaskFailed, MAYBE),

@@ -561,6 +561,7 @@ def test_the_ledger_is_by_image(vendor: Vendor) -> None:
                 "refunded": 5.0,
                 "polls": 1,
                 "callbacks": 0,
+                "apis": {"kontext": 2},
                 "requests": {first.request.digest: 1},
             },
             "prompt:A tree": {
@@ -571,6 +572,7 @@ def test_the_ledger_is_by_image(vendor: Vendor) -> None:
                 "refunded": 0.0,
                 "polls": 0,
                 "callbacks": 0,
+                "apis": {"kontext": 1},
                 "requests": {next(vendor.newest(NOW)).request.digest: 1},
             },
         },
