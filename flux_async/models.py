@@ -16,7 +16,7 @@ from typing import Any, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, U
 
 import attrs
 
-from flux_async.api.models_table import Model, ModelName
+from flux_async.api.models_table import OPTIONS, Model, ModelName
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.images import InputImage, LocalImage, as_image, check_http_url, check_image
 
@@ -143,10 +143,6 @@ class RequestOptions(TypedDict, total=False):
     callback_url: str | None
 
 
-_OPTIONS = frozenset(RequestOptions.__annotations__) - {"model", "callback_url"}
-"""The fields of a request that a model may refuse."""
-
-
 @attrs.frozen(kw_only=True)
 class _ImageRequest:
     """Fields of both kinds (API page, "Request Parameters"). None leaves a field to the vendor."""
@@ -167,8 +163,10 @@ class _ImageRequest:
     callback_url: str | None = attrs.field(default=None, validator=attrs.validators.optional(_url))
 
     def __attrs_post_init__(self) -> None:
-        options = frozenset(name for name in _OPTIONS if getattr(self, name) is not None)
-        if (problem := self.model.row.problem_with(self.prompt, options)) is not None:
+        options = frozenset(name for name in OPTIONS if getattr(self, name) is not None)
+        has_image = isinstance(self, EditRequest)
+        problem = self.model.row.problem_with(self.prompt, options, has_image=has_image)
+        if problem is not None:
             raise InvalidInput(f"{self.model.value} {problem}.")
 
 
@@ -217,12 +215,14 @@ class EditRequest(_ImageRequest):
     ) -> Self:
         """Return the request for ``image`` without its text.
 
-        Translation is switched off for our own prompt, which is English (API page, "Translation Settings").
+        Translation is switched off for our own prompt, which is English (API page, "Translation Settings"),
+        where the model has that option.
 
         Raises:
             InvalidInput: ``image`` is neither an http(s) URL nor a path, or an option is out of range.
         """
-        if prompt == TEXT_REMOVAL_PROMPT:
+        model = _model(options.get("model", Model.PRO))
+        if prompt == TEXT_REMOVAL_PROMPT and "enable_translation" in model.row.options:
             options.setdefault("enable_translation", False)
         return cls(prompt=prompt, input_image=image, **options)
 

@@ -22,8 +22,7 @@ from flux_async.api.envelope import WireRequest, WireResponse, read_envelope, un
 from flux_async.api.models_table import ApiName, model_of, on_wire
 from flux_async.api.stored_requests import IMAGE_FIELD, encode, field_name, fields_to_send, stored_name
 from flux_async.api.task_answers import check_owner, make_converter, open_record, status_of_flag
-from flux_async.errors import InvalidInput
-from flux_async.models import AspectRatio, TaskId, TaskRecord, TaskStatus
+from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "jobs"
 """Name of this API for users and in the table of models."""
@@ -53,12 +52,12 @@ def build_submit(body: str, callback_url: str | None = None) -> WireRequest:
         InvalidInput: Its image has not been uploaded, or this API does not have its model or aspect ratio.
     """
     fields = fields_to_send(body, callback_url)
-    if fields.get(stored_name("aspect_ratio")) == AspectRatio.ULTRA_TALL:
-        raise InvalidInput(f"The jobs API does not list the aspect ratio {AspectRatio.ULTRA_TALL.value}.")
     row = on_wire(NAME, fields.pop(_MODEL))
+    row.check_aspect_ratio(fields.get(stored_name("aspect_ratio")))
     callback = {_CALLBACK: fields.pop(_CALLBACK)} if _CALLBACK in fields else {}
     image = fields.pop(IMAGE_FIELD, None)
-    given = {field_name(name): value for name, value in fields.items()}
+    ours = {field_name(name): value for name, value in fields.items()}
+    given = {row.names.get(name, name): value for name, value in ours.items()}
     if image is not None:
         given[row.image_field] = [image] if row.image_is_list else image
     sent = {_MODEL: row.model} | callback | {_INPUT: row.with_extras(given)}
@@ -186,20 +185,25 @@ def _as_stored(echo: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the echo of a submit in the names of a stored request."""
     if echo is None:
         return None
-    given = _fields_of(echo.get(_INPUT))
+    given = {name: _single(value) for name, value in _fields_of(echo.get(_INPUT)).items() if name != _MODEL}
     model = model_of(NAME, echo.get(_MODEL))
-    image = _image_in(given, None if model is None else model.row.apis[NAME].image_field)
-    stored = {stored_name(name): value for name, value in given.items() if name != _MODEL}
+    row = None if model is None else model.row.apis[NAME]
+    ours = {} if row is None else {wire: name for name, wire in row.names.items()}
+    image_field = _image_field(given, None if row is None else row.image_field)
+    stored = {
+        IMAGE_FIELD if name == image_field else stored_name(ours.get(name, name)): value
+        for name, value in given.items()
+    }
     outer = {name: echo[name] for name in (_MODEL, _CALLBACK) if name in echo}
-    return stored | outer | ({} if model is None else {_MODEL: model.value}) | image
+    return stored | outer | ({} if model is None else {_MODEL: model.value})
 
 
-def _image_in(given: Mapping[str, Any], field: str | None) -> dict[str, object]:
-    """Return the image of an echo by its stored name: of an unknown model, the only address it has."""
-    values = {name: value[0] if _is_single(value) else value for name, value in given.items()}
-    names = [field] if field is not None else [name for name, value in values.items() if parsing.link(value)]
-    found = [values[name] for name in names if values.get(name)]
-    return {IMAGE_FIELD: found[0]} if len(found) == 1 else {}
+def _image_field(given: Mapping[str, Any], expected: str | None) -> str | None:
+    """Return the field of an echo that holds the image: the expected one, else the only address in it."""
+    if expected in given:
+        return expected
+    links = [name for name, value in given.items() if parsing.link(value)]
+    return links[0] if len(links) == 1 else None
 
 
 def _fields_of(value: object) -> dict[str, Any]:
@@ -207,5 +211,6 @@ def _fields_of(value: object) -> dict[str, Any]:
     return parsing.json_object(value) or {}
 
 
-def _is_single(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 1
+def _single(value: object) -> object:
+    """Return the only element of a list, else the value: the image may be echoed as either."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

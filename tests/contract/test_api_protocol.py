@@ -133,6 +133,12 @@ def test_every_api_has_a_name_models_and_answers() -> None:
         assert models_of(load_api(name))
 
 
+def removal(model: Model, image: str = IMAGE, **options: Any) -> str:
+    """Return the stored request that removes the text from an image with a model."""
+    needed = dict.fromkeys(model.row.required, "9:16")
+    return store_request(EditRequest.text_removal(image, model=model, **(needed | options)))
+
+
 def sent(api: Api, body: str, callback_url: str | None = None) -> Any:
     wire = api.build_submit(body, callback_url)
     assert (wire.method, wire.host, wire.stream, wire.keep_alive) == ("POST", Host.API, None, False)
@@ -143,19 +149,14 @@ def sent(api: Api, body: str, callback_url: str | None = None) -> Any:
 def test_a_submit_carries_the_whole_request(api: Api) -> None:
     """Whatever a request sets, for each model, is in the one POST; what it does not set is not."""
     for model in models_of(api):
-        plain = sent(api, store_request(EditRequest.text_removal(IMAGE, model=model)))
-        full = sent(
-            api,
-            store_request(
-                EditRequest.text_removal(IMAGE, model=model, aspect_ratio="9:16", prompt="Ä \U0001f600")
-            ),
-            CALLBACK,
-        )
+        plain = sent(api, removal(model))
+        ratio = {"aspect_ratio": "9:16"} if "aspect_ratio" in model.row.options else {}
+        full = sent(api, removal(model, prompt="Ä \U0001f600", **ratio), CALLBACK)
         assert "null" not in json.dumps(plain)
         assert IMAGE in json.dumps(plain, ensure_ascii=False)
         assert model.row.apis[api.NAME].model in json.dumps(plain)
         assert CALLBACK not in json.dumps(plain)
-        for value in (IMAGE, CALLBACK, "9:16", "Ä \U0001f600"):
+        for value in (IMAGE, CALLBACK, *ratio.values(), "Ä \U0001f600"):
             assert value in json.dumps(full, ensure_ascii=False)
 
 
@@ -246,14 +247,14 @@ def test_a_task_at_work_is_generating(api: Api, answers: Answers) -> None:
 def test_a_finished_task_has_its_image_and_the_echo_of_its_submit(api: Api, answers: Answers) -> None:
     """For each model the echo confirms the stored request, however the API spells it."""
     for model in models_of(api):
-        body = store_request(EditRequest.text_removal(IMAGE, model=model))
+        body = removal(model)
         done = answer(answers.succeeded(TASK, sent(api, body)))
         record = api.parse_status(done, TASK)
         assert api.parse_poll(done, TASK) == record
         assert record.status is TaskStatus.SUCCESS
         assert image_of(record).result_url == RESULT
         assert compare(record.params, body).echo is Echo.CONFIRMED
-        other = store_request(EditRequest.text_removal("https://example.com/other.jpg", model=model))
+        other = removal(model, "https://example.com/other.jpg")
         assert compare(record.params, other).echo is Echo.UNRECOGNISED
 
 
