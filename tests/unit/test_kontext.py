@@ -28,7 +28,6 @@ from flux_async import (
 from flux_async.api.common_api import build_credit, build_download_url, parse_credit, parse_download_url
 from flux_async.api.echo import compare
 from flux_async.api.envelope import WireResponse
-from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.api.kontext import (
     build_status,
     build_submit,
@@ -40,11 +39,11 @@ from flux_async.api.kontext import (
 from flux_async.api.models_table import ModelRow, OnWire
 from flux_async.api.parsing import image_of
 from flux_async.api.stored_requests import store_request
+from tests.support.samples import TASK, check_sample, samples_in
 
 pytestmark = pytest.mark.usefixtures("parser")
 
-SAMPLES = sorted((Path(__file__).parents[1] / "samples" / "wire").glob("*.json"))
-TASK = TaskId("c0d0c0d0c0d0c0d0c0d0c0d0c0d0c0d0")
+SAMPLES = samples_in("wire")
 QUIRKS_OF_ANSWERS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 18, 19, 20, 21, 22}
 
 
@@ -55,59 +54,10 @@ def read(phase: str, response: WireResponse) -> Any:
     return parse_status(response, TASK) if phase == "record" else parse_credit(response)
 
 
-def response_of(sample: dict[str, Any]) -> WireResponse:
-    """Make the answer that a sample file describes."""
-    return WireResponse(status=sample["http_status"], headers=sample["headers"], body=sample["body"].encode())
-
-
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_each_sample_is_read_as_its_file_expects(path: Path) -> None:
     """Each recorded answer becomes the value or the error that its file expects."""
-    sample = json.loads(path.read_text())
-    expect = sample["expect"]
-    if "error" in expect:
-        check_error(sample, expect)
-    elif sample["phase"] == "submit":
-        assert read("submit", response_of(sample)) == expect["task_id"]
-    elif sample["phase"] == "credit":
-        assert read("credit", response_of(sample)) == expect["credits"]
-    else:
-        check_record(sample, expect)
-
-
-def check_error(sample: dict[str, Any], expect: dict[str, Any]) -> None:
-    """The error's class, charge, scope, code, message, and its meaning for a wait."""
-    with pytest.raises(FluxError) as caught:
-        read(sample["phase"], response_of(sample))
-    error = caught.value
-    assert type(error).__name__ == expect["error"]
-    for name in ("charge", "scope", "code", "retry_after_s"):
-        if name in expect:
-            assert getattr(error, name) == expect[name], name
-    assert expect.get("says", "") in str(error)
-    if "poll" in expect:
-        assert poll_meaning(error) is PollMeaning[expect["poll"]]
-
-
-def check_record(sample: dict[str, Any], expect: dict[str, Any]) -> None:
-    """The record's fields; fields that the file does not name are not compared."""
-    record = read("record", response_of(sample))
-    for name, value in expect.items():
-        if name == "status":
-            assert record.status is TaskStatus[value]
-        elif name in {"created_at", "completed_at"}:
-            moment = getattr(record, name)
-            assert (moment and moment.isoformat()) == value
-        elif name == "image":
-            with pytest.raises(FluxError, match="without a result URL") as caught:
-                image_of(record)
-            assert type(caught.value).__name__ == value
-            assert caught.value.charge == "yes"
-            assert caught.value.task_id == TASK
-        elif name == "raw_has":
-            assert value in record.raw
-        else:
-            assert getattr(record, name) == value, name
+    check_sample(path, read)
 
 
 def test_every_quirk_of_an_answer_has_a_sample() -> None:

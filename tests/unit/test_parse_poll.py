@@ -10,17 +10,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flux_async import FluxError, TaskId, TaskRecord, TaskStatus
+from flux_async import FluxError, TaskRecord, TaskStatus
+from flux_async.api import Api, load_api
 from flux_async.api.envelope import WireResponse
-from flux_async.api.kontext import parse_poll, parse_status
+from tests.support.samples import TASK, response_of, samples_in
 
 pytestmark = pytest.mark.usefixtures("parser")
 
-SAMPLES = sorted((Path(__file__).parents[1] / "samples" / "wire").glob("*.json"))
-TASK = TaskId("c0d0c0d0c0d0c0d0c0d0c0d0c0d0c0d0")
+SAMPLES = [
+    *((load_api("kontext"), path) for path in samples_in("wire")),
+    *((load_api("jobs"), path) for path in samples_in("jobs")),
+]
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 5), st.floats(), st.text(max_size=5), st.just(str(TASK))
 )
+FIELDS = {
+    "kontext": ["taskId", "successFlag", "createTime", "response", "errorCode", "paramJson"],
+    "jobs": ["taskId", "successFlag", "createTime", "state", "resultJson", "failCode", "creditsConsumed"],
+}
 
 
 def outcome(parse: Any, response: WireResponse) -> Any:
@@ -31,32 +38,28 @@ def outcome(parse: Any, response: WireResponse) -> Any:
         return type(error), str(error), error.charge, error.scope
 
 
-def assert_same(response: WireResponse) -> None:
+def assert_same(api: Api, response: WireResponse) -> None:
     """Both results are equal; of a task in progress the poll has what a wait needs."""
-    poll, record = outcome(parse_poll, response), outcome(parse_status, response)
+    poll, record = outcome(api.parse_poll, response), outcome(api.parse_status, response)
     if not isinstance(record, TaskRecord) or record.status is not TaskStatus.GENERATING:
         assert poll == record
         return
-    needed = [(r.task_id, r.status, r.unknown_flag, r.created_at, r.raw) for r in (poll, record)]
+    needed = [(r.task_id, r.status, r.unknown_flag, r.created_at, r.credits, r.raw) for r in (poll, record)]
     assert repr(needed[0]) == repr(needed[1])  # a NaN is a NaN here
 
 
-@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_every_recorded_answer_means_the_same_to_both(path: Path) -> None:
+@pytest.mark.parametrize(("api", "path"), SAMPLES, ids=[path.stem for _, path in SAMPLES])
+def test_every_recorded_answer_means_the_same_to_both(api: Api, path: Path) -> None:
     """Records, refusals and rubbish alike."""
-    sample = json.loads(path.read_text(encoding="utf-8"))
-    assert_same(
-        WireResponse(status=sample["http_status"], headers=sample["headers"], body=sample["body"].encode())
-    )
+    assert_same(api, response_of(json.loads(path.read_text(encoding="utf-8"))))
 
 
+@pytest.mark.parametrize("name", ["kontext", "jobs"])
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(
-    st.dictionaries(
-        st.sampled_from(["taskId", "successFlag", "createTime", "response", "errorCode", "paramJson"]), VALUES
-    )
-)
-def test_every_record_means_the_same_to_both(data: dict[str, Any]) -> None:
+@given(drawn=st.data())
+def test_every_record_means_the_same_to_both(name: Any, drawn: st.DataObject) -> None:
     """Whatever is in its fields, another task's id above all."""
+    states = st.sampled_from(["waiting", "generating", "success", "fail", "odd"])
+    data = drawn.draw(st.dictionaries(st.sampled_from(FIELDS[name]), st.one_of(VALUES, states)))
     body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
-    assert_same(WireResponse(status=200, body=body))
+    assert_same(load_api(name), WireResponse(status=200, body=body))
