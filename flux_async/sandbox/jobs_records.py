@@ -148,11 +148,7 @@ def _respell_links(record: dict[str, object], link: str, task: Task) -> None:
         record |= {"resultJson": "", "response": None}
     elif Fault.NO_URL in faults:
         record |= {"resultJson": empty, "response": {"resultUrls": [""]}}
-    elif Fault.URL_IN_DATA in faults:
-        record |= {"resultJson": "", "response": None, "resultUrls": [link]}
     elif Fault.URL_IN_LIST in faults:
         record |= {"resultJson": "", "response": {"resultUrls": [link]}}
     elif Fault.RESPONSE_AS_TEXT in faults:
         record |= {"resultJson": "", "response": _compact({"resultUrls": [link]})}
-    elif Fault.RESPONSE_AS_URL in faults:
-        record |= {"resultJson": "", "response": link}

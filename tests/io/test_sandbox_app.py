@@ -23,6 +23,8 @@ from flux_async.sandbox import SandboxSettings, create_app
 
 GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
+CREATE_TASK, JOB_RECORD = "/api/v1/jobs/createTask", "/api/v1/jobs/recordInfo"
+MODELS = "/api/v1/models"
 CREDIT = "/api/v1/chat/credit"
 DOWNLOAD = "/api/v1/common/download-url"
 STREAM, BASE64, URL = "/api/file-stream-upload", "/api/file-base64-upload", "/api/file-url-upload"
@@ -30,6 +32,7 @@ STREAM, BASE64, URL = "/api/file-stream-upload", "/api/file-base64-upload", "/ap
 KEY = {"Authorization": "Bearer test"}
 JSON = {"Content-Type": "application/json"}
 PROMPT = {"prompt": "A lighthouse at dusk"}
+JOB = {"model": "flux1-kontext", "input": PROMPT}
 BEGIN = 1_787_093_500.0
 MINUTE, DAY = 60.0, 86_400.0
 PIXEL = base64.b64decode(
@@ -117,6 +120,29 @@ async def test_unknown_task_reply(web: httpx.AsyncClient) -> None:
     )
 
 
+async def test_jobs_api(web: httpx.AsyncClient, clock: Clock) -> None:
+    """Its three paths answer; a record is read through the API of its submit only, its link without a key."""
+    data = (await web.post(CREATE_TASK, json=JOB)).json()["data"]
+    assert data["taskId"] == data["recordId"]
+    asked = {"taskId": data["taskId"]}
+    assert (await web.get(JOB_RECORD, params=asked)).json()["data"]["state"] == "waiting"
+    assert (await web.get(RECORD, params=asked)).json()["code"] == 422
+    clock.now += 2 * MINUTE
+    record = (await web.get(JOB_RECORD, params=asked)).json()["data"]
+    assert record["state"] == "success"
+    image = await web.get(record["response"]["resultUrls"][0], headers={"Authorization": ""})
+    assert image.headers["Content-Type"] == "image/jpeg"
+    reply = await web.get(JOB_RECORD, params={"taskId": "test"})
+    assert (reply.status_code, reply.content) == (
+        200,
+        b'{"code":422,"msg":"recordInfo is null","data":null}',
+    )
+    listed = (await web.get(MODELS, params={"q": "kontext"})).json()["data"]
+    assert [entry["model"] for entry in listed["models"]] == ["flux1-kontext"]
+    headers = KEY | {"Content-Type": "text/plain"}
+    assert (await web.post(CREATE_TASK, content=b"{}", headers=headers)).content == BAD_KEY_REPLY
+
+
 async def test_foreign_url_reply(web: httpx.AsyncClient) -> None:
     """A fresh link to a foreign URL is refused as recorded."""
     reply = await web.post(DOWNLOAD, json={"url": "https://example.com/image.png"})
@@ -139,6 +165,9 @@ async def test_wrong_key_reply(web: httpx.AsyncClient, key: str, expected: bytes
     for reply in (
         await web.post(GENERATE, json=PROMPT, headers={"Authorization": key}),
         await web.get(RECORD, params={"taskId": "x"}, headers={"Authorization": key}),
+        await web.post(CREATE_TASK, json=JOB, headers={"Authorization": key}),
+        await web.get(JOB_RECORD, params={"taskId": "x"}, headers={"Authorization": key}),
+        await web.get(MODELS, headers={"Authorization": key}),
         await web.get(CREDIT, headers={"Authorization": key}),
         await web.post(DOWNLOAD, json={"url": "x"}, headers={"Authorization": key}),
     ):
@@ -510,7 +539,7 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one takes a whil
 
 paths = st.sampled_from(
     [
-        *(GENERATE, RECORD, CREDIT, DOWNLOAD, STREAM, BASE64, URL),
+        *(GENERATE, RECORD, CREATE_TASK, JOB_RECORD, MODELS, CREDIT, DOWNLOAD, STREAM, BASE64, URL),
         *("/", "/samples/x.png", "/files/a", "/kieai/b", "/unknown"),
         *("/__sandbox/ledger", "/__sandbox/tasks", "/__sandbox/thumbnails/a/b.jpg"),
     ]

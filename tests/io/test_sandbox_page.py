@@ -74,6 +74,16 @@ async def test_cards(web: httpx.AsyncClient) -> None:
     assert "<dt>Paid twice</dt><dd>0</dd>" in part
 
 
+async def test_tasks_of_the_jobs_api_are_shown(web: httpx.AsyncClient) -> None:
+    """With their API and model, and found by it; others are those of the Kontext API."""
+    body = {"prompt": "x", "image_urls": ["https://pictures.example/flower.jpg"]}
+    await web.post("/api/v1/jobs/createTask", json={"model": "google/nano-banana-edit", "input": body})
+    assert await found(web, q="nano-banana") == ["flower"]
+    part = (await web.get("/__sandbox/tasks")).text
+    assert "4 credits · 0 polls · google/nano-banana-edit · jobs" in part
+    assert part.count("· jobs") == 1
+
+
 async def test_a_double_charge_stands_out(web: httpx.AsyncClient) -> None:
     """The figure turns red when the same request has been paid twice; two edits of one image are none."""
     assert 'class="bad">1</dd>' not in (await web.get("/__sandbox/tasks")).text

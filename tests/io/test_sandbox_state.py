@@ -23,6 +23,8 @@ from flux_async.sandbox.server import listening
 
 GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
+CREATE_TASK = "/api/v1/jobs/createTask"
+JOB_RECORD = "/api/v1/jobs/recordInfo"
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else httpx reads all certificates at each request
 KEY = {"Authorization": "Bearer test"}
 IMAGE = "https://pictures.example/poster.jpg"
@@ -58,6 +60,10 @@ async def test_everything_is_restored(file: Path) -> None:
         await box.advance(120)
         ids.append(await submit(web))
         records = [await look(web, task_id) for task_id in ids]
+        job = {"model": "flux1-kontext", "input": {"prompt": "x", "input_image": IMAGE}}
+        asked = {"taskId": (await web.post(CREATE_TASK, json=job)).json()["data"]["taskId"]}
+        ids.append(asked["taskId"])
+        job_record = (await web.get(JOB_RECORD, params=asked)).content
         link = (await web.get(RECORD, params={"taskId": ids[0]})).json()["data"]["response"]["resultImageUrl"]
         image = (await web.get(link)).content
         form = {"uploadPath": "in", "fileName": "a.txt"}
@@ -65,11 +71,13 @@ async def test_everything_is_restored(file: Path) -> None:
         book = box.record()
     async with virtual(file) as box, box.http_client(KEY) as web:
         assert box.record() == book
-        assert [await look(web, task_id) for task_id in ids] == records
+        assert [await look(web, task_id) for task_id in ids[:-1]] == records
+        assert (await web.get(JOB_RECORD, params=asked)).content == job_record
         assert (await web.get(link)).content == image
         assert (await web.get(uploaded.json()["data"]["downloadUrl"])).content == b"kept"
         await box.advance(120)
-        assert b'"successFlag":1' in await look(web, ids[-1])
+        assert b'"successFlag":1' in await look(web, ids[-2])
+        assert b'"state":"success"' in (await web.get(JOB_RECORD, params=asked)).content
         assert b'"successFlag":0' in await look(web, ids[2])
         assert await submit(web) not in ids
         assert box.credits == 100 - 5 * len(ids)
