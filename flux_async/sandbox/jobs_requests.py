@@ -62,7 +62,7 @@ def _read(body: object) -> Order:
     image = images[0] if images else None
     options = {field: value for field, value in sent.items() if field != model.image}
     callback = _callback(body)
-    ratio, output_format = options.get("aspect_ratio"), str(options.get("output_format", model.output_format))
+    output_format = str(options.get("output_format", model.output_format))
     # The ledger compares requests of both APIs in the spelling of the older one.
     asked = {_camel_case(field): value for field, value in options.items()}
     asked |= {"model": model.same_as or model.name, **({"inputImage": image} if image else {})}
@@ -70,14 +70,18 @@ def _read(body: object) -> Order:
         api=Api.JOBS,
         prompt=str(sent["prompt"]),
         input_image=image,
-        aspect_ratio=_ratio(ratio, image),
+        aspect_ratio=_ratio(options.get(model.ratio), image),
         output_format="jpeg" if output_format == "jpg" else output_format,
         model=model.name,
         price=model.price_of(options),
         safety_tolerance=_tolerance(sent, image),
         call_back_url=callback,
         faults=_faults(image, model),
-        sent={"input": sent, **({"callBackUrl": callback} if callback else {}), "model": model.name},
+        sent={
+            "input": _echoed(fields),
+            **({"callBackUrl": callback} if callback else {}),
+            "model": model.name,
+        },
         digest=digest_of(asked | ({"images": images} if len(images) > 1 else {})),
         unknown=unknown_names(body, _ENVELOPE) + unknown_names(fields, (*_options(model), model.image)),
     )
@@ -140,6 +144,11 @@ def _callback(body: Mapping[Any, object]) -> str | None:
     if not isinstance(url, str) or not is_web_address(url.strip()):
         raise _RefusedError(422, "callBackUrl must be a publicly accessible http or https URL.")
     return url.strip()
+
+
+def _echoed(fields: Mapping[Any, object]) -> dict[str, object]:
+    """Return ``input`` as records echo it: with the fields that the model does not have."""
+    return {str(without_surrogates(name)): without_surrogates(value) for name, value in fields.items()}
 
 
 def _ratio(ratio: object, image: str | None) -> str | None:

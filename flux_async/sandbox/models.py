@@ -41,6 +41,7 @@ class Model:
         needs_image: Whether a request without an image is refused.
         options: The options it has besides prompt and image; the others are ignored.
         required: The options without a default.
+        ratio: The option that sets the aspect ratio.
         output_format: The format of the result unless ``output_format`` says otherwise.
         same_as: The id under which the ledger compares its requests; empty for its own.
     """
@@ -57,6 +58,7 @@ class Model:
     needs_image: bool = True
     options: Mapping[str, Option] = attrs.Factory(dict)
     required: tuple[str, ...] = ()
+    ratio: str = "aspect_ratio"
     output_format: str = "png"
     same_as: str = ""
 
@@ -129,6 +131,7 @@ MODELS: Final[Mapping[str, Model]] = {
             provider="Google",
             price=8.0,
             image="image_input",
+            needs_image=False,
             options={"aspect_ratio": _MORE_RATIOS, "resolution": _SIZES, "output_format": ("png", "jpg")},
         ),
         Model(
@@ -136,6 +139,7 @@ MODELS: Final[Mapping[str, Model]] = {
             provider="Google",
             price=18.0,
             image="image_input",
+            needs_image=False,
             options={"aspect_ratio": _MORE_RATIOS, "resolution": _SIZES, "output_format": ("png", "jpg")},
         ),
         Model(
@@ -152,7 +156,8 @@ MODELS: Final[Mapping[str, Model]] = {
             price=5.6,
             image="image_url",
             image_is="either",
-            options={"output_format": FORMATS},
+            options={"image_size": _MORE_RATIOS[1:], "output_format": FORMATS},
+            ratio="image_size",
         ),
         Model(
             name="flux-2/pro-image-to-image",

@@ -181,15 +181,19 @@ def test_ratio_and_format(vendor: Vendor) -> None:
     auto = submit(vendor, "nano-banana-2", aspect_ratio="auto", output_format="jpg").request
     assert (auto.aspect_ratio, auto.output_format) == (None, "jpeg")
     assert submit(vendor, "nano-banana-2", aspect_ratio="1:1").request.aspect_ratio == "1:1"
+    assert submit(vendor, "qwen2/image-edit", image_size="4:3").request.aspect_ratio == "4:3"
     assert submit(vendor, "nano-banana-2").request.output_format == "png"
     drawn = submit(vendor, input_image=None).request
     assert (drawn.kind, drawn.aspect_ratio, drawn.output_format) == ("generation", "16:9", "jpeg")
+    assert submit(vendor, "nano-banana-2", image_input=[]).request.kind == "generation"
 
 
 def test_unknown_fields_are_counted(vendor: Vendor) -> None:
-    """Also ``input.model``, which one client sends; it does not change the price."""
+    """Also ``input.model``, which one client sends; it is echoed and does not change the price."""
     task = submit(vendor, model="flux-kontext-max")
     assert task.price == 5.0
+    echo = json.loads(json.loads(record(vendor, task, NOW)["param"])["input"])
+    assert echo == body_for("flux1-kontext", model="flux-kontext-max")["input"]
     assert dict(task.account.ledger.unknown_fields) == {"model": 1}
 
 
@@ -322,7 +326,7 @@ def test_results_live_a_day(vendor: Vendor) -> None:
     assert reply.body["code"] == 200
 
 
-SPELT = {
+SPELT: dict[str, dict[str, object]] = {
     "flag-missing": {"state": None, "successFlag": None},
     "flag-null": {"state": None, "successFlag": None},
     "flag-unknown": {"state": "9", "successFlag": 9},
