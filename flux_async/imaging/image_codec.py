@@ -6,6 +6,7 @@ result is the first frame, upright, as uint8 RGB. Transparency is returned separ
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import io
 import warnings
@@ -16,6 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from flux_async.imaging.arrays import Pixels
@@ -58,6 +61,20 @@ class DecodedImage:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
+@attrs.frozen(kw_only=True, eq=False)
+class OpenedImage:
+    """A decoded file with its own channels, not yet upright.
+
+    ``animated`` says that the file has further frames or pages (second images of a camera do not count),
+    ``deep`` that it has 16 bits per channel, of which Pillow may have kept 8.
+    """
+
+    image: Image.Image
+    format: ImageFormat
+    animated: bool
+    deep: bool
+
+
 def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
     """Return the decoded bytes of an image file.
 
@@ -66,21 +83,45 @@ def decode_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Decode
     Raises:
         ImageError: no bytes, an unknown type, a truncated or damaged file, or too many pixels.
     """
+    opened = open_image(data, max_pixels=max_pixels)
+    with _clear_errors():
+        return _to_decoded(ImageOps.exif_transpose(opened.image), opened.format)
+
+
+def open_image(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> OpenedImage:
+    """Return the first frame of an image file as Pillow decodes it, with its metadata in ``info``.
+
+    The number of pixels is read from the header and checked before decoding.
+
+    Raises:
+        ImageError: no bytes, an unknown type, a truncated or damaged file, or too many pixels.
+    """
     if not data:
         raise ImageError("there are no bytes")
+    with _clear_errors():
+        image = Image.open(io.BytesIO(data), formats=[kind.value for kind in ImageFormat])
+        _check_size(image.size, max_pixels)
+        # Cameras and phones write several JPEG images into one file, which Pillow calls MPO.
+        is_photo = image.format == "MPO"
+        deep = image.mode in SIXTEEN_BIT_MODES or ";16" in str(image.tile)  # load() empties the list
+        animated = not is_photo and bool(getattr(image, "is_animated", False))
+        image.load()
+        kind = ImageFormat.JPEG if is_photo else ImageFormat(image.format)
+        return OpenedImage(image=image, format=kind, animated=animated, deep=deep)
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Raise whatever Pillow raises as ImageError, without its warnings."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of large sizes and odd metadata: both are checked here.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=[kind.value for kind in ImageFormat]) as image:
-                _check_size(image.size, max_pixels)
-                # Cameras and phones write several JPEG images into one file, which Pillow calls MPO.
-                kind = ImageFormat.JPEG if image.format == "MPO" else ImageFormat(image.format)
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                return _to_decoded(upright, kind)
+            yield
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image is too large: {error}") from error
     except UnidentifiedImageError:
         raise ImageError("this is not an image of a known type (PNG, JPEG, WebP, GIF, BMP, TIFF)") from None
     except Exception as error:
