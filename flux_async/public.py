@@ -97,4 +97,8 @@ from flux_async.policy.downloads import DownloadLimits as DownloadLimits
 from flux_async.policy.polling import PollPolicy as PollPolicy
 from flux_async.policy.rate_limit import Limits as Limits
 from flux_async.policy.retry import RetryPolicy as RetryPolicy
+from flux_async.verification.preserve import preserve as preserve
+from flux_async.verification.report import Preserved as Preserved
+from flux_async.verification.report import PreserveRefusal as PreserveRefusal
+from flux_async.verification.report import PreserveReport as PreserveReport
 from flux_async.webhook import WebhookReceiver as WebhookReceiver

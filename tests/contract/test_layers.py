@@ -3,8 +3,8 @@
 ::
 
     L5  cli  report
-    L4  client → batch  webhook  telemetry  engine        sandbox   island: itself and imaging
-    L3  files/download, files/upload, poller → session → submitter     imaging   models and errors only
+    L4  client → batch  webhook  telemetry  engine        sandbox, verification → imaging
+    L3  files/download, files/upload, poller → session → submitter    imaging   L0 only
     L2  transport  files  journal  clock         testing   for users' tests
     L1  job_state  policy  api                   pure: no await, no time, no randomness
     L0  models → images → errors → advice
@@ -32,7 +32,7 @@ L0 = {"advice", "errors", "images", "models"}
 L1 = {"api", "job_state", "policy"}
 L2 = {"clock", "files", "journal", "transport"}
 L3 = {"files.download", "files.upload", "poll_rate", "poller", "session", "submitter"}
-L4 = {"batch", "client", "engine", "telemetry", "webhook"}
+L4 = {"batch", "client", "engine", "telemetry", "verification", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
     # What each may import, besides itself; a dotted name allows that module only.
@@ -62,6 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     "telemetry": L0 | L1,
     "engine": L0 | L1 | L2 | L3 | {"client"},
     "imaging": L0,
+    "verification": L0 | {"imaging"},
     "sandbox": {"imaging"},
     "report": L0 | L1 | L2,
     "testing": L0 | L1 | L2 | L3 | L4 | {"sandbox"},
@@ -100,6 +101,7 @@ OUTSIDE: dict[str, set[str]] = {
     "telemetry": {"attrs", "opentelemetry"},
     "engine": {"anyio", "attrs", "temporalio"},
     "imaging": {"PIL", "attrs", "cv2", "numpy", "rapidocr"},
+    "verification": {"PIL", "attrs", "cv2", "numpy"},
     "sandbox": {"PIL", "anyio", "attrs", "cattrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
     "report": {"PIL", "attrs"},
     "testing": {"anyio", "attrs", "httpx", "pytest"},
