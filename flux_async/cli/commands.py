@@ -357,7 +357,12 @@ def remove_text(
     )
     reading = ListOptions(column=column, split=split or None)
     inputs = gather_inputs(
-        images, lists, sys.stdin, options=reading, note=lambda words: click.echo(printable(words), err=True)
+        images,
+        lists,
+        sys.stdin,
+        options=reading,
+        note=lambda words: click.echo(printable(words), err=True),
+        on_close=click.get_current_context().call_on_close,
     )
     if dry_run:
         return run_dry(options, inputs, as_json=as_json)

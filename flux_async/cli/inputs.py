@@ -10,12 +10,14 @@ A file that exists but cannot be read, such as a broken link, becomes an input t
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -271,16 +273,18 @@ def gather_inputs(
     *,
     options: ListOptions | None = None,
     note: Note = lambda _: None,
+    on_close: Callable[[Callable[[], None]], object] = lambda _: None,
 ) -> Inputs:
     """Return all inputs.
 
     Files are opened here, and the first row of each is read, so that a list that cannot be used is refused
-    before anything is sent. Standard input and pipes are read as their lines arrive.
+    before anything is sent. Standard input and pipes are read as their lines arrive. ``on_close`` receives
+    functions to call when the command has ended, which close the files that were not read to their end.
 
     Raises:
         click.UsageError: There is no input, a path names no file, or a list cannot be read.
     """
-    lists_read = _Lists(stdin=stdin, options=options or ListOptions(), note=note)
+    lists_read = _Lists(stdin=stdin, options=options or ListOptions(), note=note, on_close=on_close)
     parts: list[Iterable[InputRow]] = []
     for number, argument in enumerate(arguments, start=1):
         if argument == STDIN:
@@ -307,6 +311,7 @@ class _Lists:
         stdin: Read for ``-``.
         options: How they are read.
         note: Receives messages for the user.
+        on_close: Receives functions to call when the command has ended.
         live: Pipes and terminals among them.
         empty: Messages about those that hold no image.
     """
@@ -314,6 +319,7 @@ class _Lists:
     stdin: IO[str] | None
     options: ListOptions
     note: Note
+    on_close: Callable[[Callable[[], None]], object]
     live: LiveInputs = attrs.field(factory=LiveInputs)
     empty: list[str] = attrs.field(factory=list)
 
@@ -322,13 +328,19 @@ class _Lists:
         source, folder = ("stdin", "") if name == STDIN else (name, folder_of(name))
         file = open_list(name, self.stdin, self.live, self.note)
         rows = _rows(source, file, self.options, self.note)
+        self.on_close(partial(_close, rows))
         for first in rows:
             return (_checked(given, folder) for given in chain([first], rows))
         self.empty.append(f"{source} holds no image: it is empty, or has only a header or comments.")
         return iter(())
 
 
-def _rows(source: str, file: IO[str], options: ListOptions, note: Note) -> Iterator[InputRow]:
+def _close(rows: Generator[InputRow, None, None]) -> None:
+    with contextlib.suppress(ValueError):  # a thread that waits for a pipe still reads them
+        rows.close()
+
+
+def _rows(source: str, file: IO[str], options: ListOptions, note: Note) -> Generator[InputRow, None, None]:
     with file:
         try:
             for row in _reader_for(source, file, options, note):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import select
 import shutil
@@ -25,6 +26,9 @@ import httpx
 import pytest
 
 from flux_async import EditRequest, Journal
+from flux_async.cli.commands import cli as cli_commands
+from flux_async.cli.display import message_console
+from flux_async.cli.terminal import run_cli
 from flux_async.policy.generation_times import GenerationTimes, kind_of
 
 READY = "sandbox ready at "
@@ -181,6 +185,19 @@ class Ended:
     stderr: str
 
 
+@contextmanager
+def unchanged_loggers() -> Iterator[None]:
+    """Undo what a command does to the loggers of its process."""
+    loggers = [logging.getLogger(name) for name in ("flux_async", "flux_async.jobs")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
 @attrs.frozen
 class Cli:
     """Runs ``flux-async`` in a folder, against one address, with one key and more variables."""
@@ -194,13 +211,10 @@ class Cli:
     def start(self, *arguments: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
         """Start a command; it does not outlive the block."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
-        environment |= {"KIE_BASE_URL": self.base_url, "COLUMNS": "120"}
-        environment |= {} if self.key is None else {"KIE_API_KEY": self.key}
-        environment |= self.more
         with subprocess.Popen(
             [sys.executable, "-m", "flux_async", *arguments],
             cwd=self.folder,
-            env=environment,
+            env=environment | self.environment(),
             stdin=options.pop("stdin", subprocess.DEVNULL),
             stdout=options.pop("stdout", subprocess.PIPE),
             stderr=options.pop("stderr", subprocess.PIPE),
@@ -213,11 +227,35 @@ class Cli:
                 if process.poll() is None:
                     process.kill()
 
-    def run(self, *arguments: str, text: str | None = None) -> Ended:
-        """Run a command to its end."""
-        with self.start(*arguments, stdin=subprocess.PIPE) as process:
-            stdout, stderr = process.communicate(text or "", timeout=SECONDS)
+    def run(self, *arguments: str, text: str = "") -> Ended:
+        """Run a command to its end in this process; to start another would take most of the time."""
+        reader, writer = os.pipe()
+        os.write(writer, text.encode())
+        os.close(writer)
+        stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+        message_console.cache_clear()
+        with pytest.MonkeyPatch.context() as patch, unchanged_loggers(), os.fdopen(reader) as stdin:
+            for name in [name for name in os.environ if name.startswith("KIE_")]:
+                patch.delenv(name)
+            for name, value in self.environment().items():
+                patch.setenv(name, value)
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["flux-async", *arguments])
+            for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+                patch.setattr(sys, name, stream)
+            code = run_cli(cli_commands)
+        return Ended(code, *(stream.buffer.getvalue().decode() for stream in (stdout, stderr)))
+
+    def run_apart(self, *arguments: str) -> Ended:
+        """Run a command to its end in a process of its own."""
+        with self.start(*arguments) as process:
+            stdout, stderr = process.communicate(timeout=SECONDS)
         return Ended(process.returncode, stdout, stderr)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of the command, beside those of this process."""
+        key = {} if self.key is None else {"KIE_API_KEY": self.key}
+        return {"KIE_BASE_URL": self.base_url, "COLUMNS": "120"} | key | self.more
 
     def teach_times(self, folder: str = "out") -> None:
         """Store in the journal of a folder that tasks take half a second, as they do in a quick sandbox.

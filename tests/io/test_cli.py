@@ -1,4 +1,4 @@
-"""The command line as users and scripts call it: real processes against the sandbox, over sockets."""
+"""The command line as users and scripts call it, against the sandbox, over sockets."""
 
 from __future__ import annotations
 

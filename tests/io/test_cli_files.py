@@ -1,4 +1,4 @@
-"""The command line on files of this machine: real processes, a sandbox that fetches nothing."""
+"""The command line on files of this machine, with a sandbox that fetches nothing."""
 
 from __future__ import annotations
 

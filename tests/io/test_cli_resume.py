@@ -1,4 +1,4 @@
-"""A run that ends in any way is resumed by the same command: real processes, sockets and signals."""
+"""A run that ends in any way is resumed by the same command; those that a signal ends are processes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ async def libraries_of(raw_server: Any, make: Any, cli: Any, *arguments: str, **
 
     async with raw_server(behave) as server:
         command = attrs.evolve(cli, base_url=server.url, more=variables)
-        ended = await asyncio.to_thread(command.run, *arguments)
+        ended = await asyncio.to_thread(command.run_apart, *arguments)
         assert server.requests, ended.stderr
     agents = (headers["user-agent"] for _, headers, _ in server.requests)
     return {agent.rpartition("; ")[2].partition("/")[0] for agent in agents}
