@@ -16,7 +16,7 @@ from typing import Any, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, U
 
 import attrs
 
-from flux_async.api.models_table import OPTIONS, Model, ModelName
+from flux_async.api.models_table import OPTIONS, AnyModel, CustomModel, Model, ModelName
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.images import InputImage, LocalImage, as_image, check_http_url, check_image
 
@@ -114,8 +114,8 @@ def _member(kind: type[K], name: str, value: K | str) -> K:
         raise InvalidInput(f"{name} must be one of {choices}, not {shown(value)}.") from None
 
 
-def _model(value: Model | ModelName) -> Model:
-    return _member(Model, "model", value)
+def _model(value: AnyModel | ModelName) -> AnyModel:
+    return value if isinstance(value, CustomModel) else _member(Model, "model", value)
 
 
 def _aspect_ratio(value: AspectRatio | AspectRatioName) -> AspectRatio:
@@ -132,7 +132,7 @@ class RequestOptions(TypedDict, total=False):
     :class:`GenerateRequest` and :class:`EditRequest` document them.
     """
 
-    model: Model | ModelName
+    model: AnyModel | ModelName
     aspect_ratio: AspectRatio | AspectRatioName | None
     output_format: OutputFormat | OutputFormatName | None
     enable_translation: bool | None
@@ -148,7 +148,7 @@ class _ImageRequest:
     """Fields of both kinds (API page, "Request Parameters"). None leaves a field to the vendor."""
 
     prompt: str = attrs.field(validator=_text)
-    model: Model = attrs.field(default=Model.PRO, converter=_model)
+    model: AnyModel = attrs.field(default=Model.PRO, converter=_model)
     aspect_ratio: AspectRatio | None = attrs.field(
         default=None, converter=attrs.converters.optional(_aspect_ratio)
     )
@@ -176,7 +176,7 @@ class GenerateRequest(_ImageRequest):
 
     Attributes:
         prompt: Description of the image, in English unless ``enable_translation`` is left on.
-        model: A :class:`Model` or its name, such as ``flux-kontext-max``.
+        model: A :class:`Model` or its name, such as ``flux-kontext-max``; or a :class:`CustomModel`.
         aspect_ratio: Width to height; left unset the vendor takes 16:9.
         output_format: ``jpeg`` or ``png``; left unset the vendor takes jpeg.
         enable_translation: Translate a prompt that is not English; left unset the vendor does.
@@ -248,7 +248,8 @@ def _request(_instance: object, _attribute: attrs.Attribute[Any], value: object)
 def digest_key(request: ImageRequest) -> JobKey:
     """Return the digest of a request's content: 64 hex digits, the same on every machine.
 
-    ``callback_url`` does not count: it does not change the image. Of a file only the content counts.
+    ``callback_url`` does not count: it does not change the image. Of a file only the content counts, of a
+    :class:`CustomModel` only what is submitted.
 
     Raises:
         InvalidInput: The file has not been read yet.
@@ -257,6 +258,8 @@ def digest_key(request: ImageRequest) -> JobKey:
     fields = {name: value for name in names if (value := getattr(request, name)) is not None}
     if isinstance(image := fields.get("input_image"), LocalImage):
         fields["input_image"] = image.reference
+    if isinstance(request.model, CustomModel):
+        fields["model"] = request.model.submit_data
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return JobKey(hashlib.sha256(text.encode()).hexdigest())
 

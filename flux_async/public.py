@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # An import of a name as itself makes it public for type checkers.
 # ruff: noqa: PLC0414
+from flux_async.api.models_table import CustomModel as CustomModel
 from flux_async.api.models_table import Model as Model
 from flux_async.api.webhooks import CallbackEndpoint as CallbackEndpoint
 from flux_async.batch.operations import Adopted as Adopted

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 
 import attrs
 
+from flux_async.api.models_table import name_of
 from flux_async.errors import TaskMismatch, shown
 from flux_async.images import without_query
 from flux_async.models import Echo, JobKey, TaskId, TaskRecord
@@ -145,7 +146,7 @@ def _agrees(name: str, echo: Mapping[str, Any], sent: Mapping[str, Any]) -> bool
         return None
     if name not in sent:
         return False
-    one = {_PROMPT: _one_prompt, _IMAGE: _one_image}.get(name, str)
+    one = {_PROMPT: _one_prompt, _IMAGE: _one_image}.get(name, name_of)
     return one(echo[name]) == one(sent[name])
 
 

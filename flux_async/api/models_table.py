@@ -9,12 +9,14 @@ This module imports only the errors: requests are checked with it, and the APIs 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, TypeAlias
 
 import attrs
 
-from flux_async.errors import InvalidInput
+from flux_async.errors import InvalidInput, shown
 
 ApiName: TypeAlias = Literal["kontext", "jobs"]
 """The APIs of the vendor, each a module of ``flux_async.api``."""
@@ -277,6 +279,148 @@ ModelName: TypeAlias = Literal[
 """The names of all members of :class:`Model`, for type checkers."""
 
 
+# --- models that are not in the table ---------------------------------------------------------------------
+
+_ID = re.compile(r"[!-~]{1,200}")
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+
+
+def _check(*, is_valid: bool, attribute: attrs.Attribute[Any], value: object, kind: str) -> None:
+    if not is_valid:
+        raise InvalidInput(f"{attribute.name} of a CustomModel must be {kind}, not {shown(value)}.")
+
+
+def _id(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    is_id = isinstance(value, str) and _ID.fullmatch(value) is not None
+    _check(is_valid=is_id, attribute=attribute, value=value, kind="the id of a model")
+    if value in list(Model):
+        raise InvalidInput(f"{value} is in the table of models.", advice=f"Name it: model={value!r}.")
+
+
+def _field(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    is_name = isinstance(value, str) and _FIELD.fullmatch(value) is not None and value != "prompt"
+    _check(is_valid=is_name, attribute=attribute, value=value, kind="the name of a field")
+
+
+def _flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    _check(is_valid=isinstance(value, bool), attribute=attribute, value=value, kind="true or false")
+
+
+def _price(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_price = is_number and 0 < value < float("inf")  # type: ignore[operator]
+    _check(is_valid=is_price, attribute=attribute, value=value, kind="a number of credits above 0")
+
+
+def _length(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    is_length = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    _check(is_valid=is_length, attribute=attribute, value=value, kind="a number of characters")
+
+
+def _as_options(value: Iterable[str]) -> frozenset[str]:
+    names = frozenset() if isinstance(value, str) else frozenset(value)
+    if isinstance(value, str) or not names <= OPTIONS:
+        listed = ", ".join(sorted(OPTIONS))
+        raise InvalidInput(f"Options of a CustomModel must be some of {listed}, not {shown(value)}.")
+    return names
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy that no one else changes."""
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f"extras and names of a CustomModel must be tables of JSON values, not {shown(value)}."
+        ) from None
+    return copy
+
+
+@attrs.frozen(kw_only=True)
+class CustomModel:
+    """A model of the jobs API that is not in the table of models.
+
+    Two are equal if their submits are: price and limits do not count, so that a job stays the same job when
+    the price is corrected.
+
+    Attributes:
+        id: Its id in a submit, and its name.
+        credits: Price of an image.
+        image_field: Field for the address of the input image.
+        image_is_list: Whether that field holds a list of addresses.
+        extras: Fields that every submit needs, by the API's names, unless the request sets them.
+        names: The API's names of options that it names otherwise: ``{"aspect_ratio": "image_size"}``.
+        options: The options that it accepts, by the names of :class:`flux_async.RequestOptions`.
+        required: Those of them that a request must set.
+        max_prompt: Characters a prompt may have; None without a known limit.
+        needs_image: Whether it only edits.
+
+    Raises:
+        InvalidInput: A value of a wrong kind, or a model that is in the table.
+    """
+
+    id: str = attrs.field(validator=_id)
+    credits: float = attrs.field(validator=_price, eq=False)
+    image_field: str = attrs.field(validator=_field)
+    image_is_list: bool = attrs.field(default=False, validator=_flag)
+    extras: Mapping[str, Any] = attrs.field(factory=dict, converter=_as_json, hash=False)
+    names: Mapping[str, str] = attrs.field(factory=dict, converter=_as_json, hash=False)
+    options: frozenset[str] = attrs.field(default=frozenset(), converter=_as_options, eq=False)
+    required: frozenset[str] = attrs.field(default=frozenset(), converter=_as_options, eq=False)
+    max_prompt: int | None = attrs.field(default=None, validator=attrs.validators.optional(_length), eq=False)
+    needs_image: bool = attrs.field(default=True, validator=_flag, eq=False)
+
+    def __str__(self) -> str:
+        return self.id
+
+    @property
+    def value(self) -> str:
+        """Its name, as that of a :class:`Model`."""
+        return self.id
+
+    @property
+    def row(self) -> ModelRow:
+        """Its row, as that of a :class:`Model`."""
+        wire = OnWire(
+            model=self.id,
+            image_field=self.image_field,
+            image_is_list=self.image_is_list,
+            names=self.names,
+            extras=self.extras,
+        )
+        return ModelRow(
+            credits=self.credits,
+            apis={"jobs": wire},
+            options=self.options | self.required,
+            required=self.required,
+            max_prompt=self.max_prompt,
+            needs_image=self.needs_image,
+        )
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Its attributes as JSON; those with their default are left out."""
+        fields = {a.name: (getattr(self, a.name), a.default) for a in attrs.fields(type(self))}
+        return {
+            name: sorted(value) if isinstance(value, frozenset) else value
+            for name, (value, default) in fields.items()
+            if value not in (default, {})
+        }
+
+    @property
+    def submit_data(self) -> dict[str, Any]:
+        """Those of its attributes that a submit depends on."""
+        counted = {a.name for a in attrs.fields(type(self)) if a.eq}
+        return {name: value for name, value in self.data.items() if name in counted}
+
+
+AnyModel: TypeAlias = Model | CustomModel
+"""A model of the table, or one that the caller describes."""
+
+Prices: TypeAlias = Mapping[Model, float] | Mapping[CustomModel, float] | Mapping[AnyModel, float]
+"""Credits per image, by model."""
+
+
 def credits_of(name: str) -> float:
     """Return the price of a model by its name; for a name of another release, the default model's."""
     try:
@@ -285,23 +429,18 @@ def credits_of(name: str) -> float:
         return Model.PRO.row.credits
 
 
-def prices_in_words() -> str:
-    """Return the price list for a help text: ``5 (flux-kontext-pro), 10 (flux-kontext-max)``."""
-    return ", ".join(f"{model.row.credits:g} ({model.value})" for model in Model)
-
-
-def on_wire(api: ApiName, name: str) -> OnWire:
+def on_wire(api: ApiName, model: AnyModel | str) -> OnWire:
     """Return an API's names for a model.
 
     Raises:
         InvalidInput: The API does not have it.
     """
     try:
-        row = Model(name).row
+        row = (Model(model) if isinstance(model, str) else model).row
     except ValueError:
-        raise _not_in(api, name) from None
+        raise _not_in(api, str(model)) from None
     if api not in row.apis:
-        raise _not_in(api, name, row.not_in_jobs if api == "jobs" else "")
+        raise _not_in(api, str(model), row.not_in_jobs if api == "jobs" else "")
     return row.apis[api]
 
 
@@ -309,7 +448,7 @@ def _not_in(api: ApiName, name: str, why: str = "") -> InvalidInput:
     return InvalidInput(f"The {api} API does not have the model {name}{why and ': '}{why}.")
 
 
-def api_for(model: Model, preferred: ApiName) -> ApiName:
+def api_for(model: AnyModel, preferred: ApiName) -> ApiName:
     """Return the API that a task of a model is submitted to: the preferred one, or the only one that has it.
 
     Raises:
@@ -317,7 +456,7 @@ def api_for(model: Model, preferred: ApiName) -> ApiName:
     """
     if preferred == "kontext" and preferred not in model.row.apis:
         return "jobs"
-    on_wire(preferred, model.value)
+    on_wire(preferred, model)
     return preferred
 
 
@@ -325,3 +464,12 @@ def model_of(api: ApiName, wire_model: object) -> Model | None:
     """Return the model whose id in an API is ``wire_model``, or None."""
     found = (model for model in Model if api in model.row.apis and model.row.apis[api].model == wire_model)
     return next(found, None)
+
+
+def name_of(wire_model: object) -> str:
+    """Return the name of the model whose id in any API is ``wire_model``, else that id.
+
+    Models are compared by it: a caller's own model may have the id of one in the table.
+    """
+    found = (model_of(api, wire_model) for api in RETENTION_S)
+    return next((model.value for model in found if model is not None), str(wire_model))

@@ -14,12 +14,13 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_unstructure_fn, override
 
-from flux_async.api.models_table import Model
+from flux_async.api.models_table import AnyModel, CustomModel, Model
 from flux_async.errors import InvalidInput, shown
 from flux_async.images import LocalImage
 from flux_async.models import EditRequest, GenerateRequest, ImageRequest
 
 IMAGE_FIELD = "inputImage"
+_MODEL, _CUSTOM = "model", "customModel"
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
@@ -49,6 +50,7 @@ def _make_converter() -> cattrs.Converter:
             kind, make_dict_unstructure_fn(kind, converter, **cast("dict[str, Any]", names))
         )
     converter.register_unstructure_hook(LocalImage, lambda image: image.reference)
+    converter.register_unstructure_hook(CustomModel, str)
     return converter
 
 
@@ -58,10 +60,15 @@ _converter = _make_converter()
 def store_request(request: ImageRequest) -> str:
     """Return the stored form of a request. Unset fields are left out, never null.
 
+    A model of the caller's own is stored with all its attributes: the request can be submitted from here.
+
     Raises:
         InvalidInput: Its image is a file that has not been read.
     """
-    return encode({name: v for name, v in _converter.unstructure(request).items() if v is not None})
+    fields = {name: v for name, v in _converter.unstructure(request).items() if v is not None}
+    if isinstance(request.model, CustomModel):
+        fields[_CUSTOM] = request.model.data
+    return encode(fields)
 
 
 def encode(fields: dict[str, Any]) -> str:
@@ -77,6 +84,8 @@ def with_input(body: str, input_url: str | None) -> str:
 def fields_to_send(body: str, callback_url: str | None) -> dict[str, Any]:
     """Return the fields of a stored request and its callback address, each by its stored name.
 
+    The model is its name, or a :class:`CustomModel`.
+
     Raises:
         InvalidInput: Its image is a file that has not been uploaded.
     """
@@ -86,6 +95,8 @@ def fields_to_send(body: str, callback_url: str | None) -> dict[str, Any]:
         raise InvalidInput("The image of this request has not been uploaded.", advice="Upload it first.")
     if callback_url is not None:
         fields[stored_name("callback_url")] = callback_url
+    if _CUSTOM in fields:
+        fields[_MODEL] = CustomModel(**fields.pop(_CUSTOM))
     return fields
 
 
@@ -97,19 +108,30 @@ def read_request(body: str) -> ImageRequest:
     """
     try:
         sent: dict[str, Any] = json.loads(body)
+        custom = sent.pop(_CUSTOM, None)
         kind = EditRequest if IMAGE_FIELD in sent else GenerateRequest
         names = _OUR_NAMES[kind]
         given = {names[name]: value for name, value in sent.items()}
         if kind is EditRequest:
             given["input_image"] = LocalImage.of_reference(str(sent[IMAGE_FIELD])) or sent[IMAGE_FIELD]
+        if custom is not None:
+            given[_MODEL] = CustomModel(**custom)
         return kind(**given)
     except (KeyError, TypeError, ValueError) as bad:
         raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
 
 
-def read_model(body: str) -> Model:
+def read_model(body: str) -> AnyModel:
     """Return only the model of a stored request."""
-    return Model(json.loads(body)["model"])
+    fields = json.loads(body)
+    return CustomModel(**fields[_CUSTOM]) if _CUSTOM in fields else Model(fields[_MODEL])
+
+
+def without_terms(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a stored request without price and limits of its model: they may be corrected."""
+    if _CUSTOM not in fields:
+        return fields
+    return fields | {_CUSTOM: CustomModel(**fields[_CUSTOM]).submit_data}
 
 
 def read_image(body: str) -> str:

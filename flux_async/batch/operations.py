@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 import attrs
 
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.models_table import Model
+from flux_async.api.models_table import AnyModel
 from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import read_model
 from flux_async.batch.downloads import FailedDownload
@@ -81,7 +81,7 @@ class Retried:
         to_fetch: Jobs that are paid and have no image yet, as their numbers: fetched free of charge.
     """
 
-    submits: Mapping[Model, int]
+    submits: Mapping[AnyModel, int]
     to_submit: Sequence[int]
     to_fetch: Sequence[int]
 
@@ -116,7 +116,7 @@ async def retry(
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
     if not states:
         raise InvalidInput("There is nothing to retry.", advice="Give failed=True, in_doubt=True, or both.")
-    submits, to_submit, to_fetch = Counter[Model](), array("q"), array("q")
+    submits, to_submit, to_fetch = Counter[AnyModel](), array("q"), array("q")
     at = client.session.clock.wall()
     async with _opened(client, journal) as opened:
         with opened.one_run():

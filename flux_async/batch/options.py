@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypedDict
 
 import attrs
 
-from flux_async.api.models_table import Model
+from flux_async.api.models_table import AnyModel, CustomModel, Model, Prices
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.progress import ProgressObserver
 from flux_async.errors import InvalidInput, shown
@@ -83,7 +83,7 @@ class BatchOptions(TypedDict, total=False):
     name_file: Callable[[Job], str] | None
     in_doubt: InDoubtPolicy | Literal["hold", "resubmit"]
     max_credits: float | None
-    prices: Mapping[Model, float] | None
+    prices: Prices | None
     timeout: float | None
     retry: RetryPolicy | None
     patience: float
@@ -215,16 +215,28 @@ def in_doubt_policy(value: InDoubtPolicy | str) -> InDoubtPolicy:
         raise InvalidInput(f"in_doubt must be 'hold' or 'resubmit', not {shown(value)}.") from None
 
 
-def price_list(prices: Mapping[Model, float] | None) -> Mapping[Model, float]:
+class PriceList(dict[AnyModel, float]):
+    """The prices of models; of one that is not listed, the price it has itself."""
+
+    def __missing__(self, model: AnyModel) -> float:
+        """Return the price of a model of the caller's own."""
+        return model.row.credits
+
+
+def price_list(prices: Prices | None) -> Mapping[AnyModel, float]:
     """Return the price of every model: the given one, else the price of the table.
 
     Raises:
         InvalidInput: A model that does not exist, or an invalid price.
     """
+    given: dict[AnyModel, float] = {}
     try:
-        given = {Model(model): check_positive(price, "a price") for model, price in (prices or {}).items()}
+        for name, price in (prices or {}).items():
+            model = name if isinstance(name, CustomModel) else Model(name)
+            given[model] = check_positive(price, "a price")
     except (AttributeError, ValueError) as bad:
         if isinstance(bad, InvalidInput):
             raise
         raise InvalidInput(f"prices must give credits by model, not {shown(prices)}.") from None
-    return MappingProxyType({model: given.get(model, model.row.credits) for model in Model})
+    table: dict[AnyModel, float] = {model: model.row.credits for model in Model}
+    return MappingProxyType(PriceList(table | given))

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import attrs
 
-from flux_async.api.models_table import Model
+from flux_async.api.models_table import AnyModel
 from flux_async.api.stored_requests import read_model
 from flux_async.batch.progress import ProgressReporter, Tally
 from flux_async.clock import Wakeup
@@ -105,7 +105,7 @@ class Budget:
 
     control: RunControl
     tally: Tally
-    prices: Mapping[Model, float] = attrs.field(repr=False)
+    prices: Mapping[AnyModel, float] = attrs.field(repr=False)
     max_credits: float | None
     _posts: int = attrs.field(default=0, init=False)
     _no_posts: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn, Self, Unpack
@@ -26,7 +26,7 @@ import attrs
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from flux_async.api.models_table import Model
+from flux_async.api.models_table import Prices
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
@@ -79,7 +79,7 @@ def run_batch(
     name_file: Callable[[Job], str] | None = None,
     in_doubt: InDoubtPolicy | Literal["hold", "resubmit"] = InDoubtPolicy.HOLD,
     max_credits: float | None = None,
-    prices: Mapping[Model, float] | None = None,
+    prices: Prices | None = None,
     timeout: float | None = None,
     retry: RetryPolicy | None = None,
     patience: float = PATIENCE_S,

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from click.shell_completion import CompletionItem
 from flux_async import (
     AspectRatio,
     CallbackEndpoint,
+    CustomModel,
     EditRequest,
     GenerateRequest,
     InDoubtPolicy,
@@ -27,7 +28,7 @@ from flux_async import (
     OutputFormat,
     __version__,
 )
-from flux_async.api.models_table import prices_in_words
+from flux_async.api.models_table import AnyModel
 from flux_async.batch.options import price_list
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
@@ -38,6 +39,7 @@ from flux_async.transport.factory import TRANSPORTS, TransportName
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_OWN_MODELS = "flux_async.models"
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 
 
@@ -59,13 +61,43 @@ def _read_address(_ctx: click.Context, _param: click.Parameter, value: str | Non
     return address
 
 
-def read_prices(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[Model, float]:
+def _own_models(ctx: click.Context) -> Mapping[str, CustomModel]:
+    """Return the models of ``--model-file`` by name. It is read before the other options."""
+    found: Mapping[str, CustomModel] = ctx.meta.get(_OWN_MODELS, {})
+    return found
+
+
+def _read_models(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    from flux_async.cli.model_file import read_model_file  # noqa: PLC0415 - rarely needed
+
+    try:
+        ctx.meta[_OWN_MODELS] = {} if value is None else read_model_file(value)
+    except InvalidInput as bad:
+        raise click.BadParameter(str(bad), ctx, param) from None
+
+
+class ModelChoice(click.Choice[str]):
+    """A model of the table, or of ``--model-file``."""
+
+    def __init__(self) -> None:
+        super().__init__([model.value for model in Model])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name of a model of the table, or a model of the user's own."""
+        own = {} if ctx is None else _own_models(ctx)
+        return own[value] if value in own else super().convert(value, param, ctx)
+
+
+def read_prices(
+    ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
+) -> dict[AnyModel, float]:
     """Return the numbers of ``flux-kontext-pro=6``: credits, by model."""
-    prices = {}
+    prices: dict[AnyModel, float] = {}
     for value in values:
-        model, _, price = value.partition("=")
+        name, _, price = value.rpartition("=")
         try:
-            prices[Model(model.strip())] = float(price)
+            model = _own_models(ctx).get(name.strip()) or Model(name.strip())
+            prices[model] = float(price)
         except ValueError:
             raise click.BadParameter(f"invalid price {value!r}. Use MODEL=CREDITS.") from None
     try:
@@ -112,7 +144,7 @@ def _show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     show_log(value)
 
 
-def _choice(kind: type[Model | AspectRatio | OutputFormat | InDoubtPolicy]) -> click.Choice[str]:
+def _choice(kind: type[AspectRatio | OutputFormat | InDoubtPolicy]) -> click.Choice[str]:
     return click.Choice([member.value for member in kind])
 
 
@@ -122,7 +154,22 @@ _POSITIVE = Number(min=0, min_open=True)
 _SECONDS = Number(min=0, min_open=True, max=86_400)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
-_model = click.option("--model", type=_choice(Model), default=Model.PRO.value, help="Which model to use.")
+_model = click.option(
+    "--model",
+    type=ModelChoice(),
+    default=Model.PRO.value,
+    help="Which model to use; `flux-async models` lists them.",
+    metavar="NAME",
+)
+_model_file = click.option(
+    "--model-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_models,
+    help="TOML file with models of your own, for --model, --price and lists.",
+    metavar="FILE",
+)
 _output_format = click.option(
     "--output-format",
     type=_choice(OutputFormat),
@@ -205,7 +252,7 @@ _run_options = _options(
         "prices",
         multiple=True,
         callback=read_prices,
-        help=f"Price of an image of a model, where it is not {prices_in_words()}; repeatable.",
+        help="Price of an image of a model, where it is not that of `flux-async models`; repeatable.",
         metavar="MODEL=CREDITS",
     ),
     click.option("-y", "--yes", is_flag=True, help="Answer every question with yes."),
@@ -232,6 +279,7 @@ _run_options = _options(
     click.option(
         "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
     ),
+    _model_file,
     click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
     _transport,
     _verbose,
@@ -257,6 +305,7 @@ def _read_run_options(
         patience_s=patience,
         download=not no_download,
         callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
+        models=_own_models(click.get_current_context()),
         listen=listen,
         **more,
     )
@@ -312,6 +361,7 @@ def cli() -> None:
 )
 @_model
 @click.option("--prompt", help="Ask for the removal in other words.")
+@click.option("--aspect-ratio", type=_choice(AspectRatio), help="Crop or pad to this width to height.")
 @_output_format
 def remove_text(
     *,
@@ -322,8 +372,9 @@ def remove_text(
     on_doubt: str,
     dry_run: bool,
     as_json: bool,
-    model: str,
+    model: str | CustomModel,
     prompt: str | None,
+    aspect_ratio: str | None,
     output_format: str | None,
     **run: Any,
 ) -> int:
@@ -335,8 +386,8 @@ def remove_text(
     whatever its name. In a list, files are relative to the list's own folder.
 
     Lists in CSV have a column of images, found by its usual names (url, image, image_url, src, link) or named
-    by --column, and may have key, prompt, model and output_format; JSON holds images or objects with those
-    names. A row that cannot be read fails alone.
+    by --column, and may have key, prompt, model, aspect_ratio and output_format; JSON holds images or objects
+    with those names. A row that cannot be read fails alone.
 
     The folder gets journal.sqlite3, images/ and results.jsonl with one JSON object per image. stdout gets the
     paths of the images, everything else goes to stderr.
@@ -353,7 +404,9 @@ def remove_text(
         asks=can_ask() and STDIN not in (*images, *lists),
         in_doubt=InDoubtPolicy(on_doubt),
         repeats=("--on-doubt resubmit",) if on_doubt == InDoubtPolicy.RESUBMIT else (),
-        request_options=_without_none({"model": model, "prompt": prompt, "output_format": output_format}),
+        request_options=_without_none(
+            {"model": model, "prompt": prompt, "aspect_ratio": aspect_ratio, "output_format": output_format}
+        ),
     )
     reading = ListOptions(column=column, split=split or None)
     inputs = gather_inputs(
@@ -452,7 +505,7 @@ def recover(folder: Path, *, yes: bool) -> int:
 @cli.command()
 @click.argument("prompt")
 @click.option("--aspect-ratio", type=_choice(AspectRatio), help="Width to height.")
-@_options(_model, _output_format, _timeout, _file, _json, _transport, _verbose)
+@_options(_model, _model_file, _output_format, _timeout, _file, _json, _transport, _verbose)
 def generate(prompt: str, timeout: float, **options: Any) -> int:
     """Make an image from the words of PROMPT.
 
@@ -468,7 +521,7 @@ def generate(prompt: str, timeout: float, **options: Any) -> int:
 @click.argument("prompt")
 @click.argument("image")
 @click.option("--aspect-ratio", type=_choice(AspectRatio), help="Crop or pad to this width to height.")
-@_options(_model, _output_format, _timeout, _file, _json, _transport, _verbose)
+@_options(_model, _model_file, _output_format, _timeout, _file, _json, _transport, _verbose)
 def edit(prompt: str, image: str, timeout: float, **options: Any) -> int:
     """Change IMAGE, an http(s) URL or a file, as PROMPT says.
 
@@ -519,6 +572,16 @@ def show_balance(**options: Any) -> int:
     from flux_async.cli.single_commands import Reply, show_credits  # noqa: PLC0415 - loads rich
 
     return show_credits(Reply.of(options))
+
+
+@cli.command("models")
+@_options(_model_file, _json)
+@click.pass_context
+def list_models(ctx: click.Context, *, as_json: bool) -> int:
+    """List the models, with price, API, longest prompt and options."""
+    from flux_async.cli.model_file import show_models  # noqa: PLC0415 - rarely needed
+
+    return show_models(_own_models(ctx), as_json=as_json)
 
 
 # --- checks and trials ------------------------------------------------------------------------------------

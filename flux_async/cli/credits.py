@@ -21,11 +21,11 @@ from flux_async import (
     Charge,
     FluxClient,
     FluxError,
-    Model,
     RetryPolicy,
     Scope,
     UnexpectedResponse,
 )
+from flux_async.api.models_table import AnyModel
 from flux_async.cli.list_files import InputStopped, LiveInputs
 from flux_async.cli.run_folder import Selection
 from flux_async.cli.run_options import RunOptions
@@ -45,7 +45,9 @@ def in_credits(amount: float) -> str:
     return f"{amount:.10g}"
 
 
-def cost_in_words(counts: Counter[Model], cost: float, most: float | None, have: float) -> tuple[str, bool]:
+def cost_in_words(
+    counts: Counter[AnyModel], cost: float, most: float | None, have: float
+) -> tuple[str, bool]:
     """Return the message about the cost of a run, and whether it is a warning.
 
     Args:

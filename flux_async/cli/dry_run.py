@@ -10,7 +10,8 @@ from typing import Any
 
 import attrs
 
-from flux_async import EditRequest, FluxError, InDoubtPolicy, Job, Model
+from flux_async import EditRequest, FluxError, InDoubtPolicy, Job
+from flux_async.api.models_table import AnyModel
 from flux_async.api.stored_requests import read_model
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay
@@ -89,7 +90,7 @@ class DryRun:
     reader: JournalReader | None
     as_json: bool
     counts: Counter[str] = attrs.field(factory=Counter, init=False)
-    models: Counter[Model] = attrs.field(factory=Counter, init=False)
+    models: Counter[AnyModel] = attrs.field(factory=Counter, init=False)
     display: RunDisplay = attrs.field(
         factory=lambda: RunDisplay(output=Output(), prints_results=False), init=False
     )
@@ -169,7 +170,7 @@ class DryRun:
 
     def _as_data(self, cost: float) -> dict[str, Any]:
         return {
-            "to_submit": {model.value: self.models[model] for model in Model if self.models[model]},
+            "to_submit": {model.value: count for model, count in self.models.items()},
             "credits": cost,
             **{name: self.counts[name] for name in _WORDS},
         }

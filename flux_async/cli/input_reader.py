@@ -29,6 +29,7 @@ from flux_async import (
     LocalImage,
     Model,
 )
+from flux_async.api.models_table import AnyModel
 from flux_async.api.stored_requests import read_model, store_request
 from flux_async.cli.advice import error_text
 from flux_async.cli.credits import Spending
@@ -60,7 +61,7 @@ class Row(NamedTuple):
     given: InputRow
     key: JobKey
     request: str
-    model: Model | None
+    model: AnyModel | None
     image: LocalImage | None
     refusal: InvalidInput | None
 

@@ -80,7 +80,7 @@ IMAGE_COLUMNS = (
 )
 """Usual names of the column of images; where a list has several, the first of these counts."""
 
-OPTIONS = ("prompt", "model", "output_format")
+OPTIONS = ("prompt", "model", "aspect_ratio", "output_format")
 
 AT_THE_ENDS = " \t\r\n\v\f\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202f\u2060\u3000\ufeff"
 """White space and invisible characters that editors, web pages and spreadsheets leave around a URL."""

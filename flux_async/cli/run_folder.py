@@ -24,7 +24,8 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
-from flux_async import ConfigurationError, Job, JobKey, Model
+from flux_async import ConfigurationError, Job, JobKey
+from flux_async.api.models_table import AnyModel
 from flux_async.cli.advice import command
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, Status, row_of
 from flux_async.job_state import JobState, Problem
@@ -183,7 +184,7 @@ class Selection:
     to_do: array[int] = attrs.field(factory=lambda: array("q"))
     missing: array[int] = attrs.field(factory=lambda: array("q"))
     extra: ExtraRows = attrs.field(factory=ExtraRows)
-    needs: Counter[Model] = attrs.field(factory=Counter)
+    needs: Counter[AnyModel] = attrs.field(factory=Counter)
     kept: int = 0
     paid: int = 0
     duplicates: int = 0

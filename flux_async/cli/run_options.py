@@ -12,6 +12,7 @@ import attrs
 
 from flux_async import (
     CallbackEndpoint,
+    CustomModel,
     EditRequest,
     InDoubtPolicy,
     InvalidInput,
@@ -19,8 +20,8 @@ from flux_async import (
     JobKey,
     Limits,
     LocalImage,
-    Model,
 )
+from flux_async.api.models_table import AnyModel
 from flux_async.batch.options import price_list
 from flux_async.batch.runner import PATIENCE_S
 from flux_async.cli.input_rows import InputRow
@@ -77,6 +78,7 @@ class RunOptions:
         callbacks: Where the vendor reports ends, or None.
         listen: Where this run receives callbacks; None leaves that to a receiver elsewhere.
         prices: Credits per image, by model.
+        models: Models of the user's own, by name.
         via_upload: Whether images that have an address go through the upload host, too.
         confirm_above: Credits above which the user is asked before they are spent.
         asks: Whether there is a user to ask.
@@ -99,7 +101,8 @@ class RunOptions:
     max_credits: float | None = None
     callbacks: CallbackEndpoint | None = None
     listen: ListenAddress | None = None
-    prices: Mapping[Model, float] = attrs.field(default=None, converter=price_list)
+    prices: Mapping[AnyModel, float] = attrs.field(default=None, converter=price_list)
+    models: Mapping[str, CustomModel] = attrs.field(factory=dict)
     via_upload: bool = False
     confirm_above: float = CONFIRM_ABOVE
     asks: bool = False
@@ -120,5 +123,8 @@ class RunOptions:
             image = identify_now(LocalImage(path=given.image, folder=given.folder))
         elif not is_address(given.image) or with_scheme(given.image) is not None:
             raise InvalidInput(no_image(given.image))
-        request = EditRequest.text_removal(image, **{**self.request_options, **given.options})
+        options = {**self.request_options, **given.options}
+        if (own := self.models.get(options.get("model", ""))) is not None:
+            options["model"] = own
+        request = EditRequest.text_removal(image, **options)
         return Job(request=request) if given.key is None else Job(request=request, key=JobKey(given.key))

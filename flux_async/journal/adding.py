@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
-from flux_async.api.stored_requests import read_request
+from flux_async.api.stored_requests import read_request, without_terms
 from flux_async.errors import InvalidInput, JobConflictError
 from flux_async.images import LocalImage
 from flux_async.job_state import JobSnapshot, JobState
@@ -258,8 +258,14 @@ class Adding:
         return Added(number, stored)
 
     def _renew(self, stored: StoredJob, request: str) -> StoredJob:
-        """Replace the address of a job; its earlier submits keep the one that they have sent."""
-        old, number = _fields(stored.request)[_IMAGE], stored.number
+        """Replace the request of a job by one with another signature, or with another price of its model.
+
+        Its earlier submits keep the address that they have sent.
+        """
+        old, number = _fields(stored.request).get(_IMAGE), stored.number
+        if old == _fields(request).get(_IMAGE):
+            self.connection.execute("UPDATE job SET request = ? WHERE number = ?", (request, number))
+            return attrs.evolve(stored, request=request)
         self.connection.execute(
             "UPDATE attempt SET input_url = ? WHERE job = ? AND input_url IS NULL", (old, number)
         )
@@ -359,7 +365,7 @@ def _conflict_of(stored: StoredJob, request: str, *, is_given: bool = False) -> 
         request: The request.
         is_given: Whether the job is part of the same run.
     """
-    old, new = _fields(stored.request), _fields(request)
+    old, new = without_terms(_fields(stored.request)), without_terms(_fields(request))
     different = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     if not different or (different == [_IMAGE] and is_resigned(str(old[_IMAGE]), str(new[_IMAGE]))):
         return None

@@ -30,6 +30,7 @@ _PAGE = 500
 _SPENT = ("SubmitAccepted", "TaskFound")
 _UNKNOWN = ("SubmitUnknown", "EchoContradicted")
 _MODEL = "json_extract(job.request, '$.model')"
+_CUSTOM_PRICE = "json_extract(job.request, '$.customModel.credits')"
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +43,7 @@ class Spending:
         perhaps: Submits whose task is unknown.
         measured: Tasks whose cost is known, by the vendor's own figure or by the balance.
         credits: What those have cost, refunds deducted.
-        price: The latest price that was measured, or None.
+        price: The latest price that was measured, else that of a model of the caller's own; or None.
     """
 
     model: str
@@ -203,7 +204,7 @@ class JournalReader:
         """Return the tasks made so far, by model."""
         sql = (
             f"SELECT {_MODEL}, sum(type IN {_SPENT}) - sum(type = 'EchoContradicted'), "
-            f"sum(type IN {_UNKNOWN}) - sum(type = 'TaskFound') "
+            f"sum(type IN {_UNKNOWN}) - sum(type = 'TaskFound'), max({_CUSTOM_PRICE}) "
             "FROM event JOIN job ON event.job = job.number "
             f"WHERE type IN {_SPENT + _UNKNOWN} GROUP BY 1"
         )
@@ -221,9 +222,9 @@ class JournalReader:
                 perhaps=max(0, perhaps),
                 measured=costs.get(model, (0, 0.0))[0],
                 credits=costs.get(model, (0, 0.0))[1],
-                price=prices.get(model),
+                price=prices.get(model, custom_price),
             )
-            for model, tasks, perhaps in self._all(sql)
+            for model, tasks, perhaps, custom_price in self._all(sql)
         ]
 
     def generation_s(self, share: float) -> float | None:

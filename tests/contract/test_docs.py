@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flux_async import Charge, FluxError, Scope
+from flux_async import Charge, FluxError, Model, Scope
 from flux_async.advice import fill, python_words
 from flux_async.sandbox.settings import OPTIONS
 
@@ -23,6 +23,7 @@ DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((R
 ERRORS = ROOT / "docs" / "errors.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 COMMANDS = ROOT / "docs" / "command_line.md"
+MODELS = ROOT / "docs" / "models.md"
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 
 TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
@@ -157,6 +158,16 @@ def test_every_option_is_documented_where_it_belongs() -> None:
         if title.startswith("`")
     }
     assert documented == {name: options - {"--help"} for name, options in commands().items()}
+
+
+def test_every_model_is_documented_with_its_price() -> None:
+    """The table of ``docs/models.md`` has one row for each model, in order, with price and longest prompt."""
+    rows = re.findall(r"^\| `([^`]+)` \| ([\d.]+)[^|]*\|.*\| ([^|]+) \|$", read(MODELS), flags=re.MULTILINE)
+    limits = {model: model.row.max_prompt for model in Model}
+    assert rows == [
+        (model.value, f"{model.row.credits:g}", "not known" if limit is None else f"{limit:,}")
+        for model, limit in limits.items()
+    ]
 
 
 def test_readme_names_every_command() -> None:

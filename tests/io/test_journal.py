@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
+from flux_async import CustomModel, GenerateRequest
+from flux_async.api.stored_requests import store_request
 from flux_async.errors import (
     Charge,
     JobConflictError,
@@ -40,6 +44,7 @@ from flux_async.job_state import (
     TaskSucceeded,
     apply,
 )
+from flux_async.journal.reader import JournalReader, Spending
 from flux_async.journal.store import Journal
 from flux_async.journal.writer import RESERVE_SIZE, RESERVE_STEP, Reserve, Writer
 from flux_async.models import JobKey, TaskId
@@ -118,6 +123,27 @@ async def test_another_request_under_a_known_key_adds_nothing(path: Path) -> Non
             group.create_task(refused())
             group.create_task(journal.add(entries(1, first=9)))
     assert rows(path, "SELECT key FROM job ORDER BY number") == [("k0",), ("k9",)]
+
+
+async def test_a_corrected_price_of_a_model_is_no_conflict(path: Path) -> None:
+    """Price and limits of a model of the caller's own are not submitted; another extra is."""
+
+    def stored(**changes: Any) -> str:
+        fields = {"id": "lab/x", "credits": 3, "image_field": "image", "needs_image": False, **changes}
+        return store_request(GenerateRequest(prompt="A lighthouse", model=CustomModel(**fields)))
+
+    key = JobKey("poster")
+    async with Journal(path) as journal:
+        (job,) = await journal.add([(key, stored())])
+    async with Journal(path) as journal:
+        (again,) = await journal.add([(key, stored(credits=8, max_prompt=500))])
+        assert again == attrs.evolve(job, request=stored(credits=8, max_prompt=500))
+        with pytest.raises(JobConflictError, match="customModel differs"):
+            await journal.add([(key, stored(extras={"quality": "high"}))])
+        await happened(journal, again, SubmitIntended(at=1), SubmitAccepted(at=2, task_id=TaskId("t")))
+        with JournalReader(path) as reader:
+            assert reader.spending() == [Spending(model="lab/x", tasks=1, perhaps=0, price=8)]
+    assert rows(path, "SELECT count(*) FROM event WHERE type = 'AddressRenewed'") == [(0,)]
 
 
 async def test_many_writers_share_a_commit(path: Path) -> None:
@@ -267,6 +293,7 @@ async def test_a_closed_journal_raises(path: Path) -> None:
 
 _RECORDER = """
 import asyncio, sys
+from flux_async.journal.reader import JournalReader, Spending
 from flux_async.journal.store import Journal
 from flux_async.job_state import SubmitIntended, apply
 from flux_async.models import JobKey
@@ -438,6 +465,7 @@ async def test_a_new_folder_at_the_path_of_a_moved_one_is_refused_during_the_run
 _TAKER = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from flux_async.errors import JournalBusyError
 from flux_async.journal.lock import JournalLock
 
@@ -551,6 +579,7 @@ async def test_a_path_that_cannot_hold_a_file_is_a_journal_error(tmp_path: Path,
 
 _OPENER = """
 import asyncio, concurrent.futures.thread, fcntl, os, sqlite3, sys
+from flux_async.journal.reader import JournalReader, Spending
 from flux_async.journal.store import Journal
 from flux_async.errors import JournalError
 if os.getuid() == 0:  # root may write anywhere

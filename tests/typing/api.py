@@ -14,6 +14,7 @@ from flux_async import (
     AspectRatio,
     BatchRun,
     Charge,
+    CustomModel,
     Echo,
     EditRequest,
     Failed,
@@ -57,7 +58,7 @@ from flux_async import (
 def requests_() -> None:
     request = EditRequest.text_removal("https://example.com/a.jpg", safety_tolerance=1)
     assert_type(request, EditRequest)
-    assert_type(request.model, Model)
+    assert_type(request.model, Model | CustomModel)
     assert_type(request.aspect_ratio, AspectRatio | None)
     assert_type(request.output_format, OutputFormat | None)
     assert_type(request.safety_tolerance, int | None)

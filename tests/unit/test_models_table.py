@@ -18,7 +18,6 @@ from flux_async.api.models_table import (
     OnWire,
     api_for,
     credits_of,
-    prices_in_words,
 )
 
 URL = "https://example.com/a.jpg"
@@ -135,8 +134,3 @@ def test_max_is_refused_over_jobs() -> None:
     assert api_for(Model.MAX, "kontext") == "kontext"
     with pytest.raises(InvalidInput, match=r"flux-kontext-max: .*Pro might be made instead\."):
         api_for(Model.MAX, "jobs")
-
-
-def test_help_lists_every_price() -> None:
-    """The price list as text has each model with its credits."""
-    assert prices_in_words().startswith("5 (flux-kontext-pro), 10 (flux-kontext-max)")
