@@ -1,7 +1,7 @@
 """Frozen values, checked when they are made: requests, records, results, jobs and outcomes.
 
 A request that could not succeed is refused here, before any credit is spent. Field names are Python's; the
-vendor's are in ``api/kontext.py``.
+vendor's are in ``api/kontext.py`` and ``api/jobs.py``.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class Echo(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class TaskRecord:
-    """The record of a task from record-info (API page, "Task Status Query").
+    """The record of a task from record-info (API page, "Task Status Query"), or from recordInfo (jobs API).
 
     Attributes:
         task_id: The task.
@@ -308,12 +308,12 @@ class TaskRecord:
         unknown_flag: The ``successFlag`` as sent, if it was none of the documented four.
         result_url: The finished image, kept 14 days; a result of the jobs API perhaps only 24 hours.
         other_urls: Further results, where the task made several.
-        origin_url: The vendor's copy of the input, kept 10 minutes.
+        origin_url: The vendor's copy of the input, kept 10 minutes; the jobs API has none.
         created_at: When the task was made (UTC), to the second.
         completed_at: When it ended (UTC); may lie up to a second ahead of our clock.
         credits: What the vendor charges for the task, if the record has it (jobs API).
-        error_code: 400, 500 or 501 of a failed task.
-        error_message: The vendor's words for it.
+        error_code: 400, 500 or 501 of a failed task; None for a code that is no number.
+        error_message: The vendor's words for it; without any, a code that is no number.
         params: The request's fields as the vendor echoes them; partial, or None if unreadable.
         raw: The record word for word, unknown fields included.
     """

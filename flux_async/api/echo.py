@@ -1,6 +1,7 @@
-"""Compares ``paramJson`` of a record with the request that was sent, and finds contradictions.
+"""Compares the echo in a record with the request that was sent, and finds contradictions.
 
-Rules (``paramJson`` in the API page; that the vendor always echoes verbatim is not proven):
+The echo is ``paramJson``, in the jobs API ``param``, in the names of a stored request. That the vendor always
+echoes verbatim is not proven. Rules:
 
 1. The echo has the fields in another order, and perhaps not all of them. A missing field contradicts nothing.
 2. Prompt, image and model identify the request. Percent-encoding and white space may differ.

@@ -1,8 +1,9 @@
 """The table of the vendor's codes: the error of each, and what it means for a poll.
 
 Sources: API page, "Error Handling" and "Callback Status Codes"; 408 and 433 appear on the vendor's other
-pages. The numbers are *envelope* codes: the vendor sends nearly all of them with HTTP 200. An HTTP status
-stands in only where there is no readable envelope.
+pages. The jobs API has the same codes: a failed task is 501 in its callbacks, ``failCode`` in its records.
+The numbers are *envelope* codes: the vendor sends nearly all of them with HTTP 200. An HTTP status stands in
+only where there is no readable envelope.
 
 Rules:
 
@@ -43,7 +44,7 @@ OK = 200
 
 
 class PollMeaning(enum.Enum):
-    """Meaning of a code for a task when record-info answers with it."""
+    """Meaning of a code for a task when a poll is answered with it."""
 
     POLL_AGAIN = "poll again later"
     NOT_VISIBLE = "not visible yet, or no such task"
