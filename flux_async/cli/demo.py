@@ -35,10 +35,7 @@ from flux_async.journal.reader import JournalReader
 
 SPEED = 10
 
-_COMMAND = (
-    *("-m", "flux_async.sandbox", "--port", "0", "--speed", str(SPEED), "--quality", "good"),
-    "--until-eof",
-)
+_COMMAND = ("-m", "flux_async.sandbox", "--port", "0", "--speed", str(SPEED), "--until-eof")
 _READY = "sandbox ready at "
 _START_S = 60.0
 _STOP_S = 5.0
@@ -63,11 +60,11 @@ class SandboxChild:
     url: str = ""
 
     @classmethod
-    async def start(cls) -> Self:
-        """Start it; :meth:`ready` waits until it listens."""
+    async def start(cls, quality: str) -> Self:
+        """Start it with a quality of text removal; :meth:`ready` waits until it listens."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         process = await anyio.open_process(
-            [sys.executable, *_COMMAND],
+            [sys.executable, *_COMMAND, "--quality", quality],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -175,8 +172,8 @@ class Sample:
     content: bytes = attrs.field(repr=False)
 
 
-def run_demo(folder: Path) -> Exit:
-    """Run the demo in ``folder`` and return the exit code.
+def run_demo(folder: Path, quality: str = "good") -> Exit:
+    """Run the demo in ``folder``, with a quality of text removal, and return the exit code.
 
     Raises:
         MissingExtra: The extra ``demo`` is not installed.
@@ -187,7 +184,7 @@ def run_demo(folder: Path) -> Exit:
     if missing:
         raise MissingExtra.for_extra(f"The demo ({', '.join(missing)} not installed)", "demo")
     _start_fresh(folder)
-    demo = Demo(folder=folder, display=RunDisplay(output=Output(), prints_results=False))
+    demo = Demo(folder=folder, quality=quality, display=RunDisplay(output=Output(), prints_results=False))
     return run_interruptible(demo.run)
 
 
@@ -196,12 +193,13 @@ class Demo:
     """One run of the demo."""
 
     folder: Path
+    quality: str
     display: RunDisplay
 
     async def run(self, interruption: Interruption) -> Exit:
         """Start the sandbox, remove the text from its samples, show the results."""
         self.display.note("Starting a sandbox on this machine …")
-        sandbox = await SandboxChild.start()
+        sandbox = await SandboxChild.start(self.quality)
         interruption.before_exit.append(sandbox.terminate)
         try:
             return await self._with(sandbox, interruption)

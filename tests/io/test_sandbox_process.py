@@ -242,7 +242,7 @@ import anyio
 from flux_async.cli.demo import SandboxChild
 
 async def main():
-    child = await SandboxChild.start()
+    child = await SandboxChild.start("fast")
     await child.ready()
     print(child.process.pid, flush=True)
     await anyio.sleep_forever()
