@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 import threading
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,11 +28,11 @@ from flux_async.sandbox import samples
 DRAWN = ("market-poster", "chinese-banner", "coffee-badge", "beach-club")
 
 
-@pytest.fixture(scope="module")
-def removals():
-    """Each drawn sample with its text removed, worked out once."""
-    drawn = {name: samples.draw_sample(name) for name in DRAWN}
-    return {name: (sample, imaging.remove_text(sample.image)) for name, sample in drawn.items()}
+@cache
+def removal_of(name):
+    """Return a drawn sample and its removal, worked out once, where a test needs it."""
+    sample = samples.draw_sample(name)
+    return sample, imaging.remove_text(sample.image)
 
 
 def noise(shape, *, seed=3):
@@ -74,15 +75,15 @@ def encoded(image, kind="PNG", **options):
 
 class TestRemoval:
     @pytest.mark.parametrize("name", DRAWN)
-    def test_no_readable_text_is_left(self, removals, name):
+    def test_no_readable_text_is_left(self, name):
         """Where text was, nothing can be read any more."""
-        _, removal = removals[name]
+        _, removal = removal_of(name)
         assert imaging.read_text(removal.image) == ()
 
     @pytest.mark.parametrize("name", DRAWN)
-    def test_only_the_hole_differs(self, removals, name):
+    def test_only_the_hole_differs(self, name):
         """Every pixel outside the hole is exactly what it was."""
-        sample, removal = removals[name]
+        sample, removal = removal_of(name)
         assert (removal.image == sample.image)[~removal.hole].all()
         assert 0.001 < removal.hole.mean() < 0.3
 
@@ -90,27 +91,27 @@ class TestRemoval:
         ("name", "floor"),
         [("market-poster", 55), ("chinese-banner", 55), ("coffee-badge", 50), ("beach-club", 55)],
     )
-    def test_the_filled_text_is_close_to_the_clean_image(self, removals, name, floor):
+    def test_the_filled_text_is_close_to_the_clean_image(self, name, floor):
         """Where text was, the result is close to the image the sample was made from."""
-        sample, removal = removals[name]
+        sample, removal = removal_of(name)
         text = np.abs(sample.image.astype(int) - sample.clean).max(2) > 6
         assert psnr(removal.image, sample.clean, dilate(text, 3)) > floor
 
-    def test_regions_and_passes_are_reported(self, removals):
+    def test_regions_and_passes_are_reported(self):
         """A poster of six lines has six regions, and the first pass worked on all of them."""
-        _, removal = removals["market-poster"]
+        _, removal = removal_of("market-poster")
         assert len(removal.regions) == 6
         assert removal.passes[0] == 6
 
-    def test_the_same_image_gives_the_same_bytes(self, removals):
+    def test_the_same_image_gives_the_same_bytes(self):
         """Two runs give the same image, whatever the state of the random generators around them."""
-        sample, first = removals["coffee-badge"]
+        sample, first = removal_of("coffee-badge")
         np.random.default_rng()
         assert imaging.remove_text(sample.image).image.tobytes() == first.image.tobytes()
 
-    def test_threads_do_not_disturb_each_other(self, removals):
+    def test_threads_do_not_disturb_each_other(self):
         """Two threads at once get what one alone gets."""
-        sample, alone = removals["beach-club"]
+        sample, alone = removal_of("beach-club")
         results = []
         threads = [
             threading.Thread(target=lambda: results.append(imaging.remove_text(sample.image)))
@@ -226,9 +227,9 @@ class TestPasses:
         text = np.abs(sample.image.astype(int) - sample.clean).max(2) > 6
         assert imaging.remove_text(sample.image).hole[text].mean() > 0.99
 
-    def test_the_mask_on_a_smooth_background_is_close_to_the_letters(self, removals):
+    def test_the_mask_on_a_smooth_background_is_close_to_the_letters(self):
         """What looks like a smooth background is left out of the mask: a smaller hole is filled better."""
-        sample, removal = removals["chinese-banner"]
+        sample, removal = removal_of("chinese-banner")
         text = np.abs(sample.image.astype(int) - sample.clean).max(2) > 6
         assert removal.hole[text].all()
         assert removal.hole.sum() < 2.1 * text.sum()
@@ -276,8 +277,9 @@ class TestDetection:
     def test_a_certain_line_is_distinguished_from_an_uncertain_one_beside_it(self):
         """The score belongs to its own line, whatever the order in which RapidOCR lists boxes and scores."""
         image = text_detection.raise_contrast(samples.draw_sample("magazine").image)
-        skyline = [box for box in ocr.detect_boxes(image, 1408) if 300 < box.corners[0, 1] < 400]
-        title = [box for box in ocr.detect_boxes(image, 1408) if box.corners[0, 1] < 60]
+        boxes = ocr.detect_boxes(image, 1408)
+        skyline = [box for box in boxes if 300 < box.corners[0, 1] < 400]
+        title = [box for box in boxes if box.corners[0, 1] < 60]
         assert [box.certain for box in title] == [True]
         assert [box.certain for box in skyline] == [False]
 
