@@ -107,7 +107,7 @@ def run_pytest(folder: Path, text: str, *options: str) -> subprocess.CompletedPr
     """Run a file of tests in a process of its own; warnings are errors there too."""
     (folder / "test_it.py").write_text(textwrap.dedent(text), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", *options]
-    command += ["-p", "no:cacheprovider", "-p", "no:respx"]  # the latter loads httpx
+    command += ["-p", "no:cacheprovider", "-p", "no:faker", "-p", "no:respx"]  # the last one loads httpx
     command += ["-W", "error", "-W", "ignore:The configuration option"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
 
