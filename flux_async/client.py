@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar, Unpack
 
 import anyio
 import attrs
@@ -19,6 +19,7 @@ from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.api.parsing import check_task_id
 from flux_async.batch.options import BatchOptions
 from flux_async.batch.runner import gather
+from flux_async.client_options import DEFAULT_TIMEOUT_S, ClientOptions
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import ConfigurationError, FluxError, TaskFailed
 from flux_async.files.download import download_file, download_to_sink
@@ -44,7 +45,7 @@ from flux_async.models import (
     UploadedFile,
     check_request,
 )
-from flux_async.policy import check_kind, check_not_negative, check_positive, of_kind, positive_number
+from flux_async.policy import check_kind, check_not_negative, check_positive
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of
 from flux_async.policy.image_urls import check_reachable, mistyped_in_words
@@ -62,32 +63,6 @@ if TYPE_CHECKING:
     from flux_async.transport.httpx_ import HttpClient
 
 T = TypeVar("T")
-
-DEFAULT_TIMEOUT_S = 300.0
-
-
-@attrs.frozen(kw_only=True)
-class ClientOptions:
-    """Settings of a client that :meth:`FluxClient.with_options` changes.
-
-    Attributes:
-        timeout: Seconds a call may take.
-        polling: When to poll a task.
-        retry: When a request is repeated.
-        download_limits: Size of a result, and silence of its host.
-
-    Raises:
-        InvalidInput: A value of the wrong type, or out of range.
-    """
-
-    timeout: float = attrs.field(default=DEFAULT_TIMEOUT_S, validator=positive_number)
-    polling: PollPolicy = attrs.field(factory=PollPolicy, validator=of_kind(PollPolicy))
-    retry: RetryPolicy = attrs.field(validator=of_kind(RetryPolicy))
-    download_limits: DownloadLimits = attrs.field(factory=DownloadLimits, validator=of_kind(DownloadLimits))
-
-    def changed(self, **given: Any) -> ClientOptions:
-        """Return a copy with the given values that are not None."""
-        return attrs.evolve(self, **{name: value for name, value in given.items() if value is not None})
 
 
 class FluxClient:

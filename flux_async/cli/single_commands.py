@@ -16,7 +16,7 @@ from flux_async.cli.credits import in_credits
 from flux_async.cli.display import MessageConsole, message_console
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, Output, as_json, printable
-from flux_async.client import DEFAULT_TIMEOUT_S
+from flux_async.client_options import DEFAULT_TIMEOUT_S
 from flux_async.models import ImageRequest
 from flux_async.transport.factory import TransportName
 

@@ -32,7 +32,7 @@ L0 = {"advice", "errors", "images", "models"}
 L1 = {"api", "job_state", "policy"}
 L2 = {"clock", "files", "journal", "transport"}
 L3 = {"files.download", "files.upload", "poll_rate", "poller", "session", "submitter"}
-L4 = {"batch", "client", "engine", "telemetry", "verification", "webhook"}
+L4 = {"batch", "client", "client_options", "engine", "telemetry", "verification", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
     # What each may import, besides itself; a dotted name allows that module only.
@@ -56,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "submitter": L0 | L1 | {"clock", "transport"},
     "poller": L0 | L1 | {"clock", "poll_rate", "session", "submitter"},
     "poll_rate": {"clock"},
-    "client": L0 | L1 | L2 | L3 | {"batch", "__version__"},
+    "client": L0 | L1 | L2 | L3 | {"batch", "client_options", "__version__"},
+    "client_options": L0 | L1,
     "batch": L0 | L1 | L2 | L3 | {"telemetry"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1,
@@ -94,6 +95,7 @@ OUTSIDE: dict[str, set[str]] = {
     "poller": {"attrs"},
     "poll_rate": {"attrs"},
     "client": {"anyio", "attrs"},
+    "client_options": {"attrs"},
     "files.download": {"attrs"},
     "files.upload": {"attrs"},
     "batch": {"anyio", "attrs"},
