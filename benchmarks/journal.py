@@ -85,7 +85,7 @@ async def transitions(folder: Path, jobs: int, concurrent: int) -> Speed:
 async def _life(journal: Journal, stored: StoredJob, taken: list[float]) -> None:
     job, at = stored.job, 1_790_000_000.0
     for event in (
-        SubmitIntended(at=at),
+        SubmitIntended(api="kontext", at=at),
         SubmitAccepted(at=at, task_id=TaskId(f"{stored.number:032x}")),
         TaskSucceeded(at=at, result_url=URL, generation_s=12.0),
         Saved(at=at, file="a.jpg"),

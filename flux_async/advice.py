@@ -22,6 +22,7 @@ ACTIONS = frozenset(
         "new_key",
         "new_run",
         "new_run_after_halt",
+        "other_api",
         "paid_once",
         "pay_again",
         "recover",
@@ -40,14 +41,29 @@ def fill(template: str, words: Mapping[str, str]) -> str:
     return filled.strip()
 
 
-def python_words(task_id: str | None, *, in_memory: bool = False) -> Mapping[str, str]:
+def must_be_named(api: str | None) -> bool:
+    """Return whether a call about a task has to name its API: one that is known, and not the default."""
+    return api not in {None, "kontext"}
+
+
+def other_api(api: str | None) -> str:
+    """Return the API that a task may have been submitted to instead."""
+    return "kontext" if api == "jobs" else "jobs"
+
+
+def python_words(
+    task_id: str | None, api: str | None = None, *, in_memory: bool = False
+) -> Mapping[str, str]:
     """Return the words of every action for users of the library.
 
     Args:
         task_id: That of the error.
+        api: The API that has the task, if known.
         in_memory: Whether the error is of a batch whose journal is in memory.
     """
     task = "task_id" if task_id is None else repr(str(task_id))
+    if must_be_named(api):
+        task += f", api={api!r}"
     words = {
         "check_network": "check KIE_BASE_URL and the network",
         "fetch": "Run the batch again on the same journal to fetch it.",
@@ -61,6 +77,7 @@ def python_words(task_id: str | None, *, in_memory: bool = False) -> Mapping[str
         "new_run": "running the same again submits them, and fetches what is already paid.",
         "new_run_after_halt": "Images in doubt are not submitted again; the next run submits those that are "
         "left, one at a time until one is accepted, and each of them may be charged.",
+        "other_api": f"It may be a task of the API {other_api(api)}: give api={other_api(api)!r}.",
         "paid_once": "",
         "pay_again": "",
         "recover": "open it with Journal(path).open(accept_lost_records=True)",

@@ -14,8 +14,10 @@ import anyio
 import attrs
 
 from flux_async.advice import python_words
+from flux_async.api import VARIABLE, choose_api, load_api
 from flux_async.api.common_api import build_credit, parse_credit
 from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.api.models_table import ApiName, api_for
 from flux_async.api.parsing import check_task_id
 from flux_async.batch.options import BatchOptions
 from flux_async.batch.runner import gather
@@ -78,6 +80,8 @@ class FluxClient:
         base_url: The API's origin; left out, ``KIE_BASE_URL``, else ``https://api.kie.ai``.
         upload_url: The upload host's origin; left out, ``KIE_UPLOAD_URL``, else the vendor's beside the
             vendor's API, and ``base_url`` itself beside any other.
+        api: The vendor's API for submits, ``"kontext"`` or ``"jobs"``; left out, ``KIE_API``, else kontext. A
+            model that only jobs has goes there all the same. A task is polled where it was submitted.
         timeout: Seconds a call may take from its start to the finished image.
         limits: The limits of the account and of this process; by default 20 submits in 10 s.
         polling: When to poll a task; left out, it is learned.
@@ -91,7 +95,7 @@ class FluxClient:
         rng: The source of jitter, for example ``random.Random(1)`` in a test.
 
     Raises:
-        ConfigurationError: No key, or an address, client or transport that cannot be used.
+        ConfigurationError: No key, or an address, API, client or transport that cannot be used.
         MissingExtra: The library that ``transport`` names is not installed.
         InvalidInput: A number out of range.
     """
@@ -102,6 +106,7 @@ class FluxClient:
         base_url: str | None = None,
         *,
         upload_url: str | None = None,
+        api: ApiName | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
         limits: Limits | None = None,
         polling: PollPolicy | None = None,
@@ -131,6 +136,7 @@ class FluxClient:
             transport=make_transport(transport, credentials, version=__version__, client=http_client),
             rate_limiter=RateLimiter(limits),
             clock=clock or SystemClock(),
+            api=choose_api(api, os.environ.get(VARIABLE, "")),
             scrub=credentials.scrub,
             rng=rng,
             address=credentials.base_url,
@@ -201,6 +207,11 @@ class FluxClient:
         return name_of(self._session.transport)
 
     @property
+    def api(self) -> ApiName:
+        """The API that requests are submitted to, where it has their model."""
+        return self._session.api
+
+    @property
     def fingerprint(self) -> str:
         """A digest that differs between keys and does not reveal the key."""
         return self._credentials.fingerprint
@@ -258,16 +269,25 @@ class FluxClient:
             task_id, _ = await self._submit(request, deadline, call)
             return task_id
 
-    async def record(self, task_id: TaskId | str, *, timeout: float | None = None) -> TaskRecord:
+    async def record(
+        self, task_id: TaskId | str, *, api: ApiName | None = None, timeout: float | None = None
+    ) -> TaskRecord:
         """Poll a task once and return its record (API page, "Task Status Query").
+
+        Args:
+            task_id: The task.
+            api: The API that it was submitted to; left out, where this client has submitted it, else the
+                client's.
+            timeout: Seconds to wait; left out, the client's.
 
         Raises:
             NotFoundError: No such task, or not visible yet.
             FluxError: The poll itself failed; the task continues.
         """
-        task, api = check_task_id(task_id), self._session.api
+        task = check_task_id(task_id)
+        wire = load_api(self._api_of(task, api))
         return await self._read(
-            api.build_status(task), lambda answer: api.parse_status(answer, task), timeout
+            wire.build_status(task), lambda answer: wire.parse_status(answer, task), timeout
         )
 
     async def wait(
@@ -275,6 +295,7 @@ class FluxClient:
         task_id: TaskId | str,
         *,
         request: ImageRequest | None = None,
+        api: ApiName | None = None,
         age: float | None = None,
         timeout: float | None = None,
         expects_callback: bool = False,
@@ -289,6 +310,8 @@ class FluxClient:
             task_id: The task.
             request: The request it was made from, if you know it: polls then follow how long such tasks take,
                 and the task's record is compared with it (:class:`flux_async.Echo`).
+            api: The API that it was submitted to; left out, where this client has submitted it, else where
+                ``request`` would go, else the client's.
             age: Seconds since it was submitted; left out, it is read from its record.
             timeout: Seconds to wait; left out, the client's.
             expects_callback: The vendor was given an address for this task that leads to :meth:`notify`.
@@ -309,6 +332,7 @@ class FluxClient:
         async with self._session.call():
             image = await self._poller.wait(
                 task,
+                api=self._api_of(task, api, request),
                 policy=self._options.polling,
                 timeout_s=span_s,
                 deadline=self._session.clock.monotonic() + span_s,
@@ -359,7 +383,7 @@ class FluxClient:
             retry: False makes one try only.
 
         Raises:
-            ResultExpired: The file host refuses it, and it is older than the vendor keeps results (14 days).
+            ResultExpired: The file host refuses it, and it is older than the vendor keeps results.
             AddressForbidden: Its address is forbidden, for example a private one.
             DownloadCutShort, DownloadTimedOut: It did not arrive whole.
             NotAnImage, ResultTooLarge: It is no image, or larger than the limits allow.
@@ -440,7 +464,7 @@ class FluxClient:
         If this call is cancelled after the submit, the task id is in :attr:`unclaimed`, in the log, and in a
         note on the ``CancelledError``.
         """
-        check_request(request)
+        api = api_for(check_request(request).model, self.api)
         span_s = self._span(timeout)
         deadline = self._session.clock.monotonic() + span_s
         async with self._session.call() as call, self._session.task_in_flight(deadline):
@@ -448,6 +472,7 @@ class FluxClient:
             try:
                 image = await self._poller.wait(
                     task_id,
+                    api=api,
                     policy=self._options.polling,
                     timeout_s=span_s,
                     deadline=deadline,
@@ -458,11 +483,11 @@ class FluxClient:
                 if isinstance(error, TaskFailed) and error.record is not None:
                     self._session.submitter.check_echo(error.record, sent)
                 log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
-                raise as_paid(error, task_id) from None
+                raise as_paid(error, task_id, api) from None
             except BaseException as cancelled:
-                advice = python_words(task_id)["wait"]
+                advice = python_words(task_id, api)["wait"]
                 cancelled.add_note(f"Task {task_id} was submitted and is paid; {advice}.")
-                self._session.keep_unclaimed(request, task_id)
+                self._session.keep_unclaimed(request, api, task_id)
                 raise
             log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
             return self._with_echo(image, sent)
@@ -516,6 +541,9 @@ class FluxClient:
     def _span(self, timeout: float | None) -> float:
         return self._options.timeout if timeout is None else check_positive(timeout, "timeout")
 
+    def _api_of(self, task_id: TaskId, api: ApiName | None, request: ImageRequest | None = None) -> ApiName:
+        return self._session.api_of(task_id, request) if api is None else choose_api(api)
+
     def _deadline(self, timeout: float | None) -> float:
         return self._session.clock.monotonic() + self._span(timeout)
 
@@ -528,6 +556,7 @@ class FluxClient:
     ) -> tuple[TaskId, ImageRequest]:
         """Upload the image if it is a file, and submit; return the task and the request as it was sent."""
         self.check_reachable(request)
+        api_for(request.model, self.api)  # an API that does not have the model refuses it before an upload
         if (words := mistyped_in_words(request)) is not None:
             log(logging.WARNING, "%s", words)
         if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):

@@ -60,6 +60,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from flux_async.advice import fill, python_words
 
 if TYPE_CHECKING:
+    from flux_async.api.models_table import ApiName
     from flux_async.models import JobKey, TaskId, TaskRecord
 
 E = TypeVar("E", bound="FluxError")
@@ -90,6 +91,7 @@ def install_command(extra: str) -> str:
 
 
 _LONGEST_SHOWN = 120
+_KEPT = "kept for 14 days (jobs API: 24 hours)"
 _TWO_ENDS = re.compile(r"(?:[!?…]|\.\.\.|(?:^|[^.])\.)\.$")
 
 
@@ -122,7 +124,8 @@ class FluxError(Exception):
     Attributes:
         charge: Whether credits were spent by the exchange that failed.
         scope: What it stops: this job, all submits for a while, or all submits until a person acts.
-        task_id: The vendor's task, if known; ``client.wait(task_id)`` waits for it again.
+        task_id: The vendor's task, if known; ``client.wait(task_id, api=api)`` waits for it again.
+        api: The API that the task was submitted to, or looked for at; None if that is not known.
         advice_template: The advice, with its actions in braces (:mod:`flux_async.advice`).
         answer: The answer to a submit whose charge is not known, up to 4 kB and without the key: it may name
             the task. Empty if no answer came.
@@ -147,6 +150,7 @@ class FluxError(Exception):
         self.charge: Charge = self.default_charge if charge is None else charge
         self.scope: Scope = self.default_scope if scope is None else scope
         self.task_id: TaskId | None = task_id
+        self.api: ApiName | None = None
         self.answer: str = ""
         self.in_memory: bool = False
 
@@ -158,7 +162,7 @@ class FluxError(Exception):
     @property
     def advice(self) -> str:
         """What to do next, for a caller of the library; the end of ``str(error)``."""
-        return fill(self.advice_template, python_words(self.task_id, in_memory=self.in_memory))
+        return fill(self.advice_template, python_words(self.task_id, self.api, in_memory=self.in_memory))
 
     @advice.setter
     def advice(self, template: str) -> None:
@@ -462,7 +466,7 @@ class DownloadError(FluxError):
     """
 
     default_charge = Charge.YES
-    default_advice = "The result is paid and kept for 14 days: download it again."
+    default_advice = f"The result is paid and {_KEPT}: download it again."
     default_retryable: ClassVar[bool] = True
 
     def __init__(
@@ -481,7 +485,7 @@ class DownloadError(FluxError):
 
 
 class ResultExpired(DownloadError):
-    """The vendor no longer has the file: it keeps results for 14 days."""
+    """The vendor no longer has the file: it keeps results for 14 days (jobs API: 24 hours)."""
 
     default_retryable = False
     default_advice = "The image must be made again, which is a new charge{pay_again}."
@@ -501,13 +505,13 @@ class AddressForbidden(DownloadError):
 class DownloadCutShort(DownloadError):
     """The file stopped before its end: the connection broke off or stalled, or the image has no end."""
 
-    default_advice = "Download it again: the result is paid and kept for 14 days."
+    default_advice = f"Download it again: the result is paid and {_KEPT}."
 
 
 class DownloadTimedOut(DownloadError):
     """The deadline passed before the file was whole."""
 
-    default_advice = "Download it again with a longer timeout: the result is paid and kept for 14 days."
+    default_advice = f"Download it again with a longer timeout: the result is paid and {_KEPT}."
 
 
 class NotAnImage(DownloadError):
@@ -528,7 +532,7 @@ class DiskFull(DownloadError):
 
     default_retryable = False
     default_scope = Scope.STOP
-    default_advice = "Make room: nothing is lost, the paid results are kept for 14 days."
+    default_advice = f"Make room: nothing is lost, the paid results are {_KEPT}."
 
 
 class FolderNotWritable(DownloadError):
@@ -536,7 +540,7 @@ class FolderNotWritable(DownloadError):
 
     default_retryable = False
     default_scope = Scope.STOP
-    default_advice = "Check the folder's permissions: nothing is lost, the paid results are kept for 14 days."
+    default_advice = f"Check the folder's permissions: nothing is lost, the paid results are {_KEPT}."
 
 
 class CallbackRejected(FluxError):

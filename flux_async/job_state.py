@@ -40,6 +40,7 @@ from typing import TypeAlias
 
 import attrs
 
+from flux_async.api.models_table import ApiName
 from flux_async.errors import Charge, FluxError
 from flux_async.models import Echo, JobKey, TaskId
 
@@ -102,6 +103,8 @@ class JobSnapshot:
         attempts: Submits intended so far.
         paid_failures: Tasks that were paid and failed.
         task_id: The task of the attempt in progress, or of the finished one.
+        api: The API that this task, or the latest attempt, was submitted to; None before the first attempt,
+            and where the journal lost the record of a submit.
         result_url: Address of the image at the vendor.
         origin_url: Address of the vendor's copy of the input.
         file: The image on disk, relative to the run's folder.
@@ -135,6 +138,7 @@ class JobSnapshot:
     sha256: str | None = None
     echo: Echo | None = None
     credits: float | None = None
+    api: ApiName | None = None
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -151,10 +155,12 @@ class _Event:
 class SubmitIntended(_Event):
     """A POST is about to be made.
 
-    ``callback_id`` is the attempt's part of the callback address, ``input_url`` the address of its upload, if
-    the image was uploaded.
+    ``api`` and ``model`` are the API that it is sent to and the model's id there; ``callback_id`` is the
+    attempt's part of the callback address, ``input_url`` the address of its upload, if there was one.
     """
 
+    api: ApiName | None
+    model: str | None = None
     callback_id: str | None = None
     input_url: str | None = None
 
@@ -199,9 +205,10 @@ class SubmitUnknown(_Event):
 class TaskFound(SubmitAccepted):
     """The task of a submit in doubt became known: by a callback, by its record, or by a person.
 
-    ``echo`` is what its record shows of the request, if that was compared.
+    ``api`` is the API that has its record; ``echo`` is what that shows of the request, if it was compared.
     """
 
+    api: ApiName
     echo: Echo | None = None
 
 
@@ -336,21 +343,12 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
     """Return the job with the fields that an event sets."""
     at = event.at
     match event:
-        case SubmitIntended():  # until it is answered it may be charged
-            attempts = job.attempts + 1
-            return attrs.evolve(
-                job,
-                attempts=attempts,
-                charge=Charge.MAYBE,
-                problem=None,
-                task_id=None,
-                echo=None,
-                credits=None,
-            )
-        case TaskFound(task_id=task_id, echo=echo):
-            return attrs.evolve(
-                job, task_id=task_id, echo=echo, charge=Charge.YES, submitted_at=at, problem=None
-            )
+        case SubmitIntended(api=api):  # until it is answered it may be charged
+            job = attrs.evolve(job, attempts=job.attempts + 1, charge=Charge.MAYBE, problem=None)
+            return attrs.evolve(job, task_id=None, api=api, echo=None, credits=None)
+        case TaskFound(task_id=task_id, api=api, echo=echo):
+            job = attrs.evolve(job, charge=Charge.YES, submitted_at=at, problem=None)
+            return attrs.evolve(job, task_id=task_id, api=api, echo=echo)
         case SubmitAccepted(task_id=task_id):
             return attrs.evolve(job, task_id=task_id, charge=Charge.YES, submitted_at=at, problem=None)
         case SubmitRefused(problem=problem, not_before=not_before):
@@ -402,9 +400,10 @@ class Submit:
 
 @attrs.frozen(kw_only=True)
 class AwaitTask:
-    """Wait for the task's end."""
+    """Wait for the task's end, by polls of the API that has it."""
 
     task_id: TaskId
+    api: ApiName
 
 
 @attrs.frozen
@@ -417,6 +416,7 @@ class Fetch:
     """Download the image."""
 
     task_id: TaskId
+    api: ApiName
     result_url: str
 
 
@@ -437,20 +437,21 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
         job: The job.
         callback_may_come: Whether a callback to the address of its latest attempt would still be received.
     """
+    task_id, api = job.task_id, job.api
     match job.state:
         case JobState.PENDING:
             return Begin(not_before=job.not_before)
         case JobState.SUBMITTING:
             return Submit()
-        case JobState.SUBMITTED if job.task_id is not None:
-            return AwaitTask(task_id=job.task_id)
-        case JobState.GENERATED if job.task_id is not None and job.result_url is not None:
-            return Fetch(task_id=job.task_id, result_url=job.result_url)
+        case JobState.SUBMITTED if task_id is not None and api is not None:
+            return AwaitTask(task_id=task_id, api=api)
+        case JobState.GENERATED if task_id is not None and api is not None and job.result_url is not None:
+            return Fetch(task_id=task_id, api=api, result_url=job.result_url)
         case JobState.IN_DOUBT if callback_may_come:
             return AwaitCallback()
         case JobState.DONE | JobState.FAILED | JobState.IN_DOUBT:
             return Settle(state=job.state)
-    raise IllegalTransition(f"Job {job.key} is {job.state} without a task or a result.")
+    raise IllegalTransition(f"Job {job.key} is {job.state} without a task, its API or a result.")
 
 
 def recover(job: JobSnapshot, at: float) -> Event | None:
@@ -481,7 +482,7 @@ def events_of_lost_submit(job: JobSnapshot, at: float, now: float) -> tuple[Even
         message="The journal lost the record of a submit; it may have been charged. Look for the task at "
         "kie.ai/logs before submitting the same image again.",
     )
-    submit = (SubmitIntended(at=at), SubmitUnknown(at=now, problem=problem))
+    submit = (SubmitIntended(at=at, api=None), SubmitUnknown(at=now, problem=problem))
     match job.state:
         case JobState.PENDING:
             return submit

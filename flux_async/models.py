@@ -16,7 +16,7 @@ from typing import Any, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, U
 
 import attrs
 
-from flux_async.api.models_table import OPTIONS, AnyModel, CustomModel, Model, ModelName
+from flux_async.api.models_table import OPTIONS, AnyModel, ApiName, CustomModel, Model, ModelName
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.images import InputImage, LocalImage, as_image, check_http_url, check_image
 
@@ -315,6 +315,7 @@ class TaskRecord:
         error_code: 400, 500 or 501 of a failed task; None for a code that is no number.
         error_message: The vendor's words for it; without any, a code that is no number.
         params: The request's fields as the vendor echoes them; partial, or None if unreadable.
+        api: The API that it was read from.
         raw: The record word for word, unknown fields included.
     """
 
@@ -330,6 +331,7 @@ class TaskRecord:
     error_code: int | None = None
     error_message: str | None = None
     params: Mapping[str, Any] | None = None
+    api: ApiName = "kontext"
     raw: Mapping[str, Any] = attrs.field(factory=dict, eq=False, repr=False)
 
     @property
@@ -346,12 +348,13 @@ class ImageResult:
 
     Attributes:
         task_id: The task that made it.
-        result_url: Its address, for 14 days; download it at once.
+        result_url: Its address, for 14 days, of the jobs API for 24 hours; download it at once.
         origin_url: The vendor's copy of the input, for 10 minutes, or None.
         echo: Whether its record shows the request it is the result of; None if the request is not known here,
             as in a ``wait`` for a bare task id.
         credits: What its task has cost, by the vendor's own figure (jobs API) or, for the first image of a
             batch, by the balance; None if neither says.
+        api: The API that has its task.
         record: The record it was read from.
     """
 
@@ -360,6 +363,7 @@ class ImageResult:
     origin_url: str | None = None
     echo: Echo | None = None
     credits: float | None = None
+    api: ApiName = "kontext"
     record: TaskRecord | None = attrs.field(default=None, eq=False, repr=False)
 
 
@@ -412,12 +416,14 @@ class UnclaimedTask:
 
     Attributes:
         request: What was submitted.
-        task_id: The paid task: ``client.wait(task_id)`` waits for it. None if no answer came.
+        task_id: The paid task: ``client.wait(task_id, api=api)`` waits for it. None if no answer came.
+        api: The API that it was submitted to.
         error: Why there is no task id, if there is none.
     """
 
     request: ImageRequest
     task_id: TaskId | None = None
+    api: ApiName = "kontext"
     error: FluxError | None = attrs.field(default=None, eq=False)
 
 

@@ -22,6 +22,8 @@ from collections import OrderedDict
 
 import attrs
 
+from flux_async.api import APIS
+from flux_async.api.models_table import ApiName
 from flux_async.api.parsing import image_of
 from flux_async.clock import SUSPENSION_S, Wakeup
 from flux_async.errors import (
@@ -52,6 +54,7 @@ class _Task:
     """What the waiters of one task share.
 
     Attributes:
+        api: The API that it is polled at.
         observation: What is known of its age and kind.
         waiters: The waiters.
         notifications: Notifications received.
@@ -61,6 +64,7 @@ class _Task:
         has_warned: Whether an unknown flag was logged.
     """
 
+    api: ApiName
     observation: TaskObservation
     waiters: list[_Waiter] = attrs.field(factory=list)
     notifications: int = 0
@@ -116,7 +120,8 @@ class Poller:
     session: Session
     health: CallbackHealth
     _rate: PollRate | None = attrs.field(init=False)
-    _tasks: dict[TaskId, _Task] = attrs.field(factory=dict, init=False, repr=False)
+    # A caller who polls at the wrong API must not disturb those who wait at the right one.
+    _tasks: dict[tuple[ApiName, TaskId], _Task] = attrs.field(factory=dict, init=False, repr=False)
     _early: OrderedDict[TaskId, None] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _were_coming: bool = attrs.field(default=False, init=False)
     _ticks_from: float | None = attrs.field(default=None, init=False)
@@ -139,9 +144,11 @@ class Poller:
         """Poll a task now, because a callback came for it; without a waiter, as soon as there is one."""
         if self.session.is_closed or self.health.saw_callback(task_id, self._now()):
             return  # its end is known already
-        if (task := self._tasks.get(task_id)) is not None:
+        waiting = [self._tasks[api, task_id] for api in APIS if (api, task_id) in self._tasks]
+        for task in waiting:
             task.notifications += 1
             task.wake()
+        if waiting:
             return
         self._early[task_id] = None
         self._early.move_to_end(task_id)
@@ -152,6 +159,7 @@ class Poller:
         self,
         task_id: TaskId,
         *,
+        api: ApiName,
         policy: PollPolicy,
         timeout_s: float,
         deadline: float,
@@ -164,6 +172,7 @@ class Poller:
 
         Args:
             task_id: The task.
+            api: The API that it was submitted to.
             policy: When to poll.
             timeout_s: What the caller asked for; it only appears in the error.
             deadline: When the wait ends, in monotonic seconds.
@@ -179,7 +188,7 @@ class Poller:
             FluxError: No later poll can help.
         """
         now = self._now()
-        task, ticks_from = self._join(task_id, now, kind, age)
+        task, ticks_from = self._join(task_id, api, now, kind, age)
         state = PollState(
             policy=policy,
             task_id=task_id,
@@ -203,15 +212,20 @@ class Poller:
                 if now - state.deadline > SUSPENSION_S and state.postpone(now):
                     waiter.missed = False  # the poll that was due is still made
                 await waiter.wakeup.wait(self.session.clock, self._next_at(waiter, now) - now)
+        except FluxError as error:
+            error.api = api  # its advice names the task
+            raise
         finally:
             self._leave(waiter)
 
-    def _join(self, task_id: TaskId, now: float, kind: str | None, age: float | None) -> tuple[_Task, float]:
+    def _join(
+        self, task_id: TaskId, api: ApiName, now: float, kind: str | None, age: float | None
+    ) -> tuple[_Task, float]:
         """Return what the waiters of a task share, and the time that all ticks are counted from."""
         if self._ticks_from is None:  # not sooner: a clock may need a running loop
             self._ticks_from = now
-        if (task := self._tasks.get(task_id)) is None:
-            task = self._tasks[task_id] = _Task(self.session.times.begin(now, kind=kind, age=age))
+        if (task := self._tasks.get((api, task_id))) is None:
+            task = self._tasks[api, task_id] = _Task(api, self.session.times.begin(now, kind=kind, age=age))
         if task_id in self._early:
             del self._early[task_id]
             task.notifications += 1
@@ -223,8 +237,8 @@ class Poller:
         task.waiters.remove(waiter)
         if task.waiters:
             return
-        if self._tasks.get(task_id) is task:
-            del self._tasks[task_id]
+        if self._tasks.get((task.api, task_id)) is task:
+            del self._tasks[task.api, task_id]
         task.observation.left()
         if task.queued is not None:
             task.queued.cancel()
@@ -338,7 +352,7 @@ class Poller:
         found: TaskRecord | FluxError | None = None
         try:
             if await self._is_permitted(waiter):
-                found = await self.session.poll(waiter.state.task_id)
+                found = await self.session.poll(waiter.state.task_id, task.api)
         finally:
             task.poll = task.queued = None
             waiter.missed = found is None
@@ -369,9 +383,9 @@ class Poller:
         return waiter.task.observation.chance(now)
 
 
-def as_paid(error: FluxError, task_id: TaskId) -> FluxError:
+def as_paid(error: FluxError, task_id: TaskId, api: ApiName) -> FluxError:
     """Return the error of a poll as the error of a call that has paid for a task."""
-    error.task_id = task_id
+    error.task_id, error.api = task_id, api
     if error.charge is Charge.NO and not isinstance(error, TaskFailed):
         error.charge = Charge.YES
         # "Try again" was meant for the poll. For the call it would be advice to pay again.

@@ -24,8 +24,9 @@ from typing import Any, Self, TypeVar
 
 import attrs
 
-from flux_async.api import Api, load_api
+from flux_async.api import load_api
 from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.api.models_table import ApiName, api_for
 from flux_async.api.stored_requests import store_request
 from flux_async.clock import Clock, Signal
 from flux_async.errors import (
@@ -116,7 +117,7 @@ class Session:
         rate_limiter: Says when the next submit may start.
         clock: The reader of time.
         rng: The source of jitter.
-        api: The API of the vendor that tasks are submitted to and polled at.
+        api: The API that requests are submitted to, where it has their model.
         scrub: Removes the key from an answer.
         address: The API's origin, for messages.
         times: What is known of how long tasks take.
@@ -133,7 +134,7 @@ class Session:
     rate_limiter: RateLimiter
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
-    api: Api = attrs.field(factory=load_api, repr=False)
+    api: ApiName = "kontext"
     scrub: Callable[[bytes], bytes] = attrs.field(default=bytes, repr=False)
     address: str = ""
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
@@ -159,7 +160,6 @@ class Session:
         limits = self.rate_limiter.limits
         self.submitter = Submitter(
             transport=self.transport,
-            api=self.api,
             rate_limiter=self.rate_limiter,
             clock=self.clock,
             rng=self.rng,
@@ -241,15 +241,15 @@ class Session:
         """Submits whose callers were cancelled before they received the task id, oldest first."""
         return tuple(self._unclaimed.values())
 
-    def keep_unclaimed(self, request: ImageRequest, answer: TaskId | FluxError) -> None:
+    def keep_unclaimed(self, request: ImageRequest, api: ApiName, answer: TaskId | FluxError) -> None:
         """Keep the answer to a submit whose caller was cancelled, unless it was certainly not charged."""
         if not isinstance(answer, FluxError):
-            unclaimed = UnclaimedTask(request=request, task_id=answer)
+            unclaimed = UnclaimedTask(request=request, api=api, task_id=answer)
             log(
                 logging.WARNING, "the caller of task %s was cancelled; the task is paid and continues", answer
             )
         elif answer.charge is not Charge.NO:
-            unclaimed = UnclaimedTask(request=request, error=answer, task_id=answer.task_id)
+            unclaimed = UnclaimedTask(request=request, api=api, error=answer, task_id=answer.task_id)
             log(logging.WARNING, "a submit whose caller was cancelled is in doubt: %s", answer)
         else:
             return
@@ -279,6 +279,12 @@ class Session:
 
     # --- submits ------------------------------------------------------------------------------------------
 
+    def api_of(self, task_id: TaskId, request: ImageRequest | None = None) -> ApiName:
+        """Return the API that a task was submitted to, as far as that is known; else the session's own."""
+        if (known := self.submitter.sent.api_of(task_id)) is not None:
+            return known
+        return self.api if request is None else api_for(request.model, self.api)
+
     @asynccontextmanager
     async def task_in_flight(self, deadline: float) -> AsyncIterator[None]:
         """Hold a slot for a task that is submitted and not finished."""
@@ -294,14 +300,16 @@ class Session:
         """Submit, and again only if that cannot pay twice; return the task.
 
         Raises:
+            InvalidInput: The API does not have the model.
             FluxError: With the charge and the scope of what happened.
         """
+        api = api_for(request.model, self.api)
         name = without_query(str(request.input_image)) if isinstance(request, EditRequest) else "a prompt"
         tries = 0
         while True:
             tries += 1
             try:
-                task_id = await self._submit_once(request, deadline, call)
+                task_id = await self._submit_once(request, api, deadline, call)
             except FluxError as error:
                 kind = type(error).__name__
                 delay = retry.before_next_submit(error, tries, self.rng.random())
@@ -315,14 +323,14 @@ class Session:
                 log(logging.INFO, "submit of %s accepted: task %s, charged", name, task_id)
                 return task_id
 
-    async def _submit_once(self, request: ImageRequest, deadline: float, call: Call) -> TaskId:
+    async def _submit_once(self, request: ImageRequest, api: ApiName, deadline: float, call: Call) -> TaskId:
         """Make one POST. At the deadline the caller stops waiting for the answer."""
         await self.submitter.acquire(deadline=deadline, check=call.check)
         try:
             async with Deadline(deadline - self.clock.monotonic()):
                 answer = await call.post(
-                    self.submitter.post(store_request(request)),
-                    when_abandoned=partial(self.keep_unclaimed, request),
+                    self.submitter.post(store_request(request), api=api),
+                    when_abandoned=partial(self.keep_unclaimed, request, api),
                 )
         except TimeoutError:
             raise _unanswered() from None
@@ -374,18 +382,19 @@ class Session:
         """
         await take(self._poll_slots, deadline, self.clock)
 
-    async def poll(self, task_id: TaskId) -> TaskRecord | FluxError:
-        """Poll a task, with a slot, and return what was found, whatever it is. It must not be cancelled.
+    async def poll(self, task_id: TaskId, name: ApiName) -> TaskRecord | FluxError:
+        """Poll a task with a slot and return what was found, whatever it is. It must not be cancelled.
 
         The poll uses a kept connection. If its answer may belong to an earlier poll, it is repeated on a
         fresh one.
         """
         found: TaskRecord | FluxError
+        api = load_api(name)
         try:
-            answer = await self._exchange_poll(self.api.build_status(task_id, keep_alive=True))
-            if not self.api.is_for_task(answer, task_id):
-                answer = await self._exchange_poll(self.api.build_status(task_id))
-            found = self.api.parse_poll(answer, task_id)
+            answer = await self._exchange_poll(api.build_status(task_id, keep_alive=True))
+            if not api.is_for_task(answer, task_id):
+                answer = await self._exchange_poll(api.build_status(task_id))
+            found = api.parse_poll(answer, task_id)
         except FluxError as error:
             found = error
         except Exception as error:  # noqa: BLE001 - a transport of the caller's own

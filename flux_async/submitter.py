@@ -25,7 +25,7 @@ from typing import Any
 
 import attrs
 
-from flux_async.api import Api
+from flux_async.api import load_api
 from flux_async.api.echo import (
     Comparison,
     SubmitLog,
@@ -36,6 +36,7 @@ from flux_async.api.echo import (
     subject_of,
 )
 from flux_async.api.envelope import READ_ADVICE, WireRequest, WireResponse
+from flux_async.api.models_table import ApiName
 from flux_async.api.parsing import ids_in, kept_answer
 from flux_async.api.stored_requests import store_request
 from flux_async.clock import Clock, Signal
@@ -69,7 +70,6 @@ class Submitter:
 
     Attributes:
         transport: Makes the requests.
-        api: The API of the vendor.
         rate_limiter: Says when the next submit may start.
         clock: The reader of time.
         rng: The source of jitter.
@@ -83,7 +83,6 @@ class Submitter:
     """
 
     transport: Transport = attrs.field(repr=False)
-    api: Api = attrs.field(repr=False)
     rate_limiter: RateLimiter
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
@@ -194,10 +193,11 @@ class Submitter:
 
     # --- the POST -----------------------------------------------------------------------------------------
 
-    async def post(self, body: str, callback_url: str | None = None) -> TaskId | FluxError:
+    async def post(self, body: str, callback_url: str | None = None, *, api: ApiName) -> TaskId | FluxError:
         """Submit a stored request, with a slot, and return its task or the error: it may be charged."""
+        wire_api = load_api(api)
         try:
-            wire = self.api.build_submit(body, callback_url)
+            wire = wire_api.build_submit(body, callback_url)
         except InvalidInput as error:
             return error  # nothing was sent
         self.sent.record_submit(subject_of(json.loads(body)))
@@ -205,7 +205,7 @@ class Submitter:
         result: SendResult | None = None
         try:
             result = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
-            task_id = self.api.parse_submit(answer_of(result, self.address))
+            task_id = wire_api.parse_submit(answer_of(result, self.address))
         except FluxError as error:
             return self._with_answer(self._judged(error, began), wire, result)
         except asyncio.CancelledError:
@@ -214,7 +214,7 @@ class Submitter:
             return self._judged(
                 ConnectionLost(f"The request failed in an unforeseen way: {type(failure).__name__}."), began
             )
-        if not self.sent.is_new(task_id):
+        if not self.sent.is_new(task_id, api):
             return self._judged(_named_twice(task_id), began)
         self.rate_limiter.record_accepted()
         self.breaker.saw_accepted()
@@ -324,7 +324,7 @@ class Submitter:
         Raises:
             TaskMismatch: It is another task.
         """
-        sent, subject = self.sent, subject_of(record.params or {})
+        sent, api, subject = self.sent, record.api, subject_of(record.params or {})
         is_other_image = seen.is_same_image is False
         was_sent_here = sent.has_sent(subject) or (is_other_image and sent.has_sent_image(subject[0]))
         if is_contradiction(
@@ -332,12 +332,12 @@ class Submitter:
             is_anothers=is_anothers or (seen.is_other_subject and was_sent_here),
             is_other_image=is_other_image,
             is_reworded=seen.is_reworded,
-            confirmed=sent.confirmed,
-            confirmed_images=sent.confirmed_images,
+            confirmed=sent.confirmed[api],
+            confirmed_images=sent.confirmed_images[api],
         ):
             raise self.count_mismatch(mismatch(record.task_id, record, belongs_to=belongs_to))
-        sent.confirmed += seen.echo is Echo.CONFIRMED
-        sent.confirmed_images += seen.is_same_image is True
+        sent.confirmed[api] += seen.echo is Echo.CONFIRMED
+        sent.confirmed_images[api] += seen.is_same_image is True
         if seen.echo is Echo.UNRECOGNISED:
             words = (
                 "the record of task %s shows another request than was sent (%s); its result is kept and "

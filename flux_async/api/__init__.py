@@ -7,12 +7,21 @@ way in each, so one receiver serves all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, get_args
+
+from flux_async.api.models_table import ApiName
+from flux_async.errors import ConfigurationError, shown
 
 if TYPE_CHECKING:
     from flux_async.api.envelope import WireRequest, WireResponse
-    from flux_async.api.models_table import ApiName
     from flux_async.models import TaskId, TaskRecord
+
+
+VARIABLE: Final = "KIE_API"
+"""Environment variable that names the API of a client."""
+
+APIS: Final[tuple[ApiName, ...]] = get_args(ApiName)
+"""The names of all APIs."""
 
 
 class Api(Protocol):
@@ -62,6 +71,20 @@ class Api(Protocol):
     def is_for_task(self, response: WireResponse, task_id: TaskId) -> bool:
         """Return False if an answer over a kept connection may belong to an earlier poll."""
         ...
+
+
+def choose_api(choice: object, from_environment: str = "") -> ApiName:
+    """Return the API of a client: ``choice``, else the value of ``KIE_API``, else kontext.
+
+    Raises:
+        ConfigurationError: There is no such API.
+    """
+    name = (from_environment.strip() or APIS[0]) if choice is None else choice
+    for known in APIS:
+        if name == known:
+            return known
+    which = VARIABLE if choice is None else "api"
+    raise ConfigurationError(f"{which} must be {' or '.join(APIS)}, not {shown(name)}.")
 
 
 def load_api(name: ApiName = "kontext") -> Api:

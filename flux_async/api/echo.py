@@ -12,20 +12,22 @@ echoes verbatim is not proven. Rules:
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 import attrs
 
-from flux_async.api.models_table import name_of
+from flux_async.api.models_table import ApiName, name_of
 from flux_async.errors import TaskMismatch, shown
 from flux_async.images import without_query
 from flux_async.models import Echo, JobKey, TaskId, TaskRecord
 
 _PROMPT, _IMAGE, _MODEL, _CALLBACK = "prompt", "inputImage", "model", "callBackUrl"
 _UNTOUCHED = "!#$%&'()*+,/:;=?@[]~"  # characters of an address that a browser does not escape
+
+T = TypeVar("T")
 
 Subject: TypeAlias = tuple[str | None, str | None]
 """Image and prompt in their normal form."""
@@ -205,24 +207,24 @@ class SubmitLog:
     """The latest submits of one session: their task ids, images and prompts.
 
     Attributes:
-        confirmed: Number of records that echoed the request as sent, in this session or before.
+        confirmed: Number of records of each API that echoed the request as sent, in this session or before.
         confirmed_images: Number of records that echoed the image as sent, whatever the prompt.
         has_warned: Whether a record with an unknown request has been reported.
     """
 
-    confirmed: int = 0
-    confirmed_images: int = 0
+    confirmed: Counter[ApiName] = attrs.field(factory=Counter)
+    confirmed_images: Counter[ApiName] = attrs.field(factory=Counter)
     has_warned: bool = False
-    _task_ids: OrderedDict[Hashable, None] = attrs.field(factory=OrderedDict, repr=False)
+    _task_ids: OrderedDict[Hashable, ApiName] = attrs.field(factory=OrderedDict, repr=False)
     _subjects: OrderedDict[Hashable, None] = attrs.field(factory=OrderedDict, repr=False)
     _images: OrderedDict[Hashable, None] = attrs.field(factory=OrderedDict, repr=False)
 
     def record_submit(self, subject: tuple[str | None, str | None]) -> None:
         """Record the image and the prompt of a submit."""
-        _keep(self._subjects, subject)
+        _keep(self._subjects, subject, None)
         image, _ = subject
         if image is not None:
-            _keep(self._images, image)
+            _keep(self._images, image, None)
 
     def has_sent_image(self, image: str | None) -> bool:
         """Return whether a submit had this image, whatever its prompt."""
@@ -232,15 +234,19 @@ class SubmitLog:
         """Return whether a submit had this image and prompt."""
         return subject in self._subjects
 
-    def is_new(self, task_id: TaskId) -> bool:
-        """Record the task id of a submit; return False if another submit had it before."""
+    def is_new(self, task_id: TaskId, api: ApiName) -> bool:
+        """Record the task id of a submit, and its API; return False if another submit had it before."""
         is_new = task_id not in self._task_ids
-        _keep(self._task_ids, task_id)
+        _keep(self._task_ids, task_id, api)
         return is_new
 
+    def api_of(self, task_id: TaskId) -> ApiName | None:
+        """Return the API that a task was submitted to, if that was here and not too long ago."""
+        return self._task_ids.get(task_id)
 
-def _keep(log: OrderedDict[Hashable, None], value: Hashable) -> None:
-    log[value] = None
-    log.move_to_end(value)
+
+def _keep(log: OrderedDict[Hashable, T], name: Hashable, value: T) -> None:
+    log[name] = value
+    log.move_to_end(name)
     if len(log) > _MOST_KEPT:
         log.popitem(last=False)

@@ -93,7 +93,7 @@ def parse_status(response: WireResponse, task_id: TaskId) -> TaskRecord:
     Raises:
         FluxError: What :func:`flux_async.api.task_answers.open_record` and ``check_owner`` raise.
     """
-    found = open_record(response, task_id)
+    found = open_record(response, task_id, NAME)
     return found if isinstance(found, TaskRecord) else _record(response, found, task_id)
 
 
@@ -102,7 +102,7 @@ def parse_poll(response: WireResponse, task_id: TaskId) -> TaskRecord:
 
     Of a generating task only state, id, creation time and price are read.
     """
-    found = open_record(response, task_id)
+    found = open_record(response, task_id, NAME)
     if isinstance(found, TaskRecord):
         return found
     status, unknown = _status(found)
@@ -111,6 +111,7 @@ def parse_poll(response: WireResponse, task_id: TaskId) -> TaskRecord:
     check_owner(response, found, task_id)
     return TaskRecord(
         task_id=task_id,
+        api=NAME,
         status=status,
         unknown_flag=unknown,
         created_at=parsing.moment(found.get("createTime")),
@@ -149,6 +150,7 @@ def _record(response: WireResponse, data: dict[str, Any], asked: TaskId) -> Task
         status = TaskStatus.SUCCESS
     return TaskRecord(
         task_id=asked,
+        api=NAME,
         status=status,
         unknown_flag=unknown,
         result_url=next(iter(results), None),

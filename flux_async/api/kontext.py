@@ -62,7 +62,7 @@ def parse_status(response: WireResponse, task_id: TaskId) -> TaskRecord:
     Raises:
         FluxError: What :func:`flux_async.api.task_answers.open_record` and ``check_owner`` raise.
     """
-    found = open_record(response, task_id)
+    found = open_record(response, task_id, NAME)
     return found if isinstance(found, TaskRecord) else _record(response, found, task_id)
 
 
@@ -72,7 +72,7 @@ def parse_poll(response: WireResponse, task_id: TaskId) -> TaskRecord:
     Most polls find the task generating, and their records are discarded soon: only flag, id and creation time
     are read, the rest stays in ``raw``.
     """
-    found = open_record(response, task_id)
+    found = open_record(response, task_id, NAME)
     if isinstance(found, TaskRecord):
         return found
     status, unknown = status_of_flag(found.get("successFlag"))

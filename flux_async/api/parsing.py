@@ -137,6 +137,7 @@ def image_of(record: TaskRecord) -> ImageResult:
         result_url=record.result_url,
         origin_url=record.origin_url,
         credits=record.credits,
+        api=record.api,
         record=record,
     )
 

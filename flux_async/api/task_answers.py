@@ -26,13 +26,14 @@ from flux_async.api.envelope import (
     unexpected,
 )
 from flux_async.api.error_codes import OK, PollMeaning, rule_for
+from flux_async.api.models_table import ApiName
 from flux_async.api.stored_requests import stored_name
 from flux_async.errors import Charge, NotFoundError, shown
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 _NO_TASK = (
     "Check the task id, and that the key belongs to the account that made it; a task of the last minute may "
-    "not be visible yet."
+    "not be visible yet. {other_api}"
 )
 _READERS: Mapping[Any, Callable[[object], object]] = {
     parsing.Text: parsing.text,
@@ -121,7 +122,7 @@ def status_request(path: str, task_id: TaskId, *, keep_alive: bool) -> WireReque
     return WireRequest(method="GET", path=path, query=query, keep_alive=keep_alive)
 
 
-def open_record(response: WireResponse, task_id: TaskId) -> TaskRecord | dict[str, Any]:
+def open_record(response: WireResponse, task_id: TaskId, api: ApiName) -> TaskRecord | dict[str, Any]:
     """Return the record as JSON, or the record of a failure in the envelope.
 
     A failed task is a record, not an error, also if the envelope itself has the failure (400, 408, 501).
@@ -135,6 +136,7 @@ def open_record(response: WireResponse, task_id: TaskId) -> TaskRecord | dict[st
     if code is not None and rule_for(code).poll is PollMeaning.TASK_FAILED:
         return TaskRecord(
             task_id=task_id,
+            api=api,
             status=TaskStatus.GENERATE_FAILED,
             error_code=code,
             error_message=message_of(envelope) or None,
@@ -142,19 +144,20 @@ def open_record(response: WireResponse, task_id: TaskId) -> TaskRecord | dict[st
         )
     if code is not None and rule_for(code).poll is PollMeaning.NOT_VISIBLE:
         msg = message_of(envelope)
-        raise _no_task(response, task_id, f"the API answered {code}: {msg or 'no message'}", code, msg)
+        why = f"the API answered {code}: {msg or 'no message'}"
+        raise _no_task(response, task_id, api, why, code=code, msg=msg)
     data = data_of(response, code, envelope, reading=True)
     if not data:
-        raise _no_task(response, task_id, "the API has nothing under this id")
+        raise _no_task(response, task_id, api, "the API has nothing under this id")
     if not isinstance(data, dict):
         raise unexpected(response, "The API answered with something other than a record", reading=True)
     return data
 
 
 def _no_task(
-    response: WireResponse, task_id: TaskId, why: str, code: int = 404, msg: str = ""
+    response: WireResponse, task_id: TaskId, api: ApiName, why: str, *, code: int = 404, msg: str = ""
 ) -> NotFoundError:
-    return NotFoundError(
+    error = NotFoundError(
         f"No task {shown(str(task_id))}: {why}.",
         advice=_NO_TASK,
         code=code,
@@ -162,6 +165,8 @@ def _no_task(
         http_status=response.status,
         task_id=task_id,
     )
+    error.api = api  # it is not known whether one API has the tasks of the other
+    return error
 
 
 def check_owner(response: WireResponse, data: dict[str, Any], asked: TaskId) -> None:

@@ -16,6 +16,7 @@ import logging
 
 import attrs
 
+from flux_async.api.models_table import RETENTION_S
 from flux_async.api.stored_requests import read_image
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.run_context import Events, RunContext, concerns_all
@@ -23,7 +24,7 @@ from flux_async.clock import sleep_and_read
 from flux_async.errors import DownloadError, FluxError, Scope, shown
 from flux_async.files.sink import Sink
 from flux_async.images import without_query
-from flux_async.job_state import Fetch, Problem, ResultLost, Saved
+from flux_async.job_state import Fetch, JobSnapshot, Problem, ResultLost, Saved
 from flux_async.journal.store import StoredJob
 from flux_async.models import ImageResult
 from flux_async.policy.downloads import (
@@ -57,14 +58,14 @@ class FailedDownload:
     error: DownloadError
     tries: int = 0
 
-    def next_try(
-        self, session: Session, submitted_at: float | None, left_s: float
-    ) -> DownloadAgain | NoDownload:
-        """Decide on another try, with ``left_s`` seconds of patience left."""
+    def next_try(self, session: Session, job: JobSnapshot, left_s: float) -> DownloadAgain | NoDownload:
+        """Decide on another try for a job, with ``left_s`` seconds of patience left."""
+        submitted_at = job.submitted_at
         return after_failed_download(
             self.error,
             tries=self.tries,
             age_s=None if submitted_at is None else session.clock.wall() - submitted_at,
+            kept_s=kept_s(job),
             left_s=left_s,
             draw=session.rng.random(),
         )
@@ -83,7 +84,9 @@ async def fetch(job: ActiveJob, run: RunContext, step: Fetch) -> Events | Leave:
     await _fetch_original(job, run)
     if run.options.sink is None:
         return (Saved(at=run.now()),)
-    image = ImageResult(task_id=step.task_id, result_url=step.result_url, origin_url=job.state.origin_url)
+    image = ImageResult(
+        task_id=step.task_id, result_url=step.result_url, origin_url=job.state.origin_url, api=step.api
+    )
     ended = await _try(job, run, image, run.options.sink)
     if not isinstance(ended, DownloadError):
         return ended
@@ -107,11 +110,11 @@ async def _retry(
         left_s = failed.ends - clock.monotonic()
         if left_s <= 0 and _may_continue(run):
             left_s = run.options.patience_s
-        what = failed.next_try(run.session, job.state.submitted_at, left_s)
+        what = failed.next_try(run.session, job.state, left_s)
         if what is NoDownload.FOR_NOW:
             return Leave(failed.final_error(job.stored))
         if isinstance(what, NoDownload):
-            job.last_error = expired(error)
+            job.last_error = expired(error, kept_s(job.state))
             return (ResultLost(at=run.now(), problem=Problem.of(job.last_error)),)
         words = "job %s: download of task %s tried again in %.1f s: %s"
         log(logging.INFO, words, job.state.key[:12], job.state.task_id, what.delay_s, error.message)
@@ -155,7 +158,19 @@ async def _try(
 
 def _unfetched(error: FluxError, stored: StoredJob, tries: int) -> FluxError:
     job = stored.job
-    return unfetched(error, name_of(stored), tries=tries, submitted_at=job.submitted_at, task_id=job.task_id)
+    return unfetched(
+        error,
+        name_of(stored),
+        tries=tries,
+        submitted_at=job.submitted_at,
+        kept_s=kept_s(job),
+        task_id=job.task_id,
+    )
+
+
+def kept_s(job: JobSnapshot) -> float:
+    """Return the seconds for which the vendor keeps the result of a job's task."""
+    return RETENTION_S[job.api or "kontext"]
 
 
 async def _fetch_original(job: ActiveJob, run: RunContext) -> None:

@@ -25,9 +25,9 @@ from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import FluxError, InvalidInput, TaskFailed
 from flux_async.job_state import ResubmitGranted
 from flux_async.journal.inbox import InboxEntry
-from flux_async.journal.ownership import Sender
+from flux_async.journal.ownership import KnownTask, Sender
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Echo, ImageResult, InDoubtPolicy, TaskId, TaskRecord
+from flux_async.models import Echo, ImageResult, InDoubtPolicy, TaskRecord
 from flux_async.policy.polling import PollPolicy
 from flux_async.session import Session
 
@@ -50,8 +50,8 @@ async def resolve_doubt(job: ActiveJob, run: RunContext) -> Leave | None:
     """
     clock, control = run.session.clock, run.control
     while True:
-        task_id, again_s = await find_task(job, run)
-        if task_id is not None and await run.adopt(job, task_id):
+        task, again_s = await find_task(job, run)
+        if task is not None and await run.adopt(job, task):
             return None
         if not job.is_wanted and again_s is None:
             return Leave()
@@ -102,11 +102,11 @@ async def adopt_known_task(job: ActiveJob, run: RunContext) -> bool:
     """Record the task of an earlier submit, if it became known; called before a job is paid for again."""
     if not job.state.attempts:
         return False
-    task_id, _ = await find_task(job, run)
-    return task_id is not None and await run.adopt(job, task_id)
+    task, _ = await find_task(job, run)
+    return task is not None and await run.adopt(job, task)
 
 
-async def find_task(job: ActiveJob, run: RunContext) -> tuple[TaskId | None, float | None]:
+async def find_task(job: ActiveJob, run: RunContext) -> tuple[KnownTask | None, float | None]:
     """Return the task of a submit whose answer was lost, or else in how many seconds to ask once more.
 
     A task counts if its record showed this job's request while it was polled for another job. A callback
@@ -114,8 +114,8 @@ async def find_task(job: ActiveJob, run: RunContext) -> tuple[TaskId | None, flo
     with), and record-info shows the same image, prompt and callback address. While asking again may help, a
     callback names a task that can be the paid one: no time for another submit.
     """
-    for task_id in await run.journal.offers_to(job.number):
-        return task_id, None
+    for task in await run.journal.offers_to(job.number):
+        return task, None
     keys = () if run.options.callbacks is None else run.options.callbacks.keys
     again_s: float | None = None
     for entry in await run.journal.callbacks_for(job.number):
@@ -123,7 +123,7 @@ async def find_task(job: ActiveJob, run: RunContext) -> tuple[TaskId | None, flo
             continue
         confirmed = await _confirms(entry, job, run)
         if confirmed:
-            return entry.task_id, None
+            return KnownTask(task_id=entry.task_id, api=entry.api), None
         if confirmed is None:  # ever more rarely: it may be forged
             wait = min(_LATEST_S, max(_SOONEST_S, run.now() - entry.at))
             again_s = wait if again_s is None else min(again_s, wait)
@@ -135,7 +135,7 @@ async def _confirms(entry: InboxEntry, job: ActiveJob, run: RunContext) -> bool 
     if await run.journal.owner_of(entry.task_id) not in {None, job.state.key}:
         return False
     try:
-        seen = await run.client.record(entry.task_id)
+        seen = await run.client.record(entry.task_id, api=entry.api)
     except FluxError as error:
         if concerns_all(error):
             raise
@@ -171,8 +171,8 @@ async def check_echo(
     echo = session.submitter.judge_echo(
         record, seen, is_anothers=other is not None, belongs_to=None if other is None else other.key
     )
-    if seen.is_same_image and session.submitter.sent.confirmed_images <= CONFIRMED_ENOUGH:
-        await journal.count_image_echo()
+    if seen.is_same_image and session.submitter.sent.confirmed_images[record.api] <= CONFIRMED_ENOUGH:
+        await journal.count_image_echo(record.api)
     return echo
 
 

@@ -41,7 +41,7 @@ from flux_async.job_state import (
     TaskSucceeded,
     next_step,
 )
-from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded, TaskId
+from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded
 from flux_async.policy.generation_times import kind_of
 from flux_async.poller import as_paid
 
@@ -77,8 +77,8 @@ async def _decide(job: ActiveJob, run: RunContext) -> Step:
     """Return the next step. A job in doubt first takes its task, if another job's poll has found it."""
     step = next_step(job.state, callback_may_come=job.callback_may_come)
     if isinstance(step, Settle) and step.state is JobState.IN_DOUBT:
-        for task_id in await run.journal.offers_to(job.number):
-            if await run.adopt(job, task_id):
+        for task in await run.journal.offers_to(job.number):
+            if await run.adopt(job, task):
                 return next_step(job.state)
     return step
 
@@ -88,12 +88,12 @@ async def _perform(step: Step, job: ActiveJob, run: RunContext) -> Events | Leav
     match step:
         case Begin(not_before=not_before):
             return await submit(job, run, not_before)
-        case AwaitTask(task_id=task_id):
-            return await _await_task(task_id, job, run)
+        case AwaitTask():
+            return await _await_task(step, job, run)
         case AwaitCallback():
             return await resolve_doubt(job, run)
-        case Fetch(task_id=task_id) if run.options.sink is not None and not job.is_record_fresh:
-            return await _await_task(task_id, job, run)  # its address may be old: the record has a new one
+        case Fetch() if run.options.sink is not None and not job.is_record_fresh:
+            return await _await_task(step, job, run)  # its address may be old: the record has a new one
         case Fetch():
             return await fetch(job, run, step)
         case _:
@@ -103,11 +103,11 @@ async def _perform(step: Step, job: ActiveJob, run: RunContext) -> Events | Leav
 # --- the task ---------------------------------------------------------------------------------------------
 
 
-async def _await_task(task_id: TaskId, job: ActiveJob, run: RunContext) -> Events | Leave | None:
+async def _await_task(step: AwaitTask | Fetch, job: ActiveJob, run: RunContext) -> Events | Leave | None:
     """Wait for the task's end; accept its result only if its record shows this job's request."""
     await job.slots.take_task()
     input_url = run.input_of(job).url
-    found = await _wait(task_id, job, run)
+    found = await _wait(step, job, run)
     job.is_record_fresh = True
     if job.state.state is JobState.GENERATED and _is_unread(found):
         return None  # the known address is used
@@ -118,11 +118,11 @@ async def _await_task(task_id: TaskId, job: ActiveJob, run: RunContext) -> Event
         except TaskMismatch as error:
             job.last_error, problem = error, Problem.of(error)
             at, belongs_to = run.now(), error.belongs_to
-            return (EchoContradicted(at=at, problem=problem, task_id=task_id, belongs_to=belongs_to),)
+            return (EchoContradicted(at=at, problem=problem, task_id=step.task_id, belongs_to=belongs_to),)
     if isinstance(found, TaskFailed):
         return (_failed(job, run, found),)
     if isinstance(found, FluxError):
-        end = as_paid(found, task_id)
+        end = as_paid(found, step.task_id, step.api)
         if concerns_all(end):
             raise end from None
         return Leave(end)
@@ -138,7 +138,7 @@ async def _await_task(task_id: TaskId, job: ActiveJob, run: RunContext) -> Event
     return (generated,) if run.options.fetches else (generated, Saved(at=run.now()))
 
 
-async def _wait(task_id: TaskId, job: ActiveJob, run: RunContext) -> Found:
+async def _wait(step: AwaitTask | Fetch, job: ActiveJob, run: RunContext) -> Found:
     """Wait for a task. The request is dropped from memory meanwhile, unless its image was uploaded."""
     clock, timeout_s = run.session.clock, run.options.timeout_s
     submitted_at, kind = job.state.submitted_at, kind_of(run.input_of(job).request)
@@ -149,7 +149,8 @@ async def _wait(task_id: TaskId, job: ActiveJob, run: RunContext) -> Found:
     with run.control.awaiting_task():
         try:
             return await run.client.poller.wait(
-                check_task_id(task_id),
+                check_task_id(step.task_id),
+                api=step.api,
                 policy=run.client.polling,
                 timeout_s=timeout_s,
                 deadline=clock.monotonic() + timeout_s,
@@ -197,6 +198,7 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
             origin_url=snapshot.origin_url,
             echo=snapshot.echo,
             credits=snapshot.credits,
+            api=snapshot.api or "kontext",
         )
         file = directory / snapshot.file if directory is not None and snapshot.file else None
         return Succeeded(job=job, image=image, file=file, reference=snapshot.file)
@@ -208,6 +210,6 @@ def _restored(snapshot: JobSnapshot) -> FluxError:
     """Return the error of an earlier process, as far as the journal has it."""
     words = f"Job {snapshot.key} is {snapshot.state}."
     if snapshot.problem is not None:
-        advice = fill(snapshot.problem.message, python_words(snapshot.task_id))
+        advice = fill(snapshot.problem.message, python_words(snapshot.task_id, snapshot.api))
         words = f"{snapshot.problem.type}: {advice}"
     return FluxError(words, advice="", charge=snapshot.charge, task_id=snapshot.task_id)

@@ -9,6 +9,7 @@ import logging
 
 import attrs
 
+from flux_async.api import APIS
 from flux_async.errors import JournalError
 from flux_async.journal.store import Journal
 from flux_async.session import Session
@@ -34,9 +35,10 @@ class Learned:
     async def load(self) -> None:
         """Give the session what the journal has."""
         session, sent = self.session, self.session.submitter.sent
-        requests, images = await self.journal.confirmed_echoes()
-        sent.confirmed = max(sent.confirmed, requests)
-        sent.confirmed_images = max(sent.confirmed_images, images)
+        for api in APIS:
+            requests, images = await self.journal.confirmed_echoes(api)
+            sent.confirmed[api] = max(sent.confirmed[api], requests)
+            sent.confirmed_images[api] = max(sent.confirmed_images[api], images)
         now = session.clock.wall()
         recent = await self.journal.submits_since(now - session.rate_limiter.limits.window_s)
         if recent:

@@ -19,10 +19,10 @@ from contextlib import asynccontextmanager
 import attrs
 
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.models_table import AnyModel
+from flux_async.api.models_table import RETENTION_S, AnyModel
 from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import read_model
-from flux_async.batch.downloads import FailedDownload
+from flux_async.batch.downloads import FailedDownload, kept_s
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.inputs import each
@@ -56,7 +56,7 @@ from flux_async.journal.ownership import PaidTask
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo, Failed, ImageResult, Job, JobKey, Outcome, TaskId, TaskRecord
 from flux_async.policy import check_function, check_positive
-from flux_async.policy.downloads import KEPT_S, NoDownload, expired
+from flux_async.policy.downloads import NoDownload, expired
 from flux_async.policy.polling import PollPolicy
 
 _MOST_TASKS = 3
@@ -185,15 +185,27 @@ async def adopt(
             owner = await opened.owner_of(task)
             if owner not in {None, stored.job.key}:
                 raise InvalidInput(f"Task {task} belongs to job {owner}.", advice=_NOTHING_CHANGED)
-            try:
-                record = await client.record(task)
-            except NotFoundError as error:
-                error.advice = f"{_NOTHING_CHANGED} Check the task id at kie.ai/logs."
-                raise
+            record = await _record_of_doubt(client, opened, stored, task)
             echo = await adoptable_echo(opened, stored, record)
-            found = TaskFound(at=client.session.clock.wall(), task_id=task, echo=echo)
-            await _record(opened, stored, found)
+            at = client.session.clock.wall()
+            await _record(opened, stored, TaskFound(at=at, task_id=task, api=record.api, echo=echo))
     return Adopted(key=stored.job.key, record=record, echo=echo)
+
+
+async def _record_of_doubt(
+    client: BatchClient, journal: Journal, stored: StoredJob, task: TaskId
+) -> TaskRecord:
+    """Return a task's record from an API that the job was submitted to; the client's, if none is known."""
+    apis = await journal.apis_of(stored.number)
+    for api in apis[:-1]:
+        with contextlib.suppress(NotFoundError):
+            return await client.record(task, api=api)
+    try:
+        return await client.record(task, api=apis[-1] if apis else None)
+    except NotFoundError as error:
+        hint = "" if apis else " {other_api}"
+        error.advice = f"{_NOTHING_CHANGED} Check the task id at kie.ai/logs.{hint}"
+        raise
 
 
 async def _job_in_doubt(journal: Journal, key: str) -> StoredJob:
@@ -276,8 +288,8 @@ async def _evidence(client: BatchClient, journal: Journal, *, same_account: bool
         return Rekeyed(evidence=RekeyEvidence.NOTHING_PAID)
     now = client.session.clock.wall()
     hidden: list[PaidTask] = []
-    for task in await journal.paid_tasks(since=now - KEPT_S, limit=_MOST_TASKS):
-        if await _can_read(client, task.task_id):
+    for task in await journal.paid_tasks(since=now - max(RETENTION_S.values()), limit=_MOST_TASKS):
+        if await _can_read(client, task):
             return Rekeyed(evidence=RekeyEvidence.TASK_SEEN, task_id=task.task_id)
         hidden.append(task)
     _refuse_another_account(hidden, now)
@@ -289,10 +301,10 @@ async def _evidence(client: BatchClient, journal: Journal, *, same_account: bool
     return Rekeyed(evidence=RekeyEvidence.CALLER)
 
 
-async def _can_read(client: BatchClient, task_id: TaskId) -> bool:
+async def _can_read(client: BatchClient, task: PaidTask) -> bool:
     """Return whether the key can read a task; False where the vendor says that there is none."""
     try:
-        await client.record(task_id)
+        await client.record(task.task_id, api=task.api)
     except FluxError as error:
         if poll_meaning(error) is PollMeaning.NOT_VISIBLE:
             return False
@@ -436,7 +448,7 @@ class _Fetching:
             self.failing_since = now if self.failing_since is None else self.failing_since
             failed = failed or FailedDownload(ends=self.failing_since + self.patience_s, error=error)
             failed.error, failed.tries = error, failed.tries + 1
-            what = failed.next_try(self.client.session, stored.job.submitted_at, failed.ends - now)
+            what = failed.next_try(self.client.session, stored.job, failed.ends - now)
             if isinstance(what, NoDownload):
                 await self._give_up(stored, failed, what)
                 return
@@ -450,7 +462,10 @@ class _Fetching:
         """
         job = stored.job
         image = ImageResult(
-            task_id=TaskId(job.task_id or ""), result_url=job.result_url or "", origin_url=job.origin_url
+            task_id=TaskId(job.task_id or ""),
+            result_url=job.result_url or "",
+            origin_url=job.origin_url,
+            api=job.api or "kontext",
         )
         try:
             name = await self.names.name(stored)
@@ -472,7 +487,7 @@ class _Fetching:
         if what is NoDownload.FOR_NOW:
             await self._report(stored, stored.job, failed.final_error(stored))
             return
-        gone = expired(failed.error)
+        gone = expired(failed.error, kept_s(stored.job))
         if stored.job.file is None:
             at = self.client.session.clock.wall()
             await self._settle(stored, ResultLost(at=at, problem=Problem.of(gone)), gone)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypedDict
 
 import attrs
 
-from flux_async.api.models_table import AnyModel, CustomModel, Model, Prices
+from flux_async.api.models_table import AnyModel, ApiName, CustomModel, Model, Prices
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.progress import ProgressObserver
 from flux_async.errors import InvalidInput, shown
@@ -121,7 +121,7 @@ class BatchClient(Protocol):
     async def credits(self) -> float:
         """Return the balance in credits."""
 
-    async def record(self, task_id: TaskId | str) -> TaskRecord:
+    async def record(self, task_id: TaskId | str, *, api: ApiName | None = None) -> TaskRecord:
         """Poll a task once."""
 
     async def upload(self, source: Source, *, timeout: float | None = None) -> UploadedFile:

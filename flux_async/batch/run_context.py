@@ -20,8 +20,9 @@ from flux_async.batch.run_control import Budget, RunControl
 from flux_async.errors import ConfigurationError, FluxError, JobConflictError, Scope
 from flux_async.images import without_query
 from flux_async.job_state import EchoContradicted, Event, JobSnapshot, JobState, TaskFound, apply
+from flux_async.journal.ownership import KnownTask
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Echo, TaskId
+from flux_async.models import Echo
 from flux_async.session import Call, Session
 from flux_async.submitter import log
 
@@ -99,13 +100,13 @@ class RunContext:
         if isinstance(event, EchoContradicted) and event.belongs_to is not None:
             self.jobs.wake(event.belongs_to)  # the journal offers the task to that job
 
-    async def adopt(self, job: ActiveJob, task_id: TaskId) -> bool:
+    async def adopt(self, job: ActiveJob, task: KnownTask) -> bool:
         """Record the task that a callback, or another job's poll, named; False if another job has it."""
         # The record of an offered task may show this job's image alone: it is compared once more.
-        is_offer = task_id in await self.journal.offers_to(job.number)
+        is_offer = task in await self.journal.offers_to(job.number)
         echo = None if is_offer else Echo.CONFIRMED
         try:
-            await self.record(job, TaskFound(at=self.now(), task_id=task_id, echo=echo))
+            await self.record(job, TaskFound(at=self.now(), task_id=task.task_id, api=task.api, echo=echo))
         except JobConflictError:
             return False
         return True
@@ -131,9 +132,11 @@ class RunContext:
 
     def keep_unclaimed(self, job: ActiveJob) -> None:
         """Keep the id of a paid task whose outcome no caller receives, unless a journal file keeps it."""
-        task_id = job.state.task_id
-        if task_id is not None and job.state.state is not JobState.FAILED and not self.journal.is_durable:
-            self.session.keep_unclaimed(job.stored.as_job().request, task_id)
+        task_id, api = job.state.task_id, job.state.api
+        if task_id is None or api is None or job.state.state is JobState.FAILED:
+            return
+        if not self.journal.is_durable:
+            self.session.keep_unclaimed(job.stored.as_job().request, api, task_id)
 
 
 def concerns_all(error: FluxError) -> bool:
@@ -154,7 +157,7 @@ def log_event(stored: StoredJob, job: JobSnapshot, event: Event) -> None:
     image = without_query(stored.source or read_image(stored.request))
     details = [f"attempt {job.attempts}", f"charge {job.charge}"]
     if job.task_id is not None:
-        details.append(f"task {job.task_id}")
+        details.append(f"task {job.task_id} ({job.api})")
     if job.file is not None:
         details.append(f"file {job.file}")
     if job.problem is not None:

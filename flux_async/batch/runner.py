@@ -26,7 +26,7 @@ import attrs
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from flux_async.api.models_table import Prices
+from flux_async.api.models_table import RETENTION_S, Prices
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
@@ -53,6 +53,7 @@ from flux_async.job_state import FINAL, JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Failed, InDoubtPolicy, Job, JobKey, Outcome
 from flux_async.policy import check_positive
+from flux_async.policy.downloads import fetch_first_after_s
 from flux_async.policy.image_urls import mistyped_in_words
 from flux_async.policy.retry import RetryPolicy
 from flux_async.session import Session
@@ -63,8 +64,6 @@ job_logger: logging.Logger = logging.getLogger("flux_async.jobs")
 PATIENCE_S = 600.0
 """Seconds a batch waits for the service before it halts, by default."""
 
-_FETCH_FIRST_AFTER_S = 13 * 86_400.0
-"""The vendor keeps results for 14 days."""
 _CHUNK = 100
 
 
@@ -314,14 +313,13 @@ class BatchRun:
 
     async def _start_paid(self, scheduler: Scheduler) -> None:
         """Start what an earlier run has paid for, beginning with results that the vendor will soon delete."""
-        soon = self._session.clock.wall() - _FETCH_FIRST_AFTER_S
-        for state, before in (
-            (JobState.GENERATED, soon),
-            (JobState.SUBMITTED, soon),
-            (JobState.GENERATED, None),
-            (JobState.SUBMITTED, None),
-        ):
-            async for stored in self._run.journal.iter_jobs(state, submitted_before=before):
+        now, paid = self._session.clock.wall(), (JobState.GENERATED, JobState.SUBMITTED)
+        soon = {api: now - fetch_first_after_s(kept_s) for api, kept_s in RETENTION_S.items()}
+        shortest_first = sorted(soon, key=RETENTION_S.__getitem__)
+        orders = [(state, api) for api in (*shortest_first, None) for state in paid]
+        for state, api in orders:
+            older = None if api is None else (api, soon[api])
+            async for stored in self._run.journal.iter_jobs(state, older=older):
                 if self._run.control.is_abandoned:
                     return
                 await scheduler.start_paid(stored)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import secrets
 
-from flux_async.api.stored_requests import with_input
+from flux_async.api.models_table import ApiName, api_for, on_wire
+from flux_async.api.stored_requests import read_model, with_input
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.in_doubt import adopt_known_task
 from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import (
     Charge,
     FluxError,
+    InvalidInput,
     JobConflictError,
     JournalError,
     RequestNotSent,
@@ -46,6 +48,10 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
         FluxError: It concerns every job, such as a refused key.
     """
     session, clock = run.session, run.session.clock
+    try:
+        api = api_for(read_model(job.stored.request), session.api)
+    except InvalidInput as refused:  # another run may submit it to another API
+        return Leave(refused)
     await job.slots.take_task()
     wait = min(not_before - clock.wall(), _LONGEST_OWN_WAIT_S)  # the wall clock may have jumped back
     if wait > 0:
@@ -72,7 +78,7 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
     if not is_reserved:
         return Leave()
     run.budget.begin_post()
-    await run.call.post(_intent_then_post(job, run), when_abandoned=lambda _: None)
+    await run.call.post(_intent_then_post(job, run, api), when_abandoned=lambda _: None)
     error = job.last_error
     if job.state.state is JobState.PENDING and error is not None and error.scope is Scope.STOP:
         raise error
@@ -99,7 +105,7 @@ async def _upload_input(job: ActiveJob, run: RunContext) -> Leave | None:
     return None
 
 
-async def _intent_then_post(job: ActiveJob, run: RunContext) -> None:
+async def _intent_then_post(job: ActiveJob, run: RunContext, api: ApiName) -> None:
     """Record the intent, make the POST, record its answer: each on disk before the next."""
     try:
         url = run.input_of(job).url
@@ -108,20 +114,24 @@ async def _intent_then_post(job: ActiveJob, run: RunContext) -> None:
             callback_id = secrets.token_hex(16)
             callback_url = run.options.callbacks.address_for(callback_id)
         try:
-            await run.record(job, SubmitIntended(at=run.now(), callback_id=callback_id, input_url=url))
+            model = on_wire(api, read_model(job.stored.request)).model
+            intent = SubmitIntended(
+                at=run.now(), api=api, model=model, callback_id=callback_id, input_url=url
+            )
+            await run.record(job, intent)
         except BaseException:
             run.budget.give_back(job.stored)  # no request is made without its intent
             raise
         job.posted_at = run.session.clock.monotonic()
-        answer = await run.session.submitter.post(with_input(job.stored.request, url), callback_url)
-        await _record_answer(job, run, answer)
+        answer = await run.session.submitter.post(with_input(job.stored.request, url), callback_url, api=api)
+        await _record_answer(job, run, api, answer)
     finally:
         run.budget.end_post()
     if job.was_cancelled:
         run.keep_unclaimed(job)
 
 
-async def _record_answer(job: ActiveJob, run: RunContext, answer: TaskId | FluxError) -> None:
+async def _record_answer(job: ActiveJob, run: RunContext, api: ApiName, answer: TaskId | FluxError) -> None:
     """Record an answer. It may be paid for, so a journal that is busy is tried again and again."""
     event, last = _event_of(job, answer, run.now()), JournalError("The journal is busy.")
     for _ in range(_MOST_TRIES_TO_RECORD):
@@ -136,7 +146,7 @@ async def _record_answer(job: ActiveJob, run: RunContext, answer: TaskId | FluxE
             last = error
             await run.session.clock.sleep(1.0)
     if not isinstance(answer, FluxError):
-        run.session.keep_unclaimed(job.stored.as_job().request, answer)
+        run.session.keep_unclaimed(job.stored.as_job().request, api, answer)
     raise last
 
 

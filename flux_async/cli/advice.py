@@ -14,7 +14,8 @@ from pathlib import Path
 import attrs
 
 from flux_async import FluxError
-from flux_async.advice import fill
+from flux_async.advice import fill, must_be_named, other_api
+from flux_async.api.models_table import ApiName
 
 _NOT_TWICE = "nothing is paid twice."
 _SOON_WRITTEN = 5_000
@@ -33,19 +34,25 @@ def error_text(error: FluxError, folder: Path | None = None) -> str:
         error: The error.
         folder: The folder of the run, or None.
     """
-    return f"{error.message} {with_commands(error.advice_template, folder, error.task_id)}".strip()
+    words = with_commands(error.advice_template, folder, error.task_id, error.api)
+    return f"{error.message} {words}".strip()
 
 
-def with_commands(template: str, folder: Path | None, task_id: str | None) -> str:
-    """Return ``template`` with each action worded as a command, folder and task filled in."""
-    return fill(template, _words(folder, task_id))
+def with_commands(template: str, folder: Path | None, task_id: str | None, api: str | None = None) -> str:
+    """Return ``template`` with each action worded as a command, folder, task and its API filled in."""
+    return fill(template, _words(folder, task_id, api))
 
 
-def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
-    wait = "wait for it with " + command("task", task_id or "TASK_ID", "--wait")
+def _at(api: str | None) -> tuple[str, ...]:
+    return ("--api", str(api)) if must_be_named(api) else ()
+
+
+def _words(folder: Path | None, task_id: str | None, api: str | None) -> Mapping[str, str]:
+    at = _at(api)
+    wait = "wait for it with " + command("task", task_id or "TASK_ID", "--wait", *at)
     if folder is not None:
         wait = "wait for it with " + command("retry", folder)
-    fetch = command("task", task_id or "TASK_ID", "-o", "FILE")
+    fetch = command("task", task_id or "TASK_ID", "-o", "FILE", *at)
     if folder is not None:
         fetch = command("retry", folder)
     doctor = command("doctor") if folder is None else command("doctor", "-o", folder)
@@ -63,6 +70,7 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
         "new_run": "running the same again submits them, and fetches what is already paid.",
         "new_run_after_halt": "Images in doubt are not submitted again; the next run submits those that are "
         "left, one at a time until one is accepted, and each of them may be charged.",
+        "other_api": f"It may be a task of the API {other_api(api)}: add --api {other_api(api)}.",
         "paid_once": "",
         "pay_again": "" if folder is None else f": {command('retry', folder, '--failed')}",
         "recover": f"run {command('recover', folder or 'DIR')}",
@@ -73,22 +81,24 @@ def _words(folder: Path | None, task_id: str | None) -> Mapping[str, str]:
     }
 
 
-def paid_task(task_id: str) -> str:
+def paid_task(task_id: str, api: ApiName) -> str:
     """Return the message about a task that was submitted, and that the command did not wait for."""
-    return f"Task {task_id} was submitted and is paid: wait for it with {command('task', task_id, '--wait')}."
+    wait = command("task", task_id, "--wait", *_at(api))
+    return f"Task {task_id} was submitted and is paid: wait for it with {wait}."
 
 
-def paid_result(task_id: str, result_url: str, file: Path | None) -> str:
+def paid_result(task_id: str, api: ApiName, result_url: str, file: Path | None) -> str:
     """Return the message about a result that could not be downloaded."""
-    again = command("task", task_id, "-o", file or "FILE")
+    again = command("task", task_id, "-o", file or "FILE", *_at(api))
     return f"Task {task_id} is done, but its image is not here: {result_url}. Download it with {again}."
 
 
-def unprinted_result(task_id: str, where: str) -> tuple[str, str]:
+def unprinted_result(task_id: str, api: ApiName, where: str) -> tuple[str, str]:
     """Return what to print before and after the reason why a paid result could not be printed."""
+    again = command("task", task_id, *_at(api))
     return (
         f"Task {task_id} is done, but its result could not be printed",
-        f"; {where} has it, and {command('task', task_id)} prints it again, free of charge",
+        f"; {where} has it, and {again} prints it again, free of charge",
     )
 
 

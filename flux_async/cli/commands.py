@@ -28,6 +28,7 @@ from flux_async import (
     OutputFormat,
     __version__,
 )
+from flux_async.api import APIS
 from flux_async.api.models_table import AnyModel
 from flux_async.batch.options import price_list
 from flux_async.cli.input_rows import ListOptions
@@ -35,7 +36,7 @@ from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
 from flux_async.cli.run_options import CONFIRM_ABOVE, ListenAddress, RunOptions, webhook_keys
 from flux_async.cli.terminal import Command, Commands, Exit, can_ask, printable
-from flux_async.transport.factory import TRANSPORTS, TransportName
+from flux_async.transport.factory import TRANSPORTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -191,6 +192,9 @@ _transport = click.option(
     type=click.Choice(TRANSPORTS),
     help="Library that makes the requests; default KIE_TRANSPORT, else httpx.",
 )
+_api = click.option(
+    "--api", type=click.Choice(APIS), help="Which of the vendor's APIs; default KIE_API, else kontext."
+)
 _verbose = click.option(
     "-v",
     "--verbose",
@@ -277,10 +281,13 @@ _run_options = _options(
         help="Have the vendor's upload host fetch each URL first, for hosts that are hard to reach.",
     ),
     click.option(
-        "--no-download", is_flag=True, help="Leave the results at the vendor, which keeps them 14 days."
+        "--no-download",
+        is_flag=True,
+        help="Leave the results at the vendor, which keeps them 14 days, those of the jobs API 24 hours.",
     ),
     _model_file,
     click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
+    _api,
     _transport,
     _verbose,
 )
@@ -324,8 +331,9 @@ def _without_none(options: dict[str, Any]) -> dict[str, Any]:
 def cli() -> None:
     """Remove text from images, or make and edit them, with KIE AI's Flux Kontext.
 
-    The key is taken from KIE_API_KEY, the API's address from KIE_BASE_URL (default https://api.kie.ai), the
-    HTTP library from KIE_TRANSPORT (default httpx).
+    The key is taken from KIE_API_KEY, the API's address from KIE_BASE_URL (default https://api.kie.ai), which
+    of the vendor's two APIs from KIE_API (kontext or jobs, default kontext), the HTTP library from
+    KIE_TRANSPORT (default httpx).
 
     Exit codes: 0 all succeeded, 1 some failed or are in doubt, 2 usage or settings, 3 halted (key, credits,
     maintenance), 130 interrupted.
@@ -454,9 +462,8 @@ def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
 @_folder
 @click.argument("job")
 @click.argument("task_id")
-@_transport
-@_verbose
-def adopt(folder: Path, job: str, task_id: str, transport: TransportName | None) -> int:
+@_options(_api, _transport, _verbose)
+def adopt(folder: Path, job: str, task_id: str, **connection: Any) -> int:
     """Record that TASK_ID is the task of JOB in FOLDER.
 
     JOB is in doubt; it is its key, or how its key begins. The task's record is read first: it must exist and
@@ -464,15 +471,14 @@ def adopt(folder: Path, job: str, task_id: str, transport: TransportName | None)
     """
     from flux_async.cli.folder_commands import run_adopt  # noqa: PLC0415 - loads rich
 
-    return run_adopt(folder, job, task_id, transport=transport)
+    return run_adopt(folder, job, task_id, **connection)
 
 
 @cli.command()
 @_folder
 @click.option("--yes", "same_account", is_flag=True, help="The account is the same, where no task proves it.")
-@_transport
-@_verbose
-def rekey(folder: Path, same_account: bool, transport: TransportName | None) -> int:
+@_options(_api, _transport, _verbose)
+def rekey(folder: Path, same_account: bool, **connection: Any) -> int:
     """Let the run in FOLDER go on with a new key.
 
     The new key, of the same account, is taken from KIE_API_KEY. It must be valid, and tasks of the folder are
@@ -480,7 +486,7 @@ def rekey(folder: Path, same_account: bool, transport: TransportName | None) -> 
     """
     from flux_async.cli.folder_commands import run_rekey  # noqa: PLC0415 - loads rich
 
-    return run_rekey(folder, same_account=same_account, transport=transport)
+    return run_rekey(folder, same_account=same_account, **connection)
 
 
 @cli.command()
@@ -505,7 +511,7 @@ def recover(folder: Path, *, yes: bool) -> int:
 @cli.command()
 @click.argument("prompt")
 @click.option("--aspect-ratio", type=_choice(AspectRatio), help="Width to height.")
-@_options(_model, _model_file, _output_format, _timeout, _file, _json, _transport, _verbose)
+@_options(_model, _model_file, _output_format, _timeout, _file, _json, _api, _transport, _verbose)
 def generate(prompt: str, timeout: float, **options: Any) -> int:
     """Make an image from the words of PROMPT.
 
@@ -521,7 +527,7 @@ def generate(prompt: str, timeout: float, **options: Any) -> int:
 @click.argument("prompt")
 @click.argument("image")
 @click.option("--aspect-ratio", type=_choice(AspectRatio), help="Crop or pad to this width to height.")
-@_options(_model, _model_file, _output_format, _timeout, _file, _json, _transport, _verbose)
+@_options(_model, _model_file, _output_format, _timeout, _file, _json, _api, _transport, _verbose)
 def edit(prompt: str, image: str, timeout: float, **options: Any) -> int:
     """Change IMAGE, an http(s) URL or a file, as PROMPT says.
 
@@ -537,7 +543,7 @@ def edit(prompt: str, image: str, timeout: float, **options: Any) -> int:
 @cli.command()
 @click.argument("task_id")
 @click.option("--wait", is_flag=True, help="Wait until it has ended.")
-@_options(_timeout, _file, _json, _transport, _verbose)
+@_options(_timeout, _file, _json, _api, _transport, _verbose)
 def task(task_id: str, wait: bool, timeout: float, **options: Any) -> int:
     """Show how the task TASK_ID stands.
 
@@ -553,7 +559,7 @@ def task(task_id: str, wait: bool, timeout: float, **options: Any) -> int:
 @click.option(
     "--max-mb", type=Number(min=0, min_open=True, max=1e6), default=20.0, help="Refuse a larger file."
 )
-@_options(_timeout, _json, _transport, _verbose)
+@_options(_timeout, _json, _api, _transport, _verbose)
 def upload(image: str, max_mb: float, timeout: float, **options: Any) -> int:
     """Put IMAGE where the vendor can fetch it for 24 hours.
 
@@ -566,7 +572,7 @@ def upload(image: str, max_mb: float, timeout: float, **options: Any) -> int:
 
 
 @cli.command("credits")
-@_options(_json, _transport, _verbose)
+@_options(_json, _api, _transport, _verbose)
 def show_balance(**options: Any) -> int:
     """Print the account's balance in credits."""
     from flux_async.cli.single_commands import Reply, show_credits  # noqa: PLC0415 - loads rich
@@ -590,16 +596,16 @@ def list_models(ctx: click.Context, *, as_json: bool) -> int:
 @cli.command()
 @_output_folder
 @click.option("--callback-url", help="Also request this address of a callback receiver.", metavar="URL")
-@_options(_json, _transport, _verbose)
-def doctor(folder: Path, callback_url: str | None, as_json: bool, transport: TransportName | None) -> int:
+@_options(_json, _api, _transport, _verbose)
+def doctor(folder: Path, callback_url: str | None, as_json: bool, **connection: Any) -> int:
     """Check what a run depends on, and say what to do.
 
-    Checked are key, balance, clock, uploads, certificates and disk. An image of one pixel is uploaded;
-    nothing is submitted or charged. Exit 1 where something fails.
+    Checked are key, balance, both APIs, clock, uploads, certificates and disk. An image of one pixel is
+    uploaded; nothing is submitted or charged. Exit 1 where something fails.
     """
     from flux_async.cli.doctor import run_doctor  # noqa: PLC0415 - loads rich
 
-    return run_doctor(folder, callback_url, transport, as_json=as_json)
+    return run_doctor(folder, callback_url, as_json=as_json, **connection)
 
 
 class SandboxCommand(Command):

@@ -27,9 +27,12 @@ from flux_async import (
     FluxClient,
     FluxError,
     InvalidInput,
+    NotFoundError,
     RetryPolicy,
     __version__,
 )
+from flux_async.api import APIS, VARIABLE, choose_api
+from flux_async.api.models_table import ApiName
 from flux_async.cli.advice import with_commands
 from flux_async.cli.credits import in_credits
 from flux_async.cli.signals import Interruption, run_interruptible
@@ -53,13 +56,14 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _CHECKS = (
-    *("versions", "settings", "key", "balance", "api", "clock", "uploads", "callback", "certificates"),
-    "disk",
+    *("versions", "settings", "key", "balance", "api", *(f"api {name}" for name in APIS), "clock"),
+    *("uploads", "callback", "certificates", "disk"),
 )
 """All checks in the order in which they are printed."""
 _SKEW_SEEN_S, _SKEW_REFUSED_S = 30.0, 300.0  # signatures of callbacks are valid for 300 s on either side
 _LITTLE_B, _TOO_LITTLE_B = 1_000_000_000, 50_000_000
 _CHEAPEST_IMAGE = 5.0
+_NO_TASK = "test"
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 """The names that ``c_rehash`` gives to certificates in a folder."""
 # One grey pixel.
@@ -96,7 +100,7 @@ class Finding:
     @classmethod
     def of(cls, check: str, error: FluxError) -> Finding:
         """Return an error as a finding."""
-        advice = with_commands(error.advice_template, None, error.task_id)
+        advice = with_commands(error.advice_template, None, error.task_id, error.api)
         return cls(check, Level.FAIL, error.message, advice)
 
 
@@ -166,6 +170,20 @@ async def check_key(client: FluxClient) -> list[Finding]:
     if balance < _CHEAPEST_IMAGE:
         found = Finding("balance", Level.WARN, words, "An image costs more: top up before a run.")
     return [Finding("key", Level.OK, "accepted"), found]
+
+
+async def check_api(client: FluxClient, name: ApiName) -> Finding:
+    """Look for a task that does not exist, which is free: an API that answers says that there is none."""
+    check, chosen = f"api {name}", "; new images go there" if name == client.api else ""
+    try:
+        await client.record(_NO_TASK, api=name, timeout=_TIMEOUT_S)
+    except NotFoundError:
+        return Finding(check, Level.OK, f"answers{chosen}")
+    except FluxError as error:
+        if name == client.api or isinstance(error, AuthenticationError):
+            return Finding.of(check, error)
+        return Finding(check, Level.WARN, f"does not answer: {error.message}", "It is not the one in use.")
+    return Finding(check, Level.WARN, f"has a task {_NO_TASK}, which should not exist{chosen}.")
 
 
 async def check_upload_host(client: FluxClient, host: str) -> Finding:
@@ -245,14 +263,19 @@ def _in_words(error: Exception) -> str:
 
 
 def run_doctor(
-    folder: Path, callback_url: str | None, transport: TransportName | None = None, *, as_json: bool
+    folder: Path,
+    callback_url: str | None,
+    transport: TransportName | None = None,
+    api: ApiName | None = None,
+    *,
+    as_json: bool,
 ) -> Exit:
     """Run all checks, print the findings, and return 1 where a check failed."""
     findings: list[Finding] = []
 
     async def command(interruption: Interruption) -> Exit:
         with interruption.scope():
-            await _check_all(findings, folder, callback_url, transport)
+            await _check_all(findings, folder, callback_url, transport, api)
         return Exit.INTERRUPTED if interruption.happened else Exit.SUCCEEDED
 
     code = run_interruptible(command)
@@ -263,7 +286,11 @@ def run_doctor(
 
 
 async def _check_all(
-    findings: list[Finding], folder: Path, callback_url: str | None, transport: TransportName | None
+    findings: list[Finding],
+    folder: Path,
+    callback_url: str | None,
+    transport: TransportName | None,
+    api: ApiName | None,
 ) -> None:
     """Add the findings of all checks; those over the network run at once."""
 
@@ -272,18 +299,22 @@ async def _check_all(
 
     async def check_with_client() -> None:
         try:
-            client = FluxClient(retry=RetryPolicy(max_tries=1), transport=transport)
+            client = FluxClient(retry=RetryPolicy(max_tries=1), transport=transport, api=api)
         except ConfigurationError as error:
             findings.append(Finding.of("key", error))
             return
         async with client:
-            findings.extend(await check_key(client))
+            about_key = await check_key(client)
+            findings.extend(about_key)
+            if about_key[0].level is Level.OK:  # else it would fail for the same reason
+                findings.extend([await check_api(client, name) for name in APIS])
             findings.append(await check_upload_host(client, addresses.upload_url))
 
     findings += [check_versions(), check_certificates(), check_disk(folder)]
     try:  # the addresses are known also where there is no key
         addresses = Credentials("none", os.environ.get("KIE_BASE_URL"), os.environ.get("KIE_UPLOAD_URL"))
         make_transport(transport, addresses, version=__version__)  # opens no connection
+        choose_api(api, os.environ.get(VARIABLE, ""))
     except ConfigurationError as error:
         findings.append(Finding.of("settings", error))
         return

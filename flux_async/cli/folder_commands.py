@@ -11,6 +11,7 @@ import click
 
 from flux_async import ConfigurationError, FluxClient, adopt, rekey, retry
 from flux_async.api.echo import in_words
+from flux_async.api.models_table import ApiName
 from flux_async.batch.operations import Rekeyed, RekeyEvidence
 from flux_async.cli.advice import after_adopting, after_recovering, after_rekeying, command
 from flux_async.cli.credits import Spending, in_credits
@@ -80,7 +81,14 @@ async def _retry(reader: InputReader, spending: Spending, *, failed: bool, in_do
     selection.release()
 
 
-def run_adopt(folder: Path, name: str, task_id: str, *, transport: TransportName | None = None) -> Exit:
+def run_adopt(
+    folder: Path,
+    name: str,
+    task_id: str,
+    *,
+    transport: TransportName | None = None,
+    api: ApiName | None = None,
+) -> Exit:
     """Record that ``task_id`` is the task of a job in doubt.
 
     Raises:
@@ -90,7 +98,7 @@ def run_adopt(folder: Path, name: str, task_id: str, *, transport: TransportName
     key = _key_of(folder, name)
 
     async def work(interruption: Interruption) -> Exit:
-        async with FluxClient(transport=transport) as client:
+        async with FluxClient(transport=transport, api=api) as client:
             with interruption.scope():
                 adopted = await adopt(client, folder / JOURNAL, key, task_id)
                 if adopted.echo is Echo.UNRECOGNISED:
@@ -129,7 +137,13 @@ _EVIDENCE = {
 }
 
 
-def run_rekey(folder: Path, *, same_account: bool, transport: TransportName | None = None) -> Exit:
+def run_rekey(
+    folder: Path,
+    *,
+    same_account: bool,
+    transport: TransportName | None = None,
+    api: ApiName | None = None,
+) -> Exit:
     """Let a folder go on with the key of the environment, if it is of the same account.
 
     Raises:
@@ -139,7 +153,7 @@ def run_rekey(folder: Path, *, same_account: bool, transport: TransportName | No
     read_at_rest(folder / JOURNAL, JournalReader.newest)
 
     async def work(interruption: Interruption) -> Exit:
-        async with FluxClient(transport=transport) as client:
+        async with FluxClient(transport=transport, api=api) as client:
             with interruption.scope():
                 found = await rekey(client, folder / JOURNAL, same_account=same_account)
                 message_console().note(f"{_in_words(found)} {after_rekeying(folder)}")

@@ -21,6 +21,7 @@ import attrs
 from attrs.validators import and_, ge, instance_of, optional
 
 from flux_async import Charge, FluxError
+from flux_async.api.models_table import ApiName
 from flux_async.api.stored_requests import read_image
 from flux_async.cli.advice import with_commands
 from flux_async.job_state import JobState, Problem
@@ -57,9 +58,15 @@ class ErrorNote:
     message: str = attrs.field(validator=_text)
 
     @classmethod
-    def of(cls, problem: Problem, folder: Path | None = None, task_id: str | None = None) -> Self:
-        """Return an error of the journal, with advice for its folder and task."""
-        message = with_commands(problem.message, folder, task_id)
+    def of(
+        cls,
+        problem: Problem,
+        folder: Path | None = None,
+        task_id: str | None = None,
+        api: ApiName | None = None,
+    ) -> Self:
+        """Return an error of the journal, with advice for its folder, its task and the API that has it."""
+        message = with_commands(problem.message, folder, task_id, api)
         return cls(type=problem.type, code=problem.code, message=message)
 
 
@@ -89,7 +96,8 @@ class ResultRow:
         key: The key of the job.
         status: The status of the image.
         task_id: The vendor's task, or None.
-        result_url: The address of the result at the vendor, valid for 14 days.
+        api: The API that this task, or the latest submit, was sent to, or None.
+        result_url: The address of the result at the vendor, for 14 days, of the jobs API for 24 hours.
         file: The image file, relative to the folder, with forward slashes.
         charge: Whether it was paid for.
         credits: What its task has cost, or None where that was not measured.
@@ -105,6 +113,7 @@ class ResultRow:
     key: str = attrs.field(validator=_text)
     status: Status = attrs.field(default=Status.PENDING, converter=Status)
     task_id: str | None = attrs.field(default=None, validator=_text_or_none)
+    api: str | None = attrs.field(default=None, validator=_text_or_none)
     result_url: str | None = attrs.field(default=None, validator=_text_or_none)
     file: str | None = attrs.field(default=None, validator=_text_or_none)
     charge: Charge = attrs.field(default=Charge.NO, converter=Charge)
@@ -168,12 +177,13 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         key=job.key,
         status=status,
         task_id=job.task_id,
+        api=job.api,
         result_url=job.result_url,
         file=f"{IMAGES}/{job.file}" if kept else None,
         sha256=job.sha256 if kept else None,
         charge=job.charge,
         credits=job.credits,
-        error=None if problem is None else ErrorNote.of(problem, folder, job.task_id),
+        error=None if problem is None else ErrorNote.of(problem, folder, job.task_id, job.api),
         attempts=job.attempts,
         submitted_at=utc_text(job.submitted_at),
         finished_at=utc_text(job.finished_at),

@@ -63,7 +63,9 @@ def run_selected(options: RunOptions, select: Select, *, as_json: bool) -> Exit:
         return await RunCommand(
             options=options,
             select=select,
-            make_client=lambda: FluxClient(limits=options.limits, transport=options.transport),
+            make_client=lambda: FluxClient(
+                limits=options.limits, transport=options.transport, api=options.api
+            ),
             display=display,
             interruption=interruption,
         ).run()

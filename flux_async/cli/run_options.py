@@ -21,7 +21,7 @@ from flux_async import (
     Limits,
     LocalImage,
 )
-from flux_async.api.models_table import AnyModel
+from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.batch.options import price_list
 from flux_async.batch.runner import PATIENCE_S
 from flux_async.cli.input_rows import InputRow
@@ -68,6 +68,7 @@ class RunOptions:
         folder: Holds journal, images and results.
         limits: The account's rate limit, and the most tasks in flight.
         transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
+        api: API that images are submitted to; None stands for ``KIE_API``, else kontext.
         timeout_s: Seconds an accepted task may take.
         patience_s: Seconds the run waits for a service that is away before it halts.
         download: Whether results are downloaded.
@@ -92,6 +93,7 @@ class RunOptions:
     folder: Path
     limits: Limits = attrs.field(factory=Limits)
     transport: TransportName | None = None
+    api: ApiName | None = None
     timeout_s: float = 300.0
     patience_s: float = PATIENCE_S
     download: bool = True

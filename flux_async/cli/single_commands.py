@@ -11,6 +11,7 @@ import anyio
 import attrs
 
 from flux_async import DownloadError, FluxClient, ImageResult, LocalImage, TaskRecord, TaskStatus
+from flux_async.api.models_table import ApiName
 from flux_async.cli.advice import error_text, paid_result, paid_task
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import MessageConsole, message_console
@@ -29,6 +30,7 @@ class Reply:
         file: Receives the image, where it is to be downloaded.
         as_json: Print one JSON object instead of a short line.
         transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
+        api: API of the vendor; None stands for ``KIE_API``, else kontext.
         output: Standard output.
         console: Standard error.
     """
@@ -36,13 +38,14 @@ class Reply:
     file: Path | None = None
     as_json: bool = False
     transport: TransportName | None = None
+    api: ApiName | None = None
     output: Output = attrs.field(factory=Output)
     console: MessageConsole = attrs.field(factory=message_console)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> Self:
         """Take the options of a command that say how it replies out of the others."""
-        names = {"file", "as_json", "transport"} & options.keys()
+        names = {"file", "as_json", "transport", "api"} & options.keys()
         return cls(**{name: options.pop(name) for name in names})
 
 
@@ -55,14 +58,14 @@ class Answer:
         data: The same with ``--json``.
         code: The exit code.
         note: A message for standard error.
-        result: The task and the address or file of a paid result.
+        result: The task of a paid result, its API, and the address or file.
     """
 
     line: str
     data: Mapping[str, object]
     code: Exit = Exit.SUCCEEDED
     note: str = ""
-    result: tuple[str, str] | None = None
+    result: tuple[str, ApiName, str] | None = None
 
 
 def run_request(request: ImageRequest, timeout: float, reply: Reply) -> Exit:
@@ -86,6 +89,7 @@ def show_task(task_id: str, *, wait: bool, timeout: float, reply: Reply) -> Exit
                 task_id=record.task_id,
                 result_url=record.result_url,
                 origin_url=record.origin_url,
+                api=record.api,
                 record=record,
             )
             return await _deliver(client, image, reply)
@@ -131,7 +135,7 @@ def _with_client(
     """Run ``work`` with a client and print its answer, and the paid tasks whose answer nothing received."""
 
     async def command(interruption: Interruption) -> Exit:
-        client = FluxClient(timeout=timeout, transport=reply.transport)
+        client = FluxClient(timeout=timeout, transport=reply.transport, api=reply.api)
         answer: Answer | None = None
         try:
             with interruption.scope(), reply.console.busy(words):
@@ -157,7 +161,7 @@ def _with_client(
 def _name_unclaimed(client: FluxClient, console: MessageConsole) -> None:
     for unclaimed in client.unclaimed:
         if unclaimed.task_id is not None:
-            console.note(paid_task(unclaimed.task_id))
+            console.note(paid_task(unclaimed.task_id, unclaimed.api))
         elif unclaimed.error is not None:
             console.note(f"The submit is in doubt. {error_text(unclaimed.error)}")
 
@@ -169,19 +173,20 @@ async def _deliver(client: FluxClient, image: ImageResult, reply: Reply) -> Answ
         try:
             path = (await client.download(image, reply.file)).path
         except DownloadError:
-            reply.console.note(paid_result(image.task_id, image.result_url, reply.file))
+            reply.console.note(paid_result(image.task_id, image.api, image.result_url, reply.file))
             raise
     known = {} if image.record is None else _record_data(image.record)
     data = {
         **known,
         "task_id": image.task_id,
+        "api": image.api,
         "status": TaskStatus.SUCCESS.name,
         "result_url": image.result_url,
         "origin_url": image.origin_url,
         "file": str(path) if path else None,
     }
     where = str(path or image.result_url)
-    return Answer(line=where, data=data, result=(image.task_id, where))
+    return Answer(line=where, data=data, result=(image.task_id, image.api, where))
 
 
 def _unfinished(record: TaskRecord, *, wants_file: bool) -> Answer:
@@ -199,6 +204,7 @@ def _unfinished(record: TaskRecord, *, wants_file: bool) -> Answer:
 def _record_data(record: TaskRecord) -> dict[str, object]:
     return {
         "task_id": record.task_id,
+        "api": record.api,
         "status": record.status.name,
         "result_url": record.result_url,
         "origin_url": record.origin_url,

@@ -90,9 +90,12 @@ def status_of(reader: JournalReader, owner: LockOwner | None) -> dict[str, Any]:
     return {
         "holder": None if owner is None else {"pid": owner.pid, "since": utc_text(owner.since)},
         "counts": {state.value: count for state, count in reader.counts().items()},
+        "apis": reader.apis(),
+        "fetch_by": utc_text(reader.fetch_by()),
         "in_doubt": [
             {
                 "key": stored.job.key,
+                "api": stored.job.api,
                 "image": image_of(stored),
                 "uploaded_as": reader.input_url(stored.number),
                 "submitted_at": utc_text(reader.intended_at(stored.number)),
@@ -147,6 +150,10 @@ def _in_words(state: dict[str, Any]) -> Iterator[str]:
         yield f"  {name.replace('_', ' '):<12}{count:>8}"
     if state["refused"]:
         yield f"  {'refused':<12}{state['refused']:>8}  (never submitted; results.jsonl says why)"
+    if state["apis"].keys() - {"kontext"}:
+        yield "submitted to: " + ", ".join(f"{api} {count}" for api, count in state["apis"].items())
+    if state["fetch_by"] is not None:
+        yield f"paid and not here yet: fetch by {state['fetch_by']}"
     perhaps = (
         f", and perhaps {in_credits(spending['perhaps'])} for submits in doubt" if spending["perhaps"] else ""
     )

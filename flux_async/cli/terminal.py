@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from flux_async import ConfigurationError, FluxError, InvalidInput, JournalError, MaintenanceError, Scope
+from flux_async.api.models_table import ApiName
 from flux_async.cli.advice import error_text, unprinted_result
 
 
@@ -158,7 +159,7 @@ class Output:
         with contextlib.suppress(_ClosedPipe):
             self._write(text)
 
-    def paid_result(self, text: str, task_id: str, where: str) -> None:
+    def paid_result(self, text: str, task_id: str, api: ApiName, where: str) -> None:
         """Print the line of a paid result, which is at the address or in the file ``where``.
 
         Raises:
@@ -167,7 +168,7 @@ class Output:
         try:
             self._write(text)
         except CannotPrint as lost:
-            what, then = unprinted_result(task_id, where)
+            what, then = unprinted_result(task_id, api, where)
             raise CannotPrint(lost.reason, what, then) from None
 
     def _write(self, text: str) -> None:

@@ -30,6 +30,7 @@ import attrs
 
 from flux_async.api.common_api import build_download_url, parse_download_url
 from flux_async.api.envelope import retry_after_s
+from flux_async.api.models_table import RETENTION_S
 from flux_async.api.parsing import encoded_as_by_a_browser
 from flux_async.errors import (
     DeadlineExceeded,
@@ -101,7 +102,8 @@ async def download_file(
     async with session.call():
         if not retry:
             return await _download_once(session, order, span_s)
-        return await _download(session, order, span_s, _submitted_at(image))
+        kept_s = RETENTION_S[image.api if isinstance(image, ImageResult) else "kontext"]
+        return await _download(session, order, span_s, _submitted_at(image), kept_s)
 
 
 async def download_to_sink(
@@ -284,7 +286,9 @@ async def _download_once(session: Session, order: _Order[T], span_s: float) -> T
         caller_left.set()
 
 
-async def _download(session: Session, order: _Order[T], span_s: float, submitted_at: float | None) -> T:
+async def _download(
+    session: Session, order: _Order[T], span_s: float, submitted_at: float | None, kept_s: float
+) -> T:
     """Download, with retries within ``span_s`` seconds after failures that may pass.
 
     Args:
@@ -292,6 +296,7 @@ async def _download(session: Session, order: _Order[T], span_s: float, submitted
         order: What to download.
         span_s: Seconds for all tries.
         submitted_at: When the task was submitted, in seconds since the epoch, if known.
+        kept_s: Seconds for which the vendor keeps its result.
 
     Raises:
         DownloadError: How the last try ended.
@@ -308,11 +313,12 @@ async def _download(session: Session, order: _Order[T], span_s: float, submitted
                 error,
                 tries=tries,
                 age_s=None if submitted_at is None else clock.wall() - submitted_at,
+                kept_s=kept_s,
                 left_s=deadline - _LAST_TRY * span_s - clock.monotonic(),
                 draw=session.rng.random(),
             )
             if what is NoDownload.FOR_GOOD:
-                raise expired(error) from None
+                raise expired(error, kept_s) from None
             if not isinstance(what, DownloadAgain):
                 raise
             log(logging.INFO, "download tried again in %.1f s: %s", what.delay_s, error.message)

@@ -219,7 +219,8 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
         return FolderNotWritable(message)
     return DownloadError(
         message,
-        advice="Check the path and the disk, then download again: the paid result is kept 14 days.",
+        advice="Check the path and the disk, then download again: the paid result is kept for 14 days (jobs "
+        "API: 24 hours).",
         retryable=False,
     )
 

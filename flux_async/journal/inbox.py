@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
+from flux_async.api.models_table import ApiName
 from flux_async.clock import Clock, SystemClock, hold_of
 from flux_async.errors import JournalError
 from flux_async.journal.guard import open_file
@@ -44,6 +45,7 @@ class InboxEntry:
         task_id: The task it names.
         signed: Whether its signature was verified.
         callback_id: The attempt, as in the callback address.
+        api: The API that the attempt was sent to.
         input_url: URL of the uploaded image that the attempt sent, if one was uploaded.
         is_possible_duplicate: Whether that attempt was resubmitted since and no job has the task: then the
             image
@@ -56,6 +58,7 @@ class InboxEntry:
     task_id: TaskId
     signed: bool
     callback_id: str
+    api: ApiName
     input_url: str | None
     is_possible_duplicate: bool
 
@@ -165,7 +168,7 @@ def entries_for(connection: sqlite3.Connection, job: int) -> list[InboxEntry]:
 def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[InboxEntry]:
     rows = connection.execute(
         "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "
-        f"attempt.input_url, {POSSIBLE_DUPLICATES} "
+        f"attempt.api, attempt.input_url, {POSSIBLE_DUPLICATES} "
         "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id "
         f"JOIN job ON job.number = attempt.job WHERE {where} ORDER BY inbox.number",
         values,
@@ -178,8 +181,9 @@ def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[I
             task_id=TaskId(task_id),
             signed=bool(signed),
             callback_id=callback_id,
+            api=api,
             input_url=input_url,
             is_possible_duplicate=bool(is_possible_duplicate),
         )
-        for number, at, key, task_id, signed, callback_id, input_url, is_possible_duplicate in rows
+        for number, at, key, task_id, signed, callback_id, api, input_url, is_possible_duplicate in rows
     ]

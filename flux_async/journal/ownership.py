@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from flux_async.api.echo import compare, spellings_of
+from flux_async.api.models_table import ApiName
 from flux_async.api.parsing import ids_in
 from flux_async.errors import JobConflictError, JournalError
 from flux_async.job_state import (
     EchoContradicted,
     Event,
+    JobSnapshot,
     SubmitAccepted,
     SubmitUnknown,
     TaskFound,
@@ -49,16 +51,29 @@ class Sender:
 
 
 @attrs.frozen(kw_only=True)
-class PaidTask:
+class KnownTask:
+    """A task, and where its record is.
+
+    Attributes:
+        task_id: Its id.
+        api: The API that it was submitted to.
+    """
+
+    task_id: TaskId
+    api: ApiName
+
+
+@attrs.frozen(kw_only=True)
+class PaidTask(KnownTask):
     """A task of a journal.
 
     Attributes:
         task_id: Its id.
+        api: The API that it was submitted to.
         submitted_at: The time it was accepted, in seconds since the epoch.
         is_live: Whether its result is still to be fetched.
     """
 
-    task_id: TaskId
     submitted_at: float
     is_live: bool
 
@@ -89,8 +104,19 @@ def check_owner(connection: sqlite3.Connection, event: Event, job: int, attempt:
             raise JobConflictError(f"Task {event.task_id} belongs to an earlier submit of this job.")
 
 
-def write_attempt(connection: sqlite3.Connection, event: Event, job: int, attempt: int, state: str) -> None:
-    """Write the new state of a job's latest attempt, and the task ids and the cost of the event."""
+def write_attempt(
+    connection: sqlite3.Connection, event: Event, number: int, job: JobSnapshot, state: str
+) -> None:
+    """Write the new state of the latest attempt of a job, and the task ids and the cost of the event.
+
+    Args:
+        connection: The journal, in a transaction.
+        event: The event.
+        number: The job's number.
+        job: The job after the event.
+        state: The state of the attempt.
+    """
+    attempt = job.attempts
     task_id, answer, refused, paid = None, None, None, getattr(event, "credits", None)
     if isinstance(event, SubmitAccepted):
         task_id = event.task_id
@@ -99,20 +125,23 @@ def write_attempt(connection: sqlite3.Connection, event: Event, job: int, attemp
         answer, refused = event.answer, event.refused_task_id
     elif isinstance(event, EchoContradicted):
         refused = event.task_id
-        connection.execute("UPDATE attempt SET task_id = NULL WHERE job = ? AND number = ?", (job, attempt))
         connection.execute(
-            "INSERT OR IGNORE INTO offer SELECT number, ?, ? FROM job WHERE key = ?",
-            (event.task_id, event.at, event.belongs_to),
+            "UPDATE attempt SET task_id = NULL WHERE job = ? AND number = ?", (number, attempt)
+        )
+        connection.execute(
+            "INSERT OR IGNORE INTO offer (job, task_id, api, at) "
+            "SELECT number, ?, ?, ? FROM job WHERE key = ?",
+            (event.task_id, job.api, event.at, event.belongs_to),
         )
         # It may have been offered to this job because of its image: it is not offered again.
-        connection.execute("DELETE FROM offer WHERE job = ? AND task_id = ?", (job, event.task_id))
+        connection.execute("DELETE FROM offer WHERE job = ? AND task_id = ?", (number, event.task_id))
     elif isinstance(event, TaskSucceeded) and event.echo is Echo.CONFIRMED:
-        _add_one(connection, _ECHOES)
+        _add_one(connection, _of_api(_ECHOES, job.api))
     connection.execute(
         "UPDATE attempt SET state = ?, task_id = coalesce(?, task_id), answer = coalesce(?, answer), "
         "refused_task_id = coalesce(?, refused_task_id), credits = coalesce(?, credits) "
         "WHERE job = ? AND number = ?",
-        (state, task_id, answer, refused, paid, job, attempt),
+        (state, task_id, answer, refused, paid, number, attempt),
     )
 
 
@@ -123,13 +152,13 @@ def owner_of(connection: sqlite3.Connection, task_id: str) -> JobKey | None:
     return None if row is None else JobKey(row[0])
 
 
-def offers_to(connection: sqlite3.Connection, job: int) -> list[TaskId]:
+def offers_to(connection: sqlite3.Connection, job: int) -> list[KnownTask]:
     """Return the tasks that belong to no job and whose records show the request of this one."""
     sql = (
-        "SELECT task_id FROM offer WHERE job = ? "
+        "SELECT task_id, api FROM offer WHERE job = ? "
         "AND NOT EXISTS (SELECT 1 FROM attempt WHERE attempt.task_id = offer.task_id) ORDER BY at"
     )
-    return [TaskId(row[0]) for row in connection.execute(sql, (job,))]
+    return [KnownTask(task_id=TaskId(task_id), api=api) for task_id, api in connection.execute(sql, (job,))]
 
 
 def candidates(connection: sqlite3.Connection, job: int) -> list[TaskId]:
@@ -161,17 +190,28 @@ def input_urls(connection: sqlite3.Connection, job: int) -> list[str | None]:
     return list(dict.fromkeys(row[0] for row in connection.execute(sql, (job,))))
 
 
+def apis_of(connection: sqlite3.Connection, job: int) -> list[ApiName]:
+    """Return the APIs that a job was submitted to, the latest first."""
+    sql = "SELECT api FROM attempt WHERE job = ? AND api IS NOT NULL ORDER BY number DESC"
+    return list(dict.fromkeys(row[0] for row in connection.execute(sql, (job,))))
+
+
 # --- echoes -----------------------------------------------------------------------------------------------
 
 
-def confirmed_echoes(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return how many records have shown the request as it was sent, and how many the image."""
-    return int(read_meta(connection, _ECHOES) or 0), int(read_meta(connection, _IMAGE_ECHOES) or 0)
+def confirmed_echoes(connection: sqlite3.Connection, api: ApiName) -> tuple[int, int]:
+    """Return how many records of an API have shown the request as it was sent, and how many the image."""
+    requests, images = (read_meta(connection, _of_api(name, api)) for name in (_ECHOES, _IMAGE_ECHOES))
+    return int(requests or 0), int(images or 0)
 
 
-def count_image_echo(connection: sqlite3.Connection) -> None:
-    """Count a record that has shown the image as it was sent."""
-    _add_one(connection, _IMAGE_ECHOES)
+def count_image_echo(connection: sqlite3.Connection, api: ApiName) -> None:
+    """Count a record of an API that has shown the image as it was sent."""
+    _add_one(connection, _of_api(_IMAGE_ECHOES, api))
+
+
+def _of_api(name: str, api: ApiName | None) -> str:
+    return f"{name} {api}"
 
 
 def _add_one(connection: sqlite3.Connection, name: str) -> None:
@@ -261,13 +301,13 @@ def paid_tasks(connection: sqlite3.Connection, since: float, limit: int) -> list
     """Return up to ``limit`` tasks submitted since a time: live ones first, then the newest."""
     live = "state IN ('submitted', 'generated')"
     sql = (
-        f"SELECT task_id, submitted_at, {live} FROM job "
+        f"SELECT task_id, api, submitted_at, {live} FROM job "
         "WHERE state IN ('submitted', 'generated', 'done', 'failed') AND task_id IS NOT NULL "
         f"AND submitted_at >= ? ORDER BY {live} DESC, submitted_at DESC LIMIT ?"
     )
     return [
-        PaidTask(task_id=TaskId(task_id), submitted_at=at, is_live=bool(is_live))
-        for task_id, at, is_live in connection.execute(sql, (since, limit))
+        PaidTask(task_id=TaskId(task_id), api=api, submitted_at=at, is_live=bool(is_live))
+        for task_id, api, at, is_live in connection.execute(sql, (since, limit))
     ]
 
 

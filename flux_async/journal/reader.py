@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 import attrs
 
+from flux_async.api.models_table import RETENTION_S, ApiName
 from flux_async.errors import JournalError
 from flux_async.job_state import JobState
 from flux_async.journal import ownership
@@ -150,7 +151,7 @@ class JournalReader:
     def found_task(self, number: int) -> TaskId | None:
         """Return the task whose record shows the request of a job in doubt, and that belongs to no job."""
         found = self._read(lambda c: ownership.offers_to(c, number))
-        return found[0] if found else None
+        return found[0].task_id if found else None
 
     def with_echo(self, echo: Echo) -> Iterator[StoredJob]:
         """Yield the jobs whose records have this echo of the request, in order of arrival."""
@@ -195,6 +196,17 @@ class JournalReader:
         """Return how many jobs are in each state, states without jobs included."""
         rows = dict(self._all("SELECT state, count(*) FROM job GROUP BY state"))
         return {state: rows.get(state.value, 0) for state in JobState}
+
+    def apis(self) -> dict[ApiName, int]:
+        """Return how many jobs have their task, or their latest attempt, at each API; none for no jobs."""
+        return dict(
+            self._all("SELECT api, count(*) FROM job WHERE api IS NOT NULL GROUP BY api ORDER BY api")
+        )
+
+    def fetch_by(self) -> float | None:
+        """Return when the vendor may delete the first result that is paid and not fetched yet."""
+        sql = "SELECT api, min(submitted_at) FROM job WHERE state IN ('submitted', 'generated') GROUP BY api"
+        return min((at + RETENTION_S[api] for api, at in self._all(sql)), default=None)
 
     def last_activity(self) -> float | None:
         """Return the time of the last event, in seconds since the epoch."""
@@ -354,9 +366,9 @@ class JournalPreview:
         values = (stored.number, job.key, stored.request, *addresses_of(stored.request), job.state)
         self._connection.execute(
             "INSERT OR IGNORE INTO job "
-            "(number, key, request, address, bare_address, state, task_id, result_url, file, charge) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*values, job.task_id, job.result_url, job.file, job.charge),
+            "(number, key, request, address, bare_address, state, task_id, api, result_url, file, charge) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*values, job.task_id, job.api, job.result_url, job.file, job.charge),
         )
 
 

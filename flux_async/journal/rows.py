@@ -128,12 +128,15 @@ def write_event(
     attempt_state = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
-            "INSERT INTO attempt (job, number, state, intended_at, callback_id, input_url) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (number, job.attempts, attempt_state, event.at, event.callback_id, event.input_url),
+            "INSERT INTO attempt (job, number, state, intended_at, api, model, callback_id, input_url) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(number, job.attempts, attempt_state, event.at),
+                *(event.api, event.model, event.callback_id, event.input_url),
+            ),
         )
     else:
-        ownership.write_attempt(connection, event, number, job.attempts, attempt_state)
+        ownership.write_attempt(connection, event, number, job, attempt_state)
     written = connection.execute(
         "INSERT INTO event (job, at, type, detail) VALUES (?, ?, ?, ?)",
         (number, event.at, type(event).__name__, _detail(event)),

@@ -1,11 +1,12 @@
--- The journal of a batch, version 1: which results are wanted, the state of each job, and everything that
+-- The journal of a batch, version 2: which results are wanted, the state of each job, and everything that
 -- happened to it. The index one_live_attempt holds the most important invariant: a job never has two live
 -- attempts, whatever the code above the database does. Times are seconds since the epoch.
 --
 -- A change of this file is a new value of SCHEMA_VERSION in schema.py. Comments hold no semicolon: schema.py
 -- splits the statements there.
 
--- One row each: account, generation_times, prices, circuit_breaker, submit_log, confirmed_echoes, confirmed_image_echoes.
+-- One row each: account, generation_times, prices, circuit_breaker, submit_log. One row each for every API:
+-- confirmed_echoes, confirmed_image_echoes.
 CREATE TABLE meta (
   name  TEXT PRIMARY KEY,
   value TEXT NOT NULL
@@ -28,6 +29,7 @@ CREATE TABLE job (
   problem       TEXT,                         -- JSON: type, code, message
   not_before    REAL NOT NULL DEFAULT 0,
   task_id       TEXT,
+  api           TEXT CHECK (api IN ('kontext', 'jobs')),  -- of the task, or of the latest attempt
   echo          TEXT CHECK (echo IN ('confirmed', 'absent', 'unrecognised')),  -- of the request in the record
   result_url    TEXT,
   origin_url    TEXT,
@@ -37,7 +39,7 @@ CREATE TABLE job (
   generated_at  REAL,
   finished_at   REAL,
   generation_s  REAL,                         -- by the vendor's clock
-  CHECK (state <> 'submitted' OR task_id IS NOT NULL),
+  CHECK (state <> 'submitted' OR (task_id IS NOT NULL AND api IS NOT NULL)),
   CHECK (state NOT IN ('generated', 'done') OR result_url IS NOT NULL)
 ) STRICT;
 
@@ -56,6 +58,8 @@ CREATE TABLE attempt (
   number          INTEGER NOT NULL,
   state           TEXT NOT NULL CHECK (state IN ('submitting', 'submitted', 'in_doubt', 'over')),
   intended_at     REAL NOT NULL,
+  api             TEXT CHECK (api IN ('kontext', 'jobs')),  -- that it was sent to, NULL where its record was lost
+  model           TEXT,                       -- id of the model in that API
   callback_id     TEXT,                       -- part of the callback address that the attempt sent
   input_url       TEXT,                       -- URL of the uploaded image, if one was uploaded
   task_id         TEXT,
@@ -96,6 +100,7 @@ CREATE TABLE inbox (
 CREATE TABLE offer (
   job     INTEGER NOT NULL REFERENCES job (number),
   task_id TEXT NOT NULL,
+  api     TEXT NOT NULL CHECK (api IN ('kontext', 'jobs')),
   at      REAL NOT NULL,
   PRIMARY KEY (job, task_id)
 ) STRICT, WITHOUT ROWID;

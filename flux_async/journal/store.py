@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio.to_thread
 import attrs
 
+from flux_async.api.models_table import ApiName
 from flux_async.api.stored_requests import store_request
 from flux_async.clock import Clock, SystemClock, hold_of
 from flux_async.errors import (
@@ -48,7 +49,7 @@ from flux_async.journal.adding import Added, Adding, EarlierRuns
 from flux_async.journal.guard import JournalGuard, open_file
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.lock import JournalLock
-from flux_async.journal.ownership import PaidTask, Sender
+from flux_async.journal.ownership import KnownTask, PaidTask, Sender
 from flux_async.journal.rows import StoredJob, select_jobs, write_event
 from flux_async.journal.schema import (
     connect,
@@ -446,7 +447,7 @@ class Journal:
         find = partial(ownership.job_that_sent, besides=besides, verbatim=verbatim, by_image=by_image)
         return await self._do(lambda c: find(c, shown))
 
-    async def offers_to(self, job: int) -> list[TaskId]:
+    async def offers_to(self, job: int) -> list[KnownTask]:
         """Return tasks that belong to no job and whose records show the request of a job, by its number."""
         return await self._do(lambda c: ownership.offers_to(c, job))
 
@@ -454,34 +455,43 @@ class Journal:
         """Return the tasks that may be a job's, by its number: the ids in odd answers to its submits."""
         return await self._do(lambda c: ownership.candidates(c, job))
 
-    async def confirmed_echoes(self) -> tuple[int, int]:
-        """Return how many records have shown the request as it was sent, and how many the image."""
-        return await self._do(ownership.confirmed_echoes)
+    async def apis_of(self, job: int) -> list[ApiName]:
+        """Return the APIs that a job, by its number, was submitted to, the latest first."""
+        return await self._do(lambda c: ownership.apis_of(c, job))
 
-    async def count_image_echo(self) -> None:
-        """Count a record that has shown the image as it was sent."""
-        await self._do(ownership.count_image_echo)
+    async def confirmed_echoes(self, api: ApiName) -> tuple[int, int]:
+        """Return how many records of an API have shown the request as it was sent, and how many the image."""
+        return await self._do(lambda c: ownership.confirmed_echoes(c, api))
+
+    async def count_image_echo(self, api: ApiName) -> None:
+        """Count a record of an API that has shown the image as it was sent."""
+        await self._do(lambda c: ownership.count_image_echo(c, api))
 
     # --- reading ------------------------------------------------------------------------------------------
 
     async def jobs(
-        self, state: JobState, *, after: int = 0, limit: int = 100, submitted_before: float | None = None
+        self,
+        state: JobState,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        older: tuple[ApiName, float] | None = None,
     ) -> list[StoredJob]:
         """Return up to ``limit`` jobs in ``state``, in order of arrival, after number ``after``.
 
-        ``submitted_before`` (seconds since the epoch) leaves out jobs with newer tasks.
+        ``older`` leaves out all but the tasks of an API from before a time (seconds since the epoch).
         """
         where, values = "state = ? AND number > ?", [state, after]
-        if submitted_before is not None:
-            where, values = f"{where} AND submitted_at < ?", [*values, submitted_before]
+        if older is not None:
+            where, values = f"{where} AND api = ? AND submitted_at < ?", [*values, *older]
         return await self._do(lambda c: select_jobs(c, f"{where} ORDER BY number LIMIT ?", *values, limit))
 
     async def iter_jobs(
-        self, state: JobState, *, submitted_before: float | None = None
+        self, state: JobState, *, older: tuple[ApiName, float] | None = None
     ) -> AsyncIterator[StoredJob]:
         """Yield the jobs in ``state``, in order of arrival; a job may move to another state meanwhile."""
         after = 0
-        while page := await self.jobs(state, after=after, submitted_before=submitted_before):
+        while page := await self.jobs(state, after=after, older=older):
             for stored in page:
                 yield stored
             after = page[-1].number

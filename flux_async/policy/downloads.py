@@ -21,10 +21,8 @@ MOST_RESUMES = 3
 REFRESHABLE = frozenset({401, 403, 404, 410})
 """HTTP statuses of a file host after which a fresh link may help: it refuses this address."""
 
-KEPT_S = 14 * 86_400.0
-"""How long the vendor keeps results (API page, \"Important Notes\")."""
-
 _DAY_S = 86_400.0
+_HOURS_BELOW_S = 3 * _DAY_S
 _LONGEST_BACKOFF_S = 60.0
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -177,7 +175,7 @@ class NoDownload(enum.Enum):
 
 
 def after_failed_download(
-    error: DownloadError, *, tries: int, age_s: float | None, left_s: float, draw: float
+    error: DownloadError, *, tries: int, age_s: float | None, kept_s: float, left_s: float, draw: float
 ) -> DownloadAgain | NoDownload:
     """Return what follows a failed download of a paid result.
 
@@ -189,10 +187,11 @@ def after_failed_download(
         error: How the last try ended.
         tries: Downloads tried so far, at least 1.
         age_s: Seconds since the task was submitted, or None if unknown.
+        kept_s: Seconds for which the vendor keeps its result.
         left_s: Seconds for which further tries may begin.
         draw: A random number from 0 to 1.
     """
-    if is_expired(error, age_s):
+    if is_expired(error, age_s, kept_s):
         return NoDownload.FOR_GOOD
     if not error.retryable or left_s <= 0:
         return NoDownload.FOR_NOW
@@ -200,25 +199,26 @@ def after_failed_download(
     return DownloadAgain(min(max(backoff, error.retry_after_s or 0.0), left_s))
 
 
-def is_expired(error: DownloadError, age_s: float | None) -> bool:
+def is_expired(error: DownloadError, age_s: float | None, kept_s: float) -> bool:
     """Return whether a result is gone for good: refused, and older than the vendor keeps results.
 
     Before that even 404 and 410 may be transient: a CDN answers so for results that are seconds old. After it
     a host that cannot be reached proves nothing.
     """
-    return age_s is not None and age_s > KEPT_S and error.http_status in REFRESHABLE
+    return age_s is not None and age_s > kept_s and error.http_status in REFRESHABLE
 
 
-def expired(error: DownloadError) -> ResultExpired:
+def expired(error: DownloadError, kept_s: float) -> ResultExpired:
     """Return the error of a result that is gone for good."""
-    days = round(KEPT_S / _DAY_S)
     return ResultExpired(
-        f"The vendor keeps results for {days} days, and this one is older: {error.message}",
+        f"The vendor keeps results for {_span(kept_s)}, and this one is older: {error.message}",
         http_status=error.http_status,
     )
 
 
-def unfetched(error: E, name: str, *, tries: int, submitted_at: float | None, task_id: TaskId | None) -> E:
+def unfetched(
+    error: E, name: str, *, tries: int, submitted_at: float | None, kept_s: float, task_id: TaskId | None
+) -> E:
     """Return ``error`` as the end of all tries of a run, with charge, task, date and advice in its message.
 
     ``Download failed for poster.jpg: files.example answered HTTP 503 (3 attempts). The result is paid and
@@ -229,6 +229,7 @@ def unfetched(error: E, name: str, *, tries: int, submitted_at: float | None, ta
         name: What the image is called.
         tries: Downloads tried.
         submitted_at: When the task was submitted, in seconds since the epoch, if known.
+        kept_s: Seconds for which the vendor keeps its result.
         task_id: The task.
     """
     attempts = f"{tries} {'attempt' if tries == 1 else 'attempts'}"
@@ -240,13 +241,26 @@ def unfetched(error: E, name: str, *, tries: int, submitted_at: float | None, ta
     last.task_id, last.charge = task_id, Charge.YES
     is_curable = isinstance(error, DownloadError) and not error.retryable
     cure = f"{error.advice_template} " if is_curable else ""
-    last.advice = f"{cure}{kept_until(submitted_at)} {{fetch}}"
+    last.advice = f"{cure}{kept_until(submitted_at, kept_s)} {{fetch}}"
     return last
 
 
-def kept_until(submitted_at: float | None) -> str:
+def kept_until(submitted_at: float | None, kept_s: float) -> str:
     """Return the sentence that says how long a paid result can be fetched."""
     if submitted_at is None:
-        return f"The result is paid and stays available for {round(KEPT_S / _DAY_S)} days."
-    day = datetime.fromtimestamp(submitted_at + KEPT_S, UTC)
-    return f"The result is paid and stays available until {day.day} {_MONTHS[day.month - 1]}."
+        return f"The result is paid and stays available for {_span(kept_s)}."
+    end = datetime.fromtimestamp(submitted_at + kept_s, UTC)
+    hour = f", {end:%H:%M} UTC" if kept_s < _HOURS_BELOW_S else ""
+    return f"The result is paid and stays available until {end.day} {_MONTHS[end.month - 1]}{hour}."
+
+
+def fetch_first_after_s(kept_s: float) -> float:
+    """Return the age in seconds from which a result is fetched before others.
+
+    Its last day begins then, or the second half of its life: 13 days for 14, 12 hours for 24.
+    """
+    return kept_s - min(_DAY_S, kept_s / 2)
+
+
+def _span(kept_s: float) -> str:
+    return f"{kept_s / 3600:.0f} hours" if kept_s < _HOURS_BELOW_S else f"{kept_s / _DAY_S:.0f} days"

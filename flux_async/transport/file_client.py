@@ -263,7 +263,8 @@ class FileClient:
         except ImportError:
             raise DownloadError(
                 f"{parsed.host} cannot be reached: the proxy of the environment is a SOCKS proxy.",
-                advice="Run  pip install socksio  and download it again: the result is kept for 14 days.",
+                advice="Run  pip install socksio  and download it again: the result is kept for 14 days "
+                "(jobs API: 24 hours).",
                 retryable=False,
             ) from None
         except Exception as error:  # noqa: BLE001 - any exception of httpcore

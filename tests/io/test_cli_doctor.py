@@ -33,14 +33,15 @@ def test_all_is_well_with_the_sandbox(cli: Any) -> None:
     ended = cli.run("doctor", "--callback-url", cli.base_url, "--json")
     assert ended.code == 0, ended.stdout
     assert list(checks(ended)) == [
-        *("versions", "key", "balance", "clock", "uploads", "callback", "certificates", "disk")
+        *("versions", "key", "balance", "api kontext", "api jobs", "clock", "uploads", "callback"),
+        *("certificates", "disk"),
     ]
     assert set(checks(ended).values()) == {"ok"}
     assert cli.ledger()["submits"] == before
     assert list(cli.folder.iterdir()) == []
     plain = cli.run("doctor")
     assert plain.code == 0
-    assert [line.split()[0] for line in plain.stdout.splitlines()] == ["ok"] * 7
+    assert [line.split()[0] for line in plain.stdout.splitlines()] == ["ok"] * 9
 
 
 def test_without_a_key_doctor_reports_the_other_checks(make_cli: Any, sandbox_url: str) -> None:

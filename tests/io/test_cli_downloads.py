@@ -112,7 +112,7 @@ class Done:
             [stored] = await folder.journal.add_jobs([as_job("https://example.com/poster.jpg")])
             at, job = self.clock.wall() - days * DAY_S, stored.job
             for event in (
-                SubmitIntended(at=at),
+                SubmitIntended(api="kontext", at=at),
                 SubmitAccepted(at=at, task_id=TaskId("old")),
                 TaskSucceeded(at=at, result_url="https://files.example/r.jpg"),
                 Saved(at=at, file=file, sha256=None if file is None else "0" * 64),

@@ -60,7 +60,9 @@ async def submitting(journal: Journal, count: int = 1) -> list[StoredJob]:
     """Add jobs and start an attempt of each; the attempt's id is made from the job's number."""
     added = await journal.add([(JobKey(f"k{n}"), "{}") for n in range(1, count + 1)])
     for stored in added:
-        await happened(journal, stored, SubmitIntended(at=1.0, callback_id=attempt_id(stored.number)))
+        await happened(
+            journal, stored, SubmitIntended(api="kontext", at=1.0, callback_id=attempt_id(stored.number))
+        )
     return added
 
 
@@ -79,7 +81,7 @@ from flux_async.job_state import SubmitIntended, apply
 async def main():
     async with Journal(sys.argv[1]) as journal:
         (stored,) = await journal.add([(JobKey("k1"), "{}")])
-        intent = SubmitIntended(at=1.0, callback_id=f"{1:032x}")
+        intent = SubmitIntended(api="kontext", at=1.0, callback_id=f"{1:032x}")
         await journal.record(stored.number, apply(stored.job, intent), intent)
         print("open", flush=True)
         while not await journal.newest_callback():
@@ -232,7 +234,10 @@ async def test_a_run_reads_callbacks_of_waiting_jobs(path: Path) -> None:
         await go_on(doubtful, unknown)
         await go_on(done, SubmitAccepted(at=2.0, task_id=TaskId("u")), succeeded, Saved(at=4.0, file="a.jpg"))
         await go_on(
-            again, unknown, ResubmitGranted(at=3.0), SubmitIntended(at=4.0, callback_id=attempt_id(99))
+            again,
+            unknown,
+            ResubmitGranted(at=3.0),
+            SubmitIntended(api="kontext", at=4.0, callback_id=attempt_id(99)),
         )
         for number in (5, 4, 3, 2, 1, 99):
             await journal.receive(event(f"t{number}", attempt_id(number), signed=number != 3))
@@ -361,7 +366,7 @@ def test_many_processes_open_at_once(tmp_path: Path, make: Callable[[Path], None
     assert (done.stdout, done.stderr) == ("", "")
     for path in paths:
         assert rows(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
-        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)] == [(1,)]
+        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)] == [(2,)]
         assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -393,7 +398,7 @@ def _with_version(version: int, path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {version}")
 
 
-_older, _newer = partial(_with_version, 0), partial(_with_version, 2)
+_older, _newer = partial(_with_version, 1), partial(_with_version, 3)
 
 
 def _scrambled_header(path: Path) -> None:
@@ -406,8 +411,8 @@ def _scrambled_header(path: Path) -> None:
         (_text, JournalError, "is not a journal"),
         (_foreign, JournalError, "another program's database"),
         (_foreign_with_a_log, JournalError, "another program's database"),
-        (_older, JournalVersionError, "unsupported journal version 0: this release supports 1"),
-        (_newer, JournalVersionError, "unsupported journal version 2: this release supports 1"),
+        (_older, JournalVersionError, "unsupported journal version 1: this release supports 2"),
+        (_newer, JournalVersionError, "unsupported journal version 3: this release supports 2"),
         (_scrambled_header, JournalError, "damaged"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

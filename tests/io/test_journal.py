@@ -60,7 +60,7 @@ def entries(count: int, first: int = 0) -> list[tuple[JobKey, str]]:
 def life(task: str = "t") -> tuple[Event, ...]:
     """Return the events of a job that succeeds."""
     return (
-        SubmitIntended(at=10.0),
+        SubmitIntended(api="kontext", at=10.0),
         SubmitAccepted(at=11.0, task_id=TaskId(task)),
         TaskSucceeded(at=12.0, result_url=URL, origin_url=URL, generation_s=7.5),
         Saved(at=13.0, file="a.jpg"),
@@ -81,7 +81,7 @@ async def test_every_field_of_a_job_is_read_back(path: Path) -> None:
         done, doubtful, pending = await journal.add(entries(3))
         first = await happened(journal, done, *life())
         second = await happened(
-            journal, doubtful, SubmitIntended(at=20.0), SubmitUnknown(at=21.0, problem=PROBLEM)
+            journal, doubtful, SubmitIntended(api="kontext", at=20.0), SubmitUnknown(at=21.0, problem=PROBLEM)
         )
     async with Journal(path) as journal:
         back = await journal.job("k0")
@@ -165,11 +165,11 @@ async def test_a_failing_write_does_not_fail_the_others(path: Path) -> None:
         good, _ = await journal.add(entries(2))
         unknown = good.job
         async with asyncio.TaskGroup() as group:
-            written = group.create_task(happened(journal, good, SubmitIntended(at=1.0)))
+            written = group.create_task(happened(journal, good, SubmitIntended(api="kontext", at=1.0)))
 
             async def wrong() -> None:
                 with pytest.raises(JournalError, match="does not hold"):
-                    await journal.record(99, unknown, SubmitIntended(at=1.0))
+                    await journal.record(99, unknown, SubmitIntended(api="kontext", at=1.0))
 
             group.create_task(wrong())
         assert written.result().state is JobState.SUBMITTING
@@ -180,16 +180,20 @@ async def test_the_database_refuses_a_second_live_attempt(path: Path) -> None:
     """A job cannot have two live attempts, whatever the code above the database does."""
     async with Journal(path) as journal:
         (stored,) = await journal.add(entries(1))
-        job = await happened(journal, stored, SubmitIntended(at=1.0))
+        job = await happened(journal, stored, SubmitIntended(api="kontext", at=1.0))
         forged = JobSnapshot(key=job.key, state=JobState.SUBMITTING, attempts=2, charge=Charge.MAYBE)
         with pytest.raises(JournalError, match="UNIQUE"):
-            await journal.record(stored.number, forged, SubmitIntended(at=2.0))
+            await journal.record(stored.number, forged, SubmitIntended(api="kontext", at=2.0))
         (still,) = await journal.jobs(JobState.SUBMITTING)
         assert still.job == job
         granted = await happened(
             journal, still, SubmitUnknown(at=3.0, problem=PROBLEM), ResubmitGranted(at=4.0)
         )
-        await journal.record(stored.number, apply(granted, SubmitIntended(at=5.0)), SubmitIntended(at=5.0))
+        await journal.record(
+            stored.number,
+            apply(granted, SubmitIntended(api="kontext", at=5.0)),
+            SubmitIntended(api="kontext", at=5.0),
+        )
     assert rows(path, "SELECT number, state FROM attempt") == [(1, "over"), (2, "submitting")]
 
 
@@ -198,7 +202,7 @@ async def test_a_write_for_a_stale_state_is_refused(path: Path) -> None:
     async with Journal(path) as journal:
         (stored,) = await journal.add(entries(1))
         await happened(journal, stored, *life())
-        event = SubmitIntended(at=50.0)
+        event = SubmitIntended(api="kontext", at=50.0)
         with pytest.raises(JournalError, match="another state by now"):
             await journal.record(stored.number, apply(stored.job, event), event, before=stored.job)
         assert await journal.counts() == {JobState.DONE: 1}
@@ -230,7 +234,7 @@ async def test_a_cancelled_writer_has_written(path: Path) -> None:
     async with Journal(path) as journal:
         (stored,) = await journal.add(entries(1))
         async with asyncio.TaskGroup() as group:
-            writing = group.create_task(happened(journal, stored, SubmitIntended(at=1.0)))
+            writing = group.create_task(happened(journal, stored, SubmitIntended(api="kontext", at=1.0)))
             await asyncio.sleep(0)
             writing.cancel()
         assert writing.cancelled()
@@ -248,7 +252,7 @@ async def test_a_journal_in_memory_works_without_a_file(
         assert [found.job for found in await journal.jobs(JobState.DONE)] == [job]
         forged = JobSnapshot(key=job.key, state=JobState.SUBMITTING, attempts=1)
         with pytest.raises(JournalError):
-            await journal.record(stored.number, forged, SubmitIntended(at=2.0))
+            await journal.record(stored.number, forged, SubmitIntended(api="kontext", at=2.0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,7 +308,7 @@ async def main():
         if len(sys.argv) > 2:
             for n in range(int(sys.argv[2])):
                 (stored,) = await journal.add([(JobKey(f"k{n}"), "{}")])
-                event = SubmitIntended(at=float(n))
+                event = SubmitIntended(api="kontext", at=float(n))
                 await journal.record(stored.number, apply(stored.job, event), event)
                 print("recorded", n, flush=True)
         await asyncio.sleep(600)
@@ -517,7 +521,7 @@ def _with_version(version: int, path: Path) -> None:
         connection.executescript(f"PRAGMA user_version = {version}; PRAGMA journal_mode = DELETE;")
 
 
-_older, _newer = partial(_with_version, 0), partial(_with_version, 2)
+_older, _newer = partial(_with_version, 1), partial(_with_version, 3)
 
 
 def _corrupt(path: Path) -> None:
@@ -548,8 +552,8 @@ async def _make(path: Path) -> None:
     [
         (_text, JournalError, "is not a journal"),
         (_foreign, JournalError, "another program's database"),
-        (_older, JournalVersionError, "unsupported journal version 0: this release supports 1"),
-        (_newer, JournalVersionError, "unsupported journal version 2: this release supports 1"),
+        (_older, JournalVersionError, "unsupported journal version 1: this release supports 2"),
+        (_newer, JournalVersionError, "unsupported journal version 3: this release supports 2"),
         (_corrupt, JournalError, "damaged"),
         (_cut, JournalError, "damaged"),
         (_scrambled_header, JournalError, "damaged"),

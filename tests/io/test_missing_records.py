@@ -48,7 +48,8 @@ async def main():
         print("added", flush=True)
         for n in range(int(sys.argv[3])):
             job = stored[n].job
-            for event in (SubmitIntended(at=100.0 + n), SubmitAccepted(at=100.5 + n, task_id=f"t{n}")):
+            submitted = SubmitIntended(api="kontext", at=100.0 + n, api="kontext")
+            for event in (submitted, SubmitAccepted(at=100.5 + n, task_id=f"t{n}")):
                 job = apply(job, event)
                 await journal.record(stored[n].number, job, event)
             print(n, flush=True)
@@ -191,7 +192,9 @@ async def test_a_closed_journal_alone_is_complete(path: Path, tmp_path: Path) ->
     """After a run that ended by itself a copy of the database is enough."""
     async with Journal(path) as journal:
         (first, *_) = await journal.add(entries(3))
-        await happened(journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+        await happened(
+            journal, first, SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t"))
+        )
     alone = tmp_path / "copy.sqlite3"
     shutil.copy(path, alone)
     async with Journal(alone) as journal:
@@ -205,7 +208,7 @@ async def test_an_older_copy_of_the_journal_is_refused(path: Path, tmp_path: Pat
     async with Journal(path) as journal:
         await journal.add(entries(4))
     shutil.copy(path, backup)
-    submit = (SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+    submit = (SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
     async with Journal(path) as journal:
         await happened(journal, (await journal.add(entries(1)))[0], *submit)
     shutil.copy(path, tmp_path / "newer.sqlite3")
@@ -215,7 +218,12 @@ async def test_an_older_copy_of_the_journal_is_refused(path: Path, tmp_path: Pat
     async with await Journal(path).open(accept_lost_records=True) as journal:
         assert (await states(journal, 4))["k0"] is JobState.IN_DOUBT
         (second,) = [stored for stored in await journal.add(entries(2)) if stored.job.key == "k1"]
-        await happened(journal, second, SubmitIntended(at=3.0), SubmitAccepted(at=4.0, task_id=TaskId("u")))
+        await happened(
+            journal,
+            second,
+            SubmitIntended(api="kontext", at=3.0),
+            SubmitAccepted(at=4.0, task_id=TaskId("u")),
+        )
     shutil.copy(tmp_path / "newer.sqlite3", path)
     with pytest.raises(JournalRecordsLost):
         await Journal(path).open()
@@ -229,7 +237,9 @@ async def test_a_journal_that_is_copied_while_it_is_run(path: Path, tmp_path: Pa
 
         async def submit(stored: StoredJob) -> None:
             task = TaskId(f"t{stored.number}")
-            await happened(journal, stored, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=task))
+            await happened(
+                journal, stored, SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=task)
+            )
 
         for stored in jobs[:3]:
             await submit(stored)
@@ -272,7 +282,10 @@ async def test_no_new_journal_is_made_at_the_path_of_a_saved_one_with_paid_work(
         first, *_ = await journal.add(entries(2))
         if is_paid:
             await happened(
-                journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t"))
+                journal,
+                first,
+                SubmitIntended(api="kontext", at=1.0),
+                SubmitAccepted(at=2.0, task_id=TaskId("t")),
             )
     if is_paid:
         for opening in (Journal(path).open(), Inbox(path).open()):
@@ -292,7 +305,9 @@ async def test_an_unrecorded_resubmit_after_a_failure_is_in_doubt_too(path: Path
         failed, retried, done, _ = await journal.add(entries(4))
         for stored in (failed, retried, done):
             task = TaskId(f"t{stored.number}")
-            await happened(journal, stored, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=task))
+            await happened(
+                journal, stored, SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=task)
+            )
         found = {stored.job.key: stored for stored in await journal.jobs(JobState.SUBMITTED)}
         await happened(journal, found[JobKey("k0")], TaskEnded(at=3.0, problem=problem))
         ended = (TaskSucceeded(at=3.0, result_url="https://files.example/r.jpg"), Saved(at=4.0))
@@ -300,10 +315,13 @@ async def test_an_unrecorded_resubmit_after_a_failure_is_in_doubt_too(path: Path
     shutil.copy(path, tmp_path / "backup")
     async with Journal(path) as journal:
         (again,) = await journal.jobs(JobState.FAILED)
-        await happened(journal, again, RetryGranted(at=5.0), SubmitIntended(at=6.0))
+        await happened(journal, again, RetryGranted(at=5.0), SubmitIntended(api="kontext", at=6.0))
         (once_more,) = await journal.jobs(JobState.SUBMITTED)
         await happened(
-            journal, once_more, TaskEndedRetryable(at=7.0, problem=problem), SubmitIntended(at=8.0)
+            journal,
+            once_more,
+            TaskEndedRetryable(at=7.0, problem=problem),
+            SubmitIntended(api="kontext", at=8.0),
         )
     shutil.copy(tmp_path / "backup", path)
     async with await Journal(path).open(accept_lost_records=True) as journal:
@@ -320,7 +338,9 @@ async def test_a_closed_journal_without_a_log_gets_one(path: Path) -> None:
     """It is opened, and its submits are logged."""
     async with Journal(path) as journal:
         first, *_ = await journal.add(entries(3))
-        await happened(journal, first, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+        await happened(
+            journal, first, SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t"))
+        )
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM meta WHERE name = 'submit_log'")
     without(path, ".submits")
@@ -376,7 +396,7 @@ async def test_a_submit_that_cannot_be_logged_is_not_sent(
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(SubmitLog, "make_room", full)
-        event = SubmitIntended(at=1.0)
+        event = SubmitIntended(api="kontext", at=1.0)
         with pytest.raises(JournalError, match="No space left") as refused:
             await journal.record(first.number, apply(first.job, event), event)
         assert refused.value.scope is Scope.STOP
@@ -388,7 +408,9 @@ async def test_a_submit_that_cannot_be_logged_is_not_sent(
         assert await journal.counts() == {JobState.PENDING: 2}
         monkeypatch.undo()
         (back, _) = await journal.jobs(JobState.PENDING)
-        await happened(journal, back, SubmitIntended(at=2.0), SubmitAccepted(at=3.0, task_id=TaskId("t")))
+        await happened(
+            journal, back, SubmitIntended(api="kontext", at=2.0), SubmitAccepted(at=3.0, task_id=TaskId("t"))
+        )
     assert [(submit.key, submit.at) for submit in read_log(log_of(path))] == [("k0", 2.0)]
 
 
@@ -427,7 +449,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
         async with Journal(path) as journal:
             for number, stored in enumerate(await journal.add([(JobKey("a"), "{}"), (JobKey("b"), "{}")])):
                 task = TaskId(f"first{number}")
-                await happened(journal, stored, SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=task))
+                await happened(
+                    journal,
+                    stored,
+                    SubmitIntended(api="kontext", at=1.0),
+                    SubmitAccepted(at=2.0, task_id=task),
+                )
 
     asyncio.run(first_run())
     shutil.copytree(path.parent, folder / "closed")

@@ -75,9 +75,9 @@ async def test_a_pending_job_gets_the_newer_address_with_an_event(path: Path) ->
 @pytest.mark.parametrize(
     "events",
     [
-        [SubmitIntended(at=1.0), ACCEPTED],
-        [SubmitIntended(at=1.0), *DONE],
-        [SubmitIntended(at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM)],
+        [SubmitIntended(api="kontext", at=1.0), ACCEPTED],
+        [SubmitIntended(api="kontext", at=1.0), *DONE],
+        [SubmitIntended(api="kontext", at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM)],
     ],
 )
 async def test_a_submitted_job_keeps_its_address(path: Path, events: list[Event]) -> None:
@@ -94,7 +94,9 @@ async def test_a_failed_job_is_retried_with_the_newer_address_and_its_old_attemp
 ) -> None:
     """The attempt keeps the address that was sent."""
     async with Journal(path) as journal:
-        await live(journal, job(1), SubmitIntended(at=1.0), SubmitRejected(at=2.0, problem=PROBLEM))
+        await live(
+            journal, job(1), SubmitIntended(api="kontext", at=1.0), SubmitRejected(at=2.0, problem=PROBLEM)
+        )
         (stored,) = await journal.add_jobs([job(2)])
         assert stored.job.state is JobState.FAILED
         assert read_image(stored.request) == signed(2)
@@ -140,7 +142,9 @@ async def test_without_a_key_a_new_signature_of_a_paid_image_is_noticed(path: Pa
     """It is not added, and the paid job is returned; with permission it becomes a job of its own."""
     unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
     async with Journal(path) as journal:
-        await live(journal, job(1, None), SubmitIntended(at=1.0), *([unknown] if in_doubt else DONE))
+        await live(
+            journal, job(1, None), SubmitIntended(api="kontext", at=1.0), *([unknown] if in_doubt else DONE)
+        )
         ((number, _, _, paid_as, _),) = await add_entries(journal, job(2, None))
         assert (number, paid_as.job.key) == (None, job(1, None).key)
         assert sum((await journal.counts()).values()) == 1
@@ -153,7 +157,7 @@ async def test_a_batch_warns_of_images_that_it_pays_for_again(
 ) -> None:
     """The library adds the jobs, and logs one line with their number."""
     async with Journal(path) as journal:
-        await live(journal, job(1, None), SubmitIntended(at=1.0), *DONE)
+        await live(journal, job(1, None), SubmitIntended(api="kontext", at=1.0), *DONE)
         assert len(await journal.add_jobs([job(2, None), job(3, None)])) == 2
         await journal.add_jobs([job(2, None)])
     (record,) = caplog.records
@@ -180,7 +184,7 @@ async def test_two_signatures_of_one_image_in_one_list_are_noticed(path: Path) -
 async def test_another_request_for_the_image_is_added(path: Path, earlier: Job, later: Job) -> None:
     """Two keys of the caller's own, another model, another version of the file: no warning."""
     async with Journal(path) as journal:
-        await live(journal, earlier, SubmitIntended(at=1.0), *DONE)
+        await live(journal, earlier, SubmitIntended(api="kontext", at=1.0), *DONE)
         ((number, *_),) = await add_entries(journal, later)
         assert number == 2
 
@@ -205,7 +209,9 @@ async def paid(path: Path, *jobs: Job) -> None:
     """An earlier run."""
     async with Journal(path) as journal:
         for one in jobs:
-            await live(journal, one, SubmitIntended(at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM))
+            await live(
+                journal, one, SubmitIntended(api="kontext", at=1.0), SubmitUnknown(at=2.0, problem=PROBLEM)
+            )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ async def main():
     async with Journal(sys.argv[1]) as journal:
         request = '{"inputImage": "https://files.example/a.jpg", "model": "flux-kontext-pro", "prompt": "x"}'
         (stored, _) = await journal.add([(JobKey("k1"), request), (JobKey("k2"), request)])
-        event = SubmitIntended(at=1.0)
+        event = SubmitIntended(api="kontext", at=1.0)
         await journal.record(stored.number, apply(stored.job, event), event)
         if sys.argv[2] == "killed":
             os.kill(os.getpid(), 9)

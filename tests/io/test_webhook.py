@@ -51,7 +51,7 @@ def kept(path: Path) -> list[tuple[str, str, int]]:
 async def _begin(path: Path) -> None:
     async with Journal(path) as journal:
         for stored in await journal.add([(JobKey(f"k{n}"), "{}") for n in range(1, JOBS + 1)]):
-            intent = SubmitIntended(at=1.0, callback_id=attempt_id(stored.number))
+            intent = SubmitIntended(api="kontext", at=1.0, callback_id=attempt_id(stored.number))
             await journal.record(stored.number, apply(stored.job, intent), intent)
 
 

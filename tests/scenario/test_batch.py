@@ -342,7 +342,7 @@ async def test_what_the_vendor_will_soon_delete_is_taken_up_first(
             (stored,) = await journal.add_jobs([Job(request=EditRequest.text_removal(url))])
             at, job = now - days * 86_400, stored.job
             events: list[Event] = [
-                SubmitIntended(at=at),
+                SubmitIntended(api="kontext", at=at),
                 SubmitAccepted(at=at, task_id=TaskId(f"old{number}")),
             ]
             if ready:

@@ -215,7 +215,7 @@ async def test_a_stale_write_is_refused(tmp_path: Path) -> None:
     """The journal does not let an old view of a job overwrite a newer one."""
     async with Journal(tmp_path / "run.sqlite3") as journal:
         (stored,) = await journal.add([(JobKey("k"), "{}")])
-        event = SubmitIntended(at=1.0)
+        event = SubmitIntended(api="kontext", at=1.0)
         job = apply(stored.job, event)
         await journal.record(stored.number, job, event, before=stored.job)
         with pytest.raises(JournalError, match="another state by now"):

@@ -576,7 +576,7 @@ async def test_a_failing_transport_of_the_callers_own_leaves_the_charge_open(
 
 async def test_a_task_that_failed_is_no_longer_unclaimed(client: Any, transport: Any, make: Any) -> None:
     """Whoever learned how a task ended has claimed it."""
-    client.session.keep_unclaimed(EditRequest.text_removal(URL), "t1")
+    client.session.keep_unclaimed(EditRequest.text_removal(URL), "kontext", "t1")
     transport.script["record-info"] = [make.record(3)]
     with pytest.raises(TaskFailed):
         await client.wait("t1")
@@ -592,7 +592,7 @@ async def test_a_log_handler_that_raises_loses_nothing(client: Any, caplog: pyte
     logger = logging.getLogger("flux_async")
     logger.addFilter(raising)
     try:
-        client.session.keep_unclaimed(EditRequest.text_removal(URL), "t1")
+        client.session.keep_unclaimed(EditRequest.text_removal(URL), "kontext", "t1")
     finally:
         logger.removeFilter(raising)
     assert client.unclaimed[0].task_id == "t1"

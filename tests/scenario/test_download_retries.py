@@ -255,7 +255,7 @@ async def paid_before(client: FluxClient, path: Path, *, days: float) -> None:
         [stored] = await journal.add_jobs([_job(URLS[0])])
         at, job = client.session.clock.wall() - days * DAY_S, stored.job
         for event in (
-            SubmitIntended(at=at),
+            SubmitIntended(api="kontext", at=at),
             SubmitAccepted(at=at, task_id=TaskId("old")),
             TaskSucceeded(at=at, result_url="https://files.example/told-then.jpg"),
         ):

@@ -158,7 +158,7 @@ async def test_of_unclaimed_tasks_the_newest_are_kept(client: FluxClient) -> Non
     """Ten thousand of them; a claimed one is removed, whatever its position."""
     request = EditRequest.text_removal(URLS[0])
     for number in range(10_005):
-        client.session.keep_unclaimed(request, TaskId(f"n{number}"))
+        client.session.keep_unclaimed(request, "kontext", TaskId(f"n{number}"))
     client.session.claim(TaskId("n7000"))
     known = [unclaimed.task_id for unclaimed in client.unclaimed]
     assert (len(known), known[0], known[-1]) == (9_999, "n5", "n10004")

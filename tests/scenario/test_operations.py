@@ -314,7 +314,7 @@ async def test_a_request_of_another_release_fails_alone(
         await happened(
             journal,
             stored,
-            SubmitIntended(at=at),
+            SubmitIntended(api="kontext", at=at),
             SubmitAccepted(at=at, task_id=TaskId("t9")),
             TaskSucceeded(at=at, result_url="https://files.example/t9.jpg"),
             Saved(at=at),

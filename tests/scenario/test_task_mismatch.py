@@ -318,7 +318,10 @@ async def test_the_prompt_decides_between_two_edits_of_one_image(
         assert isinstance(outcome.error, TaskMismatch)
         async with Journal(path, clock=client.session.clock) as journal:
             doubts = await journal.jobs(JobState.IN_DOUBT)
-            found = {job.read().prompt: await journal.offers_to(job.number) for job in doubts}  # type: ignore[union-attr]
+            found = {
+                job.read().prompt: [task.task_id for task in await journal.offers_to(job.number)]  # type: ignore[union-attr]
+                for job in doubts
+            }
             assert (found["first"], found["second"]) == ([], ["t1"] if offered else [])
 
 
@@ -644,7 +647,7 @@ async def test_what_a_person_may_adopt(
         assert (adopted.key, adopted.record.task_id, adopted.echo) == (first.job.key, "t0", expected[kind])
     if kind == "unknown":
         # The user is not asked again: the next run takes the result, and keeps the mark.
-        client.session.submitter.sent.confirmed = 3
+        client.session.submitter.sent.confirmed["kontext"] = 3
         outcomes = await run(client, path, URLS[:1])
         outcome = outcomes[URLS[0]]
         assert isinstance(outcome, Succeeded)

@@ -30,7 +30,9 @@ from flux_async.policy.downloads import (
     before_resume,
     continues,
     expired,
+    fetch_first_after_s,
     headers_to_resume,
+    kept_until,
     read_head,
     refusal,
     unfetched,
@@ -151,6 +153,7 @@ def test_a_refusal_names_the_host_and_proves_nothing(status: int) -> None:
 
 
 DAY_S = 86_400.0
+KEPT_S = 14 * DAY_S
 MAY_PASS: list[DownloadError] = [
     *(refusal(status, "h") for status in (400, 401, 403, 404, 408, 410, 418, 429, 500, 503)),
     DownloadError("h cannot be reached: ConnectError."),
@@ -169,7 +172,9 @@ IN_THE_WAY: list[DownloadError] = [
 
 
 def decide(error: DownloadError, **facts: Any) -> object:
-    return after_failed_download(error, **{"tries": 1, "age_s": 5.0, "left_s": 600.0, "draw": 1.0} | facts)
+    return after_failed_download(
+        error, **{"tries": 1, "age_s": 5.0, "kept_s": KEPT_S, "left_s": 600.0, "draw": 1.0} | facts
+    )
 
 
 @pytest.mark.parametrize("error", MAY_PASS, ids=str)
@@ -218,13 +223,35 @@ def test_a_host_that_asks_to_wait_is_obeyed_within_the_time_that_is_left(
     assert decide(refusal(503, "h", retry_after_s=asked_s), left_s=left_s) == DownloadAgain(delay_s)
 
 
-def test_the_error_of_an_expired_result_has_its_reason() -> None:
+@pytest.mark.parametrize(("kept_s", "words"), [(KEPT_S, "14 days"), (DAY_S, "24 hours")])
+def test_the_error_of_an_expired_result_has_its_reason(kept_s: float, words: str) -> None:
     """How long results are kept, and what the host answered."""
-    error = expired(refusal(404, "files.example"))
+    error = expired(refusal(404, "files.example"), kept_s)
     assert (type(error), error.http_status) == (ResultExpired, 404)
     assert error.message == (
-        "The vendor keeps results for 14 days, and this one is older: files.example answered HTTP 404."
+        f"The vendor keeps results for {words}, and this one is older: files.example answered HTTP 404."
     )
+
+
+def test_a_result_that_is_kept_for_a_day_expires_after_it_and_is_fetched_first_in_its_second_half() -> None:
+    """A result of the jobs API; one of the kontext API comes first on its last day."""
+    gone = refusal(404, "files.example")
+    assert decide(gone, kept_s=DAY_S, age_s=0.9 * DAY_S) == DownloadAgain(1.0)
+    assert decide(gone, kept_s=DAY_S, age_s=1.1 * DAY_S) is NoDownload.FOR_GOOD
+    assert [fetch_first_after_s(kept_s) / DAY_S for kept_s in (KEPT_S, DAY_S)] == [13.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("submitted_at", "words"),
+    [
+        (datetime(2026, 11, 30, 23, 59, tzinfo=UTC).timestamp(), "until 1 December, 23:59 UTC"),
+        (None, "for 24 hours"),
+    ],
+    ids=["known", "unknown"],
+)
+def test_a_result_that_is_kept_for_a_day_has_an_hour(submitted_at: float | None, words: str) -> None:
+    """The date alone would be up to a day off."""
+    assert kept_until(submitted_at, DAY_S) == f"The result is paid and stays available {words}."
 
 
 SUBMITTED = datetime(2026, 11, 30, 23, 59, tzinfo=UTC).timestamp()
@@ -259,7 +286,9 @@ def test_the_final_error_has_cause_charge_and_advice(
     error: DownloadError, tries: int, submitted_at: float | None, message: str, advice: str
 ) -> None:
     """No message leads the user to pay again; the class and the fields of the error stay."""
-    reported = unfetched(error, "poster.jpg", tries=tries, submitted_at=submitted_at, task_id=TaskId("t1"))
+    reported = unfetched(
+        error, "poster.jpg", tries=tries, submitted_at=submitted_at, kept_s=KEPT_S, task_id=TaskId("t1")
+    )
     assert str(reported) == f"Download failed for poster.jpg: {message}. {advice}"
     assert type(reported) is type(error)
     assert (reported.http_status, reported.charge) == (error.http_status, error.charge)

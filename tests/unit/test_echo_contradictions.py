@@ -60,8 +60,8 @@ def test_an_unknown_image_is_judged_by_records_that_showed_images(
 def test_a_session_remembers_its_latest_submits() -> None:
     """Ten thousand task ids and requests; older ones are forgotten."""
     log = SubmitLog()
-    assert log.is_new(TaskId("t0"))
-    assert not log.is_new(TaskId("t0"))
+    assert log.is_new(TaskId("t0"), "kontext")
+    assert not log.is_new(TaskId("t0"), "kontext")
     log.record_submit(("https://h/a.jpg", "p"))
     assert log.has_sent(("https://h/a.jpg", "p"))
     assert not log.has_sent(("https://h/b.jpg", "p"))
@@ -70,5 +70,5 @@ def test_a_session_remembers_its_latest_submits() -> None:
     log.record_submit((None, "a lighthouse"))
     assert not log.has_sent_image(None)
     for number in range(1, 10_001):
-        assert log.is_new(TaskId(f"t{number}"))
-    assert log.is_new(TaskId("t0"))
+        assert log.is_new(TaskId(f"t{number}"), "kontext")
+    assert log.is_new(TaskId("t0"), "kontext")

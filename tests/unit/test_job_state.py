@@ -56,12 +56,12 @@ TASK, OTHER = TaskId("t1"), TaskId("t2")
 URL = "https://files.example/t1.jpg"
 
 EVENTS: tuple[Event, ...] = (
-    SubmitIntended(at=1),
+    SubmitIntended(api="kontext", at=1),
     SubmitAccepted(at=2, task_id=TASK),
     SubmitRefused(at=2, problem=PROBLEM, not_before=12),
     SubmitRejected(at=2, problem=PROBLEM),
     SubmitUnknown(at=2, problem=PROBLEM),
-    TaskFound(at=3, task_id=TASK),
+    TaskFound(api="kontext", at=3, task_id=TASK),
     EchoContradicted(at=4, problem=PROBLEM, task_id=TASK, belongs_to=JobKey("other")),
     ResubmitGranted(at=3),
     TaskSucceeded(at=4, result_url=URL, origin_url="https://files.example/o.jpg", generation_s=7.5),
@@ -104,7 +104,9 @@ def job(state: JobState) -> JobSnapshot:
     task = TASK if state in {SUBMITTED, G, DONE} else None
     url = URL if state in {G, DONE} else None
     attempts = 0 if state is P else 1
-    return JobSnapshot(key=JobKey("k"), state=state, attempts=attempts, task_id=task, result_url=url)
+    return JobSnapshot(
+        key=JobKey("k"), state=state, attempts=attempts, task_id=task, api="kontext", result_url=url
+    )
 
 
 def name(value: Any) -> str:
@@ -208,21 +210,21 @@ def test_the_cost_of_a_task_stays_with_it() -> None:
     assert apply(done, EchoContradicted(at=5, problem=PROBLEM, task_id=TASK)).credits is None
     again = apply(job(SUBMITTED), TaskEndedRetryable(at=4, problem=PROBLEM, credits=0.0))
     assert again.credits == 0.0
-    assert apply(again, SubmitIntended(at=6)).credits is None
+    assert apply(again, SubmitIntended(api="kontext", at=6)).credits is None
     assert apply(job(SUBMITTED), TaskEnded(at=4, problem=PROBLEM, credits=0.0)).credits == 0.0
 
 
 def test_the_echo_of_a_task_stays_with_it() -> None:
     """What a record showed outlives a renewed address of the result, and ends with the next submit."""
-    found = apply(job(DOUBT), TaskFound(at=3, task_id=TASK, echo=Echo.CONFIRMED))
+    found = apply(job(DOUBT), TaskFound(api="kontext", at=3, task_id=TASK, echo=Echo.CONFIRMED))
     assert found.echo is Echo.CONFIRMED
-    assert apply(job(DOUBT), TaskFound(at=3, task_id=TASK)).echo is None
+    assert apply(job(DOUBT), TaskFound(api="kontext", at=3, task_id=TASK)).echo is None
     done = apply(found, TaskSucceeded(at=4, result_url=URL))
     assert done.echo is Echo.CONFIRMED
     other = apply(done, TaskSucceeded(at=5, result_url=URL, echo=Echo.ABSENT))
     assert other.echo is Echo.ABSENT
     again = attrs.evolve(other, state=P)
-    assert apply(again, SubmitIntended(at=6)).echo is None
+    assert apply(again, SubmitIntended(api="kontext", at=6)).echo is None
 
 
 # --- what comes next --------------------------------------------------------------------------------------
@@ -233,8 +235,8 @@ def test_the_echo_of_a_task_stays_with_it() -> None:
     [
         (P, Begin()),
         (S, Submit()),
-        (SUBMITTED, AwaitTask(task_id=TASK)),
-        (G, Fetch(task_id=TASK, result_url=URL)),
+        (SUBMITTED, AwaitTask(task_id=TASK, api="kontext")),
+        (G, Fetch(task_id=TASK, api="kontext", result_url=URL)),
         (DONE, Settle(state=DONE)),
         (FAILED, Settle(state=FAILED)),
         (DOUBT, Settle(state=DOUBT)),
@@ -352,7 +354,7 @@ class _AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def intend(self) -> None:
-        if self.offer(SubmitIntended(at=self.at())):
+        if self.offer(SubmitIntended(api="kontext", at=self.at())):
             assert self.live == 0, "a submit while an attempt is live"
             self.live += 1
             self.intents += 1
@@ -362,7 +364,8 @@ class _AnyOrder(RuleBasedStateMachine):
         was_pending = self.job.state is P
         if was_pending and not self.intents:
             return  # there is no submit whose task could be found
-        if self.offer(kind(at=self.at(), task_id=task)) and was_pending:
+        where: dict[str, Any] = {"api": "kontext"} if kind is TaskFound else {}
+        if self.offer(kind(at=self.at(), task_id=task, **where)) and was_pending:
             self.live += 1
 
     @rule(kind=st.sampled_from([SubmitRefused, SubmitRejected, TaskEnded, TaskEndedRetryable]))

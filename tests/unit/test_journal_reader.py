@@ -70,11 +70,13 @@ async def test_figures_are_read_during_a_run(tmp_path: Path) -> None:
             assert reader.generation_s(0.5) is None
             for number, job in enumerate((pro, big)):
                 task = TaskId(f"t{number}")
-                submit = SubmitIntended(at=1), SubmitAccepted(at=2, task_id=task)
+                submit = SubmitIntended(api="kontext", at=1), SubmitAccepted(at=2, task_id=task)
                 await happened(journal, job, *submit, succeeded(3, number))
-            unknown = (SubmitIntended(at=4), SubmitUnknown(at=5, problem=PROBLEM))
-            await happened(journal, found, *unknown, TaskFound(at=6, task_id=TaskId("t9")))
-            await happened(journal, in_doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(at=8))
+            unknown = (SubmitIntended(api="kontext", at=4), SubmitUnknown(at=5, problem=PROBLEM))
+            await happened(journal, found, *unknown, TaskFound(api="kontext", at=6, task_id=TaskId("t9")))
+            await happened(
+                journal, in_doubt, *unknown, ResubmitGranted(at=7), SubmitIntended(api="kontext", at=8)
+            )
 
             assert sum(reader.counts().values()) == 5
             assert reader.counts()[JobState.GENERATED] == 2
@@ -94,12 +96,14 @@ async def test_what_tasks_cost_is_read_by_model(tmp_path: Path) -> None:
     path = tmp_path / "j.sqlite3"
     async with Journal(path) as journal:
         first, second = await add(journal, 2)
-        begun = SubmitIntended(at=1), SubmitAccepted(at=2, task_id=TaskId("t0"))
+        begun = SubmitIntended(api="kontext", at=1), SubmitAccepted(at=2, task_id=TaskId("t0"))
         refunded = TaskEndedRetryable(at=3, problem=PROBLEM, credits=0.0)
-        again = SubmitIntended(at=4), SubmitAccepted(at=5, task_id=TaskId("t1"))
+        again = SubmitIntended(api="kontext", at=4), SubmitAccepted(at=5, task_id=TaskId("t1"))
         image = TaskSucceeded(at=6, result_url="http://h/r", credits=5.5)
         await happened(journal, first, *begun, refunded, *again, image)
-        await happened(journal, second, SubmitIntended(at=7), SubmitAccepted(at=8, task_id=TaskId("t2")))
+        await happened(
+            journal, second, SubmitIntended(api="kontext", at=7), SubmitAccepted(at=8, task_id=TaskId("t2"))
+        )
         await journal.record_price("flux-kontext-pro", 6.0)
         await journal.record_price("flux-kontext-pro", 5.5)
         assert await journal.prices() == {"flux-kontext-pro": 5.5}
@@ -137,7 +141,10 @@ async def test_a_possible_duplicate_charge_is_returned_once(
     async with Journal(tmp_path / JOURNAL) as journal:
 
         async def submitted_again(job: StoredJob) -> None:
-            first, again = SubmitIntended(at=1, callback_id=f"{job.number:032x}"), SubmitIntended(at=4)
+            first, again = (
+                SubmitIntended(api="kontext", at=1, callback_id=f"{job.number:032x}"),
+                SubmitIntended(api="kontext", at=4),
+            )
             answer: Event = SubmitAccepted(at=5, task_id=TaskId(f"known{job.number}"))
             if job.number > 60:
                 answer = SubmitRefused(at=5, problem=PROBLEM, not_before=9.0)
@@ -210,7 +217,7 @@ def test_what_is_no_journal_is_an_error(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99;")
     other.close()
-    with pytest.raises(JournalVersionError, match="unsupported journal version 99: this release supports 1"):
+    with pytest.raises(JournalVersionError, match="unsupported journal version 99: this release supports 2"):
         JournalReader(path)
 
 

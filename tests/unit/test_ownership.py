@@ -106,7 +106,7 @@ def test_the_only_job_with_an_image_is_found_with_any_prompt() -> None:
 def test_confirmed_echoes_are_counted_by_request_and_by_image() -> None:
     """A new journal has counted none."""
     with closing(connect()) as connection:
-        assert ownership.confirmed_echoes(connection) == (0, 0)
+        assert ownership.confirmed_echoes(connection, "kontext") == (0, 0)
         for _ in range(2):
-            ownership.count_image_echo(connection)
-        assert ownership.confirmed_echoes(connection) == (0, 2)
+            ownership.count_image_echo(connection, "kontext")
+        assert ownership.confirmed_echoes(connection, "kontext") == (0, 2)

@@ -40,20 +40,24 @@ def refused(type_: str) -> SubmitRefused:
 
 def test_a_submit_that_never_left_is_none() -> None:
     """A vendor that cannot be reached was asked for nothing, however often it is tried."""
-    tally = counted(SubmitIntended(at=1.0), refused("RequestNotSent"), SubmitIntended(at=3.0))
+    tally = counted(
+        SubmitIntended(api="kontext", at=1.0),
+        refused("RequestNotSent"),
+        SubmitIntended(api="kontext", at=3.0),
+    )
     assert (tally.submits, tally.credits) == (1, 5.0)
 
 
 def test_a_submit_that_was_refused_is_a_submit() -> None:
     """It took a permit of the rate limit, but no credits."""
-    tally = counted(SubmitIntended(at=1.0), refused("RateLimitedError"))
+    tally = counted(SubmitIntended(api="kontext", at=1.0), refused("RateLimitedError"))
     assert (tally.submits, tally.credits) == (1, 0.0)
 
 
 def test_the_cost_of_failed_tasks_is_listed_separately() -> None:
     """The vendor usually returns it."""
     problem = Problem(type="TaskFailed", message="m")
-    begun = (SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+    begun = (SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
     for end in (TaskEnded(at=3.0, problem=problem), TaskEndedRetryable(at=3.0, problem=problem)):
         tally = counted(*begun, end)
         assert (tally.credits, tally.refundable) == (5.0, 5.0)
@@ -66,7 +70,7 @@ def test_a_job_in_doubt_waits_only_where_a_callback_may_come(
 ) -> None:
     """Without callbacks nothing can settle it in this run, so it counts as in doubt at once."""
     unknown = SubmitUnknown(at=2.0, problem=Problem(type="ConnectionLost", message="m"))
-    tally = counted(SubmitIntended(at=1.0), unknown, expects_callbacks=expects_callbacks)
+    tally = counted(SubmitIntended(api="kontext", at=1.0), unknown, expects_callbacks=expects_callbacks)
     progress = tally.progress(elapsed_s=3.0)
     assert (progress.in_doubt, progress.waiting) == (in_doubt, waiting)
 
