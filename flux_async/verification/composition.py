@@ -139,7 +139,9 @@ def _measure(scene: Scene, overlay: Overlay, changes: Changes) -> PreserveReport
     centre = np.array([scene.shape[1] / 2, scene.shape[0] / 2, 1])
     right, down = ((move @ centre) - centre)[:2] / np.diag(scene.to_grid)[:2]
     away = overlay.usable & ~grow(changes.hole.core, 16)
+    whole = size_matrix(shape_of(scene.result), scene.result_shape) @ matrix @ scene.to_grid
     return PreserveReport(
+        alignment=(tuple(whole[0].tolist()), tuple(whole[1].tolist())),
         scale=math.sqrt(abs(float(np.linalg.det(move[:2, :2])))),
         shift=(float(right), float(down)),
         residual_px=residual_shift(grey(scene.original), grey(overlay.matched), away),

@@ -36,6 +36,8 @@ class PreserveReport:
         scale: Size of the result's content relative to the original's, after both are scaled to one size:
             1.01 means that the vendor enlarged it by 1 %.
         shift: How far the content moved right and down, in pixels of the original at its centre.
+        alignment: Where a pixel (x, y) of the upright original is in the upright result: the two rows of an
+            affine matrix, applied to (x, y, 1).
         residual_px: Median shift that is left after alignment, in pixels of the smaller of both images.
         match: Correlation of both images outside the text after alignment: 1 for the same content.
         changed: Share of the area outside the text that differs.
@@ -48,6 +50,7 @@ class PreserveReport:
     refusal: PreserveRefusal | None = None
     scale: float | None = None
     shift: tuple[float, float] | None = None
+    alignment: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     residual_px: float | None = None
     match: float | None = None
     changed: float | None = None

@@ -31,13 +31,15 @@ GRID_PIXELS = 2_000_000
 class Scene:
     """Both images on the grid, in CIELAB.
 
-    ``result`` is not yet aligned. ``source`` is the result in full, ``opaque`` where the original is.
+    ``result`` is not yet aligned. ``source`` is the result in full, if it is not larger than the original;
+    ``result_shape`` are its own height and width. ``opaque`` is where the original is.
     """
 
     original: Floats
     pixels: Pixels
     result: Floats
     source: Pixels
+    result_shape: Shape
     opaque: Mask
     to_grid: Matrix
 
@@ -74,6 +76,7 @@ def make_scene(original: LoadedImage, result: Pixels) -> Scene:
         pixels=pixels,
         result=lab(seen),
         source=source,
+        result_shape=(result.shape[0], result.shape[1]),
         opaque=_opaque(original, shape),
         to_grid=size_matrix(full, shape),
     )

@@ -143,6 +143,7 @@ class TestComposing:
         assert report.scale == pytest.approx(1.009, abs=0.001)
         centre = MOVED @ [SHAPE[1] / 2, SHAPE[0] / 2, 1] - [SHAPE[1] / 2, SHAPE[0] / 2, 1]
         assert report.shift == pytest.approx(centre[:2], abs=0.2)
+        assert np.abs(np.array(report.alignment) - MOVED[:2]).max() < 0.2
         assert report.residual_px < 0.5
         assert report.match > 0.95
         assert report.replaced == usual.filled.changed.mean()
