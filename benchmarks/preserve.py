@@ -40,7 +40,7 @@ from flux_async.imaging import read_text
 from flux_async.imaging.arrays import Mask, Pixels
 from flux_async.sandbox.samples import draw_sample
 from harness.preserve_cases import HELD_OUT, SPECS, Case, Spec, make_case
-from harness.preserve_sheet import draw_sheet
+from harness.preserve_sheet import draw_sheet, upright_hole
 from harness.report import exit_code, introduce, parser
 
 SEED = 20261130
@@ -157,7 +157,7 @@ def _compared(row: Row, case: Case, original: Image.Image, preserved: Preserved)
     before, after = np.asarray(original), np.asarray(composed)
     same_kind = before.shape == after.shape and original.mode == composed.mode
     kept = all(original.info.get(key) == composed.info.get(key) for key in ("icc_profile", "exif"))
-    upright = np.asarray(ImageOps.exif_transpose(_with_exif(Image.fromarray(hole), original)))
+    upright = upright_hole(case, preserved)
     images = _seen(original), _seen(composed)
     resized = _resized(case)
     scale = max(1, round(images[0].shape[1] / 1200))
@@ -243,11 +243,6 @@ def _seen(image: Image.Image) -> Pixels:
         whole = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole)
     return np.asarray(upright.convert("RGB"))
-
-
-def _with_exif(mask: Image.Image, original: Image.Image) -> Image.Image:
-    mask.getexif()[0x0112] = original.getexif().get(0x0112, 1)
-    return mask
 
 
 def _grown(mask: Mask, pixels: int) -> Mask:

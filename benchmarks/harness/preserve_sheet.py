@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from flux_async import Preserved
 from flux_async.imaging.arrays import Mask, Pixels
@@ -29,23 +29,27 @@ def draw_sheet(cases: Sequence[tuple[Case, Preserved]]) -> Image.Image:
     return sheet
 
 
+def upright_hole(case: Case, preserved: Preserved) -> Mask:
+    """Return the mask of the replaced pixels, upright; the report has it in the orientation of the file."""
+    assert preserved.report.hole is not None
+    mask = Image.fromarray(preserved.report.hole)
+    mask.getexif()[0x0112] = Image.open(io.BytesIO(case.original)).getexif().get(0x0112, 1)
+    return np.asarray(ImageOps.exif_transpose(mask))
+
+
 def _row(case: Case, preserved: Preserved) -> list[Image.Image]:
-    hole = preserved.report.hole
-    assert hole is not None
+    hole = upright_hole(case, preserved)
     size = case.clean.shape[1::-1]
     images = [_opened(data).resize(size) for data in (case.original, case.result, preserved.image)]
     pixels = [np.array(image) for image in images]
-    detail = _detail(pixels, hole) if hole.shape == pixels[0].shape[:2] else images[2].copy()
-    return [Image.fromarray(_outlined(pixels[0], hole)), images[1], images[2], detail]
+    return [Image.fromarray(_outlined(pixels[0], hole)), images[1], images[2], _detail(pixels, hole)]
 
 
 def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
 
 def _outlined(image: Pixels, hole: Mask) -> Pixels:
-    if hole.shape != image.shape[:2]:
-        return image
     reach = max(1, image.shape[1] // 400)
     inner = cv2.erode(hole.astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)) > 0
     outlined = image.copy()
