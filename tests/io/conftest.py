@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import attrs
 import httpx
@@ -229,10 +229,16 @@ class Cli:
 
     def run(self, *arguments: str, text: str = "") -> Ended:
         """Run a command to its end in this process; to start another would take most of the time."""
+        stdout = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        code, stderr = self.run_into(stdout, *arguments, text=text)
+        return Ended(code, stdout.buffer.getvalue().decode(), stderr)
+
+    def run_into(self, stdout: IO[str] | None, *arguments: str, text: str = "") -> tuple[int, str]:
+        """Run a command in this process with another standard output; return its exit code and its stderr."""
         reader, writer = os.pipe()
         os.write(writer, text.encode())
         os.close(writer)
-        stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+        stderr = io.TextIOWrapper(io.BytesIO(), "utf-8")
         message_console.cache_clear()
         with pytest.MonkeyPatch.context() as patch, unchanged_loggers(), os.fdopen(reader) as stdin:
             for name in [name for name in os.environ if name.startswith("KIE_")]:
@@ -244,7 +250,7 @@ class Cli:
             for name, stream in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
                 patch.setattr(sys, name, stream)
             code = run_cli(cli_commands)
-        return Ended(code, *(stream.buffer.getvalue().decode() for stream in (stdout, stderr)))
+        return code, stderr.buffer.getvalue().decode()
 
     def run_apart(self, *arguments: str) -> Ended:
         """Run a command to its end in a process of its own."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -18,33 +18,43 @@ pytestmark = pytest.mark.skipif(not FULL.exists(), reason="the platform has no /
 
 
 @contextmanager
-def full() -> Iterator[dict[str, Any]]:
-    """Yield options of a process whose standard output is on a full disk."""
+def full() -> Iterator[IO[str]]:
+    """Yield a standard output on a full disk."""
     with FULL.open("w") as device:
-        yield {"stdout": device}
+        yield device
 
 
 @contextmanager
-def closed_pipe() -> Iterator[dict[str, Any]]:
-    """Yield options of a process whose standard output is a pipe without a reader."""
+def closed_pipe() -> Iterator[IO[str]]:
+    """Yield a standard output that is a pipe without a reader."""
     reader, writer = os.pipe()
     os.close(reader)
-    yield {"stdout": writer}
-    os.close(writer)
+    with os.fdopen(writer, "w") as pipe:
+        yield pipe
 
 
 @contextmanager
-def closed() -> Iterator[dict[str, Any]]:
-    """Yield options of a process that has no standard output."""
-    yield {"preexec_fn": lambda: os.close(1)}
+def closed() -> Iterator[None]:
+    """Yield no standard output."""
+    yield None
 
 
-def run_into(cli: Any, output: Callable[[], Any], *arguments: str) -> tuple[int, str]:
-    """Run a command with this standard output; return its exit code and what it printed to stderr."""
-    with output() as options, cli.start(*arguments, **options) as process:
-        _, stderr = process.communicate(timeout=SECONDS)
+def run_into(cli: Any, output: Callable[[], Any], *arguments: str, apart: bool = False) -> tuple[int, str]:
+    """Run a command with this standard output, perhaps in a process of its own, whose end writes, too.
+
+    Returns:
+        Its exit code and what it printed to stderr.
+    """
+    with output() as stream:
+        if not apart:
+            code, stderr = cli.run_into(stream, *arguments)
+        else:
+            options = {"preexec_fn": lambda: os.close(1)} if stream is None else {"stdout": stream}
+            with cli.start(*arguments, **options) as process:
+                _, stderr = process.communicate(timeout=SECONDS)
+            code = process.returncode
     assert "Traceback" not in stderr, stderr
-    return process.returncode, stderr
+    return code, stderr
 
 
 @pytest.mark.parametrize("output", [full, closed_pipe, closed])
@@ -53,13 +63,13 @@ def test_a_paid_result_that_cannot_be_printed_is_named_on_stderr(
     quick_cli: Any, output: Callable[[], Any], options: list[str]
 ) -> None:
     """Task, address or file, and a command that is free: a full disk leads to no second charge."""
-    code, stderr = run_into(quick_cli, output, "generate", "hi", *options)
+    code, stderr = run_into(quick_cli, output, "generate", "hi", *options, apart=not options)
     assert code == 1
     assert "is done, but its result could not be printed: " in stderr
     assert ("image.png" if "-o" in options else "http://127.0.0.1") in stderr
     task_id = stderr.partition("Task ")[2].partition(" ")[0]
     assert quick_cli.run("task", task_id).code == 0
-    code, stderr = run_into(quick_cli, output, "task", task_id)
+    code, stderr = run_into(quick_cli, output, "task", task_id, apart=not options)
     assert (code, task_id in stderr) == (1, True)
 
 
@@ -81,11 +91,11 @@ def test_every_other_answer_that_cannot_be_printed_is_an_error_of_one_sentence(
         "--version",
         "sandbox --list-faults",
     ):
-        code, stderr = run_into(quick_cli, full, *command.split())
+        code, stderr = run_into(quick_cli, full, *command.split(), apart=command == "--help")
         assert code == (2 if command.startswith("sandbox") else 1), command
         assert stderr.endswith(expected), stderr
     for command in ("credits", "status out", "--help", "sandbox --list-faults"):
-        assert run_into(quick_cli, closed_pipe, *command.split())[1] == "", command
+        assert run_into(quick_cli, closed_pipe, *command.split(), apart=True)[1] == "", command
 
 
 def test_results_of_a_run_that_cannot_be_printed_are_in_results_jsonl(
