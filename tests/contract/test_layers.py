@@ -18,6 +18,7 @@ import ast
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -306,6 +307,7 @@ def conduct_faults_of(path: PurePosixPath, source: str) -> list[str]:
     return [f"{path}:{line}: {words}" for line, words in found]
 
 
+@cache
 def faults_in(package: Path) -> list[str]:
     """Return everything in a whole package that the tables do not allow."""
     files = sorted(package.rglob("*.py"))

@@ -123,7 +123,7 @@ def path(tmp_path: Path) -> Path:
 
 async def test_empty_balance_halts_once_and_a_top_up_finishes(path: Path) -> None:
     """When the credits end the run ends with one error after its paid jobs; topped up, the rest is done."""
-    count, affordable = 3_000, 500
+    count, affordable = 600, 150
     vendor = make_vendor(balance=affordable * PRICE, reply_s=0.001, polls=3)
     outcomes = []
     async with client_of(vendor) as client:

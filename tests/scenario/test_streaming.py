@@ -134,15 +134,15 @@ async def test_the_first_submit_does_not_wait_for_the_list(runs: Runs) -> None:
     loop = asyncio.get_running_loop()
 
     def rows() -> Iterator[InputRow]:
-        for n in range(2_000):
-            if n == 1_900:
+        for n in range(600):
+            if n == 550:
                 asyncio.run_coroutine_threadsafe(runs.vendor.wait_for_submits(1), loop).result(WAIT_S)
                 was_sent.append(n)
             yield InputRow(source="list", line=n + 1, image=url(n))
 
     code, results = await runs.run(rows())
-    assert (code, was_sent) == (Exit.SUCCEEDED, [1_900])
-    assert [row["image"] for row in results] == [url(n) for n in range(2_000)]
+    assert (code, was_sent) == (Exit.SUCCEEDED, [550])
+    assert [row["image"] for row in results] == [url(n) for n in range(600)]
 
 
 async def test_results_keep_the_order_of_the_input_with_refused_rows(
@@ -223,9 +223,9 @@ async def test_a_long_list_is_asked_about_before_more_than_the_amount_has_left(r
             return await super().ask(words)
 
     person = Person(says=True)
-    rows = (f"{url(n)}," for n in range(1_500))
+    rows = (f"{url(n)}," for n in range(700))
     code, _ = await runs.run(listed(*rows), person, confirm_above=3_000)
-    assert (code, len(runs.vendor.submitted), len(person.asked)) == (Exit.SUCCEEDED, 1_500, 1)
+    assert (code, len(runs.vendor.submitted), len(person.asked)) == (Exit.SUCCEEDED, 700, 1)
     assert sent[0] * 5 <= 3_000
 
 
