@@ -14,8 +14,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from flux_async.sandbox import abortable_http, simulator
 from flux_async.sandbox.app import Sandbox
+from flux_async.sandbox.models import MODELS
 from flux_async.sandbox.server import listening
 from flux_async.sandbox.settings import SandboxSettings
 
@@ -51,7 +54,9 @@ class Counted:
 
 def bend(speed: float, submits: int) -> None:
     """Make tasks short and the limit another one; no user of the sandbox has asked for that yet."""
-    simulator.MEDIAN_SECONDS = {model: s / speed for model, s in simulator.MEDIAN_SECONDS.items()}  # type: ignore[misc]
+    simulator.MODELS = {  # type: ignore[misc]
+        name: attrs.evolve(model, median_s=model.median_s / speed) for name, model in MODELS.items()
+    }
     simulator.SUBMITS_PER_WINDOW = submits  # type: ignore[misc]
     simulator.WINDOW = simulator.WINDOW / speed  # type: ignore[misc,attr-defined]
 
