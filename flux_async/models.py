@@ -30,6 +30,7 @@ TEXT_REMOVAL_PROMPT = "Remove all text from this image while preserving the back
 """The prompt of the API page for removing text."""
 
 MAX_KEY_LENGTH = 200
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 K = TypeVar("K", bound=enum.StrEnum)
 
@@ -254,14 +255,15 @@ def digest_key(request: ImageRequest) -> JobKey:
     Raises:
         InvalidInput: The file has not been read yet.
     """
-    names = (a.name for a in attrs.fields(type(request)) if a.name != "callback_url")
-    fields = {name: value for name in names if (value := getattr(request, name)) is not None}
+    fields = {
+        a.name: value for a in attrs.fields(type(request)) if (value := getattr(request, a.name)) is not None
+    }
+    fields.pop("callback_url", None)
     if isinstance(image := fields.get("input_image"), LocalImage):
         fields["input_image"] = image.reference
     if isinstance(request.model, CustomModel):
         fields["model"] = request.model.submit_data
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return JobKey(hashlib.sha256(text.encode()).hexdigest())
+    return JobKey(hashlib.sha256(_CANONICAL.encode(fields).encode()).hexdigest())
 
 
 def _job_key(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, cast
+from typing import Any
 
 import attrs
-import cattrs
-from cattrs.gen import make_dict_unstructure_fn, override
 
 from flux_async.api.models_table import AnyModel, CustomModel, Model
 from flux_async.errors import InvalidInput, shown
@@ -42,21 +40,6 @@ _OUR_NAMES = {
 }
 
 
-def _make_converter() -> cattrs.Converter:
-    converter = cattrs.Converter()
-    for kind in (GenerateRequest, EditRequest):
-        names = {a.name: override(rename=stored_name(a.name)) for a in attrs.fields(kind)}
-        converter.register_unstructure_hook(
-            kind, make_dict_unstructure_fn(kind, converter, **cast("dict[str, Any]", names))
-        )
-    converter.register_unstructure_hook(LocalImage, lambda image: image.reference)
-    converter.register_unstructure_hook(CustomModel, str)
-    return converter
-
-
-_converter = _make_converter()
-
-
 def store_request(request: ImageRequest) -> str:
     """Return the stored form of a request. Unset fields are left out, never null.
 
@@ -65,9 +48,14 @@ def store_request(request: ImageRequest) -> str:
     Raises:
         InvalidInput: Its image is a file that has not been read.
     """
-    fields = {name: v for name, v in _converter.unstructure(request).items() if v is not None}
+    names = _OUR_NAMES[EditRequest if isinstance(request, EditRequest) else GenerateRequest]
+    fields: dict[str, Any] = {
+        stored: value for stored, name in names.items() if (value := getattr(request, name)) is not None
+    }
+    if isinstance(image := fields.get(IMAGE_FIELD), LocalImage):
+        fields[IMAGE_FIELD] = image.reference
     if isinstance(request.model, CustomModel):
-        fields[_CUSTOM] = request.model.data
+        fields |= {_MODEL: str(request.model), _CUSTOM: request.model.data}
     return encode(fields)
 
 

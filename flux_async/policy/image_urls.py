@@ -18,6 +18,7 @@ from flux_async.models import EditRequest, ImageRequest
 from flux_async.policy.hosts import kind_of, literal, may_be_public
 
 _BAD_IN_A_HOST = re.compile(r"[\x00-\x20!\"#$&'()*+,/;<=>?@\\^`{|}~%]")
+_PLAIN_HOST = re.compile(r"https?://([a-z0-9.-]+)(?:/|\Z)")
 _LONGEST_HOST = 253
 _LONGEST_LABEL = 63
 _NUMBERS_AT_THE_END = re.compile(r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)$")
@@ -45,7 +46,7 @@ def check_reachable(url: str, *, api_host: str) -> None:
     """
     if not may_be_public(api_host):
         return
-    host = (urlsplit(url).hostname or "").rstrip(".")
+    host = _host_of(url).rstrip(".")
     if (why := _unreachable(host)) is not None:
         raise InvalidInput(
             f"The vendor cannot fetch {shown(url)}: {why}.",
@@ -56,6 +57,12 @@ def check_reachable(url: str, *, api_host: str) -> None:
         raise InvalidInput(
             f"{shown(url)} is a page around an image, not the image.", advice=f"{use} Nothing was sent."
         )
+
+
+def _host_of(url: str) -> str:
+    """Return the host of an http(s) address in lower case, or an empty string."""
+    plain = _PLAIN_HOST.match(url)  # as nearly all are: urlsplit takes ten times as long
+    return plain[1] if plain is not None else (urlsplit(url).hostname or "").lower()
 
 
 @lru_cache(maxsize=1024)
@@ -107,7 +114,7 @@ def suspicion(url: str) -> tuple[str, str] | None:
         return "it contains '&amp;', as web pages write '&'", url.replace("&amp;", "&")
     if (bare := without_trailing_marks(url)) != url:
         return f"it ends with {url[len(bare) :]!r}", bare
-    if (urlsplit(url).hostname or "").lower() in _PAGE_HOSTS:
+    if _host_of(url) in _PAGE_HOSTS:
         return "it probably leads to a page around an image, not to the image", ""
     return None
 
