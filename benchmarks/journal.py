@@ -107,12 +107,11 @@ def _image(n: int) -> str:
 @contextlib.contextmanager
 def one_commit_each() -> Iterator[None]:
     """Let the writer take one write at a time."""
-    usual = writer._MOST_PER_COMMIT  # noqa: SLF001 - no user has a reason to turn it off
-    writer._MOST_PER_COMMIT = 1  # noqa: SLF001
+    usual, writer.MOST_PER_COMMIT = writer.MOST_PER_COMMIT, 1
     try:
         yield
     finally:
-        writer._MOST_PER_COMMIT = usual  # noqa: SLF001
+        writer.MOST_PER_COMMIT = usual
 
 
 def measure_speed(jobs: int) -> bool:

@@ -36,7 +36,8 @@ RESERVE_STEP = 64 * 1024
 
 RESERVE_SIZE = 8 * RESERVE_STEP
 
-_MOST_PER_COMMIT = 1000
+MOST_PER_COMMIT = 1000
+"""Pieces of work in one commit, at most. More would hold up the callers that wait for the first of them."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -165,7 +166,7 @@ class Writer:
         item = self._queue.get()
         while item is not None:
             batch.append(item)
-            if self._queue.empty() or len(batch) >= _MOST_PER_COMMIT:
+            if self._queue.empty() or len(batch) >= MOST_PER_COMMIT:
                 return batch
             item = self._queue.get()
         if batch:
