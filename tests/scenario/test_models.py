@@ -1,0 +1,79 @@
+"""Every model over the jobs API, against the sandbox, which has a price list of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux_async import (
+    CustomModel,
+    Echo,
+    EditRequest,
+    InvalidInput,
+    Model,
+    Succeeded,
+    run_batch,
+)
+from flux_async.testing import FluxSandbox, VirtualClock
+
+IMAGE = "https://pictures.example/poster.jpg"
+OWN = CustomModel(
+    id="nano-banana-pro",
+    credits=18,
+    image_field="image_input",
+    image_is_list=True,
+    extras={"aspect_ratio": "auto", "resolution": "1K"},
+)
+MODELS: list[Model | CustomModel] = [model for model in Model if "jobs" in model.row.apis] + [OWN]
+
+
+@pytest.fixture
+def sandbox(clock: VirtualClock) -> Any:
+    with FluxSandbox(clock=clock) as box:
+        yield box
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+async def test_text_is_removed_with_every_model(sandbox: FluxSandbox, model: Model | CustomModel) -> None:
+    """The submit is accepted, the record confirms it, and both price lists agree."""
+    needed: Any = dict.fromkeys(model.row.required, "4:3")
+    client = sandbox.client(api="jobs")
+    image = await client.remove_text(IMAGE, model=model, **needed)
+    assert image.echo is Echo.CONFIRMED
+    assert image.record is not None
+    assert image.record.credits == model.row.credits
+    assert sandbox.ledger.charged == model.row.credits
+
+
+async def test_max_is_refused_over_jobs_before_anything_is_sent(sandbox: FluxSandbox) -> None:
+    """And over the default it works."""
+    with pytest.raises(InvalidInput, match="flux-kontext-max: .* Pro might be made instead"):
+        await sandbox.client(api="jobs").remove_text(IMAGE, model="flux-kontext-max")
+    assert sandbox.ledger.submits == 0
+    await sandbox.client().remove_text(IMAGE, model="flux-kontext-max")
+    assert sandbox.ledger.charged == 10
+
+
+async def test_a_batch_mixes_models_of_both_apis_and_resumes(sandbox: FluxSandbox, tmp_path: Path) -> None:
+    """Each task is read through its own API, and the run that resumes pays nothing again."""
+    requests = [
+        EditRequest.text_removal(f"{IMAGE}?{number}", model=model)
+        for number, model in enumerate((Model.PRO, Model.MAX, Model.NANO_BANANA_EDIT, OWN))
+    ]
+
+    async def run(most: int) -> list[type]:
+        ended: list[type] = []
+        client = sandbox.client()
+        async with run_batch(client, requests, journal=tmp_path / "run.sqlite3") as batch:
+            async for outcome in batch:
+                ended.append(type(outcome))
+                if len(ended) == most:
+                    break
+        return ended
+
+    assert [*await run(1), *await run(4)] == [Succeeded] * 4
+    assert await run(4) == []
+    assert sandbox.ledger.charged == 5 + 10 + 4 + 18
+    assert sandbox.ledger.double_charges == {}
