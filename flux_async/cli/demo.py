@@ -303,7 +303,7 @@ def _a_real_run(folder: Path) -> ConfigurationError:
 
 
 def _draw(sheet: Path, samples: list[Sample], rows: list[ResultRow]) -> None:
-    from flux_async.cli.contact_sheet import Pair, draw_contact_sheet  # noqa: PLC0415 - needs the extra
+    from flux_async.report.contact_sheet import Pair, draw_contact_sheet  # noqa: PLC0415 - needs the extra
 
     pairs = [
         Pair(

@@ -2,7 +2,7 @@
 
 ::
 
-    L5  cli  report
+    L6  cli → report
     L4  client → batch  webhook  telemetry  engine        sandbox, verification → imaging
     L3  files/download, files/upload, poller → session → submitter    imaging   L0 only
     L2  transport  files  journal  clock         testing   for users' tests
@@ -108,7 +108,7 @@ OUTSIDE: dict[str, set[str]] = {
     "sandbox": {"PIL", "anyio", "attrs", "cattrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
     "report": {"PIL", "attrs"},
     "testing": {"anyio", "attrs", "httpx", "pytest"},
-    "cli": {"PIL", "anyio", "attrs", "click", "h11", "httpx", "rich", "uvicorn"},
+    "cli": {"anyio", "attrs", "click", "h11", "httpx", "rich", "uvicorn"},
     "__init__": set(),
     "public": set(),
     "__main__": set(),

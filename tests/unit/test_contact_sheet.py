@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flux_async.cli.contact_sheet import Pair, draw_contact_sheet
+from flux_async.report.contact_sheet import Pair, draw_contact_sheet
 
 
 def picture(size: tuple[int, int], colour: str) -> bytes:

@@ -1,0 +1,1 @@
+"""The page to look at a batch, and a contact sheet: rows in, files out."""
