@@ -32,6 +32,7 @@ RUFF = "ruff==0.17.6"
 MYPY = "mypy==2.4.1"
 PYRIGHT = "1.1.414"
 OLDEST_NODE = 18
+AXE = "axe-core@4.14.1"
 
 # L0 and L1 decide about money: every line and branch of them is tested. The rest is reported as it is.
 FULLY_COVERED = ("errors.py", "images.py", "models.py", "api/*", "policy/*", "job_state.py")
@@ -56,7 +57,7 @@ def tests(session: nox.Session) -> None:
     if session.python == PYTHONS[0] and not session.posargs:
         _measure(session)  # the coverage session reports what was measured here
     else:
-        session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=_from_the_wheel())
+        session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=_from_the_wheel() | _axe(session))
 
 
 @nox.session
@@ -162,11 +163,22 @@ def _from_the_wheel() -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1", "FLUX_ASYNC_EXPECT_WHEEL": str(_wheels[0])}
 
 
+def _axe(session: nox.Session) -> dict[str, str]:
+    """Install what checks the report for accessibility, where npm is; without it those tests are skipped."""
+    folder = session.cache_dir.absolute() / AXE
+    script = folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.exists() and shutil.which("npm"):
+        quiet = ("--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
+        command = ("npm", "install", "--prefix", str(folder), *quiet, AXE)
+        session.run(*command, external=True, success_codes=range(256))
+    return {"FLUX_ASYNC_AXE": str(script)} if script.exists() else {}
+
+
 def _measure(session: nox.Session) -> None:
     """Run all tests and keep what they covered; a run that failed leaves nothing to report."""
     COVERAGE_DATA.unlink(missing_ok=True)
     unproven = COVERAGE_DATA.with_suffix(".running")
-    env = _from_the_wheel() | {"COVERAGE_FILE": str(unproven)}
+    env = _from_the_wheel() | _axe(session) | {"COVERAGE_FILE": str(unproven)}
     session.run("pytest", *SIDE_BY_SIDE, "--cov", "--cov-report=", *session.posargs, env=env)
     unproven.replace(COVERAGE_DATA)
 

@@ -22,9 +22,14 @@ _SOON_WRITTEN = 5_000
 """Rows of results.jsonl that are written in about half a second."""
 
 
-def command(*words: str | Path) -> str:
+def shell_command(*words: str | Path) -> str:
     """Return a command of this program in the form that can be pasted into a shell."""
-    return f"`flux-async {shlex.join(map(str, words))}`"
+    return f"flux-async {shlex.join(map(str, words))}"
+
+
+def command(*words: str | Path) -> str:
+    """Return the same for a message, between backticks."""
+    return f"`{shell_command(*words)}`"
 
 
 def error_text(error: FluxError, folder: Path | None = None) -> str:
@@ -187,6 +192,52 @@ class AfterRun:
             f"In doubt, perhaps paid: {self.doubts}{status}. Look for the task at kie.ai/logs. If it is "
             f"there: {adopt}. To submit again, perhaps for a second charge: {resubmit}"
         )
+
+
+@attrs.frozen(kw_only=True)
+class Advice:
+    """A sentence about some images of a folder, and a command that helps, or None."""
+
+    words: str
+    command: str | None = None
+
+
+def about_failed(folder: Path, price: float | None) -> Advice:
+    """Return the advice about images that failed for good; ``price`` is that of all of them, where known."""
+    cost = "" if price is None else f", up to {price:,g} credits by the price list"
+    return Advice(
+        words=f"Pays for another task for every image that failed for good{cost}. The number and the cost "
+        "are printed first.",
+        command=shell_command("retry", folder, "--failed"),
+    )
+
+
+def about_in_doubt(folder: Path) -> Advice:
+    """Return the advice about images whose submit got no answer."""
+    return Advice(
+        words="Perhaps paid. Look for the tasks at kie.ai/logs first, and record those you find with "
+        f"{shell_command('adopt', folder, 'JOB', 'TASK_ID')}. This command submits again what is still in "
+        "doubt, perhaps for a second charge.",
+        command=shell_command("retry", folder, "--in-doubt"),
+    )
+
+
+def about_pending(folder: Path) -> Advice:
+    """Return the advice about images that a run has left."""
+    return Advice(
+        words=f"Resumes the run: submits what was not submitted yet, and fetches what is paid; {_NOT_TWICE}",
+        command=shell_command("retry", folder),
+    )
+
+
+ABOUT_REFUSED = Advice(
+    words="Never submitted, nothing charged. Correct the inputs and run your own command again: the images "
+    "that are done are not paid for again."
+)
+ABOUT_UNRECOGNISED = Advice(
+    words="The records of these tasks show another request than was sent. Compare results and images."
+)
+ABOUT_RUNNING = Advice(words="A run is using the folder: wait for its end before you go on.")
 
 
 def while_writing(images: int) -> str | None:

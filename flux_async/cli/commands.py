@@ -24,6 +24,7 @@ from flux_async import (
     InDoubtPolicy,
     InvalidInput,
     Limits,
+    MissingExtra,
     Model,
     OutputFormat,
     __version__,
@@ -286,6 +287,7 @@ _run_options = _options(
         help="Leave the results at the vendor, which keeps them 14 days, those of the jobs API 24 hours.",
     ),
     _model_file,
+    click.option("--no-report", is_flag=True, help="Write no report.html at the end."),
     click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
     _api,
     _transport,
@@ -300,6 +302,7 @@ def _read_run_options(
     timeout: float,
     patience: float,
     no_download: bool,
+    no_report: bool,
     callback_url: str | None,
     listen: ListenAddress | None,
     **more: Any,
@@ -311,6 +314,7 @@ def _read_run_options(
         timeout_s=timeout,
         patience_s=patience,
         download=not no_download,
+        report=not no_report,
         callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
         models=_own_models(click.get_current_context()),
         listen=listen,
@@ -438,6 +442,25 @@ def status(folder: Path, as_json: bool) -> int:
     from flux_async.cli.status import show_status  # noqa: PLC0415 - loads rich
 
     return show_status(folder, as_json=as_json)
+
+
+@cli.command()
+@_folder
+@click.option("--watch", is_flag=True, help="Keep the page up to date until the run in FOLDER ends.")
+@click.option(
+    "--contact-sheet", is_flag=True, help="Also draw up to 60 images before and after as contact_sheet.png."
+)
+def report(folder: Path, *, watch: bool, contact_sheet: bool) -> int:
+    """Write a page to look at the images of FOLDER.
+
+    It is FOLDER/report.html, for any browser, also while the run is going on: before and after, failures,
+    times and credits. Its path is printed. Small copies of the images go to FOLDER/thumbnails.
+    """
+    try:
+        from flux_async.cli.report import show_report  # noqa: PLC0415 - needs an extra
+    except ImportError as missing:
+        raise MissingExtra.for_extra("The report", "report") from missing
+    return show_report(folder, watch=watch, contact_sheet=contact_sheet)
 
 
 @cli.command()
@@ -644,8 +667,8 @@ def sandbox(arguments: tuple[str, ...]) -> int:
 def demo(folder: Path) -> int:
     """Watch text vanish from sample images, without a key.
 
-    It needs no network and less than a minute. It starts a sandbox, runs remove-text on its samples and draws
-    a contact sheet of before and after.
+    It needs no network and less than a minute. It starts a sandbox, runs remove-text on its samples, draws a
+    contact sheet of before and after, and writes the report: its address, for a browser, is printed.
     """
     from flux_async.cli.demo import run_demo  # noqa: PLC0415 - loads rich
 

@@ -26,7 +26,7 @@ from flux_async.cli.display import RunDisplay
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, image_of
 from flux_async.cli.run_command import RunCommand
-from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.run_folder import JOURNAL, ORIGINALS
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, Output
@@ -141,11 +141,13 @@ def _environment() -> dict[str, str]:
 
 
 CONTACT_SHEET = "contact_sheet.png"
+REPORT = "report.html"
 
 _KEY = "test"
 _NEEDED = (
     "PIL",
     "cv2",
+    "jinja2",
     "numpy",
     "onnxruntime",
     "python_multipart",
@@ -156,6 +158,7 @@ _NEEDED = (
 )
 _SANDBOX = "http://127.0.0.1:"
 _SAMPLES_S = 60.0
+_COPIES_S = 20.0
 _LIMITS = Limits(submits=20, window_s=10 / SPEED)
 _POLLING = PollPolicy(first_s=0.5, interval_s=1.0)
 _BESIDE = ("-wal", "-shm", ".lock", ".submits")
@@ -238,7 +241,7 @@ class Demo:
             for number, sample in enumerate(samples, start=1)
         ]
         code = await RunCommand(
-            options=RunOptions(folder=self.folder, limits=_LIMITS),
+            options=RunOptions(folder=self.folder, limits=_LIMITS, keep_originals=True),
             select=lambda reader, _: reader.read(inputs),
             make_client=lambda: FluxClient(_KEY, sandbox.url, limits=_LIMITS, polling=_POLLING),
             display=self.display,
@@ -249,11 +252,13 @@ class Demo:
         return list(ResultFile(self.folder).rows()), code
 
     async def _show(self, samples: list[Sample], rows: list[ResultRow]) -> None:
-        """Draw the contact sheet, print the table and the path of the sheet."""
+        """Draw the contact sheet, write the report, print the table and where both are."""
         sheet = self.folder / CONTACT_SHEET
         await anyio.to_thread.run_sync(_draw, sheet, samples, rows)
+        page = await anyio.to_thread.run_sync(_write_report, self.folder)
         self.display.console.show(_table(samples, rows, self.folder))
         self.display.output.line(f"Before and after, side by side: {sheet.resolve()}")
+        self.display.output.line(f"The report of the run, for your browser: {page.resolve().as_uri()}")
 
 
 async def _fetch_samples(url: str) -> list[Sample]:
@@ -282,18 +287,23 @@ def _start_fresh(folder: Path) -> None:
             for stored in reader.jobs():
                 if not image_of(stored).startswith(_SANDBOX):
                     raise _a_real_run(folder)
-                images.extend([folder / IMAGES / stored.job.file] if stored.job.file else [])
+                images.extend(_files_of(folder, stored.job.file) if stored.job.file else [])
     elif (folder / FILE_NAME).exists():
         raise _a_real_run(folder)
     if lock_owner_of(journal) is not None:
         raise ConfigurationError(f"Another demo is running in {folder}.", advice="Choose another with -o.")
     try:
-        for name in (JOURNAL, *(f"{JOURNAL}{end}" for end in _BESIDE), FILE_NAME, CONTACT_SHEET):
+        for name in (JOURNAL, *(f"{JOURNAL}{end}" for end in _BESIDE), FILE_NAME, CONTACT_SHEET, REPORT):
             (folder / name).unlink(missing_ok=True)
         for path in images:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be used: {error.strerror or error}.") from None
+
+
+def _files_of(folder: Path, file: str) -> list[Path]:
+    """Return the result of a job and its original."""
+    return [folder / IMAGES / file, *(folder / ORIGINALS).glob(f"{Path(file).stem}.*")]
 
 
 def _a_real_run(folder: Path) -> ConfigurationError:
@@ -315,6 +325,12 @@ def _draw(sheet: Path, samples: list[Sample], rows: list[ResultRow]) -> None:
         for sample, row in zip(samples, rows, strict=True)
     ]
     draw_contact_sheet(pairs, sheet)
+
+
+def _write_report(folder: Path) -> Path:
+    from flux_async.cli.report import write_report  # noqa: PLC0415 - needs the extra
+
+    return write_report(folder, copies_s=_COPIES_S)
 
 
 def _table(samples: list[Sample], rows: list[ResultRow], folder: Path) -> Table:

@@ -49,6 +49,7 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cli": ("click", "rich"),
         "sandbox": ("starlette", "uvicorn", "python_multipart"),
         "imaging": ("numpy", "cv2", "PIL", "rapidocr", "onnxruntime"),
+        "report": ("jinja2", "PIL"),
         "demo": ("skimage",),
         "webhook": ("uvicorn",),
         "httpx2": ("httpx2",),

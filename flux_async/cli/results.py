@@ -30,6 +30,7 @@ from flux_async.journal.store import StoredJob
 IMAGES = "images"
 FILE_NAME = "results.jsonl"
 _PART = f".{FILE_NAME}."
+_NO_ERROR = '"error": null'
 _text = instance_of(str)
 _text_or_none = optional(instance_of(str))
 
@@ -289,6 +290,20 @@ class ResultFile:
                     yield ResultRow.from_json(line)
                 except ValueError as error:
                     raise ResultsError(f"{self.path} line {number} cannot be read: {error}.") from None
+
+    def rows_with_errors(self) -> Iterator[ResultRow]:
+        """Yield the rows that have an error, also during a run; damaged lines are left out.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if _NO_ERROR not in line:  # most lines of a long run need no parsing
+                    with contextlib.suppress(ValueError):
+                        yield ResultRow.from_json(line)
 
     def _ends_within_a_line(self) -> bool:
         """Return whether a process was killed while it wrote the last line."""

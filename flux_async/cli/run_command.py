@@ -42,9 +42,13 @@ from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.status import tasks_not_recorded, unfinished_tasks
 from flux_async.cli.terminal import Exit, Output, halts
 from flux_async.clock import Clock, SystemClock
+from flux_async.errors import shown
 from flux_async.job_state import JobState, Problem
+from flux_async.journal.reader import JournalReader
 
 _TICK_S = 0.5
+_REPORT_S = 5.0
+"""Seconds that a run spends on small copies of its images at its end; `flux-async report` makes the rest."""
 
 Select: TypeAlias = Callable[[InputReader, Spending], Awaitable[object]]
 """Selects the jobs of a run, and records them in its journal."""
@@ -370,6 +374,8 @@ class RunCommand:
             totals = await self._rewrite_results(folder)
         if totals is not None:
             self._summarise(folder, totals, self.clock.monotonic() - began)
+            if self.options.report:
+                await anyio.to_thread.run_sync(self._write_report, folder.reader)
         elif displaced is None and self.is_resumable:
             left = AfterRun(folder=self.options.folder, repeats=self.options.repeats, interrupted=True)
             self._note_all(left.lines())
@@ -421,6 +427,20 @@ class RunCommand:
             self.display.note(f"Halted: {error_text(self._halted_by, self.options.folder)}", "red")
         if self.is_resumable:
             self._note_all(self._left_over(totals, folder).lines(), "yellow")
+
+    def _write_report(self, reader: JournalReader) -> None:
+        """Write the report where its extra is installed; no error of it concerns the run."""
+        try:
+            from flux_async.cli.report import write_report  # noqa: PLC0415 - needs an extra
+        except ImportError:
+            return
+        seconds = 0.0 if self.interruption.happened else _REPORT_S
+        try:
+            page = write_report(self.options.folder, reader, copies_s=seconds)
+        except Exception as error:  # noqa: BLE001 - see above
+            self.display.note(f"The report could not be written: {shown(error)}.", "yellow")
+        else:
+            self.display.note(f"Report: {page}")
 
     def _left_over(self, totals: Totals, folder: RunFolder) -> AfterRun:
         resumable, doubts = totals.can_be_resumed, totals.statuses[Status.IN_DOUBT] - totals.found_tasks

@@ -84,6 +84,7 @@ class RunOptions:
         confirm_above: Credits above which the user is asked before they are spent.
         asks: Whether there is a user to ask.
         yes: Whether the answer to every question is yes.
+        report: Whether the run writes its report at the end, where the extra is installed.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
     Raises:
@@ -109,6 +110,7 @@ class RunOptions:
     confirm_above: float = CONFIRM_ABOVE
     asks: bool = False
     yes: bool = False
+    report: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Draws images before and after, side by side, on one sheet. Needs Pillow."""
+"""Draws images before and after, side by side, on one sheet."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _CARD_SPACE = 28
 _MARGIN = 44
 _HEADER = 128
 _TITLE = 52
+_LONGEST_TITLE = 50
 
 _PAPER = (243, 244, 246)
 _CARD = (255, 255, 255)
@@ -39,14 +40,14 @@ class Pair:
 
     Attributes:
         title: Its title.
-        before: The original file.
-        after: The file without text, or None.
+        before: The original file, its bytes or its path, or None.
+        after: The same of the file without text.
         remark: Why there is no file without text.
     """
 
     title: str
-    before: bytes = attrs.field(repr=False)
-    after: bytes | None = attrs.field(repr=False)
+    before: bytes | Path | None = attrs.field(repr=False)
+    after: bytes | Path | None = attrs.field(repr=False)
     remark: str = ""
 
 
@@ -78,26 +79,37 @@ def _draw_card(sheet: Image.Image, pair: Pair, corner: tuple[int, int]) -> None:
     pen = ImageDraw.Draw(sheet)
     pen.rounded_rectangle((x, y, x + _CARD_WIDTH, y + _CARD_HEIGHT), 12, fill=_CARD, outline=_EDGE)
     left, right, top = x + _PAD, x + _PAD + _BOX + _GAP, y + _PAD
-    _place(sheet, pair.before, (left, top))
-    if pair.after is not None:
-        _place(sheet, pair.after, (right, top))
-    else:
-        pen.rectangle((right, top, right + _BOX, top + _BOX), fill=_MAT)
-        middle = (right + _BOX // 2, top + _BOX // 2)
-        pen.text(middle, pair.remark or "no result", font=_font(20), fill=_RED, anchor="mm")
-    pen.text((left, top + _BOX + 16), pair.title, font=_font(24), fill=_INK)
+    _place(sheet, pair.before, (left, top), "no original here")
+    _place(sheet, pair.after, (right, top), pair.remark or "no result")
+    pen.text((left, top + _BOX + 16), _shortened(pair.title), font=_font(24), fill=_INK)
 
 
-def _place(sheet: Image.Image, content: bytes, corner: tuple[int, int]) -> None:
-    """Draw an image, whole and centred, on its background."""
+def _shortened(title: str) -> str:
+    return title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…"
+
+
+def _place(sheet: Image.Image, content: bytes | Path | None, corner: tuple[int, int], remark: str) -> None:
+    """Draw an image, whole and centred, on its background; where there is none, the remark."""
     x, y = corner
-    ImageDraw.Draw(sheet).rectangle((x, y, x + _BOX - 1, y + _BOX - 1), fill=_MAT)
-    with Image.open(io.BytesIO(content)) as opened:
-        image = opened.convert("RGB")
+    pen = ImageDraw.Draw(sheet)
+    pen.rectangle((x, y, x + _BOX - 1, y + _BOX - 1), fill=_MAT)
+    try:
+        image = None if content is None else _opened(content)
+    except Exception:  # noqa: BLE001 - Pillow raises errors of many kinds for damaged files
+        image, remark = None, "cannot be shown"
+    if image is None:
+        pen.text((x + _BOX // 2, y + _BOX // 2), remark, font=_font(20), fill=_RED, anchor="mm")
+        return
     scale = min(_BOX / image.width, _BOX / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.resize(size, Image.Resampling.LANCZOS)
     sheet.paste(small, (x + (_BOX - size[0]) // 2, y + (_BOX - size[1]) // 2))
+
+
+def _opened(content: bytes | Path) -> Image.Image:
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
+        opened.draft("RGB", (_BOX, _BOX))
+        return opened.convert("RGB")
 
 
 def _write(sheet: Image.Image, path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from browser import find_browser
 from flux_async.sandbox import Sandbox, VirtualTime
 
 GENERATE = "/api/v1/flux/kontext/generate"
 KEY = {"Authorization": "Bearer test"}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ async def test_foreign_text_is_escaped(web: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize("width", [375, 1280])
 def test_browser(start_sandbox: Any, width: int, tmp_path: Path) -> None:
     """A browser draws the page without an error of its script, and nothing is wider than the screen."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = find_browser()
     if browser is None:
         if os.environ.get("CI") == "true":
             pytest.fail("CI needs chromium to draw the page: apt-get install chromium")

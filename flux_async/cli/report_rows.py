@@ -1,0 +1,179 @@
+"""Reads the rows of a report: from the journal, from the errors in ``results.jsonl``, and from the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path, PurePath
+from typing import Self
+
+import attrs
+
+from flux_async.api.models_table import credits_of
+from flux_async.cli.results import IMAGES, ErrorNote, ResultFile, ResultRow, Status, row_of
+from flux_async.cli.run_folder import ORIGINALS
+from flux_async.errors import Charge
+from flux_async.job_state import JobState
+from flux_async.journal.reader import JournalReader
+from flux_async.journal.store import StoredJob
+from flux_async.models import Echo
+from flux_async.report.page import MOST_ROWS
+from flux_async.report.rows import Kind, Picture, ReportRow
+from flux_async.report.thumbnails import Thumbnails
+
+VENDOR = "vendor"
+"""The folder in ``images/`` with the vendor's own results, where they were composed with the originals."""
+
+_ATTENTION_FIRST = (JobState.FAILED, JobState.IN_DOUBT, JobState.SUBMITTING)
+_STAGES = {
+    JobState.PENDING: "not submitted yet",
+    JobState.SUBMITTING: "being submitted",
+    JobState.SUBMITTED: "submitted, not finished yet",
+    JobState.GENERATED: "finished, not downloaded yet",
+}
+
+
+@attrs.define(kw_only=True, eq=False)
+class RowReader:
+    """Reads the rows of one folder.
+
+    Attributes:
+        folder: The folder, as an absolute path.
+        journal: Its journal.
+        is_running: Whether another process runs it; a submit without an answer is not in doubt then.
+        problems: Errors of the last runs, by the keys of their jobs.
+        refused: Inputs of the last runs that never became a job.
+        originals: Downloaded inputs, by the name of the result without its ending.
+        vendors: The vendor's own results, by the same.
+        without_copy: Images of the rows read so far that have no small copy.
+    """
+
+    folder: Path
+    journal: JournalReader
+    is_running: bool
+    problems: Mapping[str, ErrorNote]
+    refused: Sequence[ResultRow]
+    originals: Mapping[str, Path]
+    vendors: Mapping[str, Path]
+    without_copy: list[Path] = attrs.field(factory=list, init=False)
+    _copies: Thumbnails = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._copies = Thumbnails(self.folder)
+
+    @classmethod
+    def of(cls, folder: Path, journal: JournalReader, *, is_running: bool) -> Self:
+        """Return the reader of a folder."""
+        problems, refused = {}, {}
+        with contextlib.suppress(OSError):
+            for row in ResultFile(folder).rows_with_errors():
+                if row.error is not None:
+                    problems[row.key] = row.error
+                if row.status is Status.FAILED and not row.attempts and not journal.has(row.key):
+                    refused[row.key] = row
+        path = folder.absolute()
+        return cls(
+            folder=path,
+            journal=journal,
+            is_running=is_running,
+            problems=problems,
+            refused=tuple(islice(refused.values(), MOST_ROWS)),
+            originals=_by_stem(path / ORIGINALS),
+            vendors=_by_stem(path / IMAGES / VENDOR),
+        )
+
+    @property
+    def images(self) -> int:
+        """How many images the run has, those included that are not on the page."""
+        return sum(self.journal.counts().values()) + len(self.refused)
+
+    def read(self) -> list[ReportRow]:
+        """Return the rows in the order of the input; of a long run those that need a look and the first."""
+        room = MOST_ROWS - len(self.refused)
+        needed = self.journal.jobs(*_ATTENTION_FIRST)
+        found: dict[int, StoredJob] = {}
+        for stored in chain(needed, self.journal.with_echo(Echo.UNRECOGNISED), self.journal.jobs()):
+            if len(found) >= room:
+                break
+            found.setdefault(stored.number, stored)
+        return [*(self._row(found[number]) for number in sorted(found)), *self._refused_rows()]
+
+    def _row(self, stored: StoredJob) -> ReportRow:
+        job, row, model = stored.job, row_of(stored, None, self.folder), _model_of(stored)
+        is_in_progress = job.state is JobState.SUBMITTING and self.is_running
+        kind = Kind.PENDING if is_in_progress else Kind(row.status.value)
+        error = self.problems.get(job.key) if kind is Kind.PENDING else row.error
+        result = None if row.file is None else self.folder / row.file
+        vendor = None if result is None else self.vendors.get(result.stem)
+        return ReportRow(
+            number=stored.number,
+            key=job.key,
+            image=row.image,
+            title=_title(row.image),
+            kind=kind,
+            stage=_STAGES.get(job.state) if kind is Kind.PENDING else None,
+            original=self._original(stored),
+            original_url=row.image if stored.source is None else None,
+            vendor=self._picture(result if vendor is None else vendor),
+            preserved=None if vendor is None else self._picture(result),
+            result_url=job.result_url,
+            is_unrecognised=job.echo is Echo.UNRECOGNISED,
+            error_type=None if error is None else error.type,
+            error=None if error is None else error.message,
+            task_id=job.task_id,
+            model=model,
+            charge=job.charge,
+            credits=credits_of(model) if job.charge is Charge.YES else None,
+            attempts=job.attempts,
+            submitted_at=job.submitted_at,
+            finished_at=job.finished_at,
+            generation_s=job.generation_s,
+        )
+
+    def _original(self, stored: StoredJob) -> Picture | None:
+        if stored.source is not None:
+            return self._picture(Path(stored.source_folder or "", stored.source).absolute())
+        stem = None if stored.job.file is None else PurePath(stored.job.file).stem
+        return None if stem is None else self._picture(self.originals.get(stem))
+
+    def _picture(self, path: Path | None) -> Picture | None:
+        """Return the picture of a file that is there, and note where its small copy is not."""
+        copy = None if path is None else self._copies.path_of(path)
+        if path is None or copy is None:
+            return None
+        if copy.exists():
+            return Picture(file=path, thumbnail=copy)
+        self.without_copy.append(path)
+        return Picture(file=path)
+
+    def _refused_rows(self) -> Iterator[ReportRow]:
+        for number, row in enumerate(self.refused, start=self.journal.newest() + 1):
+            yield ReportRow(
+                number=number,
+                key=row.key,
+                image=row.image,
+                title=_title(row.image),
+                kind=Kind.REFUSED,
+                error_type=None if row.error is None else row.error.type,
+                error=None if row.error is None else row.error.message,
+            )
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by their names without their endings."""
+    try:
+        return {path.stem: path for path in folder.iterdir() if not path.name.startswith(".")}
+    except OSError:
+        return {}
+
+
+def _title(image: str) -> str:
+    """Return the last part of a path or URL, without the query."""
+    path = image.partition("?")[0].partition("#")[0] if "://" in image else image
+    return path.rstrip("/").rpartition("/")[2] or image
+
+
+def _model_of(stored: StoredJob) -> str:
+    return str(json.loads(stored.request).get("model", ""))

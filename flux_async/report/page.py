@@ -1,0 +1,163 @@
+"""Writes the report: one self-contained page that opens from disk."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import attrs
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from flux_async.report.rows import Filter, ReportRow
+from flux_async.report.summary import Summary
+
+FILE_NAME = "report.html"
+MOST_ROWS = 10_000
+"""More make the page slow to open; it shows those first that need a look."""
+
+_LABELS: Mapping[Filter, str] = {
+    Filter.ALL: "All",
+    Filter.ATTENTION: "Need a look",
+    Filter.FAILED: "Failed",
+    Filter.IN_DOUBT: "In doubt",
+    Filter.REFUSED: "Refused",
+    Filter.TEXT_LEFT: "Text left",
+    Filter.DAMAGED: "Damaged",
+    Filter.UNSURE: "Unsure",
+    Filter.NOT_PRESERVED: "Not preserved",
+    Filter.UNRECOGNISED: "Another request",
+    Filter.PENDING: "Pending",
+    Filter.SUCCEEDED: "Succeeded",
+}
+_OF_EVERY_RUN = (Filter.ALL, Filter.ATTENTION, Filter.SUCCEEDED, Filter.FAILED, Filter.IN_DOUBT)
+_OF_CHECKED_RUNS = (Filter.TEXT_LEFT, Filter.DAMAGED, Filter.UNSURE)
+
+
+@attrs.frozen(kw_only=True)
+class NextStep:
+    """What to do about the images of a filter: a sentence, and a command if one helps."""
+
+    words: str
+    command: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ReportHead:
+    """What a report says about its run as a whole.
+
+    Attributes:
+        folder: The folder of the run, as an absolute path.
+        written_at: When the report was written, in seconds since the epoch.
+        images: How many images the run has; a long run has more than rows.
+        credits: Credits spent, by the vendor's figures or the price list.
+        credits_in_doubt: Credits that submits in doubt may have cost besides.
+        is_running: Whether a run was using the folder.
+        reload_s: Seconds after which the page reloads itself; None where nothing writes it anew.
+        warning: A warning about the journal.
+        next_steps: What to do, by filter.
+    """
+
+    folder: Path
+    written_at: float
+    images: int
+    credits: float = 0.0
+    credits_in_doubt: float = 0.0
+    is_running: bool = False
+    reload_s: int | None = None
+    warning: str | None = None
+    next_steps: Mapping[Filter, NextStep] = attrs.field(factory=dict)
+
+
+def write_page(head: ReportHead, rows: Sequence[ReportRow]) -> Path:
+    """Write ``report.html`` in the folder of the run and return its path; it appears only when complete.
+
+    Raises:
+        OSError: It cannot be written; an earlier one is as it was.
+    """
+    path = head.folder / FILE_NAME
+    part = path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}.part")
+    try:
+        # A lone surrogate comes from a name that is no Unicode.
+        part.write_bytes(render_page(head, rows).encode("utf-8", "backslashreplace"))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def render_page(head: ReportHead, rows: Sequence[ReportRow]) -> str:
+    """Return the page about ``rows``."""
+    summary = Summary.of(rows)
+    style, script = _asset("report.css"), _asset("report.js")
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            head=head,
+            summary=summary,
+            filters=[(name, _LABELS[name], summary.counts[name]) for name in _shown_filters(summary)],
+            data={
+                "rows": [row.as_data(head.folder) for row in rows],
+                "steps": {name.value: attrs.asdict(step) for name, step in head.next_steps.items()},
+            },
+            has_holes=any(row.hole for row in rows),
+            has_preserved=any(row.preserved for row in rows),
+            is_cut=len(rows) < head.images,
+            shown=len(rows),
+            # Written here, not by anyone else: the page's policy names their digests.
+            style=Markup(style),  # noqa: S704
+            script=Markup(script),  # noqa: S704
+            style_digest=_digest(style),
+            script_digest=_digest(script),
+        )
+    )
+
+
+def _shown_filters(summary: Summary) -> list[Filter]:
+    always = set(_OF_EVERY_RUN) | (set(_OF_CHECKED_RUNS) if summary.is_checked else set())
+    return [name for name in Filter if name in always or summary.counts[name]]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = _figure
+    environment.filters["duration"] = _duration
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment
+
+
+def _asset(name: str) -> str:
+    return resources.files("flux_async.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _figure(number: float) -> str:
+    """Return a number with commas and at most one decimal: ``12,500`` or ``7.5``."""
+    return f"{number:,.1f}".removesuffix(".0")
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in words: ``42 s``, ``7 min``, ``3 h 20 min``, ``5 days``."""
+    if seconds < 100:  # noqa: PLR2004 - up to here seconds are the better unit
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:  # noqa: PLR2004 - and up to here minutes
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:  # noqa: PLR2004 - as above
+        return f"{hours} h {minutes} min"
+    return f"{round(hours / 24)} days"

@@ -1,0 +1,241 @@
+"""The command report: what a page says about a folder, during a run and after it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flux_async import Charge, EditRequest
+from flux_async.api.stored_requests import store_request
+from flux_async.cli import report
+from flux_async.cli.commands import cli
+from flux_async.cli.report import read_report, show_report, write_report
+from flux_async.cli.results import ErrorNote, ResultFile, ResultRow
+from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.terminal import run_cli
+from flux_async.job_state import (
+    Event,
+    Problem,
+    Saved,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitRejected,
+    SubmitUnknown,
+    TaskSucceeded,
+)
+from flux_async.journal.store import Journal
+from flux_async.models import Echo, JobKey, TaskId
+from journal_records import happened
+
+PROBLEM = Problem(type="ConnectionLost", message="No answer came.")
+
+
+def events(name: str) -> tuple[Event, ...]:
+    """Return what has happened to the job of that name."""
+    intended, accepted = SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId(f"task-{name}"))
+    found = TaskSucceeded(
+        at=9.0, result_url=f"https://files.example/{name}.png", generation_s=6.5, echo=Echo.CONFIRMED
+    )
+    return {
+        "new": (),
+        "submitting": (intended,),
+        "generating": (intended, accepted),
+        "paid": (intended, accepted, found),
+        "done": (intended, accepted, found, Saved(at=10.0, file="done-1.png", sha256="0" * 64)),
+        "refused": (
+            intended,
+            SubmitRejected(at=2.0, problem=Problem(type="ApiError", message="Bad request.")),
+        ),
+        "doubt": (intended, SubmitUnknown(at=2.0, problem=PROBLEM)),
+    }[name]
+
+
+NAMES = ("new", "submitting", "generating", "paid", "done", "refused", "doubt")
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    """An open journal with a job in every state, and the folder's files."""
+    for place in ("images", "originals"):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (40, 30), "red").save(
+            tmp_path / place / f"done-1.{'png' if place == 'images' else 'jpg'}"
+        )
+    async with Journal(tmp_path / JOURNAL) as journal:
+        entries = [
+            (JobKey(name), store_request(EditRequest.text_removal(f"https://shop.example/{name}.jpg?w=9")))
+            for name in NAMES
+        ]
+        for name, stored in zip(NAMES, await journal.add(entries), strict=True):
+            await happened(journal, stored, *events(name))
+        yield journal
+
+
+def append_errors(folder: Path) -> None:
+    """Write what only results.jsonl knows: an input that is no job, and why a paid image is not here."""
+    file, error = ResultFile(folder), ErrorNote(type="DownloadError", message="The host is away.")
+    no_image = ErrorNote(type="InvalidInput", message="It is not an http(s) URL.")
+    file.append(ResultRow(image="ftp://x/y", key="argument 9", status="failed", error=no_image))
+    file.append(ResultRow(image="https://shop.example/paid.jpg", key="paid", charge=Charge.YES, error=error))
+    with file.path.open("a") as lines:
+        lines.write('{"image": "cut')
+
+
+def by_key(folder: Path) -> dict[str, Any]:
+    return {row.key: row for row in read_report(folder).rows}
+
+
+async def test_every_state_has_its_row(journal: Journal, tmp_path: Path) -> None:
+    """After a run: kinds, stages, files, errors, inputs that never became a job."""
+    append_errors(tmp_path)
+    await journal.aclose()
+    rows = by_key(tmp_path)
+    assert {key: str(row.kind) for key, row in rows.items()} == {
+        "new": "pending",
+        "submitting": "in_doubt",
+        "generating": "pending",
+        "paid": "pending",
+        "done": "succeeded",
+        "refused": "failed",
+        "doubt": "in_doubt",
+        "argument 9": "refused",
+    }
+    done, paid = rows["done"], rows["paid"]
+    assert (done.title, done.vendor.file, done.original.file) == (
+        "done.jpg",
+        tmp_path / "images" / "done-1.png",
+        tmp_path / "originals" / "done-1.jpg",
+    )
+    assert (done.generation_s, done.credits, done.original_url) == (
+        6.5,
+        5.0,
+        "https://shop.example/done.jpg?w=9",
+    )
+    assert (paid.stage, paid.error) == ("finished, not downloaded yet", "The host is away.")
+    assert rows["argument 9"].original_url is None
+    head = read_report(tmp_path).head
+    assert (head.images, head.credits, head.credits_in_doubt) == (8, 15.0, 5.0)
+
+
+async def test_composed_results_stand_beside_the_vendors(journal: Journal, tmp_path: Path) -> None:
+    """Where images/vendor/ has a file of the same name, the one above it was composed."""
+    await journal.aclose()
+    vendor = tmp_path / "images" / "vendor" / "done-1.jpg"
+    vendor.parent.mkdir()
+    Image.new("RGB", (32, 32)).save(vendor)
+    row = by_key(tmp_path)["done"]
+    assert (row.vendor.file, row.preserved.file) == (vendor, tmp_path / "images" / "done-1.png")
+
+
+async def test_a_page_during_a_run(journal: Journal, tmp_path: Path) -> None:
+    """It says so; a submit in progress is not in doubt; no command is given that the run would refuse."""
+    assert by_key(tmp_path)["submitting"].stage == "being submitted"
+    head = read_report(tmp_path).head
+    assert head.is_running
+    assert [step for step in head.next_steps.values() if step.command] == []
+    assert "A run was going on" in write_report(tmp_path).read_text()
+
+
+async def test_watching_ends_with_the_run(
+    journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page is written anew until then and reloads itself; the last one does not."""
+    pages = []
+
+    def sleep(seconds: float) -> None:
+        pages.append((tmp_path / "report.html").read_text())
+        if len(pages) == 2:
+            (tmp_path / f"{JOURNAL}.lock").write_text("")  # as when its process ends
+
+    assert show_report(tmp_path, watch=True, contact_sheet=False, sleep=sleep) == 0
+    assert ['data-reload="10"' in page for page in pages] == [True, True]
+    assert "data-reload" not in (tmp_path / "report.html").read_text()
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+async def test_commands_are_quoted_and_say_what_they_pay(journal: Journal, tmp_path: Path) -> None:
+    """Folders with spaces and quotes are pasted whole; a command that pays twice says so."""
+    await journal.aclose()
+    folder = tmp_path / "it's a run"
+    folder.mkdir()
+    for path in tmp_path.glob(f"{JOURNAL}*"):
+        path.rename(folder / path.name)
+    steps = read_report(folder).head.next_steps
+    quoted = f"""'{tmp_path}/it'"'"'s a run'"""
+    commands = {str(name): step.command for name, step in steps.items()}
+    assert commands == {
+        "failed": f"flux-async retry {quoted} --failed",
+        "in_doubt": f"flux-async retry {quoted} --in-doubt",
+        "pending": f"flux-async retry {quoted}",
+        "all": f"flux-async retry {quoted}",
+        "refused": None,
+        "unrecognised": None,
+    }
+    words = {str(name): step.words for name, step in steps.items()}
+    assert "up to 5 credits" in words["failed"]
+    assert "perhaps for a second charge" in words["in_doubt"]
+    assert "nothing is paid twice" in words["pending"]
+
+
+async def test_a_long_run_shows_first_what_needs_a_look(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page has a limit; the counts of images and credits are those of the whole run."""
+    await journal.aclose()
+    monkeypatch.setattr("flux_async.cli.report_rows.MOST_ROWS", 4)
+    report = read_report(tmp_path)
+    assert [row.key for row in report.rows] == ["new", "submitting", "refused", "doubt"]
+    assert report.head.images == 7
+    assert "up to" not in report.head.next_steps["failed"].words
+
+
+async def test_the_command_writes_page_copies_and_sheet(
+    journal: Journal, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paths are printed; the page links to the small copies; a second time makes none."""
+    await journal.aclose()
+    monkeypatch.setattr(sys, "argv", ["flux-async", "report", str(tmp_path), "--contact-sheet"])
+    assert run_cli(cli) == 0
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / name) for name in ("report.html", "contact_sheet.png")
+    ]
+    copies = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "thumbnails").iterdir()}
+    assert len(copies) == 2
+    page = (tmp_path / "report.html").read_text()
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
+    (done,) = (row for row in data["rows"] if row["key"] == "done")
+    assert done["vendor"]["file"] == "images/done-1.png"
+    assert {done[role]["thumbnail"].rpartition("/")[2] for role in ("vendor", "original")} == set(copies)
+    assert run_cli(cli) == 0
+    assert copies == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "thumbnails").iterdir()}
+
+
+@pytest.mark.parametrize(("folder", "code"), [("missing", 2), ("run", 1)])
+async def test_a_folder_that_cannot_be_used(
+    journal: Journal, tmp_path: Path, folder: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder without a journal is a wrong argument; a page that cannot be written is a failure."""
+    await journal.aclose()
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "report.html" / "full").touch()
+    path = tmp_path if folder == "run" else tmp_path / folder
+    monkeypatch.setattr(sys, "argv", ["flux-async", "report", str(path)])
+    assert run_cli(cli) == code
+    assert not (tmp_path / "missing").exists()
+
+
+async def test_without_its_extra_the_command_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written, and the exit code is that of settings."""
+    monkeypatch.delattr(report, "show_report")
+    monkeypatch.setattr(sys, "argv", ["flux-async", "report", str(tmp_path)])
+    assert run_cli(cli) == 2
+    assert "flux-async[report]" in capsys.readouterr().err
