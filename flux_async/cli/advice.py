@@ -204,7 +204,7 @@ class Advice:
 
 def about_failed(folder: Path, price: float | None) -> Advice:
     """Return the advice about images that failed for good; ``price`` is that of all of them, where known."""
-    cost = "" if price is None else f", up to {price:,g} credits by the price list"
+    cost = "" if price is None else f", up to {price:,g} credits"
     return Advice(
         words=f"Pays for another task for every image that failed for good{cost}. The number and the cost "
         "are printed first.",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import attrs
 
-from flux_async.api.models_table import credits_of
 from flux_async.cli.advice import (
     ABOUT_REFUSED,
     ABOUT_RUNNING,
@@ -21,7 +20,7 @@ from flux_async.cli.display import message_console
 from flux_async.cli.report_rows import RowReader
 from flux_async.cli.results import ResultsError
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.status import warning_of_lost_records
+from flux_async.cli.status import credits_in, warning_of_lost_records
 from flux_async.cli.terminal import Exit, Output
 from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.reader import JournalReader, read_at_rest
@@ -120,13 +119,13 @@ def read_report(
 
 
 def _head(source: RowReader, rows: Sequence[ReportRow], reload_s: float | None) -> ReportHead:
-    spending = source.journal.spending()
+    spending = credits_in(source.journal.spending())
     return ReportHead(
         folder=source.folder,
         written_at=time.time(),
         images=source.images,
-        credits=sum(credits_of(spent.model) * spent.tasks for spent in spending),
-        credits_in_doubt=sum(credits_of(spent.model) * spent.perhaps for spent in spending),
+        credits=spending["spent"],
+        credits_in_doubt=spending["perhaps"],
         is_running=source.is_running,
         reload_s=None if reload_s is None else round(reload_s),
         warning=warning_of_lost_records(source.folder),
@@ -136,7 +135,7 @@ def _head(source: RowReader, rows: Sequence[ReportRow], reload_s: float | None) 
 
 def _next_steps(source: RowReader, rows: Sequence[ReportRow]) -> Mapping[Filter, NextStep]:
     """Return the advice by filter, with commands only where no run uses the folder."""
-    failed = [credits_of(row.model or "") for row in rows if row.kind is Kind.FAILED]
+    failed = [source.price_of(row.model) for row in rows if row.kind is Kind.FAILED]
     is_whole = len(rows) == source.images
     advice = {
         Filter.FAILED: about_failed(source.folder, sum(failed) if is_whole else None),

@@ -15,7 +15,7 @@ from flux_async.api.models_table import credits_of
 from flux_async.cli.results import IMAGES, ErrorNote, ResultFile, ResultRow, Status, row_of
 from flux_async.cli.run_folder import ORIGINALS
 from flux_async.errors import Charge
-from flux_async.job_state import JobState
+from flux_async.job_state import JobSnapshot, JobState
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
@@ -47,6 +47,7 @@ class RowReader:
         refused: Inputs of the last runs that never became a job.
         originals: Downloaded inputs, by the name of the result without its ending.
         vendors: The vendor's own results, by the same.
+        prices: Prices that runs of the folder have measured, by model.
         without_copy: Images of the rows read so far that have no small copy.
     """
 
@@ -57,6 +58,7 @@ class RowReader:
     refused: Sequence[ResultRow]
     originals: Mapping[str, Path]
     vendors: Mapping[str, Path]
+    prices: Mapping[str, float]
     without_copy: list[Path] = attrs.field(factory=list, init=False)
     _copies: Thumbnails = attrs.field(init=False)
 
@@ -82,12 +84,17 @@ class RowReader:
             refused=tuple(islice(refused.values(), MOST_ROWS)),
             originals=_by_stem(path / ORIGINALS),
             vendors=_by_stem(path / IMAGES / VENDOR),
+            prices={one.model: one.price for one in journal.spending() if one.price is not None},
         )
 
     @property
     def images(self) -> int:
         """How many images the run has, those included that are not on the page."""
         return sum(self.journal.counts().values()) + len(self.refused)
+
+    def price_of(self, model: str | None) -> float:
+        """Return what an image of a model costs: as measured here, else by the price list."""
+        return self.prices.get(model or "", credits_of(model or ""))
 
     def read(self) -> list[ReportRow]:
         """Return the rows in the order of the input; of a long run those that need a look and the first."""
@@ -125,12 +132,17 @@ class RowReader:
             task_id=job.task_id,
             model=model,
             charge=job.charge,
-            credits=credits_of(model) if job.charge is Charge.YES else None,
+            credits=self._cost(job, model),
             attempts=job.attempts,
             submitted_at=job.submitted_at,
             finished_at=job.finished_at,
             generation_s=job.generation_s,
         )
+
+    def _cost(self, job: JobSnapshot, model: str) -> float | None:
+        if job.credits is not None:
+            return job.credits
+        return self.price_of(model) if job.charge is Charge.YES else None
 
     def _original(self, stored: StoredJob) -> Picture | None:
         if stored.source is not None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -123,6 +124,7 @@ def _shown_filters(summary: Summary) -> list[Filter]:
     return [name for name in Filter if name in always or summary.counts[name]]
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(_asset),

@@ -117,7 +117,7 @@ class ReportRow:
         task_id: The vendor's task.
         model: The model that was asked for.
         charge: Whether it was paid for.
-        credits: What it cost, or costs by the price list.
+        credits: What it cost: as measured, else by the price list.
         saved_credits: What it would have cost, where it was not submitted because it has no text.
         attempts: Submits made.
         submitted_at: When its task was accepted.

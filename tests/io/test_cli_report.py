@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from PIL import Image
@@ -32,7 +32,10 @@ from flux_async.job_state import (
 )
 from flux_async.journal.store import Journal
 from flux_async.models import Echo, JobKey, TaskId
+from flux_async.testing import FluxSandbox
 from journal_records import happened
+
+Run: TypeAlias = Callable[..., tuple[int, str]]
 
 PROBLEM = Problem(type="ConnectionLost", message="No answer came.")
 
@@ -239,3 +242,44 @@ async def test_without_its_extra_the_command_names_it(
     monkeypatch.setattr(sys, "argv", ["flux-async", "report", str(tmp_path)])
     assert run_cli(cli) == 2
     assert "flux-async[report]" in capsys.readouterr().err
+
+
+# --- the page of a run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(
+    make_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """Run remove-text on an image in this process, against a sandbox; return exit code and messages."""
+    with FluxSandbox(sockets=True) as sandbox:
+        make_cli().teach_times()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("KIE_BASE_URL", sandbox.url)
+        monkeypatch.setenv("KIE_API_KEY", "test")
+
+        def run(*options: str) -> tuple[int, str]:
+            words = ["flux-async", "remove-text", "https://example.com/a.jpg", "-o", "out", *options]
+            monkeypatch.setattr(sys, "argv", words)
+            return run_cli(cli), capsys.readouterr().err
+
+        yield run
+
+
+def test_a_run_ends_with_its_report(run: Run, tmp_path: Path) -> None:
+    """It says where the page is; --no-report writes none."""
+    code, errors = run("--no-report")
+    assert (code, (tmp_path / "out" / "report.html").exists()) == (0, False)
+    assert "Report:" not in errors
+    code, errors = run()
+    assert code == 0
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in errors
+    assert "https://example.com/a.jpg" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_no_report_fails_a_run(run: Run, tmp_path: Path) -> None:
+    """A page that cannot be written is a message; the exit code is that of the images."""
+    (tmp_path / "out" / "report.html" / "full").mkdir(parents=True)
+    code, errors = run()
+    assert code == 0
+    assert "The report could not be written" in errors
