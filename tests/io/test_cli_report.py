@@ -42,7 +42,10 @@ PROBLEM = Problem(type="ConnectionLost", message="No answer came.")
 
 def events(name: str) -> tuple[Event, ...]:
     """Return what has happened to the job of that name."""
-    intended, accepted = SubmitIntended(at=1.0), SubmitAccepted(at=2.0, task_id=TaskId(f"task-{name}"))
+    intended, accepted = (
+        SubmitIntended(at=1.0, api="kontext"),
+        SubmitAccepted(at=2.0, task_id=TaskId(f"task-{name}")),
+    )
     found = TaskSucceeded(
         at=9.0, result_url=f"https://files.example/{name}.png", generation_s=6.5, echo=Echo.CONFIRMED
     )
