@@ -102,18 +102,18 @@ class Wakeup:
 
 @attrs.define(eq=False)
 class Signal:
-    """Wakes all coroutines that wait for a change, whenever there is one."""
+    """Wakes all coroutines that wait for a change, whenever there is one, in the order in which they came."""
 
-    _wakeups: set[Wakeup] = attrs.field(factory=set, init=False)
+    _wakeups: dict[Wakeup, None] = attrs.field(factory=dict, init=False)
 
     async def wait(self, clock: Clock, seconds: float) -> None:
         """Wait for the next :meth:`set`, at most ``seconds``; infinity has no bound."""
         wakeup = Wakeup()
-        self._wakeups.add(wakeup)
+        self._wakeups[wakeup] = None
         try:
             await wakeup.wait(clock, seconds)
         finally:
-            self._wakeups.discard(wakeup)
+            del self._wakeups[wakeup]
 
     def set(self) -> None:
         """Wake all that wait now."""
