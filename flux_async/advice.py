@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 ACTIONS = frozenset(
     {
+        "accept_price",
         "check_network",
         "fetch",
         "file",
@@ -65,6 +66,8 @@ def python_words(
     if must_be_named(api):
         task += f", api={api!r}"
     words = {
+        "accept_price": "To go on at this price, run the same call again with it in prices; finished images "
+        "are kept.",
         "check_network": "check KIE_BASE_URL and the network",
         "fetch": "Run the batch again on the same journal to fetch it.",
         "file": "pathlib.Path(…) for a file",
@@ -92,6 +95,7 @@ def python_words(
 def _in_memory(task: str) -> dict[str, str]:
     """Return the words that differ for a batch whose journal is in memory."""
     return {
+        "accept_price": "To go on at this price, give it in prices.",
         "fetch": f"Fetch it with `image = await client.wait({task})` and "
         "`await client.download(image, path)`. The journal was in memory: a new run of the batch pays again.",
         "larger_budget": "Give a larger max_credits",

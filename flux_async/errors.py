@@ -27,6 +27,7 @@
     │   └── UploadRejected         the upload host's 400: the file cannot be used
     ├── TaskFailed                 the task ended in CREATE_TASK_FAILED or GENERATE_FAILED   .record
     ├── BudgetExhausted            max_credits of a batch is used up
+    ├── UnexpectedPrice            the first image cost something else than expected         .model .price
     ├── TooManyUnknownAnswers      nothing is submitted: too many answers made no sense      .unknown
     ├── DeadlineExceeded           our own deadline passed
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
@@ -420,6 +421,27 @@ class BudgetExhausted(FluxError):
 
     default_scope = Scope.STOP
     default_advice = "{larger_budget}; finished images are kept."
+
+
+class UnexpectedPrice(FluxError):
+    """An image cost over 10 % more, or less, than expected; no further one was submitted.
+
+    Attributes:
+        model: The name of its model.
+        price: What it cost.
+        expected: The price of the list, or the one that was given.
+    """
+
+    default_scope = Scope.STOP
+    default_advice = "{accept_price}"
+
+    def __init__(
+        self, message: str, *, model: str = "", price: float = 0.0, expected: float = 0.0, **fields: Any
+    ) -> None:
+        super().__init__(message, **fields)
+        self.model: str = model
+        self.price: float = price
+        self.expected: float = expected
 
 
 class TooManyUnknownAnswers(FluxError):

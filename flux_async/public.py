@@ -64,6 +64,7 @@ from flux_async.errors import ServerError as ServerError
 from flux_async.errors import TaskFailed as TaskFailed
 from flux_async.errors import TaskMismatch as TaskMismatch
 from flux_async.errors import TooManyUnknownAnswers as TooManyUnknownAnswers
+from flux_async.errors import UnexpectedPrice as UnexpectedPrice
 from flux_async.errors import UnexpectedResponse as UnexpectedResponse
 from flux_async.errors import UploadRejected as UploadRejected
 from flux_async.errors import WrongEventLoop as WrongEventLoop

@@ -80,6 +80,7 @@ class Submitter:
         pause: The pause that all submits share.
         breaker: Counts unknown answers.
         halts: How many answers have stopped all submits (401, 402 …).
+        may_be_charged: POSTs so far that were not certainly free of charge, those in flight included.
     """
 
     transport: Transport = attrs.field(repr=False)
@@ -93,6 +94,7 @@ class Submitter:
     pause: Pause = attrs.field(factory=Pause, init=False)
     breaker: CircuitBreaker = attrs.field(init=False)
     halts: int = attrs.field(default=0, init=False)
+    may_be_charged: int = attrs.field(default=0, init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False, repr=False)
     _waits: RetryPolicy = attrs.field(init=False, repr=False)
     _slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
@@ -201,6 +203,7 @@ class Submitter:
         except InvalidInput as error:
             return error  # nothing was sent
         self.sent.record_submit(subject_of(json.loads(body)))
+        self.may_be_charged += 1
         began = self.clock.monotonic()
         result: SendResult | None = None
         try:
@@ -223,6 +226,7 @@ class Submitter:
 
     def _with_answer(self, error: FluxError, wire: WireRequest, result: SendResult | None) -> FluxError:
         """Keep the answer to a submit that may be charged with its error: it may name the task."""
+        self.may_be_charged -= error.charge is Charge.NO
         body = result.response.body if isinstance(result, Answered) else getattr(result, "body", b"")
         if error.charge is Charge.NO or not body:
             return error

@@ -85,6 +85,8 @@ class ActiveJob:
         input: The upload of its image; None if its request has to be read again.
         last_error: The latest error of this run.
         was_cancelled: Whether its coroutine was cancelled.
+        spent: Credits that the run has counted for its latest submit; None if an earlier run made it.
+        measured: What the balance has shown of the cost of its task.
     """
 
     stored: StoredJob
@@ -99,6 +101,8 @@ class ActiveJob:
     input: InputUpload | None = attrs.field(default=None, init=False)
     last_error: FluxError | None = attrs.field(default=None, init=False)
     was_cancelled: bool = attrs.field(default=False, init=False)
+    spent: float | None = attrs.field(default=None, init=False)
+    measured: float | None = attrs.field(default=None, init=False)
 
     @property
     def number(self) -> int:

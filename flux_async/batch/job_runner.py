@@ -71,6 +71,8 @@ async def run_job(job: ActiveJob, run: RunContext) -> Outcome | None:
         job.was_cancelled = True
         run.keep_unclaimed(job)
         raise
+    finally:
+        run.prices.release(job)
 
 
 async def _decide(job: ActiveJob, run: RunContext) -> Step:
@@ -108,6 +110,7 @@ async def _await_task(step: AwaitTask | Fetch, job: ActiveJob, run: RunContext) 
     await job.slots.take_task()
     input_url = run.input_of(job).url
     found = await _wait(step, job, run)
+    cost = await run.prices.cost_of(job, found)
     job.is_record_fresh = True
     if job.state.state is JobState.GENERATED and _is_unread(found):
         return None  # the known address is used
@@ -120,7 +123,7 @@ async def _await_task(step: AwaitTask | Fetch, job: ActiveJob, run: RunContext) 
             at, belongs_to = run.now(), error.belongs_to
             return (EchoContradicted(at=at, problem=problem, task_id=step.task_id, belongs_to=belongs_to),)
     if isinstance(found, TaskFailed):
-        return (_failed(job, run, found),)
+        return (_failed(job, run, found, cost),)
     if isinstance(found, FluxError):
         end = as_paid(found, step.task_id, step.api)
         if concerns_all(end):
@@ -134,6 +137,7 @@ async def _await_task(step: AwaitTask | Fetch, job: ActiveJob, run: RunContext) 
         origin_url=found.origin_url,
         generation_s=None if found.record is None else found.record.generation_s,
         echo=echo,
+        credits=cost,
     )
     return (generated,) if run.options.fetches else (generated, Saved(at=run.now()))
 
@@ -170,13 +174,13 @@ async def _expects_callback(job: ActiveJob, run: RunContext) -> bool:
     return callback_id is not None
 
 
-def _failed(job: ActiveJob, run: RunContext, error: TaskFailed) -> Event:
+def _failed(job: ActiveJob, run: RunContext, error: TaskFailed, cost: float | None) -> Event:
     """Return the end of a task without an image: final, or paid for once more if the caller allows it."""
     job.last_error, problem = error, Problem.of(error)
     again = job.state.paid_failures + 1 < run.options.retry.max_paid_attempts
     if again and job.state.state is JobState.SUBMITTED:
-        return TaskEndedRetryable(at=run.now(), problem=problem)
-    return TaskEnded(at=run.now(), problem=problem, charge=error.charge)
+        return TaskEndedRetryable(at=run.now(), problem=problem, credits=cost)
+    return TaskEnded(at=run.now(), problem=problem, charge=error.charge, credits=cost)
 
 
 def _is_unread(found: Found) -> bool:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import Protocol
 
 import attrs
 
 from flux_async.errors import Charge, RequestNotSent
-from flux_async.job_state import Event, JobSnapshot, JobState, SubmitIntended, TaskEnded, TaskEndedRetryable
+from flux_async.job_state import (
+    Event,
+    JobSnapshot,
+    JobState,
+    SubmitIntended,
+    TaskEnded,
+    TaskEndedRetryable,
+    TaskSucceeded,
+)
 from flux_async.session import Session
 
 logger: logging.Logger = logging.getLogger("flux_async")
+
+_ENDS = (TaskSucceeded, TaskEnded, TaskEndedRetryable)
 
 
 @attrs.frozen(kw_only=True)
@@ -30,7 +39,9 @@ class BatchProgress:
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
         waiting: Jobs in doubt that wait for their callback.
-        credits: Credits this run has spent by the price list, submits in doubt and failed tasks included.
+        credits: Credits this run has spent, submits in doubt and failed tasks included. What was not measured
+            counts with the price that the run has measured, else with the expected one.
+        measured: The part of ``credits`` that the vendor's own figures or the balance have shown.
         refundable: The part of ``credits`` that was spent on failed tasks; the vendor usually returns it.
         elapsed_s: Seconds since the run began.
         pause_left_s: Seconds until submits are tried again during a pause of all submits; else 0.
@@ -47,6 +58,7 @@ class BatchProgress:
     in_doubt: int = 0
     waiting: int = 0
     credits: float = 0.0
+    measured: float = 0.0
     refundable: float = 0.0
     elapsed_s: float = 0.0
     pause_left_s: float = 0.0
@@ -68,6 +80,7 @@ class Tally:
     Attributes:
         expects_callbacks: Whether a job in doubt waits for its callback. Without callbacks nothing can settle
             it, so it counts as in doubt at once.
+        failures: Tasks that ended without an image.
     """
 
     expects_callbacks: bool = False
@@ -75,7 +88,9 @@ class Tally:
     submits: int = 0
     retrying: int = 0
     credits: float = 0.0
+    measured: float = 0.0
     refundable: float = 0.0
+    failures: int = 0
     _states: Counter[JobState] = attrs.field(factory=Counter)
     _ended: Counter[str] = attrs.field(factory=Counter)
 
@@ -94,20 +109,41 @@ class Tally:
         self.seen += 1
         self._ended["Failed"] += 1
 
+    @property
+    def generating(self) -> int:
+        """Tasks at the vendor."""
+        return self._states[JobState.SUBMITTED]
+
     def add_event(
-        self, before: JobState, after: JobSnapshot, event: Event, price: Callable[[], float]
-    ) -> None:
-        """Count one event of one job; ``price`` is called only for an event that changes what was spent."""
+        self, before: JobState, after: JobSnapshot, event: Event, spent: float | None
+    ) -> float | None:
+        """Count one event of one job; return what is counted for its latest submit from then on.
+
+        Args:
+            before: The job's state before the event.
+            after: The job after the event.
+            event: The event.
+            spent: The credits counted for its latest submit; None if this run did not make it.
+        """
         self._states[before] -= 1
         self._states[after.state] += 1
         if isinstance(event, SubmitIntended):
             self.submits += 1
         elif before is JobState.SUBMITTING and after.charge is Charge.NO:
-            self.credits -= price()  # it was counted when the submit got its permit
+            self.credits -= spent or 0.0  # it was counted when the submit got its permit
+            spent = None
             if after.problem is not None and after.problem.type == RequestNotSent.__name__:
                 self.submits -= 1
-        elif isinstance(event, TaskEnded | TaskEndedRetryable):
-            self.refundable += price()
+        elif before is JobState.SUBMITTED and isinstance(event, _ENDS):
+            self.failures += not isinstance(event, TaskSucceeded)
+            if spent is None:
+                return None
+            if event.credits is not None:
+                self.credits += event.credits - spent
+                self.measured += event.credits
+                spent = event.credits
+            self.refundable += 0.0 if isinstance(event, TaskSucceeded) else spent
+        return spent
 
     def add_outcome(self, how: str, state: JobState) -> None:
         """Count an outcome."""
@@ -124,7 +160,7 @@ class Tally:
         return BatchProgress(
             seen=self.seen,
             submits=self.submits,
-            generating=self._states[JobState.SUBMITTED],
+            generating=self.generating,
             fetching=self._states[JobState.GENERATED],
             retrying=self.retrying,
             succeeded=self._ended["Succeeded"],
@@ -132,6 +168,7 @@ class Tally:
             in_doubt=in_doubt,
             waiting=waiting,
             credits=self.credits,
+            measured=self.measured,
             refundable=self.refundable,
             elapsed_s=elapsed_s,
             pause_left_s=pause_left_s,

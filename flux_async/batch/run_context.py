@@ -15,6 +15,7 @@ from flux_async.batch.active_job import ActiveJob, ActiveJobs, RunSlots
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import InputUpload
 from flux_async.batch.options import BatchClient, RunOptions
+from flux_async.batch.price_check import PriceCheck
 from flux_async.batch.progress import ProgressReporter
 from flux_async.batch.run_control import Budget, RunControl
 from flux_async.errors import ConfigurationError, FluxError, JobConflictError, Scope
@@ -47,6 +48,7 @@ class RunContext:
         names: Names the files of results.
         control: Whether the run still submits and waits.
         budget: The credits it may spend.
+        prices: Measures the price of each model.
         progress: Counts events for observers.
         call: The run as a call on the session, from its start on.
         jobs: The jobs that the run works on.
@@ -61,6 +63,7 @@ class RunContext:
     control: RunControl
     budget: Budget
     progress: ProgressReporter
+    prices: PriceCheck = attrs.field(init=False)
     call: Call = attrs.field(init=False)
     jobs: ActiveJobs = attrs.field(factory=ActiveJobs, init=False)
     slots: RunSlots = attrs.field(init=False)
@@ -70,6 +73,7 @@ class RunContext:
 
     def __attrs_post_init__(self) -> None:
         self.slots = RunSlots(self.session)
+        self.prices = PriceCheck(session=self.session, journal=self.journal, budget=self.budget)
 
     @property
     def session(self) -> Session:
@@ -94,7 +98,7 @@ class RunContext:
         await self.journal.record(job.number, after, event, before=before, then=follows)
         job.stored = attrs.evolve(job.stored, job=moves[-1][1])
         for earlier, snapshot, happened in moves:
-            self.progress.tally.add_event(earlier, snapshot, happened, partial(self.budget.price, job.stored))
+            job.spent = self.progress.tally.add_event(earlier, snapshot, happened, job.spent)
             self.progress.notify()
             log_event(job.stored, snapshot, happened)
         if isinstance(event, EchoContradicted) and event.belongs_to is not None:

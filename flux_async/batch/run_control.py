@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
 import attrs
 
-from flux_async.api.models_table import AnyModel
 from flux_async.api.stored_requests import read_model
+from flux_async.batch.active_job import ActiveJob
 from flux_async.batch.progress import ProgressReporter, Tally
 from flux_async.clock import Wakeup
 from flux_async.errors import BudgetExhausted, FluxError
-from flux_async.journal.store import StoredJob
+from flux_async.policy.price import PriceGuard
 from flux_async.policy.rate_limit import Pause
 from flux_async.session import Session
 from flux_async.submitter import log
@@ -99,37 +99,44 @@ class Budget:
     Attributes:
         control: Stopped when the budget is exhausted.
         tally: Counts the credits.
-        prices: Credits per image, by model.
+        guard: The price of each model.
         max_credits: The most this run may spend; None has no bound.
     """
 
     control: RunControl
     tally: Tally
-    prices: Mapping[AnyModel, float] = attrs.field(repr=False)
+    guard: PriceGuard = attrs.field(repr=False)
     max_credits: float | None
     _posts: int = attrs.field(default=0, init=False)
     _no_posts: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
 
-    def price(self, stored: StoredJob) -> float:
-        """Return what one submit of a job costs."""
-        return self.prices[read_model(stored.request)]
-
-    def reserve(self, stored: StoredJob) -> bool:
+    def reserve(self, job: ActiveJob) -> bool:
         """Count the price of a submit that is about to be made; False if this run does not spend it."""
-        price, control = self.price(stored), self.control
+        price = self.guard.price(read_model(job.stored.request))
         if self.max_credits is not None and self.tally.credits + price > self.max_credits:
-            control.halted_by = control.halted_by or BudgetExhausted(
-                f"The next image would take this run over {self.max_credits:g} credits."
+            self.stop(
+                BudgetExhausted(f"The next image would take this run over {self.max_credits:g} credits.")
             )
-            control.stop_spending()
-        if not control.is_spending:
+        if not self.control.is_spending:
             return False
         self.tally.credits += price
+        job.spent = price
         return True
 
-    def give_back(self, stored: StoredJob) -> None:
+    def correct(self, job: ActiveJob, price: float) -> None:
+        """Count what a submit has really cost."""
+        self.tally.credits += price - (job.spent or 0.0)
+        job.spent = price
+
+    def give_back(self, job: ActiveJob) -> None:
         """Take back a reservation: the submit was not made."""
-        self.tally.credits -= self.price(stored)
+        self.tally.credits -= job.spent or 0.0
+        job.spent = None
+
+    def stop(self, error: FluxError) -> None:
+        """Submit nothing more, because of what it would cost; ``error`` is raised when all else has ended."""
+        self.control.halted_by = self.control.halted_by or error
+        self.control.stop_spending()
 
     def begin_post(self) -> None:
         """Count a POST that is about to be made."""

@@ -55,6 +55,7 @@ from flux_async.models import Failed, InDoubtPolicy, Job, JobKey, Outcome
 from flux_async.policy import check_positive
 from flux_async.policy.downloads import fetch_first_after_s
 from flux_async.policy.image_urls import mistyped_in_words
+from flux_async.policy.price import PriceGuard
 from flux_async.policy.retry import RetryPolicy
 from flux_async.session import Session
 from flux_async.transport.background import wait_until_done
@@ -106,7 +107,8 @@ def run_batch(
             submitted.
         in_doubt: What to do with submits whose answer never came: ``hold`` or ``resubmit``.
         max_credits: Stop submitting before this many credits are spent by this run.
-        prices: Credits per image, by model, if they are no longer those of ``Model.row.credits``.
+        prices: Credits per image, by model, if they are no longer those of ``Model.row.credits``. The run
+            halts with :class:`flux_async.UnexpectedPrice` if the first image costs over 10 % more or less.
         timeout: Seconds a task may take from its acceptance; left out, the client's.
         retry: When submits are repeated, and how often a job may be paid for.
         patience: Seconds the batch waits for a service that cannot be reached, is under maintenance or asks
@@ -145,7 +147,7 @@ def run_batch(
     budget = Budget(
         control=control,
         tally=tally,
-        prices=price_list(prices),
+        guard=PriceGuard(expected=price_list(prices), given=frozenset(prices or ())),
         max_credits=None if max_credits is None else check_positive(max_credits, "max_credits"),
     )
     kept = journal if isinstance(journal, Journal) else Journal(journal, clock=client.session.clock)
@@ -280,6 +282,7 @@ class BatchRun:
             await run.journal.reserve_room()
             await run.journal.recover()
             await self._learned.load()
+            await run.prices.load()
             self._session.submitter.breaker.release()  # one submit of this batch decides about a halt
             watch = PauseWatch(
                 session=self._session,

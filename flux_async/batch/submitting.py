@@ -47,42 +47,60 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
     Raises:
         FluxError: It concerns every job, such as a refused key.
     """
-    session, clock = run.session, run.session.clock
+    clock = run.session.clock
     try:
-        api = api_for(read_model(job.stored.request), session.api)
+        api = api_for(read_model(job.stored.request), run.session.api)
     except InvalidInput as refused:  # another run may submit it to another API
         return Leave(refused)
     await job.slots.take_task()
     wait = min(not_before - clock.wall(), _LONGEST_OWN_WAIT_S)  # the wall clock may have jumped back
     if wait > 0:
         await clock.sleep(wait)
+    try:
+        return await _submit_in_turn(job, run, api)
+    finally:
+        run.prices.end_turn(job)
+
+
+async def _submit_in_turn(job: ActiveJob, run: RunContext, api: ApiName) -> Leave | None:
+    """Submit when the image is uploaded, no other job measures the price, and there is a permit."""
+    session = run.session
     is_acquired = False
     while not is_acquired:
         failed = await _upload_input(job, run)  # again if it has grown old meanwhile
-        if failed is not None or not run.control.is_spending:
-            return failed or Leave()
+        if failed is not None:
+            return failed
+        await run.prices.take_turn(job)
+        if not run.control.is_spending:
+            return Leave()
         is_acquired = await session.submitter.acquire(
-            deadline=clock.monotonic() + _NO_DEADLINE_S,
+            deadline=session.clock.monotonic() + _NO_DEADLINE_S,
             check=run.call.check,
-            wanted=lambda: run.control.is_spending and run.input_of(job).is_ready,
+            wanted=lambda: _is_wanted(job, run),
             waits_out_pauses=True,
         )
+    run.budget.begin_post()
     is_reserved = False
     try:
         if await adopt_known_task(job, run):
             return None
-        is_reserved = run.budget.reserve(job.stored)
+        is_reserved = run.budget.reserve(job)
     finally:
         if not is_reserved:
+            run.budget.end_post()
             session.submitter.release()
     if not is_reserved:
         return Leave()
-    run.budget.begin_post()
     await run.call.post(_intent_then_post(job, run, api), when_abandoned=lambda _: None)
+    await run.prices.submitted(job)
     error = job.last_error
     if job.state.state is JobState.PENDING and error is not None and error.scope is Scope.STOP:
         raise error
     return None
+
+
+def _is_wanted(job: ActiveJob, run: RunContext) -> bool:
+    return run.control.is_spending and run.input_of(job).is_ready and run.prices.may_submit(job)
 
 
 async def _upload_input(job: ActiveJob, run: RunContext) -> Leave | None:
@@ -120,7 +138,7 @@ async def _intent_then_post(job: ActiveJob, run: RunContext, api: ApiName) -> No
             )
             await run.record(job, intent)
         except BaseException:
-            run.budget.give_back(job.stored)  # no request is made without its intent
+            run.budget.give_back(job)  # no request is made without its intent
             raise
         job.posted_at = run.session.clock.monotonic()
         answer = await run.session.submitter.post(with_input(job.stored.request, url), callback_url, api=api)

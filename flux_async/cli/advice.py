@@ -62,6 +62,7 @@ def _words(folder: Path | None, task_id: str | None, api: str | None) -> Mapping
         fetch = command("retry", folder)
     doctor = command("doctor") if folder is None else command("doctor", "-o", folder)
     return {
+        "accept_price": "Finished images are kept.",
         "check_network": f"check KIE_BASE_URL and the network with {doctor}",
         "fetch": f"Run {fetch} to fetch it.",
         "file": "the path of a file",
@@ -123,6 +124,7 @@ class AfterRun:
         only_doubt: The key of the only image in doubt, and a task that may be its, or None.
         moved_away: Images of an earlier run that are not in the folder and could not be downloaded again.
         answers_made_no_sense: Whether the run halted because of that.
+        price: The price at which it halted, as a value of ``--price``; None if another one.
     """
 
     folder: Path
@@ -136,6 +138,7 @@ class AfterRun:
     only_doubt: tuple[str, str | None] | None = None
     moved_away: int = 0
     answers_made_no_sense: bool = False
+    price: str | None = None
 
     def lines(self) -> list[str]:
         """Return the messages about it, with the commands that go on."""
@@ -171,6 +174,11 @@ class AfterRun:
                 f"Find out first why the answers make no sense. The same command{without} then submits the "
                 f"{images} left, one at a time until one is accepted: each may be charged without a result. "
                 "Those in doubt are not submitted again."
+            )
+        if self.price is not None:
+            return (
+                f"To go on at this price, run the same command{without} with --price {self.price}: "
+                "nothing is paid twice."
             )
         if not self.repeats:
             return f"Run the same command again to resume; {_NOT_TWICE}"

@@ -93,7 +93,7 @@ class ModelChoice(click.Choice[str]):
 def read_prices(
     ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
 ) -> dict[AnyModel, float]:
-    """Return the numbers of ``flux-kontext-pro=6``: credits, by model."""
+    """Return the numbers of ``flux-kontext-pro=6``: credits, by model, of the models that are named."""
     prices: dict[AnyModel, float] = {}
     for value in values:
         name, _, price = value.rpartition("=")
@@ -103,9 +103,10 @@ def read_prices(
         except ValueError:
             raise click.BadParameter(f"invalid price {value!r}. Use MODEL=CREDITS.") from None
     try:
-        return dict(price_list(prices))
+        price_list(prices)
     except InvalidInput as bad:
         raise click.BadParameter(bad.message) from None
+    return prices
 
 
 class Number(click.FloatRange):

@@ -135,7 +135,7 @@ class Spending:
 
     def cost(self, selection: Selection) -> float:
         """Return the credits that the images read so far need."""
-        return sum(self.options.prices[model] * count for model, count in selection.needs.items())
+        return sum(self.options.expected_prices[model] * count for model, count in selection.needs.items())
 
     async def may_submit(self, selection: Selection, *, is_last: bool) -> bool:
         """Return whether the inputs read so far may be submitted.

@@ -365,6 +365,7 @@ def summary_table(
     totals: Totals,
     *,
     spent: float,
+    measured: float = 0.0,
     refundable: float = 0.0,
     balance: tuple[float | None, float | None] = (None, None),
     elapsed_s: float,
@@ -374,7 +375,8 @@ def summary_table(
 
     Args:
         totals: The status of the images of this run.
-        spent: Credits that this run spent, by the price list.
+        spent: Credits that this run spent.
+        measured: The part of them that was measured; the rest is by price.
         refundable: The part of them that went to failed tasks, which the vendor usually refunds.
         balance: The account's credits before and after, where they could be read.
         elapsed_s: Seconds that the run took.
@@ -392,6 +394,8 @@ def summary_table(
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
     table.add_row("credits spent", in_credits(spent))
+    if measured:
+        table.add_row("  of which measured", in_credits(measured), style="dim")
     if refundable:
         table.add_row("  for failed tasks, usually refunded", in_credits(refundable), style="dim")
     if None not in balance:

@@ -154,7 +154,7 @@ class DryRun:
     def print(self) -> None:
         """Print the counts."""
         self.display.count_unprinted(are_in_results=False)
-        cost = sum(self.options.prices[model] * count for model, count in self.models.items())
+        cost = sum(self.options.expected_prices[model] * count for model, count in self.models.items())
         if self.as_json:
             self.display.output.json(self._as_data(cost))
             return

@@ -26,12 +26,13 @@ from flux_async import (
     MissingExtra,
     Outcome,
     TooManyUnknownAnswers,
+    UnexpectedPrice,
     fetch_missing,
 )
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text, while_writing
-from flux_async.cli.credits import Ask, Questions, Spending
+from flux_async.cli.credits import Ask, Questions, Spending, in_credits
 from flux_async.cli.display import RunDisplay, RunView, WindowUse, notify, summary_table
 from flux_async.cli.input_reader import InputReader
 from flux_async.cli.input_rows import InputRow
@@ -413,6 +414,7 @@ class RunCommand:
         table = summary_table(
             totals,
             spent=self._progress.credits,
+            measured=self._progress.measured,
             refundable=self._progress.refundable,
             balance=(None, None) if spending is None else (spending.before, spending.after),
             elapsed_s=elapsed_s,
@@ -457,6 +459,7 @@ class RunCommand:
             unrecognised=folder.reader.echoes()[Echo.UNRECOGNISED],
             only_doubt=self._only_doubt(folder) if doubts == 1 else None,
             answers_made_no_sense=isinstance(self._halted_by, TooManyUnknownAnswers),
+            price=_price_in(self._halted_by),
         )
 
     def _only_doubt(self, folder: RunFolder) -> tuple[str, str | None] | None:
@@ -466,6 +469,13 @@ class RunCommand:
             if stored.job.state in in_doubt and reader.found_task(stored.number) is None:
                 return stored.job.key, next(iter(reader.candidates(stored.number)), None)
         return None
+
+
+def _price_in(error: FluxError | None) -> str | None:
+    """Return the value of ``--price`` that accepts the price at which a run halted."""
+    if not isinstance(error, UnexpectedPrice):
+        return None
+    return f"{error.model}={in_credits(error.price)}"
 
 
 def _name_file(job: Job) -> str:

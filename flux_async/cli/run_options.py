@@ -78,7 +78,7 @@ class RunOptions:
         max_credits: The most credits this run may spend.
         callbacks: Where the vendor reports ends, or None.
         listen: Where this run receives callbacks; None leaves that to a receiver elsewhere.
-        prices: Credits per image, by model.
+        prices: Credits per image, by model, where the user has given them.
         models: Models of the user's own, by name.
         via_upload: Whether images that have an address go through the upload host, too.
         confirm_above: Credits above which the user is asked before they are spent.
@@ -104,7 +104,7 @@ class RunOptions:
     max_credits: float | None = None
     callbacks: CallbackEndpoint | None = None
     listen: ListenAddress | None = None
-    prices: Mapping[AnyModel, float] = attrs.field(default=None, converter=price_list)
+    prices: Mapping[AnyModel, float] = attrs.field(factory=dict)
     models: Mapping[str, CustomModel] = attrs.field(factory=dict)
     via_upload: bool = False
     confirm_above: float = CONFIRM_ABOVE
@@ -115,6 +115,11 @@ class RunOptions:
 
     def __attrs_post_init__(self) -> None:
         EditRequest.text_removal(_ANY_URL, **self.request_options)  # refuses what no image could be sent with
+
+    @property
+    def expected_prices(self) -> Mapping[AnyModel, float]:
+        """Credits per image, by model: as given, else as in the price list."""
+        return price_list(self.prices)
 
     def job_for(self, given: InputRow) -> Job:
         """Return the job of one input. A file is read, in the caller's thread.

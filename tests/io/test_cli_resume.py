@@ -126,7 +126,7 @@ def test_an_empty_balance_is_one_halt(make_cli: Any, start_sandbox: Any, many: l
     assert ended.code == 3, ended.stderr
     assert ended.stderr.count("Halted: The API answered 402") == 1
     assert sorted(row["status"] for row in cli.rows()) == ["pending"] * 6 + ["succeeded"] * 10
-    assert cli.status()["credits"] == {"spent": 50, "measured": 0, "perhaps": 0}
+    assert cli.status()["credits"] == {"spent": 50, "measured": 5, "perhaps": 0}
 
 
 def test_a_budget_is_a_halt(cli: Any, many: list[str]) -> None:

@@ -17,7 +17,7 @@ from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.runner import run_batch
 from flux_async.journal.store import Journal
 from flux_async.testing import VirtualClock
-from scripted_vendor import ScriptedVendor, echo, one_task
+from scripted_vendor import ScriptedVendor, answer, echo, one_task
 
 _ENDLESS_S = 3600.0
 
@@ -93,6 +93,7 @@ def vendor(transport: BatchVendor) -> BatchVendor:
     """A vendor that makes a new task of every submit and has its image at the second poll."""
     transport.script["generate"] = [transport.generate]
     transport.script["record-info"] = [transport.record]
+    transport.script["credit"] = [lambda _: answer(transport.balance)]
     return transport
 
 

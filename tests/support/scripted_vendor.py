@@ -110,6 +110,9 @@ class ScriptedVendor:
         reply_s: Seconds from there until its answer arrives.
         is_reachable: Returns whether connections can be made at a monotonic time.
         balance: Credits; without enough of them a submit is refused with 402.
+        price: Returns the credits of a task.
+        charges_at_end: Whether tasks are charged when a poll finds them ended, not at their submit.
+        refunds: Whether a task that a poll finds failed is refunded.
         polls: Number of polls at which a task has ended.
         generation_s: Seconds after which it has ended, in place of ``polls``; also a function of the number.
         makes_task: Returns whether a submit makes a task; one that makes none is not answered.
@@ -139,6 +142,9 @@ class ScriptedVendor:
     reply_s: float = 0.0
     is_reachable: Callable[[float], bool] = lambda _: True
     balance: float = 1e9
+    price: Callable[[int], float] = lambda _: PRICE
+    charges_at_end: bool = False
+    refunds: bool = False
     polls: int = 2
     generation_s: float | Callable[[int], float] | None = None
     makes_task: Callable[[int], bool] = lambda _: True
@@ -224,12 +230,12 @@ class ScriptedVendor:
         number = len(self.sent)
         self.sent.append(json.loads(request.body or b""))
         self._arrival.set()
-        if self.balance < PRICE:
+        if self.balance < self.price(number):
             self.refused += 1
             return answer(None, 402, msg="insufficient credits")
         if not self.makes_task(number):
             return Unknown("dropped")
-        self.balance -= PRICE
+        self.balance -= 0.0 if self.charges_at_end else self.price(number)
         seconds = self.generation_s(number) if callable(self.generation_s) else self.generation_s or 0.0
         self.add_task(f"t{number}", self.sent[number], number=number, seconds=seconds)
         if self.loses_answer(number):
@@ -257,6 +263,7 @@ class ScriptedVendor:
         if is_over and not task.has_ended:
             task.has_ended = True
             self._unfinished -= 1
+            self._settle(task)
         fields: dict[str, Any] = {}
         shown = self.shows(task.number, task.sent)
         if shown is not None:
@@ -266,6 +273,13 @@ class ScriptedVendor:
             if is_over:
                 fields["completeTime"] = int(self.wall() - self.now() + task.ready_at) * 1000
         return task_record(self.ends(task.number) if is_over else 0, task.task_id, **fields)
+
+    def _settle(self, task: VendorTask) -> None:
+        price, has_image = self.price(task.number), self.ends(task.number) == 1
+        if self.charges_at_end and has_image:
+            self.balance -= price
+        if self.refunds and not has_image:
+            self.balance += price
 
     # --- callbacks ----------------------------------------------------------------------------------------
 

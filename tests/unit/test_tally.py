@@ -17,6 +17,7 @@ from flux_async.job_state import (
     SubmitUnknown,
     TaskEnded,
     TaskEndedRetryable,
+    TaskSucceeded,
     apply,
 )
 from flux_async.models import JobKey
@@ -26,11 +27,13 @@ def counted(*events: Event, expects_callbacks: bool = False) -> Tally:
     """Return the tally of a job to which these events happened, at five credits an image."""
     tally, job = Tally(expects_callbacks=expects_callbacks), JobSnapshot(key=JobKey("k"))
     tally.add_job(job.state)
+    spent: float | None = None
     for event in events:
         before, job = job.state, apply(job, event)
         if isinstance(event, SubmitIntended):
             tally.credits += 5.0
-        tally.add_event(before, job, event, lambda: 5.0)
+            spent = 5.0
+        spent = tally.add_event(before, job, event, spent)
     return tally
 
 
@@ -62,6 +65,29 @@ def test_the_cost_of_failed_tasks_is_listed_separately() -> None:
         tally = counted(*begun, end)
         assert (tally.credits, tally.refundable) == (5.0, 5.0)
     assert counted(*begun).refundable == 0.0
+
+
+def test_what_was_measured_replaces_the_price() -> None:
+    """Also the cost of a failed task: nothing if it was refunded."""
+    begun = (SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+    image = TaskSucceeded(at=3.0, result_url="https://files.example/r.jpg", credits=5.5)
+    again = TaskSucceeded(at=4.0, result_url="https://files.example/new.jpg", credits=5.5)
+    tally = counted(*begun, image, again)
+    assert (tally.credits, tally.measured, tally.refundable, tally.failures) == (5.5, 5.5, 0.0, 0)
+    problem = Problem(type="TaskFailed", message="m")
+    for paid in (0.0, 5.0):
+        tally = counted(*begun, TaskEnded(at=3.0, problem=problem, credits=paid))
+        assert (tally.credits, tally.measured, tally.refundable, tally.failures) == (paid, paid, paid, 1)
+
+
+def test_tasks_of_earlier_runs_cost_this_run_nothing() -> None:
+    """It has not submitted them."""
+    tally, problem = Tally(), Problem(type="TaskFailed", message="m")
+    job = JobSnapshot(key=JobKey("k"), state=JobState.SUBMITTED, task_id=TaskId("t"))
+    tally.add_job(job.state)
+    event = TaskEnded(at=3.0, problem=problem, credits=5.0)
+    assert tally.add_event(job.state, apply(job, event), event, None) is None
+    assert (tally.credits, tally.measured, tally.refundable, tally.failures) == (0.0, 0.0, 0.0, 1)
 
 
 @pytest.mark.parametrize(("expects_callbacks", "in_doubt", "waiting"), [(True, 0, 1), (False, 1, 0)])
