@@ -101,7 +101,8 @@ def read_prices(
             model = _own_models(ctx).get(name.strip()) or Model(name.strip())
             prices[model] = float(price)
         except ValueError:
-            raise click.BadParameter(f"invalid price {value!r}. Use MODEL=CREDITS.") from None
+            words = "Use MODEL=CREDITS, with a model that `flux-async models` or --model-file has."
+            raise click.BadParameter(f"invalid price {value!r}. {words}") from None
     try:
         price_list(prices)
     except InvalidInput as bad:
