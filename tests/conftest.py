@@ -5,18 +5,40 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, get_args
 
 import certifi
 import pytest
 
 import raw_server as raw
 from flux_async import FluxClient
+from flux_async.api.models_table import ApiName
 from flux_async.testing import VirtualClock
 from scripted_vendor import KEY, ScriptedVendor, answer, one_task, task_record
 
 BEGIN = 1_790_001_000.0
 END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    config.addinivalue_line("markers", "both_apis: runs over each of the vendor's APIs, by the fixture api")
+    config.addinivalue_line("markers", "one_api(why): does not, in a module that is marked so")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked ``both_apis`` over both; nothing else depends on the wire format."""
+    marked = metafunc.definition.get_closest_marker
+    if "api" in metafunc.fixturenames and marked("both_apis") and not marked("one_api"):
+        metafunc.parametrize("api", get_args(ApiName), indirect=True)
+
+
+@pytest.fixture
+def api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ApiName:
+    """The vendor's API that all clients of the test use."""
+    name: ApiName = getattr(request, "param", "kontext")
+    monkeypatch.setenv("KIE_API", name)
+    return name
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,9 +58,9 @@ def clock() -> VirtualClock:
 
 
 @pytest.fixture
-def transport(clock: VirtualClock) -> ScriptedVendor:
+def transport(clock: VirtualClock, api: ApiName) -> ScriptedVendor:
     """A scripted vendor on virtual time, with one task that has ended at the third poll."""
-    return ScriptedVendor(clock=clock, script=one_task(), latency_s=0.1)
+    return ScriptedVendor(clock=clock, api=api, script=one_task(), latency_s=0.1)
 
 
 @pytest.fixture

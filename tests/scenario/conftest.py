@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from flux_async import FluxClient, Outcome
+from flux_async.api.models_table import ApiName
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.runner import run_batch
 from flux_async.journal.store import Journal
@@ -83,9 +84,9 @@ class BatchVendor(ScriptedVendor):
 
 
 @pytest.fixture
-def transport(clock: VirtualClock) -> BatchVendor:
+def transport(clock: VirtualClock, api: ApiName) -> BatchVendor:
     """A scripted vendor on virtual time, with one task that has ended at the third poll."""
-    return BatchVendor(clock=clock, script=one_task(), latency_s=0.1)
+    return BatchVendor(clock=clock, api=api, script=one_task(), latency_s=0.1)
 
 
 @pytest.fixture
@@ -110,9 +111,9 @@ def _calls_back(vendor: BatchVendor) -> BatchVendor:
 
 
 @pytest.fixture
-def make_calling(clock: VirtualClock) -> Callable[[], BatchVendor]:
+def make_calling(clock: VirtualClock, api: ApiName) -> Callable[[], BatchVendor]:
     """Make vendors that call back, for tests that need several."""
-    return lambda: _calls_back(BatchVendor(clock=clock, latency_s=0.1))
+    return lambda: _calls_back(BatchVendor(clock=clock, api=api, latency_s=0.1))
 
 
 @pytest.fixture

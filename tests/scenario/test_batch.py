@@ -40,6 +40,8 @@ from flux_async import (
 from flux_async.job_state import Event, SubmitAccepted, SubmitIntended, TaskSucceeded, apply
 from flux_async.transport import NotSent, Unknown
 
+pytestmark = pytest.mark.both_apis
+
 URLS = [f"https://example.com/{number}.jpg" for number in range(40)]
 
 

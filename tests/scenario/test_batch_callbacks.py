@@ -20,6 +20,8 @@ from flux_async.journal.inbox import Inbox
 from flux_async.journal.store import Journal
 from flux_async.models import CallbackEvent, TaskId
 
+pytestmark = pytest.mark.both_apis
+
 
 @pytest.fixture(autouse=True)
 def _few_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
 from flux_async.transport import Answered, NotSent, Unknown
 
+pytestmark = pytest.mark.both_apis
+
 IMAGE = "https://pictures.example/1.jpg"
 REJECTED = (400, 404, 422)
 HALTS = {

@@ -39,6 +39,8 @@ from flux_async import (
 )
 from flux_async.transport import NotSent, Unknown
 
+pytestmark = pytest.mark.both_apis
+
 URL = "https://example.com/poster.jpg"
 
 
@@ -50,6 +52,7 @@ async def test_remove_text_submits_once_and_waits(client: Any, transport: Any) -
     assert transport.count("record-info") == 3
 
 
+@pytest.mark.one_api("the jobs API has no Kontext Max")
 async def test_edit_and_generate_send_their_own_requests(client: Any, vendor: Any) -> None:
     """The prompt, the image and the options arrive; nothing unset does."""
     transport = vendor

@@ -27,6 +27,8 @@ from flux_async.journal.store import Journal
 from flux_async.transport import SendResult
 from scripted_vendor import ScriptedVendor
 
+pytestmark = [pytest.mark.both_apis, pytest.mark.usefixtures("api")]
+
 JOBS = 20
 WRITES = 1 + 3 * JOBS
 """At least: one for the list, and three for each job: intent, task, result with the end."""

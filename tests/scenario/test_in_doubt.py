@@ -35,6 +35,8 @@ from flux_async.journal.store import Journal
 from flux_async.transport import Unknown
 from scripted_vendor import answer, task_record
 
+pytestmark = pytest.mark.both_apis
+
 
 @pytest.fixture(autouse=True)
 def _few_reads(monkeypatch: pytest.MonkeyPatch) -> None:

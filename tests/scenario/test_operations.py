@@ -42,6 +42,8 @@ from flux_async.transport import Unknown
 from tests.support.file_host import JPEG, FileAnswer
 from tests.support.journal_records import happened
 
+pytestmark = pytest.mark.both_apis
+
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(6)]
 MINUTE_S = 60.0
 

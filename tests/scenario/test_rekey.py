@@ -25,6 +25,8 @@ from flux_async import (
 )
 from flux_async.transport import Unknown
 
+pytestmark = pytest.mark.both_apis
+
 URL = "https://example.com/a.jpg"
 MINUTES_S = 120.0
 

@@ -51,6 +51,8 @@ from flux_async.journal.store import Journal
 from flux_async.transport import Answered, Unknown
 from scripted_vendor import ScriptedVendor
 
+pytestmark = pytest.mark.both_apis
+
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(8)]
 
 

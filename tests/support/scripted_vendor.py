@@ -1,5 +1,8 @@
 """The vendor as a transport, for tests without a network: every submit makes a task, every poll reports it.
 
+It speaks both APIs: answers are written in the shapes of the kontext API and translated for the other. A
+task is known only to the API that it was submitted to.
+
 Tests change its behaviour through its attributes. ``script`` overrides a whole path.
 """
 
@@ -19,10 +22,12 @@ import attrs
 
 from flux_async import FluxClient, JournalError
 from flux_async.api.envelope import WireRequest, WireResponse
+from flux_async.api.models_table import ApiName
 from flux_async.api.webhooks import attempt_in
 from flux_async.models import CallbackEvent, TaskId
 from flux_async.testing import VirtualClock
 from flux_async.transport import Answered, FileStream, NotSent, SendResult, Unknown
+from jobs_wire import api_of, as_jobs, flat, segment_of
 
 KEY = "k-secret-0123456789"
 """API key of the tests."""
@@ -69,6 +74,7 @@ class VendorTask:
     """A task that was made, and charged.
 
     Attributes:
+        api: The API that it was submitted to, which alone has its record.
         task_id: Its id: ``t`` and the number of its submit, from 0.
         number: That number; -1 of a task of another client.
         sent: The body of its submit.
@@ -78,6 +84,7 @@ class VendorTask:
         has_ended: Whether a poll has found it ended.
     """
 
+    api: ApiName
     task_id: str
     number: int
     sent: dict[str, Any]
@@ -103,6 +110,7 @@ class ScriptedVendor:
 
     Attributes:
         clock: Virtual time; None for real time.
+        api: The API of tasks that are not submitted.
         script: Answers by the last segment of a path, such as ``"generate"``: in turn, the last one repeated.
             Paths that are left out are answered by the methods ``generate`` and ``record`` and the balance.
         files: Opens downloads.
@@ -136,6 +144,7 @@ class ScriptedVendor:
     """
 
     clock: VirtualClock | None = None
+    api: ApiName = "kontext"
     script: dict[str, list[Answer]] = attrs.field(factory=dict)
     files: Callable[[str], AbstractAsyncContextManager[FileStream]] | None = None
     latency_s: float = 0.0
@@ -206,14 +215,14 @@ class ScriptedVendor:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             await self.sleep(self.latency_s)
-            answers = self.script[request.path.rpartition("/")[2]]
+            answers = self.script[segment_of(request.path)]
             following = answers.pop(0) if len(answers) > 1 else answers[0]
             found = following(request) if callable(following) else following
             if self.reply_s:
                 await self.sleep(self.reply_s)
         finally:
             self.in_flight -= 1
-        return found
+        return as_jobs(found) if api_of(request.path) == "jobs" else found
 
     def fetch(self, url: str, **_: object) -> AbstractAsyncContextManager[FileStream]:
         """Open a file."""
@@ -227,8 +236,9 @@ class ScriptedVendor:
 
     def generate(self, request: WireRequest) -> SendResult:
         """Make a task and answer with its id, unless a hook decides otherwise."""
-        number = len(self.sent)
-        self.sent.append(json.loads(request.body or b""))
+        number, api = len(self.sent), api_of(request.path)
+        body = json.loads(request.body or b"")
+        self.sent.append(flat(body) if api == "jobs" else body)
         self._arrival.set()
         if self.balance < self.price(number):
             self.refused += 1
@@ -237,15 +247,23 @@ class ScriptedVendor:
             return Unknown("dropped")
         self.balance -= 0.0 if self.charges_at_end else self.price(number)
         seconds = self.generation_s(number) if callable(self.generation_s) else self.generation_s or 0.0
-        self.add_task(f"t{number}", self.sent[number], number=number, seconds=seconds)
+        self.add_task(f"t{number}", self.sent[number], api=api, number=number, seconds=seconds)
         if self.loses_answer(number):
             return Unknown("dropped")
         found = self.answers_with(number)
         return answer({"taskId": f"t{found}"}) if isinstance(found, int) else found
 
-    def add_task(self, task_id: str, sent: dict[str, Any], *, number: int = -1, seconds: float = 0.0) -> None:
+    def add_task(
+        self,
+        task_id: str,
+        sent: dict[str, Any],
+        *,
+        api: ApiName | None = None,
+        number: int = -1,
+        seconds: float = 0.0,
+    ) -> None:
         """Make a task that ends after ``seconds``; left out, one of another client that has ended."""
-        task = VendorTask(task_id, number, sent, self.wall(), self.now() + seconds)
+        task = VendorTask(api or self.api, task_id, number, sent, self.wall(), self.now() + seconds)
         self.tasks.append(task)
         self._by_id[task_id] = task
         self._unfinished += 1
@@ -256,7 +274,7 @@ class ScriptedVendor:
     def record(self, request: WireRequest) -> SendResult:
         """Report a task."""
         task = self._by_id.get(str(request.query["taskId"]))
-        if task is None:
+        if task is None or task.api != api_of(request.path):
             return answer(None, 422, msg="The record does not exist")
         task.polls += 1
         is_over = task.polls >= self.polls if self.generation_s is None else self.now() >= task.ready_at
@@ -337,8 +355,8 @@ class ScriptedVendor:
         return [task.task_id for task in self.tasks if task.sent.get("inputImage") == image]
 
     def count(self, path: str) -> int:
-        """Return the number of requests to a path that ends so."""
-        return sum(request.path.endswith(path) for _, request in self.seen)
+        """Return the number of requests to a path that ends so, by its name in the kontext API."""
+        return sum(segment_of(request.path) == path for _, request in self.seen)
 
     async def wait_for_submits(self, count: int, *, within_s: float = 60.0) -> None:
         """Wait until so many submits have arrived."""
