@@ -122,11 +122,11 @@ class Colours:
 def match_colours(scene: Scene, overlay: Overlay, hole: Hole) -> Colours:
     """Return the colours once more, now that the hole is known and left out."""
     inside = scene.opaque & overlay.frame
-    calm = inside & ~grow(hole.hole, 2) & (difference(scene.original, overlay.matched) < 10)
+    calm = inside & ~grow(hole.mask, 2) & (difference(scene.original, overlay.matched) < 10)
     tone = fit_tone(overlay.plain, scene.original, calm if calm.sum() > 100 else overlay.usable)
     toned = tone.apply(overlay.plain)
     offset = local_offset(scene.original - toned, calm, sigma=6, least=0.03, smooth=3)
-    ring = grow(hole.hole, 6) & ~grow(hole.hole, 1) & inside
+    ring = grow(hole.mask, 6) & ~grow(hole.mask, 1) & inside
     error = np.abs(gaussian(toned + offset, 1.5) - gaussian(scene.original, 1.5)).sum(2)
     same = float((error[ring] < 14).mean()) if ring.any() else 0.0
     return Colours(tone=tone, offset=offset, agreement=same)
@@ -164,16 +164,12 @@ def judge(report: PreserveReport, changes: Changes, agreement: float) -> Preserv
 
 
 def _filled(original: LoadedImage, scene: Scene, overlay: Overlay, hole: Hole, colours: Colours) -> Filled:
-    to_source = size_matrix(shape_of(scene.result), scene.source.shape) @ overlay.alignment.matrix
     fill = Fill(
         source=scene.source,
-        to_source=to_source,
+        to_source=size_matrix(shape_of(scene.result), scene.source.shape) @ overlay.alignment.matrix,
         to_grid=scene.to_grid,
-        core=hole.core,
-        feather=hole.feather,
-        hole=hole.hole,
+        hole=hole,
         tone=colours.tone,
         offset=colours.offset,
-        height=hole.height,
     )
     return fill_holes(original, fill)

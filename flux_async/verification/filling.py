@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from flux_async.verification.holes import Hole
     from flux_async.verification.loading import LoadedImage
 
 TILE = 2048
@@ -45,23 +46,17 @@ class Fill:
         source: The result, in full.
         to_source: From pixels of the grid to pixels of ``source``.
         to_grid: From pixels of the original to pixels of the grid.
-        core: Pixels that are replaced completely.
-        feather: Width of the transition around them, in pixels of the grid.
-        hole: Pixels that may change: the core with its feather.
+        hole: What is replaced.
         tone: Map of the result's colours.
         offset: Further correction of its colours, for each pixel of the grid.
-        height: Usual height of a line of text, in pixels of the grid.
     """
 
     source: Pixels
     to_source: Matrix
     to_grid: Matrix
-    core: Mask
-    feather: float
-    hole: Mask
+    hole: Hole
     tone: Tone
     offset: Floats
-    height: float
 
     @property
     def enlarged(self) -> float:
@@ -104,12 +99,12 @@ def fill_holes(original: LoadedImage, fill: Fill) -> Filled:
 def _windows(fill: Fill, shape: tuple[int, ...]) -> Iterator[tuple[Window, Window]]:
     """Yield the tiles of each group of holes, each with the window of surroundings that it is filled from."""
     scale = fill.enlarged
-    margin = int((_MARGIN + _MARGIN_HEIGHTS * np.clip(fill.height, _SMALLEST_TEXT, _LARGEST_TEXT)) * scale)
-    for box in components(grow(fill.hole, _JOINED)).boxes[1:]:
-        bottom, right = (
-            min(shape[0], math.ceil(box.bottom * scale)),
-            min(shape[1], math.ceil(box.right * scale)),
-        )
+    margin = int(
+        (_MARGIN + _MARGIN_HEIGHTS * np.clip(fill.hole.height, _SMALLEST_TEXT, _LARGEST_TEXT)) * scale
+    )
+    for box in components(grow(fill.hole.mask, _JOINED)).boxes[1:]:
+        bottom = min(shape[0], math.ceil(box.bottom * scale))
+        right = min(shape[1], math.ceil(box.right * scale))
         for top in range(int(box.top * scale), bottom, TILE):
             for left in range(int(box.left * scale), right, TILE):
                 tile = Window(top, left, min(bottom, top + TILE), min(right, left + TILE))
@@ -123,7 +118,7 @@ def _fill_window(original: Pixels, window: Window, fill: Fill) -> tuple[Floats, 
     def lifted(values: Floats) -> Floats:
         return warp(values, place, window.shape, interpolation=cv2.INTER_LINEAR)
 
-    core = lifted(fill.core.astype(np.float32)) > _INSIDE
+    core = lifted(fill.hole.core.astype(np.float32)) > _INSIDE
     before = original[window.slices].astype(np.float32)
     if not core.any():
         return before, core
@@ -137,11 +132,11 @@ def _fill_window(original: Pixels, window: Window, fill: Fill) -> tuple[Floats, 
         border=cv2.BORDER_REFLECT_101,
     )
     after = to_rgb(fill.tone.apply(lab(taken)) + lifted(fill.offset))
-    feather = fill.feather * fill.enlarged
+    feather = fill.hole.feather * fill.enlarged
     away = distance_to(core)
     if fill.upsampled > FINE_DETAIL_SCALE:
-        busy = lifted(fill.hole.astype(np.float32)) > 0.01  # noqa: PLR2004 - any part of it
-        cell = int(np.clip(fill.height * fill.enlarged, 24, 200))
+        busy = lifted(fill.hole.mask.astype(np.float32)) > 0.01  # noqa: PLR2004 - any part of it
+        cell = int(np.clip(fill.hole.height * fill.enlarged, 24, 200))
         after = add_grain(after, before, hole=away < feather, busy=busy, scale=fill.upsampled, cell=cell)
     return _mixed(before, after, away, feather), away < feather
 

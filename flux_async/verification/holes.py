@@ -25,11 +25,18 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Hole:
-    """What is replaced: the core, its feather in pixels, and both together; ``height`` of a usual line."""
+    """What is replaced, on the grid.
+
+    Attributes:
+        core: Pixels that are replaced completely.
+        feather: Width of the transition around them, in pixels.
+        mask: Pixels that may change: the core with its feather.
+        height: Usual height of a line of text, in pixels.
+    """
 
     core: Mask
     feather: float
-    hole: Mask
+    mask: Mask
     height: float
 
 
@@ -66,7 +73,7 @@ def find_changes(
     gone -= local_offset(gone, calm, sigma=12, least=0.05, smooth=8)
     distance = difference(scene.original, scene.original - gone)
     loose = without_specks((distance > 5) & usable, disc(1))  # clearly changed
-    if search and grow(loose, 3).mean() > 0.002:  # nothing else was removed
+    if search and grow(loose, 3).mean() > 0.002:  # less is noise
         more = removed_lines(scene.pixels, gone, distance, zone)
         regions, added = (*regions, *more), text_zone(more, shape)
         zone, usable = zone | added, usable & ~grow(added, 6)
@@ -90,4 +97,4 @@ def _hole(core: Mask, height: float) -> Hole:
     """Return the hole around changed pixels, which are grown by 2 pixels and 4 % of the line height."""
     core = close_round(grow(core, 2 + 0.04 * height), max(1, int(0.06 * height)))
     feather = float(np.clip(0.12 * height, 2.5, 8))
-    return Hole(core=core, feather=feather, hole=grow(core, feather + 1), height=height)
+    return Hole(core=core, feather=feather, mask=grow(core, feather + 1), height=height)

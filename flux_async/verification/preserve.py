@@ -60,7 +60,7 @@ def preserve(
 
         return compose_files(*files, format=format, max_pixels=max_pixels)
     except ImportError as missing:
-        name = missing.name or missing
+        name = missing.name or "text models"
         raise MissingExtra.for_extra(f"preserve ({name} not installed)", "verify") from missing
 
 

@@ -34,6 +34,9 @@ from flux_async import (
     OutputFormat,
     PollDeadlineExceeded,
     PollPolicy,
+    Preserved,
+    PreserveRefusal,
+    PreserveReport,
     RateLimitedError,
     Rekeyed,
     Retried,
@@ -49,6 +52,7 @@ from flux_async import (
     UploadedFile,
     adopt,
     fetch_missing,
+    preserve,
     rekey,
     retry,
     run_batch,
@@ -133,6 +137,14 @@ async def operations(client: FluxClient) -> None:
     assert_type((await adopt(client, "run.sqlite3", "poster", "t1")).echo, Echo)
     assert_type(await rekey(client, "run.sqlite3", same_account=True), Rekeyed)
     assert_type(await fetch_missing(client, "run.sqlite3", "clean", patience=60), FetchReport)
+
+
+def preserved_image() -> None:
+    done = preserve(b"", Path("result.jpg"), format="webp")
+    assert_type(done, Preserved)
+    assert_type(done.report, PreserveReport)
+    assert_type(done.report.refusal, PreserveRefusal | None)
+    assert_type(done.report.replaced, float | None)
 
 
 def outcomes(outcome: Outcome) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import subprocess
 import sys
@@ -440,7 +441,7 @@ class TestRefusals:
         """One measure beyond its limit is enough."""
         core = changes.pop("hole", np.ones((4, 4), np.bool_))
         usual = Changes(
-            hole=Hole(core=core, feather=2.5, hole=core, height=20.0),
+            hole=Hole(core=core, feather=2.5, mask=core, height=20.0),
             changed=0.01,
             untouched=0.0,
             covered=1.0,
@@ -631,6 +632,7 @@ class TestFiles:
         assert preserved.report.reason == ""
         assert preserved.format == "png"
         assert preserved.report.text_left == 0
+        assert pickle.loads(pickle.dumps(preserved)) == preserved
         out, hole = decoded(preserved.image), preserved.report.hole
         assert (out[~hole] == drawn[~hole]).all()
         assert psnr(out, clean, hole) > 30
