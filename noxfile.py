@@ -202,6 +202,7 @@ def _node_is_recent() -> bool:
 
 def _problems_of_wheel(names: set[str]) -> list[str]:
     wanted = ("flux_async/__init__.py", "flux_async/py.typed", "flux_async_pytest.py")
+    wanted += tuple(f"flux_async/report/report.{kind}" for kind in ("html", "css", "js"))
     problems = [f"the wheel lacks {name}" for name in wanted if name not in names]
     if not any(name.endswith(".dist-info/licenses/LICENSE") for name in names):
         problems.append("the wheel lacks LICENSE")

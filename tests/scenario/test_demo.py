@@ -1,10 +1,11 @@
-"""The demo, end to end: a sandbox of its own, real images, real sockets, and a contact sheet."""
+"""The demo, end to end: a sandbox of its own, real images, real sockets, a contact sheet and a report."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def changed(before: bytes, after: bytes) -> float:
 
 @pytest.mark.timeout(2 * SECONDS)
 def test_the_demo_removes_text_from_a_dozen_images_and_shows_them(tmp_path: Path) -> None:
-    """Without key and network the demo cleans at least 12 images and prints the contact sheet's full path."""
+    """Without key and network the demo cleans at least 12 images and prints where sheet and report are."""
     stale = tmp_path / "flux-demo" / "images" / "kept.txt"
     stale.parent.mkdir(parents=True)
     stale.write_text("not the demo's")
@@ -57,7 +58,11 @@ def test_the_demo_removes_text_from_a_dozen_images_and_shows_them(tmp_path: Path
     assert ended.returncode == 0, ended.stderr
 
     sheet = tmp_path / "flux-demo" / "contact_sheet.png"
-    assert ended.stdout.strip().endswith(str(sheet.resolve()))
+    page = tmp_path / "flux-demo" / "report.html"
+    assert [line.rpartition(" ")[2] for line in ended.stdout.splitlines()] == [
+        str(sheet.resolve()),
+        page.resolve().as_uri(),
+    ]
     rows = [json.loads(line) for line in (tmp_path / "flux-demo" / "results.jsonl").read_text().splitlines()]
     assert len(rows) >= 12
     assert {row["status"] for row in rows} == {"succeeded"}
@@ -65,6 +70,9 @@ def test_the_demo_removes_text_from_a_dozen_images_and_shows_them(tmp_path: Path
         assert (tmp_path / "flux-demo" / row["file"]).stat().st_size > 1000
         assert Path(row["file"]).name in ended.stderr
     assert stale.exists()
+    shown = json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text("utf-8"))[0])["rows"]
+    assert len(shown) == len(rows)
+    assert all(row["original"]["thumbnail"] and row["vendor"]["thumbnail"] for row in shown)
 
     from PIL import Image  # noqa: PLC0415 - only where pictures are looked at
 
