@@ -16,7 +16,7 @@ from flux_async.api import jobs, kontext
 from flux_async.api.echo import compare
 from flux_async.api.envelope import WireResponse
 from flux_async.api.models_table import api_for, name_of
-from flux_async.api.stored_requests import read_model, read_request, store_request
+from flux_async.api.stored_requests import read_model, read_request, store_request, without_terms
 from flux_async.batch.options import price_list
 from flux_async.cli.model_file import read_model_file
 from flux_async.models import digest_key
@@ -130,6 +130,18 @@ def test_its_id_may_be_in_the_table() -> None:
     assert json.loads(jobs.build_submit(stored).body or b"")["model"] == "flux-kontext-max"
     assert compare(record_of(stored), stored).echo is Echo.CONFIRMED
     assert price_list({model: 11})[Model.MAX] == 10
+
+
+def test_stored_requests_are_compared_without_price_and_limits() -> None:
+    """Those of a model of the caller's own; other requests have none."""
+    one, other = (
+        without_terms(json.loads(store_request(removal(attrs.evolve(LAB, credits=price, max_prompt=900)))))
+        for price in (3, 8)
+    )
+    assert one == other
+    assert one["customModel"].keys().isdisjoint({"credits", "max_prompt", "options"})
+    plain = json.loads(store_request(EditRequest.text_removal(IMAGE)))
+    assert without_terms(plain) == plain
 
 
 def test_tasks_of_it_are_learned_under_its_name() -> None:
