@@ -486,3 +486,31 @@ def test_a_limit_that_is_no_number_is_a_usage_error(offline: Any, option: str, m
     ended = offline.run("remove-text", "https://example.com/a.png", "-o", "out", option, "nan", *more)
     assert (ended.code, f"Invalid value for '{option}'" in ended.stderr) == (2, True), ended.stderr
     assert not (offline.folder / "out").exists()
+
+
+# --- models of the user's own -----------------------------------------------------------------------------
+
+OWN_MODEL = """
+["nano-banana-pro"]
+credits = 18
+image_field = "image_input"
+image_is_list = true
+extras = { aspect_ratio = "auto", resolution = "1K" }
+"""
+
+
+def test_a_run_with_a_model_of_a_file_resumes_without_it(
+    cli: Any, pictures: list[str], tmp_path: Path
+) -> None:
+    """Its price counts for the budget and in ``status``; the folder's journal holds all of it."""
+    file = tmp_path / "models.toml"
+    file.write_text(OWN_MODEL, encoding="utf-8")
+    words = ("-o", "out", "--model-file", str(file), "--model", "nano-banana-pro", "--max-credits", "20")
+    halted = cli.run("remove-text", *pictures[:2], *words)
+    assert halted.code == 3, halted.stderr
+    file.unlink()
+    resumed = cli.run("retry", "out")
+    assert resumed.code == 0, resumed.stderr
+    assert [row["credits"] for row in cli.rows()] == [18, 18]
+    assert json.loads(cli.run("status", "out", "--json").stdout)["credits"]["spent"] == 36
+    assert cli.tasks_of_each(pictures[:2]) == [1, 1]
