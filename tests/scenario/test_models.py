@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from flux_async import (
@@ -14,6 +15,7 @@ from flux_async import (
     InvalidInput,
     Model,
     Succeeded,
+    UnexpectedPrice,
     run_batch,
 )
 from flux_async.testing import FluxSandbox, VirtualClock
@@ -77,3 +79,24 @@ async def test_a_batch_mixes_models_of_both_apis_and_resumes(sandbox: FluxSandbo
     assert await run(4) == []
     assert sandbox.ledger.charged == 5 + 10 + 4 + 18
     assert sandbox.ledger.double_charges == {}
+
+
+async def test_a_wrong_price_of_a_callers_model_halts_after_one_image(
+    sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """Given as a price, or corrected in the model, the real one goes on with the same jobs."""
+    wrong = attrs.evolve(OWN, credits=3)
+    journal = tmp_path / "run.sqlite3"
+
+    def requests(model: CustomModel) -> list[EditRequest]:
+        return [EditRequest.text_removal(f"{IMAGE}?{number}", model=model) for number in range(3)]
+
+    with pytest.raises(UnexpectedPrice, match="18"):
+        async with run_batch(sandbox.client(), requests(wrong), journal=journal) as batch:
+            assert [type(outcome) async for outcome in batch] == [Succeeded]
+    assert sandbox.ledger.accepted == 1
+    async with run_batch(sandbox.client(), requests(wrong)[:2], journal=journal, prices={wrong: 18}) as batch:
+        assert [type(outcome) async for outcome in batch] == [Succeeded]
+    async with run_batch(sandbox.client(), requests(OWN), journal=journal) as batch:
+        assert [type(outcome) async for outcome in batch] == [Succeeded]
+    assert sandbox.ledger.charged == 3 * 18
