@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flux_async import EditRequest, GenerateRequest, InvalidInput, Model
+from flux_async import EditRequest, GenerateRequest, InvalidInput, LocalImage, Model
 from flux_async.api.stored_requests import read_image, read_model, read_request, store_request
 from flux_async.models import ImageRequest
 
@@ -18,15 +18,16 @@ IMAGE = "https://h.example/a.jpg"
     [
         GenerateRequest(prompt="Ein Leuchtturm", aspect_ratio="16:21", model="flux-kontext-max"),
         EditRequest.text_removal(IMAGE, output_format="png", callback_url="https://ours.example/hook"),
+        EditRequest.text_removal(LocalImage(sha256="ab" * 32)),
     ],
-    ids=["words", "image"],
+    ids=["words", "image", "file"],
 )
 def test_a_stored_request_is_read_back_as_it_was(request_: ImageRequest) -> None:
     """Every field that was set comes back; the model and the image can be read alone."""
     body = store_request(request_)
     assert read_request(body) == request_
     assert read_model(body) is request_.model
-    assert read_image(body) == getattr(request_, "input_image", "")
+    assert read_image(body) == str(getattr(request_, "input_image", ""))
     assert None not in json.loads(body).values()
 
 
