@@ -8,6 +8,7 @@ from typing import Protocol
 
 import attrs
 
+from flux_async.batch.notebook import to_html
 from flux_async.errors import Charge, RequestNotSent
 from flux_async.job_state import (
     Event,
@@ -63,6 +64,10 @@ class BatchProgress:
     elapsed_s: float = 0.0
     pause_left_s: float = 0.0
     pause_reason: str = ""
+
+    def _repr_html_(self) -> str:
+        """Return a bar, for notebooks."""
+        return to_html(self)
 
 
 class ProgressObserver(Protocol):

@@ -32,6 +32,7 @@ from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
 from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.learned import Learned
+from flux_async.batch.notebook import NotebookBar, to_html
 from flux_async.batch.options import (
     BatchClient,
     BatchOptions,
@@ -118,7 +119,8 @@ def run_batch(
             journal, in this process or another, must answer there. A submit whose answer was lost is then
             settled by its callback; if none comes within ``doubt_wait_s``, ``in_doubt`` decides.
         via_upload: Put images that have an address on the vendor's upload host first, too.
-        on_progress: Called at every change; it cannot break the run.
+        on_progress: Called at every change; it cannot break the run. Left out in a Jupyter notebook, a bar
+            below the cell follows the run.
 
     Raises:
         InvalidInput: An option is out of range or of a wrong type; nothing was opened or sent.
@@ -158,7 +160,9 @@ def run_batch(
         names=FileNames(journal=kept, name_file=name_file, place=options.place),
         control=control,
         budget=budget,
-        progress=ProgressReporter(session=client.session, tally=tally, observer=on_progress),
+        progress=ProgressReporter(
+            session=client.session, tally=tally, observer=on_progress or NotebookBar.here()
+        ),
     )
     return BatchRun(images=images, run=run, owns_journal=kept is not journal)
 
@@ -272,6 +276,10 @@ class BatchRun:
     def progress(self) -> BatchProgress:
         """How far the batch is."""
         return self._run.progress.current()
+
+    def _repr_html_(self) -> str:
+        """Return a bar, for notebooks."""
+        return to_html(self.progress)
 
     # --- the work -----------------------------------------------------------------------------------------
 

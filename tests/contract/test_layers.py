@@ -212,8 +212,8 @@ def faults_of(path: PurePosixPath, source: str) -> list[str]:
     return faults
 
 
-DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_value_", "_name_"}
-"""Names of namedtuples and enums that are public in spite of their underscore; ``os._exit`` is another."""
+DOCUMENTED = {"_replace", "_asdict", "_fields", "_make", "_value_", "_name_", "_repr_html_"}
+"""Names of namedtuples, enums and notebooks that are public despite their underscore; so is ``os._exit``."""
 OWN = {"self", "cls", "super()"}
 BY_NAME = {"getattr", "setattr", "delattr", "hasattr"}
 GLOBAL_CALLS = {
