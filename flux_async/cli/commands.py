@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import re
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +17,6 @@ from flux_async import (
     EditRequest,
     GenerateRequest,
     InDoubtPolicy,
-    InvalidInput,
     Limits,
     MissingExtra,
     Model,
@@ -30,122 +24,27 @@ from flux_async import (
     __version__,
 )
 from flux_async.api import APIS
-from flux_async.api.models_table import AnyModel
-from flux_async.batch.options import price_list
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
+from flux_async.cli.option_values import (
+    ModelChoice,
+    Number,
+    OutputFile,
+    own_models,
+    read_address,
+    read_models,
+    read_prices,
+    read_rate,
+    show_log,
+)
 from flux_async.cli.run_options import CONFIRM_ABOVE, ListenAddress, RunOptions, webhook_keys
 from flux_async.cli.terminal import Command, Commands, Exit, can_ask, printable
 from flux_async.transport.factory import TRANSPORTS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OWN_MODELS = "flux_async.models"
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
-
-
-# --- values of options ------------------------------------------------------------------------------------
-
-
-def read_rate(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, float]:
-    """Return the numbers of ``20/10``: submits, and seconds."""
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6}(?:\.\d{1,6})?)", value.strip())
-    if found is None or int(found[1]) == 0 or float(found[2]) == 0:
-        raise click.BadParameter(f"invalid rate {value!r}. Use SUBMITS/SECONDS, for example 20/10.")
-    return int(found[1]), float(found[2])
-
-
-def _read_address(_ctx: click.Context, _param: click.Parameter, value: str | None) -> ListenAddress | None:
-    address = None if value is None else ListenAddress.read(value)
-    if value is not None and address is None:
-        raise click.BadParameter(f"invalid address {value!r}. Use HOST:PORT, for example 0.0.0.0:8080.")
-    return address
-
-
-def _own_models(ctx: click.Context) -> Mapping[str, CustomModel]:
-    """Return the models of ``--model-file`` by name. It is read before the other options."""
-    found: Mapping[str, CustomModel] = ctx.meta.get(_OWN_MODELS, {})
-    return found
-
-
-def _read_models(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
-    from flux_async.cli.model_file import read_model_file  # noqa: PLC0415 - rarely needed
-
-    try:
-        ctx.meta[_OWN_MODELS] = {} if value is None else read_model_file(value)
-    except InvalidInput as bad:
-        raise click.BadParameter(str(bad), ctx, param) from None
-
-
-class ModelChoice(click.Choice[str]):
-    """A model of the table, or of ``--model-file``."""
-
-    def __init__(self) -> None:
-        super().__init__([model.value for model in Model])
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the name of a model of the table, or a model of the user's own."""
-        own = {} if ctx is None else _own_models(ctx)
-        return own[value] if value in own else super().convert(value, param, ctx)
-
-
-def read_prices(
-    ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
-) -> dict[AnyModel, float]:
-    """Return the numbers of ``flux-kontext-pro=6``: credits, by model, of the models that are named."""
-    prices: dict[AnyModel, float] = {}
-    for value in values:
-        name, _, price = value.rpartition("=")
-        try:
-            model = _own_models(ctx).get(name.strip()) or Model(name.strip())
-            prices[model] = float(price)
-        except ValueError:
-            words = "Use MODEL=CREDITS, with a model that `flux-async models` or --model-file has."
-            raise click.BadParameter(f"invalid price {value!r}. {words}") from None
-    try:
-        price_list(prices)
-    except InvalidInput as bad:
-        raise click.BadParameter(bad.message) from None
-    return prices
-
-
-class Number(click.FloatRange):
-    """A finite number in a range. A comparison with ``nan`` is never true, so it would limit nothing."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number, or raise the usage error."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return number
-
-
-class OutputFile(click.Path):
-    """A file for one image. It is checked before the submit whether the file can be made."""
-
-    def __init__(self) -> None:
-        super().__init__(dir_okay=False, path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Return the path, or raise the usage error."""
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if not path.name or str(value).endswith(os.sep):
-            self.fail(f"{str(value)!r} does not name a file.", param, ctx)
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                path.stat()
-            folder = next(parent for parent in path.absolute().parents if parent.exists())
-            tempfile.TemporaryFile(dir=folder).close()  # also a file system may refuse it
-        except OSError as error:
-            self.fail(f"{str(value)!r} cannot be made: {error.strerror}.", param, ctx)
-        return path
-
-
-def _show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
-    from flux_async.cli.display import show_log  # noqa: PLC0415 - loads rich
-
-    show_log(value)
 
 
 def _choice(kind: type[AspectRatio | OutputFormat | InDoubtPolicy]) -> click.Choice[str]:
@@ -170,7 +69,7 @@ _model_file = click.option(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     is_eager=True,
     expose_value=False,
-    callback=_read_models,
+    callback=read_models,
     help="TOML file with models of your own, for --model, --price and lists.",
     metavar="FILE",
 )
@@ -203,7 +102,7 @@ _verbose = click.option(
     "--verbose",
     count=True,
     expose_value=False,
-    callback=_show_log,
+    callback=show_log,
     show_default=False,
     help="Log submits and results to stderr; -vv adds polls.",
 )
@@ -232,7 +131,7 @@ _run_options = _options(
     ),
     click.option(
         "--listen",
-        callback=_read_address,
+        callback=read_address,
         help="Receive the callbacks here; --callback-url must lead to it.",
         metavar="HOST:PORT",
     ),
@@ -318,7 +217,7 @@ def _read_run_options(
         download=not no_download,
         report=not no_report,
         callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
-        models=_own_models(click.get_current_context()),
+        models=own_models(click.get_current_context()),
         listen=listen,
         **more,
     )
@@ -612,7 +511,7 @@ def list_models(ctx: click.Context, *, as_json: bool) -> int:
     """List the models, with price, API, longest prompt and options."""
     from flux_async.cli.model_file import show_models  # noqa: PLC0415 - rarely needed
 
-    return show_models(_own_models(ctx), as_json=as_json)
+    return show_models(own_models(ctx), as_json=as_json)
 
 
 # --- checks and trials ------------------------------------------------------------------------------------

@@ -31,12 +31,13 @@ from flux_async import (
 from flux_async.batch.progress import BatchProgress
 from flux_async.cli import main
 from flux_async.cli.advice import while_writing
-from flux_async.cli.commands import cli, read_prices, read_rate
+from flux_async.cli.commands import cli
 from flux_async.cli.credits import cost_in_words, in_credits
 from flux_async.cli.display import MessageConsole, RunView, WindowUse, duration, live_lines, plain_line
 from flux_async.cli.doctor import Finding, doctor_lines
 from flux_async.cli.folder_commands import loss_in_words
 from flux_async.cli.inputs import names_a_file
+from flux_async.cli.option_values import read_prices, read_rate
 from flux_async.cli.results import utc_text
 from flux_async.cli.run_folder import RunFolder
 from flux_async.cli.terminal import Exit, Output, exit_for, printable

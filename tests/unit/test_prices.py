@@ -10,8 +10,8 @@ import pytest
 
 from flux_async import InvalidInput, Model
 from flux_async.batch.options import price_list
-from flux_async.cli.commands import read_prices
 from flux_async.cli.credits import cost_in_words
+from flux_async.cli.option_values import read_prices
 
 
 def test_prices_are_the_vendors_unless_given() -> None:
