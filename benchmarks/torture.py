@@ -7,6 +7,10 @@ was lost or charged twice under ``hold``.
 
 With ``--callbacks`` the worker receives the vendor's callbacks, and dies with its receiver; what is in doubt
 is submitted again when no callback can come any more. Then nothing may be in doubt in the end either.
+
+``--api jobs`` submits to the vendor's jobs API, ``--api both`` to the other API after each kill, so that one
+journal has tasks of both. The sandbox knows a task only at the API of its submit, so polls of the other one
+are counted.
 """
 
 from __future__ import annotations
@@ -20,10 +24,13 @@ import subprocess
 import tempfile
 import time
 from argparse import SUPPRESS
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flux_async import CallbackEndpoint, FluxClient, Journal, Limits, PollPolicy, run_batch
+from flux_async.api import APIS
+from flux_async.api.models_table import ApiName
 from flux_async.cli.run_options import ListenAddress
 from flux_async.cli.webhook_server import bind, listening
 from harness.processes import child, first_line, free_port, read_ledger, sandbox
@@ -41,7 +48,7 @@ KEY = "torture"
 # --- the worker -------------------------------------------------------------------------------------------
 
 
-async def work(url: str, path: str, jobs: int, port: int, speed: float) -> int:
+async def work(url: str, path: str, jobs: int, *, port: int, speed: float, api: ApiName) -> int:
     """Run the batch, or resume it; return 0 when it came to its end."""
     limits = Limits(submits=20, window_s=10.0 / speed)
     polling = PollPolicy(
@@ -50,7 +57,7 @@ async def work(url: str, path: str, jobs: int, port: int, speed: float) -> int:
     # What a task may take and the vendor's retries of its callback, on the vendor's clock.
     doubt_wait_s = CallbackEndpoint("http://127.0.0.1").wait_for_doubts_s(300.0) / speed
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/", KEY, doubt_wait_s=doubt_wait_s) if port else None
-    async with FluxClient("test", url, limits=limits, polling=polling, timeout=60.0) as client:
+    async with FluxClient("test", url, api=api, limits=limits, polling=polling, timeout=60.0) as client:
         images = (f"https://pictures.example/{n}.jpg" for n in range(jobs))
         journal = await Journal(path).open(account=client.fingerprint)
         try:
@@ -79,7 +86,14 @@ def receiving(
 
 
 def torture(
-    jobs: int, kills: int, seed: int, folder: Path, *, port: int = 0, speed: float = SPEED
+    jobs: int,
+    kills: int,
+    seed: int,
+    folder: Path,
+    *,
+    port: int = 0,
+    speed: float = SPEED,
+    apis: Sequence[ApiName] = ("kontext",),
 ) -> dict[str, float]:
     """Kill the worker ``kills`` times, let it finish, and return the audit."""
     rng = random.Random(seed)
@@ -94,6 +108,7 @@ def torture(
             if time.monotonic() - begun > RUN_LIMIT_S:
                 raise SystemExit("torture: not done in time")
             order = ("--work", url, journal, "--jobs", jobs, "--port", port, "--speed", speed)
+            order += ("--api", apis[killed % len(apis)])
             with child(__file__, *order) as worker:
                 if first_line(worker) != "running":
                     raise SystemExit(f"torture: the worker did not start (exit {worker.wait(10.0)})")
@@ -134,6 +149,7 @@ def audit(journal: Path, ledger: dict[str, Any], jobs: int) -> dict[str, float]:
         "in doubt, not charged": sum(not charged.get(image) for image in in_doubt),
         "lost": jobs - len(ended) + len(unknown) + len(phantoms),
         "charged twice": sum(len(tasks) > 1 for tasks in charged.values()),
+        "polls at the wrong API": ledger["polls"] - sum(line["polls"] for line in ledger["images"].values()),
         "submits intended": attempts,
         "submits received": ledger["submits"],
         "answered 429": ledger["refused"].get("429", 0),
@@ -147,6 +163,7 @@ def main() -> int:
     asked.add_argument("--jobs", type=int)
     asked.add_argument("--kills", type=int)
     asked.add_argument("--callbacks", action="store_true", help="with callbacks")
+    asked.add_argument("--api", choices=[*APIS, "both"], default="kontext", help="of the submits")
     asked.add_argument("--port", type=int, default=0, help=SUPPRESS)
     asked.add_argument(
         "--speed", type=float, default=SPEED, help="of the vendor's clock (default: %(default)s)"
@@ -157,15 +174,22 @@ def main() -> int:
     jobs = options.jobs or (5_000 if options.long else 300)
     if options.work:
         url, journal = options.work
-        return asyncio.run(work(url, journal, jobs, options.port, options.speed))
+        how = {"port": options.port, "speed": options.speed, "api": options.api}
+        return asyncio.run(work(url, journal, jobs, **how))
     kills = options.kills if options.kills is not None else (50 if options.long else 8)
     introduce(f"one round of {jobs:,} jobs, {kills} kills at times drawn with seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         port = free_port() if options.callbacks else 0
-        figures = torture(jobs, kills, options.seed, Path(folder), port=port, speed=options.speed)
+        apis = APIS if options.api == "both" else (options.api,)
+        figures = torture(jobs, kills, options.seed, Path(folder), port=port, speed=options.speed, apis=apis)
     for name, value in figures.items():
         print(f"{name:<24}{value:>10,}")
-    bad = figures["lost"] or figures["charged twice"] or not figures["integrity_check ok"]
+    bad = (
+        figures["polls at the wrong API"]
+        or figures["lost"]
+        or figures["charged twice"]
+        or not figures["integrity_check ok"]
+    )
     if options.callbacks:
         bad = bad or figures["in doubt, charged"] or figures["in doubt, not charged"]
     return 1 if bad or figures["kills"] < kills else 0

@@ -10,8 +10,9 @@ from typing import Any
 
 import attrs
 
-from flux_async import EditRequest, FluxError, InDoubtPolicy, Job
-from flux_async.api.models_table import AnyModel
+from flux_async import EditRequest, FluxError, InDoubtPolicy, InvalidInput, Job
+from flux_async.api import VARIABLE, choose_api
+from flux_async.api.models_table import AnyModel, ApiName, api_for
 from flux_async.api.stored_requests import read_model
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay
@@ -96,8 +97,10 @@ class DryRun:
     )
     _seen: Bits = attrs.field(factory=Bits, init=False)
     _api_host: str = attrs.field(init=False)
+    _api: ApiName = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._api = choose_api(self.options.api, os.environ.get(VARIABLE, ""))
         self._api_host = Credentials("none", os.environ.get("KIE_BASE_URL")).host
 
     def add(self, given: InputRow) -> None:
@@ -128,7 +131,13 @@ class DryRun:
     def _count(self, row: Row, added: Added) -> None:
         stored = added.stored
         if stored is None or stored.job.state is JobState.PENDING or self._is_resubmitted(stored):
-            self.models[read_model(row.request if stored is None else stored.request)] += 1
+            model = read_model(row.request if stored is None else stored.request)
+            try:
+                api_for(model, self._api)
+            except InvalidInput as error:
+                self._refuse("refused", row.given, error)
+                return
+            self.models[model] += 1
             if not self.as_json:
                 self.display.output.line(row.given.image)
         elif stored.job.state is JobState.DONE:

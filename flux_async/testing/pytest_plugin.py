@@ -23,8 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker."""
     config.addinivalue_line(
         "markers",
-        f"{MARKER}(sockets=False, faults='', **settings): how the sandbox of this test behaves, such as "
-        "faults='drop-reply:1%'; with sockets=True it listens on a port.",
+        f"{MARKER}(sockets=False, api=None, faults='', **settings): how the sandbox of this test behaves, "
+        "such as faults='drop-reply:1%'; with sockets=True it listens on a port.",
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import importlib.util
+import os
 import random
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import attrs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from flux_async.api import VARIABLE, choose_api
+from flux_async.api.models_table import ApiName
 from flux_async.client import FluxClient
 from flux_async.errors import MissingExtra
 from flux_async.policy.polling import PollPolicy
@@ -79,6 +82,8 @@ class FluxSandbox:
             made here reach it, without a socket.
         clock: Virtual time, for the vendor and for the clients made here; left out, real time, in which the
             vendor is ``speed`` times as fast.
+        api: The vendor's API that the clients made here use; left out, ``KIE_API``, else kontext. The sandbox
+            serves both.
         options: The fields of :class:`flux_async.sandbox.SandboxSettings`. Those left out are made for
             tests: ``images="none"``, ``seed=1``, ``speed=100``, and a key that signs callbacks.
 
@@ -95,7 +100,14 @@ class FluxSandbox:
         ValueError: An option cannot have that value.
     """
 
-    def __init__(self, *, sockets: bool = False, clock: VirtualClock | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        sockets: bool = False,
+        clock: VirtualClock | None = None,
+        api: ApiName | None = None,
+        **options: Any,
+    ) -> None:
         _require("testing", _SERVING)
         self.settings: SandboxSettings = _settings(clock, options)
         if self.settings.images == "real":
@@ -105,7 +117,7 @@ class FluxSandbox:
         self.key: str = self.settings.keys[0]
         self.webhook_key: str | None = self.settings.webhook_key
         self.ledger: FluxLedger = FluxLedger(self._copy_of_ledger)
-        self._sockets = sockets
+        self._sockets, self._api = sockets, choose_api(api, os.environ.get(VARIABLE, ""))
         self._open: ExitStack = ExitStack()
         self._clients: list[tuple[FluxClient, ManagedTransport]] = []
         self._requests: set[Future[AppResponse]] = set()
@@ -159,7 +171,8 @@ class FluxSandbox:
             options: The other arguments of :class:`flux_async.FluxClient`. On real time, ``limits`` and
                 ``polling`` are as fast as the vendor unless given.
         """
-        options = self._timing() | {"rng": random.Random(1)} | options  # noqa: S311 - jitter is no secret
+        rng = random.Random(1)  # noqa: S311 - jitter is no secret
+        options = self._timing() | {"rng": rng, "api": self._api} | options
         credentials = Credentials(api_key or self.key, self.url)
         inner = make_transport(transport if self._sockets else "httpx", credentials, version="testing")
         if not self._sockets:
@@ -231,7 +244,7 @@ def _settings(clock: VirtualClock | None, options: dict[str, Any]) -> SandboxSet
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise TypeError(
-            f"Unknown option of the sandbox: {', '.join(unknown)}. Options: sockets, {', '.join(known)}."
+            f"Unknown option of the sandbox: {', '.join(unknown)}. Options: sockets, api, {', '.join(known)}."
         )
     if clock is not None and "speed" in options:
         raise ValueError("speed has no effect on virtual time: leave out speed or flux_clock.")

@@ -24,6 +24,7 @@ from flux_async import (
     EditRequest,
     InvalidRequestError,
     MissingExtra,
+    NotFoundError,
     PollDeadlineExceeded,
     Succeeded,
     run_batch,
@@ -387,9 +388,21 @@ class TestMarkers:
             await flux_client.submit(EditRequest.text_removal(IMAGE))
 
 
+@pytest.mark.parametrize("flux_sandbox", [{"api": "jobs"}], indirect=True, ids=["jobs"])
+async def test_the_clients_of_a_sandbox_use_the_api_that_is_asked_for(
+    flux_sandbox: FluxSandbox, flux_client: Any, flux_clock: Any
+) -> None:
+    """Each may have another one; the sandbox serves both, and knows a task at the API of its submit only."""
+    image = await flux_client.remove_text("https://pictures.example/a.jpg")
+    other = flux_sandbox.client(api="kontext")
+    assert (image.api, flux_client.api, other.api) == ("jobs", "jobs", "kontext")
+    with pytest.raises(NotFoundError, match="It may be a task of the API jobs"):
+        await other.record(image.task_id)
+
+
 def test_an_unknown_option_is_named() -> None:
     """A misspelled option would be a test that tests nothing."""
-    with pytest.raises(TypeError, match="Unknown option of the sandbox: fault. Options: sockets, speed"):
+    with pytest.raises(TypeError, match="Unknown option of the sandbox: fault. Options: sockets, api, speed"):
         FluxSandbox(fault="404")
     with pytest.raises(ValueError, match="speed has no effect on virtual time"):
         FluxSandbox(clock=VirtualClock(), speed=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, assert_never, assert_type
+from typing import Any, Literal, assert_never, assert_type
 
 import httpx
 
@@ -78,6 +78,8 @@ def requests_() -> None:
 def which_library() -> None:
     assert_type(FluxClient("key", transport="aiohttp").transport_name, str)
     FluxClient("key", transport="httpx2")
+    assert_type(FluxClient("key", api="jobs").api, Literal["kontext", "jobs"])
+    FluxClient("key", api="job")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     FluxClient("key", transport="curl")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
