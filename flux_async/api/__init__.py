@@ -29,9 +29,11 @@ class Api(Protocol):
 
     Attributes:
         NAME: Its name in the table of models.
+        SHOWS_COST: Whether its records show what a task costs; older ones may not.
     """
 
     NAME: ApiName
+    SHOWS_COST: bool
 
     def build_submit(self, body: str, callback_url: str | None = None) -> WireRequest:
         """Return the POST that creates a task from a stored request, to be reported to ``callback_url``.

@@ -25,6 +25,7 @@ from flux_async.api.task_answers import check_owner, make_converter, open_record
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "jobs"
+SHOWS_COST = True
 """Name of this API for users and in the table of models."""
 
 CREATE_TASK_PATH = "/api/v1/jobs/createTask"

@@ -22,6 +22,7 @@ from flux_async.api.task_answers import check_owner, make_converter, open_record
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "kontext"
+SHOWS_COST = False
 """Name of this API for users and in the table of models."""
 
 GENERATE_PATH = "/api/v1/flux/kontext/generate"

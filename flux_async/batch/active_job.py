@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from functools import cached_property
 
 import attrs
 
+from flux_async.api.models_table import AnyModel
+from flux_async.api.stored_requests import read_model
 from flux_async.batch.inputs import InputUpload
 from flux_async.clock import Wakeup
 from flux_async.errors import FluxError
@@ -103,6 +106,11 @@ class ActiveJob:
     was_cancelled: bool = attrs.field(default=False, init=False)
     spent: float | None = attrs.field(default=None, init=False)
     measured: float | None = attrs.field(default=None, init=False)
+
+    @cached_property
+    def model(self) -> AnyModel:
+        """The model of its request."""
+        return read_model(self.stored.request)
 
     @property
     def number(self) -> int:

@@ -18,12 +18,18 @@ import math
 
 import attrs
 
+from flux_async.api import Api, load_api
 from flux_async.api.common_api import build_credit, parse_credit
-from flux_async.api.models_table import AnyModel
-from flux_async.api.stored_requests import read_model
+from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.batch.active_job import ActiveJob
 from flux_async.batch.run_control import Budget
-from flux_async.errors import FluxError, JournalError, RequestNotSent, TaskFailed, UnexpectedPrice
+from flux_async.errors import (
+    FluxError,
+    JournalError,
+    RequestNotSent,
+    TaskFailed,
+    UnexpectedPrice,
+)
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
 from flux_async.models import ImageResult
@@ -45,7 +51,7 @@ _DOUBT_S = 120.0
 
 @attrs.frozen(kw_only=True)
 class _Before:
-    """The balance before a submit, None while the API cannot be reached; and what could move it.
+    """The balance before a submit, None if it cannot be read; and what could move it.
 
     That is submits, and refunds of failed tasks.
     """
@@ -62,13 +68,15 @@ class _Measurement:
 
     Attributes:
         job: The job whose submit is measured.
+        api: The API that it is submitted to.
         before: What was read before it; None until then.
-        after: The balance after its submit, if that does not show the expected price.
+        after: The balance after its submit, None if it cannot be read.
         ends_at: When the others wait no longer for the end of its task.
         is_over: Whether it has been decided.
     """
 
     job: ActiveJob
+    api: Api
     before: _Before | None = None
     after: float | None = None
     ends_at: float = math.inf
@@ -102,12 +110,12 @@ class PriceCheck:
 
     # --- before the submit --------------------------------------------------------------------------------
 
-    async def take_turn(self, job: ActiveJob) -> None:
+    async def take_turn(self, job: ActiveJob, api: ApiName) -> None:
         """Return when a job may submit: nothing is measured now, or it is the one that measures.
 
         An unexpected price stops the run here, so that no second image is paid.
         """
-        model = _model_of(job)
+        model = job.model
         while self.budget.control.is_spending:
             if self._current is None:
                 if (price := self._guard.unexpected(model)) is not None:
@@ -115,7 +123,7 @@ class PriceCheck:
                     return
                 if self._guard.is_settled(model):
                     return
-                self._current = _Measurement(job)
+                self._current = _Measurement(job, load_api(api))
                 self.session.changed.set()  # jobs that wait for a permit wait for the measurement instead
             if self._current.job is not job:
                 await self._wait_for(self._current)
@@ -127,7 +135,7 @@ class PriceCheck:
         """Return whether a job may submit now, with what was read before."""
         current = self._current
         if current is None:
-            model = _model_of(job)
+            model = job.model
             return self._guard.is_settled(model) and self._guard.unexpected(model) is None
         return current.job is job and self._is_fresh(current.before)
 
@@ -157,8 +165,8 @@ class PriceCheck:
         except RequestNotSent:  # the submit will most likely not be sent either
             balance = None
         else:
-            if balance is None:
-                self._give_up(_model_of(current.job), "the balance cannot be read")
+            if balance is None and not current.api.SHOWS_COST:
+                self._give_up(current.job.model)
                 self.release(current.job)
                 return
         now = self.session.clock.monotonic()
@@ -182,14 +190,12 @@ class PriceCheck:
             return
         if job.state.state is not JobState.SUBMITTED:
             return
-        model = _model_of(job)
-        before, after = current.before.balance, await self._balance_or_none()
-        if before is None or after is None:
+        model = job.model
+        before, current.after = current.before.balance, await self._balance_or_none()
+        price = None if before is None or current.after is None else drop(before, current.after)
+        if price is None and not current.api.SHOWS_COST:
             await self._saw_doubtful(model, None)
-            return
-        price = drop(before, after)
-        if differs(price, self._guard.expected[model]):
-            current.after = after
+        elif price is None or differs(price, self._guard.expected[model]):
             current.ends_at = self.session.clock.monotonic() + _LONGEST_WAIT_S
             self.session.changed.set()
         else:
@@ -198,8 +204,8 @@ class PriceCheck:
             await self._saw_price(model, price)
 
     def end_turn(self, job: ActiveJob) -> None:
-        """Let the others submit, unless the balance at the end of the job's task is needed."""
-        if self._current is not None and self._current.after is None:
+        """Let the others submit, unless the end of the job's task is needed."""
+        if self._current is not None and self._current.ends_at == math.inf:
             self.release(job)
 
     def release(self, job: ActiveJob) -> None:
@@ -217,9 +223,13 @@ class PriceCheck:
         if current is None or current.job is not job:
             return job.measured if cost is None and has_image else cost
         try:
+            if cost and has_image:
+                await self._saw_price(job.model, cost)
+                return cost
             if isinstance(found, ImageResult | TaskFailed):
-                return await self._measure_at_end(current, has_image=has_image)
-            await self._saw_doubtful(_model_of(job), None)
+                measured = await self._measure_at_end(current, has_image=has_image)
+                return measured if cost is None else cost
+            await self._saw_doubtful(job.model, None)
         finally:
             self.release(job)
         return None
@@ -229,10 +239,13 @@ class PriceCheck:
         if current.is_over:
             return None
         current.is_over = True
-        model, before, after = _model_of(current.job), current.before, current.after
+        model, before, after = current.job.model, current.before, current.after
         at_end = await self._balance_or_none()
         if before is None or before.balance is None or after is None or at_end is None:
-            await self._saw_doubtful(model, None)
+            if at_end is None and has_image:
+                self._give_up(model)  # neither the record nor the balance will show it
+            else:
+                await self._saw_doubtful(model, None)
             return None
         balances = Balances(before=before.balance, after=after, at_end=at_end)
         price = balances.price(has_image=has_image)
@@ -267,17 +280,15 @@ class PriceCheck:
         if (known := self._guard.measured(model)) is not None:
             await self._saw_price(model, known)
         else:
-            self._give_up(model, "the balance moves in other ways than by the tasks of this run")
+            self._give_up(model)
 
-    def _give_up(self, model: AnyModel, why: str) -> None:
+    def _give_up(self, model: AnyModel) -> None:
         self._guard.give_up(model)
-        expected = self._guard.expected[model]
         logger.warning(
-            "the price of an image with %s is unknown: %s; the run goes on, at %g credits an image if the "
-            "price list is right",
+            "the price of an image with %s is unknown: neither records nor the balance show it. The run goes "
+            "on and counts %g credits an image",
             model,
-            why,
-            expected,
+            self._guard.expected[model],
         )
 
     # --- the balance --------------------------------------------------------------------------------------
@@ -312,10 +323,6 @@ class PriceCheck:
             if delay is None:
                 return None
             await session.clock.sleep(delay)
-
-
-def _model_of(job: ActiveJob) -> AnyModel:
-    return read_model(job.stored.request)
 
 
 def _error(model: AnyModel, price: float, expected: float) -> UnexpectedPrice:

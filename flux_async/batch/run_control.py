@@ -12,7 +12,6 @@ from typing import Any
 import anyio
 import attrs
 
-from flux_async.api.stored_requests import read_model
 from flux_async.batch.active_job import ActiveJob
 from flux_async.batch.progress import ProgressReporter, Tally
 from flux_async.clock import Wakeup
@@ -112,7 +111,7 @@ class Budget:
 
     def reserve(self, job: ActiveJob) -> bool:
         """Count the price of a submit that is about to be made; False if this run does not spend it."""
-        price = self.guard.price(read_model(job.stored.request))
+        price = self.guard.price(job.model)
         if self.max_credits is not None and self.tally.credits + price > self.max_credits:
             self.stop(
                 BudgetExhausted(f"The next image would take this run over {self.max_credits:g} credits.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 
 from flux_async.api.models_table import ApiName, api_for, on_wire
-from flux_async.api.stored_requests import read_model, with_input
+from flux_async.api.stored_requests import with_input
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.in_doubt import adopt_known_task
 from flux_async.batch.run_context import RunContext, concerns_all
@@ -49,7 +49,7 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
     """
     clock = run.session.clock
     try:
-        api = api_for(read_model(job.stored.request), run.session.api)
+        api = api_for(job.model, run.session.api)
     except InvalidInput as refused:  # another run may submit it to another API
         return Leave(refused)
     await job.slots.take_task()
@@ -70,7 +70,7 @@ async def _submit_in_turn(job: ActiveJob, run: RunContext, api: ApiName) -> Leav
         failed = await _upload_input(job, run)  # again if it has grown old meanwhile
         if failed is not None:
             return failed
-        await run.prices.take_turn(job)
+        await run.prices.take_turn(job, api)
         if not run.control.is_spending:
             return Leave()
         is_acquired = await session.submitter.acquire(
@@ -132,7 +132,7 @@ async def _intent_then_post(job: ActiveJob, run: RunContext, api: ApiName) -> No
             callback_id = secrets.token_hex(16)
             callback_url = run.options.callbacks.address_for(callback_id)
         try:
-            model = on_wire(api, read_model(job.stored.request)).model
+            model = on_wire(api, job.model).model
             intent = SubmitIntended(
                 at=run.now(), api=api, model=model, callback_id=callback_id, input_url=url
             )

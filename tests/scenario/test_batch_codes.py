@@ -113,7 +113,7 @@ async def test_never_connected(client: FluxClient, transport: Any, make: Any) ->
 
 async def test_never_reachable(client: FluxClient, transport: Any) -> None:
     """The run halts within 30 s, whatever the retry policy is, and the journal keeps the job as pending."""
-    transport.script["generate"] = [NotSent("refused")]
+    transport.script["generate"] = transport.script["credit"] = [NotSent("refused")]
     began = client.session.clock.monotonic()
     async with Journal(clock=client.session.clock) as journal:
         with pytest.raises(RequestNotSent, match="could not be reached: refused"):
