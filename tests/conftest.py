@@ -9,15 +9,21 @@ from typing import Any, get_args
 
 import certifi
 import pytest
+from hypothesis import HealthCheck, settings
 
 import raw_server as raw
 from flux_async import FluxClient
 from flux_async.api.models_table import ApiName
 from flux_async.testing import VirtualClock
+from loggers import unchanged_loggers
 from scripted_vendor import KEY, ScriptedVendor, answer, one_task, task_record
 
 BEGIN = 1_790_001_000.0
 END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
+
+# No result depends on how fast real time passes.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +54,13 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     path.write_text(certifi.contents().partition(END_OF_CERTIFICATE)[0] + END_OF_CERTIFICATE, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(path))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_loggers() -> Iterator[None]:
+    """Undo what a test that runs a command in this process does to the loggers."""
+    with unchanged_loggers():
         yield
 
 

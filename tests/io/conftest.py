@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 import os
 import select
 import shutil
@@ -30,6 +29,7 @@ from flux_async.cli.commands import cli as cli_commands
 from flux_async.cli.display import message_console
 from flux_async.cli.terminal import run_cli
 from flux_async.policy.generation_times import GenerationTimes, kind_of
+from loggers import unchanged_loggers
 
 READY = "sandbox ready at "
 START_SECONDS = 60
@@ -183,19 +183,6 @@ class Ended:
     code: int
     stdout: str
     stderr: str
-
-
-@contextmanager
-def unchanged_loggers() -> Iterator[None]:
-    """Undo what a command does to the loggers of its process."""
-    loggers = [logging.getLogger(name) for name in ("flux_async", "flux_async.jobs")]
-    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
-    try:
-        yield
-    finally:
-        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
 
 
 @attrs.frozen
