@@ -124,6 +124,8 @@ class AfterRun:
         only_doubt: The key of the only image in doubt, and a task that may be its, or None.
         moved_away: Images of an earlier run that are not in the folder and could not be downloaded again.
         answers_made_no_sense: Whether the run halted because of that.
+        fetch_by: When the vendor may delete the first paid result that is not here, where that is soon.
+        left_at_jobs: Whether results of the jobs API were left at the vendor.
         price: The price at which it halted, as a value of ``--price``; None if another one.
     """
 
@@ -138,6 +140,8 @@ class AfterRun:
     only_doubt: tuple[str, str | None] | None = None
     moved_away: int = 0
     answers_made_no_sense: bool = False
+    fetch_by: str | None = None
+    left_at_jobs: bool = False
     price: str | None = None
 
     def lines(self) -> list[str]:
@@ -145,6 +149,13 @@ class AfterRun:
         lines = []
         if self.unfinished or self.interrupted:
             lines.append(self._about_the_rest())
+        if self.fetch_by is not None:
+            lines.append(f"The vendor may delete the first paid result that is not here at {self.fetch_by}.")
+        if self.left_at_jobs:
+            lines.append(
+                "The vendor keeps results of the jobs API for 24 hours: fetch them before with "
+                f"{command('retry', self.folder)}, free of charge."
+            )
         if self.moved_away:
             lines.append(
                 f"Delivered by an earlier run, moved away and not downloaded again: {self.moved_away}. "

@@ -36,7 +36,7 @@ from flux_async.cli.credits import Ask, Questions, Spending, in_credits
 from flux_async.cli.display import RunDisplay, RunView, WindowUse, notify, summary_table
 from flux_async.cli.input_reader import InputReader
 from flux_async.cli.input_rows import InputRow
-from flux_async.cli.results import ResultsError, Status
+from flux_async.cli.results import ResultsError, Status, utc_text
 from flux_async.cli.run_folder import RunFolder, Selection, Totals, file_stem
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
@@ -49,6 +49,7 @@ from flux_async.journal.reader import JournalReader
 
 _TICK_S = 0.5
 _REPORT_S = 5.0
+_SOON_S = 2 * 86_400.0
 """Seconds that a run spends on small copies of its images at its end; `flux-async report` makes the rest."""
 
 Select: TypeAlias = Callable[[InputReader, Spending], Awaitable[object]]
@@ -460,7 +461,15 @@ class RunCommand:
             only_doubt=self._only_doubt(folder) if doubts == 1 else None,
             answers_made_no_sense=isinstance(self._halted_by, TooManyUnknownAnswers),
             price=_price_in(self._halted_by),
+            fetch_by=self._deadline(folder.reader),
+            left_at_jobs=not self.options.download and "jobs" in folder.reader.apis(),
         )
+
+    def _deadline(self, reader: JournalReader) -> str | None:
+        """Return when the vendor may delete the first result that is not fetched, if that is within days."""
+        fetch_by = reader.fetch_by()
+        is_soon = fetch_by is not None and fetch_by - self.clock.wall() < _SOON_S
+        return utc_text(fetch_by) if is_soon else None
 
     def _only_doubt(self, folder: RunFolder) -> tuple[str, str | None] | None:
         """Return the key of the first image in doubt whose task was not found, and a task that may be its."""

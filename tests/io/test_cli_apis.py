@@ -79,6 +79,34 @@ def test_a_task_of_the_other_api_is_named_as_a_possibility(cli: Any, images: lis
     assert cli.run("task", task, "--api", "jobs").code == 0
 
 
+def test_results_of_the_jobs_api_that_stay_at_the_vendor_are_said_to_live_for_a_day(
+    cli: Any, images: list[str]
+) -> None:
+    """The command that is printed fetches them, free of charge; results of the other API live for 14 days."""
+    left = cli.run("remove-text", *images[:2], "--no-download", "-o", "out")
+    assert "24 hours" not in left.stderr
+    left = cli.run("remove-text", *images[:3], "--no-download", "--api", "jobs", "-o", "out")
+    assert (
+        "keeps results of the jobs API for 24 hours: fetch them before with `flux-async retry out`"
+        in left.stderr
+    )
+    assert cli.run("retry", "out").code == 0
+    assert all((cli.folder / "out" / row["file"]).is_file() for row in cli.rows())
+    assert cli.tasks_of_each(images[:3]) == [1, 1, 1]
+
+
+def test_an_interrupted_run_over_jobs_says_when_its_paid_results_may_be_deleted(
+    make_cli: Any, start_sandbox: Any, images: list[str]
+) -> None:
+    """Paid and not here yet: the first end, a day after its submit."""
+    cli = make_cli(start_sandbox("--speed", "0.01", "--images", "none").url)
+    options = ("--timeout", "1", "-o", "out")
+    run = cli.run("remove-text", images[0], "--api", "jobs", *options)
+    assert run.code == 1
+    assert f"first paid result that is not here at {cli.status()['fetch_by']}." in run.stderr
+    assert "may delete" not in cli.run("remove-text", images[1], *options, "-o", "other").stderr
+
+
 @pytest.mark.parametrize("arguments", [("credits",), ("doctor",)], ids=" ".join)
 def test_a_wrong_word_in_the_environment_is_refused(make_cli: Any, arguments: tuple[str, ...]) -> None:
     """Before anything is sent, with the names there are; as an option it is a usage error."""
