@@ -172,7 +172,6 @@ class Sample:
 
     title: str
     url: str
-    content: bytes = attrs.field(repr=False)
 
 
 def run_demo(folder: Path, quality: str = "good") -> Exit:
@@ -214,7 +213,7 @@ class Demo:
         samples: list[Sample] = []
         with interruption.scope():
             await sandbox.ready()
-            self.display.note(f"It listens at {sandbox.url}; fetching its sample images …")
+            self.display.note(f"It listens at {sandbox.url}; its sample images are the input …")
             samples = await _fetch_samples(sandbox.url)
         if interruption.happened:
             return Exit.INTERRUPTED
@@ -252,10 +251,8 @@ class Demo:
         return list(ResultFile(self.folder).rows()), code
 
     async def _show(self, samples: list[Sample], rows: list[ResultRow]) -> None:
-        """Draw the contact sheet, write the report, print the table and where both are."""
-        sheet = self.folder / CONTACT_SHEET
-        await anyio.to_thread.run_sync(_draw, sheet, samples, rows)
-        page = await anyio.to_thread.run_sync(_write_report, self.folder)
+        """Write the report, draw the contact sheet, print the table and where both are."""
+        page, sheet = await anyio.to_thread.run_sync(_write_report, self.folder)
         self.display.console.show(_table(samples, rows, self.folder))
         self.display.output.line(f"Before and after, side by side: {sheet.resolve()}")
         self.display.output.line(f"The report of the run, for your browser: {page.resolve().as_uri()}")
@@ -266,14 +263,7 @@ async def _fetch_samples(url: str) -> list[Sample]:
         # The sandbox is on this machine: a proxy of the environment must not be used.
         async with httpx.AsyncClient(timeout=_SAMPLES_S, trust_env=False) as web:
             listed = (await web.get(f"{url}/samples/")).raise_for_status().json()["samples"][:_MOST_SAMPLES]
-            return [
-                Sample(
-                    title=entry["title"],
-                    url=entry["url"],
-                    content=(await web.get(entry["url"])).raise_for_status().content,
-                )
-                for entry in listed
-            ]
+        return [Sample(title=entry["title"], url=entry["url"]) for entry in listed]
     except httpx.HTTPError as error:
         raise SandboxChildError(f"The sandbox shows no samples: {type(error).__name__}: {error}.") from None
 
@@ -312,25 +302,10 @@ def _a_real_run(folder: Path) -> ConfigurationError:
     )
 
 
-def _draw(sheet: Path, samples: list[Sample], rows: list[ResultRow]) -> None:
-    from flux_async.report.contact_sheet import Pair, draw_contact_sheet  # noqa: PLC0415 - needs the extra
+def _write_report(folder: Path) -> tuple[Path, Path]:
+    from flux_async.cli.report import write_contact_sheet, write_report  # noqa: PLC0415 - needs the extra
 
-    pairs = [
-        Pair(
-            title=sample.title,
-            before=sample.content,
-            after=(sheet.parent / row.file).read_bytes() if row.file else None,
-            remark=row.error.type if row.error else "",
-        )
-        for sample, row in zip(samples, rows, strict=True)
-    ]
-    draw_contact_sheet(pairs, sheet)
-
-
-def _write_report(folder: Path) -> Path:
-    from flux_async.cli.report import write_report  # noqa: PLC0415 - needs the extra
-
-    return write_report(folder, copies_s=_COPIES_S)
+    return write_report(folder, copies_s=_COPIES_S), write_contact_sheet(folder)
 
 
 def _table(samples: list[Sample], rows: list[ResultRow], folder: Path) -> Table:

@@ -15,6 +15,7 @@ import pytest
 
 from flux_async.cli.advice import AfterRun
 from flux_async.cli.commands import cli
+from flux_async.cli.report import read_report
 from flux_async.cli.terminal import run_cli
 from flux_async.testing import FluxSandbox
 
@@ -211,6 +212,22 @@ def test_advice_pays_for_nothing_twice_without_saying_so(terminal: Terminal, cas
         assert "Usage" not in ended, ended
         assert "Traceback" not in ended, ended
         assert max(terminal.tasks().values()) <= 1 + consents, (advice, ended)
+
+
+@pytest.mark.parametrize("terminal", [Case(command=())], indirect=True, ids=["report"])
+def test_commands_of_the_report_pay_for_nothing_twice_without_saying_so(terminal: Terminal) -> None:
+    """Each is run; what it pays for again is what its sentence says."""
+    terminal.run(remove(OK, FAILS, LOST))
+    paid_again = {}
+    for name, step in read_report(Path("out")).head.next_steps.items():
+        if step.command is not None:
+            before = terminal.tasks()
+            told = terminal.run((*shlex.split(step.command)[1:], *QUICK))
+            assert "Usage" not in told, told
+            paid_again[name.value] = sorted(terminal.tasks() - before)
+            says_so = re.search(r"^Pays for another|\bsecond charge\b", step.words)
+            assert bool(paid_again[name.value]) <= bool(says_so), step
+    assert paid_again == {"failed": [FAILS], "in_doubt": [LOST], "pending": []}
 
 
 @pytest.mark.parametrize(
