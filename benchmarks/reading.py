@@ -2,7 +2,7 @@
 
 Each list is run in a process of its own, by what ``flux-async remove-text --from`` runs, against a transport
 that answers at once. The budget is one image: the run submits it, is halted, reads the list to its end into
-the journal, and writes results.jsonl.
+the journal, and writes results.jsonl and the report.
 
 - *first submit*: seconds from the opening of the list to the first POST.
 - *rows a second*: reading, checking and adding to the journal, submits beside it included.
@@ -91,7 +91,7 @@ async def work(path: str, folder: Path) -> dict[str, float]:
     console = MessageConsole()
     console.quiet = True
     await RunCommand(
-        options=RunOptions(folder=folder, limits=limits, max_credits=5.0, download=False),
+        options=RunOptions(folder=folder, limits=limits, max_credits=5.0, download=False, report=True),
         select=select,
         make_client=lambda: FluxClient(
             "k", "http://127.0.0.1:1", transport=vendor, limits=limits, polling=polling

@@ -105,7 +105,7 @@ class RowReader:
             if len(found) >= room:
                 break
             found.setdefault(stored.number, stored)
-        return [*(self._row(found[number]) for number in sorted(found)), *self._refused_rows()]
+        return [*(self._row(found.pop(number)) for number in sorted(found)), *self._refused_rows()]
 
     def _row(self, stored: StoredJob) -> ReportRow:
         job, row, model = stored.job, row_of(stored, None, self.folder), _model_of(stored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -84,32 +84,29 @@ def write_page(head: ReportHead, rows: Sequence[ReportRow]) -> Path:
     part = path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}.part")
     try:
         # A lone surrogate comes from a name that is no Unicode.
-        part.write_bytes(render_page(head, rows).encode("utf-8", "backslashreplace"))
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(render_page(head, rows))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return path
 
 
-def render_page(head: ReportHead, rows: Sequence[ReportRow]) -> str:
-    """Return the page about ``rows``."""
+def render_page(head: ReportHead, rows: Sequence[ReportRow]) -> Iterator[str]:
+    """Yield the page about ``rows`` in pieces: the whole of it takes several times the memory of the rows."""
     summary = Summary.of(rows)
     style, script = _asset("report.css"), _asset("report.js")
     return (
         _environment()
         .get_template("report.html")
-        .render(
+        .generate(
             head=head,
+            rows=rows,
+            steps={name.value: attrs.asdict(step) for name, step in head.next_steps.items()},
             summary=summary,
             filters=[(name, _LABELS[name], summary.counts[name]) for name in _shown_filters(summary)],
-            data={
-                "rows": [row.as_data(head.folder) for row in rows],
-                "steps": {name.value: attrs.asdict(step) for name, step in head.next_steps.items()},
-            },
             has_holes=any(row.hole for row in rows),
             has_preserved=any(row.preserved for row in rows),
-            is_cut=len(rows) < head.images,
-            shown=len(rows),
             # Written here, not by anyone else: the page's policy names their digests.
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704

@@ -140,7 +140,7 @@ def test_hostile_words_are_data(tmp_path: Path) -> None:
         error=HOSTILE_WORDS,
     )
     folder = tmp_path / HOSTILE_NAME.replace("/", "")
-    page = render_page(head_of(folder, 1, warning=HOSTILE_WORDS), [hostile])
+    page = "".join(render_page(head_of(folder, 1, warning=HOSTILE_WORDS), [hostile]))
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     assert len(re.findall(r"<script[ >]", page)) == 2
@@ -151,7 +151,7 @@ def test_hostile_words_are_data(tmp_path: Path) -> None:
 
 def test_the_page_names_no_other_host(tmp_path: Path) -> None:
     """Style, script and data are in the page; its policy allows no others."""
-    page = render_page(head_of(tmp_path, 1), [row()])
+    page = "".join(render_page(head_of(tmp_path, 1), [row()]))
     assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)[\w.]+", page) == []
     assert "default-src 'none'" in page
 
@@ -159,7 +159,7 @@ def test_the_page_names_no_other_host(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_page_of_few_rows(tmp_path: Path, count: int) -> None:
     """Nothing but what is known is on it; a long run says that it shows a part."""
-    page = render_page(head_of(tmp_path, 1_234_567), [row()] * count)
+    page = "".join(render_page(head_of(tmp_path, 1_234_567), [row()] * count))
     assert f"This page shows {count} of 1,234,567 images" in page
     assert "<svg" not in page
     assert 'data-filter="text_left"' not in page
