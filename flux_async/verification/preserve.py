@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from flux_async.errors import InvalidInput, MissingExtra, shown
+from flux_async.verification.image_files import MAX_PIXELS, ImageFile, read_file
 
 if TYPE_CHECKING:
     from flux_async.verification.report import Preserved
 
-ImageFile: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str]
-"""Bytes of an image file, or its path."""
-
 PreserveFormat: TypeAlias = Literal["png", "webp", "tiff", "jpeg"]
 """Formats in which a composed image is written. All but ``jpeg`` keep every pixel."""
 
-MAX_PIXELS = 40_000_000
 _FORMATS = ("png", "webp", "tiff", "jpeg")
-_BYTES = (bytes, bytearray, memoryview)
 
 
 def preserve(
@@ -54,7 +48,7 @@ def preserve(
             f"{shown(format)} is no format for a composed image.",
             advice=f"Choose one of {', '.join(_FORMATS)}.",
         )
-    files = _read(original, "original"), _read(result, "result")
+    files = read_file(original, "original"), read_file(result, "result")
     try:
         from flux_async.verification.composition import compose_files  # noqa: PLC0415 - loads numpy and OpenCV
 
@@ -62,24 +56,3 @@ def preserve(
     except ImportError as missing:
         name = missing.name or "text models"
         raise MissingExtra.for_extra(f"preserve ({name} not installed)", "verify") from missing
-
-
-def _read(image: ImageFile, what: str) -> bytes:
-    """Return the bytes of a file.
-
-    Raises:
-        InvalidInput: It cannot be read, or ``image`` is neither bytes nor a path.
-    """
-    if isinstance(image, _BYTES):
-        return bytes(image)
-    if not isinstance(image, str | os.PathLike):
-        raise InvalidInput(
-            f"The {what} image is {shown(image)}, neither bytes nor a path.",
-            advice="Give the bytes of an image file, or its path.",
-        )
-    try:
-        return Path(image).read_bytes()
-    except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"The {what} image {shown(os.fspath(image))} cannot be read: {error}.", advice="Check the path."
-        ) from error
