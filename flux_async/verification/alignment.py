@@ -20,7 +20,7 @@ from flux_async.imaging.arrays import Floats, Mask, Pixels, gaussian, resize
 from flux_async.verification.grid import Matrix, details, frame_of, offset_matrix, size_matrix, warp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _opencv: Any = cv2
 """OpenCV's stubs lack its feature finders and optical flow."""
@@ -36,6 +36,8 @@ NEAR = 0.05
 LEAST_INLIERS = 8
 GOOD_MATCH = 0.8
 """Where features close by correlate as well as this, features far away are not tried."""
+SURE_MATCH = 0.95
+"""Refined alignments that correlate as well as this are right."""
 SMALLEST_SCALE, LARGEST_SCALE = 0.4, 2.5
 ECC_STEPS = 40
 
@@ -68,16 +70,24 @@ class Alignment:
     flat: bool = False
 
 
-def align(original: Floats, result: Floats, usable: Mask) -> Alignment:
+def align(original: Floats, result: Floats, usable: Mask, *, quick: bool = False) -> Alignment:
     """Return the best alignment of two grey images (0 to 255); ``usable`` are pixels of the original.
 
-    The shapes may differ; text must not be usable.
+    The shapes may differ; text must not be usable. ``quick`` looks for features, which takes most of the
+    time, only where the images do not match well without them.
     """
     if float((np.abs(details(original)) > DETAIL)[usable].mean()) < FLAT:
         return Alignment(matrix=size_matrix(original.shape, result.shape), match=1.0, flat=True)
-    tries = [
-        (_score(original, result, matrix, usable), matrix) for matrix in _proposals(original, result, usable)
-    ]
+    if quick:
+        found = _best(original, result, usable, _without_features(original, result, usable))
+        if found.match > SURE_MATCH:
+            return found
+    return _best(original, result, usable, _proposals(original, result, usable))
+
+
+def _best(original: Floats, result: Floats, usable: Mask, proposals: Iterable[Matrix]) -> Alignment:
+    """Return the best of several alignments, refined."""
+    tries = [(_score(original, result, matrix, usable), matrix) for matrix in proposals]
     match, matrix = max(tries, key=lambda each: each[0])
     refined = _refined(original, result, matrix, usable)
     if _is_plausible(refined, original.shape, result.shape):
@@ -113,8 +123,7 @@ def residual_shift(original: Floats, aligned: Floats, usable: Mask) -> float:
 
 def _proposals(original: Floats, result: Floats, usable: Mask) -> Iterator[Matrix]:
     """Yield possible alignments: the same frame, a shift, and affine maps of features."""
-    yield size_matrix(original.shape, result.shape)
-    yield _by_phase(original, result, usable)
+    yield from _without_features(original, result, usable)
     # Where a texture repeats, a free search found the neighbouring tile: 305 pixels off, with a correlation
     # of 0.99. So features far away are tried only where those close by do not match.
     for near in (True, False):
@@ -124,6 +133,12 @@ def _proposals(original: Floats, result: Floats, usable: Mask) -> Iterator[Matri
         yield found
         if near and _score(original, result, found, usable) > GOOD_MATCH:
             return
+
+
+def _without_features(original: Floats, result: Floats, usable: Mask) -> Iterator[Matrix]:
+    """Yield the same frame, and a shift."""
+    yield size_matrix(original.shape, result.shape)
+    yield _by_phase(original, result, usable)
 
 
 def _score(original: Floats, result: Floats, matrix: Matrix, usable: Mask) -> float:

@@ -62,10 +62,10 @@ def to_rgb(lab: Floats) -> Floats:
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.float32) * np.float32(255)
 
 
-def fit_tone(result: Floats, original: Floats, where: Mask) -> Tone:
-    """Return the map from the result's colours to the original's, fitted on the pixels ``where``."""
+def fit_tone(result: Floats, original: Floats, where: Mask, *, samples: int = SAMPLES) -> Tone:
+    """Return the map from the result's colours to the original's, fitted on ``samples`` pixels ``where``."""
     rows, columns = np.nonzero(where)
-    picked = np.random.default_rng(SEED).permutation(len(rows))[:SAMPLES]
+    picked = np.random.default_rng(SEED).permutation(len(rows))[:samples]
     place = rows[picked], columns[picked]
     have, want = result[place], original[place]
     gain, offset = _fit_linear(have, want)
