@@ -40,6 +40,7 @@
     │   ├── ResultTooLarge         more bytes or pixels than ``DownloadLimits`` allow
     │   ├── DiskFull               no room: the batch halts, and loses nothing
     │   └── FolderNotWritable      no permission, or a read-only disk: the batch halts, too
+    ├── CheckFailed                an image could not be verified: its worker process ended
     ├── CallbackRejected           a callback with a bad signature or shape  .http_status
     └── JournalError               the journal cannot be used
         ├── JournalBusyError       another process holds the lock
@@ -563,6 +564,12 @@ class FolderNotWritable(DownloadError):
     default_retryable = False
     default_scope = Scope.STOP
     default_advice = f"Check the folder's permissions: nothing is lost, the paid results are {_KEPT}."
+
+
+class CheckFailed(FluxError):
+    """An image could not be checked: the worker process that did it ended, several times."""
+
+    default_advice = "Most often memory ran out: use fewer workers. Nothing was sent, no file was changed."
 
 
 class CallbackRejected(FluxError):

@@ -27,6 +27,7 @@ from flux_async.errors import AuthenticationError as AuthenticationError
 from flux_async.errors import BudgetExhausted as BudgetExhausted
 from flux_async.errors import CallbackRejected as CallbackRejected
 from flux_async.errors import Charge as Charge
+from flux_async.errors import CheckFailed as CheckFailed
 from flux_async.errors import ClientClosed as ClientClosed
 from flux_async.errors import ConfigurationError as ConfigurationError
 from flux_async.errors import ConnectionLost as ConnectionLost
@@ -99,8 +100,13 @@ from flux_async.policy.downloads import DownloadLimits as DownloadLimits
 from flux_async.policy.polling import PollPolicy as PollPolicy
 from flux_async.policy.rate_limit import Limits as Limits
 from flux_async.policy.retry import RetryPolicy as RetryPolicy
+from flux_async.verification.checks import ImageChecks as ImageChecks
 from flux_async.verification.preserve import preserve as preserve
 from flux_async.verification.report import Preserved as Preserved
 from flux_async.verification.report import PreserveRefusal as PreserveRefusal
 from flux_async.verification.report import PreserveReport as PreserveReport
+from flux_async.verification.verdict import Verdict as Verdict
+from flux_async.verification.verdict import VerdictKind as VerdictKind
+from flux_async.verification.verify import has_text as has_text
+from flux_async.verification.verify import verify as verify
 from flux_async.webhook import WebhookReceiver as WebhookReceiver

@@ -106,6 +106,7 @@ _verbose = click.option(
     show_default=False,
     help="Log submits and results to stderr; -vv adds polls.",
 )
+_IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _folder = click.argument("folder", type=_FOLDER)
 _output_folder = click.option(
     "-o", "--output", "folder", type=_FOLDER, default=Path("flux-out"), help="Folder for the results."
@@ -515,6 +516,21 @@ def list_models(ctx: click.Context, *, as_json: bool) -> int:
 
 
 # --- checks and trials ------------------------------------------------------------------------------------
+
+
+@cli.command("verify")
+@click.argument("original", type=_IMAGE_FILE)
+@click.argument("result", type=_IMAGE_FILE)
+@_json
+def verify_images(original: Path, result: Path, as_json: bool) -> int:
+    """Check whether text is gone, and the rest unchanged.
+
+    ORIGINAL was submitted, RESULT is what came of it. The verdict is printed: clean, text_left, damaged,
+    cropped or unsure. Exit 0 if it is clean, else 1. Nothing is sent.
+    """
+    from flux_async.cli.image_checks import show_verdict  # noqa: PLC0415 - rarely needed
+
+    return show_verdict(original, result, as_json=as_json)
 
 
 @cli.command()

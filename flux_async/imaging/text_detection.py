@@ -138,6 +138,11 @@ class TextLine:
         """Number of letters and digits, in any script."""
         return sum(character.isalnum() for character in self.text)
 
+    def is_legible(self, *, least_letters: int = 2, least_confidence: float = 0.6) -> bool:
+        """Return whether letters were read; a row of buttons or windows is read as "0000" and is no text."""
+        repeated = least_letters > 1 and len(set(filter(str.isalnum, self.text))) == 1
+        return self.letters >= least_letters and self.confidence >= least_confidence and not repeated
+
 
 class Quality(enum.Enum):
     """How thoroughly text is looked for."""
@@ -208,9 +213,7 @@ def is_readable(
 ) -> bool:
     """Return whether letters can be read in a region."""
     line = read_region(image, region)
-    if least_letters > 1 and len({character for character in line.text if character.isalnum()}) == 1:
-        return False  # a row of buttons or windows is read as "0000"
-    return line.letters >= least_letters and line.confidence >= least_confidence
+    return line.is_legible(least_letters=least_letters, least_confidence=least_confidence)
 
 
 def raise_contrast(image: Pixels) -> Pixels:

@@ -104,7 +104,7 @@ OUTSIDE: dict[str, set[str]] = {
     "telemetry": {"attrs", "opentelemetry"},
     "engine": {"anyio", "attrs", "temporalio"},
     "imaging": {"PIL", "attrs", "cv2", "numpy", "rapidocr"},
-    "verification": {"PIL", "attrs", "cv2", "numpy"},
+    "verification": {"PIL", "anyio", "attrs", "cv2", "numpy"},
     "sandbox": {"PIL", "anyio", "attrs", "cattrs", "cv2", "httpx", "numpy", "starlette", "uvicorn"},
     "report": {"PIL", "attrs", "jinja2", "markupsafe"},
     "testing": {"anyio", "attrs", "httpx", "pytest"},
