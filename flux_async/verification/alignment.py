@@ -38,6 +38,10 @@ GOOD_MATCH = 0.8
 """Where features close by correlate as well as this, features far away are not tried."""
 SURE_MATCH = 0.95
 """Refined alignments that correlate as well as this are right."""
+SAME_RATIO = 1.03
+"""Editors that return the whole image change its ratio by less than this."""
+WINDOWS = 9
+"""Places at which a window of another ratio is looked for."""
 SMALLEST_SCALE, LARGEST_SCALE = 0.4, 2.5
 ECC_STEPS = 40
 
@@ -82,6 +86,8 @@ def align(original: Floats, result: Floats, usable: Mask, *, quick: bool = False
         found = _best(original, result, usable, _without_features(original, result, usable))
         if found.match > SURE_MATCH:
             return found
+        crops = windows(original.shape, result.shape)
+        return _best(original, result, usable, (*_proposals(original, result, usable), *crops))
     return _best(original, result, usable, _proposals(original, result, usable))
 
 
@@ -133,6 +139,18 @@ def _proposals(original: Floats, result: Floats, usable: Mask) -> Iterator[Matri
         yield found
         if near and _score(original, result, found, usable) > GOOD_MATCH:
             return
+
+
+def windows(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[Matrix]:
+    """Yield the maps of images that were cut, or padded, to another ratio: from one end to the other."""
+    scales = after[1] / before[1], after[0] / before[0]
+    if max(scales) < SAME_RATIO * min(scales):
+        return
+    for scale in (max(scales), min(scales)):
+        room = after[1] - scale * before[1], after[0] - scale * before[0]
+        for share in np.linspace(0, 1, WINDOWS):
+            right, down = (share * each + 0.5 * scale - 0.5 for each in room)
+            yield np.array([[scale, 0, right], [0, scale, down], [0, 0, 1]])
 
 
 def _without_features(original: Floats, result: Floats, usable: Mask) -> Iterator[Matrix]:

@@ -19,6 +19,7 @@ from flux_async.errors import InvalidInput
 from flux_async.imaging.arrays import Pixels, components, disc, gaussian, resize
 from flux_async.imaging.image_codec import ImageError, decode_image
 from flux_async.imaging.text_detection import Quality, TextRegion, covered, find_text, read_region
+from flux_async.verification.alignment import correlation
 from flux_async.verification.changes import difference
 from flux_async.verification.colours import local_offset
 from flux_async.verification.grid import Matrix, Shape, frame_of, grow, size_matrix, warp, without_specks
@@ -41,6 +42,8 @@ SMALLEST_SIDE = 32
 """Images with a shorter side cannot be compared."""
 MOST_BESIDE_TEXT = 3
 """A change that touches the text is counted if it is larger than this many times the text's own zone."""
+SAME_LOOK = 0.7
+"""Correlation of the details of a line in both images from which on it is the same."""
 SAME_LINE = 0.15
 """A line of the result is text that was left if this share of it lies on text of the original."""
 
@@ -178,9 +181,20 @@ def text_left(
             continue
         line = read_region(aligned, region)
         if line.is_legible():
-            remaining[region.window.slices] |= shared
             words.append(line.text)
+        elif not (region.certain and _is_same(original.pixels, aligned, region)):
+            continue
+        remaining[region.window.slices] |= shared
     return float(remaining.sum() / max(1, text.sum())), tuple(words)
+
+
+def _is_same(original: Pixels, aligned: Pixels, region: TextRegion) -> bool:
+    """Return whether a line looks as it did: also of a script that the model cannot read."""
+    window = region.window.grown(4, original.shape).slices
+    grey = [
+        cv2.cvtColor(image[window], cv2.COLOR_RGB2GRAY).astype(np.float32) for image in (original, aligned)
+    ]
+    return correlation(grey[0], grey[1], np.ones(grey[0].shape, np.bool_)) > SAME_LOOK
 
 
 def _scene(original: View, result: View) -> Scene:

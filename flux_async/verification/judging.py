@@ -29,7 +29,9 @@ def judge(figures: Verdict) -> tuple[VerdictKind, str]:
     match, left = figures.background_kept or 0.0, figures.text_left or 0.0
     changed, covered = figures.changed_elsewhere or 0.0, figures.covered or 0.0
     added = figures.added or 0.0
-    still = f"{left:.0%} of the text's area still reads as text: {', '.join(figures.words)}"
+    still = ": ".join(
+        filter(None, [f"{left:.0%} of the text's area is still text", ", ".join(figures.words)])
+    )
     elsewhere = f"{changed:.1%} of the area outside the text changed"
     findings = [
         (match < OTHER_CONTENT, VerdictKind.DAMAGED, NOTHING_IN_COMMON),
