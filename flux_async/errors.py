@@ -489,7 +489,7 @@ class DownloadError(FluxError):
     """
 
     default_charge = Charge.YES
-    default_advice = f"The result is paid and {_KEPT}: download it again."
+    default_advice: ClassVar[str] = f"The result is paid and {_KEPT}: download it again."
     default_retryable: ClassVar[bool] = True
 
     def __init__(
@@ -528,13 +528,15 @@ class AddressForbidden(DownloadError):
 class DownloadCutShort(DownloadError):
     """The file stopped before its end: the connection broke off or stalled, or the image has no end."""
 
-    default_advice = f"Download it again: the result is paid and {_KEPT}."
+    default_advice: ClassVar[str] = f"Download it again: the result is paid and {_KEPT}."
 
 
 class DownloadTimedOut(DownloadError):
     """The deadline passed before the file was whole."""
 
-    default_advice = f"Download it again with a longer timeout: the result is paid and {_KEPT}."
+    default_advice: ClassVar[str] = (
+        f"Download it again with a longer timeout: the result is paid and {_KEPT}."
+    )
 
 
 class NotAnImage(DownloadError):
@@ -555,7 +557,7 @@ class DiskFull(DownloadError):
 
     default_retryable = False
     default_scope = Scope.STOP
-    default_advice = f"Make room: nothing is lost, the paid results are {_KEPT}."
+    default_advice: ClassVar[str] = f"Make room: nothing is lost, the paid results are {_KEPT}."
 
 
 class FolderNotWritable(DownloadError):
@@ -563,7 +565,9 @@ class FolderNotWritable(DownloadError):
 
     default_retryable = False
     default_scope = Scope.STOP
-    default_advice = f"Check the folder's permissions: nothing is lost, the paid results are {_KEPT}."
+    default_advice: ClassVar[str] = (
+        f"Check the folder's permissions: nothing is lost, the paid results are {_KEPT}."
+    )
 
 
 class CheckFailed(FluxError):

@@ -22,6 +22,7 @@ from flux_async.api.envelope import WireRequest, WireResponse, read_envelope, un
 from flux_async.api.models_table import ApiName, model_of, on_wire
 from flux_async.api.stored_requests import IMAGE_FIELD, encode, field_name, fields_to_send, stored_name
 from flux_async.api.task_answers import check_owner, make_converter, open_record, status_of_flag
+from flux_async.api.task_answers import is_for_task as is_for_task  # noqa: PLC0414 - part of the Api
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "jobs"
@@ -39,8 +40,6 @@ _STATES = {
     "success": TaskStatus.SUCCESS,
     "fail": TaskStatus.GENERATE_FAILED,
 }
-
-is_for_task = task_answers.is_for_task
 
 
 # --- building ---------------------------------------------------------------------------------------------

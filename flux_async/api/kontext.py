@@ -19,6 +19,8 @@ from flux_async.api.envelope import WireRequest, WireResponse
 from flux_async.api.models_table import ApiName, model_of, on_wire
 from flux_async.api.stored_requests import IMAGE_FIELD, encode, fields_to_send
 from flux_async.api.task_answers import check_owner, make_converter, open_record, status_of_flag
+from flux_async.api.task_answers import is_for_task as is_for_task  # noqa: PLC0414 - part of the Api
+from flux_async.api.task_answers import parse_submit as parse_submit  # noqa: PLC0414 - part of the Api
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "kontext"
@@ -27,9 +29,6 @@ SHOWS_COST = False
 
 GENERATE_PATH = "/api/v1/flux/kontext/generate"
 RECORD_INFO_PATH = "/api/v1/flux/kontext/record-info"
-
-parse_submit = task_answers.parse_submit
-is_for_task = task_answers.is_for_task
 
 
 # --- building ---------------------------------------------------------------------------------------------
