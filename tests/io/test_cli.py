@@ -17,9 +17,8 @@ import attrs
 import httpx
 import pytest
 
-KEYS = (
-    "image key status task_id result_url file charge credits error attempts submitted_at finished_at sha256"
-)
+KEYS = "image key status task_id api result_url file charge credits error attempts"
+KEYS += " submitted_at finished_at sha256"
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 SECONDS = 60
 
