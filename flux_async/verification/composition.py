@@ -31,6 +31,9 @@ LEAST_MATCH = 0.87
 """Good: at least 0.91. Other content: at most 0.82."""
 MOST_RESIDUAL_PX = 2.5
 """Good: at most 0.7, once 1.9. Warped by more than 10 pixels: at least 3.1."""
+SURE_MATCH = 0.98
+"""Above this match the residual does not count: along the straight edges of a chart the flow slides freely,
+2.8 pixels at a match of 0.999. Warped by 6 pixels and more: at most 0.92."""
 MOST_CHANGED = 0.35
 """Good: at most 0.02."""
 LEAST_COVERED = 0.98
@@ -154,7 +157,8 @@ def judge(report: PreserveReport, changes: Changes, agreement: float) -> Preserv
     """Return why the image is not to be composed, or None."""
     match, residual = report.match or 0.0, report.residual_px or 0.0
     reasons = {
-        PreserveRefusal.NOT_ALIGNED: match < LEAST_MATCH or residual > MOST_RESIDUAL_PX,
+        PreserveRefusal.NOT_ALIGNED: match < LEAST_MATCH
+        or (match < SURE_MATCH and residual > MOST_RESIDUAL_PX),
         PreserveRefusal.OTHER_CONTENT: changes.changed > MOST_CHANGED,
         PreserveRefusal.OUTSIDE_FRAME: changes.covered < LEAST_COVERED or changes.reaches_end,
         PreserveRefusal.UNTOUCHED: changes.untouched > MOST_UNTOUCHED or not changes.hole.core.any(),

@@ -428,6 +428,7 @@ class TestRefusals:
             ({}, {}, 1.0, None),
             ({"match": 0.86}, {}, 1.0, PreserveRefusal.NOT_ALIGNED),
             ({"residual_px": 2.6}, {}, 1.0, PreserveRefusal.NOT_ALIGNED),
+            ({"residual_px": 2.9, "match": 0.99}, {}, 1.0, None),
             ({}, {"changed": 0.36}, 1.0, PreserveRefusal.OTHER_CONTENT),
             ({}, {"covered": 0.97}, 1.0, PreserveRefusal.OUTSIDE_FRAME),
             ({}, {"reaches_end": True}, 1.0, PreserveRefusal.OUTSIDE_FRAME),
