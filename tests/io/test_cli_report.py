@@ -215,7 +215,7 @@ async def test_the_command_writes_page_copies_and_sheet(
     copies = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "thumbnails").iterdir()}
     assert len(copies) == 2
     page = (tmp_path / "report.html").read_text()
-    data = json.loads(re.findall(r'id="data">(.*?)</script>', page)[0])
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0])
     (done,) = (row for row in data["rows"] if row["key"] == "done")
     assert done["vendor"]["file"] == "images/done-1.png"
     assert {done[role]["thumbnail"].rpartition("/")[2] for role in ("vendor", "original")} == set(copies)

@@ -144,8 +144,7 @@ def test_keys(page: Browser) -> None:
     assert page.run("document.querySelector('#detail-title').textContent") == "poster-00003.jpg"
     assert page.run("document.querySelector('#zoom').ariaPressed") == "true"
     page.press("Escape")
-    page.wait_for("!document.querySelector('#detail').open")
-    assert page.run(FOCUSED) == "poster-00003.jpg"
+    page.wait_for(f"!document.querySelector('#detail').open && {FOCUSED} === 'poster-00003.jpg'")
     page.press("h")
     assert page.run("getComputedStyle(document.querySelector('.frame svg')).display") == "block"
     page.press("p")

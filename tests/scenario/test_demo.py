@@ -70,7 +70,7 @@ def test_the_demo_removes_text_from_a_dozen_images_and_shows_them(tmp_path: Path
         assert (tmp_path / "flux-demo" / row["file"]).stat().st_size > 1000
         assert Path(row["file"]).name in ended.stderr
     assert stale.exists()
-    shown = json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text("utf-8"))[0])["rows"]
+    shown = json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)[0])["rows"]
     assert len(shown) == len(rows)
     assert all(row["original"]["thumbnail"] and row["vendor"]["thumbnail"] for row in shown)
 
