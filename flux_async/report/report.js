@@ -52,6 +52,10 @@ function image(picture, side, alt, full) {
   return img;
 }
 
+function host(url) {
+  try { return new URL(url).host; } catch { return url; }  // Python accepts addresses that a browser does not
+}
+
 function decode(href) {
   try { return decodeURI(href); } catch { return href; }
 }
@@ -60,13 +64,13 @@ function view(row, full, redraw) {
   const before = source(row, "original"), changed = result(row);
   const box = make("div", {className: "view"});
   if (before || changed) box.append(frame(row, before, changed, full));
-  else box.append(make("p", {className: "nothing"}, row.stage ?? NAMES[row.kind][0]));
+  else box.append(make("p", {className: "nothing"}, row.error ?? row.stage ?? NAMES[row.kind][0]));
   if (before && changed)
     box.append(make("span", {className: "tag left"}, "before"), make("span", {className: "tag right"}, "after"));
   const wanted = [!before && row.original_url && ["original", row.original_url], !changed && row.result_url && ["vendor", row.result_url]];
   const [role, url] = wanted.find(Boolean) || [];
   if (role) {
-    const words = (role === "original" ? "Load the original from " : "Load the result from ") + new URL(url).host;
+    const words = (role === "original" ? "Load the original from " : "Load the result from ") + host(url);
     const load = () => { asked.add(row.number + role); redraw(); };
     box.append(make("button", {type: "button", className: "ask", onclick: load}, words));
   }
@@ -121,7 +125,7 @@ function badge(row) {
 
 function remark(row) {
   if (row.text_left) return Math.round(100 * row.text_left) + " % of the text" + (row.words_left ? ": " + row.words_left.join(" ") : "");
-  if (row.error) return row.error;
+  if (row.error) return row.error_type ?? row.error;
   if (row.not_preserved) return row.not_preserved;
   return row.generation_s === undefined ? row.stage ?? "" : row.generation_s.toFixed(1) + " s";
 }

@@ -29,8 +29,8 @@ def head_of(folder: Path, images: int, **more: Any) -> ReportHead:
 def make_rows(folder: Path, count: int, *, images: int = 6, hostile: bool = True) -> list[ReportRow]:
     """Return rows of every kind that share some images, which are drawn in ``folder``.
 
-    Of ten images one failed and one has text left; the rest is clean. The fourth has a hostile name, and the
-    original of each ninth is elsewhere.
+    Of ten images one failed and one has text left; the rest is clean. The fourth has a hostile name, the
+    original of each ninth is elsewhere, and the second of these at no valid address.
     """
     pictures = _draw(folder, images)
     chance = random.Random(7)
@@ -50,7 +50,7 @@ def _row(
         "key": f"{chance.getrandbits(256):064x}",
         "image": address,
         "title": title,
-        "original_url": address,
+        "original_url": "http://no host/" if hostile and number == 18 else address,
         "model": "flux-kontext-pro",
     }
     if number % 10 == 0:
