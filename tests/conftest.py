@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, get_args
+from typing import Any
 
 import certifi
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import raw_server as raw
 from flux_async import FluxClient
+from flux_async.api import APIS, VARIABLE, choose_api
 from flux_async.api.models_table import ApiName
 from flux_async.testing import VirtualClock
 from loggers import unchanged_loggers
@@ -36,14 +38,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is marked ``both_apis`` over both; nothing else depends on the wire format."""
     marked = metafunc.definition.get_closest_marker
     if "api" in metafunc.fixturenames and marked("both_apis") and not marked("one_api"):
-        metafunc.parametrize("api", get_args(ApiName), indirect=True)
+        metafunc.parametrize("api", APIS, indirect=True)
 
 
 @pytest.fixture
 def api(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ApiName:
-    """The vendor's API that all clients of the test use."""
-    name: ApiName = getattr(request, "param", "kontext")
-    monkeypatch.setenv("KIE_API", name)
+    """The vendor's API of all clients of the test; ``KIE_API=jobs pytest …`` runs any test over jobs."""
+    name = choose_api(getattr(request, "param", None), os.environ.get(VARIABLE, ""))
+    monkeypatch.setenv(VARIABLE, name)
     return name
 
 

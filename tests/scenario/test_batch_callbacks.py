@@ -80,6 +80,7 @@ async def test_the_address_is_on_disk_before_the_request_leaves(
     assert seen == [True] * 12
 
 
+@pytest.mark.one_api("nothing here depends on the wire format")
 async def test_with_callbacks_a_task_costs_one_poll(
     client: FluxClient, calling: Any, tmp_path: Path, transport: Any
 ) -> None:
@@ -160,6 +161,7 @@ async def test_a_job_in_doubt_without_a_callback_is_resubmitted_with_permission_
     assert clock.now - began > 100
 
 
+@pytest.mark.one_api("nothing here depends on the wire format")
 async def test_jobs_in_doubt_take_no_slot_while_they_wait(
     client: FluxClient, calling: Any, clock: Any
 ) -> None:
@@ -359,6 +361,7 @@ async def test_a_callback_can_name_a_failed_task(
     assert calling.submits == 2
 
 
+@pytest.mark.one_api("nothing here depends on the wire format")
 async def test_random_faults_of_answers_and_callbacks_give_one_outcome_each(
     make_calling: Any, tmp_path: Path
 ) -> None:
