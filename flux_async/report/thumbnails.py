@@ -90,7 +90,9 @@ def _draw(source: Path) -> Image.Image:
     """Return the first frame of an image, upright and small."""
     _check_size(source)
     with Image.open(source, formats=_FORMATS) as opened:
-        opened.draft("RGB", (_LONGEST_SIDE, _LONGEST_SIDE))  # a JPEG is decoded smaller than it is
+        scale = _LONGEST_SIDE / max(opened.size)
+        wanted = (round(opened.width * scale), round(opened.height * scale))
+        opened.draft("RGB", wanted)  # decodes a JPEG at a half to an eighth, where that is still as large
         image = ImageOps.exif_transpose(opened)
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
