@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_async import EditRequest, FluxError, UnclaimedTask
+from flux_async.advice import must_be_named
 from flux_async.api.models_table import credits_of
 from flux_async.cli.advice import after_adopting, command
 from flux_async.cli.credits import in_credits
@@ -214,7 +215,7 @@ def unfinished_tasks(reader: JournalReader) -> Iterator[str]:
     try:
         unfinished = reader.jobs(JobState.SUBMITTED, JobState.GENERATED)
         for stored in islice(unfinished, _MOST_LISTED):
-            yield f"Task {stored.job.task_id} is paid: {image_of(stored)}"
+            yield f"Task {_named(stored.job.task_id, stored.job.api)} is paid: {image_of(stored)}"
         more = sum(1 for _ in unfinished)
     except FluxError:
         return
@@ -230,4 +231,9 @@ def tasks_not_recorded(unclaimed: Iterable[UnclaimedTask]) -> Iterator[str]:
         if task.task_id is None:
             yield f"A submit is perhaps paid, and could not be written down: {image}"
         else:
-            yield f"Task {task.task_id} is paid, and could not be written down: {image}"
+            yield f"Task {_named(task.task_id, task.api)} is paid, and could not be written down: {image}"
+
+
+def _named(task_id: str | None, api: str | None) -> str:
+    """Return a task by its id, and by its API where that is not the default."""
+    return f"{task_id} of the API {api}" if must_be_named(api) else str(task_id)

@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from flux_async import ConfigurationError, FluxClient, FluxError, NotFoundError, TaskId
+from flux_async import (
+    ConfigurationError,
+    EditRequest,
+    FluxClient,
+    FluxError,
+    NotFoundError,
+    TaskId,
+    UnclaimedTask,
+)
 from flux_async.api import APIS, choose_api, load_api
 from flux_async.api.echo import SubmitLog
 from flux_async.api.envelope import WireResponse
 from flux_async.api.models_table import RETENTION_S, ApiName
 from flux_async.cli.advice import error_text
+from flux_async.cli.status import tasks_not_recorded
 from flux_async.journal import ownership
 from flux_async.journal.schema import connect
 
@@ -69,6 +78,16 @@ def test_advice_names_the_api_of_a_task_that_is_not_at_the_default_one() -> None
     error.api = "jobs"
     assert error.advice == "You can take it up again with client.wait('t1', api='jobs')."
     assert "`flux-async task t1 --wait --api jobs`" in error_text(error)
+
+
+@pytest.mark.parametrize(
+    ("api", "words"), [("kontext", "Task t1 is"), ("jobs", "Task t1 of the API jobs is")]
+)
+def test_a_paid_task_that_could_not_be_written_down_is_named_with_its_api(api: ApiName, words: str) -> None:
+    """Only this line still names it."""
+    request = EditRequest.text_removal("https://pictures.example/a.jpg")
+    lines = tasks_not_recorded([UnclaimedTask(request=request, task_id=TaskId("t1"), api=api)])
+    assert [line.partition(" paid")[0] for line in lines] == [words]
 
 
 @pytest.mark.parametrize("name", APIS)
