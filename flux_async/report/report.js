@@ -126,7 +126,7 @@ function badge(row) {
 function remark(row) {
   if (row.text_left) return Math.round(100 * row.text_left) + " % of the text" + (row.words_left ? ": " + row.words_left.join(" ") : "");
   if (row.error) return row.error_type ?? row.error;
-  if (row.not_preserved) return row.not_preserved;
+  if (row.reason ?? row.not_preserved) return row.reason ?? row.not_preserved;
   return row.generation_s === undefined ? row.stage ?? "" : row.generation_s.toFixed(1) + " s";
 }
 
@@ -174,7 +174,7 @@ function layout() {
 }
 
 const haystack = row => [row.title, row.image, row.key, row.task_id, row.error_type, row.error, row.model, row.verdict,
-  row.not_preserved, ...(row.words_left ?? [])].join("\n").toLowerCase();
+  row.reason, row.not_preserved, ...(row.words_left ?? [])].join("\n").toLowerCase();
 
 function compare(name) {
   const down = name.startsWith("-"), field = down ? name.slice(1) : name;
@@ -227,10 +227,11 @@ function facts(row) {
   const file = picture => picture && link(picture.file, decode(picture.file));
   return [
     ["Status", NAMES[row.kind][0] + (row.stage ? ": " + row.stage : "")],
-    ["Check", row.verdict && NAMES[row.verdict]?.[0]],
+    ["Check", row.verdict && NAMES[row.verdict]?.[0] + (row.reason ? ": " + row.reason : "")],
     ["Text left", share(row.text_left)],
     ["Words left", row.words_left?.join(" ")],
-    ["Background unchanged", share(row.background_kept)],
+    ["Changed elsewhere", share(row.changed_elsewhere)],
+    ["Likeness of the rest", row.background_kept?.toFixed(3)],
     ["Vendor's pixels kept, because", row.not_preserved, "wide"],
     ["Its record shows another request", row.is_unrecognised && "compare the result with the image", "wide bad"],
     ["Error", row.error && (row.error_type ? row.error_type + ": " : "") + row.error, "wide bad"],

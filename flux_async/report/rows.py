@@ -106,9 +106,11 @@ class ReportRow:
         result_url: The result at the vendor, while it keeps it.
         verdict: The finding of the check: ``clean``, ``text_left``, ``damaged``, ``cropped``, ``unsure`` or
             ``no_text``.
+        reason: Why, in words.
         text_left: The share of the original's text area that still reads as text.
         words_left: The words that can still be read.
-        background_kept: The share of the background that is unchanged.
+        background_kept: Correlation of the details outside the text: 1 for the same content.
+        changed_elsewhere: The share of the area outside the text that differs visibly.
         not_preserved: Why the vendor's pixels outside the text were kept.
         hole: The parts of the original that were filled.
         is_unrecognised: Whether the record of its task shows another request.
@@ -137,9 +139,11 @@ class ReportRow:
     preserved: Picture | None = None
     result_url: str | None = attrs.field(default=None, converter=web_link)
     verdict: str | None = None
+    reason: str | None = None
     text_left: float | None = None
     words_left: tuple[str, ...] = ()
     background_kept: float | None = None
+    changed_elsewhere: float | None = None
     not_preserved: str | None = None
     hole: tuple[Box, ...] = ()
     is_unrecognised: bool = False

@@ -67,6 +67,8 @@ def _row(
         hole=(Box(0.12, 0.34, 0.76, 0.22),),
         verdict="text_left" if text_left else "clean",
         text_left=number % 50 / 50 if text_left else 0.0,
+        changed_elsewhere=0.001,
+        background_kept=0.98,
         words_left=("SALE",) if text_left else (),
         result_url=f"https://files.example/{number}.png",
         task_id=f"{chance.getrandbits(128):032x}",
