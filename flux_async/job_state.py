@@ -36,13 +36,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
 from flux_async.api.models_table import ApiName
 from flux_async.errors import Charge, FluxError
-from flux_async.models import Echo, JobKey, TaskId
+from flux_async.models import CheckResult, Echo, JobKey, TaskId
 
 
 class JobState(enum.StrEnum):
@@ -118,6 +118,7 @@ class JobSnapshot:
         generation_s: The vendor's own figure for the duration.
         echo: What the task's record shows of the request; None before a record was compared with it.
         credits: What the task has cost, by the vendor's own figure or by the balance; None if neither says.
+        checked: What the checks of the image found; None before one was made.
     """
 
     key: JobKey
@@ -139,6 +140,7 @@ class JobSnapshot:
     echo: Echo | None = None
     credits: float | None = None
     api: ApiName | None = None
+    checked: CheckResult | None = None
 
 
 # --- events -----------------------------------------------------------------------------------------------
@@ -267,6 +269,34 @@ class Saved(_Event):
 
 
 @attrs.frozen(kw_only=True)
+class Composed(_Event):
+    """The image was composed with its original, or the vendor's image stays, for ``reason``.
+
+    ``file`` and ``sha256`` are the image that the caller gets, ``vendor_file`` is the vendor's own.
+    """
+
+    file: str
+    sha256: str
+    vendor_file: str
+    reason: str | None = None
+    replaced: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Verified(_Event):
+    """The image was verified; ``verdict`` is what was found, as JSON."""
+
+    verdict: Mapping[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class NotChecked(_Event):
+    """A check could not be made, for ``problem``; the image stays as it is."""
+
+    problem: str
+
+
+@attrs.frozen(kw_only=True)
 class ResultLost(_Event):
     """The vendor no longer has the image."""
 
@@ -291,6 +321,9 @@ Event: TypeAlias = (
     | TaskEnded
     | TaskEndedRetryable
     | Saved
+    | Composed
+    | Verified
+    | NotChecked
     | ResultLost
     | RetryGranted
 )
@@ -318,6 +351,9 @@ TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
         (JobState.GENERATED, TaskEnded): JobState.FAILED,
         (JobState.GENERATED, ResultLost): JobState.FAILED,
         (JobState.DONE, Saved): JobState.DONE,
+        (JobState.DONE, Composed): JobState.DONE,
+        (JobState.DONE, Verified): JobState.DONE,
+        (JobState.DONE, NotChecked): JobState.DONE,
         (JobState.DONE, ResultLost): JobState.FAILED,
         (JobState.FAILED, RetryGranted): JobState.PENDING,
     }
@@ -345,7 +381,7 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
     match event:
         case SubmitIntended(api=api):  # until it is answered it may be charged
             job = attrs.evolve(job, attempts=job.attempts + 1, charge=Charge.MAYBE, problem=None)
-            return attrs.evolve(job, task_id=None, api=api, echo=None, credits=None)
+            return attrs.evolve(job, task_id=None, api=api, echo=None, credits=None, checked=None)
         case TaskFound(task_id=task_id, api=api, echo=echo):
             job = attrs.evolve(job, charge=Charge.YES, submitted_at=at, problem=None)
             return attrs.evolve(job, task_id=task_id, api=api, echo=echo)
@@ -376,11 +412,39 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
             job = attrs.evolve(job, problem=problem, credits=paid)
             return attrs.evolve(job, paid_failures=failures, not_before=0.0)
         case Saved(file=file, sha256=sha256):
-            return attrs.evolve(job, file=file, sha256=sha256, finished_at=at, problem=None)
+            return attrs.evolve(job, file=file, sha256=sha256, finished_at=at, problem=None, checked=None)
+        case Composed() | Verified() | NotChecked():
+            return _with_check(job, event)
         case ResultLost(problem=problem):
             return attrs.evolve(job, problem=problem, finished_at=at)
         case _:  # RetryGranted
             return attrs.evolve(job, finished_at=None, not_before=0.0, charge=Charge.NO)
+
+
+def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> JobSnapshot:
+    """Return the job with what a check found."""
+    checked = job.checked or CheckResult()
+    match event:
+        case Composed(file=file, sha256=sha256):
+            checked = attrs.evolve(
+                checked,
+                is_preserved=event.reason is None,
+                not_preserved=event.reason,
+                vendor_file=event.vendor_file,
+                replaced=event.replaced,
+                verdict=None if event.reason is None else checked.verdict,  # it was about another image
+                problem=None,
+            )
+            return attrs.evolve(job, file=file, sha256=sha256, checked=checked)
+        case Verified(verdict=verdict):
+            return attrs.evolve(job, checked=attrs.evolve(checked, verdict=verdict, problem=None))
+        case NotChecked(problem=problem):
+            return attrs.evolve(job, checked=attrs.evolve(checked, problem=problem))
+
+
+def verdict_in(found: Mapping[str, Any]) -> str:
+    """Return the verdict in what ``verify`` found: its kind, or ``no_text`` for an original without text."""
+    return "no_text" if found.get("no_text") and found.get("kind") == "clean" else str(found.get("kind"))
 
 
 # --- what comes next --------------------------------------------------------------------------------------
@@ -420,6 +484,27 @@ class Fetch:
     result_url: str
 
 
+@attrs.frozen
+class Compose:
+    """Compose the image with its original."""
+
+
+@attrs.frozen
+class Verify:
+    """Verify the image."""
+
+
+@attrs.frozen(kw_only=True)
+class WantedChecks:
+    """The checks that a run makes of its images, in this order."""
+
+    preserve: bool = False
+    verify: bool = False
+
+
+NO_CHECKS = WantedChecks()
+
+
 @attrs.frozen(kw_only=True)
 class Settle:
     """Nothing more to do for this job in this run."""
@@ -427,15 +512,16 @@ class Settle:
     state: JobState
 
 
-Step: TypeAlias = Begin | Submit | AwaitTask | AwaitCallback | Fetch | Settle
+Step: TypeAlias = Begin | Submit | AwaitTask | AwaitCallback | Fetch | Compose | Verify | Settle
 
 
-def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
+def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: WantedChecks = NO_CHECKS) -> Step:
     """Return the next step of a job.
 
     Args:
         job: The job.
         callback_may_come: Whether a callback to the address of its latest attempt would still be received.
+        checks: What is to be checked once its image is saved.
     """
     task_id, api = job.task_id, job.api
     match job.state:
@@ -450,8 +536,18 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False) -> Step:
         case JobState.IN_DOUBT if callback_may_come:
             return AwaitCallback()
         case JobState.DONE | JobState.FAILED | JobState.IN_DOUBT:
-            return Settle(state=job.state)
+            return next_check(job, checks) or Settle(state=job.state)
     raise IllegalTransition(f"Job {job.key} is {job.state} without a task, its API or a result.")
+
+
+def next_check(job: JobSnapshot, checks: WantedChecks) -> Compose | Verify | None:
+    """Return the first of the wanted checks that was not made of the job's image, or None."""
+    if job.state is not JobState.DONE or job.file is None:
+        return None
+    made = job.checked or CheckResult()
+    if checks.preserve and made.is_preserved is None:
+        return Compose()
+    return Verify() if checks.verify and made.verdict is None else None
 
 
 def recover(job: JobSnapshot, at: float) -> Event | None:

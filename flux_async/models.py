@@ -12,13 +12,16 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import attrs
 
 from flux_async.api.models_table import OPTIONS, AnyModel, ApiName, CustomModel, Model, ModelName
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.images import InputImage, LocalImage, as_image, check_http_url, check_image
+
+if TYPE_CHECKING:
+    from flux_async.verification.verdict import Verdict
 
 TaskId = NewType("TaskId", str)
 """The vendor's name for one remote task: an opaque string (in practice 32 hex digits)."""
@@ -430,20 +433,49 @@ class UnclaimedTask:
 
 
 @attrs.frozen(kw_only=True)
+class CheckResult:
+    """What a batch with ``preserve`` or ``verify`` found about a result. Files are relative to its folder.
+
+    Attributes:
+        is_preserved: Whether the file is the original with only its text areas taken from the vendor's image;
+            None before that was tried.
+        not_preserved: Why the vendor's image was kept instead, in words.
+        vendor_file: The vendor's own image.
+        replaced: Share of the original's pixels that were replaced.
+        verdict: What ``verify`` found about the file, by the names of the fields of ``Verdict``; None before
+            it was verified.
+        problem: Why a check could not be made, in words. The next run tries again.
+    """
+
+    is_preserved: bool | None = None
+    not_preserved: str | None = None
+    vendor_file: str | None = None
+    replaced: float | None = None
+    verdict: Mapping[str, Any] | None = None
+    problem: str | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Succeeded:
     """The job has its image.
 
     Attributes:
         job: The job.
         image: The result at the vendor.
-        file: The image on disk, or None if it was not downloaded to a folder.
+        file: The image on disk, or None if it was not downloaded to a folder. With ``preserve`` the composed
+            image, or the vendor's where it could not be composed.
         reference: What the sink of the batch returned for the image; for a folder, the name of its file.
+        verdict: What ``verify`` found about the file, in a batch with ``verify``; None if it could not be
+            verified.
+        check: All that the checks found, in a batch with ``preserve`` or ``verify``; else None.
     """
 
     job: Job
     image: ImageResult
     file: Path | None = None
     reference: str | None = None
+    verdict: Verdict | None = None
+    check: CheckResult | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -78,6 +78,7 @@ from flux_async.images import LocalImage as LocalImage
 from flux_async.journal.store import Journal as Journal
 from flux_async.models import AspectRatio as AspectRatio
 from flux_async.models import CallbackEvent as CallbackEvent
+from flux_async.models import CheckResult as CheckResult
 from flux_async.models import Echo as Echo
 from flux_async.models import EditRequest as EditRequest
 from flux_async.models import Failed as Failed

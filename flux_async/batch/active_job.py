@@ -14,7 +14,7 @@ from flux_async.api.stored_requests import read_model
 from flux_async.batch.inputs import InputUpload
 from flux_async.clock import Wakeup
 from flux_async.errors import FluxError
-from flux_async.job_state import JobSnapshot
+from flux_async.job_state import NO_CHECKS, JobSnapshot, WantedChecks
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
 from flux_async.session import Session
@@ -90,10 +90,12 @@ class ActiveJob:
         was_cancelled: Whether its coroutine was cancelled.
         spent: Credits that the run has counted for its latest submit; None if an earlier run made it.
         measured: What the balance has shown of the cost of its task.
+        checks: The checks of its image that this run makes.
     """
 
     stored: StoredJob
     slots: JobSlots
+    checks: WantedChecks = NO_CHECKS
     is_wanted: bool = True
     callback_may_come: bool = False
     wakeup: Wakeup = attrs.field(factory=Wakeup, init=False)

@@ -19,12 +19,13 @@ import attrs
 from flux_async.api.models_table import RETENTION_S
 from flux_async.api.stored_requests import read_image
 from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.check_stage import VENDOR
 from flux_async.batch.run_context import Events, RunContext, concerns_all
 from flux_async.clock import sleep_and_read
 from flux_async.errors import DownloadError, FluxError, Scope, shown
 from flux_async.files.sink import Sink
 from flux_async.images import without_query
-from flux_async.job_state import Fetch, JobSnapshot, Problem, ResultLost, Saved
+from flux_async.job_state import NO_CHECKS, Fetch, JobSnapshot, Problem, ResultLost, Saved
 from flux_async.journal.store import StoredJob
 from flux_async.models import ImageResult
 from flux_async.policy.downloads import (
@@ -142,6 +143,8 @@ async def _try(
     """Try one download; return the error if another try may be made. ``tries`` counts this one."""
     try:
         name = await run.names.name(job.stored)
+        if job.checks.preserve:
+            name = f"{VENDOR}/{name}"
         saved = await run.client.save(image, sink, job=job.stored.as_job(), name=name)
     except DownloadError as error:
         if error.scope is Scope.STOP:
@@ -174,9 +177,13 @@ def kept_s(job: JobSnapshot) -> float:
 
 
 async def _fetch_original(job: ActiveJob, run: RunContext) -> None:
-    """Download the input, which the vendor keeps for ten minutes. A failure does not concern the result."""
+    """Download the input, which the vendor keeps for ten minutes. A failure does not concern the result.
+
+    An input with an address that is checked is downloaded from there instead.
+    """
     url, folder = job.state.origin_url, run.options.originals
-    if folder is None or url is None:
+    is_fetched_to_check = job.checks != NO_CHECKS and "://" in read_image(job.stored.request)
+    if folder is None or url is None or is_fetched_to_check:
         return
     try:
         name = await run.names.name(job.stored)

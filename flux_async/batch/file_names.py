@@ -82,11 +82,13 @@ class FileNames:
         journal: Holds the names.
         name_file: The caller's function, or None: the name is made from the job's key, which is unique.
         place: Where the files go, for messages; None if the batch saves none.
+        reserved: A folder in which no file may be named, or None.
     """
 
     journal: Journal
     name_file: Callable[[Job], str] | None
     place: str | None
+    reserved: str | None = None
 
     def check(self, job: Job) -> str:
         """Return the name of a job's file.
@@ -104,6 +106,8 @@ class FileNames:
             raise InvalidInput(f"name_file failed for job {job.key}: {shown(error)}.") from None
         if not is_safe_name(name):
             raise InvalidInput(f"{shown(name)} is no name for a file in {self.place}.")
+        if self.reserved is not None and folded_name(name).startswith(f"{self.reserved}/"):
+            raise InvalidInput(f"{shown(name)} lies in {self.reserved}/, which holds the vendor's images.")
         return name
 
     async def refused(

@@ -8,7 +8,8 @@
         await journal.record(job, events)     # returns after the commit
 
 Decisions are made in :mod:`flux_async.job_state`. The steps are :mod:`~flux_async.batch.submitting`,
-awaiting the task (here), :mod:`~flux_async.batch.in_doubt` and :mod:`~flux_async.batch.downloads`.
+awaiting the task (here), :mod:`~flux_async.batch.in_doubt`, :mod:`~flux_async.batch.downloads` and
+:mod:`~flux_async.batch.checks`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from flux_async.advice import fill, python_words
 from flux_async.api.parsing import check_task_id
 from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.check_stage import read_verdict
+from flux_async.batch.checks import check
 from flux_async.batch.downloads import fetch
 from flux_async.batch.in_doubt import Found, check_echo, resolve_doubt
 from flux_async.batch.run_context import Events, RunContext, concerns_all
@@ -27,6 +30,7 @@ from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
     Begin,
+    Compose,
     EchoContradicted,
     Event,
     Fetch,
@@ -39,6 +43,7 @@ from flux_async.job_state import (
     TaskEnded,
     TaskEndedRetryable,
     TaskSucceeded,
+    Verify,
     next_step,
 )
 from flux_async.models import Failed, ImageResult, InDoubt, Job, Outcome, Succeeded
@@ -77,7 +82,7 @@ async def run_job(job: ActiveJob, run: RunContext) -> Outcome | None:
 
 async def _decide(job: ActiveJob, run: RunContext) -> Step:
     """Return the next step. A job in doubt first takes its task, if another job's poll has found it."""
-    step = next_step(job.state, callback_may_come=job.callback_may_come)
+    step = next_step(job.state, callback_may_come=job.callback_may_come, checks=job.checks)
     if isinstance(step, Settle) and step.state is JobState.IN_DOUBT:
         for task in await run.journal.offers_to(job.number):
             if await run.adopt(job, task):
@@ -98,6 +103,8 @@ async def _perform(step: Step, job: ActiveJob, run: RunContext) -> Events | Leav
             return await _await_task(step, job, run)  # its address may be old: the record has a new one
         case Fetch():
             return await fetch(job, run, step)
+        case Compose() | Verify():
+            return await check(step, job, run)
         case _:
             raise AssertionError(step)  # an intent outlives neither its submit nor a restart
 
@@ -205,7 +212,15 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
             api=snapshot.api or "kontext",
         )
         file = directory / snapshot.file if directory is not None and snapshot.file else None
-        return Succeeded(job=job, image=image, file=file, reference=snapshot.file)
+        checked = snapshot.checked
+        return Succeeded(
+            job=job,
+            image=image,
+            file=file,
+            reference=snapshot.file,
+            verdict=None if checked is None else read_verdict(checked.verdict),
+            check=checked,
+        )
     error = error or _restored(snapshot)
     return (InDoubt if snapshot.state is JobState.IN_DOUBT else Failed)(job=job, error=error)
 

@@ -12,11 +12,13 @@ import attrs
 
 from flux_async.api.models_table import AnyModel, ApiName, CustomModel, Model, Prices
 from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch.check_stage import Checker
 from flux_async.batch.progress import ProgressObserver
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_source import Source
 from flux_async.files.image_writer import SavedFile
 from flux_async.files.sink import SavedResult, Sink, check_sink
+from flux_async.job_state import NO_CHECKS, WantedChecks
 from flux_async.journal.store import Journal
 from flux_async.models import ImageRequest, ImageResult, InDoubtPolicy, Job, TaskId, TaskRecord, UploadedFile
 from flux_async.policy import check_function, check_positive, of_kind
@@ -24,6 +26,7 @@ from flux_async.policy.polling import PollPolicy
 from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import Poller
 from flux_async.session import Session
+from flux_async.verification.preserve import PreserveFormat
 
 
 def check_client(value: object) -> None:
@@ -89,6 +92,10 @@ class BatchOptions(TypedDict, total=False):
     patience: float
     callbacks: CallbackEndpoint | None
     via_upload: bool
+    preserve: bool
+    verify: bool
+    preserve_format: PreserveFormat
+    checks: Checker | None
     on_progress: ProgressObserver | None
 
 
@@ -158,6 +165,7 @@ class RunOptions:
         callbacks: Where the vendor reports ends; None for no callbacks.
         in_doubt: What becomes of a submit in doubt once no callback can come any more.
         via_upload: Whether images that have an address go to the upload host first, too.
+        checks: What is checked once an image is saved.
 
     Raises:
         InvalidInput: One of them has the wrong type.
@@ -172,6 +180,7 @@ class RunOptions:
     callbacks: CallbackEndpoint | None = attrs.field()
     in_doubt: InDoubtPolicy
     via_upload: bool
+    checks: WantedChecks = NO_CHECKS
 
     @sink.validator
     def _check_sink(self, _: object, value: object) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Literal, Protocol
 
 import attrs
 
 from flux_async.batch.notebook import to_html
 from flux_async.errors import Charge, RequestNotSent
 from flux_async.job_state import (
+    Composed,
     Event,
     JobSnapshot,
     JobState,
+    NotChecked,
     SubmitIntended,
     TaskEnded,
     TaskEndedRetryable,
     TaskSucceeded,
+    Verified,
+    verdict_in,
 )
 from flux_async.session import Session
 
@@ -36,6 +42,12 @@ class BatchProgress:
         generating: Tasks at the vendor.
         fetching: Images that are being downloaded.
         retrying: Those of them whose download failed and is tried again.
+        preserving: Images that are being composed with their originals, or wait for a worker process.
+        verifying: Images that are being verified, or wait for one.
+        preserved: Images that this run has composed.
+        not_preserved: Images that could not be composed; the vendor's image is their result.
+        not_checked: Images of which a check could not be made; the next run tries again.
+        verdicts: Images that this run has verified, by verdict.
         succeeded: Jobs that have their image.
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
@@ -54,6 +66,12 @@ class BatchProgress:
     generating: int = 0
     fetching: int = 0
     retrying: int = 0
+    preserving: int = 0
+    verifying: int = 0
+    preserved: int = 0
+    not_preserved: int = 0
+    not_checked: int = 0
+    verdicts: Mapping[str, int] = attrs.field(factory=dict)
     succeeded: int = 0
     failed: int = 0
     in_doubt: int = 0
@@ -96,6 +114,12 @@ class Tally:
     measured: float = 0.0
     refundable: float = 0.0
     failures: int = 0
+    preserving: int = 0
+    verifying: int = 0
+    preserved: int = 0
+    not_preserved: int = 0
+    not_checked: int = 0
+    verdicts: Counter[str] = attrs.field(factory=Counter)
     _states: Counter[JobState] = attrs.field(factory=Counter)
     _ended: Counter[str] = attrs.field(factory=Counter)
 
@@ -132,7 +156,9 @@ class Tally:
         """
         self._states[before] -= 1
         self._states[after.state] += 1
-        if isinstance(event, SubmitIntended):
+        if isinstance(event, Composed | Verified | NotChecked):
+            self._add_check(event)
+        elif isinstance(event, SubmitIntended):
             self.submits += 1
         elif before is JobState.SUBMITTING and after.charge is Charge.NO:
             self.credits -= spent or 0.0  # it was counted when the submit got its permit
@@ -149,6 +175,16 @@ class Tally:
                 spent = event.credits
             self.refundable += 0.0 if isinstance(event, TaskSucceeded) else spent
         return spent
+
+    def _add_check(self, event: Composed | Verified | NotChecked) -> None:
+        match event:
+            case Composed(reason=reason):
+                self.preserved += reason is None
+                self.not_preserved += reason is not None
+            case Verified(verdict=verdict):
+                self.verdicts[verdict_in(verdict)] += 1
+            case NotChecked():
+                self.not_checked += 1
 
     def add_outcome(self, how: str, state: JobState) -> None:
         """Count an outcome."""
@@ -168,6 +204,12 @@ class Tally:
             generating=self.generating,
             fetching=self._states[JobState.GENERATED],
             retrying=self.retrying,
+            preserving=self.preserving,
+            verifying=self.verifying,
+            preserved=self.preserved,
+            not_preserved=self.not_preserved,
+            not_checked=self.not_checked,
+            verdicts=dict(self.verdicts),
             succeeded=self._ended["Succeeded"],
             failed=self._ended["Failed"],
             in_doubt=in_doubt,
@@ -205,6 +247,19 @@ class ProgressReporter:
             return self.tally.progress(elapsed_s=elapsed_s)
         reason = pause.error.message.rstrip(".")
         return self.tally.progress(elapsed_s=elapsed_s, pause_left_s=pause.delay(now), pause_reason=reason)
+
+    @contextlib.contextmanager
+    def checking(self, kind: Literal["preserving", "verifying"]) -> Iterator[None]:
+        """Count an image that is checked while this is held."""
+        tally = self.tally
+        tally.preserving += kind == "preserving"
+        tally.verifying += kind == "verifying"
+        self.notify()
+        try:
+            yield
+        finally:
+            tally.preserving -= kind == "preserving"
+            tally.verifying -= kind == "verifying"
 
     def notify(self) -> None:
         """Call the observer; what it raises is logged and goes no further."""

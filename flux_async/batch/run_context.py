@@ -12,6 +12,7 @@ import attrs
 
 from flux_async.api.stored_requests import read_image
 from flux_async.batch.active_job import ActiveJob, ActiveJobs, RunSlots
+from flux_async.batch.check_stage import CheckStage
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import InputUpload
 from flux_async.batch.options import BatchClient, RunOptions
@@ -20,7 +21,16 @@ from flux_async.batch.progress import ProgressReporter
 from flux_async.batch.run_control import Budget, RunControl
 from flux_async.errors import ConfigurationError, FluxError, JobConflictError, Scope
 from flux_async.images import without_query
-from flux_async.job_state import EchoContradicted, Event, JobSnapshot, JobState, TaskFound, apply
+from flux_async.job_state import (
+    NO_CHECKS,
+    EchoContradicted,
+    Event,
+    JobSnapshot,
+    JobState,
+    TaskFound,
+    WantedChecks,
+    apply,
+)
 from flux_async.journal.ownership import KnownTask
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Echo
@@ -50,6 +60,7 @@ class RunContext:
         budget: The credits it may spend.
         prices: Measures the price of each model.
         progress: Counts events for observers.
+        checks: Checks the results, or None.
         call: The run as a call on the session, from its start on.
         jobs: The jobs that the run works on.
         slots: Bounds them.
@@ -63,6 +74,7 @@ class RunContext:
     control: RunControl
     budget: Budget
     progress: ProgressReporter
+    checks: CheckStage | None = None
     prices: PriceCheck = attrs.field(init=False)
     call: Call = attrs.field(init=False)
     jobs: ActiveJobs = attrs.field(factory=ActiveJobs, init=False)
@@ -103,6 +115,10 @@ class RunContext:
             log_event(job.stored, snapshot, happened)
         if isinstance(event, EchoContradicted) and event.belongs_to is not None:
             self.jobs.wake(event.belongs_to)  # the journal offers the task to that job
+
+    def checks_of(self, stored: StoredJob) -> WantedChecks:
+        """Return the checks that can be made of a job: none where it was made from no image."""
+        return self.options.checks if self.checks is not None and read_image(stored.request) else NO_CHECKS
 
     async def adopt(self, job: ActiveJob, task: KnownTask) -> bool:
         """Record the task that a callback, or another job's poll, named; False if another job has it."""

@@ -28,6 +28,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.api.models_table import RETENTION_S, Prices
 from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch.check_stage import VENDOR, Checker, check_stage
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
 from flux_async.batch.job_runner import outcome_of
@@ -50,7 +51,7 @@ from flux_async.batch.run_control import Budget, PauseWatch, RunControl
 from flux_async.batch.scheduler import CallbackReader, Scheduler
 from flux_async.errors import FluxError, InvalidInput, JournalError, Scope
 from flux_async.files.sink import FolderSink, Sink
-from flux_async.job_state import FINAL, JobState
+from flux_async.job_state import FINAL, JobState, WantedChecks
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Failed, InDoubtPolicy, Job, JobKey, Outcome
 from flux_async.policy import check_positive
@@ -60,6 +61,7 @@ from flux_async.policy.price import PriceGuard
 from flux_async.policy.retry import RetryPolicy
 from flux_async.session import Session
 from flux_async.transport.background import wait_until_done
+from flux_async.verification.preserve import PreserveFormat
 
 job_logger: logging.Logger = logging.getLogger("flux_async.jobs")
 
@@ -86,6 +88,10 @@ def run_batch(
     patience: float = PATIENCE_S,
     callbacks: CallbackEndpoint | None = None,
     via_upload: bool = False,
+    preserve: bool = False,
+    verify: bool = False,
+    preserve_format: PreserveFormat = "png",
+    checks: Checker | None = None,
     on_progress: ProgressObserver | None = None,
 ) -> BatchRun:
     """Return a batch of many jobs: ``async with`` starts it, ``async for`` receives the outcomes.
@@ -119,12 +125,24 @@ def run_batch(
             journal, in this process or another, must answer there. A submit whose answer was lost is then
             settled by its callback; if none comes within ``doubt_wait_s``, ``in_doubt`` decides.
         via_upload: Put images that have an address on the vendor's upload host first, too.
+        preserve: Compose each result with its original, in worker processes: only the text areas come from
+            the vendor's image, which stays in ``directory/vendor``. Where that is not certain enough, the
+            vendor's image is the result, and ``Succeeded.check.not_preserved`` says why. Needs ``directory``
+            and the extra ``verify``. An original with an address is downloaded once, into ``originals`` or
+            ``directory/originals``. Images that an earlier run has saved are composed, too.
+        verify: Verify each result, after ``preserve``: ``Succeeded.verdict``. It needs the same.
+        preserve_format: Format of composed images: ``png``, ``webp``, ``tiff``, or ``jpeg``, which changes
+            every pixel a little.
+        checks: Worker processes that several batches share, an :class:`flux_async.ImageChecks`; left out, the
+            batch has its own.
         on_progress: Called at every change; it cannot break the run. Left out in a Jupyter notebook, a bar
             below the cell follows the run.
 
     Raises:
         InvalidInput: An option is out of range or of a wrong type; nothing was opened or sent.
+        MissingExtra: ``preserve`` or ``verify`` needs an extra that is not installed.
     """
+    wanted = WantedChecks(preserve=check_flag(preserve, "preserve"), verify=check_flag(verify, "verify"))
     check_client(client)
     check_images(images)
     check_functions(name_file, on_progress)
@@ -134,6 +152,9 @@ def run_batch(
         raise InvalidInput("directory and originals are one folder: the files would overwrite each other.")
     if directory is not None and sink is not None:
         raise InvalidInput("directory and sink are both destinations for results: give one of them.")
+    stage = check_stage(
+        wanted, directory=directory, originals=originals, format=preserve_format, checker=checks
+    )
     options = RunOptions(
         directory=None if directory is None else Path(directory),
         sink=sink if directory is None else FolderSink(directory),
@@ -144,6 +165,7 @@ def run_batch(
         callbacks=callbacks,
         in_doubt=in_doubt_policy(in_doubt),
         via_upload=check_flag(via_upload, "via_upload"),
+        checks=wanted,
     )
     control, tally = RunControl(session=client.session), Tally(expects_callbacks=callbacks is not None)
     budget = Budget(
@@ -157,12 +179,18 @@ def run_batch(
         client=client,
         journal=kept,
         options=options,
-        names=FileNames(journal=kept, name_file=name_file, place=options.place),
+        names=FileNames(
+            journal=kept,
+            name_file=name_file,
+            place=options.place,
+            reserved=VENDOR if wanted.preserve else None,
+        ),
         control=control,
         budget=budget,
         progress=ProgressReporter(
             session=client.session, tally=tally, observer=on_progress or NotebookBar.here()
         ),
+        checks=stage,
     )
     return BatchRun(images=images, run=run, owns_journal=kept is not journal)
 
@@ -286,7 +314,8 @@ class BatchRun:
     async def _work(self, send: MemoryObjectSendStream[Outcome]) -> None:
         """Start jobs until there is nothing left to start, and wait until all have ended."""
         run = self._run
-        async with send, self._session.call() as run.call:
+        checks = contextlib.nullcontext() if run.checks is None else run.checks
+        async with send, checks, self._session.call() as run.call:
             await run.journal.reserve_room()
             await run.journal.recover()
             await self._learned.load()
@@ -316,6 +345,7 @@ class BatchRun:
                 helpers.start_soon(reader.peek)
         await self._start_paid(scheduler)
         await self._feed(scheduler)
+        await self._start_unchecked(scheduler)
         if reader is not None:
             await reader.has_read.wait()
         await self._run.jobs.all_done()
@@ -334,6 +364,15 @@ class BatchRun:
                 if self._run.control.is_abandoned:
                     return
                 await scheduler.start_paid(stored)
+
+    async def _start_unchecked(self, scheduler: Scheduler) -> None:
+        """Start what earlier runs have saved and not checked, after the inputs, which take longer."""
+        if self._run.checks is None:
+            return
+        async for stored in self._run.journal.iter_jobs(JobState.DONE):
+            if not self._run.control.is_spending:
+                return
+            await scheduler.start_unchecked(stored)
 
     async def _feed(self, scheduler: Scheduler) -> None:
         run = self._run

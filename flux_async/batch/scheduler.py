@@ -12,7 +12,7 @@ from flux_async.batch.active_job import ActiveJob, JobSlots
 from flux_async.batch.job_runner import run_job
 from flux_async.batch.run_context import RunContext
 from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
-from flux_async.job_state import FINAL, JobState
+from flux_async.job_state import FINAL, JobState, next_check
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import StoredJob
 from flux_async.models import Failed, InDoubt, Outcome
@@ -56,6 +56,11 @@ class Scheduler:
         if stored.number not in self.run.jobs and stored.number not in self._reported:
             await self._start(stored, is_input=False)
 
+    async def start_unchecked(self, stored: StoredJob) -> None:
+        """Start a job whose image an earlier run has saved and not checked as this run does."""
+        if next_check(stored.job, self.run.checks_of(stored)) is not None:
+            await self.start_paid(stored)
+
     def start_unwanted(self, stored: StoredJob) -> None:
         """Start a job in doubt that a callback names and no input does; it takes its slots when needed."""
         if stored.number in self._reported:
@@ -76,17 +81,23 @@ class Scheduler:
     def _new(self, stored: StoredJob, *, is_wanted: bool = True) -> ActiveJob:
         may_come = self.run.options.callbacks is not None or stored.job.state is JobState.IN_DOUBT
         slots = JobSlots(self.run.slots)
-        return ActiveJob(stored=stored, slots=slots, is_wanted=is_wanted, callback_may_come=may_come)
+        return ActiveJob(
+            stored=stored,
+            slots=slots,
+            checks=self.run.checks_of(stored),
+            is_wanted=is_wanted,
+            callback_may_come=may_come,
+        )
 
     async def _work_on(self, job: ActiveJob, *, is_fresh: bool) -> None:
         """Run one job and hand over its outcome; one that is not fresh is read from the journal again."""
         run, tally, slots = self.run, self.run.progress.tally, self.run.slots
         try:
-            if job.is_wanted:
+            if job.is_wanted and job.state.state not in FINAL:
                 await job.slots.take_task()
             if not is_fresh:
                 stored = await run.journal.job(job.state.key)
-                if stored is None or stored.job.state in FINAL:
+                if stored is None or self._is_over(stored):
                     return
                 job.stored = stored
             tally.add_job(job.state.state)
@@ -99,6 +110,10 @@ class Scheduler:
         finally:
             job.slots.give_back()
             run.jobs.remove(job.number)
+
+    def _is_over(self, stored: StoredJob) -> bool:
+        """Whether there is nothing to do for a job, not even a check."""
+        return stored.job.state in FINAL and next_check(stored.job, self.run.checks_of(stored)) is None
 
     async def _outcome_of(self, job: ActiveJob) -> Outcome | None:
         try:
@@ -114,7 +129,7 @@ class Scheduler:
         return outcome
 
     async def _hand_over(self, job: ActiveJob, outcome: Outcome) -> None:
-        if job.state.state not in FINAL:
+        if not self._is_over(job.stored):
             self._reported.add(job.number)
         self.run.progress.tally.add_outcome(type(outcome).__name__, job.state.state)
         self.run.progress.notify()

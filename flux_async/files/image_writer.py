@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 import threading
@@ -132,7 +133,7 @@ class IncomingImage:
         await self._flush()
         suffix, (width, height) = self._part.check_whole()
         await self._in_thread(self._part.flush)
-        name = _with_suffix(self._name, suffix) if self._match_suffix else self._name
+        name = with_suffix(self._name, suffix) if self._match_suffix else self._name
         return ImageStream(
             name=str(name),
             sha256=self._part.sha256,
@@ -157,7 +158,7 @@ class IncomingImage:
         try:
             await anyio.to_thread.run_sync(work, *arguments)
         except OSError as error:
-            raise _disk_error(error, self._destination) from None
+            raise disk_error(error, self._destination) from None
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -197,7 +198,7 @@ class ImageStream:
         try:
             is_moved = await anyio.to_thread.run_sync(self._part.finish, path, self._given_up)
         except OSError as error:
-            raise _disk_error(error, path) from None
+            raise disk_error(error, path) from None
         if not is_moved:
             raise given_up_error()
 
@@ -207,7 +208,8 @@ def given_up_error() -> DownloadError:
     return DownloadError("The caller of the download was cancelled.", retryable=False)
 
 
-def _disk_error(error: OSError, destination: Path) -> DownloadError:
+def disk_error(error: OSError, destination: Path) -> DownloadError:
+    """Return the error of a file that could not be written."""
     of_folder = error.filename2 is None  # two names: an existing file is in the way
     why = error.strerror or str(error)
     if of_folder and error.errno in _NO_PLACE:
@@ -225,7 +227,7 @@ def _disk_error(error: OSError, destination: Path) -> DownloadError:
     )
 
 
-def _with_suffix(path: PurePosixPath, suffix: str) -> PurePosixPath:
+def with_suffix(path: PurePosixPath, suffix: str) -> PurePosixPath:
     """Replace an image's suffix; any other, as in ``photo.1``, is part of the name."""
     known = path.suffix.lower() in IMAGE_ENDINGS
     return path.with_suffix(suffix) if known else path.with_name(path.name + suffix)
@@ -237,8 +239,7 @@ class _PartFile:
     def __init__(self, destination: Path | None, limits: DownloadLimits) -> None:
         self._mode = 0o600 if destination is None else 0o666  # other users can read the temporary folder
         destination = destination or Path(tempfile.gettempdir(), "image")
-        digits = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:12]
-        self.path: Path = destination.with_name(f".{digits}-{secrets.token_hex(4)}.part")
+        self.path: Path = _part_path(destination)
         self._limits = limits
         self._file: BinaryIO | None = None
         self._reader = ImageReader()
@@ -322,6 +323,55 @@ class _PartFile:
                     self._file.close()
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+
+def part_beside(destination: Path) -> Path:
+    """Return the path of a part file for an image that another process writes; missing folders are made.
+
+    Raises:
+        DownloadError: The disk refuses it.
+    """
+    part = _part_path(destination)
+    try:
+        _make_part(part, 0o666).close()
+    except OSError as error:
+        raise disk_error(error, destination) from None
+    return part
+
+
+def copy_to_part(source: Path, destination: Path) -> Path:
+    """Copy a file to a part file beside ``destination`` and return its path.
+
+    Raises:
+        DownloadError: The disk refuses it.
+    """
+    part = part_beside(destination)
+    try:
+        shutil.copyfile(source, part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise disk_error(error, destination) from None
+    return part
+
+
+def finish_part(part: Path, destination: Path) -> None:
+    """Rename a complete and synced part file; an existing file is replaced.
+
+    Raises:
+        DownloadError: The disk refuses it.
+    """
+    try:
+        part.replace(destination)
+    except OSError as error:
+        raise disk_error(error, destination) from None
+    _sync_folder(destination.parent)
+
+
+def _part_path(destination: Path) -> Path:
+    digits = hashlib.sha256(os.fsencode(destination.name)).hexdigest()[:12]
+    return destination.with_name(f".{digits}-{secrets.token_hex(4)}.part")
 
 
 def _make_part(path: Path, mode: int) -> BinaryIO:

@@ -23,12 +23,12 @@ from flux_async.job_state import (
     events_of_lost_submit,
 )
 from flux_async.journal import ownership
-from flux_async.models import Echo, EditRequest, ImageRequest, Job, JobKey
+from flux_async.models import CheckResult, Echo, EditRequest, ImageRequest, Job, JobKey
 
 if TYPE_CHECKING:
     import sqlite3
 
-_CONVERTED = ("state", "charge", "problem", "echo")
+_CONVERTED = ("state", "charge", "problem", "echo", "checked")
 _PLAIN = [a.name for a in attrs.fields(JobSnapshot) if a.name not in {"key", *_CONVERTED}]
 _COLUMNS = ", ".join(("number", "request", "source", "source_folder", "key", *_CONVERTED, *_PLAIN))
 _UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in (*_CONVERTED, *_PLAIN))} WHERE number = ?"
@@ -83,7 +83,7 @@ def select_jobs(connection: sqlite3.Connection, where: str, *values: object) -> 
 
 
 def _stored_job(row: tuple[Any, ...]) -> StoredJob:
-    number, request, source, source_folder, key, state, charge, problem, echo, *plain = row
+    number, request, source, source_folder, key, state, charge, problem, echo, checked, *plain = row
     return StoredJob(
         number=number,
         request=request,
@@ -95,6 +95,7 @@ def _stored_job(row: tuple[Any, ...]) -> StoredJob:
             charge=_CHARGES[charge],
             problem=None if problem is None else Problem(**json.loads(problem)),
             echo=None if echo is None else Echo(echo),
+            checked=None if checked is None else CheckResult(**json.loads(checked)),
             **dict(zip(_PLAIN, plain, strict=True)),
         ),
     )
@@ -117,7 +118,8 @@ def write_event(
     """
     problem = None if job.problem is None else json.dumps(attrs.asdict(job.problem))
     echo = None if job.echo is None else job.echo.value
-    values = (job.state.value, job.charge.value, problem, echo, *_plain_values(job), number)
+    checked = None if job.checked is None else json.dumps(attrs.asdict(job.checked))
+    values = (job.state.value, job.charge.value, problem, echo, checked, *_plain_values(job), number)
     if before is None:
         changed = connection.execute(_UPDATE, values)
     else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x464C5558
 """"FLUX" in ASCII: marks a file as a journal, so that another program's database is never used as one."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Stored as ``user_version``. A journal of another version is refused."""
 
 BUSY_S = 30.0

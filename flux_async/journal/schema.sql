@@ -1,4 +1,4 @@
--- The journal of a batch, version 2: which results are wanted, the state of each job, and everything that
+-- The journal of a batch, version 3: which results are wanted, the state of each job, and everything that
 -- happened to it. The index one_live_attempt holds the most important invariant: a job never has two live
 -- attempts, whatever the code above the database does. Times are seconds since the epoch.
 --
@@ -35,6 +35,7 @@ CREATE TABLE job (
   origin_url    TEXT,
   file          TEXT,
   sha256        TEXT,                         -- of the saved file
+  checked       TEXT,                         -- JSON: what the checks of the saved file found
   submitted_at  REAL,
   generated_at  REAL,
   finished_at   REAL,

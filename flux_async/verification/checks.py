@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 from flux_async.errors import CheckFailed, InvalidInput, shown
 from flux_async.verification.image_files import MAX_PIXELS, ImageFile
 from flux_async.verification.preserve import PreserveFormat, preserve
+from flux_async.verification.preserved_file import PreservedFile, preserve_file
 from flux_async.verification.verify import has_text, verify
 from flux_async.verification.worker_pool import TRIES, WorkerEnded, WorkerPool
 
@@ -83,6 +84,23 @@ class ImageChecks:
         """
         return await self._run(preserve, _sent(original), _sent(result), format=format, max_pixels=max_pixels)
 
+    async def preserve_file(
+        self,
+        original: ImageFile,
+        result: ImageFile,
+        destination: str | os.PathLike[str],
+        *,
+        format: PreserveFormat = "png",  # noqa: A002 - as in preserve
+    ) -> PreservedFile:
+        """Return what :func:`preserve_file` returns, and raise its errors.
+
+        Raises:
+            CheckFailed: The process that did it ended, three times.
+            ClientClosed: After ``aclose()``.
+        """
+        files = _sent(original), _sent(result), _absolute(destination)
+        return await self._run(preserve_file, *files, format=format)
+
     async def has_text(self, image: ImageFile, *, max_pixels: int = MAX_PIXELS) -> bool:
         """Return what :func:`has_text` returns, and raise its errors.
 
@@ -108,5 +126,9 @@ class ImageChecks:
 def _sent(image: ImageFile) -> ImageFile:
     """Return an image as a worker can take it: its bytes, or an absolute path."""
     if isinstance(image, str | os.PathLike):
-        return os.path.abspath(image)  # noqa: PTH100 - of str and bytes paths alike, without touching the disk
+        return _absolute(image)
     return bytes(image) if isinstance(image, memoryview) else image
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(path)  # noqa: PTH100 - of str and bytes paths alike, without touching the disk

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PreserveFormat: TypeAlias = Literal["png", "webp", "tiff", "jpeg"]
 """Formats in which a composed image is written. All but ``jpeg`` keep every pixel."""
 
-_FORMATS = ("png", "webp", "tiff", "jpeg")
+FORMATS: tuple[PreserveFormat, ...] = ("png", "webp", "tiff", "jpeg")
 
 
 def preserve(
@@ -43,10 +43,10 @@ def preserve(
         InvalidInput: A file is missing, damaged, too large or no image, or ``format`` is unknown.
         MissingExtra: The extra ``verify`` is not installed.
     """
-    if format not in _FORMATS:
+    if format not in FORMATS:
         raise InvalidInput(
             f"{shown(format)} is no format for a composed image.",
-            advice=f"Choose one of {', '.join(_FORMATS)}.",
+            advice=f"Choose one of {', '.join(FORMATS)}.",
         )
     files = read_file(original, "original"), read_file(result, "result")
     try:

@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "poll_rate": {"clock"},
     "client": L0 | L1 | L2 | L3 | {"batch", "client_options", "__version__"},
     "client_options": L0 | L1,
-    "batch": L0 | L1 | L2 | L3 | {"telemetry"},
+    "batch": L0 | L1 | L2 | L3 | {"telemetry", "verification"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1,
     "engine": L0 | L1 | L2 | L3 | {"client"},
@@ -76,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED_FOR_TYPING: dict[str, set[str]] = {
     # What only type checkers see, under `if TYPE_CHECKING:`, may also point sideways here.
     "errors": {"api.models_table", "models"},
+    "models": {"verification.verdict"},
 }
 OUTSIDE: dict[str, set[str]] = {
     # The third-party packages it may import.

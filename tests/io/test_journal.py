@@ -521,7 +521,7 @@ def _with_version(version: int, path: Path) -> None:
         connection.executescript(f"PRAGMA user_version = {version}; PRAGMA journal_mode = DELETE;")
 
 
-_older, _newer = partial(_with_version, 1), partial(_with_version, 3)
+_older, _newer = partial(_with_version, 1), partial(_with_version, 4)
 
 
 def _corrupt(path: Path) -> None:
@@ -552,8 +552,8 @@ async def _make(path: Path) -> None:
     [
         (_text, JournalError, "is not a journal"),
         (_foreign, JournalError, "another program's database"),
-        (_older, JournalVersionError, "unsupported journal version 1: this release supports 2"),
-        (_newer, JournalVersionError, "unsupported journal version 3: this release supports 2"),
+        (_older, JournalVersionError, "unsupported journal version 1: this release supports 3"),
+        (_newer, JournalVersionError, "unsupported journal version 4: this release supports 3"),
         (_corrupt, JournalError, "damaged"),
         (_cut, JournalError, "damaged"),
         (_scrambled_header, JournalError, "damaged"),

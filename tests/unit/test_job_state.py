@@ -19,12 +19,15 @@ from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
     Begin,
+    Compose,
+    Composed,
     EchoContradicted,
     Event,
     Fetch,
     IllegalTransition,
     JobSnapshot,
     JobState,
+    NotChecked,
     Problem,
     ResubmitGranted,
     ResultLost,
@@ -41,12 +44,15 @@ from flux_async.job_state import (
     TaskEndedRetryable,
     TaskFound,
     TaskSucceeded,
+    Verified,
+    Verify,
+    WantedChecks,
     apply,
     events_of_lost_submit,
     next_step,
     recover,
 )
-from flux_async.models import Echo, JobKey, TaskId, TaskRecord, TaskStatus
+from flux_async.models import CheckResult, Echo, JobKey, TaskId, TaskRecord, TaskStatus
 
 P, S, SUBMITTED, G = JobState.PENDING, JobState.SUBMITTING, JobState.SUBMITTED, JobState.GENERATED
 DONE, FAILED, DOUBT = JobState.DONE, JobState.FAILED, JobState.IN_DOUBT
@@ -68,6 +74,9 @@ EVENTS: tuple[Event, ...] = (
     TaskEnded(at=4, problem=PROBLEM),
     TaskEndedRetryable(at=4, problem=PROBLEM),
     Saved(at=5, file="a.jpg"),
+    Composed(at=6, file="a.png", sha256="1" * 64, vendor_file="vendor/a.jpg", replaced=0.2),
+    Verified(at=7, verdict={"kind": "clean"}),
+    NotChecked(at=7, problem="The original is gone."),
     ResultLost(at=5, problem=PROBLEM),
     RetryGranted(at=6),
 )
@@ -95,6 +104,9 @@ LEGAL = {
     (G, TaskEnded): FAILED,
     (G, ResultLost): FAILED,
     (DONE, Saved): DONE,
+    (DONE, Composed): DONE,
+    (DONE, Verified): DONE,
+    (DONE, NotChecked): DONE,
     (FAILED, RetryGranted): P,
 }
 
@@ -227,6 +239,28 @@ def test_the_echo_of_a_task_stays_with_it() -> None:
     assert apply(again, SubmitIntended(api="kontext", at=6)).echo is None
 
 
+def test_checks_keep_what_they_found_about_the_file() -> None:
+    """A composed image replaces the vendor's; a refusal keeps it; a new image has no findings."""
+    saved = apply(job(G), BY_TYPE[Saved])
+    failed = apply(saved, NotChecked(at=6, problem="The original is gone."))
+    assert failed.checked == CheckResult(problem="The original is gone.")
+    verified = apply(failed, Verified(at=7, verdict={"kind": "damaged"}))
+    assert (verified.file, verified.checked) == ("a.jpg", CheckResult(verdict={"kind": "damaged"}))
+    composed = apply(verified, BY_TYPE[Composed])
+    assert (composed.file, composed.sha256) == ("a.png", "1" * 64)
+    assert composed.checked == CheckResult(is_preserved=True, vendor_file="vendor/a.jpg", replaced=0.2)
+    refusal = Composed(at=8, file="a.jpg", sha256="2" * 64, vendor_file="vendor/a.jpg", reason="no text")
+    refused = apply(verified, refusal)
+    assert refused.checked == CheckResult(
+        is_preserved=False,
+        not_preserved="no text",
+        vendor_file="vendor/a.jpg",
+        verdict={"kind": "damaged"},
+    )
+    assert apply(refused, Saved(at=9, file="a.jpg")).checked is None
+    assert apply(attrs.evolve(refused, state=P), BY_TYPE[SubmitIntended]).checked is None
+
+
 # --- what comes next --------------------------------------------------------------------------------------
 
 
@@ -253,6 +287,21 @@ def test_a_job_in_doubt_whose_callback_may_come_waits_for_it() -> None:
     assert next_step(job(JobState.IN_DOUBT), callback_may_come=True) == AwaitCallback()
     for state in set(JobState) - {JobState.IN_DOUBT}:
         assert next_step(job(state), callback_may_come=True) == next_step(job(state))
+
+
+def test_wanted_checks_follow_the_saved_image() -> None:
+    """Composed first, then verified; each once; without a file there is nothing to check."""
+    both = WantedChecks(preserve=True, verify=True)
+    saved = apply(job(G), BY_TYPE[Saved])
+    assert next_step(saved) == next_step(job(DONE), checks=both) == Settle(state=DONE)
+    assert next_step(saved, checks=both) == Compose()
+    composed = apply(saved, BY_TYPE[Composed])
+    assert next_step(composed, checks=both) == next_step(saved, checks=WantedChecks(verify=True)) == Verify()
+    assert next_step(composed, checks=WantedChecks(preserve=True)) == Settle(state=DONE)
+    assert next_step(apply(composed, BY_TYPE[Verified]), checks=both) == Settle(state=DONE)
+    not_checked = apply(saved, BY_TYPE[NotChecked])
+    assert next_step(not_checked, checks=both) == Compose()
+    assert next_step(job(FAILED), checks=both) == Settle(state=FAILED)
 
 
 def test_a_refused_job_waits() -> None:

@@ -1,0 +1,204 @@
+"""What checks the results of a run: its files, its worker processes, and the verdicts of the journal."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import attrs
+
+from flux_async.errors import InvalidInput, MissingExtra, shown
+from flux_async.files.image_writer import IMAGE_ENDINGS, copy_to_part, finish_part, with_suffix
+from flux_async.images import LocalImage
+from flux_async.job_state import NO_CHECKS, WantedChecks
+from flux_async.verification.preserve import FORMATS, PreserveFormat
+
+if TYPE_CHECKING:
+    from flux_async.verification.preserved_file import PreservedFile
+    from flux_async.verification.verdict import Verdict
+
+VENDOR = "vendor"
+"""The folder, in that of the results, with the vendor's own images where they are composed."""
+
+_NEEDED = ("PIL", "cv2", "numpy", "onnxruntime", "rapidocr")
+
+
+class Checker(Protocol):
+    """What makes the checks; ``ImageChecks`` does it in worker processes."""
+
+    async def verify(self, original: Path, result: Path, /) -> Verdict:
+        """Return what became of the text, and of everything else."""
+
+    async def preserve_file(
+        self,
+        original: Path,
+        result: Path,
+        destination: Path,
+        /,
+        *,
+        format: PreserveFormat,  # noqa: A002 - as in preserve
+    ) -> PreservedFile:
+        """Write the composed image over ``destination``, unless it is refused."""
+
+    async def aclose(self) -> None:
+        """End the processes."""
+
+
+@attrs.define(kw_only=True, eq=False)
+class CheckStage:
+    """The checks of one run, and where their files are.
+
+    Attributes:
+        wanted: The checks.
+        directory: The folder of the results.
+        originals: Receives originals that have an address.
+        format: Format of composed images.
+        checker: Makes the checks; None starts processes of the run's own with the first check.
+    """
+
+    wanted: WantedChecks
+    directory: Path
+    originals: Path
+    format: PreserveFormat = "png"
+    checker: Checker | None = None
+    _own: Checker | None = attrs.field(default=None, init=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._own is not None:
+            await self._own.aclose()
+
+    def ready(self) -> Checker:
+        """Return what makes the checks."""
+        if self.checker is not None:
+            return self.checker
+        if self._own is None:
+            from flux_async.verification.checks import ImageChecks  # noqa: PLC0415 - only runs with checks
+
+            self._own = ImageChecks()
+        return self._own
+
+
+def check_stage(
+    wanted: WantedChecks,
+    *,
+    directory: str | os.PathLike[str] | None,
+    originals: str | os.PathLike[str] | None,
+    format: PreserveFormat,  # noqa: A002 - as in preserve
+    checker: Checker | None,
+) -> CheckStage | None:
+    """Return the checks of a run; None if it makes none.
+
+    Raises:
+        InvalidInput: There is no folder for the results, or the format is unknown.
+        MissingExtra: The extra ``verify`` is not installed.
+    """
+    if format not in FORMATS:
+        raise InvalidInput(
+            f"{shown(format)} is no format for a composed image.",
+            advice=f"Choose one of {', '.join(FORMATS)}; nothing was sent.",
+        )
+    if wanted == NO_CHECKS:
+        return None
+    what = "preserve" if wanted.preserve else "verify"
+    if directory is None:
+        raise InvalidInput(f"{what} needs a folder for the results.", advice="Give directory=.")
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if checker is None and missing:
+        raise MissingExtra.for_extra(f"{what} ({', '.join(missing)} not installed)", "verify")
+    return CheckStage(
+        wanted=wanted,
+        directory=Path(directory),
+        originals=Path(directory, "originals") if originals is None else Path(originals),
+        format=format,
+        checker=checker,
+    )
+
+
+# --- the files --------------------------------------------------------------------------------------------
+
+
+def find_image(folder: Path, name: PurePosixPath) -> Path | None:
+    """Return the image of that name, whatever its ending, or None."""
+    paths = (folder / with_suffix(name, ending) for ending in sorted(IMAGE_ENDINGS))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def unchanged(image: LocalImage) -> Path:
+    """Return the path of a file whose content is what was submitted.
+
+    Raises:
+        InvalidInput: It cannot be read, or has changed.
+    """
+    path = image.location
+    digest = None if path is None else _sha256(path)
+    if path is None or digest is None:
+        raise InvalidInput(f"The original {image} cannot be read.")
+    if image.sha256 is not None and digest != image.sha256:
+        raise InvalidInput(f"The original {image} has changed since it was submitted.")
+    return path
+
+
+def keep_vendors(directory: Path, file: str, sha256: str | None) -> str:
+    """Return the vendor's own image, relative to the folder; one outside of vendor/ is copied there.
+
+    Raises:
+        InvalidInput: It is not in the folder.
+        DownloadError: The disk refuses the copy.
+    """
+    kept = file if file.startswith(f"{VENDOR}/") else f"{VENDOR}/{file}"
+    if _is_image(directory / kept, sha256):
+        return kept
+    if kept == file or not _is_image(directory / file, sha256):
+        raise InvalidInput(f"The vendor's image {file} is not in {directory} any more, or it was changed.")
+    finish_part(copy_to_part(directory / file, directory / kept), directory / kept)
+    return kept
+
+
+def _is_image(path: Path, sha256: str | None) -> bool:
+    digest = _sha256(path)
+    return digest is not None and digest == (sha256 or digest)
+
+
+def _sha256(path: Path) -> str | None:
+    """Return the digest of a file; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def unlink(path: Path) -> None:
+    """Delete a file, if it is there."""
+    path.unlink(missing_ok=True)
+
+
+# --- the outcome ------------------------------------------------------------------------------------------
+
+
+def read_verdict(found: Mapping[str, Any] | None) -> Verdict | None:
+    """Return a verdict of the journal; None if there is none, or another release wrote it."""
+    if found is None:
+        return None
+    from flux_async.verification.verdict import Verdict, VerdictKind  # noqa: PLC0415 - only with checks
+
+    names = {field.name for field in attrs.fields(Verdict)}
+    values = {name: _as_tuples(value) for name, value in found.items() if name in names}
+    try:
+        return Verdict(**values | {"kind": VerdictKind(values["kind"])})
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
