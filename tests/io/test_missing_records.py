@@ -48,7 +48,7 @@ async def main():
         print("added", flush=True)
         for n in range(int(sys.argv[3])):
             job = stored[n].job
-            submitted = SubmitIntended(api="kontext", at=100.0 + n, api="kontext")
+            submitted = SubmitIntended(at=100.0 + n, api="kontext")
             for event in (submitted, SubmitAccepted(at=100.5 + n, task_id=f"t{n}")):
                 job = apply(job, event)
                 await journal.record(stored[n].number, job, event)
