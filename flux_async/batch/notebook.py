@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 _UPDATE_S = 0.5
 _COLOURS = {"succeeded": "#2e8b57", "failed": "#c0392b", "in doubt": "#d68910", "in flight": "#5b8def"}
-_BAR = (
-    '<div role="progressbar" aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{settled}" style="'
-    'display:flex;height:10px;max-width:600px;border-radius:5px;overflow:hidden;background:#8884">{parts}</div>'
-)
+_STYLE = "display:flex;height:10px;max-width:600px;border-radius:5px;overflow:hidden;background:#8884"
 
 
 def to_html(progress: BatchProgress) -> str:
@@ -38,7 +35,9 @@ def to_html(progress: BatchProgress) -> str:
     words += [f"{progress.credits:,g} credits", f"{progress.elapsed_s:.0f} s"]
     if progress.pause_left_s > 0:
         words.append(f"paused for {progress.pause_left_s:.0f} s: {progress.pause_reason}")
-    return _BAR.format(total=total, settled=settled, parts=parts) + f"<div>{escape(' · '.join(words))}</div>"
+    figures = f'aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{settled}"'
+    bar = f'<div role="progressbar" {figures} style="{_STYLE}">{parts}</div>'
+    return f"{bar}<div>{escape(' · '.join(words))}</div>"
 
 
 @attrs.define(eq=False)
