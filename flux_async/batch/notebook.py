@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from flux_async.batch.progress import BatchProgress
 
 _UPDATE_S = 0.5
-_COLOURS = {"succeeded": "#2e8b57", "failed": "#c0392b", "in doubt": "#d68910", "in flight": "#5b8def"}
+_COLOURS = {
+    "succeeded": "#2e8b57",
+    "failed": "#c0392b",
+    "in doubt": "#d68910",
+    "being checked": "#5fb7a5",
+    "in flight": "#5b8def",
+}
 _STYLE = "display:flex;height:10px;max-width:600px;border-radius:5px;overflow:hidden;background:#8884"
 
 
@@ -23,6 +29,7 @@ def to_html(progress: BatchProgress) -> str:
         "succeeded": progress.succeeded,
         "failed": progress.failed,
         "in doubt": progress.in_doubt,
+        "being checked": progress.preserving + progress.verifying,
         "in flight": progress.generating + progress.fetching,
     }
     settled, total = progress.succeeded + progress.failed + progress.in_doubt, max(1, progress.seen)
@@ -32,6 +39,9 @@ def to_html(progress: BatchProgress) -> str:
     )
     words = [f"{settled:,} of {progress.seen:,}"]
     words += [f"{count:,} {name}" for name, count in counts.items() if count]
+    words += [
+        f"{count:,} {verdict.replace('_', ' ')}" for verdict, count in progress.verdicts.items() if count
+    ]
     words += [f"{progress.credits:,g} credits", f"{progress.elapsed_s:.0f} s"]
     if progress.pause_left_s > 0:
         words.append(f"paused for {progress.pause_left_s:.0f} s: {progress.pause_reason}")

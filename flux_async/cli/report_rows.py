@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path, PurePath
-from typing import Self
+from typing import Any, Self
 
 import attrs
 
@@ -15,16 +15,13 @@ from flux_async.api.models_table import credits_of
 from flux_async.cli.results import IMAGES, ErrorNote, ResultFile, ResultRow, Status, row_of
 from flux_async.cli.run_folder import ORIGINALS
 from flux_async.errors import Charge
-from flux_async.job_state import JobSnapshot, JobState
+from flux_async.job_state import JobSnapshot, JobState, verdict_in
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import StoredJob
-from flux_async.models import Echo
+from flux_async.models import CheckResult, Echo
 from flux_async.report.page import MOST_ROWS
 from flux_async.report.rows import Kind, Picture, ReportRow
 from flux_async.report.thumbnails import Thumbnails
-
-VENDOR = "vendor"
-"""The folder in ``images/`` with the vendor's own results, where they were composed with the originals."""
 
 _ATTENTION_FIRST = (JobState.FAILED, JobState.IN_DOUBT, JobState.SUBMITTING)
 _STAGES = {
@@ -46,7 +43,6 @@ class RowReader:
         problems: Errors of the last runs, by the keys of their jobs.
         refused: Inputs of the last runs that never became a job.
         originals: Downloaded inputs, by the name of the result without its ending.
-        vendors: The vendor's own results, by the same.
         prices: Prices that runs of the folder have measured, by model.
         without_copy: Images of the rows read so far that have no small copy.
     """
@@ -57,7 +53,6 @@ class RowReader:
     problems: Mapping[str, ErrorNote]
     refused: Sequence[ResultRow]
     originals: Mapping[str, Path]
-    vendors: Mapping[str, Path]
     prices: Mapping[str, float]
     without_copy: list[Path] = attrs.field(factory=list, init=False)
     _copies: Thumbnails = attrs.field(init=False)
@@ -83,7 +78,6 @@ class RowReader:
             problems=problems,
             refused=tuple(islice(refused.values(), MOST_ROWS)),
             originals=_by_stem(path / ORIGINALS),
-            vendors=_by_stem(path / IMAGES / VENDOR),
             prices={one.model: one.price for one in journal.spending() if one.price is not None},
         )
 
@@ -113,7 +107,8 @@ class RowReader:
         kind = Kind.PENDING if is_in_progress else Kind(row.status.value)
         error = self.problems.get(job.key) if kind is Kind.PENDING else row.error
         result = None if row.file is None else self.folder / row.file
-        vendor = None if result is None else self.vendors.get(result.stem)
+        checked = job.checked or CheckResult()
+        vendor = result if checked.vendor_file is None else self.folder / IMAGES / checked.vendor_file
         return ReportRow(
             number=stored.number,
             key=job.key,
@@ -123,8 +118,8 @@ class RowReader:
             stage=_STAGES.get(job.state) if kind is Kind.PENDING else None,
             original=self._original(stored),
             original_url=row.image if stored.source is None else None,
-            vendor=self._picture(result if vendor is None else vendor),
-            preserved=None if vendor is None else self._picture(result),
+            vendor=self._picture(vendor),
+            preserved=self._picture(result) if checked.is_preserved else None,
             result_url=job.result_url,
             is_unrecognised=job.echo is Echo.UNRECOGNISED,
             error_type=None if error is None else error.type,
@@ -137,6 +132,7 @@ class RowReader:
             submitted_at=job.submitted_at,
             finished_at=job.finished_at,
             generation_s=job.generation_s,
+            **_findings(checked),
         )
 
     def _cost(self, job: JobSnapshot, model: str) -> float | None:
@@ -171,6 +167,18 @@ class RowReader:
                 error_type=None if row.error is None else row.error.type,
                 error=None if row.error is None else row.error.message,
             )
+
+
+def _findings(checked: CheckResult) -> dict[str, Any]:
+    """Return the fields of a row that the checks of its result fill."""
+    fields: dict[str, Any] = {"not_preserved": checked.not_preserved}
+    if (found := checked.verdict) is not None:
+        names = ("text_left", "background_kept", "changed_elsewhere")
+        fields |= {"verdict": verdict_in(found), "reason": found.get("reason") or None}
+        fields |= {"words_left": tuple(found.get("words", ()))} | {name: found.get(name) for name in names}
+    elif checked.problem is not None:
+        fields |= {"verdict": "unsure", "reason": checked.problem}
+    return fields
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

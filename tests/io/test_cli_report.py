@@ -21,7 +21,9 @@ from flux_async.cli.results import ErrorNote, ResultFile, ResultRow
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.terminal import run_cli
 from flux_async.job_state import (
+    Composed,
     Event,
+    NotChecked,
     Problem,
     Saved,
     SubmitAccepted,
@@ -29,6 +31,7 @@ from flux_async.job_state import (
     SubmitRejected,
     SubmitUnknown,
     TaskSucceeded,
+    Verified,
 )
 from flux_async.journal.store import Journal
 from flux_async.models import Echo, JobKey, TaskId
@@ -130,14 +133,46 @@ async def test_every_state_has_its_row(journal: Journal, tmp_path: Path) -> None
     assert (head.images, head.credits, head.credits_in_doubt) == (8, 15.0, 5.0)
 
 
-async def test_composed_results_stand_beside_the_vendors(journal: Journal, tmp_path: Path) -> None:
-    """Where images/vendor/ has a file of the same name, the one above it was composed."""
-    await journal.aclose()
+async def test_findings_of_checks_are_in_the_row(journal: Journal, tmp_path: Path) -> None:
+    """A composed result stands beside the vendor's; verdict, words and figures are those of verify."""
     vendor = tmp_path / "images" / "vendor" / "done-1.jpg"
     vendor.parent.mkdir()
     Image.new("RGB", (32, 32)).save(vendor)
+    done = await journal.job("done")
+    assert done is not None
+    composed = Composed(at=11.0, file="done-1.png", sha256="1" * 64, vendor_file="vendor/done-1.jpg")
+    verdict = {"kind": "text_left", "reason": "SALE can be read", "words": ["SALE"], "text_left": 0.25}
+    await happened(journal, done, composed, Verified(at=12.0, verdict=verdict))
+    await journal.aclose()
     row = by_key(tmp_path)["done"]
     assert (row.vendor.file, row.preserved.file) == (vendor, tmp_path / "images" / "done-1.png")
+    assert (row.verdict, row.words_left, row.text_left) == ("text_left", ("SALE",), 0.25)
+    assert "text_left" in row.filters
+
+
+@pytest.mark.parametrize(
+    ("event", "filters"),
+    [
+        (NotChecked(at=11.0, problem="The original is away."), {"unsure"}),
+        (Verified(at=11.0, verdict={"kind": "clean", "no_text": True}), set()),
+        (
+            Composed(at=11.0, file="a.png", sha256="1" * 64, vendor_file="vendor/a.png", reason="no overlap"),
+            {"not_preserved"},
+        ),
+    ],
+    ids=["no check", "no text", "refused"],
+)
+async def test_results_that_need_a_look_after_checks(
+    journal: Journal, tmp_path: Path, event: Event, filters: set[str]
+) -> None:
+    """Those that could not be checked, and those that could not be composed; not those without text."""
+    done = await journal.job("done")
+    assert done is not None
+    await happened(journal, done, event)
+    await journal.aclose()
+    row = by_key(tmp_path)["done"]
+    assert set(row.filters) - {"all", "succeeded", "attention"} == filters
+    assert row.preserved is None
 
 
 async def test_a_page_during_a_run(journal: Journal, tmp_path: Path) -> None:

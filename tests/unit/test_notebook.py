@@ -22,8 +22,10 @@ SOME = BatchProgress(
 def test_progress_is_a_bar_and_words() -> None:
     """The shares fill the bar; counts that are zero are left out; a pause gives its reason, escaped."""
     html = to_html(SOME)
-    assert re.findall(r"width:([\d.]+)%", html) == ["50.00", "12.50", "12.50", "25.00"]
+    assert re.findall(r"width:([\d.]+)%", html) == ["50.00", "12.50", "12.50", "0.00", "25.00"]
     assert "6 of 8 · 4 succeeded · 1 failed · 1 in doubt · 2 in flight · 35 credits · 9 s" in html
+    checked = to_html(attrs.evolve(SOME, fetching=0, verifying=1, verdicts={"clean": 3, "text_left": 1}))
+    assert "1 being checked · 1 in flight · 3 clean · 1 text left · 35 credits" in checked
     assert "0 of 0 · 0 credits · 0 s" in to_html(BatchProgress())
     paused = to_html(attrs.evolve(SOME, pause_left_s=3.0, pause_reason="<b>HTTP 429</b>"))
     assert "paused for 3 s: &lt;b&gt;HTTP 429&lt;/b&gt;" in paused
