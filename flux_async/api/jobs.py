@@ -26,8 +26,9 @@ from flux_async.api.task_answers import is_for_task as is_for_task  # noqa: PLC0
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "jobs"
-SHOWS_COST = True
 """Name of this API for users and in the table of models."""
+SHOWS_COST = True
+"""Whether its records show what a task cost."""
 
 CREATE_TASK_PATH = "/api/v1/jobs/createTask"
 RECORD_INFO_PATH = "/api/v1/jobs/recordInfo"

@@ -24,8 +24,9 @@ from flux_async.api.task_answers import parse_submit as parse_submit  # noqa: PL
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 NAME: ApiName = "kontext"
-SHOWS_COST = False
 """Name of this API for users and in the table of models."""
+SHOWS_COST = False
+"""Whether its records show what a task cost."""
 
 GENERATE_PATH = "/api/v1/flux/kontext/generate"
 RECORD_INFO_PATH = "/api/v1/flux/kontext/record-info"
