@@ -30,6 +30,7 @@ class Target(enum.StrEnum):
     POLL = "the answers of record-info"
     RECORD = "what is written in a record"
     END = "how a task ends"
+    RESULT = "what the result shows"
     FILE = "the result's link"
     LINK = "the fresh link"
     CREDITS = "the answer of credit"
@@ -155,6 +156,11 @@ class Fault(enum.StrEnum):
         60,
     )
     NEVER_ENDS = "never-ends", Target.END, "The task stays GENERATING forever."
+
+    # What the result shows
+    TEXT_LEFT = "text-left", Target.RESULT, "The text is still in the result."
+    HALLUCINATE = "hallucinate", Target.RESULT, "The result shows an object that the image does not have."
+    CROP = "crop", Target.RESULT, "A third of the image is cut off, where most of the text was."
 
     # The result's link: N is how many downloads it strikes; a fresh link always works
     EXPIRED_RESULT = "expired-result", Target.FILE, "The result is gone at once: 404, and no fresh link."

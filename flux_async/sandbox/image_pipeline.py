@@ -66,6 +66,9 @@ class ImageJob:
 
     Attributes:
         source: The input; None to draw the prompt.
+        exact: Whether the result keeps the input's size and its pixels outside the text.
+        seed: Decides, with the input, how it is redrawn otherwise.
+        faults: What is wrong with the result.
         result: Path of the result; `before` and `after` are those of the thumbnails.
     """
 
@@ -75,6 +78,9 @@ class ImageJob:
     ratio: str | None
     output_format: str
     quality: str
+    exact: bool
+    seed: int
+    faults: frozenset[Fault]
     threads: int
     result: Path
     before: Path
@@ -188,6 +194,9 @@ class ImagePipeline:
             ratio=request.aspect_ratio,
             output_format=_format(task),
             quality=self._settings.quality,
+            exact=self._settings.exact,
+            seed=self._settings.seed or 0,
+            faults=frozenset(task.faults),
             threads=self._threads,
             result=blobs.path(result.name),
             before=thumbnails.before,

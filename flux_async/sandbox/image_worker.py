@@ -24,7 +24,9 @@ from PIL import Image, ImageDraw, ImageFont
 from flux_async.imaging import ImageError, ImageFormat, Quality, decode_image, encode_image, remove_text
 from flux_async.imaging.arrays import to_pixels
 from flux_async.sandbox.drawing import ridge
+from flux_async.sandbox.faults import Fault
 from flux_async.sandbox.image_pipeline import ImageJob, UnusableInput
+from flux_async.sandbox.redrawing import cut_off, flatten, invent_object, redraw
 from flux_async.sandbox.requests import Kind
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS: Final = 40_000_000
 JPEG_QUALITY: Final = 95
+REDRAWN_QUALITY: Final = 90
 THUMBNAIL_QUALITY: Final = 82
 THUMBNAIL_SIZE: Final = (360, 480)
 TINT_STRENGTH: Final = 0.16
@@ -43,6 +46,8 @@ EDIT_LABEL: Final = "sandbox edit"
 PIXELS: Final = 1024 * 1024
 STEP: Final = 16
 """Both sides of a drawn image are multiples of this, as the vendor's are."""
+WIDEST: Final = 21 / 9
+"""The vendor's widest ratio, and turned its tallest: images beyond it are squeezed into it."""
 
 _PARENT_CHECK_S: Final = 0.2
 _MARK: Final = "sandbox"
@@ -70,10 +75,11 @@ def make_image(job: ImageJob) -> UnusableInput | None:
     try:
         before, alpha = _input(job)
         _write_thumbnail(before, alpha, job.before)  # first: the page shows it during the work
-        after, alpha = _result(job, before, alpha)
+        after, alpha = make_result(job, before, alpha)
     except ImageError as error:
         return UnusableInput(reason=str(error))
-    _write(after, job.result, job.output_format, JPEG_QUALITY, alpha)
+    quality = JPEG_QUALITY if job.exact else REDRAWN_QUALITY
+    _write(after, job.result, job.output_format, quality, alpha)
     _write_thumbnail(after, alpha, job.after)
     return None
 
@@ -86,18 +92,41 @@ def _input(job: ImageJob) -> tuple[Pixels, Pixels | None]:
     return image.pixels, image.alpha
 
 
-def _result(job: ImageJob, before: Pixels, alpha: Pixels | None) -> tuple[Pixels, Pixels | None]:
+def make_result(job: ImageJob, before: Pixels, alpha: Pixels | None) -> tuple[Pixels, Pixels | None]:
     """Return the result and its opacity if it has any."""
     if job.source is None:
         return before, None
-    after = before
-    if job.kind is Kind.TEXT_REMOVAL:
-        after = remove_text(after, quality=Quality[job.quality.upper()]).image
+    if not job.exact and alpha is not None:
+        before, alpha = flatten(before, alpha), None
+    random = np.random.default_rng(
+        _digest(f"{job.seed}|{hashlib.sha256(job.source.read_bytes()).hexdigest()}")
+    )
+    after = _content(job, before, random)
+    if Fault.CROP in job.faults:
+        alpha = None
     if job.ratio is not None:
         after, alpha = fit_to_ratio(after, job.ratio), None
     if job.kind is Kind.EDIT:
         after = mark_edit(after, job.prompt)
+    if not job.exact:
+        after = redraw(after, size_of(job.ratio) if job.ratio else _size_like(after), random)
     return after, alpha
+
+
+def _random(seed: int, source: Path) -> np.random.Generator:
+    """Return random numbers that depend on the seed and the input's content."""
+    return np.random.default_rng(_digest(f"{seed}|{hashlib.sha256(source.read_bytes()).hexdigest()}"))
+
+
+def _content(job: ImageJob, before: Pixels, random: np.random.Generator) -> Pixels:
+    """Return the input without its text, if that is asked for, and with the mistakes of the job's faults."""
+    after, text = before, np.zeros(before.shape[:2], np.bool_)
+    if job.kind is Kind.TEXT_REMOVAL and Fault.TEXT_LEFT not in job.faults:
+        removal = remove_text(before, quality=Quality[job.quality.upper()])
+        after, text = removal.image, removal.hole
+    if Fault.HALLUCINATE in job.faults:
+        after = invent_object(after, text, random)
+    return cut_off(after, text) if Fault.CROP in job.faults else after
 
 
 def _write_thumbnail(pixels: Pixels, alpha: Pixels | None, path: Path) -> None:
@@ -215,8 +244,16 @@ def mark_edit(pixels: Pixels, prompt: str) -> Pixels:
 
 def size_of(ratio: str) -> tuple[int, int]:
     """Return the width and height, multiples of 16, that come nearest to a ratio at about one megapixel."""
-    share = _share(ratio)
+    return _nearest_size(_share(ratio))
 
+
+def _size_like(image: Pixels) -> tuple[int, int]:
+    """Return the size of the redrawn image."""
+    height, width = image.shape[:2]
+    return _nearest_size(min(WIDEST, max(1 / WIDEST, width / height)))
+
+
+def _nearest_size(share: float) -> tuple[int, int]:
     def error(size: tuple[int, int]) -> float:
         off_ratio = abs(math.log(size[0] / size[1] / share))
         return 40 * off_ratio + abs(math.log(size[0] * size[1] / PIXELS))

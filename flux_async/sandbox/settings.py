@@ -113,6 +113,9 @@ class SandboxSettings:
     The same `seed` gives the same task ids, file names, task times and struck requests. Leave it out where
     task ids outlive the sandbox, so that two sandboxes never give out the same id.
 
+    Results are redrawn as the vendor's are: about a megapixel, slightly moved, in slightly other colours; the
+    same seed and image give the same file. With `exact` only the text changes.
+
     All `keys` belong to one account, as the vendor's do: they share its balance and its rate limit.
 
     Raises:
@@ -165,6 +168,15 @@ class SandboxSettings:
             "none: inputs are not fetched and every result is one pixel",
             shown="real",
             choices=_IMAGES,
+        ),
+    )
+    exact: bool = attrs.field(
+        default=False,
+        metadata=_cli(
+            "--exact",
+            "results keep the input's size, and its pixels outside the text",
+            shown="off",
+            action="store_true",
         ),
     )
     job_records: RecordShape = attrs.field(

@@ -83,7 +83,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_text_removal(sandbox_url: str, image_host: Any) -> None:
-    """A text removal ends with a JPEG of the same size, the untouched origin and two thumbnails."""
+    """An exact removal ends with a JPEG of the same size, the untouched origin and two thumbnails."""
     task_id = submit(sandbox_url, inputImage=f"{image_host.url}/moved/poster.png")
     links = finished(sandbox_url, task_id)["response"]
     result, origin = httpx.get(links["resultImageUrl"]), httpx.get(links["originImageUrl"])
@@ -108,6 +108,27 @@ def test_other_edit_into_another_ratio(sandbox_url: str, image_host: Any) -> Non
     assert result.startswith(b"\x89PNG")
     width, height = size_of(result)
     assert width == pytest.approx(height, abs=2)
+
+
+@pytest.mark.parametrize("api", ["kontext", "jobs"])
+def test_a_fault_changes_what_the_result_shows(sandbox_url: str, image_host: Any, api: str) -> None:
+    """Asked for by the image's address, by either API, a third of the image is cut off."""
+    image = f"{image_host.url}/tall.png?sandbox-fault=crop"
+    if api == "kontext":
+        task_id = submit(sandbox_url, prompt="Make it blue", inputImage=image)
+        link = finished(sandbox_url, task_id)["response"]["resultImageUrl"]
+    else:
+        job = {"model": "flux1-kontext", "input": {"prompt": "Make it blue", "input_image": image}}
+        reply = httpx.post(f"{sandbox_url}/api/v1/jobs/createTask", json=job, headers=KEY, verify=PLAIN)
+        link = wait_for(lambda: job_link(sandbox_url, reply.json()["data"]["taskId"]))
+    assert size_of(httpx.get(link, verify=PLAIN).content) == (300, 325)
+
+
+def job_link(url: str, task_id: str) -> str | None:
+    """Return the link to the result of a task of the jobs API, once it has one."""
+    path, asked = "/api/v1/jobs/recordInfo", {"taskId": task_id}
+    data = httpx.get(url + path, params=asked, headers=KEY, verify=PLAIN).json()["data"]
+    return str(data["response"]["resultUrls"][0]) if data["state"] == "success" else None
 
 
 def test_generation(sandbox_url: str) -> None:

@@ -78,6 +78,10 @@ def test_the_demo_removes_text_from_a_dozen_images_and_shows_them(tmp_path: Path
 
     with Image.open(sheet) as image:
         assert image.width > 1500
+    for row in rows:  # as large as the vendor's
+        with Image.open(tmp_path / "flux-demo" / row["file"]) as image:
+            assert image.width % 16 == image.height % 16 == 0
+            assert image.width * image.height == pytest.approx(2**20, rel=0.1)
 
 
 def test_the_demo_leaves_the_results_of_a_real_run_alone(tmp_path: Path) -> None:

@@ -171,6 +171,9 @@ ANSWERS: dict[str, Seen] = {
     "timeout-flips": GOOD,
     "timeout-flips=600": Seen(Failed, TaskFailed, MAYBE),
     "never-ends": Seen(Failed, PollDeadlineExceeded, YES),
+    "text-left": GOOD,
+    "hallucinate": GOOD,
+    "crop": GOOD,
 }
 # What breaks on the way: over a socket, in real time.
 WIRES: dict[str, Seen] = {
