@@ -179,11 +179,10 @@ def kept_s(job: JobSnapshot) -> float:
 async def _fetch_original(job: ActiveJob, run: RunContext) -> None:
     """Download the input, which the vendor keeps for ten minutes. A failure does not concern the result.
 
-    An input with an address that is checked is downloaded from there instead.
+    Not in a run with checks: they download the input from its own address, and read a file where it is.
     """
     url, folder = job.state.origin_url, run.options.originals
-    is_fetched_to_check = job.checks != NO_CHECKS and "://" in read_image(job.stored.request)
-    if folder is None or url is None or is_fetched_to_check:
+    if folder is None or url is None or job.checks != NO_CHECKS:
         return
     try:
         name = await run.names.name(job.stored)

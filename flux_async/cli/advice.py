@@ -127,6 +127,8 @@ class AfterRun:
         fetch_by: When the vendor may delete the first paid result that is not here, where that is soon.
         left_at_jobs: Whether results of the jobs API were left at the vendor.
         price: The price at which it halted, as a value of ``--price``; None if another one.
+        not_checked: Images of which a check could not be made.
+        checks: The options of the command that ask for checks.
     """
 
     folder: Path
@@ -143,6 +145,8 @@ class AfterRun:
     fetch_by: str | None = None
     left_at_jobs: bool = False
     price: str | None = None
+    not_checked: int = 0
+    checks: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """Return the messages about it, with the commands that go on."""
@@ -160,6 +164,11 @@ class AfterRun:
             lines.append(
                 f"Delivered by an earlier run, moved away and not downloaded again: {self.moved_away}. "
                 "They stay succeeded; results.jsonl says why."
+            )
+        if self.not_checked:
+            lines.append(
+                f"Not checked: {self.not_checked}. They are here and paid; results.jsonl says why. "
+                f"To try again: {command('retry', self.folder, *self.checks)}; {_NOT_TWICE}"
             )
         if self.failed:
             lines.append(

@@ -28,6 +28,7 @@ from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
 from flux_async.cli.option_values import (
+    CHECK_OPTIONS,
     ModelChoice,
     Number,
     OutputFile,
@@ -40,7 +41,9 @@ from flux_async.cli.option_values import (
 )
 from flux_async.cli.run_options import CONFIRM_ABOVE, ListenAddress, RunOptions, webhook_keys
 from flux_async.cli.terminal import Command, Commands, Exit, can_ask, printable
+from flux_async.job_state import WantedChecks
 from flux_async.transport.factory import TRANSPORTS
+from flux_async.verification.preserve import PreserveFormat
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -188,6 +191,7 @@ _run_options = _options(
         is_flag=True,
         help="Leave the results at the vendor, which keeps them 14 days, those of the jobs API 24 hours.",
     ),
+    *CHECK_OPTIONS,
     _model_file,
     click.option("--no-report", is_flag=True, help="Write no report.html at the end."),
     click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
@@ -205,18 +209,25 @@ def _read_run_options(
     patience: float,
     no_download: bool,
     no_report: bool,
+    preserve: bool,
+    preserve_format: PreserveFormat,
+    verify: bool,
     callback_url: str | None,
     listen: ListenAddress | None,
     **more: Any,
 ) -> RunOptions:
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
+    if no_download and (preserve or verify):
+        raise click.UsageError("--preserve and --verify need the images: leave --no-download out.")
     return RunOptions(
         limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
         timeout_s=timeout,
         patience_s=patience,
         download=not no_download,
         report=not no_report,
+        checks=WantedChecks(preserve=preserve, verify=verify),
+        preserve_format=preserve_format,
         callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
         models=own_models(click.get_current_context()),
         listen=listen,

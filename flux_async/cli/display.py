@@ -24,6 +24,7 @@ from flux_async.cli.credits import in_credits
 from flux_async.cli.results import FILE_NAME, ResultRow, Status
 from flux_async.cli.run_folder import Totals
 from flux_async.cli.terminal import CannotPrint, Output, printable
+from flux_async.job_state import NO_CHECKS, WantedChecks
 
 
 @attrs.frozen(kw_only=True)
@@ -38,6 +39,7 @@ class RunView:
         limits: The limits of the run.
         in_window: Submits of this run in the last window.
         is_read: Whether all inputs have been read.
+        checks: The checks that the run makes.
     """
 
     batch: BatchProgress
@@ -47,6 +49,7 @@ class RunView:
     limits: Limits = attrs.field(factory=Limits)
     in_window: int = 0
     is_read: bool = True
+    checks: WantedChecks = NO_CHECKS
 
     @property
     def total(self) -> int:
@@ -72,6 +75,13 @@ class RunView:
     def in_flight(self) -> int:
         """Tasks at the vendor, and images being downloaded."""
         return self.batch.generating + self.batch.fetching
+
+    @property
+    def checked(self) -> int:
+        """Images of which this run has made all checks, or could not make them."""
+        batch = self.batch
+        made = sum(batch.verdicts.values()) if self.checks.verify else batch.preserved + batch.not_preserved
+        return made + batch.not_checked
 
     @property
     def only_awaits_callbacks(self) -> bool:
@@ -317,6 +327,8 @@ def _counts(view: RunView) -> list[str]:
         parts.append(f"{batch.in_doubt} in doubt")
     if batch.retrying:
         parts.append(f"{batch.retrying} downloads tried again")
+    parts += [f"{count} {name}" for name, count in _being_checked(view) if count]
+    parts += _findings(batch)
     if batch.waiting:
         parts.append(f"{batch.waiting} wait for a callback")
     if view.per_minute > 0:
@@ -324,8 +336,19 @@ def _counts(view: RunView) -> list[str]:
     return parts
 
 
+def _being_checked(view: RunView) -> tuple[tuple[str, int], ...]:
+    return ("being composed", view.batch.preserving), ("being verified", view.batch.verifying)
+
+
+def _findings(batch: BatchProgress) -> list[str]:
+    """Return what the checks have found: ``12 clean``, ``1 text left``, ``2 not composed``."""
+    found = [(verdict.replace("_", " "), count) for verdict, count in sorted(batch.verdicts.items())]
+    found += [("not composed", batch.not_preserved), ("not checked", batch.not_checked)]
+    return [f"{count} {name}" for name, count in found if count]
+
+
 def live_lines(view: RunView, width: int) -> RenderableType:
-    """Return progress as three bars (overall, tasks in flight, use of the rate limit) above the counts.
+    """Return progress as bars (overall, tasks in flight, use of the rate limit, checks) above the counts.
 
     A narrow terminal gets no bars, and the counts take as many lines as they need.
     """
@@ -337,7 +360,7 @@ def live_lines(view: RunView, width: int) -> RenderableType:
         lines.add_column(width=_BAR_WIDTH)
     lines.add_column()
     left = "" if view.eta_s is None else f", {duration(view.eta_s)} left"
-    for name, value, most, words in (
+    bars = [
         ("overall", view.settled, view.total, f"{_done(view)}{left}"),
         ("in flight", view.in_flight, limits.in_flight, f"{view.in_flight} of {limits.in_flight}"),
         (
@@ -346,7 +369,11 @@ def live_lines(view: RunView, width: int) -> RenderableType:
             limits.submits,
             f"{view.in_window} of {limits.submits} submits in {limits.window_s:g} s",
         ),
-    ):
+    ]
+    if view.checks != NO_CHECKS:
+        most = view.total - view.kept - view.refused
+        bars.append(("checks", view.checked, most, f"{view.checked} of {most}"))
+    for name, value, most, words in bars:
         bar = ProgressBar(total=max(1, most), completed=min(value, most), width=_BAR_WIDTH)
         lines.add_row(*([name, bar] if has_bars else [name]), Text(words))
     pause = _pause(view)
@@ -390,6 +417,15 @@ def summary_table(
     table.add_row("failed", str(counts[Status.FAILED]), style="red" if counts[Status.FAILED] else "")
     for name, count in totals.failures.most_common():
         table.add_row(f"  {name}", str(count), style="dim")
+    for verdict, count in totals.verdicts.most_common():
+        table.add_row(f"  {verdict.replace('_', ' ')}", str(count), style="dim")
+    for words, count in (
+        ("composed with their originals", totals.preserved),
+        ("not composed: the vendor's image", totals.not_preserved),
+        ("not checked", totals.not_checked),
+    ):
+        if count:
+            table.add_row(f"  {words}", str(count), style="dim")
     for status in (Status.IN_DOUBT, Status.PENDING):
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")

@@ -41,7 +41,7 @@ from flux_async.cli.results import refused_row
 from flux_async.cli.run_folder import RunFolder, Selection
 from flux_async.cli.run_options import RunOptions
 from flux_async.clock import Clock
-from flux_async.job_state import FINAL, JobState
+from flux_async.job_state import FINAL, JobState, next_check
 from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
@@ -263,6 +263,8 @@ class InputReader:
                 selection.needs[read_model(stored.request)] += 1
         elif state is JobState.DONE and self.options.download and not self.folder.has_image(stored):
             selection.missing.append(stored.number)
+        elif next_check(stored.job, self.options.checks) is not None:
+            selection.unchecked += 1
         else:
             selection.kept += 1
             notify(self.display.settled, self.folder.row(stored))

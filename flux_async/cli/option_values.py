@@ -17,6 +17,7 @@ from flux_async import CustomModel, InvalidInput, Model
 from flux_async.api.models_table import AnyModel
 from flux_async.batch.options import price_list
 from flux_async.cli.run_options import ListenAddress
+from flux_async.verification.preserve import FORMATS
 
 _OWN_MODELS = "flux_async.models"
 
@@ -122,3 +123,20 @@ def show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     from flux_async.cli import display  # noqa: PLC0415 - loads rich
 
     display.show_log(value)
+
+
+CHECK_OPTIONS = (
+    click.option(
+        "--preserve",
+        is_flag=True,
+        help="Put every pixel that was not text back from the original; the vendor's goes to images/vendor/.",
+    ),
+    click.option(
+        "--preserve-format",
+        type=click.Choice(FORMATS),
+        default="png",
+        help="Format of these images; a JPEG would change every pixel a little.",
+    ),
+    click.option("--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."),
+)
+"""The options of a run that ask for checks of its results."""

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 import attrs
-from attrs.validators import and_, ge, instance_of, optional
+from attrs.validators import and_, deep_iterable, ge, instance_of, optional
 
 from flux_async import Charge, FluxError
 from flux_async.api.models_table import ApiName
 from flux_async.api.stored_requests import read_image
 from flux_async.cli.advice import with_commands
-from flux_async.job_state import JobState, Problem
+from flux_async.job_state import JobSnapshot, JobState, Problem, verdict_in
 from flux_async.journal.store import StoredJob
 
 IMAGES = "images"
@@ -33,6 +33,7 @@ _PART = f".{FILE_NAME}."
 _NO_ERROR = '"error": null'
 _text = instance_of(str)
 _text_or_none = optional(instance_of(str))
+_number_or_none = optional(instance_of((int, float)))
 
 
 class Status(enum.StrEnum):
@@ -108,6 +109,14 @@ class ResultRow:
         submitted_at: When the task was accepted, UTC.
         finished_at: When the image was settled, UTC.
         sha256: Digest of the file, as 64 hex digits.
+        verdict: The finding of --verify about the file, or None: clean, text_left, damaged, cropped, unsure,
+            or no_text for an original without text.
+        text_left: Share of the original's text area that still reads as text.
+        words_left: The words that can be read there.
+        background_kept: Correlation of the details outside the text: 1 for the same content.
+        vendor_file: The vendor's own image, with --preserve.
+        not_preserved: Why it was not composed with the original, or None.
+        not_checked: Why a check could not be made, or None.
     """
 
     image: str = attrs.field(validator=_text)
@@ -118,7 +127,7 @@ class ResultRow:
     result_url: str | None = attrs.field(default=None, validator=_text_or_none)
     file: str | None = attrs.field(default=None, validator=_text_or_none)
     charge: Charge = attrs.field(default=Charge.NO, converter=Charge)
-    credits: float | None = attrs.field(default=None, validator=optional(instance_of((int, float))))
+    credits: float | None = attrs.field(default=None, validator=_number_or_none)
     error: ErrorNote | None = attrs.field(
         default=None, converter=_note, validator=optional(instance_of(ErrorNote))
     )
@@ -126,6 +135,13 @@ class ResultRow:
     submitted_at: str | None = attrs.field(default=None, validator=_text_or_none)
     finished_at: str | None = attrs.field(default=None, validator=_text_or_none)
     sha256: str | None = attrs.field(default=None, validator=_text_or_none)
+    verdict: str | None = attrs.field(default=None, validator=_text_or_none)
+    text_left: float | None = attrs.field(default=None, validator=_number_or_none)
+    words_left: tuple[str, ...] = attrs.field(default=(), converter=tuple, validator=deep_iterable(_text))
+    background_kept: float | None = attrs.field(default=None, validator=_number_or_none)
+    vendor_file: str | None = attrs.field(default=None, validator=_text_or_none)
+    not_preserved: str | None = attrs.field(default=None, validator=_text_or_none)
+    not_checked: str | None = attrs.field(default=None, validator=_text_or_none)
 
     def __attrs_post_init__(self) -> None:
         if self.status is Status.SUCCEEDED and not (self.task_id and self.result_url):
@@ -188,7 +204,24 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         attempts=job.attempts,
         submitted_at=utc_text(job.submitted_at),
         finished_at=utc_text(job.finished_at),
+        **_found_by_checks(job if kept else None),
     )
+
+
+def _found_by_checks(job: JobSnapshot | None) -> dict[str, Any]:
+    """Return what the checks of the file found, by the names of a row."""
+    if job is None or (checked := job.checked) is None:
+        return {}
+    verdict = checked.verdict or {}
+    return {
+        "verdict": None if checked.verdict is None else verdict_in(verdict),
+        "text_left": verdict.get("text_left"),
+        "words_left": verdict.get("words", ()),
+        "background_kept": verdict.get("background_kept"),
+        "vendor_file": None if checked.vendor_file is None else f"{IMAGES}/{checked.vendor_file}",
+        "not_preserved": checked.not_preserved,
+        "not_checked": checked.problem,
+    }
 
 
 def _status_behind(stored: StoredJob) -> Status:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeAlias
@@ -29,6 +29,7 @@ from flux_async import (
     UnexpectedPrice,
     fetch_missing,
 )
+from flux_async.batch.check_stage import Checker
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text, while_writing
@@ -44,7 +45,7 @@ from flux_async.cli.status import tasks_not_recorded, unfinished_tasks
 from flux_async.cli.terminal import Exit, Output, halts
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import shown
-from flux_async.job_state import JobState, Problem
+from flux_async.job_state import NO_CHECKS, JobState, Problem
 from flux_async.journal.reader import JournalReader
 
 _TICK_S = 0.5
@@ -95,6 +96,7 @@ class RunCommand:
         is_resumable: Whether the same command would resume it.
         vendor_speed: How many of the vendor's seconds pass in a real one; a sandbox may run faster.
         clock: The reader of time.
+        checks: Makes the checks; left out, worker processes of the run's own.
         ask: Asks the user; left out, at the terminal, where the options say that there is a user.
     """
 
@@ -106,6 +108,7 @@ class RunCommand:
     is_resumable: bool = True
     vendor_speed: float = 1.0
     clock: Clock = attrs.field(factory=SystemClock)
+    checks: Checker | None = None
     ask: Ask | None = None
     _selection: Selection = attrs.field(factory=Selection, init=False)
     _starts: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
@@ -115,6 +118,7 @@ class RunCommand:
     _progress: BatchProgress = attrs.field(factory=BatchProgress, init=False)
     _window: WindowUse = attrs.field(init=False)
     _fetching: anyio.CancelScope = attrs.field(factory=anyio.CancelScope, init=False)
+    _all_fetched: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _fetched: int = attrs.field(default=0, init=False)
     _moved_away: int = attrs.field(default=0, init=False)
     _halted_by: FluxError | None = attrs.field(default=None, init=False)
@@ -227,22 +231,33 @@ class RunCommand:
     async def _fetch_missing(self, client: FluxClient, folder: RunFolder) -> None:
         await self._starts.wait()
         if not await self._selection.opened():
+            self._all_fetched.set()
             return
 
         async def settled(outcome: Outcome) -> None:
             self._fetched += 1
             await self._settled(folder, outcome)
 
-        with self._fetching:
-            await fetch_missing(
-                client,
-                folder.journal,
-                folder.images,
-                jobs=folder.missing_keys(self._selection),
-                name_file=_name_file,
-                patience=self.options.patience_s,
-                on_outcome=settled,
-            )
+        try:
+            with self._fetching:
+                await fetch_missing(
+                    client,
+                    folder.journal,
+                    folder.images,
+                    jobs=folder.missing_keys(self._selection),
+                    name_file=_name_file,
+                    patience=self.options.patience_s,
+                    on_outcome=settled,
+                )
+        finally:
+            self._all_fetched.set()
+
+    async def _feed(self, folder: RunFolder) -> AsyncIterator[Job]:
+        """Yield the jobs of the batch; images that are fetched again are checked after the last of them."""
+        async for job in folder.feed(self._selection):
+            yield job
+        if self.options.checks != NO_CHECKS:
+            await self._all_fetched.wait()
 
     async def _run_batch(self, client: FluxClient, folder: RunFolder) -> None:
         await self._starts.wait()
@@ -251,10 +266,10 @@ class RunCommand:
         options = self.options
         batch = run_batch(
             client,
-            folder.feed(self._selection),
+            self._feed(folder),
             journal=folder.journal,
             directory=folder.images if options.download else None,
-            originals=folder.originals if options.keep_originals else None,
+            originals=folder.originals if options.keeps_originals else None,
             name_file=_name_file,
             in_doubt=options.in_doubt,
             max_credits=options.max_credits,
@@ -263,6 +278,10 @@ class RunCommand:
             patience=options.patience_s,
             callbacks=options.callbacks,
             via_upload=options.via_upload,
+            preserve=options.checks.preserve,
+            verify=options.checks.verify,
+            preserve_format=options.preserve_format,
+            checks=self.checks,
             on_progress=self._progressed,
         )
         try:
@@ -324,6 +343,7 @@ class RunCommand:
             refused=selection.extra.refused,
             is_read=selection.is_complete,
             limits=self.options.limits,
+            checks=self.options.checks,
             in_window=self._window.count(progress.submits, self.clock.monotonic()),
         )
         notify(self.display.progressed, view)
@@ -461,6 +481,8 @@ class RunCommand:
             only_doubt=self._only_doubt(folder) if doubts == 1 else None,
             answers_made_no_sense=isinstance(self._halted_by, TooManyUnknownAnswers),
             price=_price_in(self._halted_by),
+            not_checked=totals.not_checked,
+            checks=self.options.check_flags,
             fetch_by=self._deadline(folder.reader),
             left_at_jobs=not self.options.download and "jobs" in folder.reader.apis(),
         )

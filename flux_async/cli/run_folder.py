@@ -174,6 +174,7 @@ class Selection:
         needs: Images to be paid for, by model.
         kept: How many of the jobs ended in an earlier run.
         paid: How many of the jobs an earlier run has paid for and not finished.
+        unchecked: How many of the jobs are done, and not checked as this run does.
         duplicates: Inputs that were given before.
         paid_again: Images that are paid for although they were submitted under another signature.
         similar: Images whose URL differs only in its query from one that was submitted.
@@ -187,6 +188,7 @@ class Selection:
     needs: Counter[AnyModel] = attrs.field(factory=Counter)
     kept: int = 0
     paid: int = 0
+    unchecked: int = 0
     duplicates: int = 0
     paid_again: int = 0
     similar: int = 0
@@ -217,6 +219,8 @@ class Selection:
             yield f"{self.paid} of {asked} paid by an earlier run: taken up without a submit.", ""
         if self.missing:
             yield f"{len(self.missing)} of {asked} done before, but not here: downloaded again.", ""
+        if self.unchecked:
+            yield f"{self.unchecked} of {asked} done before, and checked now: nothing is paid for them.", ""
         if self.paid_again:
             yield f"{self.paid_again} of {asked} paid for again under another signature.", "yellow"
         if self.similar:
@@ -290,12 +294,31 @@ class Totals:
         failures: Failures by the class of their error.
         can_be_resumed: Failures of this run only, which the same command tries again.
         found_tasks: Images in doubt whose task has been found since, by the poll of another image.
+        verdicts: Verified images by verdict.
+        preserved: Images that are composed with their originals.
+        not_preserved: Images that could not be.
+        not_checked: Images of which a check could not be made.
     """
 
     statuses: Counter[Status] = attrs.field(factory=Counter)
     failures: Counter[str] = attrs.field(factory=Counter)
     can_be_resumed: int = 0
     found_tasks: int = 0
+    verdicts: Counter[str] = attrs.field(factory=Counter)
+    preserved: int = 0
+    not_preserved: int = 0
+    not_checked: int = 0
+
+    def add(self, row: ResultRow) -> None:
+        """Count a row."""
+        self.statuses[row.status] += 1
+        if row.status is Status.FAILED and row.error is not None:
+            self.failures[row.error.type] += 1
+        if row.verdict is not None:
+            self.verdicts[row.verdict] += 1
+        self.preserved += row.vendor_file is not None and row.not_preserved is None
+        self.not_preserved += row.not_preserved is not None
+        self.not_checked += row.not_checked is not None
 
     @property
     def all_succeeded(self) -> bool:
@@ -425,9 +448,7 @@ class RunFolder:
 
         def rows() -> Iterator[ResultRow]:
             for row in self._rows_of(selection, totals, on_equal):
-                totals.statuses[row.status] += 1
-                if row.status is Status.FAILED and row.error is not None:
-                    totals.failures[row.error.type] += 1
+                totals.add(row)
                 on_row(row)
                 yield row
             if len(selection.jobs) < sum(self.reader.counts().values()):

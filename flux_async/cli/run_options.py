@@ -27,8 +27,10 @@ from flux_async.batch.runner import PATIENCE_S
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import is_address, no_image
 from flux_async.files.image_source import identify_now
+from flux_async.job_state import NO_CHECKS, WantedChecks
 from flux_async.policy.image_urls import with_scheme
 from flux_async.transport.factory import TransportName
+from flux_async.verification.preserve import PreserveFormat
 
 CONFIRM_ABOVE = 1_000.0
 _ANY_URL = "https://example.com/"
@@ -84,6 +86,8 @@ class RunOptions:
         confirm_above: Credits above which the user is asked before they are spent.
         asks: Whether there is a user to ask.
         yes: Whether the answer to every question is yes.
+        checks: What is checked once an image is downloaded.
+        preserve_format: Format of composed images.
         report: Whether the run writes its report at the end, where the extra is installed.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
@@ -110,11 +114,23 @@ class RunOptions:
     confirm_above: float = CONFIRM_ABOVE
     asks: bool = False
     yes: bool = False
+    checks: WantedChecks = NO_CHECKS
+    preserve_format: PreserveFormat = "png"
     report: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         EditRequest.text_removal(_ANY_URL, **self.request_options)  # refuses what no image could be sent with
+
+    @property
+    def check_flags(self) -> tuple[str, ...]:
+        """The options of the command line that ask for the checks."""
+        return ("--preserve",) * self.checks.preserve + ("--verify",) * self.checks.verify
+
+    @property
+    def keeps_originals(self) -> bool:
+        """Whether the inputs are downloaded: to be kept, or to be compared with the results."""
+        return self.keep_originals or self.checks != NO_CHECKS
 
     @property
     def expected_prices(self) -> Mapping[AnyModel, float]:

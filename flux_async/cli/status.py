@@ -91,6 +91,7 @@ def status_of(reader: JournalReader, owner: LockOwner | None) -> dict[str, Any]:
     return {
         "holder": None if owner is None else {"pid": owner.pid, "since": utc_text(owner.since)},
         "counts": {state.value: count for state, count in reader.counts().items()},
+        "checks": reader.findings(),
         "apis": reader.apis(),
         "fetch_by": utc_text(reader.fetch_by()),
         "in_doubt": [
@@ -151,6 +152,10 @@ def _in_words(state: dict[str, Any]) -> Iterator[str]:
         yield f"  {name.replace('_', ' '):<12}{count:>8}"
     if state["refused"]:
         yield f"  {'refused':<12}{state['refused']:>8}  (never submitted; results.jsonl says why)"
+    if state["checks"]:
+        yield "checks: " + ", ".join(
+            f"{count} {name.replace('_', ' ')}" for name, count in state["checks"].items()
+        )
     if state["apis"].keys() - {"kontext"}:
         yield "submitted to: " + ", ".join(f"{api} {count}" for api, count in state["apis"].items())
     if state["fetch_by"] is not None:

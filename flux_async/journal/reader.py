@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -16,14 +18,14 @@ import attrs
 
 from flux_async.api.models_table import RETENTION_S, ApiName
 from flux_async.errors import JournalError
-from flux_async.job_state import JobState
+from flux_async.job_state import JobState, verdict_in
 from flux_async.journal import ownership
 from flux_async.journal.adding import Added, Adding, Addresses, EarlierRuns, addresses_of
 from flux_async.journal.inbox import POSSIBLE_DUPLICATES
 from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.rows import StoredJob, select_jobs
 from flux_async.journal.schema import access_error, check_version, connect, open_for_reading, read_prices
-from flux_async.models import Echo, JobKey, TaskId
+from flux_async.models import CheckResult, Echo, JobKey, TaskId
 
 T = TypeVar("T")
 
@@ -196,6 +198,17 @@ class JournalReader:
         """Return how many jobs are in each state, states without jobs included."""
         rows = dict(self._all("SELECT state, count(*) FROM job GROUP BY state"))
         return {state: rows.get(state.value, 0) for state in JobState}
+
+    def findings(self) -> dict[str, int]:
+        """Return what the checks found, with the number of images: verdicts, ``preserved`` and others."""
+        checked = Counter[str]()
+        for (text,) in self._all("SELECT checked FROM job WHERE checked IS NOT NULL AND state = 'done'"):
+            found = CheckResult(**json.loads(text))
+            checked[verdict_in(found.verdict or {})] += found.verdict is not None
+            checked["preserved"] += found.is_preserved is True
+            checked["not_preserved"] += found.is_preserved is False
+            checked["not_checked"] += found.problem is not None
+        return {name: count for name, count in sorted(checked.items()) if count}
 
     def apis(self) -> dict[ApiName, int]:
         """Return how many jobs have their task, or their latest attempt, at each API; none for no jobs."""

@@ -1,0 +1,31 @@
+"""remove-text --preserve --verify with its worker processes, against a sandbox over sockets."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from PIL import Image, ImageChops
+
+FILES = ("file", "vendor_file")
+
+
+def test_an_image_is_composed_and_verified_in_worker_processes(
+    make_cli: Any, sandbox_url: str, image_host: Any
+) -> None:
+    """It has the original's size, and its pixels beside the text; the vendor's image is kept."""
+    cli = make_cli(sandbox_url)
+    done = cli.run("remove-text", f"{image_host.url}/poster.png", "--preserve", "--verify", "-o", "out")
+    assert done.code == 0, done.stderr
+    (row,) = cli.rows()
+    assert (row["not_preserved"], row["not_checked"], row["verdict"]) == (None, None, "clean")
+    folder = cli.folder / "out"
+    contents = image_host.files["/poster.png"][1], *((folder / row[name]).read_bytes() for name in FILES)
+    original, composed, vendor = (Image.open(io.BytesIO(content)) for content in contents)
+    assert (composed.size, composed.mode) == (original.size, original.mode)
+    changed = ImageChops.difference(original, composed).getbbox()
+    assert vendor.size
+    assert changed is not None, "its text is gone"
+    left, upper, right, lower = changed
+    assert (right - left) * (lower - upper) < 0.5 * original.width * original.height
+    assert not [path for path in folder.rglob(".*") if path.suffix == ".part"]

@@ -1,0 +1,180 @@
+"""remove-text with --preserve and --verify: files, results.jsonl, report, status, and what is printed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from rich.console import Console
+
+from check_workers import CLEAN, CheckWorkers
+from flux_async import BatchProgress, FluxClient, InvalidInput, Limits, PollPolicy, VerdictKind
+from flux_async.cli.commands import cli
+from flux_async.cli.display import MessageConsole, RunDisplay, RunView, live_lines, plain_line
+from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.report import read_report
+from flux_async.cli.run_command import RunCommand
+from flux_async.cli.run_folder import JOURNAL
+from flux_async.cli.run_options import RunOptions
+from flux_async.cli.signals import Interruption
+from flux_async.cli.status import status_of
+from flux_async.cli.terminal import Exit, Output, run_cli
+from flux_async.job_state import NO_CHECKS, WantedChecks
+from flux_async.journal.reader import JournalReader
+from scripted_vendor import ScriptedVendor, echo
+from tests.support.file_host import FileAnswer
+
+FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
+LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
+BOTH = WantedChecks(preserve=True, verify=True)
+URLS = [f"https://pictures.example/{number}.jpg" for number in range(3)]
+LEFT = attrs.evolve(CLEAN, kind=VerdictKind.TEXT_LEFT, text_left=0.25, words=("SALE",), background_kept=0.5)
+
+
+@attrs.define(eq=False)
+class Runs:
+    """Runs remove-text in one folder, without its process."""
+
+    folder: Path
+    vendor: ScriptedVendor
+    said: io.StringIO = attrs.field(factory=io.StringIO)
+
+    async def run(
+        self, workers: CheckWorkers | None, checks: WantedChecks = BOTH
+    ) -> tuple[Exit, list[dict[str, Any]]]:
+        """Return the exit code and the lines of results.jsonl."""
+        console = MessageConsole()
+        console.file = self.said
+        command = RunCommand(
+            options=RunOptions(folder=self.folder, limits=FAST, checks=checks),
+            select=lambda reader, _: reader.read(gather_inputs(URLS, [])),
+            make_client=lambda: FluxClient(
+                "k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS
+            ),
+            display=RunDisplay(output=Output(), prints_results=False, console=console),
+            interruption=Interruption(),
+            checks=workers,
+        )
+        code = await command.run()
+        lines = (self.folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        return code, list(map(json.loads, lines))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs against a vendor whose results, and whose users' images, can be downloaded."""
+
+    @asynccontextmanager
+    async def fetch(_url: str) -> AsyncIterator[FileAnswer]:
+        yield FileAnswer()
+
+    monkeypatch.setenv("COLUMNS", "1000")
+    vendor = ScriptedVendor(polls=1, shows=echo)
+    vendor.files = fetch
+    return Runs(tmp_path / "out", vendor)
+
+
+async def test_results_report_and_status_say_what_the_checks_found(runs: Runs) -> None:
+    """Composed images in images/, the vendor's in images/vendor/, originals in originals/."""
+    code, rows = await runs.run(CheckWorkers(verdict=LEFT))
+    assert code is Exit.SUCCEEDED
+    folder = runs.folder
+    assert {Path(row["file"]).parent.as_posix() for row in rows} == {"images"}
+    assert {Path(row["vendor_file"]).parent.as_posix() for row in rows} == {"images/vendor"}
+    assert all((folder / row[name]).is_file() for row in rows for name in ("file", "vendor_file"))
+    assert len(list((folder / "originals").iterdir())) == 3
+    found = ("verdict", "text_left", "words_left", "background_kept", "not_preserved", "not_checked")
+    assert {tuple(map(str, (row[name] for name in found))) for row in rows} == {
+        ("text_left", "0.25", "['SALE']", "0.5", "None", "None")
+    }
+    for shown in read_report(folder).rows:
+        assert (shown.verdict, shown.text_left, shown.words_left) == ("text_left", 0.25, ("SALE",))
+        assert shown.vendor.file.parent == folder / "images" / "vendor"
+        assert shown.preserved.file.parent == folder / "images"
+        assert shown.original.file.parent == folder / "originals"
+    with JournalReader(folder / JOURNAL) as reader:
+        assert status_of(reader, None)["checks"] == {"preserved": 3, "text_left": 3}
+    assert "text left" in runs.said.getvalue()
+    assert "composed with their originals" in runs.said.getvalue()
+
+
+async def test_a_refusal_is_in_the_results_and_the_report(runs: Runs) -> None:
+    """The file is the vendor's image."""
+    _, rows = await runs.run(
+        CheckWorkers(lambda _kind, _original: "other content"), attrs.evolve(BOTH, verify=False)
+    )
+    assert {row["not_preserved"] for row in rows} == {"other content"}
+    for shown in read_report(runs.folder).rows:
+        assert (shown.not_preserved, shown.preserved) == ("other content", None)
+        assert shown.vendor.file.read_bytes() == (runs.folder / rows[0]["file"]).read_bytes()
+    assert "not composed: the vendor's image" in runs.said.getvalue()
+
+
+async def test_images_that_were_not_checked_are_named_and_checked_by_the_next_run(runs: Runs) -> None:
+    """The command that is named tries again; the images succeeded, and are paid once."""
+
+    def broken(_kind: str, _original: Path) -> None:
+        raise InvalidInput("It is broken.")
+
+    code, rows = await runs.run(CheckWorkers(broken))
+    assert (code, {row["not_checked"] for row in rows}) == (Exit.SUCCEEDED, {"It is broken."})
+    again = f"To try again: `flux-async retry {runs.folder} --preserve --verify`; nothing is paid twice."
+    assert again in runs.said.getvalue()
+    code, rows = await runs.run(CheckWorkers())
+    assert {(row["verdict"], row["not_checked"]) for row in rows} == {("clean", None)}
+    assert "3 of 3 done before, and checked now: nothing is paid for them." in runs.said.getvalue()
+    assert runs.vendor.count("generate") == 3
+
+
+async def test_a_composed_image_that_was_moved_away_is_made_again(runs: Runs) -> None:
+    """The vendor's is fetched, and composed after it came; nothing is paid again."""
+    _, rows = await runs.run(CheckWorkers())
+    (runs.folder / rows[0]["file"]).unlink()
+    _, again = await runs.run(CheckWorkers())
+    assert [row["file"] for row in again] == [row["file"] for row in rows]
+    assert all((runs.folder / row["file"]).is_file() for row in again)
+    assert runs.vendor.count("generate") == 3
+
+
+def test_progress_shows_the_checks_as_a_stage() -> None:
+    """A bar of their own in a terminal, counts in a plain line; none without checks."""
+    batch = BatchProgress(
+        seen=40, succeeded=12, preserving=2, verifying=1, verdicts={"clean": 9, "text_left": 2}, not_checked=1
+    )
+    view = RunView(batch=batch, asked=40, checks=BOTH)
+    words = "2 being composed · 1 being verified · 9 clean · 2 text left · 1 not checked"
+    assert words in plain_line(view)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(live_lines(view, 120))
+    console.print(live_lines(attrs.evolve(view, checks=NO_CHECKS), 120))
+    lines = [line for line in console.file.getvalue().splitlines() if line.startswith("checks")]
+    assert len(lines) == 1
+    assert lines[0].rstrip().endswith("12 of 40")
+    only = RunView(
+        batch=BatchProgress(preserved=3, not_preserved=1), asked=9, checks=WantedChecks(preserve=True)
+    )
+    assert only.checked == 4
+
+
+def test_checks_need_downloads(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Refused before anything is sent."""
+    arguments = [
+        "flux-async",
+        "remove-text",
+        URLS[0],
+        "--verify",
+        "--no-download",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert run_cli(cli) == Exit.USAGE
+    assert "leave --no-download out" in capsys.readouterr().err
