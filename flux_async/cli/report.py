@@ -25,6 +25,7 @@ from flux_async.cli.terminal import Exit, Output
 from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.reader import JournalReader, read_at_rest
 from flux_async.report.contact_sheet import Pair, draw_contact_sheet
+from flux_async.report.holes import Holes
 from flux_async.report.page import NextStep, ReportHead, write_page
 from flux_async.report.rows import Filter, Kind, ReportRow
 from flux_async.report.thumbnails import Thumbnails
@@ -38,11 +39,18 @@ _ON_SHEET = 60
 
 @attrs.frozen(kw_only=True)
 class Report:
-    """What a page says, and the images that have no small copy yet."""
+    """What a page says, and what has to be made for it: small copies, and outlines of what was changed."""
 
     head: ReportHead
     rows: Sequence[ReportRow]
     without_copy: Sequence[Path]
+    without_hole: Sequence[tuple[Path, Path]]
+
+    def make_missing(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Make the copies and find the changes that are missing; stop where ``is_over``."""
+        copies = Thumbnails(self.head.folder)
+        copies.make(self.without_copy, is_over=is_over)
+        Holes(copies).make(self.without_hole, is_over=is_over)
 
 
 def show_report(
@@ -95,9 +103,9 @@ def write_report(
     """
     report = read_report(folder, reader, reload_s=reload_s)
     try:
-        if copies_s > 0 and report.without_copy:
+        if copies_s > 0 and (report.without_copy or report.without_hole):
             until = time.monotonic() + copies_s
-            Thumbnails(folder.absolute()).make(report.without_copy, is_over=lambda: time.monotonic() > until)
+            report.make_missing(lambda: time.monotonic() > until)
             report = read_report(folder, reader, reload_s=reload_s)
         return write_page(report.head, report.rows)
     except OSError as error:
@@ -113,7 +121,12 @@ def read_report(
     def read(journal: JournalReader) -> Report:
         source = RowReader.of(folder, journal, is_running=owner is not None)
         rows = source.read()
-        return Report(head=_head(source, rows, reload_s), rows=rows, without_copy=source.without_copy)
+        return Report(
+            head=_head(source, rows, reload_s),
+            rows=rows,
+            without_copy=source.without_copy,
+            without_hole=source.without_hole,
+        )
 
     return read_at_rest(folder / JOURNAL, read) if reader is None else read(reader)
 
@@ -153,14 +166,14 @@ def _next_steps(source: RowReader, rows: Sequence[ReportRow]) -> Mapping[Filter,
 
 def _make_all_copies(folder: Path) -> None:
     """Make all small copies that are missing; say so where it takes a moment."""
-    missing = read_report(folder).without_copy
-    if len(missing) > _SOON_MADE:
+    report = read_report(folder)
+    if len(report.without_copy) > _SOON_MADE:
         message_console().note(
-            f"Making small copies of {len(missing):,} images. Ctrl-C leaves the rest for the next time: the "
-            "page is complete without them, and slower."
+            f"Making small copies of {len(report.without_copy):,} images. Ctrl-C leaves the rest for the "
+            "next time: the page is complete without them, and slower."
         )
     try:
-        Thumbnails(folder.absolute()).make(missing)
+        report.make_missing()
     except OSError as error:
         raise _unwritable(folder, error) from None
 

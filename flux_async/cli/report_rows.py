@@ -19,8 +19,9 @@ from flux_async.job_state import JobSnapshot, JobState, verdict_in
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import StoredJob
 from flux_async.models import CheckResult, Echo
+from flux_async.report.holes import Holes
 from flux_async.report.page import MOST_ROWS
-from flux_async.report.rows import Kind, Picture, ReportRow
+from flux_async.report.rows import Box, Kind, Picture, ReportRow
 from flux_async.report.thumbnails import Thumbnails
 
 _ATTENTION_FIRST = (JobState.FAILED, JobState.IN_DOUBT, JobState.SUBMITTING)
@@ -45,6 +46,7 @@ class RowReader:
         originals: Downloaded inputs, by the name of the result without its ending.
         prices: Prices that runs of the folder have measured, by model.
         without_copy: Images of the rows read so far that have no small copy.
+        without_hole: Originals and composed results of these whose difference has not been found yet.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class RowReader:
     originals: Mapping[str, Path]
     prices: Mapping[str, float]
     without_copy: list[Path] = attrs.field(factory=list, init=False)
+    without_hole: list[tuple[Path, Path]] = attrs.field(factory=list, init=False)
     _copies: Thumbnails = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -108,6 +111,7 @@ class RowReader:
         error = self.problems.get(job.key) if kind is Kind.PENDING else row.error
         result = None if row.file is None else self.folder / row.file
         checked = job.checked or CheckResult()
+        original = self._original(stored)
         vendor = result if checked.vendor_file is None else self.folder / IMAGES / checked.vendor_file
         return ReportRow(
             number=stored.number,
@@ -116,10 +120,11 @@ class RowReader:
             title=_title(row.image),
             kind=kind,
             stage=_STAGES.get(job.state) if kind is Kind.PENDING else None,
-            original=self._original(stored),
+            original=original,
             original_url=row.image if stored.source is None else None,
             vendor=self._picture(vendor),
             preserved=self._picture(result) if checked.is_preserved else None,
+            hole=self._hole(original, result) if checked.is_preserved else (),
             result_url=job.result_url,
             is_unrecognised=job.echo is Echo.UNRECOGNISED,
             error_type=None if error is None else error.type,
@@ -155,6 +160,15 @@ class RowReader:
             return Picture(file=path, thumbnail=copy)
         self.without_copy.append(path)
         return Picture(file=path)
+
+    def _hole(self, original: Picture | None, composed: Path | None) -> tuple[Box, ...]:
+        """Return where a composed result differs from its original, and note where that is not known yet."""
+        if original is None or composed is None:
+            return ()
+        found = Holes(self._copies).of(composed)
+        if found is None:
+            self.without_hole.append((original.file, composed))
+        return found or ()
 
     def _refused_rows(self) -> Iterator[ReportRow]:
         for number, row in enumerate(self.refused, start=self.journal.newest() + 1):

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -61,17 +62,21 @@ class Thumbnails:
             sources: The images.
             is_over: Returns whether to stop; copies that are begun are finished.
         """
-        pairs, made = self.missing(sources), 0
-        (self.folder / FOLDER).mkdir(exist_ok=True)
-        running: set[Future[bool]] = set()
-        with ThreadPoolExecutor(_WORKERS, "thumbnails") as pool:
-            while True:
-                room = 0 if is_over() else 2 * _WORKERS - len(running)
-                running |= {pool.submit(_make, *pair) for pair in islice(pairs, room)}
-                if not running:
-                    return made
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                made += sum(each.result() for each in done)
+        return make_all(self.folder, (partial(_make, *pair) for pair in self.missing(sources)), is_over)
+
+
+def make_all(folder: Path, jobs: Iterator[Callable[[], bool]], is_over: Callable[[], bool]) -> int:
+    """Do the jobs in threads until they are done or ``is_over``; return how many made their file."""
+    made, running = 0, set[Future[bool]]()
+    (folder / FOLDER).mkdir(exist_ok=True)
+    with ThreadPoolExecutor(_WORKERS, "report") as pool:
+        while True:
+            room = 0 if is_over() else 2 * _WORKERS - len(running)
+            running |= {pool.submit(job) for job in islice(jobs, room)}
+            if not running:
+                return made
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            made += sum(each.result() for each in done)
 
 
 def _make(source: Path, copy: Path) -> bool:
@@ -88,7 +93,7 @@ def _make(source: Path, copy: Path) -> bool:
 
 def _draw(source: Path) -> Image.Image:
     """Return the first frame of an image, upright and small."""
-    _check_size(source)
+    check_size(source)
     with Image.open(source, formats=_FORMATS) as opened:
         scale = _LONGEST_SIDE / max(opened.size)
         wanted = (round(opened.width * scale), round(opened.height * scale))
@@ -99,7 +104,7 @@ def _draw(source: Path) -> Image.Image:
         return image
 
 
-def _check_size(source: Path) -> None:
+def check_size(source: Path) -> None:
     """Raise an error for an image that is too large to decode, or none; Pillow would only warn."""
     reader = ImageReader()
     with source.open("rb") as file:

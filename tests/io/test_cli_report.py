@@ -144,7 +144,10 @@ async def test_findings_of_checks_are_in_the_row(journal: Journal, tmp_path: Pat
     verdict = {"kind": "text_left", "reason": "SALE can be read", "words": ["SALE"], "text_left": 0.25}
     await happened(journal, done, composed, Verified(at=12.0, verdict=verdict))
     await journal.aclose()
+    assert by_key(tmp_path)["done"].hole == ()
+    write_report(tmp_path, copies_s=60)
     row = by_key(tmp_path)["done"]
+    assert len(row.hole) == 1  # of a JPEG original nearly all pixels differ
     assert (row.vendor.file, row.preserved.file) == (vendor, tmp_path / "images" / "done-1.png")
     assert (row.verdict, row.words_left, row.text_left) == ("text_left", ("SALE",), 0.25)
     assert "text_left" in row.filters

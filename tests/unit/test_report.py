@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from flux_async.report.holes import Holes, changed_boxes
 from flux_async.report.page import render_page, write_page
 from flux_async.report.rows import Box, Kind, Picture, ReportRow, link_to, web_link
 from flux_async.report.summary import Histogram, Summary
@@ -230,3 +231,38 @@ def test_small_copies_are_upright_and_keep_transparency(tmp_path: Path) -> None:
         with Image.open(thumbnails.path_of(tmp_path / name) or "") as copy:
             seen.append((copy.mode, copy.height > copy.width))
     assert seen == [("RGB", True), ("RGBA", False)]
+
+
+# --- what was changed -------------------------------------------------------------------------------------
+
+
+def test_boxes_are_around_all_changed_pixels(tmp_path: Path) -> None:
+    """A single pixel of a large image is found; changes far apart are boxes of their own; turned as shown."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    image = Image.new("RGB", (1200, 600), "teal")
+    image.save(tmp_path / "before.png", exif=turned)
+    image.paste("red", (300, 60, 600, 120))
+    image.putpixel((1190, 590), (1, 128, 128))
+    image.save(tmp_path / "after.png", exif=turned)
+    pixel, words = changed_boxes(tmp_path / "before.png", tmp_path / "after.png")
+    assert (pixel.left, pixel.top) == (0, pytest.approx(63 / 64))
+    assert words.left <= 480 / 600
+    assert words.left + words.width >= 540 / 600
+    assert words.top <= 300 / 1200
+    assert words.top + words.height >= 600 / 1200
+    assert words.height < 0.3
+
+
+def test_boxes_are_found_once(tmp_path: Path) -> None:
+    """They are kept beside the small copies; images of other sizes have none; damaged ones are left out."""
+    before, after, other = (tmp_path / f"{name}.png" for name in ("before", "after", "other"))
+    Image.new("RGB", (64, 64)).save(before)
+    Image.new("RGB", (64, 64), "white").save(after)
+    Image.new("RGB", (32, 64)).save(other)
+    holes = Holes(Thumbnails(tmp_path))
+    assert holes.of(after) is None
+    assert holes.make([(before, after), (before, other), (tmp_path / "none.png", before)]) == 2
+    assert holes.of(after) == (Box(0, 0, 1, 1),)
+    assert holes.of(other) == ()
+    assert holes.of(before) is None
