@@ -147,7 +147,9 @@ def measure(case: Case, *, held_out: bool) -> tuple[Row, Preserved]:
         cpu=cpu,
         invented=case.invented,
     )
-    return (row if row.refusal else _compared(row, case, original, preserved)), preserved
+    if row.refusal or not case.text.any():  # there is nothing to compare
+        return row, preserved
+    return _compared(row, case, original, preserved), preserved
 
 
 def _compared(row: Row, case: Case, original: Image.Image, preserved: Preserved) -> Row:
@@ -255,7 +257,7 @@ def _grown(mask: Mask, pixels: int) -> Mask:
 def _print_row(row: Row) -> None:
     time_ = f"{row.wall:6.1f}{row.cpu:6.1f}"
     if row.composed is None or row.resized is None or row.merged is None:
-        verdict = f"{row.truth}: refused, {row.refusal}"
+        verdict = f"{row.truth}: refused, {row.refusal}" if row.refusal else f"WRONG: {row.truth}"
         print(f"{row.name:44}{verdict:54}{time_}", flush=True)
         return
     wrong = "" if row.truth in {"same", "crop"} else f"   WRONG: {row.truth}"

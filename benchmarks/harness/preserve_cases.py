@@ -318,7 +318,8 @@ SCENES: dict[str, Scene] = {
             ("call 555-0199 for a quote", (70, 960), Style(size=48, weight=600, shadow=0.5)),
         ),
     ),
-    "no-text": (lambda: drawing.photo("astronaut.png", (900, 900)), lambda _: None),
+    # Not the astronaut: there are names on the patches of her suit.
+    "no-text": (lambda: drawing.photo("chelsea.png", (960, 640)), lambda _: None),
     "logo-alpha": (
         lambda: np.full((700, 900, 3), 255, np.uint8),
         _lines(
