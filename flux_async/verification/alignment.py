@@ -83,7 +83,11 @@ def align(original: Floats, result: Floats, usable: Mask, *, quick: bool = False
     if float((np.abs(details(original)) > DETAIL)[usable].mean()) < FLAT:
         return Alignment(matrix=size_matrix(original.shape, result.shape), match=1.0, flat=True)
     if quick:
-        found = _best(original, result, usable, _without_features(original, result, usable))
+        frame = size_matrix(original.shape, result.shape)
+        close = [
+            each for each in _without_features(original, result, usable) if _is_near(each, frame, result)
+        ]
+        found = _best(original, result, usable, close)
         if found.match > SURE_MATCH:
             return found
         crops = windows(original.shape, result.shape)
@@ -238,6 +242,11 @@ def _refined(original: Floats, result: Floats, matrix: Matrix, usable: Mask) -> 
             return matrix
         matrix = np.linalg.inv(reduce) @ np.linalg.inv(np.vstack([found, [0, 0, 1]])) @ np.linalg.inv(enlarge)
     return np.asarray(matrix / matrix[2, 2], np.float64)
+
+
+def _is_near(matrix: Matrix, frame: Matrix, result: Floats) -> bool:
+    """Return whether a map moves the image by at most NEAR: farther off, a pattern repeats."""
+    return bool(np.abs((matrix - frame)[:2, 2]).max() <= NEAR * max(result.shape))
 
 
 def _is_plausible(matrix: Matrix, before: tuple[int, ...], after: tuple[int, ...]) -> bool:

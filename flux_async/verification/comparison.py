@@ -16,9 +16,21 @@ import cv2
 import numpy as np
 
 from flux_async.errors import InvalidInput
-from flux_async.imaging.arrays import Pixels, components, disc, gaussian, resize
+from flux_async.imaging.arrays import Components, Mask, Pixels, components, disc, gaussian, resize
 from flux_async.imaging.image_codec import ImageError, decode_image
-from flux_async.imaging.text_detection import Quality, TextRegion, covered, find_text, read_region
+from flux_async.imaging.text_detection import (
+    COARSE_SIDE,
+    FINE_SIDE,
+    Quality,
+    TextRegion,
+    covered,
+    detect,
+    find_text,
+    is_readable,
+    raise_contrast,
+    read_region,
+    without_duplicates,
+)
 from flux_async.verification.alignment import correlation
 from flux_async.verification.changes import difference
 from flux_async.verification.colours import local_offset
@@ -40,8 +52,14 @@ GRID_PIXELS = 200_000
 """The rest is compared on copies of at most this many pixels: on whole images it took four times as long."""
 SMALLEST_SIDE = 32
 """Images with a shorter side cannot be compared."""
+BESIDE_TEXT = 0.03
+"""Changes within a line height of the text, and this share of the longer side, are not counted."""
+HOPELESS = 0.5
+"""Images that correlate less than this show different things, whatever text was not found."""
+AROUND_TEXT = 0.3
+"""A change that covers this share of the outline of a line went with the text."""
 MOST_BESIDE_TEXT = 3
-"""A change that touches the text is counted if it is larger than this many times the text's own zone."""
+"""Such a change is counted all the same if it is larger than this many times the text's own zone."""
 SAME_LOOK = 0.7
 """Correlation of the details of a line in both images from which on it is the same."""
 SAME_LINE = 0.15
@@ -105,22 +123,55 @@ def find_lines(image: View) -> TextLines:
     return TextLines(regions=found, shape=image.shape)
 
 
-def compare(original: View, result: View, lines: TextLines) -> Verdict:
-    """Return the verdict on two images; ``lines`` is the text of the original."""
+def compare(original: View, result: View, lines: TextLines, *, search: bool = True) -> Verdict:
+    """Return the verdict on two images.
+
+    ``lines`` is the text of the original. ``search`` says whether it is looked for more thoroughly where
+    something else seems to have changed: often that is a word that was not found at first.
+    """
+    if min(*original.shape, *result.shape) < SMALLEST_SIDE:
+        return Verdict(
+            kind=VerdictKind.UNSURE,
+            reason="the images are too small to be compared",
+            no_text=not lines.regions,
+            original_size=original.size,
+            result_size=result.size,
+        )
+    scene = _scene(original, result)
+    overlay = overlay_result(scene, lines.on(scene.shape), quick=True)
+    verdict = _verdict(original, result, lines, scene, overlay)
+    doubtful = verdict.kind in {VerdictKind.DAMAGED, VerdictKind.UNSURE}
+    if search and doubtful and lines.regions and overlay and overlay.alignment.match > HOPELESS:
+        lines = _more_lines(original, scene, overlay, lines)
+        overlay = overlay_result(scene, lines.on(scene.shape), quick=True)
+        return _verdict(original, result, lines, scene, overlay)
+    return verdict
+
+
+def _more_lines(original: View, scene: Scene, overlay: Overlay, lines: TextLines) -> TextLines:
+    """Return the lines with all that may be text in the original, or in what is gone from it: watermarks."""
+    gone = gaussian((scene.original - overlay.matched)[..., 0], 0.8)
+    light = np.clip(128 + 8 * gone, 0, 255).astype(np.uint8)
+    picture = np.ascontiguousarray(np.repeat(light[..., None], 3, 2))
+    # Other changes are often detected, too, and never read.
+    removed = [region for region in detect(picture, COARSE_SIDE) if is_readable(picture, region)]
+    found = detect(raise_contrast(original.pixels), FINE_SIDE)
+    scaled = [region.scaled(scene.shape, original.shape) for region in removed]
+    return TextLines(regions=without_duplicates((*lines.regions, *found, *scaled)), shape=original.shape)
+
+
+def _verdict(
+    original: View, result: View, lines: TextLines, scene: Scene, overlay: Overlay | None
+) -> Verdict:
     sizes = Verdict(
-        kind=VerdictKind.UNSURE,
-        reason="the images are too small to be compared",
+        kind=VerdictKind.DAMAGED,
+        reason=NOTHING_IN_COMMON,
         no_text=not lines.regions,
         original_size=original.size,
         result_size=result.size,
     )
-    if min(*original.shape, *result.shape) < SMALLEST_SIDE:
-        return sizes
-    scene = _scene(original, result)
-    overlay = overlay_result(scene, lines.on(scene.shape), quick=True)
     if overlay is None:
-        return attrs.evolve(sizes, kind=VerdictKind.DAMAGED, reason=NOTHING_IN_COMMON)
-    changed = changed_share(scene, overlay, lines.on(scene.shape))
+        return sizes
     whole = size_matrix(shape_of(scene.result), result.shape) @ overlay.alignment.matrix
     left, words = text_left(original, result, whole @ size_matrix(original.shape, scene.shape), lines)
     measured = attrs.evolve(
@@ -128,7 +179,8 @@ def compare(original: View, result: View, lines: TextLines) -> Verdict:
         text_left=left,
         words=words,
         background_kept=overlay.alignment.match,
-        changed_elsewhere=changed,
+        changed_elsewhere=changed_share(scene, overlay, lines.on(scene.shape)),
+        recoloured=_recoloured(overlay),
         covered=float(overlay.frame.mean()),
         added=1 - _original_in_result(scene, overlay.alignment.matrix),
         **_movement(overlay.alignment.matrix, scene, sizes),
@@ -140,26 +192,33 @@ def compare(original: View, result: View, lines: TextLines) -> Verdict:
 def changed_share(scene: Scene, overlay: Overlay, regions: Sequence[TextRegion]) -> float:
     """Return the share of the area outside the text that differs visibly.
 
-    What touches the text went with it: its box, its shadow.
+    What surrounds the text went with it: its box, its shadow.
     """
     missing = scene.original - overlay.matched
     calm = overlay.usable & (difference(scene.original, overlay.matched) < 12)  # certainly the same
     missing -= local_offset(missing, calm, sigma=12, least=0.05, smooth=8)
     distance = difference(scene.original, scene.original - missing)
     zone = text_zone(regions, scene.shape)
-    near = grow(zone, 3 + usual_height(regions)) if regions else zone
+    reach = min(usual_height(regions), BESIDE_TEXT * max(scene.shape)) if regions else 0
+    near = grow(zone, 3 + reach)
     inside = np.asarray(cv2.erode(overlay.frame.astype(np.uint8), np.ones((5, 5))), np.bool_)
     differs = without_specks((gaussian(distance, 1.5) > 6) & inside & ~zone, disc(1))
-    found, touching = components(differs), grow(zone, 2)
+    parts = components(differs)
+    gone = _around_text(parts, zone)
     most = MOST_BESIDE_TEXT * int(zone.sum())
-    total = 0
-    for number in range(1, found.count):
-        window = found.boxes[number].slices
-        part = found.labels[window] == number
-        area = int((part & ~near[window]).sum())
-        if area > most or not (part & touching[window]).any():
-            total += area
-    return total / max(1, int((inside & ~near).sum()))
+    counted = [number for number in range(1, parts.count) if number not in gone or parts.areas[number] > most]
+    return float((np.isin(parts.labels, counted) & ~near).sum()) / max(1, int((inside & ~near).sum()))
+
+
+def _around_text(parts: Components, zone: Mask) -> set[int]:
+    """Return the numbers of changed parts that surround text: its box, its shadow."""
+    lines, numbers = components(zone), set()
+    for line in range(1, lines.count):
+        window = lines.boxes[line].grown(3, zone.shape).slices
+        ring = grow(lines.labels[window] == line, 2) & ~zone[window]
+        counts = np.bincount(parts.labels[window][ring], minlength=1)
+        numbers |= set(np.flatnonzero(counts >= AROUND_TEXT * max(1, int(ring.sum()))).tolist())
+    return numbers - {0}
 
 
 def text_left(
@@ -211,6 +270,12 @@ def _scene(original: View, result: View) -> Scene:
         info={},
     )
     return make_scene(grid, resize(result.pixels, _limited(result.shape, GRID_PIXELS)))
+
+
+def _recoloured(overlay: Overlay) -> float:
+    """Return how far the colours of the result were moved to match, in the mean."""
+    moved = np.sqrt(((overlay.matched - overlay.plain) ** 2).sum(2))
+    return float(moved[overlay.usable].mean())
 
 
 def _original_in_result(scene: Scene, matrix: Matrix) -> float:

@@ -19,6 +19,8 @@ MOST_TEXT_LEFT = 0.05
 LEAST_COVERED = 0.9
 MOST_ADDED = 0.1
 MOST_CHANGED = 0.002
+MOST_RECOLOURED = 25.0
+"""A quarter of the distance of black and white. Usual edits: at most 5."""
 DOUBTFUL = 0.5
 """From this share of a limit on, a figure is in doubt."""
 NOTHING_IN_COMMON = "the result shows something else than the original"
@@ -28,7 +30,7 @@ def judge(figures: Verdict) -> tuple[VerdictKind, str]:
     """Return the verdict on the figures of a comparison, and the reason in words."""
     match, left = figures.background_kept or 0.0, figures.text_left or 0.0
     changed, covered = figures.changed_elsewhere or 0.0, figures.covered or 0.0
-    added = figures.added or 0.0
+    added, recoloured = figures.added or 0.0, figures.recoloured or 0.0
     still = ": ".join(
         filter(None, [f"{left:.0%} of the text's area is still text", ", ".join(figures.words)])
     )
@@ -39,6 +41,7 @@ def judge(figures: Verdict) -> tuple[VerdictKind, str]:
         (covered < LEAST_COVERED, VerdictKind.CROPPED, f"the result shows {covered:.0%} of the original"),
         (added > MOST_ADDED, VerdictKind.CROPPED, f"{added:.0%} of the result lies beyond the original"),
         (changed > MOST_CHANGED, VerdictKind.DAMAGED, elsewhere),
+        (recoloured > MOST_RECOLOURED, VerdictKind.DAMAGED, "the colours differ"),
         (left > 0, VerdictKind.UNSURE, still),
         (changed > DOUBTFUL * MOST_CHANGED, VerdictKind.UNSURE, elsewhere),
     ]

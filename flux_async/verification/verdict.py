@@ -34,6 +34,7 @@ class Verdict:
         words: What can be read there, line by line.
         background_kept: Correlation of the details of both images outside the text: 1 for the same content.
         changed_elsewhere: Share of the area outside the text that differs visibly.
+        recoloured: Mean distance of the colours outside the text, in CIELAB, before they were matched.
         covered: Share of the original that the result shows.
         added: Share of the result that lies beyond the original.
         original_size: Width and height of the original, upright, in pixels.
@@ -51,6 +52,7 @@ class Verdict:
     words: tuple[str, ...] = ()
     background_kept: float | None = None
     changed_elsewhere: float | None = None
+    recoloured: float | None = None
     covered: float | None = None
     added: float | None = None
     original_size: tuple[int, int]

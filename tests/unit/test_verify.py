@@ -84,6 +84,7 @@ def file_of(pixels, kind="PNG", mode="RGB", **options):
             "40%.*SALE, 50%",
         ),
         ({"covered": 0.5, "changed_elsewhere": 0.2}, VerdictKind.CROPPED, "50% of the original"),
+        ({"recoloured": 60.0}, VerdictKind.DAMAGED, "colours"),
         ({"added": 0.5}, VerdictKind.CROPPED, "50% of the result"),
         ({"changed_elsewhere": 0.2}, VerdictKind.DAMAGED, "20.0% of the area outside the text"),
         ({"text_left": 0.01, "words": ("a1",)}, VerdictKind.UNSURE, "a1"),
@@ -94,6 +95,7 @@ def file_of(pixels, kind="PNG", mode="RGB", **options):
         "other content",
         "text left",
         "cropped",
+        "recoloured",
         "padded",
         "changed",
         "little text left",
@@ -127,13 +129,13 @@ def test_the_gravest_finding_is_the_verdict(figures, kind, reason) -> None:
 def test_an_image_without_text_is_compared(result, kind) -> None:
     """A shift, another size and other colours are no damage; the verdict says that there is no text."""
     image = blobs()
-    verdict = compare(view(image), view(result(image)), NO_LINES)
+    verdict = compare(view(image), view(result(image)), NO_LINES, search=False)
     assert (verdict.kind, verdict.no_text) == (kind, True)
 
 
 def test_size_and_alignment_are_reported() -> None:
     """Sizes of both files; where a pixel of the original is in the result; scale and shift."""
-    verdict = compare(view(blobs()), view(edited(blobs())), NO_LINES)
+    verdict = compare(view(blobs()), view(edited(blobs())), NO_LINES, search=False)
     assert (verdict.original_size, verdict.result_size) == ((200, 150), (400, 300))
     place = np.array(verdict.alignment) @ (100, 75, 1)
     expected = (MOVED @ (100, 75, 1))[:2] * 2 + 0.5
@@ -149,8 +151,8 @@ def test_what_changes_beside_the_text_went_with_it() -> None:
     corners = np.array([(127, 105), (147, 105), (147, 115), (127, 115)], np.float32)
     line = TextLines(regions=(TextRegion.of(corners, SHAPE, certain=True),), shape=SHAPE)
     boxed = view(spoilt(blobs()))
-    assert compare(boxed, view(edited(blobs())), line).kind is VerdictKind.CLEAN
-    assert compare(boxed, view(edited(blobs())), NO_LINES).kind is VerdictKind.DAMAGED
+    assert compare(boxed, view(edited(blobs())), line, search=False).kind is VerdictKind.CLEAN
+    assert compare(boxed, view(edited(blobs())), NO_LINES, search=False).kind is VerdictKind.DAMAGED
 
 
 def png_header(width, height):
