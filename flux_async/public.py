@@ -7,6 +7,7 @@ from __future__ import annotations
 from flux_async.api.models_table import CustomModel as CustomModel
 from flux_async.api.models_table import Model as Model
 from flux_async.api.webhooks import CallbackEndpoint as CallbackEndpoint
+from flux_async.batch.check_run import run_checks as run_checks
 from flux_async.batch.operations import Adopted as Adopted
 from flux_async.batch.operations import FetchReport as FetchReport
 from flux_async.batch.operations import Rekeyed as Rekeyed

@@ -197,8 +197,13 @@ def run_batch(
 
 @attrs.define(kw_only=True, eq=False)
 class BatchRun:
-    """A batch: an async context manager, and an async iterator of outcomes in order of completion."""
+    """A batch: an async context manager, and an async iterator of outcomes in order of completion.
 
+    Attributes:
+        only_checks: Whether it only checks the images that its journal has, and submits and polls nothing.
+    """
+
+    only_checks: bool = False
     _images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
     _run: RunContext = attrs.field(repr=False)
     _owns_journal: bool
@@ -343,8 +348,9 @@ class BatchRun:
             reading = scheduler.group.create_task(reader.read())
             if self._run.journal.is_durable:
                 helpers.start_soon(reader.peek)
-        await self._start_paid(scheduler)
-        await self._feed(scheduler)
+        if not self.only_checks:
+            await self._start_paid(scheduler)
+            await self._feed(scheduler)
         await self._start_unchecked(scheduler)
         if reader is not None:
             await reader.has_read.wait()

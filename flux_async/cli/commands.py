@@ -24,6 +24,7 @@ from flux_async import (
     __version__,
 )
 from flux_async.api import APIS
+from flux_async.cli.check_commands import CHECK_COMMANDS
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
@@ -109,7 +110,6 @@ _verbose = click.option(
     show_default=False,
     help="Log submits and results to stderr; -vv adds polls.",
 )
-_IMAGE_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _folder = click.argument("folder", type=_FOLDER)
 _output_folder = click.option(
     "-o", "--output", "folder", type=_FOLDER, default=Path("flux-out"), help="Folder for the results."
@@ -529,19 +529,8 @@ def list_models(ctx: click.Context, *, as_json: bool) -> int:
 # --- checks and trials ------------------------------------------------------------------------------------
 
 
-@cli.command("verify")
-@click.argument("original", type=_IMAGE_FILE)
-@click.argument("result", type=_IMAGE_FILE)
-@_json
-def verify_images(original: Path, result: Path, as_json: bool) -> int:
-    """Check whether text is gone, and the rest unchanged.
-
-    ORIGINAL was submitted, RESULT is what came of it. The verdict is printed: clean, text_left, damaged,
-    cropped or unsure. Exit 0 if it is clean, else 1. Nothing is sent.
-    """
-    from flux_async.cli.image_checks import show_verdict  # noqa: PLC0415 - rarely needed
-
-    return show_verdict(original, result, as_json=as_json)
+for _command in CHECK_COMMANDS:
+    cli.add_command(_command)
 
 
 @cli.command()

@@ -125,18 +125,20 @@ def show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     display.show_log(value)
 
 
+PRESERVE_FORMAT = click.option(
+    "--preserve-format",
+    type=click.Choice(FORMATS),
+    default="png",
+    help="Format of these images; a JPEG would change every pixel a little.",
+)
+
 CHECK_OPTIONS = (
     click.option(
         "--preserve",
         is_flag=True,
         help="Put every pixel that was not text back from the original; the vendor's goes to images/vendor/.",
     ),
-    click.option(
-        "--preserve-format",
-        type=click.Choice(FORMATS),
-        default="png",
-        help="Format of these images; a JPEG would change every pixel a little.",
-    ),
+    PRESERVE_FORMAT,
     click.option("--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."),
 )
 """The options of a run that ask for checks of its results."""

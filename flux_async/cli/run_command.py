@@ -29,6 +29,7 @@ from flux_async import (
     UnexpectedPrice,
     fetch_missing,
 )
+from flux_async.batch.check_run import run_checks
 from flux_async.batch.check_stage import Checker
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
@@ -139,7 +140,8 @@ class RunCommand:
         began = self.clock.monotonic()
         with self._listener():
             async with self.make_client() as client:
-                folder = await RunFolder.open(self.options.folder, account=client.fingerprint)
+                account = "" if self.options.only_checks else client.fingerprint
+                folder = await RunFolder.open(self.options.folder, account=account)
                 try:
                     await self._work(client, folder)
                 finally:
@@ -230,7 +232,7 @@ class RunCommand:
 
     async def _fetch_missing(self, client: FluxClient, folder: RunFolder) -> None:
         await self._starts.wait()
-        if not await self._selection.opened():
+        if self.options.only_checks or not await self._selection.opened():
             self._all_fetched.set()
             return
 
@@ -263,8 +265,35 @@ class RunCommand:
         await self._starts.wait()
         if not await self._selection.opened() or self._halted_by is not None:
             return
+        batch = (
+            self._checks_of(client, folder) if self.options.only_checks else self._batch_of(client, folder)
+        )
+        try:
+            async with self._receiving_callbacks(client, folder), batch as self._batch:
+                if self._halted_by is not None:
+                    batch.stop()
+                async for outcome in batch:
+                    await self._settled(folder, outcome)
+        finally:
+            self._progress, self._batch = batch.progress, None
+
+    def _checks_of(self, client: FluxClient, folder: RunFolder) -> BatchRun:
+        return run_checks(
+            client,
+            folder.journal,
+            folder.images,
+            preserve=self.options.checks.preserve,
+            verify=self.options.checks.verify,
+            preserve_format=self.options.preserve_format,
+            originals=folder.originals,
+            name_file=_name_file,
+            checks=self.checks,
+            on_progress=self._progressed,
+        )
+
+    def _batch_of(self, client: FluxClient, folder: RunFolder) -> BatchRun:
         options = self.options
-        batch = run_batch(
+        return run_batch(
             client,
             self._feed(folder),
             journal=folder.journal,
@@ -284,14 +313,6 @@ class RunCommand:
             checks=self.checks,
             on_progress=self._progressed,
         )
-        try:
-            async with self._receiving_callbacks(client, folder), batch as self._batch:
-                if self._halted_by is not None:
-                    batch.stop()
-                async for outcome in batch:
-                    await self._settled(folder, outcome)
-        finally:
-            self._progress, self._batch = batch.progress, None
 
     def _receiving_callbacks(
         self, client: FluxClient, folder: RunFolder
@@ -410,6 +431,8 @@ class RunCommand:
         if self._halted_by is not None or totals is None:
             return Exit.HALTED
         is_whole = totals.all_succeeded and self.display.lost is None
+        if self.options.only_checks and not totals.all_good:
+            is_whole = False
         return Exit.SUCCEEDED if is_whole else Exit.SOME_FAILED
 
     async def _rewrite_results(self, folder: RunFolder) -> Totals | None:

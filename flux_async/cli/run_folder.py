@@ -321,6 +321,12 @@ class Totals:
         self.not_checked += row.not_checked is not None
 
     @property
+    def all_good(self) -> bool:
+        """Whether the checks found nothing to look at."""
+        are_clean = self.verdicts.total() == self.verdicts["clean"] + self.verdicts["no_text"]
+        return are_clean and not self.not_preserved and not self.not_checked
+
+    @property
     def all_succeeded(self) -> bool:
         """Whether every image succeeded."""
         return self.statuses.total() == self.statuses[Status.SUCCEEDED]

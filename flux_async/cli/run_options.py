@@ -88,6 +88,7 @@ class RunOptions:
         yes: Whether the answer to every question is yes.
         checks: What is checked once an image is downloaded.
         preserve_format: Format of composed images.
+        only_checks: Whether nothing is submitted or fetched, and images that are here are checked.
         report: Whether the run writes its report at the end, where the extra is installed.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
@@ -116,6 +117,7 @@ class RunOptions:
     yes: bool = False
     checks: WantedChecks = NO_CHECKS
     preserve_format: PreserveFormat = "png"
+    only_checks: bool = False
     report: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 

@@ -356,6 +356,21 @@ def copy_to_part(source: Path, destination: Path) -> Path:
     return part
 
 
+def write_part(part: Path, content: bytes, destination: Path) -> None:
+    """Write and sync a part file.
+
+    Raises:
+        DownloadError: The disk refuses it.
+    """
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise disk_error(error, destination) from None
+
+
 def finish_part(part: Path, destination: Path) -> None:
     """Rename a complete and synced part file; an existing file is replaced.
 

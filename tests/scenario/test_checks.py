@@ -27,8 +27,10 @@ from flux_async import (
     MissingExtra,
     Succeeded,
     run_batch,
+    run_checks,
 )
 from flux_async.batch.check_stage import read_verdict, unchanged
+from flux_async.batch.inputs import as_job
 from flux_async.files.image_source import identify_now
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
@@ -180,6 +182,24 @@ async def test_images_of_a_run_without_checks_are_checked_later(
     assert not list((tmp_path / "out").glob("*.jpg"))
     assert len(list((tmp_path / "out" / "vendor").glob("*.jpg"))) == 5
     assert hosted.count("generate") == 5
+
+
+async def test_saved_images_are_checked_without_a_submit_or_a_poll(
+    client: Any, hosted: Any, tmp_path: Path
+) -> None:
+    """run_checks leaves all else of the journal as it is."""
+    journal, out = tmp_path / "run.sqlite3", tmp_path / "out"
+    await collect(client, URLS, journal=journal, directory=out)
+    async with Journal(journal, clock=client.session.clock) as opened:
+        await opened.add_jobs([as_job("https://example.com/not-submitted.jpg")])
+    before = len(hosted.seen)
+    async with run_checks(client, journal, out, preserve=True, checks=CheckWorkers()) as batch:
+        outcomes = [outcome async for outcome in batch]
+    assert once_each(outcomes)
+    assert all(outcome.check.is_preserved for outcome in outcomes)
+    assert len(hosted.seen) == before
+    with pytest.raises(InvalidInput, match="nothing to check"):
+        run_checks(client, journal, out)
 
 
 async def test_the_vendors_image_of_an_earlier_run_must_be_the_one_that_was_paid_for(

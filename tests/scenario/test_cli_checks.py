@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 from rich.console import Console
 
 from check_workers import CLEAN, CheckWorkers
-from flux_async import BatchProgress, FluxClient, InvalidInput, Limits, PollPolicy, VerdictKind
+from flux_async import (
+    BatchProgress,
+    FluxClient,
+    InvalidInput,
+    Limits,
+    PollPolicy,
+    Preserved,
+    PreserveRefusal,
+    PreserveReport,
+    VerdictKind,
+)
 from flux_async.cli.commands import cli
 from flux_async.cli.display import MessageConsole, RunDisplay, RunView, live_lines, plain_line
 from flux_async.cli.inputs import gather_inputs
@@ -25,16 +36,21 @@ from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption
 from flux_async.cli.status import status_of
 from flux_async.cli.terminal import Exit, Output, run_cli
-from flux_async.job_state import NO_CHECKS, WantedChecks
+from flux_async.job_state import NO_CHECKS, JobState, WantedChecks
 from flux_async.journal.reader import JournalReader
 from scripted_vendor import ScriptedVendor, echo
-from tests.support.file_host import FileAnswer
+from tests.support.file_host import JPEG, FileAnswer
 
 FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
 LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
 BOTH = WantedChecks(preserve=True, verify=True)
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(3)]
 LEFT = attrs.evolve(CLEAN, kind=VerdictKind.TEXT_LEFT, text_left=0.25, words=("SALE",), background_kept=0.5)
+
+
+async def done_jobs(reader: Any, _spending: Any) -> None:
+    """Select what the commands on a folder select."""
+    await reader.select(reader.folder.reader.jobs(JobState.DONE))
 
 
 @attrs.define(eq=False)
@@ -46,14 +62,14 @@ class Runs:
     said: io.StringIO = attrs.field(factory=io.StringIO)
 
     async def run(
-        self, workers: CheckWorkers | None, checks: WantedChecks = BOTH
+        self, workers: CheckWorkers | None, checks: WantedChecks = BOTH, *, only_checks: bool = False
     ) -> tuple[Exit, list[dict[str, Any]]]:
         """Return the exit code and the lines of results.jsonl."""
         console = MessageConsole()
         console.file = self.said
         command = RunCommand(
-            options=RunOptions(folder=self.folder, limits=FAST, checks=checks),
-            select=lambda reader, _: reader.read(gather_inputs(URLS, [])),
+            options=RunOptions(folder=self.folder, limits=FAST, checks=checks, only_checks=only_checks),
+            select=done_jobs if only_checks else lambda reader, _: reader.read(gather_inputs(URLS, [])),
             make_client=lambda: FluxClient(
                 "k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS
             ),
@@ -140,6 +156,106 @@ async def test_a_composed_image_that_was_moved_away_is_made_again(runs: Runs) ->
     assert [row["file"] for row in again] == [row["file"] for row in rows]
     assert all((runs.folder / row["file"]).is_file() for row in again)
     assert runs.vendor.count("generate") == 3
+
+
+async def test_a_folder_that_is_done_is_checked_without_a_submit_or_a_poll(runs: Runs) -> None:
+    """Exit 0 only if the checks found nothing to look at; the second time there is nothing to do."""
+    await runs.run(None, NO_CHECKS)
+    before = len(runs.vendor.seen)
+    code, rows = await runs.run(CheckWorkers(verdict=LEFT), only_checks=True)
+    assert (code, {row["verdict"] for row in rows}) == (Exit.SOME_FAILED, {"text_left"})
+    assert all(row["vendor_file"] and (runs.folder / row["file"]).is_file() for row in rows)
+    workers = CheckWorkers()
+    code, again = await runs.run(workers, only_checks=True)
+    assert (code, again, workers.made.total()) == (Exit.SOME_FAILED, rows, 0)
+    assert len(runs.vendor.seen) == before
+
+
+async def test_clean_results_of_a_folder_end_with_0(runs: Runs) -> None:
+    """Also where nothing was left to check."""
+    await runs.run(None, NO_CHECKS)
+    assert (await runs.run(CheckWorkers(), only_checks=True))[0] is Exit.SUCCEEDED
+    assert (await runs.run(CheckWorkers(), only_checks=True))[0] is Exit.SUCCEEDED
+
+
+HOLE = np.zeros((2, 3), dtype=bool)
+REFUSED = PreserveReport(refusal=PreserveRefusal.OTHER_CONTENT)
+OTHER_CONTENT = "the result shows something else than the original"
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command about two files in this process; return its exit code and both streams."""
+    for name in ("original.png", "result.jpg"):
+        (tmp_path / name).write_bytes(JPEG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["flux-async", *words])
+        code = run_cli(cli)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+PAIR = ("preserve", "original.png", "result.jpg", "-o", "out.png")
+
+
+def test_one_result_is_composed_or_nothing_is_written(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exit 0 and the path, or 1 and the reason; --fallback writes the result as it came."""
+    composed = Preserved(image=b"new", format="png", report=PreserveReport(replaced=0.16, hole=HOLE))
+    refused = Preserved(image=JPEG, format="jpeg", report=REFUSED)
+    out = tmp_path / "out.png"
+    monkeypatch.setattr("flux_async.cli.image_checks.preserve", lambda *_, **__: refused)
+    code, printed, said = command(*PAIR, "--mask-out", "mask.png")
+    assert (code, printed, out.exists(), Path("mask.png").exists()) == (1, "", False, False)
+    assert f"Not composed: {OTHER_CONTENT}. Nothing was written." in said
+    code, printed, said = command(*PAIR, "--fallback")
+    assert (code, printed, out.read_bytes()) == (1, "out.png\n", JPEG)
+    assert "out.png is the result as it came (jpeg)." in said
+    monkeypatch.setattr("flux_async.cli.image_checks.preserve", lambda *_, **__: composed)
+    code, printed, said = command(*PAIR, "--mask-out", "mask.png")
+    assert (code, printed, out.read_bytes()) == (0, "out.png\n", b"new")
+    assert "16.0% of it was replaced" in said
+    assert Path("mask.png").read_bytes().startswith(b"\x89PNG")
+    code, printed, _ = command(*PAIR, "--json")
+    answer = json.loads(printed)
+    assert (answer["verdict"], answer["file"], answer["replaced"]) == ("composed", "out.png", 0.16)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("verify", "original.png"), "Which result is to be compared with original.png?"),
+        (("verify", ".", "result.jpg"), "Give the folder of a run, or an original and its result."),
+        (("preserve", "original.png", "result.jpg"), "Give an original, its result"),
+        (("preserve", ".", "--fallback"), "Give the folder of a run alone"),
+    ],
+    ids=["no result", "folder and result", "no output", "folder and options"],
+)
+def test_a_folder_or_two_files(
+    command: Callable[..., tuple[int, str, str]], words: tuple[str, ...], message: str
+) -> None:
+    """Anything else is a usage error."""
+    code, _, said = command(*words)
+    assert (code, message in said) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["verify", "preserve"])
+def test_a_folder_without_a_journal_is_refused_and_left_alone(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, name: str
+) -> None:
+    """No journal is made."""
+    (tmp_path / "empty").mkdir()
+    code, _, said = command(name, "empty")
+    assert (code, "There is no journal" in said) == (2, True)
+    assert not list((tmp_path / "empty").iterdir())
 
 
 def test_progress_shows_the_checks_as_a_stage() -> None:
