@@ -609,8 +609,9 @@ async def test_a_write_to_a_full_device(
 
 
 @pytest.fixture
-def not_root() -> Iterator[None]:
+def not_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Do without the privileges of root, who may write anywhere."""
+    monkeypatch.delenv("SSL_CERT_FILE")  # in a folder that only its owner may enter
     was = os.geteuid()
     if was == 0:
         os.seteuid(_NOBODY)

@@ -140,7 +140,9 @@ async def test_a_corrected_price_of_a_model_is_no_conflict(path: Path) -> None:
         assert again == attrs.evolve(job, request=stored(credits=8, max_prompt=500))
         with pytest.raises(JobConflictError, match="customModel differs"):
             await journal.add([(key, stored(extras={"quality": "high"}))])
-        await happened(journal, again, SubmitIntended(at=1), SubmitAccepted(at=2, task_id=TaskId("t")))
+        await happened(
+            journal, again, SubmitIntended(at=1, api="jobs"), SubmitAccepted(at=2, task_id=TaskId("t"))
+        )
         with JournalReader(path) as reader:
             assert reader.spending() == [Spending(model="lab/x", tasks=1, perhaps=0, price=8)]
     assert rows(path, "SELECT count(*) FROM event WHERE type = 'AddressRenewed'") == [(0,)]
