@@ -464,7 +464,8 @@ class FluxClient:
         If this call is cancelled after the submit, the task id is in :attr:`unclaimed`, in the log, and in a
         note on the ``CancelledError``.
         """
-        api = api_for(check_request(request).model, self.api)
+        check_request(request)
+        api = api_for(request.model, self.api, request.aspect_ratio)
         span_s = self._span(timeout)
         deadline = self._session.clock.monotonic() + span_s
         async with self._session.call() as call, self._session.task_in_flight(deadline):
@@ -556,7 +557,7 @@ class FluxClient:
     ) -> tuple[TaskId, ImageRequest]:
         """Upload the image if it is a file, and submit; return the task and the request as it was sent."""
         self.check_reachable(request)
-        api_for(request.model, self.api)  # an API that does not have the model refuses it before an upload
+        api_for(request.model, self.api, request.aspect_ratio)  # what the API does not have is not uploaded
         if (words := mistyped_in_words(request)) is not None:
             log(logging.WARNING, "%s", words)
         if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):

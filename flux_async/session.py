@@ -300,10 +300,10 @@ class Session:
         """Submit, and again only if that cannot pay twice; return the task.
 
         Raises:
-            InvalidInput: The API does not have the model.
+            InvalidInput: The API does not have the model, or not in that aspect ratio.
             FluxError: With the charge and the scope of what happened.
         """
-        api = api_for(request.model, self.api)
+        api = api_for(request.model, self.api, request.aspect_ratio)
         name = without_query(str(request.input_image)) if isinstance(request, EditRequest) else "a prompt"
         tries = 0
         while True:

@@ -53,8 +53,7 @@ def build_submit(body: str, callback_url: str | None = None) -> WireRequest:
         InvalidInput: Its image has not been uploaded, or this API does not have its model or aspect ratio.
     """
     fields = fields_to_send(body, callback_url)
-    row = on_wire(NAME, fields.pop(_MODEL))
-    row.check_aspect_ratio(fields.get(stored_name("aspect_ratio")))
+    row = on_wire(NAME, fields.pop(_MODEL), fields.get(stored_name("aspect_ratio")))
     callback = {_CALLBACK: fields.pop(_CALLBACK)} if _CALLBACK in fields else {}
     image = fields.pop(IMAGE_FIELD, None)
     ours = {field_name(name): value for name, value in fields.items()}

@@ -65,16 +65,6 @@ class OnWire:
         """Return the fields of a submit, and the extras that are not among them."""
         return {**fields, **{name: value for name, value in self.extras.items() if name not in fields}}
 
-    def check_aspect_ratio(self, ratio: str | None) -> None:
-        """Refuse an aspect ratio that is not listed.
-
-        Raises:
-            InvalidInput: It is not.
-        """
-        if ratio is not None and self.aspect_ratios is not None and ratio not in self.aspect_ratios:
-            listed = ", ".join(self.aspect_ratios)
-            raise InvalidInput(f"{self.model} has the aspect ratios {listed}, not {ratio}.")
-
 
 @attrs.frozen(kw_only=True)
 class ModelRow:
@@ -429,11 +419,11 @@ def credits_of(name: str) -> float:
         return Model.PRO.row.credits
 
 
-def on_wire(api: ApiName, model: AnyModel | str) -> OnWire:
+def on_wire(api: ApiName, model: AnyModel | str, aspect_ratio: str | None = None) -> OnWire:
     """Return an API's names for a model.
 
     Raises:
-        InvalidInput: The API does not have it.
+        InvalidInput: The API does not have it, or not in that aspect ratio.
     """
     try:
         row = (Model(model) if isinstance(model, str) else model).row
@@ -441,23 +431,27 @@ def on_wire(api: ApiName, model: AnyModel | str) -> OnWire:
         raise _not_in(api, str(model)) from None
     if api not in row.apis:
         raise _not_in(api, str(model), row.not_in_jobs if api == "jobs" else "")
-    return row.apis[api]
+    wire = row.apis[api]
+    if aspect_ratio is not None and wire.aspect_ratios is not None and aspect_ratio not in wire.aspect_ratios:
+        listed = ", ".join(wire.aspect_ratios)
+        raise InvalidInput(f"{model} over the {api} API has the aspect ratios {listed}, not {aspect_ratio}.")
+    return wire
 
 
 def _not_in(api: ApiName, name: str, why: str = "") -> InvalidInput:
     return InvalidInput(f"The {api} API does not have the model {name}{why and ': '}{why}.")
 
 
-def api_for(model: AnyModel, preferred: ApiName) -> ApiName:
+def api_for(model: AnyModel, preferred: ApiName, aspect_ratio: str | None = None) -> ApiName:
     """Return the API that a task of a model is submitted to: the preferred one, or the only one that has it.
 
     Raises:
-        InvalidInput: The jobs API is preferred, and does not have the model.
+        InvalidInput: The jobs API is preferred, and does not have the model; or that API does not have it in
+            that aspect ratio.
     """
-    if preferred == "kontext" and preferred not in model.row.apis:
-        return "jobs"
-    on_wire(preferred, model)
-    return preferred
+    api = "jobs" if preferred == "kontext" and preferred not in model.row.apis else preferred
+    on_wire(api, model, aspect_ratio)
+    return api
 
 
 def model_of(api: ApiName, wire_model: object) -> Model | None:

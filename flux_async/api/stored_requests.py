@@ -115,6 +115,12 @@ def read_model(body: str) -> AnyModel:
     return CustomModel(**fields[_CUSTOM]) if _CUSTOM in fields else Model(fields[_MODEL])
 
 
+def read_aspect_ratio(body: str) -> str | None:
+    """Return only the aspect ratio of a stored request, or None."""
+    ratio: str | None = json.loads(body).get(stored_name("aspect_ratio"))
+    return ratio
+
+
 def without_terms(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a stored request without price and limits of its model: they may be corrected."""
     if _CUSTOM not in fields:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 
 from flux_async.api.models_table import ApiName, api_for, on_wire
-from flux_async.api.stored_requests import with_input
+from flux_async.api.stored_requests import read_aspect_ratio, with_input
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.in_doubt import adopt_known_task
 from flux_async.batch.run_context import RunContext, concerns_all
@@ -49,7 +49,7 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
     """
     clock = run.session.clock
     try:
-        api = api_for(job.model, run.session.api)
+        api = api_for(job.model, run.session.api, read_aspect_ratio(job.stored.request))
     except InvalidInput as refused:  # another run may submit it to another API
         return Leave(refused)
     await job.slots.take_task()

@@ -13,7 +13,7 @@ import attrs
 from flux_async import EditRequest, FluxError, InDoubtPolicy, InvalidInput, Job
 from flux_async.api import VARIABLE, choose_api
 from flux_async.api.models_table import AnyModel, ApiName, api_for
-from flux_async.api.stored_requests import read_model
+from flux_async.api.stored_requests import read_aspect_ratio, read_model
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.input_reader import Row, not_paid_for, read_row, refusal_text
@@ -131,9 +131,10 @@ class DryRun:
     def _count(self, row: Row, added: Added) -> None:
         stored = added.stored
         if stored is None or stored.job.state is JobState.PENDING or self._is_resubmitted(stored):
-            model = read_model(row.request if stored is None else stored.request)
+            request = row.request if stored is None else stored.request
+            model = read_model(request)
             try:
-                api_for(model, self._api)
+                api_for(model, self._api, read_aspect_ratio(request))
             except InvalidInput as error:
                 self._refuse("refused", row.given, error)
                 return

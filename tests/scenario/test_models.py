@@ -12,12 +12,15 @@ from flux_async import (
     CustomModel,
     Echo,
     EditRequest,
+    Failed,
+    InDoubt,
     InvalidInput,
     Model,
     Succeeded,
     UnexpectedPrice,
     run_batch,
 )
+from flux_async.api.models_table import ApiName
 from flux_async.testing import FluxSandbox, VirtualClock
 
 IMAGE = "https://pictures.example/poster.jpg"
@@ -56,6 +59,24 @@ async def test_max_is_refused_over_jobs_before_anything_is_sent(sandbox: FluxSan
     assert sandbox.ledger.submits == 0
     await sandbox.client().remove_text(IMAGE, model="flux-kontext-max")
     assert sandbox.ledger.charged == 10
+
+
+async def test_an_aspect_ratio_of_the_other_api_only_waits_for_that_api(
+    sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """It is no submit and no end of the job: a run over the API that has it submits it."""
+    requests = [EditRequest.text_removal(IMAGE, aspect_ratio="16:21")]
+
+    async def outcomes(api: ApiName) -> list[Succeeded | Failed | InDoubt]:
+        journal = tmp_path / "run.sqlite3"
+        async with run_batch(sandbox.client(api=api), requests, journal=journal) as batch:
+            return [outcome async for outcome in batch]
+
+    (refused,) = await outcomes("jobs")
+    assert isinstance(refused, Failed)
+    assert isinstance(refused.error, InvalidInput)
+    assert sandbox.ledger.submits == 0
+    assert [type(outcome) for outcome in await outcomes("kontext")] == [Succeeded]
 
 
 async def test_a_batch_mixes_models_of_both_apis_and_resumes(sandbox: FluxSandbox, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_a_submit_of_all_options() -> None:
 def test_an_aspect_ratio_that_the_api_does_not_list_is_refused() -> None:
     """Before anything is sent; the kontext API has it."""
     stored = store_request(EditRequest.text_removal(IMAGE, aspect_ratio="16:21"))
-    with pytest.raises(InvalidInput, match=r"flux1-kontext has the aspect ratios 21:9, .*, not 16:21\."):
+    with pytest.raises(
+        InvalidInput, match=r"flux-kontext-pro over the jobs API has the aspect ratios 21:9, .*, not 16:21\."
+    ):
         build_submit(stored)
 
 

@@ -134,3 +134,15 @@ def test_max_is_refused_over_jobs() -> None:
     assert api_for(Model.MAX, "kontext") == "kontext"
     with pytest.raises(InvalidInput, match=r"flux-kontext-max: .*Pro might be made instead\."):
         api_for(Model.MAX, "jobs")
+
+
+def test_an_aspect_ratio_that_an_api_does_not_have_is_refused() -> None:
+    """With the ratios that it has; the other API may have it."""
+    assert api_for(Model.PRO, "kontext", "16:21") == "kontext"
+    assert api_for(Model.PRO, "jobs", "9:16") == "jobs"
+    with pytest.raises(
+        InvalidInput, match=r"pro over the jobs API has the aspect ratios 21:9, .*, not 16:21\."
+    ):
+        api_for(Model.PRO, "jobs", "16:21")
+    with pytest.raises(InvalidInput, match="edit over the jobs API has the aspect ratios"):
+        api_for(Model.NANO_BANANA_EDIT, "kontext", "16:21")
