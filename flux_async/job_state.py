@@ -24,7 +24,7 @@ Rules:
    POST, makes it SUBMITTED: no known paid task is paid for again.
 4. DONE and FAILED are final: late and repeated events change nothing. (An image may be saved again if its
    file is missing; one that was left at the vendor, never saved and has expired there has FAILED.) Only the
-   user's ``RetryGranted`` leads on from FAILED.
+   user's ``RetryGranted`` leads on from FAILED, and from DONE where the user wants another image.
 5. A job has at most one attempt in progress: submitting, submitted or in doubt.
 6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so
    its own task is unknown and the job is IN_DOUBT.
@@ -305,7 +305,7 @@ class ResultLost(_Event):
 
 @attrs.frozen(kw_only=True)
 class RetryGranted(_Event):
-    """The user wants a failed job submitted again, at the price of a new task."""
+    """The user wants a job submitted again that failed or whose image is no good, and pays for a new task."""
 
 
 Event: TypeAlias = (
@@ -355,6 +355,7 @@ TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
         (JobState.DONE, Verified): JobState.DONE,
         (JobState.DONE, NotChecked): JobState.DONE,
         (JobState.DONE, ResultLost): JobState.FAILED,
+        (JobState.DONE, RetryGranted): JobState.PENDING,
         (JobState.FAILED, RetryGranted): JobState.PENDING,
     }
 )
@@ -418,7 +419,8 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
         case ResultLost(problem=problem):
             return attrs.evolve(job, problem=problem, finished_at=at)
         case _:  # RetryGranted
-            return attrs.evolve(job, finished_at=None, not_before=0.0, charge=Charge.NO)
+            job = attrs.evolve(job, finished_at=None, not_before=0.0, charge=Charge.NO)
+            return attrs.evolve(job, file=None, sha256=None, checked=None)
 
 
 def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> JobSnapshot:
@@ -445,6 +447,11 @@ def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> Jo
 def verdict_in(found: Mapping[str, Any]) -> str:
     """Return the verdict in what ``verify`` found: its kind, or ``no_text`` for an original without text."""
     return "no_text" if found.get("no_text") and found.get("kind") == "clean" else str(found.get("kind"))
+
+
+def verdict_of(job: JobSnapshot) -> str | None:
+    """Return the verdict about a job's image, as :func:`verdict_in`; None before it was verified."""
+    return None if job.checked is None or job.checked.verdict is None else verdict_in(job.checked.verdict)
 
 
 # --- what comes next --------------------------------------------------------------------------------------
@@ -585,5 +592,7 @@ def events_of_lost_submit(job: JobSnapshot, at: float, now: float) -> tuple[Even
         case JobState.SUBMITTED:
             return (TaskEndedRetryable(at=at, problem=problem), *submit)
         case JobState.FAILED:
+            return (RetryGranted(at=at), *submit)
+        case JobState.DONE if job.finished_at is not None and at > job.finished_at:
             return (RetryGranted(at=at), *submit)
     return ()

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 VENDOR = "vendor"
 """The folder, in that of the results, with the vendor's own images where they are composed."""
 
+EARLIER = "earlier"
+"""The folder, in that of the results, with the images of attempts that the user had submitted again."""
+
 _NEEDED = ("PIL", "cv2", "numpy", "onnxruntime", "rapidocr")
 
 
@@ -162,6 +165,22 @@ def keep_vendors(directory: Path, file: str, sha256: str | None) -> str:
         raise InvalidInput(f"The vendor's image {file} is not in {directory} any more, or it was changed.")
     finish_part(copy_to_part(directory / file, directory / kept), directory / kept)
     return kept
+
+
+def keep_earlier(directory: Path, name: str, attempt: int) -> None:
+    """Move the files of an earlier attempt to ``earlier/``: ``poster.1.png`` and ``poster.1.vendor.jpg``.
+
+    The first move counts: after a crash the files under the name may be those of the later attempt.
+    """
+    for folder, mark in ((directory, ""), (directory / VENDOR, ".vendor")):
+        path = find_image(folder, PurePosixPath(name))
+        if path is None:
+            continue
+        stem = PurePosixPath(name).with_suffix("") if PurePosixPath(name).suffix in IMAGE_ENDINGS else name
+        kept = directory / EARLIER / f"{stem}.{attempt}{mark}{path.suffix}"
+        if not kept.exists():
+            finish_part(copy_to_part(path, kept), kept)
+            path.unlink()
 
 
 def _is_image(path: Path, sha256: str | None) -> bool:

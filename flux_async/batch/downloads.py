@@ -14,12 +14,13 @@ from __future__ import annotations
 import copy
 import logging
 
+import anyio.to_thread
 import attrs
 
 from flux_async.api.models_table import RETENTION_S
 from flux_async.api.stored_requests import read_image
 from flux_async.batch.active_job import ActiveJob, Leave
-from flux_async.batch.check_stage import VENDOR
+from flux_async.batch.check_stage import VENDOR, keep_earlier
 from flux_async.batch.run_context import Events, RunContext, concerns_all
 from flux_async.clock import sleep_and_read
 from flux_async.errors import DownloadError, FluxError, Scope, shown
@@ -143,6 +144,8 @@ async def _try(
     """Try one download; return the error if another try may be made. ``tries`` counts this one."""
     try:
         name = await run.names.name(job.stored)
+        if (directory := run.options.directory) is not None and job.state.attempts > 1:
+            await anyio.to_thread.run_sync(keep_earlier, directory, name, job.state.attempts - 1)
         if job.checks.preserve:
             name = f"{VENDOR}/{name}"
         saved = await run.client.save(image, sink, job=job.stored.as_job(), name=name)

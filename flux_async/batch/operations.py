@@ -51,6 +51,7 @@ from flux_async.job_state import (
     Saved,
     TaskFound,
     apply,
+    verdict_of,
 )
 from flux_async.journal.ownership import PaidTask
 from flux_async.journal.store import Journal, StoredJob
@@ -92,9 +93,11 @@ async def retry(
     *,
     failed: bool = False,
     in_doubt: bool = False,
+    text_left: bool = False,
+    damaged: bool = False,
     dry_run: bool = False,
 ) -> Retried:
-    """Let the next run submit jobs again that failed, or that are in doubt, and return which.
+    """Let the next run submit jobs again that failed, are in doubt, or have no good image; return which.
 
     A job in doubt whose task was found is not submitted again: it is fetched.
 
@@ -103,19 +106,25 @@ async def retry(
         journal: The journal's file, or an open journal.
         failed: Submit jobs again that failed: each for one more charge.
         in_doubt: Submit jobs in doubt again. Their first submit may have been charged, too.
+        text_left: Submit jobs again whose verdict is ``text_left``: each for one more charge. The next run
+            moves their images to ``earlier/`` when it has new ones.
+        damaged: The same for the verdicts ``damaged`` and ``cropped``.
         dry_run: Return the same, and leave these jobs as they are.
 
     Raises:
-        InvalidInput: Neither ``failed`` nor ``in_doubt`` is given, or an argument has a wrong type.
+        InvalidInput: Nothing to retry is given, or an argument has a wrong type.
         JournalBusyError: A run is using the journal.
         JournalError: There is no journal, or it cannot be used.
     """
     check_client(client)
-    for name, flag in (("failed", failed), ("in_doubt", in_doubt), ("dry_run", dry_run)):
+    given = (failed, in_doubt, text_left, damaged, dry_run)
+    for name, flag in zip(("failed", "in_doubt", "text_left", "damaged", "dry_run"), given, strict=True):
         check_flag(flag, name)
-    states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
+    verdicts = ["text_left"] * text_left + ["damaged", "cropped"] * damaged
+    states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt + [JobState.DONE] * bool(verdicts)
     if not states:
-        raise InvalidInput("There is nothing to retry.", advice="Give failed=True, in_doubt=True, or both.")
+        words = "Give failed=True, in_doubt=True, text_left=True or damaged=True."
+        raise InvalidInput("There is nothing to retry.", advice=words)
     submits, to_submit, to_fetch = Counter[AnyModel](), array("q"), array("q")
     at = client.session.clock.wall()
     async with _opened(client, journal) as opened:
@@ -123,14 +132,16 @@ async def retry(
             await opened.recover()
             for state in states:
                 async for stored in opened.iter_jobs(state):
+                    if state is JobState.DONE and verdict_of(stored.job) not in verdicts:
+                        continue
                     if state is JobState.IN_DOUBT and await opened.offers_to(stored.number):
                         to_fetch.append(stored.number)
                         continue
                     to_submit.append(stored.number)
                     submits[read_model(stored.request)] += 1
                     if not dry_run:
-                        is_failed = state is JobState.FAILED
-                        grant = RetryGranted(at=at) if is_failed else ResubmitGranted(at=at)
+                        is_doubt = state is JobState.IN_DOUBT
+                        grant = ResubmitGranted(at=at) if is_doubt else RetryGranted(at=at)
                         await _record(opened, stored, grant)
             for state in (JobState.GENERATED, JobState.SUBMITTED):
                 async for stored in opened.iter_jobs(state):

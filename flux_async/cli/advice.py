@@ -8,7 +8,7 @@ repeat a charge, and the advice then says to leave them out.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -129,6 +129,8 @@ class AfterRun:
         price: The price at which it halted, as a value of ``--price``; None if another one.
         not_checked: Images of which a check could not be made.
         checks: The options of the command that ask for checks.
+        text_left: Images that still have text.
+        damaged: Images that are damaged or cropped.
     """
 
     folder: Path
@@ -147,6 +149,8 @@ class AfterRun:
     price: str | None = None
     not_checked: int = 0
     checks: Sequence[str] = ()
+    text_left: int = 0
+    damaged: int = 0
 
     def lines(self) -> list[str]:
         """Return the messages about it, with the commands that go on."""
@@ -165,11 +169,7 @@ class AfterRun:
                 f"Delivered by an earlier run, moved away and not downloaded again: {self.moved_away}. "
                 "They stay succeeded; results.jsonl says why."
             )
-        if self.not_checked:
-            lines.append(
-                f"Not checked: {self.not_checked}. They are here and paid; results.jsonl says why. "
-                f"To try again: {command('retry', self.folder, *self.checks)}; {_NOT_TWICE}"
-            )
+        lines += self._about_checks()
         if self.failed:
             lines.append(
                 f"Failed for good: {self.failed}. To pay for another task for each: "
@@ -185,6 +185,20 @@ class AfterRun:
                 f"them with their images; {command('status', self.folder)} lists them."
             )
         return lines
+
+    def _about_checks(self) -> Iterator[str]:
+        if self.not_checked:
+            yield (
+                f"Not checked: {self.not_checked}. They are here and paid; results.jsonl says why. "
+                f"To try again: {command('retry', self.folder, *self.checks)}; {_NOT_TWICE}"
+            )
+        for words, count, option in (
+            ("Text left", self.text_left, "--text-left"),
+            ("Damaged or cropped", self.damaged, "--damaged"),
+        ):
+            if count:
+                again = command("retry", self.folder, option)
+                yield f"{words}: {count}. To pay for another task for each: {again}"
 
     def _about_the_rest(self) -> str:
         without = f" without {' and '.join(self.repeats)}" if self.repeats else ""
@@ -237,6 +251,16 @@ def about_failed(folder: Path, price: float | None) -> Advice:
         words=f"Pays for another task for every image that failed for good{cost}. The number and the cost "
         "are printed first.",
         command=shell_command("retry", folder, "--failed"),
+    )
+
+
+def about_verdict(folder: Path, option: str, price: float | None) -> Advice:
+    """Return the advice about images whose verdict ``retry`` knows by an option; the price is that of all."""
+    cost = "" if price is None else f", up to {price:,g} credits"
+    return Advice(
+        words=f"Pays for another task for each of these images{cost}. The number and the cost are printed "
+        "first; the images that are here now are kept in images/earlier/.",
+        command=shell_command("retry", folder, option),
     )
 
 

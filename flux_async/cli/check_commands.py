@@ -21,11 +21,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("result", type=_IMAGE_FILE, required=False)
 @_json
 def verify_images(original: Path, result: Path | None, as_json: bool) -> int:
-    """Check whether the text is gone and nothing else has changed: of a run in DIR, or of one RESULT.
+    """Check that the text is gone, and nothing else.
 
-    In DIR every image that is done and not verified yet is verified, and its verdict is in results.jsonl and
-    the report. For ORIGINAL and RESULT the verdict is printed: clean, text_left, damaged, cropped or unsure.
-    Exit 0 if all are clean, else 1. Nothing is submitted or paid.
+    In DIR, the folder of a run, every image that is done and not verified yet is verified, and its verdict is
+    in results.jsonl and the report. For ORIGINAL and RESULT the verdict is printed: clean, text_left,
+    damaged, cropped or unsure. Exit 0 if all are clean, else 1. Nothing is submitted or paid.
     """
     from flux_async.cli.image_checks import run_checks_of, show_verdict  # noqa: PLC0415 - loads rich
 
@@ -56,10 +56,11 @@ def preserve_images(
     mask_out: Path | None,
     as_json: bool,
 ) -> int:
-    """Keep the original, with only its text areas taken from the result: of a run in DIR, or of one RESULT.
+    """Put every pixel that was not text back.
 
-    In DIR every image that is done and not composed yet is composed; the vendor's images go to
-    images/vendor/. For ORIGINAL and RESULT the composed image is written to the file of -o.
+    Only the text areas of an original are taken from its result. In DIR, the folder of a run, every image
+    that is done and not composed yet is composed; the vendor's images go to images/vendor/. For ORIGINAL and
+    RESULT the composed image is written to the file of -o.
 
     Exit 0 if all are composed, 1 if one was refused: nothing is written for it, and the reason is said.
     Nothing is submitted or paid.

@@ -380,18 +380,24 @@ def report(folder: Path, *, watch: bool, contact_sheet: bool) -> int:
 @_folder
 @click.option("--failed", is_flag=True, help="Pay for another task for every image that failed.")
 @click.option("--in-doubt", is_flag=True, help="Submit images in doubt again: some may be paid for twice.")
+@click.option("--text-left", is_flag=True, help="Pay for another task for every image with text left.")
+@click.option("--damaged", is_flag=True, help="Pay for another task for every damaged or cropped image.")
 @_run_options
-def retry(*, failed: bool, in_doubt: bool, as_json: bool, **run: Any) -> int:
+def retry(*, failed: bool, in_doubt: bool, text_left: bool, damaged: bool, as_json: bool, **run: Any) -> int:
     """Resume the run in FOLDER without its list.
 
-    Without an option this is the run's own command once more: nothing is paid twice. --failed and --in-doubt
-    pay for images again, each time they are given; how many, and what it may cost, is said first.
+    Without an option this is the run's own command once more: nothing is paid twice. --failed, --in-doubt,
+    --text-left and --damaged pay for images again, each time they are given; how many, and what it may cost,
+    is said first. Images that are paid again are kept in images/earlier/, and the new ones are verified.
     """
     from flux_async.cli.folder_commands import run_retry  # noqa: PLC0415 - loads rich
 
-    repeats = ("--failed",) * failed + ("--in-doubt",) * in_doubt
+    wanted = {"failed": failed, "in_doubt": in_doubt, "text_left": text_left, "damaged": damaged}
+    repeats = tuple(f"--{name.replace('_', '-')}" for name, is_given in wanted.items() if is_given)
     options = _read_run_options(**run, repeats=repeats, asks=can_ask())
-    return run_retry(options, failed=failed, in_doubt=in_doubt, as_json=as_json)
+    return run_retry(
+        options, failed=failed, in_doubt=in_doubt, text_left=text_left, damaged=damaged, as_json=as_json
+    )
 
 
 @cli.command()

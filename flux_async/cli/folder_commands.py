@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import anyio
+import attrs
 import click
 
 from flux_async import ConfigurationError, FluxClient, adopt, rekey, retry
@@ -23,7 +25,7 @@ from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, printable
 from flux_async.errors import JournalError
-from flux_async.job_state import JobState
+from flux_async.job_state import JobState, WantedChecks
 from flux_async.journal.lost_records import LostRecords, find_lost_records
 from flux_async.journal.reader import JournalReader, read_at_rest
 from flux_async.journal.store import Journal
@@ -34,22 +36,36 @@ from flux_async.transport.factory import TransportName
 _SHORTEST_NAME = 6
 
 
-def run_retry(options: RunOptions, *, failed: bool, in_doubt: bool, as_json: bool) -> Exit:
-    """Submit again what failed, what is in doubt, or both; without either, resume the run as it stands.
+class Wanted(TypedDict, total=False):
+    """What a retry submits again."""
+
+    failed: bool
+    in_doubt: bool
+    text_left: bool
+    damaged: bool
+
+
+def run_retry(options: RunOptions, *, as_json: bool, **wanted: Unpack[Wanted]) -> Exit:
+    """Submit again what is wanted; where that is nothing, resume the run as it stands.
+
+    New images are checked as those that they replace.
 
     Raises:
         JournalError: There is no journal, or it cannot be used.
     """
-    read_at_rest(options.folder / JOURNAL, JournalReader.newest)  # retry makes no folder
-    return run_selected(options, what_to_retry(failed=failed, in_doubt=in_doubt), as_json=as_json)
+    found = read_at_rest(options.folder / JOURNAL, JournalReader.findings)  # retry makes no folder
+    if wanted.get("text_left") or wanted.get("damaged"):
+        preserve = options.checks.preserve or "preserved" in found
+        options = attrs.evolve(options, checks=WantedChecks(preserve=preserve, verify=True))
+    return run_selected(options, what_to_retry(**wanted), as_json=as_json)
 
 
-def what_to_retry(*, failed: bool, in_doubt: bool) -> Select:
+def what_to_retry(**wanted: Unpack[Wanted]) -> Select:
     """Return the function that selects the jobs of a retry."""
 
     async def select(reader: InputReader, spending: Spending) -> None:
-        if failed or in_doubt:
-            await _retry(reader, spending, failed=failed, in_doubt=in_doubt)
+        if any(wanted.values()):
+            await _retry(reader, spending, **wanted)
         else:
             await reader.folder.journal.recover()
             await reader.select(reader.folder.reader.jobs())
@@ -57,10 +73,10 @@ def what_to_retry(*, failed: bool, in_doubt: bool) -> Select:
     return select
 
 
-async def _retry(reader: InputReader, spending: Spending, *, failed: bool, in_doubt: bool) -> None:
+async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wanted]) -> None:
     """Print how many jobs there are and what they may cost; if that is agreed to, let the run submit them."""
     client, journal, selection = spending.client, reader.folder.journal, reader.selection
-    plan = await retry(client, journal, failed=failed, in_doubt=in_doubt, dry_run=True)
+    plan = await retry(client, journal, **wanted, dry_run=True)
     for number in (*plan.to_submit, *plan.to_fetch):
         selection.jobs.add(number)
     selection.needs.update(plan.submits)
@@ -75,7 +91,7 @@ async def _retry(reader: InputReader, spending: Spending, *, failed: bool, in_do
         message_console().note(
             f"{selection.paid} {is_or_are} paid and not here yet: fetched, free of charge."
         )
-    await retry(client, journal, failed=failed, in_doubt=in_doubt)
+    await retry(client, journal, **wanted)
     selection.to_do.extend(plan.to_fetch)
     selection.to_do.extend(plan.to_submit)
     selection.release()

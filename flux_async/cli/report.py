@@ -12,9 +12,11 @@ from flux_async.cli.advice import (
     ABOUT_REFUSED,
     ABOUT_RUNNING,
     ABOUT_UNRECOGNISED,
+    Advice,
     about_failed,
     about_in_doubt,
     about_pending,
+    about_verdict,
 )
 from flux_async.cli.display import message_console
 from flux_async.cli.report_rows import RowReader
@@ -150,6 +152,11 @@ def _next_steps(source: RowReader, rows: Sequence[ReportRow]) -> Mapping[Filter,
     """Return the advice by filter, with commands only where no run uses the folder."""
     failed = [source.price_of(row.model) for row in rows if row.kind is Kind.FAILED]
     is_whole = len(rows) == source.images
+
+    def again(name: Filter, option: str) -> Advice:
+        price = sum(source.price_of(row.model) for row in rows if name in row.filters)
+        return about_verdict(source.folder, option, price if is_whole else None)
+
     advice = {
         Filter.FAILED: about_failed(source.folder, sum(failed) if is_whole else None),
         Filter.IN_DOUBT: about_in_doubt(source.folder),
@@ -157,6 +164,9 @@ def _next_steps(source: RowReader, rows: Sequence[ReportRow]) -> Mapping[Filter,
         Filter.REFUSED: ABOUT_REFUSED,
         Filter.UNRECOGNISED: ABOUT_UNRECOGNISED,
     }
+    for name, option in ((Filter.TEXT_LEFT, "--text-left"), (Filter.DAMAGED, "--damaged")):
+        if any(name in row.filters for row in rows):
+            advice[name] = again(name, option)
     if any(row.kind is Kind.PENDING for row in rows):
         advice[Filter.ALL] = advice[Filter.PENDING]
     if source.is_running:

@@ -506,6 +506,8 @@ class RunCommand:
             price=_price_in(self._halted_by),
             not_checked=totals.not_checked,
             checks=self.options.check_flags,
+            text_left=totals.verdicts["text_left"],
+            damaged=totals.verdicts["damaged"] + totals.verdicts["cropped"],
             fetch_by=self._deadline(folder.reader),
             left_at_jobs=not self.options.download and "jobs" in folder.reader.apis(),
         )

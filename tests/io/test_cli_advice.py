@@ -25,7 +25,7 @@ LOST, LOST_TOO = (f"https://example.com/{name}.jpg?sandbox-fault=drop-reply" for
 LATE, LATER = (f"https://example.com/late.jpg?sandbox-fault=file-html={tries}" for tries in (2, 4))
 IMPATIENT = ("--patience", "0.1")
 QUICK = ("--rate", "20/0.2")
-PAY_AGAIN = ("--failed", "--in-doubt", "resubmit")
+PAY_AGAIN = ("--failed", "--in-doubt", "--text-left", "--damaged", "resubmit")
 SAYS_SO = re.compile(r"\bpay for another\b|\bsecond charge\b")
 
 

@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import itertools
 import os
+from array import array
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,10 +27,12 @@ from flux_async import (
     LocalImage,
     MissingExtra,
     Succeeded,
+    VerdictKind,
+    retry,
     run_batch,
     run_checks,
 )
-from flux_async.batch.check_stage import read_verdict, unchanged
+from flux_async.batch.check_stage import keep_earlier, read_verdict, unchanged
 from flux_async.batch.inputs import as_job
 from flux_async.files.image_source import identify_now
 from flux_async.job_state import JobState
@@ -238,6 +241,39 @@ async def test_only_results_that_were_made_of_an_image_are_checked(
     assert isinstance(outcome, Succeeded)
     assert (outcome.check, workers.made) == (None, Counter())
     assert await collect(client, [], **checked, checks=workers) == []
+
+
+async def test_images_with_text_left_are_paid_again_and_the_earlier_ones_are_kept(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path
+) -> None:
+    """Only those of the verdict, and only once the user says so; a run without that pays for none."""
+    left = attrs.evolve(CLEAN, kind=VerdictKind.TEXT_LEFT, text_left=0.4)
+    await collect(client, URLS[:2], **checked, checks=CheckWorkers(verdict=left))
+    await collect(client, URLS[2:], **checked, checks=CheckWorkers())
+    folder, journal = tmp_path / "out", checked["journal"]
+    assert not (await retry(client, journal, damaged=True)).to_submit
+    planned = await retry(client, journal, text_left=True, damaged=True, dry_run=True)
+    assert await collect(client, URLS, **checked, checks=CheckWorkers()) == []
+    assert (planned.to_submit, hosted.count("generate")) == (array("q", [1, 2]), 5)
+    assert (await retry(client, journal, text_left=True)).submits == planned.submits
+    assert len(list(folder.glob("*.png"))) == 5, "kept where they are until there are new ones"
+    outcomes = await collect(client, URLS, **checked, checks=CheckWorkers())
+    assert {outcome.job.request.input_image for outcome in outcomes} == set(URLS[:2])
+    assert all(outcome.verdict == CLEAN and outcome.file.is_file() for outcome in outcomes)
+    assert hosted.count("generate") == 7
+    for outcome in outcomes:
+        stem = outcome.file.stem
+        assert (folder / "earlier" / f"{stem}.1.png").read_bytes() == PREFIX + JPEG
+        assert (folder / "earlier" / f"{stem}.1.vendor.jpg").read_bytes() == JPEG
+    assert len(list((folder / "earlier").iterdir())) == 4
+
+
+def test_the_first_move_of_an_earlier_image_counts(tmp_path: Path) -> None:
+    """After a crash the file under the name is of the later attempt, which is downloaded again."""
+    for content in (b"first", b"second"):
+        (tmp_path / "a.png").write_bytes(content)
+        keep_earlier(tmp_path, "a.png", 1)
+    assert (tmp_path / "earlier" / "a.1.png").read_bytes() == b"first"
 
 
 class Crash(BaseException):

@@ -28,6 +28,7 @@ from flux_async import (
 )
 from flux_async.cli.commands import cli
 from flux_async.cli.display import MessageConsole, RunDisplay, RunView, live_lines, plain_line
+from flux_async.cli.folder_commands import what_to_retry
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.report import read_report
 from flux_async.cli.run_command import RunCommand
@@ -38,6 +39,7 @@ from flux_async.cli.status import status_of
 from flux_async.cli.terminal import Exit, Output, run_cli
 from flux_async.job_state import NO_CHECKS, JobState, WantedChecks
 from flux_async.journal.reader import JournalReader
+from flux_async.report.rows import Filter
 from scripted_vendor import ScriptedVendor, echo
 from tests.support.file_host import JPEG, FileAnswer
 
@@ -62,14 +64,19 @@ class Runs:
     said: io.StringIO = attrs.field(factory=io.StringIO)
 
     async def run(
-        self, workers: CheckWorkers | None, checks: WantedChecks = BOTH, *, only_checks: bool = False
+        self,
+        workers: CheckWorkers | None,
+        checks: WantedChecks = BOTH,
+        *,
+        only_checks: bool = False,
+        select: Any = None,
     ) -> tuple[Exit, list[dict[str, Any]]]:
         """Return the exit code and the lines of results.jsonl."""
         console = MessageConsole()
         console.file = self.said
         command = RunCommand(
             options=RunOptions(folder=self.folder, limits=FAST, checks=checks, only_checks=only_checks),
-            select=done_jobs if only_checks else lambda reader, _: reader.read(gather_inputs(URLS, [])),
+            select=select or (lambda reader, _: reader.read(gather_inputs(URLS, []))),
             make_client=lambda: FluxClient(
                 "k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS
             ),
@@ -162,20 +169,34 @@ async def test_a_folder_that_is_done_is_checked_without_a_submit_or_a_poll(runs:
     """Exit 0 only if the checks found nothing to look at; the second time there is nothing to do."""
     await runs.run(None, NO_CHECKS)
     before = len(runs.vendor.seen)
-    code, rows = await runs.run(CheckWorkers(verdict=LEFT), only_checks=True)
+    code, rows = await runs.run(CheckWorkers(verdict=LEFT), only_checks=True, select=done_jobs)
     assert (code, {row["verdict"] for row in rows}) == (Exit.SOME_FAILED, {"text_left"})
     assert all(row["vendor_file"] and (runs.folder / row["file"]).is_file() for row in rows)
     workers = CheckWorkers()
-    code, again = await runs.run(workers, only_checks=True)
+    code, again = await runs.run(workers, only_checks=True, select=done_jobs)
     assert (code, again, workers.made.total()) == (Exit.SOME_FAILED, rows, 0)
     assert len(runs.vendor.seen) == before
+
+
+async def test_a_retry_says_how_many_images_are_paid_again_and_checks_the_new_ones(runs: Runs) -> None:
+    """The run names the command first; its cost is on the report, and printed before the first submit."""
+    await runs.run(CheckWorkers(verdict=LEFT))
+    assert f"`flux-async retry {runs.folder} --text-left`" in runs.said.getvalue()
+    step = read_report(runs.folder).head.next_steps[Filter.TEXT_LEFT]
+    assert step.command == f"flux-async retry {runs.folder} --text-left"
+    assert "up to 15 credits" in step.words
+    code, rows = await runs.run(CheckWorkers(), select=what_to_retry(text_left=True))
+    assert (code, {row["verdict"] for row in rows}) == (Exit.SUCCEEDED, {"clean"})
+    assert {row["attempts"] for row in rows} == {2}
+    assert len(list((runs.folder / "images" / "earlier").iterdir())) == 6
+    assert runs.vendor.count("generate") == 6
 
 
 async def test_clean_results_of_a_folder_end_with_0(runs: Runs) -> None:
     """Also where nothing was left to check."""
     await runs.run(None, NO_CHECKS)
-    assert (await runs.run(CheckWorkers(), only_checks=True))[0] is Exit.SUCCEEDED
-    assert (await runs.run(CheckWorkers(), only_checks=True))[0] is Exit.SUCCEEDED
+    assert (await runs.run(CheckWorkers(), only_checks=True, select=done_jobs))[0] is Exit.SUCCEEDED
+    assert (await runs.run(CheckWorkers(), only_checks=True, select=done_jobs))[0] is Exit.SUCCEEDED
 
 
 HOLE = np.zeros((2, 3), dtype=bool)

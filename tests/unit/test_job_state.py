@@ -108,6 +108,7 @@ LEGAL = {
     (DONE, Verified): DONE,
     (DONE, NotChecked): DONE,
     (FAILED, RetryGranted): P,
+    (DONE, RetryGranted): P,
 }
 
 
@@ -167,11 +168,11 @@ def test_only_uncharged_answers_lead_back_from_a_submit() -> None:
 
 
 def test_only_an_operator_event_leaves_a_final_state_or_in_doubt() -> None:
-    """DONE ends only if its image is missing; FAILED and IN_DOUBT lead to PENDING by an operator command."""
+    """DONE ends if its image is missing; DONE, FAILED and IN_DOUBT lead to PENDING by an operator command."""
     ways_out = {
         (state, event) for (state, event), to in TRANSITIONS.items() if state in FINAL and to != state
     }
-    assert ways_out == {(FAILED, RetryGranted), (DONE, ResultLost)}
+    assert ways_out == {(FAILED, RetryGranted), (DONE, RetryGranted), (DONE, ResultLost)}
     freed = [event for (state, event), to in TRANSITIONS.items() if state is DOUBT and to is P]
     assert freed == [ResubmitGranted]
 
@@ -250,6 +251,8 @@ def test_checks_keep_what_they_found_about_the_file() -> None:
     assert (composed.file, composed.sha256) == ("a.png", "1" * 64)
     assert composed.checked == CheckResult(is_preserved=True, vendor_file="vendor/a.jpg", replaced=0.2)
     refusal = Composed(at=8, file="a.jpg", sha256="2" * 64, vendor_file="vendor/a.jpg", reason="no text")
+    again = apply(verified, RetryGranted(at=8))
+    assert (again.state, again.file, again.sha256, again.checked) == (P, None, None, None)
     refused = apply(verified, refusal)
     assert refused.checked == CheckResult(
         is_preserved=False,
@@ -367,6 +370,15 @@ def test_a_job_whose_submit_is_unrecorded_is_not_resubmitted(state: JobState) ->
         assert "lost the record" in after.problem.message
     else:
         assert after == job
+
+
+def test_a_lost_submit_of_a_job_that_was_done_before_is_in_doubt() -> None:
+    """The user had it submitted again; a submit before its end is that of its image."""
+    done = apply(job(G), BY_TYPE[Saved])
+    assert events_of_lost_submit(done, at=4.0, now=9.0) == ()
+    for event in events_of_lost_submit(done, at=6.0, now=9.0):
+        done = apply(done, event)
+    assert (done.state, done.charge) == (DOUBT, Charge.MAYBE)
 
 
 class _AnyOrder(RuleBasedStateMachine):
