@@ -440,8 +440,8 @@ def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> Jo
             return attrs.evolve(job, file=file, sha256=sha256, checked=checked)
         case Verified(verdict=verdict):
             return attrs.evolve(job, checked=attrs.evolve(checked, verdict=verdict, problem=None))
-        case NotChecked(problem=problem):
-            return attrs.evolve(job, checked=attrs.evolve(checked, problem=problem))
+        case NotChecked():
+            return attrs.evolve(job, checked=attrs.evolve(checked, problem=event.problem))
 
 
 def verdict_in(found: Mapping[str, Any]) -> str:
