@@ -67,6 +67,7 @@ _VISIBLE_WITHIN_S = PollPolicy().not_found_grace_s
 _MOST_NAMED = 10
 _ON_OUTCOME = "Write `async def on_outcome(outcome)`."
 _NOTHING_CHANGED = "Nothing was changed."
+_NOTHING_TO_RETRY = "Give failed=True, in_doubt=True, text_left=True or damaged=True."
 
 
 # --- retry ------------------------------------------------------------------------------------------------
@@ -106,8 +107,7 @@ async def retry(
         journal: The journal's file, or an open journal.
         failed: Submit jobs again that failed: each for one more charge.
         in_doubt: Submit jobs in doubt again. Their first submit may have been charged, too.
-        text_left: Submit jobs again whose verdict is ``text_left``: each for one more charge. The next run
-            moves their images to ``earlier/`` when it has new ones.
+        text_left: Submit jobs again whose verdict is ``text_left``: each for one more charge.
         damaged: The same for the verdicts ``damaged`` and ``cropped``.
         dry_run: Return the same, and leave these jobs as they are.
 
@@ -123,8 +123,7 @@ async def retry(
     verdicts = ["text_left"] * text_left + ["damaged", "cropped"] * damaged
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt + [JobState.DONE] * bool(verdicts)
     if not states:
-        words = "Give failed=True, in_doubt=True, text_left=True or damaged=True."
-        raise InvalidInput("There is nothing to retry.", advice=words)
+        raise InvalidInput("There is nothing to retry.", advice=_NOTHING_TO_RETRY)
     submits, to_submit, to_fetch = Counter[AnyModel](), array("q"), array("q")
     at = client.session.clock.wall()
     async with _opened(client, journal) as opened:

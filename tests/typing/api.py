@@ -14,6 +14,7 @@ from flux_async import (
     AspectRatio,
     BatchRun,
     Charge,
+    CheckResult,
     CustomModel,
     Echo,
     EditRequest,
@@ -22,6 +23,7 @@ from flux_async import (
     FluxClient,
     FluxError,
     GenerateRequest,
+    ImageChecks,
     ImageResult,
     InDoubt,
     Job,
@@ -50,12 +52,14 @@ from flux_async import (
     TaskStatus,
     UnclaimedTask,
     UploadedFile,
+    Verdict,
     adopt,
     fetch_missing,
     preserve,
     rekey,
     retry,
     run_batch,
+    run_checks,
 )
 
 
@@ -106,6 +110,10 @@ async def one_image(http_client: httpx.AsyncClient) -> None:
         assert_type(await client.upload_from_url(uploaded.url), UploadedFile)
         assert_type(await client.remove_text_many([Path("a.jpg")]), list[Outcome])
         assert_type(run_batch(client, [Path("a.jpg")], prices={Model.PRO: 6}), BatchRun)
+        assert_type(
+            run_batch(client, [], directory="out", preserve=True, verify=True, checks=ImageChecks()), BatchRun
+        )
+        assert_type(run_checks(client, "run.sqlite3", "out", verify=True), BatchRun)
         assert_type(await client.credits(), float)
         assert_type(client.unclaimed, tuple[UnclaimedTask, ...])
 
@@ -151,7 +159,9 @@ def preserved_image() -> None:
 
 def outcomes(outcome: Outcome) -> None:
     match outcome:
-        case Succeeded(job=job, image=image, file=file):
+        case Succeeded(job=job, image=image, file=file, verdict=verdict, check=check):
+            assert_type(verdict, Verdict | None)
+            assert_type(check, CheckResult | None)
             assert_type(job, Job)
             assert_type(image, ImageResult)
             assert_type(file, Path | None)
