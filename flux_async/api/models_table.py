@@ -305,6 +305,18 @@ def _length(_instance: object, attribute: attrs.Attribute[Any], value: object) -
     _check(is_valid=is_length, attribute=attribute, value=value, kind="a number of characters")
 
 
+def _names(instance: CustomModel, attribute: attrs.Attribute[Any], value: Mapping[str, Any]) -> None:
+    """Refuse names that are not options, and two fields of one name: one would silently replace the other."""
+    fields = instance.options | instance.required | {"prompt"}
+    sent = [value.get(field, field) for field in sorted(fields)]
+    is_valid = (
+        value.keys() <= OPTIONS | {"prompt"}
+        and all(isinstance(name, str) and _FIELD.fullmatch(name) is not None for name in value.values())
+        and len({*sent, instance.image_field}) == len(sent) + 1
+    )
+    _check(is_valid=is_valid, attribute=attribute, value=value, kind="options, each with a field of its own")
+
+
 def _as_options(value: Iterable[str]) -> frozenset[str]:
     names = frozenset() if isinstance(value, str) else frozenset(value)
     if isinstance(value, str) or not names <= OPTIONS:
@@ -354,7 +366,7 @@ class CustomModel:
     image_field: str = attrs.field(validator=_field)
     image_is_list: bool = attrs.field(default=False, validator=_flag)
     extras: Mapping[str, Any] = attrs.field(factory=dict, converter=_as_json, hash=False)
-    names: Mapping[str, str] = attrs.field(factory=dict, converter=_as_json, hash=False)
+    names: Mapping[str, str] = attrs.field(factory=dict, converter=_as_json, validator=_names, hash=False)
     options: frozenset[str] = attrs.field(default=frozenset(), converter=_as_options, eq=False)
     required: frozenset[str] = attrs.field(default=frozenset(), converter=_as_options, eq=False)
     max_prompt: int | None = attrs.field(default=None, validator=attrs.validators.optional(_length), eq=False)

@@ -36,7 +36,7 @@ def read_model_file(path: Path) -> dict[str, CustomModel]:
 
 
 def _model(path: Path, name: str, table: Any) -> CustomModel:
-    where = f"{path}, model {name}"
+    where = f"{path}, model {name if name.isprintable() else ascii(name)}"
     if not isinstance(table, dict):
         raise InvalidInput(f'{where}: it is not a table. Begin it with ["{name}"].')
     if unknown := sorted(table.keys() - set(_ATTRIBUTES)):

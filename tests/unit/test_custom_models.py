@@ -205,6 +205,18 @@ def test_its_price_can_be_given() -> None:
         ("needs_image", 1, "must be true or false"),
         *(("extras", bad, "tables of JSON values") for bad in (5, {"a": {1, 2}}, {"a": float("nan")})),
         ("names", "x", "tables of JSON values"),
+        *(
+            ("names", bad, "names of a CustomModel must be options, each with a field of its own")
+            for bad in (
+                {"aspect_ration": "size"},
+                {"aspect_ratio": 5},
+                {"aspect_ratio": ["size"]},
+                {"aspect_ratio": "a b"},
+                {"aspect_ratio": "prompt"},
+                {"aspect_ratio": "pictures"},
+                {"prompt": "aspect_ratio"},
+            )
+        ),
         *(("options", bad, "must be some of aspect_ratio, enable") for bad in ("aspect_ratio", ["seed"])),
         ("required", ["seed"], "must be some of"),
         *(("max_prompt", bad, "a number of characters") for bad in (0, True, "9")),
@@ -254,6 +266,7 @@ def test_a_file_has_a_table_for_each_model(tmp_path: Path) -> None:
         (b"\xff", "models.toml is not TOML: "),
         (b'["lab/x"]\nprice = 5', "model lab/x: there is no 'price'. Known are credits, image_field,"),
         (b'["lab/x"]\nid = "y"', "there is no 'id'"),
+        (b'["a\\nb"]\ncredits = 5\nimage_field = "a"', r"model 'a\\nb': id of a CustomModel must be"),
         (b'["lab/x"]\ncredits = 5', "model lab/x: image_field must be given"),
         (b'["lab/x"]', "model lab/x: credits and image_field must be given"),
         (
