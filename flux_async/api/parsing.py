@@ -31,6 +31,7 @@ EXCERPT = 200
 
 _LARGEST_SECONDS = 1e11  # later than the year 5000: a larger number counts milliseconds
 _MOST_DIGITS = 18
+_MOST_CREDITS = 1e9
 _LONGEST_TASK_ID = 200
 _FIRST_TOO_LONG = 10**_LONGEST_TASK_ID
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -79,11 +80,11 @@ def finite(value: object) -> float | None:
 
 
 def amount(value: object) -> Amount | None:
-    """A number of credits that is not negative, or a string of one such as ``"5.6"``."""
+    """A number of credits that is not negative, or a string of one: ``"5.6"``. None is absurdly large."""
     if isinstance(value, str) and _DECIMAL.fullmatch(value.strip()):
         value = float(value)
     number = finite(value)
-    return Amount(number) if number is not None and number >= 0 else None
+    return Amount(number) if number is not None and 0 <= number <= _MOST_CREDITS else None
 
 
 def moment(value: object) -> Moment | None:

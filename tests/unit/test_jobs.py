@@ -181,11 +181,12 @@ def test_the_submit_of_an_attempt_is_recognised_by_its_callback_address() -> Non
         *((5, 5.0), (5.6, 5.6), ("5.6", 5.6), (" 8 ", 8.0), (0, 0.0)),
         *((None, None), ("", None), ("-5", None), (-0.5, None), (True, None), ("5,6", None), ("1e3", None)),
         *((float("nan"), None), (float("inf"), None), ([5], None)),
+        *((1e9, 1e9), (1e308, None)),
     ],
     ids=repr,
 )
 def test_credits_are_a_number_or_a_string_of_one(value: object, credits_: float | None) -> None:
-    """Nothing else, and never below 0."""
+    """Nothing else, never below 0, and never so large that a sum of them is infinite."""
     assert amount(value) == credits_
 
 
