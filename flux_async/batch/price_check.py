@@ -221,6 +221,9 @@ class PriceCheck:
         cost = None if record is None else record.credits
         current = self._current
         if current is None or current.job is not job:
+            if cost and has_image and job.measured is not None and cost != job.measured:
+                self._guard.saw_figure(job.model, cost)
+                await self._keep_price(job.model, cost)
             return job.measured if cost is None and has_image else cost
         try:
             if cost and has_image:
@@ -269,6 +272,9 @@ class PriceCheck:
 
     async def _saw_price(self, model: AnyModel, price: float) -> None:
         self._guard.saw_price(model, price)
+        await self._keep_price(model, price)
+
+    async def _keep_price(self, model: AnyModel, price: float) -> None:
         with contextlib.suppress(JournalError):  # a head start for the next run only
             await self.journal.record_price(str(model), price)
         if self._guard.unexpected(model) is not None:

@@ -9,7 +9,9 @@ Rules:
    it: nothing but this task may have moved the balance meanwhile.
 3. Others use the account as well. A change that one task does not explain proves nothing, and the next image
    measures again. An amount that two images in a row have shown is the price all the same.
-4. A price that is still unknown after :data:`MOST_TRIES` images stays unknown: the run goes on.
+4. The task's own figure may come after the balance has shown the expected price. It counts all the same, and
+   the run halts before its next submit.
+5. A price that is still unknown after :data:`MOST_TRIES` images stays unknown: the run goes on.
 """
 
 from __future__ import annotations
@@ -114,6 +116,10 @@ class PriceGuard:
     def saw_price(self, model: Hashable, credits_: float) -> None:
         """Record a price that is certain."""
         self._measured.setdefault(model, credits_)
+
+    def saw_figure(self, model: Hashable, credits_: float) -> None:
+        """Record the vendor's own figure for an image: it outweighs what the balance has shown."""
+        self._measured[model] = credits_
 
     def saw_doubtful(self, model: Hashable, credits_: float | None) -> bool:
         """Record a try that proves nothing by itself; return whether the price is settled now.

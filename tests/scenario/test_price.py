@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from flux_async import (
@@ -22,12 +24,14 @@ from flux_async import (
     Succeeded,
     UnexpectedPrice,
 )
+from flux_async.api.envelope import WireRequest
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import run_batch
 from flux_async.job_state import JobState
 from flux_async.journal.reader import JournalReader
 from flux_async.testing import FluxSandbox
-from scripted_vendor import answer
+from flux_async.transport import Answered, SendResult
+from scripted_vendor import ScriptedVendor, answer
 
 pytestmark = pytest.mark.both_apis
 """The scripted vendor's records have no figures, as those of April 2026: the balance decides over both."""
@@ -434,3 +438,34 @@ async def test_models_of_the_jobs_api_need_no_balance(flux_clock: Any) -> None:
         charged = sandbox.ledger.charged
     assert (halted, len(outcomes), len(costs(outcomes))) == (None, 8, 8)
     assert progress.credits == progress.measured == sum(costs(outcomes)) == charged
+
+
+class DearerInRecords(ScriptedVendor):
+    """A vendor whose balance shows 5 credits an image, and whose records say 55."""
+
+    async def exchange(self, request: WireRequest, *, timeout_s: float) -> SendResult:
+        """Answer a request."""
+        found = await super().exchange(request, timeout_s=timeout_s)
+        if not request.path.endswith("recordInfo") or not isinstance(found, Answered):
+            return found
+        envelope = json.loads(found.response.body)
+        envelope["data"]["creditsConsumed"] = 55.0
+        return Answered(attrs.evolve(found.response, body=json.dumps(envelope).encode()))
+
+
+@pytest.mark.one_api("only the jobs API has figures")
+async def test_a_figure_of_the_vendor_outweighs_an_expected_balance(flux_clock: Any, tmp_path: Path) -> None:
+    """It ends the run when the first image has ended; a price that is given goes on."""
+    vendor = DearerInRecords(clock=flux_clock, generation_s=12.0)
+    images = [f"{URLS[0]}?{number}" for number in range(60)]
+    path = tmp_path / "run.sqlite3"
+    async with vendor.client(api="jobs") as client:
+        outcomes, halted, _ = await run(client, images, journal=path)
+        assert isinstance(halted, UnexpectedPrice)
+        assert (halted.price, len(outcomes), set(costs(outcomes))) == (55.0, vendor.submits, {55.0})
+        paid = vendor.submits
+        assert 1 < paid <= 40  # as many as the rate limit allows until the first has ended
+        assert isinstance((await run(client, images, journal=path))[1], UnexpectedPrice)
+        assert vendor.submits == paid
+        outcomes, halted, _ = await run(client, images, journal=path, prices={Model.PRO: 55})
+    assert (halted, len(outcomes), vendor.submits) == (None, 60 - paid, 60)

@@ -77,6 +77,8 @@ def test_a_measured_price_replaces_the_expected_one() -> None:
     assert (prices.price(PRO), prices.is_settled(PRO), prices.measured(PRO)) == (5.4, True, 5.4)
     assert prices.unexpected(PRO) is None
     assert not prices.is_settled(MAX)
+    prices.saw_figure(PRO, 7.0)
+    assert prices.unexpected(PRO) == 7.0
     prices.saw_price(MAX, 110.0)
     assert prices.unexpected(MAX) == 110.0
 
