@@ -91,6 +91,21 @@ class CheckStage:
         return self._own
 
 
+def require_extra(wanted: WantedChecks) -> None:
+    """Refuse checks that cannot be made, before anything is paid.
+
+    Raises:
+        MissingExtra: The extra ``verify`` is not installed.
+    """
+    missing = [name for name in _NEEDED if wanted != NO_CHECKS and importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra.for_extra(f"{_name(wanted)} ({', '.join(missing)} not installed)", "verify")
+
+
+def _name(wanted: WantedChecks) -> str:
+    return "preserve" if wanted.preserve else "verify"
+
+
 def check_stage(
     wanted: WantedChecks,
     *,
@@ -112,12 +127,10 @@ def check_stage(
         )
     if wanted == NO_CHECKS:
         return None
-    what = "preserve" if wanted.preserve else "verify"
     if directory is None:
-        raise InvalidInput(f"{what} needs a folder for the results.", advice="Give directory=.")
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if checker is None and missing:
-        raise MissingExtra.for_extra(f"{what} ({', '.join(missing)} not installed)", "verify")
+        raise InvalidInput(f"{_name(wanted)} needs a folder for the results.", advice="Give directory=.")
+    if checker is None:
+        require_extra(wanted)
     return CheckStage(
         wanted=wanted,
         directory=Path(directory),

@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 
 from flux_async import FluxClient, Preserved, Verdict, VerdictKind, preserve, verify
+from flux_async.batch.check_stage import require_extra
 from flux_async.cli.display import RunDisplay, message_console
 from flux_async.cli.run_command import RunCommand
 from flux_async.cli.run_folder import JOURNAL
@@ -112,8 +113,10 @@ def run_checks_of(
 
     Raises:
         JournalError: The folder has no journal, or a run uses it.
+        MissingExtra: The checks cannot be made.
     """
     read_at_rest(folder / JOURNAL, JournalReader.newest)  # no folder is made
+    require_extra(checks)
     options = RunOptions(
         folder=folder, checks=checks, preserve_format=preserve_format, only_checks=True, report=True
     )

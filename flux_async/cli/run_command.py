@@ -30,7 +30,7 @@ from flux_async import (
     fetch_missing,
 )
 from flux_async.batch.check_run import run_checks
-from flux_async.batch.check_stage import Checker
+from flux_async.batch.check_stage import Checker, require_extra
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, error_text, while_writing
@@ -64,7 +64,12 @@ def run_remove_text(options: RunOptions, inputs: Iterable[InputRow], *, as_json:
 
 
 def run_selected(options: RunOptions, select: Select, *, as_json: bool) -> Exit:
-    """Run the jobs that ``select`` selects, with the key and the address of the environment."""
+    """Run the jobs that ``select`` selects, with the key and the address of the environment.
+
+    Raises:
+        MissingExtra: The checks of the options cannot be made; nothing was sent or changed.
+    """
+    require_extra(options.checks)
     display = RunDisplay(output=Output(), as_json=as_json, show_path=lambda file: str(options.folder / file))
 
     async def command(interruption: Interruption) -> Exit:

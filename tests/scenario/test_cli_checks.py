@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import AsyncIterator, Callable
@@ -315,3 +316,17 @@ def test_checks_need_downloads(
     monkeypatch.setattr("sys.argv", arguments)
     assert run_cli(cli) == Exit.USAGE
     assert "leave --no-download out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--verify", "--preserve"])
+def test_a_missing_extra_is_named_before_anything_is_read_or_sent(
+    command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    option: str,
+) -> None:
+    """No folder is made, no retry is granted, nothing is paid."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cv2" else object())
+    monkeypatch.setenv("KIE_API_KEY", "k")
+    code, _, said = command("remove-text", URLS[0], option, "-o", "run")
+    assert (code, "needs the extra verify" in said, (tmp_path / "run").exists()) == (2, True, False)

@@ -51,6 +51,7 @@ from flux_async.job_state import (
     events_of_lost_submit,
     next_step,
     recover,
+    verdict_of,
 )
 from flux_async.models import CheckResult, Echo, JobKey, TaskId, TaskRecord, TaskStatus
 
@@ -370,6 +371,16 @@ def test_a_job_whose_submit_is_unrecorded_is_not_resubmitted(state: JobState) ->
         assert "lost the record" in after.problem.message
     else:
         assert after == job
+
+
+def test_a_verdict_is_that_of_verify_or_no_text() -> None:
+    """An original without text is no success of the removal; before a check there is no verdict."""
+    saved = apply(job(G), BY_TYPE[Saved])
+    assert verdict_of(saved) is verdict_of(apply(saved, BY_TYPE[NotChecked])) is None
+    assert verdict_of(apply(saved, BY_TYPE[Verified])) == "clean"
+    for kind, verdict in (("clean", "no_text"), ("damaged", "damaged")):
+        found = Verified(at=7, verdict={"kind": kind, "no_text": True})
+        assert verdict_of(apply(saved, found)) == verdict
 
 
 def test_a_lost_submit_of_a_job_that_was_done_before_is_in_doubt() -> None:
