@@ -440,7 +440,7 @@ def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> Jo
             return attrs.evolve(job, file=file, sha256=sha256, checked=checked)
         case Verified(verdict=verdict):
             return attrs.evolve(job, checked=attrs.evolve(checked, verdict=verdict, problem=None))
-        case NotChecked():
+        case _:  # NotChecked
             return attrs.evolve(job, checked=attrs.evolve(checked, problem=event.problem))
 
 
@@ -578,7 +578,7 @@ def events_of_lost_submit(job: JobSnapshot, at: float, now: float) -> tuple[Even
     """Return the events that put a job in doubt after the journal lost the record of its submit at ``at``.
 
     They include what must have preceded that submit: a task that failed, or the user's permission. A job that
-    has its result, or is in doubt already, needs none: it is not submitted anyway.
+    had its result only later, or is in doubt already, needs none: it is not submitted anyway.
     """
     problem = Problem(
         type="ConnectionLost",
