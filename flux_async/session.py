@@ -280,10 +280,14 @@ class Session:
     # --- submits ------------------------------------------------------------------------------------------
 
     def api_of(self, task_id: TaskId, request: ImageRequest | None = None) -> ApiName:
-        """Return the API that a task was submitted to, as far as that is known; else the session's own."""
+        """Return the API that a task was submitted to, as far as that is known; else the session's own.
+
+        A task whose model only the other API has is there: it may be paid, so that is no error here.
+        """
         if (known := self.submitter.sent.api_of(task_id)) is not None:
             return known
-        return self.api if request is None else api_for(request.model, self.api)
+        apis = [self.api] if request is None else list(request.model.row.apis)
+        return self.api if self.api in apis else apis[0]
 
     @asynccontextmanager
     async def task_in_flight(self, deadline: float) -> AsyncIterator[None]:

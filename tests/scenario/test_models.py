@@ -61,6 +61,13 @@ async def test_max_is_refused_over_jobs_before_anything_is_sent(sandbox: FluxSan
     assert sandbox.ledger.charged == 10
 
 
+async def test_a_task_of_max_is_read_by_a_client_of_the_jobs_api(sandbox: FluxSandbox) -> None:
+    """It is paid, and only one API can have made it: the request names that one."""
+    request = EditRequest.text_removal(IMAGE, model=Model.MAX)
+    task = await sandbox.client().submit(request)
+    assert (await sandbox.client(api="jobs").wait(task, request=request)).echo is Echo.CONFIRMED
+
+
 async def test_an_aspect_ratio_of_the_other_api_only_waits_for_that_api(
     sandbox: FluxSandbox, tmp_path: Path
 ) -> None:
