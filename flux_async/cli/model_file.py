@@ -53,8 +53,8 @@ def _model(path: Path, name: str, table: Any) -> CustomModel:
 
 
 def show_models(own: Mapping[str, CustomModel], *, as_json: bool) -> Exit:
-    """Print every model of the table and of a file, with price, APIs, prompt limit and options."""
-    output, models = Output(), [*Model, *own.values()]
+    """Print every model with price, APIs, prompt limit and options; one of a file hides that of its name."""
+    output, models = Output(), [*{model.value: model for model in [*Model, *own.values()]}.values()]
     if as_json:
         for model in models:
             output.json(_as_data(model))

@@ -58,6 +58,15 @@ def test_models_are_listed_with_price_and_options(file: Path) -> None:
     assert [line.split() for line in own] == [["lab/model-9", "*", "3", "jobs", "1,000", "none"]]
 
 
+def test_a_model_of_a_file_hides_that_of_the_table(file: Path, tmp_path: Path) -> None:
+    """It is listed once, as a run takes it."""
+    file.write_text(FILE.replace("lab/model-9", "nano-banana-2"), encoding="utf-8")
+    lines = run("models", "--model-file", file, "--json").stdout.splitlines()
+    assert [row["credits"] for row in map(json.loads, lines) if row["model"] == "nano-banana-2"] == [3]
+    report = dry(tmp_path, IMAGE, "--model-file", file, "--model", "nano-banana-2")
+    assert report["credits"] == 3
+
+
 def test_models_are_listed_as_json(file: Path) -> None:
     """One object a line."""
     rows = [json.loads(line) for line in run("models", "--json", "--model-file", file).stdout.splitlines()]
