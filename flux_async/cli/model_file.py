@@ -25,7 +25,7 @@ def read_model_file(path: Path) -> dict[str, CustomModel]:
         InvalidInput: It cannot be read, or a model in it is none.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:  # also what is no UTF-8

@@ -250,7 +250,7 @@ image_field = "image"
 def test_a_file_has_a_table_for_each_model(tmp_path: Path) -> None:
     """Named by its id."""
     file = tmp_path / "models.toml"
-    file.write_text(FILE, encoding="utf-8")
+    file.write_text(FILE, encoding="utf-8-sig")  # as editors of Windows write it
     models = read_model_file(file)
     assert list(models) == ["lab/model-9", "lab/model-8"]
     assert models["lab/model-9"].data == LAB.data
