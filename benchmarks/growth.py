@@ -41,7 +41,7 @@ from urllib.parse import parse_qs
 
 import attrs
 
-from flux_async import FluxClient, Limits, PollPolicy, TaskId
+from flux_async import FluxClient, Limits, Model, PollPolicy, TaskId
 from flux_async.api.envelope import WireRequest
 from flux_async.batch.runner import run_batch
 from flux_async.transport import FileStream, SendResult, Transport
@@ -60,6 +60,7 @@ LEARNING = 500
 MOST_REPEATED = 50_000
 """A longer batch takes a quarter of an hour: one round of it."""
 ENDLESS_S = 1e6
+CREDITS = 1e9
 KEY = "benchmark-0123456789"
 FOLDER = "https://pictures.example/of/a/customer/"
 
@@ -70,7 +71,7 @@ Figures = dict[str, float]
 
 
 class Vendor(asyncio.Protocol):
-    """Makes tasks that take as long as the name of their image says, and answers polls."""
+    """Makes tasks that take as long as the name of their image says, and answers polls and the balance."""
 
     def __init__(self, numbers: itertools.count[int], ends: dict[str, float], rng: random.Random) -> None:
         self.numbers, self.ends, self.rng = numbers, ends, rng
@@ -90,7 +91,8 @@ class Vendor(asyncio.Protocol):
             if len(self.received) < whole:
                 return
             body, self.received = self.received[end + 4 : whole], self.received[whole:]
-            self.answer(self.submit(body) if body else self.poll(head))
+            query = head.split(b" ", 2)[1].partition(b"?")[2].decode()
+            self.answer(self.submit(body) if body else self.poll(query) if query else self.balance())
 
     def submit(self, body: bytes) -> object:
         """Make a task."""
@@ -100,9 +102,12 @@ class Vendor(asyncio.Protocol):
         self.ends[task_id] = asyncio.get_running_loop().time() + seconds
         return {"taskId": task_id}
 
-    def poll(self, head: bytes) -> object:
+    def balance(self) -> float:
+        """Return the credits that are left: a batch measures its price with them."""
+        return CREDITS - Model.PRO.row.credits * len(self.ends)
+
+    def poll(self, query: str) -> object:
         """Return the record of a task; an unknown one is generating for ever."""
-        query = head.split(b" ", 2)[1].partition(b"?")[2].decode()
         task_id = parse_qs(query)["taskId"][0]
         done = asyncio.get_running_loop().time() >= self.ends.get(task_id, math.inf)
         image = {"resultImageUrl": f"https://files.example/{task_id}.jpg"} if done else None

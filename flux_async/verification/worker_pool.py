@@ -117,7 +117,7 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = default_workers() if workers is None else workers
+        self.workers: int = default_workers() if workers is None else workers
         self._slots = anyio.CapacityLimiter(self.workers)
         self._running: set[WorkerProcess] = set()
         self._idle: list[WorkerProcess] = []
