@@ -187,9 +187,9 @@ async def fill(path: Path, jobs: int) -> None:
 
 def set_state(path: Path, state: str, where: str) -> None:
     """Pretend that an earlier run got so far with some jobs."""
-    sql = "UPDATE job SET state = ?, task_id = 't' || number, result_url = ?, attempts = 1 WHERE "
+    changes = "state = ?, task_id = 't' || number, api = 'kontext', result_url = ?, attempts = 1"
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute(sql + where, (state, URL))
+        connection.execute(f"UPDATE job SET {changes} WHERE {where}", (state, URL))
 
 
 async def resume(path: Path, jobs: int) -> float:
