@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 from PIL import Image, ImageDraw, ImageFont
+
+from flux_async.report.part_file import part_file
 
 _PER_ROW = 3
 _BOX = 330
@@ -113,12 +114,8 @@ def _opened(content: bytes | Path) -> Image.Image:
 
 
 def _write(sheet: Image.Image, path: Path) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
+    with part_file(path) as part:
         sheet.save(part, "PNG")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _font(size: int) -> Font:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 from itertools import product
@@ -12,6 +11,7 @@ from pathlib import Path
 import attrs
 from PIL import Image, ImageChops, ImageOps
 
+from flux_async.report.part_file import part_file
 from flux_async.report.rows import Box
 from flux_async.report.thumbnails import Thumbnails, check_size, make_all
 
@@ -49,14 +49,11 @@ class Holes:
 
 
 def _write(original: Path, composed: Path, path: Path) -> bool:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        part.write_text(json.dumps([attrs.astuple(box) for box in changed_boxes(original, composed)]))
-        part.replace(path)
+        with part_file(path) as part:
+            part.write_text(json.dumps([attrs.astuple(box) for box in changed_boxes(original, composed)]))
     except Exception:  # noqa: BLE001 - Pillow raises errors of many kinds for damaged files
         return False
-    finally:
-        part.unlink(missing_ok=True)
     return True
 
 

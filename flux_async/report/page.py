@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -14,6 +13,7 @@ import attrs
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from flux_async.report.part_file import part_file
 from flux_async.report.rows import Filter, ReportRow
 from flux_async.report.summary import Summary
 
@@ -81,14 +81,9 @@ def write_page(head: ReportHead, rows: Sequence[ReportRow]) -> Path:
         OSError: It cannot be written; an earlier one is as it was.
     """
     path = head.folder / FILE_NAME
-    part = path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}.part")
-    try:
-        # A lone surrogate comes from a name that is no Unicode.
-        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(render_page(head, rows))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    # A lone surrogate comes from a name that is no Unicode.
+    with part_file(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(render_page(head, rows))
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -15,6 +14,7 @@ import attrs
 from PIL import Image, ImageOps
 
 from flux_async.files.image_header import ImageReader
+from flux_async.report.part_file import part_file
 
 FOLDER = "thumbnails"
 _LONGEST_SIDE = 480
@@ -80,14 +80,11 @@ def make_all(folder: Path, jobs: Iterator[Callable[[], bool]], is_over: Callable
 
 
 def _make(source: Path, copy: Path) -> bool:
-    part = copy.with_name(f".{copy.name}.{secrets.token_hex(4)}.part")
     try:
-        _draw(source).save(part, "WEBP", quality=_QUALITY, method=2)
-        part.replace(copy)
+        with part_file(copy) as part:
+            _draw(source).save(part, "WEBP", quality=_QUALITY, method=2)
     except Exception:  # noqa: BLE001 - Pillow raises errors of many kinds for damaged files
         return False
-    finally:
-        part.unlink(missing_ok=True)
     return True
 
 
