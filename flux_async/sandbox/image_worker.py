@@ -98,9 +98,7 @@ def make_result(job: ImageJob, before: Pixels, alpha: Pixels | None) -> tuple[Pi
         return before, None
     if not job.exact and alpha is not None:
         before, alpha = flatten(before, alpha), None
-    random = np.random.default_rng(
-        _digest(f"{job.seed}|{hashlib.sha256(job.source.read_bytes()).hexdigest()}")
-    )
+    random = _random(job.seed, job.source)
     after = _content(job, before, random)
     if Fault.CROP in job.faults:
         alpha = None

@@ -35,7 +35,7 @@ class Browser:
     """One page of a running browser.
 
     Attributes:
-        errors: What the pages wrote to the console as errors, and exceptions that nobody caught.
+        errors: What the pages wrote to the console as errors, and uncaught exceptions.
         requests: The addresses that were requested.
         events: The names of the events that have come.
     """

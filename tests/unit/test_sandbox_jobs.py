@@ -239,7 +239,7 @@ def test_the_ledger_compares_both_apis(vendor: Vendor) -> None:
 
 
 def test_tasks_are_found_through_their_own_api_only(vendor: Vendor) -> None:
-    """Nobody knows whether the vendor finds them through the other one."""
+    """It is not known whether the vendor finds them through the other one."""
     job = submit(vendor)
     old = vendor.submit("test", {"prompt": REMOVE}, NOW).task
     assert old is not None
