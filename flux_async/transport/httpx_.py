@@ -224,7 +224,7 @@ class HttpxTransport:
                     params=dict(request.query),
                     headers=self._headers(request),
                     content=request.body if request.stream is None else request.stream,
-                    timeout=self._family.Timeout(None, connect=_connect_s(timeout_s), pool=timeout_s),
+                    timeout=self._family.Timeout(None, connect=_connect_s(timeout_s), pool=timeout_s / 2),
                     extensions={"trace": steps},
                 )
             except Exception as error:  # noqa: BLE001 - nothing was sent yet
@@ -244,7 +244,8 @@ class HttpxTransport:
         An exception of the caller's client proves ``NotSent`` only if httpcore reported the steps of the
         request: a foreign transport has raised ConnectTimeout for a request that the server had received. A
         request that waits for a slot in a pool has no steps; then steps of earlier requests prove that there
-        is a pool.
+        is a pool. It waits for half of the time only: a slot at the last moment would leave none for the
+        answer, and a cancelled wait would prove nothing.
 
         Raises:
             _UsedConnection: It was not sent.
