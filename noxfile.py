@@ -18,7 +18,7 @@ import nox
 from packaging.metadata import Metadata
 
 nox.needs_version = ">=2025.5.1"
-nox.options.sessions = ["lint", "typing", "tests", "coverage", "readme", "build"]
+nox.options.sessions = ["lint", "typing", "tests", "tests_services", "coverage", "readme", "build"]
 nox.options.reuse_venv = "yes"
 # A Python that this machine does not have is skipped, and named at the end of the run. In CI, .ci/run fails
 # where one was skipped that the machine does have.
@@ -41,6 +41,9 @@ FULLY_COVERED = ("errors.py", "images.py", "models.py", "api/*", "policy/*", "jo
 MEASURED = ("tests/unit", "tests/scenario", "tests/contract")
 MEASURED += tuple(f"--ignore=tests/scenario/{name}.py" for name in ("test_demo", "test_torture"))
 
+# The S3 server of tests/services: of moto's dependencies those that S3 needs.
+S3_SERVER = ("moto[s3]>=5.2", "flask", "flask-cors")
+
 # What the benchmarks compare with: import_time.py, and batch.py.
 COMPARED = ("openai", "aiometer", "requests")
 
@@ -58,6 +61,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests against the built wheel; ``nox -s tests -- -k word`` passes options to pytest."""
     _install_wheel(session, "dev")
     session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=_from_the_wheel() | _axe(session))
+
+
+@nox.session
+def tests_services(session: nox.Session) -> None:
+    """Run the tests with PostgreSQL, Redis and an S3 server, which they start; what is missing is skipped."""
+    _install_wheel(session, "dev")
+    session.install(*S3_SERVER)
+    session.run("pytest", "tests/services", *session.posargs, env=_from_the_wheel())
 
 
 @nox.session
