@@ -9,7 +9,7 @@ import os
 import select
 import shutil
 import signal
-import ssl
+import socket
 import subprocess
 import sys
 import threading
@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import attrs
-import httpx
 import pytest
 
+import local_http
 from flux_async import EditRequest, Journal
 from flux_async.cli.commands import cli as cli_commands
 from flux_async.cli.display import message_console
@@ -36,8 +36,6 @@ START_SECONDS = 60
 STOP_SECONDS = 60
 SECONDS = 60
 CLOSED_PORT = "http://127.0.0.1:9"
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""For plain HTTP; without it ``httpx.get`` reads all certificates of this machine each time, for 30 ms."""
 
 
 @attrs.frozen
@@ -93,6 +91,18 @@ def start_sandbox() -> Iterator[Callable[..., RunningSandbox]]:
     """Start sandboxes for one test, ended with it."""
     with ExitStack() as stack:
         yield lambda *options, stderr=False: stack.enter_context(running_sandbox(*options, stderr=stderr))
+
+
+@pytest.fixture
+def reserved_port() -> Iterator[int]:
+    """A port for a server of a child process: bound here, so that the system gives it to no other process.
+
+    A socket that does not listen, with SO_REUSEADDR, lets a server bind it all the same.
+    """
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 @attrs.frozen
@@ -279,7 +289,7 @@ class Cli:
 
     def ledger(self) -> dict[str, Any]:
         """Return the sandbox's ledger."""
-        ledger: dict[str, Any] = httpx.get(f"{self.base_url}/__sandbox/ledger", verify=PLAIN).json()
+        ledger: dict[str, Any] = local_http.get(f"{self.base_url}/__sandbox/ledger").json()
         return ledger
 
     def tasks_of(self, image: str) -> int:

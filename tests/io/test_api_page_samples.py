@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -20,14 +18,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import attrs
-import httpx
 import pytest
+
+import local_http
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "api_page"
 PLACEHOLDER_TASK = "task12345"
 SECOND_COMMAND = "# Query task status"
 SECONDS = 90
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else httpx reads all certificates at each request
 
 COMMANDS = {
     "python": ("sample.py", [sys.executable]),
@@ -100,7 +98,7 @@ def test_sample_succeeds(
     assert (ended.returncode, ended.stderr) == (0, "")
     last = (ended.stdout.splitlines() or [""])[-1]
     assert last.startswith(f"{success}{sandbox_url}/files/result/"), ended.stdout
-    picture = httpx.get(last.removeprefix(success))
+    picture = local_http.get(last.removeprefix(success))
     assert picture.headers["Content-Type"] == "image/jpeg"
 
 
@@ -151,8 +149,8 @@ class CallbackServer:
 
 
 @contextmanager
-def running_callback_server(folder: Path) -> Iterator[CallbackServer]:
-    """Start the sample on a free port; it writes what it downloads into the folder."""
+def running_callback_server(folder: Path, port: int) -> Iterator[CallbackServer]:
+    """Start the sample on a port; it writes what it downloads into the folder."""
     # Debian installs packages for Node in a folder that Node does not search.
     paths = [os.environ.get("NODE_PATH", ""), "/usr/share/nodejs"]
     environment = os.environ | {"NODE_PATH": os.pathsep.join(filter(None, paths))}
@@ -161,8 +159,6 @@ def running_callback_server(folder: Path) -> Iterator[CallbackServer]:
     poll = ["node", "-e", "require('express')"]
     if subprocess.run(poll, check=False, env=environment, stderr=subprocess.DEVNULL).returncode:
         missing("express (Debian: node-express)")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     script, output = folder / "callback_server.js", folder / "output.txt"
     script.write_text((SAMPLES / script.name).read_text("utf-8").replace("3000", str(port)), "utf-8")
     with (
@@ -180,26 +176,31 @@ def running_callback_server(folder: Path) -> Iterator[CallbackServer]:
 
 
 def tasks_of(url: str) -> list[dict[str, Any]]:
-    tasks: list[dict[str, Any]] = httpx.get(f"{url}/__sandbox/ledger", verify=PLAIN).json()["tasks"]
+    tasks: list[dict[str, Any]] = local_http.get(f"{url}/__sandbox/ledger").json()["tasks"]
     return tasks
 
 
+def accepted(task: dict[str, Any]) -> bool:
+    """Whether a callback was answered 200; on a busy machine an earlier answer may have come too late."""
+    return any(attempt["status"] == 200 for attempt in task["callbacks"])
+
+
 def test_callback_server_is_called(
-    sandbox_url: str, start_sandbox: Callable[..., Any], tmp_path: Path
+    sandbox_url: str, start_sandbox: Callable[..., Any], reserved_port: int, tmp_path: Path
 ) -> None:
     """The Express sample understands the callbacks of a success and of a failure, and its 200 is accepted."""
     fast = start_sandbox("--images", "none", "--speed", "200").url
     nowhere = f"http://127.0.0.1:9/{tmp_path.name}.png"
-    with running_callback_server(tmp_path) as server:
+    with running_callback_server(tmp_path, reserved_port) as server:
         for url, image in ((fast, {}), (sandbox_url, {"inputImage": nowhere})):
             body = {"prompt": "A lighthouse", "callBackUrl": server.url} | image
-            reply = httpx.post(
+            reply = local_http.post(
                 f"{url}/api/v1/flux/kontext/generate", json=body, headers={"Authorization": "Bearer test"}
             )
             assert reply.json()["code"] == 200
-        [task] = poll_until(lambda: [task for task in tasks_of(fast) if task["callbacks"]])
+        [task] = poll_until(lambda: [task for task in tasks_of(fast) if accepted(task)])
         path = "/api/v1/flux/kontext/record-info"
-        record = httpx.get(
+        record = local_http.get(
             fast + path, params={"taskId": task["taskId"]}, headers={"Authorization": "Bearer test"}
         )
         links = record.json()["data"]["response"]
@@ -215,5 +216,5 @@ def test_callback_server_is_called(
             )
         )
         poll_until(lambda: server.has_said("Content policy violation - please adjust prompt"))
-    counts = httpx.get(f"{fast}/__sandbox/ledger").json()["callbacks"]
-    assert counts == {"sent": 1, "accepted": 1, "failed": 0, "given_up": 0}
+    counts = local_http.get(f"{fast}/__sandbox/ledger").json()["callbacks"]
+    assert (counts["accepted"], counts["given_up"]) == (1, 0)

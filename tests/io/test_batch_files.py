@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -12,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+import local_http
 from flux_async import (
     AuthenticationError,
     Charge,
@@ -39,7 +38,6 @@ from flux_async.batch.inputs import REUSE_S, InputUpload
 from flux_async.clock import SystemClock
 from flux_async.job_state import JobState
 
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else httpx reads all certificates at each request
 LIMITS = Limits(submits=20, window_s=0.2)
 POLLING = PollPolicy(first_s=0.1, interval_s=0.1, jitter=0)
 PNG = bytes.fromhex(
@@ -69,7 +67,7 @@ def client_of(url: str, **options: Any) -> FluxClient:
 
 def ledger(url: str) -> dict[str, Any]:
     """What the sandbox was asked and paid."""
-    reported: dict[str, Any] = httpx.get(f"{url}/__sandbox/ledger", verify=PLAIN).json()
+    reported: dict[str, Any] = local_http.get(f"{url}/__sandbox/ledger").json()
     return reported
 
 

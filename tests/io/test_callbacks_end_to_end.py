@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import httpx
 import pytest
 
+import local_http
 from flux_async import CallbackEndpoint, FluxClient, Limits, PollPolicy, Succeeded, run_batch
 
 KEY = "hook-key"
@@ -25,16 +25,20 @@ LIMITS = Limits(submits=20, window_s=10.0 / SPEED)
 IMAGES = [f"https://pictures.example/{number}.jpg" for number in range(12)]
 
 
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def ledger(url: str) -> dict[str, Any]:
     """Ask the sandbox for its book."""
-    book: dict[str, Any] = httpx.get(f"{url}/__sandbox/ledger", timeout=60).json()
+    book: dict[str, Any] = local_http.get(f"{url}/__sandbox/ledger").json()
     return book
+
+
+def until_listening(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until the port is open."""
+    while True:
+        assert process.poll() is None, "the receiver did not start"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -47,11 +51,7 @@ def receiver_process(journal: Path, port: int) -> Iterator[None]:
     command = [sys.executable, "-c", program, str(journal), KEY, str(port)]
     with subprocess.Popen(command) as process:
         try:
-            for _ in range(400):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
+            until_listening(process, port)
             yield
         finally:
             process.terminate()
@@ -78,10 +78,12 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("faults", FAULTS)
-async def test_hostile_callbacks_change_no_result(start_sandbox: Any, tmp_path: Path, faults: str) -> None:
+async def test_hostile_callbacks_change_no_result(
+    start_sandbox: Any, reserved_port: int, tmp_path: Path, faults: str
+) -> None:
     """Every image succeeds with the vendor's own address, and is paid once, whatever callbacks claim."""
     url = start_sandbox(*SIGNING, "--faults", faults, "--seed", "3").url
-    port, journal = free_port(), tmp_path / "run.sqlite3"
+    port, journal = reserved_port, tmp_path / "run.sqlite3"
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook", key=KEY)
     with receiver_process(journal, port):
         async with (
@@ -98,11 +100,11 @@ async def test_hostile_callbacks_change_no_result(start_sandbox: Any, tmp_path: 
 
 
 async def test_a_callback_to_another_process_settles_a_lost_answer(
-    start_sandbox: Any, tmp_path: Path
+    start_sandbox: Any, reserved_port: int, tmp_path: Path
 ) -> None:
     """Some answers are dropped after the charge; the callbacks of another process name their tasks."""
     url = start_sandbox(*SIGNING, *some_replies_lost(tmp_path)).url
-    port, journal = free_port(), tmp_path / "run.sqlite3"
+    port, journal = reserved_port, tmp_path / "run.sqlite3"
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/hook?mine=1", key=["new-key", KEY])
     with receiver_process(journal, port):
         async with (
@@ -125,11 +127,13 @@ def some_replies_lost(folder: Path) -> tuple[str, str]:
     return "--fault-script", str(script)
 
 
-def test_the_command_line_receives_callbacks(start_sandbox: Any, cli: Any, tmp_path: Path) -> None:
+def test_the_command_line_receives_callbacks(
+    start_sandbox: Any, reserved_port: int, cli: Any, tmp_path: Path
+) -> None:
     """``--listen`` receives signed callbacks: they settle dropped answers, and the results show it."""
     sandbox = start_sandbox(*SIGNING, *some_replies_lost(tmp_path))
     command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": f"old, {KEY}"})
-    ended = command.run("remove-text", *IMAGES, *options(free_port()))
+    ended = command.run("remove-text", *IMAGES, *options(reserved_port))
     assert ended.code == 0, ended.stderr
     rows = command.rows()
     assert [row["image"] for row in rows] == IMAGES

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-import httpx
 import pytest
+
+import local_http
 
 KEYS = "image key status task_id api result_url file charge credits error attempts"
 KEYS += " submitted_at finished_at sha256 verdict text_left words_left background_kept"
@@ -337,7 +338,7 @@ def test_edit_prints_the_url_of_the_result(cli: Any, pictures: list[str]) -> Non
     """Edit prints the URL of the result."""
     ended = cli.run("edit", "Make the sky orange", pictures[0], "--output-format", "png")
     assert ended.code == 0, ended.stderr
-    assert httpx.get(ended.stdout.strip()).content.startswith(b"\x89PNG")
+    assert local_http.get(ended.stdout.strip()).content.startswith(b"\x89PNG")
 
 
 def test_a_task_that_failed_is_exit_1(cli: Any, image_host: Any) -> None:
@@ -367,11 +368,11 @@ def test_an_interrupted_generate_names_the_paid_task(
     cli = make_cli(start_sandbox("--speed", "1").url)
     with cli.start("generate", "A lighthouse") as process:
         ledger = f"{cli.base_url}/__sandbox/ledger"
-        cli.wait_for(lambda: httpx.get(ledger).json()["accepted"])
+        cli.wait_for(lambda: local_http.get(ledger).json()["accepted"])
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stdout) == (130, "")
-    (task,) = httpx.get(ledger).json()["tasks"]
+    (task,) = local_http.get(ledger).json()["tasks"]
     assert f"flux-async task {task['taskId']} --wait" in stderr
 
 

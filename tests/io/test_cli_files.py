@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+import local_http
+
 RATE = ("--rate", "20/0.2")
 PRICE = "flux-kontext-max=9"
 PNG = bytes.fromhex(
@@ -143,7 +145,7 @@ def test_upload_and_edit_take_a_file(quick: Any, photos: Path) -> None:
     plain = quick.run("upload", "photos/b.png")
     reported = quick.run("upload", "photos/b.png", "--json")
     assert (plain.code, reported.code) == (0, 0), plain.stderr + reported.stderr
-    assert httpx.get(plain.stdout.strip()).content == (photos / "b.png").read_bytes()
+    assert local_http.get(plain.stdout.strip()).content == (photos / "b.png").read_bytes()
     fields = json.loads(reported.stdout)
     assert fields["sha256"] == hashlib.sha256((photos / "b.png").read_bytes()).hexdigest()
     assert fields["url"] != plain.stdout.strip()
@@ -250,7 +252,7 @@ def _half_broken(url: str, page: bytes = b"") -> Iterator[str]:
                 return
             wanted = {"authorization", "content-type", "user-agent", "host"}
             headers = {name: value for name, value in self.headers.items() if name.lower() in wanted}
-            answer = httpx.request(self.command, url + self.path, content=body, headers=headers)
+            answer = httpx.request(self.command, url + self.path, content=body, headers=headers, timeout=60)
             self.send_response(answer.status_code)
             self.send_header("Content-Length", str(len(answer.content)))
             self.end_headers()

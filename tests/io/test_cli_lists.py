@@ -8,9 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
+
+import local_http
 
 HOST = "http://pics.example.com"
 RATE = ("--rate", "20/0.2")
@@ -123,10 +124,10 @@ def test_a_mistyped_argument_ends_the_command_before_anything_is_sent(
     quick_cli: Any, folder: Path, quick_url: str
 ) -> None:
     """The images before it are not submitted either."""
-    before = httpx.get(f"{quick_url}/__sandbox/ledger").json()["submits"]
+    before = local_http.get(f"{quick_url}/__sandbox/ledger").json()["submits"]
     for words in (("whole.jpg", "emptyd2"), ("whole.jpg", "example.com/a.jpg"), ("whole.jpg", "text.csv")):
         (folder / "text.csv").write_text(f"url\n{HOST}/never.jpg\n")
         ended = quick_cli.run("remove-text", *words, *RATE, "-o", "out")
         assert (ended.code, "Nothing was sent" in ended.stderr) == (2, True), ended.stderr
     assert "--from text.csv" in ended.stderr
-    assert httpx.get(f"{quick_url}/__sandbox/ledger").json()["submits"] == before
+    assert local_http.get(f"{quick_url}/__sandbox/ledger").json()["submits"] == before

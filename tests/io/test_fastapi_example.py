@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -17,16 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
+import local_http
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else httpx reads all certificates at each request
 SECONDS = 60
 KEY = "hook-key"
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -65,7 +58,7 @@ def serving(sandbox: str, journal: Path, port: int) -> Iterator[subprocess.Popen
 def answers(port: int) -> bool:
     """Whether the server is up."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/images/none", timeout=60, verify=PLAIN).status_code == 404
+        return local_http.get(f"http://127.0.0.1:{port}/images/none").status_code == 404
     except httpx.HTTPError:
         return False
 
@@ -81,9 +74,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 def state(port: int, key: str) -> dict[str, Any]:
     """Return the state of an image."""
-    reported: dict[str, Any] = httpx.get(
-        f"http://127.0.0.1:{port}/images/{key}", timeout=60, verify=PLAIN
-    ).json()
+    reported: dict[str, Any] = local_http.get(f"http://127.0.0.1:{port}/images/{key}").json()
     return reported
 
 
@@ -94,25 +85,27 @@ def sandbox(start_sandbox: Any) -> str:
     return url
 
 
-def test_acknowledged_images_end_once_though_the_server_is_killed(sandbox: str, tmp_path: Path) -> None:
+def test_acknowledged_images_end_once_though_the_server_is_killed(
+    sandbox: str, reserved_port: int, tmp_path: Path
+) -> None:
     """Submitted in one request, notified by webhook, killed in between; none is paid twice."""
     pytest.importorskip("fastapi")
-    port, journal = free_port(), tmp_path / "app.sqlite3"
+    port, journal = reserved_port, tmp_path / "app.sqlite3"
     images = [f"https://pictures.example/{number}.jpg" for number in range(8)]  # one each half second
     url = f"http://127.0.0.1:{port}/images"
     with serving(sandbox, journal, port) as process:
-        assert httpx.post(url, json={"image": "no address"}, timeout=60).status_code == 422
-        keys = [httpx.post(url, json={"image": image}, timeout=60).json()["key"] for image in images]
-        until(lambda: any(state(port, key)["state"] == "submitted" for key in keys))
+        assert local_http.post(url, json={"image": "no address"}).status_code == 422
+        keys = [local_http.post(url, json={"image": image}).json()["key"] for image in images]
+        until(lambda: any(state(port, key)["state"] in {"submitted", "generated", "done"} for key in keys))
         process.kill()
         process.wait()
     with serving(sandbox, journal, port):
         until(lambda: all(state(port, key)["state"] in {"done", "in_doubt"} for key in keys))
-        again = httpx.post(url, json={"image": images[0]}, timeout=60).json()["key"]
+        again = local_http.post(url, json={"image": images[0]}).json()["key"]
         assert again == keys[0]
         done = [reported for key in keys if (reported := state(port, key))["state"] == "done"]
         assert all(reported["result_url"].startswith(sandbox) for reported in done)
-    ledger = httpx.get(f"{sandbox}/__sandbox/ledger", timeout=60).json()
+    ledger = local_http.get(f"{sandbox}/__sandbox/ledger").json()
     assert all(len(line["tasks"]) <= 1 for line in ledger["images"].values())
     assert len(done) >= len(images) - 5, (
         "only submits that were in the air at the kill may wait for their callback"

@@ -56,7 +56,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 @pytest.fixture
 async def client() -> AsyncIterator[FluxClient]:
     """A client of an API on this machine, which therefore may send us to this machine."""
-    limits = DownloadLimits(max_bytes=8 * MB, stall_s=0.3)
+    limits = DownloadLimits(max_bytes=8 * MB, stall_s=60)
     async with FluxClient(KEY, "http://127.0.0.1:1", download_limits=limits) as made:
         yield made
 
@@ -516,8 +516,12 @@ async def test_a_slow_download_ends_at_the_deadline(
         return False
 
     async with raw_server(behave) as server:
-        with pytest.raises(DownloadTimedOut, match=r"longer than 0\.1 s"):
-            await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=0.1, retry=False)
+        for timeout_s in (0.1, 1.0, 10.0):  # a busy machine may need longer to connect
+            with pytest.raises(DownloadError) as caught:
+                await client.download(f"{server.url}/r.jpg", folder / "r.jpg", timeout=timeout_s, retry=False)
+            if isinstance(caught.value, DownloadTimedOut):
+                break
+        assert f"longer than {timeout_s:g} s" in str(caught.value)
         async with asyncio.timeout(60):
             while client.session.background.in_flight:
                 await asyncio.sleep(0.005)

@@ -6,19 +6,18 @@ import io
 import json
 import os
 import shutil
-import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
 
+import local_http
+
 CLIENT = Path(__file__).parents[1] / "samples" / "jobs_api" / "client.mjs"
 SECONDS = 90
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else httpx reads all certificates at each request
 
 
 def finish(url: str, folder: Path, *arguments: str) -> tuple[bytes, float | None]:
@@ -40,7 +39,7 @@ def finish(url: str, folder: Path, *arguments: str) -> tuple[bytes, float | None
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     printed = json.loads(ended.stdout)
-    tasks = httpx.get(f"{url}/__sandbox/ledger", verify=PLAIN).json()["tasks"]
+    tasks = local_http.get(f"{url}/__sandbox/ledger").json()["tasks"]
     (task,) = [task for task in tasks if task["taskId"] == printed["taskId"]]
     assert (task["api"], task["model"], task["state"]) == ("jobs", model, "SUCCESS")
     return saved.read_bytes(), printed["credits"]

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+import local_http
 from browser import find_browser
 from flux_async.sandbox import Sandbox, VirtualTime
 
@@ -126,7 +127,7 @@ def test_browser(start_sandbox: Any, width: int, tmp_path: Path) -> None:
     sandbox = start_sandbox("--images", "none", "--speed", "1000")
     for name in ("a-picture-" + "x" * 150, "flyer"):
         body = {"prompt": "Remove the text " * 20, "inputImage": f"https://pictures.example/{name}.jpg"}
-        httpx.post(sandbox.url + GENERATE, json=body, headers=KEY)
+        local_http.post(sandbox.url + GENERATE, json=body, headers=KEY)
     drawn = draw(browser, f"{sandbox.url}/?state=done", width, tmp_path)
     assert drawn.count("<article") == 2
     framed = draw(browser, in_a_frame(sandbox.url, width, tmp_path), width, tmp_path)
@@ -139,7 +140,7 @@ def in_a_frame(url: str, width: int, folder: Path) -> str:
     The browser's own window cannot be made as narrow as a phone where its content is to be read.
     """
     reported = "parent.postMessage(document.documentElement.scrollWidth + ' of ' + innerWidth, '*')"
-    page = httpx.get(f"{url}/").text.replace("<head>", f'<head><base href="{url}/">')
+    page = local_http.get(f"{url}/").text.replace("<head>", f'<head><base href="{url}/">')
     copy, frame = folder / "copy.html", folder / "frame.html"
     copy.write_text(page.replace("</body>", f"<script>{reported}</script></body>"), encoding="utf-8")
     frame.write_text(

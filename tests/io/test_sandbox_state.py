@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import sqlite3
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+import local_http
 from flux_async.sandbox import FaultPlan, Sandbox, SandboxError, SandboxSettings, VirtualTime, create_app
 from flux_async.sandbox.server import listening
 
@@ -25,7 +25,6 @@ GENERATE = "/api/v1/flux/kontext/generate"
 RECORD = "/api/v1/flux/kontext/record-info"
 CREATE_TASK = "/api/v1/jobs/createTask"
 JOB_RECORD = "/api/v1/jobs/recordInfo"
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # else httpx reads all certificates at each request
 KEY = {"Authorization": "Bearer test"}
 IMAGE = "https://pictures.example/poster.jpg"
 
@@ -142,12 +141,12 @@ def test_killed(start_sandbox: Callable[..., Any], file: Path) -> None:
     for _ in range(3):
         sandbox = start_sandbox(*options)
         for _ in range(3):
-            reply = httpx.post(sandbox.url + GENERATE, json={"prompt": "x"}, headers=KEY, verify=PLAIN)
+            reply = local_http.post(sandbox.url + GENERATE, json={"prompt": "x"}, headers=KEY)
             ids.append(reply.json()["data"]["taskId"])
         sandbox.stop(signal.SIGKILL)
     assert len(set(ids)) == 9
     url = start_sandbox(*options).url
-    assert httpx.get(f"{url}/api/v1/chat/credit", headers=KEY).json()["data"] == 10_000 - 45
+    assert local_http.get(f"{url}/api/v1/chat/credit", headers=KEY).json()["data"] == 10_000 - 45
     end = time.monotonic() + 60
     while not all(ended(url, task_id) for task_id in ids):
         assert time.monotonic() < end
@@ -155,8 +154,8 @@ def test_killed(start_sandbox: Callable[..., Any], file: Path) -> None:
 
 
 def ended(url: str, task_id: str) -> bool:
-    data = httpx.get(url + RECORD, params={"taskId": task_id}, headers=KEY, verify=PLAIN).json()["data"]
-    return bool(data["successFlag"] == 1 and httpx.get(data["response"]["resultImageUrl"]).is_success)
+    data = local_http.get(url + RECORD, params={"taskId": task_id}, headers=KEY).json()["data"]
+    return bool(data["successFlag"] == 1 and local_http.get(data["response"]["resultImageUrl"]).is_success)
 
 
 def test_images_survive_a_restart(start_sandbox: Callable[..., Any], image_host: Any, file: Path) -> None:
@@ -164,7 +163,7 @@ def test_images_survive_a_restart(start_sandbox: Callable[..., Any], image_host:
     options = ("--state", str(file), "--speed", "100")
     sandbox = start_sandbox(*options)
     body = {"prompt": "Remove the text", "inputImage": f"{image_host.url}/poster.png"}
-    task_id = httpx.post(sandbox.url + GENERATE, json=body, headers=KEY).json()["data"]["taskId"]
+    task_id = local_http.post(sandbox.url + GENERATE, json=body, headers=KEY).json()["data"]["taskId"]
     sandbox.stop(signal.SIGKILL)
     sandbox = start_sandbox(*options)
     end = time.monotonic() + 60
@@ -173,10 +172,10 @@ def test_images_survive_a_restart(start_sandbox: Callable[..., Any], image_host:
         time.sleep(0.1)
     assert sandbox.stop() == 0
     sandbox = start_sandbox(*options)
-    thumbnail = httpx.get(f"{sandbox.url}/__sandbox/thumbnails/{task_id}/after.jpg")
+    thumbnail = local_http.get(f"{sandbox.url}/__sandbox/thumbnails/{task_id}/after.jpg")
     assert thumbnail.content.startswith(b"\xff\xd8")
-    links = httpx.get(sandbox.url + RECORD, params={"taskId": task_id}, headers=KEY).json()["data"]
-    assert httpx.get(links["response"]["resultImageUrl"]).content.startswith(b"\xff\xd8")
+    links = local_http.get(sandbox.url + RECORD, params={"taskId": task_id}, headers=KEY).json()["data"]
+    assert local_http.get(links["response"]["resultImageUrl"]).content.startswith(b"\xff\xd8")
 
 
 def test_files_that_cannot_be_used(file: Path, tmp_path: Path) -> None:

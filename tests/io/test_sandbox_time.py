@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+import local_http
 from flux_async.sandbox import FaultPlan, Sandbox, SandboxError, SandboxSettings, VirtualTime
 from flux_async.sandbox.clock import VIRTUAL_BEGIN
 from flux_async.sandbox.server import listening
@@ -154,14 +155,14 @@ def test_control_over_http(start_sandbox: Any) -> None:
     """``--virtual-clock`` is moved by a POST; the clock of a sandbox without it is not."""
     sandbox = start_sandbox("--virtual-clock", "--images", "none")
     control = f"{sandbox.url}/__sandbox/clock"
-    with httpx.Client(base_url=sandbox.url, headers=KEY) as web:
+    with httpx.Client(base_url=sandbox.url, headers=KEY, timeout=60) as web:
         task_id = web.post(GENERATE, json={"prompt": "x"}).json()["data"]["taskId"]
         assert web.post(control, json={"advance": 120}).json() == {"now": VIRTUAL_BEGIN + 120}
         assert web.get(RECORD, params={"taskId": task_id}).json()["data"]["successFlag"] == 1
         for body in ({"advance": -1}, {"advance": "1"}, {"advance": True}, {}, []):
             assert web.post(control, json=body).status_code == 400
     other = start_sandbox("--images", "none")
-    reply = httpx.post(f"{other.url}/__sandbox/clock", json={"advance": 1})
+    reply = local_http.post(f"{other.url}/__sandbox/clock", json={"advance": 1})
     assert (reply.status_code, "--virtual-clock" in reply.json()["error"]) == (409, True)
 
 
@@ -171,7 +172,7 @@ async def test_two_on_one_port() -> None:
         port = httpx.URL(await first.listen()).port
         with pytest.raises(SandboxError, match="in use"):
             await second.listen(port=port or 0)
-        async with httpx.AsyncClient(headers=KEY) as web:
+        async with httpx.AsyncClient(headers=KEY, timeout=60) as web:
             assert (await web.get(f"{await second.listen()}/api/v1/chat/credit")).json()["data"] == 10_000
 
 
@@ -214,8 +215,8 @@ def test_ledger_in_the_end(start_sandbox: Any, tmp_path: Any) -> None:
     sandbox = start_sandbox(*options, stderr=True)
     image = "https://pictures.example/a.jpg"
     for _ in range(3):
-        httpx.post(sandbox.url + GENERATE, json={"prompt": "x", "inputImage": image}, headers=KEY)
-    book = httpx.get(f"{sandbox.url}/__sandbox/ledger").json()
+        local_http.post(sandbox.url + GENERATE, json={"prompt": "x", "inputImage": image}, headers=KEY)
+    book = local_http.get(f"{sandbox.url}/__sandbox/ledger").json()
     assert book["double_charges"] == [image]
     assert book["busiest_window"] == {"submits": 3, "accepted": 2}
     assert sandbox.stop() == 0

@@ -237,7 +237,7 @@ async def test_httpx_of_the_tests_own(flux_sandbox: FluxSandbox) -> None:
 @pytest.mark.flux_sandbox(sockets=True)
 def test_a_program_without_an_event_loop(flux_sandbox: FluxSandbox, flux_ledger: FluxLedger) -> None:
     """Over sockets any program is served, while the test itself only waits."""
-    with httpx.Client(base_url=flux_sandbox.url) as http:
+    with httpx.Client(base_url=flux_sandbox.url, timeout=60) as http:
         reply = http.get("/api/v1/chat/credit", headers={"Authorization": "Bearer test"})
     assert reply.json() == {"code": 200, "msg": "success", "data": 10_000.0}
     assert flux_ledger.submits == 0

@@ -965,7 +965,7 @@ async def test_two_hundred_requests_at_once_leave_no_connection(
         transport = own_transport_to(server.url)
         async with asyncio.TaskGroup() as group:
             calls = [
-                group.create_task(transport.exchange(request(n), timeout_s=0.2 if n % 5 == 3 else 10))
+                group.create_task(transport.exchange(request(n), timeout_s=0.2 if n % 5 == 3 else 60))
                 for n in range(200)
             ]
         late.set()
@@ -989,7 +989,7 @@ async def test_two_hundred_requests_at_once_leave_no_connection(
 
 @pytest.mark.parametrize("begun", [True, False])
 async def test_closing_ends_requests_in_flight(own_transport_to: Any, raw_server: Any, begun: bool) -> None:
-    """Requests that wait for headers, for a body or for a connection end within their time; so do later ones.
+    """Requests that wait for headers or for a body end within their time; so do later ones.
 
     With aiohttp at once. (The client ends its exchanges before it closes the transport.)
     """
@@ -1007,17 +1007,13 @@ async def test_closing_ends_requests_in_flight(own_transport_to: Any, raw_server
             timeout_s = 60 if transport.name == "aiohttp" else patience_s
             async with asyncio.timeout(100), asyncio.TaskGroup() as group:
                 calls = [group.create_task(transport.exchange(POST, timeout_s=timeout_s)) for _ in range(6)]
-                while len(server.requests) < 4 and not any(call.done() for call in calls):
+                while len(server.requests) < 6 and not any(call.done() for call in calls):
                     await asyncio.sleep(0.005)
-                await asyncio.sleep(0.02)
                 was_in_time = not any(call.done() for call in calls)
                 await transport.aclose()
             if was_in_time:
                 break
-        kinds = [type(call.result()) for call in calls]
-        assert kinds[:4] == [Unknown] * 4
-        assert set(kinds[4:]) <= {NotSent, Unknown}
-        assert kinds.count(NotSent) <= 6 - len(server.requests), "no lie, even now"
+        assert [type(call.result()) for call in calls] == [Unknown] * 6
         asked = len(server.requests)
         assert isinstance(await transport.exchange(POST, timeout_s=60), NotSent)
         assert len(server.requests) == asked

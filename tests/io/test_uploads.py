@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+import local_http
 from flux_async import (
     AuthenticationError,
     Charge,
@@ -69,7 +70,7 @@ def stored(url: str = "https://files.example/x.png", **data: Any) -> bytes:
 
 def served(url: str) -> tuple[bytes, str]:
     """What an address serves, and as what."""
-    answer = httpx.get(url)
+    answer = local_http.get(url)
     return answer.content, answer.headers["content-type"]
 
 

@@ -148,7 +148,7 @@ def test_mounted(path: Path, mounted: Callable[[WebhookReceiver], Any], address:
     """In every framework a callback reaches the journal with its attempt, and a forged one is refused."""
     rung: list[Any] = []
     receiver = WebhookReceiver(path, key=KEY, on_callback=rung.append)
-    with served(mounted(receiver)) as url, httpx.Client(trust_env=False) as web:
+    with served(mounted(receiver)) as url, httpx.Client(trust_env=False, timeout=60) as web:
         hook = CallbackEndpoint(f"{url}{address}?tenant=a", KEY).address_for(attempt_id(7))
         headers = {"Content-Type": "application/json"} | sign("t7", KEY, at=time.time())
         for _ in range(2):

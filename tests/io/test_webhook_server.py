@@ -85,7 +85,8 @@ class Strangers:
 
 def wait_for_listener(port: int) -> None:
     """Wait until the port is open."""
-    for _ in range(1000):
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 probe.sendall(b"\0 this is no request\r\n\r\n")
@@ -105,7 +106,7 @@ def answers_among(strangers: Strangers, url: str) -> list[int]:
     return answers
 
 
-def test_silent_connections_do_not_end_a_run(start_sandbox: Any, cli: Any) -> None:
+def test_silent_connections_do_not_end_a_run(start_sandbox: Any, reserved_port: int, cli: Any) -> None:
     """With 256 descriptors and 450 silent connections all images succeed, and callbacks are accepted.
 
     The list is written while the run reads it: the run lasts until the connections were made.
@@ -114,10 +115,9 @@ def test_silent_connections_do_not_end_a_run(start_sandbox: Any, cli: Any) -> No
         pytest.skip("this process itself may not hold so many connections")
     sandbox = start_sandbox("--speed", "20", "--images", "none", "--webhook-key", KEY)
     command = attrs.evolve(cli, base_url=sandbox.url, more={"KIE_WEBHOOK_KEY": KEY})
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/hook"
-    options = ["--no-download", "--rate", "100/1", "--callback-url", url, "--listen", f"127.0.0.1:{port}"]
+    address = f"127.0.0.1:{reserved_port}"
+    url = f"http://{address}/hook"
+    options = ["--no-download", "--rate", "100/1", "--callback-url", url, "--listen", address]
     run = ["remove-text", "--from", "-", "-o", "out", *options]
     with ExitStack() as stack:
         with descriptors(256):
@@ -125,8 +125,8 @@ def test_silent_connections_do_not_end_a_run(start_sandbox: Any, cli: Any) -> No
         assert process.stdin is not None
         process.stdin.write("".join(f"{image}\n" for image in IMAGES[:15]))
         process.stdin.flush()
-        wait_for_listener(port)
-        answers = answers_among(stack.enter_context(Strangers(port)), url)
+        wait_for_listener(reserved_port)
+        answers = answers_among(stack.enter_context(Strangers(reserved_port)), url)
         _, stderr = process.communicate("".join(f"{image}\n" for image in IMAGES[15:]), timeout=WAIT_S)
     assert process.returncode == 0, stderr
     assert [row["status"] for row in command.rows()] == ["succeeded"] * len(IMAGES)
@@ -226,7 +226,7 @@ async def test_pieces_are_counted_by_request(tmp_path: Path, monkeypatch: pytest
         for piece in (body[:5], body[5:20], body[20:]):
             yield piece
 
-    async with served(tmp_path) as port, httpx.AsyncClient(trust_env=False) as client:
+    async with served(tmp_path) as port, httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as client:
         for _ in range(5):
             answer = await client.post(f"http://127.0.0.1:{port}/hook", **sent | {"content": pieces()})
             assert answer.status_code == 200
