@@ -15,10 +15,11 @@ from pathlib import PurePosixPath
 
 import attrs
 
+from flux_async.batch.job_store import JobStore
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_writer import IMAGE_ENDINGS
 from flux_async.job_state import JobState
-from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.store import StoredJob
 from flux_async.models import Job, JobKey
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -85,7 +86,7 @@ class FileNames:
         reserved: A folder in which no file may be named, or None.
     """
 
-    journal: Journal
+    journal: JobStore
     name_file: Callable[[Job], str] | None
     place: str | None
     reserved: str | None = None

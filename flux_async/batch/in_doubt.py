@@ -21,6 +21,7 @@ from flux_async.api.echo import CONFIRMED_ENOUGH, Comparison, compare, in_words,
 from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.api.stored_requests import with_input
 from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.job_store import JobStore
 from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import FluxError, InvalidInput, TaskFailed
 from flux_async.job_state import ResubmitGranted
@@ -150,7 +151,7 @@ async def _confirms(entry: InboxEntry, job: ActiveJob, run: RunContext) -> bool 
 
 
 async def check_echo(
-    session: Session, journal: Journal, stored: StoredJob, found: Found, *, input_url: str | None
+    session: Session, journal: JobStore, stored: StoredJob, found: Found, *, input_url: str | None
 ) -> Echo | None:
     """Return what the record that ended a wait shows of the job's request; None if there is no record.
 
@@ -200,7 +201,7 @@ async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord
 
 
 async def compare_with_journal(
-    journal: Journal, stored: StoredJob, record: TaskRecord, *, input_url: str | None = None
+    journal: JobStore, stored: StoredJob, record: TaskRecord, *, input_url: str | None = None
 ) -> tuple[Comparison, Sender | None]:
     """Return how a record compares with the submits of a job, and the other job that it shows.
 
@@ -220,7 +221,7 @@ async def compare_with_journal(
 
 
 async def _closest(
-    journal: Journal, stored: StoredJob, record: TaskRecord, input_url: str | None
+    journal: JobStore, stored: StoredJob, record: TaskRecord, input_url: str | None
 ) -> Comparison:
     """Compare with the latest submit, and if that differs, with all submits of the job."""
     seen = compare(record.params, with_input(stored.request, input_url))

@@ -22,6 +22,7 @@ from flux_async.api import Api, load_api
 from flux_async.api.common_api import build_credit, parse_credit
 from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.batch.active_job import ActiveJob
+from flux_async.batch.job_store import JobStore
 from flux_async.batch.run_control import Budget
 from flux_async.errors import (
     FluxError,
@@ -31,7 +32,6 @@ from flux_async.errors import (
     UnexpectedPrice,
 )
 from flux_async.job_state import JobState
-from flux_async.journal.store import Journal
 from flux_async.models import ImageResult
 from flux_async.policy.price import Balances, PriceGuard, differs, drop
 from flux_async.policy.retry import RetryPolicy
@@ -94,7 +94,7 @@ class PriceCheck:
     """
 
     session: Session
-    journal: Journal
+    journal: JobStore
     budget: Budget
     _current: _Measurement | None = attrs.field(default=None, init=False)
     _last_before: _Before | None = attrs.field(default=None, init=False)

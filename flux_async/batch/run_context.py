@@ -15,6 +15,7 @@ from flux_async.batch.active_job import ActiveJob, ActiveJobs, RunSlots
 from flux_async.batch.check_stage import CheckStage
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import InputUpload
+from flux_async.batch.job_store import JobStore
 from flux_async.batch.options import BatchClient, RunOptions
 from flux_async.batch.price_check import PriceCheck
 from flux_async.batch.progress import ProgressReporter
@@ -32,7 +33,7 @@ from flux_async.job_state import (
     apply,
 )
 from flux_async.journal.ownership import KnownTask
-from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
 from flux_async.session import Call, Session
 from flux_async.submitter import log
@@ -68,7 +69,7 @@ class RunContext:
     """
 
     client: BatchClient
-    journal: Journal
+    journal: JobStore
     options: RunOptions
     names: FileNames
     control: RunControl

@@ -192,7 +192,7 @@ def run_batch(
         ),
         checks=stage,
     )
-    return BatchRun(images=images, run=run, owns_journal=kept is not journal)
+    return BatchRun(images=images, run=run, journal=kept, owns_journal=kept is not journal)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -206,6 +206,7 @@ class BatchRun:
     only_checks: bool = False
     _images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
     _run: RunContext = attrs.field(repr=False)
+    _journal: Journal = attrs.field(repr=False)
     _owns_journal: bool
     _learned: Learned = attrs.field(init=False, repr=False)
     _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
@@ -216,7 +217,7 @@ class BatchRun:
     _failure_raised: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._learned = Learned(session=self._session, journal=self._run.journal)
+        self._learned = Learned(session=self._session, journal=self._journal)
 
     # --- entering and leaving -----------------------------------------------------------------------------
 
@@ -235,9 +236,9 @@ class BatchRun:
         self._session.enter()
         async with contextlib.AsyncExitStack() as opened:
             if self._owns_journal:
-                await self._run.journal.open(account=self._run.client.fingerprint)
-                opened.push_async_callback(self._run.journal.aclose)
-            opened.enter_context(self._run.journal.one_run())
+                await self._journal.open(account=self._run.client.fingerprint)
+                opened.push_async_callback(self._journal.aclose)
+            opened.enter_context(self._journal.one_run())
             self._closing = opened.pop_all()
         self._run.progress.began = self._session.clock.monotonic()
         send, self._outcomes = anyio.create_memory_object_stream[Outcome](0)
@@ -298,7 +299,7 @@ class BatchRun:
 
     async def earlier_outcome(self, job: Job, halted: FluxError | None = None) -> Outcome:
         """Return the outcome of a job that had ended before this run; else a failure by ``halted``."""
-        stored = await self._run.journal.job(job.key)
+        stored = await self._journal.job(job.key)
         if halted is not None and (stored is None or stored.job.state not in FINAL):
             return Failed(job=job, error=halted)
         if stored is None:
@@ -321,8 +322,8 @@ class BatchRun:
         run = self._run
         checks = contextlib.nullcontext() if run.checks is None else run.checks
         async with send, checks, self._session.call() as run.call:
-            await run.journal.reserve_room()
-            await run.journal.recover()
+            await self._journal.reserve_room()
+            await self._journal.recover()
             await self._learned.load()
             await run.prices.load()
             self._session.submitter.breaker.release()  # one submit of this batch decides about a halt
@@ -334,10 +335,12 @@ class BatchRun:
             )
             async with anyio.create_task_group() as helpers:
                 helpers.start_soon(watch.run)
-                if run.journal.is_durable:
+                if self._journal.is_durable:
                     helpers.start_soon(self._learned.save_periodically)
                 async with asyncio.TaskGroup() as group:
-                    await self._run_jobs(Scheduler(run=run, group=group, send=send), helpers)
+                    await self._run_jobs(
+                        Scheduler(run=run, journal=self._journal, group=group, send=send), helpers
+                    )
                 helpers.cancel_scope.cancel()
 
     async def _run_jobs(self, scheduler: Scheduler, helpers: TaskGroup) -> None:
@@ -346,7 +349,7 @@ class BatchRun:
         if self._run.options.callbacks is not None:
             reader = CallbackReader(scheduler)
             reading = scheduler.group.create_task(reader.read())
-            if self._run.journal.is_durable:
+            if self._journal.is_durable:
                 helpers.start_soon(reader.peek)
         if not self.only_checks:
             await self._start_paid(scheduler)
@@ -366,7 +369,7 @@ class BatchRun:
         orders = [(state, api) for api in (*shortest_first, None) for state in paid]
         for state, api in orders:
             older = None if api is None else (api, soon[api])
-            async for stored in self._run.journal.iter_jobs(state, older=older):
+            async for stored in self._journal.iter_jobs(state, older=older):
                 if self._run.control.is_abandoned:
                     return
                 await scheduler.start_paid(stored)
@@ -375,7 +378,7 @@ class BatchRun:
         """Start what earlier runs have saved and not checked, after the inputs, which take longer."""
         if self._run.checks is None:
             return
-        async for stored in self._run.journal.iter_jobs(JobState.DONE):
+        async for stored in self._journal.iter_jobs(JobState.DONE):
             if not self._run.control.is_spending:
                 return
             await scheduler.start_unchecked(stored)
@@ -416,7 +419,7 @@ class BatchRun:
                 continue
             jobs.append(job)
             names[job.key] = name
-        added = await run.journal.add_jobs(jobs, is_chosen=run.jobs.__contains__)
+        added = await self._journal.add_jobs(jobs, is_chosen=run.jobs.__contains__)
         refused = await run.names.refused(added, names)
         for stored in added:
             if stored.number in refused:

@@ -14,7 +14,7 @@ from flux_async.batch.run_context import RunContext
 from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
 from flux_async.job_state import FINAL, JobState, next_check
 from flux_async.journal.inbox import InboxEntry
-from flux_async.journal.store import StoredJob
+from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Failed, InDoubt, Outcome
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -30,11 +30,13 @@ class Scheduler:
 
     Attributes:
         run: What the jobs share.
+        journal: The journal of the run.
         group: Runs the coroutines.
         send: Receives the outcomes.
     """
 
     run: RunContext
+    journal: Journal
     group: asyncio.TaskGroup
     send: MemoryObjectSendStream[Outcome]
     # Jobs that are not settled and whose outcome this run has reported.
@@ -96,7 +98,7 @@ class Scheduler:
             if job.is_wanted and job.state.state not in FINAL:
                 await job.slots.take_task()
             if not is_fresh:
-                stored = await run.journal.job(job.state.key)
+                stored = await self.journal.job(job.state.key)
                 if stored is None or self._is_over(stored):
                     return
                 job.stored = stored
@@ -157,9 +159,13 @@ class CallbackReader:
     def _run(self) -> RunContext:
         return self.scheduler.run
 
+    @property
+    def _journal(self) -> Journal:
+        return self.scheduler.journal
+
     async def read(self) -> None:
         """Read what arrives, until cancelled."""
-        journal = self._run.journal
+        journal = self._journal
         while True:
             journal.callback_arrived.clear()
             try:
@@ -180,14 +186,14 @@ class CallbackReader:
         """Check now and then for callbacks that another process has received, until cancelled."""
         while True:
             await self._run.session.clock.sleep(PEEK_S)
-            if await self._run.journal.newest_callback() > self._seen:
-                self._run.journal.callback_arrived.set()
+            if await self._journal.newest_callback() > self._seen:
+                self._journal.callback_arrived.set()
 
     async def _arrived(self, entry: InboxEntry) -> None:
         self._run.client.poller.notify(entry.task_id)
         if self._run.jobs.wake(entry.job):  # it may be in doubt, now or in a moment
             return
-        stored = await self._run.journal.job(entry.job)
+        stored = await self._journal.job(entry.job)
         if stored is None or stored.job.state is not JobState.IN_DOUBT:
             self._warn_of_second_charge(entry, stored)
         elif not self._run.jobs.wake(entry.job):  # it may have become active meanwhile
