@@ -6,7 +6,7 @@ task is found even if its id was in the answer to another submit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -35,7 +35,7 @@ _ECHOES, _IMAGE_ECHOES = "confirmed_echoes", "confirmed_image_echoes"
 _SUBJECT = "coalesce(json_extract(request, '$.inputImage'), json_extract(request, '$.prompt'))"
 """Must be written exactly as in the index ``job_by_subject``."""
 
-_MOST_ALIKE = 200
+MOST_ALIKE = 200
 """A record is compared with at most this many jobs of one image."""
 
 
@@ -235,9 +235,22 @@ def job_that_sent(
         verbatim: Whether the request must be the same character by character, in all fields that are shown.
         by_image: Whether a job counts that has sent the image with another prompt: the vendor may rewrite it.
     """
+    alike = _alike(connection, spellings_of(shown))
+    return closest_sender(shown, alike, besides=besides, verbatim=verbatim, by_image=by_image)
+
+
+def closest_sender(
+    shown: Mapping[str, Any],
+    alike: Iterable[tuple[int, JobKey, str]],
+    *,
+    besides: int,
+    verbatim: bool = False,
+    by_image: bool = False,
+) -> Sender | None:
+    """Return the closest of the submits in ``alike``, given by number, key and body; see job_that_sent."""
     best: tuple[int, JobKey] | None = None
     with_image: dict[JobKey, bool] = {}
-    for number, key, body in _alike(connection, spellings_of(shown)):
+    for number, key, body in alike:
         if number == besides:
             continue
         seen = compare(shown, body)
@@ -267,7 +280,7 @@ def _alike(connection: sqlite3.Connection, subjects: list[str]) -> Iterator[tupl
         f"FROM attempt JOIN job ON job.number = attempt.job WHERE attempt.input_url IN ({marks}) LIMIT ?"
     )
     for sql in (by_request, by_upload):
-        yield from connection.execute(sql, (*subjects, _MOST_ALIKE))
+        yield from connection.execute(sql, (*subjects, MOST_ALIKE))
 
 
 # --- the account ------------------------------------------------------------------------------------------
