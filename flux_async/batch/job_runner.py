@@ -51,8 +51,13 @@ from flux_async.policy.generation_times import kind_of
 from flux_async.poller import as_paid
 
 
-async def run_job(job: ActiveJob, run: RunContext) -> Outcome | None:
+async def run_job(job: ActiveJob, run: RunContext, *, submits: bool = True) -> Outcome | None:
     """Work on one job until it settles, or until this run can do no more for it now.
+
+    Args:
+        job: The job.
+        run: What all jobs of the run share.
+        submits: False leaves the job as it is when its next step is a submit.
 
     Returns:
         The outcome; None if this run reports nothing and the journal keeps the job for the next one.
@@ -63,6 +68,8 @@ async def run_job(job: ActiveJob, run: RunContext) -> Outcome | None:
     try:
         run.input_of(job)  # a request that another release wrote is found before anything is spent
         while not isinstance(step := await _decide(job, run), Settle):
+            if isinstance(step, Begin) and not submits:
+                return None
             happened = await _perform(step, job, run)
             if isinstance(happened, Leave):
                 error = happened.error
