@@ -34,7 +34,7 @@ Rules:
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -280,6 +280,7 @@ class Composed(_Event):
     vendor_file: str
     reason: str | None = None
     replaced: float | None = None
+    outlines: Sequence[Sequence[int]] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -434,6 +435,7 @@ def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> Jo
                 not_preserved=event.reason,
                 vendor_file=event.vendor_file,
                 replaced=event.replaced,
+                outlines=event.outlines,
                 verdict=None if event.reason is None else checked.verdict,  # it was about another image
                 problem=None,
             )

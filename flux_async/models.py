@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NewType, Self, TypeAlias, TypedDict, TypeVar, Unpack
@@ -442,6 +442,8 @@ class CheckResult:
         not_preserved: Why the vendor's image was kept instead, in words.
         vendor_file: The vendor's own image.
         replaced: Share of the original's pixels that were replaced.
+        outlines: Polygons around them: x and y of each corner, in thousandths of the width and height of the
+            upright image.
         verdict: What ``verify`` found about the file, by the names of the fields of ``Verdict``; None before
             it was verified.
         problem: Why a check could not be made, in words. The next run tries again.
@@ -451,6 +453,7 @@ class CheckResult:
     not_preserved: str | None = None
     vendor_file: str | None = None
     replaced: float | None = None
+    outlines: Sequence[Sequence[int]] | None = attrs.field(default=None, repr=False)
     verdict: Mapping[str, Any] | None = None
     problem: str | None = None
 

@@ -91,6 +91,7 @@ async def _compose(job: ActiveJob, run: RunContext, stage: CheckStage) -> Compos
         vendor_file=vendor_file,
         reason=made.reason,
         replaced=made.replaced,
+        outlines=made.outlines,
     )
 
 

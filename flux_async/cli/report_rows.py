@@ -21,7 +21,7 @@ from flux_async.journal.store import StoredJob
 from flux_async.models import CheckResult, Echo
 from flux_async.report.holes import Holes
 from flux_async.report.page import MOST_ROWS
-from flux_async.report.rows import Box, Kind, Picture, ReportRow
+from flux_async.report.rows import Kind, Picture, ReportRow
 from flux_async.report.thumbnails import Thumbnails
 
 _ATTENTION_FIRST = (JobState.FAILED, JobState.IN_DOUBT, JobState.SUBMITTING)
@@ -46,7 +46,7 @@ class RowReader:
         originals: Downloaded inputs, by the name of the result without its ending.
         prices: Prices that runs of the folder have measured, by model.
         without_copy: Images of the rows read so far that have no small copy.
-        without_hole: Originals and composed results of these whose difference has not been found yet.
+        without_hole: Originals and composed results of these whose outlines are not known yet.
     """
 
     folder: Path
@@ -124,7 +124,7 @@ class RowReader:
             original_url=row.image if stored.source is None else None,
             vendor=self._picture(vendor),
             preserved=self._picture(result) if checked.is_preserved else None,
-            hole=self._hole(original, result) if checked.is_preserved else (),
+            hole=self._hole(checked, original, result) if checked.is_preserved else (),
             result_url=job.result_url,
             is_unrecognised=job.echo is Echo.UNRECOGNISED,
             error_type=None if error is None else error.type,
@@ -161,8 +161,12 @@ class RowReader:
         self.without_copy.append(path)
         return Picture(file=path)
 
-    def _hole(self, original: Picture | None, composed: Path | None) -> tuple[Box, ...]:
-        """Return where a composed result differs from its original, and note where that is not known yet."""
+    def _hole(
+        self, checked: CheckResult, original: Picture | None, composed: Path | None
+    ) -> Sequence[Sequence[int]]:
+        """Return what was replaced in a composed result, and note where that is not known yet."""
+        if checked.outlines is not None:
+            return tuple(checked.outlines)
         if original is None or composed is None:
             return ()
         found = Holes(self._copies).of(composed)

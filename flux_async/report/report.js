@@ -104,14 +104,13 @@ function fit(box, leading, changed) {
 
 function outline(hole) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", "0 0 1 1");
+  svg.setAttribute("viewBox", "0 0 1000 1000");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
-  for (const part of hole) {
-    const rect = document.createElementNS(svg.namespaceURI, "rect");
-    for (const [name, value] of [["x", part.left], ["y", part.top], ["width", part.width], ["height", part.height]])
-      rect.setAttribute(name, value);
-    svg.append(rect);
+  for (const corners of hole) {
+    const shape = document.createElementNS(svg.namespaceURI, "polygon");
+    shape.setAttribute("points", corners.join(" "));
+    svg.append(shape);
   }
   return svg;
 }

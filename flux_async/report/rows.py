@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -47,16 +48,6 @@ _OF_VERDICT = {
     "unsure": Filter.UNSURE,
 }
 _NEED_NO_ATTENTION = frozenset({Filter.ALL, Filter.PENDING, Filter.SUCCEEDED})
-
-
-@attrs.frozen
-class Box:
-    """A part of the original that was filled, in shares of its width and height."""
-
-    left: float
-    top: float
-    width: float
-    height: float
 
 
 @attrs.frozen(kw_only=True)
@@ -112,7 +103,8 @@ class ReportRow:
         background_kept: Correlation of the details outside the text: 1 for the same content.
         changed_elsewhere: The share of the area outside the text that differs visibly.
         not_preserved: Why the vendor's pixels outside the text were kept.
-        hole: The parts of the original that were filled.
+        hole: Outlines of the parts of the original that were filled: x and y of each corner, in thousandths
+            of its width and height.
         is_unrecognised: Whether the record of its task shows another request.
         error_type: The class of its error.
         error: Its error in words, with advice.
@@ -145,7 +137,7 @@ class ReportRow:
     background_kept: float | None = None
     changed_elsewhere: float | None = None
     not_preserved: str | None = None
-    hole: tuple[Box, ...] = ()
+    hole: Sequence[Sequence[int]] = ()
     is_unrecognised: bool = False
     error_type: str | None = None
     error: str | None = None

@@ -22,6 +22,7 @@ from flux_async.verification.filling import Fill, Filled, border_step, fill_hole
 from flux_async.verification.grid import grow, size_matrix
 from flux_async.verification.holes import Changes, Hole, find_changes
 from flux_async.verification.loading import LoadedImage, load, open_file, unsupported, write
+from flux_async.verification.outlines import outlines_of
 from flux_async.verification.report import Preserved, PreserveRefusal, PreserveReport
 from flux_async.verification.scene import Overlay, Scene, grey, make_scene, overlay_result, shape_of
 from flux_async.verification.text_areas import TextLines, find_lines, share_left
@@ -100,6 +101,7 @@ def compose(original: LoadedImage, result: Pixels, lines: TextLines, *, search: 
         seam=border_step(filled.pixels, original.pixels, filled.changed),
         text_left=share_left(filled.pixels, lines) if search else None,
         hole=original.turned_back(filled.changed),
+        outlines=outlines_of(filled.changed),
     )
     if (report.text_left or 0.0) > MOST_TEXT_LEFT:
         return _refused(PreserveRefusal.TEXT_LEFT, report)

@@ -21,12 +21,14 @@ class PreservedFile:
         sha256: Digest of that image, as 64 hex digits.
         reason: Why nothing was written, in words; None if the image was composed.
         replaced: Share of the original's pixels that were replaced.
+        outlines: Polygons around them, as in ``PreserveReport``.
     """
 
     format: str
     sha256: str
     reason: str | None = None
     replaced: float | None = None
+    outlines: tuple[tuple[int, ...], ...] | None = None
 
 
 def preserve_file(
@@ -53,4 +55,5 @@ def preserve_file(
         sha256=hashlib.sha256(made.image).hexdigest(),
         reason=made.report.reason or None,
         replaced=made.report.replaced,
+        outlines=made.report.outlines,
     )

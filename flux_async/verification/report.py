@@ -45,6 +45,8 @@ class PreserveReport:
         seam: Mean step across the border of the replaced areas less the usual step beside it, in grey levels.
         text_left: Share of the text's area that can still be read in the composed image.
         hole: The replaced pixels, in the orientation of the file; every other pixel is the original's.
+        outlines: Polygons around them, in the upright image: x and y of each corner, in thousandths of its
+            width and height.
     """
 
     refusal: PreserveRefusal | None = None
@@ -58,6 +60,7 @@ class PreserveReport:
     seam: float | None = None
     text_left: float | None = None
     hole: Mask | None = attrs.field(default=None, eq=False, repr=False)
+    outlines: tuple[tuple[int, ...], ...] | None = attrs.field(default=None, repr=False)
 
     @property
     def verdict(self) -> Literal["composed", "refused"]:

@@ -153,6 +153,20 @@ async def test_findings_of_checks_are_in_the_row(journal: Journal, tmp_path: Pat
     assert "text_left" in row.filters
 
 
+async def test_outlines_of_the_journal_are_shown_as_they_are(journal: Journal, tmp_path: Path) -> None:
+    """They are what was replaced: the images are not compared, and may be elsewhere by now."""
+    done = await journal.job("done")
+    assert done is not None
+    line = [100, 100, 900, 100, 900, 200, 100, 200]
+    files = {"file": "done-1.png", "sha256": "1" * 64, "vendor_file": "vendor/done-1.jpg"}
+    await happened(journal, done, Composed(at=11.0, **files, replaced=0.1, outlines=(tuple(line),)))
+    await journal.aclose()
+    (tmp_path / "originals" / "done-1.jpg").unlink()
+    report = read_report(tmp_path)
+    assert report.without_hole == []
+    assert {row.key: row.hole for row in report.rows}["done"] == (line,)
+
+
 @pytest.mark.parametrize(
     ("event", "filters"),
     [

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flux_async import Charge
 from flux_async.report.page import NextStep, ReportHead
-from flux_async.report.rows import Box, Filter, Kind, Picture, ReportRow
+from flux_async.report.rows import Filter, Kind, Picture, ReportRow
 from flux_async.report.thumbnails import Thumbnails
 
 HOSTILE_NAME = '"><script>alert(1)</script>.png'
@@ -64,7 +64,7 @@ def _row(
         original=None if number % 9 == 0 else original,
         vendor=vendor,
         preserved=None if number % 7 == 0 else preserved,
-        hole=(Box(0.12, 0.34, 0.76, 0.22),),
+        hole=((120, 340, 880, 340, 880, 560, 120, 560),),
         verdict="text_left" if text_left else "clean",
         text_left=number % 50 / 50 if text_left else 0.0,
         changed_elsewhere=0.001,

@@ -637,6 +637,8 @@ class TestFiles:
         out, hole = decoded(preserved.image), preserved.report.hole
         assert (out[~hole] == drawn[~hole]).all()
         assert psnr(out, clean, hole) > 30
+        (line,) = preserved.report.outlines
+        assert len(line) <= 40
 
     def test_text_that_the_editor_left_is_refused(self, sale):
         """The vendor's image comes back as it was, with the reason."""
