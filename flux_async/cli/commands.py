@@ -3,241 +3,48 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from flux_async import (
     AspectRatio,
-    CallbackEndpoint,
     CustomModel,
     EditRequest,
     GenerateRequest,
     InDoubtPolicy,
-    Limits,
     MissingExtra,
-    Model,
-    OutputFormat,
     __version__,
 )
-from flux_async.api import APIS
 from flux_async.cli.check_commands import CHECK_COMMANDS
+from flux_async.cli.common_options import (
+    API,
+    FILE,
+    FOLDER,
+    FOLDER_PATH,
+    JSON,
+    MODEL,
+    MODEL_FILE,
+    OUTPUT_FOLDER,
+    OUTPUT_FORMAT,
+    RUN_OPTIONS,
+    TIMEOUT,
+    TRANSPORT,
+    VERBOSE,
+    choice,
+    read_run_options,
+    with_options,
+    without_none,
+)
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
-from flux_async.cli.option_values import (
-    CHECK_OPTIONS,
-    ModelChoice,
-    Number,
-    OutputFile,
-    own_models,
-    read_address,
-    read_models,
-    read_prices,
-    read_rate,
-    show_log,
-)
-from flux_async.cli.run_options import CONFIRM_ABOVE, ListenAddress, RunOptions, webhook_keys
+from flux_async.cli.option_values import Number, own_models
 from flux_async.cli.terminal import Command, Commands, Exit, can_ask, printable
-from flux_async.job_state import WantedChecks
-from flux_async.transport.factory import TRANSPORTS
-from flux_async.verification.preserve import PreserveFormat
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
-
-
-def _choice(kind: type[AspectRatio | OutputFormat | InDoubtPolicy]) -> click.Choice[str]:
-    return click.Choice([member.value for member in kind])
-
-
-# --- options of several commands --------------------------------------------------------------------------
-
-_POSITIVE = Number(min=0, min_open=True)
-_SECONDS = Number(min=0, min_open=True, max=86_400)
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-
-_model = click.option(
-    "--model",
-    type=ModelChoice(),
-    default=Model.PRO.value,
-    help="Which model to use; `flux-async models` lists them.",
-    metavar="NAME",
-)
-_model_file = click.option(
-    "--model-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    is_eager=True,
-    expose_value=False,
-    callback=read_models,
-    help="TOML file with models of your own, for --model, --price and lists.",
-    metavar="FILE",
-)
-_output_format = click.option(
-    "--output-format",
-    type=_choice(OutputFormat),
-    help="Format of the result; the vendor decides if left out.",
-)
-_timeout = click.option(
-    "--timeout", type=_SECONDS, default=300.0, help="Seconds an image may take.", metavar="SECONDS"
-)
-_file = click.option(
-    "-o",
-    "--output",
-    "file",
-    type=OutputFile(),
-    help="Download the image to this file.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_transport = click.option(
-    "--transport",
-    type=click.Choice(TRANSPORTS),
-    help="Library that makes the requests; default KIE_TRANSPORT, else httpx.",
-)
-_api = click.option(
-    "--api", type=click.Choice(APIS), help="Which of the vendor's APIs; default KIE_API, else kontext."
-)
-_verbose = click.option(
-    "-v",
-    "--verbose",
-    count=True,
-    expose_value=False,
-    callback=show_log,
-    show_default=False,
-    help="Log submits and results to stderr; -vv adds polls.",
-)
-_folder = click.argument("folder", type=_FOLDER)
-_output_folder = click.option(
-    "-o", "--output", "folder", type=_FOLDER, default=Path("flux-out"), help="Folder for the results."
-)
-
-
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Return a decorator that gives a command these options, in the order of its help text."""
-
-    def decorate(command: F) -> F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_run_options = _options(
-    click.option(
-        "--callback-url",
-        help="Address the vendor calls when a task ends; KIE_WEBHOOK_KEY holds the key it signs with.",
-        metavar="URL",
-    ),
-    click.option(
-        "--listen",
-        callback=read_address,
-        help="Receive the callbacks here; --callback-url must lead to it.",
-        metavar="HOST:PORT",
-    ),
-    click.option(
-        "--rate",
-        callback=read_rate,
-        default="20/10",
-        help="Submits per seconds that the account allows.",
-        metavar="N/SECONDS",
-    ),
-    click.option(
-        "--in-flight", type=click.IntRange(min=1), default=100, help="Most tasks in flight.", metavar="N"
-    ),
-    _timeout,
-    click.option(
-        "--patience",
-        type=_SECONDS,
-        default=600.0,
-        help="Seconds to wait for a service that is away, and for paid results whose download fails.",
-        metavar="SECONDS",
-    ),
-    click.option(
-        "--price",
-        "prices",
-        multiple=True,
-        callback=read_prices,
-        help="Price of an image of a model, where it is not that of `flux-async models`; repeatable.",
-        metavar="MODEL=CREDITS",
-    ),
-    click.option("-y", "--yes", is_flag=True, help="Answer every question with yes."),
-    click.option(
-        "--confirm-above",
-        type=Number(min=0),
-        default=CONFIRM_ABOVE,
-        help="Ask before spending more credits, where standard input is a terminal.",
-        metavar="N",
-    ),
-    click.option(
-        "--max-credits", type=_POSITIVE, help="Stop submitting before this run spends more.", metavar="N"
-    ),
-    click.option(
-        "--keep-originals",
-        is_flag=True,
-        help="Download the inputs, too, as the vendor kept them, into originals/.",
-    ),
-    click.option(
-        "--via-upload",
-        is_flag=True,
-        help="Have the vendor's upload host fetch each URL first, for hosts that are hard to reach.",
-    ),
-    click.option(
-        "--no-download",
-        is_flag=True,
-        help="Leave the results at the vendor, which keeps them 14 days, those of the jobs API 24 hours.",
-    ),
-    *CHECK_OPTIONS,
-    _model_file,
-    click.option("--no-report", is_flag=True, help="Write no report.html at the end."),
-    click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
-    _api,
-    _transport,
-    _verbose,
-)
-
-
-def _read_run_options(
-    *,
-    rate: tuple[int, float],
-    in_flight: int,
-    timeout: float,
-    patience: float,
-    no_download: bool,
-    no_report: bool,
-    preserve: bool,
-    preserve_format: PreserveFormat,
-    verify: bool,
-    callback_url: str | None,
-    listen: ListenAddress | None,
-    **more: Any,
-) -> RunOptions:
-    if listen is not None and callback_url is None:
-        raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
-    if no_download and (preserve or verify):
-        raise click.UsageError("--preserve and --verify need the images: leave --no-download out.")
-    return RunOptions(
-        limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
-        timeout_s=timeout,
-        patience_s=patience,
-        download=not no_download,
-        report=not no_report,
-        checks=WantedChecks(preserve=preserve, verify=verify),
-        preserve_format=preserve_format,
-        callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
-        models=own_models(click.get_current_context()),
-        listen=listen,
-        **more,
-    )
-
-
-def _without_none(options: dict[str, Any]) -> dict[str, Any]:
-    """Leave out options that were not given, so that the vendor's own defaults hold."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 # --- runs -------------------------------------------------------------------------------------------------
@@ -273,21 +80,21 @@ def cli() -> None:
 @click.option(
     "--split", help="Separator of several images in one cell: makes one job of each.", metavar="SEPARATOR"
 )
-@_output_folder
-@_run_options
+@OUTPUT_FOLDER
+@RUN_OPTIONS
 @click.option(
     "--on-doubt",
-    type=_choice(InDoubtPolicy),
+    type=choice(InDoubtPolicy),
     default=InDoubtPolicy.HOLD.value,
     help="Submits whose answer was lost: hold them, or resubmit, perhaps for a second charge.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Print what would be submitted, with its cost; send and change nothing."
 )
-@_model
+@MODEL
 @click.option("--prompt", help="Ask for the removal in other words.")
-@click.option("--aspect-ratio", type=_choice(AspectRatio), help="Crop or pad to this width to height.")
-@_output_format
+@click.option("--aspect-ratio", type=choice(AspectRatio), help="Crop or pad to this width to height.")
+@OUTPUT_FORMAT
 def remove_text(
     *,
     images: tuple[str, ...],
@@ -324,12 +131,12 @@ def remove_text(
     from flux_async.cli.dry_run import run_dry  # noqa: PLC0415 - loads rich
     from flux_async.cli.run_command import run_remove_text  # noqa: PLC0415 - loads rich
 
-    options = _read_run_options(
+    options = read_run_options(
         **run,
         asks=can_ask() and STDIN not in (*images, *lists),
         in_doubt=InDoubtPolicy(on_doubt),
         repeats=("--on-doubt resubmit",) if on_doubt == InDoubtPolicy.RESUBMIT else (),
-        request_options=_without_none(
+        request_options=without_none(
             {"model": model, "prompt": prompt, "aspect_ratio": aspect_ratio, "output_format": output_format}
         ),
     )
@@ -348,8 +155,8 @@ def remove_text(
 
 
 @cli.command()
-@_folder
-@_json
+@FOLDER
+@JSON
 def status(folder: Path, as_json: bool) -> int:
     """Show how the run in FOLDER stands, also while it is running."""
     from flux_async.cli.status import show_status  # noqa: PLC0415 - loads rich
@@ -358,7 +165,7 @@ def status(folder: Path, as_json: bool) -> int:
 
 
 @cli.command()
-@_folder
+@FOLDER
 @click.option("--watch", is_flag=True, help="Keep the page up to date until the run in FOLDER ends.")
 @click.option(
     "--contact-sheet", is_flag=True, help="Also draw up to 60 images before and after as contact_sheet.png."
@@ -377,12 +184,12 @@ def report(folder: Path, *, watch: bool, contact_sheet: bool) -> int:
 
 
 @cli.command()
-@_folder
+@FOLDER
 @click.option("--failed", is_flag=True, help="Pay for another task for every image that failed.")
 @click.option("--in-doubt", is_flag=True, help="Submit images in doubt again: some may be paid for twice.")
 @click.option("--text-left", is_flag=True, help="Pay for another task for every image with text left.")
 @click.option("--damaged", is_flag=True, help="Pay for another task for every damaged or cropped image.")
-@_run_options
+@RUN_OPTIONS
 def retry(*, failed: bool, in_doubt: bool, text_left: bool, damaged: bool, as_json: bool, **run: Any) -> int:
     """Resume the run in FOLDER without its list.
 
@@ -394,17 +201,17 @@ def retry(*, failed: bool, in_doubt: bool, text_left: bool, damaged: bool, as_js
 
     wanted = {"failed": failed, "in_doubt": in_doubt, "text_left": text_left, "damaged": damaged}
     repeats = tuple(f"--{name.replace('_', '-')}" for name, is_given in wanted.items() if is_given)
-    options = _read_run_options(**run, repeats=repeats, asks=can_ask())
+    options = read_run_options(**run, repeats=repeats, asks=can_ask())
     return run_retry(
         options, failed=failed, in_doubt=in_doubt, text_left=text_left, damaged=damaged, as_json=as_json
     )
 
 
 @cli.command()
-@_folder
+@FOLDER
 @click.argument("job")
 @click.argument("task_id")
-@_options(_api, _transport, _verbose)
+@with_options(API, TRANSPORT, VERBOSE)
 def adopt(folder: Path, job: str, task_id: str, **connection: Any) -> int:
     """Record that TASK_ID is the task of JOB in FOLDER.
 
@@ -417,9 +224,9 @@ def adopt(folder: Path, job: str, task_id: str, **connection: Any) -> int:
 
 
 @cli.command()
-@_folder
+@FOLDER
 @click.option("--yes", "same_account", is_flag=True, help="The account is the same, where no task proves it.")
-@_options(_api, _transport, _verbose)
+@with_options(API, TRANSPORT, VERBOSE)
 def rekey(folder: Path, same_account: bool, **connection: Any) -> int:
     """Let the run in FOLDER go on with a new key.
 
@@ -432,9 +239,9 @@ def rekey(folder: Path, same_account: bool, **connection: Any) -> int:
 
 
 @cli.command()
-@_folder
+@FOLDER
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_verbose
+@VERBOSE
 def recover(folder: Path, *, yes: bool) -> int:
     """Go on with a journal that lost records of submits.
 
@@ -452,8 +259,8 @@ def recover(folder: Path, *, yes: bool) -> int:
 
 @cli.command()
 @click.argument("prompt")
-@click.option("--aspect-ratio", type=_choice(AspectRatio), help="Width to height.")
-@_options(_model, _model_file, _output_format, _timeout, _file, _json, _api, _transport, _verbose)
+@click.option("--aspect-ratio", type=choice(AspectRatio), help="Width to height.")
+@with_options(MODEL, MODEL_FILE, OUTPUT_FORMAT, TIMEOUT, FILE, JSON, API, TRANSPORT, VERBOSE)
 def generate(prompt: str, timeout: float, **options: Any) -> int:
     """Make an image from the words of PROMPT.
 
@@ -462,14 +269,14 @@ def generate(prompt: str, timeout: float, **options: Any) -> int:
     from flux_async.cli.single_commands import Reply, run_request  # noqa: PLC0415 - loads rich
 
     reply = Reply.of(options)
-    return run_request(GenerateRequest(prompt=prompt, **_without_none(options)), timeout, reply)
+    return run_request(GenerateRequest(prompt=prompt, **without_none(options)), timeout, reply)
 
 
 @cli.command()
 @click.argument("prompt")
 @click.argument("image")
-@click.option("--aspect-ratio", type=_choice(AspectRatio), help="Crop or pad to this width to height.")
-@_options(_model, _model_file, _output_format, _timeout, _file, _json, _api, _transport, _verbose)
+@click.option("--aspect-ratio", type=choice(AspectRatio), help="Crop or pad to this width to height.")
+@with_options(MODEL, MODEL_FILE, OUTPUT_FORMAT, TIMEOUT, FILE, JSON, API, TRANSPORT, VERBOSE)
 def edit(prompt: str, image: str, timeout: float, **options: Any) -> int:
     """Change IMAGE, an http(s) URL or a file, as PROMPT says.
 
@@ -478,14 +285,14 @@ def edit(prompt: str, image: str, timeout: float, **options: Any) -> int:
     from flux_async.cli.single_commands import Reply, run_request  # noqa: PLC0415 - loads rich
 
     reply = Reply.of(options)
-    request = EditRequest(prompt=prompt, input_image=image_of(image), **_without_none(options))
+    request = EditRequest(prompt=prompt, input_image=image_of(image), **without_none(options))
     return run_request(request, timeout, reply)
 
 
 @cli.command()
 @click.argument("task_id")
 @click.option("--wait", is_flag=True, help="Wait until it has ended.")
-@_options(_timeout, _file, _json, _api, _transport, _verbose)
+@with_options(TIMEOUT, FILE, JSON, API, TRANSPORT, VERBOSE)
 def task(task_id: str, wait: bool, timeout: float, **options: Any) -> int:
     """Show how the task TASK_ID stands.
 
@@ -501,7 +308,7 @@ def task(task_id: str, wait: bool, timeout: float, **options: Any) -> int:
 @click.option(
     "--max-mb", type=Number(min=0, min_open=True, max=1e6), default=20.0, help="Refuse a larger file."
 )
-@_options(_timeout, _json, _api, _transport, _verbose)
+@with_options(TIMEOUT, JSON, API, TRANSPORT, VERBOSE)
 def upload(image: str, max_mb: float, timeout: float, **options: Any) -> int:
     """Put IMAGE where the vendor can fetch it for 24 hours.
 
@@ -514,7 +321,7 @@ def upload(image: str, max_mb: float, timeout: float, **options: Any) -> int:
 
 
 @cli.command("credits")
-@_options(_json, _api, _transport, _verbose)
+@with_options(JSON, API, TRANSPORT, VERBOSE)
 def show_balance(**options: Any) -> int:
     """Print the account's balance in credits."""
     from flux_async.cli.single_commands import Reply, show_credits  # noqa: PLC0415 - loads rich
@@ -523,7 +330,7 @@ def show_balance(**options: Any) -> int:
 
 
 @cli.command("models")
-@_options(_model_file, _json)
+@with_options(MODEL_FILE, JSON)
 @click.pass_context
 def list_models(ctx: click.Context, *, as_json: bool) -> int:
     """List the models, with price, API, longest prompt and options."""
@@ -540,9 +347,9 @@ for _command in CHECK_COMMANDS:
 
 
 @cli.command()
-@_output_folder
+@OUTPUT_FOLDER
 @click.option("--callback-url", help="Also request this address of a callback receiver.", metavar="URL")
-@_options(_json, _api, _transport, _verbose)
+@with_options(JSON, API, TRANSPORT, VERBOSE)
 def doctor(folder: Path, callback_url: str | None, as_json: bool, **connection: Any) -> int:
     """Check what a run depends on, and say what to do.
 
@@ -585,7 +392,7 @@ def sandbox(arguments: tuple[str, ...]) -> int:
 
 @cli.command()
 @click.option(
-    "-o", "--output", "folder", type=_FOLDER, default=Path("flux-demo"), help="Folder for the results."
+    "-o", "--output", "folder", type=FOLDER_PATH, default=Path("flux-demo"), help="Folder for the results."
 )
 def demo(folder: Path) -> int:
     """Watch text vanish from sample images, without a key.
