@@ -108,6 +108,14 @@ def unprinted_result(task_id: str, api: ApiName, where: str) -> tuple[str, str]:
     )
 
 
+@attrs.frozen
+class Cost:
+    """Images that can be paid for again, and the credits of another task for each."""
+
+    images: int = 0
+    credits: float = 0.0
+
+
 @attrs.frozen(kw_only=True)
 class AfterRun:
     """The work that is left when a run ends.
@@ -129,8 +137,8 @@ class AfterRun:
         price: The price at which it halted, as a value of ``--price``; None if another one.
         not_checked: Images of which a check could not be made.
         checks: The options of the command that ask for checks.
-        text_left: Images that still have text.
-        damaged: Images that are damaged or cropped.
+        text_left: Images of the folder that still have text, and what a retry of them costs.
+        damaged: The same of images that are damaged or cropped.
     """
 
     folder: Path
@@ -149,8 +157,8 @@ class AfterRun:
     price: str | None = None
     not_checked: int = 0
     checks: Sequence[str] = ()
-    text_left: int = 0
-    damaged: int = 0
+    text_left: Cost = Cost()
+    damaged: Cost = Cost()
 
     def lines(self) -> list[str]:
         """Return the messages about it, with the commands that go on."""
@@ -192,13 +200,16 @@ class AfterRun:
                 f"Not checked: {self.not_checked}. They are here and paid; results.jsonl says why. "
                 f"To try again: {command('retry', self.folder, *self.checks)}; {_NOT_TWICE}"
             )
-        for words, count, option in (
+        for words, cost, option in (
             ("Text left", self.text_left, "--text-left"),
             ("Damaged or cropped", self.damaged, "--damaged"),
         ):
-            if count:
+            if cost.images:
                 again = command("retry", self.folder, option)
-                yield f"{words}: {count}. To pay for another task for each: {again}"
+                yield (
+                    f"{words}: {cost.images} in this folder. To pay for another task for each, up to "
+                    f"{cost.credits:,g} credits: {again}"
+                )
 
     def _about_the_rest(self) -> str:
         without = f" without {' and '.join(self.repeats)}" if self.repeats else ""
@@ -244,22 +255,20 @@ class Advice:
     command: str | None = None
 
 
-def about_failed(folder: Path, price: float | None) -> Advice:
-    """Return the advice about images that failed for good; ``price`` is that of all of them, where known."""
-    cost = "" if price is None else f", up to {price:,g} credits"
+def about_failed(folder: Path, cost: Cost) -> Advice:
+    """Return the advice about images that failed for good."""
     return Advice(
-        words=f"Pays for another task for every image that failed for good{cost}. The number and the cost "
-        "are printed first.",
+        words=f"Pays for another task for every image that failed for good, up to {cost.credits:,g} credits. "
+        "The number and the cost are printed first.",
         command=shell_command("retry", folder, "--failed"),
     )
 
 
-def about_verdict(folder: Path, option: str, price: float | None) -> Advice:
-    """Return the advice about images whose verdict ``retry`` knows by an option; the price is that of all."""
-    cost = "" if price is None else f", up to {price:,g} credits"
+def about_verdict(folder: Path, option: str, cost: Cost) -> Advice:
+    """Return the advice about images whose verdict ``retry`` knows by an option."""
     return Advice(
-        words=f"Pays for another task for each of these images{cost}. The number and the cost are printed "
-        "first; the images that are here now are kept in images/earlier/.",
+        words=f"Pays for another task for each of these images, up to {cost.credits:,g} credits. The number "
+        "and the cost are printed first; the images that are here now are kept in images/earlier/.",
         command=shell_command("retry", folder, option),
     )
 
@@ -288,6 +297,13 @@ ABOUT_REFUSED = Advice(
 )
 ABOUT_UNRECOGNISED = Advice(
     words="The records of these tasks show another request than was sent. Compare results and images."
+)
+ABOUT_UNSURE = Advice(
+    words="The check is not sure about these, or could not be made: compare before and after."
+)
+ABOUT_NOT_PRESERVED = Advice(
+    words="These are the vendor's own images, redrawn as a whole: they could not be composed with their "
+    "originals, for the reason under each. Compare before and after."
 )
 ABOUT_RUNNING = Advice(words="A run is using the folder: wait for its end before you go on.")
 

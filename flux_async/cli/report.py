@@ -9,10 +9,11 @@ from pathlib import Path
 import attrs
 
 from flux_async.cli.advice import (
+    ABOUT_NOT_PRESERVED,
     ABOUT_REFUSED,
     ABOUT_RUNNING,
     ABOUT_UNRECOGNISED,
-    Advice,
+    ABOUT_UNSURE,
     about_failed,
     about_in_doubt,
     about_pending,
@@ -22,7 +23,7 @@ from flux_async.cli.display import message_console
 from flux_async.cli.report_rows import RowReader
 from flux_async.cli.results import ResultsError
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.status import credits_in, warning_of_lost_records
+from flux_async.cli.status import costs_of_retry, credits_in, warning_of_lost_records
 from flux_async.cli.terminal import Exit, Output
 from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.reader import JournalReader, read_at_rest
@@ -150,23 +151,18 @@ def _head(source: RowReader, rows: Sequence[ReportRow], reload_s: float | None) 
 
 def _next_steps(source: RowReader, rows: Sequence[ReportRow]) -> Mapping[Filter, NextStep]:
     """Return the advice by filter, with commands only where no run uses the folder."""
-    failed = [source.price_of(row.model) for row in rows if row.kind is Kind.FAILED]
-    is_whole = len(rows) == source.images
-
-    def again(name: Filter, option: str) -> Advice:
-        price = sum(source.price_of(row.model) for row in rows if name in row.filters)
-        return about_verdict(source.folder, option, price if is_whole else None)
-
+    costs = costs_of_retry(source.journal)
     advice = {
-        Filter.FAILED: about_failed(source.folder, sum(failed) if is_whole else None),
+        Filter.FAILED: about_failed(source.folder, costs["failed"]),
         Filter.IN_DOUBT: about_in_doubt(source.folder),
         Filter.PENDING: about_pending(source.folder),
         Filter.REFUSED: ABOUT_REFUSED,
         Filter.UNRECOGNISED: ABOUT_UNRECOGNISED,
+        Filter.UNSURE: ABOUT_UNSURE,
+        Filter.NOT_PRESERVED: ABOUT_NOT_PRESERVED,
+        Filter.TEXT_LEFT: about_verdict(source.folder, "--text-left", costs["text_left"]),
+        Filter.DAMAGED: about_verdict(source.folder, "--damaged", costs["damaged"]),
     }
-    for name, option in ((Filter.TEXT_LEFT, "--text-left"), (Filter.DAMAGED, "--damaged")):
-        if any(name in row.filters for row in rows):
-            advice[name] = again(name, option)
     if any(row.kind is Kind.PENDING for row in rows):
         advice[Filter.ALL] = advice[Filter.PENDING]
     if source.is_running:

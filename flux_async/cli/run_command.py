@@ -33,7 +33,7 @@ from flux_async.batch.check_run import run_checks
 from flux_async.batch.check_stage import Checker, require_extra
 from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
-from flux_async.cli.advice import AfterRun, error_text, while_writing
+from flux_async.cli.advice import AfterRun, Cost, error_text, while_writing
 from flux_async.cli.credits import Ask, Questions, Spending, in_credits
 from flux_async.cli.display import RunDisplay, RunView, WindowUse, notify, summary_table
 from flux_async.cli.input_reader import InputReader
@@ -42,7 +42,7 @@ from flux_async.cli.results import ResultsError, Status, utc_text
 from flux_async.cli.run_folder import RunFolder, Selection, Totals, file_stem
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
-from flux_async.cli.status import tasks_not_recorded, unfinished_tasks
+from flux_async.cli.status import costs_of_retry, tasks_not_recorded, unfinished_tasks
 from flux_async.cli.terminal import Exit, Output, halts
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import shown
@@ -496,6 +496,7 @@ class RunCommand:
     def _left_over(self, totals: Totals, folder: RunFolder) -> AfterRun:
         resumable, doubts = totals.can_be_resumed, totals.statuses[Status.IN_DOUBT] - totals.found_tasks
         failed = totals.statuses[Status.FAILED] - resumable - self._selection.extra.refused
+        costs = costs_of_retry(folder.reader) if totals.verdicts else {}
         return AfterRun(
             folder=self.options.folder,
             repeats=self.options.repeats,
@@ -511,8 +512,8 @@ class RunCommand:
             price=_price_in(self._halted_by),
             not_checked=totals.not_checked,
             checks=self.options.check_flags,
-            text_left=totals.verdicts["text_left"],
-            damaged=totals.verdicts["damaged"] + totals.verdicts["cropped"],
+            text_left=costs.get("text_left", Cost()),
+            damaged=costs.get("damaged", Cost()),
             fetch_by=self._deadline(folder.reader),
             left_at_jobs=not self.options.download and "jobs" in folder.reader.apis(),
         )

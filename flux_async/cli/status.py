@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from flux_async import EditRequest, FluxError, UnclaimedTask
 from flux_async.advice import must_be_named
 from flux_async.api.models_table import credits_of
-from flux_async.cli.advice import after_adopting, command
+from flux_async.cli.advice import Cost, after_adopting, command
 from flux_async.cli.credits import in_credits
 from flux_async.cli.display import MessageConsole
 from flux_async.cli.results import ResultFile, ResultsError, Status, image_of, row_of, utc_text
@@ -136,6 +136,17 @@ def credits_in(spending: Iterable[Spending]) -> dict[str, float]:
         measured += one.credits
         perhaps += price * one.perhaps
     return {"spent": spent, "measured": measured, "perhaps": perhaps}
+
+
+def costs_of_retry(reader: JournalReader) -> dict[str, Cost]:
+    """Return what ``retry`` would pay for, by ``failed``, ``text_left`` and ``damaged``."""
+    prices = {one.model: one.price for one in reader.spending() if one.price is not None}
+
+    def cost(counts: Mapping[str, int]) -> Cost:
+        credits_ = sum(count * prices.get(model, credits_of(model)) for model, count in counts.items())
+        return Cost(sum(counts.values()), credits_)
+
+    return {name: cost(counts) for name, counts in reader.to_retry().items()}
 
 
 def _result_of(stored: StoredJob) -> dict[str, Any]:

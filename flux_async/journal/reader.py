@@ -210,6 +210,17 @@ class JournalReader:
             checked["not_checked"] += found.problem is not None
         return {name: count for name, count in sorted(checked.items()) if count}
 
+    def to_retry(self) -> dict[str, dict[str, int]]:
+        """Return how many images failed, or have text left or damage by their verdict, each by model."""
+        why = "CASE state WHEN 'failed' THEN state ELSE json_extract(checked, '$.verdict.kind') END"
+        sql = f"SELECT {why}, {_MODEL}, count(*) FROM job WHERE state IN ('done', 'failed') GROUP BY 1, 2"
+        names = {"failed": "failed", "text_left": "text_left", "damaged": "damaged", "cropped": "damaged"}
+        counted = {name: Counter[str]() for name in names.values()}
+        for reason, model, count in self._all(sql):
+            if reason in names:
+                counted[names[reason]][str(model)] += count
+        return {name: dict(counts) for name, counts in counted.items()}
+
     def apis(self) -> dict[ApiName, int]:
         """Return how many jobs have their task, or their latest attempt, at each API; none for no jobs."""
         return dict(

@@ -228,11 +228,14 @@ async def test_commands_are_quoted_and_say_what_they_pay(journal: Journal, tmp_p
     steps = read_report(folder).head.next_steps
     quoted = f"""'{tmp_path}/it'"'"'s a run'"""
     commands = {str(name): step.command for name, step in steps.items()}
+    assert [commands.pop(name) for name in ("unsure", "not_preserved")] == [None, None]
     assert commands == {
         "failed": f"flux-async retry {quoted} --failed",
         "in_doubt": f"flux-async retry {quoted} --in-doubt",
         "pending": f"flux-async retry {quoted}",
         "all": f"flux-async retry {quoted}",
+        "text_left": f"flux-async retry {quoted} --text-left",
+        "damaged": f"flux-async retry {quoted} --damaged",
         "refused": None,
         "unrecognised": None,
     }
@@ -251,7 +254,7 @@ async def test_a_long_run_shows_first_what_needs_a_look(
     report = read_report(tmp_path)
     assert [row.key for row in report.rows] == ["new", "submitting", "refused", "doubt"]
     assert report.head.images == 7
-    assert "up to" not in report.head.next_steps["failed"].words
+    assert "up to 5 credits" in report.head.next_steps["failed"].words
 
 
 async def test_the_command_writes_page_copies_and_sheet(

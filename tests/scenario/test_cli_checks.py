@@ -180,9 +180,12 @@ async def test_a_folder_that_is_done_is_checked_without_a_submit_or_a_poll(runs:
 
 
 async def test_a_retry_says_how_many_images_are_paid_again_and_checks_the_new_ones(runs: Runs) -> None:
-    """The run names the command first; its cost is on the report, and printed before the first submit."""
+    """The run names command and cost first, as the report does; they are printed before the first submit."""
     await runs.run(CheckWorkers(verdict=LEFT))
-    assert f"`flux-async retry {runs.folder} --text-left`" in runs.said.getvalue()
+    told = (
+        "Text left: 3 in this folder. To pay for another task for each, up to 15 credits: `flux-async retry "
+    )
+    assert f"{told}{runs.folder} --text-left`" in runs.said.getvalue()
     step = read_report(runs.folder).head.next_steps[Filter.TEXT_LEFT]
     assert step.command == f"flux-async retry {runs.folder} --text-left"
     assert "up to 15 credits" in step.words

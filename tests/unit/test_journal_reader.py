@@ -16,21 +16,25 @@ import pytest
 from flux_async import EditRequest, JournalError
 from flux_async.api.models_table import ModelName
 from flux_async.api.stored_requests import store_request
+from flux_async.cli.advice import Cost
 from flux_async.cli.run_folder import JOURNAL
-from flux_async.cli.status import credits_in, show_status
+from flux_async.cli.status import costs_of_retry, credits_in, show_status
 from flux_async.errors import JournalVersionError, Scope
 from flux_async.job_state import (
     Event,
     JobState,
     Problem,
     ResubmitGranted,
+    Saved,
     SubmitAccepted,
     SubmitIntended,
     SubmitRefused,
+    SubmitRejected,
     SubmitUnknown,
     TaskEndedRetryable,
     TaskFound,
     TaskSucceeded,
+    Verified,
 )
 from flux_async.journal.lock import LockOwner, lock_owner_of
 from flux_async.journal.lost_records import find_lost_records
@@ -115,6 +119,26 @@ async def test_what_tasks_cost_is_read_by_model(tmp_path: Path) -> None:
     assert credits_in([spent]) == {"spent": 11.0, "measured": 5.5, "perhaps": 0.0}
     listed = Spending(model="flux-kontext-max", tasks=1, perhaps=2)
     assert credits_in([listed]) == {"spent": 10.0, "measured": 0.0, "perhaps": 20.0}
+
+
+async def test_costs_of_a_retry_count_by_model_and_by_what_is_wrong(tmp_path: Path) -> None:
+    """With the price that a run has measured, else the listed one; nothing else is paid again."""
+    path = tmp_path / "j.sqlite3"
+    async with Journal(path) as journal:
+        pro, most = await add(journal, 5), await add(journal, 1, "flux-kontext-max")
+        kinds = ("text_left", "damaged", "cropped", "clean", "text_left")
+        for number, (stored, kind) in enumerate(zip([*pro[:4], *most], kinds, strict=True)):
+            begun = SubmitIntended(api="kontext", at=1), SubmitAccepted(at=2, task_id=TaskId(f"t{number}"))
+            saved = Saved(at=4, file=f"{number}.png", sha256="0" * 64)
+            await happened(
+                journal, stored, *begun, succeeded(3, 1.0), saved, Verified(at=5, verdict={"kind": kind})
+            )
+        rejected = SubmitRejected(at=2, problem=PROBLEM)
+        await happened(journal, pro[4], SubmitIntended(api="kontext", at=1), rejected)
+        await journal.record_price("flux-kontext-pro", 4.0)
+        with JournalReader(path) as reader:
+            costs = costs_of_retry(reader)
+    assert costs == {"failed": Cost(1, 4.0), "text_left": Cost(2, 14.0), "damaged": Cost(2, 8.0)}
 
 
 async def test_a_reader_opens_the_journal_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
