@@ -34,9 +34,9 @@ _LABELS: Mapping[Filter, str] = {
     Filter.UNRECOGNISED: "Another request",
     Filter.PENDING: "Pending",
     Filter.SUCCEEDED: "Succeeded",
+    Filter.CLEAN: "Text gone",
+    Filter.NO_TEXT: "No text",
 }
-_OF_EVERY_RUN = (Filter.ALL, Filter.ATTENTION, Filter.SUCCEEDED, Filter.FAILED, Filter.IN_DOUBT)
-_OF_CHECKED_RUNS = (Filter.TEXT_LEFT, Filter.DAMAGED, Filter.UNSURE)
 
 
 @attrs.frozen(kw_only=True)
@@ -99,7 +99,11 @@ def render_page(head: ReportHead, rows: Sequence[ReportRow]) -> Iterator[str]:
             rows=rows,
             steps={name.value: attrs.asdict(step) for name, step in head.next_steps.items()},
             summary=summary,
-            filters=[(name, _LABELS[name], summary.counts[name]) for name in _shown_filters(summary)],
+            filters=[
+                (name, label, summary.counts[name])
+                for name, label in _LABELS.items()
+                if summary.counts[name] or name is Filter.ALL
+            ],
             has_holes=any(row.hole for row in rows),
             has_preserved=any(row.preserved for row in rows),
             # Written here, not by anyone else: the page's policy names their digests.
@@ -109,11 +113,6 @@ def render_page(head: ReportHead, rows: Sequence[ReportRow]) -> Iterator[str]:
             script_digest=_digest(script),
         )
     )
-
-
-def _shown_filters(summary: Summary) -> list[Filter]:
-    always = set(_OF_EVERY_RUN) | (set(_OF_CHECKED_RUNS) if summary.is_checked else set())
-    return [name for name in Filter if name in always or summary.counts[name]]
 
 
 @cache

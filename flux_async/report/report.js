@@ -23,6 +23,8 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
+const seconds = value => value.toLocaleString("en", {maximumFractionDigits: 1}) + " s";
+
 const link = (href, text) => SAFE_LINK.test(href)
   ? make("a", {href, target: "_blank", rel: "noopener noreferrer"}, text) : text;
 
@@ -65,8 +67,8 @@ function view(row, full, redraw) {
   const box = make("div", {className: "view"});
   if (before || changed) box.append(frame(row, before, changed, full));
   else box.append(make("p", {className: "nothing"}, row.error ?? row.stage ?? NAMES[row.kind][0]));
-  if (before && changed)
-    box.append(make("span", {className: "tag left"}, "before"), make("span", {className: "tag right"}, "after"));
+  if (before && changed)  // beside a narrow image in the list, and on an opened one
+    (full ? box.firstChild : box).append(make("span", {className: "tag left"}, "before"), make("span", {className: "tag right"}, "after"));
   const wanted = [!before && row.original_url && ["original", row.original_url], !changed && row.result_url && ["vendor", row.result_url]];
   const [role, url] = wanted.find(Boolean) || [];
   if (role) {
@@ -126,7 +128,7 @@ function remark(row) {
   if (row.text_left) return Math.round(100 * row.text_left) + " % of the text" + (row.words_left ? ": " + row.words_left.join(" ") : "");
   if (row.error) return row.error_type ?? row.error;
   if (row.reason ?? row.not_preserved) return row.reason ?? row.not_preserved;
-  return row.generation_s === undefined ? row.stage ?? "" : row.generation_s.toFixed(1) + " s";
+  return row.generation_s === undefined ? row.stage ?? "" : seconds(row.generation_s);
 }
 
 function card(index) {
@@ -202,7 +204,9 @@ function showStep() {
   const step = steps[state.filter];
   $("step").hidden = !step;
   if (!step) return;
-  $("step").querySelector("p").textContent = step.words;
+  const all = rows.filter(row => row.filters.includes(state.filter)).length;
+  const more = step.command && all !== shown.length ? " It is about all " + all.toLocaleString("en") + " images of the filter, not only those found." : "";
+  $("step").querySelector("p").textContent = step.words + more;
   $("step").querySelector("div").hidden = !step.command;
   $("step").querySelector("code").textContent = step.command ?? "";
 }
@@ -218,10 +222,11 @@ function open(index) {
   $("facts").replaceChildren(...facts(row).filter(([, value]) => value !== undefined && value !== null && value !== "")
     .map(([name, value, kind]) => make("div", {className: kind ?? ""}, make("dt", {}, name), make("dd", {}, value))));
   if (!detail.open) detail.showModal();
+  $("detail-view").querySelector("input")?.focus();
 }
 
 function facts(row) {
-  const time = seconds => seconds === undefined ? null : new Date(1000 * seconds).toLocaleString();
+  const time = at => at === undefined ? null : new Date(1000 * at).toLocaleString();
   const share = value => value === undefined ? null : (100 * value).toFixed(1) + " %";
   const file = picture => picture && link(picture.file, decode(picture.file));
   return [
@@ -241,7 +246,7 @@ function facts(row) {
     ["Model", row.model],
     ["Submitted", time(row.submitted_at)],
     ["Settled", time(row.finished_at)],
-    ["Generation", row.generation_s === undefined ? null : row.generation_s.toFixed(1) + " s"],
+    ["Generation", row.generation_s === undefined ? null : seconds(row.generation_s)],
     ["Task", row.task_id],
     ["Key", row.key],
     ["Given as", row.original_url ? link(row.original_url, row.image) : row.image, "wide"],
@@ -340,7 +345,7 @@ document.addEventListener("keydown", event => {
   }
   if (typing || event.target.localName === "select") return;
   const number = !detail.open && /^[1-9]$/.test(event.key) ? filters[event.key - 1] : null;
-  if (number && !number.disabled) number.click();
+  if (number) number.click();
   else if (keys[event.key]) keys[event.key]();
   else return;
   event.preventDefault();

@@ -39,15 +39,19 @@ class Filter(enum.StrEnum):
     UNRECOGNISED = "unrecognised"
     PENDING = "pending"
     SUCCEEDED = "succeeded"
+    CLEAN = "clean"
+    NO_TEXT = "no_text"
 
 
 _OF_VERDICT = {
+    "clean": Filter.CLEAN,
+    "no_text": Filter.NO_TEXT,
     "text_left": Filter.TEXT_LEFT,
     "damaged": Filter.DAMAGED,
     "cropped": Filter.DAMAGED,
     "unsure": Filter.UNSURE,
 }
-_NEED_NO_ATTENTION = frozenset({Filter.ALL, Filter.PENDING, Filter.SUCCEEDED})
+_NEED_NO_ATTENTION = frozenset({Filter.ALL, Filter.PENDING, Filter.SUCCEEDED, Filter.CLEAN, Filter.NO_TEXT})
 
 
 @attrs.frozen(kw_only=True)

@@ -171,7 +171,7 @@ async def test_outlines_of_the_journal_are_shown_as_they_are(journal: Journal, t
     ("event", "filters"),
     [
         (NotChecked(at=11.0, problem="The original is away."), {"unsure"}),
-        (Verified(at=11.0, verdict={"kind": "clean", "no_text": True}), set()),
+        (Verified(at=11.0, verdict={"kind": "clean", "no_text": True}), {"no_text"}),
         (
             Composed(at=11.0, file="a.png", sha256="1" * 64, vendor_file="vendor/a.png", reason="no overlap"),
             {"not_preserved"},
@@ -189,6 +189,7 @@ async def test_results_that_need_a_look_after_checks(
     await journal.aclose()
     row = by_key(tmp_path)["done"]
     assert set(row.filters) - {"all", "succeeded", "attention"} == filters
+    assert ("attention" in row.filters) == (filters != {"no_text"})
     assert row.preserved is None
 
 

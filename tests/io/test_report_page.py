@@ -11,7 +11,7 @@ import pytest
 
 from browser import Browser, find_browser, running_browser
 from flux_async.report.page import write_page
-from report_rows import HOSTILE_NAME, HOSTILE_WORDS, RETRY, head_of, make_rows
+from report_rows import HOSTILE_NAME, HOSTILE_WORDS, RETRY, RETRY_TEXT_LEFT, head_of, make_rows
 
 IMAGES = 5_000
 AXE = "FLUX_ASYNC_AXE"
@@ -85,8 +85,15 @@ def test_filters_show_their_images_and_the_next_step(page: Browser) -> None:
     assert page.run(f"{TITLES}[0]") == "poster-00010.jpg"
     assert page.run("document.querySelector('#step code').textContent") == RETRY
     click(page, "[data-filter=text_left]")
-    assert page.run("document.querySelector('#step').hidden")
+    assert page.run("document.querySelector('#step code').textContent") == RETRY_TEXT_LEFT
     assert page.run("document.querySelector('[data-filter=text_left]').ariaPressed") == "true"
+    assert "not only those found" not in page.run("document.querySelector('#step p').textContent")
+    page.run("search.value = 'poster-0001', search.dispatchEvent(new Event('input'))")
+    assert page.run(FOUND) == "1 of 5,000 images"
+    assert "all 500 images of the filter" in page.run("document.querySelector('#step p').textContent")
+    page.run("search.value = '', search.dispatchEvent(new Event('input'))")
+    click(page, "[data-filter=clean]")
+    assert page.run("document.querySelector('#step').hidden")
     click(page, "[data-filter=all]")
     assert page.run(FOUND) == ""
 
@@ -139,6 +146,8 @@ def test_keys(page: Browser) -> None:
     assert page.run(FOCUSED) == "poster-00002.jpg"
     page.press("Enter", "\r")
     assert page.run("document.querySelector('#detail').open")
+    page.press("ArrowLeft")
+    assert page.run("document.querySelector('#detail .frame').style.getPropertyValue('--at')") == "49%"
     page.press("j")
     page.press("z")
     assert page.run("document.querySelector('#detail-title').textContent") == "poster-00003.jpg"
@@ -147,6 +156,9 @@ def test_keys(page: Browser) -> None:
     page.wait_for(f"!document.querySelector('#detail').open && {FOCUSED} === 'poster-00003.jpg'")
     page.press("h")
     assert page.run("getComputedStyle(document.querySelector('.frame svg')).display") == "block"
+    share = "(r => r.width / document.querySelector('.frame').getBoundingClientRect().width)"
+    drawn = page.run(f"{share}(document.querySelector('.frame polygon').getBoundingClientRect())")
+    assert drawn == pytest.approx(0.76, abs=0.02)
     page.press("p")
     assert page.run("document.querySelector('article img.after').alt.startsWith('after')")
     page.press("3")

@@ -16,13 +16,18 @@ from flux_async.report.thumbnails import Thumbnails
 HOSTILE_NAME = '"><script>alert(1)</script>.png'
 HOSTILE_WORDS = '"><img src=x onerror=alert(2)></script><script>alert(3)</script>'
 RETRY = "flux-async retry '/photos/my run' --failed"
+RETRY_TEXT_LEFT = "flux-async retry '/photos/my run' --text-left"
 _WORDS = ("GRAND OPENING", "SUMMER SALE", "MENU", "LAST TICKETS")
 
 
 def head_of(folder: Path, images: int, **more: Any) -> ReportHead:
     """Return the head of a report about this many images."""
-    step = NextStep(words="Pays for another task for every image that failed for good.", command=RETRY)
-    fields: dict[str, Any] = {"credits": 5.0 * images, "next_steps": {Filter.FAILED: step}}
+    words = "Pays for another task for each of these images, up to 2,500 credits."
+    steps = {
+        Filter.FAILED: NextStep(words=words, command=RETRY),
+        Filter.TEXT_LEFT: NextStep(words=words, command=RETRY_TEXT_LEFT),
+    }
+    fields: dict[str, Any] = {"credits": 5.0 * images, "next_steps": steps}
     return ReportHead(folder=folder, written_at=1_790_000_000.0, images=images, **fields | more)
 
 

@@ -30,7 +30,8 @@ def row(**fields: Any) -> ReportRow:
     ("fields", "filters"),
     [
         ({}, ["all", "succeeded"]),
-        ({"verdict": "clean"}, ["all", "succeeded"]),
+        ({"verdict": "clean"}, ["all", "succeeded", "clean"]),
+        ({"verdict": "no_text"}, ["all", "succeeded", "no_text"]),
         ({"kind": Kind.PENDING}, ["all", "pending"]),
         ({"kind": Kind.FAILED}, ["all", "attention", "failed"]),
         ({"kind": Kind.REFUSED}, ["all", "attention", "refused"]),
