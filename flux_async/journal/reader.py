@@ -24,7 +24,14 @@ from flux_async.journal.adding import Added, Adding, Addresses, EarlierRuns, add
 from flux_async.journal.inbox import POSSIBLE_DUPLICATES
 from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.rows import StoredJob, select_jobs
-from flux_async.journal.schema import access_error, check_version, connect, open_for_reading, read_prices
+from flux_async.journal.schema import (
+    access_error,
+    check_version,
+    connect,
+    open_for_reading,
+    read_as_current,
+    read_prices,
+)
 from flux_async.models import CheckResult, Echo, JobKey, TaskId
 
 T = TypeVar("T")
@@ -93,6 +100,7 @@ class JournalReader:
                 open_for_reading(path, leaves_no_trace=leaves_no_trace)
             )
             check_version(self._connection, path, may_be_new=False)
+            read_as_current(self._connection)
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise access_error(error, f"{path} cannot be read", is_unchanged=True) from None

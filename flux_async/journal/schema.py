@@ -1,4 +1,4 @@
-"""The journal's file as a database: connections to it, and whether it is a journal of this version.
+"""The journal's file as a database: connections to it, its version, and its steps from older versions.
 
 This package imports sqlite3 inside of functions: it is loaded with the first journal, not with flux_async.
 """
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x464C5558
 """"FLUX" in ASCII: marks a file as a journal, so that another program's database is never used as one."""
 
-SCHEMA_VERSION = 3
-"""Stored as ``user_version``. A journal of another version is refused."""
+SCHEMA_VERSION = 4
+"""Stored as ``user_version``. A journal of an older version is brought to this one when it is written."""
+
+OLDEST_VERSION = 3
+"""A journal of a version before it, or after this release's own, is refused."""
 
 BUSY_S = 30.0
 """Seconds that a write waits for another program's lock: backups take some."""
@@ -72,7 +75,7 @@ def connect(path: str | Path = ":memory:", *, may_be_new: bool = True) -> sqlite
         may_be_new: Whether an empty database becomes a journal.
 
     Raises:
-        JournalError: It is not a journal of this version.
+        JournalError: It is not a journal of a supported version.
         sqlite3.Error: It cannot be opened.
     """
     import sqlite3
@@ -87,6 +90,7 @@ def connect(path: str | Path = ":memory:", *, may_be_new: bool = True) -> sqlite
             _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
         _make_tables(connection)
+        _migrate(connection)
     except BaseException:
         connection.close()
         raise
@@ -175,10 +179,10 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def check_version(connection: sqlite3.Connection, path: str | Path, *, may_be_new: bool = True) -> None:
-    """Check that a database is a journal of this version or, unless ``may_be_new`` is false, empty.
+    """Check that a database is a journal of a supported version or, unless ``may_be_new`` is false, empty.
 
     Raises:
-        JournalVersionError: It is a journal of another version.
+        JournalVersionError: It is a journal of an unsupported version.
         JournalError: It is not a journal.
     """
     # One snapshot, which has all of a schema that another process writes, or nothing.
@@ -195,9 +199,10 @@ def check_version(connection: sqlite3.Connection, path: str | Path, *, may_be_ne
     if application != APPLICATION_ID:
         kind = "an empty database" if is_empty else "another program's database"
         raise JournalError(f"{path} is not a journal, but {kind}.", advice="Check the path.")
-    if version != SCHEMA_VERSION:
+    if not OLDEST_VERSION <= version <= SCHEMA_VERSION:
         raise JournalVersionError(
-            f"{path} has the unsupported journal version {version}: this release supports {SCHEMA_VERSION}."
+            f"{path} has the unsupported journal version {version}: this release supports "
+            f"{OLDEST_VERSION} to {SCHEMA_VERSION}."
         )
 
 
@@ -208,11 +213,54 @@ def _make_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     with connection:
         if not _version(connection):
-            schema = files("flux_async.journal").joinpath("schema.sql").read_text(encoding="utf-8")
-            for statement in schema.split(";"):
+            for statement in _statements():
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _statements() -> list[str]:
+    schema = files("flux_async.journal").joinpath("schema.sql").read_text(encoding="utf-8")
+    return schema.split(";")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring a journal of version 3 to version 4, in one transaction: wholly, or not at all.
+
+    SQLite cannot change a CHECK, so that the table of jobs is written anew. Its foreign keys are switched off
+    meanwhile, as SQLite's manual advises ("Making Other Kinds Of Table Schema Changes").
+    """
+    if _version(connection) == SCHEMA_VERSION:
+        return
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        if _version(connection) != SCHEMA_VERSION:  # another process may have been faster
+            _rebuild_jobs(connection)
+            connection.execute("ALTER TABLE attempt ADD COLUMN other_model TEXT")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _rebuild_jobs(connection: sqlite3.Connection) -> None:
+    """Write the table of jobs anew with the columns and checks of this version; new columns have defaults."""
+    of_jobs = re.compile(r"^CREATE (TABLE job|INDEX \w+\s+ON job) ", re.MULTILINE)
+    table, *indexes = filter(of_jobs.search, _statements())
+    connection.execute(re.sub(r"\bTABLE job\b", "TABLE new_job", table, count=1))
+    columns = ", ".join(row[1] for row in connection.execute("PRAGMA table_info(job)"))
+    connection.execute(f"INSERT INTO new_job ({columns}) SELECT {columns} FROM job")
+    connection.execute("DROP TABLE job")  # and its indexes
+    connection.execute("ALTER TABLE new_job RENAME TO job")
+    for index in indexes:
+        connection.execute(index)
+
+
+def read_as_current(connection: sqlite3.Connection) -> None:
+    """Let a connection read an older journal as one of this version; the file is not changed."""
+    if _version(connection) != SCHEMA_VERSION:
+        new = "NULL AS other_model, NULL AS kept, 0 AS redone"
+        connection.execute(f"CREATE TEMP VIEW job AS SELECT *, {new} FROM main.job")
+        connection.execute("CREATE TEMP VIEW attempt AS SELECT *, NULL AS other_model FROM main.attempt")
 
 
 def _version(connection: sqlite3.Connection) -> int:

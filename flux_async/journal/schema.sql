@@ -1,9 +1,9 @@
--- The journal of a batch, version 3: which results are wanted, the state of each job, and everything that
+-- The journal of a batch, version 4: which results are wanted, the state of each job, and everything that
 -- happened to it. The index one_live_attempt holds the most important invariant: a job never has two live
 -- attempts, whatever the code above the database does. Times are seconds since the epoch.
 --
--- A change of this file is a new value of SCHEMA_VERSION in schema.py. Comments hold no semicolon: schema.py
--- splits the statements there.
+-- A change of this file is a new value of SCHEMA_VERSION in schema.py, and a step in its _migrate. Comments hold
+-- no semicolon: schema.py splits the statements there.
 
 -- One row each: account, generation_times, prices, circuit_breaker, submit_log. One row each for every API:
 -- confirmed_echoes, confirmed_image_echoes.
@@ -36,12 +36,17 @@ CREATE TABLE job (
   file          TEXT,
   sha256        TEXT,                         -- of the saved file
   checked       TEXT,                         -- JSON: what the checks of the saved file found
+  other_model   TEXT,                         -- JSON: model of the latest submit, NULL for that of the request
+  kept          TEXT,                         -- JSON: the earlier result while another attempt is made
+  redone        INTEGER NOT NULL DEFAULT 0,   -- attempts that were made for a better result
   submitted_at  REAL,
   generated_at  REAL,
   finished_at   REAL,
   generation_s  REAL,                         -- by the vendor's clock
   CHECK (state <> 'submitted' OR (task_id IS NOT NULL AND api IS NOT NULL)),
-  CHECK (state NOT IN ('generated', 'done') OR result_url IS NOT NULL)
+  CHECK (state <> 'generated' OR result_url IS NOT NULL),
+  -- An image without text is done without a task: its file is a copy of the original.
+  CHECK (state <> 'done' OR result_url IS NOT NULL OR (task_id IS NULL AND file IS NOT NULL))
 ) STRICT;
 
 CREATE INDEX job_by_state ON job (state, number);
@@ -61,6 +66,7 @@ CREATE TABLE attempt (
   intended_at     REAL NOT NULL,
   api             TEXT CHECK (api IN ('kontext', 'jobs')),  -- that it was sent to, NULL where its record was lost
   model           TEXT,                       -- id of the model in that API
+  other_model     TEXT,                       -- JSON: the model, NULL for that of the request
   callback_id     TEXT,                       -- part of the callback address that the attempt sent
   input_url       TEXT,                       -- URL of the uploaded image, if one was uploaded
   task_id         TEXT,

@@ -366,7 +366,7 @@ def test_many_processes_open_at_once(tmp_path: Path, make: Callable[[Path], None
     assert (done.stdout, done.stderr) == ("", "")
     for path in paths:
         assert rows(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
-        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)] == [(3,)]
+        assert rows(path, "PRAGMA user_version") == [(SCHEMA_VERSION,)] == [(4,)]
         assert rows(path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -398,7 +398,7 @@ def _with_version(version: int, path: Path) -> None:
         connection.execute(f"PRAGMA user_version = {version}")
 
 
-_older, _newer = partial(_with_version, 1), partial(_with_version, 4)
+_older, _newer = partial(_with_version, 1), partial(_with_version, SCHEMA_VERSION + 1)
 
 
 def _scrambled_header(path: Path) -> None:
@@ -412,7 +412,7 @@ def _scrambled_header(path: Path) -> None:
         (_foreign, JournalError, "another program's database"),
         (_foreign_with_a_log, JournalError, "another program's database"),
         (_older, JournalVersionError, "unsupported journal version 1: this release supports 3"),
-        (_newer, JournalVersionError, "unsupported journal version 4: this release supports 3"),
+        (_newer, JournalVersionError, "unsupported journal version 5: this release supports 3 to 4"),
         (_scrambled_header, JournalError, "damaged"),
     ],
     ids=lambda value: getattr(value, "__name__", None),

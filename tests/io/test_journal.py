@@ -45,6 +45,7 @@ from flux_async.job_state import (
     apply,
 )
 from flux_async.journal.reader import JournalReader, Spending
+from flux_async.journal.schema import SCHEMA_VERSION
 from flux_async.journal.store import Journal
 from flux_async.journal.writer import RESERVE_SIZE, RESERVE_STEP, Reserve, Writer
 from flux_async.models import JobKey, TaskId
@@ -300,6 +301,7 @@ async def test_a_closed_journal_raises(path: Path) -> None:
 _RECORDER = """
 import asyncio, sys
 from flux_async.journal.reader import JournalReader, Spending
+from flux_async.journal.schema import SCHEMA_VERSION
 from flux_async.journal.store import Journal
 from flux_async.job_state import SubmitIntended, apply
 from flux_async.models import JobKey
@@ -523,7 +525,7 @@ def _with_version(version: int, path: Path) -> None:
         connection.executescript(f"PRAGMA user_version = {version}; PRAGMA journal_mode = DELETE;")
 
 
-_older, _newer = partial(_with_version, 1), partial(_with_version, 4)
+_older, _newer = partial(_with_version, 1), partial(_with_version, SCHEMA_VERSION + 1)
 
 
 def _corrupt(path: Path) -> None:
@@ -555,7 +557,7 @@ async def _make(path: Path) -> None:
         (_text, JournalError, "is not a journal"),
         (_foreign, JournalError, "another program's database"),
         (_older, JournalVersionError, "unsupported journal version 1: this release supports 3"),
-        (_newer, JournalVersionError, "unsupported journal version 4: this release supports 3"),
+        (_newer, JournalVersionError, "unsupported journal version 5: this release supports 3 to 4"),
         (_corrupt, JournalError, "damaged"),
         (_cut, JournalError, "damaged"),
         (_scrambled_header, JournalError, "damaged"),
@@ -586,6 +588,7 @@ async def test_a_path_that_cannot_hold_a_file_is_a_journal_error(tmp_path: Path,
 _OPENER = """
 import asyncio, concurrent.futures.thread, fcntl, os, sqlite3, sys
 from flux_async.journal.reader import JournalReader, Spending
+from flux_async.journal.schema import SCHEMA_VERSION
 from flux_async.journal.store import Journal
 from flux_async.errors import JournalError
 if os.getuid() == 0:  # root may write anywhere

@@ -241,7 +241,7 @@ def test_what_is_no_journal_is_an_error(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99;")
     other.close()
-    with pytest.raises(JournalVersionError, match="unsupported journal version 99: this release supports 3"):
+    with pytest.raises(JournalVersionError, match="version 99: this release supports 3 to 4"):
         JournalReader(path)
 
 
