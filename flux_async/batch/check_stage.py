@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -13,8 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import attrs
 
 from flux_async.errors import InvalidInput, MissingExtra, shown
-from flux_async.files.image_writer import IMAGE_ENDINGS, copy_to_part, finish_part, with_suffix
-from flux_async.images import LocalImage
+from flux_async.files.image_writer import (
+    IMAGE_ENDINGS,
+    copy_to_part,
+    find_image,
+    finish_part,
+    sha256_of,
+)
 from flux_async.job_state import NO_CHECKS, WantedChecks
 from flux_async.verification.preserve import FORMATS, PreserveFormat
 
@@ -143,27 +147,6 @@ def check_stage(
 # --- the files --------------------------------------------------------------------------------------------
 
 
-def find_image(folder: Path, name: PurePosixPath) -> Path | None:
-    """Return the image of that name, whatever its ending, or None."""
-    paths = (folder / with_suffix(name, ending) for ending in sorted(IMAGE_ENDINGS))
-    return next((path for path in paths if path.is_file()), None)
-
-
-def unchanged(image: LocalImage) -> Path:
-    """Return the path of a file whose content is what was submitted.
-
-    Raises:
-        InvalidInput: It cannot be read, or has changed.
-    """
-    path = image.location
-    digest = None if path is None else _sha256(path)
-    if path is None or digest is None:
-        raise InvalidInput(f"The original {image} cannot be read.")
-    if image.sha256 is not None and digest != image.sha256:
-        raise InvalidInput(f"The original {image} has changed since it was submitted.")
-    return path
-
-
 def keep_vendors(directory: Path, file: str, sha256: str | None) -> str:
     """Return the vendor's own image, relative to the folder; one outside of vendor/ is copied there.
 
@@ -197,17 +180,8 @@ def keep_earlier(directory: Path, name: str, attempt: int) -> None:
 
 
 def _is_image(path: Path, sha256: str | None) -> bool:
-    digest = _sha256(path)
+    digest = sha256_of(path)
     return digest is not None and digest == (sha256 or digest)
-
-
-def _sha256(path: Path) -> str | None:
-    """Return the digest of a file; None where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
 
 
 def unlink(path: Path) -> None:

@@ -11,20 +11,19 @@ Rules:
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import anyio
 import anyio.to_thread
 import attrs
 
 from flux_async.batch.active_job import ActiveJob, Leave
-from flux_async.batch.check_stage import CheckStage, find_image, keep_vendors, unchanged, unlink
+from flux_async.batch.check_stage import CheckStage, keep_vendors, unlink
+from flux_async.batch.originals import original_of
 from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import FluxError, shown
 from flux_async.files.image_writer import copy_to_part, disk_error, finish_part, part_beside, with_suffix
-from flux_async.images import LocalImage
 from flux_async.job_state import NO_CHECKS, Compose, Composed, NotChecked, Verified, Verify
-from flux_async.models import EditRequest
 
 
 async def check(step: Compose | Verify, job: ActiveJob, run: RunContext) -> Leave | None:
@@ -60,13 +59,13 @@ async def check(step: Compose | Verify, job: ActiveJob, run: RunContext) -> Leav
 
 
 async def _verify(job: ActiveJob, run: RunContext, stage: CheckStage) -> Verified:
-    original = await _original(job, run, stage)
+    original = await original_of(job, run, stage)
     found = await stage.ready().verify(original, stage.directory / str(job.state.file))
     return Verified(at=run.now(), verdict=attrs.asdict(found))
 
 
 async def _compose(job: ActiveJob, run: RunContext, stage: CheckStage) -> Composed:
-    original = await _original(job, run, stage)
+    original = await original_of(job, run, stage)
     file = str(job.state.file)
     vendor_file = await anyio.to_thread.run_sync(keep_vendors, stage.directory, file, job.state.sha256)
     vendor, name = stage.directory / vendor_file, vendor_file.partition("/")[2]
@@ -93,23 +92,3 @@ async def _compose(job: ActiveJob, run: RunContext, stage: CheckStage) -> Compos
         replaced=made.replaced,
         outlines=made.outlines,
     )
-
-
-async def _original(job: ActiveJob, run: RunContext, stage: CheckStage) -> Path:
-    """Return the file of the original: the user's own, or a download of its address, made once.
-
-    Raises:
-        InvalidInput: There is none, or it changed since it was submitted.
-        DownloadError: It cannot be downloaded.
-    """
-    request = job.stored.read()
-    image = request.input_image if isinstance(request, EditRequest) else None
-    if isinstance(image, LocalImage):
-        return await anyio.to_thread.run_sync(unchanged, image)
-    name = PurePosixPath(await run.names.name(job.stored))
-    here = await anyio.to_thread.run_sync(find_image, stage.originals, name)
-    if here is None:
-        async with run.retry_slots:  # results come first
-            saved = await run.client.download(str(image), stage.originals / name, match_suffix=True)
-        here = saved.path
-    return here

@@ -233,6 +233,21 @@ def with_suffix(path: PurePosixPath, suffix: str) -> PurePosixPath:
     return path.with_suffix(suffix) if known else path.with_name(path.name + suffix)
 
 
+def find_image(folder: Path, name: PurePosixPath) -> Path | None:
+    """Return the image of that name, whatever its ending, or None."""
+    paths = (folder / with_suffix(name, ending) for ending in sorted(IMAGE_ENDINGS))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the digest of a file; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
 class _PartFile:
     """A part file. It is used in worker threads, which may outlive a cancelled caller."""
 

@@ -32,8 +32,9 @@ from flux_async import (
     run_batch,
     run_checks,
 )
-from flux_async.batch.check_stage import keep_earlier, read_verdict, unchanged
+from flux_async.batch.check_stage import keep_earlier, read_verdict
 from flux_async.batch.inputs import as_job
+from flux_async.batch.originals import unchanged
 from flux_async.files.image_source import identify_now
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
