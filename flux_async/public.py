@@ -8,13 +8,13 @@ from flux_async.api.models_table import CustomModel as CustomModel
 from flux_async.api.models_table import Model as Model
 from flux_async.api.webhooks import CallbackEndpoint as CallbackEndpoint
 from flux_async.batch.check_run import run_checks as run_checks
+from flux_async.batch.fetch_missing import FetchReport as FetchReport
+from flux_async.batch.fetch_missing import fetch_missing as fetch_missing
 from flux_async.batch.operations import Adopted as Adopted
-from flux_async.batch.operations import FetchReport as FetchReport
 from flux_async.batch.operations import Rekeyed as Rekeyed
 from flux_async.batch.operations import RekeyEvidence as RekeyEvidence
 from flux_async.batch.operations import Retried as Retried
 from flux_async.batch.operations import adopt as adopt
-from flux_async.batch.operations import fetch_missing as fetch_missing
 from flux_async.batch.operations import rekey as rekey
 from flux_async.batch.operations import retry as retry
 from flux_async.batch.options import BatchOptions as BatchOptions
