@@ -28,7 +28,8 @@ Rules:
 5. A job has at most one attempt in progress: submitting, submitted or in doubt.
 6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so
    its own task is unknown and the job is IN_DOUBT.
-7. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
+7. An image without text, where the user wants that looked at, is DONE from PENDING: no submit, no task.
+8. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
 """
 
 from __future__ import annotations
@@ -151,6 +152,19 @@ class _Event:
     """Something that happened to a job at ``at`` seconds since the epoch."""
 
     at: float
+
+
+@attrs.frozen(kw_only=True)
+class NoTextFound(_Event):
+    """The original has no text: ``file`` is a copy of it, and nothing is submitted.
+
+    ``verdict`` is what ``verify`` would find, as JSON; ``saved_credits`` is what a submit would have cost.
+    """
+
+    file: str
+    sha256: str
+    verdict: Mapping[str, Any]
+    saved_credits: float
 
 
 @attrs.frozen(kw_only=True)
@@ -310,7 +324,8 @@ class RetryGranted(_Event):
 
 
 Event: TypeAlias = (
-    SubmitIntended
+    NoTextFound
+    | SubmitIntended
     | SubmitAccepted
     | SubmitRefused
     | SubmitRejected
@@ -333,6 +348,7 @@ Event: TypeAlias = (
 
 TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
     {
+        (JobState.PENDING, NoTextFound): JobState.DONE,
         (JobState.PENDING, SubmitIntended): JobState.SUBMITTING,
         (JobState.PENDING, TaskFound): JobState.SUBMITTED,
         (JobState.SUBMITTING, SubmitAccepted): JobState.SUBMITTED,
@@ -381,6 +397,8 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
     """Return the job with the fields that an event sets."""
     at = event.at
     match event:
+        case NoTextFound():
+            return _without_task(job, event)
         case SubmitIntended(api=api):  # until it is answered it may be charged
             job = attrs.evolve(job, attempts=job.attempts + 1, charge=Charge.MAYBE, problem=None)
             return attrs.evolve(job, task_id=None, api=api, echo=None, credits=None, checked=None)
@@ -414,7 +432,8 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
             job = attrs.evolve(job, problem=problem, credits=paid)
             return attrs.evolve(job, paid_failures=failures, not_before=0.0)
         case Saved(file=file, sha256=sha256):
-            return attrs.evolve(job, file=file, sha256=sha256, finished_at=at, problem=None, checked=None)
+            checked = None if job.task_id else job.checked  # a copy of an original is the same again
+            return attrs.evolve(job, file=file, sha256=sha256, finished_at=at, problem=None, checked=checked)
         case Composed() | Verified() | NotChecked():
             return _with_check(job, event)
         case ResultLost(problem=problem):
@@ -422,6 +441,20 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
         case _:  # RetryGranted
             job = attrs.evolve(job, finished_at=None, not_before=0.0, charge=Charge.NO)
             return attrs.evolve(job, file=None, sha256=None, checked=None)
+
+
+def _without_task(job: JobSnapshot, event: NoTextFound) -> JobSnapshot:
+    """Return a job that is done without a task; nothing is left of an earlier one that failed."""
+    return JobSnapshot(
+        key=job.key,
+        attempts=job.attempts,
+        paid_failures=job.paid_failures,
+        file=event.file,
+        sha256=event.sha256,
+        finished_at=event.at,
+        credits=0.0,
+        checked=CheckResult(verdict=event.verdict, saved_credits=event.saved_credits),
+    )
 
 
 def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> JobSnapshot:
@@ -457,6 +490,11 @@ def verdict_of(job: JobSnapshot) -> str | None:
 
 
 # --- what comes next --------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class LookForText:
+    """Look for text in the original, before it is paid to remove it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -505,8 +543,9 @@ class Verify:
 
 @attrs.frozen(kw_only=True)
 class WantedChecks:
-    """The checks that a run makes of its images, in this order."""
+    """The checks that a run makes of its images, in this order; ``skip_textless`` before their submit."""
 
+    skip_textless: bool = False
     preserve: bool = False
     verify: bool = False
 
@@ -521,7 +560,7 @@ class Settle:
     state: JobState
 
 
-Step: TypeAlias = Begin | Submit | AwaitTask | AwaitCallback | Fetch | Compose | Verify | Settle
+Step: TypeAlias = LookForText | Begin | Submit | AwaitTask | AwaitCallback | Fetch | Compose | Verify | Settle
 
 
 def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: WantedChecks = NO_CHECKS) -> Step:
@@ -530,12 +569,13 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: Want
     Args:
         job: The job.
         callback_may_come: Whether a callback to the address of its latest attempt would still be received.
-        checks: What is to be checked once its image is saved.
+        checks: What is to be checked, before the submit or once its image is saved.
     """
     task_id, api = job.task_id, job.api
     match job.state:
         case JobState.PENDING:
-            return Begin(not_before=job.not_before)
+            looks = checks.skip_textless and job.charge is Charge.NO
+            return LookForText() if looks else Begin(not_before=job.not_before)
         case JobState.SUBMITTING:
             return Submit()
         case JobState.SUBMITTED if task_id is not None and api is not None:
@@ -550,8 +590,11 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: Want
 
 
 def next_check(job: JobSnapshot, checks: WantedChecks) -> Compose | Verify | None:
-    """Return the first of the wanted checks that was not made of the job's image, or None."""
-    if job.state is not JobState.DONE or job.file is None:
+    """Return the first of the wanted checks that was not made of the job's image, or None.
+
+    The copy of an original without text needs none.
+    """
+    if job.state is not JobState.DONE or job.file is None or job.task_id is None:
         return None
     made = job.checked or CheckResult()
     if checks.preserve and made.is_preserved is None:

@@ -447,6 +447,8 @@ class CheckResult:
         verdict: What ``verify`` found about the file, by the names of the fields of ``Verdict``; None before
             it was verified.
         problem: Why a check could not be made, in words. The next run tries again.
+        saved_credits: What its submit would have cost, where the original has no text and was not submitted
+            (``skip_textless``); else None.
     """
 
     is_preserved: bool | None = None
@@ -456,6 +458,7 @@ class CheckResult:
     outlines: Sequence[Sequence[int]] | None = attrs.field(default=None, repr=False)
     verdict: Mapping[str, Any] | None = None
     problem: str | None = None
+    saved_credits: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -464,17 +467,19 @@ class Succeeded:
 
     Attributes:
         job: The job.
-        image: The result at the vendor.
+        image: The result at the vendor; None in a batch with ``skip_textless`` where the original has no
+            text: nothing was submitted, and ``file`` is a copy of it.
         file: The image on disk, or None if it was not downloaded to a folder. With ``preserve`` the composed
             image, or the vendor's where it could not be composed.
         reference: What the sink of the batch returned for the image; for a folder, the name of its file.
-        verdict: What ``verify`` found about the file, in a batch with ``verify``; None if it could not be
-            verified.
-        check: All that the checks found, in a batch with ``preserve`` or ``verify``; else None.
+        verdict: What ``verify`` found about the file, or would find about the copy of an original without
+            text; None if it was not verified.
+        check: All that the checks found, in a batch with ``preserve``, ``verify`` or ``skip_textless``; else
+            None.
     """
 
     job: Job
-    image: ImageResult
+    image: ImageResult | None
     file: Path | None = None
     reference: str | None = None
     verdict: Verdict | None = None

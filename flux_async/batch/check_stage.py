@@ -38,6 +38,9 @@ _NEEDED = ("PIL", "cv2", "numpy", "onnxruntime", "rapidocr")
 class Checker(Protocol):
     """What makes the checks; ``ImageChecks`` does it in worker processes."""
 
+    async def has_text(self, image: Path, /) -> bool:
+        """Return whether text is found in an image."""
+
     async def verify(self, original: Path, result: Path, /) -> Verdict:
         """Return what became of the text, and of everything else."""
 
@@ -107,7 +110,8 @@ def require_extra(wanted: WantedChecks) -> None:
 
 
 def _name(wanted: WantedChecks) -> str:
-    return "preserve" if wanted.preserve else "verify"
+    names = {"preserve": wanted.preserve, "verify": wanted.verify, "skip_textless": wanted.skip_textless}
+    return next(name for name, is_wanted in names.items() if is_wanted)
 
 
 def check_stage(

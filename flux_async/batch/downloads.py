@@ -26,7 +26,7 @@ from flux_async.clock import sleep_and_read
 from flux_async.errors import DownloadError, FluxError, Scope, shown
 from flux_async.files.sink import Sink
 from flux_async.images import without_query
-from flux_async.job_state import NO_CHECKS, Fetch, JobSnapshot, Problem, ResultLost, Saved
+from flux_async.job_state import Fetch, JobSnapshot, Problem, ResultLost, Saved
 from flux_async.journal.store import StoredJob
 from flux_async.models import ImageResult
 from flux_async.policy.downloads import (
@@ -185,7 +185,7 @@ async def _fetch_original(job: ActiveJob, run: RunContext) -> None:
     Not in a run with checks: they download the input from its own address, and read a file where it is.
     """
     url, folder = job.state.origin_url, run.options.originals
-    if folder is None or url is None or job.checks != NO_CHECKS:
+    if folder is None or url is None or run.checks is not None:
         return
     try:
         name = await run.names.name(job.stored)

@@ -12,16 +12,17 @@ import attrs
 from flux_async.batch.downloads import FailedDownload, kept_s
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import each
-from flux_async.batch.job_runner import outcome_of
+from flux_async.batch.job_runner import image_of, outcome_of
 from flux_async.batch.open_journal import check_key, open_journal, record_event
 from flux_async.batch.options import BatchClient, check_folder, check_functions
+from flux_async.batch.originals import copy_again
 from flux_async.batch.run_context import concerns_all
 from flux_async.batch.runner import PATIENCE_S
 from flux_async.errors import DownloadError, FluxError, InvalidInput, Scope, shown
 from flux_async.files.sink import FolderSink
 from flux_async.job_state import Event, JobSnapshot, JobState, Problem, ResultLost, Saved
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Failed, ImageResult, Job, JobKey, Outcome, TaskId
+from flux_async.models import Failed, Job, JobKey, Outcome
 from flux_async.policy import check_function, check_positive
 from flux_async.policy.downloads import NoDownload, expired
 
@@ -56,8 +57,9 @@ async def fetch_missing(
 ) -> FetchReport:
     """Download the images of finished jobs that are not in ``directory``; nothing is charged.
 
-    They were left at the vendor, or moved away since. A download that fails is tried again for ``patience``
-    seconds. A job whose image was delivered once stays done, whatever the file host answers.
+    They were left at the vendor, or moved away since; the copy of an original without text is made again. A
+    download that fails is tried again for ``patience`` seconds. A job whose image was delivered once stays
+    done, whatever the file host answers.
 
     Args:
         client: Of the account that paid.
@@ -157,17 +159,15 @@ class _Fetching:
             FluxError: It concerns all images.
         """
         job = stored.job
-        image = ImageResult(
-            task_id=TaskId(job.task_id or ""),
-            result_url=job.result_url or "",
-            origin_url=job.origin_url,
-            api=job.api or "kontext",
-        )
         try:
             name = await self.names.name(stored)
-            saved = await self.client.save(image, self.sink, job=stored.as_job(), name=name)
+            image = image_of(job)
+            if image is None:
+                saved = await copy_again(self.client, stored, self.sink.folder, name)
+            else:
+                saved = await self.client.save(image, self.sink, job=stored.as_job(), name=name)
         except FluxError as error:
-            if isinstance(error, DownloadError) and error.scope is not Scope.STOP:
+            if isinstance(error, DownloadError) and error.scope is not Scope.STOP and job.task_id is not None:
                 return error
             await self._report(stored, job, error)
             if concerns_all(error):

@@ -25,6 +25,7 @@ from flux_async.batch.downloads import fetch
 from flux_async.batch.in_doubt import Found, check_echo, resolve_doubt
 from flux_async.batch.run_context import Events, RunContext, concerns_all
 from flux_async.batch.submitting import submit
+from flux_async.batch.textless import skip_if_textless
 from flux_async.errors import ConfigurationError, FluxError, InvalidInput, Scope, TaskFailed, TaskMismatch
 from flux_async.job_state import (
     AwaitCallback,
@@ -36,6 +37,7 @@ from flux_async.job_state import (
     Fetch,
     JobSnapshot,
     JobState,
+    LookForText,
     Problem,
     Saved,
     Settle,
@@ -97,19 +99,23 @@ async def _decide(job: ActiveJob, run: RunContext) -> Step:
     return step
 
 
-async def _perform(step: Step, job: ActiveJob, run: RunContext) -> Events | Leave | None:
+async def _perform(  # noqa: PLR0911 - one match arm per step
+    step: Step, job: ActiveJob, run: RunContext
+) -> Events | Leave | None:
     """Do the I/O of one step; return what happened, or None if the step has recorded it itself."""
     match step:
+        case LookForText():
+            return await skip_if_textless(job, run)
         case Begin(not_before=not_before):
             return await submit(job, run, not_before)
         case AwaitTask():
             return await _await_task(step, job, run)
         case AwaitCallback():
             return await resolve_doubt(job, run)
-        case Fetch() if run.options.sink is not None and not job.is_record_fresh:
-            return await _await_task(step, job, run)  # its address may be old: the record has a new one
         case Fetch():
-            return await fetch(job, run, step)
+            if run.options.sink is None or job.is_record_fresh:
+                return await fetch(job, run, step)
+            return await _await_task(step, job, run)  # its address may be old: the record has a new one
         case Compose() | Verify():
             return await check(step, job, run)
         case _:
@@ -209,20 +215,12 @@ def _is_unread(found: Found) -> bool:
 
 def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directory: Path | None) -> Outcome:
     """Return the outcome of a settled job; ``error`` is the one of this process, if there was one."""
-    if snapshot.state is JobState.DONE and snapshot.task_id is not None and snapshot.result_url is not None:
-        image = ImageResult(
-            task_id=snapshot.task_id,
-            result_url=snapshot.result_url,
-            origin_url=snapshot.origin_url,
-            echo=snapshot.echo,
-            credits=snapshot.credits,
-            api=snapshot.api or "kontext",
-        )
+    if snapshot.state is JobState.DONE:
         file = directory / snapshot.file if directory is not None and snapshot.file else None
         checked = snapshot.checked
         return Succeeded(
             job=job,
-            image=image,
+            image=image_of(snapshot),
             file=file,
             reference=snapshot.file,
             verdict=None if checked is None else read_verdict(checked.verdict),
@@ -230,6 +228,20 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
         )
     error = error or _restored(snapshot)
     return (InDoubt if snapshot.state is JobState.IN_DOUBT else Failed)(job=job, error=error)
+
+
+def image_of(snapshot: JobSnapshot) -> ImageResult | None:
+    """Return the result of a job at the vendor; None where it is done without a task."""
+    if snapshot.task_id is None or snapshot.result_url is None:
+        return None
+    return ImageResult(
+        task_id=snapshot.task_id,
+        result_url=snapshot.result_url,
+        origin_url=snapshot.origin_url,
+        echo=snapshot.echo,
+        credits=snapshot.credits,
+        api=snapshot.api or "kontext",
+    )
 
 
 def _restored(snapshot: JobSnapshot) -> FluxError:

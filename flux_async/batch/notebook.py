@@ -29,7 +29,7 @@ def to_html(progress: BatchProgress) -> str:
         "succeeded": progress.succeeded,
         "failed": progress.failed,
         "in doubt": progress.in_doubt,
-        "being checked": progress.preserving + progress.verifying,
+        "being checked": progress.looking + progress.preserving + progress.verifying,
         "in flight": progress.generating + progress.fetching,
     }
     settled, total = progress.succeeded + progress.failed + progress.in_doubt, max(1, progress.seen)
@@ -42,6 +42,8 @@ def to_html(progress: BatchProgress) -> str:
     words += [
         f"{count:,} {verdict.replace('_', ' ')}" for verdict, count in progress.verdicts.items() if count
     ]
+    if progress.skipped:
+        words.append(f"{progress.skipped:,} without text, {progress.saved_credits:,g} credits saved")
     words += [f"{progress.credits:,g} credits", f"{progress.elapsed_s:.0f} s"]
     if progress.pause_left_s > 0:
         words.append(f"paused for {progress.pause_left_s:.0f} s: {progress.pause_reason}")

@@ -92,6 +92,7 @@ class BatchOptions(TypedDict, total=False):
     patience: float
     callbacks: CallbackEndpoint | None
     via_upload: bool
+    skip_textless: bool
     preserve: bool
     verify: bool
     preserve_format: PreserveFormat
@@ -165,7 +166,7 @@ class RunOptions:
         callbacks: Where the vendor reports ends; None for no callbacks.
         in_doubt: What becomes of a submit in doubt once no callback can come any more.
         via_upload: Whether images that have an address go to the upload host first, too.
-        checks: What is checked once an image is saved.
+        checks: What is checked, before a submit and once an image is saved.
 
     Raises:
         InvalidInput: One of them has the wrong type.

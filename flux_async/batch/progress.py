@@ -18,6 +18,7 @@ from flux_async.job_state import (
     JobSnapshot,
     JobState,
     NotChecked,
+    NoTextFound,
     SubmitIntended,
     TaskEnded,
     TaskEndedRetryable,
@@ -39,6 +40,10 @@ class BatchProgress:
     Attributes:
         seen: Jobs this run was given so far, those of earlier runs included.
         submits: Submits this run has made; one that never reached the vendor does not count.
+        looking: Originals that are being looked at for text, or wait for a worker process.
+        skipped: Images that were not submitted, as their originals have no text.
+        saved_credits: What those would have cost.
+        not_looked_at: Images that were submitted without a look, as it failed.
         generating: Tasks at the vendor.
         fetching: Images that are being downloaded.
         retrying: Those of them whose download failed and is tried again.
@@ -63,6 +68,10 @@ class BatchProgress:
 
     seen: int = 0
     submits: int = 0
+    looking: int = 0
+    skipped: int = 0
+    saved_credits: float = 0.0
+    not_looked_at: int = 0
     generating: int = 0
     fetching: int = 0
     retrying: int = 0
@@ -114,6 +123,10 @@ class Tally:
     measured: float = 0.0
     refundable: float = 0.0
     failures: int = 0
+    looking: int = 0
+    skipped: int = 0
+    saved_credits: float = 0.0
+    not_looked_at: int = 0
     preserving: int = 0
     verifying: int = 0
     preserved: int = 0
@@ -158,6 +171,9 @@ class Tally:
         self._states[after.state] += 1
         if isinstance(event, Composed | Verified | NotChecked):
             self._add_check(event)
+        elif isinstance(event, NoTextFound):
+            self.skipped += 1
+            self.saved_credits += event.saved_credits
         elif isinstance(event, SubmitIntended):
             self.submits += 1
         elif before is JobState.SUBMITTING and after.charge is Charge.NO:
@@ -201,6 +217,10 @@ class Tally:
         return BatchProgress(
             seen=self.seen,
             submits=self.submits,
+            looking=self.looking,
+            skipped=self.skipped,
+            saved_credits=self.saved_credits,
+            not_looked_at=self.not_looked_at,
             generating=self.generating,
             fetching=self._states[JobState.GENERATED],
             retrying=self.retrying,
@@ -249,15 +269,17 @@ class ProgressReporter:
         return self.tally.progress(elapsed_s=elapsed_s, pause_left_s=pause.delay(now), pause_reason=reason)
 
     @contextlib.contextmanager
-    def checking(self, kind: Literal["preserving", "verifying"]) -> Iterator[None]:
+    def checking(self, kind: Literal["looking", "preserving", "verifying"]) -> Iterator[None]:
         """Count an image that is checked while this is held."""
         tally = self.tally
+        tally.looking += kind == "looking"
         tally.preserving += kind == "preserving"
         tally.verifying += kind == "verifying"
         self.notify()
         try:
             yield
         finally:
+            tally.looking -= kind == "looking"
             tally.preserving -= kind == "preserving"
             tally.verifying -= kind == "verifying"
 

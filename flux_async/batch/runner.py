@@ -88,6 +88,7 @@ def run_batch(
     patience: float = PATIENCE_S,
     callbacks: CallbackEndpoint | None = None,
     via_upload: bool = False,
+    skip_textless: bool = False,
     preserve: bool = False,
     verify: bool = False,
     preserve_format: PreserveFormat = "png",
@@ -125,6 +126,9 @@ def run_batch(
             journal, in this process or another, must answer there. A submit whose answer was lost is then
             settled by its callback; if none comes within ``doubt_wait_s``, ``in_doubt`` decides.
         via_upload: Put images that have an address on the vendor's upload host first, too.
+        skip_textless: Look for text in each original before it is paid for, in worker processes. One without
+            text is not submitted: it is copied, and ``Succeeded.image`` is None. An original that cannot be
+            looked at is submitted. It needs the same as ``preserve``.
         preserve: Compose each result with its original, in worker processes: only the text areas come from
             the vendor's image, which stays in ``directory/vendor``. Where that is not certain enough, the
             vendor's image is the result, and ``Succeeded.check.not_preserved`` says why. Needs ``directory``
@@ -140,9 +144,13 @@ def run_batch(
 
     Raises:
         InvalidInput: An option is out of range or of a wrong type; nothing was opened or sent.
-        MissingExtra: ``preserve`` or ``verify`` needs an extra that is not installed.
+        MissingExtra: ``preserve``, ``verify`` or ``skip_textless`` needs an extra that is not installed.
     """
-    wanted = WantedChecks(preserve=check_flag(preserve, "preserve"), verify=check_flag(verify, "verify"))
+    wanted = WantedChecks(
+        skip_textless=check_flag(skip_textless, "skip_textless"),
+        preserve=check_flag(preserve, "preserve"),
+        verify=check_flag(verify, "verify"),
+    )
     check_client(client)
     check_images(images)
     check_functions(name_file, on_progress)

@@ -23,8 +23,9 @@ class CheckWorkers:
     """Makes checks at once; a composed image is a word and the original.
 
     Attributes:
-        behave: Called with ``preserve`` or ``verify`` and the original before each check; it may raise, and
-            what it returns is the reason of a refusal to compose.
+        behave: Called with ``has_text``, ``preserve`` or ``verify`` and the original before each check; it
+            may raise, and what it returns is the reason of a refusal to compose.
+        textless: Parts of the names of originals without text.
         verdict: What is found about every image.
         made: How often each check of each original was made.
         is_closed: Whether it was closed.
@@ -32,8 +33,16 @@ class CheckWorkers:
 
     behave: Callable[[str, Path], str | None] = attrs.field(default=lambda _kind, _original: None)
     verdict: Verdict = CLEAN
+    textless: tuple[str, ...] = ()
     made: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     is_closed: bool = False
+
+    async def has_text(self, image: Path) -> bool:
+        """Return whether the name of an original, which must be there, is not one of those without text."""
+        self.behave("has_text", image)
+        assert image.is_file()
+        self.made["has_text", image.name] += 1
+        return not any(part in image.name for part in self.textless)
 
     async def preserve_file(
         self,

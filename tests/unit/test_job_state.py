@@ -27,7 +27,9 @@ from flux_async.job_state import (
     IllegalTransition,
     JobSnapshot,
     JobState,
+    LookForText,
     NotChecked,
+    NoTextFound,
     Problem,
     ResubmitGranted,
     ResultLost,
@@ -62,7 +64,10 @@ PROBLEM = Problem(type="ServerError", code=500, message="The API answered 500.")
 TASK, OTHER = TaskId("t1"), TaskId("t2")
 URL = "https://files.example/t1.jpg"
 
+NO_TEXT = {"kind": "clean", "no_text": True}
+
 EVENTS: tuple[Event, ...] = (
+    NoTextFound(at=1, file="a.png", sha256="3" * 64, verdict=NO_TEXT, saved_credits=5.0),
     SubmitIntended(api="kontext", at=1),
     SubmitAccepted(at=2, task_id=TASK),
     SubmitRefused(at=2, problem=PROBLEM, not_before=12),
@@ -85,6 +90,7 @@ BY_TYPE = {type(event): event for event in EVENTS}
 
 # The design's table of a job's states, written a second time, by hand.
 LEGAL = {
+    (P, NoTextFound): DONE,
     (P, SubmitIntended): S,
     (P, TaskFound): SUBMITTED,
     (DONE, ResultLost): FAILED,
@@ -184,6 +190,11 @@ def test_only_an_operator_event_leaves_a_final_state_or_in_doubt() -> None:
 @pytest.mark.parametrize(
     ("state", "event", "expected"),
     [
+        (
+            P,
+            NoTextFound,
+            {"file": "a.png", "finished_at": 1, "charge": Charge.NO, "credits": 0.0, "task_id": None},
+        ),
         (P, SubmitIntended, {"attempts": 1, "charge": Charge.MAYBE, "task_id": None, "problem": None}),
         (S, SubmitAccepted, {"charge": Charge.YES, "task_id": TASK, "submitted_at": 2}),
         (S, SubmitRefused, {"charge": Charge.NO, "problem": PROBLEM, "not_before": 12}),
@@ -306,6 +317,36 @@ def test_wanted_checks_follow_the_saved_image() -> None:
     not_checked = apply(saved, BY_TYPE[NotChecked])
     assert next_step(not_checked, checks=both) == Compose()
     assert next_step(job(FAILED), checks=both) == Settle(state=FAILED)
+
+
+def test_an_original_is_looked_at_before_it_is_paid() -> None:
+    """Where that is wanted and nothing was perhaps paid; the copy of one without text is not checked."""
+    looks = WantedChecks(skip_textless=True)
+    assert next_step(job(P), checks=looks) == LookForText()
+    assert next_step(attrs.evolve(job(P), charge=Charge.MAYBE), checks=looks) == Begin()
+    done = apply(job(P), BY_TYPE[NoTextFound])
+    assert next_step(done, checks=attrs.evolve(looks, preserve=True, verify=True)) == Settle(state=DONE)
+    assert verdict_of(done) == "no_text"
+
+
+def test_nothing_of_a_task_that_failed_is_left_with_an_image_without_text() -> None:
+    """Only the attempts are counted on; a copy that is made again is the same copy."""
+    failed = attrs.evolve(job(SUBMITTED), problem=PROBLEM, submitted_at=2, generation_s=3.0)
+    granted = apply(apply(failed, BY_TYPE[TaskEnded]), RetryGranted(at=6))
+    done = apply(granted, BY_TYPE[NoTextFound])
+    assert done == JobSnapshot(
+        key=JobKey("k"),
+        state=DONE,
+        attempts=1,
+        paid_failures=1,
+        file="a.png",
+        sha256="3" * 64,
+        finished_at=1,
+        credits=0.0,
+        checked=CheckResult(verdict=NO_TEXT, saved_credits=5.0),
+    )
+    again = apply(done, Saved(at=9, file="a.png", sha256="3" * 64))
+    assert again == attrs.evolve(done, finished_at=9)
 
 
 def test_a_refused_job_waits() -> None:
@@ -479,6 +520,11 @@ class _AnyOrder(RuleBasedStateMachine):
         self.offer(RetryGranted(at=self.at()))
 
     @rule()
+    def no_text(self) -> None:
+        if isinstance(next_step(self.job, checks=WantedChecks(skip_textless=True)), LookForText):
+            assert self.offer(BY_TYPE[NoTextFound])
+
+    @rule()
     def crash(self) -> None:
         event = recover(self.job, self.at())
         if event is not None:
@@ -508,7 +554,8 @@ class _AnyOrder(RuleBasedStateMachine):
     @invariant()
     def charge_is_known(self) -> None:
         if self.job.state in {SUBMITTED, G, DONE}:
-            assert self.job.charge is Charge.YES
+            assert (self.job.charge is Charge.YES) == (self.job.task_id is not None)
+            assert self.job.charge is not Charge.MAYBE
         if self.job.state in {S, DOUBT}:
             assert self.job.charge is Charge.MAYBE
 

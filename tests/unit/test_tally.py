@@ -10,6 +10,7 @@ from flux_async.job_state import (
     Event,
     JobSnapshot,
     JobState,
+    NoTextFound,
     Problem,
     SubmitAccepted,
     SubmitIntended,
@@ -78,6 +79,14 @@ def test_what_was_measured_replaces_the_price() -> None:
     for paid in (0.0, 5.0):
         tally = counted(*begun, TaskEnded(at=3.0, problem=problem, credits=paid))
         assert (tally.credits, tally.measured, tally.refundable, tally.failures) == (paid, paid, paid, 1)
+
+
+def test_images_without_text_are_counted_with_what_they_would_have_cost() -> None:
+    """They are no submits and cost nothing."""
+    found = NoTextFound(at=1.0, file="a.png", sha256="1" * 64, verdict={}, saved_credits=5.0)
+    progress = counted(found).progress(elapsed_s=1.0)
+    assert (progress.skipped, progress.saved_credits) == (1, 5.0)
+    assert (progress.submits, progress.credits, progress.verdicts) == (0, 0.0, {})
 
 
 def test_tasks_of_earlier_runs_cost_this_run_nothing() -> None:
