@@ -95,7 +95,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types, ours and those that users see."""
     pyright = f"pyright=={PYRIGHT}" if _node_is_recent() else f"pyright[nodejs]=={PYRIGHT}"
-    session.install("--editable", ".[aiohttp,demo,httpx2,orjson,testing]", MYPY, pyright)
+    session.install("--editable", ".[aiohttp,demo,httpx2,orjson,storage,testing]", MYPY, pyright)
     session.run("mypy")
     session.run("mypy", "tests/typing")
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -106,7 +106,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def readme(session: nox.Session) -> None:
     """Run the examples of README and docs against a sandbox."""
-    _install_wheel(session, "demo,testing")
+    _install_wheel(session, "demo,storage,testing")
     session.install("pytest-asyncio", "respx")  # what docs/testing.md says beside
     session.run("python", "tests/run_documents.py", *session.posargs, env=_from_the_wheel())
 

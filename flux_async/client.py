@@ -30,7 +30,7 @@ from flux_async.files.image_source import Source, choose
 from flux_async.files.image_writer import SavedFile
 from flux_async.files.sink import SavedResult, Sink
 from flux_async.files.upload import Uploads
-from flux_async.images import InputImage, LocalImage, check_http_url, without_query
+from flux_async.images import InputImage, check_http_url, must_be_uploaded, without_query
 from flux_async.models import (
     TEXT_REMOVAL_PROMPT,
     CallbackEvent,
@@ -560,7 +560,7 @@ class FluxClient:
         api_for(request.model, self.api, request.aspect_ratio)  # what the API does not have is not uploaded
         if (words := mistyped_in_words(request)) is not None:
             log(logging.WARNING, "%s", words)
-        if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
+        if isinstance(request, EditRequest) and must_be_uploaded(request.input_image):
             uploaded = await self._uploads.send(request.input_image, deadline=deadline)
             request = attrs.evolve(request, input_image=uploaded.url)
         retry = self._options.retry

@@ -1,4 +1,4 @@
-"""An image to work on: an http(s) address that the vendor can fetch, or a file of this machine."""
+"""An image to work on: an http(s) address that the vendor can fetch, an object of a store, or a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from flux_async.errors import InvalidInput, shown
 
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 _PLAIN_URL = re.compile(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[!-~]*)?")
+_OBJECT = re.compile(r"(?:s3|gs|az)://[^/?#]+/[^?#]*[^/?#]")
+_OBJECT_SCHEMES = ("s3://", "gs://", "az://")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REFERENCE = "sha256:"
 
@@ -59,6 +61,22 @@ def check_http_url(url: object, name: str = "image") -> str:
             advice="Give an address that starts with http:// or https:// and that the vendor can reach.",
         )
     return url
+
+
+def is_object(image: object) -> bool:
+    """Return whether an image is named by its address in an object store: ``s3://``, ``gs://``, ``az://``.
+
+    The vendor cannot fetch such an address: the object is downloaded here and uploaded before the submit.
+    """
+    return isinstance(image, str) and image.startswith(_OBJECT_SCHEMES)
+
+
+def _check_object(url: str, name: str) -> None:
+    if not _OBJECT.fullmatch(url) or not url.isprintable():
+        raise InvalidInput(
+            f"{name} {shown(url)} is not the address of an object.",
+            advice="Write s3://bucket/key, gs://bucket/key or az://container/key; ? and # cannot be in it.",
+        )
 
 
 def _digest(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -129,7 +147,12 @@ class LocalImage:
 
 
 InputImage: TypeAlias = str | os.PathLike[str] | LocalImage
-"""An image to work on: an http(s) URL, or a file of this machine."""
+"""An image to work on: an http(s) URL, the address of an object (``s3://…``), or a file of this machine."""
+
+
+def must_be_uploaded(image: object) -> bool:
+    """Return whether an image is uploaded before the submit, because the vendor cannot fetch it."""
+    return isinstance(image, LocalImage) or is_object(image)
 
 
 def as_image(value: InputImage) -> str | LocalImage:
@@ -137,12 +160,17 @@ def as_image(value: InputImage) -> str | LocalImage:
     if isinstance(value, os.PathLike):
         return LocalImage(path=value)
     # A fragment never reaches a server: addresses that differ in one are the same image.
-    return value.partition("#")[0] if isinstance(value, str) and "#" in value else value
+    if isinstance(value, str) and "#" in value and not is_object(value):
+        return value.partition("#")[0]
+    return value
 
 
 def check_image(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Raise :class:`InvalidInput` for what is no image; an attrs validator."""
     if isinstance(value, LocalImage):
+        return
+    if isinstance(value, str) and is_object(value):
+        _check_object(value, attribute.name)
         return
     if isinstance(value, str) and "://" not in value and value[:5].lower() != "data:":
         raise InvalidInput(

@@ -72,6 +72,8 @@ from flux_async.errors import UploadRejected as UploadRejected
 from flux_async.errors import WrongEventLoop as WrongEventLoop
 from flux_async.files.image_writer import ImageStream as ImageStream
 from flux_async.files.image_writer import SavedFile as SavedFile
+from flux_async.files.object_store import ObjectStoreSink as ObjectStoreSink
+from flux_async.files.object_store import sink_for as sink_for
 from flux_async.files.sink import FolderSink as FolderSink
 from flux_async.files.sink import SavedResult as SavedResult
 from flux_async.files.sink import Sink as Sink

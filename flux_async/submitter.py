@@ -53,7 +53,7 @@ from flux_async.errors import (
     TooManyUnknownAnswers,
     UnexpectedResponse,
 )
-from flux_async.images import LocalImage
+from flux_async.images import must_be_uploaded
 from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, TaskId, TaskRecord
 from flux_async.policy.rate_limit import CircuitBreaker, Pause, RateLimiter
 from flux_async.policy.retry import RetryPolicy
@@ -305,7 +305,7 @@ class Submitter:
         Raises:
             TaskMismatch: The record is of another request.
         """
-        if isinstance(request, EditRequest) and isinstance(request.input_image, LocalImage):
+        if isinstance(request, EditRequest) and must_be_uploaded(request.input_image):
             return None
         return self.judge_echo(record, compare(record.params, store_request(request)))
 

@@ -14,7 +14,7 @@ import attrs
 
 from flux_async.api.models_table import AnyModel, CustomModel, Model
 from flux_async.errors import InvalidInput, shown
-from flux_async.images import LocalImage
+from flux_async.images import LocalImage, is_object
 from flux_async.models import EditRequest, GenerateRequest, ImageRequest
 
 IMAGE_FIELD = "inputImage"
@@ -75,11 +75,11 @@ def fields_to_send(body: str, callback_url: str | None) -> dict[str, Any]:
     The model is its name, or a :class:`CustomModel`.
 
     Raises:
-        InvalidInput: Its image is a file that has not been uploaded.
+        InvalidInput: Its image has to be uploaded first.
     """
     fields: dict[str, Any] = json.loads(body)
     image = fields.get(IMAGE_FIELD)
-    if image is not None and LocalImage.of_reference(str(image)) is not None:
+    if image is not None and (is_object(image) or LocalImage.of_reference(str(image)) is not None):
         raise InvalidInput("The image of this request has not been uploaded.", advice="Upload it first.")
     if callback_url is not None:
         fields[stored_name("callback_url")] = callback_url

@@ -17,7 +17,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from flux_async.batch.options import BatchClient
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_source import choose, identify
-from flux_async.images import InputImage, LocalImage
+from flux_async.images import InputImage, LocalImage, must_be_uploaded
 from flux_async.models import EditRequest, GenerateRequest, ImageRequest, Job, UploadedFile, check_request
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ class InputUpload:
         image = self._image
         if image is None or self.is_ready:
             return
-        if isinstance(image, LocalImage):
+        if isinstance(image, LocalImage) or must_be_uploaded(image):
             self._uploaded = await self.client.upload(image, timeout=_UPLOAD_TIMEOUT_S)
         else:
             self._uploaded = await self.client.upload_from_url(image, timeout=_UPLOAD_TIMEOUT_S)
@@ -161,4 +161,4 @@ class InputUpload:
     def _image(self) -> str | LocalImage | None:
         """The image that has to be uploaded, if any."""
         image = self.request.input_image if isinstance(self.request, EditRequest) else None
-        return image if self.via_upload or isinstance(image, LocalImage) else None
+        return image if self.via_upload or must_be_uploaded(image) else None

@@ -23,7 +23,8 @@ import attrs
 
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.files.image_check import MAX_UPLOAD_BYTES, ImageInfo, check_size, read_image
-from flux_async.images import LocalImage, check_http_url
+from flux_async.files.object_store import read_object
+from flux_async.images import LocalImage, check_http_url, is_object
 
 Source: TypeAlias = str | os.PathLike[str] | LocalImage | bytes | AsyncIterable[bytes]
 """What can be uploaded: a file, bytes, or a stream of bytes."""
@@ -35,13 +36,13 @@ _STILL = "Wait until it is completely written, then try again. Nothing was charg
 
 
 async def choose(image: object) -> str | LocalImage:
-    """Return an http(s) URL unchanged, or the local file that ``image`` names.
+    """Return an http(s) URL or the address of an object unchanged, or the local file that ``image`` names.
 
     Raises:
         InvalidInput: It is neither; nothing was sent.
     """
     if isinstance(image, str) and (image[:5].lower() == "data:" or "://" in image):
-        return check_http_url(image)
+        return image if is_object(image) else check_http_url(image)
     if not isinstance(image, str | os.PathLike | LocalImage):
         raw = isinstance(image, bytes | bytearray | memoryview | AsyncIterable)
         what = f"{type(image).__name__} with the bytes of an image" if raw else shown(image)
@@ -82,6 +83,10 @@ async def open_content(source: object, max_bytes: int = MAX_UPLOAD_BYTES) -> Con
     Raises:
         InvalidInput: It is not, or ``source`` cannot be read.
     """
+    if isinstance(source, str) and is_object(source):
+        copy = await read_object(source, max_bytes)
+        content = Content(open_file=lambda: copy, name=source, max_bytes=max_bytes)
+        return await _opened(content)
     if isinstance(source, str) and "://" in source:
         raise InvalidInput(
             f"{shown(source)} is not a local file.",
@@ -101,6 +106,10 @@ async def open_content(source: object, max_bytes: int = MAX_UPLOAD_BYTES) -> Con
             f"{shown(source)} cannot be uploaded.",
             advice="Give a path, bytes, or an async iterable of bytes. Nothing was sent.",
         )
+    return await _opened(content)
+
+
+async def _opened(content: Content) -> Content:
     try:
         await anyio.to_thread.run_sync(content.open)
     except BaseException:

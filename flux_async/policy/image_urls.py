@@ -13,7 +13,7 @@ from functools import lru_cache
 from urllib.parse import parse_qs, quote, unquote_plus, urlsplit
 
 from flux_async.errors import InvalidInput, shown
-from flux_async.images import without_query
+from flux_async.images import is_object, without_query
 from flux_async.models import EditRequest, ImageRequest
 from flux_async.policy.hosts import kind_of, literal, may_be_public
 
@@ -44,8 +44,8 @@ def check_reachable(url: str, *, api_host: str) -> None:
     Raises:
         InvalidInput: It can certainly not be fetched, or is a web page and not an image.
     """
-    if not may_be_public(api_host):
-        return
+    if is_object(url) or not may_be_public(api_host):
+        return  # an object is uploaded, not fetched
     host = _host_of(url).rstrip(".")
     if (why := _unreachable(host)) is not None:
         raise InvalidInput(
