@@ -187,6 +187,7 @@ def read_run_options(
     patience: float,
     no_download: bool,
     no_report: bool,
+    skip_textless: bool,
     preserve: bool,
     preserve_format: PreserveFormat,
     verify: bool,
@@ -197,15 +198,17 @@ def read_run_options(
     """Return the options of a run from those of ``RUN_OPTIONS``, and from those of its command."""
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
-    if no_download and (preserve or verify):
-        raise click.UsageError("--preserve and --verify need the images: leave --no-download out.")
+    if no_download and (preserve or verify or skip_textless):
+        raise click.UsageError(
+            "--preserve, --verify and --skip-textless need the images: leave --no-download out."
+        )
     return RunOptions(
         limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
         timeout_s=timeout,
         patience_s=patience,
         download=not no_download,
         report=not no_report,
-        checks=WantedChecks(preserve=preserve, verify=verify),
+        checks=WantedChecks(skip_textless=skip_textless, preserve=preserve, verify=verify),
         preserve_format=preserve_format,
         callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
         models=own_models(click.get_current_context()),

@@ -37,6 +37,8 @@ _TIMEOUT_S = 10.0
 _READ_ON_S = 3.0
 """Seconds that a question waits for the rest of a list, to name the whole cost."""
 
+SKIPS = "Those without text are not submitted, and cost nothing."
+
 Ask: TypeAlias = Callable[[str], Awaitable[bool]]
 
 
@@ -216,7 +218,8 @@ class Spending:
         words = f"{least}{images} about {least}{_bounded(cost, self.options.max_credits)}"
         have = self.before
         known = "" if have is None else f"; the account has {in_credits(have)}"
-        if not await self.ask(f"{words[0].upper()}{words[1:]}{known}. Submit them?"):
+        skips = f" {SKIPS}" if self.options.checks.skip_textless else ""
+        if not await self.ask(f"{words[0].upper()}{words[1:]}{known}.{skips} Submit them?"):
             raise BudgetExhausted(
                 f"More than {in_credits(self.options.confirm_above)} credits were not agreed to.",
                 advice="Answer y the next time, or add --yes or --confirm-above.",
@@ -230,6 +233,8 @@ class Spending:
         words, is_short = cost_in_words(
             selection.needs, self.cost(selection), self.options.max_credits, self.before
         )
+        if self.options.checks.skip_textless:
+            words = f"{words} {SKIPS}"
         if is_last:
             self.note(words, "yellow" if is_short else "")
         elif is_short and not self._warned:

@@ -78,10 +78,10 @@ class RunView:
 
     @property
     def checked(self) -> int:
-        """Images of which this run has made all checks, or could not make them."""
+        """Images of which this run has made all checks, or could not or need not make them."""
         batch = self.batch
         made = sum(batch.verdicts.values()) if self.checks.verify else batch.preserved + batch.not_preserved
-        return made + batch.not_checked
+        return made + batch.not_checked + batch.skipped
 
     @property
     def only_awaits_callbacks(self) -> bool:
@@ -337,14 +337,23 @@ def _counts(view: RunView) -> list[str]:
 
 
 def _being_checked(view: RunView) -> tuple[tuple[str, int], ...]:
-    return ("being composed", view.batch.preserving), ("being verified", view.batch.verifying)
+    batch = view.batch
+    return (
+        ("looked at for text", batch.looking),
+        ("being composed", batch.preserving),
+        ("being verified", batch.verifying),
+    )
 
 
 def _findings(batch: BatchProgress) -> list[str]:
     """Return what the checks have found: ``12 clean``, ``1 text left``, ``2 not composed``."""
     found = [(verdict.replace("_", " "), count) for verdict, count in sorted(batch.verdicts.items())]
     found += [("not composed", batch.not_preserved), ("not checked", batch.not_checked)]
-    return [f"{count} {name}" for name, count in found if count]
+    found += [("submitted without a look", batch.not_looked_at)]
+    words = [f"{count} {name}" for name, count in found if count]
+    if batch.skipped:
+        words.append(f"{batch.skipped} without text, {in_credits(batch.saved_credits)} credits saved")
+    return words
 
 
 def live_lines(view: RunView, width: int) -> RenderableType:
@@ -370,7 +379,7 @@ def live_lines(view: RunView, width: int) -> RenderableType:
             f"{view.in_window} of {limits.submits} submits in {limits.window_s:g} s",
         ),
     ]
-    if view.checks != NO_CHECKS:
+    if view.checks.preserve or view.checks.verify:
         most = view.total - view.kept - view.refused
         bars.append(("checks", view.checked, most, f"{view.checked} of {most}"))
     for name, value, most, words in bars:
@@ -394,6 +403,7 @@ def summary_table(
     spent: float,
     measured: float = 0.0,
     refundable: float = 0.0,
+    saved: float = 0.0,
     balance: tuple[float | None, float | None] = (None, None),
     elapsed_s: float,
     generation_s: tuple[float | None, float | None],
@@ -405,6 +415,7 @@ def summary_table(
         spent: Credits that this run spent.
         measured: The part of them that was measured; the rest is by price.
         refundable: The part of them that went to failed tasks, which the vendor usually refunds.
+        saved: Credits that this run did not spend on images without text.
         balance: The account's credits before and after, where they could be read.
         elapsed_s: Seconds that the run took.
         generation_s: Median and 95th percentile of the vendor's own durations, in this folder.
@@ -430,10 +441,13 @@ def summary_table(
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
     table.add_row("credits spent", in_credits(spent))
-    if measured:
-        table.add_row("  of which measured", in_credits(measured), style="dim")
-    if refundable:
-        table.add_row("  for failed tasks, usually refunded", in_credits(refundable), style="dim")
+    for words, amount in (
+        ("of which measured", measured),
+        ("for failed tasks, usually refunded", refundable),
+        ("saved on images without text", saved),
+    ):
+        if amount:
+            table.add_row(f"  {words}", in_credits(amount), style="dim")
     if None not in balance:
         table.add_row(
             "account before / after",

@@ -14,7 +14,7 @@ from flux_async import EditRequest, FluxError, InDoubtPolicy, InvalidInput, Job
 from flux_async.api import VARIABLE, choose_api
 from flux_async.api.models_table import AnyModel, ApiName, api_for
 from flux_async.api.stored_requests import read_aspect_ratio, read_model
-from flux_async.cli.credits import in_credits
+from flux_async.cli.credits import SKIPS, in_credits
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.input_reader import Row, not_paid_for, read_row, refusal_text
 from flux_async.cli.input_rows import InputRow
@@ -174,6 +174,8 @@ class DryRun:
         images = f"{self.models.total()} ({by_model})" if by_model else "0"
         self.display.note("Dry run: nothing was sent, nothing was changed.")
         self.display.note(f"To submit: {images}, for about {in_credits(cost)} credits{bound}.")
+        if self.options.checks.skip_textless and self.models:
+            self.display.note(SKIPS)
         for name, words in _WORDS.items():
             if self.counts[name]:
                 self.display.note(f"{words[0].upper()}{words[1:]}: {self.counts[name]}.")

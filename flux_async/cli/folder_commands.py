@@ -25,7 +25,7 @@ from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, printable
 from flux_async.errors import JournalError
-from flux_async.job_state import JobState, WantedChecks
+from flux_async.job_state import JobState
 from flux_async.journal.lost_records import LostRecords, find_lost_records
 from flux_async.journal.reader import JournalReader, read_at_rest
 from flux_async.journal.store import Journal
@@ -56,7 +56,7 @@ def run_retry(options: RunOptions, *, as_json: bool, **wanted: Unpack[Wanted]) -
     found = read_at_rest(options.folder / JOURNAL, JournalReader.findings)  # retry makes no folder
     if wanted.get("text_left") or wanted.get("damaged"):
         preserve = options.checks.preserve or "preserved" in found
-        options = attrs.evolve(options, checks=WantedChecks(preserve=preserve, verify=True))
+        options = attrs.evolve(options, checks=attrs.evolve(options.checks, preserve=preserve, verify=True))
     return run_selected(options, what_to_retry(**wanted), as_json=as_json)
 
 

@@ -134,6 +134,11 @@ PRESERVE_FORMAT = click.option(
 
 CHECK_OPTIONS = (
     click.option(
+        "--skip-textless",
+        is_flag=True,
+        help="Look for text in each original first; one without text is copied and costs nothing.",
+    ),
+    click.option(
         "--preserve",
         is_flag=True,
         help="Put every pixel that was not text back from the original; the vendor's goes to images/vendor/.",
@@ -141,4 +146,4 @@ CHECK_OPTIONS = (
     PRESERVE_FORMAT,
     click.option("--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."),
 )
-"""The options of a run that ask for checks of its results."""
+"""The options of a run that ask for checks of its images."""

@@ -112,7 +112,10 @@ class RowReader:
         result = None if row.file is None else self.folder / row.file
         checked = job.checked or CheckResult()
         original = self._original(stored)
-        vendor = result if checked.vendor_file is None else self.folder / IMAGES / checked.vendor_file
+        is_copy = row.saved_credits is not None
+        vendor = None if is_copy else result
+        if checked.vendor_file is not None:
+            vendor = self.folder / IMAGES / checked.vendor_file
         return ReportRow(
             number=stored.number,
             key=job.key,
@@ -123,7 +126,7 @@ class RowReader:
             original=original,
             original_url=row.image if stored.source is None else None,
             vendor=self._picture(vendor),
-            preserved=self._picture(result) if checked.is_preserved else None,
+            preserved=self._picture(result) if checked.is_preserved or is_copy else None,
             hole=self._hole(checked, original, result) if checked.is_preserved else (),
             result_url=job.result_url,
             is_unrecognised=job.echo is Echo.UNRECOGNISED,
@@ -133,6 +136,7 @@ class RowReader:
             model=model,
             charge=job.charge,
             credits=self._cost(job, model),
+            saved_credits=row.saved_credits,
             attempts=job.attempts,
             submitted_at=job.submitted_at,
             finished_at=job.finished_at,

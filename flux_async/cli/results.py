@@ -117,6 +117,8 @@ class ResultRow:
         vendor_file: The vendor's own image, with --preserve.
         not_preserved: Why it was not composed with the original, or None.
         not_checked: Why a check could not be made, or None.
+        saved_credits: What its submit would have cost, where --skip-textless found no text: ``file`` is then
+            a copy of the original, and ``verdict`` no_text. Else None.
     """
 
     image: str = attrs.field(validator=_text)
@@ -142,10 +144,12 @@ class ResultRow:
     vendor_file: str | None = attrs.field(default=None, validator=_text_or_none)
     not_preserved: str | None = attrs.field(default=None, validator=_text_or_none)
     not_checked: str | None = attrs.field(default=None, validator=_text_or_none)
+    saved_credits: float | None = attrs.field(default=None, validator=_number_or_none)
 
     def __attrs_post_init__(self) -> None:
-        if self.status is Status.SUCCEEDED and not (self.task_id and self.result_url):
-            raise ValueError("a row that succeeded names its task and its result")
+        has_result = self.saved_credits is not None or (self.task_id and self.result_url)
+        if self.status is Status.SUCCEEDED and not has_result:
+            raise ValueError("a row that succeeded names its task and its result, or what it has saved")
         if self.status in {Status.FAILED, Status.IN_DOUBT} and self.error is None:
             raise ValueError(f"a row that is {self.status} says why")
 
@@ -201,6 +205,7 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         charge=job.charge,
         credits=job.credits,
         error=None if problem is None else ErrorNote.of(problem, folder, job.task_id, job.api),
+        saved_credits=None if job.checked is None else job.checked.saved_credits,
         attempts=job.attempts,
         submitted_at=utc_text(job.submitted_at),
         finished_at=utc_text(job.finished_at),

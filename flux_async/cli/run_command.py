@@ -312,6 +312,7 @@ class RunCommand:
             patience=options.patience_s,
             callbacks=options.callbacks,
             via_upload=options.via_upload,
+            skip_textless=options.checks.skip_textless,
             preserve=options.checks.preserve,
             verify=options.checks.verify,
             preserve_format=options.preserve_format,
@@ -465,6 +466,7 @@ class RunCommand:
             spent=self._progress.credits,
             measured=self._progress.measured,
             refundable=self._progress.refundable,
+            saved=self._progress.saved_credits,
             balance=(None, None) if spending is None else (spending.before, spending.after),
             elapsed_s=elapsed_s,
             generation_s=(

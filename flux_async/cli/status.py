@@ -117,7 +117,7 @@ def status_of(reader: JournalReader, owner: LockOwner | None) -> dict[str, Any]:
         ],
         "unrecognised": [_result_of(stored) for stored in reader.with_echo(Echo.UNRECOGNISED)],
         "echoes": {echo.value: count for echo, count in reader.echoes().items()},
-        "credits": credits_in(reader.spending()),
+        "credits": credits_in(reader.spending()) | {"saved": reader.saved_credits()},
         "generation_s": {"p50": reader.generation_s(0.5), "p95": reader.generation_s(0.95)},
         "last_activity": utc_text(reader.last_activity()),
     }
@@ -176,6 +176,8 @@ def _in_words(state: dict[str, Any]) -> Iterator[str]:
     )
     measured = f" ({in_credits(spending['measured'])} measured)" if spending["measured"] else ""
     yield f"credits spent: {in_credits(spending['spent'])}{measured}{perhaps}"
+    if spending["saved"]:
+        yield f"credits saved on images without text: {in_credits(spending['saved'])}"
     if state["generation_s"]["p50"] is not None:
         yield "generation: p50 {p50:g} s, p95 {p95:g} s".format(**state["generation_s"])
     if strange := len(state["unrecognised"]):

@@ -229,6 +229,11 @@ class JournalReader:
                 counted[names[reason]][str(model)] += count
         return {name: dict(counts) for name, counts in counted.items()}
 
+    def saved_credits(self) -> float:
+        """Return what the images would have cost that were not submitted, as their originals have no text."""
+        saved = "json_extract(checked, '$.saved_credits')"
+        return self._number(f"SELECT sum({saved}) FROM job WHERE state = 'done' AND task_id IS NULL") or 0.0
+
     def apis(self) -> dict[ApiName, int]:
         """Return how many jobs have their task, or their latest attempt, at each API; none for no jobs."""
         return dict(

@@ -1,4 +1,4 @@
-"""remove-text --preserve --verify with its worker processes, against a sandbox over sockets."""
+"""remove-text with its checks in worker processes, against a sandbox over sockets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,31 @@ import attrs
 from PIL import Image, ImageChops
 
 FILES = ("file", "vendor_file")
+
+
+def picture_without_text() -> bytes:
+    """Return a PNG of soft colours."""
+    steps = Image.linear_gradient("L").resize((320, 240))
+    file = io.BytesIO()
+    Image.merge("RGB", (steps, steps.rotate(90), Image.new("L", steps.size, 120))).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_images_without_text_are_not_submitted(cli: Any, image_host: Any) -> None:
+    """A file and an address are copied byte by byte; the poster is paid for."""
+    plain = picture_without_text()
+    photo = cli.folder / "photo.png"
+    photo.write_bytes(plain)
+    image_host.files["/plain.png"] = ("image/png", plain)
+    images = [str(photo), f"{image_host.url}/plain.png?it", *image_host.more("textless", 1)]
+    done = cli.run("remove-text", *images, "--skip-textless", "-o", "out")
+    assert done.code == 0, done.stderr
+    rows = cli.rows()
+    assert [row["charge"] for row in rows] == ["no", "no", "yes"]
+    assert [row["saved_credits"] for row in rows] == [5, 5, None]
+    assert [(cli.folder / "out" / row["file"]).read_bytes() for row in rows[:2]] == [plain, plain]
+    assert len(done.stdout.splitlines()) == 3
+    assert "saved on images without text" in done.stderr
 
 
 def test_an_image_is_composed_and_verified_in_worker_processes(

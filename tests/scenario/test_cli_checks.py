@@ -196,6 +196,35 @@ async def test_a_retry_says_how_many_images_are_paid_again_and_checks_the_new_on
     assert runs.vendor.count("generate") == 6
 
 
+async def test_images_without_text_cost_nothing_and_are_counted(runs: Runs) -> None:
+    """In the results, the status, the report and the words at the end; the second time nothing is done."""
+    workers = CheckWorkers(textless=("0-", "1-"))
+    code, rows = await runs.run(workers, WantedChecks(skip_textless=True))
+    assert code is Exit.SUCCEEDED
+    found = ("status", "verdict", "charge", "credits", "saved_credits", "task_id", "attempts")
+    skipped = ("succeeded", "no_text", "no", 0.0, 5.0, None, 0)
+    assert [tuple(row[name] for name in found) for row in rows[:2]] == [skipped, skipped]
+    assert (rows[2]["charge"], rows[2]["saved_credits"], rows[2]["verdict"]) == ("yes", None, None)
+    assert all((runs.folder / row["file"]).is_file() for row in rows)
+    said = " ".join(runs.said.getvalue().split())
+    assert "Those without text are not submitted, and cost nothing." in said
+    assert "saved on images without text 10" in said
+    with JournalReader(runs.folder / JOURNAL) as reader:
+        status = status_of(reader, None)
+        assert (status["credits"]["saved"], status["credits"]["spent"]) == (10, 5)
+        assert status["checks"] == {"no_text": 2}
+    report = read_report(runs.folder)
+    assert [row.saved_credits for row in report.rows] == [5.0, 5.0, None]
+    assert [row.vendor is None for row in report.rows] == [True, True, False]
+    assert report.rows[0].preserved.file == runs.folder / rows[0]["file"]
+    (runs.folder / rows[0]["file"]).unlink()
+    made = workers.made.copy()
+    code, again = await runs.run(workers, WantedChecks(skip_textless=True))
+    assert (code, again[1:]) == (Exit.SUCCEEDED, rows[1:])
+    assert (runs.folder / again[0]["file"]).is_file()
+    assert (workers.made, runs.vendor.count("generate")) == (made, 1)
+
+
 async def test_clean_results_of_a_folder_end_with_0(runs: Runs) -> None:
     """Also where nothing was left to check."""
     await runs.run(None, NO_CHECKS)
@@ -303,6 +332,17 @@ def test_progress_shows_the_checks_as_a_stage() -> None:
     assert only.checked == 4
 
 
+def test_progress_says_what_was_saved() -> None:
+    """Images without text count as checked; originals that wait for their look are a stage."""
+    batch = BatchProgress(seen=9, looking=4, skipped=3, saved_credits=15.0, not_looked_at=1, succeeded=3)
+    view = RunView(batch=batch, asked=9, checks=WantedChecks(skip_textless=True, verify=True))
+    assert (
+        "4 looked at for text · 1 submitted without a look · 3 without text, 15 credits saved"
+        in plain_line(view)
+    )
+    assert view.checked == 3
+
+
 def test_checks_need_downloads(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -321,7 +361,7 @@ def test_checks_need_downloads(
     assert "leave --no-download out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--verify", "--preserve"])
+@pytest.mark.parametrize("option", ["--verify", "--preserve", "--skip-textless"])
 def test_a_missing_extra_is_named_before_anything_is_read_or_sent(
     command: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,

@@ -77,7 +77,7 @@ def test_a_line_has_exactly_the_keys_of_the_design_in_their_order() -> None:
     """A line has exactly the keys of the design, in their order."""
     names = "image key status task_id api result_url file charge credits error attempts "
     names += "submitted_at finished_at sha256 verdict text_left words_left background_kept "
-    names += "vendor_file not_preserved not_checked"
+    names += "vendor_file not_preserved not_checked saved_credits"
     assert " ".join(json.loads(DONE.as_json())) == names == " ".join(FIELDS)
 
 
