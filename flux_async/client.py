@@ -24,13 +24,14 @@ from flux_async.batch.runner import gather
 from flux_async.client_options import DEFAULT_TIMEOUT_S, ClientOptions
 from flux_async.clock import Clock, SystemClock
 from flux_async.errors import ConfigurationError, FluxError, TaskFailed
+from flux_async.events import Observer, stream_of
 from flux_async.files.download import download_file, download_to_sink
 from flux_async.files.image_check import MAX_UPLOAD_BYTES
 from flux_async.files.image_source import Source, choose
 from flux_async.files.image_writer import SavedFile
 from flux_async.files.sink import SavedResult, Sink
 from flux_async.files.upload import Uploads
-from flux_async.images import InputImage, check_http_url, must_be_uploaded, without_query
+from flux_async.images import InputImage, check_http_url, must_be_uploaded
 from flux_async.models import (
     TEXT_REMOVAL_PROMPT,
     CallbackEvent,
@@ -39,6 +40,7 @@ from flux_async.models import (
     ImageRequest,
     ImageResult,
     Job,
+    JobKey,
     Outcome,
     RequestOptions,
     TaskId,
@@ -47,6 +49,7 @@ from flux_async.models import (
     UploadedFile,
     check_request,
 )
+from flux_async.observed_call import observed
 from flux_async.policy import check_kind, check_not_negative, check_positive
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of
@@ -57,6 +60,7 @@ from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import Poller, as_paid
 from flux_async.session import Call, Session
 from flux_async.submitter import log
+from flux_async.telemetry.log_lines import LogLines
 from flux_async.transport import Transport
 from flux_async.transport.credentials import Credentials
 from flux_async.transport.factory import TransportName, make_transport, name_of
@@ -93,6 +97,7 @@ class FluxClient:
             together with ``http_client``.
         clock: The reader of time.
         rng: The source of jitter, for example ``random.Random(1)`` in a test.
+        observers: Called with each event of :mod:`flux_async.events`.
 
     Raises:
         ConfigurationError: No key, or an address, API, client or transport that cannot be used.
@@ -116,6 +121,7 @@ class FluxClient:
         transport: TransportName | Transport | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         try:
             credentials = Credentials.find(api_key, base_url, upload_url)
@@ -140,6 +146,7 @@ class FluxClient:
             scrub=credentials.scrub,
             rng=rng,
             address=credentials.base_url,
+            events=stream_of([LogLines(), *observers]),
         )
         self._poller: Poller = Poller(
             self._session, CallbackHealth(within_s=self._options.polling.callback_within_s)
@@ -264,10 +271,11 @@ class FluxClient:
             DeadlineExceeded: ``timeout`` seconds passed before it could be sent.
         """
         check_request(request)
-        deadline = self._deadline(timeout)
-        async with self._session.call() as call:
-            task_id, _ = await self._submit(request, deadline, call)
-            return task_id
+        deadline, api = self._deadline(timeout), api_for(request.model, self.api, request.aspect_ratio)
+        with observed(self._session, request, api, waits=False) as seen:
+            async with self._session.call() as call:
+                seen.task_id, _ = await self._submit(request, deadline, call, seen.job)
+                return seen.task_id
 
     async def record(
         self, task_id: TaskId | str, *, api: ApiName | None = None, timeout: float | None = None
@@ -468,30 +476,32 @@ class FluxClient:
         api = api_for(request.model, self.api, request.aspect_ratio)
         span_s = self._span(timeout)
         deadline = self._session.clock.monotonic() + span_s
-        async with self._session.call() as call, self._session.task_in_flight(deadline):
-            task_id, sent = await self._submit(request, deadline, call)
-            try:
-                image = await self._poller.wait(
-                    task_id,
-                    api=api,
-                    policy=self._options.polling,
-                    timeout_s=span_s,
-                    deadline=deadline,
-                    kind=kind_of(request),
-                    age=0.0,
-                )
-            except FluxError as error:
-                if isinstance(error, TaskFailed) and error.record is not None:
-                    self._session.submitter.check_echo(error.record, sent)
-                log(logging.INFO, "task %s brought no image: %s", task_id, type(error).__name__)
-                raise as_paid(error, task_id, api) from None
-            except BaseException as cancelled:
-                advice = python_words(task_id, api)["wait"]
-                cancelled.add_note(f"Task {task_id} was submitted and is paid; {advice}.")
-                self._session.keep_unclaimed(request, api, task_id)
-                raise
-            log(logging.INFO, "task %s succeeded: %s", task_id, without_query(image.result_url))
-            return self._with_echo(image, sent)
+        with observed(self._session, request, api) as seen:
+            async with self._session.call() as call, self._session.task_in_flight(deadline):
+                seen.task_id, sent = await self._submit(request, deadline, call, seen.job)
+                task_id = seen.task_id
+                try:
+                    image = await self._poller.wait(
+                        task_id,
+                        api=api,
+                        policy=self._options.polling,
+                        timeout_s=span_s,
+                        deadline=deadline,
+                        kind=kind_of(request),
+                        age=0.0,
+                        job=seen.job,
+                    )
+                except FluxError as error:
+                    if isinstance(error, TaskFailed) and error.record is not None:
+                        self._session.submitter.check_echo(error.record, sent)
+                    raise as_paid(error, task_id, api) from None
+                except BaseException as cancelled:
+                    advice = python_words(task_id, api)["wait"]
+                    cancelled.add_note(f"Task {task_id} was submitted and is paid; {advice}.")
+                    self._session.keep_unclaimed(request, api, task_id)
+                    raise
+                seen.image = self._with_echo(image, sent)
+                return seen.image
 
     async def remove_text(
         self,
@@ -553,7 +563,7 @@ class FluxClient:
         return Uploads(session=self._session, retry=self._options.retry)
 
     async def _submit(
-        self, request: ImageRequest, deadline: float, call: Call
+        self, request: ImageRequest, deadline: float, call: Call, job: JobKey
     ) -> tuple[TaskId, ImageRequest]:
         """Upload the image if it is a file, and submit; return the task and the request as it was sent."""
         self.check_reachable(request)
@@ -564,7 +574,8 @@ class FluxClient:
             uploaded = await self._uploads.send(request.input_image, deadline=deadline)
             request = attrs.evolve(request, input_image=uploaded.url)
         retry = self._options.retry
-        return await self._session.submit(request, deadline=deadline, call=call, retry=retry), request
+        submit = self._session.submit
+        return await submit(request, deadline=deadline, call=call, retry=retry, job=job), request
 
     def _with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
         """Return a result with the comparison of its record with the request."""

@@ -36,7 +36,8 @@ from flux_async.errors import (
     Scope,
     TaskFailed,
 )
-from flux_async.models import ImageResult, TaskId, TaskRecord
+from flux_async.events import CallbackReceived
+from flux_async.models import ImageResult, JobKey, TaskId, TaskRecord
 from flux_async.policy.generation_times import TaskObservation
 from flux_async.policy.polling import CallbackHealth, PollPolicy, PollState
 from flux_async.poll_rate import PollRate
@@ -88,6 +89,7 @@ class _Waiter:
         state: What it has seen, and its deadline.
         expects_callback: Whether the vendor was given a callback address for the task.
         outage_s: Seconds of outages that its deadline was moved by; None if outages count as time.
+        job: The key of the events of its polls.
         wakeup: Set when there is something to consider before the next poll is due.
         found: What the latest poll found, until it is read.
         missed: Whether a poll that it started got no permit before the deadline.
@@ -100,6 +102,7 @@ class _Waiter:
     state: PollState
     expects_callback: bool
     outage_s: float | None
+    job: JobKey | None = None
     wakeup: Wakeup = attrs.field(factory=Wakeup)
     found: TaskRecord | FluxError | None = None
     missed: bool = False
@@ -140,8 +143,16 @@ class Poller:
         """Number of tasks with a notification that no caller has waited for yet."""
         return len(self._early)
 
-    def notify(self, task_id: TaskId) -> None:
-        """Poll a task now, because a callback came for it; without a waiter, as soon as there is one."""
+    def notify(self, task_id: TaskId, *, job: JobKey | None = None, is_signed: bool | None = None) -> None:
+        """Poll a task now, because a callback came for it; without a waiter, as soon as there is one.
+
+        Args:
+            task_id: The task.
+            job: The job that the callback named, if that is known.
+            is_signed: Whether its signature was verified; None where that is not known.
+        """
+        at = self.session.clock.wall()
+        self.session.events.emit(CallbackReceived(at=at, task_id=task_id, job=job, is_signed=is_signed))
         if self.session.is_closed or self.health.saw_callback(task_id, self._now()):
             return  # its end is known already
         waiting = [self._tasks[api, task_id] for api in APIS if (api, task_id) in self._tasks]
@@ -167,6 +178,7 @@ class Poller:
         age: float | None = None,
         expects_callback: bool = False,
         waits_out_outages: bool = False,
+        job: JobKey | None = None,
     ) -> ImageResult:
         """Return a task's image when it has one.
 
@@ -181,6 +193,7 @@ class Poller:
             expects_callback: Whether the vendor was given a callback address for it.
             waits_out_outages: Whether time without a connection does not count; the caller then ends the wait
                 by cancelling it.
+            job: The key of the events of its polls.
 
         Raises:
             TaskFailed: The task ended without an image.
@@ -199,7 +212,7 @@ class Poller:
             ticks_from=ticks_from,
         )
         outage_s = self.session.polls.outage_s(now) if waits_out_outages else None
-        waiter = _Waiter(task, state, expects_callback, outage_s)
+        waiter = _Waiter(task, state, expects_callback, outage_s, job)
         task.waiters.append(waiter)
         try:
             while True:
@@ -352,7 +365,7 @@ class Poller:
         found: TaskRecord | FluxError | None = None
         try:
             if await self._is_permitted(waiter):
-                found = await self.session.poll(waiter.state.task_id, task.api)
+                found = await self.session.poll(waiter.state.task_id, task.api, waiter.job)
         finally:
             task.poll = task.queued = None
             waiter.missed = found is None

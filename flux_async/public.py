@@ -70,6 +70,8 @@ from flux_async.errors import UnexpectedPrice as UnexpectedPrice
 from flux_async.errors import UnexpectedResponse as UnexpectedResponse
 from flux_async.errors import UploadRejected as UploadRejected
 from flux_async.errors import WrongEventLoop as WrongEventLoop
+from flux_async.events import FluxEvent as FluxEvent
+from flux_async.events import Observer as Observer
 from flux_async.files.image_writer import ImageStream as ImageStream
 from flux_async.files.image_writer import SavedFile as SavedFile
 from flux_async.files.object_store import ObjectStoreSink as ObjectStoreSink

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import attrs
 
@@ -38,8 +38,9 @@ from flux_async.errors import (
     RequestNotSent,
     WrongEventLoop,
 )
+from flux_async.events import EventStream, Paused, Polled, Retried, SubmitStarted, Submitted, why
 from flux_async.images import without_query
-from flux_async.models import EditRequest, ImageRequest, TaskId, TaskRecord, UnclaimedTask
+from flux_async.models import EditRequest, ImageRequest, JobKey, TaskId, TaskRecord, UnclaimedTask
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.rate_limit import Pause, RateLimiter
 from flux_async.policy.retry import RetryPolicy
@@ -120,6 +121,7 @@ class Session:
         api: The API that requests are submitted to, where it has their model.
         scrub: Removes the key from an answer.
         address: The API's origin, for messages.
+        events: What happens on the session.
         times: What is known of how long tasks take.
         changed: Set when pauses begin or end, and when a waiting submit should check again.
         submitter: Makes the submits.
@@ -137,6 +139,7 @@ class Session:
     api: ApiName = "kontext"
     scrub: Callable[[bytes], bytes] = attrs.field(default=bytes, repr=False)
     address: str = ""
+    events: EventStream = attrs.field(factory=EventStream, repr=False)
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
     changed: Signal = attrs.field(factory=Signal, init=False, repr=False)
     submitter: Submitter = attrs.field(init=False, repr=False)
@@ -164,6 +167,7 @@ class Session:
             clock=self.clock,
             rng=self.rng,
             changed=self.changed,
+            events=self.events,
             scrub=self.scrub,
             address=self.address,
         )
@@ -299,37 +303,39 @@ class Session:
             self.task_slots.release()
 
     async def submit(
-        self, request: ImageRequest, *, deadline: float, call: Call, retry: RetryPolicy
+        self, request: ImageRequest, *, deadline: float, call: Call, retry: RetryPolicy, job: JobKey
     ) -> TaskId:
-        """Submit, and again only if that cannot pay twice; return the task.
+        """Submit, and again only if that cannot pay twice; return the task. ``job`` is the key of its events.
 
         Raises:
             InvalidInput: The API does not have the model, or not in that aspect ratio.
             FluxError: With the charge and the scope of what happened.
         """
         api = api_for(request.model, self.api, request.aspect_ratio)
-        name = without_query(str(request.input_image)) if isinstance(request, EditRequest) else "a prompt"
+        about = event_fields(request, api, job)
         tries = 0
         while True:
             tries += 1
+            about["attempt"] = tries
             try:
+                await self.submitter.acquire(deadline=deadline, check=call.check)
+                self.events.emit(SubmitStarted(at=self.clock.wall(), **about))
                 task_id = await self._submit_once(request, api, deadline, call)
             except FluxError as error:
-                kind = type(error).__name__
                 delay = retry.before_next_submit(error, tries, self.rng.random())
+                at = self.clock.wall()
                 if delay is None or self.clock.monotonic() + delay >= deadline:
-                    level = logging.INFO if error.charge is Charge.NO else logging.WARNING
-                    log(level, "submit of %s failed (%s), charge %s", name, kind, error.charge)
+                    if error.charge is not Charge.NO:
+                        self.events.emit(Submitted(at=at, **about, charge=error.charge, **why(error)))
                     raise
-                log(logging.INFO, "submit not accepted (%s), again in %.1f s", kind, delay)
+                self.events.emit(Retried(at=at, **about, what="submit", seconds=delay, **why(error)))
                 await self.clock.sleep(delay)
             else:
-                log(logging.INFO, "submit of %s accepted: task %s, charged", name, task_id)
+                self.events.emit(Submitted(at=self.clock.wall(), **about | {"task_id": task_id}))
                 return task_id
 
     async def _submit_once(self, request: ImageRequest, api: ApiName, deadline: float, call: Call) -> TaskId:
-        """Make one POST. At the deadline the caller stops waiting for the answer."""
-        await self.submitter.acquire(deadline=deadline, check=call.check)
+        """Make one POST, with a slot. At the deadline the caller stops waiting for the answer."""
         try:
             async with Deadline(deadline - self.clock.monotonic()):
                 answer = await call.post(
@@ -386,11 +392,11 @@ class Session:
         """
         await take(self._poll_slots, deadline, self.clock)
 
-    async def poll(self, task_id: TaskId, name: ApiName) -> TaskRecord | FluxError:
+    async def poll(self, task_id: TaskId, name: ApiName, job: JobKey | None = None) -> TaskRecord | FluxError:
         """Poll a task with a slot and return what was found, whatever it is. It must not be cancelled.
 
         The poll uses a kept connection. If its answer may belong to an earlier poll, it is repeated on a
-        fresh one.
+        fresh one. ``job`` is the key of its event.
         """
         found: TaskRecord | FluxError
         api = load_api(name)
@@ -407,9 +413,19 @@ class Session:
             )
         finally:
             self._poll_slots.release()
-        words = found.status.name if isinstance(found, TaskRecord) else type(found).__name__
-        log(logging.DEBUG, "poll of task %s: %s", task_id, words)
+        if self.events.wants(Polled):
+            self.events.emit(self._polled_event(found, task_id, name, job))
         return found
+
+    def _polled_event(
+        self, found: TaskRecord | FluxError, task_id: TaskId, api: ApiName, job: JobKey | None
+    ) -> Polled:
+        about: dict[str, Any] = {"at": self.clock.wall(), "job": job, "task_id": task_id, "api": api}
+        if isinstance(found, FluxError):
+            return Polled(**about, error=type(found).__name__)
+        ended = found.completed_at
+        lag_s = None if ended is None else max(0.0, about["at"] - ended.timestamp())
+        return Polled(**about, status=found.status.name, generation_s=found.generation_s, lag_s=lag_s)
 
     async def _exchange_poll(self, wire: WireRequest) -> WireResponse:
         began = self.clock.monotonic()
@@ -420,9 +436,9 @@ class Session:
         try:
             answer = answer_of(result, self.address, is_poll=True)
         except FluxError as error:
-            self._update(self.polls, began, error)
+            self._update("polls", began, error)
             raise
-        self._update(self.polls, began)
+        self._update("polls", began)
         return answer
 
     async def upload(self, wire: WireRequest, *, timeout_s: float, deadline: float) -> SendResult:
@@ -438,7 +454,7 @@ class Session:
             lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._upload_slots.release
         )
         error = upload_host_unreachable(result.reason) if isinstance(result, NotSent) else None
-        self._update(self.uploads, began, error)
+        self._update("uploads", began, error)
         return result
 
     async def download(self, fetch: Callable[[], Coroutine[Any, Any, T]], *, deadline: float) -> T:
@@ -452,15 +468,26 @@ class Session:
         self.enter()
         return await self.background.run(start(), when_done=release)
 
-    def _update(self, pause: Pause, began: float, error: FluxError | None = None) -> None:
+    def _update(
+        self, what: Literal["polls", "uploads"], began: float, error: FluxError | None = None
+    ) -> None:
         """Begin or end a pause by what became of a request."""
+        pause = self.polls if what == "polls" else self.uploads
         now, was_on = self.clock.monotonic(), pause.is_on
         if not isinstance(error, RequestNotSent):
             pause.saw_answer(began, now)  # if its answer was lost, too: there was a connection
         elif not self._closed:
             pause.saw_unreachable(error, began, now, self.rng.random())
+            at, seconds, tries = self.clock.wall(), pause.delay(now), pause.tries
+            self.events.emit(Paused(at=at, what=what, seconds=seconds, tries=tries, **why(error)))
         if pause.is_on != was_on:
             self.changed.set()
+
+
+def event_fields(request: ImageRequest, api: ApiName, job: JobKey | None) -> dict[str, Any]:
+    """Return the fields that the events of a call have in common."""
+    image = without_query(str(request.input_image)) if isinstance(request, EditRequest) else None
+    return {"job": job, "image": image, "model": str(request.model), "api": api}
 
 
 def upload_host_unreachable(reason: str) -> RequestNotSent:

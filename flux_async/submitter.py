@@ -53,6 +53,7 @@ from flux_async.errors import (
     TooManyUnknownAnswers,
     UnexpectedResponse,
 )
+from flux_async.events import EventStream, Halted, Paused, RateLimited, why
 from flux_async.images import must_be_uploaded
 from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, TaskId, TaskRecord
 from flux_async.policy.rate_limit import CircuitBreaker, Pause, RateLimiter
@@ -74,6 +75,7 @@ class Submitter:
         clock: The reader of time.
         rng: The source of jitter.
         changed: Set when a waiting submit should check again whether it may go.
+        events: Receives pauses and halts.
         scrub: Removes the key from an answer.
         address: The API's origin, for messages.
         sent: The latest submits, and whether records are known to show what was sent.
@@ -88,6 +90,7 @@ class Submitter:
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
     changed: Signal = attrs.field(repr=False)
+    events: EventStream = attrs.field(repr=False)
     scrub: Callable[[bytes], bytes] = attrs.field(repr=False)
     address: str
     sent: SubmitLog = attrs.field(factory=SubmitLog, init=False, repr=False)
@@ -242,21 +245,19 @@ class Submitter:
         """Return it. If it concerns all submits it takes effect here, also if its caller was cancelled."""
         now = self.clock.monotonic()
         if isinstance(error, RequestNotSent):
-            level = logging.INFO if self.pause.is_on else logging.WARNING
             self.pause.saw_unreachable(error, began, now, self.rng.random())
             self.changed.set()
-            log(level, "all submits pause for %.1f s: %s", self.pause.delay(now), error.message)
+            self._emit_pause(error, self.pause.delay(now))
         elif error.scope is Scope.STOP:
             if isinstance(error, UnexpectedResponse):
                 error.advice = f"{error.advice} It is {self.address} now."
             self.halts += 1
-            log(logging.WARNING, "all submits are halted: %s", error.message)
+            self._emit_halt(error)
             self._halted_by = copy.copy(error)  # without traceback, which would keep the caller's data alive
             self.pause.answered_at = now
             self.changed.set()
         elif error.scope is Scope.ACCOUNT_PAUSED:
-            seconds = self._pause_as_asked(error, began, now)
-            log(logging.WARNING, "all submits pause for %.1f s: %s", seconds, error.message)
+            self._emit_pause(error, self._pause_as_asked(error, began, now))
         elif error.charge is Charge.NO:
             self.breaker.saw_rejected()
             self._saw_answer(began)
@@ -265,8 +266,18 @@ class Submitter:
             halts = self.breaker.saw_unknown(now, alone=self._last_went_alone)
             self._saw_answer(began)  # it was sent, so there was a connection
             if halts:
-                log(logging.WARNING, "all submits are halted: %s", self._too_many_unknown().message)
+                self._emit_halt(self._too_many_unknown())
         return error
+
+    def _emit_pause(self, error: FluxError, seconds: float) -> None:
+        at, tries = self.clock.wall(), self.pause.tries
+        if isinstance(error, RateLimitedError):
+            self.events.emit(RateLimited(at=at, seconds=seconds, reason=error.message))
+        else:
+            self.events.emit(Paused(at=at, what="submits", seconds=seconds, tries=tries, **why(error)))
+
+    def _emit_halt(self, error: FluxError) -> None:
+        self.events.emit(Halted(at=self.clock.wall(), what="submits", **why(error)))
 
     def _pause_as_asked(self, error: FluxError, began: float, now: float) -> float:
         """Pause all submits after 429 or 455; return for how many seconds."""

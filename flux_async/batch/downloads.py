@@ -19,6 +19,7 @@ import attrs
 
 from flux_async.api.models_table import RETENTION_S
 from flux_async.api.stored_requests import read_image
+from flux_async.batch import job_events
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.check_stage import VENDOR, keep_earlier
 from flux_async.batch.run_context import Events, RunContext, concerns_all
@@ -37,7 +38,6 @@ from flux_async.policy.downloads import (
     unfetched,
 )
 from flux_async.session import Session
-from flux_async.submitter import log
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -118,8 +118,7 @@ async def _retry(
         if isinstance(what, NoDownload):
             job.last_error = expired(error, kept_s(job.state))
             return (ResultLost(at=run.now(), problem=Problem.of(job.last_error)),)
-        words = "job %s: download of task %s tried again in %.1f s: %s"
-        log(logging.INFO, words, job.state.key[:12], job.state.task_id, what.delay_s, error.message)
+        run.emit(job_events.download_retried(job.stored, error, what.delay_s, run.now()))
         run.progress.notify()
         next_at = clock.monotonic() + what.delay_s
         await sleep_and_read(clock, what.delay_s)

@@ -182,6 +182,7 @@ async def _wait(step: AwaitTask | Fetch, job: ActiveJob, run: RunContext) -> Fou
                 age=None if submitted_at is None else max(0.0, clock.wall() - submitted_at),
                 expects_callback=expects_callback,
                 waits_out_outages=True,
+                job=job.state.key,
             )
         except Exception as error:  # noqa: BLE001 - also that of a caller's clock
             return error

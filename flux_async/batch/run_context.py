@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import re
 from functools import partial
 from typing import TypeAlias
 
 import attrs
 
 from flux_async.api.stored_requests import read_image
+from flux_async.batch import job_events
 from flux_async.batch.active_job import ActiveJob, ActiveJobs, RunSlots
 from flux_async.batch.check_stage import CheckStage
 from flux_async.batch.file_names import FileNames
@@ -21,12 +20,11 @@ from flux_async.batch.price_check import PriceCheck
 from flux_async.batch.progress import ProgressReporter
 from flux_async.batch.run_control import Budget, RunControl
 from flux_async.errors import ConfigurationError, FluxError, JobConflictError, Scope
-from flux_async.images import without_query
+from flux_async.events import FluxEvent
 from flux_async.job_state import (
     NO_CHECKS,
     EchoContradicted,
     Event,
-    JobSnapshot,
     JobState,
     TaskFound,
     WantedChecks,
@@ -36,16 +34,12 @@ from flux_async.journal.ownership import KnownTask
 from flux_async.journal.store import StoredJob
 from flux_async.models import Echo
 from flux_async.session import Call, Session
-from flux_async.submitter import log
-
-logger: logging.Logger = logging.getLogger("flux_async.jobs")
 
 Events: TypeAlias = tuple[Event, ...]
 """What one step brought about: one event, or two that are recorded in one commit; or nothing."""
 
 MOST_RETRIES_AT_ONCE = 4
 """Downloads retried at once, of the eight that the session makes: the others are for first tries."""
-_SHOWN_OF_KEY = 12
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -93,6 +87,10 @@ class RunContext:
         """The session of the API key."""
         return self.client.session
 
+    def emit(self, event: FluxEvent) -> None:
+        """Hand an event to the observers of the session."""
+        self.session.events.emit(event)
+
     def now(self) -> float:
         """Return seconds since the epoch, for events."""
         return self.session.clock.wall()
@@ -113,7 +111,8 @@ class RunContext:
         for earlier, snapshot, happened in moves:
             job.spent = self.progress.tally.add_event(earlier, snapshot, happened, job.spent)
             self.progress.notify()
-            log_event(job.stored, snapshot, happened)
+            if (seen := job_events.event_of(job.stored, snapshot, happened)) is not None:
+                self.emit(seen)
         if isinstance(event, EchoContradicted) and event.belongs_to is not None:
             self.jobs.wake(event.belongs_to)  # the journal offers the task to that job
 
@@ -163,27 +162,3 @@ class RunContext:
 def concerns_all(error: FluxError) -> bool:
     """Whether an error ends the run, and not only the work on one job."""
     return error.scope is Scope.STOP or isinstance(error, ConfigurationError)
-
-
-def log_event(stored: StoredJob, job: JobSnapshot, event: Event) -> None:
-    """Write one line about an event; ``job`` is the job after it.
-
-    INFO for submits, retries and ends, WARNING if money may have been spent without a known task. Lines name
-    the image without the query of its address, and never the key.
-    """
-    level = logging.WARNING if job.state is JobState.IN_DOUBT else logging.INFO
-    if not logger.isEnabledFor(level):
-        return
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(event).__name__).lower()
-    image = without_query(stored.source or read_image(stored.request))
-    details = [f"attempt {job.attempts}", f"charge {job.charge}"]
-    if job.task_id is not None:
-        details.append(f"task {job.task_id} ({job.api})")
-    if job.file is not None:
-        details.append(f"file {job.file}")
-    if job.problem is not None:
-        code = "" if job.problem.code is None else f" {job.problem.code}"
-        details.append(f"{job.problem.type}{code}")
-    key = stored.job.key[:_SHOWN_OF_KEY]
-    line = "job %s %s: %s, now %s (%s)"
-    log(level, line, key, image, words, job.state, ", ".join(details), to=logger)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,10 +15,10 @@ from flux_async.batch.active_job import ActiveJob
 from flux_async.batch.progress import ProgressReporter, Tally
 from flux_async.clock import Wakeup
 from flux_async.errors import BudgetExhausted, FluxError
+from flux_async.events import Halted, why
 from flux_async.policy.price import PriceGuard
 from flux_async.policy.rate_limit import Pause
 from flux_async.session import Session
-from flux_async.submitter import log
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -60,8 +59,14 @@ class RunControl:
 
     def halt(self, error: FluxError) -> None:
         """Stop because of an error that concerns every job; it is raised when all else has ended."""
-        self.halted_by = self.halted_by or error
+        self.record_halt(error)
         self.stop()
+
+    def record_halt(self, error: FluxError) -> None:
+        """Keep the first error that halts the run, and report it."""
+        if self.halted_by is None:
+            self.halted_by = error
+            self.session.events.emit(Halted(at=self.session.clock.wall(), what="run", **why(error)))
 
     def abandon(self) -> None:
         """Stop waiting for tasks, now and later: the coroutines of their jobs are cancelled."""
@@ -134,7 +139,7 @@ class Budget:
 
     def stop(self, error: FluxError) -> None:
         """Submit nothing more, because of what it would cost; ``error`` is raised when all else has ended."""
-        self.control.halted_by = self.control.halted_by or error
+        self.control.record_halt(error)
         self.control.stop_spending()
 
     def begin_post(self) -> None:
@@ -195,7 +200,6 @@ class PauseWatch:
             # Nothing was answered since the pause began, so tasks cannot be polled either.
             is_unreachable = pause.is_outage and session.answered_at < began
             halt = pause.as_halt(now - began)
-            log(logging.WARNING, "the batch is halted: %s", halt.message)
             self.control.halt(halt)
             if is_unreachable:
                 self.control.abandon()

@@ -8,6 +8,7 @@ import logging
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
 
+from flux_async.batch import job_events
 from flux_async.batch.active_job import ActiveJob, JobSlots
 from flux_async.batch.job_runner import run_job
 from flux_async.batch.run_context import RunContext
@@ -103,6 +104,7 @@ class Scheduler:
                     return
                 job.stored = stored
             tally.add_job(job.state.state)
+            run.emit(job_events.added(job.stored, run.now()))
             outcome = await self._outcome_of(job)
             job.slots.give_back(slots.starting, slots.in_flight)  # no task of this job is in flight any more
             if outcome is not None:
@@ -135,6 +137,7 @@ class Scheduler:
             self._reported.add(job.number)
         self.run.progress.tally.add_outcome(type(outcome).__name__, job.state.state)
         self.run.progress.notify()
+        self.run.emit(job_events.settled(job.stored, outcome, self.run.now()))
         try:
             await self.send.send(outcome)
         except asyncio.CancelledError:
@@ -190,7 +193,7 @@ class CallbackReader:
                 self._journal.callback_arrived.set()
 
     async def _arrived(self, entry: InboxEntry) -> None:
-        self._run.client.poller.notify(entry.task_id)
+        self._run.client.poller.notify(entry.task_id, job=entry.job, is_signed=entry.signed)
         if self._run.jobs.wake(entry.job):  # it may be in doubt, now or in a moment
             return
         stored = await self._journal.job(entry.job)

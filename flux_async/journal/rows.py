@@ -49,6 +49,7 @@ class StoredJob:
         job: Its state.
         source: Last known path of that file, as given.
         source_folder: The folder that a relative path starts from.
+        trace: The trace context in which the job was added.
     """
 
     number: int
@@ -56,6 +57,7 @@ class StoredJob:
     job: JobSnapshot
     source: str | None = None
     source_folder: str | None = None
+    trace: str | None = None
 
     def as_job(self) -> Job:
         """Return the job as it was given; raises as :meth:`read` does."""

@@ -6,7 +6,7 @@
     L4  client → batch  webhook  telemetry  engine        sandbox, verification → imaging
     L3  files/download, files/upload, poller → session → submitter    imaging   L0 only
     L2  transport  files  journal  clock         testing   for users' tests
-    L1  job_state  policy  api                   pure: no await, no time, no randomness
+    L1  events → job_state  policy  api          pure: no await, no time, no randomness
     L0  models → images → errors → advice
 
 A new module or package needs a row in each table.
@@ -30,9 +30,9 @@ PACKAGE = Path(flux_async.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 L0 = {"advice", "errors", "images", "models"}
-L1 = {"api", "job_state", "policy"}
+L1 = {"api", "events", "job_state", "policy"}
 L2 = {"clock", "files", "journal", "transport"}
-L3 = {"files.download", "files.upload", "poll_rate", "poller", "session", "submitter"}
+L3 = {"files.download", "files.upload", "observed_call", "poll_rate", "poller", "session", "submitter"}
 L4 = {"batch", "client", "client_options", "engine", "telemetry", "verification", "webhook"}
 
 ALLOWED: dict[str, set[str]] = {
@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": L0,
     "policy": L0 | {"api.error_codes"},
     "job_state": L0 | {"policy", "api.error_codes", "api.models_table"},
+    "events": L0 | {"job_state", "policy", "api.models_table"},
     "clock": set(),
     "files": L0 | {"policy"},
     # Downloads and uploads are made by a session; the rest of the package needs none.
@@ -57,7 +58,8 @@ ALLOWED: dict[str, set[str]] = {
     "submitter": L0 | L1 | {"clock", "transport"},
     "poller": L0 | L1 | {"clock", "poll_rate", "session", "submitter"},
     "poll_rate": {"clock"},
-    "client": L0 | L1 | L2 | L3 | {"batch", "client_options", "__version__"},
+    "observed_call": L0 | L1 | {"session"},
+    "client": L0 | L1 | L2 | L3 | {"batch", "client_options", "telemetry", "__version__"},
     "client_options": L0 | L1,
     "batch": L0 | L1 | L2 | L3 | {"telemetry", "verification"},
     "webhook": L0 | L1 | L2,
@@ -89,6 +91,7 @@ OUTSIDE: dict[str, set[str]] = {
     "api": {"attrs", "cattrs", "orjson"},
     "policy": {"attrs"},
     "job_state": {"attrs"},
+    "events": {"attrs"},
     "clock": {"attrs"},
     "files": {"anyio", "attrs", "obstore"},
     "journal": {"anyio", "attrs"},
@@ -97,6 +100,7 @@ OUTSIDE: dict[str, set[str]] = {
     "submitter": {"attrs"},
     "poller": {"attrs"},
     "poll_rate": {"attrs"},
+    "observed_call": {"attrs"},
     "client": {"anyio", "attrs"},
     "client_options": {"attrs"},
     "files.download": {"attrs"},

@@ -26,8 +26,12 @@ async def test_a_single_call_logs_submit_polls_and_result(client: Any, vendor: A
     await client.remove_text(SIGNED)
     infos = [text for level, text in lines() if level == "INFO"]
     polls = [text for level, text in lines() if level == "DEBUG" and text.startswith("poll of task t0")]
-    assert infos[0] == "submit of https://example.com/poster.jpg accepted: task t0, charged"
-    assert infos[1].startswith("task t0 succeeded: ")
+    words = [text.partition(" ")[2] for text in infos]
+    assert words == [
+        "https://example.com/poster.jpg: submitted (attempt 1, charge yes, task t0 (kontext))",
+        "https://example.com/poster.jpg: succeeded (charge yes, task t0 (kontext))",
+    ]
+    assert infos[0].startswith("call-")
     assert [text.rpartition(" ")[2] for text in polls] == ["GENERATING", "SUCCESS"]
 
 
@@ -37,15 +41,13 @@ async def test_a_batch_logs_each_move_of_a_job(client: Any, vendor: Any, lines: 
         async for _ in batch:
             pass
     moves = [text for _, text in lines() if text.startswith("job ")]
-    assert [text.split(": ")[1].split(",")[0] for text in moves] == [
-        "submit intended",
-        "submit accepted",
-        "task succeeded",
-        "saved",
+    assert [text.split(": ")[1].split(" (")[0] for text in moves] == [
+        "job added",
+        "submit started",
+        "submitted",
+        "succeeded",
     ]
-    assert "https://example.com/poster.jpg: submit accepted, now submitted" in moves[1]
-    assert "charge yes" in moves[1]
-    assert "task t0" in moves[1]
+    assert "https://example.com/poster.jpg: submitted (attempt 1, charge yes, task t0 (" in moves[2]
 
 
 async def test_a_possible_charge_is_a_warning(client: Any, transport: Any, lines: Any) -> None:
@@ -54,7 +56,7 @@ async def test_a_possible_charge_is_a_warning(client: Any, transport: Any, lines
     async with run_batch(client, [SIGNED]) as batch:
         async for _ in batch:
             pass
-    assert any(level == "WARNING" and "submit unknown, now in_doubt" in text for level, text in lines())
+    assert any(level == "WARNING" and "submit unknown, now in doubt" in text for level, text in lines())
     with pytest.raises(FluxError):
         await client.remove_text(SIGNED)
     assert any(level == "WARNING" and "charge maybe" in text for level, text in lines())

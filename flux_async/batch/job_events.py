@@ -1,0 +1,127 @@
+"""Makes the events of the stream from what the journal has recorded of a job, and from its outcome."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from flux_async import events
+from flux_async.api.stored_requests import read_image, read_model
+from flux_async.errors import Charge, FluxError
+from flux_async.events import FluxEvent
+from flux_async.images import without_query
+from flux_async.job_state import (
+    FINAL,
+    Composed,
+    EchoContradicted,
+    Event,
+    JobSnapshot,
+    NotChecked,
+    Problem,
+    ResubmitGranted,
+    Saved,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitRefused,
+    SubmitUnknown,
+    TaskEndedRetryable,
+    TaskFound,
+    Verified,
+    verdict_in,
+    verdict_of,
+)
+from flux_async.journal.store import StoredJob
+from flux_async.models import Failed, InDoubt, Outcome, Succeeded
+
+
+def added(stored: StoredJob, at: float) -> events.JobAdded:
+    """Return the event of a job that a run has taken on."""
+    return events.JobAdded(at=at, **_about(stored, stored.job), state=stored.job.state)
+
+
+def event_of(  # noqa: C901, PLR0911 - one arm per event
+    stored: StoredJob, job: JobSnapshot, happened: Event
+) -> FluxEvent | None:
+    """Return the event of what was recorded; None if another event reports it.
+
+    Args:
+        stored: The job, of which only what never changes is read.
+        job: The job after the event.
+        happened: What was recorded.
+    """
+    about: dict[str, Any] = {"at": happened.at, **_about(stored, job)}
+    match happened:
+        case SubmitIntended():
+            return events.SubmitStarted(**about)
+        case SubmitAccepted():
+            return events.Submitted(**about, is_found=isinstance(happened, TaskFound))
+        case SubmitUnknown(problem=problem) | EchoContradicted(problem=problem):
+            return events.Submitted(**about, charge=Charge.MAYBE, **_why(problem))
+        case SubmitRefused(problem=problem):
+            seconds = max(0.0, happened.not_before - happened.at)
+            return events.Retried(**about, what="submit", seconds=seconds, **_why(problem))
+        case TaskEndedRetryable(problem=problem):
+            return events.Retried(**about, what="task", **_why(problem))
+        case ResubmitGranted():
+            return events.Retried(**about, what="submit", reason="resubmitting a submit in doubt is allowed")
+        case Saved(file=file, sha256=sha256) if file is not None:
+            return events.Downloaded(**about, file=file, sha256=sha256)
+        case Composed(reason=reason, replaced=replaced):
+            return events.Preserved(**about, reason=reason, replaced=replaced)
+        case Verified(verdict=verdict):
+            return events.Verified(**about, verdict=verdict_in(verdict))
+        case NotChecked(problem=words):
+            return events.Verified(**about, reason=words)
+    return None  # an end of the task: Settled reports it
+
+
+def download_retried(stored: StoredJob, error: FluxError, seconds: float, at: float) -> events.Retried:
+    """Return the event of a download that failed and is made again in ``seconds``."""
+    about = _about(stored, stored.job) | events.why(error)
+    return events.Retried(at=at, **about, what="download", seconds=seconds)
+
+
+def settled(stored: StoredJob, outcome: Outcome, at: float) -> events.Settled:
+    """Return the event of a job's outcome."""
+    job = stored.job
+    return events.Settled(
+        at=at,
+        **_about(stored, job),
+        outcome=_NAMES[type(outcome)],
+        is_final=job.state in FINAL,
+        charge=job.charge,
+        credits=job.credits,
+        submitted_at=job.submitted_at,
+        generated_at=job.generated_at,
+        generation_s=job.generation_s,
+        file=job.file,
+        verdict=verdict_of(job),
+        **({} if isinstance(outcome, Succeeded) else _why_not(outcome.error)),
+    )
+
+
+_NAMES: dict[type, Literal["succeeded", "failed", "in_doubt"]] = {
+    Succeeded: "succeeded",
+    Failed: "failed",
+    InDoubt: "in_doubt",
+}
+
+
+def _about(stored: StoredJob, job: JobSnapshot) -> dict[str, Any]:
+    image = stored.source or read_image(stored.request)
+    return {
+        "job": job.key,
+        "image": without_query(image) if image else None,
+        "model": str(read_model(stored.request)),
+        "api": job.api,
+        "task_id": job.task_id,
+        "attempt": job.attempts,
+        "trace": stored.trace,
+    }
+
+
+def _why(problem: Problem) -> dict[str, Any]:
+    return {"error": problem.type, "reason": problem.message}
+
+
+def _why_not(error: FluxError) -> dict[str, Any]:
+    return events.why(error) | {"code": Problem.of(error).code}

@@ -1,0 +1,1 @@
+"""Observers of the event stream that come with the package."""
