@@ -131,3 +131,9 @@ def without_terms(fields: dict[str, Any]) -> dict[str, Any]:
 def read_image(body: str) -> str:
     """Return only the image of a stored request, or an empty string."""
     return str(json.loads(body).get(IMAGE_FIELD, ""))
+
+
+def read_names(body: str) -> tuple[str | None, str | None]:
+    """Return the image and the model of a stored request by their names; None for what it does not have."""
+    fields = json.loads(body)
+    return fields.get(IMAGE_FIELD), fields.get(_MODEL)

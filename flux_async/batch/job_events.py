@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from flux_async import events
-from flux_async.api.stored_requests import read_image, read_model
+from flux_async.api.stored_requests import read_names
 from flux_async.errors import Charge, FluxError
 from flux_async.events import FluxEvent
 from flux_async.images import without_query
@@ -107,11 +107,12 @@ _NAMES: dict[type, Literal["succeeded", "failed", "in_doubt"]] = {
 
 
 def _about(stored: StoredJob, job: JobSnapshot) -> dict[str, Any]:
-    image = stored.source or read_image(stored.request)
+    image, model = read_names(stored.request)
+    image = stored.source or image
     return {
         "job": job.key,
         "image": without_query(image) if image else None,
-        "model": str(read_model(stored.request)),
+        "model": model,
         "api": job.api,
         "task_id": job.task_id,
         "attempt": job.attempts,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flux_async import EditRequest, GenerateRequest, InvalidInput, LocalImage, Model
-from flux_async.api.stored_requests import read_image, read_model, read_request, store_request
+from flux_async.api.stored_requests import read_image, read_model, read_names, read_request, store_request
 from flux_async.models import ImageRequest
 
 IMAGE = "https://h.example/a.jpg"
@@ -28,6 +28,7 @@ def test_a_stored_request_is_read_back_as_it_was(request_: ImageRequest) -> None
     assert read_request(body) == request_
     assert read_model(body) is request_.model
     assert read_image(body) == str(getattr(request_, "input_image", ""))
+    assert read_names(body) == (read_image(body) or None, str(request_.model))
     assert None not in json.loads(body).values()
 
 
@@ -36,6 +37,11 @@ def test_a_request_of_another_release_is_refused(body: str) -> None:
     """With a field, a model or a shape that is unknown here."""
     with pytest.raises(InvalidInput):
         read_request(body)
+
+
+def test_the_names_of_a_request_of_another_release_can_be_missing() -> None:
+    """They are for events, which must not fail."""
+    assert read_names('{"newField":1}') == (None, None)
 
 
 def test_the_default_model_is_stored_by_name() -> None:
