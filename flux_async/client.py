@@ -573,9 +573,8 @@ class FluxClient:
         if isinstance(request, EditRequest) and must_be_uploaded(request.input_image):
             uploaded = await self._uploads.send(request.input_image, deadline=deadline)
             request = attrs.evolve(request, input_image=uploaded.url)
-        retry = self._options.retry
-        submit = self._session.submit
-        return await submit(request, deadline=deadline, call=call, retry=retry, job=job), request
+        submit = partial(self._session.submit, retry=self._options.retry)
+        return await submit(request, deadline=deadline, call=call, job=job), request
 
     def _with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
         """Return a result with the comparison of its record with the request."""

@@ -16,6 +16,7 @@ from flux_async.job_state import (
     Event,
     JobSnapshot,
     NotChecked,
+    NoTextFound,
     Problem,
     ResubmitGranted,
     Saved,
@@ -67,7 +68,7 @@ def event_of(  # noqa: C901, PLR0911 - one arm per event
             return events.Downloaded(**about, file=file, sha256=sha256)
         case Composed(reason=reason, replaced=replaced):
             return events.Preserved(**about, reason=reason, replaced=replaced)
-        case Verified(verdict=verdict):
+        case Verified(verdict=verdict) | NoTextFound(verdict=verdict):
             return events.Verified(**about, verdict=verdict_in(verdict))
         case NotChecked(problem=words):
             return events.Verified(**about, reason=words)
