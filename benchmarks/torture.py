@@ -11,6 +11,10 @@ is submitted again when no callback can come any more. Then nothing may be in do
 ``--api jobs`` submits to the vendor's jobs API, ``--api both`` to the other API after each kill, so that one
 journal has tasks of both. The sandbox knows a task only at the API of its submit, so polls of the other one
 are counted.
+
+With ``--checks`` the command ``remove-text --preserve --verify`` runs on drawn images with its own worker
+processes, and the audit covers every file: whole, composed and verified once, no pixel changed but those that
+were replaced. On two cores 300 images take about ten minutes.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from flux_async.api import APIS
 from flux_async.api.models_table import ApiName
 from flux_async.cli.run_options import ListenAddress
 from flux_async.cli.webhook_server import bind, listening
+from harness.checked_runs import torture_checks
 from harness.processes import child, first_line, free_port, read_ledger, sandbox
 from harness.report import introduce, parser
 
@@ -157,12 +162,31 @@ def audit(journal: Path, ledger: dict[str, Any], jobs: int) -> dict[str, float]:
     }
 
 
+def checks(images: int, kills: int, seed: int) -> int:
+    """Torture the command with checks and print the audit; return 1 where an image is not as it should be."""
+    introduce(f"one round of {images:,} images, {kills} kills at times drawn with seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        figures = torture_checks(images, kills, seed, Path(folder))
+    for name, value in figures.items():
+        print(f"{name:<24}{value:>10,}")
+    unwanted = (
+        "missing",
+        "not whole",
+        "not checked",
+        "other pixels changed",
+        "checked twice",
+        "charged twice",
+    )
+    return int(any(figures[name] for name in unwanted))
+
+
 def main() -> int:
     """Torture a batch and print the audit."""
     asked = parser(__doc__, short="300 jobs, 8 kills", long="5,000 jobs, 50 kills: some minutes")
     asked.add_argument("--jobs", type=int)
     asked.add_argument("--kills", type=int)
     asked.add_argument("--callbacks", action="store_true", help="with callbacks")
+    asked.add_argument("--checks", action="store_true", help="the command, with results that are checked")
     asked.add_argument("--api", choices=[*APIS, "both"], default="kontext", help="of the submits")
     asked.add_argument("--port", type=int, default=0, help=SUPPRESS)
     asked.add_argument(
@@ -177,6 +201,8 @@ def main() -> int:
         how = {"port": options.port, "speed": options.speed, "api": options.api}
         return asyncio.run(work(url, journal, jobs, **how))
     kills = options.kills if options.kills is not None else (50 if options.long else 8)
+    if options.checks:
+        return checks(options.jobs or (300 if options.long else 24), options.kills or 3, options.seed)
     introduce(f"one round of {jobs:,} jobs, {kills} kills at times drawn with seed {options.seed}")
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         port = free_port() if options.callbacks else 0

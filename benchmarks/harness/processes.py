@@ -17,10 +17,10 @@ _STOP_S = 10.0
 
 
 @contextlib.contextmanager
-def child(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+def child(*arguments: object, quiet: bool = False) -> Iterator[subprocess.Popen[str]]:
     """Run a Python child, and end it when the block is left."""
-    command = [sys.executable, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command, errors = [sys.executable, *map(str, arguments)], subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
         try:
             yield process
         finally:

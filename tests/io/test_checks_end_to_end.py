@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
 from PIL import Image, ImageChops
 
 FILES = ("file", "vendor_file")
+HAS_PROC = Path("/proc/self/stat").exists()
 
 
 def picture_without_text() -> bytes:
@@ -36,15 +42,38 @@ def test_images_without_text_are_not_submitted(cli: Any, image_host: Any) -> Non
     assert "saved on images without text" in done.stderr
 
 
-def test_an_image_is_composed_and_verified_in_worker_processes(
+def workers_of(parent: int) -> Iterator[int]:
+    """Yield the pids of the worker processes of a process."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, stat = (folder / "cmdline").read_bytes(), (folder / "stat").read_text("ascii")
+        except OSError:  # it has ended
+            continue
+        _, _, after_name = stat.rpartition(")")
+        if b"flux_async.verification.worker" in command and int(after_name.split()[1]) == parent:
+            yield int(folder.name)
+
+
+def kill_worker(cli: Any, parent: subprocess.Popen[str]) -> None:
+    """Kill the worker of a command in the middle of its first call, which starts it and loads models."""
+    cli.wait_for(lambda: any(workers_of(parent.pid)))
+    (worker,) = workers_of(parent.pid)
+    os.kill(worker, signal.SIGKILL)
+
+
+def test_an_image_is_composed_and_verified_also_where_a_worker_process_is_killed(
     make_cli: Any, sandbox_url: str, image_host: Any
 ) -> None:
-    """It has the original's size, and its pixels beside the text; the vendor's image is kept."""
-    cli = make_cli(sandbox_url)
-    done = cli.run("remove-text", f"{image_host.url}/poster.png", "--preserve", "-o", "out")
-    assert done.code == 0, done.stderr
+    """It has the original's size, and its pixels beside the text; the vendor's image is kept; paid once."""
+    cli, image = make_cli(sandbox_url), image_host.more("killed-worker", 1)[0]
+    with cli.start("remove-text", image, "--preserve", "-o", "out") as process:
+        if HAS_PROC:
+            kill_worker(cli, process)
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert cli.tasks_of(image) == 1
     verified = attrs.evolve(cli, key=None).run("verify", "out")
-    assert (verified.code, verified.stdout) == (0, done.stdout), verified.stderr
+    assert (verified.code, verified.stdout) == (0, stdout), verified.stderr
     (row,) = cli.rows()
     assert (row["not_preserved"], row["not_checked"], row["verdict"]) == (None, None, "clean")
     folder = cli.folder / "out"

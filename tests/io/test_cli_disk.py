@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 RATE = ("--rate", "20/0.2")
 IMAGES = [f"https://pictures.example/{number}.png" for number in range(40)]
@@ -107,6 +109,41 @@ def test_a_disk_that_is_full_before_the_run_halts_it_and_is_no_damage(
     done = quick.run("remove-text", *IMAGES[:2], *RATE, "-o", "out")
     assert done.code == 0, done.stderr
     assert once_each(quick, IMAGES[:2])
+
+
+def test_a_disk_that_is_full_during_preserve_halts_cleanly(
+    make_cli: Any, sandbox_url: str, image_host: Any, mount: Callable[[Path, str], None]
+) -> None:
+    """The vendor's image fits, the composed one does not: exit code 3, and it is composed when there is room.
+
+    The original has noise, which makes it large as PNG.
+    """
+    noise = Image.effect_noise((640, 400), 24).convert("RGB")
+    ImageDraw.Draw(noise).text((50, 140), "GRAND OPENING", "black", ImageFont.load_default(60))
+    content = io.BytesIO()
+    noise.save(content, "PNG")
+    image_host.files["/noise.png"] = ("image/png", content.getvalue())
+    cli, command = (
+        make_cli(sandbox_url),
+        ("remove-text", f"{image_host.url}/noise.png", "--preserve", "-o", "out"),
+    )
+    images: Path = cli.folder / "out" / "images"
+    mount(images, f"{content.tell() // 1024}k")
+    full = cli.run(*command)
+    assert full.code == 3, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "room" in full.stderr
+    kept = [path for path in images.rglob("*") if path.is_file()]
+    assert [path.suffix for path in kept] == [".jpg"], "the vendor's image, and nothing half"
+    mount(images, "8m")
+    done = cli.run(*command)
+    assert done.code == 0, done.stderr
+    (row,) = cli.rows()
+    assert (row["not_preserved"], row["not_checked"]) == (None, None)
+    with Image.open(cli.folder / "out" / row["file"]) as composed:
+        composed.load()
+        assert composed.size == noise.size
+    assert once_each(cli, [f"{image_host.url}/noise.png"])
 
 
 def test_killed_among_downloads_only_the_missing_are_fetched(make_cli: Any, start_sandbox: Any) -> None:
