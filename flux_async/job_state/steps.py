@@ -1,0 +1,171 @@
+"""The next step of a job, and what the end of its process or a lost record is for it. Pure."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+from flux_async.api.models_table import ApiName
+from flux_async.errors import Charge
+from flux_async.job_state.events import (
+    Event,
+    Problem,
+    RetryGranted,
+    SubmitIntended,
+    SubmitUnknown,
+    TaskEndedRetryable,
+)
+from flux_async.job_state.states import IllegalTransition, JobSnapshot, JobState
+from flux_async.models import CheckResult, TaskId
+
+
+@attrs.frozen
+class LookForText:
+    """Look for text in the original, before it is paid to remove it."""
+
+
+@attrs.frozen(kw_only=True)
+class Begin:
+    """Submit: record the intent, not before ``not_before``, then POST."""
+
+    not_before: float = 0.0
+
+
+@attrs.frozen
+class Submit:
+    """POST, at once: the intent is on disk."""
+
+
+@attrs.frozen(kw_only=True)
+class AwaitTask:
+    """Wait for the task's end, by polls of the API that has it."""
+
+    task_id: TaskId
+    api: ApiName
+
+
+@attrs.frozen
+class AwaitCallback:
+    """Wait for a callback that names the task of a submit in doubt."""
+
+
+@attrs.frozen(kw_only=True)
+class Fetch:
+    """Download the image."""
+
+    task_id: TaskId
+    api: ApiName
+    result_url: str
+
+
+@attrs.frozen
+class Compose:
+    """Compose the image with its original."""
+
+
+@attrs.frozen
+class Verify:
+    """Verify the image."""
+
+
+@attrs.frozen(kw_only=True)
+class WantedChecks:
+    """The checks that a run makes of its images, in this order; ``skip_textless`` before their submit."""
+
+    skip_textless: bool = False
+    preserve: bool = False
+    verify: bool = False
+
+
+NO_CHECKS = WantedChecks()
+
+
+@attrs.frozen(kw_only=True)
+class Settle:
+    """Nothing more to do for this job in this run."""
+
+    state: JobState
+
+
+Step: TypeAlias = LookForText | Begin | Submit | AwaitTask | AwaitCallback | Fetch | Compose | Verify | Settle
+
+
+def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: WantedChecks = NO_CHECKS) -> Step:
+    """Return the next step of a job.
+
+    Args:
+        job: The job.
+        callback_may_come: Whether a callback to the address of its latest attempt would still be received.
+        checks: What is to be checked, before the submit or once its image is saved.
+    """
+    task_id, api = job.task_id, job.api
+    match job.state:
+        case JobState.PENDING:
+            looks = checks.skip_textless and job.charge is Charge.NO
+            return LookForText() if looks else Begin(not_before=job.not_before)
+        case JobState.SUBMITTING:
+            return Submit()
+        case JobState.SUBMITTED if task_id is not None and api is not None:
+            return AwaitTask(task_id=task_id, api=api)
+        case JobState.GENERATED if task_id is not None and api is not None and job.result_url is not None:
+            return Fetch(task_id=task_id, api=api, result_url=job.result_url)
+        case JobState.IN_DOUBT if callback_may_come:
+            return AwaitCallback()
+        case JobState.DONE | JobState.FAILED | JobState.IN_DOUBT:
+            return next_check(job, checks) or Settle(state=job.state)
+    raise IllegalTransition(f"Job {job.key} is {job.state} without a task, its API or a result.")
+
+
+def next_check(job: JobSnapshot, checks: WantedChecks) -> Compose | Verify | None:
+    """Return the first of the wanted checks that was not made of the job's image, or None.
+
+    The copy of an original without text needs none.
+    """
+    if job.state is not JobState.DONE or job.file is None or job.task_id is None:
+        return None
+    made = job.checked or CheckResult()
+    if checks.preserve and made.is_preserved is None:
+        return Compose()
+    return Verify() if checks.verify and made.verdict is None else None
+
+
+def recover(job: JobSnapshot, at: float) -> Event | None:
+    """Return the event that the end of its process is for a job; None if its state stays as it is.
+
+    An intent without an answer is in doubt: the POST may have been sent and charged.
+    """
+    if job.state is not JobState.SUBMITTING:
+        return None
+    return SubmitUnknown(
+        at=at,
+        problem=Problem(
+            type="ConnectionLost",
+            message="The process ended between the intent to submit and the answer; the submit may have been "
+            "charged. Look for the task at kie.ai/logs before submitting the same image again.",
+        ),
+    )
+
+
+def events_of_lost_submit(job: JobSnapshot, at: float, now: float) -> tuple[Event, ...]:
+    """Return the events that put a job in doubt after the journal lost the record of its submit at ``at``.
+
+    They include what must have preceded that submit: a task that failed, or the user's permission. A job that
+    had its result only later, or is in doubt already, needs none: it is not submitted anyway.
+    """
+    problem = Problem(
+        type="ConnectionLost",
+        message="The journal lost the record of a submit; it may have been charged. Look for the task at "
+        "kie.ai/logs before submitting the same image again.",
+    )
+    submit = (SubmitIntended(at=at, api=None), SubmitUnknown(at=now, problem=problem))
+    match job.state:
+        case JobState.PENDING:
+            return submit
+        case JobState.SUBMITTED:
+            return (TaskEndedRetryable(at=at, problem=problem), *submit)
+        case JobState.FAILED:
+            return (RetryGranted(at=at), *submit)
+        case JobState.DONE if job.finished_at is not None and at > job.finished_at:
+            return (RetryGranted(at=at), *submit)
+    return ()
