@@ -427,7 +427,8 @@ class BatchRun:
                 continue
             jobs.append(job)
             names[job.key] = name
-        added = await self._journal.add_jobs(jobs, is_chosen=run.jobs.__contains__)
+        trace = self._session.events.trace_context()
+        added = await self._journal.add_jobs(jobs, is_chosen=run.jobs.__contains__, trace=trace)
         refused = await run.names.refused(added, names)
         for stored in added:
             if stored.number in refused:

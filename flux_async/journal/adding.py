@@ -47,6 +47,7 @@ _IMAGE = "inputImage"
 _IMAGE_BEGINS = f'"{_IMAGE}":"'
 _UNSUBMITTED = frozenset({JobState.PENDING, JobState.FAILED})
 _AT_ONCE = 1000
+_NEW = "trace, priority, key, request, address, bare_address"
 
 
 class Added(NamedTuple):
@@ -131,6 +132,8 @@ class Adding:
         pays_again: Whether an image that was submitted, perhaps under another signature, becomes a new job.
         pays_similar: Whether an address that differs only in its query from a submitted one becomes a new
             job.
+        trace: The trace context of the caller.
+        priority: Priority of new jobs.
         similar_page: Returns the jobs at an address without its query, after a number; None reads the
             journal.
     """
@@ -141,6 +144,8 @@ class Adding:
     is_chosen: Callable[[int], bool]
     pays_again: bool = True
     pays_similar: bool = True
+    trace: str | None = None
+    priority: int = 0
     similar_page: Callable[[int, int], list[StoredJob]] | None = None
     _here: set[int] = attrs.field(factory=set, init=False)
     _has_lost_submits: bool = attrs.field(default=False, init=False)
@@ -171,12 +176,24 @@ class Adding:
             if conflict is not None:
                 raise conflict
             if number is not None and number not in jobs:
-                jobs[number] = stored or _new_job(number, key, request, sources.get(key))
+                jobs[number] = stored or self._new_job(number, key, request, sources.get(key))
         if again := sum(one.paid_as is not None for one in added):
             logger.warning(_PAID_AGAIN, again)
         if similar := sum(one.similar is not None for one in added):
             logger.warning(_SIMILAR, similar)
         return [jobs[number] for number in sorted(jobs)]
+
+    def _new_job(self, number: int, key: JobKey, request: str, source: LocalImage | None) -> StoredJob:
+        path, folder = (None, None) if source is None else (source.path, source.folder)
+        return StoredJob(
+            number=number,
+            request=request,
+            job=JobSnapshot(key=key),
+            source=path,
+            source_folder=folder,
+            trace=self.trace,
+            priority=self.priority,
+        )
 
     # --- new jobs -----------------------------------------------------------------------------------------
 
@@ -200,8 +217,8 @@ class Adding:
             return None
         first = int(self.connection.execute("SELECT coalesce(max(number), 0) + 1 FROM job").fetchone()[0])
         self.connection.executemany(
-            "INSERT INTO job (number, key, request, address, bare_address) VALUES (?, ?, ?, ?, ?)",
-            ((number, *row) for number, row in enumerate(rows, start=first)),
+            f"INSERT INTO job (number, {_NEW}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            ((number, self.trace, self.priority, *row) for number, row in enumerate(rows, start=first)),
         )
         self._here.update(range(first, first + len(rows)))
         return first
@@ -214,8 +231,8 @@ class Adding:
     def _add(self, key: JobKey, request: str, source: LocalImage | None) -> Added:
         addresses = addresses_of(request)
         cursor = self.connection.execute(
-            "INSERT OR IGNORE INTO job (key, request, address, bare_address) VALUES (?, ?, ?, ?)",
-            (key, request, *addresses),
+            f"INSERT OR IGNORE INTO job ({_NEW}) VALUES (?, ?, ?, ?, ?, ?)",
+            (self.trace, self.priority, key, request, *addresses),
         )
         if not cursor.rowcount:
             return self._add_known(key, request, source)
@@ -382,13 +399,6 @@ def _is_named(key: JobKey, request: str) -> bool:
         return digest_key(read_request(request)) != key
     except InvalidInput:  # another release wrote it
         return True
-
-
-def _new_job(number: int, key: JobKey, request: str, source: LocalImage | None) -> StoredJob:
-    path, folder = (None, None) if source is None else (source.path, source.folder)
-    return StoredJob(
-        number=number, request=request, job=JobSnapshot(key=key), source=path, source_folder=folder
-    )
 
 
 def _fields(request: str) -> dict[str, Any]:

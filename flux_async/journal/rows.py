@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 _CONVERTED = ("state", "charge", "problem", "echo", "checked")
 _PLAIN = [a.name for a in attrs.fields(JobSnapshot) if a.name not in {"key", *_CONVERTED}]
-_COLUMNS = ", ".join(("number", "request", "source", "source_folder", "key", *_CONVERTED, *_PLAIN))
+_COLUMNS = ", ".join(
+    ("number", "request", "source", "source_folder", "trace", "priority", "key", *_CONVERTED, *_PLAIN)
+)
 _UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in (*_CONVERTED, *_PLAIN))} WHERE number = ?"
 _plain_values = attrgetter(*_PLAIN)
 _UPDATE_FROM = f"{_UPDATE} AND state = ? AND attempts = ?"
@@ -50,6 +52,7 @@ class StoredJob:
         source: Last known path of that file, as given.
         source_folder: The folder that a relative path starts from.
         trace: The trace context in which the job was added.
+        priority: Its priority in the queue of a service.
     """
 
     number: int
@@ -58,6 +61,7 @@ class StoredJob:
     source: str | None = None
     source_folder: str | None = None
     trace: str | None = None
+    priority: int = 0
 
     def as_job(self) -> Job:
         """Return the job as it was given; raises as :meth:`read` does."""
@@ -85,12 +89,15 @@ def select_jobs(connection: sqlite3.Connection, where: str, *values: object) -> 
 
 
 def _stored_job(row: tuple[Any, ...]) -> StoredJob:
-    number, request, source, source_folder, key, state, charge, problem, echo, checked, *plain = row
+    number, request, source, source_folder, trace, priority, *of_job = row
+    key, state, charge, problem, echo, checked, *plain = of_job
     return StoredJob(
         number=number,
         request=request,
         source=None if source is None else os.fsdecode(source),
         source_folder=None if source_folder is None else os.fsdecode(source_folder),
+        trace=trace,
+        priority=priority,
         job=JobSnapshot(
             key=key,
             state=_STATES[state],

@@ -230,6 +230,8 @@ class Journal:
         *,
         sources: Mapping[JobKey, LocalImage] | None = None,
         is_chosen: Callable[[int], bool] = lambda _: False,
+        trace: str | None = None,
+        priority: int = 0,
     ) -> list[StoredJob]:
         """Add jobs that are not there yet; return all of them, each once, in order of arrival.
 
@@ -242,11 +244,14 @@ class Journal:
             entries: Keys and requests.
             sources: The current files of local images.
             is_chosen: Returns by its number whether a run works on a job: its address stays.
+            trace: The trace context of the caller, for new jobs.
+            priority: Priority of new jobs.
 
         Raises:
             JobConflictError: A key is there with another request; nothing of ``entries`` was added.
         """
         adding = partial(Adding, at=self._clock.wall(), earlier=self._earlier, is_chosen=is_chosen)
+        adding = partial(adding, trace=trace, priority=priority)
         return await self._do(lambda c: adding(connection=c).add_all(entries, sources or {}))
 
     async def add_entries(
@@ -267,7 +272,12 @@ class Journal:
         return await self._do(lambda c: adding(connection=c).add(entries, sources))
 
     async def add_jobs(
-        self, jobs: Sequence[Job], *, is_chosen: Callable[[int], bool] = lambda _: False
+        self,
+        jobs: Sequence[Job],
+        *,
+        is_chosen: Callable[[int], bool] = lambda _: False,
+        trace: str | None = None,
+        priority: int = 0,
     ) -> list[StoredJob]:
         """Add jobs as :meth:`add` does; from its return on they are on disk.
 
@@ -283,11 +293,16 @@ class Journal:
             image = job.request.input_image if isinstance(job.request, EditRequest) else ""
             if isinstance(image, LocalImage) and image.path is not None:
                 sources[job.key] = image
-        return await self.add(entries, sources=sources, is_chosen=is_chosen)
+        return await self.add(entries, sources=sources, is_chosen=is_chosen, trace=trace, priority=priority)
 
     async def take_names(self, names: Mapping[int, str]) -> dict[int, JobKey]:
         """Assign file names to jobs by number; return the jobs whose names are taken, and by which job."""
         return await self._do(lambda c: ownership.take_names(c, names))
+
+    async def queue(self) -> list[tuple[int, int, JobKey]]:
+        """Return priority, number and key of the pending jobs, the first to be submitted first."""
+        sql = "SELECT priority, number, key FROM job WHERE state = ? ORDER BY priority DESC, number"
+        return await self._do(lambda c: c.execute(sql, (JobState.PENDING,)).fetchall())
 
     async def pending_jobs(self) -> AsyncIterator[Job]:
         """Yield the jobs that wait for their first submit, or for another, in order of arrival."""

@@ -259,6 +259,19 @@ async def test_a_journal_in_memory_works_without_a_file(
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_the_queue_has_the_highest_priority_first(path: Path) -> None:
+    """Jobs of one priority keep the order of their arrival; trace and priority survive the process."""
+    async with Journal(path) as journal:
+        await journal.add([(JobKey("first"), "{}"), (JobKey("second"), "{}")])
+        await journal.add([(JobKey("urgent"), "{}")], trace="00-trace", priority=5)
+        await journal.add([(JobKey("urgent"), "{}")], trace="00-other", priority=7)  # it is there already
+    async with Journal(path) as journal:
+        assert [key for _, _, key in await journal.queue()] == ["urgent", "first", "second"]
+        urgent = await journal.job("urgent")
+        assert urgent is not None
+        assert (urgent.trace, urgent.priority) == ("00-trace", 5)
+
+
 async def test_jobs_come_in_pages(path: Path) -> None:
     """A page has at most its limit of jobs and starts after the given number."""
     async with Journal(path) as journal:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from flux_async import Charge, EditRequest, FluxError, RetryPolicy, events, run_batch
@@ -72,6 +73,34 @@ async def test_a_download_that_is_made_again_is_seen(
     retried = [event for event in seen if isinstance(event, events.Retried)]
     assert {event.what for event in retried} == {"download"}
     assert (seen[-1].outcome, seen[-1].is_final, seen[-1].charge) == ("failed", False, Charge.YES)
+
+
+async def test_a_trace_context_is_kept_with_the_job(client: Any, vendor: Any, tmp_path: Path) -> None:
+    """A later run has the context in which the job was added, not its own."""
+
+    @attrs.define(eq=False)
+    class Tracer:
+        context: str = "00-first"
+        seen: list[Any] = attrs.field(factory=list)
+
+        def trace_context(self) -> str:
+            return self.context
+
+        def __call__(self, event: FluxEvent, /) -> None:
+            self.seen.append(event)
+
+    tracer, path = Tracer(), tmp_path / "run.sqlite3"
+    client.session.events.attach(tracer)
+    vendor.script["record-info"] = [Unknown("dropped")]
+    async with run_batch(client, [URL], journal=path):
+        while vendor.count("record-info") < 1:
+            await vendor.clock.sleep(0.1)
+    vendor.script["record-info"] = [vendor.record]
+    tracer.context = "00-second"
+    await run(client, [URL], journal=path)
+    assert {event.trace for event in tracer.seen if not isinstance(event, events.Polled | events.Paused)} == {
+        "00-first"
+    }
 
 
 async def test_a_lost_answer_is_seen_as_a_possible_charge(client: Any, transport: Any, seen: Any) -> None:
