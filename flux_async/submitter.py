@@ -39,6 +39,7 @@ from flux_async.api.envelope import READ_ADVICE, WireRequest, WireResponse
 from flux_async.api.models_table import ApiName
 from flux_async.api.parsing import ids_in, kept_answer
 from flux_async.api.stored_requests import store_request
+from flux_async.api_errors import RateLimitedError
 from flux_async.clock import Clock, Signal
 from flux_async.errors import (
     Charge,
@@ -46,7 +47,6 @@ from flux_async.errors import (
     DeadlineExceeded,
     FluxError,
     InvalidInput,
-    RateLimitedError,
     RequestNotSent,
     Scope,
     TaskMismatch,

@@ -21,7 +21,8 @@ import attrs
 
 from flux_async.api.error_codes import CODES, OK, error_for, rule_for
 from flux_async.api.parsing import EXCERPT, text, whole_number
-from flux_async.errors import Charge, FluxError, Scope, ServerError, UnexpectedResponse
+from flux_async.api_errors import ServerError
+from flux_async.errors import Charge, FluxError, Scope, UnexpectedResponse
 
 READ_ADVICE = "A poll costs nothing: try again."
 SERVER_ERRORS = 500

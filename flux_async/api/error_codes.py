@@ -21,14 +21,11 @@ from typing import Any
 
 import attrs
 
-from flux_async.errors import (
+from flux_async.api_errors import (
     ApiError,
     AuthenticationError,
-    Charge,
-    ConfigurationError,
     ContentPolicyError,
     FeatureDisabledError,
-    FluxError,
     InsufficientCreditsError,
     InvalidRequestError,
     KeyLimitError,
@@ -36,9 +33,9 @@ from flux_async.errors import (
     NotFoundError,
     PermissionDeniedError,
     RateLimitedError,
-    Scope,
     ServerError,
 )
+from flux_async.errors import Charge, ConfigurationError, FluxError, Scope
 
 OK = 200
 

@@ -28,7 +28,8 @@ from flux_async.api.envelope import (
 from flux_async.api.error_codes import OK, PollMeaning, rule_for
 from flux_async.api.models_table import ApiName
 from flux_async.api.stored_requests import stored_name
-from flux_async.errors import Charge, NotFoundError, shown
+from flux_async.api_errors import NotFoundError
+from flux_async.errors import Charge, shown
 from flux_async.models import TaskId, TaskRecord, TaskStatus
 
 _NO_TASK = (

@@ -30,16 +30,8 @@ from flux_async.api.envelope import (
     unexpected,
 )
 from flux_async.api.error_codes import CODES, OK, error_for
-from flux_async.errors import (
-    Charge,
-    FluxError,
-    InvalidInput,
-    Scope,
-    ServerError,
-    UnexpectedResponse,
-    UploadRejected,
-    shown,
-)
+from flux_async.api_errors import ServerError, UploadRejected
+from flux_async.errors import Charge, FluxError, InvalidInput, Scope, UnexpectedResponse, shown
 
 STREAM_PATH = "/api/file-stream-upload"
 URL_PATH = "/api/file-url-upload"

@@ -19,16 +19,11 @@ from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.api.models_table import RETENTION_S, AnyModel
 from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import read_model
+from flux_async.api_errors import NotFoundError
 from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.open_journal import check_key, open_journal, record_event
 from flux_async.batch.options import BatchClient, check_client, check_flag
-from flux_async.errors import (
-    FluxError,
-    InvalidInput,
-    JournalError,
-    NotFoundError,
-    Scope,
-)
+from flux_async.errors import FluxError, InvalidInput, JournalError, Scope
 from flux_async.job_state import (
     JobState,
     ResubmitGranted,

@@ -4,17 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from flux_async.errors import (
-    Charge,
-    ConnectionLost,
-    FluxError,
-    MaintenanceError,
-    RateLimitedError,
-    RequestNotSent,
-    Scope,
-    ServerError,
-    UnexpectedResponse,
-)
+from flux_async.api_errors import MaintenanceError, RateLimitedError, ServerError
+from flux_async.errors import Charge, ConnectionLost, FluxError, RequestNotSent, Scope, UnexpectedResponse
 from flux_async.policy import not_negative, positive_integer, positive_number
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 import flux_async
-from flux_async import errors, models, public
+from flux_async import api_errors, errors, models, public
 
 
 def test_all_is_sorted() -> None:
@@ -31,10 +31,10 @@ def test_all_is_every_public_name() -> None:
 
 
 def test_every_error_is_exported_and_has_the_one_base() -> None:
-    """Every exception class of ``errors`` is exported, and ``except FluxError`` catches each of them."""
+    """Every exception class of the two modules is exported, and ``except FluxError`` catches each of them."""
     kinds = {
         name: kind
-        for name, kind in vars(errors).items()
+        for name, kind in (vars(errors) | vars(api_errors)).items()
         if inspect.isclass(kind) and issubclass(kind, BaseException)
     }
     assert kinds.keys() <= set(flux_async.__all__)

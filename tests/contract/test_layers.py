@@ -7,7 +7,7 @@
     L3  files/download, files/upload, poller → session → submitter    imaging   L0 only
     L2  transport  files  journal  clock         testing   for users' tests
     L1  events → job_state  policy  api          pure: no await, no time, no randomness
-    L0  models → images → errors → advice
+    L0  models → images → errors → advice        api_errors → errors
 
 A new module or package needs a row in each table.
 """
@@ -29,7 +29,7 @@ import flux_async
 PACKAGE = Path(flux_async.__file__).parent
 TESTS = Path(__file__).parents[1]
 
-L0 = {"advice", "errors", "images", "models"}
+L0 = {"advice", "api_errors", "errors", "images", "models"}
 L1 = {"api", "events", "job_state", "policy"}
 L2 = {"clock", "files", "journal", "transport"}
 L3 = {"files.download", "files.upload", "observed_call", "poll_rate", "poller", "session", "submitter"}
@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     # What each may import, besides itself; a dotted name allows that module only.
     "advice": set(),
     "errors": {"advice"},
+    "api_errors": {"errors"},
     "images": {"errors"},
     # Requests are checked by the table of models, which itself stands on the errors.
     "models": {"errors", "images", "api.models_table"},
@@ -85,6 +86,7 @@ OUTSIDE: dict[str, set[str]] = {
     # The third-party packages it may import.
     "advice": set(),
     "errors": set(),
+    "api_errors": set(),
     "images": {"attrs"},
     "models": {"attrs"},
     "api.models_table": {"attrs"},

@@ -8,16 +8,15 @@ import pytest
 
 from flux_async import Failed, FluxClient, FluxError, InDoubt, RetryPolicy, Succeeded
 from flux_async.api.envelope import WireResponse
-from flux_async.batch.runner import run_batch
-from flux_async.errors import (
+from flux_async.api_errors import (
     AuthenticationError,
-    Charge,
     FeatureDisabledError,
     InsufficientCreditsError,
     KeyLimitError,
     PermissionDeniedError,
-    RequestNotSent,
 )
+from flux_async.batch.runner import run_batch
+from flux_async.errors import Charge, RequestNotSent
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
 from flux_async.transport import Answered, NotSent, Unknown

@@ -17,14 +17,9 @@ import pytest
 
 from flux_async import DiskFull, EditRequest, Failed, FluxClient, Job, JobKey, Limits, PollPolicy, Succeeded
 from flux_async.api.stored_requests import store_request
+from flux_async.api_errors import InsufficientCreditsError
 from flux_async.batch.runner import run_batch
-from flux_async.errors import (
-    BudgetExhausted,
-    InsufficientCreditsError,
-    InvalidInput,
-    JobConflictError,
-    JournalBusyError,
-)
+from flux_async.errors import BudgetExhausted, InvalidInput, JobConflictError, JournalBusyError
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal
 from flux_async.transport import FileStream
