@@ -38,6 +38,7 @@ from flux_async.cli.common_options import (
     with_options,
     without_none,
 )
+from flux_async.cli.destination import RunOutput, split_output
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
@@ -80,7 +81,19 @@ def cli() -> None:
 @click.option(
     "--split", help="Separator of several images in one cell: makes one job of each.", metavar="SEPARATOR"
 )
-@OUTPUT_FOLDER
+@click.option(
+    "-o",
+    "--output",
+    type=RunOutput(),
+    default=Path("flux-out"),
+    help="Folder for the results, or an address: s3://bucket/prefix, gs://…, az://….",
+    metavar="DIR|URL",
+)
+@click.option(
+    "--journal-dir",
+    type=FOLDER_PATH,
+    help="Folder for journal and report, where -o is an address; named after it if left out.",
+)
 @RUN_OPTIONS
 @click.option(
     "--on-doubt",
@@ -101,6 +114,8 @@ def remove_text(
     lists: tuple[str, ...],
     column: str | None,
     split: str | None,
+    output: Path | str,
+    journal_dir: Path | None,
     on_doubt: str,
     dry_run: bool,
     as_json: bool,
@@ -122,7 +137,8 @@ def remove_text(
     with those names. A row that cannot be read fails alone.
 
     The folder gets journal.sqlite3, images/ and results.jsonl with one JSON object per image. stdout gets the
-    paths of the images, everything else goes to stderr.
+    paths of the images, everything else goes to stderr. With an address the images go there, and the rest to
+    a folder of this machine, which the other commands take.
 
     Run the same command again to resume, however the last run ended. Images that succeeded are not submitted
     again; a task that was submitted is waited for or downloaded, never resubmitted. Images that failed, or
@@ -131,8 +147,11 @@ def remove_text(
     from flux_async.cli.dry_run import run_dry  # noqa: PLC0415 - loads rich
     from flux_async.cli.run_command import run_remove_text  # noqa: PLC0415 - loads rich
 
+    folder, destination = split_output(output, journal_dir)
     options = read_run_options(
         **run,
+        folder=folder,
+        destination=destination,
         asks=can_ask() and STDIN not in (*images, *lists),
         in_doubt=InDoubtPolicy(on_doubt),
         repeats=("--on-doubt resubmit",) if on_doubt == InDoubtPolicy.RESUBMIT else (),

@@ -18,7 +18,7 @@ from flux_async.cli.credits import SKIPS, in_credits
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.input_reader import Row, not_paid_for, read_row, refusal_text
 from flux_async.cli.input_rows import InputRow
-from flux_async.cli.results import IMAGES, refused_row
+from flux_async.cli.results import IMAGES, is_address, refused_row
 from flux_async.cli.run_folder import JOURNAL, Bits
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.status import warning_of_lost_records
@@ -154,7 +154,7 @@ class DryRun:
 
     def _is_here(self, stored: StoredJob) -> bool:
         file = stored.job.file
-        is_here = file is not None and (self.options.folder / IMAGES / file).is_file()
+        is_here = file is not None and (is_address(file) or (self.options.folder / IMAGES / file).is_file())
         return is_here or not self.options.download
 
     def _refuse(self, count: str, given: InputRow, error: FluxError) -> None:

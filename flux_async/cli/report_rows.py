@@ -12,9 +12,10 @@ from typing import Any, Self
 import attrs
 
 from flux_async.api.models_table import credits_of
-from flux_async.cli.results import IMAGES, ErrorNote, ResultFile, ResultRow, Status, row_of
+from flux_async.cli.results import IMAGES, ErrorNote, ResultFile, ResultRow, Status, is_address, row_of
 from flux_async.cli.run_folder import ORIGINALS
 from flux_async.errors import Charge
+from flux_async.images import is_object
 from flux_async.job_state import JobSnapshot, JobState, verdict_in
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import StoredJob
@@ -109,7 +110,7 @@ class RowReader:
         is_in_progress = job.state is JobState.SUBMITTING and self.is_running
         kind = Kind.PENDING if is_in_progress else Kind(row.status.value)
         error = self.problems.get(job.key) if kind is Kind.PENDING else row.error
-        result = None if row.file is None else self.folder / row.file
+        result = None if row.file is None or is_address(row.file) else self.folder / row.file
         checked = job.checked or CheckResult()
         original = self._original(stored)
         is_copy = row.saved_credits is not None
@@ -124,7 +125,7 @@ class RowReader:
             kind=kind,
             stage=_STAGES.get(job.state) if kind is Kind.PENDING else None,
             original=original,
-            original_url=row.image if stored.source is None else None,
+            original_url=row.image if stored.source is None and not is_object(row.image) else None,
             vendor=self._picture(vendor),
             preserved=self._picture(result) if checked.is_preserved or is_copy else None,
             hole=self._hole(checked, original, result) if checked.is_preserved else (),

@@ -100,7 +100,7 @@ class ResultRow:
         task_id: The vendor's task, or None.
         api: The API that this task, or the latest submit, was sent to, or None.
         result_url: The address of the result at the vendor, for 14 days, of the jobs API for 24 hours.
-        file: The image file, relative to the folder, with forward slashes.
+        file: The image file, relative to the folder, with forward slashes; or the address of the object.
         charge: Whether it was paid for.
         credits: What its task has cost, or None where that was not measured.
         error: Why there is no file. With "pending": an error of this run; the image is not lost. With
@@ -200,7 +200,7 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         task_id=job.task_id,
         api=job.api,
         result_url=job.result_url,
-        file=f"{IMAGES}/{job.file}" if kept else None,
+        file=_place_of(job.file) if kept and job.file is not None else None,
         sha256=job.sha256 if kept else None,
         charge=job.charge,
         credits=job.credits,
@@ -211,6 +211,15 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         finished_at=utc_text(job.finished_at),
         **_found_by_checks(job if kept else None),
     )
+
+
+def is_address(file: str) -> bool:
+    """Return whether a result is in an object store: no file of a folder has ``://`` in its name."""
+    return "://" in file
+
+
+def _place_of(file: str) -> str:
+    return file if is_address(file) else f"{IMAGES}/{file}"
 
 
 def _found_by_checks(job: JobSnapshot | None) -> dict[str, Any]:

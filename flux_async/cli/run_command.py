@@ -35,10 +35,11 @@ from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.cli.advice import AfterRun, Cost, error_text, while_writing
 from flux_async.cli.credits import Ask, Questions, Spending, in_credits
+from flux_async.cli.destination import check_destination
 from flux_async.cli.display import RunDisplay, RunView, WindowUse, notify, summary_table
 from flux_async.cli.input_reader import InputReader
 from flux_async.cli.input_rows import InputRow
-from flux_async.cli.results import ResultsError, Status, utc_text
+from flux_async.cli.results import ResultsError, Status, is_address, utc_text
 from flux_async.cli.run_folder import RunFolder, Selection, Totals, file_stem
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
@@ -70,7 +71,11 @@ def run_selected(options: RunOptions, select: Select, *, as_json: bool) -> Exit:
         MissingExtra: The checks of the options cannot be made; nothing was sent or changed.
     """
     require_extra(options.checks)
-    display = RunDisplay(output=Output(), as_json=as_json, show_path=lambda file: str(options.folder / file))
+    display = RunDisplay(
+        output=Output(),
+        as_json=as_json,
+        show_path=lambda file: file if is_address(file) else str(options.folder / file),
+    )
 
     async def command(interruption: Interruption) -> Exit:
         return await RunCommand(
@@ -146,7 +151,7 @@ class RunCommand:
         with self._listener():
             async with self.make_client() as client:
                 account = "" if self.options.only_checks else client.fingerprint
-                folder = await RunFolder.open(self.options.folder, account=account)
+                folder = await self._open_folder(account)
                 try:
                     await self._work(client, folder)
                 finally:
@@ -157,6 +162,16 @@ class RunCommand:
                             self._selection.extra.close()
                             await folder.aclose()
         return code
+
+    async def _open_folder(self, account: str) -> RunFolder:
+        options = self.options
+        folder = await RunFolder.open(options.folder, account=account, destination=options.destination)
+        try:
+            await check_destination(folder.sink, options.checks, download=options.download)
+        except BaseException:
+            await folder.aclose()
+            raise
+        return folder
 
     @contextlib.contextmanager
     def _listener(self) -> Iterator[None]:
@@ -237,7 +252,7 @@ class RunCommand:
 
     async def _fetch_missing(self, client: FluxClient, folder: RunFolder) -> None:
         await self._starts.wait()
-        if self.options.only_checks or not await self._selection.opened():
+        if folder.sink is not None or self.options.only_checks or not await self._selection.opened():
             self._all_fetched.set()
             return
 
@@ -302,7 +317,8 @@ class RunCommand:
             client,
             self._feed(folder),
             journal=folder.journal,
-            directory=folder.images if options.download else None,
+            directory=folder.images if options.download and folder.sink is None else None,
+            sink=folder.sink,
             originals=folder.originals if options.keeps_originals else None,
             name_file=_name_file,
             in_doubt=options.in_doubt,

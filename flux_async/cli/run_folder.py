@@ -27,7 +27,9 @@ import attrs
 from flux_async import ConfigurationError, Job, JobKey
 from flux_async.api.models_table import AnyModel
 from flux_async.cli.advice import command
+from flux_async.cli.destination import settle_destination
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, Status, row_of
+from flux_async.files.object_store import ObjectStoreSink
 from flux_async.job_state import JobState, Problem
 from flux_async.journal.guard import find_rescued
 from flux_async.journal.reader import JournalReader
@@ -341,6 +343,7 @@ class RunFolder:
         journal: Its journal.
         reader: A read-only connection to the journal, which does not wait for the run's writes.
         results: Its ``results.jsonl``.
+        sink: Receives the images, if they do not go into the folder.
         obstacles: Errors of this run, by the number of a job that has not ended.
         settled_here: The numbers of the jobs whose outcome this run has recorded.
     """
@@ -349,12 +352,18 @@ class RunFolder:
     journal: Journal
     reader: JournalReader
     results: ResultFile
+    sink: ObjectStoreSink | None = None
     obstacles: dict[int, Problem] = attrs.field(factory=dict)
     settled_here: Bits = attrs.field(factory=Bits)
 
     @classmethod
-    async def open(cls, path: Path, *, account: str) -> Self:
+    async def open(cls, path: Path, *, account: str, destination: str | None = None) -> Self:
         """Open the folder; it is made where it is missing.
+
+        Args:
+            path: The folder.
+            account: The fingerprint of the key.
+            destination: The address that its images go to, where the command names one.
 
         Raises:
             ConfigurationError: It cannot be used.
@@ -364,12 +373,13 @@ class RunFolder:
         journal = await Journal(path / JOURNAL).open(account=account)
         try:
             reader = JournalReader(path / JOURNAL)
+            sink = settle_destination(path, destination, has_jobs=any(reader.counts().values()))
         except BaseException:
             await journal.aclose()
             raise
         results = ResultFile(path)
         results.remove_parts()
-        return cls(path=path, journal=journal, reader=reader, results=results)
+        return cls(path=path, journal=journal, reader=reader, results=results, sink=sink)
 
     async def aclose(self) -> None:
         """Close the journal."""
@@ -407,8 +417,9 @@ class RunFolder:
                 yield stored.job.key
 
     def has_image(self, stored: StoredJob) -> bool:
-        """Return whether the image of a job that is done is in the folder."""
-        return stored.job.file is not None and (self.images / stored.job.file).is_file()
+        """Return whether the image of a job that is done is in the folder, or was saved in the store."""
+        file = stored.job.file
+        return file is not None and (self.sink is not None or (self.images / file).is_file())
 
     def row(self, stored: StoredJob) -> ResultRow:
         """Return the row of a job, from the journal and from the errors of this run."""

@@ -68,6 +68,7 @@ class RunOptions:
 
     Attributes:
         folder: Holds journal, images and results.
+        destination: The address that the images go to instead, or None.
         limits: The account's rate limit, and the most tasks in flight.
         transport: Library that makes the requests; None stands for ``KIE_TRANSPORT``, else httpx.
         api: API that images are submitted to; None stands for ``KIE_API``, else kontext.
@@ -97,6 +98,7 @@ class RunOptions:
     """
 
     folder: Path
+    destination: str | None = None
     limits: Limits = attrs.field(factory=Limits)
     transport: TransportName | None = None
     api: ApiName | None = None

@@ -29,9 +29,13 @@ UNPRIVILEGED = ("postgres", "nobody")
 
 
 class Server(Protocol):
-    """A process that serves on a port of this machine."""
+    """A process that serves on a port of this machine.
 
-    port: int
+    Attributes:
+        reserved: Holds the port, also while the process is stopped.
+    """
+
+    reserved: socket.socket
 
     def command(self) -> list[str]:
         """Return its command line."""
@@ -42,12 +46,21 @@ class Server(Protocol):
         ...
 
 
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def reserved_port() -> socket.socket:
+    """Return a socket with a port that the system gives to no other process.
+
+    A socket that does not listen, with SO_REUSEADDR, lets a server bind its port all the same.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
+def port_of(reserved: socket.socket) -> int:
+    """Return the port of a socket."""
+    port: int = reserved.getsockname()[1]
+    return port
 
 
 def is_listening(port: int) -> bool:
@@ -107,6 +120,7 @@ def running(server: Server, log: Path, **options: Any) -> Iterator[RunningServer
             running_server.stop()
         finally:
             running_server.stop(signal.SIGKILL)
+            server.reserved.close()
 
 
 @contextmanager
@@ -130,8 +144,13 @@ class Postgres:
 
     bin: Path
     folder: Path
-    port: int = attrs.field(factory=free_port)
+    reserved: socket.socket = attrs.field(factory=reserved_port)
     options: dict[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return port_of(self.reserved)
 
     def dsn(self, database: str = "postgres") -> str:
         """Return the address of a database."""
@@ -203,7 +222,12 @@ class Redis:
     """A Redis server without persistence."""
 
     folder: Path
-    port: int = attrs.field(factory=free_port)
+    reserved: socket.socket = attrs.field(factory=reserved_port)
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return port_of(self.reserved)
 
     @property
     def url(self) -> str:
@@ -228,7 +252,12 @@ class S3:
     """An S3 server; what it holds outlives SIGTERM, not SIGKILL."""
 
     folder: Path
-    port: int = attrs.field(factory=free_port)
+    reserved: socket.socket = attrs.field(factory=reserved_port)
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return port_of(self.reserved)
 
     @property
     def endpoint(self) -> str:
