@@ -95,7 +95,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types, ours and those that users see."""
     pyright = f"pyright=={PYRIGHT}" if _node_is_recent() else f"pyright[nodejs]=={PYRIGHT}"
-    session.install("--editable", ".[aiohttp,demo,httpx2,orjson,storage,testing]", MYPY, pyright)
+    session.install("--editable", ".[aiohttp,demo,engine,httpx2,orjson,storage,testing]", MYPY, pyright)
     session.run("mypy")
     session.run("mypy", "tests/typing")
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}

@@ -1,0 +1,84 @@
+"""The rate limiter and the health of each key, shared by all workers of a database.
+
+Rules:
+
+1. A permit is one row update: the generic cell rate algorithm with a burst of one, on the clock of the
+   database. So three workers of one account space their submits as one would.
+2. A worker takes one permit at a time and submits at once: permits that wait would let a later job of higher
+   priority wait for them.
+3. A key that the vendor refuses, an empty balance, and answers that make no sense halt that key's submits for
+   all workers, not those of other keys. After ten minutes one worker tries again.
+"""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+
+from flux_async.engine.database import Database
+from flux_async.job_state import Problem
+from flux_async.policy.rate_limit import HALT_S, Limits, RateLimiter
+
+_NOW = "extract(epoch FROM clock_timestamp())::float8"
+
+
+@attrs.frozen(kw_only=True)
+class Permit:
+    """Permission for one submit.
+
+    Attributes:
+        account: The fingerprint of the key that makes it.
+        wait_s: Seconds until it may start.
+    """
+
+    account: str
+    wait_s: float
+
+
+@attrs.frozen
+class Accounts:
+    """The accounts of a database."""
+
+    database: Database
+
+    async def register(self, account: str, limits: Limits) -> None:
+        """Set the rate of an account, also while workers run, and end its halt."""
+        await self.database.execute(
+            "INSERT INTO flux_async.account (fingerprint, spacing_s) VALUES (%(account)s, %(spacing_s)s) "
+            "ON CONFLICT (fingerprint) DO UPDATE SET spacing_s = excluded.spacing_s, halted_until = 0, "
+            "problem = NULL",
+            account=account,
+            spacing_s=RateLimiter(limits).spacing_s,
+        )
+
+    async def permit(self, accounts: list[str]) -> Permit | None:
+        """Take the earliest permit of several accounts; None if all of them are halted."""
+        row = await self.database.row(
+            f"UPDATE flux_async.account SET next_at = greatest(next_at, {_NOW}) + spacing_s "
+            "WHERE fingerprint = (SELECT fingerprint FROM flux_async.account "
+            f"WHERE fingerprint = ANY(%(accounts)s) AND halted_until <= {_NOW} "
+            "ORDER BY next_at LIMIT 1 FOR UPDATE) "
+            f"RETURNING fingerprint, next_at - spacing_s - {_NOW} AS wait_s",
+            accounts=accounts,
+        )
+        return None if row is None else Permit(account=row["fingerprint"], wait_s=max(0.0, row["wait_s"]))
+
+    async def pause(self, account: str, seconds: float) -> None:
+        """Give no permit for ``seconds``: the vendor asked all requests to wait (429, 455)."""
+        await self.database.execute(
+            f"UPDATE flux_async.account SET next_at = greatest(next_at, {_NOW} + %(seconds)s) "
+            "WHERE fingerprint = %(account)s",
+            account=account,
+            seconds=seconds,
+        )
+
+    async def halt(self, account: str, problem: Problem, seconds: float = HALT_S) -> None:
+        """Give no permit until ``seconds`` have passed, or until a worker of the account starts."""
+        await self.database.execute(
+            f"UPDATE flux_async.account SET halted_until = {_NOW} + %(seconds)s, problem = %(problem)s "
+            "WHERE fingerprint = %(account)s",
+            account=account,
+            seconds=seconds,
+            problem=json.dumps(attrs.asdict(problem)),
+        )

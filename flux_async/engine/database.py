@@ -1,0 +1,175 @@
+"""One PostgreSQL database: connections, transactions that outlive a restart of the server, and the schema."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, TypeAlias, TypeVar
+
+import anyio.to_thread
+import attrs
+from dbos import DBOSClient, run_dbos_database_migrations
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from flux_async.clock import Clock, SystemClock
+from flux_async.errors import ConfigurationError, JournalError
+
+logger: logging.Logger = logging.getLogger("flux_async.engine")
+
+T = TypeVar("T")
+Row: TypeAlias = Mapping[str, Any]
+
+PATIENCE_S = 60.0
+"""Seconds for which one operation waits for a server that restarts."""
+_RETRY_S = 0.5
+_CONNECTIONS = 8
+_SCHEMA_LOCK = 0x666C7578
+"""Key of the advisory lock under which the schema is made."""
+
+
+@attrs.define(eq=False)
+class Database:
+    """Connections to one database.
+
+    Attributes:
+        dsn: Its address, ``postgresql://user@host/name``.
+        clock: The reader of time.
+
+    Raises:
+        ConfigurationError: ``dsn`` is no address of PostgreSQL.
+    """
+
+    dsn: str = attrs.field(repr=False)
+    clock: Clock = attrs.field(factory=SystemClock, repr=False)
+    _url: URL = attrs.field(init=False, repr=False)
+    _engine: AsyncEngine | None = attrs.field(default=None, init=False, repr=False)
+    _client: DBOSClient | None = attrs.field(default=None, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            self._url = make_url(self.dsn)
+        except ArgumentError:
+            raise _no_dsn() from None
+        if self._url.get_backend_name() not in {"postgresql", "postgres"}:
+            raise _no_dsn()
+
+    def __str__(self) -> str:
+        return f"PostgreSQL at {self._url.host or 'the local socket'}:{self._url.port or 5432}"
+
+    @property
+    def conninfo(self) -> str:
+        """The address as PostgreSQL's own library reads it."""
+        return self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    @property
+    def client(self) -> DBOSClient:
+        """DBOS's client: enqueues, lists and resumes workflows."""
+        if self._client is None:
+            self._client = DBOSClient(system_database_url=self.sqlalchemy_url, lazy=True)
+        return self._client
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The address as SQLAlchemy and DBOS read it."""
+        return self._url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+
+    async def open(self) -> None:
+        """Connect, and make the schema where there is none.
+
+        Raises:
+            ConfigurationError: The server does not answer, or refuses the user or the database.
+        """
+        if self._engine is not None:
+            return
+        engine = create_async_engine(
+            self.sqlalchemy_url, pool_size=_CONNECTIONS, max_overflow=0, pool_pre_ping=True
+        )
+        try:
+            async with engine.begin() as connection:
+                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
+                await anyio.to_thread.run_sync(run_dbos_database_migrations, self.sqlalchemy_url)
+                await connection.exec_driver_sql(files(__package__).joinpath("schema.sql").read_text("utf-8"))
+        except (DBAPIError, OSError) as error:
+            await engine.dispose()
+            raise ConfigurationError(
+                f"{self} cannot be used: {in_words(error)}.",
+                advice="Check the DSN, and that the server runs; nothing was sent.",
+            ) from None
+        self._engine = engine
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await anyio.to_thread.run_sync(client.destroy)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.dispose()
+
+    async def transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run ``work`` in a transaction and return after its commit.
+
+        A connection that breaks is replaced, and ``work`` runs again: it must find out whether its commit had
+        succeeded.
+
+        Raises:
+            JournalError: The server did not answer for a minute, or refused a statement.
+        """
+        assert self._engine is not None, "the database is not open"  # noqa: S101 - Engine and Worker open it
+        ends = self.clock.monotonic() + PATIENCE_S
+        while True:
+            try:
+                async with self._engine.begin() as connection:
+                    return await work(connection)
+            except IntegrityError:
+                raise
+            except (DBAPIError, OSError) as error:
+                if not is_lost(error) or self.clock.monotonic() > ends:
+                    raise JournalError(f"{self} failed: {in_words(error)}.") from None
+                logger.info("%s does not answer: %s", self, in_words(error))
+            await self.clock.sleep(_RETRY_S)
+
+    async def rows(self, sql: str, **values: object) -> Sequence[Row]:
+        """Run one statement and return its rows; raises as :meth:`transaction` does."""
+        return await self.transaction(lambda connection: query(connection, sql, **values))
+
+    async def row(self, sql: str, **values: object) -> Row | None:
+        """Run one statement and return its first row, or None."""
+        return next(iter(await self.rows(sql, **values)), None)
+
+    async def execute(self, sql: str, **values: object) -> int:
+        """Run one statement and return the number of rows that it changed."""
+
+        async def work(connection: AsyncConnection) -> int:
+            return (await connection.exec_driver_sql(sql, values)).rowcount
+
+        return await self.transaction(work)
+
+
+async def query(connection: AsyncConnection, sql: str, **values: object) -> Sequence[Row]:
+    """Run one statement in a transaction and return its rows."""
+    return [dict(row) for row in (await connection.exec_driver_sql(sql, values)).mappings()]
+
+
+def is_lost(error: DBAPIError | OSError) -> bool:
+    """Whether the connection broke or the server was starting or stopping: the same may succeed later."""
+    if isinstance(error, OSError) or error.connection_invalidated:
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    # Class 08 is connections, 57P a shutdown or start, 40 a conflict with another transaction.
+    return state is None or state.startswith(("08", "57P", "40"))
+
+
+def in_words(error: BaseException) -> str:
+    """Return the first line of a library's error, without its full stop."""
+    text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _no_dsn() -> ConfigurationError:
+    return ConfigurationError(
+        "The DSN is no address of PostgreSQL.", advice="Write postgresql://user@host:5432/database."
+    )

@@ -1,0 +1,451 @@
+"""Puts jobs into the database, and reads how they stand; any process may do so, without a key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import attrs
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from flux_async.api.stored_requests import IMAGE_FIELD, read_image, store_request, without_terms
+from flux_async.batch.inputs import Input, check_images, each, read_job
+from flux_async.batch.job_runner import outcome_of
+from flux_async.batch.options import in_doubt_policy
+from flux_async.engine.database import Database, Row, query
+from flux_async.engine.queues import SUBMIT_QUEUE, enqueue_watch, to_submit
+from flux_async.engine.store import COLUMNS, notify, stored_job, subject
+from flux_async.errors import FluxError, InvalidInput, JobConflictError, shown
+from flux_async.images import LocalImage
+from flux_async.job_state import JobState, Problem
+from flux_async.journal.store import StoredJob
+from flux_async.models import CallbackEvent, EditRequest, Failed, InDoubtPolicy, Job, Outcome, digest_key
+from flux_async.policy import check_positive
+from flux_async.policy.image_urls import is_resigned, unsigned_url
+
+_CHUNK = 500
+_LONGEST_NAME, _LARGEST_PRIORITY = 100, 10_000
+_LOOK_S = 1.0
+_OVERLAP = 200
+"""Outcomes that are read once more: their numbers are given before their transactions end."""
+_MOST_CALLBACKS = 8
+_WORK_LEFT = "settled IS NULL AND (attempts > 0 OR NOT batch.is_cancelled)"
+
+_IN_FLIGHT = frozenset({JobState.SUBMITTING, JobState.SUBMITTED, JobState.GENERATED})
+
+
+@attrs.frozen(kw_only=True)
+class BatchStatus:
+    """How a batch stands.
+
+    Attributes:
+        pending: Jobs that were not submitted yet.
+        in_flight: Jobs that are submitted, and whose result is not saved yet.
+        succeeded: Jobs that have their image.
+        failed: Jobs that ended without.
+        in_doubt: Jobs whose submit may have been charged.
+        credits: What its tasks have cost, as far as their records say.
+        is_cancelled: Whether its pending jobs are not submitted any more.
+    """
+
+    pending: int = 0
+    in_flight: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    in_doubt: int = 0
+    credits: float = 0.0
+    is_cancelled: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class BatchRow:
+    """A job of a batch, and the problem that ended the work on it before a final state, if there was one."""
+
+    stored: StoredJob
+    obstacle: Problem | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Return the job of a row."""
+        return cls(
+            stored=stored_job(row), obstacle=None if row["obstacle"] is None else Problem(**row["obstacle"])
+        )
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the job."""
+        job = self.stored.as_job()
+        if self.obstacle is not None:
+            return Failed(
+                job=job, error=FluxError(self.obstacle.message, advice="", charge=self.stored.job.charge)
+            )
+        return outcome_of(self.stored.job, job, None, None)
+
+
+class Engine:
+    """Jobs in a PostgreSQL database, which :class:`flux_async.engine.Worker` processes work on.
+
+    It connects with the first call, and makes its tables if there are none. It is also an inbox: give it to a
+    :class:`flux_async.WebhookReceiver` in place of a journal, in any process.
+
+    Args:
+        dsn: The database, ``postgresql://user@host:5432/name``.
+
+    Raises:
+        ConfigurationError: ``dsn`` is no address of PostgreSQL, or nothing answers there (at the first call).
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._database = Database(dsn)
+
+    def __repr__(self) -> str:
+        return f"<Engine on {self._database}>"
+
+    async def __aenter__(self) -> Self:
+        await self._database.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._database.aclose()
+
+    @property
+    def database(self) -> Database:
+        """The database."""
+        return self._database
+
+    # --- submitting ---------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        jobs: Iterable[Input] | AsyncIterable[Input],
+        *,
+        batch: str,
+        priority: int = 100,
+        in_doubt: InDoubtPolicy | Literal["hold", "resubmit"] = InDoubtPolicy.HOLD,
+        timeout: float = 300.0,
+        max_paid_attempts: int = 1,
+    ) -> EngineBatch:
+        """Add jobs to a batch and return it; workers submit them.
+
+        The same jobs again change nothing, and resume a batch that was cancelled. A job without a key of its
+        own is named by its request, without the signature of its address: a renewed signature is no new job.
+
+        Args:
+            jobs: Addresses, requests or jobs, read lazily; files of this machine are refused.
+            batch: The name of the batch.
+            priority: Jobs with a lower number are submitted first; interactive work below 100.
+            in_doubt: What to do with submits whose answer never came, once no callback can come any more.
+            timeout: Seconds that a task may take before it is looked for less often.
+            max_paid_attempts: Tasks that may be paid for one job.
+
+        Raises:
+            InvalidInput: An input is no request, or names a file of this machine.
+            JobConflictError: A key is given with another request than before; what preceded it is enqueued.
+            ConfigurationError: The database does not answer.
+        """
+        check_images(jobs)
+        _check_name(batch)
+        if not 1 <= priority <= _LARGEST_PRIORITY:
+            raise InvalidInput(
+                f"priority must be a number from 1 to {_LARGEST_PRIORITY}, not {shown(priority)}."
+            )
+        options = {
+            "in_doubt": in_doubt_policy(in_doubt).value,
+            "timeout_s": check_positive(timeout, "timeout"),
+            "max_paid_attempts": int(check_positive(max_paid_attempts, "max_paid_attempts")),
+        }
+        await self._database.open()
+        await self._open_batch(batch, options)
+        chunk: list[Job] = []
+        async for given in each(jobs):
+            chunk.append(_portable(await read_job(given)))
+            if len(chunk) == _CHUNK:
+                await self._add(batch, chunk, priority)
+                chunk = []
+        await self._add(batch, chunk, priority)
+        return EngineBatch(batch, self._database)
+
+    def batch(self, name: str) -> EngineBatch:
+        """Return a batch that was submitted before, perhaps by another process."""
+        return EngineBatch(_check_name(name), self._database)
+
+    async def _open_batch(self, batch: str, options: dict[str, Any]) -> None:
+        """Make a batch, or resume it."""
+        cancelled = await self._database.row(
+            "SELECT is_cancelled FROM flux_async.batch WHERE name = %(batch)s AND is_cancelled", batch=batch
+        )
+        await self._database.execute(
+            "INSERT INTO flux_async.batch (name, options, created_at) "
+            "VALUES (%(batch)s, %(options)s, extract(epoch FROM now())) "
+            "ON CONFLICT (name) DO UPDATE SET options = excluded.options, is_cancelled = false",
+            batch=batch,
+            options=json.dumps(options),
+        )
+        if cancelled is None:
+            return
+        client = self._database.client
+        while found := await client.list_workflows_async(
+            status="CANCELLED",
+            workflow_id_prefix=f"{batch}:",
+            limit=1000,
+            load_input=False,
+            load_output=False,
+        ):
+            ids = [workflow.workflow_id for workflow in found]
+            await client.resume_workflows_async(ids, queue_name=SUBMIT_QUEUE)
+
+    async def _add(self, batch: str, jobs: Sequence[Job], priority: int) -> None:
+        """Add jobs and enqueue their submits, in one transaction."""
+        if not jobs:
+            return
+        by_key = {job.key: store_request(job.request) for job in jobs}
+        client = self._database.client
+
+        def enqueue(connection: Connection, added: Sequence[Row]) -> None:
+            for row in added:
+                options = to_submit(batch, row["key"], priority)
+                client.enqueue_in_transaction(connection, options, row["number"])
+
+        async def work(connection: AsyncConnection) -> None:
+            added = await query(
+                connection,
+                "INSERT INTO flux_async.job (batch, key, request, subject, priority) "
+                "SELECT %(batch)s, key, request, subject, %(priority)s FROM "
+                "unnest(%(keys)s::text[], %(requests)s::text[], %(subjects)s::uuid[]) "
+                "AS given (key, request, subject) "
+                "ON CONFLICT (batch, key) DO NOTHING RETURNING number, key",
+                batch=batch,
+                priority=priority,
+                keys=list(by_key),
+                requests=list(by_key.values()),
+                subjects=[subject(_subject_of(request)) for request in by_key.values()],
+            )
+            if len(added) < len(by_key):
+                await self._check_known(connection, batch, by_key)
+            await connection.run_sync(enqueue, added)
+
+        await self._database.transaction(work)
+
+    async def _check_known(self, connection: AsyncConnection, batch: str, given: dict[Any, str]) -> None:
+        """Refuse keys with another request than before; take over a renewed signature."""
+        known = await query(
+            connection,
+            "SELECT number, key, request FROM flux_async.job WHERE batch = %(batch)s AND key = ANY(%(keys)s)",
+            batch=batch,
+            keys=list(given),
+        )
+        for row in known:
+            new = given[row["key"]]
+            if row["request"] == new:
+                continue
+            if not _is_same(json.loads(row["request"]), json.loads(new)):
+                raise JobConflictError(f"Job {row['key']} of batch {batch} has another request.")
+            await connection.exec_driver_sql(
+                "UPDATE flux_async.job SET request = %(request)s "
+                "WHERE number = %(number)s AND state = 'pending'",
+                {"request": new, "number": row["number"]},
+            )
+
+    # --- callbacks ----------------------------------------------------------------------------------------
+
+    async def receive(self, event: CallbackEvent) -> None:
+        """Store a callback and wake the worker that waits for it; returns after the commit."""
+        if event.attempt_id is None:
+            return
+        await self._database.open()
+
+        async def work(connection: AsyncConnection) -> Row | None:
+            await connection.exec_driver_sql(
+                "INSERT INTO flux_async.inbox (callback_id, task_id, signed, at) "
+                "SELECT callback_id, %(task)s, %(signed)s, extract(epoch FROM clock_timestamp()) "
+                "FROM flux_async.attempt WHERE callback_id = %(id)s AND "
+                "(SELECT count(*) FROM flux_async.inbox WHERE callback_id = %(id)s AND signed = %(signed)s) "
+                "< %(most)s ON CONFLICT DO NOTHING",
+                {
+                    "id": event.attempt_id,
+                    "task": event.task_id,
+                    "signed": event.signed,
+                    "most": _MOST_CALLBACKS,
+                },
+            )
+            rows = await query(
+                connection,
+                f"SELECT {COLUMNS}, attempt.account, job.settled FROM flux_async.attempt "
+                "JOIN flux_async.job ON job.number = attempt.job WHERE callback_id = %(id)s",
+                id=event.attempt_id,
+            )
+            if not rows:
+                return None
+            await notify(connection, rows[0]["number"], event.task_id)
+            if rows[0]["settled"] is None or rows[0]["state"] != JobState.IN_DOUBT.value:
+                return None  # a worker waits for it, or nobody has to
+            reopen = "UPDATE flux_async.job SET settled = NULL WHERE number = %(number)s"
+            await connection.exec_driver_sql(reopen, {"number": rows[0]["number"]})
+            return rows[0]
+
+        row = await self._database.transaction(work)
+        if row is not None:
+            cause = f":{event.task_id}"
+            await enqueue_watch(
+                self._database.client, row["batch"], stored_job(row), row["account"], cause=cause
+            )
+
+
+@attrs.frozen
+class EngineBatch:
+    """The jobs of one batch: ``async for`` yields their outcomes as they come, from the first on.
+
+    Attributes:
+        name: Its name.
+    """
+
+    name: str
+    _database: Database = attrs.field(repr=False)
+
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
+        async for row in self.settled():
+            yield row.outcome
+
+    async def settled(self) -> AsyncIterator[BatchRow]:
+        """Yield the jobs as they settle, until none is left; one in doubt may come again later."""
+        await self._database.open()
+        last, seen = 0, dict[int, int]()
+        while True:
+            is_working = await self._has_work()
+            rows = await self._rows("settled > %(after)s ORDER BY settled LIMIT 1000", after=last - _OVERLAP)
+            fresh = [row for row in rows if row["settled"] not in seen]
+            seen = {row["settled"]: row["number"] for row in rows}
+            for row in fresh:
+                last = max(last, row["settled"])
+                yield BatchRow.of(row)
+            if not fresh and not is_working:
+                return
+            if not fresh:
+                await self._database.clock.sleep(_LOOK_S)
+
+    async def rows(self) -> AsyncIterator[BatchRow]:
+        """Yield all jobs, in the order in which they were submitted to the batch."""
+        await self._database.open()
+        after = 0
+        while rows := await self._rows("number > %(after)s ORDER BY number LIMIT 1000", after=after):
+            for row in rows:
+                yield BatchRow.of(row)
+            after = rows[-1]["number"]
+
+    async def status(self) -> BatchStatus:
+        """Return how many jobs are where.
+
+        Raises:
+            InvalidInput: There is no such batch.
+        """
+        await self._database.open()
+        batch = await self._database.row(
+            "SELECT is_cancelled, "
+            "(SELECT count(*) FROM flux_async.job WHERE batch = name AND obstacle IS NOT NULL "
+            "AND state = 'pending') AS refused FROM flux_async.batch WHERE name = %(batch)s",
+            batch=self.name,
+        )
+        if batch is None:
+            raise InvalidInput(
+                f"There is no batch {shown(self.name)}.", advice="Check its name, and the DSN."
+            )
+        rows = await self._database.rows(
+            "SELECT state, count(*) AS jobs, coalesce(sum(credits), 0) AS credits FROM flux_async.job "
+            "WHERE batch = %(batch)s GROUP BY state",
+            batch=self.name,
+        )
+        counts = {JobState(row["state"]): int(row["jobs"]) for row in rows}
+        return BatchStatus(
+            pending=counts.get(JobState.PENDING, 0) - batch["refused"],
+            in_flight=sum(counts.get(state, 0) for state in _IN_FLIGHT),
+            succeeded=counts.get(JobState.DONE, 0),
+            failed=counts.get(JobState.FAILED, 0) + batch["refused"],
+            in_doubt=counts.get(JobState.IN_DOUBT, 0),
+            credits=sum(row["credits"] for row in rows),
+            is_cancelled=batch["is_cancelled"],
+        )
+
+    async def cancel(self) -> BatchStatus:
+        """Submit no further job; tasks in flight are paid, and their results are saved."""
+        await self.status()
+        await self._database.execute(
+            "UPDATE flux_async.batch SET is_cancelled = true WHERE name = %(batch)s", batch=self.name
+        )
+        client = self._database.client
+        while found := await client.list_workflows_async(
+            status="ENQUEUED",
+            workflow_id_prefix=f"{self.name}:",
+            queue_name=SUBMIT_QUEUE,
+            limit=1000,
+            load_input=False,
+            load_output=False,
+        ):
+            await client.cancel_workflows_async([workflow.workflow_id for workflow in found])
+        return await self.status()
+
+    async def wait(self) -> BatchStatus:
+        """Wait until no job is left to work on; return how the batch stands."""
+        await self._database.open()
+        while await self._has_work():
+            await self._database.clock.sleep(_LOOK_S)
+        return await self.status()
+
+    async def _has_work(self) -> bool:
+        sql = (
+            "SELECT EXISTS (SELECT FROM flux_async.job JOIN flux_async.batch ON name = batch "
+            f"WHERE batch = %(batch)s AND {_WORK_LEFT}) AS is_left"
+        )
+        row = await self._database.row(sql, batch=self.name)
+        return row is not None and bool(row["is_left"])
+
+    async def _rows(self, where: str, **values: object) -> Sequence[Row]:
+        sql = f"SELECT {COLUMNS}, settled, obstacle FROM flux_async.job WHERE batch = %(batch)s AND {where}"
+        return await self._database.rows(sql, batch=self.name, **values)
+
+
+def _check_name(batch: object) -> str:
+    """Return the name of a batch, which becomes part of addresses and folders.
+
+    Raises:
+        InvalidInput: It is none.
+    """
+    is_name = isinstance(batch, str) and 0 < len(batch) <= _LONGEST_NAME and batch.isprintable()
+    if not is_name or ":" in str(batch) or "/" in str(batch):
+        raise InvalidInput(f"{shown(batch)} is no name for a batch: use letters, digits, '-', '_' or '.'.")
+    return str(batch)
+
+
+def _portable(job: Job) -> Job:
+    """Return a job that any worker can submit, named without the signature of its address."""
+    request = attrs.evolve(job.request, callback_url=None)
+    image = request.input_image if isinstance(request, EditRequest) else None
+    if isinstance(image, LocalImage):
+        raise InvalidInput(
+            f"{image} is a file of this machine, which workers cannot read.",
+            advice="Upload it first (client.upload), or give an address. Nothing was enqueued for it.",
+        )
+    if not isinstance(request, EditRequest) or image is None or job.key != digest_key(job.request):
+        return attrs.evolve(job, request=request)
+    return Job(request=request, key=digest_key(attrs.evolve(request, input_image=unsigned_url(image))))
+
+
+def _subject_of(request: str) -> str:
+    return read_image(request) or str(json.loads(request)["prompt"])
+
+
+def _is_same(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two requests ask for the same: only a signature, or what the model costs, may differ."""
+    old, new = without_terms(old), without_terms(new)
+    different = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
+    return not different or (
+        different == [IMAGE_FIELD] and is_resigned(str(old[IMAGE_FIELD]), str(new[IMAGE_FIELD]))
+    )

@@ -1,0 +1,63 @@
+"""The two workflows of DBOS, which has one instance in a process; a worker enters and leaves.
+
+Their steps are not recorded: each is idempotent, as it asks the job's state what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from dbos import DBOS
+
+from flux_async.engine.queues import SUBMIT, WATCH
+
+_LOOK_S = 1.0
+
+
+class JobWorker(Protocol):
+    """What the workflows need of a worker."""
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        """Run work on the worker's own event loop."""
+
+    async def submit(self, number: int) -> None:
+        """Submit a job."""
+
+    async def watch(self, number: int) -> None:
+        """Wait for the task of a job."""
+
+
+_workers: list[JobWorker] = []
+
+
+def enter(worker: JobWorker) -> None:
+    """Let a worker do the work of this process."""
+    _workers.append(worker)
+
+
+def leave(worker: JobWorker) -> None:
+    """Take a worker out."""
+    _workers.remove(worker)
+
+
+async def _worker() -> JobWorker:
+    """Return the worker of this process; an application may listen to the queues before it has one."""
+    while not _workers:  # noqa: ASYNC110 - it may come on another event loop
+        await asyncio.sleep(_LOOK_S)
+    return _workers[-1]
+
+
+@DBOS.workflow(name=SUBMIT, max_recovery_attempts=None)
+async def submit(number: int) -> None:
+    """Submit a job, by its number."""
+    worker = await _worker()
+    await worker.start(worker.submit(number))
+
+
+@DBOS.workflow(name=WATCH, max_recovery_attempts=None)
+async def watch(number: int) -> None:
+    """Wait for the task of a job, by its number, and save its image."""
+    worker = await _worker()
+    await worker.start(worker.watch(number))
