@@ -32,5 +32,5 @@ def test_an_unexpected_price_is_paid_once_and_named(
     resumed = dear.run(*command, "--price", "flux-kontext-pro=55")
     assert resumed.code == 0, resumed.stderr
     assert dear.tasks_of_each(images) == [1] * 6
-    assert dear.status()["credits"] == {"spent": 330, "measured": 110, "perhaps": 0}
+    assert dear.status()["credits"] == {"spent": 330, "measured": 110, "perhaps": 0, "saved": 0}
     assert "credits spent: 330 (110 measured)" in dear.run("status", "out").stdout

@@ -126,7 +126,7 @@ def test_an_empty_balance_is_one_halt(make_cli: Any, start_sandbox: Any, many: l
     assert ended.code == 3, ended.stderr
     assert ended.stderr.count("Halted: The API answered 402") == 1
     assert sorted(row["status"] for row in cli.rows()) == ["pending"] * 6 + ["succeeded"] * 10
-    assert cli.status()["credits"] == {"spent": 50, "measured": 5, "perhaps": 0}
+    assert cli.status()["credits"] == {"spent": 50, "measured": 5, "perhaps": 0, "saved": 0}
 
 
 def test_a_budget_is_a_halt(cli: Any, many: list[str]) -> None:
@@ -302,14 +302,14 @@ def test_a_task_is_adopted_if_it_matches(doubtful: Any, many: list[str]) -> None
     assert [row["status"] for row in rows] == ["succeeded", "in_doubt"]
     assert rows[0]["task_id"] == tasks[many[0]]
     assert doubtful.tasks_of_each(many[:2]) == [1, 1]
-    assert doubtful.status("flux-out")["credits"] == {"spent": 5, "measured": 0, "perhaps": 5}
+    assert doubtful.status("flux-out")["credits"] == {"spent": 5, "measured": 0, "perhaps": 5, "saved": 0}
 
 
 def test_images_in_doubt_are_resubmitted_only_on_request(doubtful: Any, many: list[str]) -> None:
     """Held by default; --on-doubt resubmit, and retry --in-doubt, submit each once more."""
     reported = doubtful.status("flux-out")
     assert [in_doubt["image"] for in_doubt in reported["in_doubt"]] == many[:2]
-    assert reported["credits"] == {"spent": 0, "measured": 0, "perhaps": 10}
+    assert reported["credits"] == {"spent": 0, "measured": 0, "perhaps": 10, "saved": 0}
     held = doubtful.run("remove-text", *many[:2], *RATE)
     assert (held.code, doubtful.tasks_of_each(many[:2])) == (1, [1, 1])
     assert doubtful.run("remove-text", many[0], *RATE, "--on-doubt", "resubmit").code == 1

@@ -803,7 +803,7 @@ async def test_status_counts_records_of_unknown_requests_and_names_found_tasks(
     assert reported["echoes"] == {"confirmed": 0, "absent": 0, "unrecognised": 1}
     assert [doubt["found_task"] for doubt in reported["in_doubt"]] == ["t1", None]
     assert [doubt["candidates"] for doubt in reported["in_doubt"]] == [[], []]
-    assert reported["credits"] == {"spent": 5.0, "measured": 5.0, "perhaps": 10.0}
+    assert reported["credits"] == {"spent": 5.0, "measured": 5.0, "perhaps": 10.0, "saved": 0.0}
     show_status(tmp_path, as_json=False)
     out = capsys.readouterr().out
     assert "unrecognised: 1 record shows another request than was sent" in out
