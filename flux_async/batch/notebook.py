@@ -47,7 +47,7 @@ def to_html(progress: BatchProgress) -> str:
     words += [f"{progress.credits:,g} credits", f"{progress.elapsed_s:.0f} s"]
     if progress.pause_left_s > 0:
         words.append(f"paused for {progress.pause_left_s:.0f} s: {progress.pause_reason}")
-    figures = f'aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{settled}"'
+    figures = f'aria-label="Images" aria-valuemin="0" aria-valuemax="{total}" aria-valuenow="{settled}"'
     bar = f'<div role="progressbar" {figures} style="{_STYLE}">{parts}</div>'
     return f"{bar}<div>{escape(' · '.join(words))}</div>"
 
@@ -75,6 +75,10 @@ class NotebookBar:
         is_due = self._shown_s is None or progress.elapsed_s >= self._shown_s + _UPDATE_S
         if not is_due and ended < progress.seen:
             return
+        self.show(progress)
+
+    def show(self, progress: BatchProgress) -> None:
+        """Show the progress, in place of what was shown before."""
         self._shown_s = progress.elapsed_s
         if self._handle is None:
             self._handle = self._display(progress, display_id=True)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import attrs
 
-from flux_async.batch.notebook import to_html
+from flux_async.batch.notebook import NotebookBar, to_html
 from flux_async.errors import Charge, RequestNotSent
 from flux_async.job_state import (
     Composed,
@@ -252,16 +252,25 @@ class ProgressReporter:
         tally: Has the counts.
         observer: Is called at every change.
         began: When the run began, in monotonic seconds.
+        ended: When it ended, or None.
     """
 
     session: Session
     tally: Tally
     observer: ProgressObserver | None = attrs.field(repr=False)
     began: float = 0.0
+    ended: float | None = None
+
+    def end(self) -> None:
+        """Stop the clock of the run; a bar in a notebook shows its last state, also of a run left early."""
+        self.ended = self.session.clock.monotonic()
+        if isinstance(self.observer, NotebookBar):
+            self._call(self.observer.show)
 
     def current(self) -> BatchProgress:
         """Return how far the run is."""
-        now, pause = self.session.clock.monotonic(), self.session.current_pause()
+        now = self.session.clock.monotonic() if self.ended is None else self.ended
+        pause = self.session.current_pause()
         elapsed_s = now - self.began
         if pause is None or pause.error is None:
             return self.tally.progress(elapsed_s=elapsed_s)
@@ -285,9 +294,11 @@ class ProgressReporter:
 
     def notify(self) -> None:
         """Call the observer; what it raises is logged and goes no further."""
-        if self.observer is None:
-            return
+        if self.observer is not None:
+            self._call(self.observer)
+
+    def _call(self, observer: ProgressObserver) -> None:
         try:
-            self.observer(self.current())
+            observer(self.current())
         except Exception:
             logger.exception("a progress observer failed")

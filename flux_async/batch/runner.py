@@ -215,14 +215,14 @@ class BatchRun:
     _images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
     _run: RunContext = attrs.field(repr=False)
     _journal: Journal = attrs.field(repr=False)
-    _owns_journal: bool
+    _owns_journal: bool = attrs.field(repr=False)
     _learned: Learned = attrs.field(init=False, repr=False)
     _work_task: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
     _outcomes: MemoryObjectReceiveStream[Outcome] | None = attrs.field(default=None, init=False, repr=False)
     _closing: contextlib.AsyncExitStack = attrs.field(
         factory=contextlib.AsyncExitStack, init=False, repr=False
     )
-    _failure_raised: bool = attrs.field(default=False, init=False)
+    _failure_raised: bool = attrs.field(default=False, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._learned = Learned(session=self._session, journal=self._journal)
@@ -273,6 +273,7 @@ class BatchRun:
         await self._run.budget.all_posts_recorded()
         if self._outcomes is not None:
             self._outcomes.close()
+        self._run.progress.end()
         await self._learned.save_at_end()
         await self._closing.aclose()
 

@@ -87,3 +87,17 @@ async def test_a_run_in_a_notebook_shows_a_bar(
         html = batch._repr_html_()
     assert "1 of 1 · 1 succeeded" in html
     assert [shown.values[number].succeeded for number in (0, -1)] == [0, 1]
+
+
+async def test_the_bar_of_a_run_that_is_left_early_shows_its_last_state(
+    client: FluxClient, transport: ScriptedVendor, shown: Shown
+) -> None:
+    """Also within half a second of the last time; the clock of a run that has ended stands still."""
+    images = [f"https://pictures.example/{number}.jpg" for number in range(3)]
+    async with run_batch(client, images) as batch:
+        async for _ in batch:
+            break
+    assert shown.values[-1] == batch.progress
+    await client.session.clock.sleep(60.0)
+    assert shown.values[-1].elapsed_s == batch.progress.elapsed_s
+    assert repr(batch) == "BatchRun(only_checks=False)"
