@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from datetime import datetime
 from pathlib import Path
 from typing import IO, Self
 
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flux_async import ConfigurationError, FluxClient, FluxError, Limits, MissingExtra, PollPolicy
+from flux_async.batch.check_stage import VENDOR
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, image_of
@@ -30,6 +30,7 @@ from flux_async.cli.run_folder import JOURNAL, ORIGINALS
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, Output
+from flux_async.job_state import WantedChecks
 from flux_async.journal.lock import lock_owner_of
 from flux_async.journal.reader import JournalReader
 
@@ -161,9 +162,10 @@ _SAMPLES_S = 60.0
 _COPIES_S = 20.0
 _LIMITS = Limits(submits=20, window_s=10 / SPEED)
 _POLLING = PollPolicy(first_s=0.5, interval_s=1.0)
+_CHECKS = WantedChecks(preserve=True, verify=True)
 _BESIDE = ("-wal", "-shm", ".lock", ".submits")
-_MOST_SAMPLES = 15
-"""Five rows of the sheet; two cores need about half a minute for them."""
+_MOST_SAMPLES = 12
+"""Four rows of the sheet; two cores need less than a minute for them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -234,13 +236,15 @@ class Demo:
         self, sandbox: SandboxChild, samples: list[Sample], interruption: Interruption
     ) -> tuple[list[ResultRow], Exit]:
         """Run remove-text on the samples."""
-        self.display.note(f"Removing the text from {len(samples)} images …")
+        self.display.note(
+            f"Removing the text from {len(samples)} images, putting every other pixel back, verifying …"
+        )
         inputs = [
             InputRow(source="sample", line=number, image=sample.url)
             for number, sample in enumerate(samples, start=1)
         ]
         code = await RunCommand(
-            options=RunOptions(folder=self.folder, limits=_LIMITS, keep_originals=True),
+            options=RunOptions(folder=self.folder, limits=_LIMITS, checks=_CHECKS),
             select=lambda reader, _: reader.read(inputs),
             make_client=lambda: FluxClient(_KEY, sandbox.url, limits=_LIMITS, polling=_POLLING),
             display=self.display,
@@ -255,7 +259,7 @@ class Demo:
         page, sheet = await anyio.to_thread.run_sync(_write_report, self.folder)
         self.display.console.show(_table(samples, rows, self.folder))
         self.display.output.line(f"Before and after, side by side: {sheet.resolve()}")
-        self.display.output.line(f"The report of the run, for your browser: {page.resolve().as_uri()}")
+        self.display.output.line(f"The report, with sliders; open it in a browser: {page.resolve().as_uri()}")
 
 
 async def _fetch_samples(url: str) -> list[Sample]:
@@ -292,8 +296,9 @@ def _start_fresh(folder: Path) -> None:
 
 
 def _files_of(folder: Path, file: str) -> list[Path]:
-    """Return the result of a job and its original."""
-    return [folder / IMAGES / file, *(folder / ORIGINALS).glob(f"{Path(file).stem}.*")]
+    """Return the images of a job: its result, the vendor's own, and its original."""
+    places = (folder / IMAGES, folder / IMAGES / VENDOR, folder / ORIGINALS)
+    return [path for place in places for path in place.glob(f"{Path(file).stem}.*")]
 
 
 def _a_real_run(folder: Path) -> ConfigurationError:
@@ -311,17 +316,15 @@ def _write_report(folder: Path) -> tuple[Path, Path]:
 def _table(samples: list[Sample], rows: list[ResultRow], folder: Path) -> Table:
     table = Table(box=box.SIMPLE, caption=f"in {folder / IMAGES}", caption_justify="right")
     table.add_column("image")
-    table.add_column("seconds", justify="right")
+    table.add_column("check")
     table.add_column("result file", no_wrap=True)
     for sample, row in zip(samples, rows, strict=True):
         result = Path(row.file).name if row.file else str(row.error.type if row.error else row.status)
-        table.add_row(Text(sample.title), _seconds(row), Text(result))
+        table.add_row(Text(sample.title), _found(row), Text(result))
     return table
 
 
-def _seconds(row: ResultRow) -> str:
-    """Return the seconds from the accepted submit to the file on disk."""
-    if row.submitted_at is None or row.finished_at is None:
-        return "-"
-    took = datetime.fromisoformat(row.finished_at) - datetime.fromisoformat(row.submitted_at)
-    return f"{took.total_seconds():.1f}"
+def _found(row: ResultRow) -> str:
+    """Return what the checks found: ``clean``, and whether all other pixels are the original's."""
+    kept = ", composed" if row.vendor_file is not None and row.not_preserved is None else ""
+    return f"{(row.verdict or '-').replace('_', ' ')}{kept}"
