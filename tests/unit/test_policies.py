@@ -100,6 +100,27 @@ def test_submits_are_spaced_evenly() -> None:
     assert rate_limiter.delay(101.0) == 0
 
 
+@pytest.mark.parametrize("late_s", [0.0, 0.012])
+def test_two_thousand_submits_take_less_than_one_per_cent_longer_than_the_limit(late_s: float) -> None:
+    """2,000 submits at 20 in 10 s take at least 1,000 s; timers that wake up late add nothing."""
+    rate_limiter, now = RateLimiter(Limits()), 0.0
+    for _ in range(2_000):
+        now += rate_limiter.delay(now) + late_s
+        rate_limiter.take(now)
+        rate_limiter.record_accepted()
+    assert now == pytest.approx(1_006, abs=1)
+
+
+def test_a_submit_that_is_very_late_keeps_its_distance_from_the_next() -> None:
+    """Up to 50 ms, a quarter of the slack, are made up for; more is not."""
+    rate_limiter = RateLimiter(Limits())
+    rate_limiter.take(100.0)
+    rate_limiter.take(100.55)
+    assert rate_limiter.delay(100.55) == pytest.approx(0.47)
+    rate_limiter.take(101.1)
+    assert rate_limiter.delay(101.1) == pytest.approx(0.51)
+
+
 def _let_in(rate_limiter: RateLimiter, windows: int) -> None:
     for _ in range(windows * rate_limiter.limits.submits):
         rate_limiter.record_accepted()
