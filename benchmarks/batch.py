@@ -19,8 +19,8 @@ tasks, as the last of them may take long. Clients without a rate limiter are ans
 they are left out.
 
 Time is scaled: everything the vendor measures is shorter by ``--speed``, and so is every client's poll
-interval, our policy and limits, our first guess of how long a task takes, and the 0.1 s that a request
-travels. Not scaled are the shortest gap between our polls (0.3 s) and their ticks (0.1 s), the width of our
+interval, our policy and limits, and the 0.1 s that a request travels. Not scaled are our first guess of how
+long a task takes (8 s), the shortest gap between our polls (0.3 s) and their ticks (0.1 s), the width of our
 bins at young ages, and the vendor's times, which are cut to the second: at high speed ours is at a
 disadvantage. There is no TLS, which favours clients that open many connections. httpx runs as ``pip install
 httpx`` leaves it, without sniffio (which would save it a failing search at every lock); the rows "with

@@ -175,11 +175,7 @@ async def aiometer(order: Order) -> int:
 async def ours(order: Order, *, transport: str) -> int:
     """``run_batch``, with a journal on a file."""
     from flux_async import FluxClient, Limits, PollPolicy, Succeeded, run_batch  # noqa: PLC0415
-    from flux_async.policy import generation_times  # noqa: PLC0415
 
-    # Where tasks are shorter, so is the first guess of how long they take; bins and shortest gap stay.
-    generation_times._GUESSED_MEDIAN_S /= order.speed  # type: ignore[misc]  # noqa: SLF001
-    generation_times._GUESS = generation_times._guess()  # noqa: SLF001
     policy = PollPolicy()
     polling = PollPolicy(poll_cost_s=policy.poll_cost_s / order.speed, cap_s=policy.cap_s / order.speed)
     rate = {"window_s": 10.0 / order.speed} if order.paced else {"submits": 10**6, "window_s": 1.0}

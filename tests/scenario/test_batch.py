@@ -59,6 +59,16 @@ async def test_every_image_has_one_outcome(client: Any, vendor: Any) -> None:
     assert vendor.count("generate") == 40
 
 
+async def test_a_batch_takes_as_long_as_its_submits_and_its_last_task(
+    client: Any, vendor: Any, clock: Any
+) -> None:
+    """Neither the start, nor the spacing, nor the last poll adds more than a second."""
+    vendor.generation_s = 13.0
+    began = clock.now
+    assert len(await collect(client, URLS)) == len(URLS)
+    assert clock.now - began < len(URLS) * 0.51 + 13.0 + 1.0
+
+
 async def test_inputs_come_from_any_stream_of_any_kind(client: Any, vendor: Any) -> None:
     """URLs, requests and jobs, from a generator or an async one; the same thing twice is one job."""
 
