@@ -39,6 +39,7 @@ from flux_async.cli.common_options import (
     without_none,
 )
 from flux_async.cli.destination import RunOutput, split_output
+from flux_async.cli.engine_commands import ENGINE_COMMANDS
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
@@ -361,7 +362,7 @@ def list_models(ctx: click.Context, *, as_json: bool) -> int:
 # --- checks and trials ------------------------------------------------------------------------------------
 
 
-for _command in CHECK_COMMANDS:
+for _command in (*CHECK_COMMANDS, *ENGINE_COMMANDS):
     cli.add_command(_command)
 
 

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, WebhookReceiver
 from flux_async.cli.run_options import ListenAddress
-from flux_async.journal.store import Journal
+from flux_async.webhook import CallbackStore
 
 _BACKLOG = 512
 
@@ -56,10 +56,14 @@ def bind(address: ListenAddress) -> socket.socket:
 
 @asynccontextmanager
 async def listening(
-    listener: socket.socket, endpoint: CallbackEndpoint, journal: Journal, client: FluxClient
+    listener: socket.socket,
+    endpoint: CallbackEndpoint,
+    store: CallbackStore,
+    client: FluxClient | None = None,
 ) -> AsyncIterator[None]:
     """Receive callbacks on ``listener`` for as long as the block runs."""
-    server = make_server(WebhookReceiver(journal, key=endpoint.keys, on_callback=client.notify), _BACKLOG)
+    notify = None if client is None else client.notify
+    server = make_server(WebhookReceiver(store, key=endpoint.keys, on_callback=notify), _BACKLOG)
     async with anyio.create_task_group() as group:
         group.start_soon(server.serve, [listener])
         try:

@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,16 +112,18 @@ def test_architecture_names_every_module() -> None:
 # --- the command line -------------------------------------------------------------------------------------
 
 
+def options_of(command: Any) -> set[str]:
+    """Return the long options of a command, with those of its subcommands."""
+    own = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    return own.union(*(options_of(part) for part in getattr(command, "commands", {}).values()))
+
+
 def commands() -> dict[str, set[str]]:
     """Return the commands of ``flux-async``, each with its long options."""
     from flux_async.cli.commands import cli  # noqa: PLC0415 - needs the extra
     from flux_async.sandbox.server import parser  # noqa: PLC0415 - as above
 
-    found = {
-        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
-        for name, command in cli.commands.items()
-        if not command.hidden
-    }
+    found = {name: options_of(command) for name, command in cli.commands.items() if not command.hidden}
     found["sandbox"] |= set(re.findall(r"--[a-z][a-z-]*", parser("sandbox").format_usage()))
     return found
 

@@ -1,0 +1,224 @@
+"""The commands of the engine: enqueue, worker and batch; and their options."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flux_async import AspectRatio, InDoubtPolicy, MissingExtra
+from flux_async.cli.common_options import (
+    API,
+    JSON,
+    MODEL,
+    MODEL_FILE,
+    OUTPUT_FORMAT,
+    TIMEOUT,
+    TRANSPORT,
+    VERBOSE,
+    choice,
+    with_options,
+    without_none,
+)
+from flux_async.cli.destination import RunOutput
+from flux_async.cli.input_rows import ListOptions
+from flux_async.cli.inputs import gather_inputs
+from flux_async.cli.option_values import own_models, read_address, read_rate
+from flux_async.cli.run_options import ListenAddress, RunOptions
+from flux_async.cli.terminal import Command, Commands, printable
+
+_DSN = click.option(
+    "--dsn",
+    envvar="FLUX_ASYNC_DSN",
+    required=True,
+    show_envvar=True,
+    help="The PostgreSQL database that all processes share.",
+    metavar="postgresql://USER@HOST/NAME",
+)
+_NAME = click.argument("name")
+
+
+def _engine_runs() -> Any:
+    """Return the module that runs these commands.
+
+    Raises:
+        MissingExtra: The extra is not installed.
+    """
+    try:
+        from flux_async.cli import engine_runs  # noqa: PLC0415 - needs an extra
+    except MissingExtra:
+        raise MissingExtra.for_extra("This command", "engine") from None
+    return engine_runs
+
+
+@click.command(cls=Command)
+@click.argument("list_file", metavar="LIST", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@_DSN
+@click.option(
+    "--batch", "name", required=True, help="Name of the batch that the images belong to.", metavar="NAME"
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(1, 10_000),
+    default=100,
+    help="Images with a lower number are submitted first.",
+    metavar="N",
+)
+@click.option(
+    "--column", help="Column of a CSV list, or name in JSON, that holds the images.", metavar="NAME"
+)
+@click.option(
+    "--on-doubt",
+    type=choice(InDoubtPolicy),
+    default=InDoubtPolicy.HOLD.value,
+    help="Submits whose answer was lost: hold them, or resubmit, perhaps for a second charge.",
+)
+@MODEL
+@click.option("--prompt", help="Ask for the removal in other words.")
+@click.option("--aspect-ratio", type=choice(AspectRatio), help="Crop or pad to this width to height.")
+@with_options(OUTPUT_FORMAT, TIMEOUT, MODEL_FILE, VERBOSE)
+def enqueue(
+    *,
+    list_file: str,
+    dsn: str,
+    name: str,
+    priority: int,
+    column: str | None,
+    on_doubt: str,
+    timeout: float,
+    **request: Any,
+) -> int:
+    """Put the images of LIST into a database, for workers.
+
+    LIST is read as by remove-text --from; - is standard input. Images are addresses, as workers cannot read
+    the files of this machine. No key is needed. The same command again adds what is new, and resumes a batch
+    that was cancelled; nothing is paid twice.
+    """
+    runs = _engine_runs()
+    options = RunOptions(
+        folder=Path(),
+        in_doubt=InDoubtPolicy(on_doubt),
+        timeout_s=timeout,
+        models=own_models(click.get_current_context()),
+        request_options=without_none(request),
+    )
+    inputs = gather_inputs(
+        (),
+        (list_file,),
+        sys.stdin,
+        options=ListOptions(column=column),
+        note=lambda words: click.echo(printable(words), err=True),
+        on_close=click.get_current_context().call_on_close,
+    )
+    return int(runs.run_enqueue(dsn, name, inputs, options, priority=priority))
+
+
+@click.command(cls=Command)
+@_DSN
+@click.option(
+    "-o",
+    "--output",
+    type=RunOutput(),
+    required=True,
+    help="Folder or address of the results, in which each batch has a folder.",
+    metavar="DIR|URL",
+)
+@click.option(
+    "--rate",
+    callback=read_rate,
+    default="20/10",
+    help="Submits per seconds that an account allows, for all workers together, from now on.",
+    metavar="N/SECONDS",
+)
+@click.option("--until-idle", is_flag=True, help="End when no work is left.")
+@click.option(
+    "--callback-url",
+    help="Address the vendor calls when a task ends; KIE_WEBHOOK_KEY holds the key it signs with.",
+    metavar="URL",
+)
+@click.option(
+    "--listen",
+    callback=read_address,
+    help="Receive callbacks here, also those for other workers; --callback-url must lead to one that does.",
+    metavar="HOST:PORT",
+)
+@with_options(API, TRANSPORT, VERBOSE)
+def worker(
+    *,
+    dsn: str,
+    output: Path | str,
+    rate: tuple[int, float],
+    until_idle: bool,
+    callback_url: str | None,
+    listen: ListenAddress | None,
+    **connection: Any,
+) -> int:
+    """Work on the images in a database, beside other workers.
+
+    The key is taken from KIE_API_KEY; KIE_API_KEYS holds several, separated by commas, each with a rate of
+    its own. A signal ends the worker: submits in flight are answered first, its tasks go to other workers.
+    The tasks of a worker that was killed do so within ten seconds.
+    """
+    if listen is not None and callback_url is None:
+        raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
+    runs = _engine_runs()
+    return int(
+        runs.run_worker(
+            dsn,
+            str(output),
+            rate,
+            callback_url=callback_url,
+            listen=listen,
+            until_idle=until_idle,
+            **connection,
+        )
+    )
+
+
+@click.group(cls=Commands)
+def batch() -> None:
+    """Show or cancel a batch in a database."""
+
+
+@batch.command()
+@_NAME
+@with_options(_DSN, JSON)
+def status(name: str, dsn: str, as_json: bool) -> int:
+    """Show how many images of batch NAME are where."""
+    return int(_engine_runs().show_status(dsn, name, as_json=as_json))
+
+
+@batch.command()
+@_NAME
+@with_options(_DSN, JSON)
+def results(name: str, dsn: str, as_json: bool) -> int:
+    """Print one line for each image of batch NAME.
+
+    It is its file, or what became of it; with --json the line of results.jsonl. Exit 1 if some failed or are
+    in doubt.
+    """
+    return int(_engine_runs().show_results(dsn, name, as_json=as_json))
+
+
+@batch.command()
+@_NAME
+@with_options(_DSN, JSON)
+def cancel(name: str, dsn: str, as_json: bool) -> int:
+    """Submit no further image of batch NAME.
+
+    Tasks in flight are paid, and their results are saved. The command that enqueued it resumes it.
+    """
+    return int(_engine_runs().cancel_batch(dsn, name, as_json=as_json))
+
+
+@batch.command()
+@_NAME
+@with_options(_DSN, JSON)
+def report(name: str, dsn: str, as_json: bool) -> int:
+    """Summarise batch NAME: counts, credits, times, errors."""
+    return int(_engine_runs().show_report(dsn, name, as_json=as_json))
+
+
+ENGINE_COMMANDS = (enqueue, worker, batch)

@@ -1,0 +1,72 @@
+"""enqueue, worker and batch, on a real PostgreSQL and against the sandbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from commands import Cli
+from flux_async.testing import FluxSandbox
+
+pytest.importorskip("dbos", reason="the extra engine is not installed")
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    """The command line against a sandbox."""
+    with FluxSandbox(sockets=True, webhook_key=None) as sandbox:
+        yield Cli(tmp_path, sandbox.url, sandbox.key)
+
+
+def test_a_list_is_enqueued_and_worked_on_until_nothing_is_left(cli: Cli, fresh_dsn: str) -> None:
+    """Rows that cannot be used are named; status and results are as documented."""
+    dsn = ("--dsn", fresh_dsn)
+    urls = [f"https://example.com/{name}.jpg" for name in "abc"]
+    (cli.folder / "images.txt").write_text("\n".join([*urls, "poster.jpg"]), "utf-8")
+    enqueued = cli.run("enqueue", "images.txt", "--batch", "posters", "--priority", "7", *dsn)
+    assert enqueued.code == 1
+    assert "images.txt line 4" in enqueued.stderr
+    assert "3 pending" in enqueued.stderr
+    worked = cli.run_apart("worker", *dsn, "-o", "clean", "--rate", "1000/10", "--until-idle")
+    assert worked.code == 0, worked.stderr
+    status = json.loads(cli.run("batch", "status", "posters", *dsn, "--json").stdout)
+    counts = {"pending": 0, "in_flight": 0, "succeeded": 3, "failed": 0, "in_doubt": 0}
+    assert status == {"batch": "posters", "counts": counts, "credits": 0.0}
+    results = cli.run("batch", "results", "posters", *dsn, "--json")
+    rows = [json.loads(line) for line in results.stdout.splitlines()]
+    assert [row["image"] for row in rows] == urls
+    assert {row["status"] for row in rows} == {"succeeded"}
+    assert all((cli.folder / "clean" / "posters" / row["file"]).is_file() for row in rows)
+    assert results.code == 0
+    report = json.loads(cli.run("batch", "report", "posters", *dsn, "--json").stdout)
+    assert report["counts"] == counts
+    assert report["began_at"] <= report["ended_at"]
+
+
+def test_a_batch_is_cancelled(cli: Cli, fresh_dsn: str) -> None:
+    """Its images stay pending, and a worker has nothing to do."""
+    dsn = ("--dsn", fresh_dsn)
+    (cli.folder / "images.txt").write_text("https://example.com/a.jpg", "utf-8")
+    assert cli.run("enqueue", "images.txt", "--batch", "posters", *dsn).code == 0
+    assert (
+        "1 pending, 0 in flight, 0 succeeded, 0 failed, 0 in doubt; cancelled"
+        in cli.run("batch", "cancel", "posters", *dsn).stdout
+    )
+    assert cli.run_apart("worker", *dsn, "-o", "clean", "--until-idle").code == 0
+    assert cli.run("batch", "results", "posters", *dsn).stdout == "pending https://example.com/a.jpg\n"
+
+
+def test_mistakes_are_one_sentence(cli: Cli, fresh_dsn: str) -> None:
+    """A DSN without a server, one that is none, and a batch that is none: exit 2."""
+    nothing = cli.run("batch", "status", "x", "--dsn", "postgresql://nobody@127.0.0.1:1/none")
+    assert nothing.code == 2
+    assert nothing.stderr.startswith("Error: PostgreSQL at 127.0.0.1:1 cannot be used: ")
+    no_dsn = cli.run("batch", "status", "x", "--dsn", "flux.sqlite3")
+    assert no_dsn.code == 2
+    assert "The DSN is no address of PostgreSQL." in no_dsn.stderr
+    unknown = cli.run("batch", "status", "unknown", "--dsn", fresh_dsn)
+    assert unknown.code == 2
+    assert "There is no batch 'unknown'." in unknown.stderr
