@@ -95,7 +95,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types, ours and those that users see."""
     pyright = f"pyright=={PYRIGHT}" if _node_is_recent() else f"pyright[nodejs]=={PYRIGHT}"
-    session.install("--editable", ".[aiohttp,demo,engine,httpx2,orjson,storage,testing]", MYPY, pyright)
+    session.install("--editable", ".[aiohttp,demo,engine,httpx2,orjson,redis,storage,testing]", MYPY, pyright)
     session.run("mypy")
     session.run("mypy", "tests/typing")
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -143,7 +143,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
-    _install_wheel(session, "aiohttp,demo,httpx2,orjson")
+    _install_wheel(session, "aiohttp,demo,httpx2,orjson,redis")
     session.install(*COMPARED)
     folder = ROOT / "benchmarks"
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(folder)}  # the wheel, and what the scripts share

@@ -55,9 +55,10 @@ from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of
 from flux_async.policy.image_urls import check_reachable, mistyped_in_words
 from flux_async.policy.polling import CallbackHealth, PollPolicy
-from flux_async.policy.rate_limit import Limits, RateLimiter
+from flux_async.policy.rate_limit import Limits, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import Poller, as_paid
+from flux_async.rate_limiter import RateLimiter, check_rate_limiter
 from flux_async.session import Call, Session
 from flux_async.submitter import log
 from flux_async.telemetry.log_lines import LogLines
@@ -91,6 +92,8 @@ class FluxClient:
         polling: When to poll a task; left out, it is learned.
         retry: When a request is repeated; never one that may have been charged.
         download_limits: How large a result may be, and how long its host may be silent.
+        rate_limiter: Shares the account's limit with other processes, for example
+            :class:`flux_async.RedisRateLimiter`; the caller closes it.
         http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; the caller closes it.
         transport: Library that makes the requests: ``"httpx"``, ``"httpx2"`` or ``"aiohttp"``; or a
             transport of your own. Left out, ``KIE_TRANSPORT``, else httpx, whatever is installed. Not
@@ -117,6 +120,7 @@ class FluxClient:
         polling: PollPolicy | None = None,
         retry: RetryPolicy | None = None,
         download_limits: DownloadLimits | None = None,
+        rate_limiter: RateLimiter | None = None,
         http_client: HttpClient | None = None,
         transport: TransportName | Transport | None = None,
         clock: Clock | None = None,
@@ -140,7 +144,8 @@ class FluxClient:
         )
         self._session: Session = Session(
             transport=make_transport(transport, credentials, version=__version__, client=http_client),
-            rate_limiter=RateLimiter(limits),
+            spacing=SubmitSpacing(limits),
+            rate_limiter=check_rate_limiter(rate_limiter),
             clock=clock or SystemClock(),
             api=choose_api(api, os.environ.get(VARIABLE, "")),
             scrub=credentials.scrub,
@@ -348,7 +353,7 @@ class FluxClient:
                 age=age,
                 expects_callback=expects_callback,
             )
-        return image if request is None else self._with_echo(image, request)
+        return image if request is None else self._session.submitter.with_echo(image, request)
 
     def notify(self, callback: CallbackEvent | TaskId | str) -> None:
         """Poll a task now, because a callback came for it (API page, "Webhook Callback").
@@ -500,7 +505,7 @@ class FluxClient:
                     cancelled.add_note(f"Task {task_id} was submitted and is paid; {advice}.")
                     self._session.keep_unclaimed(request, api, task_id)
                     raise
-                seen.image = self._with_echo(image, sent)
+                seen.image = self._session.submitter.with_echo(image, sent)
                 return seen.image
 
     async def remove_text(
@@ -575,11 +580,6 @@ class FluxClient:
             request = attrs.evolve(request, input_image=uploaded.url)
         submit = partial(self._session.submit, retry=self._options.retry)
         return await submit(request, deadline=deadline, call=call, job=job), request
-
-    def _with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
-        """Return a result with the comparison of its record with the request."""
-        echo = None if image.record is None else self._session.submitter.check_echo(image.record, request)
-        return attrs.evolve(image, echo=echo)
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Make a request that costs nothing, with retries, and return its parsed answer."""

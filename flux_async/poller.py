@@ -130,7 +130,7 @@ class Poller:
     _ticks_from: float | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        most = self.session.rate_limiter.limits.polls_per_s
+        most = self.session.spacing.limits.polls_per_s
         self._rate = None if most is None else PollRate(self.session.clock, 1.0 / most)
 
     @property

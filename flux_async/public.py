@@ -106,6 +106,8 @@ from flux_async.policy.downloads import DownloadLimits as DownloadLimits
 from flux_async.policy.polling import PollPolicy as PollPolicy
 from flux_async.policy.rate_limit import Limits as Limits
 from flux_async.policy.retry import RetryPolicy as RetryPolicy
+from flux_async.rate_limiter import RateLimiter as RateLimiter
+from flux_async.rate_limiter import RedisRateLimiter as RedisRateLimiter
 from flux_async.verification.checks import ImageChecks as ImageChecks
 from flux_async.verification.preserve import preserve as preserve
 from flux_async.verification.report import Preserved as Preserved

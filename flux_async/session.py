@@ -42,8 +42,9 @@ from flux_async.events import EventStream, Paused, Polled, Retried, SubmitStarte
 from flux_async.images import without_query
 from flux_async.models import EditRequest, ImageRequest, JobKey, TaskId, TaskRecord, UnclaimedTask
 from flux_async.policy.generation_times import GenerationTimes
-from flux_async.policy.rate_limit import Pause, RateLimiter
+from flux_async.policy.rate_limit import Pause, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
+from flux_async.rate_limiter import RateLimiter
 from flux_async.submitter import Submitter, answer_of, log, take
 from flux_async.transport import NotSent, SendResult, Transport
 from flux_async.transport.background import BackgroundTasks, Deadline
@@ -115,7 +116,8 @@ class Session:
 
     Attributes:
         transport: Makes the requests.
-        rate_limiter: Says when the next submit may start.
+        spacing: Says when the next submit may start.
+        rate_limiter: Gives its permit, where other processes submit on the same account, too.
         clock: The reader of time.
         rng: The source of jitter.
         api: The API that requests are submitted to, where it has their model.
@@ -133,12 +135,13 @@ class Session:
     """
 
     transport: Transport = attrs.field(repr=False)
-    rate_limiter: RateLimiter
+    spacing: SubmitSpacing
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
     api: ApiName = "kontext"
     scrub: Callable[[bytes], bytes] = attrs.field(default=bytes, repr=False)
     address: str = ""
+    rate_limiter: RateLimiter | None = None
     events: EventStream = attrs.field(factory=EventStream, repr=False)
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
     changed: Signal = attrs.field(factory=Signal, init=False, repr=False)
@@ -160,9 +163,10 @@ class Session:
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        limits = self.rate_limiter.limits
+        limits = self.spacing.limits
         self.submitter = Submitter(
             transport=self.transport,
+            spacing=self.spacing,
             rate_limiter=self.rate_limiter,
             clock=self.clock,
             rng=self.rng,

@@ -52,12 +52,14 @@ from flux_async.errors import (
     TaskMismatch,
     TooManyUnknownAnswers,
     UnexpectedResponse,
+    shown,
 )
 from flux_async.events import EventStream, Halted, Paused, RateLimited, why
 from flux_async.images import must_be_uploaded
-from flux_async.models import Echo, EditRequest, ImageRequest, JobKey, TaskId, TaskRecord
-from flux_async.policy.rate_limit import CircuitBreaker, Pause, RateLimiter
+from flux_async.models import Echo, EditRequest, ImageRequest, ImageResult, JobKey, TaskId, TaskRecord
+from flux_async.policy.rate_limit import CircuitBreaker, Pause, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
+from flux_async.rate_limiter import RateLimiter
 from flux_async.transport import Answered, NotSent, SendResult, Transport
 
 logger: logging.Logger = logging.getLogger("flux_async")
@@ -71,7 +73,8 @@ class Submitter:
 
     Attributes:
         transport: Makes the requests.
-        rate_limiter: Says when the next submit may start.
+        spacing: Says when the next submit may start.
+        rate_limiter: Gives its permit, where other processes submit on the same account, too.
         clock: The reader of time.
         rng: The source of jitter.
         changed: Set when a waiting submit should check again whether it may go.
@@ -86,7 +89,8 @@ class Submitter:
     """
 
     transport: Transport = attrs.field(repr=False)
-    rate_limiter: RateLimiter
+    spacing: SubmitSpacing
+    rate_limiter: RateLimiter | None
     clock: Clock = attrs.field(repr=False)
     rng: random.Random = attrs.field(repr=False)
     changed: Signal = attrs.field(repr=False)
@@ -107,7 +111,7 @@ class Submitter:
     _last_problem: str = attrs.field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
-        limits = self.rate_limiter.limits
+        limits = self.spacing.limits
         self.breaker = CircuitBreaker(limits.unknown_answers)
         self._waits = RetryPolicy(window_s=limits.window_s)
         self._slots = asyncio.Semaphore(min(limits.concurrent_submits, limits.in_flight))
@@ -160,6 +164,7 @@ class Submitter:
         *,
         waits_out_pauses: bool,
     ) -> bool:
+        has_permit = self.rate_limiter is None
         while True:
             check()
             if not wanted():
@@ -168,22 +173,51 @@ class Submitter:
             if self.breaker.is_halted(now):
                 raise self._too_many_unknown()
             delay = self._delay(now, waits_out_pauses=waits_out_pauses)
-            if delay <= 0:
+            if delay <= 0 and has_permit:
                 break
+            if delay <= 0:
+                delay = await self._shared_permit(waits_out_pauses=waits_out_pauses)
+                has_permit = delay <= 0
+                if has_permit:
+                    continue  # that took time, and what was checked may have changed
             if now >= deadline or (math.isfinite(delay) and now + delay >= deadline):
                 raise too_late()
             await self.changed.wait(self.clock, min(delay, deadline - now))
-        self.rate_limiter.take(now)
+            has_permit = self.rate_limiter is None
+        self.spacing.take(now)
         self._in_flight += 1
         self._last_went_alone = self.breaker.one_at_a_time
         return True
+
+    async def _shared_permit(self, *, waits_out_pauses: bool) -> float:
+        """Take a permit of the shared limiter and return 0, or return the seconds until the next try.
+
+        A limiter that does not answer pauses all submits, as a vendor that cannot be reached does.
+
+        Raises:
+            RequestNotSent: It does not answer, and this call makes its own tries.
+        """
+        if self.rate_limiter is None:
+            return 0.0
+        began = self.clock.monotonic()
+        try:
+            return await self.rate_limiter.take()
+        except Exception as failed:  # noqa: BLE001 - a limiter of the caller's own
+            error = RequestNotSent(
+                f"The shared rate limiter does not answer: {shown(failed)}. No submit is made without it.",
+                advice="Check its server and its address; it is safe to try again.",
+            )
+            self._judged(error, began)
+            if not waits_out_pauses:
+                raise error from None
+            return self.pause.delay(self.clock.monotonic())
 
     def _delay(self, now: float, *, waits_out_pauses: bool) -> float:
         """Return the seconds until the next permit; infinity until a submit in flight is answered."""
         paused = waits_out_pauses and self.pause.is_on
         if self._in_flight and (paused or self.breaker.one_at_a_time):
             return math.inf
-        return max(self.rate_limiter.delay(now), self.pause.delay(now) if paused else 0.0)
+        return max(self.spacing.delay(now), self.pause.delay(now) if paused else 0.0)
 
     def release(self) -> None:
         """Give back the slot of an acquired submit."""
@@ -222,7 +256,7 @@ class Submitter:
             )
         if not self.sent.is_new(task_id, api):
             return self._judged(_named_twice(task_id), began)
-        self.rate_limiter.record_accepted()
+        self.spacing.record_accepted()
         self.breaker.saw_accepted()
         self._saw_answer(began)
         return task_id
@@ -282,9 +316,9 @@ class Submitter:
     def _pause_as_asked(self, error: FluxError, began: float, now: float) -> float:
         """Pause all submits after 429 or 455; return for how many seconds."""
         if isinstance(error, RateLimitedError):
-            self.rate_limiter.record_rate_limited()
+            self.spacing.record_rate_limited()
         seconds = self._waits.pause_for(error, self.rng.random())
-        self.rate_limiter.pause(now, seconds)
+        self.spacing.pause(now, seconds)
         seconds = max(seconds, float(getattr(error, "retry_after_s", None) or 0.0))
         self.pause.saw_request_to_wait(error, began, now, seconds)
         self.changed.set()
@@ -319,6 +353,11 @@ class Submitter:
         if isinstance(request, EditRequest) and must_be_uploaded(request.input_image):
             return None
         return self.judge_echo(record, compare(record.params, store_request(request)))
+
+    def with_echo(self, image: ImageResult, request: ImageRequest) -> ImageResult:
+        """Return a result with the comparison of its record with the request."""
+        echo = None if image.record is None else self.check_echo(image.record, request)
+        return attrs.evolve(image, echo=echo)
 
     def judge_echo(
         self,

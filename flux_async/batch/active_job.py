@@ -38,7 +38,7 @@ class RunSlots:
     in_flight: asyncio.Semaphore
 
     def __init__(self, session: Session) -> None:
-        limits = session.rate_limiter.limits
+        limits = session.spacing.limits
         self.active = asyncio.Semaphore(limits.in_flight)
         self.starting = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.concurrent_submits))
         self.in_flight = session.task_slots

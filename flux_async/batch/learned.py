@@ -40,9 +40,9 @@ class Learned:
             sent.confirmed[api] = max(sent.confirmed[api], requests)
             sent.confirmed_images[api] = max(sent.confirmed_images[api], images)
         now = session.clock.wall()
-        recent = await self.journal.submits_since(now - session.rate_limiter.limits.window_s)
+        recent = await self.journal.submits_since(now - session.spacing.limits.window_s)
         if recent:
-            session.rate_limiter.seed(session.clock.monotonic(), [now - at for at in recent])
+            session.spacing.seed(session.clock.monotonic(), [now - at for at in recent])
         if not self.journal.is_durable:
             return
         if await self.journal.ended_in_halt():

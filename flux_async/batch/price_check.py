@@ -308,11 +308,13 @@ class PriceCheck:
     async def _balance(self) -> float | None:
         """Return the balance; None if the answer, after a few tries, is no balance.
 
+        None, too, with a shared rate limiter: then the submits of other processes move it at the same time.
+
         Raises:
             RequestNotSent: The API cannot be reached.
         """
         session, tries = self.session, 0
-        while True:
+        while session.rate_limiter is None:
             tries += 1
             try:
                 return await session.read(
@@ -327,8 +329,9 @@ class PriceCheck:
                 logger.info("the balance cannot be read: %s", type(failure).__name__)
                 delay = None
             if delay is None:
-                return None
+                break
             await session.clock.sleep(delay)
+        return None
 
 
 def _error(model: AnyModel, price: float, expected: float) -> UnexpectedPrice:

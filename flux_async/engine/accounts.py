@@ -18,7 +18,7 @@ import attrs
 
 from flux_async.engine.database import Database
 from flux_async.job_state import Problem
-from flux_async.policy.rate_limit import HALT_S, Limits, RateLimiter
+from flux_async.policy.rate_limit import HALT_S, Limits, SubmitSpacing
 
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
@@ -49,7 +49,7 @@ class Accounts:
             "ON CONFLICT (fingerprint) DO UPDATE SET spacing_s = excluded.spacing_s, halted_until = 0, "
             "problem = NULL",
             account=account,
-            spacing_s=RateLimiter(limits).spacing_s,
+            spacing_s=SubmitSpacing(limits).spacing_s,
         )
 
     async def permit(self, accounts: list[str]) -> Permit | None:

@@ -1,7 +1,7 @@
 """Decides whether another submit may start now. All times are monotonic seconds that the caller passes in.
 
-:class:`RateLimiter` spaces submits, :class:`CircuitBreaker` halts them when their answers make no sense, and
-a :class:`Pause` delays requests while the service is unreachable or has asked for time.
+:class:`SubmitSpacing` spaces submits, :class:`CircuitBreaker` halts them when their answers make no sense,
+and a :class:`Pause` delays requests while the service is unreachable or has asked for time.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Limits:
 
 
 @attrs.define
-class RateLimiter:
-    """Spaces the submits of an account evenly: the generic cell rate algorithm with a burst of one.
+class SubmitSpacing:
+    """Spaces the submits of a session evenly: the generic cell rate algorithm with a burst of one.
 
     The vendor takes 20 submits in any 10 s per account and rejects the rest (vendor's page "Getting Started",
     section 8). A burst would fill the window at once, and differences between the two clocks would make it

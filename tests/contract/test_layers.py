@@ -31,7 +31,7 @@ TESTS = Path(__file__).parents[1]
 
 L0 = {"advice", "api_errors", "errors", "images", "models"}
 L1 = {"api", "events", "job_state", "policy"}
-L2 = {"clock", "files", "journal", "transport"}
+L2 = {"clock", "files", "journal", "rate_limiter", "transport"}
 L3 = {"files.download", "files.upload", "observed_call", "poll_rate", "poller", "session", "submitter"}
 L4 = {"batch", "client", "client_options", "engine", "telemetry", "verification", "webhook"}
 
@@ -55,8 +55,9 @@ ALLOWED: dict[str, set[str]] = {
     "files.upload": L0 | L1 | {"files", "session", "submitter", "transport"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
-    "session": L0 | L1 | {"clock", "submitter", "transport"},
-    "submitter": L0 | L1 | {"clock", "transport"},
+    "rate_limiter": L0 | L1,
+    "session": L0 | L1 | {"clock", "rate_limiter", "submitter", "transport"},
+    "submitter": L0 | L1 | {"clock", "rate_limiter", "transport"},
     "poller": L0 | L1 | {"clock", "poll_rate", "session", "submitter"},
     "poll_rate": {"clock"},
     "observed_call": L0 | L1 | {"session"},
@@ -98,6 +99,7 @@ OUTSIDE: dict[str, set[str]] = {
     "files": {"anyio", "attrs", "obstore"},
     "journal": {"anyio", "attrs"},
     "transport": {"aiohttp", "anyio", "attrs", "certifi", "httpcore", "httpx", "yarl"},
+    "rate_limiter": {"attrs", "redis"},
     "session": {"anyio", "attrs"},
     "submitter": {"attrs"},
     "poller": {"attrs"},
@@ -131,6 +133,7 @@ ONLY_IN: dict[str, set[str]] = {
     "jinja2": {"report/page.py"},
     "obstore": {"files/object_store.py"},
     "orjson": {"api/envelope.py"},
+    "redis": {"rate_limiter.py"},
     "rich": {"cli"},
     "sqlite3": {"journal", "sandbox/state.py"},
     "dbos": {"engine"},

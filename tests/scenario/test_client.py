@@ -354,7 +354,7 @@ async def test_nothing_is_sent_when_the_queue_outlasts_the_deadline(
 async def test_waiting_for_a_slot_is_bounded_in_real_time_too(client: Any, transport: Any) -> None:
     """A call that gets no slot before its deadline raises DeadlineExceeded."""
     account = client.session
-    for _ in range(account.rate_limiter.limits.in_flight):
+    for _ in range(account.spacing.limits.in_flight):
         await account.task_slots.acquire()
     with pytest.raises(DeadlineExceeded):
         await client.remove_text(URL, timeout=0.01)

@@ -31,7 +31,7 @@ from flux_async import (
     UploadRejected,
 )
 from flux_async.policy import check_function, check_positive
-from flux_async.policy.rate_limit import RateLimiter
+from flux_async.policy.rate_limit import SubmitSpacing
 
 NUMBERS = [
     (Limits, "submits", 0),
@@ -79,12 +79,12 @@ def test_seconds_are_finite_and_positive() -> None:
 )
 def test_no_window_ever_holds_more_than_the_limit(submits: int, window: float, idle: list[float]) -> None:
     """However submits arrive, any sliding window holds at most the allowed number of them."""
-    rate_limiter, now, starts = RateLimiter(Limits(submits=submits, window_s=window)), 0.0, []
+    spacing, now, starts = SubmitSpacing(Limits(submits=submits, window_s=window)), 0.0, []
     for pause in idle:
         now += pause
-        now += rate_limiter.delay(now)
-        rate_limiter.take(now)
-        rate_limiter.record_accepted()
+        now += spacing.delay(now)
+        spacing.take(now)
+        spacing.record_accepted()
         starts.append(now)
     for i, start in enumerate(starts):
         assert sum(start <= other < start + window for other in starts[i:]) <= submits
@@ -92,94 +92,94 @@ def test_no_window_ever_holds_more_than_the_limit(submits: int, window: float, i
 
 def test_submits_are_spaced_evenly() -> None:
     """20 in 10 s means one about every half second, not 20 at once and a wait."""
-    rate_limiter = RateLimiter(Limits())
-    assert rate_limiter.delay(100.0) == 0
-    rate_limiter.take(100.0)
-    assert rate_limiter.delay(100.0) == pytest.approx(0.51)
-    assert rate_limiter.delay(100.3) == pytest.approx(0.21)
-    assert rate_limiter.delay(101.0) == 0
+    spacing = SubmitSpacing(Limits())
+    assert spacing.delay(100.0) == 0
+    spacing.take(100.0)
+    assert spacing.delay(100.0) == pytest.approx(0.51)
+    assert spacing.delay(100.3) == pytest.approx(0.21)
+    assert spacing.delay(101.0) == 0
 
 
 @pytest.mark.parametrize("late_s", [0.0, 0.012])
 def test_two_thousand_submits_take_less_than_one_per_cent_longer_than_the_limit(late_s: float) -> None:
     """2,000 submits at 20 in 10 s take at least 1,000 s; timers that wake up late add nothing."""
-    rate_limiter, now = RateLimiter(Limits()), 0.0
+    spacing, now = SubmitSpacing(Limits()), 0.0
     for _ in range(2_000):
-        now += rate_limiter.delay(now) + late_s
-        rate_limiter.take(now)
-        rate_limiter.record_accepted()
+        now += spacing.delay(now) + late_s
+        spacing.take(now)
+        spacing.record_accepted()
     assert now == pytest.approx(1_006, abs=1)
 
 
 def test_a_submit_that_is_very_late_keeps_its_distance_from_the_next() -> None:
     """Up to 50 ms, a quarter of the slack, are made up for; more is not."""
-    rate_limiter = RateLimiter(Limits())
-    rate_limiter.take(100.0)
-    rate_limiter.take(100.55)
-    assert rate_limiter.delay(100.55) == pytest.approx(0.47)
-    rate_limiter.take(101.1)
-    assert rate_limiter.delay(101.1) == pytest.approx(0.51)
+    spacing = SubmitSpacing(Limits())
+    spacing.take(100.0)
+    spacing.take(100.55)
+    assert spacing.delay(100.55) == pytest.approx(0.47)
+    spacing.take(101.1)
+    assert spacing.delay(101.1) == pytest.approx(0.51)
 
 
-def _let_in(rate_limiter: RateLimiter, windows: int) -> None:
-    for _ in range(windows * rate_limiter.limits.submits):
-        rate_limiter.record_accepted()
+def _let_in(spacing: SubmitSpacing, windows: int) -> None:
+    for _ in range(windows * spacing.limits.submits):
+        spacing.record_accepted()
 
 
 def test_the_rate_limit_is_used_up_while_nothing_is_refused() -> None:
     """Spacing begins 2 % wider than the limit, and after ten full windows it is 0.5 % wider, never less."""
-    rate_limiter, spacings = RateLimiter(Limits()), []
+    spacing, spacings = SubmitSpacing(Limits()), []
     for _ in range(5):
-        _let_in(rate_limiter, 4)
-        spacings.append(rate_limiter.spacing_s)
-        _let_in(rate_limiter, 1)
+        _let_in(spacing, 4)
+        spacings.append(spacing.spacing_s)
+        _let_in(spacing, 1)
     assert spacings == pytest.approx([0.51, 0.505, 0.5025, 0.5025, 0.5025])
 
 
 def test_a_429_widens_the_spacing_for_good() -> None:
     """What was too narrow is doubled and not tried again; the rest of the same crowd changes nothing more."""
-    rate_limiter = RateLimiter(Limits())
-    _let_in(rate_limiter, 10)
+    spacing = SubmitSpacing(Limits())
+    _let_in(spacing, 10)
     for _ in range(6):
-        rate_limiter.record_rate_limited()
-    assert rate_limiter.spacing_s == pytest.approx(0.505)
-    _let_in(rate_limiter, 15)
-    assert rate_limiter.spacing_s == pytest.approx(0.505)
+        spacing.record_rate_limited()
+    assert spacing.spacing_s == pytest.approx(0.505)
+    _let_in(spacing, 15)
+    assert spacing.spacing_s == pytest.approx(0.505)
     for _ in range(4):
-        rate_limiter.record_rate_limited()
-        rate_limiter.record_accepted()
-    assert rate_limiter.spacing_s == pytest.approx(0.52)
+        spacing.record_rate_limited()
+        spacing.record_accepted()
+    assert spacing.spacing_s == pytest.approx(0.52)
 
 
 def test_a_pause_holds_and_never_shortens() -> None:
     """A shorter pause does not cut a longer one."""
-    rate_limiter = RateLimiter(Limits())
-    rate_limiter.pause(0.0, 10.0)
-    rate_limiter.pause(1.0, 2.0)
-    assert rate_limiter.delay(1.0) == pytest.approx(9.0)
+    spacing = SubmitSpacing(Limits())
+    spacing.pause(0.0, 10.0)
+    spacing.pause(1.0, 2.0)
+    assert spacing.delay(1.0) == pytest.approx(9.0)
 
 
 def test_submits_of_an_earlier_process_count() -> None:
     """The last of them keeps its spacing; a full window of them is waited out from its oldest."""
-    rate_limiter = RateLimiter(Limits(submits=4, window_s=10.0))
-    rate_limiter.seed(100.0, [1.0])
-    assert rate_limiter.delay(100.0) == pytest.approx(2.55 - 1.0)
-    rate_limiter.seed(100.0, [3.0, 2.0, 1.0, 0.5, 30.0])
-    assert rate_limiter.delay(100.0) == pytest.approx(10.2 - 3.0)
+    spacing = SubmitSpacing(Limits(submits=4, window_s=10.0))
+    spacing.seed(100.0, [1.0])
+    assert spacing.delay(100.0) == pytest.approx(2.55 - 1.0)
+    spacing.seed(100.0, [3.0, 2.0, 1.0, 0.5, 30.0])
+    assert spacing.delay(100.0) == pytest.approx(10.2 - 3.0)
 
 
 @given(st.integers(1, 20), st.lists(st.floats(0, 20), min_size=1, max_size=40), st.integers(1, 40))
 def test_a_restart_never_overfills_a_window(submits: int, ages: list[float], more: int) -> None:
     """However the submits before a restart were spread within the limit, those after it keep to it."""
     limits = Limits(submits=submits, window_s=10.0)
-    before = RateLimiter(limits)
+    before = SubmitSpacing(limits)
     starts, now = [], -sum(ages)
     for age in ages:
         now += age
         now += before.delay(now)
         before.take(now)
         starts.append(now)
-    after = RateLimiter(limits)
+    after = SubmitSpacing(limits)
     after.seed(now, [now - start for start in starts if start > now - 10.0])
     for _ in range(more):
         now += after.delay(now)
