@@ -474,6 +474,7 @@ class Succeeded:
         reference: What the sink of the batch returned for the image; for a folder, the name of its file.
         verdict: What ``verify`` found about the file, or would find about the copy of an original without
             text; None if it was not verified.
+        error: Why another attempt for a better image failed; ``image`` is the earlier one then. Else None.
         check: All that the checks found, in a batch with ``preserve``, ``verify`` or ``skip_textless``; else
             None.
     """
@@ -484,6 +485,7 @@ class Succeeded:
     reference: str | None = None
     verdict: Verdict | None = None
     check: CheckResult | None = None
+    error: FluxError | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen(kw_only=True)

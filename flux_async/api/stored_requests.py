@@ -15,7 +15,7 @@ import attrs
 from flux_async.api.models_table import AnyModel, CustomModel, Model
 from flux_async.errors import InvalidInput, shown
 from flux_async.images import LocalImage, is_object
-from flux_async.models import EditRequest, GenerateRequest, ImageRequest
+from flux_async.models import TEXT_REMOVAL_PROMPT, EditRequest, GenerateRequest, ImageRequest
 
 IMAGE_FIELD = "inputImage"
 _MODEL, _CUSTOM = "model", "customModel"
@@ -107,6 +107,37 @@ def read_request(body: str) -> ImageRequest:
         return kind(**given)
     except (KeyError, TypeError, ValueError) as bad:
         raise InvalidInput(f"A stored request cannot be read: {shown(bad)}.") from None
+
+
+def model_patch(body: str, model: AnyModel) -> str | None:
+    """Return what another model changes in a stored request, as a JSON merge patch; None for its own model.
+
+    Our own prompt needs no translation: that is asked for as far as the model has the option.
+
+    Raises:
+        InvalidInput: The model does not take such a request, or the request is of another release.
+    """
+    request = read_request(body)
+    if model == request.model:
+        return None
+    fields: dict[str, Any] = {"model": model}
+    has_translation = "enable_translation" in model.row.options
+    if request.enable_translation is False and not has_translation:
+        fields["enable_translation"] = None
+    elif request.prompt == TEXT_REMOVAL_PROMPT and request.enable_translation is None and has_translation:
+        fields["enable_translation"] = False
+    new: dict[str, Any] = json.loads(store_request(attrs.evolve(request, **fields)))
+    names = (_MODEL, _CUSTOM, *(stored_name(name) for name in fields if name != "model"))
+    return encode({name: new.get(name) for name in names})
+
+
+def apply_patch(body: str, patch: str | None) -> str:
+    """Return a stored request with the changes of :func:`model_patch`."""
+    if patch is None:
+        return body
+    changes: dict[str, Any] = json.loads(patch)
+    fields = json.loads(body) | changes
+    return encode({name: value for name, value in fields.items() if value is not None})
 
 
 def read_model(body: str) -> AnyModel:

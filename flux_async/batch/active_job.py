@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from functools import cached_property
 
 import attrs
 
 from flux_async.api.models_table import AnyModel
-from flux_async.api.stored_requests import read_model
 from flux_async.batch.inputs import InputUpload
 from flux_async.clock import Wakeup
 from flux_async.errors import FluxError
@@ -108,11 +106,15 @@ class ActiveJob:
     was_cancelled: bool = attrs.field(default=False, init=False)
     spent: float | None = attrs.field(default=None, init=False)
     measured: float | None = attrs.field(default=None, init=False)
+    _model: tuple[str | None, AnyModel] | None = attrs.field(default=None, init=False)
 
-    @cached_property
+    @property
     def model(self) -> AnyModel:
-        """The model of its request."""
-        return read_model(self.stored.request)
+        """The model of its next or latest submit."""
+        patch = self.state.other_model
+        if self._model is None or self._model[0] != patch:
+            self._model = patch, self.stored.model  # the JSON is read once
+        return self._model[1]
 
     @property
     def number(self) -> int:

@@ -5,32 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import attrs
 
 from flux_async.errors import InvalidInput, MissingExtra, shown
-from flux_async.files.image_writer import (
-    IMAGE_ENDINGS,
-    copy_to_part,
-    find_image,
-    finish_part,
-    sha256_of,
-)
 from flux_async.job_state import NO_CHECKS, WantedChecks
 from flux_async.verification.preserve import FORMATS, PreserveFormat
 
 if TYPE_CHECKING:
     from flux_async.verification.preserved_file import PreservedFile
     from flux_async.verification.verdict import Verdict
-
-VENDOR = "vendor"
-"""The folder, in that of the results, with the vendor's own images where they are composed."""
-
-EARLIER = "earlier"
-"""The folder, in that of the results, with the images of attempts that the user had submitted again."""
 
 _NEEDED = ("PIL", "cv2", "numpy", "onnxruntime", "rapidocr")
 
@@ -109,6 +96,22 @@ def require_extra(wanted: WantedChecks) -> None:
         raise MissingExtra.for_extra(f"{_name(wanted)} ({', '.join(missing)} not installed)", "verify")
 
 
+def require_comparison(stage: CheckStage | None) -> None:
+    """Refuse an attempt for a better result that could not be compared with the earlier one.
+
+    Raises:
+        InvalidInput: There is no folder for the results.
+        MissingExtra: The extra ``verify`` is not installed.
+    """
+    if stage is None:
+        raise InvalidInput(
+            "It is submitted again for a better image, and two images are compared in a folder only.",
+            advice="Give directory=; nothing was sent for it.",
+        )
+    if stage.checker is None:
+        require_extra(WantedChecks(verify=True))
+
+
 def _name(wanted: WantedChecks) -> str:
     names = {"preserve": wanted.preserve, "verify": wanted.verify, "skip_textless": wanted.skip_textless}
     return next(name for name, is_wanted in names.items() if is_wanted)
@@ -122,7 +125,9 @@ def check_stage(
     format: PreserveFormat,  # noqa: A002 - as in preserve
     checker: Checker | None,
 ) -> CheckStage | None:
-    """Return the checks of a run; None if it makes none.
+    """Return the checks of a run; None if it can make none, as its results go to no folder.
+
+    A run without wanted checks makes those of attempts that an earlier run has begun for a better result.
 
     Raises:
         InvalidInput: There is no folder for the results, or the format is unknown.
@@ -133,7 +138,7 @@ def check_stage(
             f"{shown(format)} is no format for a composed image.",
             advice=f"Choose one of {', '.join(FORMATS)}; nothing was sent.",
         )
-    if wanted == NO_CHECKS:
+    if directory is None and wanted == NO_CHECKS:
         return None
     if directory is None:
         raise InvalidInput(f"{_name(wanted)} needs a folder for the results.", advice="Give directory=.")
@@ -146,51 +151,6 @@ def check_stage(
         format=format,
         checker=checker,
     )
-
-
-# --- the files --------------------------------------------------------------------------------------------
-
-
-def keep_vendors(directory: Path, file: str, sha256: str | None) -> str:
-    """Return the vendor's own image, relative to the folder; one outside of vendor/ is copied there.
-
-    Raises:
-        InvalidInput: It is not in the folder.
-        DownloadError: The disk refuses the copy.
-    """
-    kept = file if file.startswith(f"{VENDOR}/") else f"{VENDOR}/{file}"
-    if _is_image(directory / kept, sha256):
-        return kept
-    if kept == file or not _is_image(directory / file, sha256):
-        raise InvalidInput(f"The vendor's image {file} is not in {directory} any more, or it was changed.")
-    finish_part(copy_to_part(directory / file, directory / kept), directory / kept)
-    return kept
-
-
-def keep_earlier(directory: Path, name: str, attempt: int) -> None:
-    """Move the files of an earlier attempt to ``earlier/``: ``poster.1.png`` and ``poster.1.vendor.jpg``.
-
-    The first move counts: after a crash the files under the name may be those of the later attempt.
-    """
-    for folder, mark in ((directory, ""), (directory / VENDOR, ".vendor")):
-        path = find_image(folder, PurePosixPath(name))
-        if path is None:
-            continue
-        stem = PurePosixPath(name).with_suffix("") if PurePosixPath(name).suffix in IMAGE_ENDINGS else name
-        kept = directory / EARLIER / f"{stem}.{attempt}{mark}{path.suffix}"
-        if not kept.exists():
-            finish_part(copy_to_part(path, kept), kept)
-            path.unlink()
-
-
-def _is_image(path: Path, sha256: str | None) -> bool:
-    digest = sha256_of(path)
-    return digest is not None and digest == (sha256 or digest)
-
-
-def unlink(path: Path) -> None:
-    """Delete a file, if it is there."""
-    path.unlink(missing_ok=True)
 
 
 # --- the outcome ------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ Rules:
 1. A check begins when the image is saved and recorded: nothing here can pay for anything.
 2. What a check made is on disk, whole, and recorded before the next one begins. A run that is killed leaves
    the missing checks to the next run, which makes them without a download.
-3. What goes wrong with one image is recorded with it, and the next run tries again. Only a disk that refuses
+3. Of two results of an image the better one is chosen, once both are verified; all files are kept.
+4. What goes wrong with one image is recorded with it, and the next run tries again. Only a disk that refuses
    files ends a run.
 """
 
@@ -18,12 +19,22 @@ import anyio.to_thread
 import attrs
 
 from flux_async.batch.active_job import ActiveJob, Leave
-from flux_async.batch.check_stage import CheckStage, keep_vendors, unlink
+from flux_async.batch.check_stage import CheckStage
 from flux_async.batch.originals import original_of
+from flux_async.batch.result_files import composed_name, keep_vendors, promote, unlink
 from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import FluxError, shown
 from flux_async.files.image_writer import copy_to_part, disk_error, finish_part, part_beside, with_suffix
-from flux_async.job_state import NO_CHECKS, Compose, Composed, NotChecked, Verified, Verify
+from flux_async.job_state import (
+    NO_CHECKS,
+    Compose,
+    Composed,
+    NotChecked,
+    ResultChosen,
+    Verified,
+    Verify,
+    earlier_is_better,
+)
 
 
 async def check(step: Compose | Verify, job: ActiveJob, run: RunContext) -> Leave | None:
@@ -58,6 +69,31 @@ async def check(step: Compose | Verify, job: ActiveJob, run: RunContext) -> Leav
     return None
 
 
+async def choose(job: ActiveJob, run: RunContext) -> Leave | None:
+    """Choose the better one of a job's two results, and give it the place of the result.
+
+    Raises:
+        FluxError: It concerns every job, such as a full disk.
+    """
+    if run.checks is None:
+        return Leave()
+    if earlier_is_better(job.state):
+        await run.record(job, ResultChosen(at=run.now(), keeps_earlier=True))
+        return None
+    directory = run.checks.directory
+    try:
+        files = await anyio.to_thread.run_sync(promote, directory, job.state)
+    except FluxError as error:
+        if concerns_all(error):
+            raise
+        return Leave(error)
+    chosen = ResultChosen(at=run.now(), keeps_earlier=False, file=files.file, vendor_file=files.vendor_file)
+    await run.record(job, chosen)
+    for file in files.leftover:
+        await anyio.to_thread.run_sync(unlink, directory / file)
+    return None
+
+
 async def _verify(job: ActiveJob, run: RunContext, stage: CheckStage) -> Verified:
     original = await original_of(job, run, stage)
     found = await stage.ready().verify(original, stage.directory / str(job.state.file))
@@ -68,7 +104,7 @@ async def _compose(job: ActiveJob, run: RunContext, stage: CheckStage) -> Compos
     original = await original_of(job, run, stage)
     file = str(job.state.file)
     vendor_file = await anyio.to_thread.run_sync(keep_vendors, stage.directory, file, job.state.sha256)
-    vendor, name = stage.directory / vendor_file, vendor_file.partition("/")[2]
+    vendor, name = stage.directory / vendor_file, composed_name(vendor_file)
     part = await anyio.to_thread.run_sync(part_beside, stage.directory / name)
     try:
         made = await stage.ready().preserve_file(original, vendor, part, format=stage.format)

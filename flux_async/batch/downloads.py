@@ -14,20 +14,19 @@ from __future__ import annotations
 import copy
 import logging
 
-import anyio.to_thread
 import attrs
 
 from flux_async.api.models_table import RETENTION_S
 from flux_async.api.stored_requests import read_image
 from flux_async.batch import job_events
 from flux_async.batch.active_job import ActiveJob, Leave
-from flux_async.batch.check_stage import VENDOR, keep_earlier
+from flux_async.batch.result_files import result_name, vendor_name
 from flux_async.batch.run_context import Events, RunContext, concerns_all
 from flux_async.clock import sleep_and_read
 from flux_async.errors import DownloadError, FluxError, Scope, shown
 from flux_async.files.sink import Sink
 from flux_async.images import without_query
-from flux_async.job_state import Fetch, JobSnapshot, Problem, ResultLost, Saved
+from flux_async.job_state import NO_CHECKS, Fetch, JobSnapshot, Problem, ResultLost, Saved
 from flux_async.journal.store import StoredJob
 from flux_async.models import ImageResult
 from flux_async.policy.downloads import (
@@ -142,11 +141,9 @@ async def _try(
 ) -> Events | Leave | DownloadError:
     """Try one download; return the error if another try may be made. ``tries`` counts this one."""
     try:
-        name = await run.names.name(job.stored)
-        if (directory := run.options.directory) is not None and job.state.attempts > 1:
-            await anyio.to_thread.run_sync(keep_earlier, directory, name, job.state.attempts - 1)
+        name = result_name(await run.names.name(job.stored), job.state)
         if job.checks.preserve:
-            name = f"{VENDOR}/{name}"
+            name = vendor_name(name)
         saved = await run.client.save(image, sink, job=job.stored.as_job(), name=name)
     except DownloadError as error:
         if error.scope is Scope.STOP:
@@ -184,7 +181,8 @@ async def _fetch_original(job: ActiveJob, run: RunContext) -> None:
     Not in a run with checks: they download the input from its own address, and read a file where it is.
     """
     url, folder = job.state.origin_url, run.options.originals
-    if folder is None or url is None or run.checks is not None:
+    has_checks = NO_CHECKS not in {job.checks, run.options.checks}
+    if folder is None or url is None or has_checks:
         return
     try:
         name = await run.names.name(job.stored)

@@ -16,6 +16,7 @@ from flux_async.batch.job_runner import image_of, outcome_of
 from flux_async.batch.open_journal import check_key, open_journal, record_event
 from flux_async.batch.options import BatchClient, check_folder, check_functions
 from flux_async.batch.originals import copy_again
+from flux_async.batch.result_files import result_name
 from flux_async.batch.run_context import concerns_all
 from flux_async.batch.runner import PATIENCE_S
 from flux_async.errors import DownloadError, FluxError, InvalidInput, Scope, shown
@@ -165,6 +166,7 @@ class _Fetching:
             if image is None:
                 saved = await copy_again(self.client, stored, self.sink.folder, name)
             else:
+                name = result_name(name, job)
                 saved = await self.client.save(image, self.sink, job=stored.as_job(), name=name)
         except FluxError as error:
             if isinstance(error, DownloadError) and error.scope is not Scope.STOP and job.task_id is not None:

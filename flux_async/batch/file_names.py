@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 import attrs
 
 from flux_async.batch.job_store import JobStore
+from flux_async.batch.result_files import RESERVED
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_writer import IMAGE_ENDINGS
 from flux_async.job_state import JobState
@@ -83,13 +84,13 @@ class FileNames:
         journal: Holds the names.
         name_file: The caller's function, or None: the name is made from the job's key, which is unique.
         place: Where the files go, for messages; None if the batch saves none.
-        reserved: A folder in which no file may be named, or None.
+        reserved: Folders in which no file may be named.
     """
 
     journal: JobStore
     name_file: Callable[[Job], str] | None
     place: str | None
-    reserved: str | None = None
+    reserved: tuple[str, ...] = ()
 
     def check(self, job: Job) -> str:
         """Return the name of a job's file.
@@ -107,8 +108,9 @@ class FileNames:
             raise InvalidInput(f"name_file failed for job {job.key}: {shown(error)}.") from None
         if not is_safe_name(name):
             raise InvalidInput(f"{shown(name)} is no name for a file in {self.place}.")
-        if self.reserved is not None and folded_name(name).startswith(f"{self.reserved}/"):
-            raise InvalidInput(f"{shown(name)} lies in {self.reserved}/, which holds the vendor's images.")
+        for folder in self.reserved:
+            if folded_name(name).startswith(f"{folder}/"):
+                raise InvalidInput(f"{shown(name)} lies in {folder}/, which holds {RESERVED[folder]}.")
         return name
 
     async def refused(

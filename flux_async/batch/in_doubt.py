@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from flux_async.api.echo import CONFIRMED_ENOUGH, Comparison, compare, in_words, is_of_attempt
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.stored_requests import with_input
+from flux_async.api.stored_requests import apply_patch, with_input
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.job_store import JobStore
 from flux_async.batch.run_context import RunContext, concerns_all
@@ -143,8 +143,11 @@ async def _confirms(entry: InboxEntry, job: ActiveJob, run: RunContext) -> bool 
         # The vendor may have no such task, long after it could not be visible yet.
         is_old = run.now() - entry.at >= _VISIBLE_WITHIN_S
         return False if is_old and poll_meaning(error) is PollMeaning.NOT_VISIBLE else None
-    request = with_input(job.stored.request, entry.input_url)
-    return is_of_attempt(seen.params, request, entry.callback_id)
+    answers = [
+        is_of_attempt(seen.params, with_input(body, entry.input_url), entry.callback_id)
+        for body in _bodies(job.stored)
+    ]
+    return True if True in answers else None if None in answers else False
 
 
 # --- what a record shows ----------------------------------------------------------------------------------
@@ -224,11 +227,24 @@ async def _closest(
     journal: JobStore, stored: StoredJob, record: TaskRecord, input_url: str | None
 ) -> Comparison:
     """Compare with the latest submit, and if that differs, with all submits of the job."""
-    seen = compare(record.params, with_input(stored.request, input_url))
-    if seen.is_same is not False or seen.is_same_image:
-        return seen  # the submits of a job differ in their image only
+    seen, *others = _compare_all(stored, record, input_url)
+    if seen.is_same is not False:
+        return seen
+    if seen.is_same_image:  # the submits of a job differ in their image and their model only
+        return next((other for other in others if other.is_same), seen)
     for url in await journal.input_urls(stored.number):
-        other = compare(record.params, with_input(stored.request, url))
-        if other.is_same_image:
-            return other
+        alike = [other for other in _compare_all(stored, record, url) if other.is_same_image]
+        if alike:
+            return next((other for other in alike if other.is_same), alike[0])
     return seen
+
+
+def _compare_all(stored: StoredJob, record: TaskRecord, input_url: str | None) -> list[Comparison]:
+    return [compare(record.params, with_input(body, input_url)) for body in _bodies(stored)]
+
+
+def _bodies(stored: StoredJob) -> list[str]:
+    """Return the request with each model that the job was submitted with, the latest first."""
+    kept = stored.job.kept
+    patches = (stored.job.other_model, None, None if kept is None else kept.other_model)
+    return [apply_patch(stored.request, patch) for patch in dict.fromkeys(patches)]

@@ -108,7 +108,7 @@ _NAMES: dict[type, Literal["succeeded", "failed", "in_doubt"]] = {
 
 
 def _about(stored: StoredJob, job: JobSnapshot) -> dict[str, Any]:
-    image, model = read_names(stored.request)
+    image, model = read_names(stored.submitted)
     image = stored.source or image
     return {
         "job": job.key,

@@ -20,7 +20,7 @@ from flux_async.advice import fill, python_words
 from flux_async.api.parsing import check_task_id
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.check_stage import read_verdict
-from flux_async.batch.checks import check
+from flux_async.batch.checks import check, choose
 from flux_async.batch.downloads import fetch
 from flux_async.batch.in_doubt import Found, check_echo, resolve_doubt
 from flux_async.batch.run_context import Events, RunContext, concerns_all
@@ -31,6 +31,7 @@ from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
     Begin,
+    Choose,
     Compose,
     EchoContradicted,
     Event,
@@ -118,6 +119,8 @@ async def _perform(  # noqa: PLR0911 - one match arm per step
             return await _await_task(step, job, run)  # its address may be old: the record has a new one
         case Compose() | Verify():
             return await check(step, job, run)
+        case Choose():
+            return await choose(job, run)
         case _:
             raise AssertionError(step)  # an intent outlives neither its submit nor a restart
 
@@ -226,6 +229,7 @@ def outcome_of(snapshot: JobSnapshot, job: Job, error: FluxError | None, directo
             reference=snapshot.file,
             verdict=None if checked is None else read_verdict(checked.verdict),
             check=checked,
+            error=None if snapshot.problem is None else error or _restored(snapshot),
         )
     error = error or _restored(snapshot)
     return (InDoubt if snapshot.state is JobState.IN_DOUBT else Failed)(job=job, error=error)

@@ -16,15 +16,16 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.models_table import RETENTION_S, AnyModel
+from flux_async.api.models_table import RETENTION_S, AnyModel, CustomModel, Model, ModelName
 from flux_async.api.parsing import check_task_id
-from flux_async.api.stored_requests import read_model
+from flux_async.api.stored_requests import model_patch, read_model
 from flux_async.api_errors import NotFoundError
 from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.open_journal import check_key, open_journal, record_event
 from flux_async.batch.options import BatchClient, check_client, check_flag
-from flux_async.errors import FluxError, InvalidInput, JournalError, Scope
+from flux_async.errors import FluxError, InvalidInput, JournalError, Scope, shown
 from flux_async.job_state import (
+    JobSnapshot,
     JobState,
     ResubmitGranted,
     RetryGranted,
@@ -68,6 +69,7 @@ async def retry(
     in_doubt: bool = False,
     text_left: bool = False,
     damaged: bool = False,
+    model: AnyModel | ModelName | None = None,
     dry_run: bool = False,
 ) -> Retried:
     """Let the next run submit jobs again that failed, are in doubt, or have no good image; return which.
@@ -80,11 +82,15 @@ async def retry(
         failed: Submit jobs again that failed: each for one more charge.
         in_doubt: Submit jobs in doubt again. Their first submit may have been charged, too.
         text_left: Submit jobs again whose verdict is ``text_left``: each for one more charge.
-        damaged: The same for the verdicts ``damaged`` and ``cropped``.
+        damaged: The same for the verdicts ``damaged`` and ``cropped``. The earlier image of either stays
+            until the new one is verified, and the better one is the result. If the attempt fails, the
+            earlier one is.
+        model: The model of these attempts; left out, that of the request. A job keeps its key and request.
         dry_run: Return the same, and leave these jobs as they are.
 
     Raises:
-        InvalidInput: Nothing to retry is given, or an argument has a wrong type.
+        InvalidInput: Nothing to retry is given, an argument has a wrong type, or ``model`` does not take one
+            of the requests; nothing was changed.
         JournalBusyError: A run is using the journal.
         JournalError: There is no journal, or it cannot be used.
     """
@@ -96,28 +102,96 @@ async def retry(
     states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt + [JobState.DONE] * bool(verdicts)
     if not states:
         raise InvalidInput("There is nothing to retry.", advice=_NOTHING_TO_RETRY)
-    submits, to_submit, to_fetch = Counter[AnyModel](), array("q"), array("q")
-    at = client.session.clock.wall()
+    other = _other_model(model, in_doubt=in_doubt)
     async with open_journal(client, journal) as opened:
         with opened.one_run():
             await opened.recover()
-            for state in states:
-                async for stored in opened.iter_jobs(state):
-                    if state is JobState.DONE and verdict_of(stored.job) not in verdicts:
-                        continue
-                    if state is JobState.IN_DOUBT and await opened.offers_to(stored.number):
-                        to_fetch.append(stored.number)
-                        continue
-                    to_submit.append(stored.number)
-                    submits[read_model(stored.request)] += 1
-                    if not dry_run:
-                        is_doubt = state is JobState.IN_DOUBT
-                        grant = ResubmitGranted(at=at) if is_doubt else RetryGranted(at=at)
-                        await record_event(opened, stored, grant)
+            grants = _Grants(journal=opened, at=client.session.clock.wall(), model=other)
+            plan = await grants.make(states, verdicts, is_rehearsal=True)  # a refusal comes before all grants
+            if not dry_run:
+                plan = await grants.make(states, verdicts, is_rehearsal=False)
             for state in (JobState.GENERATED, JobState.SUBMITTED):
                 async for stored in opened.iter_jobs(state):
-                    to_fetch.append(stored.number)
-    return Retried(submits=submits, to_submit=to_submit, to_fetch=to_fetch)
+                    plan.to_fetch.append(stored.number)
+    return Retried(submits=plan.submits, to_submit=plan.to_submit, to_fetch=plan.to_fetch)
+
+
+def _is_bad(job: JobSnapshot, verdicts: Sequence[str]) -> bool:
+    """Return whether an image has one of the verdicts, and no other image that it is to be compared with."""
+    return verdict_of(job) in verdicts and job.kept is None
+
+
+def _other_model(model: AnyModel | ModelName | None, *, in_doubt: bool) -> AnyModel | None:
+    """Return the model that a caller named, if any.
+
+    Raises:
+        InvalidInput: There is none of that name, or submits in doubt are to be made with it.
+    """
+    if model is None:
+        return None
+    if in_doubt:
+        raise InvalidInput(
+            "A submit in doubt is submitted again as it was, not with another model.",
+            advice="Give in_doubt=True and model= in two calls.",
+        )
+    try:
+        return model if isinstance(model, CustomModel) else Model(model)
+    except ValueError:
+        names = ", ".join(member.value for member in Model)
+        raise InvalidInput(f"{shown(model)} is no model.", advice=f"Choose one of {names}.") from None
+
+
+@attrs.define
+class _Plan:
+    """What is to be submitted and fetched, as in :class:`Retried`."""
+
+    submits: Counter[AnyModel] = attrs.field(factory=Counter)
+    to_submit: array[int] = attrs.field(factory=lambda: array("q"))
+    to_fetch: array[int] = attrs.field(factory=lambda: array("q"))
+
+
+@attrs.frozen(kw_only=True)
+class _Grants:
+    """Records the user's permissions to submit jobs again.
+
+    Attributes:
+        journal: Where they are recorded.
+        at: When they were given.
+        model: The model of these submits; None for that of each request.
+    """
+
+    journal: Journal
+    at: float
+    model: AnyModel | None
+
+    async def make(self, states: Sequence[JobState], verdicts: Sequence[str], *, is_rehearsal: bool) -> _Plan:
+        """Grant the jobs in these states another submit, those that are done by their verdicts.
+
+        Raises:
+            InvalidInput: The model does not take one of the requests.
+        """
+        plan = _Plan()
+        for state in states:
+            async for stored in self.journal.iter_jobs(state):
+                if state is JobState.DONE and not _is_bad(stored.job, verdicts):
+                    continue
+                if state is JobState.IN_DOUBT and await self.journal.offers_to(stored.number):
+                    plan.to_fetch.append(stored.number)
+                    continue
+                plan.to_submit.append(stored.number)
+                grant, model = self._grant(stored)
+                plan.submits[model] += 1
+                if not is_rehearsal:
+                    await record_event(self.journal, stored, grant)
+        return plan
+
+    def _grant(self, stored: StoredJob) -> tuple[ResubmitGranted | RetryGranted, AnyModel]:
+        """Return the permission for one job, and the model of the submit that it allows."""
+        if stored.job.state is JobState.IN_DOUBT:
+            return ResubmitGranted(at=self.at), stored.model
+        if self.model is None:
+            return RetryGranted(at=self.at), read_model(stored.request)
+        return RetryGranted(at=self.at, other_model=model_patch(stored.request, self.model)), self.model
 
 
 # --- adopt ------------------------------------------------------------------------------------------------

@@ -117,8 +117,17 @@ class RunContext:
             self.jobs.wake(event.belongs_to)  # the journal offers the task to that job
 
     def checks_of(self, stored: StoredJob) -> WantedChecks:
-        """Return the checks that can be made of a job: none where it was made from no image."""
-        return self.options.checks if self.checks is not None and read_image(stored.request) else NO_CHECKS
+        """Return the checks to be made of a job: none where it was made from no image.
+
+        A result that is to be compared with an earlier one is verified, and composed if that was.
+        """
+        if self.checks is None or not read_image(stored.request):
+            return NO_CHECKS
+        wanted, kept = self.options.checks, stored.job.kept
+        if kept is None:
+            return wanted
+        was_composed = kept.checked is not None and kept.checked.is_preserved is not None
+        return WantedChecks(preserve=wanted.preserve or was_composed, verify=True)
 
     async def adopt(self, job: ActiveJob, task: KnownTask) -> bool:
         """Record the task that a callback, or another job's poll, named; False if another job has it."""
@@ -138,7 +147,7 @@ class RunContext:
             InvalidInput: Another release wrote the request.
         """
         if job.input is None:
-            request = job.stored.read()
+            request = job.stored.read_submitted()
             job.input = InputUpload(client=self.client, request=request, via_upload=self.options.via_upload)
         return job.input
 

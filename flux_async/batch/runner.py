@@ -28,7 +28,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.api.models_table import RETENTION_S, Prices
 from flux_async.api.webhooks import CallbackEndpoint
-from flux_async.batch.check_stage import VENDOR, Checker, check_stage
+from flux_async.batch.check_stage import Checker, check_stage
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
 from flux_async.batch.job_runner import outcome_of
@@ -46,12 +46,13 @@ from flux_async.batch.options import (
     price_list,
 )
 from flux_async.batch.progress import BatchProgress, ProgressObserver, ProgressReporter, Tally
+from flux_async.batch.result_files import EARLIER, VENDOR
 from flux_async.batch.run_context import RunContext
 from flux_async.batch.run_control import Budget, PauseWatch, RunControl
 from flux_async.batch.scheduler import CallbackReader, Scheduler
 from flux_async.errors import FluxError, InvalidInput, JournalError, Scope
 from flux_async.files.sink import FolderSink, Sink
-from flux_async.job_state import FINAL, JobState, WantedChecks
+from flux_async.job_state import FINAL, NO_CHECKS, JobState, WantedChecks
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Failed, InDoubtPolicy, Job, JobKey, Outcome
 from flux_async.policy import check_positive
@@ -191,7 +192,7 @@ def run_batch(
             journal=kept,
             name_file=name_file,
             place=options.place,
-            reserved=VENDOR if wanted.preserve else None,
+            reserved=(EARLIER, VENDOR) if wanted.preserve else (EARLIER,),
         ),
         control=control,
         budget=budget,
@@ -387,7 +388,8 @@ class BatchRun:
         """Start what earlier runs have saved and not checked, after the inputs, which take longer."""
         if self._run.checks is None:
             return
-        async for stored in self._journal.iter_jobs(JobState.DONE):
+        only_undecided = self._run.options.checks == NO_CHECKS
+        async for stored in self._journal.iter_jobs(JobState.DONE, only_undecided=only_undecided):
             if not self._run.control.is_spending:
                 return
             await scheduler.start_unchecked(stored)

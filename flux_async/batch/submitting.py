@@ -11,6 +11,7 @@ import secrets
 from flux_async.api.models_table import ApiName, api_for, on_wire
 from flux_async.api.stored_requests import read_aspect_ratio, with_input
 from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.check_stage import require_comparison
 from flux_async.batch.in_doubt import adopt_known_task
 from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import (
@@ -19,6 +20,7 @@ from flux_async.errors import (
     InvalidInput,
     JobConflictError,
     JournalError,
+    MissingExtra,
     RequestNotSent,
     Scope,
     TaskMismatch,
@@ -49,8 +51,10 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
     """
     clock = run.session.clock
     try:
-        api = api_for(job.model, run.session.api, read_aspect_ratio(job.stored.request))
-    except InvalidInput as refused:  # another run may submit it to another API
+        if job.state.kept is not None:
+            require_comparison(run.checks)
+        api = api_for(job.model, run.session.api, read_aspect_ratio(job.stored.submitted))
+    except (InvalidInput, MissingExtra) as refused:  # another run may check it, or use another API
         return Leave(refused)
     await job.slots.take_task()
     wait = min(not_before - clock.wall(), _LONGEST_OWN_WAIT_S)  # the wall clock may have jumped back
@@ -141,7 +145,9 @@ async def _intent_then_post(job: ActiveJob, run: RunContext, api: ApiName) -> No
             run.budget.give_back(job)  # no request is made without its intent
             raise
         job.posted_at = run.session.clock.monotonic()
-        answer = await run.session.submitter.post(with_input(job.stored.request, url), callback_url, api=api)
+        answer = await run.session.submitter.post(
+            with_input(job.stored.submitted, url), callback_url, api=api
+        )
         await _record_answer(job, run, api, answer)
     finally:
         run.budget.end_post()

@@ -16,6 +16,7 @@ from flux_async import (
     GenerateRequest,
     InDoubtPolicy,
     MissingExtra,
+    Model,
     __version__,
 )
 from flux_async.cli.check_commands import CHECK_COMMANDS
@@ -43,7 +44,7 @@ from flux_async.cli.engine_commands import ENGINE_COMMANDS
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
-from flux_async.cli.option_values import Number, own_models
+from flux_async.cli.option_values import ModelChoice, Number, own_models
 from flux_async.cli.terminal import Command, Commands, Exit, can_ask, printable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -209,22 +210,41 @@ def report(folder: Path, *, watch: bool, contact_sheet: bool) -> int:
 @click.option("--in-doubt", is_flag=True, help="Submit images in doubt again: some may be paid for twice.")
 @click.option("--text-left", is_flag=True, help="Pay for another task for every image with text left.")
 @click.option("--damaged", is_flag=True, help="Pay for another task for every damaged or cropped image.")
+@click.option(
+    "--model",
+    type=ModelChoice(),
+    help="Use this model for these tasks; `flux-async models` lists them.",
+    metavar="NAME",
+)
 @RUN_OPTIONS
-def retry(*, failed: bool, in_doubt: bool, text_left: bool, damaged: bool, as_json: bool, **run: Any) -> int:
+def retry(
+    *,
+    failed: bool,
+    in_doubt: bool,
+    text_left: bool,
+    damaged: bool,
+    model: str | CustomModel | None,
+    as_json: bool,
+    **run: Any,
+) -> int:
     """Resume the run in FOLDER without its list.
 
     Without an option this is the run's own command once more: nothing is paid twice. --failed, --in-doubt,
     --text-left and --damaged pay for images again, each time they are given; how many, and what it may cost,
-    is said first. Images that are paid again are kept in images/earlier/, and the new ones are verified.
+    is said first. With --text-left and --damaged the new images are verified, and the better one of both is
+    the result; the other is kept in images/earlier/. Where an attempt fails, the earlier image stays.
     """
     from flux_async.cli.folder_commands import run_retry  # noqa: PLC0415 - loads rich
 
     wanted = {"failed": failed, "in_doubt": in_doubt, "text_left": text_left, "damaged": damaged}
     repeats = tuple(f"--{name.replace('_', '-')}" for name, is_given in wanted.items() if is_given)
+    if model is not None and (in_doubt or not repeats):
+        raise click.UsageError(
+            "--model goes with --failed, --text-left or --damaged, and not with --in-doubt."
+        )
     options = read_run_options(**run, repeats=repeats, asks=can_ask())
-    return run_retry(
-        options, failed=failed, in_doubt=in_doubt, text_left=text_left, damaged=damaged, as_json=as_json
-    )
+    chosen = None if model is None else model if isinstance(model, CustomModel) else Model(model)
+    return run_retry(options, as_json=as_json, **wanted, model=chosen)
 
 
 @cli.command()

@@ -250,10 +250,12 @@ class RunDisplay:
             pass  # its JSON line is printed at the end, with those that the run did not settle
         elif self.as_json:
             self._result(row.as_json())
-        elif row.status is Status.SUCCEEDED and row.error is None:
+        elif row.status is Status.SUCCEEDED and (row.error is None or row.file is not None):
             self._result(self.show_path(row.file) if row.file else row.result_url or "")
         if row.error is not None:
-            status = "not in the folder" if row.status is Status.SUCCEEDED else row.status.replace("_", " ")
+            status = row.status.replace("_", " ")
+            if row.status is Status.SUCCEEDED and row.file is None:
+                status = "not in the folder"
             self.note(f"{status}: {row.image}: {row.error.message}", _COLOURS.get(row.status, "yellow"))
 
     def refused(self, row: ResultRow, words: str) -> None:

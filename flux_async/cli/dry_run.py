@@ -131,7 +131,7 @@ class DryRun:
     def _count(self, row: Row, added: Added) -> None:
         stored = added.stored
         if stored is None or stored.job.state is JobState.PENDING or self._is_resubmitted(stored):
-            request = row.request if stored is None else stored.request
+            request = row.request if stored is None else stored.submitted
             model = read_model(request)
             try:
                 api_for(model, self._api, read_aspect_ratio(request))

@@ -13,7 +13,7 @@ import click
 
 from flux_async import ConfigurationError, FluxClient, adopt, rekey, retry
 from flux_async.api.echo import in_words
-from flux_async.api.models_table import ApiName
+from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.batch.operations import Rekeyed, RekeyEvidence
 from flux_async.cli.advice import after_adopting, after_recovering, after_rekeying, command
 from flux_async.cli.credits import Spending, in_credits
@@ -43,6 +43,7 @@ class Wanted(TypedDict, total=False):
     in_doubt: bool
     text_left: bool
     damaged: bool
+    model: AnyModel | None
 
 
 def run_retry(options: RunOptions, *, as_json: bool, **wanted: Unpack[Wanted]) -> Exit:
@@ -83,7 +84,9 @@ async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wante
     granted = len(plan.to_submit)
     plural = "image gets" if granted == 1 else "images get"
     cost = in_credits(spending.cost(selection))
-    message_console().note(f"{granted} {plural} another try, for up to {cost} credits.")
+    model = wanted.get("model")
+    other = "" if model is None else f" with {model}"
+    message_console().note(f"{granted} {plural} another try{other}, for up to {cost} credits.")
     await spending.may_submit(selection, is_last=True)
     selection.paid = len(plan.to_fetch)
     if selection.paid:

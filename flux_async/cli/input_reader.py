@@ -30,7 +30,7 @@ from flux_async import (
     Model,
 )
 from flux_async.api.models_table import AnyModel
-from flux_async.api.stored_requests import read_model, store_request
+from flux_async.api.stored_requests import store_request
 from flux_async.cli.advice import error_text
 from flux_async.cli.credits import Spending
 from flux_async.cli.display import RunDisplay, notify
@@ -260,7 +260,7 @@ class InputReader:
             is_found = is_doubt and self.folder.reader.found_task(stored.number) is not None
             selection.paid += is_found or state in {JobState.SUBMITTED, JobState.GENERATED}
             if state is JobState.PENDING or (is_doubt and not is_found and resubmits):
-                selection.needs[read_model(stored.request)] += 1
+                selection.needs[stored.model] += 1
         elif state is JobState.DONE and self.options.download and not self.folder.has_image(stored):
             selection.missing.append(stored.number)
         elif next_check(stored.job, self.options.checks) is not None:

@@ -219,4 +219,4 @@ def _title(image: str) -> str:
 
 
 def _model_of(stored: StoredJob) -> str:
-    return str(json.loads(stored.request).get("model", ""))
+    return str(json.loads(stored.submitted).get("model", ""))

@@ -23,8 +23,8 @@ from attrs.validators import and_, deep_iterable, ge, instance_of, optional
 from flux_async import Charge, FluxError
 from flux_async.api.models_table import ApiName
 from flux_async.api.stored_requests import read_image
-from flux_async.cli.advice import with_commands
-from flux_async.job_state import JobSnapshot, JobState, Problem, verdict_in
+from flux_async.cli.advice import command, with_commands
+from flux_async.job_state import JobSnapshot, JobState, Problem, verdict_in, verdict_of
 from flux_async.journal.store import StoredJob
 
 IMAGES = "images"
@@ -104,7 +104,8 @@ class ResultRow:
         charge: Whether it was paid for.
         credits: What its task has cost, or None where that was not measured.
         error: Why there is no file. With "pending": an error of this run; the image is not lost. With
-            "succeeded": why an image that was moved away could not be downloaded again.
+            "succeeded": why an image that was moved away could not be downloaded again; where there is a
+            file, why another attempt for a better image failed.
         attempts: Submits made.
         submitted_at: When the task was accepted, UTC.
         finished_at: When the image was settled, UTC.
@@ -187,7 +188,9 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
     """
     job = stored.job
     status = _STATUS[job.state]
-    problem = job.problem if status in {Status.FAILED, Status.IN_DOUBT} else None
+    problem = None if status is Status.PENDING else job.problem
+    if status is Status.SUCCEEDED and problem is not None:
+        problem = _of_another_attempt(problem, job, folder)
     if obstacle is not None and job.state not in {JobState.FAILED, JobState.IN_DOUBT}:
         status, problem = _status_behind(stored), obstacle
     if problem is None and status in {Status.FAILED, Status.IN_DOUBT}:
@@ -211,6 +214,14 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         finished_at=utc_text(job.finished_at),
         **_found_by_checks(job if kept else None),
     )
+
+
+def _of_another_attempt(problem: Problem, job: JobSnapshot, folder: Path | None) -> Problem:
+    """Return the problem of an attempt for a better image, with the command that makes another one."""
+    option = "--text-left" if verdict_of(job) == "text_left" else "--damaged"
+    again = "" if folder is None else f": {command('retry', folder, option)}"
+    words = problem.message.replace("{pay_again}", again)
+    return attrs.evolve(problem, message=f"Another attempt failed, and the earlier image is kept. {words}")
 
 
 def is_address(file: str) -> bool:
@@ -247,7 +258,8 @@ def _status_behind(stored: StoredJob) -> Status:
     job = stored.job
     if job.state is JobState.DONE and job.file is not None:
         return Status.SUCCEEDED
-    return Status.PENDING if job.state in _PAID else Status.FAILED
+    is_paid = job.state in _PAID or job.kept is not None
+    return Status.PENDING if is_paid else Status.FAILED
 
 
 def refused_row(image: str, key: str, error: FluxError) -> ResultRow:

@@ -356,7 +356,8 @@ class RunCommand:
             self._halt(unwritable)
             return
         if row is not None:
-            self._moved_away += row.status is Status.SUCCEEDED and row.error is not None
+            is_here = row.error is None or row.file is not None
+            self._moved_away += row.status is Status.SUCCEEDED and not is_here
             notify(self.display.settled, row)
         if error is not None and halts(error):
             self._halt(error)

@@ -29,7 +29,9 @@ Rules:
 6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so
    its own task is unknown and the job is IN_DOUBT.
 7. An image without text, where the user wants that looked at, is DONE from PENDING: no submit, no task.
-8. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
+8. Where the user wants another image of a job that is done, the earlier result is kept until the new one is
+   verified; the better one is chosen. What would be FAILED meanwhile is DONE with the earlier result.
+9. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from flux_async.job_state.events import NotChecked as NotChecked
 from flux_async.job_state.events import NoTextFound as NoTextFound
 from flux_async.job_state.events import Problem as Problem
 from flux_async.job_state.events import ResubmitGranted as ResubmitGranted
+from flux_async.job_state.events import ResultChosen as ResultChosen
 from flux_async.job_state.events import ResultLost as ResultLost
 from flux_async.job_state.events import RetryGranted as RetryGranted
 from flux_async.job_state.events import Saved as Saved
@@ -57,16 +60,19 @@ from flux_async.job_state.events import Verified as Verified
 from flux_async.job_state.states import FINAL as FINAL
 from flux_async.job_state.states import LIVE as LIVE
 from flux_async.job_state.states import TRANSITIONS as TRANSITIONS
+from flux_async.job_state.states import EarlierResult as EarlierResult
 from flux_async.job_state.states import IllegalTransition as IllegalTransition
 from flux_async.job_state.states import JobSnapshot as JobSnapshot
 from flux_async.job_state.states import JobState as JobState
 from flux_async.job_state.states import apply as apply
+from flux_async.job_state.states import earlier_is_better as earlier_is_better
 from flux_async.job_state.states import verdict_in as verdict_in
 from flux_async.job_state.states import verdict_of as verdict_of
 from flux_async.job_state.steps import NO_CHECKS as NO_CHECKS
 from flux_async.job_state.steps import AwaitCallback as AwaitCallback
 from flux_async.job_state.steps import AwaitTask as AwaitTask
 from flux_async.job_state.steps import Begin as Begin
+from flux_async.job_state.steps import Choose as Choose
 from flux_async.job_state.steps import Compose as Compose
 from flux_async.job_state.steps import Fetch as Fetch
 from flux_async.job_state.steps import LookForText as LookForText

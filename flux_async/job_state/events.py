@@ -203,7 +203,24 @@ class ResultLost(_Event):
 
 @attrs.frozen(kw_only=True)
 class RetryGranted(_Event):
-    """The user wants a job submitted again that failed or whose image is no good, and pays for a new task."""
+    """The user wants a job submitted again that failed or whose image is no good, and pays for a new task.
+
+    ``other_model`` is what another model changes in its request, as a JSON merge patch.
+    """
+
+    other_model: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ResultChosen(_Event):
+    """The better one of the latest result and the earlier one was chosen; the other's files are kept.
+
+    ``file`` and ``vendor_file`` are where those of the latest result are now.
+    """
+
+    keeps_earlier: bool
+    file: str | None = None
+    vendor_file: str | None = None
 
 
 Event: TypeAlias = (
@@ -225,4 +242,5 @@ Event: TypeAlias = (
     | NotChecked
     | ResultLost
     | RetryGranted
+    | ResultChosen
 )

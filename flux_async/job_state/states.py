@@ -19,6 +19,7 @@ from flux_async.job_state.events import (
     NoTextFound,
     Problem,
     ResubmitGranted,
+    ResultChosen,
     ResultLost,
     RetryGranted,
     Saved,
@@ -67,6 +68,31 @@ class IllegalTransition(FluxError):
 
 
 @attrs.frozen(kw_only=True)
+class EarlierResult:
+    """A result of a job that stays while another attempt is made for a better one; fields as in a snapshot.
+
+    Attributes:
+        attempt: Which of the job's attempts made it, from 1.
+    """
+
+    attempt: int
+    task_id: TaskId
+    api: ApiName | None
+    result_url: str | None
+    origin_url: str | None
+    file: str
+    sha256: str | None
+    submitted_at: float | None
+    generated_at: float | None
+    finished_at: float | None
+    generation_s: float | None
+    echo: Echo | None
+    credits: float | None
+    checked: CheckResult | None
+    other_model: str | None
+
+
+@attrs.frozen(kw_only=True)
 class JobSnapshot:
     """All that is known of a job at one moment. Times are seconds since the epoch (UTC).
 
@@ -92,6 +118,10 @@ class JobSnapshot:
         echo: What the task's record shows of the request; None before a record was compared with it.
         credits: What the task has cost, by the vendor's own figure or by the balance; None if neither says.
         checked: What the checks of the image found; None before one was made.
+        other_model: What another model than the request's changes in it, as a JSON merge patch.
+        kept: The earlier result, while another attempt is made for a better one.
+        result_of: The attempt that made the result, where it is not the latest.
+        redone: Attempts that were begun for a better result.
     """
 
     key: JobKey
@@ -114,6 +144,10 @@ class JobSnapshot:
     credits: float | None = None
     api: ApiName | None = None
     checked: CheckResult | None = None
+    other_model: str | None = None
+    kept: EarlierResult | None = None
+    result_of: int | None = None
+    redone: int = 0
 
 
 TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
@@ -141,6 +175,7 @@ TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
         (JobState.DONE, Composed): JobState.DONE,
         (JobState.DONE, Verified): JobState.DONE,
         (JobState.DONE, NotChecked): JobState.DONE,
+        (JobState.DONE, ResultChosen): JobState.DONE,
         (JobState.DONE, ResultLost): JobState.FAILED,
         (JobState.DONE, RetryGranted): JobState.PENDING,
         (JobState.FAILED, RetryGranted): JobState.PENDING,
@@ -160,7 +195,8 @@ def apply(job: JobSnapshot, event: Event) -> JobSnapshot:
         raise IllegalTransition(
             f"{type(event).__name__} cannot happen to job {job.key}, which is {job.state}."
         )
-    return attrs.evolve(_with_fields(job, event), state=state)
+    after = attrs.evolve(_with_fields(job, event), state=state)
+    return _with_earlier(after) if state is JobState.FAILED and after.kept is not None else after
 
 
 def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, PLR0911, PLR0912 - one arm per event
@@ -171,7 +207,8 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
             return _without_task(job, event)
         case SubmitIntended(api=api):  # until it is answered it may be charged
             job = attrs.evolve(job, attempts=job.attempts + 1, charge=Charge.MAYBE, problem=None)
-            return attrs.evolve(job, task_id=None, api=api, echo=None, credits=None, checked=None)
+            job = attrs.evolve(job, task_id=None, api=api, echo=None, credits=None, checked=None)
+            return attrs.evolve(job, result_of=None)
         case TaskFound(task_id=task_id, api=api, echo=echo):
             job = attrs.evolve(job, charge=Charge.YES, submitted_at=at, problem=None)
             return attrs.evolve(job, task_id=task_id, api=api, echo=echo)
@@ -208,9 +245,12 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
             return _with_check(job, event)
         case ResultLost(problem=problem):
             return attrs.evolve(job, problem=problem, finished_at=at)
+        case ResultChosen(keeps_earlier=keeps_earlier):
+            return _with_earlier(job) if keeps_earlier else _with_latest(job, event)
         case _:  # RetryGranted
+            job = _with_kept(job) if job.state is JobState.DONE else job
             job = attrs.evolve(job, finished_at=None, not_before=0.0, charge=Charge.NO)
-            return attrs.evolve(job, file=None, sha256=None, checked=None)
+            return attrs.evolve(job, file=None, sha256=None, checked=None, other_model=event.other_model)
 
 
 def _without_task(job: JobSnapshot, event: NoTextFound) -> JobSnapshot:
@@ -225,6 +265,34 @@ def _without_task(job: JobSnapshot, event: NoTextFound) -> JobSnapshot:
         credits=0.0,
         checked=CheckResult(verdict=event.verdict, saved_credits=event.saved_credits),
     )
+
+
+_OF_RESULT = tuple(a.name for a in attrs.fields(EarlierResult) if a.name != "attempt")
+
+
+def _with_kept(job: JobSnapshot) -> JobSnapshot:
+    """Return a job that is done and about to be submitted again, with its image kept, if that is here."""
+    job = attrs.evolve(job, redone=job.redone + 1)
+    if job.file is None or job.task_id is None or job.kept is not None:
+        return job
+    values = {name: getattr(job, name) for name in _OF_RESULT}
+    return attrs.evolve(job, kept=EarlierResult(attempt=job.result_of or job.attempts, **values))
+
+
+def _with_earlier(job: JobSnapshot) -> JobSnapshot:
+    """Return a job with its earlier result, which is paid; the problem of the latest attempt stays."""
+    kept = job.kept
+    if kept is None:
+        raise IllegalTransition(f"Job {job.key} has no earlier result.")
+    values = {name: getattr(kept, name) for name in _OF_RESULT}
+    job = attrs.evolve(job, state=JobState.DONE, charge=Charge.YES, kept=None, result_of=kept.attempt)
+    return attrs.evolve(job, **values)
+
+
+def _with_latest(job: JobSnapshot, event: ResultChosen) -> JobSnapshot:
+    """Return a job with its latest result, whose files have their final names now."""
+    checked = None if job.checked is None else attrs.evolve(job.checked, vendor_file=event.vendor_file)
+    return attrs.evolve(job, file=event.file, checked=checked, kept=None)
 
 
 def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> JobSnapshot:
@@ -247,6 +315,27 @@ def _with_check(job: JobSnapshot, event: Composed | Verified | NotChecked) -> Jo
             return attrs.evolve(job, checked=attrs.evolve(checked, verdict=verdict, problem=None))
         case _:  # NotChecked
             return attrs.evolve(job, checked=attrs.evolve(checked, problem=event.problem))
+
+
+_RANKS = {"clean": 0, "no_text": 0, "unsure": 1, "text_left": 2, "cropped": 3, "damaged": 4}
+"""Verdicts, the best first. A result that was not verified may be anything: it counts as unsure."""
+
+
+def earlier_is_better(job: JobSnapshot) -> bool:
+    """Return whether the earlier result of a job is better than its latest; of equal ones the latest counts.
+
+    Of two with text left the one with less is better, of two that are damaged the one with more background.
+    """
+    earlier = None if job.kept is None else job.kept.checked
+    return job.kept is not None and _rank(earlier) < _rank(job.checked)
+
+
+def _rank(checked: CheckResult | None) -> tuple[int, float]:
+    found = {} if checked is None or checked.verdict is None else checked.verdict
+    rank = _RANKS.get(verdict_in(found), _RANKS["unsure"])
+    if rank == _RANKS["text_left"]:
+        return rank, found.get("text_left") or 0.0
+    return rank, -(found.get("background_kept") or 0.0) if rank == _RANKS["damaged"] else 0.0
 
 
 def verdict_in(found: Mapping[str, Any]) -> str:

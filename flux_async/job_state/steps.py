@@ -69,6 +69,11 @@ class Verify:
     """Verify the image."""
 
 
+@attrs.frozen
+class Choose:
+    """Choose the better one of the latest result and the earlier one."""
+
+
 @attrs.frozen(kw_only=True)
 class WantedChecks:
     """The checks that a run makes of its images, in this order; ``skip_textless`` before their submit."""
@@ -88,7 +93,9 @@ class Settle:
     state: JobState
 
 
-Step: TypeAlias = LookForText | Begin | Submit | AwaitTask | AwaitCallback | Fetch | Compose | Verify | Settle
+Step: TypeAlias = (
+    LookForText | Begin | Submit | AwaitTask | AwaitCallback | Fetch | Compose | Verify | Choose | Settle
+)
 
 
 def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: WantedChecks = NO_CHECKS) -> Step:
@@ -102,7 +109,7 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: Want
     task_id, api = job.task_id, job.api
     match job.state:
         case JobState.PENDING:
-            looks = checks.skip_textless and job.charge is Charge.NO
+            looks = checks.skip_textless and job.charge is Charge.NO and job.kept is None
             return LookForText() if looks else Begin(not_before=job.not_before)
         case JobState.SUBMITTING:
             return Submit()
@@ -117,17 +124,19 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: Want
     raise IllegalTransition(f"Job {job.key} is {job.state} without a task, its API or a result.")
 
 
-def next_check(job: JobSnapshot, checks: WantedChecks) -> Compose | Verify | None:
+def next_check(job: JobSnapshot, checks: WantedChecks) -> Compose | Verify | Choose | None:
     """Return the first of the wanted checks that was not made of the job's image, or None.
 
-    The copy of an original without text needs none.
+    The copy of an original without text needs none. Two results are compared once the latest is verified.
     """
     if job.state is not JobState.DONE or job.file is None or job.task_id is None:
         return None
     made = job.checked or CheckResult()
     if checks.preserve and made.is_preserved is None:
         return Compose()
-    return Verify() if checks.verify and made.verdict is None else None
+    if made.verdict is None:
+        return Verify() if checks.verify else None
+    return Choose() if job.kept is not None else None
 
 
 def recover(job: JobSnapshot, at: float) -> Event | None:

@@ -35,6 +35,12 @@ _ECHOES, _IMAGE_ECHOES = "confirmed_echoes", "confirmed_image_echoes"
 _SUBJECT = "coalesce(json_extract(request, '$.inputImage'), json_extract(request, '$.prompt'))"
 """Must be written exactly as in the index ``job_by_subject``."""
 
+_SUBMITTED = (
+    "CASE WHEN job.other_model IS NULL THEN job.request "
+    "ELSE json_patch(json_remove(job.request, '$.customModel'), job.other_model) END"
+)
+"""The request of a job with the model of its latest submit."""
+
 MOST_ALIKE = 200
 """A record is compared with at most this many jobs of one image."""
 
@@ -273,10 +279,10 @@ def _alike(connection: sqlite3.Connection, subjects: list[str]) -> Iterator[tupl
     """Yield number, key and body of the submits with one of these images or prompts."""
     marks = ", ".join("?" * len(subjects))
     by_request = (
-        f"SELECT number, key, request FROM job WHERE attempts > 0 AND {_SUBJECT} IN ({marks}) LIMIT ?"
+        f"SELECT number, key, {_SUBMITTED} FROM job WHERE attempts > 0 AND {_SUBJECT} IN ({marks}) LIMIT ?"
     )
     by_upload = (
-        "SELECT job.number, job.key, json_set(job.request, '$.inputImage', attempt.input_url) "
+        f"SELECT job.number, job.key, json_set({_SUBMITTED}, '$.inputImage', attempt.input_url) "
         f"FROM attempt JOIN job ON job.number = attempt.job WHERE attempt.input_url IN ({marks}) LIMIT ?"
     )
     for sql in (by_request, by_upload):
@@ -339,7 +345,7 @@ def take_names(connection: sqlite3.Connection, names: Mapping[int, str]) -> dict
     """
     release = (
         "DELETE FROM file_name WHERE job = ? AND folded <> ? "
-        "AND (SELECT file FROM job WHERE number = file_name.job) IS NULL"
+        "AND (SELECT coalesce(file, kept) FROM job WHERE number = file_name.job) IS NULL"
     )
     owner = (
         "SELECT job.number, job.key FROM file_name JOIN job ON job.number = file_name.job WHERE folded = ?"

@@ -41,6 +41,15 @@ _SPENT = ("SubmitAccepted", "TaskFound")
 _UNKNOWN = ("SubmitUnknown", "EchoContradicted")
 _MODEL = "json_extract(job.request, '$.model')"
 _CUSTOM_PRICE = "json_extract(job.request, '$.customModel.credits')"
+_OTHER_MODEL = "json_extract(attempt.other_model, '$.model')"
+_WITH_OTHER_MODELS = (
+    f"SELECT {_MODEL}, {_OTHER_MODEL}, sum(attempt.task_id IS NOT NULL), sum(attempt.state = 'in_doubt'), "
+    "max(json_extract(attempt.other_model, '$.customModel.credits')) "
+    "FROM attempt JOIN job ON attempt.job = job.number "
+    "WHERE attempt.other_model IS NOT NULL AND (attempt.task_id IS NOT NULL OR attempt.state = 'in_doubt') "
+    "GROUP BY 1, 2"
+)
+"""Submits with another model than that of their request, which the events do not name."""
 
 
 @attrs.frozen(kw_only=True)
@@ -258,12 +267,18 @@ class JournalReader:
             f"WHERE type IN {_SPENT + _UNKNOWN} GROUP BY 1"
         )
         measured = (
-            f"SELECT {_MODEL}, count(*), sum(attempt.credits) "
+            f"SELECT coalesce({_OTHER_MODEL}, {_MODEL}), count(*), sum(attempt.credits) "
             "FROM attempt JOIN job ON attempt.job = job.number "
             "WHERE attempt.credits IS NOT NULL GROUP BY 1"
         )
         costs = {model: (count, paid) for model, count, paid in self._all(measured)}
         prices = self._read(read_prices)
+        made = {model: [tasks, perhaps, price] for model, tasks, perhaps, price in self._all(sql)}
+        for model, other, tasks, perhaps, price in self._all(_WITH_OTHER_MODELS):
+            moved = made.setdefault(other, [0, 0, price])
+            for column, count in enumerate((tasks, perhaps)):
+                made[model][column] -= count
+                moved[column] += count
         return [
             Spending(
                 model=str(model),
@@ -273,7 +288,7 @@ class JournalReader:
                 credits=costs.get(model, (0, 0.0))[1],
                 price=prices.get(model, custom_price),
             )
-            for model, tasks, perhaps, custom_price in self._all(sql)
+            for model, (tasks, perhaps, custom_price) in made.items()
         ]
 
     def generation_s(self, share: float) -> float | None:

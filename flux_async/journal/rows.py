@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from flux_async.api.stored_requests import read_request
+from flux_async.api.models_table import AnyModel
+from flux_async.api.stored_requests import apply_patch, read_model, read_request
 from flux_async.errors import Charge, JournalError
 from flux_async.images import LocalImage
 from flux_async.job_state import (
     LIVE,
+    EarlierResult,
     Event,
     JobSnapshot,
     JobState,
@@ -28,7 +30,7 @@ from flux_async.models import CheckResult, Echo, EditRequest, ImageRequest, Job,
 if TYPE_CHECKING:
     import sqlite3
 
-_CONVERTED = ("state", "charge", "problem", "echo", "checked")
+_CONVERTED = ("state", "charge", "problem", "echo", "checked", "kept")
 _PLAIN = [a.name for a in attrs.fields(JobSnapshot) if a.name not in {"key", *_CONVERTED}]
 _COLUMNS = ", ".join(
     ("number", "request", "source", "source_folder", "trace", "priority", "key", *_CONVERTED, *_PLAIN)
@@ -63,6 +65,16 @@ class StoredJob:
     trace: str | None = None
     priority: int = 0
 
+    @property
+    def submitted(self) -> str:
+        """The stored request as its latest submit has it, or its next: perhaps with another model."""
+        return apply_patch(self.request, self.job.other_model)
+
+    @property
+    def model(self) -> AnyModel:
+        """The model of :attr:`submitted`."""
+        return read_model(self.submitted)
+
     def as_job(self) -> Job:
         """Return the job as it was given; raises as :meth:`read` does."""
         return Job(key=self.job.key, request=self.read())
@@ -73,7 +85,14 @@ class StoredJob:
         Raises:
             InvalidInput: Another release wrote it, with unknown fields.
         """
-        request = read_request(self.request)
+        return self._read(self.request)
+
+    def read_submitted(self) -> ImageRequest:
+        """Return the request as it is submitted; raises as :meth:`read` does."""
+        return self._read(self.submitted)
+
+    def _read(self, body: str) -> ImageRequest:
+        request = read_request(body)
         if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
             return request
         image = attrs.evolve(request.input_image, path=self.source, folder=self.source_folder or "")
@@ -90,7 +109,7 @@ def select_jobs(connection: sqlite3.Connection, where: str, *values: object) -> 
 
 def _stored_job(row: tuple[Any, ...]) -> StoredJob:
     number, request, source, source_folder, trace, priority, *of_job = row
-    key, state, charge, problem, echo, checked, *plain = of_job
+    key, state, charge, problem, echo, checked, kept, *plain = of_job
     return StoredJob(
         number=number,
         request=request,
@@ -105,9 +124,17 @@ def _stored_job(row: tuple[Any, ...]) -> StoredJob:
             problem=None if problem is None else Problem(**json.loads(problem)),
             echo=None if echo is None else Echo(echo),
             checked=None if checked is None else CheckResult(**json.loads(checked)),
+            kept=None if kept is None else _earlier_result(json.loads(kept)),
             **dict(zip(_PLAIN, plain, strict=True)),
         ),
     )
+
+
+def _earlier_result(fields: dict[str, Any]) -> EarlierResult:
+    checked, echo = fields["checked"], fields["echo"]
+    fields["checked"] = None if checked is None else CheckResult(**checked)
+    fields["echo"] = None if echo is None else Echo(echo)
+    return EarlierResult(**fields)
 
 
 def write_event(
@@ -128,7 +155,8 @@ def write_event(
     problem = None if job.problem is None else json.dumps(attrs.asdict(job.problem))
     echo = None if job.echo is None else job.echo.value
     checked = None if job.checked is None else json.dumps(attrs.asdict(job.checked))
-    values = (job.state.value, job.charge.value, problem, echo, checked, *_plain_values(job), number)
+    kept = None if job.kept is None else json.dumps(attrs.asdict(job.kept))
+    values = (job.state.value, job.charge.value, problem, echo, checked, kept, *_plain_values(job), number)
     if before is None:
         changed = connection.execute(_UPDATE, values)
     else:
@@ -139,11 +167,12 @@ def write_event(
     attempt_state = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
         connection.execute(
-            "INSERT INTO attempt (job, number, state, intended_at, api, model, callback_id, input_url) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO attempt "
+            "(job, number, state, intended_at, api, model, other_model, callback_id, input_url) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(number, job.attempts, attempt_state, event.at),
-                *(event.api, event.model, event.callback_id, event.input_url),
+                *(event.api, event.model, job.other_model, event.callback_id, event.input_url),
             ),
         )
     else:

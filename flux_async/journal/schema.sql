@@ -38,8 +38,9 @@ CREATE TABLE job (
   file          TEXT,
   sha256        TEXT,                         -- of the saved file
   checked       TEXT,                         -- JSON: what the checks of the saved file found
-  other_model   TEXT,                         -- JSON: model of the latest submit, NULL for that of the request
+  other_model   TEXT,                         -- JSON merge patch of the request: another model was submitted
   kept          TEXT,                         -- JSON: the earlier result while another attempt is made
+  result_of     INTEGER,                      -- attempt that made the result, NULL for the latest
   redone        INTEGER NOT NULL DEFAULT 0,   -- attempts that were made for a better result
   submitted_at  REAL,
   generated_at  REAL,
@@ -68,7 +69,7 @@ CREATE TABLE attempt (
   intended_at     REAL NOT NULL,
   api             TEXT CHECK (api IN ('kontext', 'jobs')),  -- that it was sent to, NULL where its record was lost
   model           TEXT,                       -- id of the model in that API
-  other_model     TEXT,                       -- JSON: the model, NULL for that of the request
+  other_model     TEXT,                       -- JSON merge patch of the request: another model
   callback_id     TEXT,                       -- part of the callback address that the attempt sent
   input_url       TEXT,                       -- URL of the uploaded image, if one was uploaded
   task_id         TEXT,

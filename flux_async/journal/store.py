@@ -491,22 +491,30 @@ class Journal:
         after: int = 0,
         limit: int = 100,
         older: tuple[ApiName, float] | None = None,
+        only_undecided: bool = False,
     ) -> list[StoredJob]:
         """Return up to ``limit`` jobs in ``state``, in order of arrival, after number ``after``.
 
-        ``older`` leaves out all but the tasks of an API from before a time (seconds since the epoch).
+        ``older`` leaves out all but the tasks of an API from before a time (seconds since the epoch),
+        ``only_undecided`` all but the jobs with an earlier result that is kept.
         """
         where, values = "state = ? AND number > ?", [state, after]
         if older is not None:
             where, values = f"{where} AND api = ? AND submitted_at < ?", [*values, *older]
+        if only_undecided:
+            where = f"{where} AND kept IS NOT NULL"
         return await self._do(lambda c: select_jobs(c, f"{where} ORDER BY number LIMIT ?", *values, limit))
 
     async def iter_jobs(
-        self, state: JobState, *, older: tuple[ApiName, float] | None = None
+        self,
+        state: JobState,
+        *,
+        older: tuple[ApiName, float] | None = None,
+        only_undecided: bool = False,
     ) -> AsyncIterator[StoredJob]:
         """Yield the jobs in ``state``, in order of arrival; a job may move to another state meanwhile."""
         after = 0
-        while page := await self.jobs(state, after=after, older=older):
+        while page := await self.jobs(state, after=after, older=older, only_undecided=only_undecided):
             for stored in page:
                 yield stored
             after = page[-1].number

@@ -32,12 +32,14 @@ from flux_async import (
     run_batch,
     run_checks,
 )
-from flux_async.batch.check_stage import keep_earlier, read_verdict
+from flux_async.batch.check_stage import read_verdict
 from flux_async.batch.inputs import as_job
 from flux_async.batch.originals import unchanged
+from flux_async.batch.result_files import composed_name, promote, result_name, vendor_name
 from flux_async.files.image_source import identify_now
-from flux_async.job_state import JobState
+from flux_async.job_state import JobSnapshot, JobState, RetryGranted, apply
 from flux_async.journal.store import Journal
+from flux_async.models import JobKey, TaskId
 from tests.support.file_host import JPEG, FileAnswer
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(5)]
@@ -269,12 +271,62 @@ async def test_images_with_text_left_are_paid_again_and_the_earlier_ones_are_kep
     assert len(list((folder / "earlier").iterdir())) == 4
 
 
+def two_results(file: str, earlier: str = "a.png") -> JobSnapshot:
+    """Make a job whose second result is to be compared with its first one."""
+    first = JobSnapshot(
+        key=JobKey("k"), state=JobState.DONE, attempts=1, task_id=TaskId("t1"), api="jobs", file=earlier
+    )
+    again = apply(first, RetryGranted(at=1))
+    return attrs.evolve(again, state=JobState.DONE, attempts=2, task_id=TaskId("t2"), file=file)
+
+
 def test_the_first_move_of_an_earlier_image_counts(tmp_path: Path) -> None:
-    """After a crash the file under the name is of the later attempt, which is downloaded again."""
-    for content in (b"first", b"second"):
-        (tmp_path / "a.png").write_bytes(content)
-        keep_earlier(tmp_path, "a.png", 1)
-    assert (tmp_path / "earlier" / "a.1.png").read_bytes() == b"first"
+    """After a crash the file under the name may be of the later attempt already."""
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "a.png").write_bytes(b"first")
+    (tmp_path / "earlier" / "a.2.jpg").write_bytes(b"second")
+    job = two_results("earlier/a.2.jpg")
+    for _ in range(2):
+        found = promote(tmp_path, job)
+        assert (found.file, found.vendor_file, found.leftover) == (
+            "a.jpg",
+            None,
+            {"a.png", "earlier/a.2.jpg"},
+        )
+        assert (tmp_path / "a.jpg").read_bytes() == b"second"
+        assert (tmp_path / "earlier" / "a.1.png").read_bytes() == b"first"
+        (tmp_path / "a.png").write_bytes(b"second")
+    with pytest.raises(InvalidInput, match="no two results"):
+        promote(tmp_path, attrs.evolve(job, kept=None))
+
+
+def test_files_that_are_gone_are_left_out(tmp_path: Path) -> None:
+    """The next run fetches the result again, as it is paid."""
+    found = promote(tmp_path, two_results("earlier/a.2.jpg"))
+    assert found.file == "a.jpg"
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "vendor"),
+    [
+        ("a.png", "vendor/a.png"),
+        ("b/a.1", "vendor/b/a.1"),
+        ("earlier/a.2.jpg", "earlier/a.2.vendor.jpg"),
+        ("earlier/a.2", "earlier/a.2.vendor"),
+    ],
+)
+def test_the_vendors_image_of_an_attempt_lies_beside_it(file: str, vendor: str) -> None:
+    """That of the result has a folder of its own."""
+    assert vendor_name(file) == vendor_name(vendor) == vendor
+    assert composed_name(vendor) == file
+
+
+def test_the_files_of_another_attempt_have_its_number() -> None:
+    """Those of the only one have the name of the result."""
+    job = two_results("a.png")
+    assert result_name("b/a.jpg", job) == "earlier/b/a.2"
+    assert result_name("a.v1", attrs.evolve(job, kept=None)) == "a.v1"
 
 
 class Crash(BaseException):

@@ -21,11 +21,13 @@ from flux_async import (
     FluxClient,
     InvalidInput,
     Limits,
+    Model,
     PollPolicy,
     Preserved,
     PreserveRefusal,
     PreserveReport,
     VerdictKind,
+    retry,
 )
 from flux_async.cli.commands import cli
 from flux_async.cli.display import MessageConsole, RunDisplay, RunView, live_lines, plain_line
@@ -194,6 +196,50 @@ async def test_a_retry_says_how_many_images_are_paid_again_and_checks_the_new_on
     assert {row["attempts"] for row in rows} == {2}
     assert len(list((runs.folder / "images" / "earlier").iterdir())) == 6
     assert runs.vendor.count("generate") == 6
+
+
+async def test_a_retry_with_another_model_names_its_cost_and_keeps_the_image_where_it_fails(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The row stays succeeded, with the failure; the words at the end name the command that tries again."""
+    await runs.run(CheckWorkers(verdict=LEFT))
+    runs.vendor.price, runs.vendor.ends = lambda _: 10.0, lambda _: 3
+    workers = CheckWorkers(verdict=LEFT)
+    code, rows = await runs.run(workers, select=what_to_retry(text_left=True, model=Model.MAX))
+    assert code is Exit.SUCCEEDED
+    assert "3 images get another try with flux-kontext-max, for up to 30 credits." in capsys.readouterr().err
+    assert {(row["status"], row["verdict"], row["error"]["type"]) for row in rows} == {
+        ("succeeded", "text_left", "TaskFailed")
+    }
+    assert all((runs.folder / row["file"]).is_file() and row["charge"] == "yes" for row in rows)
+    words = rows[0]["error"]["message"]
+    assert words.startswith("Another attempt failed, and the earlier image is kept.")
+    assert words.endswith("(a new charge).")
+    assert runs.said.getvalue().count("not in the folder") == 0
+    assert all(row.error_type == "TaskFailed" for row in read_report(runs.folder).rows)
+
+
+async def test_a_retry_that_was_interrupted_is_resumed_by_a_plain_one(runs: Runs) -> None:
+    """With its checks; the images are pending meanwhile, and what is left to pay is named."""
+    await runs.run(CheckWorkers(verdict=LEFT))
+    async with FluxClient("k", "http://127.0.0.1:1", transport=runs.vendor, limits=FAST) as client:
+        await retry(client, runs.folder / JOURNAL, text_left=True, model="flux-kontext-max")
+    runs.vendor.price = lambda _: 10.0
+    code, rows = await runs.run(CheckWorkers(), NO_CHECKS, select=what_to_retry())
+    assert (code, {row["verdict"] for row in rows}) == (Exit.SUCCEEDED, {"clean"})
+    assert all(row["vendor_file"] for row in rows), "composed, as the earlier ones were"
+    assert "3 images need about 30 credits" in runs.said.getvalue()
+    assert runs.vendor.count("generate") == 6
+
+
+def test_a_model_for_nothing_to_pay_is_a_usage_error(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is read or sent."""
+    monkeypatch.setenv("KIE_API_KEY", "k")
+    for words in ((), ("--in-doubt", "--failed")):
+        code, _, said = command("retry", "run", *words, "--model", "flux-kontext-max")
+        assert (code, "--model goes with" in said) == (2, True)
 
 
 async def test_images_without_text_cost_nothing_and_are_counted(runs: Runs) -> None:

@@ -19,6 +19,7 @@ from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
     Begin,
+    Choose,
     Compose,
     Composed,
     EchoContradicted,
@@ -32,6 +33,7 @@ from flux_async.job_state import (
     NoTextFound,
     Problem,
     ResubmitGranted,
+    ResultChosen,
     ResultLost,
     RetryGranted,
     Saved,
@@ -50,6 +52,7 @@ from flux_async.job_state import (
     Verify,
     WantedChecks,
     apply,
+    earlier_is_better,
     events_of_lost_submit,
     next_step,
     recover,
@@ -85,6 +88,7 @@ EVENTS: tuple[Event, ...] = (
     NotChecked(at=7, problem="The original is gone."),
     ResultLost(at=5, problem=PROBLEM),
     RetryGranted(at=6),
+    ResultChosen(at=8, keeps_earlier=False, file="b.png", vendor_file="vendor/b.jpg"),
 )
 BY_TYPE = {type(event): event for event in EVENTS}
 
@@ -114,6 +118,7 @@ LEGAL = {
     (DONE, Composed): DONE,
     (DONE, Verified): DONE,
     (DONE, NotChecked): DONE,
+    (DONE, ResultChosen): DONE,
     (FAILED, RetryGranted): P,
     (DONE, RetryGranted): P,
 }
@@ -347,6 +352,145 @@ def test_nothing_of_a_task_that_failed_is_left_with_an_image_without_text() -> N
     )
     again = apply(done, Saved(at=9, file="a.png", sha256="3" * 64))
     assert again == attrs.evolve(done, finished_at=9)
+
+
+# --- another attempt for a better result ------------------------------------------------------------------
+
+
+FIRST = apply(
+    apply(attrs.evolve(job(G), credits=5.0, submitted_at=2), Saved(at=5, file="a.png", sha256="1" * 64)),
+    Verified(at=6, verdict={"kind": "text_left", "text_left": 0.4}),
+)
+"""A job whose image has text left."""
+
+OTHER_MODEL = '{"model":"flux-kontext-max"}'
+AGAIN = RetryGranted(at=7, other_model=OTHER_MODEL)
+
+
+def second(verdict: dict[str, Any] | None, file: str = "earlier/a.2.png") -> JobSnapshot:
+    """Make the same job with a second result, which has this verdict."""
+    after = apply(FIRST, AGAIN)
+    for event in (
+        SubmitIntended(at=8, api="jobs"),
+        SubmitAccepted(at=9, task_id=OTHER),
+        TaskSucceeded(at=10, result_url=URL, credits=10.0),
+        Saved(at=11, file=file, sha256="2" * 64),
+    ):
+        after = apply(after, event)
+    return after if verdict is None else apply(after, Verified(at=12, verdict=verdict))
+
+
+def test_the_image_of_a_job_is_kept_while_another_is_made() -> None:
+    """With all that is known of it; the job waits for its submit, with the other model."""
+    again = apply(FIRST, AGAIN)
+    assert (again.state, again.charge, again.file, again.redone) == (P, Charge.NO, None, 1)
+    assert again.other_model == OTHER_MODEL
+    assert again.kept is not None
+    assert (again.kept.attempt, again.kept.file, again.kept.task_id) == (1, "a.png", TASK)
+    assert (again.kept.credits, again.kept.checked) == (5.0, FIRST.checked)
+    assert next_step(again, checks=WantedChecks(skip_textless=True)) == Begin(), "it has text"
+
+
+@pytest.mark.parametrize("end", [SubmitRejected, TaskEnded, ResultLost], ids=name)
+def test_an_attempt_that_fails_leaves_the_earlier_image(end: type[Event]) -> None:
+    """The job is done with it, and the failure is told; the next attempt is the third."""
+    doing = apply(apply(FIRST, AGAIN), SubmitIntended(at=8, api="jobs"))
+    if end is not SubmitRejected:
+        doing = apply(doing, SubmitAccepted(at=9, task_id=OTHER))
+    if end is ResultLost:
+        doing = apply(doing, TaskSucceeded(at=10, result_url="https://files.example/2.jpg"))
+    after = apply(doing, BY_TYPE[end])
+    assert (after.state, after.charge, after.problem) == (DONE, Charge.YES, PROBLEM)
+    same = ("task_id", "api", "result_url", "file", "sha256", "credits", "checked", "other_model")
+    assert [getattr(after, field) for field in same] == [getattr(FIRST, field) for field in same]
+    assert (after.kept, after.result_of, after.attempts, after.redone) == (None, 1, 2, 1)
+    third = apply(after, RetryGranted(at=20))
+    assert third.kept is not None
+    assert (third.kept.attempt, third.redone, third.other_model) == (1, 2, None)
+    assert apply(third, SubmitIntended(at=21, api="jobs")).result_of is None
+
+
+def test_a_task_that_may_be_paid_again_or_is_in_doubt_keeps_it_too() -> None:
+    """Until the job is done."""
+    doing = apply(apply(apply(FIRST, AGAIN), BY_TYPE[SubmitIntended]), BY_TYPE[SubmitAccepted])
+    assert apply(doing, BY_TYPE[TaskEndedRetryable]).kept is not None
+    assert apply(doing, BY_TYPE[EchoContradicted]).kept is not None
+
+
+def test_two_results_are_compared_once_the_second_is_verified() -> None:
+    """Not before, and not without the wish to verify."""
+    both = WantedChecks(preserve=True, verify=True)
+    saved = second(None)
+    assert next_step(saved) == Settle(state=DONE)
+    assert next_step(saved, checks=both) == Compose()
+    assert next_step(saved, checks=WantedChecks(verify=True)) == Verify()
+    verified = second({"kind": "clean"})
+    assert next_step(verified) == next_step(verified, checks=WantedChecks(verify=True)) == Choose()
+
+
+LEFT_02, LEFT_04 = {"kind": "text_left", "text_left": 0.2}, {"kind": "text_left", "text_left": 0.4}
+BAD_5, BAD_7 = {"kind": "damaged", "background_kept": 0.5}, {"kind": "damaged", "background_kept": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "latest", "is_better"),
+    [
+        (LEFT_04, {"kind": "clean"}, False),
+        (LEFT_04, {"kind": "clean", "no_text": True}, False),
+        (LEFT_04, {"kind": "unsure"}, False),
+        (LEFT_04, LEFT_02, False),
+        (LEFT_04, LEFT_04, False),
+        (LEFT_02, LEFT_04, True),
+        (LEFT_04, {"kind": "cropped"}, True),
+        (LEFT_04, BAD_7, True),
+        (BAD_5, BAD_7, False),
+        (BAD_7, BAD_5, True),
+        (BAD_7, {"kind": "cropped"}, False),
+        (BAD_7, LEFT_04, False),
+        ({"kind": "splendid"}, LEFT_02, True),
+    ],
+    ids=str,
+)
+def test_the_better_verdict_wins(earlier: dict[str, Any], latest: dict[str, Any], is_better: bool) -> None:
+    """Of equal ones the latest."""
+    found = second(latest)
+    assert found.kept is not None
+    kept = attrs.evolve(found.kept, checked=CheckResult(verdict=earlier))
+    assert earlier_is_better(attrs.evolve(found, kept=kept)) is is_better
+
+
+def test_without_a_verdict_a_result_may_be_anything() -> None:
+    """It is worse than a clean one and better than one with text left; without another none is better."""
+    found = second(LEFT_02)
+    assert found.kept is not None
+    assert earlier_is_better(attrs.evolve(found, kept=attrs.evolve(found.kept, checked=None)))
+    assert not earlier_is_better(FIRST)
+
+
+def test_the_chosen_result_is_the_jobs() -> None:
+    """The earlier one as it was, or the latest with its final files."""
+    latest = apply(second({"kind": "clean"}), BY_TYPE[ResultChosen])
+    assert (latest.file, latest.task_id, latest.kept, latest.result_of) == ("b.png", OTHER, None, None)
+    assert latest.checked == CheckResult(verdict={"kind": "clean"}, vendor_file="vendor/b.jpg")
+    assert latest.other_model == OTHER_MODEL
+    earlier = apply(second(LEFT_04), ResultChosen(at=13, keeps_earlier=True))
+    assert (earlier.file, earlier.task_id, earlier.problem) == ("a.png", TASK, None)
+    assert (earlier.kept, earlier.result_of, earlier.attempts) == (None, 1, 2)
+    with pytest.raises(IllegalTransition, match="no earlier result"):
+        apply(FIRST, ResultChosen(at=13, keeps_earlier=True))
+
+
+def test_a_result_that_was_not_chosen_does_not_replace_the_kept_one() -> None:
+    """Also where a lost submit is found: the earlier one is the one that is known to be verified."""
+    again = apply(second(None), RetryGranted(at=20))
+    assert again.kept is not None
+    assert (again.kept.attempt, again.redone) == (1, 2)
+
+
+def test_a_job_whose_image_is_not_here_keeps_nothing() -> None:
+    """There is no file to go back to."""
+    left = apply(apply(job(G), Saved(at=5)), RetryGranted(at=6))
+    assert (left.kept, left.redone) == (None, 1)
 
 
 def test_a_refused_job_waits() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from contextlib import closing
 
-from flux_async.api.stored_requests import store_request
+from flux_async import CustomModel, Model
+from flux_async.api.stored_requests import model_patch, store_request
 from flux_async.journal import ownership
 from flux_async.journal.schema import connect
 from flux_async.models import EditRequest, GenerateRequest, JobKey
@@ -73,6 +74,28 @@ def test_the_closest_request_is_found() -> None:
         shown = {"prompt": "p", "inputImage": "https://h.example/a b.jpg"}
         assert ownership.job_that_sent(connection, shown, besides=0, verbatim=True) is None
         assert ownership.job_that_sent(connection, {}, besides=0) is None
+
+
+def test_a_job_is_found_by_the_model_that_it_was_submitted_with() -> None:
+    """Not by that of its request, where another one was taken for a better result."""
+    mine = CustomModel(id="mine/edit", credits=3, image_field="image_url", extras={"steps": 9})
+    body = store_request(EditRequest(prompt="p", input_image="https://h.example/a.jpg", model=mine))
+    patch = model_patch(body, Model.MAX)
+    with closing(connect()) as connection:
+        connection.execute(
+            "INSERT INTO job (number, key, request, attempts, other_model) VALUES (1, 'k', ?, 2, ?)",
+            (body, patch),
+        )
+        connection.execute(
+            "INSERT INTO attempt (job, number, state, intended_at, input_url, other_model) "
+            "VALUES (1, 2, 'submitted', 0, 'https://uploads.example/1.jpg', ?)",
+            (patch,),
+        )
+        for image in ("https://h.example/a.jpg", "https://uploads.example/1.jpg"):
+            shown = {"prompt": "p", "inputImage": image, "model": "flux-kontext-max"}
+            assert ownership.job_that_sent(connection, shown, besides=0) == ownership.Sender(key=JobKey("k"))
+            shown["model"] = "mine/edit"
+            assert ownership.job_that_sent(connection, shown, besides=0) is None
 
 
 def test_the_only_job_with_an_image_is_found_with_any_prompt() -> None:

@@ -13,9 +13,9 @@ import pytest
 from flux_async import Charge, EditRequest, JournalError, PollDeadlineExceeded
 from flux_async.api.stored_requests import store_request
 from flux_async.cli.results import FIELDS, ErrorNote, ResultFile, ResultRow, ResultsError, Status, row_of
-from flux_async.job_state import JobSnapshot, JobState, Problem
+from flux_async.job_state import JobSnapshot, JobState, Problem, RetryGranted, apply
 from flux_async.journal.store import StoredJob
-from flux_async.models import JobKey, TaskId
+from flux_async.models import CheckResult, JobKey, TaskId
 
 IMAGE = "https://host/a.png"
 DONE = ResultRow(
@@ -112,6 +112,32 @@ def test_a_job_has_its_error_and_its_file() -> None:
         "message": "It failed.",
     }
     assert row_of(stored(JobState.DONE, file="a.png")).file == "images/a.png"
+
+
+def test_an_attempt_for_a_better_image_that_failed_is_told_with_the_earlier_image() -> None:
+    """Its advice is the command for the verdict: the image did not fail."""
+    problem = Problem(type="ResultExpired", message="It is gone. Make it again{pay_again}.")
+    for kind, option in (("text_left", "--text-left"), ("damaged", "--damaged")):
+        checked = CheckResult(verdict={"kind": kind})
+        job = stored(JobState.DONE, problem=problem, file="a.png", checked=checked)
+        row = row_of(job, folder=Path("out"))
+        assert (row.status, row.file) == (Status.SUCCEEDED, "images/a.png")
+        assert row.error is not None
+        assert row.error.message == (
+            "Another attempt failed, and the earlier image is kept. It is gone. Make it again: "
+            f"`flux-async retry out {option}`."
+        )
+
+
+def test_a_retry_that_could_not_be_made_is_pending() -> None:
+    """Not failed: the earlier image is here, and paid."""
+    earlier = apply(
+        JobSnapshot(key=JobKey("k"), state=JobState.DONE, task_id=TaskId("t"), file="a.png"),
+        RetryGranted(at=1.0),
+    )
+    waits = attrs.evolve(stored(JobState.PENDING), job=earlier)
+    problem = Problem(type="MissingExtra", message="It needs the extra verify.")
+    assert row_of(waits, problem).status is Status.PENDING
 
 
 def test_an_obstacle_of_a_run_is_reported_until_the_next() -> None:

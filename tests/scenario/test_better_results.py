@@ -1,0 +1,361 @@
+"""Images that are paid for again for a better result: the better one is the result, the other one is kept."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from check_workers import CLEAN, PREFIX, CheckWorkers
+from flux_async import (
+    Charge,
+    CheckFailed,
+    DiskFull,
+    Echo,
+    Failed,
+    InDoubt,
+    InvalidInput,
+    MissingExtra,
+    Model,
+    Succeeded,
+    TaskFailed,
+    VerdictKind,
+    adopt,
+    fetch_missing,
+    retry,
+    run_batch,
+)
+from flux_async.batch import check_stage
+from flux_async.job_state import JobSnapshot, JobState
+from flux_async.journal.reader import JournalReader
+from flux_async.journal.store import Journal
+from flux_async.verification.verdict import Verdict
+from scripted_vendor import echo
+from tests.scenario.test_checks import Crash, Fate, MortalJournal, collect
+from tests.support.file_host import JPEG, FileAnswer
+
+URL = "https://example.com/poster.jpg"
+LEFT = attrs.evolve(CLEAN, kind=VerdictKind.TEXT_LEFT, text_left=0.4)
+DAMAGED = attrs.evolve(CLEAN, kind=VerdictKind.DAMAGED, background_kept=0.5)
+
+pytestmark = pytest.mark.both_apis
+
+
+@attrs.define(eq=False, slots=False)
+class Judge(CheckWorkers):
+    """Checks whose verdicts are given, one for each verification."""
+
+    found: Sequence[Verdict] = ()
+
+    async def verify(self, original: Path, result: Path) -> Verdict:
+        """Return the next verdict; the last one is repeated."""
+        await super().verify(original, result)
+        number = self.made["verify", original.name] - 1
+        return self.found[min(number, len(self.found) - 1)]
+
+
+@pytest.fixture
+def hosted(vendor: Any) -> Any:
+    """A vendor that echoes what was sent, with files to download."""
+    fetched: list[str] = []
+
+    @asynccontextmanager
+    async def fetch(url: str) -> AsyncIterator[FileAnswer]:
+        fetched.append(url)
+        yield FileAnswer()
+
+    vendor.files, vendor.fetched, vendor.shows = fetch, fetched, echo
+    vendor.price = lambda number: 5.0 if is_pro(vendor.sent[number]) else 10.0
+    return vendor
+
+
+@pytest.fixture
+def other(api: Any) -> Model:
+    """Another model of the API, which costs ten credits here."""
+    return Model.MAX if api == "kontext" else Model.NANO_BANANA_EDIT
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> dict[str, Any]:
+    """The options of a batch that verifies, in a folder and with a journal."""
+    return {
+        "journal": tmp_path / "run.sqlite3",
+        "directory": tmp_path / "out",
+        "name_file": lambda _job: "poster",
+        "verify": True,
+        "prices": {"google/nano-banana-edit": 10.0},
+    }
+
+
+def is_pro(sent: dict[str, Any]) -> bool:
+    """Return whether a submit was made with the model of the request."""
+    return "flux-kontext-pro" in json.dumps(sent)
+
+
+def files(folder: Path) -> set[str]:
+    """Return the files of the results, without the originals."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file()}
+    return {name for name in found if not name.startswith("originals/")}
+
+
+async def only_job(path: Path, client: Any) -> JobSnapshot:
+    """Return the state of the only job of a journal."""
+    async with Journal(path, clock=client.session.clock) as journal:
+        found = [stored.job for state in JobState for stored in await journal.jobs(state)]
+    (job,) = found
+    return job
+
+
+# --- retry ------------------------------------------------------------------------------------------------
+
+
+async def test_a_better_result_takes_the_place_of_the_earlier_one(
+    client: Any, hosted: Any, checked: Any, other: Model, tmp_path: Path
+) -> None:
+    """With another model, whose price is told before; the job keeps its key and request."""
+    judge = Judge(found=[LEFT, CLEAN])
+    (first,) = await collect(client, [URL], **checked, checks=judge)
+    plan = await retry(client, checked["journal"], text_left=True, model=other.value, dry_run=True)
+    assert dict(plan.submits) == {other: 1}
+    assert (await only_job(checked["journal"], client)).kept is None
+    await retry(client, checked["journal"], text_left=True, model=other)
+    (second,) = await collect(client, [URL], **checked, checks=judge)
+    assert isinstance(second, Succeeded), second
+    assert (second.job, second.verdict, second.error) == (first.job, CLEAN, None)
+    assert second.image.task_id != first.image.task_id
+    assert second.image.echo is Echo.CONFIRMED
+    assert list(map(is_pro, hosted.sent)) == [True, False]
+    assert files(tmp_path / "out") == {"poster.jpg", "earlier/poster.1.jpg"}
+    assert second.file == tmp_path / "out" / "poster.jpg"
+    with JournalReader(checked["journal"]) as reader:
+        spent = {one.model: (one.tasks, one.perhaps) for one in reader.spending()}
+    assert spent == {"flux-kontext-pro": (1, 0), other.value: (1, 0)}
+
+
+async def test_a_worse_result_is_kept_beside(client: Any, hosted: Any, checked: Any, tmp_path: Path) -> None:
+    """The earlier one is the outcome, with its task and its files; the composed ones have the vendor's."""
+    judge = Judge(found=[LEFT, DAMAGED])
+    options = checked | {"preserve": True, "checks": judge}
+    (first,) = await collect(client, [URL], **options)
+    await retry(client, checked["journal"], text_left=True)
+    (second,) = await collect(client, [URL], **options)
+    assert (second.verdict, second.image.task_id) == (LEFT, first.image.task_id)
+    assert (second.file, second.file.read_bytes()) == (first.file, PREFIX + JPEG)
+    assert files(tmp_path / "out") == {
+        "poster.png",
+        "vendor/poster.jpg",
+        "earlier/poster.2.png",
+        "earlier/poster.2.vendor.jpg",
+    }
+    await retry(client, checked["journal"], text_left=True)
+    judge.found = [CLEAN]
+    (third,) = await collect(client, [URL], **options)
+    assert third.verdict == CLEAN
+    assert files(tmp_path / "out") == {
+        "poster.png",
+        "vendor/poster.jpg",
+        *(f"earlier/poster.{number}.{ending}" for number in (1, 2) for ending in ("png", "vendor.jpg")),
+    }
+    assert hosted.count("generate") == 3
+
+
+@pytest.mark.parametrize("with_checks", [False, True], ids=["plain rerun", "with verify"])
+async def test_an_interrupted_retry_is_resumed_with_its_checks(
+    client: Any, hosted: Any, checked: Any, other: Model, with_checks: bool
+) -> None:
+    """Also by a run that asks for none: it submits with the model of the retry, composes and verifies."""
+    options = checked | {"preserve": True}
+    await collect(client, [URL], **options, checks=Judge(found=[LEFT]))
+    await retry(client, checked["journal"], text_left=True, model=other)
+    judge = Judge(found=[CLEAN])
+    plain = checked | {"verify": with_checks, "checks": judge}
+    (outcome,) = await collect(client, [URL], **plain)
+    assert (outcome.verdict, outcome.check.is_preserved) == (CLEAN, True)
+    assert list(map(is_pro, hosted.sent)) == [True, False]
+    assert sum(judge.made.values()) == 2
+    assert await collect(client, [URL], **plain) == []
+
+
+async def test_a_retry_that_cannot_be_compared_is_not_paid(
+    client: Any, hosted: Any, checked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a folder, or without the extra; the earlier image stays, and nothing is lost."""
+    await collect(client, [URL], **checked, checks=Judge(found=[LEFT]))
+    await retry(client, checked["journal"], text_left=True)
+    (left,) = await collect(client, [URL], journal=checked["journal"])
+    assert isinstance(left, Failed)
+    assert (type(left.error), left.error.charge) == (InvalidInput, Charge.NO)
+    monkeypatch.setattr(check_stage.importlib.util, "find_spec", lambda _: None)
+    (left,) = await collect(client, [URL], **checked | {"verify": False})
+    assert isinstance(left.error, MissingExtra)
+    assert hosted.count("generate") == 1
+    monkeypatch.undo()
+    (outcome,) = await collect(client, [URL], **checked, checks=Judge(found=[CLEAN]))
+    assert outcome.verdict == CLEAN
+
+
+async def test_an_attempt_that_fails_for_good_leaves_the_earlier_image(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path
+) -> None:
+    """The outcome is the earlier one with the failure; the vendor's answers decide nothing about its file."""
+    judge = Judge(found=[LEFT])
+    (first,) = await collect(client, [URL], **checked, checks=judge)
+    await retry(client, checked["journal"], text_left=True)
+    hosted.ends = lambda number: 3 if number else 1
+    (second,) = await collect(client, [URL], **checked, checks=judge)
+    assert isinstance(second, Succeeded)
+    assert isinstance(second.error, TaskFailed)
+    assert (second.image.task_id, second.verdict, second.file) == (first.image.task_id, LEFT, first.file)
+    job = await only_job(checked["journal"], client)
+    assert (job.state, job.charge, job.attempts, job.kept) == (JobState.DONE, Charge.YES, 2, None)
+    assert files(tmp_path / "out") == {"poster.jpg"}
+    planned = await retry(client, checked["journal"], failed=True, text_left=True, dry_run=True)
+    assert len(planned.to_submit) == 1
+    async with run_batch(client, [URL], **checked, checks=judge) as batch:
+        assert [outcome async for outcome in batch] == []
+        again = await batch.earlier_outcome(first.job)
+    assert isinstance(again, Succeeded)
+    assert "TaskFailed" in again.error.message
+
+
+async def test_results_that_could_not_be_compared_are_compared_by_the_next_run(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path
+) -> None:
+    """Any run does that, for nothing; until then both are here, and no retry pays for a third."""
+
+    def broken(kind: str, _original: Path) -> None:
+        if kind == "verify" and hosted.count("generate") > 1:
+            raise CheckFailed("The worker ended.")
+
+    await collect(client, [URL], **checked, checks=Judge(found=[LEFT]))
+    await retry(client, checked["journal"], text_left=True)
+    (undecided,) = await collect(client, [URL], **checked, checks=Judge(broken, found=[CLEAN]))
+    assert (undecided.check.problem, undecided.verdict) == ("The worker ended.", None)
+    assert files(tmp_path / "out") == {"poster.jpg", "earlier/poster.2.jpg"}
+    assert not (await retry(client, checked["journal"], text_left=True, damaged=True)).to_submit
+    undecided.file.unlink()
+    report = await fetch_missing(client, checked["journal"], tmp_path / "out", name_file=checked["name_file"])
+    assert report.fetched == 1
+    assert files(tmp_path / "out") == {"poster.jpg", "earlier/poster.2.jpg"}
+    plain = checked | {"verify": False}
+    (decided,) = await collect(client, [], **plain, checks=Judge(found=[CLEAN]))
+    assert decided.verdict == CLEAN
+    assert files(tmp_path / "out") == {"poster.jpg", "earlier/poster.1.jpg"}
+    assert await collect(client, [URL], **plain, checks=Judge(found=[CLEAN])) == []
+    assert hosted.count("generate") == 2
+
+
+async def test_a_disk_that_is_full_when_the_results_change_places_halts(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run chooses; nothing is paid again."""
+
+    def full(*_: Any) -> Any:
+        raise DiskFull("The disk is full.")
+
+    await collect(client, [URL], **checked, checks=Judge(found=[LEFT]))
+    await retry(client, checked["journal"], text_left=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("flux_async.batch.checks.promote", full)
+        with pytest.raises(DiskFull):
+            await collect(client, [URL], **checked, checks=Judge(found=[CLEAN]))
+    (outcome,) = await collect(client, [], **checked, checks=Judge(found=[CLEAN]))
+    assert (outcome.verdict, hosted.count("generate")) == (CLEAN, 2)
+    assert files(tmp_path / "out") == {"poster.jpg", "earlier/poster.1.jpg"}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before commit", "after commit"])
+@pytest.mark.parametrize("verdict", [CLEAN, DAMAGED], ids=["better", "worse"])
+async def test_a_retry_that_dies_at_any_commit_is_resumed(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path, verdict: Verdict, *, after: bool
+) -> None:
+    """The earlier image is in its place all the time; the retry is paid once; both end where they belong."""
+    for number in itertools.count(1):
+        path, folder = tmp_path / f"{number}.sqlite3", tmp_path / f"{number}"
+        options = checked | {"journal": path, "directory": folder, "preserve": True}
+        await collect(client, [URL], **options, checks=Judge(found=[LEFT]))
+        await retry(client, path, text_left=True)
+        fate, before = Fate(number, after), hosted.count("generate")
+        try:
+            async with MortalJournal(path, fate, clock=client.session.clock) as journal:
+                await collect(client, [URL], **options | {"journal": journal}, checks=Judge(found=[verdict]))
+        except (Crash, BaseExceptionGroup):
+            assert fate.is_over
+        assert (folder / "poster.png").read_bytes() == PREFIX + JPEG
+        await collect(client, [URL], **checked | options | {"verify": False}, checks=Judge(found=[verdict]))
+        job = await only_job(path, client)
+        assert hosted.count("generate") - before <= 1
+        if job.state is JobState.DONE:
+            attempts = [{f"earlier/poster.{n}.{ending}" for ending in ("png", "vendor.jpg")} for n in (1, 2)]
+            loser, winner = attempts if verdict is CLEAN else reversed(attempts)
+            assert job.kept is None
+            found = files(folder)
+            assert found - winner == {"poster.png", "vendor/poster.jpg", *loser}
+            assert not found & winner or after, (
+                "copies of the winner are left if it dies before it deletes them"
+            )
+        else:
+            assert (job.state, job.kept is not None) == (JobState.IN_DOUBT, True)
+        if not fate.is_over:
+            break
+    assert number > 6, "intent, answer, result and file, two checks and the choice"
+
+
+async def test_a_submit_in_doubt_is_settled_by_the_record_of_its_own_model(
+    client: Any, hosted: Any, checked: Any, other: Model
+) -> None:
+    """A task of the first model is not taken for that of the second; nothing is paid a third time."""
+    options = checked | {"checks": Judge(found=[LEFT, CLEAN])}
+    await collect(client, [URL], **options)
+    await retry(client, checked["journal"], text_left=True, model=other)
+    hosted.loses_answer = lambda number: number == 1
+    (doubt,) = await collect(client, [URL], **options)
+    assert isinstance(doubt, InDoubt)
+    hosted.add_foreign_task("t9")
+    with pytest.raises(InvalidInput, match="another request"):
+        await adopt(client, checked["journal"], doubt.job.key, "t9")
+    api = "jobs" if other is Model.NANO_BANANA_EDIT else "kontext"
+    adopted = await adopt(client, checked["journal"], doubt.job.key, hosted.tasks[1].task_id)
+    assert (adopted.echo, adopted.record.api) == (Echo.CONFIRMED, api)
+    (outcome,) = await collect(client, [URL], **options | {"verify": False})
+    assert (outcome.verdict, outcome.image.task_id) == (CLEAN, hosted.tasks[1].task_id)
+    assert hosted.count("generate") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"failed": True, "model": "flux-kontext-ultra"}, "'flux-kontext-ultra' is no model"),
+        ({"in_doubt": True, "model": Model.MAX}, "not with another model"),
+    ],
+    ids=["no model", "in doubt"],
+)
+async def test_a_model_that_cannot_be_used_is_refused(
+    client: Any, hosted: Any, checked: Any, options: dict[str, Any], words: str
+) -> None:
+    """Before anything is changed."""
+    await collect(client, [URL], **checked, checks=Judge(found=[LEFT]))
+    with pytest.raises(InvalidInput, match=words):
+        await retry(client, checked["journal"], **options)
+
+
+async def test_a_model_that_does_not_take_one_of_the_requests_changes_nothing(
+    client: Any, hosted: Any, checked: Any
+) -> None:
+    """No image is granted another submit then."""
+    from flux_async import CustomModel, EditRequest  # noqa: PLC0415 - of this test only
+
+    plain = CustomModel(id="mine/edit", credits=3, image_field="image_url")
+    ratio = EditRequest.text_removal("https://example.com/wide.jpg", aspect_ratio="16:9")
+    options = checked | {"name_file": None}
+    await collect(client, [URL, ratio], **options, checks=Judge(found=[LEFT]))
+    with pytest.raises(InvalidInput, match="aspect_ratio"):
+        await retry(client, checked["journal"], text_left=True, model=plain)
+    async with Journal(checked["journal"], clock=client.session.clock) as journal:
+        assert (await journal.counts())[JobState.DONE] == 2
