@@ -30,7 +30,7 @@ _LABELS: Mapping[Filter, str] = {
     Filter.TEXT_LEFT: "Text left",
     Filter.DAMAGED: "Damaged",
     Filter.UNSURE: "Unsure",
-    Filter.NOT_PRESERVED: "Not preserved",
+    Filter.NOT_PRESERVED: "Not composed",
     Filter.UNRECOGNISED: "Another request",
     Filter.PENDING: "Pending",
     Filter.SUCCEEDED: "Succeeded",

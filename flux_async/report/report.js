@@ -137,7 +137,7 @@ function card(index) {
     view(row, false, draw),
     make("div", {className: "words"},
       make("h3", {}, make("button", {type: "button", title: row.image, onclick: () => open(index)}, row.title)),
-      make("p", {}, badge(row), make("span", {title: row.error ?? ""}, remark(row)))),
+      make("p", {}, badge(row), make("span", {title: row.error ?? remark(row)}, remark(row)))),
   );
   draw();
   return article;
@@ -194,6 +194,8 @@ function update() {
   if (state.order !== "number") shown.sort(compare(state.order));
   for (const button of document.querySelectorAll("[data-filter]"))
     button.setAttribute("aria-pressed", String(button.dataset.filter === state.filter));
+  const pressed = document.querySelector("[data-filter][aria-pressed=true]"), row = pressed.parentElement;
+  row.scrollLeft = pressed.offsetLeft - row.offsetLeft - GAP;  // on a phone they are one line
   $("found").textContent = shown.length === rows.length ? "" : shown.length.toLocaleString("en") + " of " + rows.length.toLocaleString("en") + " images";
   showStep();
   layout();
@@ -208,7 +210,8 @@ function showStep() {
   const more = step.command && all !== shown.length ? " It is about all " + all.toLocaleString("en") + " images of the filter, not only those found." : "";
   $("step").querySelector("p").textContent = step.words + more;
   $("step").querySelector("div").hidden = !step.command;
-  $("step").querySelector("code").textContent = step.command ?? "";
+  const words = (step.command ?? "").split(/(?<= )/);  // a line ends between words, not after a hyphen
+  $("step").querySelector("code").replaceChildren(...words.map(word => make("span", {}, word)));
 }
 
 // --- one image in detail -------------------------------------------------------------------------------------
