@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import pickle
+import random
 from typing import Any
 
 import pytest
@@ -238,7 +239,8 @@ async def test_the_rate_limiter_learns_from_accepted_and_refused_submits(
     numbers = iter(range(10_000))
     taken: Any = lambda request: make.answer({"taskId": f"t{next(numbers)}"})  # noqa: E731
     transport.script["generate"] = [taken] * 250 + [make.answer(None, 429)] + [taken] * 150
-    async with FluxClient(make.key, transport=transport, clock=clock) as client:
+    rng = random.Random(7)  # the first submit after the pause comes late by a random time
+    async with FluxClient(make.key, transport=transport, clock=clock, rng=rng) as client:
         for number in range(400):
             await client.submit(EditRequest.text_removal(f"{URL}?{number}"))
     times = [at for at, request in transport.seen if request.method == "POST"]
