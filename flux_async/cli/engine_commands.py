@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from flux_async import AspectRatio, InDoubtPolicy, MissingExtra
+from flux_async.api.models_table import AnyModel
 from flux_async.cli.common_options import (
     API,
     JSON,
@@ -25,7 +26,7 @@ from flux_async.cli.common_options import (
 from flux_async.cli.destination import RunOutput
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.option_values import own_models, read_address, read_rate
+from flux_async.cli.option_values import Number, own_models, read_address, read_prices, read_rate
 from flux_async.cli.run_options import ListenAddress, RunOptions
 from flux_async.cli.terminal import Command, Commands, printable
 
@@ -134,6 +135,20 @@ def enqueue(
 )
 @click.option("--until-idle", is_flag=True, help="End when no work is left.")
 @click.option(
+    "--min-credits",
+    type=Number(min=0),
+    help="Submit nothing with a key while its balance is lower.",
+    metavar="N",
+)
+@click.option(
+    "--price",
+    "prices",
+    multiple=True,
+    callback=read_prices,
+    help="Price of an image of a model, where it is not that of `flux-async models`; repeatable.",
+    metavar="MODEL=CREDITS",
+)
+@click.option(
     "--callback-url",
     help="Address the vendor calls when a task ends; KIE_WEBHOOK_KEY holds the key it signs with.",
     metavar="URL",
@@ -151,6 +166,8 @@ def worker(
     output: Path | str,
     rate: tuple[int, float],
     until_idle: bool,
+    min_credits: float | None,
+    prices: dict[AnyModel, float],
     callback_url: str | None,
     listen: ListenAddress | None,
     **connection: Any,
@@ -172,6 +189,8 @@ def worker(
             callback_url=callback_url,
             listen=listen,
             until_idle=until_idle,
+            min_credits=min_credits,
+            prices=prices,
             **connection,
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import anyio
@@ -13,7 +13,7 @@ import attrs
 import click
 
 from flux_async import CallbackEndpoint, FluxClient, InvalidInput, Job, Limits, sink_for
-from flux_async.api.models_table import ApiName
+from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.cli.input_reader import refusal_text
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import Inputs
@@ -72,6 +72,8 @@ def run_worker(
     callback_url: str | None,
     listen: ListenAddress | None,
     until_idle: bool,
+    min_credits: float | None,
+    prices: Mapping[AnyModel, float],
     api: ApiName | None,
     transport: TransportName | None,
 ) -> Exit:
@@ -95,6 +97,8 @@ def run_worker(
                     clients,
                     lambda folder: sink_for(f"{destination.rstrip('/')}/{folder}"),
                     rate=Limits(submits=rate[0], window_s=rate[1]),
+                    prices=prices,
+                    min_credits=min_credits,
                     callbacks=callbacks,
                 )
             )

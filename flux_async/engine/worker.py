@@ -24,6 +24,8 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,7 +34,9 @@ import attrs
 from dbos import DBOS, DBOSConfig
 from dbos import error as dbos_errors
 
+from flux_async.api.models_table import AnyModel, Prices
 from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.api_errors import InsufficientCreditsError
 from flux_async.batch.active_job import ActiveJob, JobSlots, Leave
 from flux_async.batch.file_names import FileNames, safe_name
 from flux_async.batch.job_runner import run_job
@@ -47,12 +51,19 @@ from flux_async.engine.accounts import Accounts
 from flux_async.engine.database import Row
 from flux_async.engine.engine import Engine
 from flux_async.engine.liveness import Liveness, hand_over
-from flux_async.engine.queues import SUBMIT_QUEUE, enqueue_watch, to_submit, watch_queue
+from flux_async.engine.queues import SUBMIT, SUBMIT_QUEUE, WATCH, enqueue_watch, to_submit, watch_queue
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
-from flux_async.errors import ConfigurationError, FluxError, InvalidInput, JournalError, Scope
+from flux_async.errors import (
+    ConfigurationError,
+    FluxError,
+    InvalidInput,
+    JournalError,
+    UnexpectedPrice,
+)
 from flux_async.files.sink import Sink
 from flux_async.job_state import FINAL, JobState, Problem, apply, recover
 from flux_async.models import Failed, InDoubtPolicy, TaskId
+from flux_async.policy import check_not_negative
 from flux_async.policy.price import PriceGuard
 from flux_async.policy.rate_limit import Limits
 from flux_async.policy.retry import RetryPolicy
@@ -70,6 +81,8 @@ _HALTED_S, _FENCED_S = 5.0, 0.5
 _FIRST_AGAIN_S, _LONGEST_AGAIN_S = 15.0, 900.0
 _PATIENCE_S = 600.0
 _THREADS = 32
+_KEPT_S, _TIDY_S = 14 * 86_400.0, 3600.0
+_BALANCE_S = 60.0
 
 
 @attrs.define(eq=False)
@@ -102,6 +115,8 @@ class Worker:
             at the vendor.
         rate: Submits that an account may make, of which ``submits`` and ``window_s`` count; it applies to all
             workers of the account from now on.
+        prices: Credits per image, by model, where they are not those of ``Model.row.credits``.
+        min_credits: Submits of an account pause while its balance is below this.
         callbacks: Where the vendor reports ends: a :class:`flux_async.WebhookReceiver` whose journal is an
             engine of the same database, in any process.
 
@@ -116,8 +131,12 @@ class Worker:
         sink_of: Callable[[str], Sink] | None,
         *,
         rate: Limits | None = None,
+        prices: Prices | None = None,
+        min_credits: float | None = None,
         callbacks: CallbackEndpoint | None = None,
     ) -> None:
+        self._expected, self._given = price_list(prices), frozenset(prices or ())
+        self._min_credits = None if min_credits is None else check_not_negative(min_credits, "min_credits")
         self._engine, self._sink_of, self._callbacks = engine, sink_of, callbacks
         self._clients = [clients] if isinstance(clients, FluxClient) else list(clients)
         if not self._clients:
@@ -160,6 +179,9 @@ class Worker:
             for client in self._clients:
                 await self._open_account(client)
             await self._hold_lock(opened)
+            self._start_beside(opened, self._tidy_up)
+            if self._min_credits is not None:
+                self._start_beside(opened, self._watch_credits)
             if self._owns_dbos:
                 self._launch()
                 opened.push_async_callback(_destroy)
@@ -191,15 +213,55 @@ class Worker:
         held = asyncio.Event()
         liveness = Liveness(database=self._engine.database, executor=self._executor, on_news=self._has_news)
         self._liveness = liveness
-        task = asyncio.get_running_loop().create_task(liveness.run(held.set))
+        self._start_beside(opened, partial(liveness.run, held.set))
+        await held.wait()
 
-        async def release() -> None:
+    def _start_beside(self, opened: AsyncExitStack, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run work until the worker has stopped."""
+        task = asyncio.get_running_loop().create_task(work())
+
+        async def end() -> None:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
 
-        opened.push_async_callback(release)
-        await held.wait()
+        opened.push_async_callback(end)
+
+    async def _tidy_up(self) -> None:
+        """Delete workflows that ended two weeks ago; what became of their jobs is kept."""
+        client, clock = self._engine.database.client, self._engine.database.clock
+        while True:
+            before = datetime.fromtimestamp(clock.wall() - _KEPT_S, UTC).isoformat()
+            with suppress(Exception):  # the next time
+                while ended := await client.list_workflows_async(
+                    name=[SUBMIT, WATCH],
+                    status=["SUCCESS", "ERROR"],
+                    completed_before=before,
+                    limit=1000,
+                    load_input=False,
+                    load_output=False,
+                ):
+                    await client.delete_workflows_async([workflow.workflow_id for workflow in ended])
+            await clock.sleep(_TIDY_S)
+
+    async def _watch_credits(self) -> None:
+        """Halt the submits of accounts whose balance is below the least, for as long as it is."""
+        least = self._min_credits or 0.0
+        while True:
+            for account in self._accounts.values():
+                try:
+                    balance = await account.client.credits()
+                except FluxError as error:
+                    logger.info("a balance cannot be read: %s", error.message)
+                    continue
+                if balance < least:
+                    words = f"The balance is {balance:g} credits, and submits pause below {least:g}."
+                    await self._limiter.halt(
+                        account.client.fingerprint,
+                        Problem.of(InsufficientCreditsError(words)),
+                        2 * _BALANCE_S,
+                    )
+            await self._engine.database.clock.sleep(_BALANCE_S)
 
     def _launch(self) -> None:
         config: DBOSConfig = {
@@ -254,21 +316,25 @@ class Worker:
         )
         return not found
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
-        """Run work on the worker's event loop, whichever DBOS has; it is cancelled when the worker stops."""
+    def start(self, work: Callable[[int], Coroutine[Any, Any, None]], number: int) -> asyncio.Future[None]:
+        """Run work on a job on the worker's event loop, whichever DBOS has, until the worker stops."""
         if asyncio.get_running_loop() is not self._loop:
-            return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._as_task(work), self._loop))
-        return asyncio.get_running_loop().create_task(self._as_task(work))
+            return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._work(work, number), self._loop))
+        return asyncio.get_running_loop().create_task(self._work(work, number))
 
-    async def _as_task(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _work(self, work: Callable[[int], Coroutine[Any, Any, None]], number: int) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in one
         self._tasks.add(task)
         try:
-            await work
-        except Exception:
-            logger.exception("a workflow failed unexpectedly")
-            raise
+            while True:
+                try:
+                    return await work(number)
+                except JournalError as error:
+                    logger.warning("work on job %d waits: %s", number, error.message)
+                except Exception:  # the job must not be forgotten
+                    logger.exception("work on job %d failed unexpectedly", number)
+                await self._engine.database.clock.sleep(_FIRST_AGAIN_S)
         finally:
             self._tasks.discard(task)
 
@@ -316,6 +382,7 @@ class Worker:
         job = self._active_job(row, run)
         try:
             run.input_of(job)
+            await self._check_price(run, job.model)
             run.budget.guard.give_up(job.model)  # others use the account, too: the balance proves nothing
             run.call.halts = account.client.session.submitter.halts
             left = await submit(job, run, 0.0)
@@ -333,9 +400,8 @@ class Worker:
             run.prices.release(job)
         if isinstance(left, Leave) and left.error is not None:
             await self._settle(job.number, Problem.of(left.error))
-        pause = account.client.session.submitter.pause
-        if pause.is_on and (delay := pause.delay(self._engine.database.clock.monotonic())) > 0:
-            await self._limiter.pause(account.client.fingerprint, delay)
+        if (pause_s := _pause_s(account)) > 0:
+            await self._limiter.pause(account.client.fingerprint, pause_s)
 
     async def _permitted(self) -> _Account | None:
         """Wait for a permit of any account; None if there is none for now."""
@@ -344,17 +410,30 @@ class Worker:
             if self._liveness is None or not self._liveness.is_held:
                 await clock.sleep(_FENCED_S)
                 return None
-            permit = await self._limiter.permit(list(self._accounts))
+            pauses = {name: _pause_s(account) for name, account in self._accounts.items()}
+            open_now = [name for name, pause_s in pauses.items() if not pause_s]
+            permit = await self._limiter.permit(open_now)
             if permit is None:
-                await clock.sleep(_HALTED_S)
+                await clock.sleep(_HALTED_S if open_now else min(pauses.values()))
                 return None
             await clock.sleep(permit.wait_s)
         return self._accounts[permit.account]
 
+    async def _check_price(self, run: RunContext, model: AnyModel) -> None:
+        """Refuse a submit with a model whose records show another price than expected.
+
+        Raises:
+            UnexpectedPrice: They do.
+        """
+        guard = run.budget.guard
+        guard.load(await run.journal.prices())
+        if (price := guard.unexpected(model)) is not None:
+            expected = guard.expected[model]
+            words = f"An image with {model} cost {price:.10g} credits, not {expected:.10g}."
+            raise UnexpectedPrice(words, model=str(model), price=price, expected=expected)
+
     async def _halted(self, account: _Account, error: FluxError) -> None:
         """Halt the submits of an account for all workers: its key, its balance or its answers are wrong."""
-        if error.scope is not Scope.STOP:
-            raise error
         logger.error("the submits of account %s are halted: %s", account.client.fingerprint, error)
         await self._limiter.halt(account.client.fingerprint, Problem.of(error))
         account.client.session.submitter.breaker.release()
@@ -399,6 +478,8 @@ class Worker:
             return True
         if job.state.state is JobState.IN_DOUBT:
             await self._settle(job.number)
+        if job.state.state is JobState.DONE and job.state.credits is not None:
+            await run.journal.record_price(str(job.model), job.state.credits)
         return job.state.state in {*FINAL, JobState.IN_DOUBT, JobState.PENDING}
 
     def _has_news(self, number: int, task_id: str) -> None:
@@ -432,9 +513,7 @@ class Worker:
         )
 
     def _active_job(self, row: Row, run: RunContext) -> ActiveJob:
-        job = ActiveJob(
-            stored=stored_job(row), slots=JobSlots(run.slots), callback_may_come=self._callbacks is not None
-        )
+        job = ActiveJob(stored=stored_job(row), slots=JobSlots(run.slots), callback_may_come=True)
         job.was_resubmitted = row["attempts"] > 1  # once, or an outage would cost without end
         return job
 
@@ -470,13 +549,19 @@ class Worker:
             budget=Budget(
                 control=account.control,
                 tally=tally,
-                guard=PriceGuard(expected=price_list(None)),
+                guard=PriceGuard(expected=self._expected, given=self._given),
                 max_credits=None,
             ),
             progress=ProgressReporter(session=session, tally=tally, observer=None),
         )
         run.call = session.call()
         return run
+
+
+def _pause_s(account: _Account) -> float:
+    """Return the seconds for which the vendor, or the lack of a connection, delays submits of an account."""
+    session = account.client.session
+    return session.submitter.pause.delay(session.clock.monotonic()) if session.submitter.pause.is_on else 0.0
 
 
 async def _destroy() -> None:

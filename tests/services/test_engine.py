@@ -17,6 +17,7 @@ import pytest
 
 from flux_async import (
     CallbackEndpoint,
+    CallbackEvent,
     ConfigurationError,
     EditRequest,
     FluxClient,
@@ -31,6 +32,7 @@ from flux_async import (
 )
 from flux_async.sandbox.server import listening
 from flux_async.testing import FluxSandbox
+from servers import Postgres, RunningServer
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
@@ -153,6 +155,38 @@ async def test_a_server_that_does_not_answer_is_one_sentence() -> None:
     assert "nothing was sent" in str(refused.value)
 
 
+async def test_a_refused_key_leaves_its_jobs_to_the_other(
+    engine: Engine, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """Its submits halt, those of the other key go on, and each task is polled with its own key."""
+    async with (
+        FluxClient("revoked", sandbox.url, limits=WORKER_LIMITS, polling=POLLING) as dead,
+        FluxClient(sandbox.key, sandbox.url, limits=WORKER_LIMITS, polling=POLLING) as client,
+        Worker(engine, [dead, client], lambda name: FolderSink(tmp_path / name), rate=RATE),
+    ):
+        batch = await engine.submit(images(10), batch="posters")
+        assert await outcomes(batch) == {"Succeeded": 10}
+    assert sandbox.ledger.accepted == 10
+
+
+async def test_a_job_that_is_held_is_found_by_a_late_callback(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also long after nobody waits for it any more."""
+    with FluxSandbox(sockets=True, webhook_key=None, faults="drop-reply:100%") as sandbox:
+        events: list[CallbackEvent] = []
+        async with listening(WebhookReceiver(None, on_callback=events.append), port=0) as url:
+            callbacks = CallbackEndpoint(f"{url}/cb", doubt_wait_s=0.1)
+            async with worker(engine, sandbox, tmp_path, callbacks):
+                batch = await engine.submit(images(1), batch="posters")
+                assert await outcomes(batch) == {"InDoubt": 1}
+                while not events:
+                    await asyncio.sleep(0.05)
+                await engine.receive(events[0])
+                assert (await batch.wait()).succeeded == 1
+        assert sandbox.ledger.accepted == 1
+
+
 # --- processes --------------------------------------------------------------------------------------------
 
 
@@ -198,4 +232,68 @@ async def test_killed_workers_lose_nothing_and_nothing_is_paid_twice(
         assert found["Succeeded"] == status.succeeded == 60 - status.in_doubt
         assert len(list((tmp_path / "posters").iterdir())) == status.succeeded
         assert status.in_doubt <= (0 if hooks else 12)
+        assert not sandbox.ledger.double_charges
+
+
+def run_application(dsn: str, sandbox: FluxSandbox, folder: Path, executor: str) -> tuple[int, str, str]:
+    """Run the application with DBOS of its own; return exit code, output and errors."""
+    command = [sys.executable, str(WORKER.with_name("dbos_application.py")), dsn, sandbox.url, str(folder)]
+    environment = os.environ | {"KIE_API_KEY": sandbox.key}
+    ended = subprocess.run(
+        [*command, executor], capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_a_worker_uses_the_dbos_of_its_application(
+    fresh_dsn: str, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """It launches no second one, whichever event loop the first has."""
+    code, out, errors = run_application(fresh_dsn, sandbox, tmp_path, "replica-1")
+    assert code == 0, errors
+    assert out == "replica-1 ['Succeeded', 'Succeeded', 'Succeeded'] done\n"
+
+
+def test_an_executor_id_that_every_process_has_is_refused(
+    fresh_dsn: str, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """Two workers of one name would take each other for dead."""
+    code, _, errors = run_application(fresh_dsn, sandbox, tmp_path, "local")
+    assert code == 1
+    assert "unique to this process" in errors
+
+
+async def test_a_dead_workers_tasks_are_polled_again(fresh_dsn: str, engine: Engine, tmp_path: Path) -> None:
+    """By the other workers, without another permit: the vendor sees no further submit."""
+    with FluxSandbox(sockets=True, webhook_key=None, speed=1) as sandbox:
+        batch = await engine.submit(images(6), batch="posters")
+        first = start(fresh_dsn, sandbox, tmp_path)
+        try:
+            while (await batch.status()).in_flight < 6 or sandbox.ledger.accepted < 6:
+                await asyncio.sleep(0.05)
+        finally:
+            kill(first)
+        polls = sandbox.ledger.polls
+        second = start(fresh_dsn, sandbox, tmp_path)
+        try:
+            while sandbox.ledger.polls < polls + 6:
+                await asyncio.sleep(0.05)
+            assert sandbox.ledger.submits == 6
+            assert (await batch.wait()).succeeded == 6
+        finally:
+            kill(second)
+
+
+async def test_a_restarted_server_loses_nothing(
+    postgres: tuple[Postgres, RunningServer], engine: Engine, tmp_path: Path
+) -> None:
+    """Workers wait for it, and go on by themselves."""
+    with FluxSandbox(sockets=True, webhook_key=None, speed=10) as sandbox:
+        batch = await engine.submit(images(30), batch="posters")
+        async with worker(engine, sandbox, tmp_path):
+            while (await batch.status()).succeeded < 3:
+                await asyncio.sleep(0.05)
+            await asyncio.to_thread(postgres[1].restart, signal.SIGKILL)
+            status = await batch.wait()
+        assert (status.succeeded, status.in_doubt) == (30, 0)
         assert not sandbox.ledger.double_charges
