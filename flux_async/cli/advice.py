@@ -268,7 +268,8 @@ def about_verdict(folder: Path, option: str, cost: Cost) -> Advice:
     """Return the advice about images whose verdict ``retry`` knows by an option."""
     return Advice(
         words=f"Pays for another task for each of these images, up to {cost.credits:,g} credits. The number "
-        "and the cost are printed first; the images that are here now are kept in images/earlier/.",
+        "and the cost are printed first. Of two images the better one is the result; the other is kept in "
+        "images/earlier/.",
         command=shell_command("retry", folder, option),
     )
 

@@ -230,7 +230,8 @@ class JournalReader:
     def to_retry(self) -> dict[str, dict[str, int]]:
         """Return how many images failed, or have text left or damage by their verdict, each by model."""
         why = "CASE state WHEN 'failed' THEN state ELSE json_extract(checked, '$.verdict.kind') END"
-        sql = f"SELECT {why}, {_MODEL}, count(*) FROM job WHERE state IN ('done', 'failed') GROUP BY 1, 2"
+        which = "state = 'failed' OR state = 'done' AND kept IS NULL"
+        sql = f"SELECT {why}, {_MODEL}, count(*) FROM job WHERE {which} GROUP BY 1, 2"
         names = {"failed": "failed", "text_left": "text_left", "damaged": "damaged", "cropped": "damaged"}
         counted = {name: Counter[str]() for name in names.values()}
         for reason, model, count in self._all(sql):

@@ -17,6 +17,9 @@ HOSTILE_NAME = '"><script>alert(1)</script>.png'
 HOSTILE_WORDS = '"><img src=x onerror=alert(2)></script><script>alert(3)</script>'
 RETRY = "flux-async retry '/photos/my run' --failed"
 RETRY_TEXT_LEFT = "flux-async retry '/photos/my run' --text-left"
+_ABOVE = [(120 + 40 * step, 340 - 20 * (step % 3)) for step in range(20)]
+_OUTLINE = tuple(value for x, y in [*_ABOVE, (880, 560), (120, 560)] for value in (x, y))
+"""As many corners as the outlines of a usual image have."""
 _WORDS = ("GRAND OPENING", "SUMMER SALE", "MENU", "LAST TICKETS")
 
 
@@ -69,7 +72,7 @@ def _row(
         original=None if number % 9 == 0 else original,
         vendor=vendor,
         preserved=None if number % 7 == 0 else preserved,
-        hole=((120, 340, 880, 340, 880, 560, 120, 560),),
+        hole=(_OUTLINE,),
         verdict="text_left" if text_left else "clean",
         text_left=number % 50 / 50 if text_left else 0.0,
         changed_elsewhere=0.001,
