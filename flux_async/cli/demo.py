@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flux_async import ConfigurationError, FluxClient, FluxError, Limits, MissingExtra, PollPolicy
-from flux_async.batch.check_stage import VENDOR
+from flux_async.batch.result_files import VENDOR
 from flux_async.cli.display import RunDisplay
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.results import FILE_NAME, IMAGES, ResultFile, ResultRow, image_of
