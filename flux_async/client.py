@@ -60,6 +60,7 @@ from flux_async.policy.retry import RetryPolicy
 from flux_async.poller import Poller, as_paid
 from flux_async.rate_limiter import RateLimiter, check_rate_limiter
 from flux_async.session import Call, Session
+from flux_async.snapshots import ClientSnapshot, client_snapshot
 from flux_async.submitter import log
 from flux_async.telemetry.log_lines import LogLines
 from flux_async.transport import Transport
@@ -367,7 +368,13 @@ class FluxClient:
 
     async def credits(self, *, timeout: float | None = None) -> float:
         """Return the account's balance in credits."""
-        return await self._read(build_credit(), parse_credit, timeout)
+        balance = await self._read(build_credit(), parse_credit, timeout)
+        self._session.balance = (balance, self._session.clock.wall())
+        return balance
+
+    def snapshot(self) -> ClientSnapshot:
+        """Return what is in flight, what pauses and what was learned, for health checks; makes no request."""
+        return client_snapshot(self._session, self._poller)
 
     async def download(
         self,

@@ -29,6 +29,10 @@
     ├── BudgetExhausted            max_credits of a batch is used up
     ├── UnexpectedPrice            the first image cost something else than expected         .model .price
     ├── TooManyUnknownAnswers      nothing is submitted: too many answers made no sense      .unknown
+    ├── QueueFull                  a job service takes no more jobs now      .retry_after_s
+    ├── UnknownJob                 a job service has no such job (also a LookupError)
+    ├── JobCancelled               cancelled before the submit
+    ├── AlreadySubmitted           too late to cancel it
     ├── DeadlineExceeded           our own deadline passed
     │   └── PollDeadlineExceeded   … while a task was running: it may still finish, and it is paid
     ├── DownloadError              a result could not be saved to disk       .http_status .retryable
@@ -339,6 +343,39 @@ class TooManyUnknownAnswers(FluxError):
     def __init__(self, message: str, *, unknown: int = 0, **fields: Any) -> None:
         super().__init__(message, **fields)
         self.unknown: int = unknown
+
+
+class QueueFull(FluxError):
+    """A job service takes no more jobs now: too many are waiting, or it is stopping. The job was not added.
+
+    Attributes:
+        retry_after_s: Seconds after which there is probably room.
+    """
+
+    default_advice = "Answer 503 with Retry-After, and give the same job again later."
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.retry_after_s: float = retry_after_s
+
+
+class UnknownJob(FluxError, LookupError):
+    """The journal of a job service has no job with this key."""
+
+    default_advice = "Check the key; it is what add returned."
+
+
+class JobCancelled(FluxError):
+    """The job was cancelled before it was submitted."""
+
+    default_advice = "Retry it if its image is wanted after all."
+
+
+class AlreadySubmitted(FluxError):
+    """A job cannot be cancelled any more: its submit is in progress, or was made. It goes on."""
+
+    default_charge = Charge.MAYBE
+    default_advice = "Wait for its outcome: the vendor cannot cancel a task."
 
 
 class DeadlineExceeded(FluxError):

@@ -20,6 +20,7 @@ from flux_async.api_errors import PermissionDeniedError as PermissionDeniedError
 from flux_async.api_errors import RateLimitedError as RateLimitedError
 from flux_async.api_errors import ServerError as ServerError
 from flux_async.api_errors import UploadRejected as UploadRejected
+from flux_async.batch.answers import JobStatus as JobStatus
 from flux_async.batch.check_run import run_checks as run_checks
 from flux_async.batch.fetch_missing import FetchReport as FetchReport
 from flux_async.batch.fetch_missing import fetch_missing as fetch_missing
@@ -31,11 +32,13 @@ from flux_async.batch.operations import adopt as adopt
 from flux_async.batch.operations import rekey as rekey
 from flux_async.batch.operations import retry as retry
 from flux_async.batch.options import BatchOptions as BatchOptions
+from flux_async.batch.options import ServiceOptions as ServiceOptions
 from flux_async.batch.progress import BatchProgress as BatchProgress
 from flux_async.batch.runner import BatchRun as BatchRun
 from flux_async.batch.runner import run_batch as run_batch
 from flux_async.client import FluxClient as FluxClient
 from flux_async.errors import AddressForbidden as AddressForbidden
+from flux_async.errors import AlreadySubmitted as AlreadySubmitted
 from flux_async.errors import BudgetExhausted as BudgetExhausted
 from flux_async.errors import CallbackRejected as CallbackRejected
 from flux_async.errors import Charge as Charge
@@ -51,6 +54,7 @@ from flux_async.errors import DownloadTimedOut as DownloadTimedOut
 from flux_async.errors import FluxError as FluxError
 from flux_async.errors import FolderNotWritable as FolderNotWritable
 from flux_async.errors import InvalidInput as InvalidInput
+from flux_async.errors import JobCancelled as JobCancelled
 from flux_async.errors import JobConflictError as JobConflictError
 from flux_async.errors import JournalBusyError as JournalBusyError
 from flux_async.errors import JournalDisplaced as JournalDisplaced
@@ -60,6 +64,7 @@ from flux_async.errors import JournalVersionError as JournalVersionError
 from flux_async.errors import MissingExtra as MissingExtra
 from flux_async.errors import NotAnImage as NotAnImage
 from flux_async.errors import PollDeadlineExceeded as PollDeadlineExceeded
+from flux_async.errors import QueueFull as QueueFull
 from flux_async.errors import RequestNotSent as RequestNotSent
 from flux_async.errors import ResultExpired as ResultExpired
 from flux_async.errors import ResultTooLarge as ResultTooLarge
@@ -69,6 +74,7 @@ from flux_async.errors import TaskMismatch as TaskMismatch
 from flux_async.errors import TooManyUnknownAnswers as TooManyUnknownAnswers
 from flux_async.errors import UnexpectedPrice as UnexpectedPrice
 from flux_async.errors import UnexpectedResponse as UnexpectedResponse
+from flux_async.errors import UnknownJob as UnknownJob
 from flux_async.errors import WrongEventLoop as WrongEventLoop
 from flux_async.events import FluxEvent as FluxEvent
 from flux_async.events import Observer as Observer
@@ -80,6 +86,7 @@ from flux_async.files.sink import FolderSink as FolderSink
 from flux_async.files.sink import SavedResult as SavedResult
 from flux_async.files.sink import Sink as Sink
 from flux_async.images import LocalImage as LocalImage
+from flux_async.job_state import JobState as JobState
 from flux_async.journal.store import Journal as Journal
 from flux_async.models import AspectRatio as AspectRatio
 from flux_async.models import CallbackEvent as CallbackEvent
@@ -108,6 +115,10 @@ from flux_async.policy.rate_limit import Limits as Limits
 from flux_async.policy.retry import RetryPolicy as RetryPolicy
 from flux_async.rate_limiter import RateLimiter as RateLimiter
 from flux_async.rate_limiter import RedisRateLimiter as RedisRateLimiter
+from flux_async.service import JobService as JobService
+from flux_async.service import ServiceSnapshot as ServiceSnapshot
+from flux_async.snapshots import ClientSnapshot as ClientSnapshot
+from flux_async.snapshots import PauseSnapshot as PauseSnapshot
 from flux_async.verification.checks import ImageChecks as ImageChecks
 from flux_async.verification.preserve import preserve as preserve
 from flux_async.verification.report import Preserved as Preserved

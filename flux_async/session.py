@@ -40,7 +40,7 @@ from flux_async.errors import (
 )
 from flux_async.events import EventStream, Paused, Polled, Retried, SubmitStarted, Submitted, why
 from flux_async.images import without_query
-from flux_async.models import EditRequest, ImageRequest, JobKey, TaskId, TaskRecord, UnclaimedTask
+from flux_async.models import EditRequest, ImageRequest, JobKey, TaskId, TaskRecord, TaskStatus, UnclaimedTask
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.rate_limit import Pause, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
@@ -132,6 +132,8 @@ class Session:
         task_slots: Bounds the tasks that are submitted and not finished.
         background: Runs requests that outlive their callers.
         calls: The calls in progress.
+        succeeded_at: When a poll last found a finished image, in seconds since the epoch.
+        balance: The balance when it was last read, and when that was in seconds since the epoch.
     """
 
     transport: Transport = attrs.field(repr=False)
@@ -151,6 +153,8 @@ class Session:
     task_slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     background: BackgroundTasks = attrs.field(factory=BackgroundTasks, init=False, repr=False)
     calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
+    succeeded_at: float | None = attrs.field(default=None, init=False)
+    balance: tuple[float, float] | None = attrs.field(default=None, init=False)
     _unclaimed: OrderedDict[object, UnclaimedTask] = attrs.field(factory=OrderedDict, init=False, repr=False)
     _poll_slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     _download_slots: asyncio.Semaphore = attrs.field(
@@ -212,6 +216,11 @@ class Session:
             return
         with contextlib.suppress(RuntimeError):  # the loop is closed, so no coroutine waits any more
             loop.call_soon_threadsafe(work)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it was used before."""
+        return self._loop is not None
 
     @property
     def is_closed(self) -> bool:
@@ -417,6 +426,8 @@ class Session:
             )
         finally:
             self._poll_slots.release()
+        if isinstance(found, TaskRecord) and found.status is TaskStatus.SUCCESS:
+            self.succeeded_at = self.clock.wall()
         if self.events.wants(Polled):
             self.events.emit(self._polled_event(found, task_id, name, job))
         return found

@@ -225,6 +225,11 @@ class Submitter:
         self._slots.release()
         self.changed.set()
 
+    @property
+    def in_flight(self) -> int:
+        """Submits that were sent and not answered."""
+        return self._in_flight
+
     def check_halts(self, halts: int) -> None:
         """Raise the error that has stopped all submits, unless it came before ``halts`` was read."""
         if self.halts != halts and self._halted_by is not None:

@@ -41,6 +41,10 @@ class RunSlots:
         self.starting = asyncio.Semaphore(max(_MOST_STARTING, 2 * limits.concurrent_submits))
         self.in_flight = session.task_slots
 
+    def start_few(self, session: Session) -> None:
+        """Let fewer inputs wait for their submit, so that the next one is chosen late, by its priority."""
+        self.starting = asyncio.Semaphore(2 * session.spacing.limits.concurrent_submits)
+
 
 @attrs.define(eq=False)
 class JobSlots:
@@ -86,6 +90,10 @@ class ActiveJob:
         input: The upload of its image; None if its request has to be read again.
         last_error: The latest error of this run.
         was_cancelled: Whether its coroutine was cancelled.
+        work: Its coroutine, once that has begun.
+        is_stale: Whether only the journal has its present state.
+        is_counted: Whether the run has counted and reported it.
+        is_cancelled: Whether the user has cancelled it, and that is not recorded yet.
         spent: Credits that the run has counted for its latest submit; None if an earlier run made it.
         measured: What the balance has shown of the cost of its task.
         checks: The checks of its image that this run makes.
@@ -104,6 +112,10 @@ class ActiveJob:
     input: InputUpload | None = attrs.field(default=None, init=False)
     last_error: FluxError | None = attrs.field(default=None, init=False)
     was_cancelled: bool = attrs.field(default=False, init=False)
+    work: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
+    is_stale: bool = attrs.field(default=False, init=False)
+    is_counted: bool = attrs.field(default=False, init=False)
+    is_cancelled: bool = attrs.field(default=False, init=False)
     spent: float | None = attrs.field(default=None, init=False)
     measured: float | None = attrs.field(default=None, init=False)
     _model: tuple[str | None, AnyModel] | None = attrs.field(default=None, init=False)
@@ -157,6 +169,9 @@ class ActiveJobs:
     def __contains__(self, number: object) -> bool:
         return number in self._by_number
 
+    def __len__(self) -> int:
+        return len(self._by_number)
+
     def get(self, key: JobKey) -> ActiveJob | None:
         """Return an active job, or None."""
         return self._by_key.get(key)
@@ -180,6 +195,10 @@ class ActiveJobs:
     def read_on(self) -> None:
         """Record that the next inputs are about to be read."""
         self._moved.clear()
+
+    def mark_moved(self, number: int) -> None:
+        """Record that only the journal has the present state of a job."""
+        self._moved.add(number)
 
     def has_moved(self, number: int) -> bool:
         """Return whether a job was active since :meth:`read_on`."""

@@ -76,10 +76,9 @@ def check_functions(name_file: object, on_progress: object = None) -> None:
             check_function(value, words, takes=1, advice="Give such a function, or leave it out.")
 
 
-class BatchOptions(TypedDict, total=False):
-    """Options of :func:`flux_async.run_batch`, which documents them."""
+class ServiceOptions(TypedDict, total=False):
+    """Options of :func:`flux_async.run_batch`, which documents them, without the journal."""
 
-    journal: str | os.PathLike[str] | Journal
     directory: str | os.PathLike[str] | None
     sink: Sink | None
     originals: str | os.PathLike[str] | None
@@ -98,6 +97,12 @@ class BatchOptions(TypedDict, total=False):
     preserve_format: PreserveFormat
     checks: Checker | None
     on_progress: ProgressObserver | None
+
+
+class BatchOptions(ServiceOptions, total=False):
+    """Options of :func:`flux_async.run_batch`, which documents them."""
+
+    journal: str | os.PathLike[str] | Journal
 
 
 class BatchClient(Protocol):

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn, Self, Unpack
@@ -28,6 +28,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from flux_async.api.models_table import RETENTION_S, Prices
 from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch.cancelling import cancel_stored
 from flux_async.batch.check_stage import Checker, check_stage
 from flux_async.batch.file_names import FileNames
 from flux_async.batch.inputs import Input, check_images, drain, each, read_into, read_job
@@ -69,6 +70,8 @@ job_logger: logging.Logger = logging.getLogger("flux_async.jobs")
 PATIENCE_S = 600.0
 """Seconds a batch waits for the service before it halts, by default."""
 
+RESUME_S = 1800.0
+"""Seconds after which a service takes up tasks again whose wait has ended."""
 _CHUNK = 100
 
 
@@ -210,9 +213,12 @@ class BatchRun:
 
     Attributes:
         only_checks: Whether it only checks the images that its journal has, and submits and polls nothing.
+        announced: The jobs that a service has reported as added. With it the run is that of a service: its
+            inputs never end, only few are read ahead, and a job whose wait has ended is taken up again.
     """
 
     only_checks: bool = False
+    announced: Container[JobKey] | None = None
     _images: Iterable[Input] | AsyncIterable[Input] = attrs.field(repr=False)
     _run: RunContext = attrs.field(repr=False)
     _journal: Journal = attrs.field(repr=False)
@@ -224,6 +230,7 @@ class BatchRun:
         factory=contextlib.AsyncExitStack, init=False, repr=False
     )
     _failure_raised: bool = attrs.field(default=False, init=False, repr=False)
+    _scheduler: Scheduler | None = attrs.field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._learned = Learned(session=self._session, journal=self._journal)
@@ -307,6 +314,26 @@ class BatchRun:
         """
         self._run.control.stop()
 
+    @property
+    def active(self) -> int:
+        """Jobs that it works on."""
+        return len(self._run.jobs)
+
+    def works_on(self, number: int) -> bool:
+        """Return whether it works on a job, by its number in the journal."""
+        return number in self._run.jobs
+
+    async def cancel(self, stored: StoredJob) -> bool:
+        """Cancel a job that is not submitted; return whether it becomes an outcome of this run.
+
+        Raises:
+            AlreadySubmitted: A submit of it is in progress, or was made.
+        """
+        if self._scheduler is not None:
+            return await self._scheduler.cancel(stored)
+        await cancel_stored(self._journal, stored, self._run.now())
+        return False
+
     async def earlier_outcome(self, job: Job, halted: FluxError | None = None) -> Outcome:
         """Return the outcome of a job that had ended before this run; else a failure by ``halted``."""
         stored = await self._journal.job(job.key)
@@ -348,9 +375,10 @@ class BatchRun:
                 if self._journal.is_durable:
                     helpers.start_soon(self._learned.save_periodically)
                 async with asyncio.TaskGroup() as group:
-                    await self._run_jobs(
-                        Scheduler(run=run, journal=self._journal, group=group, send=send), helpers
+                    self._scheduler = Scheduler(
+                        run=run, journal=self._journal, group=group, send=send, announced=self.announced
                     )
+                    await self._run_jobs(self._scheduler, helpers)
                 helpers.cancel_scope.cancel()
 
     async def _run_jobs(self, scheduler: Scheduler, helpers: TaskGroup) -> None:
@@ -361,6 +389,9 @@ class BatchRun:
             reading = scheduler.group.create_task(reader.read())
             if self._journal.is_durable:
                 helpers.start_soon(reader.peek)
+        if self.announced is not None:
+            self._run.slots.start_few(self._session)
+            helpers.start_soon(self._resume, scheduler)
         if not self.only_checks:
             await self._start_paid(scheduler)
             await self._feed(scheduler)
@@ -384,6 +415,12 @@ class BatchRun:
                     return
                 await scheduler.start_paid(stored)
 
+    async def _resume(self, scheduler: Scheduler) -> None:
+        """Take up again, now and then, tasks whose wait has ended, as the next run of a batch does."""
+        while True:
+            await self._session.clock.sleep(RESUME_S)
+            await self._start_paid(scheduler)
+
     async def _start_unchecked(self, scheduler: Scheduler) -> None:
         """Start what earlier runs have saved and not checked, after the inputs, which take longer."""
         if self._run.checks is None:
@@ -396,7 +433,8 @@ class BatchRun:
 
     async def _feed(self, scheduler: Scheduler) -> None:
         run = self._run
-        give, take = anyio.create_memory_object_stream[Input](_CHUNK)
+        ahead = _CHUNK if self.announced is None else 0  # what is read ahead has no priority any more
+        give, take = anyio.create_memory_object_stream[Input](ahead)
         run.control.reading = reading = anyio.CancelScope()
         if not run.control.is_spending:
             reading.cancel()
@@ -426,7 +464,7 @@ class BatchRun:
                     job_logger.warning("%s", words)
             except InvalidInput as error:
                 run.progress.tally.add_refused()
-                await send.send(Failed(job=None, error=error))
+                await send.send(Failed(job=given if isinstance(given, Job) else None, error=error))
                 continue
             jobs.append(job)
             names[job.key] = name

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Container
 
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
 
 from flux_async.batch import job_events
 from flux_async.batch.active_job import ActiveJob, JobSlots
-from flux_async.batch.job_runner import run_job
+from flux_async.batch.cancelling import as_cancelled, cancel_stored, too_late
+from flux_async.batch.job_runner import outcome_of, run_job
 from flux_async.batch.run_context import RunContext
 from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
-from flux_async.job_state import FINAL, JobState, next_check
+from flux_async.job_state import FINAL, Cancelled, JobState, next_check
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Failed, InDoubt, Outcome
+from flux_async.models import Failed, InDoubt, JobKey, Outcome
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -34,12 +36,14 @@ class Scheduler:
         journal: The journal of the run.
         group: Runs the coroutines.
         send: Receives the outcomes.
+        announced: The jobs that a service has reported as added; None for a run that ends with its inputs.
     """
 
     run: RunContext
     journal: Journal
     group: asyncio.TaskGroup
     send: MemoryObjectSendStream[Outcome]
+    announced: Container[JobKey] | None = None
     # Jobs that are not settled and whose outcome this run has reported.
     _reported: set[int] = attrs.field(factory=set, init=False, repr=False)
 
@@ -94,26 +98,92 @@ class Scheduler:
 
     async def _work_on(self, job: ActiveJob, *, is_fresh: bool) -> None:
         """Run one job and hand over its outcome; one that is not fresh is read from the journal again."""
-        run, tally, slots = self.run, self.run.progress.tally, self.run.slots
+        job.work = asyncio.current_task()
+        is_fresh = is_fresh and not job.is_stale
         try:
-            if job.is_wanted and job.state.state not in FINAL:
-                await job.slots.take_task()
-            if not is_fresh:
-                stored = await self.journal.job(job.state.key)
-                if stored is None or self._is_over(stored):
+            while not await self._runs_to_end(job, is_fresh=is_fresh):
+                is_fresh = False
+                if await self._record_cancelled(job):
                     return
-                job.stored = stored
-            tally.add_job(job.state.state)
-            run.emit(job_events.added(job.stored, run.now()))
-            outcome = await self._outcome_of(job)
-            job.slots.give_back(slots.starting, slots.in_flight)  # no task of this job is in flight any more
-            if outcome is not None:
-                await self._hand_over(job, outcome)
-            elif not job.is_wanted:
-                tally.remove_job(job.state.state)
         finally:
             job.slots.give_back()
-            run.jobs.remove(job.number)
+            self.run.jobs.remove(job.number)
+
+    async def _run_one(self, job: ActiveJob, *, is_fresh: bool) -> None:
+        run, slots = self.run, self.run.slots
+        if job.is_wanted and job.state.state not in FINAL:
+            await job.slots.take_task()
+        if not is_fresh:
+            stored = await self.journal.job(job.state.key)
+            if stored is None or self._is_over(stored):
+                return
+            job.stored = stored
+        self._count(job)
+        outcome = await self._outcome_of(job)
+        job.slots.give_back(slots.starting, slots.in_flight)  # no task of this job is in flight any more
+        if outcome is not None:
+            await self._hand_over(job, outcome)
+        elif not job.is_wanted:
+            run.progress.tally.remove_job(job.state.state)
+
+    def _count(self, job: ActiveJob) -> None:
+        """Count and report a job that this run has taken on, once."""
+        if job.is_counted:
+            return
+        job.is_counted = True
+        self.run.progress.tally.add_job(job.state.state)
+        if self.announced is None or job.state.key not in self.announced:
+            self.run.emit(job_events.added(job.stored, self.run.now()))
+
+    # --- cancelling ---------------------------------------------------------------------------------------
+
+    async def cancel(self, stored: StoredJob) -> bool:
+        """Cancel a job that is not submitted; return whether the run hands its outcome over.
+
+        Raises:
+            AlreadySubmitted: A submit of it is in progress, or was made.
+        """
+        job = self.run.jobs.get(stored.job.key)
+        if job is None or job.work is None:  # a coroutine that has not begun cannot handle a cancellation
+            self.run.jobs.mark_moved(stored.number)  # it may be about to start: it is then read again
+            if job is not None:
+                job.is_stale = True
+            await cancel_stored(self.journal, stored, self.run.now())
+            return False
+        # From the reservation of its credits on, the submit follows without an await in between.
+        if job.state.state is not JobState.PENDING or job.spent is not None:
+            raise too_late(job.state)
+        job.is_cancelled = True
+        job.work.cancel()
+        await asyncio.wait([job.work])
+        now = await self.journal.job(stored.job.key)
+        if now is not None and (now.job.state not in FINAL or now.job.attempts != stored.job.attempts):
+            raise too_late(now.job)
+        return True
+
+    async def _runs_to_end(self, job: ActiveJob, *, is_fresh: bool) -> bool:
+        """Run one job; return False if the user has cancelled it meanwhile."""
+        try:
+            await self._run_one(job, is_fresh=is_fresh)
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if not job.is_cancelled or me is None or me.uncancel():
+                raise  # the run ends
+            return False
+        return True
+
+    async def _record_cancelled(self, job: ActiveJob) -> bool:
+        """Record that a job is cancelled; return False if it has a task by now and goes on."""
+        job.is_cancelled = job.was_cancelled = False
+        stored = await self.journal.job(job.state.key)
+        if stored is None or stored.job.state is not JobState.PENDING:
+            return False
+        job.stored = stored
+        self._count(job)
+        await self.run.record(job, Cancelled(at=self.run.now()))
+        error, folder = as_cancelled(job.state), self.run.options.directory
+        await self._hand_over(job, outcome_of(job.state, stored.as_job(), error, folder))
+        return True
 
     def _is_over(self, stored: StoredJob) -> bool:
         """Whether there is nothing to do for a job, not even a check."""
@@ -133,8 +203,8 @@ class Scheduler:
         return outcome
 
     async def _hand_over(self, job: ActiveJob, outcome: Outcome) -> None:
-        if not self._is_over(job.stored):
-            self._reported.add(job.number)
+        if self.announced is None and not self._is_over(job.stored):
+            self._reported.add(job.number)  # a service reports a job again
         self.run.progress.tally.add_outcome(type(outcome).__name__, job.state.state)
         self.run.progress.notify()
         self.run.emit(job_events.settled(job.stored, outcome, self.run.now()))

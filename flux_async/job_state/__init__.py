@@ -28,14 +28,16 @@ Rules:
 5. A job has at most one attempt in progress: submitting, submitted or in doubt.
 6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so
    its own task is unknown and the job is IN_DOUBT.
-7. An image without text, where the user wants that looked at, is DONE from PENDING: no submit, no task.
-8. Where the user wants another image of a job that is done, the earlier result is kept until the new one is
+7. A job is cancelled only from PENDING: the vendor cannot cancel a task.
+8. An image without text, where the user wants that looked at, is DONE from PENDING: no submit, no task.
+9. Where the user wants another image of a job that is done, the earlier result is kept until the new one is
    verified; the better one is chosen. What would be FAILED meanwhile is DONE with the earlier result.
-9. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
+10. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
 """
 
 from __future__ import annotations
 
+from flux_async.job_state.events import Cancelled as Cancelled
 from flux_async.job_state.events import Composed as Composed
 from flux_async.job_state.events import EchoContradicted as EchoContradicted
 from flux_async.job_state.events import Event as Event
@@ -57,6 +59,7 @@ from flux_async.job_state.events import TaskEndedRetryable as TaskEndedRetryable
 from flux_async.job_state.events import TaskFound as TaskFound
 from flux_async.job_state.events import TaskSucceeded as TaskSucceeded
 from flux_async.job_state.events import Verified as Verified
+from flux_async.job_state.states import CANCELLED as CANCELLED
 from flux_async.job_state.states import FINAL as FINAL
 from flux_async.job_state.states import LIVE as LIVE
 from flux_async.job_state.states import TRANSITIONS as TRANSITIONS

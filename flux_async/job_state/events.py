@@ -202,6 +202,11 @@ class ResultLost(_Event):
 
 
 @attrs.frozen(kw_only=True)
+class Cancelled(_Event):
+    """The user no longer wants the image; no submit of the job is in progress."""
+
+
+@attrs.frozen(kw_only=True)
 class RetryGranted(_Event):
     """The user wants a job submitted again that failed or whose image is no good, and pays for a new task.
 
@@ -241,6 +246,7 @@ Event: TypeAlias = (
     | Verified
     | NotChecked
     | ResultLost
+    | Cancelled
     | RetryGranted
     | ResultChosen
 )

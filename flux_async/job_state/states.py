@@ -10,8 +10,9 @@ from typing import Any
 import attrs
 
 from flux_async.api.models_table import ApiName
-from flux_async.errors import Charge, FluxError
+from flux_async.errors import Charge, FluxError, JobCancelled
 from flux_async.job_state.events import (
+    Cancelled,
     Composed,
     EchoContradicted,
     Event,
@@ -61,6 +62,10 @@ LIVE = frozenset({JobState.SUBMITTING, JobState.SUBMITTED, JobState.IN_DOUBT})
 
 FINAL = frozenset({JobState.DONE, JobState.FAILED})
 """States that no fact can leave."""
+
+
+CANCELLED = "The job was cancelled before it was submitted."
+"""The message of the error of a cancelled job."""
 
 
 class IllegalTransition(FluxError):
@@ -154,6 +159,7 @@ TRANSITIONS: Mapping[tuple[JobState, type[Event]], JobState] = MappingProxyType(
     {
         (JobState.PENDING, NoTextFound): JobState.DONE,
         (JobState.PENDING, SubmitIntended): JobState.SUBMITTING,
+        (JobState.PENDING, Cancelled): JobState.FAILED,
         (JobState.PENDING, TaskFound): JobState.SUBMITTED,
         (JobState.SUBMITTING, SubmitAccepted): JobState.SUBMITTED,
         (JobState.SUBMITTING, SubmitRefused): JobState.PENDING,
@@ -243,6 +249,8 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
             return attrs.evolve(job, file=file, sha256=sha256, finished_at=at, problem=None, checked=checked)
         case Composed() | Verified() | NotChecked():
             return _with_check(job, event)
+        case Cancelled():
+            return attrs.evolve(job, problem=Problem.of(JobCancelled(CANCELLED)), finished_at=at)
         case ResultLost(problem=problem):
             return attrs.evolve(job, problem=problem, finished_at=at)
         case ResultChosen(keeps_earlier=keeps_earlier):

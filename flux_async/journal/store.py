@@ -93,6 +93,7 @@ class Journal:
         self._reading: sqlite3.Connection | None = None
         self._guard: JournalGuard | None = None
         self._earlier = EarlierRuns()
+        self._waiting: dict[object, float] = {}
         self.callback_arrived: asyncio.Event = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -216,6 +217,12 @@ class Journal:
         with contextlib.suppress(JournalError):  # a locked or full disk: what was noticed before counts
             await self._do(lambda _: None)
         return None if self._guard is None else self._guard.displaced
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds for which the oldest request has been waiting for its commit; 0 without one."""
+        oldest = next(iter(self._waiting.values()), None)
+        return 0.0 if oldest is None else self._clock.monotonic() - oldest
 
     @property
     def commits(self) -> int:
@@ -547,7 +554,12 @@ class Journal:
     ) -> T:
         if self._writer is None:
             raise JournalError("The journal is not open.", advice="Use it as `async with`, or call open().")
-        return await self._writer.do(work, critical=critical, submits=submits)
+        waits = object()
+        self._waiting[waits] = self._clock.monotonic()
+        try:
+            return await self._writer.do(work, critical=critical, submits=submits)
+        finally:
+            del self._waiting[waits]
 
     def _connect(self, *, accept_lost_records: bool, may_be_new: bool) -> sqlite3.Connection:
         if self._path is None:

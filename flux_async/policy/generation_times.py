@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -109,6 +109,10 @@ class LifeTable:
         """Return for every edge the share of tasks that have ended by that age."""
         self._refresh()
         return self._curve
+
+    def median(self) -> float:
+        """Return the age in seconds by which half of the tasks have ended."""
+        return EDGES[min(bisect_left(self.curve(), 0.5), BINS)]
 
     def schedule(self, poll_cost_s: float, longest_gap_s: float) -> list[float]:
         """Return for every edge the age of the best next poll."""

@@ -76,6 +76,11 @@ class BackgroundTasks:
         """Number of running tasks."""
         return len(self._cancellable) + len(self._protected)
 
+    def abandon(self) -> None:
+        """Cancel also work that must not be lost: it ends at once, with the answer that it has so far."""
+        for task in tuple(self._protected):
+            task.cancel()
+
     async def settle(self) -> None:
         """Wait for work that must not be lost, then cancel the rest."""
         while self._protected:

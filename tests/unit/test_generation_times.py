@@ -308,6 +308,14 @@ def test_a_task_older_than_any_has_certainly_ended() -> None:
     assert observation.chance(13.0) == 1.0
 
 
+def test_the_median_is_learned() -> None:
+    """To the width of a bin; before anything was learned it is that of the first guess."""
+    times = GenerationTimes()
+    assert times.overall.median() == pytest.approx(8.0, rel=0.1)
+    teach(times, "pro/edit", 20.0, 200)
+    assert times.kinds["pro/edit"].median() == pytest.approx(20.0, rel=0.1)
+
+
 def test_a_kind_is_model_and_mode() -> None:
     """What decides how long it takes."""
     assert kind_of(EditRequest.text_removal("https://e.example/a.jpg")) == "flux-kontext-pro/edit"

@@ -19,6 +19,7 @@ from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
     Begin,
+    Cancelled,
     Choose,
     Compose,
     Composed,
@@ -87,6 +88,7 @@ EVENTS: tuple[Event, ...] = (
     Verified(at=7, verdict={"kind": "clean"}),
     NotChecked(at=7, problem="The original is gone."),
     ResultLost(at=5, problem=PROBLEM),
+    Cancelled(at=6),
     RetryGranted(at=6),
     ResultChosen(at=8, keeps_earlier=False, file="b.png", vendor_file="vendor/b.jpg"),
 )
@@ -96,6 +98,7 @@ BY_TYPE = {type(event): event for event in EVENTS}
 LEGAL = {
     (P, NoTextFound): DONE,
     (P, SubmitIntended): S,
+    (P, Cancelled): FAILED,
     (P, TaskFound): SUBMITTED,
     (DONE, ResultLost): FAILED,
     (S, SubmitAccepted): SUBMITTED,

@@ -1,0 +1,143 @@
+"""Answers for the jobs of a journal: the outcome, or how far a job is; and waits for outcomes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Self
+
+import attrs
+
+from flux_async.api.models_table import ApiName
+from flux_async.batch.job_runner import outcome_of
+from flux_async.clock import Clock, Wakeup
+from flux_async.errors import Charge, DeadlineExceeded, UnknownJob
+from flux_async.job_state import FINAL, JobState
+from flux_async.journal.store import Journal, StoredJob
+from flux_async.models import JobKey, Outcome, Succeeded, TaskId
+
+_MOST_KEPT = 10_000
+
+
+@attrs.frozen(kw_only=True)
+class JobStatus:
+    """A job that has no outcome yet.
+
+    Attributes:
+        key: Its key.
+        state: Its state.
+        attempts: Its submits so far.
+        charge: Whether the latest of them was charged.
+        task_id: Its task at the vendor, once it has one, and ``api`` where that was submitted to.
+        api: See ``task_id``.
+        submitted_at: When the task was accepted, in seconds since the epoch.
+        priority: Its priority in the queue.
+        problem: The latest error, in words.
+    """
+
+    key: JobKey
+    state: JobState
+    attempts: int = 0
+    charge: Charge = Charge.NO
+    task_id: TaskId | None = None
+    api: ApiName | None = None
+    submitted_at: float | None = None
+    priority: int = 0
+    problem: str | None = None
+
+    @classmethod
+    def of(cls, stored: StoredJob) -> Self:
+        """Return the status of a job of the journal."""
+        job = stored.job
+        return cls(
+            key=job.key,
+            state=job.state,
+            attempts=job.attempts,
+            charge=job.charge,
+            task_id=job.task_id,
+            api=job.api,
+            submitted_at=job.submitted_at,
+            priority=stored.priority,
+            problem=None if job.problem is None else job.problem.message,
+        )
+
+
+@attrs.define(kw_only=True, eq=False)
+class Answers:
+    """What one service answers.
+
+    Attributes:
+        journal: Has the jobs.
+        clock: Measures waits.
+        directory: The folder of the results, if there is one.
+    """
+
+    journal: Journal
+    clock: Clock
+    directory: Path | None
+    _waiting: dict[JobKey, set[Wakeup]] = attrs.field(factory=dict, init=False, repr=False)
+    # The latest outcomes that bring no image: the journal has less of their errors, or none.
+    _kept: OrderedDict[JobKey, Outcome] = attrs.field(factory=OrderedDict, init=False, repr=False)
+    _is_closed: bool = attrs.field(default=False, init=False)
+
+    async def stored(self, key: str) -> StoredJob:
+        """Return a job of the journal.
+
+        Raises:
+            UnknownJob: The journal does not have it.
+        """
+        stored = await self.journal.job(key)
+        if stored is None:
+            raise UnknownJob(f"There is no job {key!r}.")
+        return stored
+
+    def answer(self, stored: StoredJob) -> JobStatus | Outcome:
+        """Return the outcome of a job, or how far it is."""
+        job = stored.job
+        if (outcome := self._kept.get(job.key)) is not None:
+            return outcome
+        if job.state in FINAL:
+            return outcome_of(job, stored.as_job(), None, self.directory)
+        return JobStatus.of(stored)
+
+    async def result(self, key: str, timeout_s: float) -> Outcome:
+        """Wait for the outcome of a job.
+
+        Raises:
+            UnknownJob: The journal does not have it.
+            DeadlineExceeded: The time is up, or the service was closed.
+        """
+        wakeup, deadline = Wakeup(), self.clock.monotonic() + timeout_s
+        waiting = self._waiting.setdefault(JobKey(key), set())
+        waiting.add(wakeup)
+        try:
+            found = self.answer(await self.stored(key))
+            while isinstance(found, JobStatus):
+                if self._is_closed or self.clock.monotonic() >= deadline:
+                    words, advice = f"Job {key} is {found.state} and goes on.", "Ask for it again later."
+                    raise DeadlineExceeded(words, advice=advice, charge=found.charge, task_id=found.task_id)
+                await wakeup.wait(self.clock, deadline - self.clock.monotonic())
+                if not self._is_closed:
+                    found = self.answer(await self.stored(key))
+            return found
+        finally:
+            waiting.discard(wakeup)
+            if not waiting:
+                self._waiting.pop(JobKey(key), None)
+
+    def settle(self, key: JobKey, outcome: Outcome) -> None:
+        """Keep an outcome, unless the journal has all of it, and wake those who wait for it."""
+        self._kept.pop(key, None)
+        if not isinstance(outcome, Succeeded):
+            self._kept[key] = outcome
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        for wakeup in self._waiting.get(key, ()):
+            wakeup.set()
+
+    def close(self) -> None:
+        """End all waits: nothing works on the jobs any more."""
+        self._is_closed = True
+        for waiting in self._waiting.values():
+            for wakeup in waiting:
+                wakeup.set()

@@ -1,0 +1,499 @@
+"""A job service over a scripted vendor and virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from flux_async import (
+    AlreadySubmitted,
+    Charge,
+    ConfigurationError,
+    DeadlineExceeded,
+    Failed,
+    InDoubt,
+    InvalidInput,
+    JobCancelled,
+    JobConflictError,
+    JobService,
+    JobState,
+    JobStatus,
+    Journal,
+    QueueFull,
+    Succeeded,
+    UnknownJob,
+    events,
+    run_batch,
+)
+from flux_async.testing import FluxSandbox
+from flux_async.transport import Unknown
+
+URLS = [f"https://example.com/{number}.jpg" for number in range(300)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The journal."""
+    return tmp_path / "jobs.sqlite3"
+
+
+@pytest.fixture
+async def service(client: Any, vendor: Any, path: Path) -> AsyncIterator[JobService]:
+    """An open service whose tasks take 5 s."""
+    vendor.generation_s = 5.0
+    async with JobService(client, journal=path) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def collecting(service: JobService, key: str | None = None) -> AsyncIterator[list[Any]]:
+    """Read the events of a service meanwhile."""
+    seen: list[Any] = []
+
+    async def read() -> None:
+        async for event in service.events(key):
+            seen.append(event)
+
+    async with asyncio.TaskGroup() as group:
+        reading = group.create_task(read())
+        await asyncio.sleep(0)
+        yield seen
+        reading.cancel()
+
+
+@attrs.define(eq=False)
+class Silent:
+    """A transport whose submits are never answered."""
+
+    vendor: Any
+    was_asked: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    async def exchange(self, request: Any, *, timeout_s: float) -> Any:
+        """Answer polls only."""
+        if "generate" in request.path:
+            self.was_asked.set()
+            await asyncio.Event().wait()
+        return await self.vendor.exchange(request, timeout_s=timeout_s)
+
+    def fetch(self, url: str, **limits: Any) -> Any:
+        """Open a file."""
+        return self.vendor.fetch(url, **limits)
+
+    async def aclose(self) -> None:
+        """Close."""
+
+
+# --- jobs -------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_is_added_in_one_request_and_answered_in_another(
+    service: JobService, vendor: Any, path: Path
+) -> None:
+    """It is in the journal when ``add`` returns; its outcome comes from there, too."""
+    key = await service.add(URLS[0], key="order-17")
+    assert key == "order-17"
+    found = await service.get(key)
+    assert isinstance(found, JobStatus)
+    assert (found.state, found.attempts, found.charge) == (JobState.PENDING, 0, Charge.NO)
+    outcome = await service.result(key)
+    assert isinstance(outcome, Succeeded)
+    assert outcome.job.key == key
+    assert await service.get(key) == outcome
+    assert vendor.count("generate") == 1
+
+
+async def test_the_same_job_is_added_once(service: JobService, vendor: Any) -> None:
+    """While it waits, while it runs, and when it has its outcome."""
+    first = await service.add(URLS[0])
+    assert await service.add(URLS[0]) == first
+    await vendor.wait_for_submits(1)
+    assert await service.add(URLS[0]) == first
+    await service.result(first)
+    assert await service.add(URLS[0]) == first
+    await service.result(first)
+    assert vendor.count("generate") == 1
+    with pytest.raises(JobConflictError):
+        await service.add(URLS[1], key=first)
+
+
+async def test_what_is_no_request_is_refused_at_once(service: JobService, vendor: Any) -> None:
+    """The caller gets the error, and nothing is in the journal."""
+    for image in (7, "photo.jpg", "https://"):
+        with pytest.raises(InvalidInput):
+            await service.add(image)  # type: ignore[arg-type]
+    assert service.snapshot().waiting == 0
+
+
+async def test_unknown_keys_are_an_error(service: JobService) -> None:
+    """Of their own class, which is a LookupError."""
+    for ask in (service.get, service.result, service.cancel):
+        with pytest.raises(UnknownJob, match="There is no job 'nobody'"):
+            await ask("nobody")
+    with pytest.raises(LookupError):
+        async for _ in service.events("nobody"):
+            pass
+
+
+async def test_a_result_is_waited_for_no_longer_than_asked(service: JobService, vendor: Any) -> None:
+    """The job goes on."""
+    key = await service.add(URLS[0])
+    with pytest.raises(DeadlineExceeded, match="is submitted and goes on") as late:
+        await service.result(key, timeout=3.0)
+    assert (late.value.charge, late.value.task_id) == (Charge.YES, "t0")
+    assert isinstance(await service.result(key), Succeeded)
+
+
+async def test_failures_and_doubts_are_answered_with_their_errors(
+    client: Any, vendor: Any, make: Any, path: Path
+) -> None:
+    """Also a failure that a later run may still change."""
+    accepted = vendor.script["generate"][0]
+    async with JobService(client, journal=path) as service:
+        vendor.script["generate"] = [make.answer(None, 422)]
+        refused = await service.result(await service.add(URLS[0]))
+        vendor.script["generate"] = [Unknown("dropped")]
+        doubtful = await service.add(URLS[1])
+        assert isinstance(await service.result(doubtful), InDoubt)
+        vendor.script["generate"] = [accepted]
+    assert isinstance(refused, Failed)
+    assert type(refused.error).__name__ == "InvalidRequestError"
+    async with JobService(vendor.client(), journal=path) as again:
+        assert isinstance(await again.get(doubtful), JobStatus | InDoubt)
+
+
+async def test_a_full_queue_says_when_to_come_again(client: Any, vendor: Any, path: Path) -> None:
+    """What was refused is not in the journal."""
+    async with JobService(client, journal=path, most_waiting=5) as service:
+        added, full = [], list[QueueFull]()
+        for url in URLS[:30]:
+            try:
+                added.append(await service.add(url))
+            except QueueFull as error:
+                full.append(error)
+        assert full
+        assert full[0].retry_after_s >= 1.0
+        snapshot = service.snapshot()
+        assert (snapshot.waiting, snapshot.is_ready) == (5, False)
+        for key in added:
+            assert isinstance(await service.result(key), Succeeded)
+    assert vendor.count("generate") == len(added) == 30 - len(full)
+
+
+async def test_the_highest_priority_is_submitted_first(client: Any, vendor: Any, path: Path) -> None:
+    """Only what is about to be submitted goes before it."""
+    limits = client.session.spacing.limits
+    async with JobService(client, journal=path) as service:
+        for url in URLS[:60]:
+            await service.add(url)
+        urgent = await service.add("https://example.com/urgent.jpg", priority=10)
+        await service.result(urgent)
+        place = vendor.submitted.index("https://example.com/urgent.jpg")
+    assert place <= 2 * limits.concurrent_submits + 4
+
+
+# --- cancelling -------------------------------------------------------------------------------------------
+
+
+async def test_a_waiting_job_is_cancelled(service: JobService, vendor: Any) -> None:
+    """In the queue, or with the run before its submit; it is never submitted, and stays cancelled."""
+    keys = [await service.add(url) for url in URLS[:40]]
+    await vendor.wait_for_submits(3)
+    cancelled = [keys[8], keys[12], keys[14], keys[39]]
+    async with collecting(service) as seen:
+        for key in cancelled:
+            await service.cancel(key)
+            outcome = await service.result(key)
+            assert isinstance(outcome, Failed)
+            assert isinstance(outcome.error, JobCancelled)
+            assert outcome.error.charge is Charge.NO
+        for key in keys:
+            await service.result(key)
+    settled = [event.job for event in seen if isinstance(event, events.Settled)]
+    assert sorted(settled) == sorted({*settled})
+    assert {*cancelled} <= {*settled}
+    assert vendor.count("generate") == 36
+    with pytest.raises(AlreadySubmitted, match="it is failed"):
+        await service.cancel(cancelled[0])
+
+
+async def test_what_is_submitted_cannot_be_cancelled(service: JobService, vendor: Any) -> None:
+    """The error says what it costs; the job goes on."""
+    key = await service.add(URLS[0])
+    await vendor.wait_for_submits(1)
+    with pytest.raises(AlreadySubmitted, match="cannot be cancelled: it is") as late:
+        await service.cancel(key)
+    assert late.value.charge is not Charge.NO
+    assert isinstance(await service.result(key), Succeeded)
+    with pytest.raises(AlreadySubmitted, match="it is done"):
+        await service.cancel(key)
+
+
+async def test_each_moment_is_a_moment_to_cancel(client: Any, vendor: Any, path: Path, clock: Any) -> None:
+    """Whenever it comes, a job is either cancelled and free, or submitted once and answered."""
+    vendor.generation_s = 1.0
+    async with JobService(client, journal=path) as service:
+        for number, url in enumerate(URLS[:40]):
+            key = await service.add(url)
+            for _ in range(number):
+                await asyncio.sleep(0)
+            if number % 3 == 0:
+                await clock.sleep(0.01 * number)
+            try:
+                await service.cancel(key)
+            except AlreadySubmitted:
+                assert isinstance(await service.result(key), Succeeded)
+            else:
+                outcome = await service.result(key)
+                assert isinstance(outcome, Failed)
+                assert url not in vendor.submitted
+        assert service.snapshot().halted is None
+    assert max(vendor.charged.values(), default=1) == 1
+
+
+# --- events -----------------------------------------------------------------------------------------------
+
+
+async def test_the_events_of_one_job_end_with_its_outcome(service: JobService, vendor: Any) -> None:
+    """For a page that shows the progress of one image."""
+    key = await service.add(URLS[0])
+    await service.add(URLS[1])
+    seen = [event async for event in service.events(key)]
+    kinds = [type(event).__name__ for event in seen]
+    assert kinds[:2] == ["SubmitStarted", "Submitted"]
+    assert kinds[-1] == "Settled"
+    assert {event.job for event in seen} == {key}
+    (late,) = [event async for event in service.events(key)]
+    assert isinstance(late, events.Settled)
+    assert late.outcome == "succeeded"
+
+
+async def test_each_job_is_added_once_for_observers(client: Any, vendor: Any, path: Path) -> None:
+    """By the service when it is added, by the run if an earlier process has added it."""
+    async with JobService(client, journal=path) as service:
+        async with collecting(service) as seen:
+            keys = [await service.add(url) for url in URLS[:5]]
+            for key in keys:
+                await service.result(key)
+        added = [event.job for event in seen if isinstance(event, events.JobAdded)]
+    assert added == keys
+
+
+async def test_events_end_when_the_service_closes(client: Any, vendor: Any, path: Path) -> None:
+    """So does the wait for a result."""
+    vendor.generation_s = 1000.0
+    service = await JobService(client, journal=path).open()
+    key = await service.add(URLS[0])
+    await vendor.wait_for_submits(1)
+    async with asyncio.TaskGroup() as group:
+        following = group.create_task(_all(service))
+        waiting = group.create_task(_result(service, key))
+        await asyncio.sleep(0)
+        await service.aclose()
+    assert following.result()
+    assert isinstance(waiting.result(), DeadlineExceeded)
+
+
+async def _all(service: JobService) -> list[Any]:
+    return [event async for event in service.events()]
+
+
+async def _result(service: JobService, key: str) -> object:
+    try:
+        return await service.result(key)
+    except DeadlineExceeded as late:
+        return late
+
+
+# --- opening, closing, restarting -------------------------------------------------------------------------
+
+
+async def test_a_restart_goes_on_where_the_last_process_ended(vendor: Any, path: Path, clock: Any) -> None:
+    """Tasks that were paid are waited for, waiting jobs are submitted, outcomes are answered; all once."""
+    vendor.generation_s = 30.0
+    async with JobService(vendor.client(), journal=path) as service:
+        done = await service.add(URLS[0])
+        await service.result(done)
+        keys = [await service.add(url, priority=int(url == URLS[9])) for url in URLS[1:10]]
+        await vendor.wait_for_submits(4)
+    made = vendor.count("generate")
+    assert 4 <= made < 10
+    async with JobService(vendor.client(), journal=path) as service:
+        assert isinstance(await service.get(done), Succeeded)
+        for key in keys:
+            assert isinstance(await service.result(key), Succeeded)
+    assert vendor.count("generate") == 10
+    assert set(vendor.charged.values()) == {1}
+
+
+async def test_closing_waits_for_posts_in_flight(client: Any, vendor: Any, path: Path) -> None:
+    """Their answers are recorded; nothing is in doubt."""
+    vendor.latency_s = 2.0
+    service = await JobService(client, journal=path).open()
+    keys = [await service.add(url) for url in URLS[:3]]
+    await vendor.wait_for_submits(1)
+    await service.aclose()
+    await service.aclose()
+    with pytest.raises(QueueFull, match="closing"):
+        await service.add(URLS[5])
+    async with run_batch(vendor.client(), [], journal=path) as batch:
+        outcomes = [outcome async for outcome in batch]
+    assert len(outcomes) == vendor.count("generate") < len(keys)
+    assert all(isinstance(outcome, Succeeded) for outcome in outcomes)
+
+
+async def test_closing_takes_no_longer_than_given(vendor: Any, path: Path) -> None:
+    """A POST without an answer by then is in doubt, and is never made again by itself."""
+    silent = Silent(vendor)
+    service = await JobService(vendor.client(transport=silent), journal=path, stop_within=0.01).open()
+    key = await service.add(URLS[0])
+    await silent.was_asked.wait()
+    await service.aclose()
+    async with JobService(vendor.client(), journal=path) as again:
+        found = await again.get(key)
+    assert isinstance(found, JobStatus)
+    assert (found.state, found.charge) == (JobState.IN_DOUBT, Charge.MAYBE)
+
+
+async def test_a_service_opens_and_closes_a_client_of_its_own(vendor: Any, path: Path) -> None:
+    """One that is in use already is left open."""
+    own, shared = vendor.client(), vendor.client()
+    async with JobService(own, journal=path):
+        assert not own.snapshot().is_closed
+    assert own.snapshot().is_closed
+    async with shared:
+        async with JobService(shared, journal=path):
+            pass
+        assert not shared.snapshot().is_closed
+
+
+async def test_a_service_is_opened_once(client: Any, vendor: Any, path: Path) -> None:
+    """Before it is open, and the second time, the mistake is named."""
+    service = JobService(client, journal=path)
+    with pytest.raises(ConfigurationError, match="not open"):
+        await service.add(URLS[0])
+    await service.aclose()
+    async with service.lifespan(object()):
+        with pytest.raises(ConfigurationError, match="opened before"):
+            await service.open()
+    with pytest.raises(ConfigurationError, match="no callbacks"):
+        _ = service.receiver
+
+
+@pytest.mark.parametrize(
+    "options", [{"stop_within": 0}, {"most_waiting": 0}, {"directory": 7}, {"in_doubt": "perhaps"}], ids=str
+)
+def test_wrong_options_are_refused_before_anything_is_opened(vendor: Any, path: Path, options: Any) -> None:
+    """As those of a batch are."""
+    with pytest.raises(InvalidInput):
+        JobService(vendor.client(), journal=path, **options)
+    with pytest.raises(InvalidInput, match="must be a FluxClient"):
+        JobService("client", journal=path)  # type: ignore[arg-type]
+    assert not path.exists()
+
+
+# --- trouble ----------------------------------------------------------------------------------------------
+
+
+async def test_a_halt_ends_the_run_and_not_the_service(
+    client: Any, vendor: Any, make: Any, path: Path, clock: Any
+) -> None:
+    """Jobs are taken meanwhile; a minute later one submit shows that the credits are back."""
+    accepted = vendor.script["generate"][0]
+    vendor.script["generate"] = [make.answer(None, 402)]
+    async with JobService(client, journal=path) as service:
+        keys = [await service.add(url) for url in URLS[:3]]
+        while service.snapshot().halted is None:
+            await clock.sleep(1.0)
+        snapshot = service.snapshot()
+        assert (snapshot.halted, snapshot.is_ready) == ("InsufficientCreditsError", False)
+        assert vendor.count("generate") == 1
+        keys.append(await service.add(URLS[3]))
+        await service.cancel(keys[1])
+        vendor.script["generate"] = [accepted]
+        outcomes = [await service.result(key) for key in keys]
+        assert service.snapshot().is_ready
+    assert [type(outcome) for outcome in outcomes] == [Succeeded, Failed, Succeeded, Succeeded]
+    assert vendor.count("generate") == 4
+
+
+async def test_a_budget_that_is_used_up_needs_a_person(
+    client: Any, vendor: Any, path: Path, clock: Any
+) -> None:
+    """The service answers, and submits nothing more."""
+    async with JobService(client, journal=path, max_credits=5.0) as service:
+        first, second = await service.add(URLS[0]), await service.add(URLS[1])
+        assert isinstance(await service.result(first), Succeeded)
+        await clock.sleep(10_000.0)
+        assert isinstance(await service.get(second), JobStatus)
+        assert service.snapshot().halted == "BudgetExhausted"
+    assert vendor.count("generate") == 1
+
+
+async def test_a_task_that_takes_longer_is_taken_up_again(client: Any, vendor: Any, path: Path) -> None:
+    """Its result is fetched although the wait for it has ended once."""
+    vendor.generation_s = 1000.0
+    async with JobService(client, journal=path, timeout=60.0) as service:
+        key = await service.add(URLS[0])
+        late = await service.result(key)
+        assert isinstance(late, Failed)
+        assert type(late.error).__name__ == "PollDeadlineExceeded"
+        while not isinstance(outcome := await service.get(key), Succeeded):
+            await vendor.clock.sleep(100.0)
+    assert vendor.count("generate") == 1
+    assert outcome.job.key == key
+
+
+async def test_callbacks_end_the_wait(calling: Any, client: Any, path: Path) -> None:
+    """The receiver is the service's own, on its journal."""
+    journal = Journal(path, clock=client.session.clock)
+    async with JobService(client, journal=journal, callbacks=calling.endpoint) as service:
+        assert "1 key" in repr(service.receiver)
+        calling.inbox = journal
+        key = await service.add(URLS[0])
+        seen = [event async for event in service.events(key)]
+    assert any(isinstance(event, events.CallbackReceived) for event in seen)
+
+
+async def test_a_snapshot_says_how_the_service_is(
+    service: JobService, vendor: Any, make: Any, clock: Any
+) -> None:
+    """It makes no request."""
+    before = service.snapshot()
+    assert (before.is_ready, before.waiting, before.active) == (True, 0, 0)
+    assert (before.client.last_success_at, before.client.credits) == (None, None)
+    keys = [await service.add(url) for url in URLS[:30]]
+    await vendor.wait_for_submits(3)
+    busy = service.snapshot()
+    assert busy.waiting > 0
+    assert busy.active > 0
+    assert busy.client.tasks_in_flight >= 1
+    assert busy.progress is not None
+    for key in keys:
+        await service.result(key)
+    polls = vendor.count("record-info")
+    after = service.snapshot()
+    assert after.client.last_success_at is not None
+    assert after.client.median_s["flux-kontext-pro/edit"] > 0
+    assert (after.journal_lag_s, after.client.pauses, after.client.is_halted) == (0.0, (), False)
+    assert vendor.count("record-info") == polls
+
+
+async def test_files_go_to_the_folder(clock: Any, path: Path, tmp_path: Path) -> None:
+    """Against the sandbox; after a restart the outcome has its file, too."""
+    with FluxSandbox(clock=clock) as sandbox:
+        folder = tmp_path / "clean"
+        async with JobService(sandbox.client(), journal=path, directory=folder) as service:
+            key = await service.add(URLS[0], key="poster")
+            outcome = await service.result(key)
+        assert isinstance(outcome, Succeeded)
+        assert outcome.file is not None
+        assert outcome.file.parent == folder
+        async with JobService(sandbox.client(), journal=path, directory=folder) as service:
+            assert await service.get(key) == outcome
+        assert sandbox.ledger.double_charges == {}
