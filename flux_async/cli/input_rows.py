@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import attrs
+
+from flux_async.batch.columns import AT_THE_ENDS, OPTIONS
 
 
 @attrs.frozen(kw_only=True)
@@ -52,39 +53,6 @@ class InputRow:
         return f"{self.source}:{self.line}" + (f":{self.item}" if self.item else "")
 
 
-IMAGE_COLUMNS = (
-    "image_url",
-    "image_src",
-    "image_link",
-    "image_urls",
-    "img_url",
-    "img_src",
-    "imageurl",
-    "picture_url",
-    "photo_url",
-    "url",
-    "image",
-    "images",
-    "img",
-    "picture",
-    "pictures",
-    "photo",
-    "photos",
-    "src",
-    "urls",
-    "link",
-    "links",
-    "file",
-    "path",
-    "filename",
-)
-"""Usual names of the column of images; where a list has several, the first of these counts."""
-
-OPTIONS = ("prompt", "model", "aspect_ratio", "output_format")
-
-AT_THE_ENDS = " \t\r\n\v\f\u00a0\u00ad\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202f\u2060\u3000\ufeff"
-"""White space and invisible characters that editors, web pages and spreadsheets leave around a URL."""
-
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _NEXT_ADDRESS = re.compile(r"\s*([|,;]|\s)[\s|,;]*(?=https?://)", re.IGNORECASE)
 _UNREADABLE = "\ufffd"
@@ -102,21 +70,6 @@ class ListOptions:
 
     column: str | None = None
     split: str | None = None
-
-
-@lru_cache(maxsize=1024)
-def normal(name: str) -> str:
-    """Return a column's name as it is compared: ``Image URL``, ``image-url`` and ``#image_url`` are one."""
-    name = name.strip(AT_THE_ENDS)
-    name = name[1:] if name[:1] == "#" and name[1:2].isalnum() else name
-    return re.sub(r"[\s_-]+", "_", name.lower())
-
-
-def image_columns(names: Sequence[str], options: ListOptions) -> list[str]:
-    """Return those of the normalised ``names`` that may hold the images, the likeliest first."""
-    if options.column is not None:
-        return [name for name in [normal(options.column)] if name in names]
-    return [name for name in IMAGE_COLUMNS if name in names]
 
 
 def row_of(source: str, line: int, fields: Mapping[str, Any], columns: Sequence[str]) -> InputRow:

@@ -26,7 +26,8 @@ import attrs
 import click
 
 from flux_async import LocalImage
-from flux_async.cli.input_rows import AT_THE_ENDS, InputRow, ListOptions, folder_of, one_by_one
+from flux_async.batch.columns import AT_THE_ENDS
+from flux_async.cli.input_rows import InputRow, ListOptions, folder_of, one_by_one
 from flux_async.cli.list_files import LONGEST_LINE, STDIN, LineTooLong, LiveInputs, Note, lines_of, open_list
 from flux_async.cli.list_formats import csv_header, csv_rows, json_rows, text_rows
 from flux_async.cli.terminal import printable

@@ -15,16 +15,8 @@ from typing import IO, Any
 import attrs
 import click
 
-from flux_async.cli.input_rows import (
-    AT_THE_ENDS,
-    OPTIONS,
-    InputRow,
-    ListOptions,
-    differing,
-    image_columns,
-    normal,
-    row_of,
-)
+from flux_async.batch.columns import AT_THE_ENDS, OPTIONS, image_columns, normal
+from flux_async.cli.input_rows import InputRow, ListOptions, differing, row_of
 from flux_async.cli.list_files import Note
 from flux_async.cli.terminal import printable
 
@@ -107,7 +99,7 @@ class _Lines:
 def csv_header(line: str, options: ListOptions) -> bool:
     """Return whether a line is the header of a list: one of its cells names the column of images."""
     names = [normal(name) for name in _cells(line, _separator(line))]
-    return _SEPARATOR_LINE.fullmatch(line) is not None or bool(image_columns(names, options))
+    return _SEPARATOR_LINE.fullmatch(line) is not None or bool(image_columns(names, options.column))
 
 
 def csv_rows(source: str, lines: Iterable[str], options: ListOptions, note: Note) -> Iterator[InputRow]:
@@ -122,7 +114,7 @@ def csv_rows(source: str, lines: Iterable[str], options: ListOptions, note: Note
         return
     cells = _header_cells(source, header, counted, separator)
     names = [normal(name) for name in cells]
-    columns = image_columns(names, options)
+    columns = image_columns(names, options.column)
     if not columns:
         if options.column is None and len(cells) == 1 and _ADDRESS.match(cells[0]):
             yield InputRow(source=source, line=counted.number, image=cells[0])  # a list without a header
@@ -459,5 +451,5 @@ def _row_of_repeated(source: str, line: int, repeated: _Repeated, options: ListO
 
 
 def _columns(names: Sequence[str], options: ListOptions) -> Sequence[str]:
-    found = image_columns(names, options)
+    found = image_columns(names, options.column)
     return found or ([normal(options.column)] if options.column is not None else ("url", "image"))
