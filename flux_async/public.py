@@ -24,6 +24,7 @@ from flux_async.batch.answers import JobStatus as JobStatus
 from flux_async.batch.check_run import run_checks as run_checks
 from flux_async.batch.fetch_missing import FetchReport as FetchReport
 from flux_async.batch.fetch_missing import fetch_missing as fetch_missing
+from flux_async.batch.frames import frame_to_jobs as frame_to_jobs
 from flux_async.batch.operations import Adopted as Adopted
 from flux_async.batch.operations import Rekeyed as Rekeyed
 from flux_async.batch.operations import RekeyEvidence as RekeyEvidence

@@ -73,8 +73,8 @@ def cli() -> None:
     "--from",
     "lists",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-    help="List of images: one a line, CSV or JSON; - is standard input; repeatable.",
+    type=click.Path(exists=True, allow_dash=True),
+    help="List of images: one a line, CSV, JSON or Parquet; - is standard input; repeatable.",
     metavar="FILE",
 )
 @click.option(
@@ -136,7 +136,8 @@ def remove_text(
 
     Lists in CSV have a column of images, found by its usual names (url, image, image_url, src, link) or named
     by --column, and may have key, prompt, model, aspect_ratio and output_format; JSON holds images or objects
-    with those names. A row that cannot be read fails alone.
+    with those names; Parquet files, or a folder of them, are read like CSV. A row that cannot be read fails
+    alone.
 
     The folder gets journal.sqlite3, images/ and results.jsonl with one JSON object per image. stdout gets the
     paths of the images, everything else goes to stderr. With an address the images go there, and the rest to

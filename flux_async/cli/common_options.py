@@ -22,7 +22,8 @@ from flux_async.cli.option_values import (
     read_rate,
     show_log,
 )
-from flux_async.cli.run_options import CONFIRM_ABOVE, ListenAddress, RunOptions, webhook_keys
+from flux_async.cli.parquet import load_pyarrow
+from flux_async.cli.run_options import CONFIRM_ABOVE, RESULT_FORMATS, ListenAddress, RunOptions, webhook_keys
 from flux_async.job_state import WantedChecks
 from flux_async.transport.factory import TRANSPORTS
 from flux_async.verification.preserve import PreserveFormat
@@ -173,6 +174,12 @@ RUN_OPTIONS = with_options(
     MODEL_FILE,
     click.option("--no-report", is_flag=True, help="Write no report.html at the end."),
     click.option("--json", "as_json", is_flag=True, help="Print the lines of results.jsonl, not paths."),
+    click.option(
+        "--results",
+        type=click.Choice(RESULT_FORMATS),
+        default="jsonl",
+        help="Write results.parquet at the end, too, beside results.jsonl.",
+    ),
     API,
     TRANSPORT,
     VERBOSE,
@@ -187,6 +194,7 @@ def read_run_options(
     patience: float,
     no_download: bool,
     no_report: bool,
+    results: str,
     skip_textless: bool,
     preserve: bool,
     preserve_format: PreserveFormat,
@@ -202,7 +210,10 @@ def read_run_options(
         raise click.UsageError(
             "--preserve, --verify and --skip-textless need the images: leave --no-download out."
         )
+    if results == "parquet":
+        load_pyarrow()  # which may be missing
     return RunOptions(
+        results=results,
         limits=Limits(submits=rate[0], window_s=rate[1], in_flight=in_flight),
         timeout_s=timeout,
         patience_s=patience,

@@ -94,7 +94,8 @@ async def check_destination(sink: ObjectStoreSink | None, checks: WantedChecks, 
         return
     if checks != NO_CHECKS:
         raise ConfigurationError(
-            f"--preserve and --verify need the results in a folder, and these are in {sink.url}.",
+            "--preserve, --verify and --skip-textless need the results in a folder, and these are in "
+            f"{sink.url}.",
             advice="Leave them out, or give a folder; nothing was sent.",
         )
     if not download:

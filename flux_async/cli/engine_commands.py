@@ -55,7 +55,7 @@ def _engine_runs() -> Any:
 
 
 @click.command(cls=Command)
-@click.argument("list_file", metavar="LIST", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("list_file", metavar="LIST", type=click.Path(exists=True, allow_dash=True))
 @_DSN
 @click.option(
     "--batch", "name", required=True, help="Name of the batch that the images belong to.", metavar="NAME"

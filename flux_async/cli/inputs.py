@@ -30,12 +30,13 @@ from flux_async.batch.columns import AT_THE_ENDS
 from flux_async.cli.input_rows import InputRow, ListOptions, folder_of, one_by_one
 from flux_async.cli.list_files import LONGEST_LINE, STDIN, LineTooLong, LiveInputs, Note, lines_of, open_list
 from flux_async.cli.list_formats import csv_header, csv_rows, json_rows, text_rows
+from flux_async.cli.parquet import PARQUET, parquet_files_in, parquet_rows
 from flux_async.cli.terminal import printable
 from flux_async.errors import shown
 from flux_async.policy.image_urls import with_scheme
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".gz")
+LISTS = (".parquet", ".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".ods", ".gz")
 _OTHER_FORMATS = {
     ".heic": "HEIC",
     ".heif": "HEIC",
@@ -327,8 +328,13 @@ class _Lists:
     def rows_of(self, name: str) -> Iterator[InputRow]:
         """Return the rows of a list; the first has been read."""
         source, folder = ("stdin", "") if name == STDIN else (name, folder_of(name))
-        file = open_list(name, self.stdin, self.live, self.note)
-        rows = _rows(source, file, self.options, self.note)
+        if Path(name).is_dir():
+            return chain.from_iterable(map(self.rows_of, parquet_files_in(name)))
+        if name.lower().endswith(PARQUET):
+            rows = _each_image(parquet_rows(name, self.options, self.note), self.options)
+        else:
+            file = open_list(name, self.stdin, self.live, self.note)
+            rows = _rows(source, file, self.options, self.note)
         self.on_close(partial(_close, rows))
         for first in rows:
             return (_checked(given, folder) for given in chain([first], rows))
@@ -341,11 +347,15 @@ def _close(rows: Generator[InputRow, None, None]) -> None:
         rows.close()
 
 
+def _each_image(rows: Iterator[InputRow], options: ListOptions) -> Generator[InputRow, None, None]:
+    for row in rows:
+        yield from one_by_one(row, options.split)
+
+
 def _rows(source: str, file: IO[str], options: ListOptions, note: Note) -> Generator[InputRow, None, None]:
     with file:
         try:
-            for row in _reader_for(source, file, options, note):
-                yield from one_by_one(row, options.split)
+            yield from _each_image(_reader_for(source, file, options, note), options)
         except LineTooLong as long:
             words = f"it has more than {LONGEST_LINE:,} characters; nothing from here on was read"
             yield InputRow(source=source, line=long.number, refusal=words)

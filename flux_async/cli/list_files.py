@@ -105,7 +105,7 @@ _UNPACK = "Unpack it first."
 _NO_LISTS = (
     (b"PK\x03\x04", "an Excel workbook or another zip archive", _EXPORT),
     (b"\xd0\xcf\x11\xe0", "an Excel workbook or another Office file", _EXPORT),
-    (b"PAR1", "a Parquet file", _EXPORT),
+    (b"PAR1", "a Parquet file", "Give it as a file with the ending .parquet."),
     (b"SQLite format 3\0", "a database", _EXPORT),
     (b"%PDF", "a PDF", _EXPORT),
     (b"{\\rtf", "an RTF document", "Save it as plain text."),

@@ -270,7 +270,8 @@ class _Repeated(dict[str, Any]):
     """An object with a repeated name: each name with all its values."""
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def fields_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of an object; where a name is repeated, each with all its values."""
     fields = dict(pairs)
     if len(fields) == len(pairs) == len(set(map(normal, fields))):
         return fields
@@ -280,7 +281,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_fields).raw_decode
+_decode = json.JSONDecoder(object_pairs_hook=fields_of).raw_decode
 
 
 @attrs.define
@@ -397,7 +398,7 @@ def _values(source: str, text: _Text, options: ListOptions) -> Iterator[InputRow
             continue
         if one_a_line is None and not in_array:
             one_a_line = text.line == line
-        yield _row(source, line, value, options)
+        yield row_of_value(source, line, value, options)
     if in_array:
         yield InputRow(
             source=source, line=text.line, refusal="the array is not closed: the list may be cut off"
@@ -424,7 +425,8 @@ def _is_alone(text: _Text, letter: str, one_a_line: bool | None) -> bool:
         return False
 
 
-def _row(source: str, line: int, value: Any, options: ListOptions) -> InputRow:
+def row_of_value(source: str, line: int, value: Any, options: ListOptions) -> InputRow:
+    """Return the row of a JSON value: an image, or an object with names."""
     match value:
         case str() as image:
             return InputRow(source=source, line=line, image=image)

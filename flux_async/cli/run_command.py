@@ -39,6 +39,7 @@ from flux_async.cli.destination import check_destination
 from flux_async.cli.display import RunDisplay, RunView, WindowUse, notify, summary_table
 from flux_async.cli.input_reader import InputReader
 from flux_async.cli.input_rows import InputRow
+from flux_async.cli.parquet import write_results
 from flux_async.cli.results import ResultsError, Status, is_address, utc_text
 from flux_async.cli.run_folder import RunFolder, Selection, Totals, file_stem
 from flux_async.cli.run_options import RunOptions
@@ -459,13 +460,20 @@ class RunCommand:
         return Exit.SUCCEEDED if is_whole else Exit.SOME_FAILED
 
     async def _rewrite_results(self, folder: RunFolder) -> Totals | None:
-        """Rewrite results.jsonl; return None where that failed."""
+        """Rewrite the results; return None where that failed."""
         if self.interruption.happened and (words := while_writing(len(self._selection.jobs))) is not None:
             self.display.note(words, "yellow")
         self.interruption.before_exit.append(folder.results.remove_parts)
         on_row, on_equal = (partial(notify, show) for show in (self.display.unfinished, self.display.settled))
+
+        def rewrite() -> Totals:
+            totals = folder.rewrite(self._selection, on_row, on_equal)
+            if self.options.results == "parquet":
+                write_results(folder.results)
+            return totals
+
         try:
-            return await anyio.to_thread.run_sync(folder.rewrite, self._selection, on_row, on_equal)
+            return await anyio.to_thread.run_sync(rewrite)
         except FluxError as error:
             self._halted_by = self._halted_by or error
             self.display.note(f"Error: {error_text(error, self.options.folder)}", "red")

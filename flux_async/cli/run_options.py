@@ -33,6 +33,7 @@ from flux_async.transport.factory import TransportName
 from flux_async.verification.preserve import PreserveFormat
 
 CONFIRM_ABOVE = 1_000.0
+RESULT_FORMATS = ("jsonl", "parquet")
 _ANY_URL = "https://example.com/"
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 _LAST_PORT = 65_535
@@ -90,6 +91,7 @@ class RunOptions:
         checks: What is checked once an image is downloaded.
         preserve_format: Format of composed images.
         only_checks: Whether nothing is submitted or fetched, and images that are here are checked.
+        results: "parquet" where the run writes results.parquet at its end, too.
         report: Whether the run writes its report at the end, where the extra is installed.
         request_options: Fields of :class:`EditRequest` for every image that does not set them itself.
 
@@ -120,6 +122,7 @@ class RunOptions:
     checks: WantedChecks = NO_CHECKS
     preserve_format: PreserveFormat = "png"
     only_checks: bool = False
+    results: str = "jsonl"
     report: bool = False
     request_options: Mapping[str, Any] = attrs.field(factory=dict)
 

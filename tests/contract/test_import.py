@@ -10,7 +10,11 @@ import pytest
 
 SERVER_AND_PICTURES = {"starlette", "uvicorn", "cv2", "numpy", "PIL", "rapidocr", "onnxruntime"}
 HTTP = {"httpx", "httpx2", "aiohttp"}
-HEAVY = SERVER_AND_PICTURES | HTTP | {"click", "jinja2", "obstore", "orjson", "redis", "rich", "sqlite3"}
+HEAVY = (
+    SERVER_AND_PICTURES
+    | HTTP
+    | {"click", "jinja2", "obstore", "orjson", "pandas", "polars", "pyarrow", "redis", "rich", "sqlite3"}
+)
 
 
 def modules_after(statement: str) -> set[str]:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import local_http
+from commands import Cli
 
 HOST = "http://pics.example.com"
 RATE = ("--rate", "20/0.2")
@@ -131,3 +132,17 @@ def test_a_mistyped_argument_ends_the_command_before_anything_is_sent(
         assert (ended.code, "Nothing was sent" in ended.stderr) == (2, True), ended.stderr
     assert "--from text.csv" in ended.stderr
     assert local_http.get(f"{quick_url}/__sandbox/ledger").json()["submits"] == before
+
+
+def test_a_parquet_file_is_a_list_and_results_are_one(quick_cli: Cli, pictures: list[str]) -> None:
+    """Keys come from the file; results.parquet has the rows of results.jsonl."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"url": [*pictures, "nonsense"], "key": ["a", "b", "c", "d"]})
+    pq.write_table(table, quick_cli.folder / "list.parquet")
+    ended = quick_cli.run("remove-text", "--from", "list.parquet", "--results", "parquet", "-o", "out", *RATE)
+    assert ended.code == 1, ended.stderr
+    assert "list.parquet line 4" in ended.stderr
+    lines, rows = quick_cli.rows(), pq.read_table(quick_cli.folder / "out" / "results.parquet").to_pylist()
+    for name in ("key", "status", "file", "task_id", "error"):
+        assert [row[name] for row in rows] == [line[name] for line in lines]
+    assert {row["key"]: row["status"] for row in rows if row["file"]} == dict.fromkeys("abc", "succeeded")
