@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import attrs
-from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flux_async.api.stored_requests import IMAGE_FIELD, read_image, store_request, without_terms
@@ -16,8 +15,8 @@ from flux_async.batch.inputs import Input, check_images, each, read_job
 from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.options import in_doubt_policy
 from flux_async.engine.database import Database, Row, query
-from flux_async.engine.queues import SUBMIT_QUEUE, enqueue_watch, to_submit
-from flux_async.engine.store import COLUMNS, notify, stored_job, subject
+from flux_async.engine.queues import enqueue_watch
+from flux_async.engine.store import COLUMNS, NEW_JOBS, notify, stored_job, subject
 from flux_async.errors import FluxError, InvalidInput, JobConflictError, shown
 from flux_async.images import LocalImage
 from flux_async.job_state import JobState, Problem
@@ -26,7 +25,7 @@ from flux_async.models import CallbackEvent, EditRequest, Failed, InDoubtPolicy,
 from flux_async.policy import check_positive
 from flux_async.policy.image_urls import is_resigned, unsigned_url
 
-_CHUNK = 500
+_CHUNK = 2000
 _LONGEST_NAME, _LARGEST_PRIORITY = 100, 10_000
 _LOOK_S = 1.0
 _OVERLAP = 200
@@ -181,7 +180,7 @@ class Engine:
     async def _open_batch(self, batch: str, options: dict[str, Any]) -> None:
         """Make a batch, or resume it."""
         cancelled = await self._database.row(
-            "SELECT is_cancelled FROM flux_async.batch WHERE name = %(batch)s AND is_cancelled", batch=batch
+            "SELECT FROM flux_async.batch WHERE name = %(batch)s AND is_cancelled", batch=batch
         )
         await self._database.execute(
             "INSERT INTO flux_async.batch (name, options, created_at) "
@@ -190,30 +189,18 @@ class Engine:
             batch=batch,
             options=json.dumps(options),
         )
-        if cancelled is None:
-            return
-        client = self._database.client
-        while found := await client.list_workflows_async(
-            status="CANCELLED",
-            workflow_id_prefix=f"{batch}:",
-            limit=1000,
-            load_input=False,
-            load_output=False,
-        ):
-            ids = [workflow.workflow_id for workflow in found]
-            await client.resume_workflows_async(ids, queue_name=SUBMIT_QUEUE)
+        if cancelled is not None:
+            await self._database.execute(
+                "UPDATE flux_async.job SET is_queued = false "
+                "WHERE batch = %(batch)s AND is_queued IS NULL AND state = 'pending'",
+                batch=batch,
+            )
 
     async def _add(self, batch: str, jobs: Sequence[Job], priority: int) -> None:
-        """Add jobs and enqueue their submits, in one transaction."""
+        """Add jobs in one transaction, and tell a worker."""
         if not jobs:
             return
         by_key = {job.key: store_request(job.request) for job in jobs}
-        client = self._database.client
-
-        def enqueue(connection: Connection, added: Sequence[Row]) -> None:
-            for row in added:
-                options = to_submit(batch, row["key"], priority)
-                client.enqueue_in_transaction(connection, options, row["number"])
 
         async def work(connection: AsyncConnection) -> None:
             added = await query(
@@ -222,7 +209,7 @@ class Engine:
                 "SELECT %(batch)s, key, request, subject, %(priority)s FROM "
                 "unnest(%(keys)s::text[], %(requests)s::text[], %(subjects)s::uuid[]) "
                 "AS given (key, request, subject) "
-                "ON CONFLICT (batch, key) DO NOTHING RETURNING number, key",
+                "ON CONFLICT (batch, key) DO NOTHING RETURNING 1",
                 batch=batch,
                 priority=priority,
                 keys=list(by_key),
@@ -231,7 +218,7 @@ class Engine:
             )
             if len(added) < len(by_key):
                 await self._check_known(connection, batch, by_key)
-            await connection.run_sync(enqueue, added)
+            await notify(connection, NEW_JOBS, "")
 
         await self._database.transaction(work)
 
@@ -380,16 +367,11 @@ class EngineBatch:
         await self._database.execute(
             "UPDATE flux_async.batch SET is_cancelled = true WHERE name = %(batch)s", batch=self.name
         )
-        client = self._database.client
-        while found := await client.list_workflows_async(
-            status="ENQUEUED",
-            workflow_id_prefix=f"{self.name}:",
-            queue_name=SUBMIT_QUEUE,
-            limit=1000,
-            load_input=False,
-            load_output=False,
-        ):
-            await client.cancel_workflows_async([workflow.workflow_id for workflow in found])
+        await self._database.execute(
+            "UPDATE flux_async.job SET is_queued = NULL "
+            "WHERE batch = %(batch)s AND NOT is_queued AND state = 'pending'",
+            batch=self.name,
+        )
         return await self.status()
 
     async def wait(self) -> BatchStatus:

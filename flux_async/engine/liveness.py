@@ -69,7 +69,7 @@ class Liveness:
                     await self._take(connection)
                     held()
                     await self._keep(connection)
-            except (psycopg.Error, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - of two database libraries; the lock must be taken again
                 self._checked_at = None
                 logger.warning("worker %s lost its lock: %s", self.executor, in_words(error))
                 await self.database.clock.sleep(_AGAIN_S)

@@ -1,17 +1,29 @@
-"""The names that processes agree on, and how work gets into DBOS's queues."""
+"""The names that processes agree on, and how work gets into DBOS's queues.
+
+Rules:
+
+1. The jobs themselves are the long queue: a million of them cost DBOS nothing. Workers give it few at a time,
+   in order of priority, as it starts them.
+2. A job is given to DBOS in the transaction that marks it as given. Given again, it is another workflow.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from dbos import DBOSClient, EnqueueOptions
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from flux_async.engine.database import Database, Row, query
 from flux_async.journal.store import StoredJob
 
 SUBMIT, WATCH = "flux_async.submit", "flux_async.watch"
 """The workflows: make a submit; wait for its task and save the result."""
 
 SUBMIT_QUEUE = "flux_async.submit"
+_MOST_QUEUED = 100
+_WAITING = "NOT is_queued AND state = 'pending' AND settled IS NULL"
 
 
 def watch_queue(account: str) -> str:
@@ -19,15 +31,45 @@ def watch_queue(account: str) -> str:
     return f"{WATCH}.{account}"
 
 
-def to_submit(batch: str, key: str, priority: int, *, attempts: int = 0) -> EnqueueOptions:
-    """Return the options of a workflow that submits a job; the same again is the same workflow."""
-    again = f":{attempts}" if attempts else ""
-    return {
-        "workflow_name": SUBMIT,
-        "queue_name": SUBMIT_QUEUE,
-        "workflow_id": f"{batch}:{key}{again}",
-        "priority": priority,
-    }
+async def has_waiting(database: Database) -> bool:
+    """Return whether jobs wait to be given to DBOS."""
+    return await database.row(f"SELECT FROM flux_async.job WHERE {_WAITING} LIMIT 1") is not None
+
+
+async def feed(database: Database) -> int:
+    """Give waiting jobs to DBOS, as far as it has few; return how many were given."""
+    if not await has_waiting(database):
+        return 0
+    client = database.client
+    queued = await client.list_workflows_async(
+        status="ENQUEUED", queue_name=SUBMIT_QUEUE, limit=_MOST_QUEUED, load_input=False, load_output=False
+    )
+    room = _MOST_QUEUED - len(queued)
+    return 0 if room <= 0 else await database.transaction(lambda connection: _feed(client, connection, room))
+
+
+async def _feed(client: DBOSClient, connection: AsyncConnection, room: int) -> int:
+    rows = await query(
+        connection,
+        "UPDATE flux_async.job SET is_queued = true, dispatches = dispatches + 1 WHERE number IN "
+        f"(SELECT number FROM flux_async.job WHERE {_WAITING} "
+        "ORDER BY priority, number LIMIT %(room)s FOR UPDATE SKIP LOCKED) "
+        "RETURNING number, batch, key, priority, dispatches",
+        room=room,
+    )
+
+    def enqueue(synchronous: Connection, given: Sequence[Row]) -> None:
+        for row in given:
+            options: EnqueueOptions = {
+                "workflow_name": SUBMIT,
+                "queue_name": SUBMIT_QUEUE,
+                "workflow_id": f"submit:{row['batch']}:{row['key']}:{row['dispatches']}",
+                "priority": row["priority"],
+            }
+            client.enqueue_in_transaction(synchronous, options, row["number"])
+
+    await connection.run_sync(enqueue, rows)
+    return len(rows)
 
 
 async def enqueue_watch(
@@ -39,5 +81,4 @@ async def enqueue_watch(
         "queue_name": watch_queue(account),
         "workflow_id": f"watch:{batch}:{stored.job.key}:{stored.job.attempts}{cause}",
     }
-    handle: Any = await client.enqueue_async(options, stored.number)
-    del handle
+    await client.enqueue_async(options, stored.number)

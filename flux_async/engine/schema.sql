@@ -24,11 +24,15 @@ CREATE TABLE IF NOT EXISTS flux_async.job (
   credits double precision,
   snapshot jsonb NOT NULL DEFAULT '{}',      -- the other fields of JobSnapshot
   obstacle jsonb,                            -- why the work on it ended before a final state
+  is_queued boolean DEFAULT false,           -- whether DBOS has it; NULL while its batch is cancelled
+  dispatches integer NOT NULL DEFAULT 0,     -- how often DBOS was given it
   settled bigint,                            -- its place in the order of outcomes; NULL while there is work to do
   UNIQUE (batch, key)
 );
 CREATE INDEX IF NOT EXISTS job_by_state ON flux_async.job (batch, state);
 CREATE INDEX IF NOT EXISTS job_by_outcome ON flux_async.job (batch, settled);
+CREATE INDEX IF NOT EXISTS job_to_queue ON flux_async.job (priority, number)
+  WHERE NOT is_queued AND state = 'pending' AND settled IS NULL;
 CREATE INDEX IF NOT EXISTS job_with_obstacle ON flux_async.job (batch) WHERE obstacle IS NOT NULL;
 CREATE INDEX IF NOT EXISTS job_by_subject ON flux_async.job (subject) WHERE attempts > 0;
 

@@ -52,6 +52,9 @@ logger: logging.Logger = logging.getLogger("flux_async.engine")
 CHANNEL = "flux_async"
 """PostgreSQL's channel on which workers are told of callbacks: a job's number and a task."""
 
+NEW_JOBS = 0
+"""Number of no job: there are new ones."""
+
 COLUMNS = "job.number, job.batch, job.key, job.request, job.state, job.attempts, job.credits, job.snapshot"
 _APART = {"key", "state", "attempts", "credits"}
 
@@ -143,9 +146,10 @@ class PostgresStore:
             " AND NOT (SELECT is_cancelled FROM flux_async.batch WHERE name = job.batch)"
         )
         settled = "nextval('flux_async.settled')" if after.state in FINAL else "NULL"
+        again = after.state is JobState.PENDING and before.state is not JobState.SUBMITTING
         moved = await connection.exec_driver_sql(
             "UPDATE flux_async.job SET state = %(state)s, attempts = %(attempts)s, credits = %(credits)s, "
-            f"snapshot = %(snapshot)s, settled = {settled}, obstacle = NULL "
+            f"snapshot = %(snapshot)s, settled = {settled}, obstacle = NULL{', is_queued = false' * again} "
             "WHERE number = %(number)s AND state = %(from)s AND attempts = %(had)s"
             + (guard if is_intent else ""),
             {

@@ -48,11 +48,19 @@ from flux_async.batch.submitting import submit
 from flux_async.client import FluxClient
 from flux_async.engine import workflows
 from flux_async.engine.accounts import Accounts
-from flux_async.engine.database import Row
+from flux_async.engine.database import Row, in_words
 from flux_async.engine.engine import Engine
 from flux_async.engine.liveness import Liveness, hand_over
-from flux_async.engine.queues import SUBMIT, SUBMIT_QUEUE, WATCH, enqueue_watch, to_submit, watch_queue
-from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
+from flux_async.engine.queues import (
+    SUBMIT,
+    SUBMIT_QUEUE,
+    WATCH,
+    enqueue_watch,
+    feed,
+    has_waiting,
+    watch_queue,
+)
+from flux_async.engine.store import COLUMNS, NEW_JOBS, PostgresStore, stored_job
 from flux_async.errors import (
     ConfigurationError,
     FluxError,
@@ -83,6 +91,8 @@ _PATIENCE_S = 600.0
 _THREADS = 32
 _KEPT_S, _TIDY_S = 14 * 86_400.0, 3600.0
 _BALANCE_S = 60.0
+_FEED_S, _LOOK_S = 0.5, 10.0
+_NOT_SUBMITTED = frozenset({JobState.PENDING, JobState.SUBMITTING})
 
 
 @attrs.define(eq=False)
@@ -147,6 +157,7 @@ class Worker:
         self._turn, self._locks = asyncio.Lock(), defaultdict[int, asyncio.Lock](asyncio.Lock)
         self._active: dict[int, ActiveJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._has_new = asyncio.Event()
         self._executor, self._owns_dbos, self._is_stopping = "", False, False
         self._liveness: Liveness | None = None
         self._closing = AsyncExitStack()
@@ -179,6 +190,7 @@ class Worker:
             for client in self._clients:
                 await self._open_account(client)
             await self._hold_lock(opened)
+            self._start_beside(opened, self._feed)
             self._start_beside(opened, self._tidy_up)
             if self._min_credits is not None:
                 self._start_beside(opened, self._watch_credits)
@@ -226,6 +238,20 @@ class Worker:
                 await task
 
         opened.push_async_callback(end)
+
+    async def _feed(self) -> None:
+        """Give jobs to DBOS, as it has room for them."""
+        while True:
+            self._has_new.clear()
+            pause_s = _FEED_S
+            try:
+                if not await feed(self._engine.database) and not await has_waiting(self._engine.database):
+                    pause_s = _LOOK_S
+            except Exception as error:  # noqa: BLE001 - of two database libraries; it must go on
+                logger.warning("jobs cannot be queued now: %s", in_words(error))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await (self._has_new if pause_s == _LOOK_S else asyncio.Event()).wait()
 
     async def _tidy_up(self) -> None:
         """Delete workflows that ended two weeks ago; what became of their jobs is kept."""
@@ -307,6 +333,8 @@ class Worker:
 
     async def is_idle(self) -> bool:
         """Return whether there is no work in the queues, for this or any other worker."""
+        if await has_waiting(self._engine.database):
+            return False
         found = await self._engine.database.client.list_workflows_async(
             status=["PENDING", "ENQUEUED"],
             queue_name=[SUBMIT_QUEUE, *map(watch_queue, self._accounts)],
@@ -350,6 +378,7 @@ class Worker:
                     return
                 match stored.job.state:
                     case JobState.PENDING if row["is_cancelled"]:
+                        await self._park(number)
                         return
                     case JobState.PENDING:
                         await self._submit_once(row)
@@ -361,6 +390,13 @@ class Worker:
                         )
                         return
             raise asyncio.CancelledError  # the workflow stays begun, and is handed over
+
+    async def _park(self, number: int) -> None:
+        """Leave a job of a cancelled batch until it is resumed."""
+        await self._engine.database.execute(
+            "UPDATE flux_async.job SET is_queued = NULL WHERE number = %(number)s AND state = 'pending'",
+            number=number,
+        )
 
     async def _put_in_doubt(self, row: Row) -> None:
         """Record that the process that has written an intent has ended before it wrote the answer."""
@@ -446,12 +482,9 @@ class Worker:
         async with self._locks[number]:
             while not self._is_stopping:
                 row = await self._row(number)
-                if row is None or row["settled"] is not None or row["state"] == JobState.SUBMITTING.value:
-                    return
-                if row["state"] == JobState.PENDING.value:
-                    options = to_submit(row["batch"], row["key"], row["priority"], attempts=row["attempts"])
-                    await self._engine.database.client.enqueue_async(options, number)
-                    return
+                is_left = row is not None and row["settled"] is None
+                if row is None or not is_left or row["state"] in _NOT_SUBMITTED:
+                    return  # one that is pending again is given to DBOS again
                 if (account := self._accounts.get(row["account"])) is None:
                     logger.error("job %s was submitted with another key than this worker has", row["key"])
                 elif await self._watch_once(row, account):
@@ -484,6 +517,8 @@ class Worker:
 
     def _has_news(self, number: int, task_id: str) -> None:
         """Look at once for the task of a job, because a callback came for it."""
+        if number == NEW_JOBS:
+            self._has_new.set()
         job = self._active.get(number)
         if job is None:
             return
