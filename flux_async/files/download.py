@@ -24,8 +24,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
+import anyio.to_thread
 import attrs
 
 from flux_async.api.common_api import build_download_url, parse_download_url
@@ -39,6 +40,7 @@ from flux_async.errors import (
     DownloadTimedOut,
     FluxError,
 )
+from flux_async.files.image_source import PIECE
 from flux_async.files.image_writer import (
     ImageStream,
     IncomingImage,
@@ -46,8 +48,9 @@ from flux_async.files.image_writer import (
     check_destination,
     given_up_error,
 )
+from flux_async.files.object_store import read_object
 from flux_async.files.sink import SavedResult, Sink, check_sink, path_in, save_in
-from flux_async.images import check_http_url
+from flux_async.images import check_http_url, is_object
 from flux_async.models import ImageResult, Job
 from flux_async.policy.downloads import (
     REFRESHABLE,
@@ -91,8 +94,9 @@ async def download_file(
 ) -> SavedFile:
     """Download an image into a file; see :meth:`flux_async.FluxClient.download`."""
     path = check_destination(destination)
+    is_stored = is_object(image)
     order = _Order(
-        url=_result_url(image),
+        url=str(image) if is_stored else _result_url(image),
         destination=path,
         name=path.name,
         keep=partial(_keep_as_file, path.parent),
@@ -100,6 +104,8 @@ async def download_file(
         match_suffix=match_suffix,
     )
     async with session.call():
+        if is_stored:
+            return await _copy_object(order)
         if not retry:
             return await _download_once(session, order, span_s)
         kept_s = RETENTION_S[image.api if isinstance(image, ImageResult) else "kontext"]
@@ -323,6 +329,23 @@ async def _download(
                 raise
             log(logging.INFO, "download tried again in %.1f s: %s", what.delay_s, error.message)
             await clock.sleep(what.delay_s)
+
+
+async def _copy_object(order: _Order[T]) -> T:
+    """Copy an image out of an object store; see :func:`flux_async.files.object_store.read_object`."""
+    image = IncomingImage(order.destination, order.limits, name=order.name, match_suffix=order.match_suffix)
+    content = await read_object(order.url, order.limits.max_bytes)
+    try:
+        await image.take(_pieces_of(content))
+        return await order.keep(await image.whole(lambda: False))
+    finally:
+        content.close()
+        await image.discard()
+
+
+async def _pieces_of(content: BinaryIO) -> AsyncIterator[bytes]:
+    while piece := await anyio.to_thread.run_sync(content.read, PIECE):
+        yield piece
 
 
 async def _keep_as_file(folder: Path, stream: ImageStream) -> SavedFile:

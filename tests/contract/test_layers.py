@@ -114,7 +114,7 @@ OUTSIDE: dict[str, set[str]] = {
     "snapshots": {"attrs"},
     "client": {"anyio", "attrs"},
     "client_options": {"attrs"},
-    "files.download": {"attrs"},
+    "files.download": {"anyio", "attrs"},
     "files.upload": {"attrs"},
     "batch": {"anyio", "attrs"},
     "webhook": {"anyio", "attrs"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,7 @@ async def test_the_check_of_a_server_that_is_down_says_so(s3: Bucket) -> None:
     assert raised.value.message == f"{s3.url} could not be written: HTTP error: error sending request."
 
 
-async def test_inputs_of_a_store_are_uploaded(s3: Bucket, sandbox: FluxSandbox) -> None:
+async def test_inputs_of_a_store_are_uploaded(s3: Bucket, sandbox: FluxSandbox, tmp_path: Path) -> None:
     """Their addresses never reach the vendor; the job is named by them, so that it is not paid twice."""
     for number in range(2):
         s3.put(f"in/photo {number}.png", png(32 + number))
@@ -167,6 +168,8 @@ async def test_inputs_of_a_store_are_uploaded(s3: Bucket, sandbox: FluxSandbox) 
         image = await client.remove_text(images[0])
         assert image.task_id
         assert (await client.upload(images[1])).size == len(png(33))
+        saved = await client.download(images[1], tmp_path / "original", match_suffix=True)
+        assert (saved.path.name, saved.path.read_bytes()) == ("original.png", png(33))
 
 
 @pytest.mark.parametrize(
