@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
+import os
 import random
+import warnings
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -56,6 +59,18 @@ POLL_TIMEOUT_S = 30.0
 UPLOADS = 8
 _MOST_UNCLAIMED = 10_000
 _SHORTEST_S = 0.01
+_FORKED = (
+    "Make one FluxClient in each process, after the fork: in the lifespan of the web application, not when a "
+    "module is imported that a server loads before it forks (gunicorn --preload)."
+)
+
+
+def place_of_caller() -> str:
+    """Return file and line of the code outside of this package that is running."""
+    frame = inspect.currentframe()
+    while frame is not None and f"{frame.f_globals.get('__name__', __name__)}.".startswith("flux_async."):
+        frame = frame.f_back
+    return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 @attrs.define(eq=False)
@@ -132,6 +147,7 @@ class Session:
         task_slots: Bounds the tasks that are submitted and not finished.
         background: Runs requests that outlive their callers.
         calls: The calls in progress.
+        made_at: Where it was made, for messages: file and line.
         succeeded_at: When a poll last found a finished image, in seconds since the epoch.
         balance: The balance when it was last read, and when that was in seconds since the epoch.
     """
@@ -153,6 +169,7 @@ class Session:
     task_slots: asyncio.Semaphore = attrs.field(init=False, repr=False)
     background: BackgroundTasks = attrs.field(factory=BackgroundTasks, init=False, repr=False)
     calls: set[Call] = attrs.field(factory=set, init=False, repr=False)
+    made_at: str = attrs.field(factory=place_of_caller, init=False)
     succeeded_at: float | None = attrs.field(default=None, init=False)
     balance: tuple[float, float] | None = attrs.field(default=None, init=False)
     _unclaimed: OrderedDict[object, UnclaimedTask] = attrs.field(factory=OrderedDict, init=False, repr=False)
@@ -165,6 +182,7 @@ class Session:
     )
     _closed: bool = attrs.field(default=False, init=False)
     _loop: asyncio.AbstractEventLoop | None = attrs.field(default=None, init=False, repr=False)
+    _process: int = attrs.field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         limits = self.spacing.limits
@@ -196,6 +214,9 @@ class Session:
         self._check_loop()
 
     def _check_loop(self) -> None:
+        if self._loop is not None and self._process != os.getpid():
+            words = f"This client, made at {self.made_at}, was in use when this process was forked."
+            raise WrongEventLoop(words, advice=_FORKED)
         loop = _loop_here()
         if loop is None:
             raise WrongEventLoop(
@@ -204,9 +225,15 @@ class Session:
                 "trio is not supported.",
             )
         if self._loop is None:
-            self._loop = loop
+            self._loop, self._process = loop, os.getpid()
         if self._loop is not loop:
-            raise WrongEventLoop("This client belongs to another event loop.")
+            raise WrongEventLoop(f"This client, made at {self.made_at}, belongs to another event loop.")
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        """Warn of a client that was used and never closed; nothing can be closed here."""
+        if getattr(self, "_loop", None) is not None and not self._closed and self._process == os.getpid():
+            words = f"A FluxClient was never closed; it was made at {self.made_at}. Use `async with`."
+            warn(words, ResourceWarning, source=self)
 
     def run_on_loop(self, work: Callable[[], None]) -> None:
         """Run ``work`` on the session's event loop: now, or soon if called from elsewhere."""

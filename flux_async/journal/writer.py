@@ -84,6 +84,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="flux-async journal", daemon=True)
         self.commits: int = 0
+        self._process = os.getpid()
         self._opened: asyncio.Future[None] = loop.create_future()
 
     async def start(self) -> None:
@@ -110,6 +111,11 @@ class Writer:
         Raises:
             WrongEventLoop: The journal was opened on another event loop; nothing was written.
         """
+        if self._process != os.getpid():  # there is no thread here, and a write would hang
+            raise WrongEventLoop(
+                "This journal was open when this process was forked.",
+                advice="Open it after the fork, in one process.",
+            )
         if asyncio.get_running_loop() is not self._loop:
             raise WrongEventLoop(
                 "This journal was opened on another event loop.",
