@@ -9,14 +9,16 @@ from collections.abc import Iterator
 import attrs
 
 from flux_async.api.models_table import AnyModel
+from flux_async.api.stored_requests import apply_patch, read_model
 from flux_async.batch.inputs import InputUpload
-from flux_async.clock import Wakeup
+from flux_async.clock import Clock, Wakeup
 from flux_async.errors import FluxError
-from flux_async.job_state import NO_CHECKS, JobSnapshot, WantedChecks
+from flux_async.job_state import NO_CHECKS, JobSnapshot, RetryGranted, WantedChecks
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
 from flux_async.session import Session
 
+_LONGEST_WAIT_S = 3600.0
 _MOST_STARTING = 64
 """Inputs that wait for their submit at once: more than could be submitting, or uploading."""
 
@@ -97,11 +99,15 @@ class ActiveJob:
         spent: Credits that the run has counted for its latest submit; None if an earlier run made it.
         measured: What the balance has shown of the cost of its task.
         checks: The checks of its image that this run makes.
+        is_given: Whether an input of this run names it: only then it is submitted again for a better image.
+        planned: Another attempt, which is granted right before its submit.
     """
 
     stored: StoredJob
     slots: JobSlots
     checks: WantedChecks = NO_CHECKS
+    is_given: bool = False
+    planned: RetryGranted | None = attrs.field(default=None, init=False)
     is_wanted: bool = True
     callback_may_come: bool = False
     wakeup: Wakeup = attrs.field(factory=Wakeup, init=False)
@@ -121,12 +127,26 @@ class ActiveJob:
     _model: tuple[str | None, AnyModel] | None = attrs.field(default=None, init=False)
 
     @property
+    def submitted(self) -> str:
+        """The stored request as its next or latest submit has it."""
+        if self.planned is None:
+            return self.stored.submitted
+        return apply_patch(self.stored.request, self.planned.other_model)
+
+    @property
     def model(self) -> AnyModel:
         """The model of its next or latest submit."""
-        patch = self.state.other_model
+        patch = self.state.other_model if self.planned is None else self.planned.other_model
         if self._model is None or self._model[0] != patch:
-            self._model = patch, self.stored.model  # the JSON is read once
+            self._model = patch, read_model(self.submitted)  # the JSON is read once
         return self._model[1]
+
+    def plan(self, grant: RetryGranted) -> None:
+        """Plan another attempt; it is granted right before its submit, with the intent."""
+        self.planned, self.spent, self.measured, self.last_error = grant, None, None, None
+        self.doubt_ends, self.is_record_fresh = None, False
+        if self.input is not None:
+            self.input.request = self.stored.read_as(self.submitted)  # an upload serves this submit, too
 
     @property
     def number(self) -> int:
@@ -159,6 +179,7 @@ class ActiveJobs:
     """
 
     is_fed: bool = attrs.field(default=False, init=False)
+    _waiting: set[Wakeup] = attrs.field(factory=set, init=False, repr=False)
     _by_number: dict[int, JobKey] = attrs.field(factory=dict, init=False, repr=False)
     _by_key: dict[JobKey, ActiveJob] = attrs.field(factory=dict, init=False, repr=False)
     # Jobs that were active since the inputs at hand were read: only the journal has their present state.
@@ -211,6 +232,23 @@ class ActiveJobs:
             return False
         job.wakeup.set()
         return True
+
+    def all_fed(self) -> None:
+        """Record that all inputs have been read, and wake the jobs that wait for theirs."""
+        self.is_fed = True
+        for wakeup in self._waiting:
+            wakeup.set()
+
+    async def until_given(self, job: ActiveJob, clock: Clock) -> bool:
+        """Return whether an input names a job, once that is known. It may be read later than the job ends."""
+        self._waiting.add(job.wakeup)
+        try:
+            with self.idle():
+                while not job.is_given and not self.is_fed:
+                    await job.wakeup.wait(clock, _LONGEST_WAIT_S)
+        finally:
+            self._waiting.discard(job.wakeup)
+        return job.is_given
 
     @contextlib.contextmanager
     def idle(self) -> Iterator[None]:

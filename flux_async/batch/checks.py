@@ -34,6 +34,7 @@ from flux_async.job_state import (
     Verified,
     Verify,
     earlier_is_better,
+    verdict_of,
 )
 
 
@@ -78,7 +79,7 @@ async def choose(job: ActiveJob, run: RunContext) -> Leave | None:
     if run.checks is None:
         return Leave()
     if earlier_is_better(job.state):
-        await run.record(job, ResultChosen(at=run.now(), keeps_earlier=True))
+        await run.record(job, ResultChosen(at=run.now(), keeps_earlier=True, loses=verdict_of(job.state)))
         return None
     directory = run.checks.directory
     try:

@@ -19,6 +19,7 @@ from flux_async.job_state import (
     NoTextFound,
     Problem,
     ResubmitGranted,
+    RetryGranted,
     Saved,
     SubmitAccepted,
     SubmitIntended,
@@ -62,6 +63,8 @@ def event_of(  # noqa: C901, PLR0911 - one arm per event
             return events.Retried(**about, what="submit", seconds=seconds, **_why(problem))
         case TaskEndedRetryable(problem=problem):
             return events.Retried(**about, what="task", **_why(problem))
+        case RetryGranted():
+            return events.Retried(**about, what="task", reason="another attempt is made for a better image")
         case ResubmitGranted():
             return events.Retried(**about, what="submit", reason="resubmitting a submit in doubt is allowed")
         case Saved(file=file, sha256=sha256) if file is not None:

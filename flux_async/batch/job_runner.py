@@ -22,6 +22,7 @@ from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.check_stage import read_verdict
 from flux_async.batch.checks import check, choose
 from flux_async.batch.downloads import fetch
+from flux_async.batch.improving import submit_again
 from flux_async.batch.in_doubt import Found, check_echo, resolve_doubt
 from flux_async.batch.run_context import Events, RunContext, concerns_all
 from flux_async.batch.submitting import submit
@@ -43,6 +44,7 @@ from flux_async.job_state import (
     Saved,
     Settle,
     Step,
+    SubmitAgain,
     TaskEnded,
     TaskEndedRetryable,
     TaskSucceeded,
@@ -121,6 +123,9 @@ async def _perform(  # noqa: PLR0911 - one match arm per step
             return await check(step, job, run)
         case Choose():
             return await choose(job, run)
+        case SubmitAgain():
+            await submit_again(step, job, run)
+            return None
         case _:
             raise AssertionError(step)  # an intent outlives neither its submit nor a restart
 

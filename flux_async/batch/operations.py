@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from flux_async.api.error_codes import PollMeaning, poll_meaning
-from flux_async.api.models_table import RETENTION_S, AnyModel, CustomModel, Model, ModelName
+from flux_async.api.models_table import RETENTION_S, AnyModel, ModelName
 from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import model_patch, read_model
 from flux_async.api_errors import NotFoundError
 from flux_async.batch.in_doubt import adoptable_echo
 from flux_async.batch.open_journal import check_key, open_journal, record_event
-from flux_async.batch.options import BatchClient, check_client, check_flag
-from flux_async.errors import FluxError, InvalidInput, JournalError, Scope, shown
+from flux_async.batch.options import BatchClient, check_client, check_flag, check_model
+from flux_async.errors import FluxError, InvalidInput, JournalError, Scope
 from flux_async.job_state import (
     JobSnapshot,
     JobState,
@@ -134,11 +134,7 @@ def _other_model(model: AnyModel | ModelName | None, *, in_doubt: bool) -> AnyMo
             "A submit in doubt is submitted again as it was, not with another model.",
             advice="Give in_doubt=True and model= in two calls.",
         )
-    try:
-        return model if isinstance(model, CustomModel) else Model(model)
-    except ValueError:
-        names = ", ".join(member.value for member in Model)
-        raise InvalidInput(f"{shown(model)} is no model.", advice=f"Choose one of {names}.") from None
+    return check_model(model)
 
 
 @attrs.define

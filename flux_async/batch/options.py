@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol, TypedDict
 
 import attrs
 
-from flux_async.api.models_table import AnyModel, ApiName, CustomModel, Model, Prices
+from flux_async.api.models_table import AnyModel, ApiName, CustomModel, Model, ModelName, Prices
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.check_stage import Checker
 from flux_async.batch.progress import ProgressObserver
@@ -76,6 +76,43 @@ def check_functions(name_file: object, on_progress: object = None) -> None:
             check_function(value, words, takes=1, advice="Give such a function, or leave it out.")
 
 
+def check_attempts(value: object) -> int:
+    """Return how many attempts an image may have.
+
+    Raises:
+        InvalidInput: It is no whole number from 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInput(f"until_clean must be a whole number from 1, not {shown(value)}.")
+    return value
+
+
+def check_models(values: Sequence[object]) -> tuple[AnyModel, ...]:
+    """Return the models that a caller named in a list.
+
+    Raises:
+        InvalidInput: It is no list of models.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise InvalidInput(f"escalate must be a list of models, not {shown(values)}.")
+    return tuple(map(check_model, values))
+
+
+def check_model(value: object) -> AnyModel:
+    """Return the model that a caller named.
+
+    Raises:
+        InvalidInput: There is none of that name.
+    """
+    if isinstance(value, CustomModel):
+        return value
+    try:
+        return Model(str(value))
+    except ValueError:
+        names = ", ".join(member.value for member in Model)
+        raise InvalidInput(f"{shown(value)} is no model.", advice=f"Choose one of {names}.") from None
+
+
 class ServiceOptions(TypedDict, total=False):
     """Options of :func:`flux_async.run_batch`, which documents them, without the journal."""
 
@@ -95,6 +132,8 @@ class ServiceOptions(TypedDict, total=False):
     preserve: bool
     verify: bool
     preserve_format: PreserveFormat
+    until_clean: int
+    escalate: Sequence[AnyModel | ModelName]
     checks: Checker | None
     on_progress: ProgressObserver | None
 

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import attrs
 
 from flux_async.batch.notebook import NotebookBar, to_html
-from flux_async.errors import Charge, RequestNotSent
+from flux_async.errors import RequestNotSent
 from flux_async.job_state import (
     Composed,
     Event,
@@ -19,12 +19,18 @@ from flux_async.job_state import (
     JobState,
     NotChecked,
     NoTextFound,
+    ResultChosen,
+    ResultLost,
+    RetryGranted,
     SubmitIntended,
+    SubmitRefused,
+    SubmitRejected,
     TaskEnded,
     TaskEndedRetryable,
     TaskSucceeded,
     Verified,
     verdict_in,
+    verdict_of,
 )
 from flux_async.session import Session
 
@@ -52,7 +58,8 @@ class BatchProgress:
         preserved: Images that this run has composed.
         not_preserved: Images that could not be composed; the vendor's image is their result.
         not_checked: Images of which a check could not be made; the next run tries again.
-        verdicts: Images that this run has verified, by verdict.
+        verdicts: Images that this run has verified, by verdict; of several results of one image, the better.
+        tried_again: Attempts that this run has made for a better image.
         succeeded: Jobs that have their image.
         failed: Jobs that ended, or cannot go on in this run.
         in_doubt: Jobs whose submit may have been charged.
@@ -81,6 +88,7 @@ class BatchProgress:
     not_preserved: int = 0
     not_checked: int = 0
     verdicts: Mapping[str, int] = attrs.field(factory=dict)
+    tried_again: int = 0
     succeeded: int = 0
     failed: int = 0
     in_doubt: int = 0
@@ -133,6 +141,7 @@ class Tally:
     not_preserved: int = 0
     not_checked: int = 0
     verdicts: Counter[str] = attrs.field(factory=Counter)
+    tried_again: int = 0
     _states: Counter[JobState] = attrs.field(factory=Counter)
     _ended: Counter[str] = attrs.field(factory=Counter)
 
@@ -169,14 +178,10 @@ class Tally:
         """
         self._states[before] -= 1
         self._states[after.state] += 1
-        if isinstance(event, Composed | Verified | NotChecked):
-            self._add_check(event)
-        elif isinstance(event, NoTextFound):
-            self.skipped += 1
-            self.saved_credits += event.saved_credits
-        elif isinstance(event, SubmitIntended):
+        self._add_finding(after, event)
+        if isinstance(event, SubmitIntended):
             self.submits += 1
-        elif before is JobState.SUBMITTING and after.charge is Charge.NO:
+        elif isinstance(event, SubmitRefused | SubmitRejected):
             self.credits -= spent or 0.0  # it was counted when the submit got its permit
             spent = None
             if after.problem is not None and after.problem.type == RequestNotSent.__name__:
@@ -192,8 +197,17 @@ class Tally:
             self.refundable += 0.0 if isinstance(event, TaskSucceeded) else spent
         return spent
 
-    def _add_check(self, event: Composed | Verified | NotChecked) -> None:
+    def add_verdict(self, job: JobSnapshot) -> None:
+        """Count the verdict of an image that an earlier run, or an earlier attempt, was given."""
+        if (verdict := verdict_of(job)) is not None:
+            self.verdicts[verdict] += 1
+
+    def _add_finding(self, job: JobSnapshot, event: Event) -> None:
+        """Count what an event shows of an image; of several results of one image, the better."""
         match event:
+            case NoTextFound(saved_credits=credits_):
+                self.skipped += 1
+                self.saved_credits += credits_
             case Composed(reason=reason):
                 self.preserved += reason is None
                 self.not_preserved += reason is not None
@@ -201,6 +215,16 @@ class Tally:
                 self.verdicts[verdict_in(verdict)] += 1
             case NotChecked():
                 self.not_checked += 1
+            case RetryGranted():
+                self.tried_again += 1
+                checked = None if job.kept is None else job.kept.checked
+                if checked is not None and checked.verdict is not None:
+                    self.verdicts[verdict_in(checked.verdict)] -= 1
+            case ResultChosen(keeps_earlier=True, loses=loses) if loses is not None:
+                self.verdicts[loses] -= 1
+                self.add_verdict(job)
+            case SubmitRejected() | TaskEnded() | ResultLost() if job.state is JobState.DONE:
+                self.add_verdict(job)  # the attempt has failed, and the earlier image stays
 
     def add_outcome(self, how: str, state: JobState) -> None:
         """Count an outcome."""
@@ -229,7 +253,8 @@ class Tally:
             preserved=self.preserved,
             not_preserved=self.not_preserved,
             not_checked=self.not_checked,
-            verdicts=dict(self.verdicts),
+            verdicts={verdict: count for verdict, count in self.verdicts.items() if count},
+            tried_again=self.tried_again,
             succeeded=self._ended["Succeeded"],
             failed=self._ended["Failed"],
             in_doubt=in_doubt,

@@ -127,7 +127,9 @@ class RunContext:
         if kept is None:
             return wanted
         was_composed = kept.checked is not None and kept.checked.is_preserved is not None
-        return WantedChecks(preserve=wanted.preserve or was_composed, verify=True)
+        return attrs.evolve(
+            wanted, skip_textless=False, preserve=wanted.preserve or was_composed, verify=True
+        )
 
     async def adopt(self, job: ActiveJob, task: KnownTask) -> bool:
         """Record the task that a callback, or another job's poll, named; False if another job has it."""
@@ -147,7 +149,7 @@ class RunContext:
             InvalidInput: Another release wrote the request.
         """
         if job.input is None:
-            request = job.stored.read_submitted()
+            request = job.stored.read_as(job.submitted)
             job.input = InputUpload(client=self.client, request=request, via_upload=self.options.via_upload)
         return job.input
 

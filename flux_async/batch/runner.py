@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn, Self, Unpack
@@ -26,7 +26,7 @@ import attrs
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from flux_async.api.models_table import RETENTION_S, Prices
+from flux_async.api.models_table import RETENTION_S, AnyModel, ModelName, Prices
 from flux_async.api.webhooks import CallbackEndpoint
 from flux_async.batch.cancelling import cancel_stored
 from flux_async.batch.check_stage import Checker, check_stage
@@ -39,10 +39,12 @@ from flux_async.batch.options import (
     BatchClient,
     BatchOptions,
     RunOptions,
+    check_attempts,
     check_client,
     check_flag,
     check_folder,
     check_functions,
+    check_models,
     in_doubt_policy,
     price_list,
 )
@@ -96,6 +98,8 @@ def run_batch(
     preserve: bool = False,
     verify: bool = False,
     preserve_format: PreserveFormat = "png",
+    until_clean: int = 1,
+    escalate: Sequence[AnyModel | ModelName] = (),
     checks: Checker | None = None,
     on_progress: ProgressObserver | None = None,
 ) -> BatchRun:
@@ -141,6 +145,12 @@ def run_batch(
         verify: Verify each result, after ``preserve``: ``Succeeded.verdict``. It needs the same.
         preserve_format: Format of composed images: ``png``, ``webp``, ``tiff``, or ``jpeg``, which changes
             every pixel a little.
+        until_clean: The most attempts for an image whose verdict is ``text_left``, ``damaged`` or
+            ``cropped``, the first one included; it implies ``verify``. Each of them is charged. The best
+            result is the outcome, the files of the others are in ``directory/earlier``. Attempts of earlier
+            runs count, so that the same call resumes; only images of this call are submitted again.
+        escalate: The models of the second attempt, the third and so on; the last one is used for all that
+            follow. Left out, the model of the request.
         checks: Worker processes that several batches share, an :class:`flux_async.ImageChecks`; left out, the
             batch has its own.
         on_progress: Called at every change; it cannot break the run. Left out in a Jupyter notebook, a bar
@@ -153,7 +163,9 @@ def run_batch(
     wanted = WantedChecks(
         skip_textless=check_flag(skip_textless, "skip_textless"),
         preserve=check_flag(preserve, "preserve"),
-        verify=check_flag(verify, "verify"),
+        verify=check_flag(verify, "verify") or until_clean != 1,
+        until_clean=check_attempts(until_clean),
+        escalate=check_models(escalate),
     )
     check_client(client)
     check_images(images)
@@ -450,7 +462,7 @@ class BatchRun:
         finally:
             reading.cancel()
             give.close()  # the coroutine that reads into it may have been cancelled before it began
-            run.jobs.is_fed = True
+            run.jobs.all_fed()
 
     async def _add(self, chunk: list[Input], send: MemoryObjectSendStream[Outcome]) -> list[StoredJob]:
         """Put a chunk of inputs into the journal; an input that is no request becomes an outcome itself."""

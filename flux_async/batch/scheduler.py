@@ -15,7 +15,7 @@ from flux_async.batch.cancelling import as_cancelled, cancel_stored, too_late
 from flux_async.batch.job_runner import outcome_of, run_job
 from flux_async.batch.run_context import RunContext
 from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
-from flux_async.job_state import FINAL, Cancelled, JobState, next_check
+from flux_async.job_state import FINAL, Cancelled, JobState, next_attempt, next_check
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Failed, InDoubt, JobKey, Outcome
@@ -49,13 +49,16 @@ class Scheduler:
 
     async def start_input(self, stored: StoredJob) -> None:
         """Start the job of an input that was just read, if there is something to do."""
-        if stored.number in self._reported or stored.job.state not in {JobState.PENDING, JobState.IN_DOUBT}:
+        if stored.number in self._reported:
             return
         active = self.run.jobs.get(stored.job.key)
         if active is None:
-            await self._start(stored, is_input=True)
-        elif not active.is_wanted:
-            active.is_wanted, active.doubt_ends = True, None
+            if stored.job.state in {JobState.PENDING, JobState.IN_DOUBT} or self._may_be_improvable(stored):
+                await self._start(stored, is_input=True)
+        elif not active.is_given or not active.is_wanted:
+            active.is_given = True
+            if not active.is_wanted:
+                active.is_wanted, active.doubt_ends = True, None
             active.wakeup.set()
 
     async def start_paid(self, stored: StoredJob) -> None:
@@ -78,6 +81,7 @@ class Scheduler:
 
     async def _start(self, stored: StoredJob, *, is_input: bool) -> None:
         jobs, job = self.run.jobs, self._new(stored)
+        job.is_given = is_input or self.announced is not None  # all jobs of its journal are a service's own
         is_fresh = is_input and not jobs.has_moved(stored.number)
         jobs.add(job)
         await job.slots.take(self.run.slots.active)
@@ -115,7 +119,7 @@ class Scheduler:
             await job.slots.take_task()
         if not is_fresh:
             stored = await self.journal.job(job.state.key)
-            if stored is None or self._is_over(stored):
+            if stored is None or self._is_over(stored, is_given=job.is_given):
                 return
             job.stored = stored
         self._count(job)
@@ -132,6 +136,8 @@ class Scheduler:
             return
         job.is_counted = True
         self.run.progress.tally.add_job(job.state.state)
+        if self._is_improvable(job.stored):
+            self.run.progress.tally.add_verdict(job.state)
         if self.announced is None or job.state.key not in self.announced:
             self.run.emit(job_events.added(job.stored, self.run.now()))
 
@@ -185,9 +191,22 @@ class Scheduler:
         await self._hand_over(job, outcome_of(job.state, stored.as_job(), error, folder))
         return True
 
-    def _is_over(self, stored: StoredJob) -> bool:
+    def _is_over(self, stored: StoredJob, *, is_given: bool = False) -> bool:
         """Whether there is nothing to do for a job, not even a check."""
-        return stored.job.state in FINAL and next_check(stored.job, self.run.checks_of(stored)) is None
+        if stored.job.state not in FINAL or next_check(stored.job, self.run.checks_of(stored)) is not None:
+            return False
+        return not is_given or not self._is_improvable(stored)
+
+    def _is_improvable(self, stored: StoredJob) -> bool:
+        """Whether a job that is done may be submitted again for a better image."""
+        return next_attempt(stored.job, self.run.checks_of(stored)) is not None
+
+    def _may_be_improvable(self, stored: StoredJob) -> bool:
+        """Whether that is so, or a check is missing that decides it."""
+        checks = self.run.checks_of(stored)
+        if next_check(stored.job, checks) is None:
+            return self._is_improvable(stored)
+        return any(True for _ in checks.models_left(stored.job.redone))
 
     async def _outcome_of(self, job: ActiveJob) -> Outcome | None:
         try:
@@ -203,7 +222,7 @@ class Scheduler:
         return outcome
 
     async def _hand_over(self, job: ActiveJob, outcome: Outcome) -> None:
-        if self.announced is None and not self._is_over(job.stored):
+        if self.announced is None and not self._is_over(job.stored, is_given=True):
             self._reported.add(job.number)  # a service reports a job again
         self.run.progress.tally.add_outcome(type(outcome).__name__, job.state.state)
         self.run.progress.notify()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import secrets
 
+import attrs
+
 from flux_async.api.models_table import ApiName, api_for, on_wire
 from flux_async.api.stored_requests import read_aspect_ratio, with_input
 from flux_async.batch.active_job import ActiveJob, Leave
@@ -51,9 +53,9 @@ async def submit(job: ActiveJob, run: RunContext, not_before: float) -> Leave | 
     """
     clock = run.session.clock
     try:
-        if job.state.kept is not None:
+        if job.state.kept is not None or job.planned is not None:
             require_comparison(run.checks)
-        api = api_for(job.model, run.session.api, read_aspect_ratio(job.stored.submitted))
+        api = api_for(job.model, run.session.api, read_aspect_ratio(job.submitted))
     except (InvalidInput, MissingExtra) as refused:  # another run may check it, or use another API
         return Leave(refused)
     await job.slots.take_task()
@@ -86,7 +88,7 @@ async def _submit_in_turn(job: ActiveJob, run: RunContext, api: ApiName) -> Leav
     run.budget.begin_post()
     is_reserved = False
     try:
-        if await adopt_known_task(job, run):
+        if job.planned is None and await adopt_known_task(job, run):
             return None
         is_reserved = run.budget.reserve(job)
     finally:
@@ -137,6 +139,9 @@ async def _intent_then_post(job: ActiveJob, run: RunContext, api: ApiName) -> No
             callback_url = run.options.callbacks.address_for(callback_id)
         try:
             model = on_wire(api, job.model).model
+            if job.planned is not None:  # until now the job was done, and stays so if nothing is submitted
+                await run.record(job, attrs.evolve(job.planned, at=run.now()))
+                job.planned = None
             intent = SubmitIntended(
                 at=run.now(), api=api, model=model, callback_id=callback_id, input_url=url
             )

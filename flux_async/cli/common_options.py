@@ -10,6 +10,7 @@ import click
 
 from flux_async import AspectRatio, CallbackEndpoint, InDoubtPolicy, Limits, Model, OutputFormat
 from flux_async.api import APIS
+from flux_async.api.models_table import AnyModel
 from flux_async.cli.option_values import (
     CHECK_OPTIONS,
     ModelChoice,
@@ -24,7 +25,7 @@ from flux_async.cli.option_values import (
 )
 from flux_async.cli.parquet import load_pyarrow
 from flux_async.cli.run_options import CONFIRM_ABOVE, RESULT_FORMATS, ListenAddress, RunOptions, webhook_keys
-from flux_async.job_state import WantedChecks
+from flux_async.job_state import NO_CHECKS, WantedChecks
 from flux_async.transport.factory import TRANSPORTS
 from flux_async.verification.preserve import PreserveFormat
 
@@ -199,6 +200,8 @@ def read_run_options(
     preserve: bool,
     preserve_format: PreserveFormat,
     verify: bool,
+    until_clean: int,
+    escalate: tuple[AnyModel, ...],
     callback_url: str | None,
     listen: ListenAddress | None,
     **more: Any,
@@ -206,9 +209,19 @@ def read_run_options(
     """Return the options of a run from those of ``RUN_OPTIONS``, and from those of its command."""
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
-    if no_download and (preserve or verify or skip_textless):
+    checks = WantedChecks(
+        skip_textless=skip_textless,
+        preserve=preserve,
+        verify=verify or until_clean > 1,
+        until_clean=until_clean,
+        escalate=escalate,
+    )
+    if no_download and checks != NO_CHECKS:
+        words = "--preserve, --verify, --until-clean and --skip-textless need the images"
+        raise click.UsageError(f"{words}: leave --no-download out.")
+    if escalate and len(escalate) >= until_clean:
         raise click.UsageError(
-            "--preserve, --verify and --skip-textless need the images: leave --no-download out."
+            f"--escalate with {len(escalate)} needs --until-clean {len(escalate) + 1} or more."
         )
     if results == "parquet":
         load_pyarrow()  # which may be missing
@@ -219,7 +232,7 @@ def read_run_options(
         patience_s=patience,
         download=not no_download,
         report=not no_report,
-        checks=WantedChecks(skip_textless=skip_textless, preserve=preserve, verify=verify),
+        checks=checks,
         preserve_format=preserve_format,
         callbacks=None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys()),
         models=own_models(click.get_current_context()),

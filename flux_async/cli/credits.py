@@ -48,7 +48,7 @@ def in_credits(amount: float) -> str:
 
 
 def cost_in_words(
-    counts: Counter[AnyModel], cost: float, most: float | None, have: float
+    counts: Counter[AnyModel], cost: float, most: float | None, have: float, *, at_most: float = 0.0
 ) -> tuple[str, bool]:
     """Return the message about the cost of a run, and whether it is a warning.
 
@@ -57,10 +57,10 @@ def cost_in_words(
         cost: Their cost by the price list.
         most: The most that the run may spend.
         have: The balance.
+        at_most: Their cost if every image has all attempts that it may have.
     """
-    words = (
-        f"{_images_need(counts.total())} about {_bounded(cost, most)}; the account has {in_credits(have)}."
-    )
+    bounded = _bounded(cost, most, at_most)
+    words = f"{_images_need(counts.total())} about {bounded}; the account has {in_credits(have)}."
     if have >= (cost if most is None else min(cost, most)):
         return words, False
     return f"{words} It will stop when they are used up; the rest stays pending.", True
@@ -70,9 +70,11 @@ def _images_need(count: int) -> str:
     return "1 image needs" if count == 1 else f"{count} images need"
 
 
-def _bounded(cost: float, most: float | None) -> str:
-    bound = "" if most is None or most >= cost else f", of which this run may spend {in_credits(most)}"
-    return f"{in_credits(cost)} credits{bound}"
+def _bounded(cost: float, most: float | None, at_most: float = 0.0) -> str:
+    more = f", with all their further attempts up to {in_credits(at_most)}" if at_most > cost else ""
+    is_bound = most is not None and most < max(cost, at_most)
+    bound = f", of which this run may spend {in_credits(most)}" if is_bound and most is not None else ""
+    return f"{in_credits(cost)} credits{more}{bound}"
 
 
 # --- the balance ------------------------------------------------------------------------------------------
@@ -137,7 +139,14 @@ class Spending:
 
     def cost(self, selection: Selection) -> float:
         """Return the credits that the images read so far need."""
-        return sum(self.options.expected_prices[model] * count for model, count in selection.needs.items())
+        return self._price_of(selection.needs)
+
+    def most(self, selection: Selection) -> float:
+        """Return the credits that they need if every image has all attempts that it may have."""
+        return self.cost(selection) + self._price_of(selection.further)
+
+    def _price_of(self, counts: Counter[AnyModel]) -> float:
+        return sum(self.options.expected_prices[model] * count for model, count in counts.items())
 
     async def may_submit(self, selection: Selection, *, is_last: bool) -> bool:
         """Return whether the inputs read so far may be submitted.
@@ -147,7 +156,7 @@ class Spending:
             UnexpectedResponse: A web page was the answer, as it would be to every submit.
             BudgetExhausted: The user's answer was no.
         """
-        if not selection.needs:
+        if not selection.needs and not selection.further:
             return True
         await self._read_before(is_last=is_last)
         if not await self._confirm(selection, is_last=is_last):
@@ -205,8 +214,8 @@ class Spending:
 
     async def _confirm(self, selection: Selection, *, is_last: bool) -> bool:
         """Ask once whether a large cost is agreed to; False while that waits for the rest of the list."""
-        cost = self.cost(selection)
-        need = cost if self.options.max_credits is None else min(cost, self.options.max_credits)
+        most = self.most(selection)
+        need = most if self.options.max_credits is None else min(most, self.options.max_credits)
         if self.ask is None or self.options.yes or self._is_confirmed or need <= self.options.confirm_above:
             return True
         now = self.clock.monotonic()
@@ -215,7 +224,8 @@ class Spending:
         if not is_last and now < self._asks_at:
             return False
         images, least = _images_need(selection.needs.total()), "" if is_last else "at least "
-        words = f"{least}{images} about {least}{_bounded(cost, self.options.max_credits)}"
+        cost, bound = self.cost(selection), self.options.max_credits
+        words = f"{least}{images} about {least}{_bounded(cost, bound, most)}"
         have = self.before
         known = "" if have is None else f"; the account has {in_credits(have)}"
         skips = f" {SKIPS}" if self.options.checks.skip_textless else ""
@@ -231,7 +241,11 @@ class Spending:
         if self.before is None:
             return
         words, is_short = cost_in_words(
-            selection.needs, self.cost(selection), self.options.max_credits, self.before
+            selection.needs,
+            self.cost(selection),
+            self.options.max_credits,
+            self.before,
+            at_most=self.most(selection),
         )
         if self.options.checks.skip_textless:
             words = f"{words} {SKIPS}"

@@ -23,7 +23,7 @@ from flux_async.cli.run_folder import JOURNAL, Bits
 from flux_async.cli.run_options import RunOptions
 from flux_async.cli.status import warning_of_lost_records
 from flux_async.cli.terminal import Exit, Output
-from flux_async.job_state import JobState
+from flux_async.job_state import JobState, next_attempt
 from flux_async.journal.adding import Added
 from flux_async.journal.reader import JournalPreview, JournalReader
 from flux_async.journal.store import StoredJob
@@ -33,6 +33,7 @@ from flux_async.transport.credentials import Credentials
 _WORDS = {
     "duplicates": "given twice in the input",
     "done": "done already",
+    "tried_again": "done already with text left or damage, to be submitted again",
     "to_download": "done already, to be downloaded again",
     "under_way": "paid already, to be waited for",
     "in_doubt": "in doubt, left as they are",
@@ -83,6 +84,7 @@ class DryRun:
         as_json: Print one JSON object instead of addresses and words.
         counts: Images by what a run would do with them.
         models: Images that would be submitted, by model.
+        further: The most further attempts that they may need, by model.
         display: Prints them.
     """
 
@@ -92,6 +94,7 @@ class DryRun:
     as_json: bool
     counts: Counter[str] = attrs.field(factory=Counter, init=False)
     models: Counter[AnyModel] = attrs.field(factory=Counter, init=False)
+    further: Counter[AnyModel] = attrs.field(factory=Counter, init=False)
     display: RunDisplay = attrs.field(
         factory=lambda: RunDisplay(output=Output(), prints_results=False), init=False
     )
@@ -139,12 +142,25 @@ class DryRun:
                 self._refuse("refused", row.given, error)
                 return
             self.models[model] += 1
+            self._add_further(request if stored is None else stored.request, stored)
             if not self.as_json:
                 self.display.output.line(row.given.image)
         elif stored.job.state is JobState.DONE:
-            self.counts["done" if self._is_here(stored) else "to_download"] += 1
+            is_here = self._is_here(stored)
+            is_bad = is_here and next_attempt(stored.job, self.options.checks) is not None
+            self.counts["tried_again" if is_bad else "done" if is_here else "to_download"] += 1
+            if is_bad:
+                self._add_further(stored.request, stored)
         else:
-            self.counts[_OF_STATES[stored.job.state]] += 1
+            what = _OF_STATES[stored.job.state]
+            self.counts[what] += 1
+            if what == "under_way":
+                self._add_further(stored.request, stored)
+
+    def _add_further(self, request: str, stored: StoredJob | None) -> None:
+        redone = 0 if stored is None else stored.job.redone
+        own = read_model(request)
+        self.further.update(model or own for model in self.options.checks.models_left(redone))
 
     def _is_resubmitted(self, stored: StoredJob) -> bool:
         is_doubt = _OF_STATES.get(stored.job.state) == "in_doubt"
@@ -164,12 +180,14 @@ class DryRun:
     def print(self) -> None:
         """Print the counts."""
         self.display.count_unprinted(are_in_results=False)
-        cost = sum(self.options.expected_prices[model] * count for model, count in self.models.items())
+        cost, further = self._price_of(self.models), self._price_of(self.further)
         if self.as_json:
-            self.display.output.json(self._as_data(cost))
+            self.display.output.json(self._as_data(cost, cost + further))
             return
         most = self.options.max_credits
-        bound = "" if most is None or most >= cost else f", of which the run may spend {in_credits(most)}"
+        bound = f", with all further attempts up to {in_credits(cost + further)}" if further else ""
+        if most is not None and most < cost + further:
+            bound += f", of which the run may spend {in_credits(most)}"
         by_model = ", ".join(f"{model.value}: {count}" for model, count in self.models.items())
         images = f"{self.models.total()} ({by_model})" if by_model else "0"
         self.display.note("Dry run: nothing was sent, nothing was changed.")
@@ -180,9 +198,13 @@ class DryRun:
             if self.counts[name]:
                 self.display.note(f"{words[0].upper()}{words[1:]}: {self.counts[name]}.")
 
-    def _as_data(self, cost: float) -> dict[str, Any]:
+    def _price_of(self, counts: Counter[AnyModel]) -> float:
+        return sum(self.options.expected_prices[model] * count for model, count in counts.items())
+
+    def _as_data(self, cost: float, at_most: float) -> dict[str, Any]:
         return {
             "to_submit": {model.value: count for model, count in self.models.items()},
             "credits": cost,
+            "credits_at_most": at_most,
             **{name: self.counts[name] for name in _WORDS},
         }

@@ -14,6 +14,7 @@ import click
 from flux_async import ConfigurationError, FluxClient, adopt, rekey, retry
 from flux_async.api.echo import in_words
 from flux_async.api.models_table import AnyModel, ApiName
+from flux_async.api.stored_requests import read_model
 from flux_async.batch.operations import Rekeyed, RekeyEvidence
 from flux_async.cli.advice import after_adopting, after_recovering, after_rekeying, command
 from flux_async.cli.credits import Spending, in_credits
@@ -83,6 +84,9 @@ async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wante
     selection.needs.update(plan.submits)
     granted = len(plan.to_submit)
     plural = "image gets" if granted == 1 else "images get"
+    for stored in reader.folder.jobs_of(plan.to_submit):
+        is_for_better = stored.job.state is JobState.DONE
+        reader.add_further(read_model(stored.request), stored.job.redone + is_for_better)
     cost = in_credits(spending.cost(selection))
     model = wanted.get("model")
     other = "" if model is None else f" with {model}"

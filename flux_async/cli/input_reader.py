@@ -30,7 +30,7 @@ from flux_async import (
     Model,
 )
 from flux_async.api.models_table import AnyModel
-from flux_async.api.stored_requests import store_request
+from flux_async.api.stored_requests import read_model, store_request
 from flux_async.cli.advice import error_text
 from flux_async.cli.credits import Spending
 from flux_async.cli.display import RunDisplay, notify
@@ -41,7 +41,7 @@ from flux_async.cli.results import refused_row
 from flux_async.cli.run_folder import RunFolder, Selection
 from flux_async.cli.run_options import RunOptions
 from flux_async.clock import Clock
-from flux_async.job_state import FINAL, JobState, next_check
+from flux_async.job_state import FINAL, JobState, next_attempt, next_check
 from flux_async.journal.adding import Added
 from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
@@ -244,7 +244,9 @@ class InputReader:
             self._select(added.stored)
         else:
             selection.to_do.append(added.number)
-            selection.needs[row.model or Model.PRO] += 1
+            model = row.model or Model.PRO
+            selection.needs[model] += 1
+            self.add_further(model, 0)
         selection.paid_again += added.paid_as is not None
         selection.similar += added.similar is not None
 
@@ -261,13 +263,25 @@ class InputReader:
             selection.paid += is_found or state in {JobState.SUBMITTED, JobState.GENERATED}
             if state is JobState.PENDING or (is_doubt and not is_found and resubmits):
                 selection.needs[stored.model] += 1
+            self.add_further(read_model(stored.request), stored.job.redone)
         elif state is JobState.DONE and self.options.download and not self.folder.has_image(stored):
             selection.missing.append(stored.number)
         elif next_check(stored.job, self.options.checks) is not None:
             selection.unchecked += 1
+            if self.options.checks.until_clean > 1:
+                selection.to_do.append(stored.number)
+                self.add_further(read_model(stored.request), stored.job.redone)
+        elif next_attempt(stored.job, self.options.checks) is not None:
+            selection.improvable += 1
+            selection.to_do.append(stored.number)
+            self.add_further(read_model(stored.request), stored.job.redone)
         else:
             selection.kept += 1
             notify(self.display.settled, self.folder.row(stored))
+
+    def add_further(self, own: AnyModel, redone: int) -> None:
+        """Count the attempts that an image may still have for a better result."""
+        self.selection.further.update(model or own for model in self.options.checks.models_left(redone))
 
     def _refuse(self, given: InputRow, error: FluxError) -> None:
         row = refused_row(given.image, given.name, error)

@@ -54,6 +54,13 @@ def read_models(ctx: click.Context, param: click.Parameter, value: Path | None) 
         raise click.BadParameter(str(bad), ctx, param) from None
 
 
+def read_escalation(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[AnyModel, ...]:
+    """Return the models of ``flux-kontext-pro,flux-kontext-max``."""
+    names = [] if value is None else [name.strip() for name in value.split(",")]
+    chosen = [ModelChoice().convert(name, param, ctx) for name in names]
+    return tuple(model if isinstance(model, CustomModel) else Model(model) for model in chosen)
+
+
 class ModelChoice(click.Choice[str]):
     """A model of the table, or of ``--model-file``."""
 
@@ -145,5 +152,19 @@ CHECK_OPTIONS = (
     ),
     PRESERVE_FORMAT,
     click.option("--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."),
+    click.option(
+        "--until-clean",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=False,
+        help="Verify, and pay for up to N tasks for an image until its text is gone and nothing is damaged.",
+        metavar="N",
+    ),
+    click.option(
+        "--escalate",
+        callback=read_escalation,
+        help="Models of the second task of an image, the third and so on, with --until-clean.",
+        metavar="MODELS",
+    ),
 )
 """The options of a run that ask for checks of its images."""

@@ -333,6 +333,8 @@ class RunCommand:
             preserve=options.checks.preserve,
             verify=options.checks.verify,
             preserve_format=options.preserve_format,
+            until_clean=options.checks.until_clean,
+            escalate=options.checks.escalate,
             checks=self.checks,
             on_progress=self._progressed,
         )

@@ -174,9 +174,11 @@ class Selection:
         missing: Those that are done and whose image is not in the folder.
         extra: Inputs that are no jobs of their own.
         needs: Images to be paid for, by model.
+        further: The most further attempts that a run until clean may pay for, by model.
         kept: How many of the jobs ended in an earlier run.
         paid: How many of the jobs an earlier run has paid for and not finished.
         unchecked: How many of the jobs are done, and not checked as this run does.
+        improvable: How many of the jobs are done, and are submitted again for a better image.
         duplicates: Inputs that were given before.
         paid_again: Images that are paid for although they were submitted under another signature.
         similar: Images whose URL differs only in its query from one that was submitted.
@@ -188,9 +190,11 @@ class Selection:
     missing: array[int] = attrs.field(factory=lambda: array("q"))
     extra: ExtraRows = attrs.field(factory=ExtraRows)
     needs: Counter[AnyModel] = attrs.field(factory=Counter)
+    further: Counter[AnyModel] = attrs.field(factory=Counter)
     kept: int = 0
     paid: int = 0
     unchecked: int = 0
+    improvable: int = 0
     duplicates: int = 0
     paid_again: int = 0
     similar: int = 0
@@ -222,7 +226,10 @@ class Selection:
         if self.missing:
             yield f"{len(self.missing)} of {asked} done before, but not here: downloaded again.", ""
         if self.unchecked:
-            yield f"{self.unchecked} of {asked} done before, and checked now: nothing is paid for them.", ""
+            free = "" if self.further else ": nothing is paid for them"
+            yield f"{self.unchecked} of {asked} done before, and checked now{free}.", ""
+        if self.improvable:
+            yield f"{self.improvable} of {asked} done before with text left or damage: paid for again.", ""
         if self.paid_again:
             yield f"{self.paid_again} of {asked} paid for again under another signature.", "yellow"
         if self.similar:

@@ -128,6 +128,8 @@ class RunOptions:
 
     def __attrs_post_init__(self) -> None:
         EditRequest.text_removal(_ANY_URL, **self.request_options)  # refuses what no image could be sent with
+        for model in self.checks.escalate:
+            EditRequest.text_removal(_ANY_URL, **{**self.request_options, "model": model})
 
     @property
     def check_flags(self) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ from flux_async.job_state.events import TaskEndedRetryable as TaskEndedRetryable
 from flux_async.job_state.events import TaskFound as TaskFound
 from flux_async.job_state.events import TaskSucceeded as TaskSucceeded
 from flux_async.job_state.events import Verified as Verified
+from flux_async.job_state.states import BAD_VERDICTS as BAD_VERDICTS
 from flux_async.job_state.states import CANCELLED as CANCELLED
 from flux_async.job_state.states import FINAL as FINAL
 from flux_async.job_state.states import LIVE as LIVE
@@ -82,9 +83,11 @@ from flux_async.job_state.steps import LookForText as LookForText
 from flux_async.job_state.steps import Settle as Settle
 from flux_async.job_state.steps import Step as Step
 from flux_async.job_state.steps import Submit as Submit
+from flux_async.job_state.steps import SubmitAgain as SubmitAgain
 from flux_async.job_state.steps import Verify as Verify
 from flux_async.job_state.steps import WantedChecks as WantedChecks
 from flux_async.job_state.steps import events_of_lost_submit as events_of_lost_submit
+from flux_async.job_state.steps import next_attempt as next_attempt
 from flux_async.job_state.steps import next_check as next_check
 from flux_async.job_state.steps import next_step as next_step
 from flux_async.job_state.steps import recover as recover

@@ -220,10 +220,12 @@ class RetryGranted(_Event):
 class ResultChosen(_Event):
     """The better one of the latest result and the earlier one was chosen; the other's files are kept.
 
-    ``file`` and ``vendor_file`` are where those of the latest result are now.
+    ``loses`` is the verdict of the other one; ``file`` and ``vendor_file`` are where the files of the latest
+    result are now.
     """
 
     keeps_earlier: bool
+    loses: str | None = None
     file: str | None = None
     vendor_file: str | None = None
 

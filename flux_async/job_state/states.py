@@ -329,6 +329,10 @@ _RANKS = {"clean": 0, "no_text": 0, "unsure": 1, "text_left": 2, "cropped": 3, "
 """Verdicts, the best first. A result that was not verified may be anything: it counts as unsure."""
 
 
+BAD_VERDICTS = frozenset({"text_left", "cropped", "damaged"})
+"""Verdicts with which another attempt may be worth its price."""
+
+
 def earlier_is_better(job: JobSnapshot) -> bool:
     """Return whether the earlier result of a job is better than its latest; of equal ones the latest counts.
 

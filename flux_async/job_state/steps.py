@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import attrs
 
-from flux_async.api.models_table import ApiName
+from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.errors import Charge
 from flux_async.job_state.events import (
     Event,
@@ -16,7 +17,7 @@ from flux_async.job_state.events import (
     SubmitUnknown,
     TaskEndedRetryable,
 )
-from flux_async.job_state.states import IllegalTransition, JobSnapshot, JobState
+from flux_async.job_state.states import BAD_VERDICTS, IllegalTransition, JobSnapshot, JobState, verdict_of
 from flux_async.models import CheckResult, TaskId
 
 
@@ -75,12 +76,34 @@ class Choose:
 
 
 @attrs.frozen(kw_only=True)
+class SubmitAgain:
+    """Submit once more for a better image, with another model or, if it is None, that of the request."""
+
+    model: AnyModel | None = None
+
+
+@attrs.frozen(kw_only=True)
 class WantedChecks:
-    """The checks that a run makes of its images, in this order; ``skip_textless`` before their submit."""
+    """The checks that a run makes of its images, in this order; ``skip_textless`` before their submit.
+
+    Attributes:
+        skip_textless: Look for text in the original before it is paid.
+        preserve: Compose the result with its original.
+        verify: Verify the result.
+        until_clean: The most attempts for an image whose verdict is no good, the first one included.
+        escalate: The models of the attempts after the first one; the last is used for all that follow.
+    """
 
     skip_textless: bool = False
     preserve: bool = False
     verify: bool = False
+    until_clean: int = 1
+    escalate: tuple[AnyModel, ...] = ()
+
+    def models_left(self, redone: int) -> Iterator[AnyModel | None]:
+        """Yield the models of the attempts that an image may still have after so many for a better result."""
+        for number in range(redone, self.until_clean - 1):
+            yield self.escalate[min(number, len(self.escalate) - 1)] if self.escalate else None
 
 
 NO_CHECKS = WantedChecks()
@@ -94,7 +117,17 @@ class Settle:
 
 
 Step: TypeAlias = (
-    LookForText | Begin | Submit | AwaitTask | AwaitCallback | Fetch | Compose | Verify | Choose | Settle
+    LookForText
+    | Begin
+    | Submit
+    | AwaitTask
+    | AwaitCallback
+    | Fetch
+    | Compose
+    | Verify
+    | Choose
+    | SubmitAgain
+    | Settle
 )
 
 
@@ -120,7 +153,7 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: Want
         case JobState.IN_DOUBT if callback_may_come:
             return AwaitCallback()
         case JobState.DONE | JobState.FAILED | JobState.IN_DOUBT:
-            return next_check(job, checks) or Settle(state=job.state)
+            return next_check(job, checks) or next_attempt(job, checks) or Settle(state=job.state)
     raise IllegalTransition(f"Job {job.key} is {job.state} without a task, its API or a result.")
 
 
@@ -137,6 +170,16 @@ def next_check(job: JobSnapshot, checks: WantedChecks) -> Compose | Verify | Cho
     if made.verdict is None:
         return Verify() if checks.verify else None
     return Choose() if job.kept is not None else None
+
+
+def next_attempt(job: JobSnapshot, checks: WantedChecks) -> SubmitAgain | None:
+    """Return the next attempt for a job that is done and whose image has text left or is damaged, or None.
+
+    The attempts of earlier runs, and those that failed, count.
+    """
+    if job.state is not JobState.DONE or job.kept is not None or verdict_of(job) not in BAD_VERDICTS:
+        return None
+    return next((SubmitAgain(model=model) for model in checks.models_left(job.redone)), None)
 
 
 def recover(job: JobSnapshot, at: float) -> Event | None:

@@ -416,12 +416,16 @@ class JournalPreview:
 
     def _copy(self, stored: StoredJob) -> None:
         job = stored.job
+        checked = None if job.checked is None else json.dumps(attrs.asdict(job.checked))
         values = (stored.number, job.key, stored.request, *addresses_of(stored.request), job.state)
         self._connection.execute(
             "INSERT OR IGNORE INTO job "
-            "(number, key, request, address, bare_address, state, task_id, api, result_url, file, charge) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*values, job.task_id, job.api, job.result_url, job.file, job.charge),
+            "(number, key, request, address, bare_address, state, task_id, api, result_url, file, charge, "
+            "checked, redone, other_model) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(*values, job.task_id, job.api, job.result_url, job.file, job.charge),
+                *(checked, job.redone, job.other_model),
+            ),
         )
 
 

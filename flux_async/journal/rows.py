@@ -85,13 +85,10 @@ class StoredJob:
         Raises:
             InvalidInput: Another release wrote it, with unknown fields.
         """
-        return self._read(self.request)
+        return self.read_as(self.request)
 
-    def read_submitted(self) -> ImageRequest:
-        """Return the request as it is submitted; raises as :meth:`read` does."""
-        return self._read(self.submitted)
-
-    def _read(self, body: str) -> ImageRequest:
+    def read_as(self, body: str) -> ImageRequest:
+        """Return the request in another stored form; raises as :meth:`read` does."""
         request = read_request(body)
         if not isinstance(request, EditRequest) or not isinstance(request.input_image, LocalImage):
             return request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -14,12 +15,16 @@ import pytest
 
 from check_workers import CLEAN, PREFIX, CheckWorkers
 from flux_async import (
+    BudgetExhausted,
     Charge,
     CheckFailed,
+    CustomModel,
     DiskFull,
     Echo,
+    EditRequest,
     Failed,
     InDoubt,
+    InsufficientCreditsError,
     InvalidInput,
     MissingExtra,
     Model,
@@ -32,7 +37,7 @@ from flux_async import (
     run_batch,
 )
 from flux_async.batch import check_stage
-from flux_async.job_state import JobSnapshot, JobState
+from flux_async.job_state import JobSnapshot, JobState, verdict_of
 from flux_async.journal.reader import JournalReader
 from flux_async.journal.store import Journal
 from flux_async.verification.verdict import Verdict
@@ -43,8 +48,6 @@ from tests.support.file_host import JPEG, FileAnswer
 URL = "https://example.com/poster.jpg"
 LEFT = attrs.evolve(CLEAN, kind=VerdictKind.TEXT_LEFT, text_left=0.4)
 DAMAGED = attrs.evolve(CLEAN, kind=VerdictKind.DAMAGED, background_kept=0.5)
-
-pytestmark = pytest.mark.both_apis
 
 
 @attrs.define(eq=False, slots=False)
@@ -58,6 +61,17 @@ class Judge(CheckWorkers):
         await super().verify(original, result)
         number = self.made["verify", original.name] - 1
         return self.found[min(number, len(self.found) - 1)]
+
+
+@attrs.define(eq=False, slots=False)
+class JudgeOfAttempts(Judge):
+    """The same, one for each attempt, however often it is verified."""
+
+    async def verify(self, original: Path, result: Path) -> Verdict:
+        """Return the verdict of the attempt, whose number is in the name of the file."""
+        await super().verify(original, result)
+        number = result.suffixes[0].removeprefix(".")
+        return self.found[int(number) - 1 if number.isdigit() else 0]
 
 
 @pytest.fixture
@@ -115,6 +129,7 @@ async def only_job(path: Path, client: Any) -> JobSnapshot:
 # --- retry ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_apis
 async def test_a_better_result_takes_the_place_of_the_earlier_one(
     client: Any, hosted: Any, checked: Any, other: Model, tmp_path: Path
 ) -> None:
@@ -307,6 +322,7 @@ async def test_a_retry_that_dies_at_any_commit_is_resumed(
     assert number > 6, "intent, answer, result and file, two checks and the choice"
 
 
+@pytest.mark.both_apis
 async def test_a_submit_in_doubt_is_settled_by_the_record_of_its_own_model(
     client: Any, hosted: Any, checked: Any, other: Model
 ) -> None:
@@ -349,8 +365,6 @@ async def test_a_model_that_does_not_take_one_of_the_requests_changes_nothing(
     client: Any, hosted: Any, checked: Any
 ) -> None:
     """No image is granted another submit then."""
-    from flux_async import CustomModel, EditRequest  # noqa: PLC0415 - of this test only
-
     plain = CustomModel(id="mine/edit", credits=3, image_field="image_url")
     ratio = EditRequest.text_removal("https://example.com/wide.jpg", aspect_ratio="16:9")
     options = checked | {"name_file": None}
@@ -359,3 +373,157 @@ async def test_a_model_that_does_not_take_one_of_the_requests_changes_nothing(
         await retry(client, checked["journal"], text_left=True, model=plain)
     async with Journal(checked["journal"], clock=client.session.clock) as journal:
         assert (await journal.counts())[JobState.DONE] == 2
+
+
+# --- until_clean ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.both_apis
+async def test_an_image_is_submitted_until_its_verdict_is_good(
+    client: Any, hosted: Any, checked: Any, other: Model, tmp_path: Path
+) -> None:
+    """Through the models, with the last one for the rest; one outcome, the best; each attempt is counted."""
+    judge, seen = Judge(found=[LEFT, DAMAGED, LEFT, CLEAN]), []
+    options = checked | {"until_clean": 5, "escalate": [Model.PRO, other.value], "on_progress": seen.append}
+    async with run_batch(client, [URL], **options, checks=judge) as batch:
+        (outcome,) = [outcome async for outcome in batch]
+        progress = batch.progress
+    assert (outcome.verdict, outcome.image.task_id) == (CLEAN, hosted.tasks[3].task_id)
+    assert list(map(is_pro, hosted.sent)) == [True, True, False, False]
+    assert files(tmp_path / "out") == {
+        "poster.jpg",
+        *(f"earlier/poster.{number}.jpg" for number in (1, 2, 3)),
+    }
+    assert (progress.submits, progress.tried_again, progress.credits) == (4, 3, 30)
+    assert (progress.verdicts, progress.succeeded, progress.seen) == ({"clean": 1}, 1, 1)
+    assert all(count >= 0 for one in seen for count in one.verdicts.values())
+    assert await collect(client, [URL], **options, checks=judge) == []
+    assert hosted.count("generate") == 4
+
+
+async def test_attempts_that_fail_count_too_and_the_best_result_stays(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path
+) -> None:
+    """Nothing is paid beyond the number, by this run or the next; what is left is told."""
+    judge = Judge(found=[LEFT, DAMAGED])
+    hosted.ends = lambda number: 3 if number == 1 else 1
+    options = checked | {"until_clean": 3, "checks": judge}
+    async with run_batch(client, [URL], **options) as batch:
+        (outcome,) = [outcome async for outcome in batch]
+        assert (batch.progress.verdicts, batch.progress.failed) == ({"text_left": 1}, 0)
+    assert (outcome.verdict, outcome.image.task_id, outcome.error) == (LEFT, hosted.tasks[0].task_id, None)
+    assert files(tmp_path / "out") == {"poster.jpg", "earlier/poster.3.jpg"}
+    assert await collect(client, [URL], **options) == []
+    assert hosted.count("generate") == 3
+    (more,) = await collect(client, [URL], **options | {"until_clean": 4, "checks": Judge(found=[CLEAN])})
+    assert (more.verdict, hosted.count("generate")) == (CLEAN, 4)
+
+
+async def test_the_budget_bounds_the_attempts(client: Any, hosted: Any, checked: Any) -> None:
+    """The image that is there is the outcome, and the job is done; the same call goes on later."""
+    options = checked | {"until_clean": 3, "checks": Judge(found=[LEFT])}
+    found: list[Any] = []
+    with pytest.raises(BudgetExhausted):
+        async with run_batch(client, [URL], **options, max_credits=12) as batch:
+            async for outcome in batch:
+                found.append(outcome)
+    assert [outcome.verdict for outcome in found] == [LEFT]
+    job = await only_job(checked["journal"], client)
+    assert (job.state, job.kept, job.redone, hosted.count("generate")) == (JobState.DONE, None, 1, 2)
+    assert await collect(client, [URL], **checked, checks=Judge(found=[CLEAN])) == []
+    (outcome,) = await collect(client, [URL], **options | {"checks": Judge(found=[CLEAN])})
+    assert (outcome.verdict, hosted.count("generate")) == (CLEAN, 3)
+
+
+async def test_only_images_of_the_call_are_submitted_again(client: Any, hosted: Any, checked: Any) -> None:
+    """Not others of its journal, whether they are done or their task is fetched by this call."""
+    urls = [f"https://example.com/{number}.jpg" for number in range(3)]
+    options = checked | {"name_file": None, "checks": Judge(found=[LEFT])}
+    await collect(client, urls[:1], **options)
+    hosted.polls = 10**9
+    async with run_batch(client, urls[1:], **options):
+        while hosted.count("generate") < 3:
+            await asyncio.sleep(0)
+    hosted.polls = 1
+    outcomes = await collect(client, urls[2:], **options | {"until_clean": 2})
+    assert sorted(outcome.job.request.input_image for outcome in outcomes) == urls[1:]
+    assert hosted.count("generate") == 4
+    assert urls[2] in json.dumps(hosted.sent[3])
+    outcomes = await collect(client, [*urls, urls[0]], **options | {"until_clean": 2})
+    assert sorted(outcome.job.request.input_image for outcome in outcomes) == urls[:2]
+    assert hosted.count("generate") == 6
+
+
+async def test_a_model_that_does_not_take_the_request_ends_the_attempts(
+    client: Any, hosted: Any, checked: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The image that is there is the outcome; the log says why."""
+    plain = CustomModel(id="mine/edit", credits=3, image_field="image_url")
+    ratio = EditRequest.text_removal(URL, aspect_ratio="16:9")
+    options = checked | {"until_clean": 3, "escalate": [plain], "checks": Judge(found=[LEFT])}
+    (outcome,) = await collect(client, [ratio], **options)
+    assert (outcome.verdict, hosted.count("generate")) == (LEFT, 1)
+    assert "is not submitted again for a better image" in caplog.text
+
+
+async def test_a_submit_that_the_account_cannot_pay_leaves_the_image(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path
+) -> None:
+    """The run halts; the next one submits it, with its checks, once there are credits."""
+    hosted.balance = 7.0
+    options = checked | {"until_clean": 2, "checks": Judge(found=[LEFT, CLEAN])}
+    with pytest.raises(InsufficientCreditsError):
+        await collect(client, [URL], **options)
+    assert files(tmp_path / "out") == {"poster.jpg"}
+    hosted.balance = 100.0
+    (outcome,) = await collect(client, [URL], **options | {"until_clean": 1, "verify": False})
+    assert (outcome.verdict, len(hosted.tasks)) == (CLEAN, 2)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before commit", "after commit"])
+async def test_attempts_that_die_at_any_commit_are_resumed(
+    client: Any, hosted: Any, checked: Any, tmp_path: Path, *, after: bool
+) -> None:
+    """Never more of them than allowed; an image is in its place as soon as there was one."""
+    for number in itertools.count(1):
+        path, folder = tmp_path / f"{number}.sqlite3", tmp_path / f"{number}"
+        options = checked | {"journal": path, "directory": folder, "until_clean": 3}
+        fate, before = Fate(number, after), hosted.count("generate")
+        judge = JudgeOfAttempts(found=[LEFT, DAMAGED, CLEAN])
+        try:
+            async with MortalJournal(path, fate, clock=client.session.clock) as journal:
+                await collect(client, [URL], **options | {"journal": journal}, checks=judge)
+        except (Crash, BaseExceptionGroup):
+            assert fate.is_over
+        died_with = await only_job(path, client)
+        assert died_with.kept is None or (folder / died_with.kept.file).is_file()
+        await collect(client, [URL], **options, checks=judge)
+        job = await only_job(path, client)
+        assert hosted.count("generate") - before <= 3
+        if job.state is JobState.DONE:
+            assert (job.kept, verdict_of(job)) == (None, "clean")
+            assert {"poster.jpg", "earlier/poster.1.jpg", "earlier/poster.2.jpg"} <= files(folder)
+        else:
+            assert job.state is JobState.IN_DOUBT
+        if not fate.is_over:
+            break
+    assert number > 15, "three attempts with their checks, and two choices"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"until_clean": 0}, "until_clean must be a whole number from 1"),
+        ({"until_clean": True}, "until_clean must be a whole number from 1"),
+        ({"until_clean": 2, "directory": None}, "verify needs a folder"),
+        ({"escalate": "flux-kontext-max"}, "escalate must be a list of models"),
+        ({"escalate": ["flux-kontext-ultra"]}, "'flux-kontext-ultra' is no model"),
+    ],
+    ids=["none", "a flag", "no folder", "one name", "no model"],
+)
+def test_the_options_of_further_attempts_are_checked(
+    client: Any, checked: Any, options: dict[str, Any], words: str
+) -> None:
+    """Before anything is opened."""
+    with pytest.raises(InvalidInput, match=words):
+        run_batch(client, [URL], **checked | options)

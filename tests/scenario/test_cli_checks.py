@@ -419,3 +419,72 @@ def test_a_missing_extra_is_named_before_anything_is_read_or_sent(
     monkeypatch.setenv("KIE_API_KEY", "k")
     code, _, said = command("remove-text", URLS[0], option, "-o", "run")
     assert (code, "needs the extra verify" in said, (tmp_path / "run").exists()) == (2, True, False)
+
+
+async def test_a_run_until_clean_names_its_cost_at_most_and_is_resumed(runs: Runs) -> None:
+    """Also in the dry run; the second run of the same command pays for nothing, a larger number for more."""
+    checks = WantedChecks(verify=True, until_clean=3, escalate=(Model.PRO,))
+    code, rows = await runs.run(CheckWorkers(verdict=LEFT), checks)
+    said = runs.said.getvalue()
+    assert "3 images need about 15 credits, with all their further attempts up to 45" in said
+    assert "Text left: 3 in this folder. To pay for another task for each" in said
+    assert f"`flux-async retry {runs.folder} --text-left`" in said
+    assert (code, {(row["verdict"], row["attempts"]) for row in rows}) == (Exit.SUCCEEDED, {("text_left", 3)})
+    assert len(list((runs.folder / "images").glob("*.jpg"))) == 3
+    assert len(list((runs.folder / "images" / "earlier").iterdir())) == 6
+    code, again = await runs.run(CheckWorkers(verdict=LEFT), checks)
+    assert (code, again, runs.vendor.count("generate")) == (Exit.SUCCEEDED, rows, 9)
+    more = attrs.evolve(checks, until_clean=4)
+    _, rows = await runs.run(CheckWorkers(), more)
+    assert "3 of 3 done before with text left or damage: paid for again." in runs.said.getvalue()
+    assert "0 images need about 0 credits, with all their further attempts up to 15" in runs.said.getvalue()
+    assert {(row["verdict"], row["attempts"]) for row in rows} == {("clean", 4)}
+    assert runs.vendor.count("generate") == 12
+
+
+def test_the_dry_run_names_the_cost_of_further_attempts(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the models that they would be made with."""
+    monkeypatch.setenv("KIE_API_KEY", "k")
+    further = ("--until-clean", "3", "--escalate", "flux-kontext-pro,flux-kontext-max")
+    code, printed, said = command("remove-text", *URLS, *further, "--dry-run", "--max-credits", "20")
+    assert code == 0
+    words = "To submit: 3 (flux-kontext-pro: 3), for about 15 credits, with all further attempts up to 60, "
+    assert f"{words}of which the run may spend 20." in " ".join(said.split())
+    code, printed, _ = command("remove-text", *URLS, *further, "--dry-run", "--json")
+    found = json.loads(printed)
+    assert (found["credits"], found["credits_at_most"], found["tried_again"]) == (15, 60, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--until-clean", "0"), "0 is not in the range"),
+        (("--until-clean", "2", "--no-download"), "leave --no-download out"),
+        (("--escalate", "flux-kontext-max"), "--escalate with 1 needs --until-clean 2 or more"),
+        (("--until-clean", "2", "--escalate", "flux-kontext-ultra"), "'flux-kontext-ultra' is not one of"),
+        (
+            (
+                "--until-clean",
+                "2",
+                "--escalate",
+                "gpt-image-2-5-flare-image-to-image",
+                "--aspect-ratio",
+                "16:9",
+            ),
+            "aspect_ratio",
+        ),
+    ],
+    ids=["none", "no images", "too few", "no model", "no such option"],
+)
+def test_options_of_further_attempts_are_checked(
+    command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    """Before anything is read or sent."""
+    monkeypatch.setenv("KIE_API_KEY", "k")
+    code, _, said = command("remove-text", URLS[0], *words, "-o", "run")
+    assert (code, message in " ".join(said.split())) == (2, True), said

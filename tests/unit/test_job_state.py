@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from flux_async import Model
 from flux_async.errors import Charge, ConnectionLost, FluxError, TaskFailed
 from flux_async.job_state import (
     FINAL,
@@ -41,6 +42,7 @@ from flux_async.job_state import (
     Settle,
     Submit,
     SubmitAccepted,
+    SubmitAgain,
     SubmitIntended,
     SubmitRefused,
     SubmitRejected,
@@ -55,6 +57,7 @@ from flux_async.job_state import (
     apply,
     earlier_is_better,
     events_of_lost_submit,
+    next_attempt,
     next_step,
     recover,
     verdict_of,
@@ -488,6 +491,23 @@ def test_a_result_that_was_not_chosen_does_not_replace_the_kept_one() -> None:
     again = apply(second(None), RetryGranted(at=20))
     assert again.kept is not None
     assert (again.kept.attempt, again.redone) == (1, 2)
+
+
+def test_another_attempt_follows_a_bad_verdict_until_they_are_used_up() -> None:
+    """Earlier ones count, failed ones too; each has its model, the last one is repeated."""
+    assert next_step(FIRST, checks=WantedChecks(verify=True)) == Settle(state=DONE)
+    twice = WantedChecks(verify=True, until_clean=2)
+    assert next_step(FIRST, checks=twice) == SubmitAgain()
+    escalates = attrs.evolve(twice, until_clean=4, escalate=(Model.PRO, Model.MAX))
+    wanted = [SubmitAgain(model=Model.PRO), SubmitAgain(model=Model.MAX), SubmitAgain(model=Model.MAX)]
+    for redone, step in enumerate([*wanted, Settle(state=DONE)]):
+        assert next_step(attrs.evolve(FIRST, redone=redone), checks=escalates) == step
+    assert list(escalates.models_left(1)) == [Model.MAX, Model.MAX]
+    for kind, is_bad in (("clean", False), ("unsure", False), ("damaged", True), ("cropped", True)):
+        found = attrs.evolve(FIRST, checked=CheckResult(verdict={"kind": kind}))
+        assert (next_attempt(found, twice) is not None) is is_bad
+    assert next_attempt(second(LEFT_04), twice) is None, "the results are compared first"
+    assert next_attempt(job(G), twice) is None
 
 
 def test_a_job_whose_image_is_not_here_keeps_nothing() -> None:

@@ -12,13 +12,19 @@ from flux_async.job_state import (
     JobState,
     NoTextFound,
     Problem,
+    ResultChosen,
+    ResultLost,
+    RetryGranted,
+    Saved,
     SubmitAccepted,
     SubmitIntended,
     SubmitRefused,
+    SubmitRejected,
     SubmitUnknown,
     TaskEnded,
     TaskEndedRetryable,
     TaskSucceeded,
+    Verified,
     apply,
 )
 from flux_async.models import JobKey
@@ -87,6 +93,51 @@ def test_images_without_text_are_counted_with_what_they_would_have_cost() -> Non
     progress = counted(found).progress(elapsed_s=1.0)
     assert (progress.skipped, progress.saved_credits) == (1, 5.0)
     assert (progress.submits, progress.credits, progress.verdicts) == (0, 0.0, {})
+
+
+SUBMITTED = (SubmitIntended(api="kontext", at=1.0), SubmitAccepted(at=2.0, task_id=TaskId("t")))
+IMAGE = TaskSucceeded(at=3.0, result_url="https://files.example/r.jpg")
+SAVED = Saved(at=4.0, file="a.png")
+LEFT, CLEAN = Verified(at=5.0, verdict={"kind": "text_left"}), Verified(at=5.0, verdict={"kind": "clean"})
+FAILURE = Problem(type="TaskFailed", message="m")
+
+
+@pytest.mark.parametrize(
+    ("events", "verdicts"),
+    [
+        ((CLEAN, ResultChosen(at=6.0, keeps_earlier=False, file="a.png")), {"clean": 1}),
+        ((LEFT, ResultChosen(at=6.0, keeps_earlier=True, loses="text_left")), {"text_left": 1}),
+        ((), {}),
+    ],
+    ids=["better", "worse", "undecided"],
+)
+def test_of_several_results_of_an_image_the_better_is_counted(
+    events: tuple[Event, ...], verdicts: dict[str, int]
+) -> None:
+    """An image has one verdict; the attempts are counted by themselves."""
+    first = (*SUBMITTED, IMAGE, SAVED, LEFT)
+    progress = counted(*first, RetryGranted(at=6.0), *SUBMITTED, IMAGE, SAVED, *events).progress(
+        elapsed_s=1.0
+    )
+    assert (progress.verdicts, progress.tried_again, progress.submits) == (verdicts, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("end", "credits_"),
+    [
+        ((SubmitRejected(at=7.0, problem=FAILURE),), 5.0),
+        ((SUBMITTED[1], TaskEnded(at=7.0, problem=FAILURE)), 10.0),
+        ((SUBMITTED[1], IMAGE, ResultLost(at=7.0, problem=FAILURE)), 10.0),
+    ],
+    ids=["rejected", "failed", "lost"],
+)
+def test_an_attempt_that_fails_gives_the_image_its_verdict_back(
+    end: tuple[Event, ...], credits_: float
+) -> None:
+    """And its credits to the run, if it was not charged."""
+    first = (*SUBMITTED, IMAGE, SAVED, LEFT, RetryGranted(at=6.0), SUBMITTED[0])
+    tally = counted(*first, *end)
+    assert (tally.progress(elapsed_s=1.0).verdicts, tally.credits) == ({"text_left": 1}, credits_)
 
 
 def test_tasks_of_earlier_runs_cost_this_run_nothing() -> None:
