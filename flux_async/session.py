@@ -235,6 +235,10 @@ class Session:
             words = f"A FluxClient was never closed; it was made at {self.made_at}. Use `async with`."
             warn(words, ResourceWarning, source=self)
 
+    def mark_closed(self) -> None:
+        """Count it as closed: its event loop has ended, and its transport has closed the connections."""
+        self._closed = True
+
     def run_on_loop(self, work: Callable[[], None]) -> None:
         """Run ``work`` on the session's event loop: now, or soon if called from elsewhere."""
         loop = self._loop

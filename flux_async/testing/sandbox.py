@@ -146,6 +146,7 @@ class FluxSandbox:
         while self._clients:
             client, transport = self._clients.pop()
             transport.run_in_its_loop(client.aclose)
+            client.session.mark_closed()
         for request in tuple(self._requests):
             request.cancel()  # no client waits for the answer, which can be slow
         self._open.close()
