@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,14 @@ def workers_of(parent: int) -> Iterator[int]:
             yield int(folder.name)
 
 
-def kill_worker(cli: Any, parent: subprocess.Popen[str]) -> None:
+def kill_worker(parent: subprocess.Popen[str]) -> None:
     """Kill the worker of a command in the middle of its first call, which starts it and loads models."""
-    cli.wait_for(lambda: any(workers_of(parent.pid)))
-    (worker,) = workers_of(parent.pid)
-    os.kill(worker, signal.SIGKILL)
+    until = time.monotonic() + 240
+    while not (workers := list(workers_of(parent.pid))):
+        assert parent.poll() is None, "the command ended before it started a worker"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(workers[0], signal.SIGKILL)
 
 
 def test_an_image_is_composed_and_verified_also_where_a_worker_process_is_killed(
@@ -68,7 +72,7 @@ def test_an_image_is_composed_and_verified_also_where_a_worker_process_is_killed
     cli, image = make_cli(sandbox_url), image_host.more("killed-worker", 1)[0]
     with cli.start("remove-text", image, "--preserve", "-o", "out") as process:
         if HAS_PROC:
-            kill_worker(cli, process)
+            kill_worker(process)
         stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert cli.tasks_of(image) == 1
