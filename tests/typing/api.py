@@ -40,11 +40,13 @@ from flux_async import (
     PreserveRefusal,
     PreserveReport,
     RateLimitedError,
+    RedisRateLimiter,
     Rekeyed,
     Retried,
     RetryPolicy,
     SavedFile,
     Scope,
+    Sink,
     Succeeded,
     TaskFailed,
     TaskId,
@@ -55,12 +57,15 @@ from flux_async import (
     Verdict,
     adopt,
     fetch_missing,
+    frame_to_jobs,
     preserve,
     rekey,
     retry,
     run_batch,
     run_checks,
+    sink_for,
 )
+from flux_async.batch.frames import Frame
 
 
 def requests_() -> None:
@@ -157,13 +162,23 @@ def preserved_image() -> None:
     assert_type(done.report.replaced, float | None)
 
 
+async def several_machines(frame: Frame) -> None:
+    assert_type(sink_for("s3://bucket/clean"), Sink)
+    async with RedisRateLimiter("redis://127.0.0.1:6379/0") as limiter:
+        client = FluxClient(rate_limiter=limiter)
+        assert_type(await limiter.take(), float)
+    jobs = frame_to_jobs(frame, column="hero", output_format="png")
+    assert_type(next(jobs), Job | EditRequest)
+    run_batch(client, jobs, sink=sink_for("clean"))
+
+
 def outcomes(outcome: Outcome) -> None:
     match outcome:
         case Succeeded(job=job, image=image, file=file, verdict=verdict, check=check):
             assert_type(verdict, Verdict | None)
             assert_type(check, CheckResult | None)
             assert_type(job, Job)
-            assert_type(image, ImageResult)
+            assert_type(image, ImageResult | None)
             assert_type(file, Path | None)
         case Failed(error=error) | InDoubt(error=error):
             assert_type(error, FluxError)
