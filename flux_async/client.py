@@ -40,7 +40,6 @@ from flux_async.models import (
     ImageRequest,
     ImageResult,
     Job,
-    JobKey,
     Outcome,
     RequestOptions,
     TaskId,
@@ -49,7 +48,7 @@ from flux_async.models import (
     UploadedFile,
     check_request,
 )
-from flux_async.observed_call import observed
+from flux_async.observed_call import ObservedCall, observed
 from flux_async.policy import check_kind, check_not_negative, check_positive
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of
@@ -101,7 +100,7 @@ class FluxClient:
             together with ``http_client``.
         clock: The reader of time.
         rng: The source of jitter, for example ``random.Random(1)`` in a test.
-        observers: Called with each event of :mod:`flux_async.events`.
+        observers: Called with the events of :mod:`flux_async.events`.
 
     Raises:
         ConfigurationError: No key, or an address, API, client or transport that cannot be used.
@@ -152,6 +151,7 @@ class FluxClient:
             scrub=credentials.scrub,
             rng=rng,
             address=credentials.base_url,
+            upload_address=credentials.upload_url,
             events=stream_of([LogLines(), *observers]),
         )
         self._poller: Poller = Poller(
@@ -280,7 +280,7 @@ class FluxClient:
         deadline, api = self._deadline(timeout), api_for(request.model, self.api, request.aspect_ratio)
         with observed(self._session, request, api, waits=False) as seen:
             async with self._session.call() as call:
-                seen.task_id, _ = await self._submit(request, deadline, call, seen.job)
+                seen.task_id, _ = await self._submit(request, deadline, call, seen)
                 return seen.task_id
 
     async def record(
@@ -485,12 +485,11 @@ class FluxClient:
         note on the ``CancelledError``.
         """
         check_request(request)
-        api = api_for(request.model, self.api, request.aspect_ratio)
-        span_s = self._span(timeout)
+        api, span_s = api_for(request.model, self.api, request.aspect_ratio), self._span(timeout)
         deadline = self._session.clock.monotonic() + span_s
         with observed(self._session, request, api) as seen:
             async with self._session.call() as call, self._session.task_in_flight(deadline):
-                seen.task_id, sent = await self._submit(request, deadline, call, seen.job)
+                seen.task_id, sent = await self._submit(request, deadline, call, seen)
                 task_id = seen.task_id
                 try:
                     image = await self._poller.wait(
@@ -502,6 +501,7 @@ class FluxClient:
                         kind=kind_of(request),
                         age=0.0,
                         job=seen.job,
+                        trace=seen.trace,
                     )
                 except FluxError as error:
                     if isinstance(error, TaskFailed) and error.record is not None:
@@ -575,7 +575,7 @@ class FluxClient:
         return Uploads(session=self._session, retry=self._options.retry)
 
     async def _submit(
-        self, request: ImageRequest, deadline: float, call: Call, job: JobKey
+        self, request: ImageRequest, deadline: float, call: Call, seen: ObservedCall
     ) -> tuple[TaskId, ImageRequest]:
         """Upload the image if it is a file, and submit; return the task and the request as it was sent."""
         self.check_reachable(request)
@@ -585,8 +585,8 @@ class FluxClient:
         if isinstance(request, EditRequest) and must_be_uploaded(request.input_image):
             uploaded = await self._uploads.send(request.input_image, deadline=deadline)
             request = attrs.evolve(request, input_image=uploaded.url)
-        submit = partial(self._session.submit, retry=self._options.retry)
-        return await submit(request, deadline=deadline, call=call, job=job), request
+        submit = partial(self._session.submit, retry=self._options.retry, job=seen.job, trace=seen.trace)
+        return await submit(request, deadline=deadline, call=call), request
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Make a request that costs nothing, with retries, and return its parsed answer."""

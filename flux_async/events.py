@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import attrs
@@ -46,7 +47,7 @@ class FluxEvent:
         api: The API of the task, or of the submit.
         task_id: The task.
         attempt: The number of the submit, from 1; 0 before the first.
-        trace: What an observer's ``trace_context`` returned when the job was added; the journal keeps it.
+        trace: The context of the job's trace, from an observer's ``trace_context``; the journal keeps it.
     """
 
     at: float
@@ -71,7 +72,13 @@ class SubmitStarted(FluxEvent):
     """A submit is about to be sent: it has its permit, and the journal has the intent.
 
     One of these follows: ``Submitted``, ``Retried`` if it was not charged and is made again, or ``Settled``.
+
+    Attributes:
+        added_at: When the job was added to the journal, or the call was made; None if an earlier release has
+            added it.
     """
+
+    added_at: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -81,12 +88,14 @@ class Submitted(FluxEvent):
     Attributes:
         charge: YES if it has a task; MAYBE if its task is unknown.
         is_found: Whether the task of an earlier submit became known: by a callback, or by its record.
+        credits: The price of its model, as measured, else as expected; None if an earlier event had it.
         error: The class of the error that leaves the task unknown, and ``reason`` its message.
         reason: See ``error``.
     """
 
     charge: Charge = Charge.YES
     is_found: bool = False
+    credits: float | None = None
     error: str | None = None
     reason: str | None = None
 
@@ -201,6 +210,7 @@ class Settled(FluxEvent):
     Attributes:
         outcome: The outcome.
         is_final: Whether the journal keeps it as final; if not, a later run may still bring the image.
+        added_at: See :class:`SubmitStarted`.
         charge: Whether the latest submit was charged.
         credits: What its task has cost; None if that is not known.
         submitted_at: When the task was accepted, in seconds since the epoch.
@@ -215,6 +225,7 @@ class Settled(FluxEvent):
 
     outcome: Literal["succeeded", "failed", "in_doubt"]
     is_final: bool = True
+    added_at: float | None = None
     charge: Charge
     credits: float | None = None
     submitted_at: float | None = None
@@ -242,6 +253,30 @@ class Halted(FluxEvent):
     reason: str
 
 
+@attrs.frozen(kw_only=True)
+class RequestEnded(FluxEvent):
+    """An HTTP request was answered, or has failed. Only observers whose ``wants`` asks for it receive it.
+
+    Attributes:
+        method: The HTTP method.
+        origin: Scheme, host and port.
+        path: The path of an address of the API or of its upload host; None for a file, whose path gives
+            access to it.
+        seconds: Seconds from the request to its answer; of a file, to its last byte.
+        status: The HTTP status; None without a whole answer.
+        error: The class of the error.
+        links: The traces of other jobs that wait for the same poll.
+    """
+
+    method: str
+    origin: str
+    path: str | None = None
+    seconds: float
+    status: int | None = None
+    error: str | None = None
+    links: tuple[str, ...] = ()
+
+
 def why(error: FluxError) -> dict[str, Any]:
     """Return the fields ``error`` and ``reason`` of an event."""
     return {"error": type(error).__name__, "reason": error.message}
@@ -253,9 +288,15 @@ def why(error: FluxError) -> dict[str, Any]:
 class Observer(Protocol):
     """Called with each event: any function of one argument.
 
-    It may have two methods besides. ``wants(kind) -> bool`` says whether it wants events of a class now.
-    ``trace_context() -> str | None`` is called where a job is added, in the context of the caller; what it
-    returns is kept in the journal with the job, and is the ``trace`` of the job's events.
+    It may have other methods besides:
+
+    - ``wants(kind) -> bool`` says whether it wants events of a class now; without it, it receives all but
+      :class:`RequestEnded`.
+    - ``trace_context(at) -> str | None`` is called once for each job that was added ``at`` that time, before
+      its first submit; what it returns is kept in the journal, and is the ``trace`` of the job's events.
+    - ``enter_job(job, trace)`` is called in the coroutine that works on a job, before its first event, and
+      ``enter_request()`` in one that makes an HTTP request. What they return, if it is not None, is called
+      without arguments where that ends.
     """
 
     def __call__(self, event: FluxEvent, /) -> object:
@@ -272,9 +313,13 @@ class _Attached:
 
     def call(self, name: str, *given: object) -> object:
         """Return what a method of the observer returns; None if it has none, or if it raises."""
+        method = getattr(self.observer, name, None)
+        return None if method is None else self.run(method, *given)
+
+    def run(self, function: Callable[..., object], *given: object) -> object:
+        """Return what a function of the observer's returns; None if it raises, which is logged once."""
         try:
-            method = getattr(self.observer, name, None)
-            return None if method is None else method(*given)
+            return function(*given)
         except Exception:
             if not self._has_failed:
                 self._has_failed = True
@@ -284,7 +329,9 @@ class _Attached:
 
     def wants(self, kind: type[FluxEvent]) -> bool:
         """Return whether it wants events of a class."""
-        return not hasattr(self.observer, "wants") or bool(self.call("wants", kind))
+        if hasattr(self.observer, "wants"):
+            return bool(self.call("wants", kind))
+        return kind is not RequestEnded
 
 
 @attrs.define(eq=False)
@@ -317,10 +364,28 @@ class EventStream:
             if each.wants(type(event)):
                 each.call("__call__", event)
 
-    def trace_context(self) -> str | None:
-        """Return the trace context of the caller, from the first observer that has one."""
-        found = (each.call("trace_context") for each in self._attached)
+    def trace_context(self, at: float) -> str | None:
+        """Return the trace context for a job that was added ``at``, from the first observer that has one."""
+        found = (each.call("trace_context", at) for each in self._attached)
         return next((str(context) for context in found if context is not None), None)
+
+    def job(self, job: JobKey, trace: str | None) -> AbstractContextManager[None]:
+        """Hold while the running coroutine works on a job."""
+        return self._entered("enter_job", job, trace)
+
+    def request(self) -> AbstractContextManager[None]:
+        """Hold while the running coroutine makes an HTTP request."""
+        return self._entered("enter_request")
+
+    @contextlib.contextmanager
+    def _entered(self, method: str, *given: object) -> Iterator[None]:
+        entered = [(each, each.call(method, *given)) for each in self._attached]
+        try:
+            yield
+        finally:
+            for each, leave in reversed(entered):
+                if callable(leave):
+                    each.run(leave)
 
 
 def stream_of(observers: Iterable[Observer]) -> EventStream:

@@ -22,11 +22,13 @@ class ObservedCall:
 
     Attributes:
         job: The key of its events.
+        trace: The context of its trace.
         task_id: Its task, once it has one.
         image: Its result, once there is one.
     """
 
     job: JobKey
+    trace: str | None = None
     task_id: TaskId | None = None
     image: ImageResult | None = None
 
@@ -40,19 +42,22 @@ def observed(
     A call that does not wait for its task has neither, unless it fails.
     """
     job = JobKey(CALL + secrets.token_hex(8))  # distinguishes its events from those of other calls
-    call, emit, wall = ObservedCall(job=job), session.events.emit, session.clock.wall
-    about = event_fields(request, api, job) | {"trace": session.events.trace_context()}
-    if waits:
-        emit(JobAdded(at=wall(), **about))
-    try:
-        yield call
-    except BaseException as error:
-        emit(Settled(at=wall(), **about | _end_of(error, call.task_id)))
-        raise
-    if (image := call.image) is not None:
-        took_s = None if image.record is None else image.record.generation_s
-        end = {"outcome": "succeeded", "task_id": call.task_id, "charge": Charge.YES}
-        emit(Settled(at=wall(), **about | end, generation_s=took_s, credits=image.credits))
+    emit, wall, at = session.events.emit, session.clock.wall, session.clock.wall()
+    call = ObservedCall(job=job, trace=session.events.trace_context(at))
+    about = event_fields(request, api, job, call.trace)
+    with session.events.job(job, call.trace):
+        if waits:
+            emit(JobAdded(at=at, **about))
+        about["added_at"] = at
+        try:
+            yield call
+        except BaseException as error:
+            emit(Settled(at=wall(), **about | _end_of(error, call.task_id)))
+            raise
+        if (image := call.image) is not None:
+            took_s = None if image.record is None else image.record.generation_s
+            end = {"outcome": "succeeded", "task_id": call.task_id, "charge": Charge.YES}
+            emit(Settled(at=wall(), **about | end, generation_s=took_s, credits=image.credits))
 
 
 def _end_of(error: BaseException, task_id: TaskId | None) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class _Waiter:
         expects_callback: Whether the vendor was given a callback address for the task.
         outage_s: Seconds of outages that its deadline was moved by; None if outages count as time.
         job: The key of the events of its polls.
+        trace: The context of the job's trace.
         wakeup: Set when there is something to consider before the next poll is due.
         found: What the latest poll found, until it is read.
         missed: Whether a poll that it started got no permit before the deadline.
@@ -103,6 +104,7 @@ class _Waiter:
     expects_callback: bool
     outage_s: float | None
     job: JobKey | None = None
+    trace: str | None = None
     wakeup: Wakeup = attrs.field(factory=Wakeup)
     found: TaskRecord | FluxError | None = None
     missed: bool = False
@@ -143,19 +145,32 @@ class Poller:
         """Number of tasks with a notification that no caller has waited for yet."""
         return len(self._early)
 
-    def notify(self, task_id: TaskId, *, job: JobKey | None = None, is_signed: bool | None = None) -> None:
+    def notify(
+        self,
+        task_id: TaskId,
+        *,
+        job: JobKey | None = None,
+        trace: str | None = None,
+        is_signed: bool | None = None,
+    ) -> None:
         """Poll a task now, because a callback came for it; without a waiter, as soon as there is one.
 
         Args:
             task_id: The task.
             job: The job that the callback named, if that is known.
+            trace: The context of the job's trace.
             is_signed: Whether its signature was verified; None where that is not known.
         """
-        at = self.session.clock.wall()
-        self.session.events.emit(CallbackReceived(at=at, task_id=task_id, job=job, is_signed=is_signed))
+        waiting = [self._tasks[api, task_id] for api in APIS if (api, task_id) in self._tasks]
+        if job is None and waiting:
+            job, trace = waiting[0].waiters[0].job, waiting[0].waiters[0].trace
+        self.session.events.emit(
+            CallbackReceived(
+                at=self.session.clock.wall(), task_id=task_id, job=job, trace=trace, is_signed=is_signed
+            )
+        )
         if self.session.is_closed or self.health.saw_callback(task_id, self._now()):
             return  # its end is known already
-        waiting = [self._tasks[api, task_id] for api in APIS if (api, task_id) in self._tasks]
         for task in waiting:
             task.notifications += 1
             task.wake()
@@ -179,6 +194,7 @@ class Poller:
         expects_callback: bool = False,
         waits_out_outages: bool = False,
         job: JobKey | None = None,
+        trace: str | None = None,
     ) -> ImageResult:
         """Return a task's image when it has one.
 
@@ -194,6 +210,7 @@ class Poller:
             waits_out_outages: Whether time without a connection does not count; the caller then ends the wait
                 by cancelling it.
             job: The key of the events of its polls.
+            trace: The context of the job's trace.
 
         Raises:
             TaskFailed: The task ended without an image.
@@ -212,7 +229,7 @@ class Poller:
             ticks_from=ticks_from,
         )
         outage_s = self.session.polls.outage_s(now) if waits_out_outages else None
-        waiter = _Waiter(task, state, expects_callback, outage_s, job)
+        waiter = _Waiter(task, state, expects_callback, outage_s, job, trace)
         task.waiters.append(waiter)
         try:
             while True:
@@ -365,7 +382,14 @@ class Poller:
         found: TaskRecord | FluxError | None = None
         try:
             if await self._is_permitted(waiter):
-                found = await self.session.poll(waiter.state.task_id, task.api, waiter.job)
+                others = (each.trace for each in task.waiters if each is not waiter)
+                found = await self.session.poll(
+                    waiter.state.task_id,
+                    task.api,
+                    job=waiter.job,
+                    trace=waiter.trace,
+                    links=tuple(trace for trace in others if trace is not None),
+                )
         finally:
             task.poll = task.queued = None
             waiter.missed = found is None

@@ -226,8 +226,9 @@ class JobService:
             job = await read_job(image)
             job = job if key is None else attrs.evolve(job, key=JobKey(key))
             self._client.check_reachable(job.request)
+            trace = events.trace_context(self._session.clock.wall())
             (stored,) = await self._journal.add_jobs(
-                [job], is_chosen=self._run.works_on, trace=events.trace_context(), priority=priority
+                [job], is_chosen=self._run.works_on, trace=trace, priority=priority
             )
         if self._run.push(stored):
             events.emit(job_events.added(stored, self._session.clock.wall()))

@@ -44,6 +44,7 @@ from flux_async.errors import (
 from flux_async.events import EventStream, Paused, Polled, Retried, SubmitStarted, Submitted, why
 from flux_async.images import without_query
 from flux_async.models import EditRequest, ImageRequest, JobKey, TaskId, TaskRecord, TaskStatus, UnclaimedTask
+from flux_async.observed_request import exchange
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.rate_limit import Pause, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
@@ -137,7 +138,8 @@ class Session:
         rng: The source of jitter.
         api: The API that requests are submitted to, where it has their model.
         scrub: Removes the key from an answer.
-        address: The API's origin, for messages.
+        address: The API's origin.
+        upload_address: That of its upload host.
         events: What happens on the session.
         times: What is known of how long tasks take.
         changed: Set when pauses begin or end, and when a waiting submit should check again.
@@ -160,6 +162,7 @@ class Session:
     scrub: Callable[[bytes], bytes] = attrs.field(default=bytes, repr=False)
     address: str = ""
     rate_limiter: RateLimiter | None = None
+    upload_address: str = ""
     events: EventStream = attrs.field(factory=EventStream, repr=False)
     times: GenerationTimes = attrs.field(factory=GenerationTimes, init=False, repr=False)
     changed: Signal = attrs.field(factory=Signal, init=False, repr=False)
@@ -347,35 +350,46 @@ class Session:
             self.task_slots.release()
 
     async def submit(
-        self, request: ImageRequest, *, deadline: float, call: Call, retry: RetryPolicy, job: JobKey
+        self,
+        request: ImageRequest,
+        *,
+        deadline: float,
+        call: Call,
+        retry: RetryPolicy,
+        job: JobKey,
+        trace: str | None,
     ) -> TaskId:
-        """Submit, and again only if that cannot pay twice; return the task. ``job`` is the key of its events.
+        """Submit, and again only if that cannot pay twice; return the task.
+
+        ``job`` and ``trace`` are those of its events.
 
         Raises:
             InvalidInput: The API does not have the model, or not in that aspect ratio.
             FluxError: With the charge and the scope of what happened.
         """
         api = api_for(request.model, self.api, request.aspect_ratio)
-        about = event_fields(request, api, job)
+        about, added_at = event_fields(request, api, job, trace), self.clock.wall()
         tries = 0
         while True:
             tries += 1
             about["attempt"] = tries
             try:
                 await self.submitter.acquire(deadline=deadline, check=call.check)
-                self.events.emit(SubmitStarted(at=self.clock.wall(), **about))
+                self.events.emit(SubmitStarted(at=self.clock.wall(), **about, added_at=added_at))
                 task_id = await self._submit_once(request, api, deadline, call)
             except FluxError as error:
                 delay = retry.before_next_submit(error, tries, self.rng.random())
                 at = self.clock.wall()
                 if delay is None or self.clock.monotonic() + delay >= deadline:
                     if error.charge is not Charge.NO:
+                        about["credits"] = request.model.row.credits
                         self.events.emit(Submitted(at=at, **about, charge=error.charge, **why(error)))
                     raise
                 self.events.emit(Retried(at=at, **about, what="submit", seconds=delay, **why(error)))
                 await self.clock.sleep(delay)
             else:
-                self.events.emit(Submitted(at=self.clock.wall(), **about | {"task_id": task_id}))
+                about |= {"task_id": task_id, "credits": request.model.row.credits}
+                self.events.emit(Submitted(at=self.clock.wall(), **about))
                 return task_id
 
     async def _submit_once(self, request: ImageRequest, api: ApiName, deadline: float, call: Call) -> TaskId:
@@ -423,9 +437,7 @@ class Session:
         await take(self._poll_slots, deadline, self.clock)
         began = self.clock.monotonic()
         timeout_s = min(POLL_TIMEOUT_S, max(_SHORTEST_S, deadline - began))
-        result = await self._run(
-            lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._poll_slots.release
-        )
+        result = await self._run(lambda: exchange(self, wire, timeout_s=timeout_s), self._poll_slots.release)
         return self._polled(result, began)
 
     async def take_poll_slot(self, deadline: float) -> None:
@@ -436,18 +448,27 @@ class Session:
         """
         await take(self._poll_slots, deadline, self.clock)
 
-    async def poll(self, task_id: TaskId, name: ApiName, job: JobKey | None = None) -> TaskRecord | FluxError:
+    async def poll(
+        self,
+        task_id: TaskId,
+        name: ApiName,
+        *,
+        job: JobKey | None = None,
+        trace: str | None = None,
+        links: tuple[str, ...] = (),
+    ) -> TaskRecord | FluxError:
         """Poll a task with a slot and return what was found, whatever it is. It must not be cancelled.
 
         The poll uses a kept connection. If its answer may belong to an earlier poll, it is repeated on a
-        fresh one. ``job`` is the key of its event.
+        fresh one. ``job`` and ``trace`` are those of its event, ``links`` the traces of others that wait.
         """
         found: TaskRecord | FluxError
         api = load_api(name)
+        about: dict[str, Any] = {"task_id": task_id, "api": name, "links": links}
         try:
-            answer = await self._exchange_poll(api.build_status(task_id, keep_alive=True))
+            answer = await self._exchange_poll(api.build_status(task_id, keep_alive=True), **about)
             if not api.is_for_task(answer, task_id):
-                answer = await self._exchange_poll(api.build_status(task_id))
+                answer = await self._exchange_poll(api.build_status(task_id), **about)
             found = api.parse_poll(answer, task_id)
         except FluxError as error:
             found = error
@@ -460,22 +481,22 @@ class Session:
         if isinstance(found, TaskRecord) and found.status is TaskStatus.SUCCESS:
             self.succeeded_at = self.clock.wall()
         if self.events.wants(Polled):
-            self.events.emit(self._polled_event(found, task_id, name, job))
+            about = {"job": job, "task_id": task_id, "api": name, "trace": trace}
+            self.events.emit(self._polled_event(found, about | {"at": self.clock.wall()}))
         return found
 
-    def _polled_event(
-        self, found: TaskRecord | FluxError, task_id: TaskId, api: ApiName, job: JobKey | None
-    ) -> Polled:
-        about: dict[str, Any] = {"at": self.clock.wall(), "job": job, "task_id": task_id, "api": api}
+    @staticmethod
+    def _polled_event(found: TaskRecord | FluxError, about: dict[str, Any]) -> Polled:
         if isinstance(found, FluxError):
             return Polled(**about, error=type(found).__name__)
         ended = found.completed_at
         lag_s = None if ended is None else max(0.0, about["at"] - ended.timestamp())
         return Polled(**about, status=found.status.name, generation_s=found.generation_s, lag_s=lag_s)
 
-    async def _exchange_poll(self, wire: WireRequest) -> WireResponse:
+    async def _exchange_poll(self, wire: WireRequest, **about: Any) -> WireResponse:
         began = self.clock.monotonic()
-        return self._polled(await self.transport.exchange(wire, timeout_s=POLL_TIMEOUT_S), began)
+        result = await exchange(self, wire, timeout_s=POLL_TIMEOUT_S, **about)
+        return self._polled(result, began)
 
     def _polled(self, result: SendResult, began: float) -> WireResponse:
         """Return the answer to a poll, or raise the error of a missing one; update the pause of polls."""
@@ -497,7 +518,8 @@ class Session:
         began = self.clock.monotonic()
         timeout_s = min(timeout_s, max(_SHORTEST_S, deadline - began))
         result = await self._run(
-            lambda: self.transport.exchange(wire, timeout_s=timeout_s), self._upload_slots.release
+            lambda: exchange(self, wire, timeout_s=timeout_s, address=self.upload_address),
+            self._upload_slots.release,
         )
         error = upload_host_unreachable(result.reason) if isinstance(result, NotSent) else None
         self._update("uploads", began, error)
@@ -530,10 +552,10 @@ class Session:
             self.changed.set()
 
 
-def event_fields(request: ImageRequest, api: ApiName, job: JobKey | None) -> dict[str, Any]:
+def event_fields(request: ImageRequest, api: ApiName, job: JobKey, trace: str | None) -> dict[str, Any]:
     """Return the fields that the events of a call have in common."""
     image = without_query(str(request.input_image)) if isinstance(request, EditRequest) else None
-    return {"job": job, "image": image, "model": str(request.model), "api": api}
+    return {"job": job, "image": image, "model": str(request.model), "api": api, "trace": trace}
 
 
 def upload_host_unreachable(reason: str) -> RequestNotSent:

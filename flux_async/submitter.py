@@ -57,6 +57,7 @@ from flux_async.errors import (
 from flux_async.events import EventStream, Halted, Paused, RateLimited, why
 from flux_async.images import must_be_uploaded
 from flux_async.models import Echo, EditRequest, ImageRequest, ImageResult, JobKey, TaskId, TaskRecord
+from flux_async.observed_request import exchange
 from flux_async.policy.rate_limit import CircuitBreaker, Pause, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
 from flux_async.rate_limiter import RateLimiter
@@ -80,7 +81,7 @@ class Submitter:
         changed: Set when a waiting submit should check again whether it may go.
         events: Receives pauses and halts.
         scrub: Removes the key from an answer.
-        address: The API's origin, for messages.
+        address: The API's origin.
         sent: The latest submits, and whether records are known to show what was sent.
         pause: The pause that all submits share.
         breaker: Counts unknown answers.
@@ -249,7 +250,7 @@ class Submitter:
         began = self.clock.monotonic()
         result: SendResult | None = None
         try:
-            result = await self.transport.exchange(wire, timeout_s=SUBMIT_TIMEOUT_S)
+            result = await exchange(self, wire, timeout_s=SUBMIT_TIMEOUT_S, api=api)
             task_id = wire_api.parse_submit(answer_of(result, self.address))
         except FluxError as error:
             return self._with_answer(self._judged(error, began), wire, result)

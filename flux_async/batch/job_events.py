@@ -41,7 +41,7 @@ def added(stored: StoredJob, at: float) -> events.JobAdded:
 
 
 def event_of(  # noqa: C901, PLR0911 - one arm per event
-    stored: StoredJob, job: JobSnapshot, happened: Event
+    stored: StoredJob, job: JobSnapshot, happened: Event, price: float | None
 ) -> FluxEvent | None:
     """Return the event of what was recorded; None if another event reports it.
 
@@ -49,14 +49,19 @@ def event_of(  # noqa: C901, PLR0911 - one arm per event
         stored: The job, of which only what never changes is read.
         job: The job after the event.
         happened: What was recorded.
+        price: The credits counted for the latest submit, if this run made it.
     """
     about: dict[str, Any] = {"at": happened.at, **_about(stored, job)}
     match happened:
         case SubmitIntended():
-            return events.SubmitStarted(**about)
+            return events.SubmitStarted(**about, added_at=stored.added_at)
+        case TaskFound():
+            return events.Submitted(**about, is_found=True)
         case SubmitAccepted():
-            return events.Submitted(**about, is_found=isinstance(happened, TaskFound))
-        case SubmitUnknown(problem=problem) | EchoContradicted(problem=problem):
+            return events.Submitted(**about, credits=price)
+        case SubmitUnknown(problem=problem):
+            return events.Submitted(**about, charge=Charge.MAYBE, credits=price, **_why(problem))
+        case EchoContradicted(problem=problem):
             return events.Submitted(**about, charge=Charge.MAYBE, **_why(problem))
         case SubmitRefused(problem=problem):
             seconds = max(0.0, happened.not_before - happened.at)
@@ -92,6 +97,7 @@ def settled(stored: StoredJob, outcome: Outcome, at: float) -> events.Settled:
         **_about(stored, job),
         outcome=_NAMES[type(outcome)],
         is_final=job.state in FINAL,
+        added_at=stored.added_at,
         charge=job.charge,
         credits=job.credits,
         submitted_at=job.submitted_at,

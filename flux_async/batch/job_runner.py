@@ -191,6 +191,7 @@ async def _wait(step: AwaitTask | Fetch, job: ActiveJob, run: RunContext) -> Fou
                 expects_callback=expects_callback,
                 waits_out_outages=True,
                 job=job.state.key,
+                trace=job.stored.trace,
             )
         except Exception as error:  # noqa: BLE001 - also that of a caller's clock
             return error

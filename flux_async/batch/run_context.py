@@ -111,7 +111,7 @@ class RunContext:
         for earlier, snapshot, happened in moves:
             job.spent = self.progress.tally.add_event(earlier, snapshot, happened, job.spent)
             self.progress.notify()
-            if (seen := job_events.event_of(job.stored, snapshot, happened)) is not None:
+            if (seen := job_events.event_of(job.stored, snapshot, happened, job.spent)) is not None:
                 self.emit(seen)
         if isinstance(event, EchoContradicted) and event.belongs_to is not None:
             self.jobs.wake(event.belongs_to)  # the journal offers the task to that job

@@ -480,8 +480,7 @@ class BatchRun:
                 continue
             jobs.append(job)
             names[job.key] = name
-        trace = self._session.events.trace_context()
-        added = await self._journal.add_jobs(jobs, is_chosen=run.jobs.__contains__, trace=trace)
+        added = await self._journal.add_jobs(jobs, is_chosen=run.jobs.__contains__)
         refused = await run.names.refused(added, names)
         for stored in added:
             if stored.number in refused:

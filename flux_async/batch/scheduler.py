@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Container
+from contextvars import Context
 
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
@@ -122,12 +123,14 @@ class Scheduler:
             if stored is None or self._is_over(stored, is_given=job.is_given):
                 return
             job.stored = stored
-        self._count(job)
-        outcome = await self._outcome_of(job)
-        job.slots.give_back(slots.starting, slots.in_flight)  # no task of this job is in flight any more
-        if outcome is not None:
-            await self._hand_over(job, outcome)
-        elif not job.is_wanted:
+        job.stored = self._with_trace(job.stored)
+        with run.session.events.job(job.state.key, job.stored.trace):
+            self._count(job)
+            outcome = await self._outcome_of(job)
+            job.slots.give_back(slots.starting, slots.in_flight)  # no task of this job is in flight any more
+            if outcome is not None:
+                await self._hand_over(job, outcome)
+        if outcome is None and not job.is_wanted:
             run.progress.tally.remove_job(job.state.state)
 
     def _count(self, job: ActiveJob) -> None:
@@ -190,6 +193,15 @@ class Scheduler:
         error, folder = as_cancelled(job.state), self.run.options.directory
         await self._hand_over(job, outcome_of(job.state, stored.as_job(), error, folder))
         return True
+
+    def _with_trace(self, stored: StoredJob) -> StoredJob:
+        """Return a job with its trace: one of its own, which its first submit keeps, unless it has one."""
+        if stored.trace is not None:
+            return stored
+        at = self.run.now() if stored.added_at is None else stored.added_at
+        # Outside of the context of the caller, whose trace would be that of all jobs of the run.
+        trace = Context().run(self.run.session.events.trace_context, at)
+        return stored if trace is None else attrs.evolve(stored, trace=trace)
 
     def _is_over(self, stored: StoredJob, *, is_given: bool = False) -> bool:
         """Whether there is nothing to do for a job, not even a check."""
@@ -282,7 +294,10 @@ class CallbackReader:
                 self._journal.callback_arrived.set()
 
     async def _arrived(self, entry: InboxEntry) -> None:
-        self._run.client.poller.notify(entry.task_id, job=entry.job, is_signed=entry.signed)
+        active = self._run.jobs.get(entry.job)
+        trace = None if active is None else active.stored.trace
+        poller = self._run.client.poller
+        poller.notify(entry.task_id, job=entry.job, trace=trace, is_signed=entry.signed)
         if self._run.jobs.wake(entry.job):  # it may be in doubt, now or in a moment
             return
         stored = await self._journal.job(entry.job)

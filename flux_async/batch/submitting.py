@@ -142,10 +142,8 @@ async def _intent_then_post(job: ActiveJob, run: RunContext, api: ApiName) -> No
             if job.planned is not None:  # until now the job was done, and stays so if nothing is submitted
                 await run.record(job, attrs.evolve(job.planned, at=run.now()))
                 job.planned = None
-            intent = SubmitIntended(
-                at=run.now(), api=api, model=model, callback_id=callback_id, input_url=url
-            )
-            await run.record(job, intent)
+            about = {"callback_id": callback_id, "input_url": url, "trace": job.stored.trace}
+            await run.record(job, SubmitIntended(at=run.now(), api=api, model=model, **about))
         except BaseException:
             run.budget.give_back(job)  # no request is made without its intent
             raise

@@ -52,6 +52,7 @@ from flux_async.files.object_store import read_object
 from flux_async.files.sink import SavedResult, Sink, check_sink, path_in, save_in
 from flux_async.images import check_http_url, is_object
 from flux_async.models import ImageResult, Job
+from flux_async.observed_request import fetch
 from flux_async.policy.downloads import (
     REFRESHABLE,
     DownloadAgain,
@@ -235,9 +236,8 @@ class _Try(Generic[T]):
 
     def _open(self, headers: dict[str, str]) -> AbstractAsyncContextManager[FileStream]:
         remaining = max(_SHORTEST_S, self.deadline - self.session.clock.monotonic())
-        return self.session.transport.fetch(
-            self._address, timeout_s=remaining, stall_s=self.order.limits.stall_s, headers=headers
-        )
+        stall_s = self.order.limits.stall_s
+        return fetch(self.session, self._address, timeout_s=remaining, stall_s=stall_s, headers=headers)
 
     async def _begin(self, file: FileStream, image: IncomingImage) -> None:
         """Read the headers of the file; bytes of an earlier one are forgotten."""

@@ -55,13 +55,15 @@ class SubmitIntended(_Event):
     """A POST is about to be made.
 
     ``api`` and ``model`` are the API that it is sent to and the model's id there; ``callback_id`` is the
-    attempt's part of the callback address, ``input_url`` the address of its upload, if there was one.
+    attempt's part of the callback address, ``input_url`` the address of its upload, if there was one;
+    ``trace`` is the context of the job's trace, for the journal.
     """
 
     api: ApiName | None
     model: str | None = None
     callback_id: str | None = None
     input_url: str | None = None
+    trace: str | None = None
 
 
 @attrs.frozen(kw_only=True)

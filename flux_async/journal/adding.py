@@ -47,7 +47,7 @@ _IMAGE = "inputImage"
 _IMAGE_BEGINS = f'"{_IMAGE}":"'
 _UNSUBMITTED = frozenset({JobState.PENDING, JobState.FAILED})
 _AT_ONCE = 1000
-_NEW = "trace, priority, key, request, address, bare_address"
+_NEW = "trace, added_at, priority, key, request, address, bare_address"
 
 
 class Added(NamedTuple):
@@ -132,7 +132,7 @@ class Adding:
         pays_again: Whether an image that was submitted, perhaps under another signature, becomes a new job.
         pays_similar: Whether an address that differs only in its query from a submitted one becomes a new
             job.
-        trace: The trace context of the caller.
+        trace: The context of the trace of new jobs.
         priority: Priority of new jobs.
         similar_page: Returns the jobs at an address without its query, after a number; None reads the
             journal.
@@ -192,6 +192,7 @@ class Adding:
             source=path,
             source_folder=folder,
             trace=self.trace,
+            added_at=self.at,
             priority=self.priority,
         )
 
@@ -216,9 +217,10 @@ class Adding:
         if self.earlier.newest and self._has_any("bare_address", images):
             return None
         first = int(self.connection.execute("SELECT coalesce(max(number), 0) + 1 FROM job").fetchone()[0])
+        common = (self.trace, self.at, self.priority)
         self.connection.executemany(
-            f"INSERT INTO job (number, {_NEW}) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            ((number, self.trace, self.priority, *row) for number, row in enumerate(rows, start=first)),
+            f"INSERT INTO job (number, {_NEW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            ((number, *common, *row) for number, row in enumerate(rows, start=first)),
         )
         self._here.update(range(first, first + len(rows)))
         return first
@@ -231,8 +233,8 @@ class Adding:
     def _add(self, key: JobKey, request: str, source: LocalImage | None) -> Added:
         addresses = addresses_of(request)
         cursor = self.connection.execute(
-            f"INSERT OR IGNORE INTO job ({_NEW}) VALUES (?, ?, ?, ?, ?, ?)",
-            (self.trace, self.priority, key, request, *addresses),
+            f"INSERT OR IGNORE INTO job ({_NEW}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (self.trace, self.at, self.priority, key, request, *addresses),
         )
         if not cursor.rowcount:
             return self._add_known(key, request, source)

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 _CONVERTED = ("state", "charge", "problem", "echo", "checked", "kept")
 _PLAIN = [a.name for a in attrs.fields(JobSnapshot) if a.name not in {"key", *_CONVERTED}]
-_COLUMNS = ", ".join(
-    ("number", "request", "source", "source_folder", "trace", "priority", "key", *_CONVERTED, *_PLAIN)
-)
+_OF_JOB = ("number", "request", "source", "source_folder", "trace", "added_at", "priority", "key")
+_COLUMNS = ", ".join((*_OF_JOB, *_CONVERTED, *_PLAIN))
 _UPDATE = f"UPDATE job SET {', '.join(f'{name} = ?' for name in (*_CONVERTED, *_PLAIN))} WHERE number = ?"
 _plain_values = attrgetter(*_PLAIN)
 _UPDATE_FROM = f"{_UPDATE} AND state = ? AND attempts = ?"
@@ -53,7 +52,8 @@ class StoredJob:
         job: Its state.
         source: Last known path of that file, as given.
         source_folder: The folder that a relative path starts from.
-        trace: The trace context in which the job was added.
+        trace: The context of its trace, which it has at the latest from its first submit on.
+        added_at: When it was added; None if an earlier release has added it.
         priority: Its priority in the queue of a service.
     """
 
@@ -63,6 +63,7 @@ class StoredJob:
     source: str | None = None
     source_folder: str | None = None
     trace: str | None = None
+    added_at: float | None = None
     priority: int = 0
 
     @property
@@ -105,7 +106,7 @@ def select_jobs(connection: sqlite3.Connection, where: str, *values: object) -> 
 
 
 def _stored_job(row: tuple[Any, ...]) -> StoredJob:
-    number, request, source, source_folder, trace, priority, *of_job = row
+    number, request, source, source_folder, trace, added_at, priority, *of_job = row
     key, state, charge, problem, echo, checked, kept, *plain = of_job
     return StoredJob(
         number=number,
@@ -113,6 +114,7 @@ def _stored_job(row: tuple[Any, ...]) -> StoredJob:
         source=None if source is None else os.fsdecode(source),
         source_folder=None if source_folder is None else os.fsdecode(source_folder),
         trace=trace,
+        added_at=added_at,
         priority=priority,
         job=JobSnapshot(
             key=key,
@@ -163,6 +165,8 @@ def write_event(
     ownership.check_owner(connection, event, number, job.attempts)
     attempt_state = job.state.value if job.state in LIVE else "over"
     if isinstance(event, SubmitIntended):
+        if event.trace is not None:
+            connection.execute("UPDATE job SET trace = ? WHERE number = ?", (event.trace, number))
         connection.execute(
             "INSERT INTO attempt "
             "(job, number, state, intended_at, api, model, other_model, callback_id, input_url) "
@@ -182,11 +186,11 @@ def write_event(
 
 
 def _detail(event: Event) -> str:
-    """Return the event's own fields as JSON; an answer is stored with its attempt."""
+    """Return the event's own fields as JSON; an answer is stored with its attempt, a trace with its job."""
     fields = {
         a.name: attrs.asdict(value) if isinstance(value, Problem) else value
         for a in attrs.fields(type(event))
-        if a.name not in {"at", "answer"} and (value := getattr(event, a.name)) is not None
+        if a.name not in {"at", "answer", "trace"} and (value := getattr(event, a.name)) is not None
     }
     return json.dumps(fields, separators=(",", ":")) if fields else "{}"
 

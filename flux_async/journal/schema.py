@@ -258,9 +258,8 @@ def _rebuild_jobs(connection: sqlite3.Connection) -> None:
 def read_as_current(connection: sqlite3.Connection) -> None:
     """Let a connection read an older journal as one of this version; the file is not changed."""
     if _version(connection) != SCHEMA_VERSION:
-        new = (
-            "NULL AS trace, 0 AS priority, NULL AS other_model, NULL AS kept, NULL AS result_of, 0 AS redone"
-        )
+        new = "NULL AS trace, NULL AS added_at, 0 AS priority, "
+        new += "NULL AS other_model, NULL AS kept, NULL AS result_of, 0 AS redone"
         connection.execute(f"CREATE TEMP VIEW job AS SELECT *, {new} FROM main.job")
         connection.execute("CREATE TEMP VIEW attempt AS SELECT *, NULL AS other_model FROM main.attempt")
 

@@ -20,7 +20,8 @@ CREATE TABLE job (
   source_folder BLOB,                         -- the folder that a relative path starts from
   address       INTEGER,                      -- 64-bit digest of the image's URL without its signature
   bare_address  INTEGER,                      -- the same without any query, NULL where none is left to remove
-  trace         TEXT,                         -- the trace context in which it was added
+  trace         TEXT,                         -- the context of its trace, from its first submit on
+  added_at      REAL,                         -- NULL if an earlier release has added it
   priority      INTEGER NOT NULL DEFAULT 0,   -- of a service's queue: the highest is submitted first
   state         TEXT NOT NULL DEFAULT 'pending' CHECK (state IN
                   ('pending', 'submitting', 'submitted', 'generated', 'done', 'failed', 'in_doubt')),

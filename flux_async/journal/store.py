@@ -251,7 +251,7 @@ class Journal:
             entries: Keys and requests.
             sources: The current files of local images.
             is_chosen: Returns by its number whether a run works on a job: its address stays.
-            trace: The trace context of the caller, for new jobs.
+            trace: The context of the trace of new jobs; without it they have one from their first submit on.
             priority: Priority of new jobs.
 
         Raises:

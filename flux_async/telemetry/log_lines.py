@@ -23,6 +23,7 @@ from flux_async.events import (
     Polled,
     Preserved,
     RateLimited,
+    RequestEnded,
     Retried,
     Settled,
     SubmitStarted,
@@ -43,6 +44,8 @@ class LogLines:
 
     def wants(self, kind: type[FluxEvent]) -> bool:
         """Return whether the logger shows events of this class, at their highest level."""
+        if kind is RequestEnded:
+            return False  # polls and submits have lines
         level = logging.DEBUG if kind in _DEBUG else logging.WARNING if kind in _MAY_WARN else logging.INFO
         return _logger_of(kind).isEnabledFor(level)
 

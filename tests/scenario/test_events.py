@@ -83,7 +83,8 @@ async def test_a_trace_context_is_kept_with_the_job(client: Any, vendor: Any, tm
         context: str = "00-first"
         seen: list[Any] = attrs.field(factory=list)
 
-        def trace_context(self) -> str:
+        def trace_context(self, at: float) -> str:
+            assert at > 0
             return self.context
 
         def __call__(self, event: FluxEvent, /) -> None:

@@ -36,7 +36,7 @@ class Picky:
         """Want settlement only."""
         return issubclass(kind, events.Settled)
 
-    def trace_context(self) -> str | None:
+    def trace_context(self, at: float) -> str | None:
         """Return the context."""
         return self.context
 
@@ -49,7 +49,7 @@ def test_a_stream_without_observers_wants_nothing() -> None:
     """So no event is made for it."""
     stream = EventStream()
     assert not stream.wants(events.Polled)
-    assert stream.trace_context() is None
+    assert stream.trace_context(1.0) is None
     stream.emit(POLLED)
 
 
@@ -58,6 +58,7 @@ def test_an_observer_receives_events_until_it_is_detached() -> None:
     seen: list[FluxEvent] = []
     stream = stream_of([seen.append])
     assert stream.wants(events.Polled)
+    assert not stream.wants(events.RequestEnded)  # ten for each job: an observer has to ask for it
     stream.emit(POLLED)
     stream.detach(stream_of([]).emit)  # one that is not attached
     observe = seen.append
@@ -80,7 +81,28 @@ def test_an_observer_receives_only_what_it_wants() -> None:
 
 def test_the_first_trace_context_counts() -> None:
     """An observer outside of any span has none."""
-    assert stream_of([Picky(context=None), Picky(), Picky(context="00-other")]).trace_context() == "00-trace"
+    stream = stream_of([Picky(context=None), Picky(), Picky(context="00-other")])
+    assert stream.trace_context(1.0) == "00-trace"
+
+
+def test_an_observer_is_called_before_and_after_a_job_and_a_request(caplog: pytest.LogCaptureFixture) -> None:
+    """The last to enter is the first to leave; one that fails there, too, is logged and breaks nothing."""
+    calls: list[object] = []
+
+    @attrs.define(eq=False)
+    class Entered(Picky):
+        def enter_job(self, *given: object) -> object:
+            calls.append(given)
+            return lambda: calls.append("left the job")
+
+        def enter_request(self) -> object:
+            return lambda: 1 / 0
+
+    stream = stream_of([Picky(), Entered()])
+    with pytest.raises(KeyError), stream.job(JobKey("k"), "00-trace"), stream.request():
+        raise KeyError
+    assert calls == [("k", "00-trace"), "left the job"]
+    assert len(caplog.records) == 1
 
 
 def test_an_observer_that_raises_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +133,7 @@ def test_every_event_is_frozen_and_documented() -> None:
     kinds = FluxEvent.__subclasses__()
     assert {kind.__name__ for kind in kinds} == {
         *("JobAdded", "SubmitStarted", "Submitted", "Polled", "CallbackReceived", "RateLimited", "Paused"),
-        *("Retried", "Downloaded", "Verified", "Preserved", "Settled", "Halted"),
+        *("Retried", "Downloaded", "Verified", "Preserved", "Settled", "Halted", "RequestEnded"),
     }
     assert all(kind.__doc__ for kind in kinds)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
