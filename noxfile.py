@@ -95,7 +95,9 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types, ours and those that users see."""
     pyright = f"pyright=={PYRIGHT}" if _node_is_recent() else f"pyright[nodejs]=={PYRIGHT}"
-    session.install("--editable", ".[aiohttp,demo,engine,httpx2,orjson,redis,storage,testing]", MYPY, pyright)
+    session.install(
+        "--editable", ".[aiohttp,demo,engine,httpx2,orjson,otel,redis,storage,testing]", MYPY, pyright
+    )
     session.run("mypy")
     session.run("mypy", "tests/typing")
     quiet = {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
@@ -106,8 +108,9 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def readme(session: nox.Session) -> None:
     """Run the examples of README and docs against a sandbox."""
-    _install_wheel(session, "demo,storage,testing")
-    session.install("pytest-asyncio", "respx")  # what docs/testing.md says beside
+    _install_wheel(session, "demo,otel,storage,testing")
+    # What docs/testing.md and docs/observability.md say beside.
+    session.install("pytest-asyncio", "respx", "opentelemetry-sdk", "opentelemetry-exporter-prometheus")
     session.run("python", "tests/run_documents.py", *session.posargs, env=_from_the_wheel())
 
 

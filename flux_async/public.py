@@ -120,6 +120,7 @@ from flux_async.service import JobService as JobService
 from flux_async.service import ServiceSnapshot as ServiceSnapshot
 from flux_async.snapshots import ClientSnapshot as ClientSnapshot
 from flux_async.snapshots import PauseSnapshot as PauseSnapshot
+from flux_async.telemetry.open_telemetry import OpenTelemetry as OpenTelemetry
 from flux_async.verification.checks import ImageChecks as ImageChecks
 from flux_async.verification.preserve import preserve as preserve
 from flux_async.verification.report import Preserved as Preserved

@@ -40,7 +40,7 @@ def added(stored: StoredJob, at: float) -> events.JobAdded:
     return events.JobAdded(at=at, **_about(stored, stored.job), state=stored.job.state)
 
 
-def event_of(  # noqa: C901, PLR0911 - one arm per event
+def event_of(  # noqa: C901, PLR0911, PLR0912 - one arm per event
     stored: StoredJob, job: JobSnapshot, happened: Event, price: float | None
 ) -> FluxEvent | None:
     """Return the event of what was recorded; None if another event reports it.
