@@ -37,6 +37,14 @@ def test_import_loads_nothing_heavy(statement: str) -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
+def test_commands_need_no_extra_that_only_some_options_use() -> None:
+    """Object stores, Parquet, Redis and the engine are loaded by the commands that are asked for them."""
+    loaded = modules_after("import flux_async.public, flux_async.cli.commands")
+    assert loaded.isdisjoint(
+        {"dbos", "obstore", "pandas", "polars", "psycopg", "pyarrow", "redis", "sqlalchemy"}
+    )
+
+
 def test_names_are_loaded_with_the_first_that_is_used() -> None:
     """Before that nothing of the package is there but its version; a name that is none is an error."""
     assert "attrs" not in modules_after("import flux_async; flux_async.__version__")

@@ -304,7 +304,6 @@ class Bucket:
             "AWS_ACCESS_KEY_ID": self.access_key_id,
             "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
             "AWS_REGION": "us-east-1",
-            "AWS_ALLOW_HTTP": "true",
         }
 
     def names(self, prefix: str = "") -> list[str]:
