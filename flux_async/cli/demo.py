@@ -164,7 +164,7 @@ _LIMITS = Limits(submits=20, window_s=10 / SPEED)
 _POLLING = PollPolicy(first_s=0.5, interval_s=1.0)
 _CHECKS = WantedChecks(preserve=True, verify=True)
 _BESIDE = ("-wal", "-shm", ".lock", ".submits")
-_MOST_SAMPLES = 12
+SAMPLES = 12
 """Four rows of the sheet; two cores need less than a minute for them."""
 
 
@@ -176,8 +176,8 @@ class Sample:
     url: str
 
 
-def run_demo(folder: Path, quality: str = "good") -> Exit:
-    """Run the demo in ``folder``, with a quality of text removal, and return the exit code.
+def run_demo(folder: Path, quality: str = "good", samples: int = SAMPLES) -> Exit:
+    """Run the demo in ``folder``, with a quality of text removal and so many images; return the exit code.
 
     Raises:
         MissingExtra: The extra ``demo`` is not installed.
@@ -188,7 +188,8 @@ def run_demo(folder: Path, quality: str = "good") -> Exit:
     if missing:
         raise MissingExtra.for_extra(f"The demo ({', '.join(missing)} not installed)", "demo")
     _start_fresh(folder)
-    demo = Demo(folder=folder, quality=quality, display=RunDisplay(output=Output(), prints_results=False))
+    display = RunDisplay(output=Output(), prints_results=False)
+    demo = Demo(folder=folder, quality=quality, samples=samples, display=display)
     return run_interruptible(demo.run)
 
 
@@ -198,6 +199,7 @@ class Demo:
 
     folder: Path
     quality: str
+    samples: int
     display: RunDisplay
 
     async def run(self, interruption: Interruption) -> Exit:
@@ -216,7 +218,7 @@ class Demo:
         with interruption.scope():
             await sandbox.ready()
             self.display.note(f"It listens at {sandbox.url}; its sample images are the input …")
-            samples = await _fetch_samples(sandbox.url)
+            samples = await _fetch_samples(sandbox.url, self.samples)
         if interruption.happened:
             return Exit.INTERRUPTED
 
@@ -262,11 +264,11 @@ class Demo:
         self.display.output.line(f"The report, with sliders; open it in a browser: {page.resolve().as_uri()}")
 
 
-async def _fetch_samples(url: str) -> list[Sample]:
+async def _fetch_samples(url: str, count: int) -> list[Sample]:
     try:
         # The sandbox is on this machine: a proxy of the environment must not be used.
         async with httpx.AsyncClient(timeout=_SAMPLES_S, trust_env=False) as web:
-            listed = (await web.get(f"{url}/samples/")).raise_for_status().json()["samples"][:_MOST_SAMPLES]
+            listed = (await web.get(f"{url}/samples/")).raise_for_status().json()["samples"][:count]
         return [Sample(title=entry["title"], url=entry["url"]) for entry in listed]
     except httpx.HTTPError as error:
         raise SandboxChildError(f"The sandbox shows no samples: {type(error).__name__}: {error}.") from None
