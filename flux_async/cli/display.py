@@ -443,13 +443,13 @@ def summary_table(
         words = status.replace("_", " ")
         table.add_row(words, str(counts[status]), style="yellow" if counts[status] else "")
     table.add_row("credits spent", in_credits(spent))
-    for words, amount in (
-        ("of which measured", measured),
-        ("for failed tasks, usually refunded", refundable),
-        ("saved on images without text", saved),
+    for words, amount, style in (
+        ("  of which measured", measured, "dim"),
+        ("  for failed tasks, usually refunded", refundable, "dim"),
+        ("credits saved on images without text", saved, "green"),
     ):
         if amount:
-            table.add_row(f"  {words}", in_credits(amount), style="dim")
+            table.add_row(words, in_credits(amount), style=style)
     if None not in balance:
         table.add_row(
             "account before / after",
