@@ -50,6 +50,9 @@ def frame_to_jobs(
             advice=f"Name one of them with column=, or call it {IMAGE_COLUMNS[0]}; nothing was sent.",
         )
     places["image"] = known.index(images[0])
+    if doubled := [names[at] for at in places.values() if known.count(known[at]) > 1]:
+        words = f"Several columns of the frame have the name {shown(doubled[0])}, but for case and blanks."
+        raise InvalidInput(words, advice="Rename all of them but one; nothing was sent.")
     for _ in _jobs(rows(), places, options):
         pass
     return _jobs(rows(), places, options)

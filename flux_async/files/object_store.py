@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -74,6 +75,7 @@ _LONGEST_REASON = 200
 _CHECK_NAME = ".flux-async-check"
 _METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal")
 """Where credentials are looked for on a machine of the provider, if the environment has none."""
+_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -193,7 +195,7 @@ async def read_object(url: str, max_bytes: int) -> BinaryIO:
     """
     scheme, bucket, key = _split(url)
     try:
-        return await _in_thread(partial(_copy, _open(scheme, bucket, retries=_PATIENT), key, max_bytes))
+        return await _in_thread(partial(_copy, scheme, bucket, key, max_bytes))
     except FluxError:
         raise
     except FileNotFoundError:
@@ -211,8 +213,8 @@ async def read_object(url: str, max_bytes: int) -> BinaryIO:
         ) from None
 
 
-def _copy(store: ObjectStore, key: str, max_bytes: int) -> BinaryIO:
-    found = store.get(key)
+def _copy(scheme: str, bucket: str, key: str, max_bytes: int) -> BinaryIO:
+    found = _open(scheme, bucket, retries=_PATIENT).get(key)
     check_size(found.meta["size"], key, max_bytes)
     copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - its Content closes it
     for chunk in found.stream():
@@ -287,7 +289,8 @@ def _lasting(error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket"
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        return "the credentials were refused"
+        code = _CODE.search(str(error))
+        return "access was refused" + (f" ({code[1]})" if code else "")
     if any(host in str(error) for host in _METADATA_SERVICES):
         return "the environment has no credentials"
     return None

@@ -54,6 +54,8 @@ def test_the_column_can_be_chosen(frame: Make) -> None:
     (job,) = frame_to_jobs(frame({"url": [A], "hero": [B]}), column="Hero")
     assert isinstance(job, Job)
     assert job.request == EditRequest.text_removal(B)
+    with pytest.raises(InvalidInput, match="Several columns of the frame have the name 'url'"):
+        frame_to_jobs(frame({"url": [A], "URL": [B]}))
     with pytest.raises(InvalidInput, match=r"Its columns: n\. Name one of them with column="):
         frame_to_jobs(frame({"n": [1]}))
 
