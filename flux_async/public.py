@@ -21,6 +21,7 @@ from flux_async.api_errors import RateLimitedError as RateLimitedError
 from flux_async.api_errors import ServerError as ServerError
 from flux_async.api_errors import UploadRejected as UploadRejected
 from flux_async.batch.answers import JobStatus as JobStatus
+from flux_async.batch.answers import ServiceSnapshot as ServiceSnapshot
 from flux_async.batch.check_run import run_checks as run_checks
 from flux_async.batch.fetch_missing import FetchReport as FetchReport
 from flux_async.batch.fetch_missing import fetch_missing as fetch_missing
@@ -117,7 +118,6 @@ from flux_async.policy.retry import RetryPolicy as RetryPolicy
 from flux_async.rate_limiter import RateLimiter as RateLimiter
 from flux_async.rate_limiter import RedisRateLimiter as RedisRateLimiter
 from flux_async.service import JobService as JobService
-from flux_async.service import ServiceSnapshot as ServiceSnapshot
 from flux_async.snapshots import ClientSnapshot as ClientSnapshot
 from flux_async.snapshots import PauseSnapshot as PauseSnapshot
 from flux_async.telemetry.open_telemetry import OpenTelemetry as OpenTelemetry

@@ -27,13 +27,12 @@ from typing import Self, Unpack
 import attrs
 
 from flux_async.batch import job_events
-from flux_async.batch.answers import Answers, JobStatus
+from flux_async.batch.answers import Answers, JobStatus, ServiceSnapshot
 from flux_async.batch.cancelling import as_cancelled
 from flux_async.batch.endless import EndlessRun
 from flux_async.batch.inputs import Input, read_job
 from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.options import ServiceOptions, check_client
-from flux_async.batch.progress import BatchProgress
 from flux_async.batch.runner import run_batch
 from flux_async.client import FluxClient
 from flux_async.errors import ConfigurationError, QueueFull
@@ -41,44 +40,11 @@ from flux_async.events import FluxEvent, Settled
 from flux_async.journal.store import Journal
 from flux_async.models import JobKey, Outcome
 from flux_async.policy import check_positive
-from flux_async.snapshots import ClientSnapshot
 from flux_async.telemetry.feed import EventFeed
 from flux_async.transport.background import wait_until_done
 from flux_async.webhook import WebhookReceiver
 
 logger: logging.Logger = logging.getLogger("flux_async")
-
-
-@attrs.frozen(kw_only=True)
-class ServiceSnapshot:
-    """A job service at one moment.
-
-    Attributes:
-        client: Its client.
-        is_open: Whether it is open and not closing.
-        waiting: Jobs that wait for their turn, and ``most_waiting`` how many may.
-        most_waiting: See ``waiting``.
-        active: Jobs that it works on.
-        journal_lag_s: Seconds for which the oldest request to the journal has been waiting for its commit.
-        halted: The class of the error that has halted submits; None while nothing has.
-        reason: Its message.
-        progress: The counts of the run in progress, with the credits that it has spent; None during a halt.
-    """
-
-    client: ClientSnapshot
-    is_open: bool
-    waiting: int
-    most_waiting: int
-    active: int
-    journal_lag_s: float
-    halted: str | None
-    reason: str | None
-    progress: BatchProgress | None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether new jobs are taken and submitted: what ``/readyz`` answers."""
-        return self.is_open and self.halted is None and self.waiting < self.most_waiting
 
 
 class JobService:

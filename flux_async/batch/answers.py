@@ -1,4 +1,4 @@
-"""Answers for the jobs of a journal: the outcome, or how far a job is; and waits for outcomes."""
+"""What a job service answers: the outcome of a job, or how far it is; how the service is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import attrs
 
 from flux_async.api.models_table import ApiName
 from flux_async.batch.job_runner import outcome_of
+from flux_async.batch.progress import BatchProgress
 from flux_async.clock import Clock, Wakeup
 from flux_async.errors import Charge, DeadlineExceeded, UnknownJob
 from flux_async.job_state import FINAL, JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import JobKey, Outcome, Succeeded, TaskId
+from flux_async.snapshots import ClientSnapshot
 
 _MOST_KEPT = 10_000
 
@@ -60,6 +62,38 @@ class JobStatus:
             priority=stored.priority,
             problem=None if job.problem is None else job.problem.message,
         )
+
+
+@attrs.frozen(kw_only=True)
+class ServiceSnapshot:
+    """A job service at one moment.
+
+    Attributes:
+        client: Its client.
+        is_open: Whether it is open and not closing.
+        waiting: Jobs that wait for their turn, and ``most_waiting`` how many may.
+        most_waiting: See ``waiting``.
+        active: Jobs that it works on.
+        journal_lag_s: Seconds for which the oldest request to the journal has been waiting for its commit.
+        halted: The class of the error that has halted submits; None while nothing has.
+        reason: Its message.
+        progress: The counts of the run in progress, with the credits that it has spent; None during a halt.
+    """
+
+    client: ClientSnapshot
+    is_open: bool
+    waiting: int
+    most_waiting: int
+    active: int
+    journal_lag_s: float
+    halted: str | None
+    reason: str | None
+    progress: BatchProgress | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new jobs are taken and submitted: what ``/readyz`` answers."""
+        return self.is_open and self.halted is None and self.waiting < self.most_waiting
 
 
 @attrs.define(kw_only=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
+from starlette.applications import Starlette
 
 from flux_async import (
     AlreadySubmitted,
@@ -383,6 +384,17 @@ async def test_a_service_is_opened_once(client: Any, vendor: Any, path: Path) ->
             await service.open()
     with pytest.raises(ConfigurationError, match="no callbacks"):
         _ = service.receiver
+
+
+async def test_it_lives_as_long_as_an_application(client: Any, vendor: Any, path: Path) -> None:
+    """The frameworks call ``lifespan`` with their application."""
+    service = JobService(client, journal=path)
+    app = Starlette(lifespan=service.lifespan)
+    assert not service.snapshot().is_open
+    async with app.router.lifespan_context(app):
+        assert service.snapshot().is_open
+        await service.result(await service.add(URLS[0]))
+    assert not service.snapshot().is_open
 
 
 @pytest.mark.parametrize(
