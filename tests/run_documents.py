@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PICTURES = "https://example.com"
+IMAGE_HOST = "https://example.com"
 SANDBOX = "http://127.0.0.1:8787"
 LONGEST_S = 60
 
@@ -101,9 +101,9 @@ def sandbox() -> Iterator[str]:
 
 
 @contextmanager
-def pictures() -> Iterator[str]:
+def serve_images() -> Iterator[str]:
     """Serve an image with text under every name that ends in .jpg; yield the address."""
-    picture = draw()
+    image = draw()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -111,7 +111,7 @@ def pictures() -> Iterator[str]:
             self.send_response(200 if found else 404)
             self.send_header("Content-Type", "image/jpeg")
             self.end_headers()
-            self.wfile.write(picture if found else b"")
+            self.wfile.write(image if found else b"")
 
         def log_message(self, *_: object) -> None: ...
 
@@ -143,7 +143,7 @@ def run(block: Block, folder: str, api: str, images: str) -> str | None:
         command = [sys.executable, "-m", "pytest", "-q", "test_block.py"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"KIE_API_KEY": "test", "KIE_BASE_URL": api, "PATH": path}
-    code = block.code.replace(PICTURES, images).replace(SANDBOX, api)
+    code = block.code.replace(IMAGE_HOST, images).replace(SANDBOX, api)
     child = subprocess.Popen(
         command,
         cwd=folder,
@@ -174,7 +174,7 @@ def main() -> int:
     parser.add_argument("documents", nargs="*", type=Path, default=DOCUMENTS)
     blocks = [block for document in parser.parse_args().documents for block in blocks_of(document)]
     failed = 0
-    with sandbox() as api, pictures() as images:
+    with sandbox() as api, serve_images() as images:
         for block in blocks:
             if not block.is_run:
                 say(f"{block.place}: {block.note}")

@@ -283,7 +283,7 @@ async def test_no_logger_logs_the_key(caplog: pytest.LogCaptureFixture, transpor
 
 async def test_a_file_host_is_not_given_the_key(tmp_path: Path) -> None:
     """A download sends no key, not even to a host with a name similar to the API's."""
-    async with server(answer("200 OK", "no picture")) as (url, requests), FluxClient(KEY, url) as client:
+    async with server(answer("200 OK", "no image")) as (url, requests), FluxClient(KEY, url) as client:
         with pytest.raises(FluxError) as caught:
             await client.download(f"{url}/result.jpg", tmp_path / "result.jpg", retry=False)
     assert len(requests) == 1
@@ -322,7 +322,7 @@ async def test_the_upload_host_is_given_the_key_and_its_redirects_are_not_follow
 
 async def test_the_address_of_an_upload_is_not_given_the_key(tmp_path: Path) -> None:
     """What the upload host names as the file's address is a file host like any other."""
-    async with server(answer("200 OK", "no picture")) as (files, requests):
+    async with server(answer("200 OK", "no image")) as (files, requests):
         reported = f'{{"success":true,"code":200,"data":{{"downloadUrl":"{files}/a.png"}}}}'
         async with server(answer("200 OK", reported)) as (host, _), FluxClient(KEY, host) as client:
             uploaded = await client.upload(PNG)

@@ -159,7 +159,7 @@ def offline(tmp_path: Path) -> Cli:
 
 
 @pytest.fixture
-def pictures(image_host: ImageHost, request: pytest.FixtureRequest) -> list[str]:
+def image_urls(image_host: ImageHost, request: pytest.FixtureRequest) -> list[str]:
     """Three image addresses that no other test uses."""
     return image_host.more(request.node.name, 3)
 

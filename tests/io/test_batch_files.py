@@ -123,7 +123,7 @@ async def test_a_moved_file_is_the_same_job_and_a_changed_one_is_new(
 async def test_a_bad_file_fails_alone(url: str, photos: list[Path], tmp_path: Path) -> None:
     """Missing, not an image, a folder: a failure each, free of charge, and the others go on."""
     text = tmp_path / "notes.png"
-    text.write_text("no picture")
+    text.write_text("no image")
     images = [photos[0], tmp_path / "none.png", "none.png", text, tmp_path, photos[1]]
     outcomes = await collect(url, images)
     failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]

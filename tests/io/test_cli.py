@@ -25,10 +25,10 @@ UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 SECONDS = 60
 
 
-def size_of(picture: Path) -> tuple[int, int]:
-    from PIL import Image  # noqa: PLC0415 - only where pictures are looked at
+def size_of(path: Path) -> tuple[int, int]:
+    from PIL import Image  # noqa: PLC0415 - only where images are opened
 
-    with Image.open(io.BytesIO(picture.read_bytes())) as image:
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
         image.load()
         return image.size
 
@@ -37,13 +37,13 @@ def size_of(picture: Path) -> tuple[int, int]:
 
 
 def test_two_addresses_become_two_images_and_two_lines_paid_once(
-    cli: Any, pictures: list[str], tmp_path: Path
+    cli: Any, image_urls: list[str], tmp_path: Path
 ) -> None:
     """Two URLs: exit 0, two images, two lines with exactly the keys; the same again makes no request."""
-    first = cli.run("remove-text", *pictures[:2], pictures[0], "-o", "out")
+    first = cli.run("remove-text", *image_urls[:2], image_urls[0], "-o", "out")
     assert (first.code, len(first.stdout.splitlines())) == (0, 2), first.stderr
     rows = cli.rows()
-    assert [row["image"] for row in rows] == pictures[:2]
+    assert [row["image"] for row in rows] == image_urls[:2]
     for row in rows:
         assert " ".join(row) == KEYS
         assert (row["status"], row["charge"], row["error"], row["attempts"]) == ("succeeded", "yes", None, 1)
@@ -53,21 +53,21 @@ def test_two_addresses_become_two_images_and_two_lines_paid_once(
         assert size_of(tmp_path / "out" / row["file"]) == (640, 400)
     assert sorted(first.stdout.splitlines()) == sorted(f"out/{row['file']}" for row in rows)
 
-    again = cli.run("remove-text", *pictures[:2], "-o", "out")
+    again = cli.run("remove-text", *image_urls[:2], "-o", "out")
     assert (again.code, sorted(again.stdout.splitlines())) == (0, sorted(first.stdout.splitlines()))
     assert cli.rows() == rows
-    assert cli.tasks_of_each(pictures[:2]) == [1, 1]
+    assert cli.tasks_of_each(image_urls[:2]) == [1, 1]
 
     (tmp_path / "out" / rows[0]["file"]).unlink()
-    repaired = cli.run("remove-text", *pictures[:2], "-o", "out")
+    repaired = cli.run("remove-text", *image_urls[:2], "-o", "out")
     assert (repaired.code, size_of(tmp_path / "out" / rows[0]["file"])) == (0, (640, 400))
-    assert cli.tasks_of(pictures[0]) == 1
+    assert cli.tasks_of(image_urls[0]) == 1
 
 
-def test_one_unreachable_image_fails_alone(cli: Any, pictures: list[str], image_host: Any) -> None:
+def test_one_unreachable_image_fails_alone(cli: Any, image_urls: list[str], image_host: Any) -> None:
     """One unreachable of three, given on standard input: two succeed, one fails with its type, exit 1."""
-    missing = f"{image_host.url}/no-such-picture.png"
-    lines = f"# pictures\n{pictures[0]}\n\n{missing}\n{pictures[1]}\n"
+    missing = f"{image_host.url}/no-such-image.png"
+    lines = f"# images\n{image_urls[0]}\n\n{missing}\n{image_urls[1]}\n"
     ended = cli.run("remove-text", "-", "-o", "out", "--json", text=lines)
     rows = cli.rows()
     assert ended.code == 1
@@ -82,10 +82,10 @@ def test_one_unreachable_image_fails_alone(cli: Any, pictures: list[str], image_
     assert "TaskFailed" in ended.stderr
 
 
-def test_a_reader_that_goes_away_does_not_end_the_run(quick_cli: Any, pictures: list[str]) -> None:
+def test_a_reader_that_goes_away_does_not_end_the_run(quick_cli: Any, image_urls: list[str]) -> None:
     """A broken pipe on stdout loses the printed lines, not the images, and shows no traceback."""
     reader, writer = os.pipe()
-    with quick_cli.start("remove-text", *pictures[:2], "-o", "out", stdout=writer) as process:
+    with quick_cli.start("remove-text", *image_urls[:2], "-o", "out", stdout=writer) as process:
         os.close(writer)
         os.close(reader)
         _, stderr = process.communicate(timeout=SECONDS)
@@ -156,12 +156,12 @@ def test_the_sandbox_refuses_a_wrong_key_too(make_cli: Any, tmp_path: Path, sand
 
 
 def test_an_empty_balance_halts_the_run(
-    make_cli: Any, tmp_path: Path, start_sandbox: Any, pictures: list[str]
+    make_cli: Any, tmp_path: Path, start_sandbox: Any, image_urls: list[str]
 ) -> None:
     """With credits for two of three: two succeed, the third stays pending, exit 3."""
     cli = make_cli(start_sandbox("--speed", "20", "--credits", "10", "--images", "none").url)
     cli.teach_times()
-    ended = cli.run("remove-text", *pictures, "-o", "out")
+    ended = cli.run("remove-text", *image_urls, "-o", "out")
     assert ended.code == 3
     assert [row["status"] for row in cli.rows()] == ["succeeded", "succeeded", "pending"]
     assert "Halted: The API answered 402" in ended.stderr
@@ -273,16 +273,18 @@ def shown_on_a_terminal(cli: Any, *arguments: str) -> tuple[int, str]:
             while chunk := os.read(screen, 65536):
                 shown += chunk
         except OSError:
-            pass  # how a terminal says that nobody is on its other end any more
+            pass  # how a terminal reports that its other end is closed
         os.close(screen)
     return process.returncode, shown.decode()
 
 
 def test_in_a_terminal_results_and_the_live_lines_share_the_screen(
-    quick_cli: Any, pictures: list[str]
+    quick_cli: Any, image_urls: list[str]
 ) -> None:
     """On a terminal the results stand on lines of their own above the live lines, which go in the end."""
-    code, shown = shown_on_a_terminal(quick_cli, "remove-text", pictures[0], "ftp://h.com/a.png", "-o", "out")
+    code, shown = shown_on_a_terminal(
+        quick_cli, "remove-text", image_urls[0], "ftp://h.com/a.png", "-o", "out"
+    )
     assert code == 1
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", shown).splitlines()
     assert f"out/{quick_cli.rows()[0]['file']}" in lines
@@ -300,11 +302,11 @@ def test_the_spinner_of_a_single_command_is_gone_before_its_result(quick_cli: An
     assert last.startswith("http://")
 
 
-def test_the_log_is_shown_as_asked(quick_cli: Any, pictures: list[str]) -> None:
+def test_the_log_is_shown_as_asked(quick_cli: Any, image_urls: list[str]) -> None:
     """Without -v warnings only; -v adds submits and results, -vv polls; nothing of it holds the key."""
-    quiet = quick_cli.run("remove-text", pictures[0], "-o", "out")
-    once = quick_cli.run("remove-text", pictures[1] + "?sig=geheim", "-o", "out", "-v")
-    twice = quick_cli.run("remove-text", pictures[2], "-o", "out", "-vv")
+    quiet = quick_cli.run("remove-text", image_urls[0], "-o", "out")
+    once = quick_cli.run("remove-text", image_urls[1] + "?sig=geheim", "-o", "out", "-v")
+    twice = quick_cli.run("remove-text", image_urls[2], "-o", "out", "-vv")
     assert "submit accepted" not in quiet.stderr
     assert "submit accepted, now submitted" in once.stderr
     assert "poll of task" not in once.stderr
@@ -312,9 +314,9 @@ def test_the_log_is_shown_as_asked(quick_cli: Any, pictures: list[str]) -> None:
     assert "sig=geheim" not in "".join(line for line in once.stderr.splitlines() if " INFO " in line)
 
 
-def test_status_counts_inputs_that_were_refused(quick_cli: Any, pictures: list[str]) -> None:
+def test_status_counts_inputs_that_were_refused(quick_cli: Any, image_urls: list[str]) -> None:
     """They are in no journal, but they were asked for and failed."""
-    quick_cli.run("remove-text", pictures[0], "ftp://h.com/a.png", "data:image/png;base64,AA", "-o", "out")
+    quick_cli.run("remove-text", image_urls[0], "ftp://h.com/a.png", "data:image/png;base64,AA", "-o", "out")
     assert quick_cli.status()["refused"] == 2
     assert re.search(r"refused +2 ", quick_cli.run("status", "out").stdout)
 
@@ -334,9 +336,9 @@ def test_generate_saves_an_image_whose_task_can_be_read(cli: Any, tmp_path: Path
     assert (again.code, again.stdout) == (0, "again.png\n")
 
 
-def test_edit_prints_the_url_of_the_result(cli: Any, pictures: list[str]) -> None:
+def test_edit_prints_the_url_of_the_result(cli: Any, image_urls: list[str]) -> None:
     """Edit prints the URL of the result."""
-    ended = cli.run("edit", "Make the sky orange", pictures[0], "--output-format", "png")
+    ended = cli.run("edit", "Make the sky orange", image_urls[0], "--output-format", "png")
     assert ended.code == 0, ended.stderr
     assert local_http.get(ended.stdout.strip()).content.startswith(b"\x89PNG")
 
@@ -346,9 +348,9 @@ def test_a_task_that_failed_is_exit_1(cli: Any, image_host: Any) -> None:
     ended = cli.run("edit", "Make it blue", f"{image_host.url}/page.html")
     assert (ended.code, ended.stdout) == (1, "")
     task_id = ended.stderr.split()[2]
-    looked = cli.run("task", task_id)
-    assert looked.code == 1
-    assert looked.stdout.startswith("GENERATE_FAILED: ")
+    ended = cli.run("task", task_id)
+    assert ended.code == 1
+    assert ended.stdout.startswith("GENERATE_FAILED: ")
     assert json.loads(cli.run("task", task_id, "--json").stdout)["error_code"] == 400
 
 
@@ -501,17 +503,17 @@ extras = { aspect_ratio = "auto", resolution = "1K" }
 
 
 def test_a_run_with_a_model_of_a_file_resumes_without_it(
-    cli: Any, pictures: list[str], tmp_path: Path
+    cli: Any, image_urls: list[str], tmp_path: Path
 ) -> None:
     """Its price counts for the budget and in ``status``; the folder's journal holds all of it."""
     file = tmp_path / "models.toml"
     file.write_text(OWN_MODEL, encoding="utf-8")
     words = ("-o", "out", "--model-file", str(file), "--model", "nano-banana-pro", "--max-credits", "20")
-    halted = cli.run("remove-text", *pictures[:2], *words)
+    halted = cli.run("remove-text", *image_urls[:2], *words)
     assert halted.code == 3, halted.stderr
     file.unlink()
     resumed = cli.run("retry", "out")
     assert resumed.code == 0, resumed.stderr
     assert [row["credits"] for row in cli.rows()] == [18, 18]
     assert json.loads(cli.run("status", "out", "--json").stdout)["credits"]["spent"] == 36
-    assert cli.tasks_of_each(pictures[:2]) == [1, 1]
+    assert cli.tasks_of_each(image_urls[:2]) == [1, 1]

@@ -62,7 +62,7 @@ CASES = {
     "success": Case(command=remove(OK)),
     "failure": Case(command=remove(OK, FAILS), advised=("retry out --failed",)),
     "doubt": Case(command=remove(OK, LOST), advised=ADOPT_OR_RESUBMIT),
-    "doubts": Case(
+    "in doubt": Case(
         command=remove(LOST, LOST_TOO),
         advised=("status out", "adopt out JOB TASK_ID", "retry out --in-doubt"),
     ),
@@ -106,7 +106,7 @@ CASES = {
         command=retry("--failed", *IMPATIENT),
         advised=("retry out", "without"),
     ),
-    "single: refused look": Case(
+    "single: refused poll": Case(
         command=("generate", "A lighthouse"), faults="poll-401", advised=("task TASK_ID --wait",)
     ),
 }

@@ -39,12 +39,12 @@ def test_a_killed_run_over_kontext_is_completed_over_jobs(cli: Any, images: list
         process.communicate()
     resumed = cli.run("remove-text", *images, "--rate", "20/0.5", "--api", "jobs", "-o", "out")
     rows = cli.rows()
-    doubtful = [row["image"] for row in rows if row["status"] == "in_doubt"]
-    assert resumed.code == (1 if doubtful else 0), resumed.stderr
+    in_doubt = [row["image"] for row in rows if row["status"] == "in_doubt"]
+    assert resumed.code == (1 if in_doubt else 0), resumed.stderr
     apis = Counter(row["api"] for row in rows)
     assert apis.keys() == {"kontext", "jobs"}
     assert polls_of_unknown_tasks(cli) == 0
-    known = [image for image in images if image not in doubtful]
+    known = [image for image in images if image not in in_doubt]
     assert cli.tasks_of_each(known) == [1] * len(known)
     assert max(cli.tasks_of_each(images)) == 1
     assert cli.status()["apis"] == apis

@@ -54,13 +54,13 @@ def once_each(cli: Any, images: list[str]) -> bool:
     return all(len(book[image]["tasks"]) == 1 for image in images)
 
 
-@pytest.mark.parametrize("where", ["the pictures", "everything"])
+@pytest.mark.parametrize("where", ["the images", "everything"])
 def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
     quick: Any, mount: Callable[[Path, str], None], where: str
 ) -> None:
     """Exit code 3 and advice; with space again, the same command finishes, each image paid once."""
     folder: Path = quick.folder / "out"
-    if where == "the pictures":
+    if where == "the images":
         mount(folder / "images", "40k")
     else:
         mount(folder, "1m")
@@ -71,7 +71,7 @@ def test_a_full_disk_halts_cleanly_and_the_same_command_finishes(
     assert "space" in full.stderr or "full" in full.stderr
     assert not list((folder / "images").glob(".*")), "nothing half is left"
     assert quick.ledger()["submits"] > 0, "it was the disk that ended it"
-    if where == "the pictures":
+    if where == "the images":
         mount(folder / "images", "4m")
     else:
         mount(folder, "16m")

@@ -39,7 +39,7 @@ def photos(tmp_path: Path) -> Path:
     folder.mkdir()
     for number, name in enumerate(("b.png", "a photo.png", "c.png")):
         (folder / name).write_bytes(PNG + bytes([number]))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_bytes(PNG)
     return folder
 

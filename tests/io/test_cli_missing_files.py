@@ -54,10 +54,10 @@ def test_a_folder_copied_without_its_wal_is_refused_and_recovered(cli: Any) -> N
     assert "flux-async recover copy" in refused.stderr
     assert "accept_lost_records" not in refused.stderr
     for polls in (("status", "copy", "--json"), (*command, "-o", "copy", "--dry-run")):
-        looked = cli.run(*polls)
-        assert looked.code == 0, looked.stderr
-        assert "lacks records of submits" in looked.stderr
-        assert "flux-async recover copy" in looked.stderr
+        ended = cli.run(*polls)
+        assert ended.code == 0, ended.stderr
+        assert "lacks records of submits" in ended.stderr
+        assert "flux-async recover copy" in ended.stderr
     assert cli.status("copy")["lacks_records"] is True
     asked = cli.run("recover", "copy")
     assert asked.code == 2

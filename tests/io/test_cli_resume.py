@@ -83,13 +83,13 @@ def test_a_killed_run_is_completed_and_images_in_doubt_are_flagged(cli: Any, man
     resumed = cli.run("remove-text", *many, *RATE, "-o", "out")
     rows = cli.rows()
     assert [row["image"] for row in rows] == many
-    doubtful = [row for row in rows if row["status"] == "in_doubt"]
-    assert resumed.code == (1 if doubtful else 0), resumed.stderr
+    in_doubt = [row for row in rows if row["status"] == "in_doubt"]
+    assert resumed.code == (1 if in_doubt else 0), resumed.stderr
     assert {row["status"] for row in rows} <= {"succeeded", "in_doubt"}
-    known = [row["image"] for row in rows if row not in doubtful]
+    known = [row["image"] for row in rows if row not in in_doubt]
     assert cli.tasks_of_each(known) == [1] * len(known)
     assert max(cli.tasks_of_each(many)) == 1
-    assert len(doubtful) <= 6
+    assert len(in_doubt) <= 6
 
 
 def test_a_second_run_in_the_same_folder_names_the_first(
@@ -272,7 +272,7 @@ def test_a_failure_is_paid_for_again_only_on_request(
 
 
 @pytest.fixture
-def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
+def in_doubt(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     """A run of two images whose submits were charged, and whose answers were lost."""
     cli = make_cli(start_sandbox("--speed", "20", "--faults", "drop-reply", *NO_PICTURES).url)
     cli.teach_times()
@@ -283,38 +283,38 @@ def doubtful(make_cli: Any, start_sandbox: Any, many: list[str]) -> Any:
     return cli
 
 
-def test_a_task_is_adopted_if_it_matches(doubtful: Any, many: list[str]) -> None:
+def test_a_task_is_adopted_if_it_matches(in_doubt: Any, many: list[str]) -> None:
     """Adopt takes a task of the same image; the next run fetches it without a submit."""
-    first, second = doubtful.rows("flux-out")
-    tasks = {task["image"]: task["taskId"] for task in doubtful.ledger()["tasks"]}
+    first, second = in_doubt.rows("flux-out")
+    tasks = {task["image"]: task["taskId"] for task in in_doubt.ledger()["tasks"]}
     for name, task in ((first["key"], tasks[many[1]]), (first["key"], "0" * 32), ("zzz", tasks[many[0]])):
-        refused = doubtful.run("adopt", "flux-out", name, task)
+        refused = in_doubt.run("adopt", "flux-out", name, task)
         assert refused.code in {1, 2}
         assert "Error" in refused.stderr
-    assert len(doubtful.status("flux-out")["in_doubt"]) == 2
+    assert len(in_doubt.status("flux-out")["in_doubt"]) == 2
 
-    adopted = doubtful.run("adopt", "flux-out", first["key"][:12], tasks[many[0]])
+    adopted = in_doubt.run("adopt", "flux-out", first["key"][:12], tasks[many[0]])
     assert adopted.code == 0, adopted.stderr
-    assert doubtful.run("adopt", "flux-out", second["key"], tasks[many[0]]).code == 2
-    resumed = doubtful.run("remove-text", *many[:2], *RATE)
+    assert in_doubt.run("adopt", "flux-out", second["key"], tasks[many[0]]).code == 2
+    resumed = in_doubt.run("remove-text", *many[:2], *RATE)
     assert resumed.code == 1, resumed.stderr
-    rows = doubtful.rows("flux-out")
+    rows = in_doubt.rows("flux-out")
     assert [row["status"] for row in rows] == ["succeeded", "in_doubt"]
     assert rows[0]["task_id"] == tasks[many[0]]
-    assert doubtful.tasks_of_each(many[:2]) == [1, 1]
-    assert doubtful.status("flux-out")["credits"] == {"spent": 5, "measured": 0, "perhaps": 5, "saved": 0}
+    assert in_doubt.tasks_of_each(many[:2]) == [1, 1]
+    assert in_doubt.status("flux-out")["credits"] == {"spent": 5, "measured": 0, "perhaps": 5, "saved": 0}
 
 
-def test_images_in_doubt_are_resubmitted_only_on_request(doubtful: Any, many: list[str]) -> None:
+def test_images_in_doubt_are_resubmitted_only_on_request(in_doubt: Any, many: list[str]) -> None:
     """Held by default; --on-doubt resubmit, and retry --in-doubt, submit each once more."""
-    reported = doubtful.status("flux-out")
-    assert [in_doubt["image"] for in_doubt in reported["in_doubt"]] == many[:2]
+    reported = in_doubt.status("flux-out")
+    assert [row["image"] for row in reported["in_doubt"]] == many[:2]
     assert reported["credits"] == {"spent": 0, "measured": 0, "perhaps": 10, "saved": 0}
-    held = doubtful.run("remove-text", *many[:2], *RATE)
-    assert (held.code, doubtful.tasks_of_each(many[:2])) == (1, [1, 1])
-    assert doubtful.run("remove-text", many[0], *RATE, "--on-doubt", "resubmit").code == 1
-    assert doubtful.tasks_of_each(many[:2]) == [2, 1]
-    retried = doubtful.run("retry", "flux-out", "--in-doubt", *RATE, "--json")
+    held = in_doubt.run("remove-text", *many[:2], *RATE)
+    assert (held.code, in_doubt.tasks_of_each(many[:2])) == (1, [1, 1])
+    assert in_doubt.run("remove-text", many[0], *RATE, "--on-doubt", "resubmit").code == 1
+    assert in_doubt.tasks_of_each(many[:2]) == [2, 1]
+    retried = in_doubt.run("retry", "flux-out", "--in-doubt", *RATE, "--json")
     assert "2 images get another try, for up to 10 credits" in retried.stderr
-    assert doubtful.tasks_of_each(many[:2]) == [3, 2]
+    assert in_doubt.tasks_of_each(many[:2]) == [3, 2]
     assert [json.loads(line)["status"] for line in retried.stdout.splitlines()] == ["in_doubt"] * 2

@@ -57,11 +57,11 @@ HEAD = (
 PARTS = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{8}\.part")
 
 
-def picture(number: int = 1, size: int = SIZE) -> bytes:
+def make_jpeg(number: int = 1, size: int = SIZE) -> bytes:
     return HEAD + bytes([number]) * (size - len(HEAD) - 2) + b"\xff\xd9"
 
 
-JPEG = picture()
+JPEG = make_jpeg()
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ async def test_without_range_support_nothing_is_resumed(
 
 async def test_a_file_that_changed_is_begun_anew(client: FluxClient, raw_server: Any, tmp_path: Path) -> None:
     """The host sends the whole of the new file, and nothing of the old one is left in it."""
-    other = picture(7, SIZE - 1000)
+    other = make_jpeg(7, SIZE - 1000)
 
     def change(host: Host, number: int) -> None:
         if number == 1:
@@ -339,9 +339,9 @@ TROUBLE = {
     "an empty answer": answer("200 OK"),
     "a web page": answer("200 OK", b"<!DOCTYPE html><html>Log in to the hotel's network</html>"),
     "a head without end": b"HTTP/1.1 200 OK\r\n",
-    "half a picture": answer("200 OK", JPEG)[:-1000],
-    "half a picture, told as whole": answer("200 OK", JPEG[:-1000]),
-    "a packed picture": answer("200 OK", JPEG, content_encoding="gzip"),
+    "half an image": answer("200 OK", JPEG)[:-1000],
+    "half an image, sent as whole": answer("200 OK", JPEG[:-1000]),
+    "a packed image": answer("200 OK", JPEG, content_encoding="gzip"),
     "no HTTP": b"220 mail.example ESMTP\r\n\r\n",
     "a redirect in a circle": answer("302 Found", location="/r.jpg"),
 }
@@ -548,7 +548,7 @@ async def test_the_sandbox_gives_fresh_links(sandbox_url: str, tmp_path: Path) -
 
 async def serve_images(_first: str, _headers: Any, _body: bytes, writer: Any) -> bool:
     """Send an image of two megabytes."""
-    writer.write(answer("200 OK", picture(size=2_000_000)))
+    writer.write(answer("200 OK", make_jpeg(size=2_000_000)))
     await writer.drain()
     return True
 
@@ -695,14 +695,14 @@ async def test_two_downloads_to_one_name_do_not_meet(
     async def behave(*args: Any) -> bool:
         nonlocal number
         number += 1
-        args[3].write(answer("200 OK", picture(number)))
+        args[3].write(answer("200 OK", make_jpeg(number)))
         await args[3].drain()
         return True
 
     async with raw_server(behave) as server, asyncio.TaskGroup() as group:
         for _ in range(6):
             group.create_task(client.download(f"{server.url}/r.jpg", tmp_path / "r.jpg"))
-    assert (tmp_path / "r.jpg").read_bytes() in {picture(n) for n in range(1, 7)}
+    assert (tmp_path / "r.jpg").read_bytes() in {make_jpeg(n) for n in range(1, 7)}
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -756,7 +756,7 @@ async def test_a_process_killed_among_200_downloads_leaves_no_half_file(
         nonlocal begun
         begun += 1
         number = int(re.findall(r"/(\d+)\.jpg", first)[0])
-        whole = answer("200 OK", picture(number % 200))
+        whole = answer("200 OK", make_jpeg(number % 200))
         for start in range(0, len(whole), 60_000):
             writer.write(whole[start : start + 60_000])
             await writer.drain()
@@ -776,6 +776,6 @@ async def test_a_process_killed_among_200_downloads_leaves_no_half_file(
     left = list(tmp_path.iterdir())
     whole = [path for path in left if path.suffix == ".jpg"]
     assert 40 <= len(whole) < 200
-    assert all(path.read_bytes() == picture(int(path.stem) % 200) for path in whole)
+    assert all(path.read_bytes() == make_jpeg(int(path.stem) % 200) for path in whole)
     assert all(PARTS.fullmatch(path.name) for path in set(left) - set(whole))
     assert len(left) - len(whole) <= 8

@@ -108,6 +108,6 @@ def test_acknowledged_images_end_once_though_the_server_is_killed(
     ledger = local_http.get(f"{sandbox}/__sandbox/ledger").json()
     assert all(len(line["tasks"]) <= 1 for line in ledger["images"].values())
     assert len(done) >= len(images) - 5, (
-        "only submits that were in the air at the kill may wait for their callback"
+        "only submits that were in flight at the kill may wait for their callback"
     )
     assert ledger["callbacks"]["accepted"] > 0

@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 @attrs.define(eq=False)
 class Net(httpcore.AsyncNetworkBackend):
-    """A stand-in for the world: names have the addresses we say, and whoever is called, our server answers.
+    """A stand-in for the world: names have the addresses that a test chooses, and our server answers for all.
 
     Attributes:
         port: Where our server listens.
@@ -108,7 +108,7 @@ class Net(httpcore.AsyncNetworkBackend):
         """Connect, to our server."""
         self.called.append(host)
         if host in self.unreachable:
-            raise httpcore.ConnectTimeout("nobody there")
+            raise httpcore.ConnectTimeout("no server there")
         return await httpcore.AnyIOBackend().connect_tcp("127.0.0.1", self.port, timeout)
 
     async def sleep(self, seconds: float) -> None:
@@ -402,7 +402,7 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
     "cut off, and the length says so": (sized(JPEG[:-900]), DownloadCutShort, "without its end"),
     "cut off, as PNG": (OK + b"\r\n" + PNG_HEAD + b"\0\0\0\1\0\0\0\1", DownloadCutShort, "without its end"),
     "2,500 megapixels": (sized(HUGE_PNG, 5 * MB), ResultTooLarge, "50,000 by 50,000 pixels"),
-    "a picture without pixels": (sized(PNG_HEAD + bytes(50)), NotAnImage, "0 by 0 pixels"),
+    "an image without pixels": (sized(PNG_HEAD + bytes(50)), NotAnImage, "0 by 0 pixels"),
     "two lengths": (
         OK + b"content-length: 5\r\ncontent-length: 9\r\n\r\n" + JPEG,
         DownloadError,
@@ -423,7 +423,7 @@ ATTACKS: dict[str, tuple[bytes, type[FluxError], str]] = {
         DownloadError,
         "answered HTTP 302",
     ),
-    "a part nobody asked for": (
+    "a part that was not requested": (
         sized(JPEG[9:], None, f"content-range: bytes 9-{len(JPEG) - 1}/{len(JPEG)}").replace(
             b"200", b"206", 1
         ),
@@ -492,7 +492,7 @@ async def drip(writer: asyncio.StreamWriter, data: bytes, pause_s: float) -> Non
 
 
 DRIPS = {
-    "of a picture": (sized(JPEG[:100], 5 * MB), b"\0"),
+    "of an image": (sized(JPEG[:100], 5 * MB), b"\0"),
     "of headers": (OK, b"a: b\r\n"),
     "of hints": (b"HTTP/1.1 103 Early Hints\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
 }
@@ -579,7 +579,7 @@ async def test_an_endless_image_takes_no_memory_and_ends_at_the_limit(
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert peak < 4 * MB, "the picture grew to 24 MB on the disk"
+    assert peak < 4 * MB, "the image grew to 24 MB on the disk"
 
 
 async def test_endless_interim_answers_are_refused(raw_server: Any, folder: Path) -> None:

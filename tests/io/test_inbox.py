@@ -219,7 +219,7 @@ async def test_tasks_of_an_attempt_are_bounded(path: Path) -> None:
 async def test_a_run_reads_callbacks_of_waiting_jobs(path: Path) -> None:
     """Callbacks are read in order of arrival, of jobs that wait for something; or those of one job."""
     async with Journal(path) as journal:
-        _, submitted, doubtful, done, again = await submitting(journal, 5)
+        _, submitted, in_doubt, done, again = await submitting(journal, 5)
 
         async def go_on(stored: StoredJob, *events: Event) -> None:
             job = (await journal.job(stored.job.key) or stored).job
@@ -231,7 +231,7 @@ async def test_a_run_reads_callbacks_of_waiting_jobs(path: Path) -> None:
         unknown = SubmitUnknown(at=2.0, problem=PROBLEM)
         succeeded = TaskSucceeded(at=3.0, result_url=URL, origin_url=URL, generation_s=1.0)
         await go_on(submitted, accepted)
-        await go_on(doubtful, unknown)
+        await go_on(in_doubt, unknown)
         await go_on(done, SubmitAccepted(at=2.0, task_id=TaskId("u")), succeeded, Saved(at=4.0, file="a.jpg"))
         await go_on(
             again,

@@ -79,10 +79,10 @@ def path(tmp_path: Path) -> Path:
 async def test_every_field_of_a_job_is_read_back(path: Path) -> None:
     """A journal that is opened later has all recorded fields, and an event for each change."""
     async with Journal(path) as journal:
-        done, doubtful, pending = await journal.add(entries(3))
+        done, in_doubt, pending = await journal.add(entries(3))
         first = await happened(journal, done, *life())
         second = await happened(
-            journal, doubtful, SubmitIntended(api="kontext", at=20.0), SubmitUnknown(at=21.0, problem=PROBLEM)
+            journal, in_doubt, SubmitIntended(api="kontext", at=20.0), SubmitUnknown(at=21.0, problem=PROBLEM)
         )
     async with Journal(path) as journal:
         back = await journal.job("k0")

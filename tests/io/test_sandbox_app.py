@@ -503,9 +503,9 @@ async def test_samples(web: httpx.AsyncClient) -> None:
     """The samples are listed with absolute URLs and served as PNG."""
     samples = (await web.get("/samples/")).json()["samples"]
     assert all(set(sample) == {"name", "title", "url"} for sample in samples)
-    picture = await web.get(samples[0]["url"])
-    assert picture.headers["Content-Type"] == "image/png"
-    assert picture.content.startswith(b"\x89PNG")
+    image = await web.get(samples[0]["url"])
+    assert image.headers["Content-Type"] == "image/png"
+    assert image.content.startswith(b"\x89PNG")
     assert (await web.get("/samples/no-such.png")).status_code == 404
 
 

@@ -375,11 +375,11 @@ async def test_fault_early() -> None:
     async with receiver() as hook, sandbox() as box:
         flags, replied = [], False
 
-        async def look() -> None:
+        async def read_flag() -> None:
             assert not replied
             flags.append((await box.record(hook.received[0].data["taskId"]))["successFlag"])
 
-        hook.when_called = look
+        hook.when_called = read_flag
         task_id = await box.submit(hook, "callback-early")
         replied = True
         [got] = hook.received

@@ -125,7 +125,7 @@ def test_browser(start_sandbox: Any, width: int, tmp_path: Path) -> None:
             pytest.fail("CI needs chromium to draw the page: apt-get install chromium")
         pytest.skip("no chromium on this machine: the page is not drawn")
     sandbox = start_sandbox("--images", "none", "--speed", "1000")
-    for name in ("a-picture-" + "x" * 150, "flyer"):
+    for name in ("an-image-" + "x" * 150, "flyer"):
         body = {"prompt": "Remove the text " * 20, "inputImage": f"https://pictures.example/{name}.jpg"}
         local_http.post(sandbox.url + GENERATE, json=body, headers=KEY)
     drawn = draw(browser, f"{sandbox.url}/?state=done", width, tmp_path)

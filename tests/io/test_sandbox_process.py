@@ -50,21 +50,21 @@ def wait_for(what: Callable[[], Any]) -> Any:
 
 
 def finished(url: str, task_id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
+    def read() -> dict[str, Any] | None:
         path = "/api/v1/flux/kontext/record-info"
         data: dict[str, Any] = local_http.get(url + path, params={"taskId": task_id}, headers=KEY).json()[
             "data"
         ]
         return data if data["successFlag"] else None
 
-    found: dict[str, Any] = wait_for(look)
+    found: dict[str, Any] = wait_for(read)
     return found
 
 
-def size_of(picture: bytes) -> tuple[int, int]:
-    from PIL import Image  # noqa: PLC0415 - loaded where pictures are looked at
+def size_of(content: bytes) -> tuple[int, int]:
+    from PIL import Image  # noqa: PLC0415 - loaded where images are opened
 
-    with Image.open(io.BytesIO(picture)) as image:
+    with Image.open(io.BytesIO(content)) as image:
         return image.size
 
 
@@ -293,7 +293,7 @@ def test_the_sandbox_of_the_demo_gets_neither_the_key_nor_the_webhook_key() -> N
 
 @needs_proc
 def test_a_killed_demo_leaves_no_sandbox_behind() -> None:
-    """Whoever started the sandbox has no chance to end it: it notices by itself."""
+    """Its parent has no chance to end it: it notices by itself."""
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())

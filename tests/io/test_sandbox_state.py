@@ -48,7 +48,7 @@ async def submit(web: httpx.AsyncClient, fault: str = "", **body: object) -> str
     return str(reply.json()["data"]["taskId"])
 
 
-async def look(web: httpx.AsyncClient, task_id: str) -> bytes:
+async def record_of(web: httpx.AsyncClient, task_id: str) -> bytes:
     return (await web.get(RECORD, params={"taskId": task_id})).content
 
 
@@ -58,7 +58,7 @@ async def test_everything_is_restored(file: Path) -> None:
         ids = [await submit(web, fault) for fault in ("", "fail-400", "never-ends", "times-iso,no-refund")]
         await box.advance(120)
         ids.append(await submit(web))
-        records = [await look(web, task_id) for task_id in ids]
+        records = [await record_of(web, task_id) for task_id in ids]
         job = {"model": "flux1-kontext", "input": {"prompt": "x", "input_image": IMAGE}}
         asked = {"taskId": (await web.post(CREATE_TASK, json=job)).json()["data"]["taskId"]}
         ids.append(asked["taskId"])
@@ -70,14 +70,14 @@ async def test_everything_is_restored(file: Path) -> None:
         book = box.record()
     async with virtual(file) as box, box.http_client(KEY) as web:
         assert box.record() == book
-        assert [await look(web, task_id) for task_id in ids[:-1]] == records
+        assert [await record_of(web, task_id) for task_id in ids[:-1]] == records
         assert (await web.get(JOB_RECORD, params=asked)).content == job_record
         assert (await web.get(link)).content == image
         assert (await web.get(uploaded.json()["data"]["downloadUrl"])).content == b"kept"
         await box.advance(120)
-        assert b'"successFlag":1' in await look(web, ids[-2])
+        assert b'"successFlag":1' in await record_of(web, ids[-2])
         assert b'"state":"success"' in (await web.get(JOB_RECORD, params=asked)).content
-        assert b'"successFlag":0' in await look(web, ids[2])
+        assert b'"successFlag":0' in await record_of(web, ids[2])
         assert await submit(web) not in ids
         assert box.credits == 100 - 5 * len(ids)
 
@@ -102,11 +102,11 @@ async def test_a_failure_that_flips_after_the_restart(file: Path) -> None:
     async with virtual(file) as box, box.http_client(KEY) as web:
         task_id = await submit(web, "timeout-flips=600")
         await box.advance(120)
-        assert b'"successFlag":3' in await look(web, task_id)
+        assert b'"successFlag":3' in await record_of(web, task_id)
     async with virtual(file) as box, box.http_client(KEY) as web:
-        assert b'"successFlag":3' in await look(web, task_id)
+        assert b'"successFlag":3' in await record_of(web, task_id)
         await box.advance(600)
-        assert b'"successFlag":1' in await look(web, task_id)
+        assert b'"successFlag":1' in await record_of(web, task_id)
 
 
 async def test_callbacks_go_on(file: Path) -> None:

@@ -40,7 +40,7 @@ class Box:
         reply = await self.web.post(GENERATE, json={"prompt": "A lighthouse"} | body, headers=headers)
         return str(reply.json()["data"]["taskId"])
 
-    async def look(self, task_id: str) -> dict[str, Any]:
+    async def record_of(self, task_id: str) -> dict[str, Any]:
         """Return the record of a task."""
         data: dict[str, Any] = (await self.web.get(RECORD, params={"taskId": task_id})).json()["data"]
         return data
@@ -55,9 +55,9 @@ async def box() -> AsyncIterator[Box]:
 async def test_time_stands_still(box: Box) -> None:
     """Nothing ends until time is advanced, and then it ends at its own time."""
     task_id = await box.submit()
-    assert (await box.look(task_id))["successFlag"] == 0
+    assert (await box.record_of(task_id))["successFlag"] == 0
     await box.sandbox.advance(2 * MINUTE)
-    record = await box.look(task_id)
+    record = await box.record_of(task_id)
     assert record["successFlag"] == 1
     assert record["createTime"] == VIRTUAL_BEGIN * 1000
     assert record["createTime"] < record["completeTime"] < record["createTime"] + 2 * MINUTE * 1000
@@ -71,7 +71,7 @@ async def test_everything_follows(box: Box) -> None:
     await box.sandbox.advance(10)
     assert (await box.web.post(GENERATE, json={"prompt": "x"})).status_code == 200
     await box.sandbox.advance(2 * MINUTE)
-    link = (await box.look(task_id))["response"]["originImageUrl"]
+    link = (await box.record_of(task_id))["response"]["originImageUrl"]
     assert (await box.web.get(link)).status_code == 200
     await box.sandbox.advance(10 * MINUTE)
     assert (await box.web.get(link)).status_code == 403
@@ -108,7 +108,7 @@ async def test_callbacks_and_their_retries_follow(box: Box) -> None:
     assert box.sandbox.ledger.callbacks.given_up == 1
 
 
-async def told(seed: int) -> list[bytes]:
+async def all_answers(seed: int) -> list[bytes]:
     """Return all answers to one sequence of requests."""
     plan = FaultPlan.parse("drop-reply:10%,500:10%,fail-500:20%,late-record:20%,times-iso:30%", seed=seed)
     settings = SandboxSettings(images="none", seed=seed)
@@ -133,10 +133,10 @@ async def told(seed: int) -> list[bytes]:
 
 async def test_answers_repeat() -> None:
     """The same seed and the same requests get the same answers, byte for byte; another seed others."""
-    first = await told(5)
+    first = await all_answers(5)
     assert b"dropped" in first
-    assert first == await told(5)
-    assert first != await told(6)
+    assert first == await all_answers(5)
+    assert first != await all_answers(6)
 
 
 async def test_misuse(box: Box) -> None:
@@ -196,7 +196,7 @@ async def test_fresh_links(box: Box) -> None:
     for faults, works in (("file-403", True), ("file-404=1", True), ("file-403,link-refused", False)):
         task_id = await box.submit({"X-Sandbox-Fault": faults})
         await box.sandbox.advance(2 * MINUTE)
-        link = (await box.look(task_id))["response"]["resultImageUrl"]
+        link = (await box.record_of(task_id))["response"]["resultImageUrl"]
         assert (await box.web.get(link)).status_code in (403, 404)
         fresh = (await box.web.post("/api/v1/common/download-url", json={"url": link})).json()
         assert (fresh["code"] == 200) is works

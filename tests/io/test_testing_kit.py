@@ -168,9 +168,9 @@ async def test_a_batch(
 @both_ways
 async def test_files_up_and_down(flux_client: Any, flux_sandbox: FluxSandbox, tmp_path: Path) -> None:
     """A file is uploaded, its result is downloaded, and a refused link is replaced by a fresh one."""
-    picture = flux_sandbox.client()
+    client = flux_sandbox.client()
     image = await flux_client.generate("A lighthouse")
-    source = await picture.download(image, tmp_path / "photo.jpg")
+    source = await client.download(image, tmp_path / "photo.jpg")
     cleaned = await flux_client.remove_text(source.path)
     assert (await flux_client.download(cleaned, tmp_path / "clean.jpg")).size > 100
     refused = await flux_client.remove_text(f"{IMAGE}?sandbox-fault=file-403")

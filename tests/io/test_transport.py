@@ -351,10 +351,10 @@ async def test_default_parameters_of_the_callers_client_do_not_replace_ours(
         args[3].write(make.http(b"{}"))
         return True
 
-    look = WireRequest(method="GET", path="/record-info", query={"taskId": "a b"})
+    poll = WireRequest(method="GET", path="/record-info", query={"taskId": "a b"})
     async with raw_server(behave) as server, httpx.AsyncClient(params={"v": "1"}) as given:
         transport = HttpxTransport(Credentials(KEY, server.url), version="1", client=given)
-        await transport.exchange(look, timeout_s=60)
+        await transport.exchange(poll, timeout_s=60)
     assert "taskId=a+b" in server.requests[0][0] or "taskId=a%20b" in server.requests[0][0]
 
 

@@ -180,7 +180,7 @@ async def test_nothing_is_sent_for_what_is_neither_url_nor_file(raw_server: Any,
             with pytest.raises(InvalidInput) as caught:
                 await client.remove_text(bad)  # type: ignore[arg-type]
             assert caught.value.advice
-        for bad in (7, b"", b"no picture", ["a"], "https://example.com/a.png", text):
+        for bad in (7, b"", b"no image", ["a"], "https://example.com/a.png", text):
             with pytest.raises(InvalidInput):
                 await client.upload(bad)  # type: ignore[arg-type]
         for call in (client.remove_text, partial(client.edit, "Make it blue")):
@@ -450,7 +450,7 @@ async def test_with_a_client_of_the_callers(sandbox_url: str, photo: Path) -> No
 
 def test_the_image_of_these_tests_is_valid() -> None:
     """The smallest PNG of these tests is a real one."""
-    from PIL import Image  # noqa: PLC0415 - only where pictures are looked at
+    from PIL import Image  # noqa: PLC0415 - only where images are opened
 
     with Image.open(io.BytesIO(PNG)) as image:
         image.load()

@@ -146,8 +146,8 @@ def litestar_handler(receiver: WebhookReceiver) -> Any:
 )
 def test_mounted(path: Path, mounted: Callable[[WebhookReceiver], Any], address: str) -> None:
     """In every framework a callback reaches the journal with its attempt, and a forged one is refused."""
-    rung: list[Any] = []
-    receiver = WebhookReceiver(path, key=KEY, on_callback=rung.append)
+    received: list[Any] = []
+    receiver = WebhookReceiver(path, key=KEY, on_callback=received.append)
     with served(mounted(receiver)) as url, httpx.Client(trust_env=False, timeout=60) as web:
         hook = CallbackEndpoint(f"{url}{address}?tenant=a", KEY).address_for(attempt_id(7))
         headers = {"Content-Type": "application/json"} | sign("t7", KEY, at=time.time())
@@ -157,7 +157,7 @@ def test_mounted(path: Path, mounted: Callable[[WebhookReceiver], Any], address:
         assert web.post(hook, content=body_of("evil"), headers=headers).status_code == 401
         assert web.get(hook).status_code == 405
     assert kept(path) == [(attempt_id(7), "t7", 2)]
-    assert [(event.task_id, event.signed, event.attempt_id) for event in rung] == [
+    assert [(event.task_id, event.signed, event.attempt_id) for event in received] == [
         ("t7", True, attempt_id(7))
     ] * 2
 

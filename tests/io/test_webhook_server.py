@@ -92,7 +92,7 @@ def wait_for_listener(port: int) -> None:
                 probe.sendall(b"\0 this is no request\r\n\r\n")
                 return
         time.sleep(0.02)
-    pytest.fail("nobody listens")
+    pytest.fail("no server listens")
 
 
 def answers_among(strangers: Strangers, url: str) -> list[int]:
@@ -188,14 +188,14 @@ async def deliver(port: int, client: httpx.AsyncClient, task_id: str = "stray") 
 WHOLE = HEAD + b"Content-Length: 2\r\n\r\n{}"  # is answered: it is no callback
 
 
-CRUMB = b"1\r\n \r\n"
+SMALL_CHUNK = b"1\r\n \r\n"
 
 
 async def test_a_body_in_small_chunks_is_refused(tmp_path: Path) -> None:
     """A body in pieces of one byte, each of which costs work, is refused before its end."""
     async with served(tmp_path) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + CRUMB * 2_000)
+        writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + SMALL_CHUNK * 2_000)
         async with asyncio.timeout(WAIT_S):
             assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
         writer.close()

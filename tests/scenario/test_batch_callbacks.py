@@ -65,7 +65,7 @@ async def test_the_address_is_on_disk_before_the_request_leaves(
     seen: list[bool] = []
     generate = calling.generate
 
-    def look(request: Any) -> Any:
+    def read_first(request: Any) -> Any:
         import sqlite3  # noqa: PLC0415 - only here
 
         (found,) = parse_qs(urlsplit(json.loads(request.body)["callBackUrl"]).query)["c"]
@@ -75,7 +75,7 @@ async def test_the_address_is_on_disk_before_the_request_leaves(
         connection.close()
         return generate(request)
 
-    transport.script["generate"] = [look]
+    transport.script["generate"] = [read_first]
     await calling.collect(client, tmp_path / "run.sqlite3")
     assert seen == [True] * 12
 
@@ -204,9 +204,9 @@ async def test_a_callback_that_came_between_two_runs_settles_a_job_in_doubt(
         {"task_id": "t1"},  # another job's task
         {"task_id": "unknown"},
         {"task_id": "t0", "signed": False},
-        {"task_id": "stranger"},  # a task of the same account, made from another picture
+        {"task_id": "stranger"},  # a task of the same account, made from another image
     ],
-    ids=["another job's task", "no such task", "unsigned", "another picture"],
+    ids=["another job's task", "no such task", "unsigned", "another image"],
 )
 async def test_a_forged_callback_settles_nothing(
     client: FluxClient, calling: Any, tmp_path: Path, lie: dict[str, Any]
@@ -217,7 +217,7 @@ async def test_a_forged_callback_settles_nothing(
     calling.calls_after = lambda _: None
     calling.add_foreign_task("stranger")
 
-    async def tell() -> None:
+    async def notify() -> None:
         while len(calling.tasks) < 2:
             await calling.clock.sleep(0.1)
         call = calling.tasks[1]
@@ -225,10 +225,10 @@ async def test_a_forged_callback_settles_nothing(
         reported = {"signed": True, "attempt_id": call.attempt} | lie
         await calling.inbox.receive(CallbackEvent(**reported))
 
-    telling = asyncio.get_running_loop().create_task(tell())
+    notifying = asyncio.get_running_loop().create_task(notify())
     endpoint = CallbackEndpoint("https://ours.example/x", key="hook", doubt_wait_s=200.0)
     outcomes = await calling.collect(client, path, calling.images[:3], callbacks=endpoint)
-    await telling
+    await notifying
     assert calling.kinds(outcomes) == {Succeeded: 2, InDoubt: 1}
     assert all(
         outcome.image.task_id != lie["task_id"] or lie["task_id"] == "t1"
@@ -388,5 +388,5 @@ async def test_random_faults_of_answers_and_callbacks_give_one_outcome_each(
                 outcomes = await vendor.collect(client, path, images, in_doubt="resubmit", callbacks=short)
             assert len({o.job.key for o in outcomes if o.job is not None}) == len(outcomes) == 40
             paid_twice = {image for image in images if len(vendor.tasks_of(image)) > 1}
-            # Only where the answer was lost and the callback too, after the full wait, by consent.
+            # Only where the answer was lost and the callback too, after the full wait, with permission.
             assert paid_twice <= silent

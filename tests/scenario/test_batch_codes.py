@@ -34,7 +34,7 @@ HALTS = {
 }
 FOR_NOW = (429, 455)
 TASK_FAILED = (400, 408, 501)
-DOUBTFUL = (408, 500, 501, 502, 503, 504, 999)
+IN_DOUBT = (408, 500, 501, 502, 503, 504, 999)
 SHAPELESS = {
     "timeout or drop": Unknown("the connection was lost"),
     "HTTP 500": Answered(WireResponse(status=500, headers={}, body=b"<h1>oops</h1>")),
@@ -122,7 +122,7 @@ async def test_never_reachable(client: FluxClient, transport: Any) -> None:
     assert 3 <= transport.count("generate") <= 8
 
 
-@pytest.mark.parametrize("answer", [*DOUBTFUL, *SHAPELESS])
+@pytest.mark.parametrize("answer", [*IN_DOUBT, *SHAPELESS])
 async def test_any_other_answer_to_a_submit_leaves_it_in_doubt(
     client: FluxClient, transport: Any, make: Any, answer: int | str
 ) -> None:
@@ -145,7 +145,7 @@ async def test_any_other_answer_to_a_submit_leaves_it_in_doubt(
 # --- looking ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", sorted({*REJECTED, *FOR_NOW, *DOUBTFUL} - set(TASK_FAILED)))
+@pytest.mark.parametrize("code", sorted({*REJECTED, *FOR_NOW, *IN_DOUBT} - set(TASK_FAILED)))
 async def test_polls_with_these_codes_are_repeated(
     client: FluxClient, transport: Any, make: Any, code: int
 ) -> None:

@@ -27,7 +27,7 @@ from scripted_vendor import PRICE, ScriptedVendor
 
 IN_AIR = 6
 NEVER_S = 3600.0
-LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
+POLLING = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNoaGgAAAMEAYF1LgG8AAAAAElFTkSuQmCC"
 )
@@ -84,7 +84,7 @@ def make_vendor(**options: Any) -> ScriptedVendor:
 
 def client_of(vendor: ScriptedVendor, *, in_flight: int = 100, submits: int = 10_000) -> FluxClient:
     limits = Limits(submits=submits, window_s=1.0, concurrent_submits=IN_AIR, in_flight=in_flight)
-    return vendor.client(limits=limits, polling=LOOKS, rng=random.Random(1))
+    return vendor.client(limits=limits, polling=POLLING, rng=random.Random(1))
 
 
 async def collect(vendor: ScriptedVendor, inputs: Any, *, in_flight: int = 100, **options: Any) -> list[Any]:

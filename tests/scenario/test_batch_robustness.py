@@ -48,7 +48,7 @@ async def collect(client: FluxClient, images: Any, **options: Any) -> list[Any]:
 async def test_a_refused_second_run_does_not_drop_the_first_ones_locks(
     client: Any, vendor: Any, tmp_path: Path
 ) -> None:
-    """Whoever is turned away never touches the file, so an onlooker cannot take the journal for closed."""
+    """A refused run never touches the file, so an observer cannot take the journal for closed."""
     journal = tmp_path / "run.sqlite3"
     async with run_batch(client, URLS, journal=journal) as batch:
         await batch.__anext__()
@@ -85,7 +85,7 @@ async def test_removing_the_lock_file_does_not_unlock_the_journal(
 async def test_a_journal_that_could_not_be_opened_is_not_kept_from_others(
     client: Any, vendor: Any, tmp_path: Path
 ) -> None:
-    """Whoever fails to open it lets go of it."""
+    """A run that fails to open it releases it."""
     journal = tmp_path / "run.sqlite3"
     journal.write_bytes(b"no database at all, and long enough to be read as one")
     for _ in range(2):
@@ -377,13 +377,13 @@ async def test_the_bound_of_tasks_in_flight_is_the_accounts(
         most = max(most, running)
         return task(request)
 
-    def looked(request: Any) -> Any:
+    def polled(request: Any) -> Any:
         nonlocal running
         seen = poll(request)
         running -= b'"successFlag": 1' in seen.response.body
         return seen
 
-    vendor.script["generate"], vendor.script["record-info"] = [started], [looked]
+    vendor.script["generate"], vendor.script["record-info"] = [started], [polled]
     client = FluxClient(make.key, transport=transport, clock=clock, limits=Limits(in_flight=2))
     async with client, asyncio.TaskGroup() as group:
         for part in range(3):

@@ -47,7 +47,7 @@ from scripted_vendor import ScriptedVendor, echo
 from tests.support.file_host import JPEG, FileAnswer
 
 FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
-LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
+POLLING = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
 BOTH = WantedChecks(preserve=True, verify=True)
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(3)]
 LEFT = attrs.evolve(CLEAN, kind=VerdictKind.TEXT_LEFT, text_left=0.25, words=("SALE",), background_kept=0.5)
@@ -81,7 +81,7 @@ class Runs:
             options=RunOptions(folder=self.folder, limits=FAST, checks=checks, only_checks=only_checks),
             select=select or (lambda reader, _: reader.read(gather_inputs(URLS, []))),
             make_client=lambda: FluxClient(
-                "k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS
+                "k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=POLLING
             ),
             display=RunDisplay(output=Output(), prints_results=False, console=console),
             interruption=Interruption(),

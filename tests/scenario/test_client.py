@@ -523,7 +523,7 @@ async def test_a_wrong_key_costs_one_request_with_few_slots_too(
 
 
 async def test_closing_ends_calls_that_sleep_between_polls(transport: Any, make: Any) -> None:
-    """Nobody is kept waiting for a closed client; the paid task is in ``unclaimed``."""
+    """No call waits for a closed client; the paid task is in ``unclaimed``."""
     transport.script["record-info"] = [make.record(0)]
     client = FluxClient(make.key, transport=transport)
     call = asyncio.get_running_loop().create_task(client.remove_text(URL))
@@ -580,7 +580,7 @@ async def test_a_failing_transport_of_the_callers_own_leaves_the_charge_open(
 
 
 async def test_a_task_that_failed_is_no_longer_unclaimed(client: Any, transport: Any, make: Any) -> None:
-    """Whoever learned how a task ended has claimed it."""
+    """A caller that received the end of a task has claimed it."""
     client.session.keep_unclaimed(EditRequest.text_removal(URL), "kontext", "t1")
     transport.script["record-info"] = [make.record(3)]
     with pytest.raises(TaskFailed):
@@ -592,7 +592,7 @@ async def test_a_log_handler_that_raises_loses_nothing(client: Any, caplog: pyte
     """The id is stored before it is logged."""
 
     def raising(record: logging.LogRecord) -> bool:
-        raise RuntimeError("somebody's filter")
+        raise RuntimeError("a filter of the caller's")
 
     logger = logging.getLogger("flux_async")
     logger.addFilter(raising)

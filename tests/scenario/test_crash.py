@@ -35,7 +35,7 @@ WRITES = 1 + 3 * JOBS
 
 IMAGES = [f"https://pictures.example/{n}.jpg" for n in range(JOBS)]
 FAST = Limits(submits=10_000, window_s=1.0, concurrent_submits=6)
-LOOKS = PollPolicy(first_s=0.0, interval_s=0.001, jitter=0.0)
+POLLING = PollPolicy(first_s=0.0, interval_s=0.001, jitter=0.0)
 
 Where = Literal["before commit", "after commit", "before POST", "after POST"]
 
@@ -116,7 +116,7 @@ def disk() -> Iterator[Path]:
 async def _run(path: Path, vendor: MortalVendor, **options: Any) -> list[Any]:
     """Run the batch like a new process; return its outcomes."""
     outcomes = []
-    client = vendor.client(limits=FAST, polling=LOOKS, rng=random.Random(1))
+    client = vendor.client(limits=FAST, polling=POLLING, rng=random.Random(1))
     async with (
         client,
         await MortalJournal(path, vendor.fate).open(account="a") as journal,
@@ -148,7 +148,7 @@ async def _states(path: Path) -> dict[JobState, int]:
 @pytest.mark.parametrize("where", get_args(Where))
 async def test_crash_at_every_point(disk: Path, where: Where) -> None:
     """After any last commit or POST the resumed run ends every job once and pays for none twice."""
-    doubtful = 0
+    doubts_seen = 0
     for number in itertools.count(1):
         path = disk / f"{number}.sqlite3"
         vendor = MortalVendor(fate=Fate(where, number))
@@ -168,10 +168,10 @@ async def test_crash_at_every_point(disk: Path, where: Where) -> None:
         assert not yielded or max(yielded.values()) == 1, "yielded twice"
         assert {type(outcome) for outcome in outcomes} <= {Succeeded, InDoubt}
         assert sum(isinstance(outcome, InDoubt) for outcome in outcomes) == in_doubt
-        doubtful += in_doubt
+        doubts_seen += in_doubt
         path.unlink()
     assert number > (WRITES if where.endswith("commit") else JOBS)
-    assert doubtful > 0, "the crash never hit a submit in the air: this test tests nothing"
+    assert doubts_seen > 0, "the crash never hit a submit in flight: this test tests nothing"
 
 
 @pytest.mark.parametrize("where", ["before POST", "after POST"])

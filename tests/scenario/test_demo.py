@@ -67,7 +67,7 @@ def test_the_demo_removes_text_from_its_images_and_shows_them(tmp_path: Path) ->
     assert len(shown) == len(rows)
     assert all(row["original"]["thumbnail"] and row["vendor"]["thumbnail"] for row in shown)
 
-    from PIL import Image  # noqa: PLC0415 - only where pictures are looked at
+    from PIL import Image  # noqa: PLC0415 - only where images are opened
 
     with Image.open(sheet) as image:
         assert image.width > 1500

@@ -98,7 +98,7 @@ TROUBLE = {
     "a host that is busy": FileAnswer(429, headers={"retry-after": "20"}, body=b""),
     "an empty answer": FileAnswer(body=b""),
     "a web page": FileAnswer(body=b"<!DOCTYPE html>"),
-    "half a picture": FileAnswer(body=JPEG[:-40]),
+    "half an image": FileAnswer(body=JPEG[:-40]),
     "fewer bytes than told": FileAnswer(headers={"content-length": "999"}),
 }
 

@@ -99,7 +99,7 @@ def possible_duplicate_charges(path: Path) -> list[Any]:
 async def test_mail_on_disk_forbids_a_second_charge(
     client: FluxClient, calling: Any, tmp_path: Path, granted: bool, told: bool
 ) -> None:
-    """Consent to pay again, of this run or of an earlier command, is void where the task is known."""
+    """Permission to pay again, of this run or of an earlier command, is void where the task is known."""
     path = tmp_path / "run.sqlite3"
     call = await leave_in_doubt(client, calling, path)
     if granted:
@@ -295,14 +295,14 @@ async def test_two_jobs_of_one_image_share_no_task(client: FluxClient, calling: 
     calling.shows = lambda _, sent: json.dumps({k: v for k, v in sent.items() if k != "callBackUrl"})
     request = EditRequest.text_removal(calling.images[0])
 
-    async def tell() -> None:
+    async def notify() -> None:
         await after_calls(calling, 2, 5.0)
         async with asyncio.TaskGroup() as both:
             for call in calling.tasks:
                 both.create_task(calling.call_back(call, "t0", inbox=calling.inbox))
 
-    async with asyncio.TaskGroup() as telling:
-        telling.create_task(tell())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(notify())
         jobs = [Job(key=key, request=request) for key in ("a", "b")]
         outcomes = await calling.collect(client, ":memory:", jobs, callbacks=waiting(60.0))
     assert calling.kinds(outcomes) == {Succeeded: 1, InDoubt: 1}
@@ -404,7 +404,7 @@ async def test_callbacks_during_the_last_polls_make_no_second_outcome(
         calling.loses_answer = lambda number: number < 4
         calling.calls_after = lambda _: None
 
-        async def tell() -> None:
+        async def notify() -> None:
             await after_calls(calling, 4, 20.0)
             for call in calling.tasks[:3]:
                 await calling.call_back(call, "nowhere", inbox=calling.inbox)
@@ -414,8 +414,8 @@ async def test_callbacks_during_the_last_polls_make_no_second_outcome(
             with contextlib.suppress(JournalError):  # the run may be over
                 await calling.call_back(calling.tasks[3], "nowhere too", inbox=calling.inbox)
 
-        async with asyncio.TaskGroup() as telling:
-            telling.create_task(tell())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(notify())
             outcomes = await calling.collect(client, ":memory:", calling.images[:4], callbacks=waiting(60.0))
     assert calling.kinds(outcomes) == {InDoubt: 4}
     assert len({outcome.job.key for outcome in outcomes}) == 4
@@ -452,8 +452,8 @@ async def test_a_jump_of_the_wall_clock_pays_for_nothing_twice(
         await after_calls(calling, 3, 15.0)
         await calling.call_back(calling.tasks[0], "nowhere", inbox=calling.inbox)
 
-    async with asyncio.TaskGroup() as telling:
-        telling.create_task(have_it_think_again())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(have_it_think_again())
         outcomes = await calling.collect(
             client, ":memory:", calling.images[:3], in_doubt="resubmit", callbacks=waiting(90.0)
         )
@@ -483,13 +483,13 @@ async def test_a_callback_that_comes_during_the_check_of_another_is_used(
     calling.calls_after = lambda _: 18.0
     calling.add_foreign_task("stranger")
 
-    async def tell() -> None:
+    async def notify() -> None:
         await after_calls(calling, 2, 25.0)
         calling.latency_s = 10.0
         await calling.call_back(calling.tasks[1], "stranger", inbox=calling.inbox)
 
-    async with asyncio.TaskGroup() as telling:
-        telling.create_task(tell())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(notify())
         outcomes = await calling.collect(client, ":memory:", calling.images[:1], callbacks=waiting(900.0))
     assert calling.kinds(outcomes) == {Succeeded: 1}
     assert clock.now - calling.tasks[1].ready_at < 60.0
@@ -584,7 +584,7 @@ async def test_a_waiting_job_in_doubt_takes_the_task_found_by_another_poll(
 async def test_a_task_found_by_another_poll_forbids_a_second_charge(
     client: FluxClient, calling: Any, tmp_path: Path
 ) -> None:
-    """Consent to pay again is void where the record of a task has been seen to show this very request."""
+    """Permission to pay again is void where the record of a task has been seen to show this very request."""
     path = tmp_path / "run.sqlite3"
     await leave_in_doubt(client, calling, path)
     calling.calls_after = lambda _: None

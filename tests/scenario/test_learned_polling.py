@@ -200,13 +200,13 @@ async def test_the_most_likely_ended_come_first(clock: Any) -> None:
     """Of the waiting polls, the one most likely to find an end comes first, compared at its turn."""
     limiter, order = PollRate(clock, 1.0), list[float]()
 
-    async def look(chance: float) -> None:
+    async def poll(chance: float) -> None:
         assert await limiter.permit(lambda: chance, clock.now + 100.0)
         order.append(chance)
 
     async with asyncio.TaskGroup() as group:
         for chance in (0.5, 0.1, 0.9, 0.3, 0.7):
-            group.create_task(look(chance))
+            group.create_task(poll(chance))
     assert order == [0.9, 0.7, 0.5, 0.3, 0.1]
     assert not len(limiter)
 
@@ -228,13 +228,13 @@ async def test_a_turn_that_comes_too_late_is_none(clock: Any) -> None:
     assert await limiter.permit(lambda: 1.0, clock.now + 1.0)
     began, ends = clock.now, dict[float, float]()
 
-    async def look(span: float) -> None:
+    async def poll(span: float) -> None:
         assert not await limiter.permit(lambda: 1.0, began + span)
         ends[span] = clock.now - began
 
     async with asyncio.TaskGroup() as group:
         for span in (50.0, 20.0, 70.0):
-            group.create_task(look(span))
+            group.create_task(poll(span))
             await asyncio.sleep(0)
     assert ends == {20.0: 20.0, 50.0: 50.0, 70.0: 70.0}
 

@@ -63,7 +63,7 @@ async def test_a_possible_charge_is_a_warning(client: Any, transport: Any, lines
 
 
 async def test_a_pause_and_a_halt_are_logged(client: Any, vendor: Any, make: Any, lines: Any) -> None:
-    """Whoever reads the log learns why nothing is submitted."""
+    """The log states why nothing is submitted."""
     accepted = vendor.script["generate"][0]
     vendor.script["generate"] = [make.answer(None, 429), accepted]
     await client.remove_text(SIGNED)

@@ -24,7 +24,7 @@ from flux_async.poll_rate import PollRate
 from flux_async.submitter import take
 
 URLS = [f"https://pictures.example/{number}.jpg" for number in range(400)]
-ORIGIN: ContextVar[str] = ContextVar("ORIGIN", default="nobody")
+ORIGIN: ContextVar[str] = ContextVar("ORIGIN", default="none")
 
 
 # --- the rate of polls ------------------------------------------------------------------------------------

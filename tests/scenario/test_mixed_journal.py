@@ -281,7 +281,7 @@ async def test_kontext_max_over_jobs_is_refused_before_anything_is_sent(
 
 
 async def test_a_client_knows_where_it_has_submitted_a_task(over: Any, vendor: Any) -> None:
-    """Another client looks at its own API, at the one that is named, or where the request would go."""
+    """Another client polls its own API, the one that is named, or where the request would go."""
     request = EditRequest.text_removal(URLS[0])
     async with over("jobs") as client:
         task_id = await client.submit(request)

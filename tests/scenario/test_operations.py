@@ -181,7 +181,7 @@ async def test_a_batch_leaves_no_file_beside_one_that_is_no_journal(client: Flux
 
 
 @pytest.fixture
-async def doubtful(client: FluxClient, transport: Any, make: Any, path: Path) -> Path:
+async def with_doubts(client: FluxClient, transport: Any, make: Any, path: Path) -> Path:
     """A journal in which ``poster`` is in doubt and ``cover`` has the task t1."""
     transport.script["generate"] = [make.answer({"taskId": "t1"}), Unknown("cut off")]
     for url, key in ((URLS[0], "cover"), (URLS[1], "poster")):
@@ -190,13 +190,13 @@ async def doubtful(client: FluxClient, transport: Any, make: Any, path: Path) ->
 
 
 async def test_an_adopted_task_is_fetched_by_the_next_run_without_a_submit(
-    client: FluxClient, transport: Any, make: Any, doubtful: Path
+    client: FluxClient, transport: Any, make: Any, with_doubts: Path
 ) -> None:
     """Its record shows nothing of the request, which is no sign of a mistake."""
     transport.script["record-info"] = [make.record(1, "t2")]
-    adopted = await adopt(client, doubtful, "poster", "t2")
+    adopted = await adopt(client, with_doubts, "poster", "t2")
     assert (adopted.key, adopted.record.task_id, adopted.echo) == ("poster", "t2", "absent")
-    [outcome] = await run(client, doubtful, [job_of(URLS[1], "poster")])
+    [outcome] = await run(client, with_doubts, [job_of(URLS[1], "poster")])
     assert isinstance(outcome, Succeeded)
     assert outcome.image.task_id == "t2"
     assert transport.count("generate") == 2
@@ -215,7 +215,7 @@ async def test_a_task_is_not_adopted_where_it_does_not_belong(
     client: FluxClient,
     transport: Any,
     make: Any,
-    doubtful: Path,
+    with_doubts: Path,
     job: str,
     task: str,
     kind: type[Exception],
@@ -224,9 +224,9 @@ async def test_a_task_is_not_adopted_where_it_does_not_belong(
     """Every refusal states that nothing was changed, and nothing is."""
     transport.script["record-info"] = [make.answer(None, 404, msg="no such task")]
     with pytest.raises(kind, match=words) as refused:
-        await adopt(client, doubtful, job, task)
+        await adopt(client, with_doubts, job, task)
     assert "Nothing was changed." in str(refused.value)
-    assert await states(client, doubtful) == {"done": 1, "in_doubt": 1}
+    assert await states(client, with_doubts) == {"done": 1, "in_doubt": 1}
 
 
 # --- fetch_missing ----------------------------------------------------------------------------------------

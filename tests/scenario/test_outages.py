@@ -185,7 +185,7 @@ async def test_an_upload_host_that_cannot_be_reached_halts(
     assert transport.count("file-stream-upload") < 80
 
 
-# --- everybody is sent away -------------------------------------------------------------------------------
+# --- every request is refused ------------------------------------------------------------------------------
 
 
 async def test_a_long_retry_after_is_one_pause_for_all(client: FluxClient, vendor: Any, make: Any) -> None:

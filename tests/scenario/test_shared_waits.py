@@ -30,7 +30,7 @@ async def waits(client: FluxClient, count: int, **options: Any) -> list[Any]:
     async def one() -> None:
         try:
             results.append(await client.wait(TASK, **options))
-        except Exception as error:  # noqa: BLE001 - looked at below
+        except Exception as error:  # noqa: BLE001 - checked below
             results.append(error)
 
     async with asyncio.TaskGroup() as group:
@@ -142,7 +142,7 @@ async def test_tasks_without_a_callback_are_polled_as_usual(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
     """While callbacks come for some tasks, others on the same client are not left to the sweep."""
-    await _many(client, transport, clock, make, heard=range(9), count=9)
+    await _many(client, transport, clock, make, notified=range(9), count=9)
     ready = clock.now + 12.0
     transport.script["record-info"] = [lambda _: make.record(int(clock.now >= ready))]
     await client.wait(TASK)
@@ -236,7 +236,7 @@ async def test_a_callback_wakes_all_waiters(
     assert transport.count("record-info") == 1
 
 
-@pytest.mark.parametrize("after_s", [0.05, 0.3], ids=["during a look", "after a look"])
+@pytest.mark.parametrize("after_s", [0.05, 0.3], ids=["during a poll", "after a poll"])
 async def test_a_callback_just_after_a_poll_began_wakes_at_once(
     client: FluxClient, transport: Any, clock: Any, make: Any, after_s: float
 ) -> None:
@@ -341,9 +341,9 @@ async def test_nothing_is_kept_of_a_wait_that_is_over(client: FluxClient) -> Non
 
 
 async def _many(
-    client: FluxClient, transport: Any, clock: Any, make: Any, *, heard: range, count: int
+    client: FluxClient, transport: Any, clock: Any, make: Any, *, notified: range, count: int
 ) -> list[float]:
-    """Run tasks of 12 s in turn, with callbacks for those in ``heard``; return the delay of each end."""
+    """Run tasks of 12 s in turn, with callbacks for those in ``notified``; return the delay of each end."""
     lags = []
     for number in range(count):
         ready = clock.now + 12.0
@@ -357,7 +357,7 @@ async def _many(
             client.notify(task)
 
         async with asyncio.TaskGroup() as group:
-            if number in heard:
+            if number in notified:
                 group.create_task(notify())
             await client.wait(task, expects_callback=True)
         lags.append(clock.now - ready)
@@ -369,9 +369,9 @@ async def test_while_callbacks_come_polling_is_a_sweep(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
     """After three ends reported by callbacks, a task costs the one poll that confirms it."""
-    await _many(client, transport, clock, make, heard=range(3), count=3)
+    await _many(client, transport, clock, make, notified=range(3), count=3)
     before = transport.count("record-info")
-    lags = await _many(client, transport, clock, make, heard=range(20), count=20)
+    lags = await _many(client, transport, clock, make, notified=range(20), count=20)
     assert transport.count("record-info") - before == 20
     assert max(lags) < 0.2
 
@@ -380,13 +380,13 @@ async def test_when_callbacks_stop_polling_is_what_it_was(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
     """After two or three ends without a callback, tasks are polled as without callbacks."""
-    await _many(client, transport, clock, make, heard=range(8), count=8)
-    lags = await _many(client, transport, clock, make, heard=range(0), count=10)
+    await _many(client, transport, clock, make, notified=range(8), count=8)
+    lags = await _many(client, transport, clock, make, notified=range(0), count=10)
     assert max(lags[:3]) > 10, "these waited for the sweep"
     assert max(lags[4:]) < 4.0
-    lags = await _many(client, transport, clock, make, heard=range(40), count=40)
+    lags = await _many(client, transport, clock, make, notified=range(40), count=40)
     before = transport.count("record-info")
-    await _many(client, transport, clock, make, heard=range(5), count=5)
+    await _many(client, transport, clock, make, notified=range(5), count=5)
     assert transport.count("record-info") - before == 5, "and they are believed again"
 
 
@@ -394,5 +394,5 @@ async def test_without_callbacks_nothing_changes(
     client: FluxClient, transport: Any, clock: Any, make: Any
 ) -> None:
     """Where none ever comes, the rhythm is the policy's from the first task to the last."""
-    lags = await _many(client, transport, clock, make, heard=range(0), count=12)
+    lags = await _many(client, transport, clock, make, notified=range(0), count=12)
     assert max(lags) < 4.0

@@ -27,7 +27,7 @@ from flux_async.cli.terminal import Exit, Output
 from scripted_vendor import ScriptedVendor, echo
 
 FAST = Limits(submits=1000, window_s=0.01, in_flight=20)
-LOOKS = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
+POLLING = PollPolicy(first_s=0.0, interval_s=0.002, jitter=0.0)
 WAIT_S = 60
 
 
@@ -63,7 +63,7 @@ class Runs:
         order = RunOptions(folder=self.folder, limits=FAST, download=False, **options)
 
         def make_client() -> FluxClient:
-            return FluxClient("k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=LOOKS)
+            return FluxClient("k", "http://127.0.0.1:1", transport=self.vendor, limits=FAST, polling=POLLING)
 
         command = RunCommand(
             options=order,

@@ -319,10 +319,10 @@ async def test_the_prompt_decides_between_two_edits_of_one_image(
         assert isinstance(outcome, InDoubt)
         assert isinstance(outcome.error, TaskMismatch)
         async with Journal(path, clock=client.session.clock) as journal:
-            doubts = await journal.jobs(JobState.IN_DOUBT)
+            in_doubt = await journal.jobs(JobState.IN_DOUBT)
             found = {
                 job.read().prompt: [task.task_id for task in await journal.offers_to(job.number)]  # type: ignore[union-attr]
-                for job in doubts
+                for job in in_doubt
             }
             assert (found["first"], found["second"]) == ([], ["t1"] if offered else [])
 

@@ -49,7 +49,7 @@ BACKENDS: list[tuple[str, ApiName]] = [
 ]
 PRICE = 5.0
 NOBODYS_TASK = "0" * 32
-NOBODYS_KEY = "0123456789abcdef" * 2
+UNUSED_KEY = "0123456789abcdef" * 2
 SUBMIT = {"kontext": "/api/v1/flux/kontext/generate", "jobs": "/api/v1/jobs/createTask"}
 MAGIC = {b"\xff\xd8\xff": "jpeg", b"\x89PN": "png"}
 
@@ -83,7 +83,7 @@ class Budget:
 
 BUDGET = Budget(float(os.environ.get("FLUX_LIVE_MAX_CREDITS", "15")))
 _MADE: dict[ApiName, ImageResult] = {}
-"""A picture of the real vendor by each API that later tests look at again: each is paid once."""
+"""An image of the real vendor by each API that later tests use again: each is paid once."""
 
 
 @attrs.define
@@ -92,13 +92,13 @@ class Vendor:
 
     Attributes:
         api: The API of both clients.
-        picture: The bytes of an image with text.
+        photo: The bytes of an image with text.
     """
 
     api: ApiName
     client: FluxClient
     stranger: FluxClient
-    picture: bytes
+    photo: bytes
     is_live: bool = False
 
     def spend(self, tasks: int = 1) -> None:
@@ -123,7 +123,7 @@ class Vendor:
 
 
 @pytest.fixture(scope="module")
-def picture() -> bytes:
+def photo() -> bytes:
     """An image with text in it."""
     image = Image.new("RGB", (640, 480), (240, 225, 200))
     ImageDraw.Draw(image).text((90, 180), "AUTUMN MARKET", (40, 40, 60), ImageFont.load_default(56))
@@ -133,17 +133,17 @@ def picture() -> bytes:
 
 
 @pytest.fixture(params=BACKENDS, ids="-".join)
-async def vendor(request: pytest.FixtureRequest, picture: bytes) -> AsyncIterator[Vendor]:
+async def vendor(request: pytest.FixtureRequest, photo: bytes) -> AsyncIterator[Vendor]:
     """Each vendor that may be asked."""
     backend, api = request.param
     if backend == "live":
         if not os.environ.get("KIE_API_KEY"):
             pytest.fail("FLUX_LIVE=1 needs KIE_API_KEY, the key that pays.", pytrace=False)
-        async with FluxClient(api=api) as client, FluxClient(NOBODYS_KEY, api=api) as stranger:
-            yield Vendor(api, client, stranger, picture, is_live=True)
+        async with FluxClient(api=api) as client, FluxClient(UNUSED_KEY, api=api) as stranger:
+            yield Vendor(api, client, stranger, photo, is_live=True)
         return
     with FluxSandbox(sockets=backend == "sockets") as box:
-        yield Vendor(api, box.client(api=api), box.client(NOBODYS_KEY, api=api), picture)
+        yield Vendor(api, box.client(api=api), box.client(UNUSED_KEY, api=api), photo)
 
 
 async def test_credits(vendor: Vendor) -> None:
@@ -234,8 +234,8 @@ async def test_a_task_from_submit_to_end(vendor: Vendor) -> None:
 
 async def test_an_uploaded_image_can_be_edited(vendor: Vendor, tmp_path: Path) -> None:
     """An upload can be fetched unchanged, and be edited; the result is an image, the original is kept."""
-    uploaded = await vendor.client.upload(vendor.picture, name="poster")
-    assert (uploaded.size, uploaded.content_type) == (len(vendor.picture), "image/jpeg")
+    uploaded = await vendor.client.upload(vendor.photo, name="poster")
+    assert (uploaded.size, uploaded.content_type) == (len(vendor.photo), "image/jpeg")
     fetched = await vendor.client.download(uploaded.url, tmp_path / "poster.jpg")
     assert hashlib.sha256(fetched.path.read_bytes()).hexdigest() == uploaded.sha256
     vendor.spend()
@@ -281,7 +281,7 @@ def run_live(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def test_live_tests_exist_only_on_request() -> None:
     """Without ``FLUX_LIVE=1`` there is no such test, and none that is skipped."""
-    done = run_live("--collect-only", __file__, KIE_API_KEY="key-of-somebody")
+    done = run_live("--collect-only", __file__, KIE_API_KEY="some-key")
     assert "test_credits[sockets-kontext]" in done.stdout
     assert "live-" not in done.stdout
 

@@ -11,7 +11,7 @@ from PIL import Image
 from flux_async.report.contact_sheet import Pair, draw_contact_sheet
 
 
-def picture(size: tuple[int, int], colour: str) -> bytes:
+def make_image(size: tuple[int, int], colour: str) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", size, colour).save(content, "PNG")
     return content.getvalue()
@@ -23,9 +23,9 @@ SIZES = [(800, 100), (100, 800), (1, 1), (300, 300)]
 def sheet_of(count: int, folder: Path) -> Image.Image:
     pairs = [
         Pair(
-            title=f"Picture {number}",
-            before=picture(size, "red"),
-            after=None if number == 3 else picture(size, "blue"),
+            title=f"Image {number}",
+            before=make_image(size, "red"),
+            after=None if number == 3 else make_image(size, "blue"),
             remark="TaskFailed",
         )
         for number, size in enumerate(SIZES[:count])

@@ -132,7 +132,7 @@ def test_an_address_that_was_cut_at_a_comma_is_refused(tmp_path: Path, header: s
     """A row with more cells than the header is refused, and one whose address goes on in the next cell."""
     (given,) = rows(tmp_path, f"{header}\n{row}\n")
     if row.startswith("https://h.com/a,b") and header == "url,key,note":
-        return  # nothing tells this one from a row of three cells and one more
+        return  # nothing distinguishes this one from a row of three cells and one more
     assert "quotation marks" in (given.refusal or "")
 
 

@@ -76,7 +76,7 @@ class Book:
 
 
 @attrs.frozen
-class Said:
+class Answer:
     """What an application answered."""
 
     status: int
@@ -122,7 +122,7 @@ async def call(
     headers: dict[str, str] | list[tuple[str, str]] | None = None,
     query: bytes = f"c={ATTEMPT}".encode(),
     version: str = "1.1",
-) -> Said | None:
+) -> Answer | None:
     """Make one request; None where it was not answered."""
     messages = whole(body) if isinstance(body, bytes) else body
     pairs = JSON | sign("task12345", KEY, at=AT) if headers is None else headers
@@ -147,7 +147,7 @@ async def call(
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
     fields = [(name.decode(), value.decode()) for name, value in start["headers"]]
     assert len(dict(fields)) == len(fields)
-    return Said(start["status"], dict(fields), b"".join(message["body"] for message in rest))
+    return Answer(start["status"], dict(fields), b"".join(message["body"] for message in rest))
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def with_length(length: str) -> dict[str, str]:
 
 async def test_a_signed_callback(app: WebhookReceiver, book: Book) -> None:
     """A signed callback is kept with its attempt and answered 200, on a connection that goes on."""
-    said = await call(app)
-    assert said == Said(
+    answer = await call(app)
+    assert answer == Answer(
         200, {"content-type": "application/json", "content-length": "21"}, b'{"status":"received"}'
     )
     assert book.kept == [
@@ -191,9 +191,9 @@ async def test_the_same_again(app: WebhookReceiver) -> None:
 @pytest.mark.parametrize("chunks", [(BODY,), (BODY[:5], b"", BODY[5:]), tuple(b"%c" % b for b in BODY)])
 async def test_a_body_in_pieces(app: WebhookReceiver, chunks: tuple[bytes, ...]) -> None:
     """However a body is cut, it is one."""
-    said = await call(app, pieces(*chunks))
-    assert said is not None
-    assert said.status == 200
+    answer = await call(app, pieces(*chunks))
+    assert answer is not None
+    assert answer.status == 200
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ async def test_a_body_in_pieces(app: WebhookReceiver, chunks: tuple[bytes, ...])
 )
 async def test_content_types_of_json(app: WebhookReceiver, kind: str) -> None:
     """The content type has no case and may have parameters."""
-    said = await call(app, headers=with_length(str(len(BODY))) | {"content-type": kind})
-    assert said is not None
-    assert said.status == 200
+    answer = await call(app, headers=with_length(str(len(BODY))) | {"content-type": kind})
+    assert answer is not None
+    assert answer.status == 200
 
 
 async def test_on_callback_comes_after_the_commit(book: Book, stopped: StoppedClock) -> None:
@@ -225,9 +225,9 @@ async def test_on_callback_may_fail(
     def fail(_event: CallbackEvent) -> None:
         raise ZeroDivisionError("a bug")
 
-    said = await call(WebhookReceiver(book, key=KEY, clock=stopped, on_callback=fail))
-    assert said is not None
-    assert said.status == 200
+    answer = await call(WebhookReceiver(book, key=KEY, clock=stopped, on_callback=fail))
+    assert answer is not None
+    assert answer.status == 200
     assert "on_callback failed for task task12345" in caplog.text
     assert "ZeroDivisionError: a bug" in caplog.text
 
@@ -269,9 +269,9 @@ async def test_one_key_replaces_another(book: Book, stopped: StoppedClock) -> No
     """Each of several keys is right."""
     app = WebhookReceiver(book, key=["new", KEY.encode()], clock=stopped)
     for key, status in (("new", 200), (KEY, 200), ("other", 401)):
-        said = await call(app, headers=JSON | sign("task12345", key, at=AT))
-        assert said is not None
-        assert said.status == status
+        answer = await call(app, headers=JSON | sign("task12345", key, at=AT))
+        assert answer is not None
+        assert answer.status == status
 
 
 # --- what is refused --------------------------------------------------------------------------------------
@@ -312,13 +312,13 @@ async def test_answers_of_what_was_read_whole(
     app: WebhookReceiver, book: Book, status: int, request_: dict[str, Any]
 ) -> None:
     """Each fault has its status and its fixed text; nothing is kept, and the connection stays open."""
-    said = await call(app, **request_)
-    assert said is not None
-    assert (said.status, said.reason) == (status, REASONS[status])
-    assert said.headers["content-type"] == "application/json"
-    assert said.headers["content-length"] == str(len(said.body))
-    assert said.headers.get("allow") == ("POST" if status == 405 else None)
-    assert "connection" not in said.headers
+    answer = await call(app, **request_)
+    assert answer is not None
+    assert (answer.status, answer.reason) == (status, REASONS[status])
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+    assert "connection" not in answer.headers
     assert book.kept == []
 
 
@@ -344,25 +344,25 @@ async def test_answers_before_the_body(
     app: WebhookReceiver, status: int, method: str, headers: dict[str, str]
 ) -> None:
     """Faults of the head are answered without reading a byte, and end the connection."""
-    said = await call(app, unread(), method=method, headers=headers)
-    assert said is not None
-    assert (said.status, said.reason) == (status, REASONS[status])
-    assert said.headers["connection"] == "close"
+    answer = await call(app, unread(), method=method, headers=headers)
+    assert answer is not None
+    assert (answer.status, answer.reason) == (status, REASONS[status])
+    assert answer.headers["connection"] == "close"
 
 
 async def test_only_http_1_has_the_connection_header(app: WebhookReceiver) -> None:
     """HTTP/2 and HTTP/3 forbid the header."""
     for version in ("2", "3"):
-        said = await call(app, unread(), headers=with_length("1073741824"), version=version)
-        assert said is not None
-        assert (said.status, "connection" in said.headers) == (413, False)
+        answer = await call(app, unread(), headers=with_length("1073741824"), version=version)
+        assert answer is not None
+        assert (answer.status, "connection" in answer.headers) == (413, False)
 
 
 async def test_head_has_no_body(app: WebhookReceiver) -> None:
     """HEAD is answered as GET is, without the body."""
-    said = await call(app, b"", method="HEAD", headers={})
-    assert said is not None
-    assert (said.status, said.body, said.headers["content-length"]) == (405, b"", "51")
+    answer = await call(app, b"", method="HEAD", headers={})
+    assert answer is not None
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (405, b"", "51")
 
 
 async def test_the_order_of_the_checks(app: WebhookReceiver) -> None:
@@ -377,17 +377,17 @@ async def test_the_order_of_the_checks(app: WebhookReceiver) -> None:
         (401, {"headers": JSON, "body": BODY}),
     ]
     for status, request in faults:
-        said = await call(app, **request)
-        assert said is not None
-        assert said.status == status
+        answer = await call(app, **request)
+        assert answer is not None
+        assert answer.status == status
 
 
 async def test_answers_contain_nothing_secret(app: WebhookReceiver) -> None:
     """Neither answers nor the receiver's repr have the key, the right signature or text of the body."""
     right = sign("task12345", KEY, at=AT)["X-Webhook-Signature"]
-    said = [await call(app, headers=JSON), await call(app, b'"private"'), await call(app, method="GET")]
+    answer = [await call(app, headers=JSON), await call(app, b'"private"'), await call(app, method="GET")]
     for text in (KEY, right, "private", "flux"):
-        assert all(one is not None and text not in repr(one) for one in said)
+        assert all(one is not None and text not in repr(one) for one in answer)
     assert KEY not in repr(app)
 
 
@@ -404,26 +404,26 @@ async def test_a_body_stops_at_the_cap(app: WebhookReceiver) -> None:
             asked += 1
             yield {"type": "http.request", "body": b" " * 65536, "more_body": True}
 
-    said = await call(app, endless())
-    assert said is not None
-    assert (said.status, said.headers["connection"]) == (413, "close")
+    answer = await call(app, endless())
+    assert answer is not None
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
     assert asked == LARGEST_BODY // 65536 + 1
 
 
 async def test_the_largest_body_is_read(app: WebhookReceiver) -> None:
     """A body of exactly the cap is read."""
-    said = await call(app, BODY + b" " * (LARGEST_BODY - len(BODY)), headers=with_length(str(LARGEST_BODY)))
-    assert said is not None
-    assert said.status == 200
+    answer = await call(app, BODY + b" " * (LARGEST_BODY - len(BODY)), headers=with_length(str(LARGEST_BODY)))
+    assert answer is not None
+    assert answer.status == 200
 
 
 @pytest.mark.parametrize("chunks", [(), (BODY[:9],)])
 async def test_a_slow_body(book: Book, stopped: StoppedClock, chunks: tuple[bytes, ...]) -> None:
     """A body that does not arrive in time is answered 408, and the connection ends."""
     app = WebhookReceiver(book, key=KEY, clock=stopped, body_timeout_s=0.01)
-    said = await call(app, pieces(*chunks, then="wait"))
-    assert said is not None
-    assert (said.status, said.reason, said.headers["connection"]) == (408, "too slow", "close")
+    answer = await call(app, pieces(*chunks, then="wait"))
+    assert answer is not None
+    assert (answer.status, answer.reason, answer.headers["connection"]) == (408, "too slow", "close")
 
 
 async def test_a_body_that_drips(book: Book, stopped: StoppedClock) -> None:
@@ -435,9 +435,9 @@ async def test_a_body_that_drips(book: Book, stopped: StoppedClock) -> None:
             await asyncio.sleep(0.01)
             yield {"type": "http.request", "body": b" ", "more_body": True}
 
-    said = await call(app, drip())
-    assert said is not None
-    assert said.status == 408
+    answer = await call(app, drip())
+    assert answer is not None
+    assert answer.status == 408
 
 
 @pytest.mark.parametrize("chunks", [(), (BODY,)])
@@ -463,9 +463,9 @@ async def test_slow_senders_cannot_fill_the_memory(app: WebhookReceiver, book: B
     async with asyncio.TaskGroup() as group:
         holding = [group.create_task(call(app, hold())) for _ in range(senders)]
         await full.wait()
-        said = await call(app, large)
-        assert said is not None
-        assert (said.status, said.reason, said.headers["retry-after"]) == (503, "not now", "10")
+        answer = await call(app, large)
+        assert answer is not None
+        assert (answer.status, answer.reason, answer.headers["retry-after"]) == (503, "not now", "10")
         small = await call(app, BODY + b" " * (SMALL_BODY - len(BODY)))
         assert small is not None
         assert small.status == 200
@@ -502,9 +502,9 @@ async def test_commits_that_fail(
     timeout_s = 0.01 if instead is _never else 60.0
     app = WebhookReceiver(book, key=KEY, clock=stopped, on_callback=seen.append, commit_timeout_s=timeout_s)
     book.instead = instead
-    said = await call(app)
-    assert said is not None
-    assert (said.status, said.reason, said.headers["retry-after"]) == (503, "not now", "10")
+    answer = await call(app)
+    assert answer is not None
+    assert (answer.status, answer.reason, answer.headers["retry-after"]) == (503, "not now", "10")
     assert seen == []
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
     book.instead = None
@@ -597,7 +597,7 @@ async def test_a_path_is_opened_by_the_first_callback(tmp_path: Path, stopped: S
     assert not path.exists()
     async with asyncio.TaskGroup() as group:
         several = [group.create_task(call(app)) for _ in range(20)]
-    assert {said.status for task in several if (said := task.result())} == {200}
+    assert {answer.status for task in several if (answer := task.result())} == {200}
     await app.aclose()
     await app.aclose()
     async with Journal(path) as journal:
@@ -669,11 +669,11 @@ class _Coroutine:
     async def __call__(self, _event: CallbackEvent) -> None: ...
 
 
-@pytest.mark.parametrize("bell", [5, "ring", _coroutine, partial(_coroutine), _Coroutine()])
-def test_on_callback_must_be_a_plain_function(bell: Any) -> None:
+@pytest.mark.parametrize("observer", [5, "ring", _coroutine, partial(_coroutine), _Coroutine()])
+def test_on_callback_must_be_a_plain_function(observer: Any) -> None:
     """A coroutine would never be awaited."""
     with pytest.raises(InvalidInput, match="on_callback must be a plain function"):
-        WebhookReceiver(None, key=KEY, on_callback=bell)
+        WebhookReceiver(None, key=KEY, on_callback=observer)
 
 
 @pytest.mark.parametrize("key", ["", " ", [""], 5])
