@@ -22,7 +22,7 @@ KEYS = "image key status task_id api result_url file charge credits error attemp
 KEYS += " submitted_at finished_at sha256 verdict text_left words_left background_kept"
 KEYS += " vendor_file not_preserved not_checked"
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
-SECONDS = 60
+SECONDS = 120
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import pytest
 IMAGES = [f"https://pictures.example/lost/{number}.png" for number in range(60)]
 SLOWLY = ("--rate", "20/4")
 RATE = ("--rate", "20/0.5")
-OVERALL_S = 60
+OVERALL_S = 120
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 FULL = Path("/dev/full")
 NO_SPACE = "No space left on device"
-SECONDS = 60
+SECONDS = 120
 
 pytestmark = pytest.mark.skipif(not FULL.exists(), reason="the platform has no /dev/full")
 

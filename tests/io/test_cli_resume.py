@@ -14,7 +14,7 @@ RATE = ("--rate", "20/1")
 SLOWLY = ("--rate", "5/1")
 SOON = ("--rate", "20/0.5")
 NO_PICTURES = ("--images", "none")
-OVERALL_S = 60
+OVERALL_S = 120
 
 
 @pytest.fixture

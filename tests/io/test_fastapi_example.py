@@ -18,7 +18,7 @@ import pytest
 import local_http
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SECONDS = 60
+SECONDS = 120
 KEY = "hook-key"
 
 

@@ -28,7 +28,7 @@ REMOVE = "Remove all text from this image while preserving the background"
 FETCH_FAILED = (
     "Failed to fetch the image. Kindly verify any access limits set by you or your service provider"
 )
-SECONDS = 60
+SECONDS = 120
 NOT_AN_IMAGE = "We couldn't process the provided image file (code=invalid_image_format)"
 
 needs_proc = pytest.mark.skipif(

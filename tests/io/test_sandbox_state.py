@@ -147,7 +147,7 @@ def test_killed(start_sandbox: Callable[..., Any], file: Path) -> None:
     assert len(set(ids)) == 9
     url = start_sandbox(*options).url
     assert local_http.get(f"{url}/api/v1/chat/credit", headers=KEY).json()["data"] == 10_000 - 45
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not all(ended(url, task_id) for task_id in ids):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -166,7 +166,7 @@ def test_images_survive_a_restart(start_sandbox: Callable[..., Any], image_host:
     task_id = local_http.post(sandbox.url + GENERATE, json=body, headers=KEY).json()["data"]["taskId"]
     sandbox.stop(signal.SIGKILL)
     sandbox = start_sandbox(*options)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not ended(sandbox.url, task_id):
         assert time.monotonic() < end
         time.sleep(0.1)

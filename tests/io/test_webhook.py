@@ -31,7 +31,7 @@ from flux_async.api.webhooks import SIGNATURE_HEADER, TIMESTAMP_HEADER, Callback
 from flux_async.job_state import SubmitIntended, apply
 
 KEY = "test-webhook-key"
-START_S = 60
+START_S = 120
 JOBS = 300
 
 

@@ -28,9 +28,9 @@ from flux_async.policy.generation_times import GenerationTimes, kind_of
 from loggers import unchanged_loggers
 
 READY = "sandbox ready at "
-START_SECONDS = 60
-STOP_SECONDS = 60
-SECONDS = 60
+START_SECONDS = 120
+STOP_SECONDS = 120
+SECONDS = 120
 CLOSED_PORT = "http://127.0.0.1:9"
 
 

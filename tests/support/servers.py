@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import attrs
 import httpx
 
-SECONDS = 60
+SECONDS = 120
 S3_PROCESS = Path(__file__).with_name("s3_process.py")
 UNPRIVILEGED = ("postgres", "nobody")
 """Users to run PostgreSQL as where the tests run as root, which it refuses."""
