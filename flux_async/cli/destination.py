@@ -84,6 +84,16 @@ def settle_destination(folder: Path, given: str | None, *, has_jobs: bool) -> Ob
     return None if (url := kept or given) is None else ObjectStoreSink(url)
 
 
+async def check_writable(destination: str) -> None:
+    """Write to a store before anything is paid for it; a folder is checked as it is used.
+
+    Raises:
+        ConfigurationError: It cannot be written; nothing was sent.
+    """
+    if isinstance(sink := sink_for(destination), ObjectStoreSink):
+        await sink.check()
+
+
 async def check_destination(sink: ObjectStoreSink | None, checks: WantedChecks, *, download: bool) -> None:
     """Refuse, before anything is sent, options that a store cannot serve, and a store that is not writable.
 

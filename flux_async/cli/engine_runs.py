@@ -14,6 +14,7 @@ import click
 
 from flux_async import CallbackEndpoint, FluxClient, InvalidInput, Job, Limits, sink_for
 from flux_async.api.models_table import AnyModel, ApiName
+from flux_async.cli.destination import check_writable
 from flux_async.cli.input_reader import refusal_text
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import Inputs
@@ -81,6 +82,7 @@ def run_worker(
     callbacks = None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys())
 
     async def command(interruption: Interruption) -> Exit:
+        await check_writable(destination)
         async with contextlib.AsyncExitStack() as opened:
             engine = await opened.enter_async_context(Engine(dsn))
             clients = [

@@ -11,6 +11,11 @@ import pytest
 from commands import Cli, running_sandbox
 from servers import Bucket
 
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c63f8cfc0f01f0005000101a5f0dd8c0000000049454e44ae426082"
+)
+
 
 @pytest.fixture(scope="module")
 def sandbox_url() -> Iterator[str]:
@@ -111,11 +116,7 @@ def test_a_folder_keeps_its_destination(cli: Cli, s3: Bucket, images: list[str])
 
 def test_inputs_may_be_objects(cli: Cli, s3: Bucket) -> None:
     """In arguments and lists; the dry run knows them, and a missing one costs nothing."""
-    pixel = bytes.fromhex(
-        "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
-        "1f15c4890000000d49444154789c63f8cfc0f01f0005000101a5f0dd8c0000000049454e44ae426082"
-    )
-    s3.put("in/one.png", pixel)
+    s3.put("in/one.png", PIXEL)
     (cli.folder / "list.txt").write_text(f"{s3.url}/in/missing.png\n")
     arguments = ("remove-text", f"{s3.url}/in/one.png", "--from", "list.txt", "-o", "out")
     assert cli.run(*arguments, "--dry-run").code == 0
@@ -124,3 +125,23 @@ def test_inputs_may_be_objects(cli: Cli, s3: Bucket) -> None:
     done, missing = sorted(cli.rows(), key=lambda row: row["status"], reverse=True)
     assert (done["image"], done["status"]) == (f"{s3.url}/in/one.png", "succeeded")
     assert (missing["charge"], "does not exist" in json.dumps(missing["error"])) == ("no", True)
+
+
+def test_workers_save_in_the_store(cli: Cli, s3: Bucket, images: list[str], fresh_dsn: str) -> None:
+    """Also images of an input that is an object; a store that is down is found before anything is sent."""
+    pytest.importorskip("dbos", reason="the extra engine is not installed")
+    s3.put("in/one.png", PIXEL)
+    (cli.folder / "list.txt").write_text("\n".join([images[0], f"{s3.url}/in/one.png"]))
+    assert cli.run("enqueue", "list.txt", "--batch", "posters", "--dsn", fresh_dsn).code == 0
+    worker = ("worker", "--dsn", fresh_dsn, "-o", f"{s3.url}/clean", "--rate", "1000/10", "--until-idle")
+    s3.stop()
+    stopped = cli.run_apart(*worker)
+    assert (stopped.code, "Nothing was sent" in stopped.stderr) == (2, True)
+    s3.start()
+    ended = cli.run_apart(*worker)
+    assert ended.code == 0, ended.stderr
+    rows = cli.run("batch", "results", "posters", "--dsn", fresh_dsn, "--json").stdout.splitlines()
+    files = sorted(json.loads(row)["file"] for row in rows)
+    assert files == sorted(f"{s3.url}/{name}" for name in s3.names("clean/"))
+    assert len(files) == 2
+    assert cli.tasks_of(images[0]) == 1
