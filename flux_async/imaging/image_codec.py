@@ -176,7 +176,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def _to_decoded(image: Image.Image, kind: ImageFormat) -> DecodedImage:
     if image.mode in SIXTEEN_BIT_MODES:
-        image = _eight_bit(image)
+        image = eight_bit(image)
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -186,7 +186,7 @@ def _to_decoded(image: Image.Image, kind: ImageFormat) -> DecodedImage:
     return DecodedImage(pixels=np.array(image.convert("RGB"), np.uint8), alpha=alpha, format=kind)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image) -> Image.Image:
     """Return the upper 8 of 16 bits: Pillow's own conversion clips instead."""
     values = np.asarray(image).astype(np.int64)
     return Image.fromarray((np.clip(values, 0, 65_535) >> 8).astype(np.uint8))

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flux_async.errors import InvalidInput
-from flux_async.imaging.image_codec import ImageError, OpenedImage, open_image
+from flux_async.imaging.image_codec import (
+    SIXTEEN_BIT_MODES,
+    ImageError,
+    OpenedImage,
+    eight_bit,
+    open_image,
+)
 from flux_async.verification.report import PreserveRefusal
 
 if TYPE_CHECKING:
@@ -103,10 +109,12 @@ def unsupported(opened: OpenedImage) -> PreserveRefusal | None:
 
 
 def load(opened: OpenedImage) -> LoadedImage:
-    """Return a decoded file as an upright image; modes that cannot be written become RGB."""
+    """Return a decoded file as an upright image; modes that cannot be written become RGB or grey."""
     image = opened.image
     turn = TO_UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     upright = image if turn is None else image.transpose(turn)
+    if upright.mode in SIXTEEN_BIT_MODES:
+        upright = eight_bit(upright)
     if upright.mode not in MODES:
         upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
     channels = np.array(upright, np.uint8)

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flux_async import InvalidInput, Verdict, VerdictKind, has_text, verify
+from flux_async import InvalidInput, Verdict, VerdictKind, has_text, preserve, verify
 from flux_async.cli.commands import cli
 from flux_async.cli.terminal import run_cli
+from flux_async.imaging.image_codec import open_image
 from flux_async.imaging.text_detection import TextRegion
 from flux_async.sandbox.drawing import Sheet, Style, gradient
 from flux_async.verification.comparison import View, compare, view_file
 from flux_async.verification.judging import judge
+from flux_async.verification.loading import load
 from flux_async.verification.text_areas import TextLines
 
 SHAPE = (150, 200)
@@ -167,16 +169,35 @@ def png_header(width, height):
 
 @pytest.mark.parametrize(
     "file",
-    [b"", b"no image", file_of(blobs())[:5000], file_of(blobs(), "JPEG")[:3000], png_header(30_000, 30_000)],
-    ids=["empty", "text", "truncated PNG", "truncated JPEG", "900 megapixels"],
+    [
+        b"",
+        b"no image",
+        file_of(blobs())[:5000],
+        file_of(blobs(), "JPEG")[:3000],
+        file_of(blobs(), "WEBP")[:3000],
+        png_header(30_000, 30_000),
+        b"GIF89a" + struct.pack("<HHBBB", 30_000, 30_000, 0, 0, 0),
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 30_000, 30_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "truncated PNG",
+        "truncated JPEG",
+        "truncated WebP",
+        "900 megapixels of PNG",
+        "of GIF",
+        "of BMP",
+    ],
 )
 def test_files_that_cannot_be_used_are_named(file) -> None:
     """As the original or the result, or as the image that may have text."""
     good = file_of(np.zeros((1, 1, 3), np.uint8))
-    with pytest.raises(InvalidInput, match="original image cannot be used"):
-        verify(file, good)
-    with pytest.raises(InvalidInput, match="result image cannot be used"):
-        verify(good, file)
+    for function in (verify, preserve):
+        with pytest.raises(InvalidInput, match="original image cannot be used"):
+            function(file, good)
+        with pytest.raises(InvalidInput, match="result image cannot be used"):
+            function(good, file)
     with pytest.raises(InvalidInput, match="cannot be used"):
         has_text(file)
 
@@ -185,6 +206,8 @@ def test_an_image_of_one_pixel_is_unsure() -> None:
     """There is nothing to compare."""
     dot = file_of(np.zeros((1, 1, 3), np.uint8))
     assert verify(dot, dot).reason == "the images are too small to be compared"
+    assert preserve(dot, dot).report.verdict == "refused"
+    assert not has_text(dot)
 
 
 def turned(orientation):
@@ -253,11 +276,19 @@ def clear_palette(_):
     ],
 )
 def test_every_kind_of_file_is_seen_upright(make) -> None:
-    """It has the pixels of the plain image, up to losses of its format; a palette's clear colour is white."""
-    seen = view_file(make(blobs()), "original", 1_000_000)
+    """It has the pixels of the plain image, up to losses of its format; a palette's clear colour is white.
+
+    That holds for verify and for preserve.
+    """
+    file = make(blobs())
+    seen = view_file(file, "original", 1_000_000)
     assert seen.size == (200, 150)
-    grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(int) for image in (seen.pixels, blobs())]
-    assert np.median(np.abs(grey[0] - grey[1])) < 6
+    laid_over = load(open_image(file)).pixels
+    grey = [
+        cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(int) for image in (seen.pixels, laid_over, blobs())
+    ]
+    assert np.median(np.abs(grey[0] - grey[2])) < 6
+    assert np.median(np.abs(grey[1] - grey[2])) < 6
 
 
 def test_transparent_pixels_are_white() -> None:
