@@ -25,6 +25,7 @@ from flux_async.verification.loading import LoadedImage, load, open_file, unsupp
 from flux_async.verification.outlines import outlines_of
 from flux_async.verification.report import Preserved, PreserveRefusal, PreserveReport
 from flux_async.verification.scene import Overlay, Scene, grey, make_scene, overlay_result, shape_of
+from flux_async.verification.sharpness import fit_sharpening
 from flux_async.verification.text_areas import TextLines, find_lines, share_left
 
 # Each limit with what was measured on good and on bad results.
@@ -116,11 +117,13 @@ def _refused(refusal: PreserveRefusal, report: PreserveReport | None = None) -> 
 class Colours:
     """How the result's colours become the original's: a map, and a correction for each pixel of the grid.
 
-    ``agreement`` is the share of a ring around the holes that has the same colours then.
+    ``sharpening`` is the filter that makes it as sharp, if it is softer. ``agreement`` is the share of a ring
+    around the holes that has the same colours then.
     """
 
     tone: Tone
     offset: Floats
+    sharpening: Floats | None
     agreement: float
 
 
@@ -132,9 +135,12 @@ def match_colours(scene: Scene, overlay: Overlay, hole: Hole) -> Colours:
     toned = tone.apply(overlay.plain)
     offset = local_offset(scene.original - toned, calm, sigma=6, least=0.03, smooth=3)
     ring = grow(hole.mask, 6) & ~grow(hole.mask, 1) & inside
-    error = np.abs(gaussian(toned + offset, 1.5) - gaussian(scene.original, 1.5)).sum(2)
+    matched = toned + offset
+    error = np.abs(gaussian(matched, 1.5) - gaussian(scene.original, 1.5)).sum(2)
     same = float((error[ring] < 14).mean()) if ring.any() else 0.0
-    return Colours(tone=tone, offset=offset, agreement=same)
+    light = [np.ascontiguousarray(values[..., 0]) for values in (matched, scene.original)]
+    sharpening = fit_sharpening(light[0], light[1], calm)
+    return Colours(tone=tone, offset=offset, sharpening=sharpening, agreement=same)
 
 
 def _measure(scene: Scene, overlay: Overlay, changes: Changes) -> PreserveReport:
@@ -177,5 +183,6 @@ def _filled(original: LoadedImage, scene: Scene, overlay: Overlay, hole: Hole, c
         hole=hole,
         tone=colours.tone,
         offset=colours.offset,
+        sharpening=colours.sharpening,
     )
     return fill_holes(original, fill)

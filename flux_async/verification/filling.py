@@ -17,6 +17,7 @@ from flux_async.verification.channels import to_own_channels
 from flux_async.verification.colours import Tone, to_rgb
 from flux_async.verification.grain import add_grain
 from flux_async.verification.grid import Matrix, distance_to, grow, offset_matrix, warp
+from flux_async.verification.sharpness import sharpened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +50,7 @@ class Fill:
         hole: What is replaced.
         tone: Map of the result's colours.
         offset: Further correction of its colours, for each pixel of the grid.
+        sharpening: Filter for its lightness, or None.
     """
 
     source: Pixels
@@ -57,6 +59,7 @@ class Fill:
     hole: Hole
     tone: Tone
     offset: Floats
+    sharpening: Floats | None
 
     @property
     def enlarged(self) -> float:
@@ -131,7 +134,10 @@ def _fill_window(original: Pixels, window: Window, fill: Fill) -> tuple[Floats, 
         interpolation=cv2.INTER_LANCZOS4,
         border=cv2.BORDER_REFLECT_101,
     )
-    after = to_rgb(fill.tone.apply(lab(taken)) + lifted(fill.offset))
+    values = fill.tone.apply(lab(taken)) + lifted(fill.offset)
+    if fill.sharpening is not None and fill.enlarged <= FINE_DETAIL_SCALE:
+        values[..., 0] = sharpened(np.ascontiguousarray(values[..., 0]), fill.sharpening)
+    after = to_rgb(values)
     feather = fill.hole.feather * fill.enlarged
     away = distance_to(core)
     if fill.upsampled > FINE_DETAIL_SCALE:

@@ -31,6 +31,7 @@ from flux_async.verification.grid import grow, size_matrix, spread, warp
 from flux_async.verification.holes import Changes, Hole, find_changes
 from flux_async.verification.loading import load, unsupported, write
 from flux_async.verification.scene import make_scene, overlay_result
+from flux_async.verification.sharpness import fit_sharpening, sharpened
 from flux_async.verification.text_areas import TextLines
 
 SHAPE = (192, 256)
@@ -353,6 +354,38 @@ class TestColours:
     def test_colours_come_back_unrounded(self):
         """The way to CIELAB and back changes nothing visible."""
         assert np.abs(to_rgb(lab(CLEAN)) - CLEAN).max() < 0.8
+
+
+class TestSharpness:
+    FINE = lab(np.clip(CLEAN + np.random.default_rng(7).normal(0, 12, CLEAN.shape), 0, 255).astype(np.uint8))[
+        ..., 0
+    ]
+    EVERYWHERE = np.ones(SHAPE, np.bool_)
+
+    def test_a_soft_result_becomes_as_sharp_as_the_original(self):
+        """The filter is measured where nothing changed, and helps elsewhere as well."""
+        soft = gaussian(self.FINE, 0.5)
+        known = self.EVERYWHERE.copy()
+        known[40:90, 60:200] = False
+        kernel = fit_sharpening(soft, self.FINE, known)
+        error = [np.abs(each - self.FINE)[~known].mean() for each in (soft, sharpened(soft, kernel))]
+        assert error[1] < 0.5 * error[0]
+        assert kernel.sum() == pytest.approx(1, abs=1e-4)
+
+    def test_changed_places_do_not_count(self):
+        """A hallucinated patch hardly moves the filter."""
+        soft = gaussian(self.FINE, 0.5)
+        edited = soft.copy()
+        edited[20:40, 20:60] = 30
+        kernels = [fit_sharpening(each, self.FINE, self.EVERYWHERE) for each in (soft, edited)]
+        assert np.abs(kernels[0] - kernels[1]).max() < 0.3
+
+    def test_a_result_that_is_as_sharp_stays_as_it_is(self):
+        """So does one that is noisier, and one with too little to measure."""
+        noisy = self.FINE + np.random.default_rng(8).normal(0, 4, SHAPE).astype(np.float32)
+        assert fit_sharpening(self.FINE, self.FINE, self.EVERYWHERE) is None
+        assert fit_sharpening(noisy, self.FINE, self.EVERYWHERE) is None
+        assert fit_sharpening(gaussian(self.FINE, 0.5), self.FINE, np.zeros(SHAPE, np.bool_)) is None
 
 
 class TestChanges:
