@@ -6,6 +6,7 @@ are bytes where ours are booleans.
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import attrs
@@ -55,6 +56,20 @@ class Window:
         """Slices that cut the window out of an array of the whole image, as a view."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return self.shape[0] * self.shape[1]
+
+    def joined(self, other: Window) -> Window:
+        """Return the smallest window that contains both."""
+        return Window(
+            min(self.top, other.top),
+            min(self.left, other.left),
+            max(self.bottom, other.bottom),
+            max(self.right, other.right),
+        )
+
     def grown(self, margin: int, shape: tuple[int, ...]) -> Window:
         """Return this window with a margin on every side, clipped to ``shape``."""
         return Window(
@@ -63,6 +78,16 @@ class Window:
             min(shape[0], self.bottom + margin),
             min(shape[1], self.right + margin),
         )
+
+    def scaled(self, before: tuple[int, int], after: tuple[int, int]) -> Window:
+        """Return the same place in an image that is resized from one (height, width) to another."""
+        down, right = after[0] / before[0], after[1] / before[1]
+        return Window(
+            int(self.top * down),
+            int(self.left * right),
+            math.ceil(self.bottom * down),
+            math.ceil(self.right * right),
+        ).grown(0, after)
 
     def within(self, outer: Window) -> Window:
         """Return this window in the coordinates of ``outer``, which contains it."""

@@ -18,7 +18,7 @@ import numpy as np
 from flux_async.imaging.arrays import Floats, Pixels, resize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from rapidocr import RapidOCR
 
@@ -50,6 +50,8 @@ _COMMON = {
     # A second thread doubles the CPU time (0.34 s instead of 0.18 s for a detection at 736 pixels):
     # onnxruntime's threads spin while they wait.
     "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+    # Memory is kept for the next image: a detection takes 15 % less CPU time, and less memory at its peak.
+    "EngineConfig.onnxruntime.enable_cpu_mem_arena": True,
 }
 DETECTION: dict[str, Any] = {
     "Det.model_path": DETECTION_MODEL,
@@ -160,7 +162,7 @@ class Engine:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
-        self._ocr: RapidOCR | None = None
+        self._ocr: Any = None
         self._lock = threading.Lock()
 
     def run(self, image: Pixels, *, box_thresh: float | None = None) -> Any:
@@ -168,7 +170,30 @@ class Engine:
         bgr = np.ascontiguousarray(image[..., ::-1])
         with self._lock:
             self._ocr = self._ocr or _load(self._options)
-            return self._ocr(bgr, box_thresh=box_thresh)
+            found = self._ocr(bgr, box_thresh=box_thresh)
+            # RapidOCR makes its detector with the first call.
+            detector: Any = getattr(self._ocr, "text_det", None)
+            if hasattr(detector, "session") and not isinstance(detector.session, LastResult):
+                detector.session = LastResult(detector.session)
+            return found
+
+
+class LastResult:
+    """Calls a model, but not once more with the array that it was called with last.
+
+    The second detection of ``_certain_boxes`` differs only in what becomes of the model's answer.
+    """
+
+    def __init__(self, model: Callable[[Floats], Floats]) -> None:
+        self._model = model
+        self._last: tuple[Floats, Floats] | None = None
+
+    def __call__(self, values: Floats) -> Floats:
+        """Return the model's answer."""
+        if self._last is None or not np.array_equal(values, self._last[0]):
+            self._last = None  # not both results at once
+            self._last = values, self._model(values)
+        return self._last[1]
 
 
 def _load(options: Mapping[str, Any]) -> RapidOCR:

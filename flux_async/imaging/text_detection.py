@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,7 +12,7 @@ import cv2
 import numpy as np
 
 from flux_async.imaging.arrays import Floats, Mask, Pixels, Window, depth
-from flux_async.imaging.ocr import detect_boxes, read_line
+from flux_async.imaging.ocr import SIDE_STEP, detect_boxes, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +32,11 @@ _TWICE = 2.0
 CORE_DEPTH = 0.3
 """The core of a line lies at least this share of its height from the edge."""
 
+_CONFIDENT, _SAME_LETTERS = 0.9, 0.75
 _DUPLICATE = 0.7
+_FEWEST_STEPS = 4
+_JOINED = 1.2
+_MOST_WINDOWS = 0.8
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -139,9 +145,15 @@ class TextLine:
         return sum(character.isalnum() for character in self.text)
 
     def is_legible(self, *, least_letters: int = 2, least_confidence: float = 0.6) -> bool:
-        """Return whether letters were read; a row of buttons or windows is read as "0000" and is no text."""
-        repeated = least_letters > 1 and len(set(filter(str.isalnum, self.text))) == 1
-        return self.letters >= least_letters and self.confidence >= least_confidence and not repeated
+        """Return whether letters were read.
+
+        A row of buttons or windows is read as "0000" or, with less confidence, "C000", and is no text.
+        """
+        if self.letters < least_letters or self.confidence < least_confidence:
+            return False
+        most = Counter(filter(str.isalnum, self.text)).most_common(1)[0][1]
+        same = 1.0 if self.confidence >= _CONFIDENT else _SAME_LETTERS
+        return least_letters == 1 or most < same * self.letters
 
 
 class Quality(enum.Enum):
@@ -154,13 +166,60 @@ class Quality(enum.Enum):
     """A second detection at 1,408 pixels with raised contrast: also finds small, thin and faint text."""
 
 
-def find_text(image: Pixels, *, quality: Quality = Quality.FAST) -> tuple[TextRegion, ...]:
-    """Return the lines of text in an image (uint8 RGB), the largest first."""
+def find_text(
+    image: Pixels, *, quality: Quality = Quality.FAST, within: Sequence[Window] | None = None
+) -> tuple[TextRegion, ...]:
+    """Return the lines of text in an image (uint8 RGB), the largest first.
+
+    ``within`` are windows of the image to look in, by default all of it: a small part takes little time.
+    """
     require_rgb(image)
-    found = detect(image, COARSE_SIDE)
+    found = detect(image, COARSE_SIDE, within)
     if quality is Quality.GOOD:
-        found.extend(detect(raise_contrast(image), FINE_SIDE))
+        found.extend(detect(raise_contrast(image), FINE_SIDE, within))
     return without_duplicates(_plausible(image, found))
+
+
+def find_faint_text(image: Pixels) -> tuple[TextRegion, ...]:
+    """Return what ``find_text`` finds with ``Quality.GOOD`` in an image where it finds nothing otherwise."""
+    require_rgb(image)
+    return without_duplicates(_plausible(image, detect(raise_contrast(image), FINE_SIDE)))
+
+
+def windows_around(boxes: Iterable[Window], margin: int, shape: tuple[int, ...]) -> tuple[Window, ...]:
+    """Return windows that contain all boxes with a margin, to look for text in.
+
+    Those that are close to each other become one; if they cover most of the image, it is all of it.
+    """
+    step = SIDE_STEP * max(shape[:2]) / COARSE_SIDE  # the model takes sides that are multiples of this
+    found: list[Window] = []
+    for box in boxes:
+        window = _of_whole_steps(box.grown(margin, shape), step, shape)
+        while (other := _cheaper_together(window, found)) is not None:
+            found.remove(other)
+            window = window.joined(other)
+        found.append(window)
+    whole = Window(0, 0, shape[0], shape[1])
+    return tuple(found) if sum(window.area for window in found) < _MOST_WINDOWS * whole.area else (whole,)
+
+
+def _of_whole_steps(window: Window, step: float, shape: tuple[int, ...]) -> Window:
+    """Return the window grown to sides of whole steps, four at least, as far as the image reaches."""
+    starts, ends = [], []
+    for start, end, size in zip(
+        (window.top, window.left), (window.bottom, window.right), shape, strict=False
+    ):
+        wanted = min(size, round(max(_FEWEST_STEPS, math.ceil((end - start) / step)) * step))
+        first = max(0, min(size - wanted, (start + end - wanted) // 2))
+        starts.append(first)
+        ends.append(first + wanted)
+    return Window(*starts, *ends)
+
+
+def _cheaper_together(window: Window, others: Iterable[Window]) -> Window | None:
+    """Return a window that is better looked at together with this one."""
+    close = (other for other in others if window.joined(other).area <= _JOINED * (window.area + other.area))
+    return next(close, None)
 
 
 def read_text(
@@ -200,12 +259,18 @@ def level_strip(image: Pixels, region: TextRegion) -> Pixels:
     return np.rot90(level) if height >= _UPRIGHT_ASPECT * width else level
 
 
-def detect(image: Pixels, long_side: int) -> list[TextRegion]:
-    """Return the detected lines of an image that is scaled to a long side of ``long_side`` pixels."""
-    regions = (
-        TextRegion.of(box.corners, image.shape, certain=box.certain) for box in detect_boxes(image, long_side)
-    )
-    return [region for region in regions if region.height >= SMALLEST_HEIGHT and region.mask.any()]
+def detect(image: Pixels, long_side: int, within: Sequence[Window] | None = None) -> list[TextRegion]:
+    """Return the detected lines of an image that is scaled to a long side of ``long_side`` pixels.
+
+    ``within`` are the windows to look in, by default all of it.
+    """
+    found = []
+    for window in (Window(0, 0, *image.shape[:2]),) if within is None else within:
+        side = round(long_side * max(window.shape) / max(image.shape[:2]))
+        for box in detect_boxes(image[window.slices], side):
+            corners = box.corners + np.array([window.left, window.top], np.float32)
+            found.append(TextRegion.of(corners, image.shape, certain=box.certain))
+    return [region for region in found if region.height >= SMALLEST_HEIGHT and region.mask.any()]
 
 
 def is_readable(
@@ -245,11 +310,13 @@ def _plausible(image: Pixels, found: Sequence[TextRegion]) -> list[TextRegion]:
     certain = [region for region in usual if region.certain]
     continued = [region for region in usual if not region.certain and _continues_line(region, certain)]
     accepted = [*certain, *continued]
+    unsure = [region for region in possible if region not in accepted]
+    if not unsure:
+        return accepted
     contrast = raise_contrast(image)
-    for region in possible:
-        if region not in accepted and (is_readable(image, region) or is_readable(contrast, region)):
-            accepted.append(region)
-    return accepted
+    return accepted + [
+        region for region in unsure if is_readable(image, region) or is_readable(contrast, region)
+    ]
 
 
 def _is_unusual(region: TextRegion, share: float) -> bool:

@@ -25,10 +25,12 @@ from flux_async.imaging.text_detection import (
     TextRegion,
     covered,
     detect,
+    find_faint_text,
     find_text,
     is_readable,
     raise_contrast,
     read_region,
+    windows_around,
     without_duplicates,
 )
 from flux_async.verification.alignment import correlation
@@ -38,7 +40,7 @@ from flux_async.verification.grid import Matrix, Shape, frame_of, grow, size_mat
 from flux_async.verification.judging import NOTHING_IN_COMMON, judge
 from flux_async.verification.loading import LoadedImage
 from flux_async.verification.scene import Overlay, Scene, make_scene, overlay_result, shape_of
-from flux_async.verification.text_areas import TextLines, text_zone, usual_height
+from flux_async.verification.text_areas import LEAST_MARGIN, TextLines, around, text_zone, usual_height
 from flux_async.verification.verdict import Verdict, VerdictKind
 
 if TYPE_CHECKING:
@@ -62,6 +64,15 @@ MOST_BESIDE_TEXT = 3
 """Such a change is counted all the same if it is larger than this many times the text's own zone."""
 SAME_LOOK = 0.7
 """Correlation of the details of a line in both images from which on it is the same."""
+TALLER = 1.6
+"""What is left of a line is at most this many times as high as the line was found to be."""
+FEW_LETTERS = 2
+LONG_READ, SHORT_READ = 0.6, 0.9
+"""Mean confidence of letters that are text: "AN" and "10" were read in textures, with up to 0.8."""
+LINE_LIKE = 2.4
+"""What is that many times as long as high, and looks like text, is text without being read."""
+SURELY_READ = 0.75
+"""Mean confidence of letters from which on something that changed was text: "C" was read in fur with 0.65."""
 SAME_LINE = 0.15
 """A line of the result is text that was left if this share of it lies on text of the original."""
 
@@ -119,7 +130,7 @@ def find_lines(image: View) -> TextLines:
     """Return the lines of text; only where none is found at first, they are looked for thoroughly."""
     if min(image.shape) < SMALLEST_SIDE:
         return TextLines(regions=(), shape=image.shape)
-    found = find_text(image.pixels) or find_text(image.pixels, quality=Quality.GOOD)
+    found = find_text(image.pixels) or find_faint_text(image.pixels)
     return TextLines(regions=found, shape=image.shape)
 
 
@@ -139,30 +150,50 @@ def compare(original: View, result: View, lines: TextLines, *, search: bool = Tr
         )
     scene = _scene(original, result)
     overlay = overlay_result(scene, lines.on(scene.shape), quick=True)
-    verdict = _verdict(original, result, lines, scene, overlay)
+    verdict, changes = _verdict(original, result, lines, scene, overlay)
     doubtful = verdict.kind in {VerdictKind.DAMAGED, VerdictKind.UNSURE}
     if search and doubtful and lines.regions and overlay and overlay.alignment.match > HOPELESS:
-        lines = _more_lines(original, scene, overlay, lines)
-        overlay = overlay_result(scene, lines.on(scene.shape), quick=True)
-        return _verdict(original, result, lines, scene, overlay)
+        more = _more_lines(original, scene, overlay, changes)
+        if more:
+            lines = attrs.evolve(lines, regions=without_duplicates((*lines.regions, *more)))
+            overlay = overlay_result(scene, lines.on(scene.shape), quick=True)
+            return _verdict(original, result, lines, scene, overlay, quality=Quality.GOOD)[0]
     return verdict
 
 
-def _more_lines(original: View, scene: Scene, overlay: Overlay, lines: TextLines) -> TextLines:
-    """Return the lines with all that may be text in the original, or in what is gone from it: watermarks."""
+def _more_lines(original: View, scene: Scene, overlay: Overlay, changes: Changes) -> list[TextRegion]:
+    """Return what may be text where something changed: in the original, or in what is gone from it.
+
+    The latter are watermarks.
+    """
+    places = windows_around(components(changes.parts).boxes[1:], LEAST_MARGIN, scene.shape)
     gone = gaussian((scene.original - overlay.matched)[..., 0], 0.8)
     light = np.clip(128 + 8 * gone, 0, 255).astype(np.uint8)
     picture = np.ascontiguousarray(np.repeat(light[..., None], 3, 2))
     # Other changes are often detected, too, and never read.
-    removed = [region for region in detect(picture, COARSE_SIDE) if is_readable(picture, region)]
-    found = detect(raise_contrast(original.pixels), FINE_SIDE)
-    scaled = [region.scaled(scene.shape, original.shape) for region in removed]
-    return TextLines(regions=without_duplicates((*lines.regions, *found, *scaled)), shape=original.shape)
+    removed = [region for region in detect(picture, COARSE_SIDE, places) if is_readable(picture, region)]
+    larger = [place.scaled(scene.shape, original.shape) for place in places]
+    contrast = raise_contrast(original.pixels)
+    found = [
+        region
+        for region in detect(contrast, FINE_SIDE, larger)
+        if region.certain
+        or region.length > LINE_LIKE * region.height  # of a script that the model cannot read
+        or is_readable(contrast, region, least_confidence=SURELY_READ)
+    ]
+    return [*found, *(region.scaled(scene.shape, original.shape) for region in removed)]
 
 
 def _verdict(
-    original: View, result: View, lines: TextLines, scene: Scene, overlay: Overlay | None
-) -> Verdict:
+    original: View,
+    result: View,
+    lines: TextLines,
+    scene: Scene,
+    overlay: Overlay | None,
+    *,
+    quality: Quality = Quality.FAST,
+) -> tuple[Verdict, Changes]:
+    """Return the verdict, and what changed away from the text."""
     sizes = Verdict(
         kind=VerdictKind.DAMAGED,
         reason=NOTHING_IN_COMMON,
@@ -170,27 +201,43 @@ def _verdict(
         original_size=original.size,
         result_size=result.size,
     )
+    nothing = np.zeros(scene.shape, np.bool_)
     if overlay is None:
-        return sizes
+        return sizes, Changes(parts=nothing, compared=nothing)
     whole = size_matrix(shape_of(scene.result), result.shape) @ overlay.alignment.matrix
-    left, words = text_left(original, result, whole @ size_matrix(original.shape, scene.shape), lines)
+    matrix = whole @ size_matrix(original.shape, scene.shape)
+    left, words = text_left(original, result, matrix, lines, quality=quality)
+    changes = find_changes(scene, overlay, lines.on(scene.shape))
     measured = attrs.evolve(
         sizes,
         text_left=left,
         words=words,
         background_kept=overlay.alignment.match,
-        changed_elsewhere=changed_share(scene, overlay, lines.on(scene.shape)),
+        changed_elsewhere=changes.share,
         recoloured=_recoloured(overlay),
         covered=float(overlay.frame.mean()),
         added=1 - _original_in_result(scene, overlay.alignment.matrix),
         **_movement(overlay.alignment.matrix, scene, sizes),
     )
     kind, reason = judge(measured)
-    return attrs.evolve(measured, kind=kind, reason=reason)
+    return attrs.evolve(measured, kind=kind, reason=reason), changes
 
 
-def changed_share(scene: Scene, overlay: Overlay, regions: Sequence[TextRegion]) -> float:
-    """Return the share of the area outside the text that differs visibly.
+@attrs.frozen(kw_only=True, eq=False)
+class Changes:
+    """What visibly differs away from the text, on the small grid, and where that was looked for."""
+
+    parts: Mask
+    compared: Mask
+
+    @property
+    def share(self) -> float:
+        """Share of the area that was compared."""
+        return float(self.parts.sum()) / max(1, int(self.compared.sum()))
+
+
+def find_changes(scene: Scene, overlay: Overlay, regions: Sequence[TextRegion]) -> Changes:
+    """Return what differs visibly outside the text.
 
     What surrounds the text went with it: its box, its shadow.
     """
@@ -207,7 +254,7 @@ def changed_share(scene: Scene, overlay: Overlay, regions: Sequence[TextRegion])
     gone = _around_text(parts, zone)
     most = MOST_BESIDE_TEXT * int(zone.sum())
     counted = [number for number in range(1, parts.count) if number not in gone or parts.areas[number] > most]
-    return float((np.isin(parts.labels, counted) & ~near).sum()) / max(1, int((inside & ~near).sum()))
+    return Changes(parts=np.isin(parts.labels, counted) & ~near, compared=inside & ~near)
 
 
 def _around_text(parts: Components, zone: Mask) -> set[int]:
@@ -222,7 +269,7 @@ def _around_text(parts: Components, zone: Mask) -> set[int]:
 
 
 def text_left(
-    original: View, result: View, matrix: Matrix, lines: TextLines
+    original: View, result: View, matrix: Matrix, lines: TextLines, *, quality: Quality = Quality.FAST
 ) -> tuple[float, tuple[str, ...]]:
     """Return the share of the original's text that still reads as text in the result, and the words.
 
@@ -234,17 +281,27 @@ def text_left(
     aligned = warp(result.pixels, matrix, original.shape, interpolation=cv2.INTER_LINEAR)
     text = covered(lines.regions, original.shape) & (frame_of(result.shape, matrix, original.shape) > 0.5)
     remaining, words = np.zeros(original.shape, np.bool_), []
-    for region in find_text(aligned):
+    for region in find_text(aligned, quality=quality, within=around(lines.regions, original.shape)):
         shared = text[region.window.slices] & region.mask
-        if shared.sum() < SAME_LINE * region.area:
+        if shared.sum() < SAME_LINE * region.area or _is_too_tall(region, lines.regions):
             continue
         line = read_region(aligned, region)
-        if line.is_legible():
+        short = line.letters <= FEW_LETTERS and not region.certain
+        if line.is_legible(least_confidence=SHORT_READ if short else LONG_READ):
             words.append(line.text)
         elif not (region.certain and _is_same(original.pixels, aligned, region)):
             continue
         remaining[region.window.slices] |= shared
     return float(remaining.sum() / max(1, text.sum())), tuple(words)
+
+
+def _is_too_tall(region: TextRegion, lines: Sequence[TextRegion]) -> bool:
+    """Return whether a region is much taller than the lines that were there: it is not what is left of them.
+
+    In a small part of an image the detector takes all of a texture for a line now and then.
+    """
+    heights = [line.height for line in lines if line.window.overlap(region.window) is not None]
+    return region.height > TALLER * max(heights, default=0.0)
 
 
 def _is_same(original: Pixels, aligned: Pixels, region: TextRegion) -> bool:

@@ -20,7 +20,8 @@ LEAST_COVERED = 0.9
 MOST_ADDED = 0.1
 MOST_CHANGED = 0.002
 MOST_RECOLOURED = 25.0
-"""A quarter of the distance of black and white. Usual edits: at most 5."""
+"""A quarter of the distance of black and white. Usual edits: at most 5. Where a shaded ground was
+cut off, which shows in nothing but its colours: 14."""
 DOUBTFUL = 0.5
 """From this share of a limit on, a figure is in doubt."""
 NOTHING_IN_COMMON = "the result shows something else than the original"
@@ -44,5 +45,6 @@ def judge(figures: Verdict) -> tuple[VerdictKind, str]:
         (recoloured > MOST_RECOLOURED, VerdictKind.DAMAGED, "the colours differ"),
         (left > 0, VerdictKind.UNSURE, still),
         (changed > DOUBTFUL * MOST_CHANGED, VerdictKind.UNSURE, elsewhere),
+        (recoloured > DOUBTFUL * MOST_RECOLOURED, VerdictKind.UNSURE, "the colours differ"),
     ]
     return next(((kind, why) for holds, kind, why in findings if holds), (VerdictKind.CLEAN, ""))

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 
-from flux_async.imaging.arrays import Floats, Mask, Pixels, gaussian, resize
-from flux_async.imaging.text_detection import Quality, TextRegion, covered, find_text, is_readable
+from flux_async.imaging.arrays import Floats, Mask, Pixels, Window, gaussian, resize
+from flux_async.imaging.text_detection import (
+    Quality,
+    TextRegion,
+    covered,
+    find_text,
+    is_readable,
+    windows_around,
+)
 from flux_async.verification.grid import grow
 
 if TYPE_CHECKING:
@@ -19,6 +26,9 @@ LOOK_PIXELS = 1_600_000
 """Text is looked for in a copy of at most this many pixels: the detector scales images down anyway."""
 ZONE_SHARE, ZONE_PX = 0.15, 2.0
 """Lines are grown by this share of their height and this many pixels: shadows and outlines reach that far."""
+
+LEAST_MARGIN = 16
+"""Text is looked for this many pixels around where it was, or its height."""
 
 _CONTRAST = 8
 _VISIBLE = 3.0
@@ -62,6 +72,12 @@ def usual_height(regions: Sequence[TextRegion]) -> float:
     return float(np.median([region.height for region in regions]))
 
 
+def around(regions: Sequence[TextRegion], shape: tuple[int, int]) -> tuple[Window, ...]:
+    """Return windows around lines of text: what is left of a line lies where it was."""
+    margin = max(LEAST_MARGIN, int(usual_height(regions)))
+    return windows_around([region.window for region in regions], margin, shape)
+
+
 def removed_lines(original: Pixels, gone: Floats, distance: Floats, zone: Mask) -> tuple[TextRegion, ...]:
     """Return lines that read as text in the difference of both images: faint watermarks above all.
 
@@ -86,7 +102,7 @@ def share_left(composed: Pixels, lines: TextLines) -> float:
     text = covered(lines.regions, lines.shape)
     left = [
         region.area
-        for region in find_text(copy, quality=Quality.FAST)
+        for region in find_text(copy, within=around(lines.regions, lines.shape))
         if (text[region.window.slices] & region.mask).sum() > _SAME_LINE * region.area
         and is_readable(copy, region)
     ]

@@ -283,6 +283,48 @@ class TestDetection:
         assert [box.certain for box in title] == [True]
         assert [box.certain for box in skyline] == [False]
 
+    def test_text_is_found_in_a_part_of_an_image(self):
+        """At its place in the whole image; text outside the part is not."""
+        sample = samples.draw_sample("market-poster")
+        every = imaging.find_text(sample.image)
+        lowest = max(every, key=lambda region: region.window.top)
+        (part,) = text_detection.windows_around([lowest.window], 40, sample.image.shape)
+        (found,) = imaging.find_text(sample.image, within=[part])
+        shared = found.window.overlap(lowest.window)
+        assert shared.area > 0.8 * max(found.window.area, lowest.window.area)
+        assert imaging.find_text(sample.image, within=[]) == ()
+
+    @pytest.mark.parametrize(
+        ("boxes", "count"),
+        [
+            ([], 0),
+            ([Window(100, 100, 130, 200)], 1),
+            ([Window(100, 100, 130, 200), Window(1900, 1700, 1930, 1800)], 2),
+            ([Window(100, 100, 130, 200), Window(150, 100, 180, 220)], 1),
+        ],
+        ids=["nothing", "one", "far apart", "close together"],
+    )
+    def test_windows_contain_their_boxes(self, boxes, count):
+        """With a margin, in few windows that cover little of the image."""
+        windows = text_detection.windows_around(boxes, 20, (2000, 2000))
+        assert len(windows) == count
+        for box in boxes:
+            assert any(window.joined(box.grown(20, (2000, 2000))) == window for window in windows)
+        assert sum(window.area for window in windows) < 2000 * 2000 / 5
+
+    def test_boxes_all_over_an_image_are_looked_for_in_all_of_it(self):
+        """Many windows would take longer than the image."""
+        boxes = [Window(y, x, y + 40, x + 40) for y in range(0, 360, 60) for x in range(0, 360, 60)]
+        assert text_detection.windows_around(boxes, 20, (400, 400)) == (Window(0, 0, 400, 400),)
+
+    def test_a_model_does_not_run_again_for_the_same_image(self):
+        """Only the last answer is kept."""
+        calls = []
+        model = ocr.LastResult(lambda values: calls.append(values) or values + 1)
+        one, other = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+        assert [float(model(values).sum()) for values in (one, one.copy(), other, one)] == [6, 6, 12, 6]
+        assert len(calls) == 3
+
     def test_a_region_keeps_its_geometry_in_a_larger_image(self):
         """A region scaled to twice the size is twice as high and long, at twice the position."""
         region = region_at(Window(10, 20, 30, 100)).scaled((200, 300), (400, 600))
@@ -330,6 +372,25 @@ class TestReading:
         (line,) = imaging.read_text(sheet.pixels)
         assert line.text.replace(" ", "") == "UPHILLROAD"
         assert line.confidence > 0.9
+
+    @pytest.mark.parametrize(
+        ("text", "confidence", "legible"),
+        [
+            ("SALE", 0.7, True),
+            ("SALE", 0.5, False),
+            ("A", 0.99, False),
+            ("0000", 0.99, False),
+            ("C000", 0.83, False),
+            ("1000", 0.97, True),
+            ("SEE", 0.7, True),
+            ("--", 0.9, False),
+        ],
+    )
+    def test_a_pattern_that_is_read_as_one_letter_is_no_text(self, text, confidence, legible):
+        """Nor are single letters, and letters that are read with little confidence."""
+        region = region_at(Window(10, 10, 30, 80))
+        line = text_detection.TextLine(region=region, text=text, confidence=confidence)
+        assert line.is_legible() is legible
 
     def test_unsure_lines_are_left_out(self):
         """Asking for more confidence than there can be leaves nothing."""

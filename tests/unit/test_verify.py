@@ -18,9 +18,10 @@ from flux_async import InvalidInput, Verdict, VerdictKind, has_text, preserve, v
 from flux_async.cli.commands import cli
 from flux_async.cli.terminal import run_cli
 from flux_async.imaging.image_codec import open_image
-from flux_async.imaging.text_detection import TextRegion
+from flux_async.imaging.text_detection import TextLine, TextRegion
 from flux_async.sandbox.drawing import Sheet, Style, gradient
-from flux_async.verification.comparison import View, compare, view_file
+from flux_async.verification import comparison
+from flux_async.verification.comparison import View, compare, text_left, view_file
 from flux_async.verification.judging import judge
 from flux_async.verification.loading import load
 from flux_async.verification.text_areas import TextLines
@@ -91,6 +92,7 @@ def file_of(pixels, kind="PNG", mode="RGB", **options):
         ({"changed_elsewhere": 0.2}, VerdictKind.DAMAGED, "20.0% of the area outside the text"),
         ({"text_left": 0.01, "words": ("a1",)}, VerdictKind.UNSURE, "a1"),
         ({"changed_elsewhere": 0.0015}, VerdictKind.UNSURE, "0.1%|0.2%"),
+        ({"recoloured": 14.0}, VerdictKind.UNSURE, "colours"),
     ],
     ids=[
         "clean",
@@ -102,6 +104,7 @@ def file_of(pixels, kind="PNG", mode="RGB", **options):
         "changed",
         "little text left",
         "little changed",
+        "a little recoloured",
     ],
 )
 def test_the_gravest_finding_is_the_verdict(figures, kind, reason) -> None:
@@ -155,6 +158,48 @@ def test_what_changes_beside_the_text_went_with_it() -> None:
     boxed = view(spoilt(blobs()))
     assert compare(boxed, view(edited(blobs())), line, search=False).kind is VerdictKind.CLEAN
     assert compare(boxed, view(edited(blobs())), NO_LINES, search=False).kind is VerdictKind.DAMAGED
+
+
+def test_what_is_left_of_a_line_is_no_taller_than_it_was(monkeypatch) -> None:
+    """A texture around the place of a line, taken for one, is not its text."""
+    line = level_line(60, 20, 80, 180)
+    texture, rest = level_line(40, 10, 100, 190), level_line(61, 20, 79, 90)
+    monkeypatch.setattr(
+        comparison, "read_region", lambda _, region: TextLine(region=region, text="SALE", confidence=0.8)
+    )
+    shares = []
+    for found in (texture, rest):
+        monkeypatch.setattr(comparison, "find_text", lambda *_, found=found, **__: (found,))
+        lines = TextLines(regions=(line,), shape=SHAPE)
+        shares.append(text_left(view(blobs()), view(blobs()), np.eye(3), lines)[0])
+    assert shares[0] == 0
+    assert 0.3 < shares[1] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "certain", "left"),
+    [
+        ("AN", 0.8, False, False),
+        ("AN", 0.8, True, True),
+        ("AN", 0.95, False, True),
+        ("SALE", 0.7, False, True),
+    ],
+)
+def test_two_letters_must_be_read_well(monkeypatch, text, confidence, certain, left) -> None:
+    """Unless it is certain that they are text: textures are read as two letters now and then."""
+    line = attrs.evolve(level_line(60, 20, 80, 180), certain=certain)
+    read = TextLine(region=line, text=text, confidence=confidence)
+    monkeypatch.setattr(comparison, "read_region", lambda *_: read)
+    monkeypatch.setattr(comparison, "find_text", lambda *_, **__: (line,))
+    lines = TextLines(regions=(line,), shape=SHAPE)
+    share, words = text_left(view(blobs()), view(blobs(seed=2)), np.eye(3), lines)
+    assert (share > 0.9, words) == (left, (text,) if left else ())
+
+
+def level_line(top, left, bottom, right):
+    """Return a level line of text."""
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return TextRegion.of(np.array(corners, np.float32), SHAPE, certain=False)
 
 
 def png_header(width, height):
