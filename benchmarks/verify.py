@@ -35,7 +35,7 @@ from harness.preserve_cases import HELD_OUT_SCENES
 from harness.report import exit_code, introduce, parser
 from harness.verify_cases import REPORTED, Pair, Plan, make_pair, plans
 
-SEED = 20261130
+SEED = 20261201
 FEW_SCENES = ("summer-sale", "coffee-title", "magazine")
 FEW = 5
 SHARED = 8

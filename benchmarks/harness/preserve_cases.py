@@ -33,10 +33,12 @@ class Case:
     """One original with its result.
 
     ``truth`` is "same" where it should be composed, "crop" where it may be, else why it must be refused.
-    ``clean`` and ``text`` are the original without its text and the pixels of the text.
+    ``file`` is the kind of the original's file. ``clean`` and ``text`` are the original without its text and
+    the pixels of the text.
     """
 
     name: str
+    file: str
     original: bytes
     result: bytes
     clean: Pixels
@@ -84,6 +86,7 @@ def make_case(spec: Spec, seed: int, number: int) -> Case:
         clean = np.full_like(clean, 255)
     return Case(
         name=spec.name,
+        file=spec.file,
         original=original,
         result=edited.file,
         clean=clean,
@@ -123,7 +126,7 @@ def draw_scene(name: str) -> tuple[Pixels, Pixels]:
     if name in sample_names():
         sample = draw_sample(name)
         return sample.clean, sample.image
-    ground, letter = (SCENES | HELD_OUT_SCENES)[name]
+    ground, letter = (SCENES | TUNING_PHOTOS | HELD_OUT_SCENES)[name]
     clean = ground()
     sheet = Sheet.over(clean)
     letter(sheet)
@@ -329,6 +332,73 @@ SCENES: dict[str, Scene] = {
 }
 
 WHITE, BLACK, YELLOW, RED = (255, 255, 255), (20, 20, 24), (255, 226, 60), (225, 40, 50)
+
+TUNING_PHOTOS: dict[str, Scene] = {
+    "store": (
+        lambda: photo("mahotas", "demos/data/DepartmentStore.jpg", (1200, 800)),
+        _font_lines(
+            ("Closing down sale", (60, 60), 110, RED, "DejaVuSans-Bold"),
+            ("everything must go by Friday", (300, 700), 54, WHITE, "DejaVuSansMono-Oblique"),
+        ),
+    ),
+    "nuclei": (
+        lambda: photo("mahotas", "demos/data/nuclear.png", (1024, 1024)),
+        _font_lines(
+            ("plate B, well 11", (60, 80), 60, YELLOW, "cmb10"),
+            ("mitosis", (500, 620), 80, WHITE, "DejaVuSerif-BoldItalic"),
+        ),
+    ),
+    "camera": (
+        lambda: photo("skimage", "data/camera.png", (1100, 1100)),
+        _font_lines(
+            ("Learn to see", (80, 90), 130, BLACK, "STIXGeneralBolIta"),
+            ("a course in six evenings", (120, 960), 62, YELLOW, "DejaVuSans"),
+        ),
+    ),
+    "launch": (
+        lambda: photo("skimage", "data/rocket.jpg", (1280, 854)),
+        _font_lines(
+            ("T minus nine", (100, 120), 100, WHITE, "DejaVuSans-BoldOblique"),
+            ("live from the cape", (700, 720), 50, YELLOW, "cmss10"),
+        ),
+    ),
+    "temple": (
+        _of_sklearn("china.jpg", (1280, 854)),
+        _font_lines(
+            ("Imperial gardens", (100, 60), 90, YELLOW, "DejaVuSerif-BoldItalic"),
+            ("Photo by nobody, 1998", (760, 790), 36, WHITE, "DejaVuSans"),
+        ),
+    ),
+    "petals": (
+        _of_sklearn("flower.jpg", (1200, 800)),
+        _font_lines(
+            ("Grow your own", (500, 90), 100, WHITE, "cmb10"),
+            ("seeds and bulbs from 0.99", (60, 700), 56, BLACK, "STIXGeneralBol"),
+        ),
+    ),
+    "whiskers": (
+        lambda: photo("skimage", "data/chelsea.png", (1350, 900)),
+        _font_lines(
+            ("Adopt me today", (120, 90), 110, WHITE, "DejaVuSans-BoldOblique"),
+            ("shelter open 10 to 16", (700, 790), 50, YELLOW, "DejaVuSansMono"),
+        ),
+    ),
+    "garage": (
+        lambda: photo("skimage", "data/motorcycle_right.png", (1334, 900)),
+        _font_lines(
+            ("Oil change", (80, 90), 120, YELLOW, "DejaVuSans-Bold"),
+            ("ask for our spring offer", (420, 780), 54, WHITE, "cmb10"),
+        ),
+    ),
+    "lady": (
+        lambda: photo("mahotas", "demos/data/lena.jpg", (1000, 1000)),
+        _font_lines(
+            ("The summer hat", (90, 80), 96, WHITE, "DejaVuSerif-BoldItalic"),
+            ("collection no. 512", (120, 880), 54, RED, "DejaVuSans-Bold"),
+        ),
+    ),
+}
+"""Photographs for setting limits: none of these, and not in these fonts, is among those that are reported."""
 
 HELD_OUT_SCENES: dict[str, Scene] = {
     "moon": (

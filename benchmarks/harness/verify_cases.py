@@ -16,11 +16,11 @@ import numpy as np
 
 from flux_async.imaging.arrays import Mask, Pixels, lab
 from flux_async.sandbox.samples import sample_names
-from harness.preserve_cases import HELD_OUT_SCENES, SCENES, Spec, draw_scene, encode, make_case
+from harness.preserve_cases import HELD_OUT_SCENES, SCENES, TUNING_PHOTOS, Spec, draw_scene, encode, make_case
 from harness.simulated_editor import Edit, edit_image
 
 _SCENES = [*sample_names(), *(name for name in SCENES if name not in {"no-text", "logo-alpha"})]
-TUNING, REPORTED = _SCENES[::2], _SCENES[1::2]
+TUNING, REPORTED = [*_SCENES[::2], *TUNING_PHOTOS], _SCENES[1::2]
 COUNTS = {"clean": 30, "text_left": 20, "damaged": 20, "cropped": 10}
 """Cases of each truth in each half."""
 _KINDS: dict[str, Sequence[str]] = {
@@ -85,21 +85,29 @@ def make_pair(plan: Plan, seed: int) -> Pair:
         case = make_case(Spec(scene=plan.scene, file=file, edit=Edit(crop=crop)), seed, plan.number)
         return Pair(original=case.original, result=case.result)
     if plan.kind in {"photo", "restyle", "texture"}:
-        case = make_case(Spec(scene=plan.scene, file=file, other=plan.kind), seed, plan.number)
-        return Pair(original=case.original, result=case.result)
+        return _other_pair(plan, file, plan.kind, seed)
     rng = np.random.default_rng([seed, plan.number, len(plan.truth)])
     text = np.abs(drawn.astype(int) - clean).max(2) > 6
     content = clean
     if plan.truth == "text_left":
         content = keep_text(drawn, clean, text, plan.kind, rng)
     elif plan.truth == "damaged":
-        content = patched(clean, text, rng)
+        found = patched(clean, text, rng)
+        if found is None:
+            return _other_pair(plan, file, "photo", seed)
+        content = found
     edit = Edit(
         preset=bool(rng.random() < 0.7),
         move=0.02 if plan.kind == "far" else 0.012,
         invent=plan.kind == "invented",
     )
     return Pair(original=encode(drawn, file, clean), result=edit_image(drawn, content, edit, rng).file)
+
+
+def _other_pair(plan: Plan, file: str, other: str, seed: int) -> Pair:
+    """Return a pair whose result shows something else."""
+    case = make_case(Spec(scene=plan.scene, file=file, other=other), seed, plan.number)
+    return Pair(original=case.original, result=case.result)
 
 
 def keep_text(drawn: Pixels, clean: Pixels, text: Mask, kind: str, rng: np.random.Generator) -> Pixels:
@@ -128,8 +136,11 @@ def _some_lines(text: Mask, rng: np.random.Generator) -> Mask:
     return np.isin(labels, order[:enough])
 
 
-def patched(clean: Pixels, text: Mask, rng: np.random.Generator) -> Pixels:
-    """Return the image with one place, away from the text, that visibly shows something else."""
+def patched(clean: Pixels, text: Mask, rng: np.random.Generator) -> Pixels | None:
+    """Return the image with one place, away from the text, that visibly shows something else.
+
+    None where text is everywhere.
+    """
     height, width = text.shape
     zone = cv2.dilate(text.astype(np.uint8), np.ones((2 * int(0.04 * min(text.shape)) + 1,) * 2)) > 0
     for _ in range(_TRIES):
@@ -145,7 +156,7 @@ def patched(clean: Pixels, text: Mask, rng: np.random.Generator) -> Pixels:
             changed = clean.copy()
             changed[window] = after
             return changed
-    raise ValueError("no place for a visible change")
+    return None
 
 
 def _patch(clean: Pixels, before: Pixels, rng: np.random.Generator) -> Pixels:
