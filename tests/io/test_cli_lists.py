@@ -134,10 +134,10 @@ def test_a_mistyped_argument_ends_the_command_before_anything_is_sent(
     assert local_http.get(f"{quick_url}/__sandbox/ledger").json()["submits"] == before
 
 
-def test_a_parquet_file_is_a_list_and_results_are_one(quick_cli: Cli, pictures: list[str]) -> None:
+def test_a_parquet_file_is_a_list_and_results_are_one(quick_cli: Cli, image_urls: list[str]) -> None:
     """Keys come from the file; results.parquet has the rows of results.jsonl."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    table = pa.table({"url": [*pictures, "nonsense"], "key": ["a", "b", "c", "d"]})
+    table = pa.table({"url": [*image_urls, "nonsense"], "key": ["a", "b", "c", "d"]})
     pq.write_table(table, quick_cli.folder / "list.parquet")
     ended = quick_cli.run("remove-text", "--from", "list.parquet", "--results", "parquet", "-o", "out", *RATE)
     assert ended.code == 1, ended.stderr

@@ -318,14 +318,15 @@ class Bucket:
     def put(self, name: str, content: bytes, content_type: str = "image/png") -> None:
         """Store an object."""
         address = f"{self.endpoint}/{self.name}/{name}"
-        httpx.put(address, content=content, headers={"Content-Type": content_type}).raise_for_status()
+        headers = {"Content-Type": content_type}
+        httpx.put(address, content=content, headers=headers, timeout=SECONDS).raise_for_status()
 
     def create(self) -> None:
         """Make the bucket."""
-        httpx.put(f"{self.endpoint}/{self.name}").raise_for_status()
+        httpx.put(f"{self.endpoint}/{self.name}", timeout=SECONDS).raise_for_status()
 
     def _get(self, name: str, params: dict[str, str] | None = None) -> httpx.Response:
         # The server checks that there is a signature, not which.
         headers = {"Authorization": f"AWS {self.access_key_id}:signature"}
         address = f"{self.endpoint}/{self.name}/{name}"
-        return httpx.get(address, params=params or {}, headers=headers).raise_for_status()
+        return httpx.get(address, params=params or {}, headers=headers, timeout=SECONDS).raise_for_status()
