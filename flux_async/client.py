@@ -80,8 +80,7 @@ class FluxClient:
     ``download`` saves the image; ``run`` and its short forms do all but the last in one call.
 
     Args:
-        api_key: The key; left out, the environment variable ``KIE_API_KEY``. It goes to ``base_url`` and
-            ``upload_url`` only.
+        api_key: The key, sent to ``base_url`` and ``upload_url`` only; left out, ``KIE_API_KEY``.
         base_url: The API's origin; left out, ``KIE_BASE_URL``, else ``https://api.kie.ai``.
         upload_url: The upload host's origin; left out, ``KIE_UPLOAD_URL``, else the vendor's beside the
             vendor's API, and ``base_url`` itself beside any other.
@@ -95,9 +94,8 @@ class FluxClient:
         rate_limiter: Shares the account's limit with other processes, for example
             :class:`flux_async.RedisRateLimiter`; the caller closes it.
         http_client: An ``httpx.AsyncClient`` or ``httpx2.AsyncClient`` for the API; the caller closes it.
-        transport: Library that makes the requests: ``"httpx"``, ``"httpx2"`` or ``"aiohttp"``; or a
-            transport of your own. Left out, ``KIE_TRANSPORT``, else httpx, whatever is installed. Not
-            together with ``http_client``.
+        transport: ``"httpx"``, ``"httpx2"`` or ``"aiohttp"``, or a transport of your own, but not with
+            ``http_client``; left out, ``KIE_TRANSPORT``, else httpx, whatever is installed.
         clock: The reader of time.
         rng: The source of jitter, for example ``random.Random(1)`` in a test.
         observers: Called with the events of :mod:`flux_async.events`.
@@ -154,9 +152,8 @@ class FluxClient:
             upload_address=credentials.upload_url,
             events=stream_of([LogLines(), *observers]),
         )
-        self._poller: Poller = Poller(
-            self._session, CallbackHealth(within_s=self._options.polling.callback_within_s)
-        )
+        health = CallbackHealth(within_s=self._options.polling.callback_within_s)
+        self._poller: Poller = Poller(self._session, health)
 
     def __repr__(self) -> str:
         if not hasattr(self, "_session"):
@@ -280,8 +277,7 @@ class FluxClient:
         deadline, api = self._deadline(timeout), api_for(request.model, self.api, request.aspect_ratio)
         with observed(self._session, request, api, waits=False) as seen:
             async with self._session.call() as call:
-                seen.task_id, _ = await self._submit(request, deadline, call, seen)
-                return seen.task_id
+                return (await self._submit(request, deadline, call, seen))[0]
 
     async def record(
         self, task_id: TaskId | str, *, api: ApiName | None = None, timeout: float | None = None
@@ -335,8 +331,8 @@ class FluxClient:
             TaskFailed: The task ended without an image.
             PollDeadlineExceeded: ``timeout`` seconds passed. The task may still finish and is paid.
             UnexpectedResponse: The task succeeded without a result URL.
-            TaskMismatch: The task's record shows another request of this client's than ``request``, or one
-                that is unknown although three records have shown the very request that was sent.
+            TaskMismatch: The record shows another request of this client's than ``request``, or an unknown
+                one although three records have shown the very request that was sent.
             ApiError: No later poll can help (401, 402, 403, 433, 505), or the task does not exist.
         """
         task = check_task_id(task_id)
@@ -387,13 +383,11 @@ class FluxClient:
     ) -> SavedFile:
         """Download an image to disk; return the path of the file, the digest of its bytes, and its size.
 
-        The file appears under its name only when it is whole.
-
-        The file host receives neither key nor cookies. Redirects are followed, at most five, and only to
-        public addresses, or to the kind the API itself has. A download that breaks off is resumed, if the
-        host offers that; a link that is refused is replaced by a fresh one of the vendor's. Every failure
-        that may pass (:attr:`DownloadError.retryable`) is retried within ``timeout``, also 404 and 410: a
-        result that is seconds old may not be on every server yet.
+        The file appears under its name only when it is whole. Its host receives neither key nor cookies.
+        Redirects are followed, at most five, and only to public addresses, or to the kind the API itself has.
+        A download that breaks off is resumed, if the host offers that; a refused link is replaced by a fresh
+        one of the vendor's. Every failure that may pass (:attr:`DownloadError.retryable`) is retried within
+        ``timeout``, also 404 and 410: a new result may not be on every server yet.
 
         Args:
             image: A result, or the http(s) URL of an image.
@@ -489,8 +483,7 @@ class FluxClient:
         deadline = self._session.clock.monotonic() + span_s
         with observed(self._session, request, api) as seen:
             async with self._session.call() as call, self._session.task_in_flight(deadline):
-                seen.task_id, sent = await self._submit(request, deadline, call, seen)
-                task_id = seen.task_id
+                task_id, sent = await self._submit(request, deadline, call, seen)
                 try:
                     image = await self._poller.wait(
                         task_id,
@@ -579,14 +572,14 @@ class FluxClient:
     ) -> tuple[TaskId, ImageRequest]:
         """Upload the image if it is a file, and submit; return the task and the request as it was sent."""
         self.check_reachable(request)
-        api_for(request.model, self.api, request.aspect_ratio)  # what the API does not have is not uploaded
         if (words := mistyped_in_words(request)) is not None:
             log(logging.WARNING, "%s", words)
         if isinstance(request, EditRequest) and must_be_uploaded(request.input_image):
             uploaded = await self._uploads.send(request.input_image, deadline=deadline)
             request = attrs.evolve(request, input_image=uploaded.url)
         submit = partial(self._session.submit, retry=self._options.retry, job=seen.job, trace=seen.trace)
-        return await submit(request, deadline=deadline, call=call), request
+        seen.task_id = await submit(request, deadline=deadline, call=call)
+        return seen.task_id, request
 
     async def _read(self, wire: WireRequest, parse: Callable[[WireResponse], T], timeout: float | None) -> T:
         """Make a request that costs nothing, with retries, and return its parsed answer."""
