@@ -149,7 +149,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
-    _install_wheel(session, "aiohttp,demo,httpx2,orjson,redis")
+    _install_wheel(session, "aiohttp,demo,engine,httpx2,orjson,redis")
     session.install(*COMPARED, *(PHOTOGRAPHS if "--long" in session.posargs else ()))
     folder = ROOT / "benchmarks"
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(folder)}  # the wheel, and what the scripts share

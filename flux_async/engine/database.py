@@ -84,9 +84,7 @@ class Database:
         """
         if self._engine is not None:
             return
-        engine = create_async_engine(
-            self.sqlalchemy_url, pool_size=_CONNECTIONS, max_overflow=0, pool_pre_ping=True
-        )
+        engine = create_async_engine(self.sqlalchemy_url, pool_size=_CONNECTIONS, max_overflow=0)
         try:
             async with engine.begin() as connection:
                 await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
@@ -109,20 +107,23 @@ class Database:
         if engine is not None:
             await engine.dispose()
 
-    async def transaction(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def transaction(
+        self, work: Callable[[AsyncConnection], Awaitable[T]], *, is_one_statement: bool = False
+    ) -> T:
         """Run ``work`` in a transaction and return after its commit.
 
         A connection that breaks is replaced, and ``work`` runs again: it must find out whether its commit had
-        succeeded.
+        succeeded. One statement needs no transaction around it, which would be two more messages.
 
         Raises:
             JournalError: The server did not answer for a minute, or refused a statement.
         """
         assert self._engine is not None, "the database is not open"  # noqa: S101 - Engine and Worker open it
         ends = self.clock.monotonic() + PATIENCE_S
+        single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         while True:
             try:
-                async with self._engine.begin() as connection:
+                async with single.connect() if is_one_statement else self._engine.begin() as connection:
                     return await work(connection)
             except IntegrityError:
                 raise
@@ -134,7 +135,9 @@ class Database:
 
     async def rows(self, sql: str, **values: object) -> Sequence[Row]:
         """Run one statement and return its rows; raises as :meth:`transaction` does."""
-        return await self.transaction(lambda connection: query(connection, sql, **values))
+        return await self.transaction(
+            lambda connection: query(connection, sql, **values), is_one_statement=True
+        )
 
     async def row(self, sql: str, **values: object) -> Row | None:
         """Run one statement and return its first row, or None."""
@@ -146,7 +149,7 @@ class Database:
         async def work(connection: AsyncConnection) -> int:
             return (await connection.exec_driver_sql(sql, values)).rowcount
 
-        return await self.transaction(work)
+        return await self.transaction(work, is_one_statement=True)
 
 
 async def query(connection: AsyncConnection, sql: str, **values: object) -> Sequence[Row]:

@@ -71,7 +71,8 @@ CREATE TABLE IF NOT EXISTS flux_async.inbox (
 
 CREATE TABLE IF NOT EXISTS flux_async.account (
   fingerprint text PRIMARY KEY,
-  spacing_s double precision NOT NULL,       -- between two submits
+  spacing_s double precision NOT NULL,       -- between two submits; a 429 widens it
+  limit_s double precision NOT NULL,         -- that the account allows
   next_at double precision NOT NULL DEFAULT 0,
   halted_until double precision NOT NULL DEFAULT 0,
   problem jsonb

@@ -87,6 +87,35 @@ def subject(text: str) -> uuid.UUID:
     return uuid.UUID(bytes=md5(text.encode("utf-8", "replace"), usedforsecurity=False).digest())
 
 
+_MAY_SUBMIT = (
+    " AND EXISTS (SELECT FROM flux_async.worker WHERE executor = %(executor)s AND NOT is_dead)"
+    " AND NOT (SELECT is_cancelled FROM flux_async.batch WHERE name = job.batch)"
+)
+
+
+def _move(before: JobSnapshot, after: JobSnapshot) -> str:
+    """Return the statement that moves a job from one state to another, if it is still in the first."""
+    settled = "nextval('flux_async.settled')" if after.state in FINAL else "NULL"
+    again = after.state is JobState.PENDING and before.state is not JobState.SUBMITTING
+    return (
+        "UPDATE flux_async.job SET state = %(state)s, attempts = %(attempts)s, credits = %(credits)s, "
+        f"snapshot = %(snapshot)s, settled = {settled}, obstacle = NULL{', is_queued = false' * again} "
+        "WHERE number = %(number)s AND state = %(from)s AND attempts = %(had)s"
+    )
+
+
+def _values(number: int, before: JobSnapshot, after: JobSnapshot) -> dict[str, Any]:
+    return {
+        "number": number,
+        "state": after.state.value,
+        "attempts": after.attempts,
+        "credits": after.credits,
+        "snapshot": snapshot_to_json(after),
+        "from": before.state.value,
+        "had": before.attempts,
+    }
+
+
 @attrs.frozen(kw_only=True)
 class PostgresStore:
     """The jobs of all batches, as the workers of one account see them.
@@ -120,9 +149,12 @@ class PostgresStore:
         """Write an event and the job after it; see :class:`JobStore`."""
         assert before is not None  # noqa: S101 - every step knows the job that it moves
         moves = [(job, event)] if then is None else [(job, event), then]
+        if isinstance(event, SubmitIntended) and await self._intend(number, job, event, before):
+            return
 
         async def work(connection: AsyncConnection) -> None:
-            if not await self._move(connection, number, before, moves):
+            is_intent = isinstance(event, SubmitIntended)
+            if is_intent or not await self._move(connection, number, before, moves):
                 await self._after_conflict(connection, number, before, moves)
 
         try:
@@ -132,6 +164,20 @@ class PostgresStore:
             owner = None if task_id is None else await self.owner_of(task_id)
             raise JobConflictError(f"Task {task_id} belongs to job {owner}.") from None
 
+    async def _intend(
+        self, number: int, job: JobSnapshot, intent: SubmitIntended, before: JobSnapshot
+    ) -> bool:
+        """Write an intent, in one statement: the POST follows at once. Return whether it is written."""
+        sql = (
+            f"WITH moved AS ({_move(before, job)}{_MAY_SUBMIT} RETURNING number) "
+            "INSERT INTO flux_async.attempt (job, number, account, executor, intended_at, api, model, "
+            "callback_id, input_url) SELECT number, %(attempts)s, %(account)s, %(executor)s, %(at)s, "
+            "%(api)s, %(model)s, %(callback_id)s, %(input_url)s FROM moved"
+        )
+        values = _values(number, before, job) | attrs.asdict(intent)
+        written = await self.database.execute(sql, **values, account=self.account, executor=self.executor)
+        return written == 1
+
     async def _move(
         self,
         connection: AsyncConnection,
@@ -140,28 +186,9 @@ class PostgresStore:
         moves: list[tuple[JobSnapshot, Event]],
     ) -> bool:
         """Write events if the job is still the one in ``before``; return whether it was."""
-        after, is_intent = moves[-1][0], isinstance(moves[0][1], SubmitIntended)
-        guard = (
-            " AND EXISTS (SELECT FROM flux_async.worker WHERE executor = %(executor)s AND NOT is_dead)"
-            " AND NOT (SELECT is_cancelled FROM flux_async.batch WHERE name = job.batch)"
-        )
-        settled = "nextval('flux_async.settled')" if after.state in FINAL else "NULL"
-        again = after.state is JobState.PENDING and before.state is not JobState.SUBMITTING
+        after = moves[-1][0]
         moved = await connection.exec_driver_sql(
-            "UPDATE flux_async.job SET state = %(state)s, attempts = %(attempts)s, credits = %(credits)s, "
-            f"snapshot = %(snapshot)s, settled = {settled}, obstacle = NULL{', is_queued = false' * again} "
-            "WHERE number = %(number)s AND state = %(from)s AND attempts = %(had)s"
-            + (guard if is_intent else ""),
-            {
-                "number": number,
-                "state": after.state.value,
-                "attempts": after.attempts,
-                "credits": after.credits,
-                "snapshot": snapshot_to_json(after),
-                "from": before.state.value,
-                "had": before.attempts,
-                "executor": self.executor,
-            },
+            _move(before, after), _values(number, before, after) | {"executor": self.executor}
         )
         if moved.rowcount != 1:
             return False
@@ -175,14 +202,6 @@ class PostgresStore:
         """Write what an event says about the latest submit of a job."""
         values: dict[str, Any] = {"job": number, "number": job.attempts}
         match event:
-            case SubmitIntended():
-                sql = (
-                    "INSERT INTO flux_async.attempt (job, number, account, executor, intended_at, api, "
-                    "model, callback_id, input_url) "
-                    "VALUES (%(job)s, %(number)s, %(account)s, %(executor)s, %(at)s, "
-                    "%(api)s, %(model)s, %(callback_id)s, %(input_url)s)"
-                )
-                values |= attrs.asdict(event) | {"account": self.account, "executor": self.executor}
             case SubmitAccepted():
                 sql = "UPDATE flux_async.attempt SET task_id = %(task_id)s"
                 values["task_id"] = event.task_id
@@ -198,9 +217,7 @@ class PostgresStore:
                 return
             case _:
                 return
-        if not isinstance(event, SubmitIntended):
-            sql += " WHERE job = %(job)s AND number = %(number)s"
-        await connection.exec_driver_sql(sql, values)
+        await connection.exec_driver_sql(f"{sql} WHERE job = %(job)s AND number = %(number)s", values)
 
     async def _write_offer(
         self, connection: AsyncConnection, number: int, job: JobSnapshot, event: EchoContradicted

@@ -36,7 +36,7 @@ from dbos import error as dbos_errors
 
 from flux_async.api.models_table import AnyModel, Prices
 from flux_async.api.webhooks import CallbackEndpoint
-from flux_async.api_errors import InsufficientCreditsError
+from flux_async.api_errors import InsufficientCreditsError, RateLimitedError
 from flux_async.batch.active_job import ActiveJob, JobSlots, Leave
 from flux_async.batch.file_names import FileNames, safe_name
 from flux_async.batch.job_runner import run_job
@@ -160,7 +160,7 @@ class Worker:
         self._has_new = asyncio.Event()
         self._executor, self._owns_dbos, self._is_stopping = "", False, False
         self._liveness: Liveness | None = None
-        self._closing = AsyncExitStack()
+        self._closing, self._calls = AsyncExitStack(), AsyncExitStack()
 
     @property
     def executor(self) -> str:
@@ -295,7 +295,7 @@ class Worker:
             "system_database_url": self._engine.database.sqlalchemy_url,
             "executor_id": self._executor,
             "application_version": "1",  # work of an earlier release is not left behind
-            "log_level": "WARNING",
+            "log_level": "ERROR",  # while the server restarts it warns in pages
             "max_executor_threads": _THREADS,
         }
         DBOS(config=config)
@@ -326,6 +326,7 @@ class Worker:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._calls.aclose()
         await hand_over(self._engine.database, self._executor)
         await self._engine.database.execute(
             "DELETE FROM flux_async.worker WHERE executor = %(executor)s", executor=self._executor
@@ -418,7 +419,7 @@ class Worker:
         job = self._active_job(row, run)
         try:
             run.input_of(job)
-            await self._check_price(run, job.model)
+            _check_price(run.budget.guard, job.model)
             run.budget.guard.give_up(job.model)  # others use the account, too: the balance proves nothing
             run.call.halts = account.client.session.submitter.halts
             left = await submit(job, run, 0.0)
@@ -437,7 +438,8 @@ class Worker:
         if isinstance(left, Leave) and left.error is not None:
             await self._settle(job.number, Problem.of(left.error))
         if (pause_s := _pause_s(account)) > 0:
-            await self._limiter.pause(account.client.fingerprint, pause_s)
+            is_rate_limited = isinstance(job.last_error, RateLimitedError)
+            await self._limiter.pause(account.client.fingerprint, pause_s, is_rate_limited=is_rate_limited)
 
     async def _permitted(self) -> _Account | None:
         """Wait for a permit of any account; None if there is none for now."""
@@ -455,18 +457,18 @@ class Worker:
             await clock.sleep(permit.wait_s)
         return self._accounts[permit.account]
 
-    async def _check_price(self, run: RunContext, model: AnyModel) -> None:
-        """Refuse a submit with a model whose records show another price than expected.
-
-        Raises:
-            UnexpectedPrice: They do.
-        """
-        guard = run.budget.guard
-        guard.load(await run.journal.prices())
-        if (price := guard.unexpected(model)) is not None:
-            expected = guard.expected[model]
-            words = f"An image with {model} cost {price:.10g} credits, not {expected:.10g}."
-            raise UnexpectedPrice(words, model=str(model), price=price, expected=expected)
+    async def _saw_price(self, account: _Account, job: ActiveJob, credits_: float) -> None:
+        """Keep the price that a record has shown, and halt the submits of the account if it is unexpected."""
+        model, guards = job.model, [run.budget.guard for run in account.runs.values()]
+        if guards[0].measured(model) is not None:
+            return
+        for guard in guards:
+            guard.saw_figure(model, credits_)
+        await account.store.record_price(str(model), credits_)
+        try:
+            _check_price(guards[0], model)
+        except UnexpectedPrice as error:
+            await self._halted(account, error)
 
     async def _halted(self, account: _Account, error: FluxError) -> None:
         """Halt the submits of an account for all workers: its key, its balance or its answers are wrong."""
@@ -511,8 +513,8 @@ class Worker:
             return True
         if job.state.state is JobState.IN_DOUBT:
             await self._settle(job.number)
-        if job.state.state is JobState.DONE and job.state.credits is not None:
-            await run.journal.record_price(str(job.model), job.state.credits)
+        if job.state.state is JobState.DONE and job.state.credits:
+            await self._saw_price(account, job, job.state.credits)
         return job.state.state in {*FINAL, JobState.IN_DOUBT, JobState.PENDING}
 
     def _has_news(self, number: int, task_id: str) -> None:
@@ -554,13 +556,17 @@ class Worker:
 
     async def _run_of(self, account: _Account, batch: str) -> RunContext:
         """Return what the jobs of one batch and one account share."""
+        if batch in account.runs:
+            return account.runs[batch]
+        row = await self._engine.database.row(
+            "SELECT options FROM flux_async.batch WHERE name = %(batch)s", batch=batch
+        )
+        assert row is not None  # noqa: S101 - it has this job
+        prices = await account.store.prices()
         if batch not in account.runs:
-            row = await self._engine.database.row(
-                "SELECT options FROM flux_async.batch WHERE name = %(batch)s", batch=batch
-            )
-            assert row is not None  # noqa: S101 - it has this job
-            account.runs[batch] = self._new_run(account, batch, row["options"])
-            await self._closing.enter_async_context(account.runs[batch].call)
+            run = account.runs[batch] = self._new_run(account, batch, row["options"])
+            run.budget.guard.load(prices)
+            await self._calls.enter_async_context(run.call)
         return account.runs[batch]
 
     def _new_run(self, account: _Account, batch: str, options: dict[str, Any]) -> RunContext:
@@ -591,6 +597,18 @@ class Worker:
         )
         run.call = session.call()
         return run
+
+
+def _check_price(guard: PriceGuard, model: AnyModel) -> None:
+    """Refuse a submit with a model whose records show another price than expected.
+
+    Raises:
+        UnexpectedPrice: They do.
+    """
+    if (price := guard.unexpected(model)) is not None:
+        expected = guard.expected[model]
+        words = f"An image with {model} cost {price:.10g} credits, not {expected:.10g}."
+        raise UnexpectedPrice(words, model=str(model), price=price, expected=expected)
 
 
 def _pause_s(account: _Account) -> float:

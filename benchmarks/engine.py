@@ -1,0 +1,426 @@
+"""Measures the engine on a real PostgreSQL, with three worker processes, against sandboxes that count.
+
+Parts, of which ``--part`` runs one:
+
+queue     jobs enqueued a second, seconds of ``status``, and the CPU of PostgreSQL and of an idle worker,
+          without work and with that queue while the account is halted
+work      CPU of workers and PostgreSQL, and commits, of a job, besides those of idle workers; then the
+          memory of one worker with 1,000 tasks in flight
+kills     three SIGKILLs at random times, with and without webhooks: what is lost, paid twice, in doubt; and
+          the seconds until a dead worker's tasks are polled again
+limiter   429s and use of the account's limit, of three workers; then with two keys
+outages   PostgreSQL killed and restarted, and a worker stopped for 90 s (10 s in the short form)
+
+Without PostgreSQL's programs or the extra ``engine`` it says so and ends well.
+"""
+
+# ruff: noqa: ASYNC110, PLC0415 - it waits for other processes; without the extra it still prints its help
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from argparse import SUPPRESS
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from flux_async import CallbackEndpoint, FluxClient, FolderSink, Limits, PollPolicy, WebhookReceiver
+from flux_async.job_state import Problem
+from harness.processes import child, first_line, read_ledger, sandbox, serving
+from harness.report import exit_code, introduce, parser
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+
+import servers
+
+PARTS = ("queue", "work", "kills", "limiter", "outages")
+SPEED = 5.0
+KEYS = ("first", "second")
+POLLING = PollPolicy(first_s=0.3, interval_s=0.3, jitter=0)
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+# --- processes --------------------------------------------------------------------------------------------
+
+
+async def work(dsn: str, urls: str, folder: str, submits: float, callback_url: str) -> None:
+    """Work until the process is ended; one key and one account for each of ``urls``."""
+    from flux_async.engine import WORKER_LIMITS, Engine, Worker
+
+    callbacks = CallbackEndpoint(callback_url, doubt_wait_s=10.0) if callback_url else None
+    async with contextlib.AsyncExitStack() as opened:
+        clients = [
+            await opened.enter_async_context(FluxClient(key, url, limits=WORKER_LIMITS, polling=POLLING))
+            for key, url in zip(KEYS, urls.split(","), strict=False)
+        ]
+        worker = Worker(
+            await opened.enter_async_context(Engine(dsn)),
+            clients,
+            lambda name: FolderSink(Path(folder) / name),
+            rate=Limits(submits=int(submits), window_s=10.0),
+            callbacks=callbacks,
+        )
+        await opened.enter_async_context(worker)
+        print("running", flush=True)
+        await asyncio.Event().wait()
+
+
+async def endless(seconds: float) -> None:
+    """Serve an API that takes every submit, and whose tasks generate for ``seconds``."""
+    from flux_async.sandbox.server import listening
+
+    began: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        if scope["method"] == "POST":
+            task = uuid.uuid4().hex
+            began[task] = time.monotonic(), json.loads(message["body"])
+            data: dict[str, Any] = {"taskId": task}
+        else:
+            task = dict(part.split("=") for part in scope["query_string"].decode().split("&"))["taskId"]
+            at, sent = began[task]
+            data = {"taskId": task, "successFlag": 0, "paramJson": json.dumps(sent)}
+            if time.monotonic() - at > seconds:
+                data |= {"successFlag": 3, "errorCode": 501, "errorMessage": "ended"}
+        body = json.dumps({"code": 200, "msg": "success", "data": data}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async with listening(app, port=0) as url:
+        print(f"endless ready at {url}", flush=True)
+        await asyncio.Event().wait()
+
+
+class Bench:
+    """A PostgreSQL server and what runs beside it in one part."""
+
+    def __init__(self, server: servers.Postgres, process: servers.RunningServer, folder: Path) -> None:
+        self.server, self.process, self.folder = server, process, folder
+        self.database = f"bench_{uuid.uuid4().hex}"
+        server.create(self.database)
+        self.dsn = server.dsn(self.database)
+
+    @contextlib.contextmanager
+    def worker(
+        self, urls: str, *, submits: float = 20 * SPEED, callback_url: str = ""
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Run a worker; returns when it holds its lock."""
+        order = ("--work", self.dsn, urls, self.folder / self.database, submits, callback_url)
+        with child(__file__, *order) as process:
+            if first_line(process) != "running":
+                raise SystemExit("engine: a worker did not start")
+            yield process
+
+    def commits(self) -> int:
+        """Return the transactions of the database so far."""
+        sql = f"SELECT xact_commit FROM pg_stat_database WHERE datname = '{self.database}'"
+        command = [str(self.server.bin / "psql"), "-XAtc", sql, self.server.dsn()]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    def cpu(self) -> float:
+        """Return the seconds of CPU of the server with all its processes, those that ended included."""
+        assert self.process.process is not None
+        own = self.process.process.pid
+        total = sum(stat_of(own)[11:15])
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError):
+                fields = stat_of(int(path.name))
+                total += sum(fields[11:13]) if fields[1] == own else 0
+        return total / TICKS
+
+
+def stat_of(pid: int) -> list[int]:
+    """Return the fields of /proc/PID/stat after the name; the state is 0."""
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2].split()
+    return [0, *map(int, fields[1:])]
+
+
+def cpu_of(process: subprocess.Popen[str]) -> float:
+    """Return the seconds of CPU of a process so far."""
+    return sum(stat_of(process.pid)[11:13]) / TICKS
+
+
+def memory_of(process: subprocess.Popen[str]) -> float:
+    """Return the most memory of a process so far, in MB."""
+    lines = Path(f"/proc/{process.pid}/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def images(count: int, name: str = "a") -> Iterator[str]:
+    """Yield addresses."""
+    return (f"https://pictures.example/{name}-{number}.jpg" for number in range(count))
+
+
+def ledger_of(url: str) -> tuple[int, int, int]:
+    """Return submits, those refused with 429, and images charged more than once."""
+    ledger = read_ledger(url)
+    twice = sum(max(line["requests"].values(), default=0) > 1 for line in ledger["images"].values())
+    return ledger["submits"], ledger["refused"].get("429", 0), twice
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+async def queue(bench: Bench, *, long: bool) -> bool:
+    """Measure a long queue."""
+    from flux_async.engine import Engine
+    from flux_async.engine.accounts import Accounts
+
+    jobs, watched_s = (1_000_000, 30.0) if long else (5_000, 3.0)
+    async with Engine(bench.dsn) as engine:
+        with sandbox(key=KEYS[0]) as url, bench.worker(url) as worker:
+            await asyncio.sleep(2.0)
+            before, postgres = cpu_of(worker), bench.cpu()
+            await asyncio.sleep(watched_s)
+            idle, idle_postgres = cpu_of(worker) - before, bench.cpu() - postgres
+        began = time.monotonic()
+        batch = await engine.submit(images(jobs), batch="many")
+        rate = jobs / (time.monotonic() - began)
+        began = time.monotonic()
+        await batch.status()
+        status_s = time.monotonic() - began
+        with sandbox(key=KEYS[0]) as url, bench.worker(url) as worker:
+            async with FluxClient(KEYS[0], url) as client:
+                problem = Problem(type="Bench", message="halted")
+                await Accounts(engine.database).halt(client.fingerprint, problem, 1e6)
+            await asyncio.sleep(5.0)
+            before, postgres = cpu_of(worker), bench.cpu()
+            await asyncio.sleep(watched_s)
+            full, full_postgres = cpu_of(worker) - before, bench.cpu() - postgres
+    print(f"queue: {jobs:,} jobs enqueued, {rate:,.0f} a second; status in {status_s:.2f} s")
+    shares = [value / watched_s for value in (idle, idle_postgres, full, full_postgres)]
+    print(
+        "       share of a core: idle worker {:.1%}, PostgreSQL {:.1%}; with the queue {:.1%}, {:.1%}".format(
+            *shares
+        )
+    )
+    return rate >= 2000 and status_s < 2 and shares[0] <= 0.05 and shares[3] <= 0.1
+
+
+async def measured(
+    bench: Bench, workers: list[subprocess.Popen[str]], work: Coroutine[Any, Any, None]
+) -> tuple[float, float, float, float]:
+    """Return the seconds of some work, CPU of workers and PostgreSQL meanwhile in ms, and commits."""
+    began, before = time.monotonic(), (sum(map(cpu_of, workers)), bench.cpu(), bench.commits())
+    await work
+    after = (sum(map(cpu_of, workers)), bench.cpu(), bench.commits())
+    workers_s, postgres_s, commits = (then - now for then, now in zip(after, before, strict=True))
+    return time.monotonic() - began, workers_s * 1000, postgres_s * 1000, commits
+
+
+async def jobs_of_work(bench: Bench, *, long: bool) -> bool:
+    """Measure what a job costs, and the memory of many tasks in flight."""
+    from flux_async.engine import Engine
+
+    jobs = 600 if long else 60
+    async with Engine(bench.dsn) as engine:
+        with sandbox(speed=20.0, key=KEYS[0], credits=jobs * 20) as url, contextlib.ExitStack() as started:
+            workers = [started.enter_context(bench.worker(url, submits=380)) for _ in range(3)]
+            await asyncio.sleep(2.0)
+            idle = await measured(bench, workers, asyncio.sleep(3.0))
+
+            async def whole_batch() -> None:
+                batch = await engine.submit(images(jobs), batch="work")
+                async for _ in batch:
+                    pass
+
+            busy = await measured(bench, workers, whole_batch())
+            seconds = busy[0] / idle[0]
+            cpu_ms, postgres_ms, each = (
+                (there - here * seconds) / jobs for there, here in zip(busy[1:], idle[1:], strict=True)
+            )
+        print(
+            f"work: a job takes {cpu_ms:.1f} ms CPU of workers, {postgres_ms:.1f} ms of PostgreSQL, "
+            f"{each:.1f} commits"
+        )
+        many = 1000 if long else 100
+        with serving(__file__, "--endless", 3600) as url, bench.worker(url, submits=500) as worker:
+            batch = await engine.submit(images(many, "many"), batch="many")
+            while (await batch.status()).in_flight < many:
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(5.0)
+            memory = memory_of(worker)
+    print(f"      {many:,} tasks in flight in one worker: {memory:.0f} MB")
+    return cpu_ms <= 40 and each <= 25 and memory <= 250
+
+
+async def kills(bench: Bench, *, long: bool, hooks: bool, seed: int = 1) -> bool:
+    """Kill workers at random times."""
+    from flux_async.engine import Engine
+    from flux_async.sandbox.server import listening
+
+    jobs, rng = (600 if long else 60), random.Random(seed)
+    async with Engine(bench.dsn) as engine, listening(WebhookReceiver(engine), port=0) as hook:
+        callback_url = f"{hook}/callback" if hooks else ""
+        batch_name = "hooks" if hooks else "polls"
+        with sandbox(speed=SPEED, key=KEYS[0], credits=jobs * 20, latency=1.0) as url:
+            batch = await engine.submit(
+                images(jobs, batch_name), batch=batch_name, in_doubt="resubmit" if hooks else "hold"
+            )
+            with contextlib.ExitStack() as started:
+
+                def start() -> subprocess.Popen[str]:
+                    return started.enter_context(
+                        bench.worker(url, submits=19 * SPEED, callback_url=callback_url)
+                    )
+
+                workers = [start() for _ in range(3)]
+                span_s = jobs / (2 * SPEED)
+                for _ in range(3):
+                    await asyncio.sleep(rng.uniform(0.1, 0.3) * span_s)
+                    victim = workers.pop(0)
+                    victim.kill()
+                    victim.wait()
+                    workers.append(await asyncio.to_thread(start))
+                status = await batch.wait()
+            _, _, twice = ledger_of(url)
+    files = sum(file.name[0] != "." for file in (bench.folder / bench.database / batch_name).iterdir())
+    lost = jobs - status.succeeded - status.in_doubt
+    words = "with webhooks" if hooks else "without webhooks"
+    print(
+        f"kills: {jobs} jobs, 3 workers killed, {words}: lost {lost}, paid twice {twice}, "
+        f"in doubt {status.in_doubt}, {files} whole files"
+    )
+    return lost == 0 and twice == 0 and files == status.succeeded and (not hooks or status.in_doubt == 0)
+
+
+async def recovery(bench: Bench) -> bool:
+    """Measure how soon the tasks of a dead worker are polled again."""
+    from flux_async.engine import Engine
+
+    async with Engine(bench.dsn) as engine:
+        with sandbox(key=KEYS[0]) as url, contextlib.ExitStack() as started:
+            first = started.enter_context(bench.worker(url))
+            batch = await engine.submit(images(12, "recovery"), batch="recovery")
+            while (await batch.status()).in_flight < 8:
+                await asyncio.sleep(0.1)
+            started.enter_context(bench.worker(url))
+            await asyncio.sleep(2.0)
+            first.kill()
+            first.wait()
+            killed, polls = time.monotonic(), read_ledger(url)["polls"]
+            while read_ledger(url)["polls"] < polls + 4:
+                await asyncio.sleep(0.1)
+            took_s = time.monotonic() - killed
+            await batch.wait()
+            submits, _, twice = ledger_of(url)
+    print(f"recovery: tasks of a dead worker polled again after {took_s:.1f} s, {submits} submits of 12 jobs")
+    return took_s <= 10 and submits <= 12 and not twice
+
+
+async def limiter(bench: Bench, *, long: bool, keys: int) -> bool:
+    """Measure the use of the limit, which the sandbox counts; in the long form at the vendor's own speed."""
+    from flux_async.engine import Engine
+
+    speed, jobs = (1.0, 200 if keys == 1 else 240) if long else (SPEED, 60)
+    async with Engine(bench.dsn) as engine, contextlib.AsyncExitStack() as started:
+        urls = [
+            started.enter_context(sandbox(speed=speed, key=key, credits=jobs * 20)) for key in KEYS[:keys]
+        ]
+        for _ in range(3):
+            started.enter_context(bench.worker(",".join(urls), submits=20 * speed))
+        batch = await engine.submit(images(jobs, f"keys-{keys}"), batch=f"keys-{keys}")
+        await batch.wait()
+        times = [found.stored.job.submitted_at or 0.0 async for found in batch.rows()]
+        counted = [ledger_of(url) for url in urls]
+    span_s = max(times) - min(times)
+    use = (len(times) - keys) / span_s / (2.0 * speed * keys)
+    refused = sum(entry[1] for entry in counted) / sum(entry[0] for entry in counted)
+    print(f"limiter: 3 workers, {keys} key(s): {use:.1%} of the limit used, {refused:.2%} of submits refused")
+    return use >= 0.95 and refused <= 0.01
+
+
+async def outages(bench: Bench, *, long: bool) -> bool:
+    """Kill and restart PostgreSQL, then stop a worker for a while."""
+    from flux_async.engine import Engine
+
+    jobs, stopped_s = (300, 90.0) if long else (60, 10.0)
+    good = True
+    for what in ("restart", "stop"):
+        async with Engine(bench.dsn) as engine, contextlib.AsyncExitStack() as started:
+            url = started.enter_context(sandbox(speed=SPEED, key=KEYS[0], credits=jobs * 20))
+            workers = [started.enter_context(bench.worker(url, submits=19 * SPEED)) for _ in range(3)]
+            batch = await engine.submit(images(jobs, what), batch=what)
+            while (await batch.status()).succeeded < jobs // 5:
+                await asyncio.sleep(0.2)
+            if what == "restart":
+                await asyncio.to_thread(bench.process.restart, signal.SIGKILL)
+            else:
+                workers[0].send_signal(signal.SIGSTOP)
+                await asyncio.sleep(stopped_s)
+                workers[0].send_signal(signal.SIGCONT)
+            status = await batch.wait()
+            _, _, twice = ledger_of(url)
+        lost = jobs - status.succeeded - status.in_doubt
+        words = {
+            "restart": "PostgreSQL killed and restarted",
+            "stop": f"a worker stopped for {stopped_s:.0f} s",
+        }
+        print(f"outages: {words[what]}: lost {lost}, paid twice {twice}, in doubt {status.in_doubt}")
+        good = good and lost == 0 and twice == 0 and status.in_doubt == 0
+    return good
+
+
+async def run(bench: Bench, part: str, *, long: bool) -> AsyncIterator[bool]:
+    """Run a part, and yield whether each of its limits was kept."""
+    match part:
+        case "queue":
+            yield await queue(bench, long=long)
+        case "work":
+            yield await jobs_of_work(bench, long=long)
+        case "kills":
+            for hooks in (True, False):
+                yield await kills(bench, long=long, hooks=hooks)
+            yield await recovery(bench)
+        case "limiter":
+            for keys in (1, 2):
+                yield await limiter(bench, long=long, keys=keys)
+        case "outages":
+            yield await outages(bench, long=long)
+
+
+def main() -> int:
+    """Run the parts."""
+    options = parser(
+        __doc__, short="small numbers: five minutes", long="a million jobs, the real limit: half an hour"
+    )
+    options.add_argument("--part", choices=PARTS, help="only this part")
+    options.add_argument("--work", nargs=5, help=SUPPRESS)
+    options.add_argument("--endless", type=float, help=SUPPRESS)
+    given = options.parse_args()
+    if given.work:
+        dsn, urls, folder, submits, callback_url = given.work
+        asyncio.run(work(dsn, urls, folder, float(submits), callback_url))
+    if given.endless:
+        asyncio.run(endless(given.endless))
+    programs = servers.postgres_bin()
+    if programs is None or importlib.util.find_spec("dbos") is None:
+        print("engine: not measured: it needs PostgreSQL's programs and the extra engine")
+        return 0
+    introduce("each part on a database of its own, fsync off", ("dbos", "psycopg"))
+
+    async def all_parts(bench: Bench, part: str) -> list[bool]:
+        return [good async for good in run(bench, part, long=given.long)]
+
+    results: list[bool] = []
+    with servers.running_postgres(programs) as running, tempfile.TemporaryDirectory() as folder:
+        for part in (given.part,) if given.part else PARTS:
+            results += asyncio.run(all_parts(Bench(*running, Path(folder)), part))
+    return exit_code(good=all(results), long=given.long)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
