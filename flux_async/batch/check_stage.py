@@ -106,7 +106,7 @@ def require_comparison(stage: CheckStage | None) -> None:
     if stage is None:
         raise InvalidInput(
             "It is submitted again for a better image, and two images are compared in a folder only.",
-            advice="Give directory=; nothing was sent for it.",
+            advice="Save the results in a folder; nothing was sent for it.",
         )
     if stage.checker is None:
         require_extra(WantedChecks(verify=True))

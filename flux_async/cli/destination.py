@@ -104,8 +104,8 @@ async def check_destination(sink: ObjectStoreSink | None, checks: WantedChecks, 
         return
     if checks != NO_CHECKS:
         raise ConfigurationError(
-            "--preserve, --verify and --skip-textless need the results in a folder, and these are in "
-            f"{sink.url}.",
+            "--preserve, --verify, --until-clean and --skip-textless need the results in a folder, and these "
+            f"are in {sink.url}.",
             advice="Leave them out, or give a folder; nothing was sent.",
         )
     if not download:
