@@ -19,6 +19,7 @@ from flux_async import (
     ImageStream,
     InDoubt,
     Job,
+    JobService,
     MissingExtra,
     OpenTelemetry,
     Succeeded,
@@ -110,6 +111,21 @@ async def test_a_call_is_part_of_the_trace_of_its_caller(observed: Any, vendor: 
     names = ["flux_async.add", POST, POLL, POLL, "flux_async.job", "after", "request"]
     assert [span.name for span in seen.spans[:-1]] == names
     assert orphans(seen.spans) == []
+
+
+async def test_a_job_of_a_service_is_part_of_the_trace_of_its_request(
+    observed: Any, vendor: Any, seen: Any, tmp_path: Path
+) -> None:
+    """The request has ended long before; another process may finish the job."""
+    async with JobService(observed, journal=tmp_path / "jobs.sqlite3") as service:
+        with seen.tracer_provider.get_tracer("app").start_as_current_span("POST /images"):
+            key = await service.add(URL)
+        await service.result(key)
+    (request,), (job,) = seen.named("POST /images"), seen.named("flux_async.job")
+    assert traces_of([request]) == traces_of([job]) == traces_of(seen.named(POST, POLL))
+    assert orphans(seen.spans) == []
+    assert seen.total("flux_async_job_queue_duration_seconds_count") == 1
+    assert seen.total("flux_async_job_active") == 0
 
 
 async def test_the_jobs_of_a_batch_have_traces_of_their_own(observed: Any, vendor: Any, seen: Any) -> None:
