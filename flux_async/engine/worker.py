@@ -20,11 +20,9 @@ import logging
 import os
 import secrets
 import socket
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
-from datetime import UTC, datetime
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -36,7 +34,7 @@ from dbos import error as dbos_errors
 
 from flux_async.api.models_table import AnyModel, Prices
 from flux_async.api.webhooks import CallbackEndpoint
-from flux_async.api_errors import InsufficientCreditsError, RateLimitedError
+from flux_async.api_errors import RateLimitedError
 from flux_async.batch.active_job import ActiveJob, JobSlots, Leave
 from flux_async.batch.file_names import FileNames, safe_name
 from flux_async.batch.job_runner import run_job
@@ -48,15 +46,13 @@ from flux_async.batch.submitting import submit
 from flux_async.client import FluxClient
 from flux_async.engine import workflows
 from flux_async.engine.accounts import Accounts
-from flux_async.engine.database import Row, in_words
+from flux_async.engine.database import Row
 from flux_async.engine.engine import Engine
+from flux_async.engine.housekeeping import BALANCE_S, check_credits, delete_old_workflows, queue_jobs
 from flux_async.engine.liveness import Liveness, hand_over
 from flux_async.engine.queues import (
-    SUBMIT,
     SUBMIT_QUEUE,
-    WATCH,
     enqueue_watch,
-    feed,
     has_waiting,
     watch_queue,
 )
@@ -89,9 +85,6 @@ _HALTED_S, _FENCED_S = 5.0, 0.5
 _FIRST_AGAIN_S, _LONGEST_AGAIN_S = 15.0, 900.0
 _PATIENCE_S = 600.0
 _THREADS = 32
-_KEPT_S, _TIDY_S = 14 * 86_400.0, 3600.0
-_BALANCE_S = 60.0
-_FEED_S, _LOOK_S = 0.5, 10.0
 _NOT_SUBMITTED = frozenset({JobState.PENDING, JobState.SUBMITTING})
 
 
@@ -154,7 +147,7 @@ class Worker:
         self._rate = Limits() if rate is None else rate
         self._accounts: dict[str, _Account] = {}
         self._limiter = Accounts(engine.database)
-        self._turn, self._locks = asyncio.Lock(), defaultdict[int, asyncio.Lock](asyncio.Lock)
+        self._turn, self._locks = asyncio.Lock(), dict[int, tuple[asyncio.Lock, int]]()
         self._active: dict[int, ActiveJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_new = asyncio.Event()
@@ -166,11 +159,6 @@ class Worker:
     def executor(self) -> str:
         """The worker's name."""
         return self._executor
-
-    @property
-    def in_flight(self) -> int:
-        """Jobs that it waits for, or saves."""
-        return len(self._active)
 
     # --- starting and stopping ----------------------------------------------------------------------------
 
@@ -190,10 +178,11 @@ class Worker:
             for client in self._clients:
                 await self._open_account(client)
             await self._hold_lock(opened)
-            self._start_beside(opened, self._feed)
-            self._start_beside(opened, self._tidy_up)
-            if self._min_credits is not None:
-                self._start_beside(opened, self._watch_credits)
+            self._start_beside(opened, partial(queue_jobs, database, self._has_new))
+            self._start_beside(opened, partial(delete_old_workflows, database))
+            if (least := self._min_credits) is not None:
+                await check_credits(self._limiter, self._clients, least)
+                self._start_beside(opened, partial(self._watch_credits, least))
             if self._owns_dbos:
                 self._launch()
                 opened.push_async_callback(_destroy)
@@ -239,55 +228,10 @@ class Worker:
 
         opened.push_async_callback(end)
 
-    async def _feed(self) -> None:
-        """Give jobs to DBOS, as it has room for them."""
+    async def _watch_credits(self, least: float) -> None:
         while True:
-            self._has_new.clear()
-            pause_s = _FEED_S
-            try:
-                if not await feed(self._engine.database) and not await has_waiting(self._engine.database):
-                    pause_s = _LOOK_S
-            except Exception as error:  # noqa: BLE001 - of two database libraries; it must go on
-                logger.warning("jobs cannot be queued now: %s", in_words(error))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await (self._has_new if pause_s == _LOOK_S else asyncio.Event()).wait()
-
-    async def _tidy_up(self) -> None:
-        """Delete workflows that ended two weeks ago; what became of their jobs is kept."""
-        client, clock = self._engine.database.client, self._engine.database.clock
-        while True:
-            before = datetime.fromtimestamp(clock.wall() - _KEPT_S, UTC).isoformat()
-            with suppress(Exception):  # the next time
-                while ended := await client.list_workflows_async(
-                    name=[SUBMIT, WATCH],
-                    status=["SUCCESS", "ERROR"],
-                    completed_before=before,
-                    limit=1000,
-                    load_input=False,
-                    load_output=False,
-                ):
-                    await client.delete_workflows_async([workflow.workflow_id for workflow in ended])
-            await clock.sleep(_TIDY_S)
-
-    async def _watch_credits(self) -> None:
-        """Halt the submits of accounts whose balance is below the least, for as long as it is."""
-        least = self._min_credits or 0.0
-        while True:
-            for account in self._accounts.values():
-                try:
-                    balance = await account.client.credits()
-                except FluxError as error:
-                    logger.info("a balance cannot be read: %s", error.message)
-                    continue
-                if balance < least:
-                    words = f"The balance is {balance:g} credits, and submits pause below {least:g}."
-                    await self._limiter.halt(
-                        account.client.fingerprint,
-                        Problem.of(InsufficientCreditsError(words)),
-                        2 * _BALANCE_S,
-                    )
-            await self._engine.database.clock.sleep(_BALANCE_S)
+            await self._engine.database.clock.sleep(BALANCE_S)
+            await check_credits(self._limiter, self._clients, least)
 
     def _launch(self) -> None:
         config: DBOSConfig = {
@@ -371,7 +315,7 @@ class Worker:
 
     async def submit(self, number: int) -> None:
         """Submit a job once, however often that needs to be tried, and enqueue the wait for its task."""
-        async with self._locks[number]:
+        async with self._alone(number):
             while not self._is_stopping:
                 row = await self._row(number)
                 stored = None if row is None else stored_job(row)
@@ -391,6 +335,19 @@ class Worker:
                         )
                         return
             raise asyncio.CancelledError  # the workflow stays begun, and is handed over
+
+    @asynccontextmanager
+    async def _alone(self, number: int) -> AsyncIterator[None]:
+        """Hold while a workflow works on a job; another of the same job waits."""
+        lock, users = self._locks.get(number, (asyncio.Lock(), 0))
+        self._locks[number] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(number)
+            if users > 1:
+                self._locks[number] = lock, users - 1
 
     async def _park(self, number: int) -> None:
         """Leave a job of a cancelled batch until it is resumed."""
@@ -481,7 +438,7 @@ class Worker:
     async def watch(self, number: int) -> None:
         """Wait for the task of a job and save its image; or, in doubt, for a callback that names its task."""
         again_s = _FIRST_AGAIN_S
-        async with self._locks[number]:
+        async with self._alone(number):
             while not self._is_stopping:
                 row = await self._row(number)
                 is_left = row is not None and row["settled"] is None

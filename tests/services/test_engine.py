@@ -26,6 +26,7 @@ from flux_async import (
     Job,
     JobConflictError,
     Limits,
+    Model,
     PollPolicy,
     Succeeded,
     WebhookReceiver,
@@ -36,6 +37,7 @@ from servers import Postgres, RunningServer
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
+from flux_async.engine.accounts import Accounts
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -167,6 +169,33 @@ async def test_a_refused_key_leaves_its_jobs_to_the_other(
         batch = await engine.submit(images(10), batch="posters")
         assert await outcomes(batch) == {"Succeeded": 10}
     assert sandbox.ledger.accepted == 10
+
+
+async def test_submits_halt_while_the_balance_is_too_low(
+    engine: Engine, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """No permit is given; jobs stay pending."""
+    async with (
+        FluxClient(sandbox.key, sandbox.url, limits=WORKER_LIMITS) as client,
+        Worker(engine, client, lambda name: FolderSink(tmp_path / name), min_credits=1e9),
+    ):
+        assert await Accounts(engine.database).permit([client.fingerprint]) is None
+    assert sandbox.ledger.submits == 0
+
+
+async def test_an_unexpected_price_halts_the_submits_of_its_key(
+    engine: Engine, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """No further image is paid after the first has shown it."""
+    accounts = Accounts(engine.database)
+    async with FluxClient(
+        sandbox.key, sandbox.url, api="jobs", limits=WORKER_LIMITS, polling=POLLING
+    ) as client:
+        paid = await engine.submit(images(1), batch="posters")
+        async with Worker(engine, client, lambda name: FolderSink(tmp_path / name), prices={Model.PRO: 99}):
+            assert await outcomes(paid) == {"Succeeded": 1}
+            while await accounts.permit([client.fingerprint]) is not None:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_job_that_is_held_is_found_by_a_late_callback(
