@@ -6,6 +6,7 @@ import io
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from flux_async import (
@@ -19,6 +20,7 @@ from flux_async import (
     sink_for,
 )
 from flux_async.api.stored_requests import fields_to_send, store_request
+from flux_async.cli.destination import RunOutput, split_output
 from flux_async.files.object_store import ObjectStoreSink
 from flux_async.images import must_be_uploaded
 from flux_async.policy.image_urls import check_reachable
@@ -108,3 +110,36 @@ async def test_a_store_in_memory_keeps_the_images(
     assert name in {"a.png", "a.jpg"}
     assert io.BytesIO(bytes(sink.store.get(name).bytes())).read(1)
     assert [one["path"] for page in sink.store.list() for one in page] == [name]
+
+
+def test_an_output_is_a_folder_or_an_address(tmp_path: Path) -> None:
+    """``file://`` is the folder; the journal of an address has a folder that is named after it."""
+    pytest.importorskip("obstore")
+    output = RunOutput()
+    assert output.convert("out", None, None) == Path("out")
+    assert output.convert(f"file://{tmp_path}", None, None) == tmp_path
+    assert output.convert("s3://my-bucket/clean/", None, None) == "s3://my-bucket/clean"
+    assert split_output("s3://my-bucket/clean", None)[0] == Path("flux-out-s3-my-bucket-clean")
+    assert split_output("s3://my-bucket/clean", tmp_path) == (tmp_path, "s3://my-bucket/clean")
+    assert split_output(tmp_path, None) == (tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("memory://", "ends with the command"),
+        ("ftp://host/x", "not the address of an object store"),
+        ("s3://", "not the address of an object store"),
+    ],
+)
+def test_an_output_that_would_lose_results_is_a_usage_error(value: str, words: str) -> None:
+    """Before anything is sent."""
+    pytest.importorskip("obstore")
+    with pytest.raises(click.BadParameter, match=words):
+        RunOutput().convert(value, None, None)
+
+
+def test_a_folder_has_its_journal_in_it(tmp_path: Path) -> None:
+    """``--journal-dir`` beside a folder is a mistake."""
+    with pytest.raises(click.UsageError, match="--journal-dir is for results in an object store"):
+        split_output(tmp_path, tmp_path)
