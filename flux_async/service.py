@@ -197,6 +197,7 @@ class JobService:
                 [job], is_chosen=self._run.works_on, trace=trace, priority=priority
             )
         if self._run.push(stored):
+            self._answers.forget(stored.job.key)
             events.emit(job_events.added(stored, self._session.clock.wall()))
         return stored.job.key
 

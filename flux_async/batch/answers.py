@@ -169,6 +169,10 @@ class Answers:
         for wakeup in self._waiting.get(key, ()):
             wakeup.set()
 
+    def forget(self, key: JobKey) -> None:
+        """Drop the outcome of a job that is tried again."""
+        self._kept.pop(key, None)
+
     def close(self) -> None:
         """End all waits: nothing works on the jobs any more."""
         self._is_closed = True

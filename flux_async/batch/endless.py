@@ -17,7 +17,7 @@ from flux_async.batch.runner import BatchRun, run_batch
 from flux_async.errors import BudgetExhausted, FluxError, InvalidInput, QueueFull, UnexpectedPrice
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal, StoredJob
-from flux_async.models import Job, JobKey, Outcome
+from flux_async.models import Failed, Job, JobKey, Outcome
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
@@ -182,7 +182,6 @@ class EndlessRun:
             try:
                 job = stored.as_job()
             except InvalidInput as error:  # another release wrote it
-                logger.warning("job %s cannot be read: %s", key, error.message)
-                self._given.discard(key)
+                self._settle(key, Failed(job=None, error=error))
                 continue
             yield job

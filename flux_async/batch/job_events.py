@@ -109,6 +109,24 @@ def settled(stored: StoredJob, outcome: Outcome, at: float) -> events.Settled:
     )
 
 
+KINDS: dict[type[Event], type[FluxEvent]] = {
+    SubmitIntended: events.SubmitStarted,
+    SubmitAccepted: events.Submitted,
+    TaskFound: events.Submitted,
+    SubmitUnknown: events.Submitted,
+    EchoContradicted: events.Submitted,
+    SubmitRefused: events.Retried,
+    TaskEndedRetryable: events.Retried,
+    ResubmitGranted: events.Retried,
+    RetryGranted: events.Retried,
+    Saved: events.Downloaded,
+    Composed: events.Preserved,
+    Verified: events.Verified,
+    NoTextFound: events.Verified,
+    NotChecked: events.Verified,
+}
+"""The class of the event of what was recorded: one that no observer wants is not made."""
+
 _NAMES: dict[type, Literal["succeeded", "failed", "in_doubt"]] = {
     Succeeded: "succeeded",
     Failed: "failed",

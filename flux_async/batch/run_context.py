@@ -25,6 +25,7 @@ from flux_async.job_state import (
     NO_CHECKS,
     EchoContradicted,
     Event,
+    JobSnapshot,
     JobState,
     TaskFound,
     WantedChecks,
@@ -91,6 +92,13 @@ class RunContext:
         """Hand an event to the observers of the session."""
         self.session.events.emit(event)
 
+    def _report(self, job: ActiveJob, snapshot: JobSnapshot, happened: Event) -> None:
+        kind = job_events.KINDS.get(type(happened))
+        if kind is not None and self.session.events.wants(kind):
+            seen = job_events.event_of(job.stored, snapshot, happened, job.spent)
+            if seen is not None:
+                self.emit(seen)
+
     def now(self) -> float:
         """Return seconds since the epoch, for events."""
         return self.session.clock.wall()
@@ -111,8 +119,7 @@ class RunContext:
         for earlier, snapshot, happened in moves:
             job.spent = self.progress.tally.add_event(earlier, snapshot, happened, job.spent)
             self.progress.notify()
-            if (seen := job_events.event_of(job.stored, snapshot, happened, job.spent)) is not None:
-                self.emit(seen)
+            self._report(job, snapshot, happened)
         if isinstance(event, EchoContradicted) and event.belongs_to is not None:
             self.jobs.wake(event.belongs_to)  # the journal offers the task to that job
 

@@ -16,6 +16,7 @@ from flux_async.batch.cancelling import as_cancelled, cancel_stored, too_late
 from flux_async.batch.job_runner import outcome_of, run_job
 from flux_async.batch.run_context import RunContext
 from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
+from flux_async.events import JobAdded
 from flux_async.job_state import FINAL, Cancelled, JobState, next_attempt, next_check
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.store import Journal, StoredJob
@@ -141,7 +142,8 @@ class Scheduler:
         self.run.progress.tally.add_job(job.state.state)
         if self._is_improvable(job.stored):
             self.run.progress.tally.add_verdict(job.state)
-        if self.announced is None or job.state.key not in self.announced:
+        is_new = self.announced is None or job.state.key not in self.announced
+        if is_new and self.run.session.events.wants(JobAdded):
             self.run.emit(job_events.added(job.stored, self.run.now()))
 
     # --- cancelling ---------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from flux_async import (
     InvalidInput,
     JobCancelled,
     JobConflictError,
+    JobKey,
     JobService,
     JobState,
     JobStatus,
@@ -34,6 +35,7 @@ from flux_async import (
 )
 from flux_async.testing import FluxSandbox
 from flux_async.transport import Unknown
+from tests.support.file_host import JPEG
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(300)]
 
@@ -166,6 +168,35 @@ async def test_failures_and_doubts_are_answered_with_their_errors(
     assert type(refused.error).__name__ == "InvalidRequestError"
     async with JobService(vendor.client(), journal=path) as again:
         assert isinstance(await again.get(doubtful), JobStatus | InDoubt)
+
+
+async def test_a_job_that_failed_before_its_submit_is_added_again(
+    client: Any, vendor: Any, path: Path
+) -> None:
+    """Its file is gone when its turn comes, and is back later: the failure has cost nothing."""
+    image = path.with_name("poster.jpg")
+    image.write_bytes(JPEG)
+    async with JobService(client, journal=path) as service:
+        key = await service.add(image)
+        image.unlink()
+        gone = await service.result(key)
+        assert isinstance(gone, Failed)
+        assert (gone.error.charge, gone.job and gone.job.key) == (Charge.NO, key)
+        image.write_bytes(JPEG)
+        assert await service.add(image) == key
+        assert isinstance(await service.get(key), JobStatus)
+    assert vendor.count("generate") == 0
+
+
+async def test_a_job_of_another_release_is_a_failure(client: Any, vendor: Any, path: Path) -> None:
+    """It is answered, and disturbs no other."""
+    async with Journal(path, clock=client.session.clock) as journal:
+        await journal.add([(JobKey("odd"), '{"newField":1}')])
+    async with JobService(client, journal=path) as service:
+        odd = await service.result("odd")
+        assert isinstance(await service.result(await service.add(URLS[0])), Succeeded)
+    assert isinstance(odd, Failed)
+    assert isinstance(odd.error, InvalidInput)
 
 
 async def test_a_full_queue_says_when_to_come_again(client: Any, vendor: Any, path: Path) -> None:

@@ -15,6 +15,7 @@ from flux_async import (
     BatchRun,
     Charge,
     CheckResult,
+    ClientSnapshot,
     CustomModel,
     Echo,
     EditRequest,
@@ -22,12 +23,15 @@ from flux_async import (
     FetchReport,
     FluxClient,
     FluxError,
+    FluxEvent,
     GenerateRequest,
     ImageChecks,
     ImageResult,
     InDoubt,
     Job,
     JobKey,
+    JobService,
+    JobStatus,
     Limits,
     LocalImage,
     MissingExtra,
@@ -46,6 +50,7 @@ from flux_async import (
     RetryPolicy,
     SavedFile,
     Scope,
+    ServiceSnapshot,
     Sink,
     Succeeded,
     TaskFailed,
@@ -55,6 +60,7 @@ from flux_async import (
     UnclaimedTask,
     UploadedFile,
     Verdict,
+    WebhookReceiver,
     adopt,
     fetch_missing,
     frame_to_jobs,
@@ -152,6 +158,20 @@ async def operations(client: FluxClient) -> None:
     assert_type((await adopt(client, "run.sqlite3", "poster", "t1")).echo, Echo)
     assert_type(await rekey(client, "run.sqlite3", same_account=True), Rekeyed)
     assert_type(await fetch_missing(client, "run.sqlite3", "clean", patience=60), FetchReport)
+
+
+async def web_backend(client: FluxClient) -> None:
+    async with JobService(client, journal="jobs.sqlite3", directory="clean", verify=True) as service:
+        key = await service.add("https://example.com/poster.jpg", priority=1)
+        assert_type(key, JobKey)
+        assert_type(await service.get(key), JobStatus | Outcome)
+        assert_type(await service.result(key, timeout=60), Outcome)
+        async for event in service.events(key):
+            assert_type(event, FluxEvent)
+        assert_type(await service.cancel(key), None)
+        assert_type(service.snapshot(), ServiceSnapshot)
+        assert_type(service.snapshot().client, ClientSnapshot)
+        assert_type(service.receiver, WebhookReceiver)
 
 
 def preserved_image() -> None:
