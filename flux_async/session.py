@@ -62,7 +62,7 @@ _MOST_UNCLAIMED = 10_000
 _SHORTEST_S = 0.01
 _FORKED = (
     "Make one FluxClient in each process, after the fork: in the lifespan of the web application, not when a "
-    "module is imported that a server loads before it forks (gunicorn --preload)."
+    "module is imported that a server loads before it forks (preload_app of gunicorn)."
 )
 
 

@@ -70,9 +70,10 @@ def settle_destination(folder: Path, given: str | None, *, has_jobs: bool) -> Ob
     try:
         kept = path.read_text("utf-8").strip() if path.exists() else None
         if given is not None and (given != kept if kept else has_jobs):
+            place = kept or folder / "images"
             raise ConfigurationError(
-                f"The results of the run in {folder} are in {kept or folder / 'images'}, not in {given}.",
-                advice="Give another folder with --journal-dir; nothing was sent.",
+                f"The results of the run in {folder} are in {place}, not in {given}.",
+                advice=f"Go on with {place}, and copy the results to {given} at the end; nothing was sent.",
             )
         if given is not None and kept is None:
             path.write_text(f"{given}\n", "utf-8")

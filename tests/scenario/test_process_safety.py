@@ -66,7 +66,7 @@ def test_a_forked_process_gets_an_error_instead_of_hanging(tmp_path: Path) -> No
     client, journal, balance = done.stdout.splitlines()
     assert client.startswith("WrongEventLoop: This client, made at ")
     assert "server.py:17, was in use when this process was forked" in client
-    assert "gunicorn --preload" in client
+    assert "preload_app of gunicorn" in client
     assert journal.startswith("WrongEventLoop: This journal was open when this process was forked.")
     assert balance == "42.0"
 
