@@ -54,6 +54,10 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "webhook": ("uvicorn",),
         "httpx2": ("httpx2",),
         "aiohttp": ("aiohttp",),
+        "storage": ("obstore",),
+        "parquet": ("pyarrow",),
+        "redis": ("redis",),
+        "engine": ("dbos",),
     }
 )
 _CHECKS = (
