@@ -108,7 +108,7 @@ def test_a_folder_keeps_its_destination(cli: Cli, s3: Bucket, images: list[str])
     """Neither another address nor results in the folder itself are mixed with it."""
     assert cli.run("remove-text", images[0], "-o", s3.url, "--journal-dir", "run").code == 0
     other = cli.run("remove-text", images[1], "-o", f"{s3.url}/other", "--journal-dir", "run")
-    assert (other.code, "--journal-dir" in other.stderr) == (2, True)
+    assert (other.code, "copy the results to" in other.stderr) == (2, True)
     assert cli.run("remove-text", images[1], "-o", "local").code == 0
     mixed = cli.run("remove-text", images[1], "-o", s3.url, "--journal-dir", "local")
     assert (mixed.code, "local/images" in mixed.stderr) == (2, True)
