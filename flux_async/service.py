@@ -69,7 +69,7 @@ class JobService:
         *,
         journal: str | os.PathLike[str] | Journal,
         most_waiting: int = 10_000,
-        stop_within: float = 30.0,
+        stop_within: float = 20.0,
         **options: Unpack[ServiceOptions],
     ) -> None:
         check_client(client)

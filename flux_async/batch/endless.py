@@ -14,15 +14,25 @@ from flux_async.batch.answers import Answers
 from flux_async.batch.cancelling import cancel_stored
 from flux_async.batch.options import BatchClient, ServiceOptions
 from flux_async.batch.runner import BatchRun, run_batch
-from flux_async.errors import BudgetExhausted, FluxError, InvalidInput, QueueFull, UnexpectedPrice
+from flux_async.errors import (
+    BudgetExhausted,
+    FluxError,
+    InvalidInput,
+    QueueFull,
+    TooManyUnknownAnswers,
+    UnexpectedPrice,
+)
 from flux_async.job_state import JobState
 from flux_async.journal.store import Journal, StoredJob
 from flux_async.models import Failed, Job, JobKey, Outcome
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
-FIRST_RETRY_S, LONGEST_RETRY_S = 60.0, 900.0
-"""Seconds after a halt until one submit is tried again; they double with each halt in a row."""
+RETRY_S = (60.0, 300.0)
+"""Seconds after a halt until one submit is tried again: at first, and at most; they double with each halt."""
+
+COSTLY_RETRY_S = (600.0, 6 * 3600.0)
+"""The same after too many unknown answers: then the try may be charged without a known task."""
 
 _NEEDS_A_PERSON = (BudgetExhausted, UnexpectedPrice)
 
@@ -120,13 +130,14 @@ class EndlessRun:
         while True:
             began = clock.monotonic()
             error = await self._run_batch()
-            halts = halts + 1 if clock.monotonic() - began < LONGEST_RETRY_S else 1
+            first_s, longest_s = COSTLY_RETRY_S if isinstance(error, TooManyUnknownAnswers) else RETRY_S
+            halts = halts + 1 if clock.monotonic() - began < longest_s else 1
             self.halted = error
             if isinstance(error, _NEEDS_A_PERSON):
                 self.retry_at = None
                 logger.error("the service submits nothing until it is restarted: %s", error.message)
                 await asyncio.Event().wait()
-            seconds = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** (halts - 1))
+            seconds = min(longest_s, first_s * 2.0 ** (halts - 1))
             self.retry_at = clock.monotonic() + seconds
             logger.error("the service tries again in %.0f s: %s", seconds, error.message)
             await clock.sleep(seconds)

@@ -465,6 +465,24 @@ async def test_a_halt_ends_the_run_and_not_the_service(
     assert vendor.count("generate") == 4
 
 
+async def test_answers_that_make_no_sense_are_tried_again_rarely(
+    client: Any, vendor: Any, path: Path, clock: Any
+) -> None:
+    """Each try may be charged without a known task."""
+    vendor.script["generate"] = [Unknown("dropped")]
+    async with JobService(client, journal=path) as service:
+        for url in URLS[:20]:
+            await service.add(url)
+        while service.snapshot().halted is None:
+            await clock.sleep(1.0)
+        made = vendor.count("generate")
+        assert service.snapshot().halted == "TooManyUnknownAnswers"
+        await clock.sleep(590.0)
+        assert vendor.count("generate") == made
+        await clock.sleep(60.0)
+        assert vendor.count("generate") == made + 1
+
+
 async def test_a_budget_that_is_used_up_needs_a_person(
     client: Any, vendor: Any, path: Path, clock: Any
 ) -> None:
