@@ -151,6 +151,7 @@ def remove_text(
     from flux_async.cli.run_command import run_remove_text  # noqa: PLC0415 - loads rich
 
     folder, destination = split_output(output, journal_dir)
+    click.get_current_context().params["folder"] = folder  # named by the advice of errors
     options = read_run_options(
         **run,
         folder=folder,
