@@ -20,7 +20,7 @@ import local_http
 
 KEYS = "image key status task_id api result_url file charge credits error attempts"
 KEYS += " submitted_at finished_at sha256 verdict text_left words_left background_kept"
-KEYS += " vendor_file not_preserved not_checked"
+KEYS += " vendor_file not_preserved not_checked saved_credits"
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 SECONDS = 120
 
@@ -307,8 +307,8 @@ def test_the_log_is_shown_as_asked(quick_cli: Any, image_urls: list[str]) -> Non
     quiet = quick_cli.run("remove-text", image_urls[0], "-o", "out")
     once = quick_cli.run("remove-text", image_urls[1] + "?sig=geheim", "-o", "out", "-v")
     twice = quick_cli.run("remove-text", image_urls[2], "-o", "out", "-vv")
-    assert "submit accepted" not in quiet.stderr
-    assert "submit accepted, now submitted" in once.stderr
+    assert ": submitted (" not in quiet.stderr
+    assert ": submitted (attempt 1, charge yes, task " in once.stderr
     assert "poll of task" not in once.stderr
     assert "poll of task" in twice.stderr
     assert "sig=geheim" not in "".join(line for line in once.stderr.splitlines() if " INFO " in line)
