@@ -337,7 +337,7 @@ def test_rates_and_prices_take_finite_numbers_only() -> None:
 def test_numbers_are_options_of_every_command_that_spends() -> None:
     """The options checked above include those of a run."""
     found = {option.name for _, option in NUMBERS}
-    assert found == {"timeout", "patience", "confirm_above", "max_credits", "max_mb"}
+    assert found == {"timeout", "patience", "confirm_above", "max_credits", "max_mb", "min_credits"}
 
 
 def test_an_output_file_that_cannot_be_made_is_refused_before_the_submit(tmp_path: Path) -> None:
