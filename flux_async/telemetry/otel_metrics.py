@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from opentelemetry import metrics
-from opentelemetry.metrics import Meter, MeterProvider
+from opentelemetry.metrics import Histogram, Meter, MeterProvider, UpDownCounter
 
 from flux_async.events import (
     Halted,
@@ -37,13 +37,17 @@ class Metrics:
 
     def __init__(self, meter: Meter) -> None:
         counter, up_down = meter.create_counter, meter.create_up_down_counter
-        self.active_jobs = up_down("flux_async.job.active", "{job}", "Jobs that clients work on.")
-        self.tasks_in_flight = up_down("flux_async.task.in_flight", "{task}", "Tasks without a known end.")
+        self.active_jobs: UpDownCounter = up_down(
+            "flux_async.job.active", "{job}", "Jobs that clients work on."
+        )
+        self.tasks_in_flight: UpDownCounter = up_down(
+            "flux_async.task.in_flight", "{task}", "Tasks without a known end."
+        )
         self._permits = counter("flux_async.submit.permits", "{permit}", "Permits used: submits made.")
         self._queue_s = _seconds(
             meter, "flux_async.job.queue.duration", "From adding a job to its first permit.", QUEUE_BOUNDS_S
         )
-        self.lag_s = _seconds(
+        self.lag_s: Histogram = _seconds(
             meter, "flux_async.task.detection.lag", "From the end of a task to its detection.", TASK_BOUNDS_S
         )
         self._generation_s = _seconds(
@@ -108,5 +112,5 @@ def _of_model(model: str | None) -> dict[str, Value]:
     return {} if model is None else {"flux_async.model": model}
 
 
-def _seconds(meter: Meter, name: str, words: str, bounds: tuple[float, ...]) -> metrics.Histogram:
+def _seconds(meter: Meter, name: str, words: str, bounds: tuple[float, ...]) -> Histogram:
     return meter.create_histogram(name, "s", words, explicit_bucket_boundaries_advisory=bounds)
