@@ -111,6 +111,7 @@ class JobService:
         self._owns_client = not self._session.is_in_use
         self._session.enter()
         await self._journal.open(account=self._client.fingerprint)
+        await self._journal.recover()
         self._work = asyncio.get_running_loop().create_task(self._run.run())
         return self
 

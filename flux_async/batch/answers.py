@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -104,11 +105,13 @@ class Answers:
         journal: Has the jobs.
         clock: Measures waits.
         directory: The folder of the results, if there is one.
+        works_on: Returns by its number whether the service works on a job now.
     """
 
     journal: Journal
     clock: Clock
     directory: Path | None
+    works_on: Callable[[int], bool] = attrs.field(default=lambda _: False, init=False, repr=False)
     _waiting: dict[JobKey, set[Wakeup]] = attrs.field(factory=dict, init=False, repr=False)
     # The latest outcomes that bring no image: the journal has less of their errors, or none.
     _kept: OrderedDict[JobKey, Outcome] = attrs.field(factory=OrderedDict, init=False, repr=False)
@@ -130,7 +133,8 @@ class Answers:
         job = stored.job
         if (outcome := self._kept.get(job.key)) is not None:
             return outcome
-        if job.state in FINAL:
+        is_left = job.state is JobState.IN_DOUBT and not self.works_on(stored.number)
+        if is_left or job.state in FINAL:
             return outcome_of(job, stored.as_job(), None, self.directory)
         return JobStatus.of(stored)
 

@@ -69,6 +69,9 @@ class EndlessRun:
     _given: set[JobKey] = attrs.field(factory=set, init=False, repr=False)
     _arrived: asyncio.Event = attrs.field(factory=asyncio.Event, init=False, repr=False)
 
+    def __attrs_post_init__(self) -> None:
+        self.answers.works_on = self.works_on
+
     @contextlib.contextmanager
     def room(self) -> Iterator[None]:
         """Hold while a job is added.

@@ -167,7 +167,7 @@ async def test_failures_and_doubts_are_answered_with_their_errors(
     assert isinstance(refused, Failed)
     assert type(refused.error).__name__ == "InvalidRequestError"
     async with JobService(vendor.client(), journal=path) as again:
-        assert isinstance(await again.get(doubtful), JobStatus | InDoubt)
+        assert isinstance(await again.result(doubtful), InDoubt)
 
 
 async def test_a_job_that_failed_before_its_submit_is_added_again(
@@ -388,8 +388,8 @@ async def test_closing_takes_no_longer_than_given(vendor: Any, path: Path) -> No
     await service.aclose()
     async with JobService(vendor.client(), journal=path) as again:
         found = await again.get(key)
-    assert isinstance(found, JobStatus)
-    assert (found.state, found.charge) == (JobState.IN_DOUBT, Charge.MAYBE)
+    assert isinstance(found, InDoubt)
+    assert found.error.charge is Charge.MAYBE
 
 
 async def test_a_service_opens_and_closes_a_client_of_its_own(vendor: Any, path: Path) -> None:
