@@ -71,7 +71,8 @@ def tests_services(session: nox.Session) -> None:
     """Run the tests with PostgreSQL, Redis and an S3 server, which they start; what is missing is skipped."""
     _install_wheel(session, "dev")
     session.install(*S3_SERVER)
-    session.run("pytest", "tests/services", *session.posargs, env=_from_the_wheel())
+    side_by_side = ("-n", "2", "--dist", "loadfile")  # each has servers of its own, and mostly waits for them
+    session.run("pytest", *side_by_side, "tests/services", *session.posargs, env=_from_the_wheel())
 
 
 @nox.session
