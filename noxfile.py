@@ -113,8 +113,9 @@ def typing(session: nox.Session) -> None:
 def readme(session: nox.Session) -> None:
     """Run the examples of README and docs against a sandbox."""
     _install_wheel(session, "demo,otel,storage,testing")
-    # What docs/testing.md and docs/observability.md say beside.
-    session.install("pytest-asyncio", "respx", "opentelemetry-sdk", "opentelemetry-exporter-prometheus")
+    # What docs/testing.md, docs/observability.md and docs/in-a-web-backend.md say beside.
+    session.install("fastapi", "pytest-asyncio", "respx")
+    session.install("opentelemetry-sdk", "opentelemetry-exporter-prometheus")
     session.run("python", "tests/run_documents.py", *session.posargs, env=_from_the_wheel())
 
 
