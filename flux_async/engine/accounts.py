@@ -21,6 +21,7 @@ from flux_async.job_state import Problem
 from flux_async.policy.rate_limit import HALT_S, Limits, SubmitSpacing
 
 _WIDER = 0.01
+_TOLERATED_S, _MOST_LATE_S = 0.05, 5.0
 _NOW = "extract(epoch FROM clock_timestamp())::float8"
 
 
@@ -67,6 +68,27 @@ class Accounts:
         )
         return None if row is None else Permit(account=row["fingerprint"], wait_s=max(0.0, row["wait_s"]))
 
+    async def was_late(self, account: str, seconds: float) -> None:
+        """Move the next permits by the time that a submit came after its permit, if that is much.
+
+        Otherwise those after it would be too close to it.
+        """
+        if seconds > _TOLERATED_S:
+            await self.database.execute(
+                "UPDATE flux_async.account SET next_at = next_at + %(seconds)s "
+                "WHERE fingerprint = %(account)s",
+                account=account,
+                seconds=min(seconds, _MOST_LATE_S) - _TOLERATED_S,
+            )
+
+    async def is_paused(self, account: str) -> bool:
+        """Return whether the vendor has asked for a pause since a permit was taken: it counts no longer."""
+        row = await self.database.row(
+            f"SELECT FROM flux_async.account WHERE fingerprint = %(account)s AND paused_until > {_NOW}",
+            account=account,
+        )
+        return row is not None
+
     async def pause(self, account: str, seconds: float, *, is_rate_limited: bool) -> None:
         """Give no permit for ``seconds``: the vendor asked all requests to wait (429, 455).
 
@@ -74,7 +96,8 @@ class Accounts:
         less evenly than was assumed.
         """
         await self.database.execute(
-            f"UPDATE flux_async.account SET next_at = greatest(next_at, {_NOW} + %(seconds)s), "
+            f"UPDATE flux_async.account SET paused_until = greatest(paused_until, {_NOW} + %(seconds)s), "
+            f"next_at = greatest(next_at, {_NOW} + %(seconds)s), "
             "spacing_s = least(spacing_s + %(wider)s * limit_s, greatest(spacing_s, 1.05 * limit_s)) "
             "WHERE fingerprint = %(account)s",
             account=account,

@@ -412,8 +412,8 @@ def _portable(job: Job) -> Job:
     image = request.input_image if isinstance(request, EditRequest) else None
     if isinstance(image, LocalImage):
         raise InvalidInput(
-            f"{image} is a file of this machine, which workers cannot read.",
-            advice="Upload it first (client.upload), or give an address. Nothing was enqueued for it.",
+            f"{image} has no http(s) address, and workers cannot read it.",
+            advice="Upload it first (client.upload), or give an address. It was not enqueued.",
         )
     if not isinstance(request, EditRequest) or image is None or job.key != digest_key(job.request):
         return attrs.evolve(job, request=request)

@@ -29,6 +29,7 @@ CHECK_S = 2.0
 _FRESH_S = 15.0
 """A worker whose last look is older was suspended: it looks again before it submits."""
 _AGAIN_S = 1.0
+_SERVER_KEEPALIVE = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 _MINE = "hashtext('flux_async'), hashtext(%s)"
 
 
@@ -75,6 +76,8 @@ class Liveness:
                 await self.database.clock.sleep(_AGAIN_S)
 
     async def _take(self, connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+        for name, value in _SERVER_KEEPALIVE.items():  # so that the server finds a host that is gone
+            await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
         await connection.execute(f"SELECT pg_advisory_lock({_MINE})", (self.executor,))
         await connection.execute(
             "INSERT INTO flux_async.worker (executor, started_at) "

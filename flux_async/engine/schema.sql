@@ -74,6 +74,7 @@ CREATE TABLE IF NOT EXISTS flux_async.account (
   spacing_s double precision NOT NULL,       -- between two submits; a 429 widens it
   limit_s double precision NOT NULL,         -- that the account allows
   next_at double precision NOT NULL DEFAULT 0,
+  paused_until double precision NOT NULL DEFAULT 0,
   halted_until double precision NOT NULL DEFAULT 0,
   problem jsonb
 );

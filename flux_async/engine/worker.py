@@ -84,6 +84,7 @@ _QUEUE_POLL_S = 1.0
 _HALTED_S, _FENCED_S = 5.0, 0.5
 _FIRST_AGAIN_S, _LONGEST_AGAIN_S = 15.0, 900.0
 _PATIENCE_S = 600.0
+_FIRST_REQUEST_S = 10.0
 _THREADS = 32
 _NOT_SUBMITTED = frozenset({JobState.PENDING, JobState.SUBMITTING})
 
@@ -200,6 +201,8 @@ class Worker:
 
     async def _open_account(self, client: FluxClient) -> None:
         database, account = self._engine.database, client.fingerprint
+        with suppress(FluxError):  # so that the first submit is as quick as the others
+            await client.credits(timeout=_FIRST_REQUEST_S)
         await self._limiter.register(account, self._rate)
         for row in await database.rows(
             "SELECT name, value FROM flux_async.fact WHERE name LIKE 'confirmed%%'"
@@ -248,10 +251,8 @@ class Worker:
 
     async def _register_queues(self) -> None:
         submits = SUBMITS_PER_KEY * len(self._accounts)
-        for name, most in [
-            (SUBMIT_QUEUE, submits),
-            *((watch_queue(name), _WATCHED) for name in self._accounts),
-        ]:
+        watches = [(watch_queue(name), _WATCHED) for name in self._accounts]
+        for name, most in [(SUBMIT_QUEUE, submits), *watches]:
             await DBOS.register_queue_async(
                 name, worker_concurrency=most, polling_interval_sec=_QUEUE_POLL_S, on_conflict="always_update"
             )
@@ -369,9 +370,12 @@ class Worker:
 
     async def _submit_once(self, row: Row) -> None:
         """Try to submit a job with the first permit; it may stay pending."""
-        account = await self._permitted()
-        if account is None:
+        for account in self._accounts.values():
+            await self._run_of(account, row["batch"])  # nothing is made between the permit and the POST
+        permitted = await self._permitted()
+        if permitted is None:
             return
+        account, due = permitted
         run = await self._run_of(account, row["batch"])
         job = self._active_job(row, run)
         try:
@@ -394,12 +398,14 @@ class Worker:
             run.prices.release(job)
         if isinstance(left, Leave) and left.error is not None:
             await self._settle(job.number, Problem.of(left.error))
+        if job.posted_at is not None:
+            await self._limiter.was_late(account.client.fingerprint, job.posted_at - due)
         if (pause_s := _pause_s(account)) > 0:
             is_rate_limited = isinstance(job.last_error, RateLimitedError)
             await self._limiter.pause(account.client.fingerprint, pause_s, is_rate_limited=is_rate_limited)
 
-    async def _permitted(self) -> _Account | None:
-        """Wait for a permit of any account; None if there is none for now."""
+    async def _permitted(self) -> tuple[_Account, float] | None:
+        """Wait for a permit of any account, and return when it was due; None if there is none for now."""
         clock = self._engine.database.clock
         async with self._turn:  # one permit at a time: see accounts.py
             if self._liveness is None or not self._liveness.is_held:
@@ -411,8 +417,11 @@ class Worker:
             if permit is None:
                 await clock.sleep(_HALTED_S if open_now else min(pauses.values()))
                 return None
+            due = clock.monotonic() + permit.wait_s
             await clock.sleep(permit.wait_s)
-        return self._accounts[permit.account]
+            if permit.wait_s and await self._limiter.is_paused(permit.account):
+                return None
+        return self._accounts[permit.account], due
 
     async def _saw_price(self, account: _Account, job: ActiveJob, credits_: float) -> None:
         """Keep the price that a record has shown, and halt the submits of the account if it is unexpected."""

@@ -45,6 +45,17 @@ def test_commands_need_no_extra_that_only_some_options_use() -> None:
     )
 
 
+def test_the_engine_without_its_extra_is_an_error_that_names_it() -> None:
+    """Everything else works."""
+    modules_after(
+        "import sys; sys.modules['dbos'] = None\n"
+        "import flux_async\n"
+        "try: import flux_async.engine\n"
+        "except flux_async.MissingExtra as missing: assert 'engine' in str(missing), missing\n"
+        "else: raise AssertionError"
+    )
+
+
 def test_names_are_loaded_with_the_first_that_is_used() -> None:
     """Before that nothing of the package is there but its version; a name that is none is an error."""
     assert "attrs" not in modules_after("import flux_async; flux_async.__version__")

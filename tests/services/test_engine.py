@@ -30,10 +30,11 @@ from flux_async import (
     PollPolicy,
     Succeeded,
     WebhookReceiver,
+    sink_for,
 )
 from flux_async.sandbox.server import listening
 from flux_async.testing import FluxSandbox
-from servers import Postgres, RunningServer
+from servers import Bucket, Postgres, RunningServer
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
@@ -123,7 +124,7 @@ async def test_files_of_this_machine_are_refused(engine: Engine, tmp_path: Path)
     """No worker could read them."""
     file = tmp_path / "a.png"
     file.write_bytes(PIXEL)
-    with pytest.raises(InvalidInput, match="workers cannot read"):
+    with pytest.raises(InvalidInput, match="workers cannot read it"):
         await engine.submit([file], batch="posters")
 
 
@@ -214,6 +215,25 @@ async def test_a_job_that_is_held_is_found_by_a_late_callback(
                 await engine.receive(events[0])
                 assert (await batch.wait()).succeeded == 1
         assert sandbox.ledger.accepted == 1
+
+
+async def test_results_reach_an_object_store_that_was_away(
+    engine: Engine, sandbox: FluxSandbox, s3: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is there once and whole; a result that is paid is never given up."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    batch = await engine.submit(images(3), batch="posters")
+    s3.stop()
+    async with (
+        FluxClient(sandbox.key, sandbox.url, limits=WORKER_LIMITS, polling=POLLING) as client,
+        Worker(engine, client, lambda name: sink_for(f"{s3.url}/{name}"), rate=RATE),
+    ):
+        while sandbox.ledger.accepted < 3:
+            await asyncio.sleep(0.05)
+        s3.start()
+        assert (await batch.wait()).succeeded == 3
+    assert len(s3.names()) == sandbox.ledger.accepted == 3
 
 
 # --- processes --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +71,12 @@ def test_mistakes_are_one_sentence(cli: Cli, fresh_dsn: str) -> None:
     unknown = cli.run("batch", "status", "unknown", "--dsn", fresh_dsn)
     assert unknown.code == 2
     assert "There is no batch 'unknown'." in unknown.stderr
+
+
+def test_a_worker_ends_well_on_a_signal(cli: Cli, fresh_dsn: str) -> None:
+    """It says when it has begun."""
+    with cli.start("worker", "--dsn", fresh_dsn, "-o", "clean") as process:
+        assert process.stderr is not None
+        assert "has begun" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0

@@ -1,0 +1,118 @@
+"""The jobs of the engine in PostgreSQL: what two workers of one job may write."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from flux_async import EditRequest, Job, JobConflictError, JobKey, JournalError, TaskId
+
+pytest.importorskip("dbos", reason="the extra engine is not installed")
+from flux_async.engine import Engine
+from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
+from flux_async.job_state import (
+    Event,
+    JobState,
+    Problem,
+    SubmitAccepted,
+    SubmitIntended,
+    SubmitUnknown,
+    apply,
+)
+from flux_async.journal.store import StoredJob
+
+LOST = Problem(type="ConnectionLost", message="The process ended.")
+
+
+class Jobs:
+    """Two jobs of one image, and the stores of two workers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.database = engine.database
+        self.first, self.second = (
+            PostgresStore(database=engine.database, account="account", executor=name) for name in ("w1", "w2")
+        )
+
+    async def job(self, key: str) -> StoredJob:
+        """Return a job as it is."""
+        sql = f"SELECT {COLUMNS} FROM flux_async.job WHERE key = %(key)s"
+        row = await self.database.row(sql, key=key)
+        assert row is not None
+        return stored_job(row)
+
+    async def record(self, store: PostgresStore, stored: StoredJob, event: Event) -> None:
+        """Write an event of a job as a worker has seen it."""
+        await store.record(stored.number, apply(stored.job, event), event, before=stored.job)
+
+    async def submitting(self, key: str, store: PostgresStore, at: float = 1.0) -> StoredJob:
+        """Write an intent, and return the job."""
+        await self.record(store, await self.job(key), SubmitIntended(at=at, api="kontext"))
+        return await self.job(key)
+
+
+@pytest.fixture
+async def jobs(fresh_dsn: str) -> AsyncIterator[Jobs]:
+    """Jobs ``a`` and ``b``, and two workers that are alive."""
+    async with Engine(fresh_dsn) as engine:
+        request = EditRequest.text_removal("https://example.com/a.jpg")
+        given = [Job(request=request, key=JobKey(key)) for key in ("a", "b")]
+        await engine.submit(given, batch="posters")
+        await engine.database.execute(
+            "INSERT INTO flux_async.worker (executor, started_at) VALUES ('w1', 0), ('w2', 0)"
+        )
+        yield Jobs(engine)
+
+
+async def test_of_two_workers_with_one_job_one_submits(jobs: Jobs) -> None:
+    """The second finds the job moved, and writes no intent."""
+    seen = await jobs.job("a")
+    await jobs.submitting("a", jobs.first)
+    with pytest.raises(JournalError, match="another worker has it"):
+        await jobs.record(jobs.second, seen, SubmitIntended(at=2.0, api="kontext"))
+
+
+async def test_a_worker_that_was_declared_dead_writes_no_intent(jobs: Jobs) -> None:
+    """Whatever it believes about its lock."""
+    await jobs.database.execute("UPDATE flux_async.worker SET is_dead = true WHERE executor = 'w1'")
+    with pytest.raises(JournalError, match="declared dead"):
+        await jobs.submitting("a", jobs.first)
+    assert (await jobs.job("a")).job.state is JobState.PENDING
+
+
+async def test_a_cancelled_batch_takes_no_intent(jobs: Jobs) -> None:
+    """Also of a job that a worker has claimed before."""
+    await jobs.database.execute("UPDATE flux_async.batch SET is_cancelled = true")
+    with pytest.raises(JournalError, match="cancelled"):
+        await jobs.submitting("a", jobs.first)
+
+
+async def test_a_task_belongs_to_one_job(jobs: Jobs) -> None:
+    """The answer to another submit that names it is refused."""
+    accepted = SubmitAccepted(at=2.0, task_id=TaskId("task"))
+    await jobs.record(jobs.first, await jobs.submitting("a", jobs.first), accepted)
+    other = await jobs.submitting("b", jobs.second)
+    with pytest.raises(JobConflictError, match="belongs to job a"):
+        await jobs.record(jobs.second, other, accepted)
+    assert (await jobs.job("b")).job.state is JobState.SUBMITTING
+
+
+async def test_an_answer_that_comes_after_its_worker_was_declared_dead_is_kept(jobs: Jobs) -> None:
+    """The job was in doubt by then; its task is known now."""
+    submitting = await jobs.submitting("a", jobs.first)
+    await jobs.record(jobs.second, submitting, SubmitUnknown(at=2.0, problem=LOST))
+    await jobs.record(jobs.first, submitting, SubmitAccepted(at=3.0, task_id=TaskId("task")))
+    job = (await jobs.job("a")).job
+    assert (job.state, job.task_id) == (JobState.SUBMITTED, "task")
+
+
+async def test_a_write_whose_commit_had_succeeded_is_not_made_twice(jobs: Jobs) -> None:
+    """As after a connection that broke between commit and answer."""
+    seen = await jobs.job("a")
+    intent = SubmitIntended(at=1.0, api="kontext")
+    for _ in range(2):
+        await jobs.record(jobs.first, seen, intent)
+    submitting = await jobs.job("a")
+    for _ in range(2):
+        await jobs.record(jobs.first, submitting, SubmitAccepted(at=2.0, task_id=TaskId("task")))
+    assert (await jobs.job("a")).job.attempts == 1
