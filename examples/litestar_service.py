@@ -36,7 +36,7 @@ async def add(data: dict[str, str], priority: int = 0) -> dict[str, str]:
 async def state(key: str) -> dict[str, str]:
     """Return the outcome of an image, or how far it is."""
     found = await service.get(key)
-    return {"state": found.state if isinstance(found, JobStatus) else type(found).__name__.lower()}
+    return {"state": found.state if isinstance(found, JobStatus) else type(found).__name__}
 
 
 @get("/events")

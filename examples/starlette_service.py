@@ -41,8 +41,8 @@ async def result(request: Request) -> Response:
     """Wait for an image, for 20 seconds at most; then the client asks again."""
     outcome = await service.result(request.path_params["key"], timeout=20)
     if isinstance(outcome, Succeeded):
-        return JSONResponse({"state": "succeeded", "file": str(outcome.file)})
-    return JSONResponse({"state": type(outcome).__name__.lower(), "problem": str(outcome.error)})
+        return JSONResponse({"state": "Succeeded", "file": str(outcome.file)})
+    return JSONResponse({"state": type(outcome).__name__, "problem": str(outcome.error)})
 
 
 async def ready(request: Request) -> Response:  # noqa: ARG001 - Starlette gives it

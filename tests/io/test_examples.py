@@ -155,7 +155,7 @@ def test_starlette_under_hypercorn_waits_for_an_image(
     """One request adds an image, another one returns its outcome; a stop ends the server in order."""
     with serving("hypercorn", "starlette_service:app", reserved_port, tmp_path, quick_url) as example:
         key = example.add("https://pictures.example/starlette.jpg")
-        assert example.get(f"/images/{key}/result").json()["state"] == "succeeded"
+        assert example.get(f"/images/{key}/result").json()["state"] == "Succeeded"
         assert example.get("/images/unknown/result").status_code == 404
         assert example.get("/readyz").status_code == 204
         answer = local_http.post(f"{example.url}/images", json={"image": "/etc/passwd"})
@@ -178,7 +178,7 @@ def test_litestar_streams_events(quick_url: str, reserved_port: int, tmp_path: P
                 if "Settled" in seen:
                     break
         assert "Submitted" in seen
-        assert example.get(f"/images/{key}").json() == {"state": "succeeded"}
+        assert example.get(f"/images/{key}").json() == {"state": "Succeeded"}
         assert example.get("/images/unknown").status_code == 404
         answer = local_http.post(f"{example.url}/images", json={"image": "/etc/passwd"})
         assert answer.status_code == 422
