@@ -59,11 +59,18 @@ def cost_in_words(
         have: The balance.
         at_most: Their cost if every image has all attempts that it may have.
     """
-    bounded = _bounded(cost, most, at_most)
-    words = f"{_images_need(counts.total())} about {bounded}; the account has {in_credits(have)}."
+    need = _need(counts.total(), cost, most, at_most)
+    words = f"{need[0].upper()}{need[1:]}; the account has {in_credits(have)}."
     if have >= (cost if most is None else min(cost, most)):
         return words, False
     return f"{words} It will stop when they are used up; the rest stays pending.", True
+
+
+def _need(count: int, cost: float, most: float | None, at_most: float, least: str = "") -> str:
+    """Return how many images need what; of a run that only makes further attempts, what these may cost."""
+    if not count and at_most:
+        return f"further attempts for images that are done need {least}up to {_bounded(at_most, most)}"
+    return f"{least}{_images_need(count)} about {least}{_bounded(cost, most, at_most)}"
 
 
 def _images_need(count: int) -> str:
@@ -223,9 +230,8 @@ class Spending:
             self._asks_at = now + _READ_ON_S
         if not is_last and now < self._asks_at:
             return False
-        images, least = _images_need(selection.needs.total()), "" if is_last else "at least "
-        cost, bound = self.cost(selection), self.options.max_credits
-        words = f"{least}{images} about {least}{_bounded(cost, bound, most)}"
+        cost, bound, least = self.cost(selection), self.options.max_credits, "" if is_last else "at least "
+        words = _need(selection.needs.total(), cost, bound, most, least)
         have = self.before
         known = "" if have is None else f"; the account has {in_credits(have)}"
         skips = f" {SKIPS}" if self.options.checks.skip_textless else ""

@@ -101,7 +101,8 @@ async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wante
     await retry(client, journal, **wanted)
     selection.to_do.extend(plan.to_fetch)
     selection.to_do.extend(plan.to_submit)
-    selection.release()
+    if selection.to_do:  # else there is nothing to do, not even a check of other images
+        selection.release()
 
 
 def run_adopt(
