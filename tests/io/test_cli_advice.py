@@ -227,7 +227,11 @@ def test_commands_of_the_report_pay_for_nothing_twice_without_saying_so(terminal
             paid_again[name.value] = sorted(terminal.tasks() - before)
             says_so = re.search(r"^Pays for another|\bsecond charge\b", step.words)
             assert bool(paid_again[name.value]) <= bool(says_so), step
-    assert paid_again == {"failed": [FAILS], "in_doubt": [LOST], "pending": []}
+    assert {name: images for name, images in paid_again.items() if images} == {
+        "failed": [FAILS],
+        "in_doubt": [LOST],
+    }
+    assert "pending" in paid_again
 
 
 @pytest.mark.parametrize(
