@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, HttpUrl
+from starlette.routing import Route
 
 from flux_async import EditRequest, InvalidInput, Job, WebhookReceiver
 from flux_async.engine import Engine
@@ -32,7 +33,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastA
 
 
 app = FastAPI(lifespan=lifespan)
-app.add_route("/flux-callback", WebhookReceiver(engine, key=os.environ.get("KIE_WEBHOOK_KEY")))
+receiver = WebhookReceiver(engine, key=os.environ.get("KIE_WEBHOOK_KEY"))
+app.router.routes.append(Route("/flux-callback", receiver))  # a mount would redirect
 
 
 class Order(BaseModel):

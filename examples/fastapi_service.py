@@ -28,6 +28,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import HttpUrl
+from starlette.routing import Route
 
 from flux_async import (
     AlreadySubmitted,
@@ -86,7 +87,7 @@ app = FastAPI(lifespan=service.lifespan)
 app.mount("/uploads", StaticFiles(directory=UPLOADS))
 app.mount("/results", StaticFiles(directory=RESULTS))
 if PUBLIC_URL:
-    app.add_route("/flux-callback", service.receiver)
+    app.router.routes.append(Route("/flux-callback", service.receiver))  # a mount would redirect
 
 
 @app.exception_handler(FluxError)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
 
 from taskiq import Context, SimpleRetryMiddleware, TaskiqDepends, TaskiqEvents, TaskiqState
 from taskiq_redis import ListQueueBroker, RedisAsyncResultBackend
@@ -46,7 +45,7 @@ async def close_client(state: TaskiqState) -> None:
 
 
 @broker.task
-async def submit(image: str, name: str, context: Annotated[Context, TaskiqDepends()]) -> str:
+async def submit(image: str, name: str, context: Context = TaskiqDepends()) -> str:  # noqa: B008 - how Taskiq injects
     """Pay for a task, and let its image be fetched; return its id."""
     client: FluxClient = context.state.client
     task_id = await client.submit(EditRequest.text_removal(image))
@@ -55,7 +54,7 @@ async def submit(image: str, name: str, context: Annotated[Context, TaskiqDepend
 
 
 @broker.task(retry_on_error=True)
-async def fetch(task_id: str, name: str, context: Annotated[Context, TaskiqDepends()]) -> str:
+async def fetch(task_id: str, name: str, context: Context = TaskiqDepends()) -> str:  # noqa: B008 - how Taskiq injects
     """Wait for the image of a task and save it; return its path."""
     client: FluxClient = context.state.client
     saved = await client.download(await client.wait(TaskId(task_id)), RESULTS / name)
