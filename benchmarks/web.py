@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 import attrs
 import httpx
 
-from harness.processes import free_port, read_ledger, sandbox
+from harness.processes import read_ledger, sandbox
 from harness.report import introduce, parser
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -36,7 +37,7 @@ SPEED, RATE = 4.0, 8.0
 FAULTS = "late-record=60:100%,callback-late=60:100%"
 GRACE_S = 5 + 30 + 5
 SLOWEST_POST_MS = 50.0
-START_S, END_S = 60.0, 600.0
+START_S, END_S = 120.0, 600.0
 
 
 def serve(port: int) -> None:
@@ -81,22 +82,25 @@ class Server:
 @contextlib.contextmanager
 def serving(vendor: str, folder: str) -> Iterator[Server]:
     """Serve the example, and end it whatever happens."""
-    port = free_port()
-    settings = {
-        "KIE_BASE_URL": vendor,
-        "KIE_API_KEY": "test",
-        "KIE_WEBHOOK_KEY": KEY,
-        "PUBLIC_URL": f"http://127.0.0.1:{port}",
-        "DATA_FOLDER": folder,
-    }
-    server = Server(port, os.environ | settings)
-    server.start()
-    try:
-        yield server
-    finally:
-        if server.process is not None:
-            server.process.kill()
-            server.process.wait()
+    with socket.socket() as reserved:  # without listening, so that no other process gets the port in between
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        settings = {
+            "KIE_BASE_URL": vendor,
+            "KIE_API_KEY": "test",
+            "KIE_WEBHOOK_KEY": KEY,
+            "PUBLIC_URL": f"http://127.0.0.1:{port}",
+            "DATA_FOLDER": folder,
+        }
+        server = Server(port, os.environ | settings)
+        server.start()
+        try:
+            yield server
+        finally:
+            if server.process is not None:
+                server.process.kill()
+                server.process.wait()
 
 
 @attrs.define
