@@ -398,7 +398,7 @@ TUNING_PHOTOS: dict[str, Scene] = {
         ),
     ),
 }
-"""Photographs for setting limits: none of these, and not in these fonts, is among those that are reported."""
+"""Photographs for setting limits: none of these is among those that are reported."""
 
 HELD_OUT_SCENES: dict[str, Scene] = {
     "moon": (

@@ -30,7 +30,7 @@ def preserve(
     that is not certain enough, the vendor's image is returned unchanged, with the reason in ``report``.
 
     Blocks for some seconds of CPU time; call it in a worker process or thread. The same input gives the same
-    bytes on the same machine. Memory is about 400 MB, plus 30 MB for each megapixel of the original.
+    bytes on the same machine. Memory is about 1 GB for an original of 12 megapixels.
 
     Args:
         original: The image that was submitted: bytes of a file, or its path.

@@ -2,8 +2,7 @@
 
 Editors return images that are softer than what they were given, so their fills looked blurred beside sharp
 surroundings. How much softer is measured outside the text: the filter with the least squared error between
-both. On nine photographs and six drawn images, in the mean, it brought fills 1 dB closer to the clean image,
-on a sharp and noisy one 4 dB.
+both. On five simulated edits, in the mean, it brought fills 1 dB closer to the clean image.
 """
 
 from __future__ import annotations
