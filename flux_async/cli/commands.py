@@ -244,6 +244,8 @@ def retry(
         raise click.UsageError(
             "--model goes with --failed, --text-left or --damaged, and not with --in-doubt."
         )
+    if (text_left or damaged) and run["no_download"]:
+        raise click.UsageError("--text-left and --damaged need the images: leave --no-download out.")
     options = read_run_options(**run, repeats=repeats, asks=can_ask())
     chosen = None if model is None else model if isinstance(model, CustomModel) else Model(model)
     return run_retry(options, as_json=as_json, **wanted, model=chosen)

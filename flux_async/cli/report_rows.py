@@ -12,7 +12,16 @@ from typing import Any, Self
 import attrs
 
 from flux_async.api.models_table import credits_of
-from flux_async.cli.results import IMAGES, ErrorNote, ResultFile, ResultRow, Status, is_address, row_of
+from flux_async.cli.results import (
+    IMAGES,
+    ErrorNote,
+    ResultFile,
+    ResultRow,
+    Status,
+    is_address,
+    row_of,
+    with_earlier_result,
+)
 from flux_async.cli.run_folder import ORIGINALS
 from flux_async.errors import Charge
 from flux_async.images import is_object
@@ -106,13 +115,14 @@ class RowReader:
         return [*(self._row(found.pop(number)) for number in sorted(found)), *self._refused_rows()]
 
     def _row(self, stored: StoredJob) -> ReportRow:
-        job, row, model = stored.job, row_of(stored, None, self.folder), _model_of(stored)
+        job, _ = with_earlier_result(stored.job)
+        row, model = row_of(stored, None, self.folder), _model_of(stored)
         is_in_progress = job.state is JobState.SUBMITTING and self.is_running
         kind = Kind.PENDING if is_in_progress else Kind(row.status.value)
         error = self.problems.get(job.key) if kind is Kind.PENDING else row.error
         result = None if row.file is None or is_address(row.file) else self.folder / row.file
         checked = job.checked or CheckResult()
-        original = self._original(stored)
+        original = self._original(stored, job)
         is_copy = row.saved_credits is not None
         vendor = None if is_copy else result
         if checked.vendor_file is not None:
@@ -150,10 +160,10 @@ class RowReader:
             return job.credits
         return self.price_of(model) if job.charge is Charge.YES else None
 
-    def _original(self, stored: StoredJob) -> Picture | None:
+    def _original(self, stored: StoredJob, job: JobSnapshot) -> Picture | None:
         if stored.source is not None:
             return self._picture(Path(stored.source_folder or "", stored.source).absolute())
-        stem = None if stored.job.file is None else PurePath(stored.job.file).stem
+        stem = None if job.file is None else PurePath(job.file).stem
         return None if stem is None else self._picture(self.originals.get(stem))
 
     def _picture(self, path: Path | None) -> Picture | None:

@@ -101,7 +101,8 @@ class ResultRow:
         api: The API that this task, or the latest submit, was sent to, or None.
         result_url: The address of the result at the vendor, for 14 days, of the jobs API for 24 hours.
         file: The image file, relative to the folder, with forward slashes; or the address of the object.
-        charge: Whether it was paid for.
+            With "pending" or "in_doubt": the earlier image, while another attempt is made for a better one.
+        charge: Whether it was paid for; with "in_doubt", whether the submit in doubt was.
         credits: What its task has cost, or None where that was not measured.
         error: Why there is no file. With "pending": an error of this run; the image is not lost. With
             "succeeded": why an image that was moved away could not be downloaded again; where there is a
@@ -186,7 +187,7 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         obstacle: An error of this run, where the job itself has not ended.
         folder: The folder of the run, for the advice of an error.
     """
-    job = stored.job
+    job, has_earlier = with_earlier_result(stored.job)
     status = _STATUS[job.state]
     problem = None if status is Status.PENDING else job.problem
     if status is Status.SUCCEEDED and problem is not None:
@@ -195,7 +196,7 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         status, problem = _status_behind(stored), obstacle
     if problem is None and status in {Status.FAILED, Status.IN_DOUBT}:
         problem = _UNANSWERED
-    kept = job.file is not None and obstacle is None and status is Status.SUCCEEDED
+    kept = has_earlier or (job.file is not None and obstacle is None and status is Status.SUCCEEDED)
     return ResultRow(
         image=image_of(stored),
         key=job.key,
@@ -214,6 +215,22 @@ def row_of(stored: StoredJob, obstacle: Problem | None = None, folder: Path | No
         finished_at=utc_text(job.finished_at),
         **_found_by_checks(job if kept else None),
     )
+
+
+def with_earlier_result(job: JobSnapshot) -> tuple[JobSnapshot, bool]:
+    """Return a job with the paid image that it has while another attempt is made for a better one, if it has.
+
+    Its charge is that of the attempt in doubt, else that of the image.
+    """
+    kept = job.kept
+    if kept is None or job.state is JobState.DONE:
+        return job, False
+    charge = Charge.MAYBE if job.charge is Charge.MAYBE else Charge.YES
+    job = attrs.evolve(job, file=kept.file, sha256=kept.sha256, checked=kept.checked, charge=charge)
+    if job.task_id is None or job.task_id == kept.task_id:
+        job = attrs.evolve(job, task_id=kept.task_id, api=kept.api, result_url=kept.result_url)
+        job = attrs.evolve(job, credits=kept.credits, submitted_at=kept.submitted_at)
+    return job, True
 
 
 def _of_another_attempt(problem: Problem, job: JobSnapshot, folder: Path | None) -> Problem:

@@ -217,9 +217,13 @@ class JournalReader:
         return {state: rows.get(state.value, 0) for state in JobState}
 
     def findings(self) -> dict[str, int]:
-        """Return what the checks found, with the number of images: verdicts, ``preserved`` and others."""
+        """Return what the checks found, with the number of images: verdicts, ``preserved`` and others.
+
+        While another attempt is made for a better image, the earlier one counts.
+        """
         checked = Counter[str]()
-        for (text,) in self._all("SELECT checked FROM job WHERE checked IS NOT NULL AND state = 'done'"):
+        shown = "CASE state WHEN 'done' THEN checked ELSE json_extract(kept, '$.checked') END"
+        for (text,) in self._all(f"SELECT {shown} FROM job WHERE {shown} IS NOT NULL"):
             found = CheckResult(**json.loads(text))
             checked[verdict_in(found.verdict or {})] += found.verdict is not None
             checked["preserved"] += found.is_preserved is True

@@ -34,6 +34,7 @@ from flux_async.cli.display import MessageConsole, RunDisplay, RunView, live_lin
 from flux_async.cli.folder_commands import what_to_retry
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.report import read_report
+from flux_async.cli.results import row_of
 from flux_async.cli.run_command import RunCommand
 from flux_async.cli.run_folder import JOURNAL
 from flux_async.cli.run_options import RunOptions
@@ -230,6 +231,36 @@ async def test_a_retry_that_was_interrupted_is_resumed_by_a_plain_one(runs: Runs
     assert all(row["vendor_file"] for row in rows), "composed, as the earlier ones were"
     assert "3 images need about 30 credits" in runs.said.getvalue()
     assert runs.vendor.count("generate") == 6
+
+
+async def test_the_paid_image_is_shown_while_another_attempt_is_not_over(runs: Runs) -> None:
+    """Pending and in doubt alike: with its file and its verdict; it is never said to be free."""
+    _, before = await runs.run(CheckWorkers(verdict=LEFT))
+    async with FluxClient("k", "http://127.0.0.1:1", transport=runs.vendor, limits=FAST) as client:
+        await retry(client, runs.folder / JOURNAL, text_left=True)
+    with JournalReader(runs.folder / JOURNAL) as reader:
+        pending = [row_of(stored) for stored in reader.jobs()]
+        assert status_of(reader, None)["checks"]["text_left"] == 3
+    assert {(row.status, row.charge, row.verdict) for row in pending} == {("pending", "yes", "text_left")}
+    assert {row.file for row in pending} == {row["file"] for row in before}
+    assert {row.task_id for row in pending} == {row["task_id"] for row in before}
+    assert all(row.vendor is not None and row.credits for row in read_report(runs.folder).rows)
+    runs.vendor.loses_answer = lambda _: True
+    code, rows = await runs.run(CheckWorkers(), select=what_to_retry())
+    assert code is not Exit.SUCCEEDED
+    (doubt, *_) = [row for row in rows if row["status"] == "in_doubt"]
+    assert (doubt["charge"], doubt["verdict"]) == ("maybe", "text_left")
+    assert all((runs.folder / row["file"]).is_file() for row in rows)
+
+
+def test_a_retry_of_verdicts_needs_downloads(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before a job is granted another try."""
+    monkeypatch.setenv("KIE_API_KEY", "k")
+    for option in ("--text-left", "--damaged"):
+        code, _, said = command("retry", "run", option, "--no-download")
+        assert (code, "leave --no-download out" in said) == (2, True)
 
 
 def test_a_model_for_nothing_to_pay_is_a_usage_error(
