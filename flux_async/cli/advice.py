@@ -122,7 +122,7 @@ class AfterRun:
 
     Attributes:
         folder: The folder of the run.
-        repeats: Options of the command that pay again each time it is run.
+        repeats: Options of the command that pay again each time it is run, and those that go only with them.
         unfinished: Images that the run did not finish.
         interrupted: Whether a signal ended it.
         failed: Images that failed for good.
@@ -212,7 +212,9 @@ class AfterRun:
                 )
 
     def _about_the_rest(self) -> str:
-        without = f" without {' and '.join(self.repeats)}" if self.repeats else ""
+        *others, last = self.repeats or ("",)
+        named = f"{', '.join(others)} and {last}" if others else last
+        without = f" without {named}" if named else ""
         if self.answers_made_no_sense:
             images = "image that is" if self.unfinished == 1 else f"{self.unfinished} images that are"
             return (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from flux_async import (
@@ -150,8 +151,12 @@ def remove_text(
     from flux_async.cli.dry_run import run_dry  # noqa: PLC0415 - loads rich
     from flux_async.cli.run_command import run_remove_text  # noqa: PLC0415 - loads rich
 
+    context = click.get_current_context()
+    has_format = context.get_parameter_source("preserve_format") is ParameterSource.COMMANDLINE
+    if has_format and not run["preserve"]:  # retry may compose without being asked to
+        raise click.UsageError("--preserve-format goes with --preserve.")
     folder, destination = split_output(output, journal_dir)
-    click.get_current_context().params["folder"] = folder  # named by the advice of errors
+    context.params["folder"] = folder  # named by the advice of errors
     options = read_run_options(
         **run,
         folder=folder,
@@ -246,6 +251,8 @@ def retry(
         )
     if (text_left or damaged) and run["no_download"]:
         raise click.UsageError("--text-left and --damaged need the images: leave --no-download out.")
+    if model is not None:
+        repeats += ("--model",)  # the run that resumes has it from the journal, and refuses it alone
     options = read_run_options(**run, repeats=repeats, asks=can_ask())
     chosen = None if model is None else model if isinstance(model, CustomModel) else Model(model)
     return run_retry(options, as_json=as_json, **wanted, model=chosen)

@@ -220,8 +220,10 @@ def read_run_options(
         words = "--preserve, --verify, --until-clean and --skip-textless need the images"
         raise click.UsageError(f"{words}: leave --no-download out.")
     if escalate and len(escalate) >= until_clean:
+        models = "1 model" if len(escalate) == 1 else f"{len(escalate)} models"
         raise click.UsageError(
-            f"--escalate with {len(escalate)} needs --until-clean {len(escalate) + 1} or more."
+            f"--escalate names {models} for the tasks after the first one: it needs --until-clean "
+            f"{len(escalate) + 1} or more."
         )
     if results == "parquet":
         load_pyarrow()  # which may be missing

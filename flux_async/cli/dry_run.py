@@ -151,6 +151,8 @@ class DryRun:
             self.counts["tried_again" if is_bad else "done" if is_here else "to_download"] += 1
             if is_bad:
                 self._add_further(stored.request, stored)
+                if not self.as_json:
+                    self.display.output.line(row.given.image)
         else:
             what = _OF_STATES[stored.job.state]
             self.counts[what] += 1
@@ -185,18 +187,24 @@ class DryRun:
             self.display.output.json(self._as_data(cost, cost + further))
             return
         most = self.options.max_credits
-        bound = f", with all further attempts up to {in_credits(cost + further)}" if further else ""
-        if most is not None and most < cost + further:
-            bound += f", of which the run may spend {in_credits(most)}"
-        by_model = ", ".join(f"{model.value}: {count}" for model, count in self.models.items())
-        images = f"{self.models.total()} ({by_model})" if by_model else "0"
+        is_bound = most is not None and most < cost + further
+        bound = f", of which the run may spend {in_credits(most)}" if is_bound and most is not None else ""
         self.display.note("Dry run: nothing was sent, nothing was changed.")
-        self.display.note(f"To submit: {images}, for about {in_credits(cost)} credits{bound}.")
+        self.display.note(f"To submit: {self._need(cost, further)}{bound}.")
         if self.options.checks.skip_textless and self.models:
             self.display.note(SKIPS)
         for name, words in _WORDS.items():
             if self.counts[name]:
                 self.display.note(f"{words[0].upper()}{words[1:]}: {self.counts[name]}.")
+
+    def _need(self, cost: float, further: float) -> str:
+        """Return how many images need what; where only further attempts are left, what these may cost."""
+        if further and not self.models:
+            return f"only further attempts, for up to {in_credits(further)} credits"
+        by_model = ", ".join(f"{model.value}: {count}" for model, count in self.models.items())
+        images = f"{self.models.total()} ({by_model})" if by_model else "0"
+        more = f", with all further attempts up to {in_credits(cost + further)}" if further else ""
+        return f"{images}, for about {in_credits(cost)} credits{more}"
 
     def _price_of(self, counts: Counter[AnyModel]) -> float:
         return sum(self.options.expected_prices[model] * count for model, count in counts.items())

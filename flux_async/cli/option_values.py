@@ -132,6 +132,9 @@ def show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     display.show_log(value)
 
 
+_MOST_ATTEMPTS = 10
+"""Of an image, each of them paid: a larger number is a slip of the keyboard."""
+
 PRESERVE_FORMAT = click.option(
     "--preserve-format",
     type=click.Choice(FORMATS),
@@ -154,7 +157,7 @@ CHECK_OPTIONS = (
     click.option("--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."),
     click.option(
         "--until-clean",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=1, max=_MOST_ATTEMPTS),
         default=1,
         show_default=False,
         help="Verify, and pay for up to N tasks for an image until its text is gone and nothing is damaged.",

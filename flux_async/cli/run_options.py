@@ -78,7 +78,7 @@ class RunOptions:
         download: Whether results are downloaded.
         keep_originals: Whether the inputs are downloaded, too, as the vendor kept them.
         in_doubt: Whether submits in doubt are resubmitted.
-        repeats: Options of the command that pay again each time it is run.
+        repeats: Options of the command that pay again each time it is run, and those that go only with them.
         max_credits: The most credits this run may spend.
         callbacks: Where the vendor reports ends, or None.
         listen: Where this run receives callbacks; None leaves that to a receiver elsewhere.

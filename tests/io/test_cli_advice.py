@@ -296,6 +296,10 @@ def test_a_folder_keeps_its_name_in_a_command() -> None:
     [
         ((), "Run the same command again to resume; nothing is paid twice."),
         (("--failed", "--in-doubt"), "Run the same command without --failed and --in-doubt to resume"),
+        (
+            ("--text-left", "--damaged", "--model"),
+            "Run the same command without --text-left, --damaged and --model",
+        ),
     ],
 )
 def test_an_interrupted_command_is_resumed_without_what_pays_again(repeats: Any, told: str) -> None:

@@ -31,6 +31,7 @@ from flux_async import (
 )
 from flux_async.cli.commands import cli
 from flux_async.cli.display import MessageConsole, RunDisplay, RunView, live_lines, plain_line
+from flux_async.cli.dry_run import run_dry
 from flux_async.cli.folder_commands import what_to_retry
 from flux_async.cli.inputs import gather_inputs
 from flux_async.cli.report import read_report
@@ -273,6 +274,20 @@ def test_a_model_for_nothing_to_pay_is_a_usage_error(
         assert (code, "--model goes with" in said) == (2, True)
 
 
+def test_a_retry_with_a_model_is_resumed_without_it(
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is refused without what it goes with."""
+    monkeypatch.setenv("KIE_API_KEY", "k")
+    given: list[RunOptions] = []
+    monkeypatch.setattr(
+        "flux_async.cli.folder_commands.run_retry", lambda options, **_: given.append(options) or 0
+    )
+    assert command("retry", "run", "--text-left", "--model", "flux-kontext-max")[0] == 0
+    assert command("retry", "run", "--text-left")[0] == 0
+    assert [one.repeats for one in given] == [("--text-left", "--model"), ("--text-left",)]
+
+
 async def test_images_without_text_cost_nothing_and_are_counted(runs: Runs) -> None:
     """In the results, the status, the report and the words at the end; the second time nothing is done."""
     workers = CheckWorkers(textless=("0-", "1-"))
@@ -488,12 +503,37 @@ def test_the_dry_run_names_the_cost_of_further_attempts(
     assert (found["credits"], found["credits_at_most"], found["tried_again"]) == (15, 60, 0)
 
 
+async def test_the_dry_run_lists_images_to_be_paid_for_again(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says that there is nothing else to submit."""
+    await runs.run(CheckWorkers(verdict=LEFT), WantedChecks(verify=True))
+    options = RunOptions(
+        folder=runs.folder, checks=WantedChecks(verify=True, until_clean=3), max_credits=20.0
+    )
+    capsys.readouterr()
+    for as_json in (False, True):
+        assert run_dry(options, gather_inputs(URLS, []), as_json=as_json) is Exit.SUCCEEDED
+        printed, said = capsys.readouterr()
+        if as_json:
+            assert json.loads(printed)["tried_again"] == 3
+        else:
+            assert printed.split() == URLS
+            words = "To submit: only further attempts, for up to 30 credits, of which the run may spend 20."
+            assert words in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--until-clean", "0"), "0 is not in the range"),
         (("--until-clean", "2", "--no-download"), "leave --no-download out"),
-        (("--escalate", "flux-kontext-max"), "--escalate with 1 needs --until-clean 2 or more"),
+        (
+            ("--escalate", "flux-kontext-max"),
+            "--escalate names 1 model for the tasks after the first one: it needs --until-clean 2 or more.",
+        ),
+        (("--until-clean", "11"), "11 is not in the range 1<=x<=10"),
+        (("--preserve-format", "jpeg"), "--preserve-format goes with --preserve."),
         (("--until-clean", "2", "--escalate", "flux-kontext-ultra"), "'flux-kontext-ultra' is not one of"),
         (
             (
@@ -507,7 +547,7 @@ def test_the_dry_run_names_the_cost_of_further_attempts(
             "aspect_ratio",
         ),
     ],
-    ids=["none", "no images", "too few", "no model", "no such option"],
+    ids=["none", "no images", "too few", "too many", "no preserve", "no model", "no such option"],
 )
 def test_options_of_further_attempts_are_checked(
     command: Callable[..., tuple[int, str, str]],
