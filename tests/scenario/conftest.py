@@ -19,6 +19,7 @@ from flux_async.batch.runner import run_batch
 from flux_async.journal.store import Journal
 from flux_async.testing import VirtualClock
 from scripted_vendor import ScriptedVendor, answer, echo, one_task
+from tests.support.file_host import FileAnswer
 
 _ENDLESS_S = 3600.0
 
@@ -96,6 +97,20 @@ def vendor(transport: BatchVendor) -> BatchVendor:
     transport.script["record-info"] = [transport.record]
     transport.script["credit"] = [lambda _: answer(transport.balance)]
     return transport
+
+
+@pytest.fixture
+def hosted(vendor: Any) -> Any:
+    """A vendor whose results, and whose users' images, can be downloaded; ``fetched`` has their addresses."""
+    fetched: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def fetch(url: str) -> AsyncIterator[FileAnswer]:
+        fetched.append(url)
+        yield FileAnswer()
+
+    vendor.files, vendor.fetched = fetch, fetched
+    return vendor
 
 
 @pytest.fixture

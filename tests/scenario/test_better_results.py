@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from flux_async.journal.store import Journal
 from flux_async.verification.verdict import Verdict
 from scripted_vendor import echo
 from tests.scenario.test_checks import Crash, Fate, MortalJournal, collect
-from tests.support.file_host import JPEG, FileAnswer
+from tests.support.file_host import JPEG
 
 URL = "https://example.com/poster.jpg"
 LEFT = attrs.evolve(CLEAN, kind=VerdictKind.TEXT_LEFT, text_left=0.4)
@@ -75,18 +74,11 @@ class JudgeOfAttempts(Judge):
 
 
 @pytest.fixture
-def hosted(vendor: Any) -> Any:
+def hosted(hosted: Any) -> Any:
     """A vendor that echoes what was sent, with files to download."""
-    fetched: list[str] = []
-
-    @asynccontextmanager
-    async def fetch(url: str) -> AsyncIterator[FileAnswer]:
-        fetched.append(url)
-        yield FileAnswer()
-
-    vendor.files, vendor.fetched, vendor.shows = fetch, fetched, echo
-    vendor.price = lambda number: 5.0 if is_pro(vendor.sent[number]) else 10.0
-    return vendor
+    hosted.shows = echo
+    hosted.price = lambda number: 5.0 if is_pro(hosted.sent[number]) else 10.0
+    return hosted
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import itertools
 import os
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +38,9 @@ from flux_async.files.image_source import identify_now
 from flux_async.job_state import JobSnapshot, JobState, RetryGranted, apply
 from flux_async.journal.store import Journal
 from flux_async.models import JobKey, TaskId
-from tests.support.file_host import JPEG, FileAnswer
+from tests.support.file_host import JPEG
 
 URLS = [f"https://example.com/{number}.jpg" for number in range(5)]
-
-
-@pytest.fixture
-def hosted(vendor: Any) -> Any:
-    """A vendor whose results, and whose users' images, can be downloaded; ``fetched`` has their addresses."""
-    fetched: list[str] = []
-
-    @asynccontextmanager
-    async def fetch(url: str) -> AsyncIterator[FileAnswer]:
-        fetched.append(url)
-        yield FileAnswer()
-
-    vendor.files, vendor.fetched = fetch, fetched
-    return vendor
 
 
 @pytest.fixture

@@ -32,20 +32,6 @@ PLAIN, POSTER = "https://example.com/plain.jpg", "https://example.com/poster.jpg
 URLS = [PLAIN, POSTER]
 
 
-@pytest.fixture
-def hosted(vendor: Any) -> Any:
-    """A vendor whose results, and whose users' images, can be downloaded; ``fetched`` has their addresses."""
-    fetched: list[str] = []
-
-    @asynccontextmanager
-    async def fetch(url: str) -> AsyncIterator[FileAnswer]:
-        fetched.append(url)
-        yield FileAnswer()
-
-    vendor.files, vendor.fetched = fetch, fetched
-    return vendor
-
-
 def name_by_address(job: Any) -> str:
     """Name a file as its address, so that the checks of a test can tell which one it is."""
     return Path(str(getattr(job.request, "input_image", "made"))).stem
