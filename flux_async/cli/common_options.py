@@ -62,6 +62,14 @@ OUTPUT_FORMAT = click.option(
     type=choice(OutputFormat),
     help="Format of the result; the vendor decides if left out.",
 )
+PRICES = click.option(
+    "--price",
+    "prices",
+    multiple=True,
+    callback=read_prices,
+    help="Price of an image of a model, where it is not that of `flux-async models`; repeatable.",
+    metavar="MODEL=CREDITS",
+)
 TIMEOUT = click.option(
     "--timeout", type=SECONDS, default=300.0, help="Seconds an image may take.", metavar="SECONDS"
 )
@@ -137,14 +145,7 @@ RUN_OPTIONS = with_options(
         help="Seconds to wait for a service that is away, and for paid results whose download fails.",
         metavar="SECONDS",
     ),
-    click.option(
-        "--price",
-        "prices",
-        multiple=True,
-        callback=read_prices,
-        help="Price of an image of a model, where it is not that of `flux-async models`; repeatable.",
-        metavar="MODEL=CREDITS",
-    ),
+    PRICES,
     click.option("-y", "--yes", is_flag=True, help="Answer every question with yes."),
     click.option(
         "--confirm-above",

@@ -16,6 +16,7 @@ from flux_async.cli.common_options import (
     MODEL,
     MODEL_FILE,
     OUTPUT_FORMAT,
+    PRICES,
     TIMEOUT,
     TRANSPORT,
     VERBOSE,
@@ -26,7 +27,7 @@ from flux_async.cli.common_options import (
 from flux_async.cli.destination import RunOutput
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.option_values import Number, own_models, read_address, read_prices, read_rate
+from flux_async.cli.option_values import Number, own_models, read_address, read_rate
 from flux_async.cli.run_options import ListenAddress, RunOptions
 from flux_async.cli.terminal import Command, Commands, printable
 
@@ -140,14 +141,7 @@ def enqueue(
     help="Submit nothing with a key while its balance is lower.",
     metavar="N",
 )
-@click.option(
-    "--price",
-    "prices",
-    multiple=True,
-    callback=read_prices,
-    help="Price of an image of a model, where it is not that of `flux-async models`; repeatable.",
-    metavar="MODEL=CREDITS",
-)
+@PRICES
 @click.option(
     "--callback-url",
     help="Address the vendor calls when a task ends; KIE_WEBHOOK_KEY holds the key it signs with.",
