@@ -6,8 +6,7 @@ Their steps are not recorded: each is idempotent, as it asks the job's state wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Protocol
 
 from dbos import DBOS
 
@@ -19,14 +18,11 @@ _LOOK_S = 1.0
 class JobWorker(Protocol):
     """What the workflows need of a worker."""
 
-    def start(self, work: Callable[[int], Coroutine[Any, Any, None]], number: int) -> asyncio.Future[None]:
-        """Run work on a job, by its number, on the worker's own event loop."""
+    def submit(self, number: int) -> asyncio.Future[None]:
+        """Submit a job, by its number, on the worker's own event loop."""
 
-    async def submit(self, number: int) -> None:
-        """Submit a job."""
-
-    async def watch(self, number: int) -> None:
-        """Wait for the task of a job."""
+    def watch(self, number: int) -> asyncio.Future[None]:
+        """Wait for the task of a job, by its number, on the worker's own event loop."""
 
 
 _workers: list[JobWorker] = []
@@ -53,11 +49,11 @@ async def _worker() -> JobWorker:
 async def submit(number: int) -> None:
     """Submit a job, by its number."""
     worker = await _worker()
-    await worker.start(worker.submit, number)
+    await worker.submit(number)
 
 
 @DBOS.workflow(name=WATCH, max_recovery_attempts=None)
 async def watch(number: int) -> None:
     """Wait for the task of a job, by its number, and save its image."""
     worker = await _worker()
-    await worker.start(worker.watch, number)
+    await worker.watch(number)

@@ -1,0 +1,98 @@
+"""Waits for the tasks of one worker and saves their images.
+
+Everything after the submit happens in a queue of its own, which nothing limits: tasks of a dead worker are
+polled again at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import attrs
+
+from flux_async.batch.active_job import ActiveJob
+from flux_async.batch.job_runner import run_job
+from flux_async.engine.database import Row
+from flux_async.engine.worker_jobs import Account, WorkerJobs, check_price
+from flux_async.errors import FluxError, UnexpectedPrice
+from flux_async.job_state import FINAL, JobState, Problem
+from flux_async.models import Failed, TaskId
+
+logger: logging.Logger = logging.getLogger("flux_async.engine")
+
+_FIRST_AGAIN_S, _LONGEST_AGAIN_S = 15.0, 900.0
+_NOT_SUBMITTED = frozenset({JobState.PENDING, JobState.SUBMITTING})
+
+
+@attrs.define(eq=False)
+class TaskWatcher:
+    """Watches the tasks of submitted jobs.
+
+    Attributes:
+        jobs: The jobs of the worker.
+    """
+
+    jobs: WorkerJobs
+    _active: dict[int, ActiveJob] = attrs.field(factory=dict, init=False)
+
+    async def watch(self, number: int) -> None:
+        """Wait for the task of a job and save its image; or, in doubt, for a callback that names its task."""
+        again_s = _FIRST_AGAIN_S
+        async with self.jobs.alone(number):
+            while not self.jobs.is_stopping:
+                row = await self.jobs.row(number)
+                is_left = row is not None and row["settled"] is None
+                if row is None or not is_left or row["state"] in _NOT_SUBMITTED:
+                    return  # one that is pending again is given to DBOS again
+                if (account := self.jobs.accounts.get(row["account"])) is None:
+                    logger.error("job %s was submitted with another key than this worker has", row["key"])
+                elif await self._watch_once(row, account):
+                    continue
+                await self.jobs.database.clock.sleep(again_s)
+                again_s = min(2 * again_s, _LONGEST_AGAIN_S)
+            raise asyncio.CancelledError
+
+    async def _watch_once(self, row: Row, account: Account) -> bool:
+        """Work on a job after its submit; return whether something has come of it."""
+        run = await self.jobs.run_of(account, row["batch"])
+        job = self._active[row["number"]] = self.jobs.active_job(row, run)
+        try:
+            run.budget.guard.give_up(job.model)
+            outcome = await run_job(job, run, submits=False)
+        except FluxError as error:
+            logger.warning("job %s waits: %s", row["key"], error.message)
+            return False
+        finally:
+            job.slots.give_back()
+            del self._active[row["number"]]
+        if isinstance(outcome, Failed) and outcome.job is None:
+            await self.jobs.settle(job.number, Problem.of(outcome.error))
+            return True
+        if job.state.state is JobState.IN_DOUBT:
+            await self.jobs.settle(job.number)
+        if job.state.state is JobState.DONE and job.state.credits:
+            await self._saw_price(account, job, job.state.credits)
+        return job.state.state in {*FINAL, JobState.IN_DOUBT, JobState.PENDING}
+
+    async def _saw_price(self, account: Account, job: ActiveJob, credits_: float) -> None:
+        """Keep the price that a record has shown, and halt the submits of the account if it is unexpected."""
+        model, guards = job.model, [run.budget.guard for run in account.runs.values()]
+        if guards[0].measured(model) is not None:
+            return
+        for guard in guards:
+            guard.saw_figure(model, credits_)
+        await account.store.record_price(str(model), credits_)
+        try:
+            check_price(guards[0], model)
+        except UnexpectedPrice as error:
+            await self.jobs.halt(account, error)
+
+    def notify(self, number: int, task_id: str) -> None:
+        """Poll the task of a job at once, because a callback came for it."""
+        job = self._active.get(number)
+        if job is None:
+            return
+        job.wakeup.set()
+        for account in self.jobs.accounts.values():
+            account.client.poller.notify(TaskId(task_id))

@@ -1,0 +1,200 @@
+"""What the submits and the tasks of one worker share: its accounts, its runs, and the rows of its jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import attrs
+
+from flux_async.api.models_table import AnyModel
+from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch.active_job import ActiveJob, JobSlots
+from flux_async.batch.file_names import FileNames, safe_name
+from flux_async.batch.options import BatchClient, RunOptions
+from flux_async.batch.progress import ProgressReporter, Tally
+from flux_async.batch.run_context import RunContext
+from flux_async.batch.run_control import Budget, RunControl
+from flux_async.engine.accounts import Accounts
+from flux_async.engine.database import Database, Row
+from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
+from flux_async.errors import FluxError, UnexpectedPrice
+from flux_async.files.sink import Sink
+from flux_async.job_state import Problem
+from flux_async.models import InDoubtPolicy
+from flux_async.policy.price import PriceGuard
+from flux_async.policy.retry import RetryPolicy
+
+logger: logging.Logger = logging.getLogger("flux_async.engine")
+
+_PATIENCE_S = 600.0
+
+
+@attrs.define(eq=False)
+class Account:
+    """One key of a worker.
+
+    Attributes:
+        client: Its client.
+        store: The jobs, as its submits see them.
+        control: Stops its submits.
+        runs: What the jobs of each batch share.
+    """
+
+    client: BatchClient
+    store: PostgresStore
+    control: RunControl
+    runs: dict[str, RunContext] = attrs.field(factory=dict)
+
+    def pause_s(self) -> float:
+        """Return the seconds for which the vendor, or the lack of a connection, delays its submits."""
+        session = self.client.session
+        pause = session.submitter.pause
+        return pause.delay(session.clock.monotonic()) if pause.is_on else 0.0
+
+
+@attrs.frozen(kw_only=True)
+class WorkerSettings:
+    """What a worker was given for all its jobs.
+
+    Attributes:
+        sink_of: Returns the destination of a batch's results, by the name of its folder.
+        callbacks: Where the vendor reports ends.
+        expected: Credits per image, by model.
+        given: Models whose price the caller has named.
+    """
+
+    sink_of: Callable[[str], Sink] | None
+    callbacks: CallbackEndpoint | None
+    expected: Mapping[AnyModel, float]
+    given: AbstractSet[AnyModel]
+
+
+@attrs.define(eq=False, kw_only=True)
+class WorkerJobs:
+    """What the submits and the watches of one worker share.
+
+    Attributes:
+        database: Where the jobs are.
+        executor: The worker.
+        settings: What it was given.
+        accounts: Its accounts, by fingerprint.
+        limiter: The permits of all accounts.
+        calls: Closes what the runs of :meth:`run_of` hold.
+        is_stopping: Whether no further work is begun.
+    """
+
+    database: Database
+    executor: str
+    settings: WorkerSettings
+    limiter: Accounts
+    accounts: dict[str, Account] = attrs.field(factory=dict)
+    calls: AsyncExitStack = attrs.field(factory=AsyncExitStack)
+    is_stopping: bool = False
+    _locks: dict[int, tuple[asyncio.Lock, int]] = attrs.field(factory=dict, init=False)
+
+    @asynccontextmanager
+    async def alone(self, number: int) -> AsyncIterator[None]:
+        """Hold while a workflow works on a job; another of the same job waits."""
+        lock, users = self._locks.get(number, (asyncio.Lock(), 0))
+        self._locks[number] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(number)
+            if users > 1:
+                self._locks[number] = lock, users - 1
+
+    async def row(self, number: int) -> Row | None:
+        """Return a job with what its batch and its latest submit say of it."""
+        return await self.database.row(
+            f"SELECT {COLUMNS}, job.priority, job.settled, batch.is_cancelled, attempt.account "
+            "FROM flux_async.job JOIN flux_async.batch ON batch.name = job.batch "
+            "LEFT JOIN flux_async.attempt ON attempt.job = job.number AND attempt.number = job.attempts "
+            "WHERE job.number = %(number)s",
+            number=number,
+        )
+
+    async def settle(self, number: int, obstacle: Problem | None = None) -> None:
+        """Report a job as it is: nothing more is done for it."""
+        problem = None if obstacle is None else json.dumps(attrs.asdict(obstacle))
+        await self.database.execute(
+            "UPDATE flux_async.job SET settled = nextval('flux_async.settled'), obstacle = %(problem)s "
+            "WHERE number = %(number)s AND settled IS NULL",
+            number=number,
+            problem=problem,
+        )
+
+    def active_job(self, row: Row, run: RunContext) -> ActiveJob:
+        """Return the job of a row, to be worked on in a run."""
+        job = ActiveJob(stored=stored_job(row), slots=JobSlots(run.slots), callback_may_come=True)
+        job.was_resubmitted = row["attempts"] > 1  # once, or an outage would cost without end
+        return job
+
+    async def run_of(self, account: Account, batch: str) -> RunContext:
+        """Return what the jobs of one batch and one account share."""
+        if batch in account.runs:
+            return account.runs[batch]
+        row = await self.database.row(
+            "SELECT options FROM flux_async.batch WHERE name = %(batch)s", batch=batch
+        )
+        assert row is not None  # noqa: S101 - it has this job
+        prices = await account.store.prices()
+        if batch not in account.runs:
+            run = account.runs[batch] = self._new_run(account, batch, row["options"])
+            run.budget.guard.load(prices)
+            await self.calls.enter_async_context(run.call)
+        return account.runs[batch]
+
+    def _new_run(self, account: Account, batch: str, options: dict[str, Any]) -> RunContext:
+        session, tally = account.client.session, Tally()
+        run = RunContext(
+            client=account.client,
+            journal=account.store,
+            options=RunOptions(
+                sink=None if self.settings.sink_of is None else self.settings.sink_of(safe_name(batch)),
+                directory=None,
+                originals=None,
+                timeout_s=options["timeout_s"],
+                retry=RetryPolicy(max_paid_attempts=options["max_paid_attempts"]),
+                patience_s=_PATIENCE_S,
+                callbacks=self.settings.callbacks,
+                in_doubt=InDoubtPolicy(options["in_doubt"]),
+                via_upload=False,
+            ),
+            names=FileNames(journal=account.store, name_file=None, place=batch),
+            control=account.control,
+            budget=Budget(
+                control=account.control,
+                tally=tally,
+                guard=PriceGuard(expected=self.settings.expected, given=self.settings.given),
+                max_credits=None,
+            ),
+            progress=ProgressReporter(session=session, tally=tally, observer=None),
+        )
+        run.call = session.call()
+        return run
+
+    async def halt(self, account: Account, error: FluxError) -> None:
+        """Halt the submits of an account for all workers: its key, its balance or its answers are wrong."""
+        logger.error("the submits of account %s are halted: %s", account.client.fingerprint, error)
+        await self.limiter.halt(account.client.fingerprint, Problem.of(error))
+        account.client.session.submitter.breaker.release()
+
+
+def check_price(guard: PriceGuard, model: AnyModel) -> None:
+    """Refuse a submit with a model whose records show another price than expected.
+
+    Raises:
+        UnexpectedPrice: They do.
+    """
+    if (price := guard.unexpected(model)) is not None:
+        expected = guard.expected[model]
+        words = f"An image with {model} cost {price:.10g} credits, not {expected:.10g}."
+        raise UnexpectedPrice(words, model=str(model), price=price, expected=expected)
