@@ -14,26 +14,20 @@ It is a batch that never ends, on one journal in one process. Rules:
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
-import attrs
-
 from flux_async.batch import job_events
-from flux_async.batch.answers import Answers, JobStatus, ServiceSnapshot
-from flux_async.batch.cancelling import as_cancelled
-from flux_async.batch.endless import EndlessRun
-from flux_async.batch.inputs import Input, read_job
-from flux_async.batch.job_runner import outcome_of
+from flux_async.batch.answers import JobStatus, ServiceSnapshot
+from flux_async.batch.inputs import Input
+from flux_async.batch.journal_backend import JournalBackend
 from flux_async.batch.options import ServiceOptions, check_client
-from flux_async.batch.runner import run_batch
+from flux_async.batch.service_backend import ServiceBackend
 from flux_async.client import FluxClient
 from flux_async.errors import ConfigurationError, QueueFull
 from flux_async.events import FluxEvent, Settled
@@ -43,8 +37,6 @@ from flux_async.policy import check_positive
 from flux_async.telemetry.feed import EventFeed
 from flux_async.transport.background import wait_until_done
 from flux_async.webhook import WebhookReceiver
-
-logger: logging.Logger = logging.getLogger("flux_async")
 
 
 class JobService:
@@ -73,26 +65,15 @@ class JobService:
         **options: Unpack[ServiceOptions],
     ) -> None:
         check_client(client)
-        run_batch(client, (), **options)  # refuses wrong options before anything is opened
-        self._client, self._session, self._options = client, client.session, options
+        self._client, self._clock, self._options = client, client.session.clock, options
         self._stop_within = check_positive(stop_within, "stop_within")
-        self._journal = (
-            journal if isinstance(journal, Journal) else Journal(journal, clock=self._session.clock)
-        )
-        folder = options.get("directory")
-        self._answers = Answers(
-            journal=self._journal,
-            clock=self._session.clock,
-            directory=None if folder is None else Path(folder),
-        )
-        self._run = EndlessRun(
+        self._backend: ServiceBackend = JournalBackend(
             client=client,
-            journal=self._journal,
+            journal=journal if isinstance(journal, Journal) else Journal(journal, clock=self._clock),
             options=options,
-            answers=self._answers,
             most_waiting=int(check_positive(most_waiting, "most_waiting")),
         )
-        self._work: asyncio.Task[None] | None = None
+        self._is_open = False
         self._closing: asyncio.Task[None] | None = None
         self._owns_client = False
         self._feeds: set[EventFeed] = set()
@@ -106,34 +87,26 @@ class JobService:
             JournalError: The journal cannot be used, for instance as another process uses it.
             ConfigurationError: The service was opened before.
         """
-        if self._work is not None:
+        if self._is_open:
             raise ConfigurationError("This service was opened before.", advice="Make a new one.")
-        self._owns_client = not self._session.is_in_use
-        self._session.enter()
-        await self._journal.open(account=self._client.fingerprint)
-        await self._journal.recover()
-        self._work = asyncio.get_running_loop().create_task(self._run.run())
+        self._owns_client = not self._client.session.is_in_use
+        self._client.session.enter()
+        await self._backend.open()
+        self._is_open = True
         return self
 
     async def aclose(self) -> None:
         """Submit nothing more, wait for POSTs in flight, and close the journal; once for all callers."""
-        if self._work is None:
+        if not self._is_open:
             return
         if self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._close(self._work))
+            self._closing = asyncio.get_running_loop().create_task(self._close())
         await wait_until_done(self._closing)
 
-    async def _close(self, work: asyncio.Task[None]) -> None:
-        work.cancel()
-        _, unfinished = await asyncio.wait([work], timeout=self._stop_within)
-        if unfinished:
-            logger.warning("submits had no answer in %g s: they are in doubt", self._stop_within)
-            self._session.background.abandon()
-            await asyncio.wait([work])
+    async def _close(self) -> None:
+        await self._backend.aclose(self._stop_within)
         for feed in self._feeds:
             feed.end()
-        self._answers.close()
-        await self._journal.aclose()
         if self._owns_client:
             await self._client.aclose()
 
@@ -167,7 +140,7 @@ class JobService:
             raise ConfigurationError(
                 "This service was given no callbacks.", advice="Give callbacks=CallbackEndpoint(url, key=…)."
             )
-        return WebhookReceiver(self._journal, key=endpoint.keys, clock=self._session.clock)
+        return WebhookReceiver(self._backend, key=endpoint.keys, clock=self._clock)
 
     # --- jobs ---------------------------------------------------------------------------------------------
 
@@ -188,19 +161,7 @@ class JobService:
             JournalError: It could not be written.
         """
         self._check_open()
-        events = self._session.events
-        with self._run.room():
-            job = await read_job(image)
-            job = job if key is None else attrs.evolve(job, key=JobKey(key))
-            self._client.check_reachable(job.request)
-            trace = events.trace_context(self._session.clock.wall())
-            (stored,) = await self._journal.add_jobs(
-                [job], is_chosen=self._run.works_on, trace=trace, priority=priority
-            )
-        if self._run.push(stored):
-            self._answers.forget(stored.job.key)
-            events.emit(job_events.added(stored, self._session.clock.wall()))
-        return stored.job.key
+        return await self._backend.add(image, key, priority)
 
     async def get(self, key: str) -> JobStatus | Outcome:
         """Return the outcome of a job, or how far it is.
@@ -208,7 +169,8 @@ class JobService:
         Raises:
             UnknownJob: The journal does not have it.
         """
-        return self._answers.answer(await self._answers.stored(key))
+        _, answer = await self._backend.find(key)
+        return answer
 
     async def result(self, key: str, *, timeout: float | None = None) -> Outcome:
         """Wait for the outcome of a job and return it.
@@ -218,7 +180,7 @@ class JobService:
             DeadlineExceeded: ``timeout`` seconds passed, or the service was closed; the job goes on.
         """
         timeout_s = math.inf if timeout is None else check_positive(timeout, "timeout")
-        return await self._answers.result(key, timeout_s)
+        return await self._backend.result(key, timeout_s)
 
     async def events(self, key: str | None = None) -> AsyncIterator[FluxEvent]:
         """Yield the events of a job as they come, up to its outcome; without a key, those of all jobs.
@@ -229,20 +191,20 @@ class JobService:
             UnknownJob: The journal does not have it.
         """
         feed = EventFeed(None if key is None else JobKey(key))
-        self._session.events.attach(feed)
+        self._backend.attach(feed)
         self._feeds.add(feed)
         try:
             if key is not None:
-                stored = await self._answers.stored(key)
-                if not isinstance(outcome := self._answers.answer(stored), JobStatus):
-                    yield job_events.settled(stored, outcome, self._session.clock.wall())
+                stored, answer = await self._backend.find(key)
+                if not isinstance(answer, JobStatus):
+                    yield job_events.settled(stored, answer, self._clock.wall())
                     return
             async for event in feed:
                 yield event
                 if key is not None and isinstance(event, Settled):
                     return
         finally:
-            self._session.events.detach(feed)
+            self._backend.detach(feed)
             self._feeds.discard(feed)
 
     async def cancel(self, key: str) -> None:
@@ -252,32 +214,17 @@ class JobService:
             AlreadySubmitted: Its submit is in progress, or was made: the vendor cannot cancel a task.
             UnknownJob: The journal does not have it.
         """
-        if not await self._run.cancel(await self._answers.stored(key)):
-            stored = await self._answers.stored(key)
-            error = as_cancelled(stored.job)
-            outcome = outcome_of(stored.job, stored.as_job(), error, self._answers.directory)
-            self._session.events.emit(job_events.settled(stored, outcome, self._session.clock.wall()))
-            self._answers.settle(stored.job.key, outcome)
+        await self._backend.cancel(key)
 
     def snapshot(self) -> ServiceSnapshot:
         """Return what waits, what is active and what is halted, for health checks; makes no request."""
-        run, halted = self._run, self._run.halted
-        return ServiceSnapshot(
-            client=self._client.snapshot(),
-            is_open=self._work is not None and self._closing is None,
-            waiting=len(run.queued),
-            most_waiting=run.most_waiting,
-            active=0 if run.batch is None else run.batch.active,
-            journal_lag_s=self._journal.lag_s,
-            halted=None if halted is None else type(halted).__name__,
-            reason=None if halted is None else halted.message,
-            progress=None if run.batch is None else run.batch.progress,
-        )
+        is_open = self._is_open and self._closing is None
+        return self._backend.snapshot(self._client.snapshot(), is_open=is_open)
 
     # --- helpers ------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if self._work is None:
+        if not self._is_open:
             raise ConfigurationError("This service is not open.", advice="Use it as `async with`.")
         if self._closing is not None:
             raise QueueFull("The service is closing.", retry_after_s=10.0)
