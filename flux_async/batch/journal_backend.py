@@ -97,7 +97,8 @@ class JournalBackend:
             job = await read_job(image)
             job = job if key is None else attrs.evolve(job, key=JobKey(key))
             self.client.check_reachable(job.request)
-            trace = events.trace_context(self._session.clock.wall())
+            is_new = await self.journal.job(job.key) is None
+            trace = events.trace_context(self._session.clock.wall()) if is_new else None
             (stored,) = await self.journal.add_jobs(
                 [job], is_chosen=self._run.works_on, trace=trace, priority=priority
             )

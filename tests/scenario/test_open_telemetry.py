@@ -120,8 +120,10 @@ async def test_a_job_of_a_service_is_part_of_the_trace_of_its_request(
     async with JobService(observed, journal=tmp_path / "jobs.sqlite3") as service:
         with seen.tracer_provider.get_tracer("app").start_as_current_span("POST /images"):
             key = await service.add(URL)
+        assert await service.add(URL) == key
         await service.result(key)
     (request,), (job,) = seen.named("POST /images"), seen.named("flux_async.job")
+    assert len(seen.named("flux_async.add")) == 1
     assert traces_of([request]) == traces_of([job]) == traces_of(seen.named(POST, POLL))
     assert orphans(seen.spans) == []
     assert seen.total("flux_async_job_queue_duration_seconds_count") == 1
