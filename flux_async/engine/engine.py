@@ -21,12 +21,21 @@ from flux_async.errors import FluxError, InvalidInput, JobConflictError, shown
 from flux_async.images import LocalImage
 from flux_async.job_state import JobState, Problem
 from flux_async.journal.store import StoredJob
-from flux_async.models import CallbackEvent, EditRequest, Failed, InDoubtPolicy, Job, Outcome, digest_key
+from flux_async.models import (
+    CallbackEvent,
+    EditRequest,
+    Failed,
+    InDoubtPolicy,
+    Job,
+    JobKey,
+    Outcome,
+    digest_key,
+)
 from flux_async.policy import check_positive
 from flux_async.policy.image_urls import is_resigned, unsigned_url
 
 _CHUNK = 2000
-_LONGEST_NAME, _LARGEST_PRIORITY = 100, 10_000
+_LONGEST_NAME, LOWEST_PRIORITY = 100, 10_000
 _LOOK_S = 1.0
 _OVERLAP = 200
 """Outcomes that are read once more: their numbers are given before their transactions end."""
@@ -152,64 +161,76 @@ class Engine:
             ConfigurationError: The database does not answer.
         """
         check_images(jobs)
-        _check_name(batch)
-        if not 1 <= priority <= _LARGEST_PRIORITY:
-            raise InvalidInput(
-                f"priority must be a number from 1 to {_LARGEST_PRIORITY}, not {shown(priority)}."
-            )
+        _check_priority(priority)
+        opened = await self.open_batch(
+            batch, in_doubt=in_doubt, timeout=timeout, max_paid_attempts=max_paid_attempts
+        )
+        chunk: list[Job] = []
+        async for given in each(jobs):
+            chunk.append(portable(await read_job(given)))
+            if len(chunk) == _CHUNK:
+                await self.add(batch, chunk, priority)
+                chunk = []
+        await self.add(batch, chunk, priority)
+        return opened
+
+    def batch(self, name: str) -> EngineBatch:
+        """Return a batch that was submitted before, perhaps by another process."""
+        return EngineBatch(_check_name(name), self._database)
+
+    async def open_batch(
+        self,
+        name: str,
+        *,
+        in_doubt: InDoubtPolicy | Literal["hold", "resubmit"] = InDoubtPolicy.HOLD,
+        timeout: float = 300.0,
+        max_paid_attempts: int = 1,
+    ) -> EngineBatch:
+        """Make a batch without jobs, or resume it; :meth:`submit` documents the options.
+
+        Raises:
+            InvalidInput: An option is out of range.
+            ConfigurationError: The database does not answer.
+        """
+        _check_name(name)
         options = {
             "in_doubt": in_doubt_policy(in_doubt).value,
             "timeout_s": check_positive(timeout, "timeout"),
             "max_paid_attempts": int(check_positive(max_paid_attempts, "max_paid_attempts")),
         }
         await self._database.open()
-        await self._open_batch(batch, options)
-        chunk: list[Job] = []
-        async for given in each(jobs):
-            chunk.append(_portable(await read_job(given)))
-            if len(chunk) == _CHUNK:
-                await self._add(batch, chunk, priority)
-                chunk = []
-        await self._add(batch, chunk, priority)
-        return EngineBatch(batch, self._database)
-
-    def batch(self, name: str) -> EngineBatch:
-        """Return a batch that was submitted before, perhaps by another process."""
-        return EngineBatch(_check_name(name), self._database)
-
-    async def _open_batch(self, batch: str, options: dict[str, Any]) -> None:
-        """Make a batch, or resume it."""
         cancelled = await self._database.row(
-            "SELECT FROM flux_async.batch WHERE name = %(batch)s AND is_cancelled", batch=batch
+            "SELECT FROM flux_async.batch WHERE name = %(batch)s AND is_cancelled", batch=name
         )
         await self._database.execute(
             "INSERT INTO flux_async.batch (name, options, created_at) "
             "VALUES (%(batch)s, %(options)s, extract(epoch FROM now())) "
             "ON CONFLICT (name) DO UPDATE SET options = excluded.options, is_cancelled = false",
-            batch=batch,
+            batch=name,
             options=json.dumps(options),
         )
         if cancelled is not None:
             await self._database.execute(
                 "UPDATE flux_async.job SET is_queued = false "
                 "WHERE batch = %(batch)s AND is_queued IS NULL AND state = 'pending'",
-                batch=batch,
+                batch=name,
             )
+        return EngineBatch(name, self._database)
 
-    async def _add(self, batch: str, jobs: Sequence[Job], priority: int) -> None:
-        """Add jobs in one transaction, and tell a worker."""
+    async def add(self, batch: str, jobs: Sequence[Job], priority: int) -> dict[JobKey, int]:
+        """Add jobs to an open batch in one transaction, notify a worker; return the numbers of new ones."""
         if not jobs:
-            return
+            return {}
         by_key = {job.key: store_request(job.request) for job in jobs}
 
-        async def work(connection: AsyncConnection) -> None:
+        async def work(connection: AsyncConnection) -> dict[JobKey, int]:
             added = await query(
                 connection,
                 "INSERT INTO flux_async.job (batch, key, request, subject, priority) "
                 "SELECT %(batch)s, key, request, subject, %(priority)s FROM "
                 "unnest(%(keys)s::text[], %(requests)s::text[], %(subjects)s::uuid[]) "
                 "AS given (key, request, subject) "
-                "ON CONFLICT (batch, key) DO NOTHING RETURNING 1",
+                "ON CONFLICT (batch, key) DO NOTHING RETURNING key, number",
                 batch=batch,
                 priority=priority,
                 keys=list(by_key),
@@ -219,8 +240,9 @@ class Engine:
             if len(added) < len(by_key):
                 await self._check_known(connection, batch, by_key)
             await notify(connection, NEW_JOBS, "")
+            return {JobKey(row["key"]): row["number"] for row in added}
 
-        await self._database.transaction(work)
+        return await self._database.transaction(work)
 
     async def _check_known(self, connection: AsyncConnection, batch: str, given: dict[Any, str]) -> None:
         """Refuse keys with another request than before; take over a renewed signature."""
@@ -394,6 +416,11 @@ class EngineBatch:
         return await self._database.rows(sql, batch=self.name, **values)
 
 
+def _check_priority(value: int) -> None:
+    if not 1 <= value <= LOWEST_PRIORITY:
+        raise InvalidInput(f"priority must be a number from 1 to {LOWEST_PRIORITY}, not {shown(value)}.")
+
+
 def _check_name(batch: object) -> str:
     """Return the name of a batch, which becomes part of addresses and folders.
 
@@ -406,7 +433,7 @@ def _check_name(batch: object) -> str:
     return str(batch)
 
 
-def _portable(job: Job) -> Job:
+def portable(job: Job) -> Job:
     """Return a job that any worker can submit, named without the signature of its address."""
     request = attrs.evolve(job.request, callback_url=None)
     image = request.input_image if isinstance(request, EditRequest) else None
