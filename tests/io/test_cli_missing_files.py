@@ -122,7 +122,8 @@ def test_a_moved_folder_ends_its_run_and_resumes_at_its_new_path(cli: Any) -> No
 
 
 def _delete(folder: Path) -> None:
-    shutil.rmtree(folder)
+    while folder.exists():  # the run may write an image into it meanwhile
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _delete_the_journal(folder: Path) -> None:
