@@ -41,7 +41,7 @@ FULLY_COVERED = ("errors.py", "api_errors.py", "images.py", "models.py", "api/*"
 MEASURED = ("tests/unit", "tests/scenario", "tests/contract")
 MEASURED += tuple(f"--ignore=tests/scenario/{name}.py" for name in ("test_demo", "test_torture"))
 
-# The S3 server of tests/services: of moto's dependencies those that S3 needs.
+# The S3 server of tests/services and engine.py: of moto's dependencies those that S3 needs.
 S3_SERVER = ("moto[s3]>=5.2", "flask", "flask-cors")
 
 # What the benchmarks compare with: import_time.py, batch.py, observers.py; and the server of web.py.
@@ -151,8 +151,8 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run every benchmark in its short form; ``nox -s bench -- --long`` takes the time it needs."""
-    _install_wheel(session, "aiohttp,demo,engine,httpx2,orjson,otel,redis")
-    session.install(*COMPARED, *(PHOTOGRAPHS if "--long" in session.posargs else ()))
+    _install_wheel(session, "aiohttp,demo,engine,httpx2,orjson,otel,redis,storage")
+    session.install(*COMPARED, *S3_SERVER, *(PHOTOGRAPHS if "--long" in session.posargs else ()))
     folder = ROOT / "benchmarks"
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(folder)}  # the wheel, and what the scripts share
     for script in sorted(folder.glob("*.py")):

@@ -6,12 +6,14 @@ queue     jobs enqueued a second, seconds of ``status``, and the CPU of PostgreS
           without work and with that queue while the account is halted
 work      CPU of workers and PostgreSQL, and commits, of a job, besides those of idle workers; then the
           memory of one worker with 1,000 tasks in flight
-kills     three SIGKILLs at random times, with and without webhooks: what is lost, paid twice, in doubt; and
-          the seconds until a dead worker's tasks are polled again
+kills     three SIGKILLs at random times, with and without webhooks: what is lost, paid twice, in doubt, and
+          what is in an S3 server; then the seconds until a dead worker's tasks are polled again
 limiter   429s and use of the account's limit, of three workers; then with two keys
-outages   PostgreSQL killed and restarted, and a worker stopped for 90 s (10 s in the short form)
+outages   PostgreSQL killed and restarted, a worker stopped for 90 s (10 s in the short form), and the S3
+          server of the results away for 60 s (5 s)
 
-Without PostgreSQL's programs or the extra ``engine`` it says so and ends well.
+Without PostgreSQL's programs or the extra ``engine`` it says so and ends well. Without an S3 server (moto
+and the extra ``storage``) results go to a folder.
 """
 
 # ruff: noqa: ASYNC110, PLC0415 - it waits for other processes; without the extra it still prints its help
@@ -35,8 +37,9 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from flux_async import CallbackEndpoint, FluxClient, FolderSink, Limits, PollPolicy, WebhookReceiver
+from flux_async import CallbackEndpoint, FluxClient, Limits, PollPolicy, Succeeded, WebhookReceiver, sink_for
 from flux_async.job_state import Problem
+from harness import distinct_results
 from harness.processes import child, first_line, read_ledger, sandbox, serving
 from harness.report import exit_code, introduce, parser
 
@@ -54,7 +57,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 # --- processes --------------------------------------------------------------------------------------------
 
 
-async def work(dsn: str, urls: str, folder: str, submits: float, callback_url: str) -> None:
+async def work(dsn: str, urls: str, destination: str, submits: float, callback_url: str) -> None:
     """Work until the process is ended; one key and one account for each of ``urls``."""
     from flux_async.engine import WORKER_LIMITS, Engine, Worker
 
@@ -67,7 +70,7 @@ async def work(dsn: str, urls: str, folder: str, submits: float, callback_url: s
         worker = Worker(
             await opened.enter_async_context(Engine(dsn)),
             clients,
-            lambda name: FolderSink(Path(folder) / name),
+            lambda name: sink_for(f"{destination}/{name}"),
             rate=Limits(submits=int(submits), window_s=10.0),
             callbacks=callbacks,
         )
@@ -107,10 +110,20 @@ async def endless(seconds: float) -> None:
 
 
 class Bench:
-    """A PostgreSQL server and what runs beside it in one part."""
+    """A PostgreSQL server and what runs beside it in one part.
 
-    def __init__(self, server: servers.Postgres, process: servers.RunningServer, folder: Path) -> None:
-        self.server, self.process, self.folder = server, process, folder
+    Attributes:
+        bucket: Where results of the parts go that check them; None without an S3 server.
+    """
+
+    def __init__(
+        self,
+        server: servers.Postgres,
+        process: servers.RunningServer,
+        folder: Path,
+        bucket: servers.Bucket | None,
+    ) -> None:
+        self.server, self.process, self.folder, self.bucket = server, process, folder, bucket
         self.database = f"bench_{uuid.uuid4().hex}"
         server.create(self.database)
         self.dsn = server.dsn(self.database)
@@ -120,11 +133,35 @@ class Bench:
         self, urls: str, *, submits: float = 20 * SPEED, callback_url: str = ""
     ) -> Iterator[subprocess.Popen[str]]:
         """Run a worker; returns when it holds its lock."""
-        order = ("--work", self.dsn, urls, self.folder / self.database, submits, callback_url)
+        order = ("--work", self.dsn, urls, self.destination, submits, callback_url)
         with child(__file__, *order) as process:
             if first_line(process) != "running":
                 raise SystemExit("engine: a worker did not start")
             yield process
+
+    @property
+    def kind(self) -> str:
+        """What results are saved in."""
+        return "the S3 server" if self.bucket else "a folder"
+
+    @property
+    def destination(self) -> str:
+        """Where the workers save results."""
+        return f"{self.bucket.url if self.bucket else self.folder}/{self.database}"
+
+    def saved(self, batch: str) -> dict[str, bytes]:
+        """Return what is saved for a batch, by its reference."""
+        if self.bucket is None:
+            folder = self.folder / self.database / batch
+            return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+        names = self.bucket.names(f"{self.database}/{batch}/")
+        return {f"{self.bucket.url}/{name}": self.bucket.get(name).content for name in names}
+
+    def unfinished(self, batch: str) -> int:
+        """Return how many files or uploads in parts were begun for a batch, and are not complete."""
+        if self.bucket is None:
+            return sum(path.name[0] == "." for path in (self.folder / self.database / batch).iterdir())
+        return len(self.bucket.unfinished(f"{self.database}/{batch}/"))
 
     def commits(self) -> int:
         """Return the transactions of the database so far."""
@@ -171,6 +208,29 @@ def ledger_of(url: str) -> tuple[int, int, int]:
     ledger = read_ledger(url)
     twice = sum(max(line["requests"].values(), default=0) > 1 for line in ledger["images"].values())
     return ledger["submits"], ledger["refused"].get("429", 0), twice
+
+
+def vendor(credits_: float, latency: float = 0.0) -> contextlib.AbstractContextManager[str]:
+    """Run a sandbox whose results can be told apart."""
+    options = ("--key", KEYS[0], "--speed", SPEED, "--credits", credits_, "--latency", latency)
+    return serving(distinct_results.__file__, *options)
+
+
+async def audit(bench: Bench, batch: Any, url: str, what: str) -> bool:
+    """Hold the jobs of a batch against what the vendor has charged and what is saved."""
+    status, (_, _, twice) = await batch.status(), ledger_of(url)
+    saved, whole, jobs = bench.saved(batch.name), 0, 0
+    async for row in batch.rows():
+        jobs += 1
+        if isinstance(outcome := row.outcome, Succeeded):
+            content = saved.pop(outcome.reference or "", b"")
+            whole += content == distinct_results.result_of(str(outcome.job.request.input_image))
+    lost, doubt = jobs - status.succeeded - status.in_doubt, status.in_doubt
+    print(
+        f"{what}: {jobs} jobs, lost {lost}, paid twice {twice}, in doubt {doubt}; in {bench.kind} "
+        f"{whole} right and whole, {len(saved)} more, {bench.unfinished(batch.name)} unfinished"
+    )
+    return not (lost or twice or saved) and whole == status.succeeded
 
 
 # --- parts ------------------------------------------------------------------------------------------------
@@ -268,7 +328,7 @@ async def kills(bench: Bench, *, long: bool, hooks: bool, seed: int = 1) -> bool
     async with Engine(bench.dsn) as engine, listening(WebhookReceiver(engine), port=0) as hook:
         callback_url = f"{hook}/callback" if hooks else ""
         batch_name = "hooks" if hooks else "polls"
-        with sandbox(speed=SPEED, key=KEYS[0], credits=jobs * 20, latency=1.0) as url:
+        with vendor(jobs * 20, latency=1.0) as url:
             batch = await engine.submit(
                 images(jobs, batch_name), batch=batch_name, in_doubt="resubmit" if hooks else "hold"
             )
@@ -288,15 +348,9 @@ async def kills(bench: Bench, *, long: bool, hooks: bool, seed: int = 1) -> bool
                     victim.wait()
                     workers.append(await asyncio.to_thread(start))
                 status = await batch.wait()
-            _, _, twice = ledger_of(url)
-    files = sum(file.name[0] != "." for file in (bench.folder / bench.database / batch_name).iterdir())
-    lost = jobs - status.succeeded - status.in_doubt
-    words = "with webhooks" if hooks else "without webhooks"
-    print(
-        f"kills: {jobs} jobs, 3 workers killed, {words}: lost {lost}, paid twice {twice}, "
-        f"in doubt {status.in_doubt}, {files} whole files"
-    )
-    return lost == 0 and twice == 0 and files == status.succeeded and (not hooks or status.in_doubt == 0)
+            words = f"kills: 3 of 3 workers, {'with' if hooks else 'without'} webhooks"
+            good = await audit(bench, batch, url, words)
+    return good and (not hooks or status.in_doubt == 0)
 
 
 async def recovery(bench: Bench) -> bool:
@@ -346,33 +400,39 @@ async def limiter(bench: Bench, *, long: bool, keys: int) -> bool:
 
 
 async def outages(bench: Bench, *, long: bool) -> bool:
-    """Kill and restart PostgreSQL, then stop a worker for a while."""
+    """Kill and restart PostgreSQL, stop a worker for a while, stop the store of the results for a while."""
     from flux_async.engine import Engine
 
-    jobs, stopped_s = (300, 90.0) if long else (60, 10.0)
+    jobs, stopped_s, away_s = (300, 90.0, 60.0) if long else (60, 10.0, 5.0)
+
+    async def interrupt(what: str, worker: subprocess.Popen[str]) -> str:
+        match what, bench.bucket:
+            case "restart", _:
+                await asyncio.to_thread(bench.process.restart, signal.SIGKILL)
+                return "PostgreSQL killed and restarted"
+            case "stop", _:
+                worker.send_signal(signal.SIGSTOP)
+                await asyncio.sleep(stopped_s)
+                worker.send_signal(signal.SIGCONT)
+                return f"a worker stopped for {stopped_s:.0f} s"
+            case _, bucket:
+                assert bucket is not None
+                await asyncio.to_thread(bucket.stop)
+                await asyncio.sleep(away_s)
+                await asyncio.to_thread(bucket.start)
+                return f"the S3 server away for {away_s:.0f} s"
+
     good = True
-    for what in ("restart", "stop"):
+    for what in ("restart", "stop", "store") if bench.bucket else ("restart", "stop"):
         async with Engine(bench.dsn) as engine, contextlib.AsyncExitStack() as started:
-            url = started.enter_context(sandbox(speed=SPEED, key=KEYS[0], credits=jobs * 20))
+            url = started.enter_context(vendor(jobs * 20))
             workers = [started.enter_context(bench.worker(url, submits=19 * SPEED)) for _ in range(3)]
             batch = await engine.submit(images(jobs, what), batch=what)
             while (await batch.status()).succeeded < jobs // 5:
                 await asyncio.sleep(0.2)
-            if what == "restart":
-                await asyncio.to_thread(bench.process.restart, signal.SIGKILL)
-            else:
-                workers[0].send_signal(signal.SIGSTOP)
-                await asyncio.sleep(stopped_s)
-                workers[0].send_signal(signal.SIGCONT)
+            words = await interrupt(what, workers[0])
             status = await batch.wait()
-            _, _, twice = ledger_of(url)
-        lost = jobs - status.succeeded - status.in_doubt
-        words = {
-            "restart": "PostgreSQL killed and restarted",
-            "stop": f"a worker stopped for {stopped_s:.0f} s",
-        }
-        print(f"outages: {words[what]}: lost {lost}, paid twice {twice}, in doubt {status.in_doubt}")
-        good = good and lost == 0 and twice == 0 and status.in_doubt == 0
+            good = await audit(bench, batch, url, f"outages: {words}") and good and not status.in_doubt
     return good
 
 
@@ -394,6 +454,21 @@ async def run(bench: Bench, part: str, *, long: bool) -> AsyncIterator[bool]:
             yield await outages(bench, long=long)
 
 
+@contextlib.contextmanager
+def bucket_of(folder: Path) -> Iterator[servers.Bucket | None]:
+    """Run an S3 server with a bucket, which this process and its children find in the environment."""
+    if any(importlib.util.find_spec(name) is None for name in ("moto", "flask", "flask_cors", "obstore")):
+        yield None
+        return
+    (folder / "s3").mkdir()
+    server = servers.S3(folder / "s3")
+    with servers.running(server, folder / "s3.log") as process:
+        bucket = servers.Bucket(server.endpoint, "results", process.stop, process.start)
+        bucket.create()
+        os.environ.update(bucket.environment)
+        yield bucket
+
+
 def main() -> int:
     """Run the parts."""
     options = parser(
@@ -404,8 +479,8 @@ def main() -> int:
     options.add_argument("--endless", type=float, help=SUPPRESS)
     given = options.parse_args()
     if given.work:
-        dsn, urls, folder, submits, callback_url = given.work
-        asyncio.run(work(dsn, urls, folder, float(submits), callback_url))
+        dsn, urls, destination, submits, callback_url = given.work
+        asyncio.run(work(dsn, urls, destination, float(submits), callback_url))
     if given.endless:
         asyncio.run(endless(given.endless))
     programs = servers.postgres_bin()
@@ -418,9 +493,13 @@ def main() -> int:
         return [good async for good in run(bench, part, long=given.long)]
 
     results: list[bool] = []
-    with servers.running_postgres(programs) as running, tempfile.TemporaryDirectory() as folder:
+    with (
+        servers.running_postgres(programs) as running,
+        tempfile.TemporaryDirectory() as folder,
+        bucket_of(Path(folder)) as bucket,
+    ):
         for part in (given.part,) if given.part else PARTS:
-            results += asyncio.run(all_parts(Bench(*running, Path(folder)), part))
+            results += asyncio.run(all_parts(Bench(*running, Path(folder), bucket), part))
     return exit_code(good=all(results), long=given.long)
 
 

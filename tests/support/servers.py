@@ -5,6 +5,8 @@ Each can be stopped and started again on the same port with the same data, by it
 
 from __future__ import annotations
 
+import base64
+import hmac
 import os
 import pwd
 import shutil
@@ -16,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -311,6 +314,11 @@ class Bucket:
         answer = self._get("", params={"list-type": "2", "prefix": prefix}).text
         return [part.partition("</Key>")[0] for part in answer.split("<Key>")[1:]]
 
+    def unfinished(self, prefix: str = "") -> list[str]:
+        """Return the names of the uploads in parts that were begun and not completed."""
+        answer = self._get("", params={"uploads": "", "prefix": prefix}).text
+        return [part.partition("</Key>")[0] for part in answer.split("<Key>")[1:]]
+
     def get(self, name: str) -> httpx.Response:
         """Return an object: its bytes are the content, its media type a header."""
         return self._get(name)
@@ -330,3 +338,51 @@ class Bucket:
         headers = {"Authorization": f"AWS {self.access_key_id}:signature"}
         address = f"{self.endpoint}/{self.name}/{name}"
         return httpx.get(address, params=params or {}, headers=headers, timeout=SECONDS).raise_for_status()
+
+
+# --- Azure ----------------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Azurite:
+    """Microsoft's emulator of Azure Blob Storage, a program of Node, with the account that it always has."""
+
+    folder: Path
+    program: str
+    reserved: socket.socket = attrs.field(factory=reserved_port)
+    account: str = "devstoreaccount1"
+    key: str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return port_of(self.reserved)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which programs find it."""
+        return {
+            "AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{self.port}/{self.account}",
+            "AZURE_STORAGE_ACCOUNT_NAME": self.account,
+            "AZURE_STORAGE_ACCOUNT_KEY": self.key,
+        }
+
+    def command(self) -> list[str]:
+        """Return its command line."""
+        address = ("--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", str(self.folder))
+        return [self.program, *address, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+
+    def answers(self) -> bool:
+        """Return whether it takes connections."""
+        return is_listening(self.port)
+
+    def create(self, container: str) -> None:
+        """Make a container; the request is signed as Azure's own clients sign theirs."""
+        path = f"/{self.account}/{container}"
+        headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
+        named = "".join(f"{name}:{value}\n" for name, value in headers.items())
+        signed = "PUT" + "\n" * 12 + f"{named}/{self.account}{path}\nrestype:container"
+        digest = hmac.digest(base64.b64decode(self.key), signed.encode(), "sha256")
+        headers["Authorization"] = f"SharedKey {self.account}:{base64.b64encode(digest).decode()}"
+        address = f"http://127.0.0.1:{self.port}{path}?restype=container"
+        httpx.put(address, headers=headers, timeout=SECONDS).raise_for_status()
