@@ -70,12 +70,18 @@ _REQUEST_S = 60
 _BRIEF: RetryConfig = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
 """For writing: a run has its own patience with results that cannot be saved."""
 _PATIENT: RetryConfig = {"max_retries": 30, "retry_timeout": timedelta(seconds=120)}
-_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 _LONGEST_REASON = 200
 _CHECK_NAME = ".flux-async-check"
 _METADATA_SERVICES = ("169.254.169.254", "metadata.google.internal")
 """Where credentials are looked for on a machine of the provider, if the environment has none."""
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
+_LOST_UPLOAD = "NoSuchUpload"
+"""The parts of an upload are gone, as a rule of the bucket or a restart has deleted them."""
 _ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -247,7 +253,7 @@ def _open(scheme: str, bucket: str, *, retries: RetryConfig) -> ObjectStore:
     if scheme == "memory":
         return MemoryStore()
     client: ClientConfig = {"timeout": timedelta(seconds=_REQUEST_S)}
-    if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
+    if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS[scheme]):
         client["allow_http"] = True  # the user's own word: it is in the address
     try:
         return from_url(f"{scheme}://{bucket}", client_options=client, retry_config=retries)
@@ -286,11 +292,12 @@ def _lasting(error: Exception) -> str | None:
     """Return why a request would fail again, or None if a later one may succeed."""
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError  # noqa: PLC0415 - as above
 
+    found = _CODE.search(str(error))
+    code = found[1] if found else ""
     if isinstance(error, FileNotFoundError):
-        return "there is no such bucket"
+        return None if code == _LOST_UPLOAD else "there is no such bucket"
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        code = _CODE.search(str(error))
-        return "access was refused" + (f" ({code[1]})" if code else "")
+        return "access was refused" + (f" ({code})" if code else "")
     if any(host in str(error) for host in _METADATA_SERVICES):
         return "the environment has no credentials"
     return None

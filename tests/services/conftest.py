@@ -1,4 +1,4 @@
-"""Real servers for the tests of this folder: PostgreSQL, Redis and S3, each started once, where it is used.
+"""Real servers for the tests of this folder: PostgreSQL, Redis, S3, Azurite, each started once, where used.
 
 A server whose program is missing skips the tests that need it. In CI (``CI=true``) it fails them.
 """
@@ -94,6 +94,19 @@ def s3(s3_server: tuple[servers.S3, RunningServer]) -> Bucket:
     server, process = s3_server
     if not server.answers():
         process.restart()
-    bucket = Bucket(server.endpoint, f"test-{uuid.uuid4().hex}", process.stop, process.start)
+    # moto finds a bucket with a hyphen only where the client does not escape it, as Google's does.
+    bucket = Bucket(server.endpoint, f"test{uuid.uuid4().hex}", process.stop, process.start)
     bucket.create()
     return bucket
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Azurite]:
+    """A server of Azure Blob Storage; without its program the test is skipped, in CI too."""
+    program = os.environ.get("FLUX_ASYNC_AZURITE") or shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("Azurite is not installed. With npm: npm install --global azurite")
+    folder = tmp_path_factory.mktemp("azurite")
+    server = servers.Azurite(folder, program)
+    with servers.running(server, folder / "log"):
+        yield server
