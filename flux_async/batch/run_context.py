@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from functools import partial
 from typing import TypeAlias
 
@@ -91,6 +92,15 @@ class RunContext:
     def emit(self, event: FluxEvent) -> None:
         """Hand an event to the observers of the session."""
         self.session.events.emit(event)
+
+    def with_trace(self, stored: StoredJob) -> StoredJob:
+        """Return a job with its trace: one of its own, which its first submit keeps, unless it has one."""
+        if stored.trace is not None:
+            return stored
+        at = self.now() if stored.added_at is None else stored.added_at
+        # Outside of the context of the caller, whose trace would be that of all jobs of the run.
+        trace = Context().run(self.session.events.trace_context, at)
+        return stored if trace is None else attrs.evolve(stored, trace=trace)
 
     def _report(self, job: ActiveJob, snapshot: JobSnapshot, happened: Event) -> None:
         kind = job_events.KINDS.get(type(happened))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Container
-from contextvars import Context
 
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
@@ -124,7 +123,7 @@ class Scheduler:
             if stored is None or self._is_over(stored, is_given=job.is_given):
                 return
             job.stored = stored
-        job.stored = self._with_trace(job.stored)
+        job.stored = run.with_trace(job.stored)
         with run.session.events.job(job.state.key, job.stored.trace):
             self._count(job)
             outcome = await self._outcome_of(job)
@@ -195,15 +194,6 @@ class Scheduler:
         error, folder = as_cancelled(job.state), self.run.options.directory
         await self._hand_over(job, outcome_of(job.state, stored.as_job(), error, folder))
         return True
-
-    def _with_trace(self, stored: StoredJob) -> StoredJob:
-        """Return a job with its trace: one of its own, which its first submit keeps, unless it has one."""
-        if stored.trace is not None:
-            return stored
-        at = self.run.now() if stored.added_at is None else stored.added_at
-        # Outside of the context of the caller, whose trace would be that of all jobs of the run.
-        trace = Context().run(self.run.session.events.trace_context, at)
-        return stored if trace is None else attrs.evolve(stored, trace=trace)
 
     def _is_over(self, stored: StoredJob, *, is_given: bool = False) -> bool:
         """Whether there is nothing to do for a job, not even a check."""
