@@ -378,6 +378,11 @@ class EventStream:
             if each.wants(type(event)):
                 each.run(each.observer, event)
 
+    @property
+    def has_traces(self) -> bool:
+        """Whether an observer may have a trace context for a job."""
+        return any(each.has("trace_context") for each in self._attached)
+
     def trace_context(self, at: float) -> str | None:
         """Return the trace context for a job that was added ``at``, from the first observer that has one."""
         found = (each.call("trace_context", at) for each in self._attached)

@@ -18,6 +18,7 @@ from flux_async.engine.database import Database, Row, query
 from flux_async.engine.queues import enqueue_watch
 from flux_async.engine.store import COLUMNS, NEW_JOBS, notify, stored_job, subject
 from flux_async.errors import FluxError, InvalidInput, JobConflictError, shown
+from flux_async.events import EventStream, Observer, stream_of
 from flux_async.images import LocalImage
 from flux_async.job_state import JobState, Problem
 from flux_async.journal.store import StoredJob
@@ -101,13 +102,15 @@ class Engine:
 
     Args:
         dsn: The database, ``postgresql://user@host:5432/name``.
+        observers: Asked for the trace of each new job, as those of a client are: with
+            :class:`flux_async.OpenTelemetry` the work on a job joins the trace in which it was submitted.
 
     Raises:
         ConfigurationError: ``dsn`` is no address of PostgreSQL, or nothing answers there (at the first call).
     """
 
-    def __init__(self, dsn: str) -> None:
-        self._database = Database(dsn)
+    def __init__(self, dsn: str, *, observers: Iterable[Observer] = ()) -> None:
+        self._database, self._events = Database(dsn), stream_of(observers)
 
     def __repr__(self) -> str:
         return f"<Engine on {self._database}>"
@@ -217,28 +220,38 @@ class Engine:
             )
         return EngineBatch(name, self._database)
 
-    async def add(self, batch: str, jobs: Sequence[Job], priority: int) -> dict[JobKey, int]:
-        """Add jobs to an open batch in one transaction, notify a worker; return the numbers of new ones."""
+    async def add(
+        self, batch: str, jobs: Sequence[Job], priority: int, *, events: EventStream | None = None
+    ) -> dict[JobKey, int]:
+        """Add jobs to an open batch in one transaction, notify a worker; return the numbers of new ones.
+
+        ``events`` gives the new ones their traces; left out, the observers of the engine do.
+        """
         if not jobs:
             return {}
-        by_key = {job.key: store_request(job.request) for job in jobs}
+        by_key, at = {job.key: store_request(job.request) for job in jobs}, self._database.clock.wall()
+        stream = self._events if events is None else events
 
         async def work(connection: AsyncConnection) -> dict[JobKey, int]:
             added = await query(
                 connection,
-                "INSERT INTO flux_async.job (batch, key, request, subject, priority) "
-                "SELECT %(batch)s, key, request, subject, %(priority)s FROM "
+                "INSERT INTO flux_async.job (batch, key, request, subject, priority, added_at) "
+                "SELECT %(batch)s, key, request, subject, %(priority)s, %(at)s FROM "
                 "unnest(%(keys)s::text[], %(requests)s::text[], %(subjects)s::uuid[]) "
                 "AS given (key, request, subject) "
                 "ON CONFLICT (batch, key) DO NOTHING RETURNING key, number",
                 batch=batch,
                 priority=priority,
+                at=at,
                 keys=list(by_key),
                 requests=list(by_key.values()),
                 subjects=[subject(_subject_of(request)) for request in by_key.values()],
             )
             if len(added) < len(by_key):
                 await self._check_known(connection, batch, by_key)
+            if stream.has_traces and added:
+                traces = [stream.trace_context(at) for _ in added]
+                await _keep_traces(connection, [row["number"] for row in added], traces)
             await notify(connection, NEW_JOBS, "")
             return {JobKey(row["key"]): row["number"] for row in added}
 
@@ -445,6 +458,18 @@ def portable(job: Job) -> Job:
     if not isinstance(request, EditRequest) or image is None or job.key != digest_key(job.request):
         return attrs.evolve(job, request=request)
     return Job(request=request, key=digest_key(attrs.evolve(request, input_image=unsigned_url(image))))
+
+
+async def _keep_traces(
+    connection: AsyncConnection, numbers: Sequence[int], traces: Sequence[str | None]
+) -> None:
+    """Give new jobs their traces; after their adding, because one that is known already keeps its own."""
+    await connection.exec_driver_sql(
+        "UPDATE flux_async.job SET trace = given.trace "
+        "FROM unnest(%(numbers)s::bigint[], %(traces)s::text[]) AS given (number, trace) "
+        "WHERE job.number = given.number",
+        {"numbers": list(numbers), "traces": list(traces)},
+    )
 
 
 def _subject_of(request: str) -> str:

@@ -17,14 +17,17 @@ from contextlib import suppress
 import attrs
 
 from flux_async.api_errors import RateLimitedError
-from flux_async.batch.active_job import Leave
+from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.job_runner import outcome_of
+from flux_async.batch.run_context import RunContext
 from flux_async.batch.submitting import submit
 from flux_async.engine.database import Row
 from flux_async.engine.queues import enqueue_watch
 from flux_async.engine.store import PostgresStore, stored_job
 from flux_async.engine.worker_jobs import Account, WorkerJobs, check_price
 from flux_async.errors import FluxError, InvalidInput, JournalError
-from flux_async.job_state import FINAL, JobState, Problem, apply, recover
+from flux_async.job_state import FINAL, JobState, apply, recover
+from flux_async.models import Failed
 
 logger: logging.Logger = logging.getLogger("flux_async.engine")
 
@@ -93,6 +96,20 @@ class JobSubmitter:
         account, due = permitted
         run = await self.jobs.run_of(account, row["batch"])
         job = self.jobs.active_job(row, run)
+        with self.jobs.work_on(job, run):
+            if not job.state.attempts:
+                self.jobs.announce(job, run)
+            await self._submit_with(account, run, job)
+        if job.posted_at is not None:
+            await self.jobs.limiter.was_late(account.client.fingerprint, job.posted_at - due)
+        if (pause_s := account.pause_s()) > 0:
+            is_rate_limited = isinstance(job.last_error, RateLimitedError)
+            await self.jobs.limiter.pause(
+                account.client.fingerprint, pause_s, is_rate_limited=is_rate_limited
+            )
+
+    async def _submit_with(self, account: Account, run: RunContext, job: ActiveJob) -> None:
+        """Submit a job with the key whose permit was taken."""
         try:
             run.input_of(job)
             check_price(run.budget.guard, job.model)
@@ -109,17 +126,11 @@ class JobSubmitter:
             await self.jobs.halt(account, error)
             return
         finally:
-            job.slots.give_back()
             run.prices.release(job)
         if isinstance(left, Leave) and left.error is not None:
-            await self.jobs.settle(job.number, Problem.of(left.error))
-        if job.posted_at is not None:
-            await self.jobs.limiter.was_late(account.client.fingerprint, job.posted_at - due)
-        if (pause_s := account.pause_s()) > 0:
-            is_rate_limited = isinstance(job.last_error, RateLimitedError)
-            await self.jobs.limiter.pause(
-                account.client.fingerprint, pause_s, is_rate_limited=is_rate_limited
-            )
+            await self.jobs.settle(job, run, Failed(job=None, error=left.error))
+        elif job.state.state in FINAL:
+            await self.jobs.settle(job, run, outcome_of(job.state, job.stored.as_job(), job.last_error, None))
 
     async def _permitted(self) -> tuple[Account, float] | None:
         """Wait for a permit of any account, and return when it was due; None if there is none for now."""

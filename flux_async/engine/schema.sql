@@ -19,6 +19,8 @@ CREATE TABLE IF NOT EXISTS flux_async.job (
   request text NOT NULL,
   subject uuid NOT NULL,                     -- digest of its image, or without one of its prompt
   priority integer NOT NULL,
+  added_at double precision NOT NULL,
+  trace text,                                -- the context of its trace, from its first submit on at the latest
   state text NOT NULL DEFAULT 'pending',
   attempts integer NOT NULL DEFAULT 0,
   credits double precision,

@@ -55,7 +55,10 @@ CHANNEL = "flux_async"
 NEW_JOBS = 0
 """Number of no job: there are new ones."""
 
-COLUMNS = "job.number, job.batch, job.key, job.request, job.state, job.attempts, job.credits, job.snapshot"
+COLUMNS = (
+    "job.number, job.batch, job.key, job.request, job.priority, job.added_at, job.trace, job.state, "
+    "job.attempts, job.credits, job.snapshot"
+)
 _APART = {"key", "state", "attempts", "credits"}
 
 
@@ -79,7 +82,14 @@ def stored_job(row: Row) -> StoredJob:
         credits=row["credits"],
         **kept,
     )
-    return StoredJob(number=row["number"], request=row["request"], job=job)
+    return StoredJob(
+        number=row["number"],
+        request=row["request"],
+        job=job,
+        trace=row["trace"],
+        added_at=row["added_at"],
+        priority=row["priority"],
+    )
 
 
 def subject(text: str) -> uuid.UUID:
@@ -93,13 +103,19 @@ _MAY_SUBMIT = (
 )
 
 
-def _move(before: JobSnapshot, after: JobSnapshot) -> str:
-    """Return the statement that moves a job from one state to another, if it is still in the first."""
+def _move(before: JobSnapshot, after: JobSnapshot, also: str = "") -> str:
+    """Return the statement that moves a job from one state to another, if it is still in the first.
+
+    Args:
+        before: The first.
+        after: The other.
+        also: Further columns that it sets.
+    """
     settled = "nextval('flux_async.settled')" if after.state in FINAL else "NULL"
     again = after.state is JobState.PENDING and before.state is not JobState.SUBMITTING
     return (
         "UPDATE flux_async.job SET state = %(state)s, attempts = %(attempts)s, credits = %(credits)s, "
-        f"snapshot = %(snapshot)s, settled = {settled}, obstacle = NULL{', is_queued = false' * again} "
+        f"snapshot = %(snapshot)s, settled = {settled}, obstacle = NULL{', is_queued = false' * again}{also} "
         "WHERE number = %(number)s AND state = %(from)s AND attempts = %(had)s"
     )
 
@@ -169,7 +185,8 @@ class PostgresStore:
     ) -> bool:
         """Write an intent, in one statement: the POST follows at once. Return whether it is written."""
         sql = (
-            f"WITH moved AS ({_move(before, job)}{_MAY_SUBMIT} RETURNING number) "
+            f"WITH moved AS ({_move(before, job, ', trace = coalesce(trace, %(trace)s)')}{_MAY_SUBMIT} "
+            "RETURNING number) "
             "INSERT INTO flux_async.attempt (job, number, account, executor, intended_at, api, model, "
             "callback_id, input_url) SELECT number, %(attempts)s, %(account)s, %(executor)s, %(at)s, "
             "%(api)s, %(model)s, %(callback_id)s, %(input_url)s FROM moved"

@@ -13,15 +13,17 @@ import attrs
 
 from flux_async.batch.active_job import ActiveJob
 from flux_async.batch.job_runner import run_job
+from flux_async.batch.run_context import RunContext
 from flux_async.engine.database import Row
 from flux_async.engine.worker_jobs import Account, WorkerJobs, check_price
 from flux_async.errors import FluxError, UnexpectedPrice
-from flux_async.job_state import FINAL, JobState, Problem
+from flux_async.job_state import FINAL, JobState
 from flux_async.models import Failed, TaskId
 
 logger: logging.Logger = logging.getLogger("flux_async.engine")
 
 _FIRST_AGAIN_S, _LONGEST_AGAIN_S = 15.0, 900.0
+_SETTLED = FINAL | {JobState.IN_DOUBT}
 _NOT_SUBMITTED = frozenset({JobState.PENDING, JobState.SUBMITTING})
 
 
@@ -34,7 +36,7 @@ class TaskWatcher:
     """
 
     jobs: WorkerJobs
-    _active: dict[int, ActiveJob] = attrs.field(factory=dict, init=False)
+    _active: dict[int, tuple[ActiveJob, Account]] = attrs.field(factory=dict, init=False)
 
     async def watch(self, number: int) -> None:
         """Wait for the task of a job and save its image; or, in doubt, for a callback that names its task."""
@@ -56,24 +58,33 @@ class TaskWatcher:
     async def _watch_once(self, row: Row, account: Account) -> bool:
         """Work on a job after its submit; return whether something has come of it."""
         run = await self.jobs.run_of(account, row["batch"])
-        job = self._active[row["number"]] = self.jobs.active_job(row, run)
+        job = self.jobs.active_job(row, run)
+        self._active[job.number] = job, account
         try:
-            run.budget.guard.give_up(job.model)
-            outcome = await run_job(job, run, submits=False)
+            with self.jobs.work_on(job, run):
+                self.jobs.announce(job, run)
+                return await self._run(job, run, account)
         except FluxError as error:
             logger.warning("job %s waits: %s", row["key"], error.message)
             return False
         finally:
-            job.slots.give_back()
-            del self._active[row["number"]]
-        if isinstance(outcome, Failed) and outcome.job is None:
-            await self.jobs.settle(job.number, Problem.of(outcome.error))
+            del self._active[job.number]
+
+    async def _run(self, job: ActiveJob, run: RunContext, account: Account) -> bool:
+        """Take the steps of a job after its submit; return whether something has come of it.
+
+        Raises:
+            FluxError: They cannot be taken now.
+        """
+        run.budget.guard.give_up(job.model)
+        outcome = await run_job(job, run, submits=False)
+        is_unusable = isinstance(outcome, Failed) and outcome.job is None
+        if outcome is not None and (is_unusable or job.state.state in _SETTLED):
+            await self.jobs.settle(job, run, outcome)
+            if job.state.state is JobState.DONE and job.state.credits:
+                await self._saw_price(account, job, job.state.credits)
             return True
-        if job.state.state is JobState.IN_DOUBT:
-            await self.jobs.settle(job.number)
-        if job.state.state is JobState.DONE and job.state.credits:
-            await self._saw_price(account, job, job.state.credits)
-        return job.state.state in {*FINAL, JobState.IN_DOUBT, JobState.PENDING}
+        return job.state.state is JobState.PENDING
 
     async def _saw_price(self, account: Account, job: ActiveJob, credits_: float) -> None:
         """Keep the price that a record has shown, and halt the submits of the account if it is unexpected."""
@@ -90,9 +101,9 @@ class TaskWatcher:
 
     def notify(self, number: int, task_id: str) -> None:
         """Poll the task of a job at once, because a callback came for it."""
-        job = self._active.get(number)
-        if job is None:
+        found = self._active.get(number)
+        if found is None:
             return
+        job, account = found
         job.wakeup.set()
-        for account in self.jobs.accounts.values():
-            account.client.poller.notify(TaskId(task_id))
+        account.client.poller.notify(TaskId(task_id), job=job.state.key, trace=job.stored.trace)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import attrs
 
 from flux_async.api.models_table import AnyModel
 from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch import job_events
 from flux_async.batch.active_job import ActiveJob, JobSlots
 from flux_async.batch.file_names import FileNames, safe_name
 from flux_async.batch.options import BatchClient, RunOptions
@@ -24,9 +25,10 @@ from flux_async.engine.accounts import Accounts
 from flux_async.engine.database import Database, Row
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 from flux_async.errors import FluxError, UnexpectedPrice
+from flux_async.events import JobAdded
 from flux_async.files.sink import Sink
-from flux_async.job_state import Problem
-from flux_async.models import InDoubtPolicy
+from flux_async.job_state import FINAL, Problem
+from flux_async.models import Failed, InDoubtPolicy, Outcome
 from flux_async.policy.price import PriceGuard
 from flux_async.policy.retry import RetryPolicy
 
@@ -114,28 +116,45 @@ class WorkerJobs:
     async def row(self, number: int) -> Row | None:
         """Return a job with what its batch and its latest submit say of it."""
         return await self.database.row(
-            f"SELECT {COLUMNS}, job.priority, job.settled, batch.is_cancelled, attempt.account "
+            f"SELECT {COLUMNS}, job.settled, batch.is_cancelled, attempt.account "
             "FROM flux_async.job JOIN flux_async.batch ON batch.name = job.batch "
             "LEFT JOIN flux_async.attempt ON attempt.job = job.number AND attempt.number = job.attempts "
             "WHERE job.number = %(number)s",
             number=number,
         )
 
-    async def settle(self, number: int, obstacle: Problem | None = None) -> None:
-        """Report a job as it is: nothing more is done for it."""
-        problem = None if obstacle is None else json.dumps(attrs.asdict(obstacle))
-        await self.database.execute(
-            "UPDATE flux_async.job SET settled = nextval('flux_async.settled'), obstacle = %(problem)s "
-            "WHERE number = %(number)s AND settled IS NULL",
-            number=number,
-            problem=problem,
-        )
+    async def settle(self, job: ActiveJob, run: RunContext, outcome: Outcome) -> None:
+        """Record and report the outcome of a job: nothing more is done for it."""
+        if job.state.state not in FINAL:
+            problem = Problem.of(outcome.error) if isinstance(outcome, Failed) else None
+            await self.database.execute(
+                "UPDATE flux_async.job SET settled = nextval('flux_async.settled'), obstacle = %(problem)s "
+                "WHERE number = %(number)s AND settled IS NULL",
+                number=job.number,
+                problem=None if problem is None else json.dumps(attrs.asdict(problem)),
+            )
+        run.emit(job_events.settled(job.stored, outcome, run.now()))
 
     def active_job(self, row: Row, run: RunContext) -> ActiveJob:
         """Return the job of a row, to be worked on in a run."""
-        job = ActiveJob(stored=stored_job(row), slots=JobSlots(run.slots), callback_may_come=True)
+        stored = run.with_trace(stored_job(row))
+        job = ActiveJob(stored=stored, slots=JobSlots(run.slots), callback_may_come=True)
         job.was_resubmitted = row["attempts"] > 1  # once, or an outage would cost without end
         return job
+
+    @contextmanager
+    def work_on(self, job: ActiveJob, run: RunContext) -> Iterator[None]:
+        """Hold while a coroutine works on a job; its events are those of this job, and its slots end here."""
+        with run.session.events.job(job.state.key, job.stored.trace):
+            try:
+                yield
+            finally:
+                job.slots.give_back()
+
+    def announce(self, job: ActiveJob, run: RunContext) -> None:
+        """Report that the worker has taken a job on."""
+        if run.session.events.wants(JobAdded):
+            run.emit(job_events.added(job.stored, run.now()))
 
     async def run_of(self, account: Account, batch: str) -> RunContext:
         """Return what the jobs of one batch and one account share."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from flux_async import (
     ConfigurationError,
     EditRequest,
     FluxClient,
+    FluxEvent,
     FolderSink,
     InvalidInput,
     Job,
     JobConflictError,
     Limits,
     Model,
+    Observer,
     PollPolicy,
     Succeeded,
     WebhookReceiver,
@@ -35,6 +37,7 @@ from flux_async import (
 from flux_async.sandbox.server import listening
 from flux_async.testing import FluxSandbox
 from servers import Bucket, Postgres, RunningServer
+from telemetry import Telemetry, orphans, traces_of
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
@@ -68,10 +71,16 @@ def images(count: int) -> list[str]:
 
 @asynccontextmanager
 async def worker(
-    engine: Engine, sandbox: FluxSandbox, folder: Path, callbacks: CallbackEndpoint | None = None
+    engine: Engine,
+    sandbox: FluxSandbox,
+    folder: Path,
+    callbacks: CallbackEndpoint | None = None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncIterator[Worker]:
     async with (
-        FluxClient(sandbox.key, sandbox.url, limits=WORKER_LIMITS, polling=POLLING) as client,
+        FluxClient(
+            sandbox.key, sandbox.url, limits=WORKER_LIMITS, polling=POLLING, observers=observers
+        ) as client,
         Worker(
             engine, client, lambda name: FolderSink(folder / name), rate=RATE, callbacks=callbacks
         ) as made,
@@ -149,6 +158,35 @@ async def test_jobs_of_higher_priority_are_submitted_first(
     async with worker(engine, sandbox, tmp_path):
         await urgent.wait()
         assert (await engine.batch("many").status()).pending > 0
+
+
+async def test_a_job_continues_the_trace_in_which_it_was_submitted(
+    engine: Engine, sandbox: FluxSandbox, fresh_dsn: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker is another process; one given again has no second beginning. Each event comes once."""
+    pytest.importorskip("opentelemetry.sdk", reason="the extra dev is not installed")
+    backend, remote, seen = Telemetry(), Telemetry(), list[FluxEvent]()
+    caplog.set_level("INFO", "flux_async.jobs")
+    async with Engine(fresh_dsn, observers=[backend.observer]) as traced:
+        with backend.tracer_provider.get_tracer("app").start_as_current_span("POST /images"):
+            await traced.submit(images(1), batch="posters")
+        await traced.submit(images(1), batch="posters")
+    batch = await engine.submit(images(2), batch="posters")
+    async with worker(engine, sandbox, tmp_path, observers=[remote.observer, seen.append]):
+        assert await outcomes(batch) == {"Succeeded": 2}
+    assert len(backend.spans) == 2
+    jobs = {span.attributes["flux_async.image"]: span for span in remote.named("flux_async.job")}
+    first, second = (jobs[image] for image in images(2))
+    assert traces_of([first]) == traces_of(backend.spans) != traces_of([second])
+    assert orphans([*backend.spans, *remote.spans]) == []
+    requests = {span.name for span in remote.spans if traces_of([span]) == traces_of([first])}
+    assert {"flux_async.job", "POST /api/v1/flux/kontext/generate"} <= requests
+    kinds = [type(event).__name__ for event in seen if event.job == first.attributes["flux_async.job.key"]]
+    assert [kind for kind in kinds if kind != "Polled"] == [
+        *("JobAdded", "SubmitStarted", "Submitted", "JobAdded", "Downloaded", "Settled"),
+    ]
+    assert remote.total("flux_async_jobs_active") == remote.total("flux_async_tasks_in_flight") == 0
+    assert sum("succeeded" in record.message for record in caplog.records) == 2
 
 
 async def test_a_server_that_does_not_answer_is_one_sentence() -> None:
