@@ -17,10 +17,10 @@ except ImportError:
 del _dbos
 
 # ruff: noqa: E402 - after the check
-from flux_async.engine.engine import BatchRow as BatchRow
-from flux_async.engine.engine import BatchStatus as BatchStatus
+from flux_async.engine.batch import BatchRow as BatchRow
+from flux_async.engine.batch import BatchStatus as BatchStatus
+from flux_async.engine.batch import EngineBatch as EngineBatch
 from flux_async.engine.engine import Engine as Engine
-from flux_async.engine.engine import EngineBatch as EngineBatch
 from flux_async.engine.worker import WORKER_LIMITS as WORKER_LIMITS
 from flux_async.engine.worker import Worker as Worker
 

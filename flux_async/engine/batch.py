@@ -1,0 +1,177 @@
+"""One batch of the engine: its outcomes as they come, its counts, its end; any process may read it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+import attrs
+
+from flux_async.batch.job_runner import outcome_of
+from flux_async.engine.database import Database, Row
+from flux_async.engine.store import COLUMNS, stored_job
+from flux_async.errors import FluxError, InvalidInput, shown
+from flux_async.job_state import JobState, Problem
+from flux_async.journal.store import StoredJob
+from flux_async.models import Failed, Outcome
+
+_LOOK_S = 1.0
+_OVERLAP = 200
+"""Outcomes that are read once more: their numbers are given before their transactions end."""
+_WORK_LEFT = "settled IS NULL AND (attempts > 0 OR NOT batch.is_cancelled)"
+_IN_FLIGHT = frozenset({JobState.SUBMITTING, JobState.SUBMITTED, JobState.GENERATED})
+
+
+@attrs.frozen(kw_only=True)
+class BatchStatus:
+    """How a batch stands.
+
+    Attributes:
+        pending: Jobs that were not submitted yet.
+        in_flight: Jobs that are submitted, and whose result is not saved yet.
+        succeeded: Jobs that have their image.
+        failed: Jobs that ended without.
+        in_doubt: Jobs whose submit may have been charged.
+        credits: What its tasks have cost, as far as their records say.
+        is_cancelled: Whether its pending jobs are not submitted any more.
+    """
+
+    pending: int = 0
+    in_flight: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    in_doubt: int = 0
+    credits: float = 0.0
+    is_cancelled: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class BatchRow:
+    """A job of a batch, and the problem that ended the work on it before a final state, if there was one."""
+
+    stored: StoredJob
+    obstacle: Problem | None = None
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Return the job of a row."""
+        return cls(
+            stored=stored_job(row), obstacle=None if row["obstacle"] is None else Problem(**row["obstacle"])
+        )
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the job."""
+        job = self.stored.as_job()
+        if self.obstacle is not None:
+            return Failed(
+                job=job, error=FluxError(self.obstacle.message, advice="", charge=self.stored.job.charge)
+            )
+        return outcome_of(self.stored.job, job, None, None)
+
+
+@attrs.frozen
+class EngineBatch:
+    """The jobs of one batch: ``async for`` yields their outcomes as they come, from the first on.
+
+    Attributes:
+        name: Its name.
+    """
+
+    name: str
+    _database: Database = attrs.field(repr=False)
+
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
+        async for row in self.settled():
+            yield row.outcome
+
+    async def settled(self) -> AsyncIterator[BatchRow]:
+        """Yield the jobs as they settle, until none is left; one in doubt may come again later."""
+        await self._database.open()
+        last, seen = 0, dict[int, int]()
+        while True:
+            is_working = await self._has_work()
+            rows = await self._rows("settled > %(after)s ORDER BY settled LIMIT 1000", after=last - _OVERLAP)
+            fresh = [row for row in rows if row["settled"] not in seen]
+            seen = {row["settled"]: row["number"] for row in rows}
+            for row in fresh:
+                last = max(last, row["settled"])
+                yield BatchRow.of(row)
+            if not fresh and not is_working:
+                return
+            if not fresh:
+                await self._database.clock.sleep(_LOOK_S)
+
+    async def rows(self) -> AsyncIterator[BatchRow]:
+        """Yield all jobs, in the order in which they were submitted to the batch."""
+        await self._database.open()
+        after = 0
+        while rows := await self._rows("number > %(after)s ORDER BY number LIMIT 1000", after=after):
+            for row in rows:
+                yield BatchRow.of(row)
+            after = rows[-1]["number"]
+
+    async def status(self) -> BatchStatus:
+        """Return how many jobs are where.
+
+        Raises:
+            InvalidInput: There is no such batch.
+        """
+        await self._database.open()
+        batch = await self._database.row(
+            "SELECT is_cancelled, "
+            "(SELECT count(*) FROM flux_async.job WHERE batch = name AND obstacle IS NOT NULL "
+            "AND state = 'pending') AS refused FROM flux_async.batch WHERE name = %(batch)s",
+            batch=self.name,
+        )
+        if batch is None:
+            raise InvalidInput(
+                f"There is no batch {shown(self.name)}.", advice="Check its name, and the DSN."
+            )
+        rows = await self._database.rows(
+            "SELECT state, count(*) AS jobs, coalesce(sum(credits), 0) AS credits FROM flux_async.job "
+            "WHERE batch = %(batch)s GROUP BY state",
+            batch=self.name,
+        )
+        counts = {JobState(row["state"]): int(row["jobs"]) for row in rows}
+        return BatchStatus(
+            pending=counts.get(JobState.PENDING, 0) - batch["refused"],
+            in_flight=sum(counts.get(state, 0) for state in _IN_FLIGHT),
+            succeeded=counts.get(JobState.DONE, 0),
+            failed=counts.get(JobState.FAILED, 0) + batch["refused"],
+            in_doubt=counts.get(JobState.IN_DOUBT, 0),
+            credits=sum(row["credits"] for row in rows),
+            is_cancelled=batch["is_cancelled"],
+        )
+
+    async def cancel(self) -> BatchStatus:
+        """Submit no further job; tasks in flight are paid, and their results are saved."""
+        await self.status()
+        await self._database.execute(
+            "UPDATE flux_async.batch SET is_cancelled = true WHERE name = %(batch)s", batch=self.name
+        )
+        await self._database.execute(
+            "UPDATE flux_async.job SET is_queued = NULL "
+            "WHERE batch = %(batch)s AND NOT is_queued AND state = 'pending'",
+            batch=self.name,
+        )
+        return await self.status()
+
+    async def wait(self) -> BatchStatus:
+        """Wait until no job is left to work on; return how the batch stands."""
+        await self._database.open()
+        while await self._has_work():
+            await self._database.clock.sleep(_LOOK_S)
+        return await self.status()
+
+    async def _has_work(self) -> bool:
+        sql = (
+            "SELECT EXISTS (SELECT FROM flux_async.job JOIN flux_async.batch ON name = batch "
+            f"WHERE batch = %(batch)s AND {_WORK_LEFT}) AS is_left"
+        )
+        row = await self._database.row(sql, batch=self.name)
+        return row is not None and bool(row["is_left"])
+
+    async def _rows(self, where: str, **values: object) -> Sequence[Row]:
+        sql = f"SELECT {COLUMNS}, settled, obstacle FROM flux_async.job WHERE batch = %(batch)s AND {where}"
+        return await self._database.rows(sql, batch=self.name, **values)
