@@ -314,10 +314,12 @@ class _Attached:
 
     observer: Observer
     _methods: frozenset[str] = attrs.field(init=False, repr=False)
+    _wants: Callable[[type[FluxEvent]], object] | None = attrs.field(init=False, repr=False)
     _has_failed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._methods = frozenset(name for name in _METHODS if hasattr(self.observer, name))
+        self._wants = getattr(self.observer, "wants", None)
 
     def has(self, name: str) -> bool:
         """Return whether the observer has a method besides being called."""
@@ -331,18 +333,26 @@ class _Attached:
         """Return what a function of the observer's returns; None if it raises, which is logged once."""
         try:
             return function(*given)
-        except Exception:
-            if not self._has_failed:
-                self._has_failed = True
-                with contextlib.suppress(Exception):
-                    logger.exception("an observer failed, which is reported once: %r", self.observer)
+        except Exception as error:  # noqa: BLE001 - any code of the caller's
+            self._report(error)
             return None
 
     def wants(self, kind: type[FluxEvent]) -> bool:
         """Return whether it wants events of a class."""
-        if "wants" in self._methods:
-            return bool(self.call("wants", kind))
-        return kind is not RequestEnded
+        if self._wants is None:
+            return kind is not RequestEnded
+        try:
+            return bool(self._wants(kind))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._report(error)
+            return False
+
+    def _report(self, error: Exception) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            with contextlib.suppress(Exception):
+                words = "an observer failed, which is reported once: %r"
+                logger.error(words, self.observer, exc_info=error)
 
 
 @attrs.define(eq=False)

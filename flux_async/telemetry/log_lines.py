@@ -36,7 +36,17 @@ job_logger: logging.Logger = logging.getLogger("flux_async.jobs")
 
 _DEBUG = frozenset({JobAdded, SubmitStarted, Polled, CallbackReceived})
 _MAY_WARN = frozenset({Submitted, Settled, RateLimited, Paused, Halted})
+_OF_NO_JOB = frozenset({Polled, RateLimited, Paused, Halted})
 _SHOWN_OF_KEY = 12
+
+_KINDS = tuple(FluxEvent.__subclasses__())
+_NAMES = {kind: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower() for kind in _KINDS}
+_FIELDS = {kind: tuple(field.name for field in attrs.fields(kind)) for kind in _KINDS}
+_LOGGERS = {kind: logger if kind in _OF_NO_JOB else job_logger for kind in _KINDS}
+_HIGHEST_LEVELS = {
+    kind: logging.DEBUG if kind in _DEBUG else logging.WARNING if kind in _MAY_WARN else logging.INFO
+    for kind in _KINDS
+}
 
 
 class LogLines:
@@ -46,19 +56,14 @@ class LogLines:
         """Return whether the logger shows events of this class, at their highest level."""
         if kind is RequestEnded:
             return False  # polls and submits have lines
-        level = logging.DEBUG if kind in _DEBUG else logging.WARNING if kind in _MAY_WARN else logging.INFO
-        return _logger_of(kind).isEnabledFor(level)
+        return _LOGGERS[kind].isEnabledFor(_HIGHEST_LEVELS[kind])
 
     def __call__(self, event: FluxEvent, /) -> None:
         """Write the line of an event. A handler of the caller's that fails loses nothing."""
-        to, level = _logger_of(type(event)), level_of(event)
+        to, level = _LOGGERS[type(event)], level_of(event)
         if to.isEnabledFor(level):
             with contextlib.suppress(Exception):
                 to.log(level, "%s", line_of(event), extra=fields_of(event))
-
-
-def _logger_of(kind: type[FluxEvent]) -> logging.Logger:
-    return logger if kind in {Polled, RateLimited, Paused, Halted} else job_logger
 
 
 def level_of(event: FluxEvent) -> int:
@@ -75,13 +80,13 @@ def level_of(event: FluxEvent) -> int:
 
 def fields_of(event: FluxEvent) -> dict[str, object]:
     """Return the event's fields that are set, and its name: the ``extra`` of its record."""
-    fields = attrs.asdict(event, filter=lambda _, value: value is not None)
-    return {"event": name_of(event), **fields}
+    found = {name: getattr(event, name) for name in _FIELDS[type(event)]}
+    return {"event": name_of(event)} | {name: value for name, value in found.items() if value is not None}
 
 
 def name_of(event: FluxEvent) -> str:
     """Return the name of an event's class in words: ``submit_started``."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
+    return _NAMES[type(event)]
 
 
 def line_of(event: FluxEvent) -> str:

@@ -69,14 +69,14 @@ class OpenTelemetry:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         try:
-            from flux_async.telemetry.otel_metrics import Metrics, meter  # noqa: PLC0415 - an extra
+            from flux_async.telemetry.otel_metrics import Metrics, meter, totals  # noqa: PLC0415 - an extra
             from flux_async.telemetry.otel_spans import Spans, tracer  # noqa: PLC0415 - as above
         except ImportError as missing:
             raise MissingExtra.for_extra(f"OpenTelemetry ({missing.name} not installed)", "otel") from missing
         from flux_async import __version__  # noqa: PLC0415 - the package imports this module
 
         self._spans: Spans = Spans(tracer(tracer_provider, __version__))
-        self._metrics: Metrics = Metrics(meter(meter_provider, __version__))
+        self._metrics: Metrics = Metrics(meter(meter_provider, __version__), totals(meter_provider))
         self._jobs: dict[JobKey, _ActiveJob] = {}
 
     def wants(self, kind: type[FluxEvent]) -> bool:
@@ -92,7 +92,7 @@ class OpenTelemetry:
         leave = self._spans.enter_trace(trace)
         if job not in self._jobs:
             self._jobs[job] = _ActiveJob()
-            self._metrics.active_jobs.add(1)
+            self._metrics.job_began()
 
         def left() -> None:
             self._forget(job)  # also where the run has left it without an outcome
@@ -100,7 +100,7 @@ class OpenTelemetry:
 
         return left
 
-    def enter_request(self) -> Callable[[], None] | None:
+    def enter_request(self) -> Callable[[], object] | None:
         """Let no instrumentation of an HTTP library make a second span of a request."""
         return self._spans.enter_request()
 
@@ -144,8 +144,7 @@ class OpenTelemetry:
                 if event.task_id is not None:
                     self._task_began(event)
             case Polled(status=status, lag_s=lag_s) if status not in {None, TaskStatus.GENERATING.name}:
-                if self._task_ended(event) and lag_s is not None:
-                    self._metrics.lag_s.record(lag_s)
+                self._task_ended(event, lag_s)
             case Retried(what="task"):
                 self._task_ended(event)
 
@@ -159,23 +158,21 @@ class OpenTelemetry:
     def _forget(self, key: JobKey | None) -> None:
         job = None if key is None else self._jobs.pop(key, None)
         if job is not None:
-            self._metrics.active_jobs.add(-1)
-            self._metrics.tasks_in_flight.add(-job.has_task)
+            self._metrics.job_ended()
+            if job.has_task:
+                self._metrics.task_ended()
 
     def _task_began(self, event: FluxEvent) -> None:
         job = None if event.job is None else self._jobs.get(event.job)
         if job is not None and not job.has_task:
             job.has_task = True
-            self._metrics.tasks_in_flight.add(1)
+            self._metrics.task_began()
 
-    def _task_ended(self, event: FluxEvent) -> bool:
-        """Return whether the end of a job's task was not known yet."""
+    def _task_ended(self, event: FluxEvent, lag_s: float | None = None) -> None:
         job = None if event.job is None else self._jobs.get(event.job)
-        if job is None or not job.has_task:
-            return False
-        job.has_task = False
-        self._metrics.tasks_in_flight.add(-1)
-        return True
+        if job is not None and job.has_task:
+            job.has_task = False
+            self._metrics.task_ended(lag_s)
 
 
 @attrs.define

@@ -8,8 +8,9 @@ first moment to the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, Tracer, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from flux_async.events import CallbackReceived, FluxEvent, RequestEnded, Settled
@@ -27,6 +28,7 @@ Value: TypeAlias = str | int | float | bool
 SCOPE = "flux_async"
 FIRST_ERROR = 400
 _W3C = TraceContextTextMapPropagator()
+_ERROR = Status(StatusCode.ERROR)
 
 
 def tracer(provider: TracerProvider | None, version: str) -> Tracer:
@@ -43,37 +45,31 @@ class Spans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._suppressing = _suppression()
 
     def added(self, at: float) -> str | None:
         """Make the first span of a job, in the trace of the caller if there is one; return its context."""
-        moment, carrier = _ns(at), dict[str, str]()
+        moment = _ns(at)
         span = self._tracer.start_span("flux_async.add", kind=SpanKind.PRODUCER, start_time=moment)
         span.end(moment)
-        _W3C.inject(carrier, trace.set_span_in_context(span))
-        return carrier.get("traceparent")
+        return _traceparent(span.get_span_context())
 
     def request(self, event: RequestEnded) -> None:
         """Make the span of an HTTP request, in the trace of the coroutine that made it."""
-        about = dict(address_attributes(event.origin)) | {
-            "http.request.method": event.method,
-            "url.full": event.origin + (event.path or ""),
-        }
-        name = event.method
-        if event.path is not None:
-            name, about["url.template"] = f"{name} {event.path}", event.path
+        name, about = _of_request(event.method, event.origin, event.path)
+        about = about | _about(event)
         if event.status is not None:
             about["http.response.status_code"] = event.status
+        if (problem := error_type(event)) is not None:
+            about["error.type"] = problem
         span = self._tracer.start_span(
             name,
             kind=SpanKind.CLIENT,
-            attributes=about | _about(event),
-            links=[Link(context.get_span_context()) for context in map(_span_of, event.links)],
+            attributes=about,
+            links=[Link(_span_of(trace).get_span_context()) for trace in event.links],
             start_time=_ns(event.at - event.seconds),
         )
-        if (problem := error_type(event)) is not None:
-            span.set_attribute("error.type", problem)
-            span.set_status(Status(StatusCode.ERROR))
+        if problem is not None:
+            span.set_status(_ERROR)
         span.end(_ns(event.at))
 
     def callback(self, event: CallbackReceived) -> None:
@@ -98,17 +94,17 @@ class Spans:
             "flux_async.final": event.is_final,
             "flux_async.charge": event.charge.value,
         }
-        optional = {
-            "flux_async.credits": event.credits,
-            "flux_async.generation_s": event.generation_s,
-            "flux_async.verdict": event.verdict,
-            "flux_async.error.code": event.code,
-            "error.type": event.error,
-        }
+        optional = (
+            ("flux_async.credits", event.credits),
+            ("flux_async.generation_s", event.generation_s),
+            ("flux_async.verdict", event.verdict),
+            ("flux_async.error.code", event.code),
+            ("error.type", event.error),
+        )
         span = self._tracer.start_span(
             "flux_async.job",
             None if event.trace is None else context_of(event.trace),
-            attributes=about | {name: value for name, value in optional.items() if value is not None},
+            attributes=about | {name: value for name, value in optional if value is not None},
             start_time=_ns(event.at if event.added_at is None else event.added_at),
         )
         if event.outcome != "succeeded":
@@ -124,35 +120,50 @@ class Spans:
             return lambda: None
         return partial(contexts.detach, contexts.attach(context_of(context, contexts.get_current())))
 
-    def enter_request(self) -> Callable[[], None] | None:
-        """Switch off the instrumentation of HTTP libraries; return what ends that."""
-        if self._suppressing is None:
-            return None
-        suppressed = ExitStack()
-        suppressed.enter_context(self._suppressing())
-        return suppressed.close
-
-
-def _suppression() -> Callable[[], AbstractContextManager[object]] | None:
-    """Return what switches the instrumentation of HTTP libraries off; None without any instrumentation."""
-    try:
-        from opentelemetry.instrumentation.utils import suppress_http_instrumentation  # noqa: PLC0415
-    except ImportError:
-        return None
-    suppress: Callable[[], AbstractContextManager[object]] = suppress_http_instrumentation
-    return suppress
+    @staticmethod
+    def enter_request() -> Callable[[], object] | None:
+        """Switch off the instrumentation of HTTP libraries; return what ends that. None without any."""
+        instrumentation = sys.modules.get("opentelemetry.instrumentation.utils")
+        if instrumentation is None:
+            return None  # each instrumentation imports it
+        suppressed: AbstractContextManager[object] = instrumentation.suppress_http_instrumentation()
+        suppressed.__enter__()
+        return partial(suppressed.__exit__, None, None, None)
 
 
 # --- contexts and attributes ------------------------------------------------------------------------------
 
 
 def context_of(traceparent: str, context: Context | None = None) -> Context:
-    """Return a context whose current span is the one of a ``traceparent``."""
-    return _W3C.extract({"traceparent": traceparent}, context)
+    """Return a context whose current span is the one of a ``traceparent``, if that is one."""
+    span = _span_of(traceparent)
+    if span.get_span_context().is_valid:
+        return trace.set_span_in_context(span, Context() if context is None else context)
+    return Context() if context is None else context
 
 
+@lru_cache(maxsize=1024)
 def _span_of(traceparent: str) -> trace.Span:
-    return trace.get_current_span(context_of(traceparent))
+    return trace.get_current_span(_W3C.extract({"traceparent": traceparent}, Context()))
+
+
+def _traceparent(span: SpanContext) -> str | None:
+    """Return the W3C form of a span's context, which is shorter to write than with a propagator."""
+    if not span.is_valid:
+        return None
+    ids = f"{trace.format_trace_id(span.trace_id)}-{trace.format_span_id(span.span_id)}"
+    return f"00-{ids}-{span.trace_flags:02x}"
+
+
+@lru_cache(maxsize=1024)
+def _of_request(method: str, origin: str, path: str | None) -> tuple[str, dict[str, Value]]:
+    """Return the name of a request's span, and the attributes that all such requests have."""
+    about = {
+        **address_attributes(origin),
+        "http.request.method": method,
+        "url.full": origin + (path or ""),
+    }
+    return (method, about) if path is None else (f"{method} {path}", about | {"url.template": path})
 
 
 @lru_cache(maxsize=1024)
@@ -171,20 +182,15 @@ def error_type(event: RequestEnded) -> str | None:
 
 
 def _about(event: FluxEvent) -> dict[str, Value]:
-    return dict(_attributes(event))
-
-
-def _attributes(event: FluxEvent) -> Iterator[tuple[str, Value]]:
-    for name, value in (
+    attributes = (
         ("flux_async.job.key", event.job),
         ("flux_async.image", event.image),
         ("flux_async.model", event.model),
         ("flux_async.api", event.api),
         ("flux_async.task.id", event.task_id),
         ("flux_async.attempts", event.attempt or None),
-    ):
-        if value is not None:
-            yield name, value
+    )
+    return {name: value for name, value in attributes if value is not None}
 
 
 def _ns(at: float) -> int:

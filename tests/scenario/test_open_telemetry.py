@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -23,9 +24,12 @@ from flux_async import (
     MissingExtra,
     OpenTelemetry,
     Succeeded,
+    events,
     run_batch,
 )
 from flux_async.journal.inbox import Inbox
+from flux_async.models import JobKey
+from flux_async.telemetry.otel_metrics import totals
 from flux_async.testing import FluxSandbox, VirtualClock
 from flux_async.transport import Unknown
 from telemetry import Telemetry, orphans, traces_of
@@ -128,6 +132,15 @@ async def test_a_job_of_a_service_is_part_of_the_trace_of_its_request(
     assert orphans(seen.spans) == []
     assert seen.total("flux_async_job_queue_duration_seconds_count") == 1
     assert seen.total("flux_async_job_active") == 0
+
+
+def test_a_trace_of_another_kind_leaves_that_of_the_caller(seen: Telemetry) -> None:
+    """The journal keeps what the first observer has said, which may not be OpenTelemetry's."""
+    tracer = seen.tracer_provider.get_tracer("app")
+    with tracer.start_as_current_span("request") as request:
+        leave = seen.observer.enter_job(JobKey("k"), "no traceparent")
+        assert trace.get_current_span() is request
+        leave()
 
 
 async def test_the_jobs_of_a_batch_have_traces_of_their_own(observed: Any, vendor: Any, seen: Any) -> None:
@@ -317,6 +330,15 @@ async def test_metrics_agree_with_the_ledger(clock: VirtualClock, seen: Telemetr
     assert total(requests, url_template="/api/v1/flux/kontext/record-info") == ledger.polls
     assert total("flux_async_pauses_total", flux_async_pause="rate_limited") == ledger.refused[429]
     assert total("flux_async_job_active") == total("flux_async_task_in_flight") == 0
+
+
+def test_observers_of_one_provider_are_counted_together(seen: Telemetry) -> None:
+    """An application may have a client, and so an observer, for each of several API keys."""
+    other = OpenTelemetry(meter_provider=seen.meter_provider)
+    for observer in (seen.observer, other):
+        observer(events.Submitted(at=1.0, model="flux-kontext-pro", credits=5.0))
+    assert seen.total("flux_async_credits_total", flux_async_charge="yes") == 10.0
+    assert totals(None) is totals(metrics.get_meter_provider()) is not totals(seen.meter_provider)
 
 
 async def test_what_is_in_flight_is_seen_while_it_is(observed: Any, vendor: Any, seen: Any) -> None:

@@ -22,19 +22,23 @@ class Telemetry:
 
     Attributes:
         tracer_provider: Receives its spans.
+        meter_provider: Receives its metrics.
         registry: Has its metrics.
         observer: The observer.
     """
 
     tracer_provider: TracerProvider = attrs.field(factory=TracerProvider)
     registry: CollectorRegistry = attrs.field(factory=CollectorRegistry)
+    meter_provider: MeterProvider = attrs.field(init=False)
     observer: OpenTelemetry = attrs.field(init=False)
     _exporter: InMemorySpanExporter = attrs.field(factory=InMemorySpanExporter, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.tracer_provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        meters = MeterProvider([PrometheusMetricReader(registry=self.registry)])
-        self.observer = OpenTelemetry(tracer_provider=self.tracer_provider, meter_provider=meters)
+        self.meter_provider = MeterProvider([PrometheusMetricReader(registry=self.registry)])
+        self.observer = OpenTelemetry(
+            tracer_provider=self.tracer_provider, meter_provider=self.meter_provider
+        )
 
     @property
     def spans(self) -> tuple[ReadableSpan, ...]:
