@@ -1,13 +1,19 @@
 """Measures what observers cost: the same batch without one, with log lines, and with OpenTelemetry.
 
-Each run is a process of its own, which runs ``run_batch`` with a journal on a file, against a server in
-another (``harness/vendor.py``), as in ``batch.py``. No image is downloaded, so that a task costs as little as
-it can. Runs take turns, in another order in every round. ``log lines`` writes all of them from INFO on to a
-file; ``OpenTelemetry`` has the SDK, samples all spans and drops them in batches: what an exporter does is not
-included; ``without an SDK`` has the observer only.
+One process (``harness/observed_runs.py``) runs the batch with each observer in turn, in another order in
+every round, with a journal on a file and against a server in another process (``harness/vendor.py``): once
+with the results saved in a folder, as the command saves them, and once without any download, where a task
+costs as little as it can. A result is one pixel. The CPU is that of all threads of the process, per finished
+task; each run is compared with the one without an observer in the same round.
 
-The CPU of a task is that of the whole process without its start (imports, a client made), per finished task.
-In the long form it exits 1 where log lines add more than 5 % to it, or OpenTelemetry more than 10 %.
+- ``no events`` has the methods of the event stream replaced by ones that do nothing.
+- ``log lines`` writes all lines from INFO on to a file, as ``logging.basicConfig(filename=…)`` does.
+- ``OpenTelemetry`` has the SDK with its batch processor, samples all spans and exports none.
+- ``its SDK alone`` makes as many spans and measurements by hand, in the shortest way there is.
+- ``no SDK`` has the observer, and OpenTelemetry's API only.
+
+In the long form it exits 1 where log lines add more than 5 % to a task whose result is saved, or
+OpenTelemetry more than 10 %.
 """
 
 from __future__ import annotations
@@ -15,7 +21,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 import attrs
@@ -24,7 +29,6 @@ from harness.processes import child, serving
 from harness.report import exit_code, introduce, parser, spread
 
 HERE = Path(__file__).parent / "harness"
-LONGEST_S = 3_600.0
 
 
 @attrs.frozen
@@ -33,70 +37,91 @@ class Observer:
 
     Attributes:
         title: What it is called in the table.
-        name: What it is called in ``batch_clients.py``.
+        name: What it is called in ``observed_runs.py``.
         most: The share of the CPU of a task that it may add, where there is a limit.
     """
 
     title: str
-    name: str = ""
+    name: str
     most: float | None = None
 
 
-NONE = Observer("none")
+NONE = Observer("none", "none")
 OBSERVERS = (
     NONE,
+    Observer("no events", "without-events"),
     Observer("log lines", "log", most=0.05),
     Observer("OpenTelemetry", "otel", most=0.10),
-    Observer("OpenTelemetry without an SDK", "no-sdk"),
+    Observer("its SDK alone", "by-hand"),
+    Observer("no SDK", "no-sdk"),
 )
 
 
-def cpu_ms(observer: Observer, client: str, tasks: int, *, seed: int) -> float:
-    """Return the CPU of a finished task of one run, in milliseconds."""
+def measured(rounds: int, tasks: int, transport: str, *, saves: bool) -> dict[Observer, list[float]]:
+    """Return the CPU of a finished task with each observer, in milliseconds, by rounds."""
+    taken: dict[Observer, list[float]] = {observer: [] for observer in OBSERVERS}
+    named = {observer.name: observer for observer in OBSERVERS}
+    options = (
+        "--rounds",
+        rounds,
+        "--tasks",
+        tasks,
+        "--transport",
+        transport,
+        *(("--saves",) if saves else ()),
+    )
     with (
-        serving(HERE / "vendor.py", "--speed", 10.0, "--seed", seed, "--trip", 0.05) as url,
-        tempfile.TemporaryDirectory(prefix="observers-") as folder,
-        child(
-            *(HERE / "batch_clients.py", client, url, "--tasks", tasks, "--slots", 100, "--speed", 10.0),
-            *("--journal", f"{folder}/journal.sqlite3"),
-            *(("--observer", observer.name) if observer.name else ()),
-        ) as process,
+        serving(HERE / "vendor.py", "--speed", 10.0, "--seed", 1, "--trip", 0.05) as url,
+        child(HERE / "observed_runs.py", url, *options) as process,
     ):
-        said, _ = process.communicate(timeout=LONGEST_S)
-        if process.returncode:
-            raise SystemExit(f"observers: the run with {observer.title} failed")
-        figures = json.loads(said)
-    if figures["finished"] != tasks:
-        raise SystemExit(f"observers: {figures['finished']} of {tasks} with {observer.title}")
-    spent: float = (figures["cpu_s"] - figures["start_s"]) / tasks * 1000
-    return spent
+        assert process.stdout is not None
+        for line in process.stdout:
+            name, cpu_ms = json.loads(line)
+            taken[named[name]].append(cpu_ms)
+            print(f"{named[name].title}: {cpu_ms:.2f} ms", file=sys.stderr)
+        if process.wait():
+            raise SystemExit("observers: a run failed")
+    return taken
+
+
+def show(title: str, taken: dict[Observer, list[float]], *, has_limits: bool) -> bool:
+    """Print a table; return whether the limits are kept."""
+    print(f"\n{title:<40}{'CPU, ms a task':>24}{'of the run without':>24}{'limit':>8}")
+    good = True
+    for observer, found in taken.items():
+        shares = [mine / base for mine, base in zip(found, taken[NONE], strict=True)]
+        most = observer.most if has_limits else None
+        limit = "" if most is None else f"{1 + most:.2f}"
+        print(f"{observer.title:<40}{spread(found):>24}{quartiles(shares):>24}{limit:>8}")
+        good = good and (most is None or statistics.median(shares) <= 1 + most)
+    return good
+
+
+def quartiles(values: list[float]) -> str:
+    """Return the median, and the quartiles where there are as many values."""
+    if len(values) < 4:
+        return spread(values, ".3f")
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
 
 
 def main() -> int:
     """Measure, print, judge."""
     options = parser(
         __doc__,
-        short="2 rounds of 100 tasks, 100 in flight",
-        long="5 rounds of 1,000 tasks, 100 in flight: ten minutes",
+        short="2 rounds of 50 tasks, all in flight",
+        long="25 rounds of 100 tasks, all in flight, twice: half an hour",
     )
-    options.add_argument("--client", default="ours-httpx", help="as batch_clients.py names it")
+    options.add_argument("--transport", default="httpx", help="httpx, httpx2 or aiohttp")
     asked = options.parse_args()
-    rounds, tasks = (5, 1_000) if asked.long else (2, 100)
-    about = f"{asked.client}: {rounds} rounds of {tasks:,} tasks, 100 in flight; medians (lowest-highest)"
-    introduce(about, ("httpx", "opentelemetry-api", "opentelemetry-sdk"))
-    taken: dict[Observer, list[float]] = {observer: [] for observer in OBSERVERS}
-    for number in range(rounds):
-        first = number % len(OBSERVERS)
-        for observer in OBSERVERS[first:] + OBSERVERS[:first]:
-            taken[observer].append(cpu_ms(observer, asked.client, tasks, seed=number))
-            print(f"round {number + 1}, {observer.title}: {taken[observer][-1]:.2f} ms", file=sys.stderr)
-    print(f"{'observer':<30}{'CPU, ms a task':>24}{'of the run without':>24}{'limit':>8}")
+    rounds, tasks = (25, 100) if asked.long else (2, 50)
+    about = f"{asked.transport}: {rounds} rounds of {tasks} tasks, all in flight; medians (lowest-highest;"
+    introduce(f"{about} quartiles of what is compared)", ("httpx", "opentelemetry-api", "opentelemetry-sdk"))
     good = True
-    for observer, found in taken.items():
-        shares = [mine / base for mine, base in zip(found, taken[NONE], strict=True)]
-        limit = "" if observer.most is None else f"{1 + observer.most:.2f}"
-        print(f"{observer.title:<30}{spread(found):>24}{spread(shares, '.3f'):>24}{limit:>8}")
-        good = good and (observer.most is None or statistics.median(shares) <= 1 + observer.most)
+    for saves in (True, False):
+        taken = measured(rounds, tasks, asked.transport, saves=saves)
+        title = "results saved" if saves else "results not downloaded"
+        good = show(title, taken, has_limits=saves) and good
     return exit_code(good=good, long=asked.long)
 
 

@@ -12,7 +12,6 @@ import functools
 import importlib.machinery
 import importlib.util
 import json
-import logging
 import os
 import resource
 import sys
@@ -38,7 +37,6 @@ class Order(argparse.Namespace):
         speed: By how much everything is shorter than at the vendor.
         paced: Whether to keep the vendor's 20 submits in 10 s.
         journal: Where a client may keep one.
-        observer: What observes ours: ``log``, ``otel`` or ``no-sdk``; empty, nothing does.
         start_s: CPU of the process when the client first asked for the pictures: imports, and a client made.
     """
 
@@ -49,7 +47,6 @@ class Order(argparse.Namespace):
     speed: float
     paced: bool
     journal: str
-    observer: str = ""
     start_s: float | None = None
 
     @property
@@ -191,43 +188,12 @@ async def ours(order: Order, *, transport: str) -> int:
             limits=limits,
             polling=polling,
             transport=transport,
-            observers=observers(order),
         ) as client,
         run_batch(client, iter(order.images), journal=order.journal) as batch,
     ):
         async for outcome in batch:
             finished += isinstance(outcome, Succeeded)
     return finished
-
-
-def observers(order: Order) -> list[Any]:
-    """Return what observes a run: log lines in a file, or OpenTelemetry without an exporter."""
-    if order.observer == "log":
-        logging.basicConfig(
-            filename=f"{order.journal}.log",
-            level=logging.INFO,
-            format="%(asctime)s %(levelname)s %(message)s",
-        )
-    if order.observer not in {"otel", "no-sdk"}:
-        return []
-    from flux_async import OpenTelemetry  # noqa: PLC0415
-
-    if order.observer == "otel":
-        from opentelemetry import metrics, trace  # noqa: PLC0415
-        from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
-        from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter  # noqa: PLC0415
-
-        class Nowhere(SpanExporter):
-            def export(self, spans: object) -> Any:
-                """Drop them: what an exporter costs is its own."""
-
-        provider = TracerProvider()
-        provider.add_span_processor(BatchSpanProcessor(Nowhere()))
-        trace.set_tracer_provider(provider)
-        metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
-    return [OpenTelemetry()]
 
 
 # --- the process ------------------------------------------------------------------------------------------
@@ -286,7 +252,6 @@ def main() -> None:
     parser.add_argument("--paced", action="store_true")
     parser.add_argument("--sniffio", action="store_true")
     parser.add_argument("--journal", required=True)
-    parser.add_argument("--observer", choices=("log", "otel", "no-sdk"), default="")
     order = parser.parse_args(namespace=Order())
     if not order.sniffio:
         hide_sniffio()
