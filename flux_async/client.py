@@ -48,7 +48,7 @@ from flux_async.models import (
     UploadedFile,
     check_request,
 )
-from flux_async.observed_call import ObservedCall, observed
+from flux_async.observed import ObservedCall, observed
 from flux_async.policy import check_kind, check_not_negative, check_positive
 from flux_async.policy.downloads import DownloadLimits
 from flux_async.policy.generation_times import kind_of

@@ -42,9 +42,8 @@ from flux_async.errors import (
     WrongEventLoop,
 )
 from flux_async.events import EventStream, Paused, Polled, Retried, SubmitStarted, Submitted, why
-from flux_async.images import without_query
-from flux_async.models import EditRequest, ImageRequest, JobKey, TaskId, TaskRecord, TaskStatus, UnclaimedTask
-from flux_async.observed_request import exchange
+from flux_async.models import ImageRequest, JobKey, TaskId, TaskRecord, TaskStatus, UnclaimedTask
+from flux_async.observed import event_fields, exchange
 from flux_async.policy.generation_times import GenerationTimes
 from flux_async.policy.rate_limit import Pause, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
@@ -550,12 +549,6 @@ class Session:
             self.events.emit(Paused(at=at, what=what, seconds=seconds, tries=tries, **why(error)))
         if pause.is_on != was_on:
             self.changed.set()
-
-
-def event_fields(request: ImageRequest, api: ApiName, job: JobKey, trace: str | None) -> dict[str, Any]:
-    """Return the fields that the events of a call have in common."""
-    image = without_query(str(request.input_image)) if isinstance(request, EditRequest) else None
-    return {"job": job, "image": image, "model": str(request.model), "api": api, "trace": trace}
 
 
 def upload_host_unreachable(reason: str) -> RequestNotSent:

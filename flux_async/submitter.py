@@ -57,7 +57,7 @@ from flux_async.errors import (
 from flux_async.events import EventStream, Halted, Paused, RateLimited, why
 from flux_async.images import must_be_uploaded
 from flux_async.models import Echo, EditRequest, ImageRequest, ImageResult, JobKey, TaskId, TaskRecord
-from flux_async.observed_request import exchange
+from flux_async.observed import exchange
 from flux_async.policy.rate_limit import CircuitBreaker, Pause, SubmitSpacing
 from flux_async.policy.retry import RetryPolicy
 from flux_async.rate_limiter import RateLimiter

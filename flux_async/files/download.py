@@ -52,7 +52,7 @@ from flux_async.files.object_store import read_object
 from flux_async.files.sink import SavedResult, Sink, check_sink, path_in, save_in
 from flux_async.images import check_http_url, is_object
 from flux_async.models import ImageResult, Job
-from flux_async.observed_request import fetch
+from flux_async.observed import fetch
 from flux_async.policy.downloads import (
     REFRESHABLE,
     DownloadAgain,

@@ -5,7 +5,7 @@
     L6  cli → report
     L5  service → client
     L4  client → batch  webhook  telemetry  engine        sandbox, verification → imaging
-    L3  files/download, files/upload, poller → session → submitter → observed_request    imaging   L0 only
+    L3  files/download, files/upload, poller → session → submitter → observed    imaging   L0 only
     L2  transport  files  journal  clock         testing   for users' tests
     L1  events → job_state  policy  api          pure: no await, no time, no randomness
     L0  models → images → errors → advice        api_errors → errors
@@ -34,7 +34,7 @@ L0 = {"advice", "api_errors", "errors", "images", "models"}
 L1 = {"api", "events", "job_state", "policy"}
 L2 = {"clock", "files", "journal", "rate_limiter", "transport"}
 L3 = {
-    *("files.download", "files.upload", "observed_call", "observed_request", "poll_rate", "poller"),
+    *("files.download", "files.upload", "observed", "poll_rate", "poller"),
     *("session", "snapshots"),
     "submitter",
 }
@@ -56,17 +56,16 @@ ALLOWED: dict[str, set[str]] = {
     "clock": set(),
     "files": L0 | {"policy"},
     # Downloads and uploads are made by a session; the rest of the package needs none.
-    "files.download": L0 | L1 | {"files", "observed_request", "session", "submitter", "transport"},
+    "files.download": L0 | L1 | {"files", "observed", "session", "submitter", "transport"},
     "files.upload": L0 | L1 | {"files", "session", "submitter", "transport"},
     "journal": L0 | L1 | {"clock"},
     "transport": L0 | L1 | {"clock"},
     "rate_limiter": L0 | L1,
-    "session": L0 | L1 | {"clock", "observed_request", "rate_limiter", "submitter", "transport"},
-    "submitter": L0 | L1 | {"clock", "observed_request", "rate_limiter", "transport"},
+    "session": L0 | L1 | {"clock", "observed", "rate_limiter", "submitter", "transport"},
+    "submitter": L0 | L1 | {"clock", "observed", "rate_limiter", "transport"},
     "poller": L0 | L1 | {"clock", "poll_rate", "session", "submitter"},
     "poll_rate": {"clock"},
-    "observed_call": L0 | L1 | {"session"},
-    "observed_request": L0 | L1 | {"clock", "transport"},
+    "observed": L0 | L1 | {"clock", "transport"},
     "snapshots": {"poller", "session"},
     "client": L0 | L1 | L2 | L3 | {"batch", "client_options", "telemetry", "__version__"},
     "client_options": L0 | L1,
@@ -112,8 +111,7 @@ OUTSIDE: dict[str, set[str]] = {
     "submitter": {"attrs"},
     "poller": {"attrs"},
     "poll_rate": {"attrs"},
-    "observed_call": {"attrs"},
-    "observed_request": set(),
+    "observed": {"attrs"},
     "snapshots": {"attrs"},
     "client": {"anyio", "attrs"},
     "client_options": {"attrs"},
