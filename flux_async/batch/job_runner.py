@@ -32,6 +32,7 @@ from flux_async.job_state import (
     AwaitCallback,
     AwaitTask,
     Begin,
+    CheckForText,
     Choose,
     Compose,
     EchoContradicted,
@@ -39,7 +40,6 @@ from flux_async.job_state import (
     Fetch,
     JobSnapshot,
     JobState,
-    LookForText,
     Problem,
     Saved,
     Settle,
@@ -107,7 +107,7 @@ async def _perform(  # noqa: PLR0911 - one match arm per step
 ) -> Events | Leave | None:
     """Do the I/O of one step; return what happened, or None if the step has recorded it itself."""
     match step:
-        case LookForText():
+        case CheckForText():
             return await skip_if_textless(job, run)
         case Begin(not_before=not_before):
             return await submit(job, run, not_before)

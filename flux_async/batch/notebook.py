@@ -29,7 +29,7 @@ def to_html(progress: BatchProgress) -> str:
         "succeeded": progress.succeeded,
         "failed": progress.failed,
         "in doubt": progress.in_doubt,
-        "being checked": progress.looking + progress.preserving + progress.verifying,
+        "being checked": progress.checking_text + progress.preserving + progress.verifying,
         "in flight": progress.generating + progress.fetching,
     }
     settled, total = progress.succeeded + progress.failed + progress.in_doubt, max(1, progress.seen)

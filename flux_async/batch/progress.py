@@ -46,10 +46,10 @@ class BatchProgress:
     Attributes:
         seen: Jobs this run was given so far, those of earlier runs included.
         submits: Submits this run has made; one that never reached the vendor does not count.
-        looking: Originals that are being looked at for text, or wait for a worker process.
+        checking_text: Originals that are being checked for text, or wait for a worker process.
         skipped: Images that were not submitted, as their originals have no text.
         saved_credits: What those would have cost.
-        not_looked_at: Images that were submitted without a look, as it failed.
+        not_checked_for_text: Images that were submitted without that check, as it failed.
         generating: Tasks at the vendor.
         fetching: Images that are being downloaded.
         retrying: Those of them whose download failed and is tried again.
@@ -75,10 +75,10 @@ class BatchProgress:
 
     seen: int = 0
     submits: int = 0
-    looking: int = 0
+    checking_text: int = 0
     skipped: int = 0
     saved_credits: float = 0.0
-    not_looked_at: int = 0
+    not_checked_for_text: int = 0
     generating: int = 0
     fetching: int = 0
     retrying: int = 0
@@ -131,10 +131,10 @@ class Tally:
     measured: float = 0.0
     refundable: float = 0.0
     failures: int = 0
-    looking: int = 0
+    checking_text: int = 0
     skipped: int = 0
     saved_credits: float = 0.0
-    not_looked_at: int = 0
+    not_checked_for_text: int = 0
     preserving: int = 0
     verifying: int = 0
     preserved: int = 0
@@ -241,10 +241,10 @@ class Tally:
         return BatchProgress(
             seen=self.seen,
             submits=self.submits,
-            looking=self.looking,
+            checking_text=self.checking_text,
             skipped=self.skipped,
             saved_credits=self.saved_credits,
-            not_looked_at=self.not_looked_at,
+            not_checked_for_text=self.not_checked_for_text,
             generating=self.generating,
             fetching=self._states[JobState.GENERATED],
             retrying=self.retrying,
@@ -303,17 +303,17 @@ class ProgressReporter:
         return self.tally.progress(elapsed_s=elapsed_s, pause_left_s=pause.delay(now), pause_reason=reason)
 
     @contextlib.contextmanager
-    def checking(self, kind: Literal["looking", "preserving", "verifying"]) -> Iterator[None]:
+    def checking(self, kind: Literal["checking_text", "preserving", "verifying"]) -> Iterator[None]:
         """Count an image that is checked while this is held."""
         tally = self.tally
-        tally.looking += kind == "looking"
+        tally.checking_text += kind == "checking_text"
         tally.preserving += kind == "preserving"
         tally.verifying += kind == "verifying"
         self.notify()
         try:
             yield
         finally:
-            tally.looking -= kind == "looking"
+            tally.checking_text -= kind == "checking_text"
             tally.preserving -= kind == "preserving"
             tally.verifying -= kind == "verifying"
 

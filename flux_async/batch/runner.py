@@ -134,9 +134,9 @@ def run_batch(
             journal, in this process or another, must answer there. A submit whose answer was lost is then
             settled by its callback; if none comes within ``doubt_wait_s``, ``in_doubt`` decides.
         via_upload: Put images that have an address on the vendor's upload host first, too.
-        skip_textless: Look for text in each original before it is paid for, in worker processes. One without
+        skip_textless: Check each original for text before it is paid for, in worker processes. One without
             text is not submitted: it is copied, and ``Succeeded.image`` is None. An original that cannot be
-            looked at is submitted. It needs the same as ``preserve``.
+            checked is submitted. It needs the same as ``preserve``.
         preserve: Compose each result with its original, in worker processes: only the text areas come from
             the vendor's image, which stays in ``directory/vendor``. Where that is not certain enough, the
             vendor's image is the result, and ``Succeeded.check.not_preserved`` says why. Needs ``directory``

@@ -1,11 +1,11 @@
-"""Looks for text in originals before they are paid for; one without text is copied, not submitted.
+"""Checks originals for text before they are paid for; one without text is copied, not submitted.
 
 Rules:
 
-1. Only an image that was certainly not paid for is looked at, once in a run, while it holds no slot for tasks
+1. Only an image that was certainly not paid for is checked, once in a run, while it holds no slot for tasks
    in flight.
-2. The copy is on disk, whole, before it is recorded. A run that is killed before looks again.
-3. An image that cannot be looked at counts as one with text: it is submitted, as it would be without this.
+2. The copy is on disk, whole, before it is recorded. A run that is killed before checks again.
+3. An image that cannot be checked counts as one with text: it is submitted, as it would be without this.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ async def _copy_if_textless(
 ) -> tuple[SavedResult, tuple[int, int]] | None:
     """Return the copy of an original that certainly has no text, and its size; else None."""
     try:
-        with run.progress.checking("looking"):
+        with run.progress.checking("checking_text"):
             original = await original_of(job, run, stage, retry=False)
             if await stage.ready().has_text(original):
                 return None
@@ -64,7 +64,7 @@ async def _copy_if_textless(
     except Exception as error:  # of an image, of a worker process, of a transport
         if isinstance(error, FluxError) and concerns_all(error):
             raise
-        run.progress.tally.not_looked_at += 1
+        run.progress.tally.not_checked_for_text += 1
         words = error.message if isinstance(error, FluxError) else f"{shown(error)}."
-        logger.warning("job %s is submitted without a look for text: %s", job.state.key, words)
+        logger.warning("job %s is submitted without a check for text: %s", job.state.key, words)
         return None

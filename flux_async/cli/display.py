@@ -341,7 +341,7 @@ def _counts(view: RunView) -> list[str]:
 def _being_checked(view: RunView) -> tuple[tuple[str, int], ...]:
     batch = view.batch
     return (
-        ("looked at for text", batch.looking),
+        ("being checked for text", batch.checking_text),
         ("being composed", batch.preserving),
         ("being verified", batch.verifying),
     )
@@ -351,7 +351,10 @@ def _findings(batch: BatchProgress) -> list[str]:
     """Return what the checks have found: ``12 clean``, ``1 text left``, ``2 not composed``."""
     found = [(verdict.replace("_", " "), count) for verdict, count in sorted(batch.verdicts.items())]
     found += [("not composed", batch.not_preserved), ("not checked", batch.not_checked)]
-    found += [("submitted without a look", batch.not_looked_at), ("tried again", batch.tried_again)]
+    found += [
+        ("submitted without a check for text", batch.not_checked_for_text),
+        ("tried again", batch.tried_again),
+    ]
     words = [f"{count} {name}" for name, count in found if count]
     if batch.skipped:
         words.append(f"{batch.skipped} without text, {in_credits(batch.saved_credits)} credits saved")

@@ -146,7 +146,7 @@ CHECK_OPTIONS = (
     click.option(
         "--skip-textless",
         is_flag=True,
-        help="Look for text in each original first; one without text is copied and costs nothing.",
+        help="Check each original for text first; one without text is copied and costs nothing.",
     ),
     click.option(
         "--preserve",

@@ -29,7 +29,7 @@ Rules:
 6. A task whose record shows another request is never the job's: the submit was answered with a wrong id, so
    its own task is unknown and the job is IN_DOUBT.
 7. A job is cancelled only from PENDING: the vendor cannot cancel a task.
-8. An image without text, where the user wants that looked at, is DONE from PENDING: no submit, no task.
+8. An image without text, where the user wants that check, is DONE from PENDING: no submit, no task.
 9. Where the user wants another image of a job that is done, the earlier result is kept until the new one is
    verified; the better one is chosen. What would be FAILED meanwhile is DONE with the earlier result.
 10. Our own deadline ends a run's wait, not the job: it stays SUBMITTED and paid, and the next run resumes it.
@@ -76,10 +76,10 @@ from flux_async.job_state.steps import NO_CHECKS as NO_CHECKS
 from flux_async.job_state.steps import AwaitCallback as AwaitCallback
 from flux_async.job_state.steps import AwaitTask as AwaitTask
 from flux_async.job_state.steps import Begin as Begin
+from flux_async.job_state.steps import CheckForText as CheckForText
 from flux_async.job_state.steps import Choose as Choose
 from flux_async.job_state.steps import Compose as Compose
 from flux_async.job_state.steps import Fetch as Fetch
-from flux_async.job_state.steps import LookForText as LookForText
 from flux_async.job_state.steps import Settle as Settle
 from flux_async.job_state.steps import Step as Step
 from flux_async.job_state.steps import Submit as Submit

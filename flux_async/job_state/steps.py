@@ -22,8 +22,8 @@ from flux_async.models import CheckResult, TaskId
 
 
 @attrs.frozen
-class LookForText:
-    """Look for text in the original, before it is paid to remove it."""
+class CheckForText:
+    """Check the original for text, before it is paid to remove it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -117,7 +117,7 @@ class Settle:
 
 
 Step: TypeAlias = (
-    LookForText
+    CheckForText
     | Begin
     | Submit
     | AwaitTask
@@ -142,8 +142,8 @@ def next_step(job: JobSnapshot, *, callback_may_come: bool = False, checks: Want
     task_id, api = job.task_id, job.api
     match job.state:
         case JobState.PENDING:
-            looks = checks.skip_textless and job.charge is Charge.NO and job.kept is None
-            return LookForText() if looks else Begin(not_before=job.not_before)
+            is_checked = checks.skip_textless and job.charge is Charge.NO and job.kept is None
+            return CheckForText() if is_checked else Begin(not_before=job.not_before)
         case JobState.SUBMITTING:
             return Submit()
         case JobState.SUBMITTED if task_id is not None and api is not None:

@@ -142,7 +142,7 @@ async def test_any_other_answer_to_a_submit_leaves_it_in_doubt(
     assert transport.count("generate") == 2
 
 
-# --- looking ----------------------------------------------------------------------------------------------
+# --- polling ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", sorted({*REJECTED, *FOR_NOW, *IN_DOUBT} - set(TASK_FAILED)))

@@ -425,11 +425,13 @@ def test_progress_shows_the_checks_as_a_stage() -> None:
 
 
 def test_progress_says_what_was_saved() -> None:
-    """Images without text count as checked; originals that wait for their look are a stage."""
-    batch = BatchProgress(seen=9, looking=4, skipped=3, saved_credits=15.0, not_looked_at=1, succeeded=3)
+    """Images without text count as checked; originals that wait for that check are a stage."""
+    batch = BatchProgress(
+        seen=9, checking_text=4, skipped=3, saved_credits=15.0, not_checked_for_text=1, succeeded=3
+    )
     view = RunView(batch=batch, asked=9, checks=WantedChecks(skip_textless=True, verify=True))
     assert (
-        "4 looked at for text · 1 submitted without a look · 3 without text, 15 credits saved"
+        "4 being checked for text · 1 submitted without a check for text · 3 without text, 15 credits saved"
         in plain_line(view)
     )
     assert view.checked == 3

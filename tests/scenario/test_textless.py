@@ -71,7 +71,7 @@ async def test_an_image_without_text_is_copied_and_costs_nothing(
     assert poster.verdict is poster.check is None
     assert hosted.count("generate") == 1
     assert (progress.skipped, progress.saved_credits, progress.credits) == (1, 5, 5)
-    assert {one.looking for one in seen} >= {0, 1}
+    assert {one.checking_text for one in seen} >= {0, 1}
     assert sorted(url for url in hosted.fetched if url in URLS) == URLS
     async with Journal(options["journal"], clock=client.session.clock) as journal:
         job = (await journal.job(plain.job.key)).job
@@ -81,7 +81,7 @@ async def test_an_image_without_text_is_copied_and_costs_nothing(
 
 
 async def test_it_is_no_job_of_later_runs(client: Any, hosted: Any, options: Any) -> None:
-    """Neither with other checks nor without any: nothing is looked at, checked or paid again."""
+    """Neither with other checks nor without any: nothing is checked for text, checked or paid again."""
     workers = CheckWorkers(textless=("plain",))
     await collect(client, URLS, **options, checks=workers)
     made = workers.made.copy()
@@ -108,16 +108,16 @@ async def test_an_image_that_cannot_be_looked_at_is_submitted(
 
     async with run_batch(client, [PLAIN], **options, checks=CheckWorkers(behave)) as batch:
         (outcome,) = [outcome async for outcome in batch]
-        assert (batch.progress.not_looked_at, batch.progress.skipped) == (1, 0)
+        assert (batch.progress.not_checked_for_text, batch.progress.skipped) == (1, 0)
     assert outcome.image is not None
     assert hosted.count("generate") == 1
-    assert "is submitted without a look for text" in caplog.text
+    assert "is submitted without a check for text" in caplog.text
 
 
 async def test_an_original_that_cannot_be_downloaded_is_submitted_after_one_try(
     client: Any, vendor: Any, options: Any
 ) -> None:
-    """The vendor may reach what this machine cannot; without a copy of it nothing could be looked at."""
+    """The vendor may reach what this machine cannot; without a copy of it nothing could be checked."""
     fetched: list[str] = []
 
     @asynccontextmanager

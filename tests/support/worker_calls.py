@@ -59,5 +59,5 @@ def fail() -> None:
 
 
 def end_for(image: bytes, *, max_pixels: int) -> bool:
-    """Be killed while looking at an image."""
+    """Be killed while checking an image."""
     return bool(end()) or bool(image) or bool(max_pixels)

@@ -21,6 +21,7 @@ from flux_async.job_state import (
     AwaitTask,
     Begin,
     Cancelled,
+    CheckForText,
     Choose,
     Compose,
     Composed,
@@ -30,7 +31,6 @@ from flux_async.job_state import (
     IllegalTransition,
     JobSnapshot,
     JobState,
-    LookForText,
     NotChecked,
     NoTextFound,
     Problem,
@@ -332,11 +332,11 @@ def test_wanted_checks_follow_the_saved_image() -> None:
 
 def test_an_original_is_looked_at_before_it_is_paid() -> None:
     """Where that is wanted and nothing was perhaps paid; the copy of one without text is not checked."""
-    looks = WantedChecks(skip_textless=True)
-    assert next_step(job(P), checks=looks) == LookForText()
-    assert next_step(attrs.evolve(job(P), charge=Charge.MAYBE), checks=looks) == Begin()
+    wanted = WantedChecks(skip_textless=True)
+    assert next_step(job(P), checks=wanted) == CheckForText()
+    assert next_step(attrs.evolve(job(P), charge=Charge.MAYBE), checks=wanted) == Begin()
     done = apply(job(P), BY_TYPE[NoTextFound])
-    assert next_step(done, checks=attrs.evolve(looks, preserve=True, verify=True)) == Settle(state=DONE)
+    assert next_step(done, checks=attrs.evolve(wanted, preserve=True, verify=True)) == Settle(state=DONE)
     assert verdict_of(done) == "no_text"
 
 
@@ -688,7 +688,7 @@ class _AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def no_text(self) -> None:
-        if isinstance(next_step(self.job, checks=WantedChecks(skip_textless=True)), LookForText):
+        if isinstance(next_step(self.job, checks=WantedChecks(skip_textless=True)), CheckForText):
             assert self.offer(BY_TYPE[NoTextFound])
 
     @rule()
