@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,16 @@ _DSN = click.option(
 _NAME = click.argument("name")
 
 
-def _engine_runs() -> Any:
-    """Return the module that runs these commands.
+def _module(name: str) -> Any:
+    """Return a module that runs these commands.
 
     Raises:
         MissingExtra: The extra is not installed.
     """
     try:
-        from flux_async.cli import engine_runs  # noqa: PLC0415 - needs an extra
+        return importlib.import_module(f"flux_async.cli.{name}")
     except MissingExtra:
         raise MissingExtra.for_extra("This command", "engine") from None
-    return engine_runs
 
 
 @click.command(cls=Command)
@@ -98,7 +98,7 @@ def enqueue(
     the files of this machine. No key is needed. The same command again adds what is new, and resumes a batch
     that was cancelled; nothing is paid twice.
     """
-    runs = _engine_runs()
+    runs = _module("engine_runs")
     options = RunOptions(
         folder=Path(),
         in_doubt=InDoubtPolicy(on_doubt),
@@ -174,7 +174,7 @@ def worker(
     """
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
-    runs = _engine_runs()
+    runs = _module("engine_runs")
     return int(
         runs.run_worker(
             dsn,
@@ -200,7 +200,7 @@ def batch() -> None:
 @with_options(_DSN, JSON)
 def status(name: str, dsn: str, as_json: bool) -> int:
     """Show how many images of batch NAME are where."""
-    return int(_engine_runs().show_status(dsn, name, as_json=as_json))
+    return int(_module("engine_batches").show_status(dsn, name, as_json=as_json))
 
 
 @batch.command()
@@ -212,7 +212,7 @@ def results(name: str, dsn: str, as_json: bool) -> int:
     It is its file, or what became of it; with --json the line of results.jsonl. Exit 1 if some failed or are
     in doubt.
     """
-    return int(_engine_runs().show_results(dsn, name, as_json=as_json))
+    return int(_module("engine_batches").show_results(dsn, name, as_json=as_json))
 
 
 @batch.command()
@@ -223,15 +223,38 @@ def cancel(name: str, dsn: str, as_json: bool) -> int:
 
     Tasks in flight are paid, and their results are saved. The command that enqueued it resumes it.
     """
-    return int(_engine_runs().cancel_batch(dsn, name, as_json=as_json))
+    return int(_module("engine_batches").cancel_batch(dsn, name, as_json=as_json))
 
 
 @batch.command()
 @_NAME
+@click.option(
+    "-o",
+    "--output",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a page about it into DIR/NAME. Give the folder of the workers, whose images it shows.",
+    metavar="DIR",
+)
 @with_options(_DSN, JSON)
-def report(name: str, dsn: str, as_json: bool) -> int:
-    """Summarise batch NAME: counts, credits, times, errors."""
-    return int(_engine_runs().show_report(dsn, name, as_json=as_json))
+def report(name: str, directory: Path | None, dsn: str, as_json: bool) -> int:
+    """Summarise batch NAME: counts, credits, times, errors.
+
+    With -o it is the page of `flux-async report`, as DIR/NAME/report.html, and its path is printed. Of images
+    that are not in that folder it has the addresses: in an object store, and at the vendor while they are
+    kept there.
+    """
+    if directory is None:
+        return int(_module("engine_batches").show_report(dsn, name, as_json=as_json))
+    if as_json:
+        raise click.UsageError("Give -o for a page, or --json for figures.")
+    try:
+        pages = _module("engine_report")
+    except MissingExtra:
+        raise
+    except ImportError as missing:
+        raise MissingExtra.for_extra("The report", "report") from missing
+    return int(pages.write_batch_page(dsn, name, directory))
 
 
 ENGINE_COMMANDS = (enqueue, worker, batch)

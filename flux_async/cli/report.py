@@ -73,7 +73,7 @@ def show_report(
     """
     write_report(folder)  # the page is there at once; small copies take a moment
     try:
-        _make_all_copies(folder)
+        make_all_copies(read_report(folder))
         while watch and lock_owner_of(folder / JOURNAL) is not None:
             write_report(folder, reload_s=_WATCH_S, copies_s=_WATCH_S)
             sleep(_WATCH_S)
@@ -112,7 +112,7 @@ def write_report(
             report = read_report(folder, reader, reload_s=reload_s)
         return write_page(report.head, report.rows)
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise unwritable(folder, error) from None
 
 
 def read_report(
@@ -127,8 +127,8 @@ def read_report(
         return Report(
             head=_head(source, rows, reload_s),
             rows=rows,
-            without_copy=source.without_copy,
-            without_hole=source.without_hole,
+            without_copy=source.maker.without_copy,
+            without_hole=source.maker.without_hole,
         )
 
     return read_at_rest(folder / JOURNAL, read) if reader is None else read(reader)
@@ -137,14 +137,14 @@ def read_report(
 def _head(source: RowReader, rows: Sequence[ReportRow], reload_s: float | None) -> ReportHead:
     spending = credits_in(source.journal.spending())
     return ReportHead(
-        folder=source.folder,
+        folder=source.maker.folder,
         written_at=time.time(),
         images=source.images,
         credits=spending["spent"],
         credits_in_doubt=spending["perhaps"],
-        is_running=source.is_running,
+        is_running=source.maker.is_running,
         reload_s=None if reload_s is None else round(reload_s),
-        warning=warning_of_lost_records(source.folder),
+        warning=warning_of_lost_records(source.maker.folder),
         next_steps=_next_steps(source, rows),
     )
 
@@ -153,26 +153,29 @@ def _next_steps(source: RowReader, rows: Sequence[ReportRow]) -> Mapping[Filter,
     """Return the advice by filter, with commands only where no run uses the folder."""
     costs = costs_of_retry(source.journal)
     advice = {
-        Filter.FAILED: about_failed(source.folder, costs["failed"]),
-        Filter.IN_DOUBT: about_in_doubt(source.folder),
-        Filter.PENDING: about_pending(source.folder),
+        Filter.FAILED: about_failed(source.maker.folder, costs["failed"]),
+        Filter.IN_DOUBT: about_in_doubt(source.maker.folder),
+        Filter.PENDING: about_pending(source.maker.folder),
         Filter.REFUSED: ABOUT_REFUSED,
         Filter.UNRECOGNISED: ABOUT_UNRECOGNISED,
         Filter.UNSURE: ABOUT_UNSURE,
         Filter.NOT_PRESERVED: ABOUT_NOT_PRESERVED,
-        Filter.TEXT_LEFT: about_verdict(source.folder, "--text-left", costs["text_left"]),
-        Filter.DAMAGED: about_verdict(source.folder, "--damaged", costs["damaged"]),
+        Filter.TEXT_LEFT: about_verdict(source.maker.folder, "--text-left", costs["text_left"]),
+        Filter.DAMAGED: about_verdict(source.maker.folder, "--damaged", costs["damaged"]),
     }
     if any(row.kind is Kind.PENDING for row in rows):
         advice[Filter.ALL] = advice[Filter.PENDING]
-    if source.is_running:
+    if source.maker.is_running:
         advice = {name: ABOUT_RUNNING if step.command else step for name, step in advice.items()}
     return {name: NextStep(words=step.words, command=step.command) for name, step in advice.items()}
 
 
-def _make_all_copies(folder: Path) -> None:
-    """Make all small copies that are missing; say so where it takes a moment."""
-    report = read_report(folder)
+def make_all_copies(report: Report) -> None:
+    """Make all small copies that are missing; say so where it takes a moment.
+
+    Raises:
+        ResultsError: One cannot be written.
+    """
     if len(report.without_copy) > _SOON_MADE:
         message_console().note(
             f"Making small copies of {len(report.without_copy):,} images. Ctrl-C leaves the rest for the "
@@ -181,7 +184,7 @@ def _make_all_copies(folder: Path) -> None:
     try:
         report.make_missing()
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise unwritable(report.head.folder, error) from None
 
 
 def write_contact_sheet(folder: Path) -> Path:
@@ -197,7 +200,7 @@ def write_contact_sheet(folder: Path) -> Path:
     try:
         draw_contact_sheet(list(map(_pair, chosen)), path)
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise unwritable(folder, error) from None
     return path
 
 
@@ -211,5 +214,6 @@ def _pair(row: ReportRow) -> Pair:
     )
 
 
-def _unwritable(folder: Path, error: OSError) -> ResultsError:
+def unwritable(folder: Path, error: OSError) -> ResultsError:
+    """Return the error of a report that cannot be written."""
     return ResultsError(f"The report in {folder} cannot be written: {error.strerror or error}.")

@@ -34,7 +34,7 @@ from flux_async.report.page import MOST_ROWS
 from flux_async.report.rows import Kind, Picture, ReportRow
 from flux_async.report.thumbnails import Thumbnails
 
-_ATTENTION_FIRST = (JobState.FAILED, JobState.IN_DOUBT, JobState.SUBMITTING)
+NEED_ATTENTION = (JobState.FAILED, JobState.IN_DOUBT, JobState.SUBMITTING)
 _STAGES = {
     JobState.PENDING: "not submitted yet",
     JobState.SUBMITTING: "being submitted",
@@ -44,28 +44,24 @@ _STAGES = {
 
 
 @attrs.define(kw_only=True, eq=False)
-class RowReader:
-    """Reads the rows of one folder.
+class RowMaker:
+    """Makes the rows of a page from jobs.
 
     Attributes:
-        folder: The folder, as an absolute path.
-        journal: Its journal.
-        is_running: Whether another process runs it; a submit without an answer is not in doubt then.
+        folder: The folder of the page, as an absolute path, in which small copies of images are.
+        is_running: Whether somebody works on the jobs; a submit without an answer is not in doubt then.
         problems: Errors of the last runs, by the keys of their jobs.
-        refused: Inputs of the last runs that never became a job.
         originals: Downloaded inputs, by the name of the result without its ending.
-        prices: Prices that runs of the folder have measured, by model.
-        without_copy: Images of the rows read so far that have no small copy.
+        prices: Prices that runs have measured, by model.
+        without_copy: Images of the rows made so far that have no small copy.
         without_hole: Originals and composed results of these whose outlines are not known yet.
     """
 
     folder: Path
-    journal: JournalReader
     is_running: bool
-    problems: Mapping[str, ErrorNote]
-    refused: Sequence[ResultRow]
-    originals: Mapping[str, Path]
     prices: Mapping[str, float]
+    problems: Mapping[str, ErrorNote] = attrs.field(factory=dict)
+    originals: Mapping[str, Path] = attrs.field(factory=dict)
     without_copy: list[Path] = attrs.field(factory=list, init=False)
     without_hole: list[tuple[Path, Path]] = attrs.field(factory=list, init=False)
     _copies: Thumbnails = attrs.field(init=False)
@@ -73,54 +69,15 @@ class RowReader:
     def __attrs_post_init__(self) -> None:
         self._copies = Thumbnails(self.folder)
 
-    @classmethod
-    def of(cls, folder: Path, journal: JournalReader, *, is_running: bool) -> Self:
-        """Return the reader of a folder."""
-        problems, refused = {}, {}
-        with contextlib.suppress(OSError):
-            for row in ResultFile(folder).rows_with_errors():
-                if row.error is not None:
-                    problems[row.key] = row.error
-                if row.status is Status.FAILED and not row.attempts and not journal.has(row.key):
-                    refused[row.key] = row
-        path = folder.absolute()
-        return cls(
-            folder=path,
-            journal=journal,
-            is_running=is_running,
-            problems=problems,
-            refused=tuple(islice(refused.values(), MOST_ROWS)),
-            originals=_by_stem(path / ORIGINALS),
-            prices={one.model: one.price for one in journal.spending() if one.price is not None},
-        )
-
-    @property
-    def images(self) -> int:
-        """How many images the run has, those included that are not on the page."""
-        return sum(self.journal.counts().values()) + len(self.refused)
-
-    def price_of(self, model: str | None) -> float:
-        """Return what an image of a model costs: as measured here, else by the price list."""
-        return self.prices.get(model or "", credits_of(model or ""))
-
-    def read(self) -> list[ReportRow]:
-        """Return the rows in the order of the input; of a long run those that need a look and the first."""
-        room = MOST_ROWS - len(self.refused)
-        needed = self.journal.jobs(*_ATTENTION_FIRST)
-        found: dict[int, StoredJob] = {}
-        for stored in chain(needed, self.journal.with_echo(Echo.UNRECOGNISED), self.journal.jobs()):
-            if len(found) >= room:
-                break
-            found.setdefault(stored.number, stored)
-        return [*(self._row(found.pop(number)) for number in sorted(found)), *self._refused_rows()]
-
-    def _row(self, stored: StoredJob) -> ReportRow:
+    def row(self, stored: StoredJob, row: ResultRow) -> ReportRow:
+        """Return the row of a job, of which ``row`` is the line in results.jsonl."""
         job, _ = with_earlier_result(stored.job)
-        row, model = row_of(stored, None, self.folder), _model_of(stored)
+        model = _model_of(stored)
         is_in_progress = job.state is JobState.SUBMITTING and self.is_running
         kind = Kind.PENDING if is_in_progress else Kind(row.status.value)
         error = self.problems.get(job.key) if kind is Kind.PENDING else row.error
-        result = None if row.file is None or is_address(row.file) else self.folder / row.file
+        is_stored = row.file is not None and is_address(row.file)
+        result = None if row.file is None or is_stored else self.folder / row.file
         checked = job.checked or CheckResult()
         original = self._original(stored, job)
         is_copy = row.saved_credits is not None
@@ -139,6 +96,7 @@ class RowReader:
             vendor=self._picture(vendor),
             preserved=self._picture(result) if checked.is_preserved or is_copy else None,
             hole=self._hole(checked, original, result) if checked.is_preserved else (),
+            stored_as=row.file if is_stored else None,
             result_url=job.result_url,
             is_unrecognised=job.echo is Echo.UNRECOGNISED,
             error_type=None if error is None else error.type,
@@ -158,7 +116,7 @@ class RowReader:
     def _cost(self, job: JobSnapshot, model: str) -> float | None:
         if job.credits is not None:
             return job.credits
-        return self.price_of(model) if job.charge is Charge.YES else None
+        return self.prices.get(model, credits_of(model)) if job.charge is Charge.YES else None
 
     def _original(self, stored: StoredJob, job: JobSnapshot) -> Picture | None:
         if stored.source is not None:
@@ -188,6 +146,62 @@ class RowReader:
         if found is None:
             self.without_hole.append((original.file, composed))
         return found or ()
+
+
+@attrs.define(kw_only=True, eq=False)
+class RowReader:
+    """Reads the rows of one folder.
+
+    Attributes:
+        journal: Its journal.
+        maker: Makes the rows.
+        refused: Inputs of the last runs that never became a job.
+    """
+
+    journal: JournalReader
+    maker: RowMaker
+    refused: Sequence[ResultRow]
+
+    @classmethod
+    def of(cls, folder: Path, journal: JournalReader, *, is_running: bool) -> Self:
+        """Return the reader of a folder; ``is_running`` says whether another process runs it."""
+        problems, refused = {}, {}
+        with contextlib.suppress(OSError):
+            for row in ResultFile(folder).rows_with_errors():
+                if row.error is not None:
+                    problems[row.key] = row.error
+                if row.status is Status.FAILED and not row.attempts and not journal.has(row.key):
+                    refused[row.key] = row
+        path = folder.absolute()
+        maker = RowMaker(
+            folder=path,
+            is_running=is_running,
+            problems=problems,
+            originals=_by_stem(path / ORIGINALS),
+            prices={one.model: one.price for one in journal.spending() if one.price is not None},
+        )
+        return cls(journal=journal, maker=maker, refused=tuple(islice(refused.values(), MOST_ROWS)))
+
+    @property
+    def images(self) -> int:
+        """How many images the run has, those included that are not on the page."""
+        return sum(self.journal.counts().values()) + len(self.refused)
+
+    def read(self) -> list[ReportRow]:
+        """Return the rows in the order of the input; of a long run those that need a look and the first."""
+        room = MOST_ROWS - len(self.refused)
+        needed = self.journal.jobs(*NEED_ATTENTION)
+        found: dict[int, StoredJob] = {}
+        for stored in chain(needed, self.journal.with_echo(Echo.UNRECOGNISED), self.journal.jobs()):
+            if len(found) >= room:
+                break
+            found.setdefault(stored.number, stored)
+        jobs = [found.pop(number) for number in sorted(found)]
+        folder = self.maker.folder
+        return [
+            *(self.maker.row(stored, row_of(stored, None, folder)) for stored in jobs),
+            *self._refused_rows(),
+        ]
 
     def _refused_rows(self) -> Iterator[ReportRow]:
         for number, row in enumerate(self.refused, start=self.journal.newest() + 1):

@@ -12,6 +12,7 @@ from flux_async.engine.database import Database, Row
 from flux_async.engine.store import COLUMNS, stored_job
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.job_state import JobState, Problem
+from flux_async.journal.reader import Spending
 from flux_async.journal.store import StoredJob
 from flux_async.models import Failed, Outcome
 
@@ -102,11 +103,13 @@ class EngineBatch:
             if not fresh:
                 await self._database.clock.sleep(_LOOK_S)
 
-    async def rows(self) -> AsyncIterator[BatchRow]:
-        """Yield all jobs, in the order in which they were submitted to the batch."""
+    async def rows(self, *states: JobState) -> AsyncIterator[BatchRow]:
+        """Yield all jobs, or those in some states, in the order in which they were submitted to the batch."""
         await self._database.open()
-        after = 0
-        while rows := await self._rows("number > %(after)s ORDER BY number LIMIT 1000", after=after):
+        after, wanted = 0, "" if not states else "state = ANY(%(states)s) AND "
+        named = [state.value for state in states]
+        page = f"{wanted}number > %(after)s ORDER BY number LIMIT 1000"
+        while rows := await self._rows(page, after=after, states=named):
             for row in rows:
                 yield BatchRow.of(row)
             after = rows[-1]["number"]
@@ -143,6 +146,23 @@ class EngineBatch:
             credits=sum(row["credits"] for row in rows),
             is_cancelled=batch["is_cancelled"],
         )
+
+    async def spending(self) -> list[Spending]:
+        """Return the tasks made so far, by model."""
+        await self._database.open()
+        rows = await self._database.rows(
+            "SELECT model, tasks, perhaps, measured, credits, coalesce(value, custom) AS price FROM ("
+            "SELECT request::jsonb->>'model' AS model, count(task_id) AS tasks, "
+            "count(*) FILTER (WHERE task_id IS NULL AND NOT is_refused) AS perhaps, "
+            "count(credits) FILTER (WHERE attempt.number = attempts) AS measured, "
+            "coalesce(sum(credits) FILTER (WHERE attempt.number = attempts), 0) AS credits, "
+            "max((request::jsonb->'customModel'->>'credits')::float8) AS custom "
+            "FROM flux_async.job JOIN flux_async.attempt ON attempt.job = job.number "
+            "WHERE batch = %(batch)s GROUP BY 1) AS made "
+            "LEFT JOIN flux_async.fact ON name = 'price ' || model",
+            batch=self.name,
+        )
+        return [Spending(**row) for row in rows]
 
     async def cancel(self) -> BatchStatus:
         """Submit no further job; tasks in flight are paid, and their results are saved."""

@@ -49,6 +49,7 @@ CREATE TABLE IF NOT EXISTS flux_async.attempt (
   callback_id text UNIQUE,
   input_url text,
   task_id text UNIQUE,                       -- a task belongs to one submit
+  is_refused boolean NOT NULL DEFAULT false, -- certainly not charged
   refused_task_id text,
   answer text,
   PRIMARY KEY (job, number)

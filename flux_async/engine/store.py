@@ -37,6 +37,8 @@ from flux_async.job_state import (
     Problem,
     SubmitAccepted,
     SubmitIntended,
+    SubmitRefused,
+    SubmitRejected,
     SubmitUnknown,
     TaskFound,
     TaskSucceeded,
@@ -222,6 +224,8 @@ class PostgresStore:
             case SubmitAccepted():
                 sql = "UPDATE flux_async.attempt SET task_id = %(task_id)s"
                 values["task_id"] = event.task_id
+            case SubmitRefused() | SubmitRejected():
+                sql = "UPDATE flux_async.attempt SET is_refused = true"
             case SubmitUnknown():
                 sql = "UPDATE flux_async.attempt SET answer = %(answer)s, refused_task_id = %(refused)s"
                 values |= {"answer": event.answer, "refused": event.refused_task_id}

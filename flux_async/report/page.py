@@ -61,6 +61,7 @@ class ReportHead:
         reload_s: Seconds after which the page reloads itself; None where nothing writes it anew.
         warning: A warning about the journal.
         next_steps: What to do, by filter.
+        whole_list: What lists all images, where the page does not.
     """
 
     folder: Path
@@ -72,6 +73,7 @@ class ReportHead:
     reload_s: int | None = None
     warning: str | None = None
     next_steps: Mapping[Filter, NextStep] = attrs.field(factory=dict)
+    whole_list: str = "results.jsonl"
 
 
 def write_page(head: ReportHead, rows: Sequence[ReportRow]) -> Path:

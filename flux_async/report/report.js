@@ -256,6 +256,7 @@ function facts(row) {
     ["Original", file(row.original), "wide"],
     ["Result with the original's pixels", file(row.preserved), "wide"],
     [row.preserved ? "Result as the vendor made it" : "Result", file(row.vendor), "wide"],
+    ["Result stored as", row.stored_as, "wide"],
     ["Result at the vendor", row.result_url && link(row.result_url, row.result_url), "wide"],
   ].map(([name, value, kind]) => [name, value === false ? null : value, kind]);
 }

@@ -98,6 +98,7 @@ class ReportRow:
         original_url: The address of the input.
         vendor: The result as the vendor made it.
         preserved: The result with every pixel outside the text taken from the original.
+        stored_as: The address of the result in an object store, which a page cannot show.
         result_url: The result at the vendor, while it keeps it.
         verdict: The finding of the check: ``clean``, ``text_left``, ``damaged``, ``cropped``, ``unsure`` or
             ``no_text``.
@@ -133,6 +134,7 @@ class ReportRow:
     original_url: str | None = attrs.field(default=None, converter=web_link)
     vendor: Picture | None = None
     preserved: Picture | None = None
+    stored_as: str | None = None
     result_url: str | None = attrs.field(default=None, converter=web_link)
     verdict: str | None = None
     reason: str | None = None

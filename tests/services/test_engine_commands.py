@@ -44,7 +44,13 @@ def test_a_list_is_enqueued_and_worked_on_until_nothing_is_left(cli: Cli, fresh_
     assert results.code == 0
     report = json.loads(cli.run("batch", "report", "posters", *dsn, "--json").stdout)
     assert report["counts"] == counts
+    assert report["credits"] == {"spent": 15.0, "measured": 0.0, "perhaps": 0.0}
     assert report["began_at"] <= report["ended_at"]
+    page = Path(cli.run("batch", "report", "posters", *dsn, "-o", "clean").stdout.strip())
+    assert page == cli.folder / "clean" / "posters" / "report.html"
+    shown = page.read_text("utf-8")
+    assert all(f'"vendor":{{"file":"{row["file"]}"' in shown for row in rows)
+    assert "<dt>Credits spent</dt><dd>15</dd>" in shown
 
 
 def test_a_batch_is_cancelled(cli: Cli, fresh_dsn: str) -> None:

@@ -1,0 +1,121 @@
+"""What the commands `batch …` do with a batch of the engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import attrs
+
+from flux_async.cli.credits import in_credits
+from flux_async.cli.results import ResultRow, Status, row_of, utc_text
+from flux_async.cli.signals import Interruption, run_interruptible
+from flux_async.cli.status import credits_in
+from flux_async.cli.terminal import Exit, Output, printable
+from flux_async.engine import BatchRow, BatchStatus, Engine, EngineBatch
+
+T = TypeVar("T")
+
+
+def show_status(dsn: str, name: str, *, as_json: bool) -> Exit:
+    """Print the counts of a batch."""
+    return _print_status(of_batch(dsn, name, EngineBatch.status), name, as_json=as_json)
+
+
+def cancel_batch(dsn: str, name: str, *, as_json: bool) -> Exit:
+    """Cancel a batch, and print its counts."""
+    return _print_status(of_batch(dsn, name, EngineBatch.cancel), name, as_json=as_json)
+
+
+def _print_status(status: BatchStatus, name: str, *, as_json: bool) -> Exit:
+    output, counts = Output(), _counts(status)
+    if as_json:
+        output.json({"batch": name, "counts": counts, "credits": status.credits})
+    else:
+        output.line(printable(f"{name}: {status_in_words(status)}"))
+    return Exit.SUCCEEDED
+
+
+def show_results(dsn: str, name: str, *, as_json: bool) -> Exit:
+    """Print the row of each job of a batch."""
+    output = Output()
+
+    async def work(batch: EngineBatch) -> Exit:
+        await batch.status()  # refuses a name that is none
+        code = Exit.SUCCEEDED
+        async for found in batch.rows():
+            row = result_row(found)
+            if row.status in {Status.FAILED, Status.IN_DOUBT}:
+                code = Exit.SOME_FAILED
+            output.line(row.as_json() if as_json else printable(_line(row)))
+        return code
+
+    return of_batch(dsn, name, work)
+
+
+def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
+    """Print a summary of a batch."""
+
+    async def work(batch: EngineBatch) -> dict[str, Any]:
+        status, errors = await batch.status(), Counter[str]()
+        times: list[float] = []
+        async for found in batch.rows():
+            row, job = result_row(found), found.stored.job
+            if row.error is not None:
+                errors[row.error.type] += 1
+            times += [at for at in (job.submitted_at, job.finished_at) if at is not None]
+        return {
+            "batch": name,
+            "counts": _counts(status),
+            "credits": credits_in(await batch.spending()),
+            "errors": dict(errors.most_common()),
+            "began_at": utc_text(min(times, default=None)),
+            "ended_at": utc_text(max(times, default=None)),
+        }
+
+    report, output = of_batch(dsn, name, work), Output()
+    if as_json:
+        output.json(report)
+        return Exit.SUCCEEDED
+    credits_ = report["credits"]
+    output.line(printable(f"{name}: " + ", ".join(f"{n} {what}" for what, n in report["counts"].items())))
+    perhaps = f", perhaps {in_credits(credits_['perhaps'])} more in doubt" if credits_["perhaps"] else ""
+    output.line(f"credits: {in_credits(credits_['spent'])}{perhaps}")
+    if report["began_at"] is not None:
+        output.line(f"from {report['began_at']} to {report['ended_at']}")
+    for kind, count in report["errors"].items():
+        output.line(f"{count} {kind}")
+    return Exit.SUCCEEDED
+
+
+def result_row(found: BatchRow) -> ResultRow:
+    """Return the line of a job in the form of results.jsonl."""
+    row = row_of(found.stored, found.obstacle)
+    return attrs.evolve(row, file=found.stored.job.file if row.status is Status.SUCCEEDED else None)
+
+
+def _line(row: ResultRow) -> str:
+    why = "" if row.error is None else f": {row.error.message}"
+    return row.file or row.result_url or f"{row.status.value} {row.image}{why}"
+
+
+def of_batch(dsn: str, name: str, work: Callable[[EngineBatch], Awaitable[T]]) -> T:
+    """Do work on a batch, and return what it returns."""
+
+    async def command(_: Interruption) -> T:
+        async with Engine(dsn) as engine:
+            return await work(engine.batch(name))
+
+    return run_interruptible(command)
+
+
+def _counts(status: BatchStatus) -> dict[str, int]:
+    names = ("pending", "in_flight", "succeeded", "failed", "in_doubt")
+    return {name: getattr(status, name) for name in names}
+
+
+def status_in_words(status: BatchStatus) -> str:
+    """Return the counts of a batch as one line."""
+    words = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in _counts(status).items())
+    return f"{words}{'; cancelled' if status.is_cancelled else ''}; {status.credits:g} credits"
