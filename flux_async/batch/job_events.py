@@ -105,7 +105,7 @@ def settled(stored: StoredJob, outcome: Outcome, at: float) -> events.Settled:
         generation_s=job.generation_s,
         file=job.file,
         verdict=verdict_of(job),
-        **({} if isinstance(outcome, Succeeded) else _why_not(outcome.error)),
+        **({} if isinstance(outcome, Succeeded) else _why_not(outcome.error, job.problem)),
     )
 
 
@@ -152,5 +152,9 @@ def _why(problem: Problem) -> dict[str, Any]:
     return {"error": problem.type, "reason": problem.message}
 
 
-def _why_not(error: FluxError) -> dict[str, Any]:
+def _why_not(error: FluxError, problem: Problem | None) -> dict[str, Any]:
+    """Return why a job has no image. The error of an earlier process is known by ``problem`` alone."""
+    if type(error) is FluxError and problem is not None:
+        reason = error.message.removeprefix(f"{problem.type}: ")
+        return {"error": problem.type, "reason": reason, "code": problem.code}
     return events.why(error) | {"code": Problem.of(error).code}

@@ -28,6 +28,9 @@ from flux_async.poller import Poller
 from flux_async.session import Session
 from flux_async.verification.preserve import PreserveFormat
 
+MOST_ATTEMPTS = 10
+"""Of an image with ``until_clean``, each of them paid: a larger number is a slip of the keyboard."""
+
 
 def check_client(value: object) -> None:
     """Refuse what is no client.
@@ -80,10 +83,11 @@ def check_attempts(value: object) -> int:
     """Return how many attempts an image may have.
 
     Raises:
-        InvalidInput: It is no whole number from 1.
+        InvalidInput: It is no whole number from 1 to ``MOST_ATTEMPTS``.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidInput(f"until_clean must be a whole number from 1, not {shown(value)}.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_ATTEMPTS:
+        words = f"until_clean must be a whole number from 1 to {MOST_ATTEMPTS}"
+        raise InvalidInput(f"{words}, not {shown(value)}.")
     return value
 
 

@@ -145,7 +145,7 @@ def run_batch(
         verify: Verify each result, after ``preserve``: ``Succeeded.verdict``. It needs the same.
         preserve_format: Format of composed images: ``png``, ``webp``, ``tiff``, or ``jpeg``, which changes
             every pixel a little.
-        until_clean: The most attempts for an image whose verdict is ``text_left``, ``damaged`` or
+        until_clean: The most attempts, up to 10, for an image whose verdict is ``text_left``, ``damaged`` or
             ``cropped``, the first one included; it implies ``verify``. Each of them is charged. The best
             result is the outcome, the files of the others are in ``directory/earlier``. Attempts of earlier
             runs count, so that the same call resumes; only images of this call are submitted again.

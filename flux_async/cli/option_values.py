@@ -15,7 +15,7 @@ import click
 
 from flux_async import CustomModel, InvalidInput, Model
 from flux_async.api.models_table import AnyModel
-from flux_async.batch.options import price_list
+from flux_async.batch.options import MOST_ATTEMPTS, price_list
 from flux_async.cli.run_options import ListenAddress
 from flux_async.verification.preserve import FORMATS
 
@@ -132,9 +132,6 @@ def show_log(_ctx: click.Context, _param: click.Parameter, value: int) -> None:
     display.show_log(value)
 
 
-_MOST_ATTEMPTS = 10
-"""Of an image, each of them paid: a larger number is a slip of the keyboard."""
-
 PRESERVE_FORMAT = click.option(
     "--preserve-format",
     type=click.Choice(FORMATS),
@@ -157,7 +154,7 @@ CHECK_OPTIONS = (
     click.option("--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."),
     click.option(
         "--until-clean",
-        type=click.IntRange(min=1, max=_MOST_ATTEMPTS),
+        type=click.IntRange(min=1, max=MOST_ATTEMPTS),
         default=1,
         show_default=False,
         help="Verify, and pay for up to N tasks for an image until its text is gone and nothing is damaged.",

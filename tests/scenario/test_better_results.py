@@ -506,12 +506,13 @@ async def test_attempts_that_die_at_any_commit_are_resumed(
     ("options", "words"),
     [
         ({"until_clean": 0}, "until_clean must be a whole number from 1"),
+        ({"until_clean": 11}, "until_clean must be a whole number from 1 to 10, not 11"),
         ({"until_clean": True}, "until_clean must be a whole number from 1"),
         ({"until_clean": 2, "directory": None}, "verify needs a folder"),
         ({"escalate": "flux-kontext-max"}, "escalate must be a list of models"),
         ({"escalate": ["flux-kontext-ultra"]}, "'flux-kontext-ultra' is no model"),
     ],
-    ids=["none", "a flag", "no folder", "one name", "no model"],
+    ids=["none", "too many", "a flag", "no folder", "one name", "no model"],
 )
 def test_the_options_of_further_attempts_are_checked(
     client: Any, checked: Any, options: dict[str, Any], words: str

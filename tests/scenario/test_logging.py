@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,20 @@ async def test_a_possible_charge_is_a_warning(client: Any, transport: Any, lines
     with pytest.raises(FluxError):
         await client.remove_text(SIGNED)
     assert any(level == "WARNING" and "charge maybe" in text for level, text in lines())
+
+
+async def test_the_error_of_an_earlier_run_keeps_its_class(
+    client: Any, transport: Any, lines: Any, tmp_path: Path
+) -> None:
+    """The next run logs what the journal has of it, as the first one did."""
+    transport.script["generate"] = [Unknown("dropped")]
+    for _ in range(2):
+        async with run_batch(client, [SIGNED], journal=tmp_path / "run.sqlite3") as batch:
+            async for _ in batch:
+                pass
+    first, second = [text for _, text in lines() if ": in doubt (" in text]
+    assert "ConnectionLost, The request was sent, but no whole answer came: dropped." in first
+    assert "ConnectionLost, The request was sent, but no whole answer came: dropped." in second
 
 
 async def test_a_pause_and_a_halt_are_logged(client: Any, vendor: Any, make: Any, lines: Any) -> None:
