@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,6 +27,7 @@ PATIENCE_S = 60.0
 """Seconds for which one operation waits for a server that restarts."""
 _RETRY_S = 0.5
 _CONNECTIONS = 8
+_SCHEMA_AGAIN_S = 0.1
 _SCHEMA_LOCK = 0x666C7578
 """Key of the advisory lock under which the schema is made."""
 
@@ -76,6 +78,11 @@ class Database:
         """The address as SQLAlchemy and DBOS read it."""
         return self._url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected."""
+        return self._engine is not None
+
     async def open(self) -> None:
         """Connect, and make the schema where there is none.
 
@@ -86,10 +93,11 @@ class Database:
             return
         engine = create_async_engine(self.sqlalchemy_url, pool_size=_CONNECTIONS, max_overflow=0)
         try:
-            async with engine.begin() as connection:
-                await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_SCHEMA_LOCK})")
+            async with self._schema_lock(engine):
                 await anyio.to_thread.run_sync(run_dbos_database_migrations, self.sqlalchemy_url)
-                await connection.exec_driver_sql(files(__package__).joinpath("schema.sql").read_text("utf-8"))
+                async with engine.begin() as connection:
+                    schema = files(__package__).joinpath("schema.sql").read_text("utf-8")
+                    await connection.exec_driver_sql(schema)
         except (DBAPIError, OSError) as error:
             await engine.dispose()
             raise ConfigurationError(
@@ -97,6 +105,21 @@ class Database:
                 advice="Check the DSN, and that the server runs; nothing was sent.",
             ) from None
         self._engine = engine
+
+    @asynccontextmanager
+    async def _schema_lock(self, engine: AsyncEngine) -> AsyncIterator[None]:
+        """Hold while the schema is made: processes that start at once do so one after the other.
+
+        No transaction waits for the lock: DBOS builds indexes concurrently, which wait for all transactions.
+        """
+        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            take = f"SELECT pg_try_advisory_lock({_SCHEMA_LOCK}) AS is_mine"
+            while not (await query(connection, take))[0]["is_mine"]:
+                await self.clock.sleep(_SCHEMA_AGAIN_S)
+            try:
+                yield
+            finally:
+                await connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_SCHEMA_LOCK})")
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -189,6 +189,18 @@ async def test_a_job_continues_the_trace_in_which_it_was_submitted(
     assert sum("succeeded" in record.message for record in caplog.records) == 2
 
 
+async def test_processes_that_start_at_once_make_the_tables_once(fresh_dsn: str) -> None:
+    """Replicas on an empty database wait for each other, and none for ever."""
+    engines = [Engine(fresh_dsn) for _ in range(3)]
+    try:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            for engine in engines:
+                group.create_task(engine.database.open())
+    finally:
+        for engine in engines:
+            await engine.aclose()
+
+
 async def test_a_server_that_does_not_answer_is_one_sentence() -> None:
     """It names the server, and says that nothing was sent."""
     with pytest.raises(ConfigurationError, match="PostgreSQL at 127.0.0.1:1 cannot be used") as refused:
