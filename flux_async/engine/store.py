@@ -337,6 +337,14 @@ class PostgresStore:
         )
         return [InboxEntry(**row) for row in rows]
 
+    async def has_callback(self, task_id: TaskId) -> bool:
+        """Return whether a callback came for a task that belongs to a job."""
+        sql = (
+            "SELECT FROM flux_async.attempt JOIN flux_async.inbox USING (callback_id, task_id) "
+            "WHERE attempt.task_id = %(task)s LIMIT 1"
+        )
+        return await self.database.row(sql, task=task_id) is not None
+
     async def offers_to(self, job: int) -> list[KnownTask]:
         """Return tasks that belong to no job and whose records show the request of a job."""
         rows = await self.database.rows(

@@ -77,6 +77,9 @@ class TaskWatcher:
             FluxError: They cannot be taken now.
         """
         run.budget.guard.give_up(job.model)
+        task_id = job.state.task_id
+        if run.options.callbacks is not None and task_id and await account.store.has_callback(task_id):
+            self.notify(job.number, task_id)  # it came while no worker had the job
         outcome = await run_job(job, run, submits=False)
         is_unusable = isinstance(outcome, Failed) and outcome.job is None
         if outcome is not None and (is_unusable or job.state.state in _SETTLED):
@@ -101,9 +104,7 @@ class TaskWatcher:
 
     def notify(self, number: int, task_id: str) -> None:
         """Poll the task of a job at once, because a callback came for it."""
-        found = self._active.get(number)
-        if found is None:
-            return
-        job, account = found
-        job.wakeup.set()
-        account.client.poller.notify(TaskId(task_id), job=job.state.key, trace=job.stored.trace)
+        if number in self._active:
+            job, account = self._active[number]
+            job.wakeup.set()
+            account.client.poller.notify(TaskId(task_id), job=job.state.key, trace=job.stored.trace)
