@@ -7,6 +7,11 @@
 Then open http://127.0.0.1:8000. Run one process: it has the journal. For callbacks instead of polls set
 ``PUBLIC_URL`` to the address under which the vendor can reach this server, and ``KIE_WEBHOOK_KEY``.
 
+For any number of processes and machines, ``pip install 'flux-async[engine]'`` and name a PostgreSQL database
+in place of the journal; ``DATA_FOLDER`` is then on a volume that all of them share::
+
+    export FLUX_ASYNC_DSN=postgresql://user@host/flux
+
 Without a key and free of charge, against the sandbox (``flux-async sandbox``, from the extra ``sandbox``)::
 
     export KIE_API_KEY=test KIE_BASE_URL=http://127.0.0.1:8787
@@ -48,6 +53,7 @@ from flux_async import (
 
 DATA = Path(os.environ.get("DATA_FOLDER", "data"))
 UPLOADS, RESULTS = DATA / "uploads", DATA / "results"
+DSN = os.environ.get("FLUX_ASYNC_DSN")
 PUBLIC_URL = os.environ.get("PUBLIC_URL")
 SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp"}
 STATUS_CODES: dict[type[FluxError], int] = {
@@ -76,9 +82,9 @@ UPLOADS.mkdir(parents=True, exist_ok=True)
 RESULTS.mkdir(parents=True, exist_ok=True)
 service = JobService(
     FluxClient(),
-    journal=DATA / "jobs.sqlite3",
+    journal=None if DSN else DATA / "jobs.sqlite3",
+    engine=DSN,
     directory=RESULTS,
-    name_file=lambda job: job.key,
     callbacks=CallbackEndpoint(f"{PUBLIC_URL}/flux-callback", key=os.environ.get("KIE_WEBHOOK_KEY"))
     if PUBLIC_URL
     else None,
@@ -108,7 +114,7 @@ async def form() -> str:
 async def add(
     request: Request, file: UploadFile | None = None, url: Annotated[HttpUrl | None, Form()] = None
 ) -> Response:
-    """Take an image; it is on disk before this is answered."""
+    """Take an image; it is stored durably before this is answered."""
     if file and file.filename:
         path = await stored(file)
         key = await service.add(path, key=path.stem)

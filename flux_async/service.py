@@ -1,12 +1,13 @@
 """JobService: takes jobs in one request of a web backend, answers for them in another, survives a restart.
 
-It is a batch that never ends, on one journal in one process. Rules:
+Its jobs live in a journal, which one process works on, or in the database of an engine, which any number of
+processes share. Rules:
 
-1. ``add`` returns when the job is on disk. The service submits it when its turn comes, by priority and then
-   in order of arrival; what a process leaves undone, the next one on the same journal takes up.
-2. ``get`` and ``result`` answer from the journal, also for jobs of earlier processes.
-3. A halt (key, balance, answers that make no sense) ends the run, not the service: after a while one submit
-   shows whether the cause is gone. A price or a budget that was exceeded needs a person, and a restart.
+1. ``add`` returns when the job is stored durably. The service submits it when its turn comes, by priority and
+   then in order of arrival; what a process leaves undone, the next one takes up, or another one.
+2. ``get`` and ``result`` answer from there, also for jobs of earlier or other processes.
+3. A halt (key, balance, answers that make no sense) ends the submits, not the service: after a while one
+   submit shows whether the cause is gone. A price or a budget that was exceeded needs a person.
 4. Closing submits nothing more at once, waits for POSTs in flight at most ``stop_within`` seconds, and leaves
    everything else to the next process.
 """
@@ -20,7 +21,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from flux_async.batch import job_events
 from flux_async.batch.answers import JobStatus, ServiceSnapshot
@@ -29,50 +30,78 @@ from flux_async.batch.journal_backend import JournalBackend
 from flux_async.batch.options import ServiceOptions, check_client
 from flux_async.batch.service_backend import ServiceBackend
 from flux_async.client import FluxClient
-from flux_async.errors import ConfigurationError, QueueFull
+from flux_async.clock import Clock, SystemClock
+from flux_async.errors import ConfigurationError, InvalidInput, QueueFull
 from flux_async.events import FluxEvent, Settled
 from flux_async.journal.store import Journal
 from flux_async.models import JobKey, Outcome
 from flux_async.policy import check_positive
+from flux_async.snapshots import no_client
 from flux_async.telemetry.feed import EventFeed
 from flux_async.transport.background import wait_until_done
 from flux_async.webhook import WebhookReceiver
+
+if TYPE_CHECKING:
+    from flux_async.engine.engine import Engine
+
+_EITHER = "Give journal=, for one process, or engine=, for several."
 
 
 class JobService:
     """Jobs for a web backend: ``async with JobService(client, journal="jobs.sqlite3") as service: …``.
 
+    With ``engine="postgresql://user@host/flux"`` in place of ``journal`` any number of processes work on the
+    same jobs, and each of them answers for all.
+
     Args:
-        client: Makes the requests. One that is not in use yet is opened and closed with the service.
+        client: Makes the requests. One that is not in use yet is opened and closed with the service. With an
+            engine it may be left out: then workers in other processes do the work.
         journal: The durable record: a path, which one process uses at a time, or a journal that is not open.
+        engine: In its place the database of the jobs, a :class:`flux_async.engine.Engine` or its DSN. One
+            that is not open yet is opened and closed with the service. Needs the extra ``engine``.
+        batch: With an engine, the name of the batch that has the jobs of this service.
         most_waiting: Jobs that may wait for their submit; beyond them ``add`` raises :class:`QueueFull`.
         stop_within: Seconds for which closing waits for POSTs in flight; one without an answer by then is in
             doubt.
         options: The options of :func:`flux_async.run_batch`: ``directory`` or ``sink``, ``callbacks``,
-            ``preserve``, ``verify`` …
+            ``preserve``, ``verify`` … With an engine ``directory``, ``sink``, ``callbacks``, ``in_doubt``,
+            ``prices``, ``timeout`` and ``retry.max_paid_attempts``.
 
     Raises:
         InvalidInput: An option is out of range or of a wrong type; nothing was opened or sent.
+        MissingExtra: ``engine`` needs an extra that is not installed.
     """
 
     def __init__(
         self,
-        client: FluxClient,
+        client: FluxClient | None = None,
         *,
-        journal: str | os.PathLike[str] | Journal,
+        journal: str | os.PathLike[str] | Journal | None = None,
+        engine: Engine | str | None = None,
+        batch: str = "service",
         most_waiting: int = 10_000,
         stop_within: float = 20.0,
         **options: Unpack[ServiceOptions],
     ) -> None:
-        check_client(client)
-        self._client, self._clock, self._options = client, client.session.clock, options
+        if (journal is None) == (engine is None):
+            raise InvalidInput("A service has its jobs in a journal or in an engine.", advice=_EITHER)
+        if client is not None or journal is not None:
+            check_client(client)
+        self._client, self._options = client, options
+        self._clock: Clock = SystemClock() if client is None else client.session.clock
         self._stop_within = check_positive(stop_within, "stop_within")
-        self._backend: ServiceBackend = JournalBackend(
-            client=client,
-            journal=journal if isinstance(journal, Journal) else Journal(journal, clock=self._clock),
-            options=options,
-            most_waiting=int(check_positive(most_waiting, "most_waiting")),
-        )
+        most = int(check_positive(most_waiting, "most_waiting"))
+        if client is not None and journal is not None:
+            kept = journal if isinstance(journal, Journal) else Journal(journal, clock=self._clock)
+            self._backend: ServiceBackend = JournalBackend(
+                client=client, journal=kept, options=options, most_waiting=most
+            )
+        else:
+            from flux_async.engine.service_backend import EngineBackend  # noqa: PLC0415 - needs an extra
+
+            self._backend = EngineBackend.on(
+                engine, client=client, batch=batch, options=options, most_waiting=most
+            )
         self._is_open = False
         self._closing: asyncio.Task[None] | None = None
         self._owns_client = False
@@ -81,22 +110,23 @@ class JobService:
     # --- opening and closing ------------------------------------------------------------------------------
 
     async def open(self) -> Self:
-        """Open the journal and begin to work.
+        """Open the journal, or connect to the database, and begin to work.
 
         Raises:
             JournalError: The journal cannot be used, for instance as another process uses it.
-            ConfigurationError: The service was opened before.
+            ConfigurationError: The service was opened before, or the database does not answer.
         """
         if self._is_open:
             raise ConfigurationError("This service was opened before.", advice="Make a new one.")
-        self._owns_client = not self._client.session.is_in_use
-        self._client.session.enter()
+        if self._client is not None:
+            self._owns_client = not self._client.session.is_in_use
+            self._client.session.enter()
         await self._backend.open()
         self._is_open = True
         return self
 
     async def aclose(self) -> None:
-        """Submit nothing more, wait for POSTs in flight, and close the journal; once for all callers."""
+        """Submit nothing more, wait for POSTs in flight, and close it; once for all callers."""
         if not self._is_open:
             return
         if self._closing is None:
@@ -107,7 +137,7 @@ class JobService:
         await self._backend.aclose(self._stop_within)
         for feed in self._feeds:
             feed.end()
-        if self._owns_client:
+        if self._client is not None and self._owns_client:
             await self._client.aclose()
 
     async def __aenter__(self) -> Self:
@@ -145,20 +175,22 @@ class JobService:
     # --- jobs ---------------------------------------------------------------------------------------------
 
     async def add(self, image: Input, *, key: str | None = None, priority: int = 0) -> JobKey:
-        """Add an image or a request as a job; return its key once it is on disk.
+        """Add an image or a request as a job; return its key once it is stored durably.
 
         The same job again, by its key, is added once. Without ``key`` it is named by its request.
 
         Args:
             image: A URL or a file to remove text from, a request, or a :class:`Job`.
             key: Your own name of the job.
-            priority: The highest is submitted first.
+            priority: The highest is submitted first; with an engine from -9,950 to 49.
 
         Raises:
             QueueFull: Too many jobs wait, or the service is closing: answer 503.
             InvalidInput: It is no request, or the image cannot be used: answer 422.
             JobConflictError: The key has another request: answer 409.
-            JournalError: It could not be written.
+            JournalError: It could not be written: answer 503. It may be stored all the same; the same job
+                again is added once.
+            FluxError: With an engine, a file could not be uploaded: answer 503.
         """
         self._check_open()
         return await self._backend.add(image, key, priority)
@@ -167,7 +199,7 @@ class JobService:
         """Return the outcome of a job, or how far it is.
 
         Raises:
-            UnknownJob: The journal does not have it.
+            UnknownJob: There is no such job.
         """
         _, answer = await self._backend.find(key)
         return answer
@@ -176,7 +208,7 @@ class JobService:
         """Wait for the outcome of a job and return it.
 
         Raises:
-            UnknownJob: The journal does not have it.
+            UnknownJob: There is no such job.
             DeadlineExceeded: ``timeout`` seconds passed, or the service was closed; the job goes on.
         """
         timeout_s = math.inf if timeout is None else check_positive(timeout, "timeout")
@@ -185,10 +217,11 @@ class JobService:
     async def events(self, key: str | None = None) -> AsyncIterator[FluxEvent]:
         """Yield the events of a job as they come, up to its outcome; without a key, those of all jobs.
 
+        Of a job that another process works on come ``JobAdded``, ``Submitted`` and ``Settled``.
         A slow reader loses the oldest of over 1,000. A job that has its outcome yields its ``Settled`` alone.
 
         Raises:
-            UnknownJob: The journal does not have it.
+            UnknownJob: There is no such job.
         """
         feed = EventFeed(None if key is None else JobKey(key))
         self._backend.attach(feed)
@@ -212,14 +245,15 @@ class JobService:
 
         Raises:
             AlreadySubmitted: Its submit is in progress, or was made: the vendor cannot cancel a task.
-            UnknownJob: The journal does not have it.
+            UnknownJob: There is no such job.
         """
         await self._backend.cancel(key)
 
     def snapshot(self) -> ServiceSnapshot:
         """Return what waits, what is active and what is halted, for health checks; makes no request."""
         is_open = self._is_open and self._closing is None
-        return self._backend.snapshot(self._client.snapshot(), is_open=is_open)
+        client = no_client(self._clock.wall()) if self._client is None else self._client.snapshot()
+        return self._backend.snapshot(client, is_open=is_open)
 
     # --- helpers ------------------------------------------------------------------------------------------
 

@@ -67,6 +67,26 @@ class ClientSnapshot:
     unclaimed: int
 
 
+def no_client(at: float) -> ClientSnapshot:
+    """Return what a process without a client has in its place: one that is closed and has done nothing."""
+    return ClientSnapshot(
+        at=at,
+        is_closed=True,
+        submits_in_flight=0,
+        tasks_in_flight=0,
+        permit_in_s=0.0,
+        submits_per_s=0.0,
+        pauses=(),
+        is_halted=False,
+        last_answer_s=None,
+        last_success_at=None,
+        credits=None,
+        credits_at=None,
+        median_s={},
+        unclaimed=0,
+    )
+
+
 def client_snapshot(session: Session, poller: Poller) -> ClientSnapshot:
     """Return a session at this moment."""
     now, wall = session.clock.monotonic(), session.clock.wall()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self
 
@@ -97,6 +97,62 @@ class ServiceSnapshot:
         return self.is_open and self.halted is None and self.waiting < self.most_waiting
 
 
+@attrs.define(eq=False)
+class Waiters:
+    """Callers that wait for the outcomes of jobs.
+
+    Attributes:
+        clock: Measures waits.
+        find: Returns the outcome of a job, or how far it is.
+    """
+
+    clock: Clock
+    find: Callable[[str], Awaitable[JobStatus | Outcome]]
+    _waiting: dict[JobKey, set[Wakeup]] = attrs.field(factory=dict, init=False, repr=False)
+    _is_closed: bool = attrs.field(default=False, init=False)
+
+    @property
+    def keys(self) -> list[JobKey]:
+        """The jobs that are waited for."""
+        return list(self._waiting)
+
+    async def result(self, key: str, timeout_s: float) -> Outcome:
+        """Wait for the outcome of a job.
+
+        Raises:
+            UnknownJob: There is no such job.
+            DeadlineExceeded: The time is up, or the service was closed.
+        """
+        wakeup, deadline = Wakeup(), self.clock.monotonic() + timeout_s
+        waiting = self._waiting.setdefault(JobKey(key), set())
+        waiting.add(wakeup)
+        try:
+            found = await self.find(key)
+            while isinstance(found, JobStatus):
+                if self._is_closed or self.clock.monotonic() >= deadline:
+                    words, advice = f"Job {key} is {found.state} and goes on.", "Ask for it again later."
+                    raise DeadlineExceeded(words, advice=advice, charge=found.charge, task_id=found.task_id)
+                await wakeup.wait(self.clock, deadline - self.clock.monotonic())
+                if not self._is_closed:
+                    found = await self.find(key)
+            return found
+        finally:
+            waiting.discard(wakeup)
+            if not waiting:
+                self._waiting.pop(JobKey(key), None)
+
+    def wake(self, key: JobKey) -> None:
+        """Let those who wait for a job read it again."""
+        for wakeup in self._waiting.get(key, ()):
+            wakeup.set()
+
+    def close(self) -> None:
+        """End all waits: nothing works on the jobs any more."""
+        self._is_closed = True
+        for key in self._waiting:
+            self.wake(key)
+
+
 @attrs.define(kw_only=True, eq=False)
 class Answers:
     """What one service answers.
@@ -106,16 +162,19 @@ class Answers:
         clock: Measures waits.
         directory: The folder of the results, if there is one.
         works_on: Returns by its number whether the service works on a job now.
+        waiters: Those who wait for outcomes.
     """
 
     journal: Journal
     clock: Clock
     directory: Path | None
     works_on: Callable[[int], bool] = attrs.field(default=lambda _: False, init=False, repr=False)
-    _waiting: dict[JobKey, set[Wakeup]] = attrs.field(factory=dict, init=False, repr=False)
+    waiters: Waiters = attrs.field(init=False, repr=False)
     # The latest outcomes that bring no image: the journal has less of their errors, or none.
     _kept: OrderedDict[JobKey, Outcome] = attrs.field(factory=OrderedDict, init=False, repr=False)
-    _is_closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.waiters = Waiters(self.clock, self.find)
 
     async def stored(self, key: str) -> StoredJob:
         """Return a job of the journal.
@@ -128,6 +187,10 @@ class Answers:
             raise UnknownJob(f"There is no job {key!r}.")
         return stored
 
+    async def find(self, key: str) -> JobStatus | Outcome:
+        """Return the outcome of a job, or how far it is; raises as :meth:`stored` does."""
+        return self.answer(await self.stored(key))
+
     def answer(self, stored: StoredJob) -> JobStatus | Outcome:
         """Return the outcome of a job, or how far it is."""
         job = stored.job
@@ -138,31 +201,6 @@ class Answers:
             return outcome_of(job, stored.as_job(), None, self.directory)
         return JobStatus.of(stored)
 
-    async def result(self, key: str, timeout_s: float) -> Outcome:
-        """Wait for the outcome of a job.
-
-        Raises:
-            UnknownJob: The journal does not have it.
-            DeadlineExceeded: The time is up, or the service was closed.
-        """
-        wakeup, deadline = Wakeup(), self.clock.monotonic() + timeout_s
-        waiting = self._waiting.setdefault(JobKey(key), set())
-        waiting.add(wakeup)
-        try:
-            found = self.answer(await self.stored(key))
-            while isinstance(found, JobStatus):
-                if self._is_closed or self.clock.monotonic() >= deadline:
-                    words, advice = f"Job {key} is {found.state} and goes on.", "Ask for it again later."
-                    raise DeadlineExceeded(words, advice=advice, charge=found.charge, task_id=found.task_id)
-                await wakeup.wait(self.clock, deadline - self.clock.monotonic())
-                if not self._is_closed:
-                    found = self.answer(await self.stored(key))
-            return found
-        finally:
-            waiting.discard(wakeup)
-            if not waiting:
-                self._waiting.pop(JobKey(key), None)
-
     def settle(self, key: JobKey, outcome: Outcome) -> None:
         """Keep an outcome, unless the journal has all of it, and wake those who wait for it."""
         self._kept.pop(key, None)
@@ -170,16 +208,8 @@ class Answers:
             self._kept[key] = outcome
             if len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
-        for wakeup in self._waiting.get(key, ()):
-            wakeup.set()
+        self.waiters.wake(key)
 
     def forget(self, key: JobKey) -> None:
         """Drop the outcome of a job that is tried again."""
         self._kept.pop(key, None)
-
-    def close(self) -> None:
-        """End all waits: nothing works on the jobs any more."""
-        self._is_closed = True
-        for waiting in self._waiting.values():
-            for wakeup in waiting:
-                wakeup.set()

@@ -85,7 +85,7 @@ class JournalBackend:
                 logger.warning("submits had no answer in %g s: they are in doubt", stop_within)
                 self._session.background.abandon()
                 await asyncio.wait([self._work])
-        self._answers.close()
+        self._answers.waiters.close()
         await self.journal.aclose()
 
     # --- jobs ---------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class JournalBackend:
 
     async def result(self, key: str, timeout_s: float) -> Outcome:
         """Wait for the outcome of a job."""
-        return await self._answers.result(key, timeout_s)
+        return await self._answers.waiters.result(key, timeout_s)
 
     async def cancel(self, key: str) -> None:
         """Cancel a job that is not submitted yet."""

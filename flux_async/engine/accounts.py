@@ -114,3 +114,13 @@ class Accounts:
             seconds=seconds,
             problem=json.dumps(attrs.asdict(problem)),
         )
+
+    async def halted(self, account: str | None) -> Problem | None:
+        """Return why an account has no permits now; without one, why none of them has any."""
+        row = await self.database.row(
+            f"SELECT problem, halted_until > {_NOW} AS is_halted FROM flux_async.account "
+            "WHERE fingerprint = coalesce(%(account)s, fingerprint) ORDER BY halted_until LIMIT 1",
+            account=account,
+        )
+        is_halted = row is not None and row["is_halted"] and row["problem"] is not None
+        return Problem(**row["problem"]) if row is not None and is_halted else None

@@ -3,7 +3,7 @@
 ::
 
     L6  cli → report
-    L5  service → client
+    L5  service → client  engine
     L4  client → batch  webhook  telemetry  engine        sandbox, verification → imaging
     L3  files/download, files/upload, poller → session → submitter → observed    imaging   L0 only
     L2  transport  files  journal  clock         testing   for users' tests
@@ -72,8 +72,8 @@ ALLOWED: dict[str, set[str]] = {
     "batch": L0 | L1 | L2 | L3 | {"telemetry", "verification"},
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1 | {"__version__"},
-    "service": L0 | L1 | L2 | L3 | {"batch", "client", "telemetry", "webhook"},
-    "engine": L0 | L1 | L2 | L3 | {"batch", "client"},
+    "service": L0 | L1 | L2 | L3 | {"batch", "client", "engine", "telemetry", "webhook"},
+    "engine": L0 | L1 | L2 | L3 | {"batch", "client", "telemetry"},
     "imaging": L0,
     "verification": L0 | {"imaging"},
     "sandbox": {"imaging"},

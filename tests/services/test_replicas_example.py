@@ -1,4 +1,4 @@
-"""``examples/fastapi_replicas.py`` on a real PostgreSQL: two replicas and a worker, stopped and killed."""
+"""``examples/fastapi_service.py`` in two processes on one PostgreSQL, of which one is killed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx
 import pytest
 
@@ -21,20 +22,52 @@ from servers import port_of, reserved_port
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 pytest.importorskip("fastapi")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+SERVER = Path(__file__).parents[1] / "support" / "quick_fastapi_service.py"
 SECONDS = 120
+IMAGES, HALF = 60, 30
 KEY = "hook-key"
 
 
+@attrs.frozen
+class Replica:
+    """One process of the application."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def add(self, image: str) -> str | None:
+        """Add an image and return its key; None if the process has ended."""
+        try:
+            answer = local_http.post(f"{self.url}/images", data={"url": image})
+        except httpx.HTTPError:
+            return None
+        assert answer.status_code == 202, answer.text
+        key: str = answer.json()["key"]
+        return key
+
+    def state(self, key: str) -> str:
+        """Return how far an image is."""
+        state: str = local_http.get(f"{self.url}/images/{key}").json()["state"]
+        return state
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes images."""
+        assert self.process.poll() is None, "the server has ended"
+        try:
+            return local_http.get(f"{self.url}/readyz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+
 @contextmanager
-def running(environment: dict[str, str], folder: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a module of Python in a child process, and end it by its pid."""
+def replica(port: int, environment: dict[str, str], folder: Path) -> Iterator[Replica]:
+    """Serve the application in a child process, and end it by its pid."""
     with (folder / "log").open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=log
-        )
+        command = [sys.executable, str(SERVER), str(port)]
+        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     try:
-        yield child
+        yield Replica(f"http://127.0.0.1:{port}", child)
     finally:
         child.kill()
         child.wait()
@@ -48,59 +81,33 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.1)
 
 
-def answers(url: str) -> bool:
-    """Whether a replica is up."""
-    try:
-        return local_http.get(f"{url}/images/unknown").status_code == 404
-    except httpx.HTTPError:
-        return False
-
-
-def test_replicas_and_a_worker_end_and_no_image_is_lost(fresh_dsn: str, tmp_path: Path) -> None:
-    """Images are added by both replicas; callbacks reach one of them; each image is paid once."""
-    reserved = [reserved_port(), reserved_port()]
-    ports = [port_of(each) for each in reserved]
-    first, second = (f"http://127.0.0.1:{port}" for port in ports)
-
-    def add(url: str, number: int) -> str:
-        image = {"image": f"https://pictures.example/{number}.jpg"}
-        key: str = local_http.post(f"{url}/images", json=image).json()["key"]
-        return key
-
-    def states(url: str) -> list[str]:
-        return [local_http.get(f"{url}/images/{key}").json()["state"] for key in keys]
-
-    with FluxSandbox(sockets=True, webhook_key=KEY) as sandbox, ExitStack() as stack:
-        for each in reserved:
-            stack.enter_context(each)
+def test_a_replica_is_killed_and_each_image_is_answered_once(fresh_dsn: str, tmp_path: Path) -> None:
+    """By the other one, which takes over its work; nothing is paid twice."""
+    with FluxSandbox(sockets=True, webhook_key=KEY, speed=10) as sandbox, ExitStack() as stack:
+        reserved = [stack.enter_context(reserved_port()) for _ in range(2)]
+        ports = [port_of(each) for each in reserved]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("KIE_")}
-        environment |= {"FLUX_ASYNC_DSN": fresh_dsn, "KIE_WEBHOOK_KEY": KEY, "PYTHONPATH": str(EXAMPLES)}
-        with_key = environment | {"KIE_API_KEY": sandbox.key, "KIE_BASE_URL": sandbox.url}
-
-        def replica(port: int) -> subprocess.Popen[bytes]:
-            command = ("uvicorn", "--port", str(port), "fastapi_replicas:app")
-            return stack.enter_context(running(environment, tmp_path, *command))
-
-        def worker() -> subprocess.Popen[bytes]:
-            command = ("flux_async", "worker", "-o", "results", "--callback-url", f"{second}/flux-callback")
-            return stack.enter_context(running(with_key, tmp_path, *command))
-
-        stopped = replica(ports[0])
-        until(lambda: answers(first))
-        replica(ports[1])
-        killed = worker()
-        keys = [add(first, number) for number in range(3)]
-        stopped.terminate()
-        stopped.wait(SECONDS)
-        until(lambda: answers(second))
-        keys += [add(second, number) for number in range(2, 6)]
-        assert keys[2] == keys[3]
-        until(lambda: "Succeeded" in states(second))
-        killed.kill()
-        worker()
-        replica(ports[0])
-        until(lambda: answers(first))
-        until(lambda: set(states(first)) <= {"Succeeded", "InDoubt"})
-        assert states(first).count("Succeeded") >= len(keys) - 3, "others were under way at the kill"
-        assert sandbox.ledger.double_charges == {}
-        assert sandbox.ledger.read().callbacks.accepted > 0
+        environment |= {
+            "FLUX_ASYNC_DSN": fresh_dsn,
+            "KIE_API_KEY": sandbox.key,
+            "KIE_BASE_URL": sandbox.url,
+            "KIE_WEBHOOK_KEY": KEY,
+            "PUBLIC_URL": f"http://127.0.0.1:{ports[1]}",  # a load balancer would find the one that lives
+        }
+        killed, other = (stack.enter_context(replica(port, environment, tmp_path)) for port in ports)
+        until(lambda: killed.is_ready and other.is_ready)
+        images = [f"https://pictures.example/{number}.jpg" for number in range(IMAGES)]
+        keys = [killed.add(image) for image in images[:HALF]]
+        until(lambda: sum(other.state(str(key)) != "pending" for key in keys) > 8)
+        killed.process.kill()
+        keys += [killed.add(image) or other.add(image) for image in images[HALF:]]
+        assert len({*keys} - {None}) == IMAGES
+        ended = {"succeeded", "in_doubt"}
+        until(lambda: all(other.state(str(key)) in ended for key in keys))
+        states = [other.state(str(key)) for key in keys]
+        assert states.count("in_doubt") <= 3, "only what was about to be sent at the kill"
+        results = [path for path in (tmp_path / "data" / "results").iterdir() if path.name[0] != "."]
+        ledger, double_charges = sandbox.ledger.read(), sandbox.ledger.double_charges
+    assert len(results) == states.count("succeeded") == ledger.accepted
+    assert double_charges == {}
+    assert ledger.callbacks.accepted > 0

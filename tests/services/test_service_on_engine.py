@@ -1,0 +1,188 @@
+"""A job service over the engine on a real PostgreSQL: several services in this process share its jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from flux_async import (
+    AlreadySubmitted,
+    Failed,
+    FluxClient,
+    InvalidInput,
+    JobCancelled,
+    JobConflictError,
+    JobService,
+    JobState,
+    JobStatus,
+    JournalError,
+    Limits,
+    PollPolicy,
+    QueueFull,
+    Succeeded,
+    UnknownJob,
+    events,
+)
+from flux_async.testing import FluxSandbox
+from servers import Postgres, RunningServer
+from tests.support.file_host import JPEG
+
+pytest.importorskip("dbos", reason="the extra engine is not installed")
+from flux_async.engine import service_backend, service_reader
+
+POLLING = PollPolicy(first_s=0.1, interval_s=0.1, jitter=0)
+LIMITS = Limits(submits=1000, window_s=10)
+URLS = [f"https://example.com/{number}.jpg" for number in range(20)]
+
+Make: TypeAlias = Callable[..., JobService]
+
+
+@pytest.fixture
+def sandbox() -> Iterator[FluxSandbox]:
+    """The vendor, a hundred times as fast."""
+    with FluxSandbox(sockets=True, webhook_key=None) as vendor:
+        yield vendor
+
+
+@pytest.fixture
+def replica(fresh_dsn: str, sandbox: FluxSandbox, tmp_path: Path) -> Make:
+    """Make a service that works on the jobs beside those that are there already."""
+
+    def make(**options: Any) -> JobService:
+        client = FluxClient(sandbox.key, sandbox.url, limits=LIMITS, polling=POLLING)
+        return JobService(client, engine=fresh_dsn, directory=tmp_path / "results", **options)
+
+    return make
+
+
+@pytest.fixture
+async def enqueuing(fresh_dsn: str, tmp_path: Path) -> AsyncIterator[JobService]:
+    """An open service without a client, as of a web process without a key."""
+    async with JobService(engine=fresh_dsn, directory=tmp_path / "results") as service:
+        yield service
+
+
+async def test_a_job_of_one_process_is_done_by_another_and_answered_by_both(
+    replica: Make, enqueuing: JobService, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """Each reader has the addition, the submit and the outcome of each job once."""
+    seen: list[Any] = []
+
+    async def read(service: JobService) -> None:
+        async for event in service.events():
+            seen.append((service, event))
+
+    async with asyncio.TaskGroup() as group:
+        first = await enqueuing.add(URLS[0], key="order-17")
+        assert await enqueuing.add(URLS[0], key="order-17") == first
+        found = await enqueuing.get(first)
+        assert isinstance(found, JobStatus)
+        assert (found.key, found.state, found.attempts) == ("order-17", JobState.PENDING, 0)
+        async with replica() as working:
+            assert isinstance(await enqueuing.result(first), Succeeded)
+            readers = [group.create_task(read(service)) for service in (working, enqueuing)]
+            await asyncio.sleep(0.5)
+            later = await working.add(URLS[1], priority=7)
+            for service in (enqueuing, working):
+                outcome = await service.result(later)
+                assert isinstance(outcome, Succeeded)
+                assert outcome.file is not None
+                assert outcome.file.parent == tmp_path / "results"
+                assert outcome.file.is_file()
+            (settled,) = [event async for event in enqueuing.events(later)]
+            assert isinstance(settled, events.Settled)
+            await asyncio.sleep(1.2)
+        for reader in readers:
+            reader.cancel()
+    for service in (working, enqueuing):
+        kinds = [type(event).__name__ for reader, event in seen if reader is service and event.job == later]
+        assert (kinds[0], kinds[-1]) == ("JobAdded", "Settled")
+        assert [kinds.count(kind) for kind in ("JobAdded", "Submitted", "Settled")] == [1, 1, 1]
+    assert sandbox.ledger.accepted == 2
+
+
+async def test_keys_mean_the_same_in_each_process(replica: Make, enqueuing: JobService) -> None:
+    """An unknown one, one with another request, and one that is too late to cancel."""
+    for ask in (enqueuing.get, enqueuing.result, enqueuing.cancel):
+        with pytest.raises(UnknownJob, match="There is no job 'nobody'"):
+            await ask("nobody")
+    key = await enqueuing.add(URLS[0])
+    unwanted = await enqueuing.add(URLS[1], priority=-5)
+    status = await enqueuing.get(unwanted)
+    assert isinstance(status, JobStatus)
+    assert status.priority == -5
+    await enqueuing.cancel(unwanted)
+    async with replica() as service:
+        with pytest.raises(JobConflictError):
+            await service.add(URLS[2], key=key)
+        assert isinstance(await service.result(key), Succeeded)
+        for each in (service, enqueuing):
+            cancelled = await each.get(unwanted)
+            assert isinstance(cancelled, Failed)
+            assert isinstance(cancelled.error, JobCancelled)
+            with pytest.raises(AlreadySubmitted):
+                await each.cancel(key)
+            with pytest.raises(AlreadySubmitted):
+                await each.cancel(unwanted)
+
+
+async def test_a_file_is_uploaded_when_it_is_added(
+    replica: Make, enqueuing: JobService, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """Other processes cannot read it; the same content is one job, also added twice at once."""
+    poster, other = tmp_path / "poster.jpg", tmp_path / "other.jpg"
+    poster.write_bytes(JPEG)
+    other.write_bytes(JPEG + b"other")
+    with pytest.raises(InvalidInput, match="workers cannot read it"):
+        await enqueuing.add(poster)
+    async with replica() as service:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(service.add(poster, key="poster"))
+        assert await service.add(poster, key="poster") == "poster"
+        with pytest.raises(JobConflictError):
+            await service.add(other, key="poster")
+        assert isinstance(await service.result("poster"), Succeeded)
+    assert sandbox.ledger.accepted == 1
+
+
+async def test_a_full_queue_refuses_jobs_in_each_process(fresh_dsn: str) -> None:
+    """By the count that each has read last."""
+    async with JobService(engine=fresh_dsn, most_waiting=2) as service:
+        for url in URLS[:2]:
+            await service.add(url)
+        with pytest.raises(QueueFull) as full:
+            await service.add(URLS[2])
+        assert full.value.retry_after_s >= 1
+        async with JobService(engine=fresh_dsn, most_waiting=2) as second:
+            assert (second.snapshot().waiting, second.snapshot().is_ready) == (2, False)
+            with pytest.raises(QueueFull):
+                await second.add(URLS[2])
+
+
+async def test_a_database_that_is_away_is_one_error(
+    enqueuing: JobService, postgres: tuple[Postgres, RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests end soon, health checks at once, and everything goes on when it is back."""
+    monkeypatch.setattr(service_backend, "ANSWER_S", 0.3)
+    monkeypatch.setattr(service_reader, "AWAY_S", 0.3)
+    _, process = postgres
+    key = await enqueuing.add(URLS[0])
+    process.stop(signal.SIGQUIT)
+    for request in (enqueuing.add(URLS[1]), enqueuing.get(key)):
+        with pytest.raises(JournalError, match="PostgreSQL at .* did not answer") as away:
+            await request
+        assert "503" in away.value.advice
+    while (snapshot := enqueuing.snapshot()).halted is None:
+        await asyncio.sleep(0.1)
+    assert (snapshot.halted, snapshot.is_ready) == ("JournalError", False)
+    process.start()
+    while not enqueuing.snapshot().is_ready:
+        await asyncio.sleep(0.1)
+    monkeypatch.setattr(service_backend, "ANSWER_S", 60.0)
+    assert isinstance(await enqueuing.get(key), JobStatus)
