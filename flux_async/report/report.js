@@ -66,7 +66,7 @@ function view(row, full, redraw) {
   const before = source(row, "original"), changed = result(row);
   const box = make("div", {className: "view"});
   if (before || changed) box.append(frame(row, before, changed, full));
-  else box.append(make("p", {className: "nothing"}, row.error ?? row.stage ?? NAMES[row.kind][0]));
+  else box.append(make("p", {className: "nothing"}, row.error ?? row.stage ?? row.stored_as ?? NAMES[row.kind][0]));
   if (before && changed)  // beside a narrow image in the list, and on an opened one
     (full ? box.firstChild : box).append(make("span", {className: "tag left"}, "before"), make("span", {className: "tag right"}, "after"));
   const wanted = [!before && row.original_url && ["original", row.original_url], !changed && row.result_url && ["vendor", row.result_url]];
@@ -174,7 +174,7 @@ function layout() {
   }
 }
 
-const haystack = row => [row.title, row.image, row.key, row.task_id, row.error_type, row.error, row.model, row.verdict,
+const haystack = row => [row.title, row.image, row.key, row.stored_as, row.task_id, row.error_type, row.error, row.model, row.verdict,
   row.reason, row.not_preserved, ...(row.words_left ?? [])].join("\n").toLowerCase();
 
 function compare(name) {

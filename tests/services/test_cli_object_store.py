@@ -54,6 +54,8 @@ def test_results_go_to_the_store_and_the_rest_to_a_folder(cli: Cli, s3: Bucket, 
         assert cli.run(*again).code == 0
     assert cli.tasks_of_each(images) == [1, 1]
     assert cli.run("report", folder).code == 0
+    page = (cli.folder / folder / "report.html").read_text()
+    assert all(f'"stored_as":"{file}"' in page for file in files)
 
 
 def test_a_store_that_is_down_costs_nothing(cli: Cli, s3: Bucket, images: list[str]) -> None:
