@@ -174,6 +174,15 @@ def test_every_model_is_documented_with_its_price() -> None:
     ]
 
 
+def test_every_name_of_the_list_of_words_is_used() -> None:
+    """The 40 names in CONTRIBUTING are names of the code."""
+    words = sections(read(ROOT / "CONTRIBUTING.md"))["Words"]
+    rows = re.findall(r"^\| (`[^|]+) \|[^|]+\|[^|]+\|$", words, flags=re.MULTILINE)
+    code = {name for path in PACKAGE.rglob("*.py") for name in re.findall(r"\w+", read(path))}
+    named = re.findall(r"`(\w+)`", " ".join(rows))
+    assert (len(rows), [name for name in named if name not in code]) == (40, [])
+
+
 def test_readme_names_every_command() -> None:
     """Each command is in the README."""
     missing = [name for name in commands() if not re.search(rf"flux-async {name}\b", read(README))]
