@@ -18,6 +18,8 @@ from flux_async import (
     ConfigurationError,
     DeadlineExceeded,
     Failed,
+    FluxError,
+    FolderSink,
     InDoubt,
     InvalidInput,
     JobCancelled,
@@ -428,6 +430,19 @@ async def test_it_lives_as_long_as_an_application(client: Any, vendor: Any, path
     assert not service.snapshot().is_open
 
 
+async def test_it_lives_as_long_as_an_application_of_quart(client: Any, vendor: Any, path: Path) -> None:
+    """Which calls functions of the service before and after it serves."""
+    quart = pytest.importorskip("quart")
+    service = JobService(client, journal=path)
+    app = quart.Quart(__name__)
+    app.before_serving(service.open)
+    app.after_serving(service.aclose)
+    async with app.test_app():
+        assert service.snapshot().is_open
+        await service.result(await service.add(URLS[0]))
+    assert not service.snapshot().is_open
+
+
 @pytest.mark.parametrize(
     "options", [{"stop_within": 0}, {"most_waiting": 0}, {"directory": 7}, {"in_doubt": "perhaps"}], ids=str
 )
@@ -438,6 +453,34 @@ def test_wrong_options_are_refused_before_anything_is_opened(vendor: Any, path: 
     with pytest.raises(InvalidInput, match="must be a FluxClient"):
         JobService("client", journal=path)  # type: ignore[arg-type]
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "in a journal or in an engine"),
+        ({"journal": "jobs.sqlite3", "engine": "postgresql://host/flux"}, "in a journal or in an engine"),
+        ({"engine": "mysql://host/flux"}, "no address of PostgreSQL"),
+        ({"engine": 7}, "must be an Engine or its DSN"),
+        ({"engine": "postgresql://host/flux", "batch": "a/b"}, "no name for a batch"),
+        ({"engine": "postgresql://host/flux", "verify": True}, "verify is not available"),
+        ({"engine": "postgresql://host/flux", "callbacks": "https://host/cb"}, "must be a CallbackEndpoint"),
+        (
+            {"engine": "postgresql://host/flux", "directory": "a", "sink": FolderSink("b")},
+            "both destinations",
+        ),
+    ],
+    ids=["neither", "both", "mysql", "number", "batch", "option", "callbacks", "places"],
+)
+def test_wrong_options_of_an_engine_are_refused_before_it_connects(
+    vendor: Any, options: dict[str, Any], words: str
+) -> None:
+    """With a client and without."""
+    if "engine" in options:
+        pytest.importorskip("dbos")
+    for clients in ((vendor.client(),), ()):
+        with pytest.raises(FluxError, match=words):
+            JobService(*clients, **options)
 
 
 # --- trouble ----------------------------------------------------------------------------------------------

@@ -165,6 +165,19 @@ async def test_a_full_queue_refuses_jobs_in_each_process(fresh_dsn: str) -> None
                 await second.add(URLS[2])
 
 
+async def test_a_halt_is_shown_and_jobs_are_taken_meanwhile(fresh_dsn: str) -> None:
+    """The account has no credits: for all replicas with its key, until one starts again."""
+    with FluxSandbox(sockets=True, webhook_key=None, credits=0) as poor:
+        client = FluxClient(poor.key, poor.url, limits=LIMITS, polling=POLLING)
+        async with JobService(client, engine=fresh_dsn) as service:
+            await service.add(URLS[0])
+            while (snapshot := service.snapshot()).halted is None:
+                await asyncio.sleep(0.1)
+            assert (snapshot.halted, snapshot.is_ready) == ("InsufficientCreditsError", False)
+            assert isinstance(await service.get(await service.add(URLS[1])), JobStatus)
+        assert poor.ledger.accepted == 0
+
+
 async def test_a_database_that_is_away_is_one_error(
     enqueuing: JobService, postgres: tuple[Postgres, RunningServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,8 @@ async def web_backend(client: FluxClient) -> None:
         assert_type(service.snapshot(), ServiceSnapshot)
         assert_type(service.snapshot().client, ClientSnapshot)
         assert_type(service.receiver, WebhookReceiver)
+    JobService(client, engine="postgresql://host/flux", batch="web", sink=sink_for("s3://bucket/clean"))
+    JobService(engine="postgresql://host/flux")
 
 
 def preserved_image() -> None:
