@@ -21,13 +21,13 @@ from flux_async.api.echo import CONFIRMED_ENOUGH, Comparison, compare, in_words,
 from flux_async.api.error_codes import PollMeaning, poll_meaning
 from flux_async.api.stored_requests import apply_patch, with_input
 from flux_async.batch.active_job import ActiveJob, Leave
-from flux_async.batch.job_store import JobStore
+from flux_async.batch.job_store import JobStore, OperationStore
 from flux_async.batch.run_context import RunContext, concerns_all
 from flux_async.errors import FluxError, InvalidInput, TaskFailed
 from flux_async.job_state import ResubmitGranted
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.ownership import KnownTask, Sender
-from flux_async.journal.store import Journal, StoredJob
+from flux_async.journal.store import StoredJob
 from flux_async.models import Echo, ImageResult, InDoubtPolicy, TaskRecord
 from flux_async.policy.polling import PollPolicy
 from flux_async.session import Session
@@ -180,7 +180,7 @@ async def check_echo(
     return echo
 
 
-async def adoptable_echo(journal: Journal, stored: StoredJob, record: TaskRecord) -> Echo:
+async def adoptable_echo(journal: OperationStore, stored: StoredJob, record: TaskRecord) -> Echo:
     """Return what the record shows of a task that the user names as the task of a job in doubt.
 
     An unknown request is accepted if the API itself named the task in answer to a submit of the job: a person

@@ -6,13 +6,14 @@ inputs and callbacks of a whole run are the journal's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 from flux_async.api.models_table import ApiName
-from flux_async.job_state import Event, JobSnapshot
+from flux_async.job_state import Event, JobSnapshot, JobState
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.ownership import KnownTask, Sender
+from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey, TaskId
 
 
@@ -70,3 +71,19 @@ class JobStore(Protocol):
 
     async def record_price(self, model: str, credits_: float) -> None:
         """Store the price of a model that was measured."""
+
+
+class OperationStore(JobStore, Protocol):
+    """What the operations of a user need besides: the jobs by their keys and states."""
+
+    async def job(self, key: str) -> StoredJob | None:
+        """Return one job, or None."""
+
+    def iter_jobs(self, state: JobState) -> AsyncIterator[StoredJob]:
+        """Yield the jobs in a state, in order of arrival; one may move to another state meanwhile."""
+
+    async def candidates(self, job: int) -> list[TaskId]:
+        """Return the tasks that may be a job's, by its number: the ids in odd answers to its submits."""
+
+    async def apis_of(self, job: int) -> list[ApiName]:
+        """Return the APIs that a job, by its number, was submitted to, the latest first."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from flux_async.batch.job_store import JobStore
 from flux_async.batch.options import BatchClient, check_client
 from flux_async.errors import InvalidInput, shown
 from flux_async.job_state import Event, JobSnapshot, apply
@@ -45,7 +46,7 @@ def check_key(key: object) -> None:
         )
 
 
-async def record_event(journal: Journal, stored: StoredJob, event: Event) -> JobSnapshot:
+async def record_event(journal: JobStore, stored: StoredJob, event: Event) -> JobSnapshot:
     """Record one event of a job that no run works on, and return the job after it."""
     after = apply(stored.job, event)
     await journal.record(stored.number, after, event, before=stored.job)

@@ -21,6 +21,7 @@ from flux_async.api.parsing import check_task_id
 from flux_async.api.stored_requests import model_patch, read_model
 from flux_async.api_errors import NotFoundError
 from flux_async.batch.in_doubt import adoptable_echo
+from flux_async.batch.job_store import OperationStore
 from flux_async.batch.open_journal import check_key, open_journal, record_event
 from flux_async.batch.options import BatchClient, check_client, check_flag, check_model
 from flux_async.errors import FluxError, InvalidInput, JournalError, Scope
@@ -106,14 +107,12 @@ async def retry(
     async with open_journal(client, journal) as opened:
         with opened.one_run():
             await opened.recover()
-            grants = _Grants(journal=opened, at=client.session.clock.wall(), model=other)
-            plan = await grants.make(states, verdicts, is_rehearsal=True)  # a refusal comes before all grants
-            if not dry_run:
-                plan = await grants.make(states, verdicts, is_rehearsal=False)
+            grants = Grants(store=opened, at=client.session.clock.wall(), model=other)
+            plan = await grants.make(states, verdicts, dry_run=dry_run)
             for state in (JobState.GENERATED, JobState.SUBMITTED):
                 async for stored in opened.iter_jobs(state):
                     plan.to_fetch.append(stored.number)
-    return Retried(submits=plan.submits, to_submit=plan.to_submit, to_fetch=plan.to_fetch)
+    return plan.as_retried()
 
 
 def _is_bad(job: JobSnapshot, verdicts: Sequence[str]) -> bool:
@@ -138,47 +137,59 @@ def _other_model(model: AnyModel | ModelName | None, *, in_doubt: bool) -> AnyMo
 
 
 @attrs.define
-class _Plan:
+class RetryPlan:
     """What is to be submitted and fetched, as in :class:`Retried`."""
 
     submits: Counter[AnyModel] = attrs.field(factory=Counter)
     to_submit: array[int] = attrs.field(factory=lambda: array("q"))
     to_fetch: array[int] = attrs.field(factory=lambda: array("q"))
 
+    def as_retried(self) -> Retried:
+        """Return it as a frozen value."""
+        return Retried(submits=self.submits, to_submit=self.to_submit, to_fetch=self.to_fetch)
+
 
 @attrs.frozen(kw_only=True)
-class _Grants:
-    """Records the user's permissions to submit jobs again.
+class Grants:
+    """Records the user's permissions to submit jobs again, in a journal or in the engine's database.
 
     Attributes:
-        journal: Where they are recorded.
+        store: Where they are recorded.
         at: When they were given.
         model: The model of these submits; None for that of each request.
     """
 
-    journal: Journal
+    store: OperationStore
     at: float
-    model: AnyModel | None
+    model: AnyModel | None = None
 
-    async def make(self, states: Sequence[JobState], verdicts: Sequence[str], *, is_rehearsal: bool) -> _Plan:
+    async def make(
+        self, states: Sequence[JobState], verdicts: Sequence[str] = (), *, dry_run: bool
+    ) -> RetryPlan:
         """Grant the jobs in these states another submit, those that are done by their verdicts.
 
         Raises:
-            InvalidInput: The model does not take one of the requests.
+            InvalidInput: The model does not take one of the requests; nothing was granted.
         """
-        plan = _Plan()
+        plan = await self._make(states, verdicts, is_rehearsal=True)
+        return plan if dry_run else await self._make(states, verdicts, is_rehearsal=False)
+
+    async def _make(
+        self, states: Sequence[JobState], verdicts: Sequence[str], *, is_rehearsal: bool
+    ) -> RetryPlan:
+        plan = RetryPlan()
         for state in states:
-            async for stored in self.journal.iter_jobs(state):
+            async for stored in self.store.iter_jobs(state):
                 if state is JobState.DONE and not _is_bad(stored.job, verdicts):
                     continue
-                if state is JobState.IN_DOUBT and await self.journal.offers_to(stored.number):
+                if state is JobState.IN_DOUBT and await self.store.offers_to(stored.number):
                     plan.to_fetch.append(stored.number)
                     continue
                 plan.to_submit.append(stored.number)
                 grant, model = self._grant(stored)
                 plan.submits[model] += 1
                 if not is_rehearsal:
-                    await record_event(self.journal, stored, grant)
+                    await record_event(self.store, stored, grant)
         return plan
 
     def _grant(self, stored: StoredJob) -> tuple[ResubmitGranted | RetryGranted, AnyModel]:
@@ -233,22 +244,32 @@ async def adopt(
     async with open_journal(client, journal) as opened:
         with opened.one_run():
             await opened.recover()
-            stored = await _job_in_doubt(opened, job)
-            owner = await opened.owner_of(task)
-            if owner not in {None, stored.job.key}:
-                raise InvalidInput(f"Task {task} belongs to job {owner}.", advice=_NOTHING_CHANGED)
-            record = await _record_of_doubt(client, opened, stored, task)
-            echo = await adoptable_echo(opened, stored, record)
-            at = client.session.clock.wall()
-            await record_event(opened, stored, TaskFound(at=at, task_id=task, api=record.api, echo=echo))
+            return await adopt_in(opened, client, job, task)
+
+
+async def adopt_in(store: OperationStore, client: BatchClient, job: JobKey | str, task: TaskId) -> Adopted:
+    """Record that a task is that of a job in doubt, in a journal or in the engine's database.
+
+    Raises:
+        InvalidInput: As :func:`adopt`; nothing was changed.
+        NotFoundError: The vendor has no such task; nothing was changed.
+    """
+    stored = await _job_in_doubt(store, job)
+    owner = await store.owner_of(task)
+    if owner not in {None, stored.job.key}:
+        raise InvalidInput(f"Task {task} belongs to job {owner}.", advice=_NOTHING_CHANGED)
+    record = await _record_of_doubt(client, store, stored, task)
+    echo = await adoptable_echo(store, stored, record)
+    at = client.session.clock.wall()
+    await record_event(store, stored, TaskFound(at=at, task_id=task, api=record.api, echo=echo))
     return Adopted(key=stored.job.key, record=record, echo=echo)
 
 
 async def _record_of_doubt(
-    client: BatchClient, journal: Journal, stored: StoredJob, task: TaskId
+    client: BatchClient, store: OperationStore, stored: StoredJob, task: TaskId
 ) -> TaskRecord:
     """Return a task's record from an API that the job was submitted to; the client's, if none is known."""
-    apis = await journal.apis_of(stored.number)
+    apis = await store.apis_of(stored.number)
     for api in apis[:-1]:
         with contextlib.suppress(NotFoundError):
             return await client.record(task, api=api)
@@ -260,11 +281,11 @@ async def _record_of_doubt(
         raise
 
 
-async def _job_in_doubt(journal: Journal, key: str) -> StoredJob:
+async def _job_in_doubt(store: OperationStore, key: str) -> StoredJob:
     check_key(key)
-    stored = await journal.job(key)
+    stored = await store.job(key)
     if stored is None:
-        raise InvalidInput(f"The journal has no job {key}.", advice=_NOTHING_CHANGED)
+        raise InvalidInput(f"There is no job {key}.", advice=_NOTHING_CHANGED)
     if stored.job.state is not JobState.IN_DOUBT:
         raise InvalidInput(f"Job {key} is {stored.job.state}, not in doubt.", advice=_NOTHING_CHANGED)
     return stored

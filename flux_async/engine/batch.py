@@ -7,14 +7,18 @@ from typing import Self
 
 import attrs
 
+from flux_async.api.parsing import check_task_id
 from flux_async.batch.job_runner import outcome_of
+from flux_async.batch.operations import Adopted, Grants, Retried, adopt_in
+from flux_async.batch.options import BatchClient, check_client
+from flux_async.engine.batch_store import BatchStore
 from flux_async.engine.database import Database, Row
 from flux_async.engine.store import COLUMNS, stored_job
 from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.job_state import JobState, Problem
 from flux_async.journal.reader import Spending
 from flux_async.journal.store import StoredJob
-from flux_async.models import Failed, Outcome
+from flux_async.models import Failed, JobKey, Outcome, TaskId
 
 _LOOK_S = 1.0
 _OVERLAP = 200
@@ -163,6 +167,64 @@ class EngineBatch:
             batch=self.name,
         )
         return [Spending(**row) for row in rows]
+
+    async def retry(self, *, failed: bool = False, in_doubt: bool = False, dry_run: bool = False) -> Retried:
+        """Let workers submit jobs again that failed or are in doubt; return which.
+
+        Jobs that were never submitted because of a problem, such as an image that could not be read, are
+        taken up in any case. A job in doubt whose task was found is not submitted again: it is fetched.
+
+        Args:
+            failed: Submit jobs again that failed: each for one more charge.
+            in_doubt: Submit jobs in doubt again. Their first submit may have been charged, too.
+            dry_run: Return the same, and leave these jobs as they are.
+
+        Raises:
+            InvalidInput: There is no such batch, or it is cancelled: submit it again, which resumes it.
+            JournalError: A worker has moved one of the jobs meanwhile; some are taken up.
+        """
+        if (await self.status()).is_cancelled:
+            raise InvalidInput(
+                f"Batch {shown(self.name)} is cancelled.", advice="Submit it again, which resumes it."
+            )
+        store, at = BatchStore(database=self._database, batch=self.name), self._database.clock.wall()
+        states = [JobState.FAILED] * failed + [JobState.IN_DOUBT] * in_doubt
+        plan = await Grants(store=store, at=at).make(states, dry_run=dry_run)
+        found = list(plan.to_fetch)
+        for stored in await store.with_obstacle():
+            found.append(stored.number)
+            if stored.job.state is JobState.PENDING:
+                plan.to_submit.append(stored.number)
+                plan.submits[stored.model] += 1
+            else:
+                plan.to_fetch.append(stored.number)
+        if not dry_run and found:
+            await store.reopen(found, cause=f"retry:{at}")
+        return plan.as_retried()
+
+    async def adopt(self, client: BatchClient, job: JobKey | str, task_id: TaskId | str) -> Adopted:
+        """Record that a task is that of a job in doubt; workers fetch its image without a charge.
+
+        The task's record is compared with the job's request first, as workers compare it.
+
+        Args:
+            client: Of the account that paid.
+            job: The key of the job.
+            task_id: The task.
+
+        Raises:
+            InvalidInput: The task belongs to another job or was made from another request, or the job is not
+                in doubt or was submitted with another key; nothing was changed.
+            NotFoundError: The vendor has no such task; nothing was changed.
+        """
+        check_client(client)
+        await self.status()
+        store, task = BatchStore(database=self._database, batch=self.name), check_task_id(task_id)
+        if await store.account_of(job) not in {None, client.fingerprint}:
+            raise InvalidInput(
+                f"Job {job} was submitted with another key.", advice="Use that key. Nothing was changed."
+            )
+        return await adopt_in(store, client, job, task)
 
     async def cancel(self) -> BatchStatus:
         """Submit no further job; tasks in flight are paid, and their results are saved."""

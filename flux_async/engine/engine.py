@@ -14,8 +14,8 @@ from flux_async.api.stored_requests import IMAGE_FIELD, read_image, store_reques
 from flux_async.batch.inputs import Input, check_images, each, read_job
 from flux_async.batch.options import in_doubt_policy
 from flux_async.engine.batch import EngineBatch
-from flux_async.engine.database import Database, Row, query
-from flux_async.engine.queues import enqueue_watch
+from flux_async.engine.database import Database, query
+from flux_async.engine.queues import enqueue_another_watch
 from flux_async.engine.store import COLUMNS, NEW_JOBS, notify, stored_job, subject
 from flux_async.errors import InvalidInput, JobConflictError, shown
 from flux_async.events import EventStream, Observer, stream_of
@@ -228,7 +228,7 @@ class Engine:
             return
         await self._database.open()
 
-        async def work(connection: AsyncConnection) -> Row | None:
+        async def work(connection: AsyncConnection) -> None:
             await connection.exec_driver_sql(
                 "INSERT INTO flux_async.inbox (callback_id, task_id, signed, at) "
                 "SELECT callback_id, %(task)s, %(signed)s, extract(epoch FROM clock_timestamp()) "
@@ -249,20 +249,16 @@ class Engine:
                 id=event.attempt_id,
             )
             if not rows:
-                return None
+                return
             await notify(connection, rows[0]["number"], event.task_id)
             if rows[0]["settled"] is None or rows[0]["state"] != JobState.IN_DOUBT.value:
-                return None  # a worker waits for it, or nobody has to
+                return  # a worker waits for it, or none has to
             reopen = "UPDATE flux_async.job SET settled = NULL WHERE number = %(number)s"
             await connection.exec_driver_sql(reopen, {"number": rows[0]["number"]})
-            return rows[0]
+            job, client = stored_job(rows[0]).job, self._database.client
+            await enqueue_another_watch(client, connection, rows[0], job, cause=event.task_id)
 
-        row = await self._database.transaction(work)
-        if row is not None:
-            cause = f":{event.task_id}"
-            await enqueue_watch(
-                self._database.client, row["batch"], stored_job(row), row["account"], cause=cause
-            )
+        await self._database.transaction(work)
 
 
 def _check_priority(value: int) -> None:

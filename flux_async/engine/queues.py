@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flux_async.engine.database import Database, Row, query
+from flux_async.job_state import JobSnapshot
 from flux_async.journal.store import StoredJob
 
 SUBMIT, WATCH = "flux_async.submit", "flux_async.watch"
@@ -72,13 +73,30 @@ async def _feed(client: DBOSClient, connection: AsyncConnection, room: int) -> i
     return len(rows)
 
 
-async def enqueue_watch(
-    client: DBOSClient, batch: str, stored: StoredJob, account: str, *, cause: str = ""
+async def enqueue_watch(client: DBOSClient, batch: str, stored: StoredJob, account: str) -> None:
+    """Enqueue the workflow that waits for a job's task."""
+    await client.enqueue_async(_watch(batch, stored.job, account, ""), stored.number)
+
+
+async def enqueue_another_watch(
+    client: DBOSClient, connection: AsyncConnection, row: Row, job: JobSnapshot, *, cause: str
 ) -> None:
-    """Enqueue the workflow that waits for a job's task; one for a late callback has a ``cause``."""
-    options: EnqueueOptions = {
+    """Enqueue it again in a transaction, for a ``cause`` such as a late callback.
+
+    Args:
+        client: DBOS's client.
+        connection: The transaction.
+        row: Number, batch and account of the job.
+        job: The job.
+        cause: Names this occasion.
+    """
+    options = _watch(row["batch"], job, row["account"], f":{cause}")
+    await connection.run_sync(lambda c: client.enqueue_in_transaction(c, options, row["number"]))
+
+
+def _watch(batch: str, job: JobSnapshot, account: str, cause: str) -> EnqueueOptions:
+    return {
         "workflow_name": WATCH,
         "queue_name": watch_queue(account),
-        "workflow_id": f"watch:{batch}:{stored.job.key}:{stored.job.attempts}{cause}",
+        "workflow_id": f"watch:{batch}:{job.key}:{job.attempts}{cause}",
     }
-    await client.enqueue_async(options, stored.number)

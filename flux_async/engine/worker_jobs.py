@@ -124,15 +124,20 @@ class WorkerJobs:
         )
 
     async def settle(self, job: ActiveJob, run: RunContext, outcome: Outcome) -> None:
-        """Record and report the outcome of a job: nothing more is done for it."""
+        """Record and report the outcome of a job, unless it was moved meanwhile: its work ends."""
         if job.state.state not in FINAL:
             problem = Problem.of(outcome.error) if isinstance(outcome, Failed) else None
-            await self.database.execute(
+            changed = await self.database.execute(
                 "UPDATE flux_async.job SET settled = nextval('flux_async.settled'), obstacle = %(problem)s "
-                "WHERE number = %(number)s AND settled IS NULL",
+                "WHERE number = %(number)s AND settled IS NULL "
+                "AND state = %(state)s AND attempts = %(attempts)s",
                 number=job.number,
+                state=job.state.state.value,
+                attempts=job.state.attempts,
                 problem=None if problem is None else json.dumps(attrs.asdict(problem)),
             )
+            if not changed:
+                return
         run.emit(job_events.settled(job.stored, outcome, run.now()))
 
     def active_job(self, row: Row, run: RunContext) -> ActiveJob:

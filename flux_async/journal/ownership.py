@@ -176,17 +176,13 @@ def candidates(connection: sqlite3.Connection, job: int) -> list[TaskId]:
     request, task_id = connection.execute(
         "SELECT request, task_id FROM job WHERE number = ?", (job,)
     ).fetchone()
-    found = [task_id]
     sql = "SELECT refused_task_id, answer FROM attempt WHERE job = ? ORDER BY number DESC"
-    for refused, answer in connection.execute(sql, (job,)):
-        found += [refused, *(name for name in ids_in(answer or "") if name not in request)]
+    found = named_in(request, task_id, connection.execute(sql, (job,)))
     offered = "SELECT 1 FROM offer WHERE task_id = ? AND job <> ?"
     return [
-        TaskId(name)
-        for name in dict.fromkeys(found)
-        if name is not None
-        and owner_of(connection, name) is None
-        and connection.execute(offered, (name, job)).fetchone() is None
+        name
+        for name in found
+        if owner_of(connection, name) is None and connection.execute(offered, (name, job)).fetchone() is None
     ]
 
 
@@ -194,6 +190,22 @@ def input_urls(connection: sqlite3.Connection, job: int) -> list[str | None]:
     """Return the image URLs that a job's submits have sent, the latest first; None is the request's own."""
     sql = "SELECT input_url FROM attempt WHERE job = ? ORDER BY number DESC"
     return list(dict.fromkeys(row[0] for row in connection.execute(sql, (job,))))
+
+
+def named_in(
+    request: str, task_id: str | None, answers: Iterable[tuple[str | None, str | None]]
+) -> list[TaskId]:
+    """Return the tasks that a job and the answers to its submits name, but for parts of its request.
+
+    Args:
+        request: The stored request.
+        task_id: The task of the job.
+        answers: For each submit, the task that was refused and the answer that was kept.
+    """
+    found = [task_id]
+    for refused, answer in answers:
+        found += [refused, *(name for name in ids_in(answer or "") if name not in request)]
+    return [TaskId(name) for name in dict.fromkeys(found) if name is not None]
 
 
 def apis_of(connection: sqlite3.Connection, job: int) -> list[ApiName]:

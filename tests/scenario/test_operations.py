@@ -207,7 +207,7 @@ async def test_an_adopted_task_is_fetched_by_the_next_run_without_a_submit(
     [
         ("poster", "t1", InvalidInput, "Task t1 belongs to job cover"),
         ("cover", "t2", InvalidInput, "Job cover is done, not in doubt"),
-        ("postre", "t2", InvalidInput, "The journal has no job postre"),
+        ("postre", "t2", InvalidInput, "There is no job postre"),
         ("poster", "t9", NotFoundError, "Check the task id"),
     ],
 )

@@ -34,6 +34,7 @@ from flux_async import (
     WebhookReceiver,
     sink_for,
 )
+from flux_async.job_state import JobState
 from flux_async.sandbox.server import listening
 from flux_async.testing import FluxSandbox
 from servers import Bucket, Postgres, RunningServer
@@ -249,22 +250,28 @@ async def test_an_unexpected_price_halts_the_submits_of_its_key(
                 await asyncio.sleep(0.05)
 
 
-async def test_a_job_that_is_held_is_found_by_a_late_callback(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_job_that_is_held_takes_its_task_from_a_late_callback_or_from_the_user(
+    engine: Engine, tmp_path: Path
 ) -> None:
-    """Also long after nobody waits for it any more."""
+    """Also long after no worker waits for it any more; another job's task is refused."""
     with FluxSandbox(sockets=True, webhook_key=None, faults="drop-reply:100%") as sandbox:
         events: list[CallbackEvent] = []
         async with listening(WebhookReceiver(None, on_callback=events.append), port=0) as url:
             callbacks = CallbackEndpoint(f"{url}/cb", doubt_wait_s=0.1)
             async with worker(engine, sandbox, tmp_path, callbacks):
-                batch = await engine.submit(images(1), batch="posters")
-                assert await outcomes(batch) == {"InDoubt": 1}
-                while not events:
+                batch = await engine.submit(images(2), batch="posters")
+                assert await outcomes(batch) == {"InDoubt": 2}
+                while len(events) < 2:
                     await asyncio.sleep(0.05)
                 await engine.receive(events[0])
                 assert (await batch.wait()).succeeded == 1
-        assert sandbox.ledger.accepted == 1
+                [held] = [row.stored.job.key async for row in batch.rows(JobState.IN_DOUBT)]
+                async with FluxClient(sandbox.key, sandbox.url) as client:
+                    with pytest.raises(InvalidInput, match="belongs to job"):
+                        await batch.adopt(client, held, events[0].task_id)
+                    assert (await batch.adopt(client, held, events[1].task_id)).key == held
+                assert (await batch.wait()).succeeded == 2
+        assert sandbox.ledger.accepted == 2
 
 
 async def test_results_reach_an_object_store_that_was_away(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from flux_async import EditRequest, Job, JobConflictError, JobKey, JournalError, TaskId
+from flux_async import EditRequest, InvalidInput, Job, JobConflictError, JobKey, JournalError, TaskId
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import Engine
@@ -17,6 +17,7 @@ from flux_async.job_state import (
     Problem,
     SubmitAccepted,
     SubmitIntended,
+    SubmitRejected,
     SubmitUnknown,
     apply,
 )
@@ -29,7 +30,7 @@ class Jobs:
     """Two jobs of one image, and the stores of two workers."""
 
     def __init__(self, engine: Engine) -> None:
-        self.database = engine.database
+        self.engine, self.database = engine, engine.database
         self.first, self.second = (
             PostgresStore(database=engine.database, account="account", executor=name) for name in ("w1", "w2")
         )
@@ -104,6 +105,41 @@ async def test_an_answer_that_comes_after_its_worker_was_declared_dead_is_kept(j
     await jobs.record(jobs.first, submitting, SubmitAccepted(at=3.0, task_id=TaskId("task")))
     job = (await jobs.job("a")).job
     assert (job.state, job.task_id) == (JobState.SUBMITTED, "task")
+
+
+async def test_a_retry_takes_up_what_failed_and_what_no_worker_waits_for(jobs: Jobs) -> None:
+    """A trial run changes nothing; a job in doubt that workers still wait for is left to them."""
+    batch = jobs.engine.batch("posters")
+    failed = await jobs.submitting("a", jobs.first)
+    await jobs.record(jobs.first, failed, SubmitRejected(at=2.0, problem=LOST))
+    in_doubt = await jobs.submitting("b", jobs.first)
+    await jobs.record(jobs.first, in_doubt, SubmitUnknown(at=2.0, problem=LOST))
+    assert (await batch.retry(failed=True, in_doubt=True, dry_run=True)).submits.total() == 1
+    assert (await jobs.job("a")).job.state is JobState.FAILED
+    assert list((await batch.retry(failed=True, in_doubt=True)).to_submit) == [failed.number]
+    assert (await jobs.job("a")).job.state is JobState.PENDING
+    await jobs.database.execute("UPDATE flux_async.job SET settled = 9 WHERE key = 'b'")
+    assert not (await batch.retry(failed=True)).to_submit
+    assert list((await batch.retry(in_doubt=True)).to_submit) == [in_doubt.number]
+    assert (await batch.status()).pending == 2
+    waiting = "SELECT FROM flux_async.job WHERE NOT is_queued AND settled IS NULL"
+    assert len(await jobs.database.rows(waiting)) == 2
+    assert [(one.tasks, one.perhaps) for one in await batch.spending()] == [(0, 1)]
+    await batch.cancel()
+    with pytest.raises(InvalidInput, match="is cancelled"):
+        await batch.retry(failed=True)
+
+
+async def test_what_was_never_submitted_is_retried_without_being_asked_for(jobs: Jobs) -> None:
+    """Its image could not be read then; nothing was paid for it."""
+    await jobs.database.execute(
+        "UPDATE flux_async.job SET settled = 1, is_queued = true, obstacle = %(problem)s WHERE key = 'a'",
+        problem='{"type": "InvalidInput", "message": "It cannot be read."}',
+    )
+    batch = jobs.engine.batch("posters")
+    assert (await batch.status()).failed == 1
+    assert (await batch.retry()).submits.total() == 1
+    assert (await batch.status()).pending == 2
 
 
 async def test_a_write_whose_commit_had_succeeded_is_not_made_twice(jobs: Jobs) -> None:
