@@ -294,6 +294,27 @@ def about_pending(folder: Path) -> Advice:
     )
 
 
+def about_batch(name: str) -> dict[str, Advice]:
+    """Return the advice about a batch on several machines, for failed, in_doubt and pending images.
+
+    No command names its database, whose address may have a password: it is in FLUX_ASYNC_DSN.
+    """
+    return {
+        "failed": Advice(
+            words="Pays for another task for every image that failed for good, and submits those that could "
+            "not be submitted. The number and the cost are printed first; FLUX_ASYNC_DSN names the database.",
+            command=shell_command("batch", "retry", name, "--failed"),
+        ),
+        "in_doubt": Advice(
+            words="Perhaps paid. Look for the tasks at kie.ai/logs first, and record those you find with "
+            f"{shell_command('batch', 'adopt', name, 'JOB', 'TASK_ID')}. This command submits again what is "
+            "still in doubt, perhaps for a second charge; FLUX_ASYNC_DSN names the database.",
+            command=shell_command("batch", "retry", name, "--in-doubt"),
+        ),
+        "pending": Advice(words="Workers submit what was not submitted yet, and fetch what is paid."),
+    }
+
+
 ABOUT_REFUSED = Advice(
     words="Never submitted, nothing charged. Correct the inputs and run your own command again: the images "
     "that are done are not paid for again."

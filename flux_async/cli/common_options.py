@@ -62,6 +62,14 @@ OUTPUT_FORMAT = click.option(
     type=choice(OutputFormat),
     help="Format of the result; the vendor decides if left out.",
 )
+YES = click.option("-y", "--yes", is_flag=True, help="Answer every question with yes.")
+ABOVE = click.option(
+    "--confirm-above",
+    type=Number(min=0),
+    default=CONFIRM_ABOVE,
+    help="Ask before spending more credits, where standard input is a terminal.",
+    metavar="N",
+)
 PRICES = click.option(
     "--price",
     "prices",
@@ -146,14 +154,8 @@ RUN_OPTIONS = with_options(
         metavar="SECONDS",
     ),
     PRICES,
-    click.option("-y", "--yes", is_flag=True, help="Answer every question with yes."),
-    click.option(
-        "--confirm-above",
-        type=Number(min=0),
-        default=CONFIRM_ABOVE,
-        help="Ask before spending more credits, where standard input is a terminal.",
-        metavar="N",
-    ),
+    YES,
+    ABOVE,
     click.option(
         "--max-credits", type=POSITIVE, help="Stop submitting before this run spends more.", metavar="N"
     ),

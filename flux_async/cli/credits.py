@@ -236,10 +236,7 @@ class Spending:
         known = "" if have is None else f"; the account has {in_credits(have)}"
         skips = f" {SKIPS}" if self.options.checks.skip_textless else ""
         if not await self.ask(f"{words[0].upper()}{words[1:]}{known}.{skips} Submit them?"):
-            raise BudgetExhausted(
-                f"More than {in_credits(self.options.confirm_above)} credits were not agreed to.",
-                advice="Answer y the next time, or add --yes or --confirm-above.",
-            )
+            raise not_agreed(self.options.confirm_above)
         self._is_confirmed = True
         return True
 
@@ -260,6 +257,14 @@ class Spending:
         elif is_short and not self._warned:
             self._warned = True
             self.note(f"So far: {words}", "yellow")
+
+
+def not_agreed(confirm_above: float) -> BudgetExhausted:
+    """Return the error of a user whose answer was no."""
+    return BudgetExhausted(
+        f"More than {in_credits(confirm_above)} credits were not agreed to.",
+        advice="Answer y the next time, or add --yes or --confirm-above.",
+    )
 
 
 def _differing(count: int, where: str, place: str, other: StoredJob) -> str:

@@ -8,12 +8,19 @@ from typing import Any, TypeVar
 
 import attrs
 
-from flux_async.cli.credits import in_credits
+from flux_async import FluxClient
+from flux_async.api.models_table import ApiName, credits_of
+from flux_async.batch.operations import Retried
+from flux_async.cli.advice import command
+from flux_async.cli.credits import Questions, in_credits, not_agreed
+from flux_async.cli.display import message_console
+from flux_async.cli.folder_commands import only_key, report_adopted
 from flux_async.cli.results import ResultRow, Status, row_of, utc_text
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.status import credits_in
-from flux_async.cli.terminal import Exit, Output, printable
+from flux_async.cli.terminal import Exit, Output, can_ask, printable
 from flux_async.engine import BatchRow, BatchStatus, Engine, EngineBatch
+from flux_async.transport.factory import TransportName
 
 T = TypeVar("T")
 
@@ -87,6 +94,57 @@ def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
     for kind, count in report["errors"].items():
         output.line(f"{count} {kind}")
     return Exit.SUCCEEDED
+
+
+def retry_batch(
+    dsn: str, name: str, *, failed: bool, in_doubt: bool, yes: bool, confirm_above: float
+) -> Exit:
+    """Let workers submit images again, after saying how many and what they may cost.
+
+    Raises:
+        BudgetExhausted: The user's answer was no.
+    """
+    console = message_console()
+
+    async def work(batch: EngineBatch) -> Exit:
+        plan = await batch.retry(failed=failed, in_doubt=in_doubt, dry_run=True)
+        count, cost = len(plan.to_submit), await _cost_of(batch, plan)
+        images = "1 image gets" if count == 1 else f"{count} images get"
+        console.note(f"{images} another try, for up to {in_credits(cost)} credits.")
+        asks = cost > confirm_above and can_ask() and not yes
+        if asks and not await Questions(show=console.note).ask("Submit them?"):
+            raise not_agreed(confirm_above)
+        plan = await batch.retry(failed=failed, in_doubt=in_doubt)
+        if plan.to_fetch:
+            console.note(f"Paid and not here yet: {len(plan.to_fetch)}. Workers fetch them, free of charge.")
+        console.note(status_in_words(await batch.status()))
+        return Exit.SUCCEEDED
+
+    return of_batch(dsn, name, work)
+
+
+async def _cost_of(batch: EngineBatch, plan: Retried) -> float:
+    prices = {one.model: one.price for one in await batch.spending()}
+    return sum(
+        count * (prices.get(str(model)) or credits_of(str(model))) for model, count in plan.submits.items()
+    )
+
+
+def adopt_task(
+    dsn: str, name: str, job: str, task_id: str, *, transport: TransportName | None, api: ApiName | None
+) -> Exit:
+    """Record that ``task_id`` is the task of a job in doubt."""
+
+    async def work(batch: EngineBatch) -> Exit:
+        await batch.status()  # refuses a name that is none
+        key = only_key(await batch.named(job), job, command("batch", "results", name, "--json"))
+        async with FluxClient(transport=transport, api=api) as client:
+            report_adopted(
+                await batch.adopt(client, key, task_id), "Workers fetch its image, free of charge."
+            )
+        return Exit.SUCCEEDED
+
+    return of_batch(dsn, name, work)
 
 
 def result_row(found: BatchRow) -> ResultRow:

@@ -12,6 +12,7 @@ import click
 from flux_async import AspectRatio, InDoubtPolicy, MissingExtra
 from flux_async.api.models_table import AnyModel
 from flux_async.cli.common_options import (
+    ABOVE,
     API,
     JSON,
     MODEL,
@@ -21,6 +22,7 @@ from flux_async.cli.common_options import (
     TIMEOUT,
     TRANSPORT,
     VERBOSE,
+    YES,
     choice,
     with_options,
     without_none,
@@ -192,7 +194,7 @@ def worker(
 
 @click.group(cls=Commands)
 def batch() -> None:
-    """Show or cancel a batch in a database."""
+    """Show, retry or cancel a batch in a database."""
 
 
 @batch.command()
@@ -255,6 +257,39 @@ def report(name: str, directory: Path | None, dsn: str, as_json: bool) -> int:
     except ImportError as missing:
         raise MissingExtra.for_extra("The report", "report") from missing
     return int(pages.write_batch_page(dsn, name, directory))
+
+
+@batch.command()
+@_NAME
+@click.option("--failed", is_flag=True, help="Pay for another task for every image that failed.")
+@click.option("--in-doubt", is_flag=True, help="Submit images in doubt again: some may be paid for twice.")
+@with_options(_DSN, YES, ABOVE, VERBOSE)
+def retry(*, name: str, failed: bool, in_doubt: bool, dsn: str, yes: bool, confirm_above: float) -> int:
+    """Let workers submit images of batch NAME again.
+
+    Without an option these are the images that could not be submitted, for which nothing was paid. --failed
+    and --in-doubt pay for images again, each time they are given; how many, and what it may cost, is said
+    first. An image in doubt whose task was found is fetched instead.
+    """
+    return int(
+        _module("engine_batches").retry_batch(
+            dsn, name, failed=failed, in_doubt=in_doubt, yes=yes, confirm_above=confirm_above
+        )
+    )
+
+
+@batch.command()
+@_NAME
+@click.argument("job")
+@click.argument("task_id")
+@with_options(_DSN, API, TRANSPORT, VERBOSE)
+def adopt(name: str, job: str, task_id: str, dsn: str, **connection: Any) -> int:
+    """Record that TASK_ID is the task of JOB in batch NAME.
+
+    JOB is in doubt; it is its key, or how its key begins. The task's record is read first, with the key in
+    KIE_API_KEY: it must exist and be made from the same image. Nothing is submitted.
+    """
+    return int(_module("engine_batches").adopt_task(dsn, name, job, task_id, **connection))
 
 
 ENGINE_COMMANDS = (enqueue, worker, batch)

@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 
 from flux_async.batch.file_names import safe_name
+from flux_async.cli.advice import ABOUT_UNRECOGNISED, about_batch, shell_command
 from flux_async.cli.engine_batches import of_batch, result_row
 from flux_async.cli.report import Report, make_all_copies, unwritable
 from flux_async.cli.report_rows import NEED_ATTENTION, RowMaker
@@ -16,7 +17,8 @@ from flux_async.cli.status import credits_in
 from flux_async.cli.terminal import Exit, Output
 from flux_async.engine import BatchRow, EngineBatch
 from flux_async.journal.reader import Spending
-from flux_async.report.page import MOST_ROWS, ReportHead, write_page
+from flux_async.report.page import MOST_ROWS, NextStep, ReportHead, write_page
+from flux_async.report.rows import Filter
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +57,11 @@ class _Found:
             images=self.images,
             credits=credits_["spent"],
             credits_in_doubt=credits_["perhaps"],
-            whole_list=f"flux-async batch results {name} --json",
+            next_steps={
+                Filter(kind): NextStep(words=step.words, command=step.command)
+                for kind, step in (about_batch(name) | {"unrecognised": ABOUT_UNRECOGNISED}).items()
+            },
+            whole_list=shell_command("batch", "results", name, "--json"),
         )
         return Report(head=head, rows=rows, without_copy=maker.without_copy, without_hole=maker.without_hole)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -15,7 +16,7 @@ from flux_async import ConfigurationError, FluxClient, adopt, rekey, retry
 from flux_async.api.echo import in_words
 from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.api.stored_requests import read_model
-from flux_async.batch.operations import Rekeyed, RekeyEvidence
+from flux_async.batch.operations import Adopted, Rekeyed, RekeyEvidence
 from flux_async.cli.advice import after_adopting, after_recovering, after_rekeying, command
 from flux_async.cli.credits import Spending, in_credits
 from flux_async.cli.display import MessageConsole, message_console
@@ -105,6 +106,19 @@ async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wante
         selection.release()
 
 
+def report_adopted(adopted: Adopted, then: str) -> None:
+    """Print what was adopted, and what to do then."""
+    task_id = adopted.record.task_id
+    if adopted.echo is Echo.UNRECOGNISED:
+        message_console().note(
+            f"Task {task_id} was made from another request ({in_words(adopted.record.params)}). "
+            "It is taken because the API named it in answer to a submit of this job: compare the "
+            "result with the image.",
+            "yellow",
+        )
+    message_console().note(f"Task {task_id} is now the task of job {adopted.key}. {then}")
+
+
 def run_adopt(
     folder: Path,
     name: str,
@@ -125,16 +139,7 @@ def run_adopt(
         async with FluxClient(transport=transport, api=api) as client:
             with interruption.scope():
                 adopted = await adopt(client, folder / JOURNAL, key, task_id)
-                if adopted.echo is Echo.UNRECOGNISED:
-                    message_console().note(
-                        f"Task {task_id} was made from another request ({in_words(adopted.record.params)}). "
-                        "It is taken because the API named it in answer to a submit of this job: compare the "
-                        "result with the image.",
-                        "yellow",
-                    )
-                message_console().note(
-                    f"Task {task_id} is now the task of job {key}. {after_adopting(folder)}"
-                )
+                report_adopted(adopted, after_adopting(folder))
         return Exit.INTERRUPTED if interruption.happened else Exit.SUCCEEDED
 
     return run_interruptible(work)
@@ -143,10 +148,22 @@ def run_adopt(
 def _key_of(folder: Path, name: str) -> JobKey:
     """Return the key of the job that is called ``name``, or whose key begins so."""
     found = [stored.job.key for stored in read_at_rest(folder / JOURNAL, lambda reader: reader.named(name))]
+    return only_key(found, name, command("status", folder))
+
+
+def only_key(found: Sequence[JobKey], name: str, lists: str) -> JobKey:
+    """Return the key of the job that is called ``name``.
+
+    Args:
+        found: The key, or those that begin so.
+        name: What the user calls it.
+        lists: The command that lists the jobs in doubt.
+
+    Raises:
+        ConfigurationError: There is none, or more than one.
+    """
     if not found:
-        raise ConfigurationError(
-            f"No job here is called {name}.", advice=f"{command('status', folder)} lists those in doubt."
-        )
+        raise ConfigurationError(f"No job here is called {name}.", advice=f"{lists} lists those in doubt.")
     if len(found) > 1 or (found[0] != name and len(name) < _SHORTEST_NAME):
         raise ConfigurationError(f"{name} may be several jobs.", advice="Give more of its key.")
     return found[0]

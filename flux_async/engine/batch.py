@@ -151,6 +151,18 @@ class EngineBatch:
             is_cancelled=batch["is_cancelled"],
         )
 
+    async def named(self, start: str) -> list[JobKey]:
+        """Return the job with this key, or else up to two whose keys start with it."""
+        await self._database.open()
+        rows = await self._database.rows(
+            "SELECT key FROM flux_async.job WHERE batch = %(batch)s AND starts_with(key, %(start)s) "
+            "ORDER BY key <> %(start)s LIMIT 2",
+            batch=self.name,
+            start=start,
+        )
+        found = [JobKey(row["key"]) for row in rows]
+        return found[:1] if found[:1] == [start] else found
+
     async def spending(self) -> list[Spending]:
         """Return the tasks made so far, by model."""
         await self._database.open()

@@ -51,6 +51,9 @@ def test_a_list_is_enqueued_and_worked_on_until_nothing_is_left(cli: Cli, fresh_
     shown = page.read_text("utf-8")
     assert all(f'"vendor":{{"file":"{row["file"]}"' in shown for row in rows)
     assert "<dt>Credits spent</dt><dd>15</dd>" in shown
+    again = cli.run("batch", "retry", "posters", "--failed", "--in-doubt", *dsn)
+    assert again.code == 0
+    assert "0 images get another try, for up to 0 credits." in again.stderr
 
 
 def test_a_batch_is_cancelled(cli: Cli, fresh_dsn: str) -> None:
@@ -77,6 +80,11 @@ def test_mistakes_are_one_sentence(cli: Cli, fresh_dsn: str) -> None:
     unknown = cli.run("batch", "status", "unknown", "--dsn", fresh_dsn)
     assert unknown.code == 2
     assert "There is no batch 'unknown'." in unknown.stderr
+    (cli.folder / "images.txt").write_text("https://example.com/a.jpg", "utf-8")
+    assert cli.run("enqueue", "images.txt", "--batch", "posters", "--dsn", fresh_dsn).code == 0
+    nobody = cli.run("batch", "adopt", "posters", "poster", "task", "--dsn", fresh_dsn)
+    assert nobody.code == 2
+    assert "No job here is called poster." in nobody.stderr
 
 
 def test_a_worker_ends_well_on_a_signal(cli: Cli, fresh_dsn: str) -> None:
