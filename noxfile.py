@@ -43,6 +43,8 @@ MEASURED += tuple(f"--ignore=tests/scenario/{name}.py" for name in ("test_demo",
 
 # The S3 server of tests/services and engine.py: of moto's dependencies those that S3 needs.
 S3_SERVER = ("moto[s3]>=5.2", "flask", "flask-cors")
+# docs/other-engines.md: its recipe for Celery is run in tests/services.
+CELERY = "celery>=5.5"
 
 # What the benchmarks compare with: import_time.py, batch.py, observers.py; and the server of web.py.
 COMPARED = ("openai", "aiometer", "requests", "opentelemetry-sdk", "fastapi")
@@ -70,7 +72,7 @@ def tests(session: nox.Session) -> None:
 def tests_services(session: nox.Session) -> None:
     """Run the tests with PostgreSQL, Redis and an S3 server, which they start; what is missing is skipped."""
     _install_wheel(session, "dev")
-    session.install(*S3_SERVER)
+    session.install(*S3_SERVER, CELERY)
     side_by_side = ("-n", "2", "--dist", "loadfile")  # each has servers of its own, and mostly waits for them
     session.run("pytest", *side_by_side, "tests/services", *session.posargs, env=_from_the_wheel())
 
