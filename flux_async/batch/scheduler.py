@@ -286,10 +286,8 @@ class CallbackReader:
                 self._journal.callback_arrived.set()
 
     async def _arrived(self, entry: InboxEntry) -> None:
-        active = self._run.jobs.get(entry.job)
-        trace = None if active is None else active.stored.trace
         poller = self._run.client.poller
-        poller.notify(entry.task_id, job=entry.job, trace=trace, is_signed=entry.signed)
+        poller.notify(entry.task_id, job=entry.job, trace=entry.trace, is_signed=entry.signed)
         if self._run.jobs.wake(entry.job):  # it may be in doubt, now or in a moment
             return
         stored = await self._journal.job(entry.job)

@@ -48,8 +48,8 @@ class InboxEntry:
         api: The API that the attempt was sent to.
         input_url: URL of the uploaded image that the attempt sent, if one was uploaded.
         is_possible_duplicate: Whether that attempt was resubmitted since and no job has the task: then the
-            image
-            may have been charged twice.
+            image may have been charged twice.
+        trace: The context of the job's trace, where that is read.
     """
 
     number: int
@@ -61,6 +61,7 @@ class InboxEntry:
     api: ApiName
     input_url: str | None
     is_possible_duplicate: bool
+    trace: str | None = None
 
 
 class Inbox:
@@ -168,7 +169,7 @@ def entries_for(connection: sqlite3.Connection, job: int) -> list[InboxEntry]:
 def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[InboxEntry]:
     rows = connection.execute(
         "SELECT inbox.number, inbox.at, job.key, inbox.task_id, inbox.signed, inbox.callback_id, "
-        f"attempt.api, attempt.input_url, {POSSIBLE_DUPLICATES} "
+        f"attempt.api, attempt.input_url, {POSSIBLE_DUPLICATES}, job.trace "
         "FROM inbox JOIN attempt ON attempt.callback_id = inbox.callback_id "
         f"JOIN job ON job.number = attempt.job WHERE {where} ORDER BY inbox.number",
         values,
@@ -183,7 +184,8 @@ def _entries(connection: sqlite3.Connection, where: str, *values: int) -> list[I
             callback_id=callback_id,
             api=api,
             input_url=input_url,
-            is_possible_duplicate=bool(is_possible_duplicate),
+            is_possible_duplicate=bool(is_duplicate),
+            trace=trace,
         )
-        for number, at, key, task_id, signed, callback_id, api, input_url, is_possible_duplicate in rows
+        for number, at, key, task_id, signed, callback_id, api, input_url, is_duplicate, trace in rows
     ]

@@ -60,9 +60,10 @@ async def submitting(journal: Journal, count: int = 1) -> list[StoredJob]:
     """Add jobs and start an attempt of each; the attempt's id is made from the job's number."""
     added = await journal.add([(JobKey(f"k{n}"), "{}") for n in range(1, count + 1)])
     for stored in added:
-        await happened(
-            journal, stored, SubmitIntended(api="kontext", at=1.0, callback_id=attempt_id(stored.number))
+        intent = SubmitIntended(
+            api="kontext", at=1.0, callback_id=attempt_id(stored.number), trace=f"00-{stored.job.key}"
         )
+        await happened(journal, stored, intent)
     return added
 
 
@@ -251,6 +252,7 @@ async def test_a_run_reads_callbacks_of_waiting_jobs(path: Path) -> None:
         ]
         assert (entries[1].job, entries[1].signed, entries[2].signed) == ("k3", False, True)
         assert entries[0].at <= entries[1].at
+        assert {entry.trace for entry in entries} == {f"00-{entry.job}" for entry in entries}
         later, newest = await journal.callbacks_after(4)
         assert ([entry.number for entry in later], newest) == ([5, 6], 6)
         assert await journal.callbacks_after(6) == ([], 6)
