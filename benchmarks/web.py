@@ -3,9 +3,13 @@
 The example is served by uvicorn in one process; another one is the load, a third one the vendor. Images are
 added at a steady rate while up to 100 tasks are in flight. After a third of them the server gets SIGTERM,
 after two thirds SIGKILL, and is started again each time; a request without an answer is made again, as a
-browser would. 500 images (short: 60). Exits 1 where an image has no result, was charged twice, or the server
-did not end within its grace; with ``--long`` also where the 95th percentile of POST is over 50 ms while no
-request has to be repeated.
+browser would. 500 images (short: 60).
+
+With ``--replicas`` two servers on one PostgreSQL get the requests in turn; SIGTERM goes to the first one,
+SIGKILL to the second.
+
+Exits 1 where an image has no result, was charged twice, or the server did not end within its grace; with
+``--long`` also where the 95th percentile of POST is over 50 ms while no request has to be repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +32,10 @@ import httpx
 
 from harness.processes import read_ledger, sandbox
 from harness.report import introduce, parser
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+
+import servers
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 KEY = "hook"
@@ -82,19 +89,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(vendor: str, folder: str) -> Iterator[Server]:
+def serving(vendor: str, folder: str, dsn: str | None = None) -> Iterator[Server]:
     """Serve the example, and end it whatever happens."""
-    with socket.socket() as reserved:  # without listening, so that no other process gets the port in between
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
+    with servers.reserved_port() as reserved:
+        port = servers.port_of(reserved)
         settings = {
             "KIE_BASE_URL": vendor,
             "KIE_API_KEY": "test",
             "KIE_WEBHOOK_KEY": KEY,
             "PUBLIC_URL": f"http://127.0.0.1:{port}",
             "DATA_FOLDER": folder,
-        }
+        } | ({} if dsn is None else {"FLUX_ASYNC_DSN": dsn})
         server = Server(port, os.environ | settings)
         server.start()
         try:
@@ -105,11 +110,26 @@ def serving(vendor: str, folder: str) -> Iterator[Server]:
                 server.process.wait()
 
 
+@contextlib.contextmanager
+def serving_all(vendor: str, folder: str, *, has_replicas: bool) -> Iterator[list[Server]]:
+    """Serve the example in one process, or in two on a PostgreSQL server."""
+    with contextlib.ExitStack() as stack:
+        if not has_replicas:
+            yield [stack.enter_context(serving(vendor, folder))]
+            return
+        programs = servers.postgres_bin()
+        if programs is None:
+            raise SystemExit("PostgreSQL is not installed.")
+        postgres, _ = stack.enter_context(servers.running_postgres(programs))
+        yield [stack.enter_context(serving(vendor, folder, postgres.dsn())) for _ in range(2)]
+
+
 @attrs.define
 class Load:
-    """What the load has sent and seen."""
+    """What the load has sent to the servers in turn, and seen."""
 
     client: httpx.AsyncClient
+    urls: list[str]
     taken_ms: list[float] = attrs.field(factory=list)
     recovering_ms: list[float] = attrs.field(factory=list)
     floor_ms: list[float] = attrs.field(factory=list)
@@ -124,7 +144,8 @@ class Load:
         for attempt in range(round(END_S / 0.5)):
             begun = time.perf_counter()
             with contextlib.suppress(httpx.HTTPError):
-                answer = await self.client.post("/images", data=form)
+                url = self.urls[(number + attempt) % len(self.urls)]
+                answer = await self.client.post(f"{url}/images", data=form)
                 if answer.status_code == 202:
                     if not attempt:
                         times = self.recovering_ms if self.repeating else self.taken_ms
@@ -137,25 +158,28 @@ class Load:
             await asyncio.sleep(0.5)
 
     async def until_ready(self) -> None:
-        """Wait until the server takes images."""
+        """Wait until the servers take images."""
         async with asyncio.timeout(START_S):
-            while not await self._is_ready():  # noqa: ASYNC110 - it is another process
-                await asyncio.sleep(0.05)
+            for url in self.urls:
+                while not await self._is_ready(url):  # noqa: ASYNC110 - it is another process
+                    await asyncio.sleep(0.05)
 
-    async def _is_ready(self) -> bool:
+    async def _is_ready(self, url: str) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            return (await self.client.get("/readyz")).status_code == 200
+            return (await self.client.get(f"{url}/readyz")).status_code == 200
         return False
 
     async def watch(self) -> None:
         """Read how many tasks are in flight, five times a second, and how long that takes at the least."""
         while True:
-            with contextlib.suppress(httpx.HTTPError):
-                begun = time.perf_counter()
-                now = (await self.client.get("/healthz")).json()["in_flight"]
-                if not self.repeating:
-                    self.floor_ms.append((time.perf_counter() - begun) * 1000.0)
-                self.most_in_flight = max(self.most_in_flight, now)
+            now = 0
+            for url in self.urls:
+                with contextlib.suppress(httpx.HTTPError):
+                    begun = time.perf_counter()
+                    now += (await self.client.get(f"{url}/healthz")).json()["in_flight"]
+                    if not self.repeating:
+                        self.floor_ms.append((time.perf_counter() - begun) * 1000.0)
+            self.most_in_flight = max(self.most_in_flight, now)
             await asyncio.sleep(0.2)
 
     async def states(self) -> dict[str, str]:
@@ -178,27 +202,30 @@ class Load:
         return states
 
     async def _state_of(self, key: str) -> str:
-        return str((await self.client.get(f"/images/{key}")).json()["state"])
+        return str((await self.client.get(f"{self.urls[-1]}/images/{key}")).json()["state"])
 
 
-async def run(server: Server, jobs: int) -> tuple[Load, float, dict[str, str]]:
-    """Send the load through both ends of the server; return it, the seconds of the stop, and the outcomes."""
+async def run(served: list[Server], jobs: int) -> tuple[Load, float, dict[str, str]]:
+    """Send the load through both ends; return it, the seconds of the stop, and the outcomes."""
     stopped_s = 0.0
-    async with httpx.AsyncClient(base_url=server.url, timeout=30.0) as client, asyncio.TaskGroup() as group:
-        load = Load(client)
+    async with httpx.AsyncClient(timeout=30.0) as client, asyncio.TaskGroup() as group:
+        load = Load(client, [server.url for server in served])
         await load.until_ready()
         watching = group.create_task(load.watch())
         async with asyncio.TaskGroup() as adding:
             for number in range(jobs):
                 if number == jobs // 3:
-                    stopped_s = await server.end(signal.SIGTERM)
-                    server.start()
+                    stopped_s = await served[0].end(signal.SIGTERM)
+                    served[0].start()
                 elif number == 2 * jobs // 3:
-                    await server.end(signal.SIGKILL)
-                    server.start()
+                    if len(served) > 1:
+                        await load.until_ready()  # of several replicas one is always there
+                    await served[-1].end(signal.SIGKILL)
+                    served[-1].start()
                 adding.create_task(load.add(number))
                 await asyncio.sleep(1.0 / RATE)
         watching.cancel()
+        await load.until_ready()
         states = await load.states()
     return load, stopped_s, states
 
@@ -212,6 +239,7 @@ def main() -> int:
     """Measure and print."""
     arguments = parser(__doc__, short="60 images", long="500 images")
     arguments.add_argument("--serve", type=int, metavar="PORT", help="serve the example (what a child does)")
+    arguments.add_argument("--replicas", action="store_true", help="two servers on a PostgreSQL server")
     options = arguments.parse_args()
     if options.serve:
         serve(options.serve)
@@ -222,9 +250,9 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory(prefix="web-") as folder,
         sandbox(speed=SPEED, credits=jobs * 20, webhook_key=KEY, faults=FAULTS) as vendor,
-        serving(vendor, folder) as server,
+        serving_all(vendor, folder, has_replicas=options.replicas) as served,
     ):
-        load, stopped_s, states = asyncio.run(run(server, jobs))
+        load, stopped_s, states = asyncio.run(run(served, jobs))
         ledger = read_ledger(vendor)
         files = sum(not path.name.startswith(".") for path in Path(folder, "results").iterdir())
     succeeded = sum(state == "succeeded" for state in states.values())

@@ -103,7 +103,8 @@ def test_a_replica_is_killed_and_each_image_is_answered_once(fresh_dsn: str, tmp
         keys += [killed.add(image) or other.add(image) for image in images[HALF:]]
         assert len({*keys} - {None}) == IMAGES
         ended = {"succeeded", "in_doubt"}
-        until(lambda: all(other.state(str(key)) in ended for key in keys))
+        for key in keys:
+            until(lambda key=key: other.state(str(key)) in ended)
         states = [other.state(str(key)) for key in keys]
         assert states.count("in_doubt") <= 3, "only what was about to be sent at the kill"
         results = [path for path in (tmp_path / "data" / "results").iterdir() if path.name[0] != "."]

@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 if __name__ == "__main__":
     flux_async.FluxClient = partial(  # type: ignore[assignment,misc]
         flux_async.FluxClient,
-        limits=flux_async.Limits(submits=150, window_s=10),
+        limits=flux_async.Limits(submits=300, window_s=10),
         polling=flux_async.PollPolicy(first_s=0.5, interval_s=0.5, jitter=0),
     )
     sys.path.insert(0, str(EXAMPLES))
