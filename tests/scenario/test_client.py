@@ -7,6 +7,7 @@ import itertools
 import logging
 import pickle
 import random
+import traceback
 from typing import Any
 
 import pytest
@@ -51,6 +52,32 @@ async def test_remove_text_submits_once_and_waits(client: Any, transport: Any) -
     assert (image.task_id, image.result_url) == ("t1", "https://files.example/t1.jpg")
     assert transport.count("generate") == 1
     assert transport.count("record-info") == 3
+
+
+def modules_on_the_way() -> set[str]:
+    """Return the modules of the package in which a coroutine waits for the request that is being made."""
+    frames = {frame.f_globals["__name__"] for frame, _ in traceback.walk_stack(None)}
+    for task in asyncio.all_tasks():
+        waiting: Any = task.get_coro()
+        while waiting is not None:
+            frame = getattr(waiting, "cr_frame", None)
+            frames |= set() if frame is None else {frame.f_globals["__name__"]}
+            waiting = getattr(waiting, "cr_await", None)
+    return {name for name in frames if name.startswith("flux_async.") and ".testing." not in name}
+
+
+@pytest.mark.one_api("the way is the same")
+async def test_a_call_passes_few_modules_on_the_way_to_its_requests(client: Any, vendor: Any) -> None:
+    """A reader who follows a call to its submit and its polls opens these files, and the transport's."""
+    passed: set[str] = set()
+
+    def answered(answer: Any) -> Any:
+        return lambda request: passed.update(modules_on_the_way()) or answer(request)
+
+    vendor.script |= {"generate": [answered(vendor.generate)], "record-info": [answered(vendor.record)]}
+    await client.remove_text(URL)
+    names = {name.removeprefix("flux_async.") for name in passed}
+    assert names == {"client", "clock", "observed", "poller", "session", "submitter", "transport.background"}
 
 
 @pytest.mark.one_api("the jobs API has no Kontext Max")
