@@ -73,7 +73,7 @@ async def _submit_in_turn(job: ActiveJob, run: RunContext, api: ApiName) -> Leav
     session = run.session
     is_acquired = False
     while not is_acquired:
-        failed = await _upload_input(job, run)  # again if it has grown old meanwhile
+        failed = await upload_input(job, run)  # again if it has grown old meanwhile
         if failed is not None:
             return failed
         await run.prices.take_turn(job, api)
@@ -109,7 +109,7 @@ def _is_wanted(job: ActiveJob, run: RunContext) -> bool:
     return run.control.is_spending and run.input_of(job).is_ready and run.prices.may_submit(job)
 
 
-async def _upload_input(job: ActiveJob, run: RunContext) -> Leave | None:
+async def upload_input(job: ActiveJob, run: RunContext) -> Leave | None:
     """Upload the image, if it has to be: before the intent, after which nothing waits."""
     session, upload = run.session, run.input_of(job)
     while run.control.is_spending:

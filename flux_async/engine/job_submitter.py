@@ -1,9 +1,10 @@
-"""Submits the jobs of one worker: a permit of an account, the intent, the POST, the answer.
+"""Submits the jobs of one worker: the image, a permit of an account, the intent, the POST, the answer.
 
 Rules:
 
-1. A submit: wait for a permit of the account, write the intent, POST at once, write the answer; that is
-   :func:`flux_async.batch.submitting.submit`. Few wait at once, so that a crash leaves few in doubt.
+1. A submit: upload the image, wait for a permit of the account, write the intent, POST at once, write the
+   answer; that is :func:`flux_async.batch.submitting.submit`. Few wait at once, so that a crash leaves few in
+   doubt.
 2. A submit that finds the intent of a process that died is in doubt; it is never made again here.
 """
 
@@ -20,7 +21,7 @@ from flux_async.api_errors import RateLimitedError
 from flux_async.batch.active_job import ActiveJob, Leave
 from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.run_context import RunContext
-from flux_async.batch.submitting import submit
+from flux_async.batch.submitting import submit, upload_input
 from flux_async.engine.database import Row
 from flux_async.engine.queues import enqueue_watch
 from flux_async.engine.store import PostgresStore, stored_job
@@ -49,6 +50,7 @@ class JobSubmitter:
 
     async def submit(self, number: int) -> None:
         """Submit a job once, however often that needs to be tried, and enqueue the wait for its task."""
+        prepared: ActiveJob | None = None
         async with self.jobs.alone(number):
             while not self.jobs.is_stopping:
                 row = await self.jobs.row(number)
@@ -60,7 +62,7 @@ class JobSubmitter:
                         await self._park(number)
                         return
                     case JobState.PENDING:
-                        await self._submit_once(row)
+                        prepared = await self._submit_once(row, prepared)
                     case JobState.SUBMITTING:
                         await self._put_in_doubt(row)
                     case _:
@@ -86,16 +88,19 @@ class JobSubmitter:
             with suppress(JournalError):  # the answer came after all
                 await store.record(stored.number, apply(stored.job, event), event, before=stored.job)
 
-    async def _submit_once(self, row: Row) -> None:
-        """Try to submit a job with the first permit; it may stay pending."""
+    async def _submit_once(self, row: Row, prepared: ActiveJob | None) -> ActiveJob | None:
+        """Try to submit a job with the first permit; it may stay pending. Return it for the next try."""
         for account in self.jobs.accounts.values():
             await self.jobs.run_of(account, row["batch"])  # nothing is made between the permit and the POST
-        permitted = await self._permitted()
-        if permitted is None:
-            return
+        if prepared is None or prepared.input is None or not prepared.input.is_ready:
+            prepared = await self._prepared(row)
+        permitted = None if prepared is None else await self._permitted()
+        if prepared is None or permitted is None:
+            return prepared
         account, due = permitted
         run = await self.jobs.run_of(account, row["batch"])
         job = self.jobs.active_job(row, run)
+        job.input, job.stored = prepared.input, attrs.evolve(job.stored, trace=prepared.stored.trace)
         with self.jobs.work_on(job, run):
             if not job.state.attempts:
                 self.jobs.announce(job, run)
@@ -107,11 +112,30 @@ class JobSubmitter:
             await self.jobs.limiter.pause(
                 account.client.fingerprint, pause_s, is_rate_limited=is_rate_limited
             )
+        return prepared
+
+    async def _prepared(self, row: Row) -> ActiveJob | None:
+        """Return a job whose image is uploaded, with any key, if it must be; None if that has failed."""
+        for account in sorted(self.jobs.accounts.values(), key=lambda each: each.halted_at):
+            run = await self.jobs.run_of(account, row["batch"])
+            job = self.jobs.active_job(row, run)
+            with self.jobs.work_on(job, run):
+                try:
+                    left = None if run.input_of(job).is_ready else await upload_input(job, run)
+                except InvalidInput as error:
+                    left = Leave(error)
+                except FluxError as error:
+                    await self.jobs.halt(account, error)
+                    continue
+                if left is not None and left.error is not None:
+                    await self.jobs.settle(job, run, Failed(job=None, error=left.error))
+                return job if left is None else None
+        await self.jobs.database.clock.sleep(_HALTED_S)
+        return None
 
     async def _submit_with(self, account: Account, run: RunContext, job: ActiveJob) -> None:
         """Submit a job with the key whose permit was taken."""
         try:
-            run.input_of(job)
             check_price(run.budget.guard, job.model)
             run.budget.guard.give_up(job.model)  # others use the account, too: the balance proves nothing
             run.call.halts = account.client.session.submitter.halts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -46,12 +47,14 @@ class Account:
         store: The jobs, as its submits see them.
         control: Stops its submits.
         runs: What the jobs of each batch share.
+        halted_at: When its key, its balance or its answers were last wrong, in monotonic seconds.
     """
 
     client: BatchClient
     store: PostgresStore
     control: RunControl
     runs: dict[str, RunContext] = attrs.field(factory=dict)
+    halted_at: float = -math.inf
 
     def pause_s(self) -> float:
         """Return the seconds for which the vendor, or the lack of a connection, delays its submits."""
@@ -142,14 +145,14 @@ class WorkerJobs:
 
     def active_job(self, row: Row, run: RunContext) -> ActiveJob:
         """Return the job of a row, to be worked on in a run."""
-        stored = run.with_trace(stored_job(row))
-        job = ActiveJob(stored=stored, slots=JobSlots(run.slots), callback_may_come=True)
+        job = ActiveJob(stored=stored_job(row), slots=JobSlots(run.slots), callback_may_come=True)
         job.was_resubmitted = row["attempts"] > 1  # once, or an outage would cost without end
         return job
 
     @contextmanager
     def work_on(self, job: ActiveJob, run: RunContext) -> Iterator[None]:
-        """Hold while a coroutine works on a job; its events are those of this job, and its slots end here."""
+        """Hold while a coroutine works on a job: it has its trace, and gives its slots back at the end."""
+        job.stored = run.with_trace(job.stored)
         with run.session.events.job(job.state.key, job.stored.trace):
             try:
                 yield
@@ -207,6 +210,7 @@ class WorkerJobs:
 
     async def halt(self, account: Account, error: FluxError) -> None:
         """Halt the submits of an account for all workers: its key, its balance or its answers are wrong."""
+        account.halted_at = self.database.clock.monotonic()
         logger.error("the submits of account %s are halted: %s", account.client.fingerprint, error)
         await self.limiter.halt(account.client.fingerprint, Problem.of(error))
         account.client.session.submitter.breaker.release()
