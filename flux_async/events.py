@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -399,27 +399,31 @@ class EventStream:
         return next((str(context) for context in found if context is not None), None)
 
     def job(self, job: JobKey, trace: str | None) -> AbstractContextManager[None]:
-        """Hold while the running coroutine works on a job."""
+        """Enter the work of the running coroutine on a job, for ``with``."""
         return self._entered("enter_job", job, trace)
 
     def request(self) -> AbstractContextManager[None]:
-        """Hold while the running coroutine makes an HTTP request."""
+        """Enter an HTTP request of the running coroutine, for ``with``."""
         return self._entered("enter_request")
 
     def _entered(self, method: str, *given: object) -> AbstractContextManager[None]:
-        having = [each for each in self._attached if each.has(method)]
-        return _held(having, method, *given) if having else _NOTHING
+        entered = [(each, each.call(method, *given)) for each in self._attached if each.has(method)]
+        leaving = [(each, leave) for each, leave in entered if callable(leave)]
+        return _Entered(leaving) if leaving else _NOTHING
 
 
-@contextlib.contextmanager
-def _held(observers: Sequence[_Attached], method: str, *given: object) -> Iterator[None]:
-    entered = [(each, each.call(method, *given)) for each in observers]
-    try:
-        yield
-    finally:
-        for each, leave in reversed(entered):
-            if callable(leave):
-                each.run(leave)
+@attrs.frozen(eq=False)
+class _Entered:
+    """Calls in the end what observers want to be called, the last one first."""
+
+    _leaving: Sequence[tuple[_Attached, Callable[[], object]]]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for each, leave in reversed(self._leaving):
+            each.run(leave)
 
 
 def stream_of(observers: Iterable[Observer]) -> EventStream:

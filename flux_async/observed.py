@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -171,6 +172,7 @@ async def _observed_file(
         requester.events.emit(RequestEnded(at=clock.wall(), seconds=seconds, **about))
 
 
+@lru_cache(maxsize=256)
 def origin_of(url: str) -> str:
     """Return scheme, host and port of a URL: its path, too, can give access to a file."""
     parts = urlsplit(url)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -30,22 +30,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-_WANTED = frozenset(
-    {
-        CallbackReceived,
-        Halted,
-        JobAdded,
-        Paused,
-        Polled,
-        RateLimited,
-        RequestEnded,
-        Retried,
-        Settled,
-        SubmitStarted,
-        Submitted,
-        Verified,
-    }
-)
+
+_WITHOUT_END = frozenset({None, TaskStatus.GENERATING.name})
 
 
 class OpenTelemetry:
@@ -78,10 +64,24 @@ class OpenTelemetry:
         self._spans: Spans = Spans(tracer(tracer_provider, __version__))
         self._metrics: Metrics = Metrics(meter(meter_provider, __version__), totals(meter_provider))
         self._jobs: dict[JobKey, _ActiveJob] = {}
+        self._handlers: dict[type[FluxEvent], Callable[[Any], None]] = {
+            CallbackReceived: self._spans.callback,
+            Halted: self._metrics.paused,
+            JobAdded: self._added,
+            Paused: self._metrics.paused,
+            Polled: self._polled,
+            RateLimited: self._metrics.paused,
+            RequestEnded: self._request_ended,
+            Retried: self._retried,
+            Settled: self._settled,
+            SubmitStarted: self._submit_started,
+            Submitted: self._submitted,
+            Verified: self._metrics.verified,
+        }
 
     def wants(self, kind: type[FluxEvent]) -> bool:
         """Return whether spans or metrics are made of events of this class."""
-        return kind in _WANTED
+        return kind in self._handlers
 
     def trace_context(self, at: float) -> str | None:
         """Begin the trace of a job that was added ``at``; return its context as a W3C ``traceparent``."""
@@ -106,22 +106,13 @@ class OpenTelemetry:
 
     def __call__(self, event: FluxEvent, /) -> None:
         """Make a span of an event, or record it in the metrics."""
-        match event:
-            case RequestEnded():
-                self._spans.request(event)
-                self._metrics.request_ended(event)
-            case CallbackReceived():
-                self._spans.callback(event)
-            case JobAdded():
-                self._added(event)
-            case Settled():
-                self._settled(event)
-            case RateLimited() | Paused() | Halted():
-                self._metrics.paused(event)
-            case Verified():
-                self._metrics.verified(event)
-            case _:
-                self._moved(event)
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def _request_ended(self, event: RequestEnded) -> None:
+        self._spans.request(event)
+        self._metrics.request_ended(event)
 
     # --- jobs ---------------------------------------------------------------------------------------------
 
@@ -133,20 +124,23 @@ class OpenTelemetry:
         if event.state is JobState.SUBMITTED:
             self._task_began(event)
 
-    def _moved(self, event: FluxEvent) -> None:
-        match event:
-            case SubmitStarted():
-                self._metrics.submit_started(event)
-                if event.job in self._jobs:
-                    self._jobs[event.job].was_final = False
-            case Submitted():
-                self._metrics.submitted(event)
-                if event.task_id is not None:
-                    self._task_began(event)
-            case Polled(status=status, lag_s=lag_s) if status not in {None, TaskStatus.GENERATING.name}:
-                self._task_ended(event, lag_s)
-            case Retried(what="task"):
-                self._task_ended(event)
+    def _submit_started(self, event: SubmitStarted) -> None:
+        self._metrics.submit_started(event)
+        if event.job in self._jobs:
+            self._jobs[event.job].was_final = False
+
+    def _submitted(self, event: Submitted) -> None:
+        self._metrics.submitted(event)
+        if event.task_id is not None:
+            self._task_began(event)
+
+    def _polled(self, event: Polled) -> None:
+        if event.status not in _WITHOUT_END:
+            self._task_ended(event, event.lag_s)
+
+    def _retried(self, event: Retried) -> None:
+        if event.what == "task":
+            self._task_ended(event)
 
     def _settled(self, event: Settled) -> None:
         self._spans.job(event)
