@@ -81,7 +81,8 @@ class Worker:
             engine of the same database, in any process.
 
     Raises:
-        ConfigurationError: The database does not answer, or DBOS runs with the executor id ``local``.
+        ConfigurationError: The database does not answer, DBOS runs with the executor id ``local``, or the
+            process has a worker already.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Worker:
         return self._jobs.executor
 
     async def __aenter__(self) -> Self:
+        workflows.check_free()
         database, self._loop = self._engine.database, asyncio.get_running_loop()
         await database.open()
         limiter, executor = Accounts(database), await self._name()

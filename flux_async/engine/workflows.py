@@ -11,6 +11,7 @@ from typing import Protocol
 from dbos import DBOS
 
 from flux_async.engine.queues import SUBMIT, WATCH
+from flux_async.errors import ConfigurationError
 
 _LOOK_S = 1.0
 
@@ -26,6 +27,19 @@ class JobWorker(Protocol):
 
 
 _workers: list[JobWorker] = []
+
+
+def check_free() -> None:
+    """Refuse a second worker in this process: DBOS would give it the work of the first.
+
+    Raises:
+        ConfigurationError: There is one.
+    """
+    if _workers:
+        raise ConfigurationError(
+            "This process has a worker of the engine already.",
+            advice="Give one Worker the clients of all keys, or start another process.",
+        )
 
 
 def enter(worker: JobWorker) -> None:
