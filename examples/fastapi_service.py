@@ -46,7 +46,9 @@ from flux_async import (
     JobConflictError,
     JobService,
     JobStatus,
+    JournalError,
     QueueFull,
+    RequestNotSent,
     Succeeded,
     UnknownJob,
 )
@@ -61,7 +63,9 @@ STATUS_CODES: dict[type[FluxError], int] = {
     UnknownJob: 404,
     AlreadySubmitted: 409,
     JobConflictError: 409,
+    JournalError: 503,
     QueueFull: 503,
+    RequestNotSent: 503,
 }
 PAGE = """<!doctype html><meta charset="utf-8"><title>Text removal</title>
 <style>body {{ font: 1em sans-serif; margin: 2em }} img {{ max-width: 45%; max-height: 20em }}</style>

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
 import attrs
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flux_async.api.stored_requests import read_image, store_request
 from flux_async.batch import job_events
@@ -33,7 +34,7 @@ from flux_async.engine.database import Row
 from flux_async.engine.engine import LOWEST_PRIORITY, Engine, portable
 from flux_async.engine.row_events import RowEvents
 from flux_async.engine.service_reader import ServiceReader
-from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
+from flux_async.engine.store import COLUMNS, NEW_JOBS, PostgresStore, notify, stored_job
 from flux_async.engine.worker import WORKER_LIMITS, Worker
 from flux_async.errors import (
     InvalidInput,
@@ -192,7 +193,10 @@ class EngineBackend:
         if unfinished and self.client is not None:
             logger.warning("the worker has not stopped in %g s: its submits are in doubt", stop_within)
             self.client.session.background.abandon()
-        await wait_until_done(ending)
+        try:
+            await wait_until_done(ending)
+        except JournalError as error:  # other processes find out by themselves that this one has ended
+            logger.warning("the worker has ended without the database: %s", error.message)
 
     # --- jobs ---------------------------------------------------------------------------------------------
 
@@ -245,14 +249,17 @@ class EngineBackend:
 
     async def _try_again(self, key: JobKey) -> None:
         """Let workers try a job again that ended before its submit, which has cost nothing."""
-        await self._within(
-            self.engine.database.execute(
+
+        async def work(connection: AsyncConnection) -> None:
+            changed = await connection.exec_driver_sql(
                 "UPDATE flux_async.job SET settled = NULL, obstacle = NULL, is_queued = false "
                 "WHERE batch = %(batch)s AND key = %(key)s AND state = 'pending' AND settled IS NOT NULL",
-                batch=self.batch,
-                key=key,
+                {"batch": self.batch, "key": key},
             )
-        )
+            if changed.rowcount:
+                await notify(connection, NEW_JOBS, "")
+
+        await self._within(self.engine.database.transaction(work))
 
     def _report_added(self, job: Job, number: int, priority: int) -> None:
         """Hand the event to the feeds of this process; its observers have it from the worker."""

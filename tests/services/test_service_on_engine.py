@@ -12,6 +12,7 @@ import pytest
 
 from flux_async import (
     AlreadySubmitted,
+    ConfigurationError,
     Failed,
     FluxClient,
     InvalidInput,
@@ -33,13 +34,24 @@ from servers import Postgres, RunningServer
 from tests.support.file_host import JPEG
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
-from flux_async.engine import service_backend, service_reader
+from flux_async.engine import Engine, service_backend, service_reader
 
 POLLING = PollPolicy(first_s=0.1, interval_s=0.1, jitter=0)
 LIMITS = Limits(submits=1000, window_s=10)
 URLS = [f"https://example.com/{number}.jpg" for number in range(20)]
 
 Make: TypeAlias = Callable[..., JobService]
+
+
+class Tracing:
+    """An observer that begins the trace of each job."""
+
+    def __call__(self, event: events.FluxEvent) -> None:
+        """Take an event."""
+
+    def trace_context(self, at: float) -> str:
+        """Return the context of a new trace."""
+        return f"trace of {at}"
 
 
 @pytest.fixture
@@ -54,7 +66,7 @@ def replica(fresh_dsn: str, sandbox: FluxSandbox, tmp_path: Path) -> Make:
     """Make a service that works on the jobs beside those that are there already."""
 
     def make(**options: Any) -> JobService:
-        client = FluxClient(sandbox.key, sandbox.url, limits=LIMITS, polling=POLLING)
+        client = FluxClient(sandbox.key, sandbox.url, limits=LIMITS, polling=POLLING, observers=[Tracing()])
         return JobService(client, engine=fresh_dsn, directory=tmp_path / "results", **options)
 
     return make
@@ -96,18 +108,26 @@ async def test_a_job_of_one_process_is_done_by_another_and_answered_by_both(
                 assert outcome.file.is_file()
             (settled,) = [event async for event in enqueuing.events(later)]
             assert isinstance(settled, events.Settled)
-            await asyncio.sleep(1.2)
+            while sum(isinstance(event, events.Settled) for _, event in seen) < len(readers):
+                await asyncio.sleep(0.05)
+            with pytest.raises(ConfigurationError, match="has a worker of the engine already"):
+                await replica().open()
         for reader in readers:
             reader.cancel()
     for service in (working, enqueuing):
         kinds = [type(event).__name__ for reader, event in seen if reader is service and event.job == later]
         assert (kinds[0], kinds[-1]) == ("JobAdded", "Settled")
         assert [kinds.count(kind) for kind in ("JobAdded", "Submitted", "Settled")] == [1, 1, 1]
+    traces = {event.trace for _, event in seen if event.job == later and event.task_id}
+    assert len(traces) == 1
+    assert traces != {None}
     assert sandbox.ledger.accepted == 2
 
 
-async def test_keys_mean_the_same_in_each_process(replica: Make, enqueuing: JobService) -> None:
-    """An unknown one, one with another request, and one that is too late to cancel."""
+async def test_keys_mean_the_same_in_each_process(
+    replica: Make, enqueuing: JobService, fresh_dsn: str
+) -> None:
+    """An unknown one, one with another request, one that is too late to cancel, one that is tried again."""
     for ask in (enqueuing.get, enqueuing.result, enqueuing.cancel):
         with pytest.raises(UnknownJob, match="There is no job 'nobody'"):
             await ask("nobody")
@@ -117,7 +137,16 @@ async def test_keys_mean_the_same_in_each_process(replica: Make, enqueuing: JobS
     assert isinstance(status, JobStatus)
     assert status.priority == -5
     await enqueuing.cancel(unwanted)
+    async with Engine(fresh_dsn) as engine:  # as a worker does where it cannot submit a job
+        await engine.database.execute(
+            "UPDATE flux_async.job SET settled = nextval('flux_async.settled'), obstacle = "
+            """'{"type": "InvalidInput", "code": null, "message": "too large"}' WHERE state = 'pending'"""
+        )
+    failed = await enqueuing.result(key)
+    assert isinstance(failed, Failed)
+    assert failed.error.message == "too large"
     async with replica() as service:
+        assert await service.add(URLS[0]) == key
         with pytest.raises(JobConflictError):
             await service.add(URLS[2], key=key)
         assert isinstance(await service.result(key), Succeeded)
@@ -163,6 +192,11 @@ async def test_a_full_queue_refuses_jobs_in_each_process(fresh_dsn: str) -> None
             assert (second.snapshot().waiting, second.snapshot().is_ready) == (2, False)
             with pytest.raises(QueueFull):
                 await second.add(URLS[2])
+        async with Engine(fresh_dsn) as engine:
+            await engine.batch("service").cancel()
+        while (halted := service.snapshot().halted) is None:
+            await asyncio.sleep(0.05)
+        assert halted == "JobCancelled"
 
 
 async def test_a_halt_is_shown_and_jobs_are_taken_meanwhile(fresh_dsn: str) -> None:
