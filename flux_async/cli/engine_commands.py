@@ -74,6 +74,11 @@ def _module(name: str) -> Any:
     "--column", help="Column of a CSV list, or name in JSON, that holds the images.", metavar="NAME"
 )
 @click.option(
+    "--staging",
+    help="Object store into which files of this machine are copied, for workers to read.",
+    metavar="URL",
+)
+@click.option(
     "--on-doubt",
     type=choice(InDoubtPolicy),
     default=InDoubtPolicy.HOLD.value,
@@ -90,14 +95,16 @@ def enqueue(
     name: str,
     priority: int,
     column: str | None,
+    staging: str | None,
     on_doubt: str,
     timeout: float,
     **request: Any,
 ) -> int:
     """Put the images of LIST into a database, for workers.
 
-    LIST is read as by remove-text --from; - is standard input. Images are addresses, as workers cannot read
-    the files of this machine. No key is needed. The same command again adds what is new, and resumes a batch
+    LIST is read as by remove-text --from; - is standard input. Images are addresses, those in object stores
+    included; files of this machine are copied to --staging, as workers cannot read them here. No key is
+    needed. The same command again adds what is new, and resumes a batch
     that was cancelled; nothing is paid twice.
     """
     runs = _module("engine_runs")
@@ -116,7 +123,7 @@ def enqueue(
         note=lambda words: click.echo(printable(words), err=True),
         on_close=click.get_current_context().call_on_close,
     )
-    return int(runs.run_enqueue(dsn, name, inputs, options, priority=priority))
+    return int(runs.run_enqueue(dsn, name, inputs, options, priority=priority, staging=staging))
 
 
 @click.command(cls=Command)

@@ -25,14 +25,16 @@ from flux_async.transport.factory import TransportName
 _LOOK_S = 2.0
 
 
-def run_enqueue(dsn: str, name: str, inputs: Inputs, options: RunOptions, *, priority: int) -> Exit:
+def run_enqueue(
+    dsn: str, name: str, inputs: Inputs, options: RunOptions, *, priority: int, staging: str | None
+) -> Exit:
     """Put the inputs into a batch; each that cannot be a job is named on stderr."""
     refused: list[str] = []
 
     def jobs() -> Iterator[Job]:
         for given in inputs:
             try:
-                yield _job_of(given, options)
+                yield _job_of(given, options, takes_files=staging is not None)
             except InvalidInput as error:
                 refused.append(given.place)
                 _say(refusal_text(given, error))
@@ -40,7 +42,12 @@ def run_enqueue(dsn: str, name: str, inputs: Inputs, options: RunOptions, *, pri
     async def command(_: Interruption) -> Exit:
         async with Engine(dsn) as engine:
             batch = await engine.submit(
-                jobs(), batch=name, priority=priority, in_doubt=options.in_doubt, timeout=options.timeout_s
+                jobs(),
+                batch=name,
+                priority=priority,
+                in_doubt=options.in_doubt,
+                timeout=options.timeout_s,
+                staging=staging,
             )
             status = await batch.status()
         _say(status_in_words(status))
@@ -49,13 +56,13 @@ def run_enqueue(dsn: str, name: str, inputs: Inputs, options: RunOptions, *, pri
     return run_interruptible(command)
 
 
-def _job_of(given: InputRow, options: RunOptions) -> Job:
+def _job_of(given: InputRow, options: RunOptions, *, takes_files: bool) -> Job:
     if given.refusal is not None:
         raise InvalidInput(f"This row cannot be used: {given.refusal}.")
-    if given.is_file:
+    if given.is_file and not takes_files:
         raise InvalidInput(
             f"{given.image} is a file of this machine, which workers cannot read.",
-            advice="Put it where they can fetch it, and list its address.",
+            advice="Add --staging s3://bucket/prefix, into which it is copied, or list its address.",
         )
     return options.job_for(given)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -16,6 +16,7 @@ from flux_async.batch.options import in_doubt_policy
 from flux_async.engine.batch import EngineBatch
 from flux_async.engine.database import Database, query
 from flux_async.engine.queues import enqueue_another_watch
+from flux_async.engine.staging import Staging
 from flux_async.engine.store import COLUMNS, NEW_JOBS, notify, stored_job, subject
 from flux_async.errors import InvalidInput, JobConflictError, shown
 from flux_async.events import EventStream, Observer, stream_of
@@ -87,6 +88,7 @@ class Engine:
         in_doubt: InDoubtPolicy | Literal["hold", "resubmit"] = InDoubtPolicy.HOLD,
         timeout: float = 300.0,
         max_paid_attempts: int = 1,
+        staging: str | None = None,
     ) -> EngineBatch:
         """Add jobs to a batch and return it; workers submit them.
 
@@ -94,15 +96,17 @@ class Engine:
         own is named by its request, without the signature of its address: a renewed signature is no new job.
 
         Args:
-            jobs: Addresses, requests or jobs, read lazily; files of this machine are refused.
+            jobs: Addresses, requests or jobs, read lazily; files of this machine with ``staging`` only.
             batch: The name of the batch.
             priority: Jobs with a lower number are submitted first; interactive work below 100.
             in_doubt: What to do with submits whose answer never came, once no callback can come any more.
             timeout: Seconds that a task may take before it is looked for less often.
             max_paid_attempts: Tasks that may be paid for one job.
+            staging: An address in an object store, ``s3://bucket/prefix``, into which files of this machine
+                are copied for the workers. Nothing deletes the copies.
 
         Raises:
-            InvalidInput: An input is no request, or names a file of this machine.
+            InvalidInput: An input is no request, or names a file of this machine and there is no ``staging``.
             JobConflictError: A key is given with another request than before; what preceded it is enqueued.
             ConfigurationError: The database does not answer.
         """
@@ -111,14 +115,19 @@ class Engine:
         opened = await self.open_batch(
             batch, in_doubt=in_doubt, timeout=timeout, max_paid_attempts=max_paid_attempts
         )
-        chunk: list[Job] = []
+        place, chunk = None if staging is None else Staging(staging), list[Job]()
         async for given in each(jobs):
-            chunk.append(portable(await read_job(given)))
+            job = await read_job(given)
+            chunk.append(portable(job) if place is None else job)
             if len(chunk) == _CHUNK:
-                await self.add(batch, chunk, priority)
+                await self._add(batch, chunk, priority, place)
                 chunk = []
-        await self.add(batch, chunk, priority)
+        await self._add(batch, chunk, priority, place)
         return opened
+
+    async def _add(self, batch: str, jobs: Sequence[Job], priority: int, place: Staging | None) -> None:
+        staged, sources = (jobs, {}) if place is None else await place.stage(jobs)
+        await self.add(batch, [portable(job) for job in staged], priority, sources=sources)
 
     def batch(self, name: str) -> EngineBatch:
         """Return a batch that was submitted before, perhaps by another process."""
@@ -164,11 +173,22 @@ class Engine:
         return EngineBatch(name, self._database)
 
     async def add(
-        self, batch: str, jobs: Sequence[Job], priority: int, *, events: EventStream | None = None
+        self,
+        batch: str,
+        jobs: Sequence[Job],
+        priority: int,
+        *,
+        events: EventStream | None = None,
+        sources: Mapping[JobKey, str] | None = None,
     ) -> dict[JobKey, int]:
         """Add jobs to an open batch in one transaction, notify a worker; return the numbers of new ones.
 
-        ``events`` gives the new ones their traces; left out, the observers of the engine do.
+        Args:
+            batch: The batch.
+            jobs: The jobs.
+            priority: As of :meth:`submit`.
+            events: Gives the new ones their traces; left out, the observers of the engine do.
+            sources: The paths of files that were copied into a store.
         """
         if not jobs:
             return {}
@@ -178,16 +198,17 @@ class Engine:
         async def work(connection: AsyncConnection) -> dict[JobKey, int]:
             added = await query(
                 connection,
-                "INSERT INTO flux_async.job (batch, key, request, subject, priority, added_at) "
-                "SELECT %(batch)s, key, request, subject, %(priority)s, %(at)s FROM "
-                "unnest(%(keys)s::text[], %(requests)s::text[], %(subjects)s::uuid[]) "
-                "AS given (key, request, subject) "
+                "INSERT INTO flux_async.job (batch, key, request, source, subject, priority, added_at) "
+                "SELECT %(batch)s, key, request, source, subject, %(priority)s, %(at)s FROM "
+                "unnest(%(keys)s::text[], %(requests)s::text[], %(sources)s::text[], %(subjects)s::uuid[]) "
+                "AS given (key, request, source, subject) "
                 "ON CONFLICT (batch, key) DO NOTHING RETURNING key, number",
                 batch=batch,
                 priority=priority,
                 at=at,
                 keys=list(by_key),
                 requests=list(by_key.values()),
+                sources=[(sources or {}).get(key) for key in by_key],
                 subjects=[subject(_subject_of(request)) for request in by_key.values()],
             )
             if len(added) < len(by_key):
@@ -285,7 +306,7 @@ def portable(job: Job) -> Job:
     if isinstance(image, LocalImage):
         raise InvalidInput(
             f"{image} has no http(s) address, and workers cannot read it.",
-            advice="Upload it first (client.upload), or give an address. It was not enqueued.",
+            advice="Give staging=, the address of a store that it is copied into. It was not enqueued.",
         )
     if not isinstance(request, EditRequest) or image is None or job.key != digest_key(job.request):
         return attrs.evolve(job, request=request)

@@ -17,6 +17,7 @@ CREATE TABLE IF NOT EXISTS flux_async.job (
   batch text NOT NULL REFERENCES flux_async.batch,
   key text NOT NULL,
   request text NOT NULL,
+  source text,                               -- the path of its file, if that was copied into a store
   subject uuid NOT NULL,                     -- digest of its image, or without one of its prompt
   priority integer NOT NULL,
   added_at double precision NOT NULL,

@@ -58,8 +58,8 @@ NEW_JOBS = 0
 """Number of no job: there are new ones."""
 
 COLUMNS = (
-    "job.number, job.batch, job.key, job.request, job.priority, job.added_at, job.trace, job.state, "
-    "job.attempts, job.credits, job.snapshot"
+    "job.number, job.batch, job.key, job.request, job.source, job.priority, job.added_at, job.trace, "
+    "job.state, job.attempts, job.credits, job.snapshot"
 )
 _APART = {"key", "state", "attempts", "credits"}
 
@@ -88,6 +88,7 @@ def stored_job(row: Row) -> StoredJob:
         number=row["number"],
         request=row["request"],
         job=job,
+        source=row["source"],
         trace=row["trace"],
         added_at=row["added_at"],
         priority=row["priority"],

@@ -156,6 +156,19 @@ class ObjectStoreSink:
             await self._put(stream.name, cast("IO[bytes]", content), stream.size, kind)
         return self.url + ("" if self.url.endswith("://") else "/") + stream.name
 
+    async def put(self, name: str, content: bytes, kind: str) -> str:
+        """Put bytes under a name, unless an object of that name is there; return its address.
+
+        Raises:
+            FolderNotWritable: The store takes none.
+            DownloadError: It is away.
+        """
+        with contextlib.suppress(Exception):  # whatever is wrong, put finds it as well
+            await _in_thread(partial(self.store.head, self._prefix + name))
+            return f"{self.url}/{name}"
+        await self._put(name, io.BytesIO(content), len(content), kind)
+        return f"{self.url}/{name}"
+
     async def check(self) -> None:
         """Write and delete an empty object: a destination that cannot be written is found before a submit.
 

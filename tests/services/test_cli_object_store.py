@@ -130,11 +130,16 @@ def test_inputs_may_be_objects(cli: Cli, s3: Bucket) -> None:
 
 
 def test_workers_save_in_the_store(cli: Cli, s3: Bucket, images: list[str], fresh_dsn: str) -> None:
-    """Also images of an input that is an object; a store that is down is found before anything is sent."""
+    """Inputs are addresses, objects, and files that were copied; a store that is down is found first."""
     pytest.importorskip("dbos", reason="the extra engine is not installed")
     s3.put("in/one.png", PIXEL)
-    (cli.folder / "list.txt").write_text("\n".join([images[0], f"{s3.url}/in/one.png"]))
-    assert cli.run("enqueue", "list.txt", "--batch", "posters", "--dsn", fresh_dsn).code == 0
+    (cli.folder / "poster.png").write_bytes(PIXEL + b"poster")
+    (cli.folder / "list.txt").write_text("\n".join([images[0], f"{s3.url}/in/one.png", "poster.png"]))
+    enqueue = ("enqueue", "list.txt", "--batch", "posters", "--dsn", fresh_dsn, "--staging")
+    refused = cli.run(*enqueue, "memory://")
+    assert (refused.code, "is no place for files" in refused.stderr) == (2, True)
+    assert cli.run(*enqueue, f"{s3.url}/in").code == cli.run(*enqueue, f"{s3.url}/in").code == 0
+    assert len(s3.names("in/")) == 2
     worker = ("worker", "--dsn", fresh_dsn, "-o", f"{s3.url}/clean", "--rate", "1000/10", "--until-idle")
     s3.stop()
     stopped = cli.run(*worker)
@@ -143,7 +148,8 @@ def test_workers_save_in_the_store(cli: Cli, s3: Bucket, images: list[str], fres
     ended = cli.run_apart(*worker)
     assert ended.code == 0, ended.stderr
     rows = cli.run("batch", "results", "posters", "--dsn", fresh_dsn, "--json").stdout.splitlines()
+    assert json.loads(rows[-1])["image"] == "poster.png"
     files = sorted(json.loads(row)["file"] for row in rows)
     assert files == sorted(f"{s3.url}/{name}" for name in s3.names("clean/"))
-    assert len(files) == 2
+    assert len(files) == 3
     assert cli.tasks_of(images[0]) == 1
