@@ -60,6 +60,8 @@ class JobService:
         engine: In its place the database of the jobs, a :class:`flux_async.engine.Engine` or its DSN. One
             that is not open yet is opened and closed with the service. Needs the extra ``engine``.
         batch: With an engine, the name of the batch that has the jobs of this service.
+        staging: With an engine, an address in an object store, ``s3://bucket/prefix``, into which ``add``
+            copies files. Left out, it uploads them to the vendor, who keeps them for 24 hours.
         most_waiting: Jobs that may wait for their submit; beyond them ``add`` raises :class:`QueueFull`.
         stop_within: Seconds for which closing waits for POSTs in flight; one without an answer by then is in
             doubt.
@@ -79,12 +81,15 @@ class JobService:
         journal: str | os.PathLike[str] | Journal | None = None,
         engine: Engine | str | None = None,
         batch: str = "service",
+        staging: str | None = None,
         most_waiting: int = 10_000,
         stop_within: float = 20.0,
         **options: Unpack[ServiceOptions],
     ) -> None:
         if (journal is None) == (engine is None):
             raise InvalidInput("A service has its jobs in a journal or in an engine.", advice=_EITHER)
+        if journal is not None and staging is not None:
+            raise InvalidInput("staging is for a service with engine=.", advice="Leave it out.")
         if client is not None or journal is not None:
             check_client(client)
         self._client, self._options = client, options
@@ -100,7 +105,7 @@ class JobService:
             from flux_async.engine.service_backend import EngineBackend  # noqa: PLC0415 - needs an extra
 
             self._backend = EngineBackend.on(
-                engine, client=client, batch=batch, options=options, most_waiting=most
+                engine, client=client, batch=batch, staging=staging, options=options, most_waiting=most
             )
         self._is_open = False
         self._closing: asyncio.Task[None] | None = None
@@ -190,7 +195,7 @@ class JobService:
             JobConflictError: The key has another request: answer 409.
             JournalError: It could not be written: answer 503. It may be stored all the same; the same job
                 again is added once.
-            FluxError: With an engine, a file could not be uploaded: answer 503.
+            FluxError: With an engine, a file could not be copied or uploaded: answer 503.
         """
         self._check_open()
         return await self._backend.add(image, key, priority)

@@ -3,7 +3,7 @@
 Rules:
 
 1. A process with a client is a worker beside its service; one without only adds jobs and answers for them.
-2. A file of this machine is uploaded when its job is added, as other processes cannot read it.
+2. A file of this machine is copied or uploaded when its job is added, as other processes cannot read it.
 3. A request waits for a database that is away for seconds, not as long as a worker does.
 """
 
@@ -34,6 +34,7 @@ from flux_async.engine.database import Row
 from flux_async.engine.engine import LOWEST_PRIORITY, Engine, portable
 from flux_async.engine.row_events import RowEvents
 from flux_async.engine.service_reader import ServiceReader
+from flux_async.engine.staging import Staging
 from flux_async.engine.store import COLUMNS, NEW_JOBS, PostgresStore, notify, stored_job
 from flux_async.engine.worker import WORKER_LIMITS, Worker
 from flux_async.errors import (
@@ -111,6 +112,7 @@ class EngineBackend:
         batch: The name of the batch that has the jobs of the service.
         options: What the service was given.
         most_waiting: Jobs that may wait for their submit.
+        staging: Where files of this machine are copied for all processes; None uploads them to the vendor.
 
     Raises:
         InvalidInput: An option cannot be used.
@@ -121,17 +123,19 @@ class EngineBackend:
     batch: str
     options: ServiceOptions
     most_waiting: int
+    staging: Staging | None
     _run: RunOptions = attrs.field(init=False, repr=False)
     _reader: ServiceReader = attrs.field(init=False, repr=False)
     _worker: Worker | None = attrs.field(default=None, init=False, repr=False)
     _opened: AsyncExitStack = attrs.field(factory=AsyncExitStack, init=False, repr=False)
 
     @classmethod
-    def on(cls, engine: object, **given: Any) -> Self:
+    def on(cls, engine: object, *, staging: str | None, **given: Any) -> Self:
         """Return the jobs in the database of an engine, or of a DSN."""
         if not isinstance(engine, str | Engine):
             raise InvalidInput(f"engine must be an Engine or its DSN, not {shown(engine)}.")
-        return cls(engine=Engine(engine) if isinstance(engine, str) else engine, **given)
+        place = None if staging is None else Staging(staging)
+        return cls(engine=Engine(engine) if isinstance(engine, str) else engine, staging=place, **given)
 
     def __attrs_post_init__(self) -> None:
         self._run = read_options(self.options, self.client)
@@ -222,11 +226,13 @@ class EngineBackend:
         return job.key
 
     async def _portable(self, job: Job) -> Job:
-        """Return a job that any process can submit: a file is uploaded, once for each key.
+        """Return a job that any process can submit: a file is copied or uploaded, once for each key.
 
         Raises:
-            FluxError: It cannot be uploaded; nothing was added or charged.
+            FluxError: It cannot be; nothing was added or charged.
         """
+        if self.staging is not None:
+            (job,), _ = await self.staging.stage([job])
         request = job.request
         image = request.input_image if isinstance(request, EditRequest) else None
         if not isinstance(request, EditRequest) or not isinstance(image, LocalImage) or self.client is None:

@@ -462,6 +462,7 @@ def test_wrong_options_are_refused_before_anything_is_opened(vendor: Any, path: 
         ({"journal": "jobs.sqlite3", "engine": "postgresql://host/flux"}, "in a journal or in an engine"),
         ({"engine": "mysql://host/flux"}, "no address of PostgreSQL"),
         ({"engine": 7}, "must be an Engine or its DSN"),
+        ({"engine": "postgresql://host/flux", "staging": "inputs"}, "no place for files"),
         ({"engine": "postgresql://host/flux", "batch": "a/b"}, "no name for a batch"),
         ({"engine": "postgresql://host/flux", "verify": True}, "verify is not available"),
         ({"engine": "postgresql://host/flux", "callbacks": "https://host/cb"}, "must be a CallbackEndpoint"),
@@ -470,7 +471,7 @@ def test_wrong_options_are_refused_before_anything_is_opened(vendor: Any, path: 
             "both destinations",
         ),
     ],
-    ids=["neither", "both", "mysql", "number", "batch", "option", "callbacks", "places"],
+    ids=["neither", "both", "mysql", "number", "staging", "batch", "option", "callbacks", "places"],
 )
 def test_wrong_options_of_an_engine_are_refused_before_it_connects(
     vendor: Any, options: dict[str, Any], words: str

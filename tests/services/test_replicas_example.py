@@ -108,6 +108,8 @@ def test_a_replica_is_killed_and_each_image_is_answered_once(fresh_dsn: str, tmp
         states = [other.state(str(key)) for key in keys]
         assert states.count("in_doubt") <= 3, "only what was about to be sent at the kill"
         results = [path for path in (tmp_path / "data" / "results").iterdir() if path.name[0] != "."]
+        other.process.terminate()
+        assert other.process.wait(SECONDS) in {0, -15}
         ledger, double_charges = sandbox.ledger.read(), sandbox.ledger.double_charges
     assert len(results) == states.count("succeeded") == ledger.accepted
     assert double_charges == {}

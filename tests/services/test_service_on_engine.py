@@ -30,7 +30,7 @@ from flux_async import (
     events,
 )
 from flux_async.testing import FluxSandbox
-from servers import Postgres, RunningServer
+from servers import Bucket, Postgres, RunningServer
 from tests.support.file_host import JPEG
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
@@ -160,15 +160,27 @@ async def test_keys_mean_the_same_in_each_process(
                 await each.cancel(unwanted)
 
 
-async def test_a_file_is_uploaded_when_it_is_added(
-    replica: Make, enqueuing: JobService, sandbox: FluxSandbox, tmp_path: Path
+async def test_a_file_is_uploaded_or_copied_when_it_is_added(
+    replica: Make,
+    enqueuing: JobService,
+    sandbox: FluxSandbox,
+    s3: Bucket,
+    fresh_dsn: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Other processes cannot read it; the same content is one job, also added twice at once."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
     poster, other = tmp_path / "poster.jpg", tmp_path / "other.jpg"
     poster.write_bytes(JPEG)
     other.write_bytes(JPEG + b"other")
     with pytest.raises(InvalidInput, match="workers cannot read it"):
         await enqueuing.add(poster)
+    async with JobService(engine=fresh_dsn, staging=f"{s3.url}/inputs") as service:
+        staged = await service.add(other)
+        assert await service.add(other) == staged
+    assert len(s3.names("inputs/")) == 1
     async with replica() as service:
         async with asyncio.TaskGroup() as group:
             for _ in range(2):
@@ -177,7 +189,8 @@ async def test_a_file_is_uploaded_when_it_is_added(
         with pytest.raises(JobConflictError):
             await service.add(other, key="poster")
         assert isinstance(await service.result("poster"), Succeeded)
-    assert sandbox.ledger.accepted == 1
+        assert isinstance(await service.result(staged), Succeeded)
+    assert sandbox.ledger.accepted == 2
 
 
 async def test_a_full_queue_refuses_jobs_in_each_process(fresh_dsn: str) -> None:
