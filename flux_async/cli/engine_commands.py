@@ -102,10 +102,10 @@ def enqueue(
 ) -> int:
     """Put the images of LIST into a database, for workers.
 
-    LIST is read as by remove-text --from; - is standard input. Images are addresses, those in object stores
-    included; files of this machine are copied to --staging, as workers cannot read them here. No key is
-    needed. The same command again adds what is new, and resumes a batch
-    that was cancelled; nothing is paid twice.
+    LIST is read as by remove-text --from; - is standard input; it may be a folder of images. Images are
+    addresses, those in object stores included; files of this machine are copied to --staging, as workers
+    cannot read them here. No key is needed. The same command again adds what is new, and resumes a batch that
+    was cancelled; nothing is paid twice.
     """
     runs = _module("engine_runs")
     options = RunOptions(
@@ -115,9 +115,10 @@ def enqueue(
         models=own_models(click.get_current_context()),
         request_options=without_none(request),
     )
+    is_list = not Path(list_file).is_dir() or any(Path(list_file).glob("*.parquet"))
     inputs = gather_inputs(
-        (),
-        (list_file,),
+        () if is_list else (list_file,),
+        (list_file,) if is_list else (),
         sys.stdin,
         options=ListOptions(column=column),
         note=lambda words: click.echo(printable(words), err=True),

@@ -39,21 +39,26 @@ async def queue_jobs(database: Database, has_new: asyncio.Event) -> None:
                 await (has_new if pause_s == _LOOK_S else asyncio.Event()).wait()
 
 
-async def delete_old_workflows(database: Database) -> None:
-    """Delete workflows that ended two weeks ago, until cancelled; what became of their jobs is kept."""
+async def tidy(database: Database) -> None:
+    """Delete old workflows every hour, until cancelled."""
     while True:
-        before = datetime.fromtimestamp(database.clock.wall() - _KEPT_S, UTC).isoformat()
         with suppress(Exception):  # the next time
-            while ended := await database.client.list_workflows_async(
-                name=[SUBMIT, WATCH],
-                status=["SUCCESS", "ERROR"],
-                completed_before=before,
-                limit=1000,
-                load_input=False,
-                load_output=False,
-            ):
-                await database.client.delete_workflows_async([workflow.workflow_id for workflow in ended])
+            await delete_old_workflows(database)
         await database.clock.sleep(_TIDY_S)
+
+
+async def delete_old_workflows(database: Database) -> None:
+    """Delete the workflows that ended two weeks ago; what became of their jobs is kept."""
+    before = datetime.fromtimestamp(database.clock.wall() - _KEPT_S, UTC).isoformat()
+    while ended := await database.client.list_workflows_async(
+        name=[SUBMIT, WATCH],
+        status=["SUCCESS", "ERROR"],
+        completed_before=before,
+        limit=1000,
+        load_input=False,
+        load_output=False,
+    ):
+        await database.client.delete_workflows_async([workflow.workflow_id for workflow in ended])
 
 
 async def check_credits(accounts: Accounts, clients: Iterable[FluxClient], least: float) -> None:

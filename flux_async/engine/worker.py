@@ -36,7 +36,7 @@ from flux_async.client import FluxClient
 from flux_async.engine import workflows
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.engine import Engine
-from flux_async.engine.housekeeping import BALANCE_S, check_credits, delete_old_workflows, queue_jobs
+from flux_async.engine.housekeeping import BALANCE_S, check_credits, queue_jobs, tidy
 from flux_async.engine.job_submitter import JobSubmitter
 from flux_async.engine.liveness import Liveness, hand_over
 from flux_async.engine.queues import SUBMIT_QUEUE, has_waiting, watch_queue
@@ -133,7 +133,7 @@ class Worker:
             liveness = await self._hold_lock(opened)
             self._submitter = JobSubmitter(self._jobs, lambda: liveness.is_held)
             self._start_beside(opened, partial(queue_jobs, database, self._has_new))
-            self._start_beside(opened, partial(delete_old_workflows, database))
+            self._start_beside(opened, partial(tidy, database))
             if (least := self._min_credits) is not None:
                 await check_credits(limiter, self._clients, least)
                 self._start_beside(opened, partial(self._watch_credits, least))

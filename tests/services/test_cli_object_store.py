@@ -140,6 +140,10 @@ def test_workers_save_in_the_store(cli: Cli, s3: Bucket, images: list[str], fres
     assert (refused.code, "is no place for files" in refused.stderr) == (2, True)
     assert cli.run(*enqueue, f"{s3.url}/in").code == cli.run(*enqueue, f"{s3.url}/in").code == 0
     assert len(s3.names("in/")) == 2
+    (cli.folder / "photos").mkdir()
+    (cli.folder / "photos" / "photo.png").write_bytes(PIXEL + b"photo")
+    photos = cli.run("enqueue", "photos", *enqueue[2:], f"{s3.url}/in")
+    assert (photos.code, "4 pending" in photos.stderr) == (0, True)
     worker = ("worker", "--dsn", fresh_dsn, "-o", f"{s3.url}/clean", "--rate", "1000/10", "--until-idle")
     s3.stop()
     stopped = cli.run(*worker)
@@ -148,8 +152,8 @@ def test_workers_save_in_the_store(cli: Cli, s3: Bucket, images: list[str], fres
     ended = cli.run_apart(*worker)
     assert ended.code == 0, ended.stderr
     rows = cli.run("batch", "results", "posters", "--dsn", fresh_dsn, "--json").stdout.splitlines()
-    assert json.loads(rows[-1])["image"] == "poster.png"
+    assert [Path(json.loads(row)["image"]).name for row in rows[2:]] == ["poster.png", "photo.png"]
     files = sorted(json.loads(row)["file"] for row in rows)
     assert files == sorted(f"{s3.url}/{name}" for name in s3.names("clean/"))
-    assert len(files) == 3
+    assert len(files) == 4
     assert cli.tasks_of(images[0]) == 1

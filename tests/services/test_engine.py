@@ -34,6 +34,7 @@ from flux_async import (
     WebhookReceiver,
     sink_for,
 )
+from flux_async.clock import SystemClock
 from flux_async.job_state import JobState
 from flux_async.sandbox.server import listening
 from flux_async.testing import FluxSandbox
@@ -43,6 +44,8 @@ from telemetry import Telemetry, orphans, traces_of
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
 from flux_async.engine.accounts import Accounts
+from flux_async.engine.housekeeping import delete_old_workflows
+from flux_async.engine.queues import feed
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -64,6 +67,17 @@ async def engine(fresh_dsn: str) -> AsyncIterator[Engine]:
     """An engine on a database of its own."""
     async with Engine(fresh_dsn) as opened:
         yield opened
+
+
+class Later(SystemClock):
+    """The machine's own clock, some days later."""
+
+    def __init__(self, days: float) -> None:
+        self._ahead_s = days * 86_400
+
+    def wall(self) -> float:
+        """Return seconds since the epoch."""
+        return super().wall() + self._ahead_s
 
 
 def images(count: int) -> list[str]:
@@ -107,6 +121,31 @@ async def test_each_job_is_paid_once_and_its_outcome_comes_once(
     files = {outcome.reference for outcome in found if isinstance(outcome, Succeeded)}
     assert {file.name for file in (tmp_path / "posters").iterdir()} == files
     assert len(files) == sandbox.ledger.accepted == 6
+
+
+async def test_what_ended_two_weeks_ago_leaves_dbos_and_is_not_paid_again(
+    engine: Engine, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """Its job is kept."""
+    database = engine.database
+
+    async def workflows() -> int:
+        return len(await database.client.list_workflows_async(load_input=False, load_output=False))
+
+    batch = await engine.submit(images(1), batch="posters")
+    async with worker(engine, sandbox, tmp_path) as made:
+        assert await outcomes(batch) == {"Succeeded": 1}
+        while not await made.is_idle():
+            await asyncio.sleep(0.05)
+    database.clock = Later(13)
+    await delete_old_workflows(database)
+    assert await workflows() == 2
+    database.clock = Later(15)
+    await delete_old_workflows(database)
+    assert await workflows() == 0
+    await engine.submit(images(1), batch="posters")
+    assert await feed(database) == 0
+    assert (await batch.status()).succeeded == 1
 
 
 async def test_a_key_with_another_request_is_refused(engine: Engine) -> None:
