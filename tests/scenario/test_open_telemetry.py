@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.trace import SpanKind, StatusCode
 
+from check_workers import CLEAN, CheckWorkers
 from flux_async import (
+    CheckFailed,
     EditRequest,
     FluxError,
     ImageStream,
@@ -24,6 +27,7 @@ from flux_async import (
     MissingExtra,
     OpenTelemetry,
     Succeeded,
+    VerdictKind,
     events,
     run_batch,
 )
@@ -313,7 +317,7 @@ async def test_metrics_agree_with_the_ledger(clock: VirtualClock, seen: Telemetr
                 await run(client, images, directory=tmp_path / "clean", journal=tmp_path / "run.sqlite3")
                 == []
             )
-        ledger = sandbox.ledger.read()
+        ledger, tasks = sandbox.ledger.read(), sandbox.record()["tasks"]
     total = seen.total
     succeeded = sum(isinstance(each, Succeeded) for each in outcomes)
     assert 0 < succeeded < 40
@@ -323,8 +327,15 @@ async def test_metrics_agree_with_the_ledger(clock: VirtualClock, seen: Telemetr
     assert total("flux_async_job_outcomes_total") == len(outcomes) == 40
     assert total("flux_async_credits_total", flux_async_charge="yes") == ledger.charged
     assert total("flux_async_credits_total", flux_async_charge="maybe") == 0
-    assert total("flux_async_task_detection_lag_seconds_count") == ledger.accepted
-    assert total("flux_async_job_queue_duration_seconds_count") == 40
+    lag, generation = "flux_async_task_detection_lag_seconds", "flux_async_task_generation_duration_seconds"
+    took = [task["endedAt"] - task["createdAt"] for task in tasks if task["state"] == "SUCCESS"]
+    assert total(f"{generation}_count") == len(took) == succeeded
+    assert total(f"{generation}_sum") == pytest.approx(sum(took), abs=len(took))
+    assert total(f"{lag}_count") == ledger.accepted
+    assert 0 < total(f"{lag}_sum") < 5.0 * ledger.accepted
+    waited = "flux_async_job_queue_duration_seconds"
+    assert total(f"{waited}_count") == 40
+    assert 0 < total(f"{waited}_bucket", le="0.5") < 40, "the rate limit makes the others wait"
     requests = "http_client_request_duration_seconds_count"
     assert total(requests, url_template="/api/v1/flux/kontext/generate") == ledger.submits
     assert total(requests, url_template="/api/v1/flux/kontext/record-info") == ledger.polls
@@ -339,6 +350,29 @@ def test_observers_of_one_provider_are_counted_together(seen: Telemetry) -> None
         observer(events.Submitted(at=1.0, model="flux-kontext-pro", credits=5.0))
     assert seen.total("flux_async_credits_total", flux_async_charge="yes") == 10.0
     assert totals(None) is totals(metrics.get_meter_provider()) is not totals(seen.meter_provider)
+
+
+async def test_verdicts_are_counted_by_what_verify_has_found(
+    observed: Any, hosted: Any, seen: Telemetry, tmp_path: Path
+) -> None:
+    """So are checks that could not be made."""
+    found = iter([VerdictKind.CLEAN, VerdictKind.TEXT_LEFT, None, VerdictKind.CLEAN])
+
+    def behave(_: str, __: Path) -> None:
+        kind = next(found)
+        if kind is None:
+            raise CheckFailed("It is odd.")
+        workers.verdict = attrs.evolve(CLEAN, kind=kind)
+
+    workers = CheckWorkers(behave)
+    images = [f"https://example.com/{n}.jpg" for n in range(4)]
+    await run(observed, images, directory=tmp_path, verify=True, checks=workers)
+    counted = {
+        verdict: seen.total("flux_async_verdicts_total", flux_async_verdict=verdict)
+        for verdict in ("clean", "text_left", "not_checked")
+    }
+    assert counted == {"clean": 2, "text_left": 1, "not_checked": 1}
+    assert seen.total("flux_async_verdicts_total") == 4
 
 
 async def test_what_is_in_flight_is_seen_while_it_is(observed: Any, vendor: Any, seen: Any) -> None:

@@ -225,7 +225,7 @@ async def test_a_job_continues_the_trace_in_which_it_was_submitted(
     assert [kind for kind in kinds if kind != "Polled"] == [
         *("JobAdded", "SubmitStarted", "Submitted", "JobAdded", "Downloaded", "Settled"),
     ]
-    assert remote.total("flux_async_jobs_active") == remote.total("flux_async_tasks_in_flight") == 0
+    assert remote.total("flux_async_job_active") == remote.total("flux_async_task_in_flight") == 0
     assert sum("succeeded" in record.message for record in caplog.records) == 2
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import attrs
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -14,6 +16,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flux_async import OpenTelemetry
+
+PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+NAMES = tuple(
+    name.replace(".", "_")
+    for name in re.findall(r"^\| `((?:flux_async|http)\.[\w.]+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
+)
 
 
 @attrs.define(eq=False)
@@ -60,7 +68,8 @@ class Telemetry:
                 yield sample.name, sample.labels, sample.value
 
     def total(self, name: str, **labels: str) -> float:
-        """Return the sum of a metric over all series with these labels."""
+        """Return the sum of a metric over all series with these labels; one without series is 0."""
+        assert name.startswith(NAMES), f"{name} is no documented metric"
         return sum(
             value for found, has, value in self.samples() if found == name and labels.items() <= has.items()
         )
