@@ -212,9 +212,8 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
         case NoTextFound():
             return _without_task(job, event)
         case SubmitIntended(api=api):  # until it is answered it may be charged
-            job = attrs.evolve(job, attempts=job.attempts + 1, charge=Charge.MAYBE, problem=None)
-            job = attrs.evolve(job, task_id=None, api=api, echo=None, credits=None, checked=None)
-            return attrs.evolve(job, result_of=None)
+            job = attrs.evolve(job, attempts=job.attempts + 1, charge=Charge.MAYBE, problem=None, api=api)
+            return attrs.evolve(job, task_id=None, echo=None, credits=None, checked=None, result_of=None)
         case TaskFound(task_id=task_id, api=api, echo=echo):
             job = attrs.evolve(job, charge=Charge.YES, submitted_at=at, problem=None)
             return attrs.evolve(job, task_id=task_id, api=api, echo=echo)
@@ -233,9 +232,9 @@ def _with_fields(job: JobSnapshot, event: Event) -> JobSnapshot:  # noqa: C901, 
         case ResubmitGranted():
             return attrs.evolve(job, not_before=0.0)
         case TaskSucceeded(result_url=url, origin_url=origin, generation_s=took_s, echo=echo, credits=paid):
-            job = attrs.evolve(job, result_url=url, origin_url=origin, generation_s=took_s)
-            job = attrs.evolve(job, credits=job.credits if paid is None else paid)
-            return attrs.evolve(job, echo=echo or job.echo, generated_at=at, problem=None)
+            echo, paid = echo or job.echo, job.credits if paid is None else paid
+            job = attrs.evolve(job, result_url=url, origin_url=origin, generation_s=took_s, credits=paid)
+            return attrs.evolve(job, echo=echo, generated_at=at, problem=None)
         case TaskEnded(problem=problem, charge=charge, credits=paid):
             failures = job.paid_failures + 1
             job = attrs.evolve(job, problem=problem, charge=charge, credits=paid)
