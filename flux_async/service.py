@@ -124,7 +124,7 @@ class JobService:
         if self._is_open:
             raise ConfigurationError("This service was opened before.", advice="Make a new one.")
         if self._client is not None:
-            self._owns_client = not self._client.session.is_in_use
+            self._owns_client = self._owns_client or not self._client.session.is_in_use
             self._client.session.enter()
         await self._backend.open()
         self._is_open = True

@@ -29,6 +29,7 @@ from flux_async import (
     JobState,
     JobStatus,
     Journal,
+    JournalBusyError,
     QueueFull,
     Succeeded,
     UnknownJob,
@@ -417,6 +418,18 @@ async def test_a_service_is_opened_once(client: Any, vendor: Any, path: Path) ->
             await service.open()
     with pytest.raises(ConfigurationError, match="no callbacks"):
         _ = service.receiver
+
+
+async def test_a_service_that_could_not_be_opened_is_opened_later(vendor: Any, path: Path) -> None:
+    """It closes its client all the same."""
+    own = vendor.client()
+    service = JobService(own, journal=path)
+    async with JobService(vendor.client(), journal=path):
+        with pytest.raises(JournalBusyError):
+            await service.open()
+    async with service:
+        assert service.snapshot().is_open
+    assert own.snapshot().is_closed
 
 
 async def test_it_lives_as_long_as_an_application(client: Any, vendor: Any, path: Path) -> None:
