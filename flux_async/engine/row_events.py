@@ -3,8 +3,8 @@
 Rules:
 
 1. One query reads all jobs that are followed, however many readers there are.
-2. What this process's own worker does comes from that worker, except for outcomes, which come from the rows
-   alone, whichever process has brought them about: so a reader has each of them once.
+2. What this process's own worker does comes from that worker, except for additions and outcomes, which come
+   from the rows alone, whichever process has brought them about: so a reader has each of them once.
 3. The database gives numbers before transactions end, so the last ones are read again.
 """
 
@@ -18,11 +18,11 @@ import attrs
 from flux_async.batch import job_events
 from flux_async.batch.answers import JobStatus
 from flux_async.engine.database import Database, Row
-from flux_async.engine.store import COLUMNS, stored_job
+from flux_async.engine.store import COLUMNS
 from flux_async.events import FluxEvent
 from flux_async.job_state import SubmitAccepted
 from flux_async.journal.store import StoredJob
-from flux_async.models import JobKey, Outcome
+from flux_async.models import JobKey, Outcome, TaskId
 
 _OVERLAP, _MOST_KEPT = 200, 10_000
 _FOLLOWED = (
@@ -87,13 +87,17 @@ class RowEvents:
     answer: Callable[[Row], tuple[StoredJob, JobStatus | Outcome]]
     _added: _Numbers = attrs.field(factory=_Numbers, init=False)
     _settled: _Numbers = attrs.field(factory=_Numbers, init=False)
-    _tasks: set[str] = attrs.field(factory=set, init=False)
+    _tasks: set[TaskId] = attrs.field(factory=set, init=False)
     _followed: frozenset[JobKey] = attrs.field(default=frozenset(), init=False)
     _follows_all: bool = attrs.field(default=False, init=False)
 
     def was_added(self, number: int) -> None:
         """Take note of a job whose addition this process has reported."""
         self._added.take(number)
+
+    def has_reported(self, task_id: TaskId) -> None:
+        """Take note of a task that this process's worker has reported."""
+        self._tasks.add(task_id)
 
     async def read(
         self, keys: AbstractSet[JobKey], *, follows_all: bool
@@ -107,8 +111,13 @@ class RowEvents:
         values = {"keys": list(keys), "number": self._added.since, "settled": self._settled.since}
         sql = f"{_FOLLOWED}{_ALL * follows_all}) ORDER BY job.number"
         rows = await self.database.rows(sql, batch=self.batch, **values)
-        happened = [event for row in rows for event in self._events_of(row, follows_all=follows_all)]
-        self._tasks = {task for row in rows if (task := stored_job(row).job.task_id) is not None}
+        happened, tasks = list[FluxEvent](), set[TaskId]()
+        for row in rows:
+            stored, answer = self.answer(row)
+            happened += self._events_of(row, stored, answer, follows_all=follows_all)
+            if stored.job.task_id is not None:
+                tasks.add(stored.job.task_id)
+        self._tasks = tasks
         self._followed, self._follows_all = frozenset(keys), follows_all
         return happened, {JobKey(row["key"]) for row in rows if row["settled"] is not None} & keys
 
@@ -119,8 +128,9 @@ class RowEvents:
         self._added.begin(row["number"])
         self._settled.begin(row["settled"])
 
-    def _events_of(self, row: Row, *, follows_all: bool) -> Iterator[FluxEvent]:
-        stored, answer = self.answer(row)
+    def _events_of(
+        self, row: Row, stored: StoredJob, answer: JobStatus | Outcome, *, follows_all: bool
+    ) -> Iterator[FluxEvent]:
         job, now = stored.job, self.database.clock.wall()
         if follows_all and stored.number > self._added.since and self._added.take(stored.number):
             yield job_events.added(stored, now)

@@ -16,10 +16,10 @@ import attrs
 from flux_async.batch.answers import ServiceSnapshot, Waiters
 from flux_async.clock import Wakeup
 from flux_async.engine.accounts import Accounts
-from flux_async.engine.database import Database
+from flux_async.engine.database import Database, in_words
 from flux_async.engine.row_events import RowEvents
 from flux_async.errors import JobCancelled, JournalError, QueueFull
-from flux_async.events import EventStream, FluxEvent, JobAdded, RequestEnded, Settled
+from flux_async.events import EventStream, FluxEvent, JobAdded, RequestEnded, Settled, Submitted
 from flux_async.job_state import Problem
 from flux_async.snapshots import ClientSnapshot
 from flux_async.telemetry.feed import EventFeed
@@ -30,7 +30,7 @@ READ_S = 1.0
 """Seconds between two reads."""
 AWAY_S = 5.0
 """Seconds without an answer after which the database counts as away."""
-_TOGETHER_S = 0.05
+_TOGETHER_S, _LONGEST_READ_S = 0.05, 30.0
 _COUNTS = (
     "SELECT (SELECT count(*) FROM (SELECT FROM flux_async.job WHERE batch = name AND state = 'pending' "
     "AND settled IS NULL LIMIT %(most)s) AS waiting) AS waiting, "
@@ -56,18 +56,21 @@ class _FromWorker:
 
 
 @attrs.frozen(eq=False)
-class _OnSettled:
-    """Has the rows read at once when this process's own worker has an outcome."""
+class _OfWorker:
+    """Takes note of what this process's own worker has reported itself."""
 
-    news: Wakeup
+    reader: ServiceReader
 
     def wants(self, kind: type[FluxEvent]) -> bool:
-        """Return whether an event of a class is an outcome."""
-        return kind is Settled
+        """Return whether events of a class are taken note of."""
+        return kind in {Submitted, Settled}
 
-    def __call__(self, _: FluxEvent, /) -> None:
-        """Have the rows read."""
-        self.news.set()
+    def __call__(self, event: FluxEvent, /) -> None:
+        """Take note of a task; have the rows read at once for an outcome."""
+        if isinstance(event, Settled):
+            self.reader.has_outcome()
+        elif event.task_id is not None:
+            self.reader.rows.has_reported(event.task_id)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -92,7 +95,7 @@ class ServiceReader:
     rows: RowEvents
     waiters: Waiters
     _news: Wakeup = attrs.field(factory=Wakeup, init=False, repr=False)
-    _on_settled: _OnSettled = attrs.field(init=False, repr=False)
+    _of_worker: _OfWorker = attrs.field(init=False, repr=False)
     _feeds: dict[EventFeed, _FromWorker] = attrs.field(factory=dict, init=False, repr=False)
     _reading: asyncio.Task[None] | None = attrs.field(default=None, init=False, repr=False)
     _since: float | None = attrs.field(default=None, init=False)
@@ -101,17 +104,17 @@ class ServiceReader:
     _halted: Problem | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._on_settled = _OnSettled(self._news)
+        self._of_worker = _OfWorker(self)
 
     async def open(self) -> None:
         """Read once, and from then on once a second."""
         await self._read()
-        self.events.attach(self._on_settled)
+        self.events.attach(self._of_worker)
         self._reading = asyncio.get_running_loop().create_task(self._keep_reading())
 
     async def aclose(self) -> None:
         """Read no more, and end all waits."""
-        self.events.detach(self._on_settled)
+        self.events.detach(self._of_worker)
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
@@ -133,6 +136,11 @@ class ServiceReader:
             self._waiting -= 1
             raise
 
+    def has_outcome(self) -> None:
+        """Read soon, if a caller may wait for an outcome of this process's worker."""
+        if self._feeds or self.waiters.keys:
+            self._news.set()
+
     def report(self, event: FluxEvent) -> None:
         """Hand an event to all feeds of this process."""
         for feed in self._feeds:
@@ -145,9 +153,10 @@ class ServiceReader:
             await self._news.wait(clock, READ_S)
             await clock.sleep(_TOGETHER_S)
             try:
-                await self._read()
+                async with asyncio.timeout(_LONGEST_READ_S):  # the server's host may be gone without a word
+                    await self._read()
             except Exception as error:  # noqa: BLE001 - of two database libraries; it must go on
-                logger.warning("the service cannot read %s: %s", self.database, error)
+                logger.warning("the service cannot read %s: %s", self.database, in_words(error))
 
     async def _read(self) -> None:
         database = self.database
