@@ -204,6 +204,20 @@ class PriceCheck:
             self.budget.correct(job, price)
             await self._saw_price(model, price)
 
+    async def decide_at_submit(self, job: ActiveJob) -> None:
+        """Decide the measurement of a job that is submitted, without waiting for the end of its task.
+
+        The next image measures again where the balance has shown another amount than expected: of two that
+        show the same, it is the price.
+        """
+        current = self._current
+        if current is None or current.job is not job:
+            return
+        before = None if current.before is None else current.before.balance
+        price = None if before is None or current.after is None else drop(before, current.after)
+        await self._saw_doubtful(job.model, price or None)
+        self.release(job)
+
     def end_turn(self, job: ActiveJob) -> None:
         """Let the others submit, unless the end of the job's task is needed."""
         if self._current is not None and self._current.ends_at == math.inf:

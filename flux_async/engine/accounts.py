@@ -6,7 +6,8 @@ Rules:
    database. So three workers of one account space their submits as one would.
 2. A worker takes one permit at a time and submits at once: permits that wait would let a later job of higher
    priority wait for them.
-3. A key that the vendor refuses, an empty balance, and answers that make no sense halt that key's submits for
+3. While one worker measures a price by the balance, no other submits with that key.
+4. A key that the vendor refuses, an empty balance, and answers that make no sense halt that key's submits for
    all workers, not those of other keys. After ten minutes one worker tries again.
 """
 
@@ -32,10 +33,12 @@ class Permit:
     Attributes:
         account: The fingerprint of the key that makes it.
         wait_s: Seconds until it may start.
+        idle_s: Seconds by then since the permit before it.
     """
 
     account: str
     wait_s: float
+    idle_s: float
 
 
 @attrs.frozen
@@ -59,14 +62,18 @@ class Accounts:
     async def permit(self, accounts: list[str]) -> Permit | None:
         """Take the earliest permit of several accounts; None if all of them are halted."""
         row = await self.database.row(
-            f"UPDATE flux_async.account SET next_at = greatest(next_at, {_NOW}) + spacing_s "
-            "WHERE fingerprint = (SELECT fingerprint FROM flux_async.account "
-            f"WHERE fingerprint = ANY(%(accounts)s) AND halted_until <= {_NOW} "
+            "WITH first AS (SELECT fingerprint, next_at FROM flux_async.account "
+            f"WHERE fingerprint = ANY(%(accounts)s) AND greatest(halted_until, measuring_until) <= {_NOW} "
             "ORDER BY next_at LIMIT 1 FOR UPDATE) "
-            f"RETURNING fingerprint, next_at - spacing_s - {_NOW} AS wait_s",
+            f"UPDATE flux_async.account SET next_at = greatest(account.next_at, {_NOW}) + spacing_s "
+            "FROM first WHERE account.fingerprint = first.fingerprint "
+            f"RETURNING account.fingerprint, account.next_at - spacing_s - {_NOW} AS wait_s, "
+            "account.next_at - first.next_at AS idle_s",
             accounts=accounts,
         )
-        return None if row is None else Permit(account=row["fingerprint"], wait_s=max(0.0, row["wait_s"]))
+        if row is None:
+            return None
+        return Permit(account=row["fingerprint"], wait_s=max(0.0, row["wait_s"]), idle_s=row["idle_s"])
 
     async def was_late(self, account: str, seconds: float) -> None:
         """Move the next permits by the time that a submit came after its permit, if that is much.
@@ -82,9 +89,13 @@ class Accounts:
             )
 
     async def is_paused(self, account: str) -> bool:
-        """Return whether the vendor has asked for a pause since a permit was taken: it counts no longer."""
+        """Return whether a permit that was taken counts no longer.
+
+        The vendor has asked for a pause since then, or another worker measures a price.
+        """
         row = await self.database.row(
-            f"SELECT FROM flux_async.account WHERE fingerprint = %(account)s AND paused_until > {_NOW}",
+            "SELECT FROM flux_async.account WHERE fingerprint = %(account)s "
+            f"AND greatest(paused_until, measuring_until) > {_NOW}",
             account=account,
         )
         return row is not None
@@ -103,6 +114,23 @@ class Accounts:
             account=account,
             seconds=seconds,
             wider=_WIDER * is_rate_limited,
+        )
+
+    async def begin_measuring(self, account: str, seconds: float) -> bool:
+        """Give no permit while a price is measured, at most for ``seconds``; False if another is measured."""
+        changed = await self.database.execute(
+            f"UPDATE flux_async.account SET measuring_until = {_NOW} + %(seconds)s "
+            f"WHERE fingerprint = %(account)s AND measuring_until <= {_NOW}",
+            account=account,
+            seconds=seconds,
+        )
+        return changed == 1
+
+    async def end_measuring(self, account: str) -> None:
+        """Give permits again."""
+        await self.database.execute(
+            "UPDATE flux_async.account SET measuring_until = 0 WHERE fingerprint = %(account)s",
+            account=account,
         )
 
     async def halt(self, account: str, problem: Problem, seconds: float = HALT_S) -> None:

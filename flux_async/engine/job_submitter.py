@@ -23,16 +23,17 @@ from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.run_context import RunContext
 from flux_async.batch.submitting import submit, upload_input
 from flux_async.engine.database import Row
+from flux_async.engine.price_turns import PriceTurns
 from flux_async.engine.queues import enqueue_watch
 from flux_async.engine.store import PostgresStore, stored_job
-from flux_async.engine.worker_jobs import Account, WorkerJobs, check_price
+from flux_async.engine.worker_jobs import Account, WorkerJobs
 from flux_async.errors import FluxError, InvalidInput, JournalError
 from flux_async.job_state import FINAL, JobState, apply, recover
 from flux_async.models import Failed
 
 logger: logging.Logger = logging.getLogger("flux_async.engine")
 
-_HALTED_S, _FENCED_S = 5.0, 0.5
+_HALTED_S, _FENCED_S, _MEASURING_S = 1.0, 0.5, 0.1
 
 
 @attrs.define(eq=False)
@@ -47,6 +48,10 @@ class JobSubmitter:
     jobs: WorkerJobs
     is_alive: Callable[[], bool]
     _turn: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False)
+    _prices: PriceTurns = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._prices = PriceTurns(self.jobs)
 
     async def submit(self, number: int) -> None:
         """Submit a job once, however often that needs to be tried, and enqueue the wait for its task."""
@@ -97,14 +102,14 @@ class JobSubmitter:
         permitted = None if prepared is None else await self._permitted()
         if prepared is None or permitted is None:
             return prepared
-        account, due = permitted
+        account, due, idle_s = permitted
         run = await self.jobs.run_of(account, row["batch"])
         job = self.jobs.active_job(row, run)
         job.input, job.stored = prepared.input, attrs.evolve(job.stored, trace=prepared.stored.trace)
         with self.jobs.work_on(job, run):
             if not job.state.attempts:
                 self.jobs.announce(job, run)
-            await self._submit_with(account, run, job)
+            await self._submit_with(account, run, job, idle_s)
         if job.posted_at is not None:
             await self.jobs.limiter.was_late(account.client.fingerprint, job.posted_at - due)
         if (pause_s := account.pause_s()) > 0:
@@ -133,13 +138,14 @@ class JobSubmitter:
         await self.jobs.database.clock.sleep(_HALTED_S)
         return None
 
-    async def _submit_with(self, account: Account, run: RunContext, job: ActiveJob) -> None:
+    async def _submit_with(self, account: Account, run: RunContext, job: ActiveJob, idle_s: float) -> None:
         """Submit a job with the key whose permit was taken."""
+        left: Leave | None = None
         try:
-            check_price(run.budget.guard, job.model)
-            run.budget.guard.give_up(job.model)  # others use the account, too: the balance proves nothing
-            run.call.halts = account.client.session.submitter.halts
-            left = await submit(job, run, 0.0)
+            async with self._prices.turn(account, run, job, idle_s) as may_submit:
+                run.call.halts = account.client.session.submitter.halts
+                if may_submit:
+                    left = await submit(job, run, 0.0)
         except InvalidInput as error:
             left = Leave(error)
         except JournalError as error:
@@ -156,8 +162,11 @@ class JobSubmitter:
         elif job.state.state in FINAL:
             await self.jobs.settle(job, run, outcome_of(job.state, job.stored.as_job(), job.last_error, None))
 
-    async def _permitted(self) -> tuple[Account, float] | None:
-        """Wait for a permit of any account, and return when it was due; None if there is none for now."""
+    async def _permitted(self) -> tuple[Account, float, float] | None:
+        """Wait for a permit of any account; None if there is none for now.
+
+        Return the account, when the permit was due, and the seconds since the permit before it.
+        """
         clock = self.jobs.database.clock
         async with self._turn:  # one permit at a time: see accounts.py
             if not self.is_alive():
@@ -167,10 +176,12 @@ class JobSubmitter:
             open_now = [name for name, pause_s in pauses.items() if not pause_s]
             permit = await self.jobs.limiter.permit(open_now)
             if permit is None:
-                await clock.sleep(_HALTED_S if open_now else min(pauses.values()))
+                measures = any(account.is_measuring for account in self.jobs.accounts.values())
+                halted_s = _MEASURING_S if measures else _HALTED_S
+                await clock.sleep(halted_s if open_now else min(pauses.values()))
                 return None
             due = clock.monotonic() + permit.wait_s
             await clock.sleep(permit.wait_s)
             if permit.wait_s and await self.jobs.limiter.is_paused(permit.account):
                 return None
-        return self.jobs.accounts[permit.account], due
+        return self.jobs.accounts[permit.account], due, permit.idle_s

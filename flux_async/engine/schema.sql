@@ -80,6 +80,7 @@ CREATE TABLE IF NOT EXISTS flux_async.account (
   next_at double precision NOT NULL DEFAULT 0,
   paused_until double precision NOT NULL DEFAULT 0,
   halted_until double precision NOT NULL DEFAULT 0,
+  measuring_until double precision NOT NULL DEFAULT 0,  -- one worker measures a price: the others wait
   problem jsonb
 );
 

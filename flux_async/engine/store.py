@@ -398,12 +398,29 @@ class PostgresStore:
         return {row["name"].removeprefix("price "): row["value"] for row in rows}
 
     async def record_price(self, model: str, credits_: float) -> None:
-        """Store the price of a model that a record has shown."""
+        """Store the price of a model that was measured."""
+        await self._record_fact(f"price {model}", credits_)
+        await self.record_measured(model)
+
+    async def record_measured(self, model: str) -> None:
+        """Store when the price of a model was measured, or found to be shown by nothing."""
+        await self._record_fact(f"measured {model}", self.database.clock.wall())
+
+    async def measured_since(self, model: str, since: float) -> tuple[bool, float | None]:
+        """Return whether the price of a model was measured after a time, and the price if one is known."""
+        rows = await self.database.rows(
+            "SELECT name, value FROM flux_async.fact WHERE name = ANY(%(names)s)",
+            names=[f"price {model}", f"measured {model}"],
+        )
+        facts = {row["name"]: row["value"] for row in rows}
+        return facts.get(f"measured {model}", 0.0) > since, facts.get(f"price {model}")
+
+    async def _record_fact(self, name: str, value: float) -> None:
         await self.database.execute(
             "INSERT INTO flux_async.fact VALUES (%(name)s, %(value)s) "
             "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            name=f"price {model}",
-            value=credits_,
+            name=name,
+            value=value,
         )
 
 

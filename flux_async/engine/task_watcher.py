@@ -15,7 +15,8 @@ from flux_async.batch.active_job import ActiveJob
 from flux_async.batch.job_runner import run_job
 from flux_async.batch.run_context import RunContext
 from flux_async.engine.database import Row
-from flux_async.engine.worker_jobs import Account, WorkerJobs, check_price
+from flux_async.engine.price_turns import check_price
+from flux_async.engine.worker_jobs import Account, WorkerJobs
 from flux_async.errors import FluxError, UnexpectedPrice
 from flux_async.job_state import FINAL, JobState
 from flux_async.models import Failed, TaskId
@@ -76,7 +77,6 @@ class TaskWatcher:
         Raises:
             FluxError: They cannot be taken now.
         """
-        run.budget.guard.give_up(job.model)
         task_id = job.state.task_id
         if run.options.callbacks is not None and task_id and await account.store.has_callback(task_id):
             self.notify(job.number, task_id)  # it came while no worker had the job
@@ -92,7 +92,7 @@ class TaskWatcher:
     async def _saw_price(self, account: Account, job: ActiveJob, credits_: float) -> None:
         """Keep the price that a record has shown, and halt the submits of the account if it is unexpected."""
         model, guards = job.model, [run.budget.guard for run in account.runs.values()]
-        if guards[0].measured(model) is not None:
+        if guards[0].measured(model) == credits_:
             return
         for guard in guards:
             guard.saw_figure(model, credits_)

@@ -25,7 +25,7 @@ from flux_async.batch.run_control import Budget, RunControl
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.database import Database, Row
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
-from flux_async.errors import FluxError, UnexpectedPrice
+from flux_async.errors import FluxError
 from flux_async.events import JobAdded
 from flux_async.files.sink import Sink
 from flux_async.job_state import FINAL, Problem
@@ -48,6 +48,7 @@ class Account:
         control: Stops its submits.
         runs: What the jobs of each batch share.
         halted_at: When its key, its balance or its answers were last wrong, in monotonic seconds.
+        is_measuring: Whether this worker measures a price with it.
     """
 
     client: BatchClient
@@ -55,6 +56,7 @@ class Account:
     control: RunControl
     runs: dict[str, RunContext] = attrs.field(factory=dict)
     halted_at: float = -math.inf
+    is_measuring: bool = False
 
     def pause_s(self) -> float:
         """Return the seconds for which the vendor, or the lack of a connection, delays its submits."""
@@ -214,15 +216,3 @@ class WorkerJobs:
         logger.error("the submits of account %s are halted: %s", account.client.fingerprint, error)
         await self.limiter.halt(account.client.fingerprint, Problem.of(error))
         account.client.session.submitter.breaker.release()
-
-
-def check_price(guard: PriceGuard, model: AnyModel) -> None:
-    """Refuse a submit with a model whose records show another price than expected.
-
-    Raises:
-        UnexpectedPrice: They do.
-    """
-    if (price := guard.unexpected(model)) is not None:
-        expected = guard.expected[model]
-        words = f"An image with {model} cost {price:.10g} credits, not {expected:.10g}."
-        raise UnexpectedPrice(words, model=str(model), price=price, expected=expected)

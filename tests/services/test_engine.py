@@ -46,6 +46,7 @@ from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.housekeeping import delete_old_workflows
 from flux_async.engine.queues import feed
+from flux_async.engine.store import PostgresStore
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -101,6 +102,11 @@ async def worker(
         ) as made,
     ):
         yield made
+
+
+async def is_halted(engine: Engine) -> bool:
+    sql = "SELECT FROM flux_async.account WHERE halted_until > extract(epoch FROM clock_timestamp())"
+    return await engine.database.row(sql) is not None
 
 
 async def outcomes(batch: EngineBatch) -> Counter[str]:
@@ -274,18 +280,35 @@ async def test_submits_halt_while_the_balance_is_too_low(
     assert sandbox.ledger.submits == 0
 
 
+async def test_the_balance_shows_a_price_that_no_record_names(
+    engine: Engine, sandbox: FluxSandbox, tmp_path: Path
+) -> None:
+    """An image alone in flight measures it, the next one confirms what is unexpected; then the key halts."""
+    expected = await engine.submit(images(3), batch="posters")
+    async with worker(engine, sandbox, tmp_path):
+        assert await outcomes(expected) == {"Succeeded": 3}
+    store = PostgresStore(database=engine.database, account="", executor="")
+    assert await store.prices() == {Model.PRO: 5.0}
+    await engine.database.execute("DELETE FROM flux_async.fact")
+    await engine.submit(images(9), batch="more")
+    async with FluxClient(sandbox.key, sandbox.url, limits=WORKER_LIMITS, polling=POLLING) as client:
+        async with Worker(engine, client, None, rate=RATE, prices={Model.PRO: 99}):
+            while not await is_halted(engine):
+                await asyncio.sleep(0.05)
+        assert (await store.prices(), sandbox.ledger.accepted) == ({Model.PRO: 5.0}, 5)
+
+
 async def test_an_unexpected_price_halts_the_submits_of_its_key(
     engine: Engine, sandbox: FluxSandbox, tmp_path: Path
 ) -> None:
     """No further image is paid after the first has shown it."""
-    accounts = Accounts(engine.database)
     async with FluxClient(
         sandbox.key, sandbox.url, api="jobs", limits=WORKER_LIMITS, polling=POLLING
     ) as client:
         paid = await engine.submit(images(1), batch="posters")
         async with Worker(engine, client, lambda name: FolderSink(tmp_path / name), prices={Model.PRO: 99}):
             assert await outcomes(paid) == {"Succeeded": 1}
-            while await accounts.permit([client.fingerprint]) is not None:
+            while not await is_halted(engine):
                 await asyncio.sleep(0.05)
 
 
