@@ -126,6 +126,15 @@ class Accounts:
         )
         return changed == 1
 
+    async def is_measuring(self, accounts: list[str]) -> bool:
+        """Return whether a price is measured with one of several accounts."""
+        row = await self.database.row(
+            "SELECT FROM flux_async.account "
+            f"WHERE fingerprint = ANY(%(accounts)s) AND measuring_until > {_NOW} LIMIT 1",
+            accounts=accounts,
+        )
+        return row is not None
+
     async def end_measuring(self, account: str) -> None:
         """Give permits again."""
         await self.database.execute(

@@ -33,7 +33,7 @@ from flux_async.models import Failed
 
 logger: logging.Logger = logging.getLogger("flux_async.engine")
 
-_HALTED_S, _FENCED_S, _MEASURING_S = 1.0, 0.5, 0.1
+_HALTED_S, _FENCED_S, _MEASURING_S = 5.0, 0.5, 0.1
 
 
 @attrs.define(eq=False)
@@ -176,8 +176,8 @@ class JobSubmitter:
             open_now = [name for name, pause_s in pauses.items() if not pause_s]
             permit = await self.jobs.limiter.permit(open_now)
             if permit is None:
-                measures = any(account.is_measuring for account in self.jobs.accounts.values())
-                halted_s = _MEASURING_S if measures else _HALTED_S
+                is_brief = await self.jobs.limiter.is_measuring(open_now)
+                halted_s = _MEASURING_S if is_brief else _HALTED_S
                 await clock.sleep(halted_s if open_now else min(pauses.values()))
                 return None
             due = clock.monotonic() + permit.wait_s

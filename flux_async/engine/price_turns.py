@@ -68,7 +68,6 @@ class PriceTurns:
             await clock.sleep(_AGAIN_S)
             yield False
             return
-        account.is_measuring = True
         try:
             if idle_s < _IDLE_S:
                 await clock.sleep(_LATE_S)
@@ -77,7 +76,6 @@ class PriceTurns:
             if guard.is_settled(model):
                 await account.store.record_measured(str(model))
         finally:
-            account.is_measuring = False
             await self.jobs.limiter.end_measuring(key)
         check_price(guard, model)
 

@@ -48,7 +48,6 @@ class Account:
         control: Stops its submits.
         runs: What the jobs of each batch share.
         halted_at: When its key, its balance or its answers were last wrong, in monotonic seconds.
-        is_measuring: Whether this worker measures a price with it.
     """
 
     client: BatchClient
@@ -56,7 +55,6 @@ class Account:
     control: RunControl
     runs: dict[str, RunContext] = attrs.field(factory=dict)
     halted_at: float = -math.inf
-    is_measuring: bool = False
 
     def pause_s(self) -> float:
         """Return the seconds for which the vendor, or the lack of a connection, delays its submits."""
