@@ -39,8 +39,7 @@ from flux_async.session import Session
 
 logger: logging.Logger = logging.getLogger("flux_async")
 
-_READ_TIMEOUT_S = 30.0
-"""Seconds for all tries together."""
+_READ_TIMEOUT_S = 10.0
 _TRIES = RetryPolicy(max_tries=3)
 _FRESH_S, _UNREAD_FRESH_S = 30.0, 5.0
 """The balance is read again if the submit comes later than this; shorter while the API cannot be reached."""
@@ -328,17 +327,24 @@ class PriceCheck:
         Raises:
             RequestNotSent: The API cannot be reached.
         """
-        session = self.session
-        if session.rate_limiter is not None:
-            return None
-        deadline = session.clock.monotonic() + _READ_TIMEOUT_S
-        try:
-            return await session.read(build_credit(), parse_credit, deadline=deadline, retry=_TRIES)
-        except RequestNotSent:
-            raise
-        except Exception as failure:  # noqa: BLE001 - also of a transport of the caller's own
-            words = failure.message if isinstance(failure, FluxError) else type(failure).__name__
-            logger.info("the balance cannot be read: %s", words)
+        session, tries = self.session, 0
+        while session.rate_limiter is None:
+            tries += 1
+            try:
+                return await session.read(
+                    build_credit(), parse_credit, deadline=session.clock.monotonic() + _READ_TIMEOUT_S
+                )
+            except RequestNotSent:
+                raise  # the pause of submits decides about the next try
+            except FluxError as error:
+                logger.info("the balance cannot be read: %s", error.message)
+                delay = _TRIES.before_next_poll(error, tries, session.rng.random())
+            except Exception as failure:  # noqa: BLE001 - a transport of the caller's own
+                logger.info("the balance cannot be read: %s", type(failure).__name__)
+                delay = None
+            if delay is None:
+                break
+            await session.clock.sleep(delay)
         return None
 
 

@@ -309,7 +309,8 @@ def stalling(raw_server: Any) -> Any:
 async def test_one_deadline_bounds_it(stalling: Any, photo: Path) -> None:
     """A host that never answers costs the time allowed, and nothing else."""
     async with stalling as server, FluxClient("k", server.url) as client:
-        with pytest.raises((DeadlineExceeded, ConnectionLost)) as caught:
+        # On a busy machine there is not even a connection in that time.
+        with pytest.raises((DeadlineExceeded, ConnectionLost, RequestNotSent)) as caught:
             await client.upload(photo, timeout=0.1)
         with pytest.raises(FluxError):
             await client.remove_text(photo, timeout=0.1)
