@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from flux_async import (
@@ -45,7 +44,7 @@ from flux_async.cli.engine_commands import ENGINE_COMMANDS
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs, image_of
 from flux_async.cli.list_files import STDIN
-from flux_async.cli.option_values import ModelChoice, Number, own_models
+from flux_async.cli.option_values import ModelChoice, Number, own_models, refuse_preserve_format
 from flux_async.cli.terminal import Command, Commands, Exit, can_ask, printable
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
@@ -152,9 +151,8 @@ def remove_text(
     from flux_async.cli.run_command import run_remove_text  # noqa: PLC0415 - loads rich
 
     context = click.get_current_context()
-    has_format = context.get_parameter_source("preserve_format") is ParameterSource.COMMANDLINE
-    if has_format and not run["preserve"]:  # retry may compose without being asked to
-        raise click.UsageError("--preserve-format goes with --preserve.")
+    if not run["preserve"]:  # retry may compose without being asked to
+        refuse_preserve_format(context)
     folder, destination = split_output(output, journal_dir)
     context.params["folder"] = folder  # named by the advice of errors
     options = read_run_options(

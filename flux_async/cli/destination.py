@@ -85,14 +85,10 @@ def settle_destination(folder: Path, given: str | None, *, has_jobs: bool) -> Ob
     return None if (url := kept or given) is None else ObjectStoreSink(url)
 
 
-async def check_writable(destination: str) -> None:
-    """Write to a store before anything is paid for it; a folder is checked as it is used.
-
-    Raises:
-        ConfigurationError: It cannot be written; nothing was sent.
-    """
-    if isinstance(sink := sink_for(destination), ObjectStoreSink):
-        await sink.check()
+async def check_results(destination: str, checks: WantedChecks) -> None:
+    """Check the destination of a worker; see :func:`check_destination`. A folder is checked as it is used."""
+    sink = sink_for(destination)
+    await check_destination(sink if isinstance(sink, ObjectStoreSink) else None, checks, download=True)
 
 
 async def check_destination(sink: ObjectStoreSink | None, checks: WantedChecks, *, download: bool) -> None:
@@ -105,12 +101,21 @@ async def check_destination(sink: ObjectStoreSink | None, checks: WantedChecks, 
         return
     if checks != NO_CHECKS:
         raise ConfigurationError(
-            "--preserve, --verify, --until-clean and --skip-textless need the results in a folder, and these "
-            f"are in {sink.url}.",
-            advice="Leave them out, or give a folder; nothing was sent.",
+            f"Checks of images need the results in a folder, and these are in {sink.url}.",
+            advice=f"Leave out {_in_words(checks)}, or give a folder; nothing was sent.",
         )
     if not download:
         raise ConfigurationError(
             f"The results of this run go to {sink.url}.", advice="Leave --no-download out; nothing was sent."
         )
     await sink.check()
+
+
+def _in_words(checks: WantedChecks) -> str:
+    given = {
+        "--preserve": checks.preserve,
+        "--verify": checks.verify and checks.until_clean == 1,
+        "--until-clean": checks.until_clean > 1,
+        "--skip-textless": checks.skip_textless,
+    }
+    return " and ".join(name for name, is_given in given.items() if is_given)

@@ -17,9 +17,11 @@ from flux_async.cli.display import message_console
 from flux_async.cli.folder_commands import only_key, report_adopted
 from flux_async.cli.results import ResultRow, Status, row_of, utc_text
 from flux_async.cli.signals import Interruption, run_interruptible
-from flux_async.cli.status import credits_in
+from flux_async.cli.status import credits_in, findings_in_words
 from flux_async.cli.terminal import Exit, Output, can_ask, printable
 from flux_async.engine import BatchRow, BatchStatus, Engine, EngineBatch
+from flux_async.journal.reader import findings_in
+from flux_async.models import CheckResult
 from flux_async.transport.factory import TransportName
 
 T = TypeVar("T")
@@ -66,9 +68,10 @@ def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
 
     async def work(batch: EngineBatch) -> dict[str, Any]:
         status, errors = await batch.status(), Counter[str]()
-        times: list[float] = []
+        times, checks = list[float](), Counter[str]()
         async for found in batch.rows():
             row, job = result_row(found), found.stored.job
+            checks.update(() if job.checked is None else findings_in(job.checked))
             if row.error is not None:
                 errors[row.error.type] += 1
             times += [at for at in (job.submitted_at, job.finished_at) if at is not None]
@@ -76,6 +79,7 @@ def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
             "batch": name,
             "counts": _counts(status),
             "credits": credits_in(await batch.spending()),
+            "checks": dict(sorted(checks.items())),
             "errors": dict(errors.most_common()),
             "began_at": utc_text(min(times, default=None)),
             "ended_at": utc_text(max(times, default=None)),
@@ -89,6 +93,8 @@ def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
     output.line(printable(f"{name}: " + ", ".join(f"{n} {what}" for what, n in report["counts"].items())))
     perhaps = f", perhaps {in_credits(credits_['perhaps'])} more in doubt" if credits_["perhaps"] else ""
     output.line(f"credits: {in_credits(credits_['spent'])}{perhaps}")
+    if report["checks"]:
+        output.line(f"checks: {findings_in_words(report['checks'])}")
     if report["began_at"] is not None:
         output.line(f"from {report['began_at']} to {report['ended_at']}")
     for kind, count in report["errors"].items():
@@ -148,9 +154,12 @@ def adopt_task(
 
 
 def result_row(found: BatchRow) -> ResultRow:
-    """Return the line of a job in the form of results.jsonl."""
+    """Return the line of a job in the form of results.jsonl; its files are relative to the batch's folder."""
     row = row_of(found.stored, found.obstacle)
-    return attrs.evolve(row, file=found.stored.job.file if row.status is Status.SUCCEEDED else None)
+    job, checked = found.stored.job, found.stored.job.checked or CheckResult()
+    if row.status is not Status.SUCCEEDED:
+        return attrs.evolve(row, file=None)
+    return attrs.evolve(row, file=job.file, vendor_file=checked.vendor_file)
 
 
 def _line(row: ResultRow) -> str:

@@ -30,9 +30,20 @@ from flux_async.cli.common_options import (
 from flux_async.cli.destination import RunOutput
 from flux_async.cli.input_rows import ListOptions
 from flux_async.cli.inputs import gather_inputs
-from flux_async.cli.option_values import Number, own_models, read_address, read_rate
+from flux_async.cli.option_values import (
+    PRESERVE,
+    PRESERVE_FORMAT,
+    VERIFY,
+    Number,
+    own_models,
+    read_address,
+    read_rate,
+    refuse_preserve_format,
+)
 from flux_async.cli.run_options import ListenAddress, RunOptions
 from flux_async.cli.terminal import Command, Commands, printable
+from flux_async.job_state import WantedChecks
+from flux_async.verification.preserve import PreserveFormat
 
 _DSN = click.option(
     "--dsn",
@@ -163,7 +174,7 @@ def enqueue(
     help="Receive callbacks here, also those for other workers; --callback-url must lead to one that does.",
     metavar="HOST:PORT",
 )
-@with_options(API, TRANSPORT, VERBOSE)
+@with_options(PRESERVE, PRESERVE_FORMAT, VERIFY, API, TRANSPORT, VERBOSE)
 def worker(
     *,
     dsn: str,
@@ -174,6 +185,9 @@ def worker(
     prices: dict[AnyModel, float],
     callback_url: str | None,
     listen: ListenAddress | None,
+    preserve: bool,
+    preserve_format: PreserveFormat,
+    verify: bool,
     **connection: Any,
 ) -> int:
     """Work on the images in a database, beside other workers.
@@ -184,6 +198,8 @@ def worker(
     """
     if listen is not None and callback_url is None:
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
+    if not preserve:
+        refuse_preserve_format(click.get_current_context())
     runs = _module("engine_runs")
     return int(
         runs.run_worker(
@@ -195,6 +211,8 @@ def worker(
             until_idle=until_idle,
             min_credits=min_credits,
             prices=prices,
+            checks=WantedChecks(preserve=preserve, verify=verify),
+            preserve_format=preserve_format,
             **connection,
         )
     )

@@ -12,7 +12,7 @@ from flux_async.batch.file_names import safe_name
 from flux_async.cli.advice import ABOUT_UNRECOGNISED, about_batch, shell_command
 from flux_async.cli.engine_batches import of_batch, result_row
 from flux_async.cli.report import Report, make_all_copies, unwritable
-from flux_async.cli.report_rows import NEED_ATTENTION, RowMaker
+from flux_async.cli.report_rows import NEED_ATTENTION, RowMaker, originals_in
 from flux_async.cli.status import credits_in
 from flux_async.cli.terminal import Exit, Output
 from flux_async.engine import BatchRow, EngineBatch
@@ -47,6 +47,7 @@ class _Found:
         maker = RowMaker(
             folder=folder,
             is_running=True,
+            originals=originals_in(folder),
             prices={one.model: one.price for one in self.spending if one.price is not None},
         )
         rows = [maker.row(found.stored, result_row(found)) for found in self.jobs]

@@ -11,7 +11,7 @@ import click
 
 from flux_async import CallbackEndpoint, FluxClient, InvalidInput, Job, Limits, sink_for
 from flux_async.api.models_table import AnyModel, ApiName
-from flux_async.cli.destination import check_writable
+from flux_async.cli.destination import check_results
 from flux_async.cli.engine_batches import status_in_words
 from flux_async.cli.input_reader import refusal_text
 from flux_async.cli.input_rows import InputRow
@@ -20,7 +20,9 @@ from flux_async.cli.run_options import ListenAddress, RunOptions, webhook_keys
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, printable
 from flux_async.engine import WORKER_LIMITS, Engine, Worker
+from flux_async.job_state import WantedChecks
 from flux_async.transport.factory import TransportName
+from flux_async.verification.preserve import PreserveFormat
 
 _LOOK_S = 2.0
 
@@ -77,6 +79,8 @@ def run_worker(
     until_idle: bool,
     min_credits: float | None,
     prices: Mapping[AnyModel, float],
+    checks: WantedChecks,
+    preserve_format: PreserveFormat,
     api: ApiName | None,
     transport: TransportName | None,
 ) -> Exit:
@@ -84,7 +88,7 @@ def run_worker(
     callbacks = None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys())
 
     async def command(interruption: Interruption) -> Exit:
-        await check_writable(destination)
+        await check_results(destination, checks)
         async with contextlib.AsyncExitStack() as opened:
             engine = await opened.enter_async_context(Engine(dsn))
             clients = [
@@ -104,6 +108,9 @@ def run_worker(
                     prices=prices,
                     min_credits=min_credits,
                     callbacks=callbacks,
+                    verify=checks.verify,
+                    preserve=checks.preserve,
+                    preserve_format=preserve_format,
                 )
             )
             _say(f"Worker {worker.executor} has begun.")

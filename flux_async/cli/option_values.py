@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from flux_async import CustomModel, InvalidInput, Model
 from flux_async.api.models_table import AnyModel
@@ -139,19 +140,35 @@ PRESERVE_FORMAT = click.option(
     help="Format of these images; a JPEG would change every pixel a little.",
 )
 
+PRESERVE = click.option(
+    "--preserve",
+    is_flag=True,
+    help="Put every pixel that was not text back from the original; the vendor's image is kept in vendor/.",
+)
+VERIFY = click.option(
+    "--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."
+)
+
+
+def refuse_preserve_format(context: click.Context) -> None:
+    """Refuse the format of composed images on a command line that has none composed.
+
+    Raises:
+        click.UsageError: It is given.
+    """
+    if context.get_parameter_source("preserve_format") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--preserve-format goes with --preserve.")
+
+
 CHECK_OPTIONS = (
     click.option(
         "--skip-textless",
         is_flag=True,
         help="Check each original for text first; one without text is copied and costs nothing.",
     ),
-    click.option(
-        "--preserve",
-        is_flag=True,
-        help="Put every pixel that was not text back from the original; the vendor's goes to images/vendor/.",
-    ),
+    PRESERVE,
     PRESERVE_FORMAT,
-    click.option("--verify", is_flag=True, help="Check that the text is gone and nothing else has changed."),
+    VERIFY,
     click.option(
         "--until-clean",
         type=click.IntRange(min=1, max=MOST_ATTEMPTS),

@@ -13,7 +13,6 @@ import attrs
 
 from flux_async.api.models_table import credits_of
 from flux_async.cli.results import (
-    IMAGES,
     ErrorNote,
     ResultFile,
     ResultRow,
@@ -82,8 +81,8 @@ class RowMaker:
         original = self._original(stored, job)
         is_copy = row.saved_credits is not None
         vendor = None if is_copy else result
-        if checked.vendor_file is not None:
-            vendor = self.folder / IMAGES / checked.vendor_file
+        if row.vendor_file is not None:
+            vendor = self.folder / row.vendor_file
         return ReportRow(
             number=stored.number,
             key=job.key,
@@ -177,7 +176,7 @@ class RowReader:
             folder=path,
             is_running=is_running,
             problems=problems,
-            originals=_by_stem(path / ORIGINALS),
+            originals=originals_in(path),
             prices={one.model: one.price for one in journal.spending() if one.price is not None},
         )
         return cls(journal=journal, maker=maker, refused=tuple(islice(refused.values(), MOST_ROWS)))
@@ -228,10 +227,11 @@ def _findings(checked: CheckResult) -> dict[str, Any]:
     return fields
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by their names without their endings."""
+def originals_in(folder: Path) -> dict[str, Path]:
+    """Return the downloaded inputs in the folder of a run by their names without their endings."""
     try:
-        return {path.stem: path for path in folder.iterdir() if not path.name.startswith(".")}
+        paths = (folder / ORIGINALS).iterdir()
+        return {path.stem: path for path in paths if not path.name.startswith(".")}
     except OSError:
         return {}
 

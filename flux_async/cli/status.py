@@ -164,9 +164,7 @@ def _in_words(state: dict[str, Any]) -> Iterator[str]:
     if state["refused"]:
         yield f"  {'refused':<12}{state['refused']:>8}  (never submitted; results.jsonl says why)"
     if state["checks"]:
-        yield "checks: " + ", ".join(
-            f"{count} {name.replace('_', ' ')}" for name, count in state["checks"].items()
-        )
+        yield f"checks: {findings_in_words(state['checks'])}"
     if state["apis"].keys() - {"kontext"}:
         yield "submitted to: " + ", ".join(f"{api} {count}" for api, count in state["apis"].items())
     if state["fetch_by"] is not None:
@@ -191,6 +189,11 @@ def _in_words(state: dict[str, Any]) -> Iterator[str]:
     yield from _listed("in doubt", (_doubt_in_words(doubt, folder) for doubt in state["in_doubt"]))
     yield from _listed("unrecognised", (_result_in_words(one, folder) for one in state["unrecognised"]))
     yield from _listed("perhaps paid twice", map(_charge_in_words, state["possible_duplicate_charges"]))
+
+
+def findings_in_words(checks: Mapping[str, int]) -> str:
+    """Return what the checks found as words: ``12 clean, 1 text left``."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in checks.items())
 
 
 def _listed(title: str, entries: Iterable[str]) -> Iterator[str]:

@@ -68,7 +68,8 @@ _DIGEST = 60
 """Digits of a file's digest that are in the address of its upload."""
 _TIMEOUT_S = 300.0
 _AWAY = "Answer 503. A job that was being added may be there: add it again, and it is there once."
-_OPTIONS = {"directory", "sink", "in_doubt", "prices", "timeout", "retry", "callbacks"}
+_CHECKS = {"verify", "preserve", "preserve_format", "checks"}
+_OPTIONS = {"directory", "sink", "in_doubt", "prices", "timeout", "retry", "callbacks"} | _CHECKS
 
 
 def read_options(options: ServiceOptions, client: FluxClient | None) -> RunOptions:
@@ -82,6 +83,11 @@ def read_options(options: ServiceOptions, client: FluxClient | None) -> RunOptio
             raise InvalidInput(
                 f"{name} is not available for a service with engine=.",
                 advice="Leave it out, or use journal=.",
+            )
+        if value and name in _CHECKS and client is None:
+            raise InvalidInput(
+                f"{name} is for a service with a client: workers make the checks.",
+                advice="Leave it out, and start the workers with it.",
             )
     directory, timeout = options.get("directory"), options.get("timeout")
     if directory is not None and options.get("sink") is not None:
@@ -159,6 +165,10 @@ class EngineBackend:
                 rate=None if limits == WORKER_LIMITS else limits,
                 prices=self.options.get("prices"),
                 callbacks=self._run.callbacks,
+                verify=self.options.get("verify", False),
+                preserve=self.options.get("preserve", False),
+                preserve_format=self.options.get("preserve_format", "png"),
+                checks=self.options.get("checks"),
             )
 
     def _executor(self) -> str:

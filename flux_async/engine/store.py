@@ -47,7 +47,7 @@ from flux_async.job_state import (
 from flux_async.journal.inbox import InboxEntry
 from flux_async.journal.ownership import MOST_ALIKE, KnownTask, Sender, closest_sender
 from flux_async.journal.store import StoredJob
-from flux_async.models import Echo, JobKey, TaskId
+from flux_async.models import CheckResult, Echo, JobKey, TaskId
 
 logger: logging.Logger = logging.getLogger("flux_async.engine")
 
@@ -77,6 +77,7 @@ def stored_job(row: Row) -> StoredJob:
         kept["problem"] = Problem(**kept["problem"])
     kept["charge"] = Charge(kept.get("charge", Charge.NO))
     kept["echo"] = Echo(kept["echo"]) if "echo" in kept else None
+    kept["checked"] = CheckResult(**kept["checked"]) if "checked" in kept else None
     job = JobSnapshot(
         key=JobKey(row["key"]),
         state=JobState(row["state"]),
@@ -106,20 +107,24 @@ _MAY_SUBMIT = (
 )
 
 
-def _move(before: JobSnapshot, after: JobSnapshot, also: str = "") -> str:
+def _move(before: JobSnapshot, after: JobSnapshot, also: str = "", *, has_checks: bool = False) -> str:
     """Return the statement that moves a job from one state to another, if it is still in the first.
 
     Args:
         before: The first.
         after: The other.
         also: Further columns that it sets.
+        has_checks: Whether a job that is done has no outcome yet, as its image is to be checked.
     """
-    settled = "nextval('flux_async.settled')" if after.state in FINAL else "NULL"
+    is_settled = after.state in FINAL and not (has_checks and after.state is JobState.DONE)
+    settled = "nextval('flux_async.settled')" if is_settled else "NULL"
+    # A worker that was taken for dead may check an image that another has composed, or settled, by now.
+    still = " AND settled IS NULL AND snapshot->>'file' = %(file)s" * (before.state is JobState.DONE)
     again = after.state is JobState.PENDING and before.state is not JobState.SUBMITTING
     return (
         "UPDATE flux_async.job SET state = %(state)s, attempts = %(attempts)s, credits = %(credits)s, "
         f"snapshot = %(snapshot)s, settled = {settled}, obstacle = NULL{', is_queued = false' * again}{also} "
-        "WHERE number = %(number)s AND state = %(from)s AND attempts = %(had)s"
+        f"WHERE number = %(number)s AND state = %(from)s AND attempts = %(had)s{still}"
     )
 
 
@@ -132,6 +137,7 @@ def _values(number: int, before: JobSnapshot, after: JobSnapshot) -> dict[str, A
         "snapshot": snapshot_to_json(after),
         "from": before.state.value,
         "had": before.attempts,
+        "file": before.file,
     }
 
 
@@ -143,11 +149,13 @@ class PostgresStore:
         database: Where they are.
         account: Fingerprint of the key that makes the submits.
         executor: The worker.
+        has_checks: Whether it checks the images of jobs that are done, before they settle.
     """
 
     database: Database
     account: str
     executor: str
+    has_checks: bool = False
 
     @property
     def is_durable(self) -> bool:
@@ -208,7 +216,8 @@ class PostgresStore:
         """Write events if the job is still the one in ``before``; return whether it was."""
         after = moves[-1][0]
         moved = await connection.exec_driver_sql(
-            _move(before, after), _values(number, before, after) | {"executor": self.executor}
+            _move(before, after, has_checks=self.has_checks),
+            _values(number, before, after) | {"executor": self.executor},
         )
         if moved.rowcount != 1:
             return False
@@ -291,6 +300,8 @@ class PostgresStore:
             mine = (found[0]["executor"], found[0]["intended_at"]) == (self.executor, event.at)
             if now.state is after.state and mine:
                 return  # the commit had succeeded
+        elif now.state is JobState.DONE and before.state is JobState.DONE:
+            pass  # its row has what another worker has found
         elif (now.state, now.attempts, now.task_id) == (after.state, after.attempts, after.task_id):
             return
         elif isinstance(event, SubmitAccepted) and before.state is JobState.SUBMITTING:

@@ -80,10 +80,12 @@ class TaskWatcher:
         task_id = job.state.task_id
         if run.options.callbacks is not None and task_id and await account.store.has_callback(task_id):
             self.notify(job.number, task_id)  # it came while no worker had the job
+        was_done = job.state.state is JobState.DONE  # and was to be checked by a worker that has ended
         outcome = await run_job(job, run, submits=False)
         is_unusable = isinstance(outcome, Failed) and outcome.job is None
         if outcome is not None and (is_unusable or job.state.state in _SETTLED):
-            await self.jobs.settle(job, run, outcome)
+            is_open = was_done or (run.checks is not None and job.state.state is JobState.DONE)
+            await self.jobs.settle(job, run, outcome, is_open=is_open)
             if job.state.state is JobState.DONE and job.state.credits:
                 await self._saw_price(account, job, job.state.credits)
             return True

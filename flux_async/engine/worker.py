@@ -30,6 +30,7 @@ from dbos import error as dbos_errors
 
 from flux_async.api.models_table import Prices
 from flux_async.api.webhooks import CallbackEndpoint
+from flux_async.batch.check_stage import Checker
 from flux_async.batch.options import price_list
 from flux_async.batch.run_control import RunControl
 from flux_async.client import FluxClient
@@ -42,11 +43,13 @@ from flux_async.engine.liveness import Liveness, hand_over
 from flux_async.engine.queues import SUBMIT_QUEUE, has_waiting, watch_queue
 from flux_async.engine.store import NEW_JOBS, PostgresStore
 from flux_async.engine.task_watcher import TaskWatcher
+from flux_async.engine.worker_checks import WorkerChecks
 from flux_async.engine.worker_jobs import Account, WorkerJobs, WorkerSettings
 from flux_async.errors import ConfigurationError, FluxError, InvalidInput, JournalError
 from flux_async.files.sink import Sink
 from flux_async.policy import check_not_negative
 from flux_async.policy.rate_limit import Limits
+from flux_async.verification.preserve import PreserveFormat
 
 logger: logging.Logger = logging.getLogger("flux_async.engine")
 
@@ -79,8 +82,18 @@ class Worker:
         min_credits: Submits of an account pause while its balance is below this.
         callbacks: Where the vendor reports ends: a :class:`flux_async.WebhookReceiver` whose journal is an
             engine of the same database, in any process.
+        verify: Verify each result, as :func:`flux_async.run_batch` does; a job settles after it. It needs
+            ``sink_of`` to return a :class:`flux_async.FolderSink`. Give all workers of a database the same
+            checks: each makes those that it was given.
+        preserve: Compose each result with its original, before ``verify``; needs the same. Originals are
+            downloaded into the folder ``originals`` in that of the batch.
+        preserve_format: Format of composed images.
+        checks: Worker processes that others share, an :class:`flux_async.ImageChecks`; left out, the worker
+            has its own.
 
     Raises:
+        InvalidInput: An option has a wrong type, or ``verify`` or ``preserve`` has no folder.
+        MissingExtra: ``verify`` or ``preserve`` needs an extra that is not installed.
         ConfigurationError: The database does not answer, DBOS runs with the executor id ``local``, or the
             process has a worker already.
     """
@@ -95,12 +108,20 @@ class Worker:
         prices: Prices | None = None,
         min_credits: float | None = None,
         callbacks: CallbackEndpoint | None = None,
+        verify: bool = False,
+        preserve: bool = False,
+        preserve_format: PreserveFormat = "png",
+        checks: Checker | None = None,
     ) -> None:
+        made = WorkerChecks.of(verify=verify, preserve=preserve, format=preserve_format, checker=checks)
+        if made is not None:
+            made.stage(None if sink_of is None else sink_of("batch"))  # refuses what is no folder
         self._settings = WorkerSettings(
             sink_of=sink_of,
             callbacks=callbacks,
             expected=price_list(prices),
             given=frozenset(prices or ()),
+            checks=made,
         )
         self._min_credits = None if min_credits is None else check_not_negative(min_credits, "min_credits")
         self._engine = engine
@@ -143,6 +164,8 @@ class Worker:
             workflows.enter(self)
             opened.callback(workflows.leave, self)
             await self._register_queues()
+            if (checks := self._settings.checks) is not None:
+                opened.push_async_callback(checks.aclose)
             opened.push_async_callback(self._stop)
             self._closing = opened.pop_all()
         return self
@@ -177,7 +200,12 @@ class Worker:
         ):
             api, sent = row["name"].rpartition(" ")[2], client.session.submitter.sent
             (sent.confirmed_images if "image" in row["name"] else sent.confirmed)[api] = int(row["value"])
-        store = PostgresStore(database=database, account=account, executor=self._jobs.executor)
+        store = PostgresStore(
+            database=database,
+            account=account,
+            executor=self._jobs.executor,
+            has_checks=self._settings.checks is not None,
+        )
         self._jobs.accounts[account] = Account(client, store, RunControl(session=client.session))
 
     async def _hold_lock(self, opened: AsyncExitStack) -> Liveness:

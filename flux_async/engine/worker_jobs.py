@@ -25,10 +25,11 @@ from flux_async.batch.run_control import Budget, RunControl
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.database import Database, Row
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
+from flux_async.engine.worker_checks import WorkerChecks
 from flux_async.errors import FluxError
 from flux_async.events import JobAdded
 from flux_async.files.sink import Sink
-from flux_async.job_state import FINAL, Problem
+from flux_async.job_state import FINAL, NO_CHECKS, Problem
 from flux_async.models import Failed, InDoubtPolicy, Outcome
 from flux_async.policy.price import PriceGuard
 from flux_async.policy.retry import RetryPolicy
@@ -36,6 +37,7 @@ from flux_async.policy.retry import RetryPolicy
 logger: logging.Logger = logging.getLogger("flux_async.engine")
 
 _PATIENCE_S = 600.0
+_MOST_CHECKED = 10_000
 
 
 @attrs.define(eq=False)
@@ -72,12 +74,14 @@ class WorkerSettings:
         callbacks: Where the vendor reports ends.
         expected: Credits per image, by model.
         given: Models whose price the caller has named.
+        checks: The checks of results, or None.
     """
 
     sink_of: Callable[[str], Sink] | None
     callbacks: CallbackEndpoint | None
     expected: Mapping[AnyModel, float]
     given: AbstractSet[AnyModel]
+    checks: WorkerChecks | None
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -126,9 +130,18 @@ class WorkerJobs:
             number=number,
         )
 
-    async def settle(self, job: ActiveJob, run: RunContext, outcome: Outcome) -> None:
-        """Record and report the outcome of a job, unless it was moved meanwhile: its work ends."""
-        if job.state.state not in FINAL:
+    async def settle(
+        self, job: ActiveJob, run: RunContext, outcome: Outcome, *, is_open: bool = False
+    ) -> None:
+        """Record and report the outcome of a job, unless it was moved meanwhile: its work ends.
+
+        Args:
+            job: The job.
+            run: What the jobs of its batch share.
+            outcome: The outcome.
+            is_open: Whether the database has none of it, though its state is final: it was to be checked.
+        """
+        if is_open or job.state.state not in FINAL:
             problem = Problem.of(outcome.error) if isinstance(outcome, Failed) else None
             changed = await self.database.execute(
                 "UPDATE flux_async.job SET settled = nextval('flux_async.settled'), obstacle = %(problem)s "
@@ -145,7 +158,9 @@ class WorkerJobs:
 
     def active_job(self, row: Row, run: RunContext) -> ActiveJob:
         """Return the job of a row, to be worked on in a run."""
-        job = ActiveJob(stored=stored_job(row), slots=JobSlots(run.slots), callback_may_come=True)
+        stored = stored_job(row)
+        checks = run.checks_of(stored)
+        job = ActiveJob(stored=stored, slots=JobSlots(run.slots), checks=checks, callback_may_come=True)
         job.was_resubmitted = row["attempts"] > 1  # once, or an outage would cost without end
         return job
 
@@ -180,12 +195,13 @@ class WorkerJobs:
         return account.runs[batch]
 
     def _new_run(self, account: Account, batch: str, options: dict[str, Any]) -> RunContext:
-        session, tally = account.client.session, Tally()
+        session, tally, checks = account.client.session, Tally(), self.settings.checks
+        sink = None if self.settings.sink_of is None else self.settings.sink_of(safe_name(batch))
         run = RunContext(
             client=account.client,
             journal=account.store,
             options=RunOptions(
-                sink=None if self.settings.sink_of is None else self.settings.sink_of(safe_name(batch)),
+                sink=sink,
                 directory=None,
                 originals=None,
                 timeout_s=options["timeout_s"],
@@ -194,6 +210,7 @@ class WorkerJobs:
                 callbacks=self.settings.callbacks,
                 in_doubt=InDoubtPolicy(options["in_doubt"]),
                 via_upload=False,
+                checks=NO_CHECKS if checks is None else checks.wanted,
             ),
             names=FileNames(journal=account.store, name_file=None, place=batch),
             control=account.control,
@@ -204,7 +221,9 @@ class WorkerJobs:
                 max_credits=None,
             ),
             progress=ProgressReporter(session=session, tally=tally, observer=None),
+            checks=None if checks is None else checks.stage(sink),
         )
+        run.slots.active = asyncio.Semaphore(_MOST_CHECKED)  # images to be checked delay no submit
         run.call = session.call()
         return run
 

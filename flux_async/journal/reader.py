@@ -224,12 +224,8 @@ class JournalReader:
         checked = Counter[str]()
         shown = "CASE state WHEN 'done' THEN checked ELSE json_extract(kept, '$.checked') END"
         for (text,) in self._all(f"SELECT {shown} FROM job WHERE {shown} IS NOT NULL"):
-            found = CheckResult(**json.loads(text))
-            checked[verdict_in(found.verdict or {})] += found.verdict is not None
-            checked["preserved"] += found.is_preserved is True
-            checked["not_preserved"] += found.is_preserved is False
-            checked["not_checked"] += found.problem is not None
-        return {name: count for name, count in sorted(checked.items()) if count}
+            checked.update(findings_in(CheckResult(**json.loads(text))))
+        return dict(sorted(checked.items()))
 
     def to_retry(self) -> dict[str, dict[str, int]]:
         """Return how many images failed, or have text left or damage by their verdict, each by model."""
@@ -438,6 +434,17 @@ def _related(reader: JournalReader, key: JobKey, addresses: Addresses) -> list[S
     return reader.select("key = ?", key) or reader.select(
         "address IN (?, ?)", addresses.unsigned, addresses.bare
     )
+
+
+def findings_in(found: CheckResult) -> dict[str, int]:
+    """Return one for each finding about an image: its verdict, whether it is composed, and failed checks."""
+    findings = {
+        verdict_in(found.verdict or {}): found.verdict is not None,
+        "preserved": found.is_preserved is True,
+        "not_preserved": found.is_preserved is False,
+        "not_checked": found.problem is not None,
+    }
+    return {name: 1 for name, is_found in findings.items() if is_found}
 
 
 def _marks(values: Sequence[object]) -> str:
