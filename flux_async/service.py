@@ -67,7 +67,8 @@ class JobService:
             doubt.
         options: The options of :func:`flux_async.run_batch`: ``directory`` or ``sink``, ``callbacks``,
             ``preserve``, ``verify`` … With an engine ``directory``, ``sink``, ``callbacks``, ``in_doubt``,
-            ``prices``, ``timeout`` and ``retry.max_paid_attempts``.
+            ``prices``, ``timeout``, ``retry.max_paid_attempts`` and, with ``directory`` and a client,
+            ``preserve``, ``preserve_format``, ``verify`` and ``checks``.
 
     Raises:
         InvalidInput: An option is out of range or of a wrong type; nothing was opened or sent.

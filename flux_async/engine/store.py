@@ -119,7 +119,8 @@ def _move(before: JobSnapshot, after: JobSnapshot, also: str = "", *, has_checks
     is_settled = after.state in FINAL and not (has_checks and after.state is JobState.DONE)
     settled = "nextval('flux_async.settled')" if is_settled else "NULL"
     # A worker that was taken for dead may check an image that another has composed, or settled, by now.
-    still = " AND settled IS NULL AND snapshot->>'file' = %(file)s" * (before.state is JobState.DONE)
+    is_check = before.state is after.state is JobState.DONE
+    still = " AND settled IS NULL AND snapshot->>'file' = %(file)s" * is_check
     again = after.state is JobState.PENDING and before.state is not JobState.SUBMITTING
     return (
         "UPDATE flux_async.job SET state = %(state)s, attempts = %(attempts)s, credits = %(credits)s, "
@@ -300,9 +301,9 @@ class PostgresStore:
             mine = (found[0]["executor"], found[0]["intended_at"]) == (self.executor, event.at)
             if now.state is after.state and mine:
                 return  # the commit had succeeded
-        elif now.state is JobState.DONE and before.state is JobState.DONE:
-            pass  # its row has what another worker has found
-        elif (now.state, now.attempts, now.task_id) == (after.state, after.attempts, after.task_id):
+        elif before.state is not JobState.DONE and (
+            (now.state, now.attempts, now.task_id) == (after.state, after.attempts, after.task_id)
+        ):
             return
         elif isinstance(event, SubmitAccepted) and before.state is JobState.SUBMITTING:
             await self._keep_late_answer(connection, number, before, now, event)

@@ -73,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "webhook": L0 | L1 | L2,
     "telemetry": L0 | L1 | {"__version__"},
     "service": L0 | L1 | L2 | L3 | {"batch", "client", "engine", "telemetry", "webhook"},
-    "engine": L0 | L1 | L2 | L3 | {"batch", "client", "telemetry"},
+    "engine": L0 | L1 | L2 | L3 | {"batch", "client", "telemetry", "verification"},
     "imaging": L0,
     "verification": L0 | {"imaging"},
     "sandbox": {"imaging"},
