@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import attrs
 import pytest
 
 from flux_async import EditRequest, InvalidInput, Job, JobConflictError, JobKey, JournalError, TaskId
@@ -12,13 +13,17 @@ pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import Engine
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 from flux_async.job_state import (
+    Composed,
     Event,
     JobState,
     Problem,
+    Saved,
     SubmitAccepted,
     SubmitIntended,
     SubmitRejected,
     SubmitUnknown,
+    TaskSucceeded,
+    Verified,
     apply,
 )
 from flux_async.journal.store import StoredJob
@@ -79,6 +84,33 @@ async def test_a_worker_that_was_declared_dead_writes_no_intent(jobs: Jobs) -> N
     with pytest.raises(JournalError, match="declared dead"):
         await jobs.submitting("a", jobs.first)
     assert (await jobs.job("a")).job.state is JobState.PENDING
+
+
+async def test_of_two_workers_with_one_image_one_records_its_checks(jobs: Jobs) -> None:
+    """The job settles after them. What was found about another file, or too late, is not recorded."""
+    first, second = (attrs.evolve(store, has_checks=True) for store in (jobs.first, jobs.second))
+    stored = await jobs.submitting("a", first)
+    for event in (
+        SubmitAccepted(at=2.0, task_id=TaskId("task")),
+        TaskSucceeded(at=3.0, result_url="https://example.com/r.jpg"),
+        Saved(at=4.0, file="vendor/a.jpg", sha256="0" * 64),
+    ):
+        await jobs.record(first, stored, event)
+        stored = await jobs.job("a")
+    composed = Composed(at=5.0, file="a.png", sha256="1" * 64, vendor_file="vendor/a.jpg")
+    await jobs.record(first, stored, composed)
+    for late in (composed, Verified(at=6.0, verdict={"kind": "damaged"})):
+        with pytest.raises(JournalError, match="another worker has it"):
+            await jobs.record(second, stored, late)
+    await jobs.record(first, seen := await jobs.job("a"), Verified(at=6.0, verdict={"kind": "clean"}))
+    unsettled = "SELECT FROM flux_async.job WHERE key = 'a' AND settled IS NULL"
+    assert await jobs.database.row(unsettled) is not None
+    await jobs.database.execute("UPDATE flux_async.job SET settled = 1 WHERE key = 'a'")
+    with pytest.raises(JournalError, match="another worker has it"):
+        await jobs.record(second, seen, Verified(at=7.0, verdict={"kind": "damaged"}))
+    checked = (await jobs.job("a")).job.checked
+    assert checked is not None
+    assert (checked.vendor_file, checked.verdict) == ("vendor/a.jpg", {"kind": "clean"})
 
 
 async def test_a_cancelled_batch_takes_no_intent(jobs: Jobs) -> None:
