@@ -1,8 +1,8 @@
 """The instruments of OpenTelemetry.
 
 What is counted is added up here and read by OpenTelemetry when it collects: a measurement of its own for each
-of the eight counts of a job would take a third of the CPU that the observer needs
-(``benchmarks/observers.py``). Histograms are measured one by one.
+of the eight counts of a job took a sixth of the observer's CPU (``benchmarks/observers.py``). Histograms are
+measured one by one.
 """
 
 from __future__ import annotations
