@@ -477,14 +477,15 @@ def test_wrong_options_are_refused_before_anything_is_opened(vendor: Any, path: 
         ({"engine": 7}, "must be an Engine or its DSN"),
         ({"engine": "postgresql://host/flux", "staging": "inputs"}, "no place for files"),
         ({"engine": "postgresql://host/flux", "batch": "a/b"}, "no name for a batch"),
-        ({"engine": "postgresql://host/flux", "verify": True}, "verify is not available"),
+        ({"engine": "postgresql://host/flux", "max_credits": 5.0}, "max_credits is not available"),
+        ({"engine": "postgresql://host/flux", "verify": True}, "in a folder|for a service with a client"),
         ({"engine": "postgresql://host/flux", "callbacks": "https://host/cb"}, "must be a CallbackEndpoint"),
         (
             {"engine": "postgresql://host/flux", "directory": "a", "sink": FolderSink("b")},
             "both destinations",
         ),
     ],
-    ids=["neither", "both", "mysql", "number", "staging", "batch", "option", "callbacks", "places"],
+    ids=["neither", "both", "mysql", "number", "staging", "batch", "budget", "checks", "callbacks", "places"],
 )
 def test_wrong_options_of_an_engine_are_refused_before_it_connects(
     vendor: Any, options: dict[str, Any], words: str
