@@ -34,7 +34,7 @@ def hanging_checks(name: str) -> dict[str, Any]:
 async def main(dsn: str, api: str, folder: Path, callback_url: str | None = None) -> None:
     """Work until the process is killed."""
     submits = int(os.environ.get("SUBMITS_IN_10_S", "400"))
-    wait_s = float(os.environ.get("DOUBT_WAIT_S", "10"))
+    wait_s = float(os.environ.get("DOUBT_WAIT_S", "30"))
     hangs_in = os.environ.get("HANGS_IN")
     options = {} if hangs_in is None else hanging_checks(hangs_in)
     callbacks = None if callback_url is None else CallbackEndpoint(callback_url, doubt_wait_s=wait_s)
