@@ -109,12 +109,12 @@ def main() -> int:
     """Measure, print, judge."""
     options = parser(
         __doc__,
-        short="2 rounds of 50 tasks, all in flight",
+        short="one round of 50 tasks, all in flight, twice",
         long="40 and 20 rounds of 100 tasks, all in flight: half an hour",
     )
     options.add_argument("--transport", default="httpx", help="httpx, httpx2 or aiohttp")
     asked = options.parse_args()
-    saved, not_downloaded, tasks = (40, 20, 100) if asked.long else (2, 2, 50)
+    saved, not_downloaded, tasks = (40, 20, 100) if asked.long else (1, 1, 50)
     about = f"{asked.transport}: rounds of {tasks} tasks, all in flight; medians (lowest-highest; quartiles"
     introduce(f"{about} of what is compared)", ("httpx", "opentelemetry-api", "opentelemetry-sdk"))
     good = True
