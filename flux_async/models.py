@@ -80,14 +80,22 @@ class TaskStatus(enum.IntEnum):
 
 
 def _text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    _check_text(value, attribute.name)
+
+
+def _check_text(value: object, name: str) -> str:
+    """Return a text that every journal can hold."""
     if not isinstance(value, str):
-        raise InvalidInput(f"{attribute.name} must be a string, not {type(value).__name__}.")
+        raise InvalidInput(f"{name} must be a string, not {type(value).__name__}.")
     if not value.strip():
-        raise InvalidInput(f"{attribute.name} must not be blank.")
+        raise InvalidInput(f"{name} must not be blank.")
+    if "\0" in value:  # PostgreSQL holds none
+        raise InvalidInput(f"{name} holds a NUL character.")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidInput(f"{attribute.name} is not valid Unicode (a lone surrogate).") from None
+        raise InvalidInput(f"{name} is not valid Unicode (a lone surrogate).") from None
+    return value
 
 
 def _flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -269,10 +277,16 @@ def digest_key(request: ImageRequest) -> JobKey:
     return JobKey(hashlib.sha256(_CANONICAL.encode(fields).encode()).hexdigest())
 
 
-def _job_key(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    _text(instance, attribute, value)
-    if len(str(value)) > MAX_KEY_LENGTH:
-        raise InvalidInput(f"{attribute.name} is longer than {MAX_KEY_LENGTH} characters.")
+def check_key(value: object) -> JobKey:
+    """Return ``value`` if it can be the key of a job, else raise :class:`InvalidInput`."""
+    key = _check_text(value, "key")
+    if len(key) > MAX_KEY_LENGTH:
+        raise InvalidInput(f"key is longer than {MAX_KEY_LENGTH} characters.")
+    return JobKey(key)
+
+
+def _job_key(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
+    check_key(value)
 
 
 @attrs.frozen(kw_only=True)

@@ -31,10 +31,10 @@ from flux_async.batch.options import ServiceOptions, check_client
 from flux_async.batch.service_backend import ServiceBackend
 from flux_async.client import FluxClient
 from flux_async.clock import Clock, SystemClock
-from flux_async.errors import ConfigurationError, InvalidInput, QueueFull
+from flux_async.errors import ConfigurationError, InvalidInput, QueueFull, UnknownJob, shown
 from flux_async.events import FluxEvent, Settled
 from flux_async.journal.store import Journal
-from flux_async.models import JobKey, Outcome
+from flux_async.models import JobKey, Outcome, check_key
 from flux_async.policy import check_positive
 from flux_async.snapshots import no_client
 from flux_async.telemetry.feed import EventFeed
@@ -207,7 +207,7 @@ class JobService:
         Raises:
             UnknownJob: There is no such job.
         """
-        _, answer = await self._backend.find(key)
+        _, answer = await self._backend.find(_key_of(key))
         return answer
 
     async def result(self, key: str, *, timeout: float | None = None) -> Outcome:
@@ -218,7 +218,7 @@ class JobService:
             DeadlineExceeded: ``timeout`` seconds passed, or the service was closed; the job goes on.
         """
         timeout_s = math.inf if timeout is None else check_positive(timeout, "timeout")
-        return await self._backend.result(key, timeout_s)
+        return await self._backend.result(_key_of(key), timeout_s)
 
     async def events(self, key: str | None = None) -> AsyncIterator[FluxEvent]:
         """Yield the events of a job as they come, up to its outcome; without a key, those of all jobs.
@@ -229,7 +229,7 @@ class JobService:
         Raises:
             UnknownJob: There is no such job.
         """
-        feed = EventFeed(None if key is None else JobKey(key))
+        feed = EventFeed(None if key is None else _key_of(key))
         self._backend.attach(feed)
         self._feeds.add(feed)
         try:
@@ -253,7 +253,7 @@ class JobService:
             AlreadySubmitted: Its submit is in progress, or was made: the vendor cannot cancel a task.
             UnknownJob: There is no such job.
         """
-        await self._backend.cancel(key)
+        await self._backend.cancel(_key_of(key))
 
     def snapshot(self) -> ServiceSnapshot:
         """Return what waits, what is active and what is halted, for health checks; makes no request."""
@@ -268,3 +268,11 @@ class JobService:
             raise ConfigurationError("This service is not open.", advice="Use it as `async with`.")
         if self._closing is not None:
             raise QueueFull("The service is closing.", retry_after_s=10.0)
+
+
+def _key_of(key: str) -> JobKey:
+    """Return the key of a job, else raise :class:`UnknownJob`: a database may refuse to look for it."""
+    try:
+        return check_key(key)
+    except InvalidInput:
+        raise UnknownJob(f"There is no job {shown(key)}.") from None

@@ -13,11 +13,9 @@ Rules:
 
 from __future__ import annotations
 
-import json
-
 import attrs
 
-from flux_async.engine.database import Database
+from flux_async.engine.database import Database, to_json
 from flux_async.job_state import Problem
 from flux_async.policy.rate_limit import HALT_S, Limits, SubmitSpacing
 
@@ -149,7 +147,7 @@ class Accounts:
             "WHERE fingerprint = %(account)s",
             account=account,
             seconds=seconds,
-            problem=json.dumps(attrs.asdict(problem)),
+            problem=to_json(attrs.asdict(problem)),
         )
 
     async def halted(self, account: str | None) -> Problem | None:

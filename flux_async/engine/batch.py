@@ -18,7 +18,7 @@ from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.job_state import JobState, Problem
 from flux_async.journal.reader import Spending
 from flux_async.journal.store import StoredJob
-from flux_async.models import Failed, JobKey, Outcome, TaskId
+from flux_async.models import Failed, JobKey, Outcome, TaskId, check_key
 
 _LOOK_S = 1.0
 _OVERLAP = 200
@@ -152,7 +152,12 @@ class EngineBatch:
         )
 
     async def named(self, start: str) -> list[JobKey]:
-        """Return the job with this key, or else up to two whose keys start with it."""
+        """Return the job with this key, or else up to two whose keys start with it.
+
+        Raises:
+            InvalidInput: It is not the beginning of a key.
+        """
+        check_key(start)
         await self._database.open()
         rows = await self._database.rows(
             "SELECT key FROM flux_async.job WHERE batch = %(batch)s AND starts_with(key, %(start)s) "
@@ -232,7 +237,7 @@ class EngineBatch:
         check_client(client)
         await self.status()
         store, task = BatchStore(database=self._database, batch=self.name), check_task_id(task_id)
-        if await store.account_of(job) not in {None, client.fingerprint}:
+        if await store.account_of(check_key(job)) not in {None, client.fingerprint}:
             raise InvalidInput(
                 f"Job {job} was submitted with another key.", advice="Use that key. Nothing was changed."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import anyio.to_thread
 import attrs
 from dbos import DBOSClient, run_dbos_database_migrations
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from flux_async.clock import Clock, SystemClock
@@ -152,7 +153,9 @@ class Database:
                 raise
             except (DBAPIError, OSError) as error:
                 if not is_lost(error) or self.clock.monotonic() > ends:
-                    raise JournalError(f"{self} failed: {in_words(error)}.") from None
+                    raise JournalError(
+                        f"{self} failed: {in_words(error)}.", advice="Check the server, and its log."
+                    ) from None
                 logger.info("%s does not answer: %s", self, in_words(error))
             await self.clock.sleep(_RETRY_S)
 
@@ -180,10 +183,30 @@ async def query(connection: AsyncConnection, sql: str, **values: object) -> Sequ
     return [dict(row) for row in (await connection.exec_driver_sql(sql, values)).mappings()]
 
 
+def to_json(fields: Mapping[str, Any]) -> str:
+    """Return JSON for a column: of a server's text, what ``jsonb`` cannot hold becomes U+FFFD."""
+    return json.dumps({name: _storable(value) for name, value in fields.items()})
+
+
+def _storable(value: object) -> object:
+    """Return a value of JSON without NUL characters and lone surrogates."""
+    match value:
+        case str():
+            return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case Mapping():
+            return {name: _storable(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_storable(inner) for inner in value]
+        case _:
+            return value
+
+
 def is_lost(error: DBAPIError | OSError) -> bool:
     """Whether the connection broke or the server was starting or stopping: the same may succeed later."""
     if isinstance(error, OSError) or error.connection_invalidated:
         return True
+    if isinstance(error, DataError | ProgrammingError):
+        return False  # psycopg itself refuses a value, without a state
     state = getattr(error.orig, "sqlstate", None)
     # Class 08 is connections, 57P a shutdown or start, 40 a conflict with another transaction.
     return state is None or state.startswith(("08", "57P", "40"))

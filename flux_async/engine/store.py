@@ -12,7 +12,6 @@ Rules:
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flux_async.api.echo import spellings_of
 from flux_async.api.models_table import ApiName
 from flux_async.batch.job_store import JobStore
-from flux_async.engine.database import Database, Row, query
+from flux_async.engine.database import Database, Row, query, to_json
 from flux_async.errors import Charge, JobConflictError, JournalError
 from flux_async.job_state import (
     FINAL,
@@ -67,7 +66,7 @@ _APART = {"key", "state", "attempts", "credits"}
 def snapshot_to_json(job: JobSnapshot) -> str:
     """Return the fields of a job that have no column of their own."""
     fields = {name: value for name, value in attrs.asdict(job).items() if name not in _APART}
-    return json.dumps({name: value for name, value in fields.items() if value is not None})
+    return to_json({name: value for name, value in fields.items() if value is not None})
 
 
 def stored_job(row: Row) -> StoredJob:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from flux_async.batch.progress import ProgressReporter, Tally
 from flux_async.batch.run_context import RunContext
 from flux_async.batch.run_control import Budget, RunControl
 from flux_async.engine.accounts import Accounts
-from flux_async.engine.database import Database, Row
+from flux_async.engine.database import Database, Row, to_json
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 from flux_async.engine.worker_checks import WorkerChecks
 from flux_async.errors import FluxError
@@ -150,7 +149,7 @@ class WorkerJobs:
                 number=job.number,
                 state=job.state.state.value,
                 attempts=job.state.attempts,
-                problem=None if problem is None else json.dumps(attrs.asdict(problem)),
+                problem=None if problem is None else to_json(attrs.asdict(problem)),
             )
             if not changed:
                 return

@@ -137,10 +137,13 @@ async def test_what_is_no_request_is_refused_at_once(service: JobService, vendor
 
 
 async def test_unknown_keys_are_an_error(service: JobService) -> None:
-    """Of their own class, which is a LookupError."""
+    """Of their own class, which is a LookupError; also those that no journal can hold."""
     for ask in (service.get, service.result, service.cancel):
         with pytest.raises(UnknownJob, match="There is no job 'nobody'"):
             await ask("nobody")
+        for unstorable in ("", "a\0", "\ud800"):
+            with pytest.raises(UnknownJob):
+                await ask(unstorable)
     with pytest.raises(LookupError):
         async for _ in service.events("nobody"):
             pass

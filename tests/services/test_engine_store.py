@@ -8,9 +8,11 @@ import attrs
 import pytest
 
 from flux_async import EditRequest, InvalidInput, Job, JobConflictError, JobKey, JournalError, TaskId
+from flux_async.clock import SystemClock
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import Engine
+from flux_async.engine.database import Database
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 from flux_async.job_state import (
     Composed,
@@ -172,6 +174,37 @@ async def test_what_was_never_submitted_is_retried_without_being_asked_for(jobs:
     assert (await batch.status()).failed == 1
     assert (await batch.retry()).submits.total() == 1
     assert (await batch.status()).pending == 2
+
+
+async def test_text_of_the_vendor_that_postgresql_cannot_hold_is_replaced(jobs: Jobs) -> None:
+    """A NUL character and half a surrogate pair in a message: the job moves all the same."""
+    stored = await jobs.submitting("a", jobs.first)
+    problem = Problem(type="ApiError", message="no \0 such \ud800 image")
+    await jobs.record(jobs.first, stored, SubmitRejected(at=2.0, problem=problem))
+    failed = (await jobs.job("a")).job
+    assert failed.problem is not None
+    assert failed.problem.message == "no \ufffd such \ufffd image"
+
+
+async def test_a_value_that_the_server_refuses_is_no_outage(fresh_dsn: str) -> None:
+    """The error comes at once: the same statement would fail again."""
+
+    class NoWaiting(SystemClock):
+        async def sleep(self, seconds: float) -> None:
+            raise AssertionError(f"waits {seconds} s")
+
+    database = Database(fresh_dsn, clock=NoWaiting())
+    await database.open()
+    try:
+        for sql, values in (
+            ("SELECT %(key)s::text", {"key": "a\0"}),
+            ("SELECT wrong", {}),
+            ("SELECT 1/0", {}),
+        ):
+            with pytest.raises(JournalError, match="failed"):
+                await database.row(sql, **values)
+    finally:
+        await database.aclose()
 
 
 async def test_a_write_whose_commit_had_succeeded_is_not_made_twice(jobs: Jobs) -> None:

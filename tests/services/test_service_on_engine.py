@@ -131,6 +131,10 @@ async def test_keys_mean_the_same_in_each_process(
     for ask in (enqueuing.get, enqueuing.result, enqueuing.cancel):
         with pytest.raises(UnknownJob, match="There is no job 'nobody'"):
             await ask("nobody")
+        with pytest.raises(UnknownJob):
+            await ask("a\0")
+    with pytest.raises(InvalidInput, match="key holds a NUL character"):
+        await enqueuing.add(URLS[0], key="a\0")
     key = await enqueuing.add(URLS[0])
     unwanted = await enqueuing.add(URLS[1], priority=-5)
     status = await enqueuing.get(unwanted)

@@ -72,6 +72,8 @@ def test_the_seven_aspect_ratios(ratio: str) -> None:
         ("prompt_upsampling", 1, "True or False"),
         ("upload_cn", 0, "True or False"),
         ("watermark", " ", "blank"),
+        ("watermark", "a\0", "NUL"),
+        ("watermark", "\ud800", "Unicode"),
         ("callback_url", "ftp://example.com", "http"),
     ],
 )
