@@ -216,7 +216,7 @@ class EngineBatch:
             else:
                 plan.to_fetch.append(stored.number)
         if not dry_run and found:
-            await store.reopen(found, cause=f"retry:{at}")
+            await store.reopen(found)
         return plan.as_retried()
 
     async def adopt(self, client: BatchClient, job: JobKey | str, task_id: TaskId | str) -> Adopted:

@@ -104,12 +104,11 @@ class BatchStore(PostgresStore):
         """Write events, and enqueue the wait for a task that was found; as in the class above."""
         if not await super()._move(connection, number, before, moves):
             return False
-        job = moves[-1][0]
-        if job.state is JobState.SUBMITTED:
+        if moves[-1][0].state is JobState.SUBMITTED:
             (row,) = await query(
                 connection, f"{_ROWS} job.number = %(number)s", batch=self.batch, number=number
             )
-            await enqueue_another_watch(self.database.client, connection, row, job, cause=str(job.task_id))
+            await enqueue_another_watch(self.database.client, connection, row)
         return True
 
     # --- work that is taken up again ----------------------------------------------------------------------
@@ -123,8 +122,8 @@ class BatchStore(PostgresStore):
         """Return the jobs on which the work ended before a final state."""
         return [stored_job(row) for row in await self._rows("obstacle IS NOT NULL ORDER BY job.number")]
 
-    async def reopen(self, numbers: Sequence[int], *, cause: str) -> None:
-        """Let workers go on with settled jobs, by their numbers; ``cause`` names this occasion."""
+    async def reopen(self, numbers: Sequence[int]) -> None:
+        """Let workers go on with settled jobs, by their numbers."""
 
         async def work(connection: AsyncConnection) -> None:
             await connection.exec_driver_sql(
@@ -134,8 +133,7 @@ class BatchStore(PostgresStore):
             )
             left = f"{_ROWS} job.number = ANY(%(numbers)s) AND state <> 'pending'"
             for row in await query(connection, left, batch=self.batch, numbers=list(numbers)):
-                job = stored_job(row).job
-                await enqueue_another_watch(self.database.client, connection, row, job, cause=cause)
+                await enqueue_another_watch(self.database.client, connection, row)
 
         await self.database.transaction(work)
 

@@ -17,7 +17,7 @@ from flux_async.engine.batch import EngineBatch
 from flux_async.engine.database import Database, query
 from flux_async.engine.queues import enqueue_another_watch
 from flux_async.engine.staging import Staging
-from flux_async.engine.store import COLUMNS, NEW_JOBS, notify, stored_job, subject
+from flux_async.engine.store import COLUMNS, NEW_JOBS, notify, subject
 from flux_async.errors import InvalidInput, JobConflictError, shown
 from flux_async.events import EventStream, Observer, stream_of
 from flux_async.images import LocalImage
@@ -276,8 +276,7 @@ class Engine:
                 return  # a worker waits for it, or none has to
             reopen = "UPDATE flux_async.job SET settled = NULL WHERE number = %(number)s"
             await connection.exec_driver_sql(reopen, {"number": rows[0]["number"]})
-            job, client = stored_job(rows[0]).job, self._database.client
-            await enqueue_another_watch(client, connection, rows[0], job, cause=event.task_id)
+            await enqueue_another_watch(self._database.client, connection, rows[0])
 
         await self._database.transaction(work)
 

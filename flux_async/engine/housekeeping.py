@@ -1,4 +1,4 @@
-"""What every worker does beside its jobs: queue new ones, delete old workflows, look at balances."""
+"""What every worker does beside its jobs: queue jobs, find tasks left, delete workflows, read balances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flux_async.api_errors import InsufficientCreditsError
 from flux_async.client import FluxClient
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.database import Database, in_words
-from flux_async.engine.queues import SUBMIT, WATCH, feed, has_waiting
+from flux_async.engine.queues import SUBMIT, WATCH, feed, has_waiting, watch_left
 from flux_async.errors import FluxError
 from flux_async.job_state import Problem
 
@@ -21,6 +21,7 @@ logger: logging.Logger = logging.getLogger("flux_async.engine")
 BALANCE_S = 60.0
 """Seconds between two looks at a balance."""
 _KEPT_S, _TIDY_S = 14 * 86_400.0, 3600.0
+_LEFT_S = 60.0
 _FEED_S, _LOOK_S = 0.5, 10.0
 
 
@@ -37,6 +38,17 @@ async def queue_jobs(database: Database, has_new: asyncio.Event) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await (has_new if pause_s == _LOOK_S else asyncio.Event()).wait()
+
+
+async def watch_tasks_left(database: Database) -> None:
+    """Have each submitted job worked on that no workflow works on, until cancelled."""
+    while True:
+        try:
+            if count := await watch_left(database, age_s=_LEFT_S):
+                logger.warning("%d submitted jobs had no worker: their tasks are polled again", count)
+        except Exception as error:  # noqa: BLE001 - of two database libraries; it must go on
+            logger.warning("submitted jobs cannot be looked for now: %s", in_words(error))
+        await database.clock.sleep(_LEFT_S)
 
 
 async def tidy(database: Database) -> None:

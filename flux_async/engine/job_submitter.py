@@ -71,7 +71,7 @@ class JobSubmitter:
                     case JobState.SUBMITTING:
                         await self._put_in_doubt(row)
                     case _:
-                        await enqueue_watch(self.jobs.database.client, row["batch"], stored, row["account"])
+                        await enqueue_watch(self.jobs.database.client, row, stored.job.task_id)
                         return
             raise asyncio.CancelledError  # the workflow stays begun, and is handed over
 

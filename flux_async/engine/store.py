@@ -26,6 +26,7 @@ from flux_async.api.echo import spellings_of
 from flux_async.api.models_table import ApiName
 from flux_async.batch.job_store import JobStore
 from flux_async.engine.database import Database, Row, query, to_json
+from flux_async.engine.queues import enqueue_another_watch
 from flux_async.errors import Charge, JobConflictError, JournalError
 from flux_async.job_state import (
     FINAL,
@@ -272,6 +273,20 @@ class PostgresStore:
         )
         for row in offered:
             await notify(connection, row["job"], event.task_id)
+            await self._reopen(connection, row["job"])
+
+    async def _reopen(self, connection: AsyncConnection, number: int) -> None:
+        """Let workers go on with a job that was settled in doubt: a task was offered to it."""
+        reopened = await query(
+            connection,
+            "UPDATE flux_async.job SET settled = NULL FROM flux_async.attempt "
+            "WHERE job.number = %(number)s AND state = 'in_doubt' AND settled IS NOT NULL "
+            "AND attempt.job = job.number AND attempt.number = job.attempts "
+            "RETURNING job.number, batch, key, attempts, account",
+            number=number,
+        )
+        for row in reopened:
+            await enqueue_another_watch(self.database.client, connection, row)
 
     async def _after_conflict(
         self,

@@ -37,10 +37,10 @@ from flux_async.client import FluxClient
 from flux_async.engine import workflows
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.engine import Engine
-from flux_async.engine.housekeeping import BALANCE_S, check_credits, queue_jobs, tidy
+from flux_async.engine.housekeeping import BALANCE_S, check_credits, queue_jobs, tidy, watch_tasks_left
 from flux_async.engine.job_submitter import JobSubmitter
 from flux_async.engine.liveness import Liveness, hand_over
-from flux_async.engine.queues import SUBMIT_QUEUE, has_waiting, watch_queue
+from flux_async.engine.queues import SUBMIT_QUEUE, has_submitted, has_waiting, watch_queue
 from flux_async.engine.store import NEW_JOBS, PostgresStore
 from flux_async.engine.task_watcher import TaskWatcher
 from flux_async.engine.worker_checks import WorkerChecks
@@ -154,6 +154,7 @@ class Worker:
             liveness = await self._hold_lock(opened)
             self._submitter = JobSubmitter(self._jobs, lambda: liveness.is_held)
             self._start_beside(opened, partial(queue_jobs, database, self._has_new))
+            self._start_beside(opened, partial(watch_tasks_left, database))
             self._start_beside(opened, partial(tidy, database))
             if (least := self._min_credits) is not None:
                 await check_credits(limiter, self._clients, least)
@@ -283,10 +284,11 @@ class Worker:
         )
 
     async def is_idle(self) -> bool:
-        """Return whether there is no work in the queues, for this or any other worker."""
-        if await has_waiting(self._engine.database):
+        """Return whether there is no work left with these keys, for this or any other worker."""
+        database = self._engine.database
+        if await has_waiting(database) or await has_submitted(database, list(self._jobs.accounts)):
             return False
-        found = await self._engine.database.client.list_workflows_async(
+        found = await database.client.list_workflows_async(
             status=["PENDING", "ENQUEUED"],
             queue_name=[SUBMIT_QUEUE, *map(watch_queue, self._jobs.accounts)],
             limit=1,

@@ -35,7 +35,7 @@ from flux_async import (
     sink_for,
 )
 from flux_async.clock import SystemClock
-from flux_async.job_state import JobState
+from flux_async.job_state import Event, JobState, SubmitAccepted, SubmitIntended, apply
 from flux_async.sandbox.server import listening
 from flux_async.testing import FluxSandbox
 from servers import Bucket, Postgres, RunningServer
@@ -45,8 +45,8 @@ pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.housekeeping import delete_old_workflows
-from flux_async.engine.queues import feed
-from flux_async.engine.store import PostgresStore
+from flux_async.engine.queues import SUBMIT, SUBMIT_QUEUE, feed, watch_left
+from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -473,3 +473,44 @@ async def test_a_restarted_server_loses_nothing(
             status = await batch.wait()
         assert (status.succeeded, status.in_doubt) == (30, 0)
         assert not sandbox.ledger.double_charges
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["its worker enqueues a watch", "its worker ends"])
+async def test_a_task_that_a_suspended_worker_names_late_is_fetched(
+    engine: Engine, sandbox: FluxSandbox, tmp_path: Path, *, again: bool
+) -> None:
+    """Its job was put in doubt meanwhile, and the watch of that has ended; also if the worker ends then."""
+    batch, database = await engine.submit(images(1), batch="posters"), engine.database
+    sql = f"SELECT {COLUMNS} FROM flux_async.job"
+
+    async def submit(dispatch: int) -> None:
+        name = f"submit:{seen.job.key}:{dispatch}"
+        await database.client.enqueue_async(
+            {"workflow_name": SUBMIT, "queue_name": SUBMIT_QUEUE, "workflow_id": name}, seen.number
+        )
+
+    async with FluxClient(sandbox.key, sandbox.url) as client:
+        store = PostgresStore(database=database, account=client.fingerprint, executor="suspended")
+
+        async def record(event: Event) -> None:
+            await store.record(seen.number, apply(seen.job, event), event, before=seen.job)
+
+        await database.execute("INSERT INTO flux_async.worker (executor, started_at) VALUES ('suspended', 0)")
+        seen = stored_job((await database.rows(sql))[0])
+        at = SystemClock().wall()
+        await record(SubmitIntended(at=at, api="kontext"))
+        seen = stored_job((await database.rows(sql))[0])
+        await submit(1)
+        async with worker(engine, sandbox, tmp_path) as other, asyncio.timeout(60):
+            assert (await batch.wait()).in_doubt == 1
+            request = EditRequest.text_removal(images(1)[0])
+            await record(SubmitAccepted(at=at, task_id=await client.submit(request)))
+            assert not await other.is_idle()
+            if again:
+                await submit(2)
+            else:
+                while not await watch_left(database, age_s=0):  # the watch that has settled it is ending
+                    await asyncio.sleep(0.02)
+            assert (await batch.wait()).succeeded == 1
+            assert await watch_left(database, age_s=0) == 0
+    assert sandbox.ledger.accepted == 1

@@ -13,9 +13,11 @@ from flux_async.clock import SystemClock
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import Engine
 from flux_async.engine.database import Database
+from flux_async.engine.queues import WATCH
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 from flux_async.job_state import (
     Composed,
+    EchoContradicted,
     Event,
     JobState,
     Problem,
@@ -217,3 +219,24 @@ async def test_a_write_whose_commit_had_succeeded_is_not_made_twice(jobs: Jobs) 
     for _ in range(2):
         await jobs.record(jobs.first, submitting, SubmitAccepted(at=2.0, task_id=TaskId("task")))
     assert (await jobs.job("a")).job.attempts == 1
+
+
+async def test_a_task_that_is_offered_to_a_job_in_doubt_is_work_for_a_worker(jobs: Jobs) -> None:
+    """Its record shows that job's request; the job was settled in doubt."""
+    lost = await jobs.submitting("b", jobs.second)
+    await jobs.record(jobs.second, lost, SubmitUnknown(at=2.0, problem=LOST))
+    await jobs.database.execute("UPDATE flux_async.job SET settled = 1 WHERE key = 'b'")
+    await jobs.record(
+        jobs.first,
+        await jobs.submitting("a", jobs.first),
+        SubmitAccepted(at=2.0, task_id=TaskId("task")),
+    )
+    another = EchoContradicted(at=3.0, problem=LOST, task_id=TaskId("task"), belongs_to=JobKey("posters:b"))
+    await jobs.record(jobs.first, await jobs.job("a"), another)
+    (watch,) = await jobs.database.client.list_workflows_async(
+        name=WATCH, workflow_id_prefix="watch:posters:b:"
+    )
+    assert watch.status == "ENQUEUED"
+    assert (
+        await jobs.database.row("SELECT FROM flux_async.job WHERE key = 'b' AND settled IS NULL") is not None
+    )
