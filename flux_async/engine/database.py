@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -184,12 +185,12 @@ async def query(connection: AsyncConnection, sql: str, **values: object) -> Sequ
 
 
 def to_json(fields: Mapping[str, Any]) -> str:
-    """Return JSON for a column: of a server's text, what ``jsonb`` cannot hold becomes U+FFFD."""
+    """Return JSON for a column: what ``jsonb`` cannot hold becomes U+FFFD in a server's text, else null."""
     return json.dumps({name: _storable(value) for name, value in fields.items()})
 
 
 def _storable(value: object) -> object:
-    """Return a value of JSON without NUL characters and lone surrogates."""
+    """Return a value of JSON without NUL characters, lone surrogates, and numbers that are none."""
     match value:
         case str():
             return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -197,6 +198,8 @@ def _storable(value: object) -> object:
             return {name: _storable(inner) for name, inner in value.items()}
         case list() | tuple():
             return [_storable(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return None
         case _:
             return value
 
