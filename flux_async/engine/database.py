@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import anyio.to_thread
 import attrs
-from dbos import DBOSClient, run_dbos_database_migrations
+from dbos import DBOS, DBOSClient
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -96,7 +96,7 @@ class Database:
         engine = create_async_engine(self.sqlalchemy_url, pool_size=_CONNECTIONS, max_overflow=0)
         try:
             async with self._schema_lock(engine):
-                await anyio.to_thread.run_sync(run_dbos_database_migrations, self.sqlalchemy_url)
+                await anyio.to_thread.run_sync(DBOS.migrate, self.sqlalchemy_url)
                 async with engine.begin() as connection:
                     schema = files(__package__).joinpath("schema.sql").read_text("utf-8")
                     await connection.exec_driver_sql(schema)

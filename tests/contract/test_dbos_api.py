@@ -17,6 +17,7 @@ CALLS: dict[str, set[str]] = {
     "DBOS.listen_queues": {"queues"},
     "DBOS.launch": set(),
     "DBOS.destroy": set(),
+    "DBOS.migrate": {"system_database_url"},
     "DBOS.register_queue_async": {"name", "worker_concurrency", "polling_interval_sec", "on_conflict"},
     "DBOS.retrieve_queue_async": {"name"},
     "DBOSClient": {"system_database_url", "lazy"},
@@ -27,7 +28,6 @@ CALLS: dict[str, set[str]] = {
     "DBOSClient.resume_workflows_async": {"workflow_ids", "queue_name"},
     "DBOSClient.cancel_workflows_async": {"workflow_ids"},
     "DBOSClient.delete_workflows_async": {"workflow_ids"},
-    "run_dbos_database_migrations": {"system_database_url"},
 }
 """What is called, with the parameters that are given."""
 

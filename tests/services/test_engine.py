@@ -42,6 +42,8 @@ from servers import Bucket, Postgres, RunningServer
 from telemetry import Telemetry, orphans, traces_of
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
+import psycopg
+
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.housekeeping import delete_old_workflows
@@ -252,6 +254,18 @@ async def test_a_server_that_does_not_answer_is_one_sentence() -> None:
     with pytest.raises(ConfigurationError, match="PostgreSQL at 127.0.0.1:1 cannot be used") as refused:
         await Engine("postgresql://nobody@127.0.0.1:1/none").submit([], batch="posters")
     assert "nothing was sent" in str(refused.value)
+
+
+async def test_tables_that_cannot_be_made_are_one_sentence(
+    fresh_dsn: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of this library: DBOS prints nothing of its own."""
+    with psycopg.connect(fresh_dsn, autocommit=True) as connection:
+        connection.execute("CREATE ROLE guest LOGIN")
+    guest = fresh_dsn.replace("//flux@", "//guest@")
+    with pytest.raises(ConfigurationError, match="cannot be used: permission denied for database"):
+        await Engine(guest).submit([], batch="posters")
+    assert capfd.readouterr() == ("", "")
 
 
 async def test_a_refused_key_leaves_its_jobs_to_the_other(
