@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 import anyio
 import click
 
-from flux_async import CallbackEndpoint, FluxClient, InvalidInput, Job, Limits, sink_for
+from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, InvalidInput, Job, Limits, sink_for
 from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.cli.destination import check_results
 from flux_async.cli.engine_batches import status_in_words
@@ -86,6 +86,7 @@ def run_worker(
 ) -> Exit:
     """Work until no work is left, or until a signal comes."""
     callbacks = None if callback_url is None else CallbackEndpoint(callback_url, webhook_keys())
+    keys = _keys()
 
     async def command(interruption: Interruption) -> Exit:
         await check_results(destination, checks)
@@ -95,7 +96,7 @@ def run_worker(
                 await opened.enter_async_context(
                     FluxClient(key, limits=WORKER_LIMITS, transport=transport, api=api)
                 )
-                for key in _keys()
+                for key in keys
             ]
             if listen is not None and callbacks is not None:
                 await opened.enter_async_context(_receiving(listen, callbacks, engine))
@@ -123,9 +124,21 @@ def run_worker(
 
 
 def _keys() -> list[str | None]:
-    """Return the keys of the environment; None stands for ``KIE_API_KEY``."""
-    keys = [key.strip() for key in os.environ.get("KIE_API_KEYS", "").split(",")]
-    return [key for key in keys if key] or [None]
+    """Return the keys of the environment; None stands for ``KIE_API_KEY``.
+
+    Raises:
+        ConfigurationError: One of ``KIE_API_KEYS`` is blank.
+    """
+    given = os.environ.get("KIE_API_KEYS")
+    if given is None:
+        return [None]
+    keys: list[str | None] = [key.strip() for key in given.split(",")]
+    if not all(keys):
+        raise ConfigurationError(
+            "KIE_API_KEYS holds a blank key.",
+            advice="Separate the keys by single commas, or unset it; nothing was sent.",
+        )
+    return keys
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 from commands import Cli
@@ -74,6 +75,11 @@ def test_mistakes_are_one_sentence(cli: Cli, fresh_dsn: str) -> None:
     nothing = cli.run("batch", "status", "x", "--dsn", "postgresql://nobody@127.0.0.1:1/none")
     assert nothing.code == 2
     assert nothing.stderr.startswith("Error: PostgreSQL at 127.0.0.1:1 cannot be used: ")
+    for keys in (",", "", "one,,two"):
+        blank = attrs.evolve(cli, more={"KIE_API_KEYS": keys}).run(
+            "worker", "--dsn", fresh_dsn, "-o", "clean"
+        )
+        assert (blank.code, blank.stderr.partition(".")[0]) == (2, "Error: KIE_API_KEYS holds a blank key")
     no_dsn = cli.run("batch", "status", "x", "--dsn", "flux.sqlite3")
     assert no_dsn.code == 2
     assert "The DSN is no address of PostgreSQL." in no_dsn.stderr
