@@ -38,6 +38,17 @@ def check_not_negative(value: object, name: str) -> float:
     return _checked(value, name, "finite number of at least 0", lambda number: number >= 0)
 
 
+def check_whole_number(value: object, name: str, least: int, most: int) -> int:
+    """Return ``value``.
+
+    Raises:
+        InvalidInput: It is not a whole number from ``least`` to ``most``.
+    """
+    kind = f"whole number from {least:,} to {most:,}"
+    fits = _checked(value, name, kind, lambda number: isinstance(number, int) and least <= number <= most)
+    return int(fits)
+
+
 def positive_number(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Accept finite numbers above 0."""
     check_positive(value, attribute.name)
@@ -79,12 +90,15 @@ def check_function(value: object, words: str, *, takes: int, is_async: bool = Fa
         value: The value that the caller gave.
         words: The message, without its full stop.
         takes: Arguments it will be called with.
-        is_async: Whether its result will be awaited.
+        is_async: Whether its result will be awaited; without it an async function is refused.
         advice: What to give instead.
 
     Raises:
-        InvalidInput: It is no function, takes other arguments, or is not asynchronous.
+        InvalidInput: It is no function, takes other arguments, or is asynchronous and must not be, or not and
+            must be.
     """
+    if callable(value) and not is_async and _is_certainly_async(value):
+        raise InvalidInput(f"{words}: it is async.", advice=f"{advice} Nothing was sent.")
     if not callable(value) or not _takes(value, takes) or (is_async and _is_certainly_sync(value)):
         raise InvalidInput(f"{words}.", advice=f"{advice} Nothing was sent.")
 
@@ -97,6 +111,10 @@ def _takes(function: Callable[..., object], arguments: int) -> bool:
     except ValueError:  # some functions written in C have no signature
         return True
     return True
+
+
+def _is_certainly_async(value: object) -> bool:
+    return any(map(inspect.iscoroutinefunction, (value, type(value).__call__)))
 
 
 def _is_certainly_sync(function: Callable[..., object]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import typing
 
@@ -121,7 +122,22 @@ def test_an_observer_that_raises_is_logged_once(caplog: pytest.LogCaptureFixture
     assert record.exc_info is not None
 
 
-@pytest.mark.parametrize("observer", [None, "file", lambda: None], ids=["none", "text", "no_argument"])
+async def _observe(event: FluxEvent) -> None:
+    """Is never awaited."""
+
+
+class _Awaited:
+    """An observer whose call is never awaited."""
+
+    async def __call__(self, event: FluxEvent, /) -> None:
+        """Take an event."""
+
+
+@pytest.mark.parametrize(
+    "observer",
+    [None, "file", lambda: None, _observe, functools.partial(_observe), _Awaited(), _Awaited().__call__],
+    ids=["none", "text", "no_argument", "async", "async_partial", "async_object", "async_method"],
+)
 def test_only_functions_of_one_argument_observe(observer: typing.Any) -> None:
     """A mistake is found when the client is made."""
     with pytest.raises(InvalidInput, match="An observer must be a function of one argument"):
