@@ -25,17 +25,18 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from flux_async.batch import job_events
 from flux_async.batch.answers import JobStatus, ServiceSnapshot
+from flux_async.batch.cancelling import is_cancelled
 from flux_async.batch.inputs import Input
 from flux_async.batch.journal_backend import JournalBackend
 from flux_async.batch.options import ServiceOptions, check_client
-from flux_async.batch.service_backend import ServiceBackend
+from flux_async.batch.service_backend import HIGHEST_PRIORITY, LOWEST_PRIORITY, ServiceBackend
 from flux_async.client import FluxClient
 from flux_async.clock import Clock, SystemClock
-from flux_async.errors import ConfigurationError, InvalidInput, QueueFull, UnknownJob, shown
+from flux_async.errors import AlreadySubmitted, ConfigurationError, InvalidInput, QueueFull, UnknownJob, shown
 from flux_async.events import FluxEvent, Settled
 from flux_async.journal.store import Journal
 from flux_async.models import JobKey, Outcome, check_key
-from flux_async.policy import check_positive
+from flux_async.policy import check_positive, check_whole_number
 from flux_async.snapshots import no_client
 from flux_async.telemetry.feed import EventFeed
 from flux_async.transport.background import wait_until_done
@@ -140,6 +141,7 @@ class JobService:
         await wait_until_done(self._closing)
 
     async def _close(self) -> None:
+        self._backend.end_waits()
         await self._backend.aclose(self._stop_within)
         for feed in self._feeds:
             feed.end()
@@ -188,7 +190,7 @@ class JobService:
         Args:
             image: A URL or a file to remove text from, a request, or a :class:`Job`.
             key: Your own name of the job.
-            priority: The highest is submitted first; with an engine from -9,950 to 49.
+            priority: The highest is submitted first: a whole number from -9,950 to 49.
 
         Raises:
             QueueFull: Too many jobs wait, or the service is closing: answer 503.
@@ -199,6 +201,7 @@ class JobService:
             FluxError: With an engine, a file could not be copied or uploaded: answer 503.
         """
         self._check_open()
+        check_whole_number(priority, "priority", LOWEST_PRIORITY, HIGHEST_PRIORITY)
         return await self._backend.add(image, key, priority)
 
     async def get(self, key: str) -> JobStatus | Outcome:
@@ -249,11 +252,18 @@ class JobService:
     async def cancel(self, key: str) -> None:
         """Cancel a job that is not submitted yet; its outcome is then a failure by :class:`JobCancelled`.
 
+        A job that is cancelled already stays so.
+
         Raises:
             AlreadySubmitted: Its submit is in progress, or was made: the vendor cannot cancel a task.
             UnknownJob: There is no such job.
         """
-        await self._backend.cancel(_key_of(key))
+        try:
+            await self._backend.cancel(_key_of(key))
+        except AlreadySubmitted:
+            stored, _ = await self._backend.find(key)
+            if not is_cancelled(stored.job):
+                raise
 
     def snapshot(self) -> ServiceSnapshot:
         """Return what waits, what is active and what is halted, for health checks; makes no request."""

@@ -33,6 +33,12 @@ def too_late(job: JobSnapshot) -> AlreadySubmitted:
     )
 
 
+def is_cancelled(job: JobSnapshot) -> bool:
+    """Whether a job was cancelled before its submit."""
+    problem = job.problem
+    return job.state is JobState.FAILED and problem is not None and problem.type == JobCancelled.__name__
+
+
 def as_cancelled(job: JobSnapshot) -> JobCancelled:
     """Return the error of a cancelled job; an earlier attempt of it may have been charged."""
     return JobCancelled(CANCELLED, charge=job.charge, task_id=job.task_id)

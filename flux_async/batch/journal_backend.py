@@ -76,6 +76,10 @@ class JournalBackend:
         await self.journal.recover()
         self._work = asyncio.get_running_loop().create_task(self._run.run())
 
+    def end_waits(self) -> None:
+        """Let no caller wait for an outcome any more."""
+        self._answers.waiters.close()
+
     async def aclose(self, stop_within: float) -> None:
         """Submit nothing more, wait for POSTs in flight, and close the journal."""
         if self._work is not None:
@@ -85,7 +89,6 @@ class JournalBackend:
                 logger.warning("submits had no answer in %g s: they are in doubt", stop_within)
                 self._session.background.abandon()
                 await asyncio.wait([self._work])
-        self._answers.waiters.close()
         await self.journal.aclose()
 
     # --- jobs ---------------------------------------------------------------------------------------------

@@ -163,8 +163,9 @@ class Scheduler:
         # From the reservation of its credits on, the submit follows without an await in between.
         if job.state.state is not JobState.PENDING or job.spent is not None:
             raise too_late(job.state)
-        job.is_cancelled = True
-        job.work.cancel()
+        if not job.is_cancelled:  # a second cancellation would end the coroutine that records the first
+            job.is_cancelled = True
+            job.work.cancel()
         await asyncio.wait([job.work])
         now = await self.journal.job(stored.job.key)
         if now is not None and (now.job.state not in FINAL or now.job.attempts != stored.job.attempts):
@@ -184,9 +185,10 @@ class Scheduler:
 
     async def _record_cancelled(self, job: ActiveJob) -> bool:
         """Record that a job is cancelled; return False if it has a task by now and goes on."""
-        job.is_cancelled = job.was_cancelled = False
+        job.was_cancelled = False
         stored = await self.journal.job(job.state.key)
         if stored is None or stored.job.state is not JobState.PENDING:
+            job.is_cancelled = False
             return False
         job.stored = stored
         self._count(job)

@@ -15,12 +15,18 @@ from flux_async.models import CallbackEvent, JobKey, Outcome
 from flux_async.snapshots import ClientSnapshot
 from flux_async.telemetry.feed import EventFeed
 
+LOWEST_PRIORITY, HIGHEST_PRIORITY = -9_950, 49
+"""The priorities of jobs, which both backends can store."""
+
 
 class ServiceBackend(Protocol):
     """The jobs of one service, and the work on them. Errors are those of :class:`flux_async.JobService`."""
 
     async def open(self) -> None:
         """Open it and begin to work."""
+
+    def end_waits(self) -> None:
+        """End all waits for outcomes: the service closes."""
 
     async def aclose(self, stop_within: float) -> None:
         """Submit nothing more, wait ``stop_within`` seconds for POSTs in flight, and close it."""

@@ -30,7 +30,7 @@ from flux_async.models import (
     JobKey,
     digest_key,
 )
-from flux_async.policy import check_positive
+from flux_async.policy import check_positive, check_whole_number
 from flux_async.policy.image_urls import is_resigned, unsigned_url
 
 _CHUNK = 2000
@@ -111,7 +111,7 @@ class Engine:
             ConfigurationError: The database does not answer.
         """
         check_images(jobs)
-        _check_priority(priority)
+        check_whole_number(priority, "priority", 1, LOWEST_PRIORITY)
         opened = await self.open_batch(
             batch, in_doubt=in_doubt, timeout=timeout, max_paid_attempts=max_paid_attempts
         )
@@ -279,11 +279,6 @@ class Engine:
             await enqueue_another_watch(self._database.client, connection, rows[0])
 
         await self._database.transaction(work)
-
-
-def _check_priority(value: int) -> None:
-    if not 1 <= value <= LOWEST_PRIORITY:
-        raise InvalidInput(f"priority must be a number from 1 to {LOWEST_PRIORITY}, not {shown(value)}.")
 
 
 def _check_name(batch: object) -> str:

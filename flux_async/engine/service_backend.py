@@ -27,11 +27,11 @@ from flux_async.batch.inputs import Input, read_job
 from flux_async.batch.job_runner import outcome_of
 from flux_async.batch.options import RunOptions, ServiceOptions, check_folder, in_doubt_policy
 from flux_async.batch.runner import PATIENCE_S
-from flux_async.batch.service_backend import ServiceBackend
+from flux_async.batch.service_backend import HIGHEST_PRIORITY, ServiceBackend
 from flux_async.client import FluxClient
 from flux_async.engine.batch import BatchRow
 from flux_async.engine.database import Row
-from flux_async.engine.engine import LOWEST_PRIORITY, Engine, portable
+from flux_async.engine.engine import Engine, portable
 from flux_async.engine.row_events import RowEvents
 from flux_async.engine.service_reader import ServiceReader
 from flux_async.engine.staging import Staging
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 ANSWER_S = 10.0
 """Seconds for which a request waits for the database."""
-_FIRST_PRIORITY = 50
+_FIRST_PRIORITY = HIGHEST_PRIORITY + 1  # of the engine, whose first rank is 1
 _DIGEST = 60
 """Digits of a file's digest that are in the address of its upload."""
 _TIMEOUT_S = 300.0
@@ -200,6 +200,10 @@ class EngineBackend:
             await self._reader.open()
             self._opened = opened.pop_all()
 
+    def end_waits(self) -> None:
+        """Let no caller wait for an outcome any more."""
+        self._reader.waiters.close()
+
     async def aclose(self, stop_within: float) -> None:
         """Submit nothing more, wait for POSTs in flight, leave the rest to other processes, disconnect."""
         ending = asyncio.get_running_loop().create_task(self._opened.aclose())
@@ -258,7 +262,7 @@ class EngineBackend:
 
     async def _add(self, job: Job, priority: int) -> int | None:
         """Add a job; return its number, or None if it is there already."""
-        rank = min(max(1, _FIRST_PRIORITY - priority), LOWEST_PRIORITY)
+        rank = _FIRST_PRIORITY - priority
         events = None if self.client is None else self.client.session.events  # they begin its trace
         added = await self._within(self.engine.add(self.batch, [job], rank, events=events))
         return added.get(job.key)

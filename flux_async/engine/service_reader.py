@@ -113,12 +113,11 @@ class ServiceReader:
         self._reading = asyncio.get_running_loop().create_task(self._keep_reading())
 
     async def aclose(self) -> None:
-        """Read no more, and end all waits."""
+        """Read no more."""
         self.events.detach(self._of_worker)
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.wait([self._reading])
-        self.waiters.close()
 
     @contextmanager
     def room(self) -> Iterator[None]:

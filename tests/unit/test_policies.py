@@ -30,7 +30,7 @@ from flux_async import (
     UnexpectedResponse,
     UploadRejected,
 )
-from flux_async.policy import check_function, check_positive
+from flux_async.policy import check_function, check_positive, check_whole_number
 from flux_async.policy.rate_limit import SubmitSpacing
 
 NUMBERS = [
@@ -366,3 +366,11 @@ def test_what_is_certainly_no_async_function_of_its_arguments_is_refused(
     """What may return an awaitable is accepted."""
     with contextlib.nullcontext() if not is_refused else pytest.raises(InvalidInput, match="Give f"):
         check_function(function, "f is wrong", takes=1, is_async=True, advice="Give f.")
+
+
+def test_whole_numbers_are_checked() -> None:
+    """The ends of the range are in it."""
+    assert [check_whole_number(value, "rank", -1, 2) for value in (-1, 2)] == [-1, 2]
+    for value in (-2, 3, 1.0, True, "1", None, 10**30):
+        with pytest.raises(InvalidInput, match="rank must be a whole number from -1 to 2, not"):
+            check_whole_number(value, "rank", -1, 2)
