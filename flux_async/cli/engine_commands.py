@@ -116,7 +116,7 @@ def enqueue(
     LIST is read as by remove-text --from; - is standard input; it may be a folder of images. Images are
     addresses, those in object stores included; files of this machine are copied to --staging, as workers
     cannot read them here. No key is needed. The same command again adds what is new, and resumes a batch that
-    was cancelled; nothing is paid twice.
+    was cancelled; it pays for nothing twice. The same image in another batch is paid for again.
     """
     runs = _module("engine_runs")
     options = RunOptions(

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import anyio
 import click
 
-from flux_async import CallbackEndpoint, ConfigurationError, FluxClient, InvalidInput, Job, Limits, sink_for
+from flux_async import (
+    CallbackEndpoint,
+    ConfigurationError,
+    FluxClient,
+    FluxError,
+    InvalidInput,
+    Job,
+    Limits,
+    sink_for,
+)
 from flux_async.api.models_table import AnyModel, ApiName
 from flux_async.cli.destination import check_results
 from flux_async.cli.engine_batches import status_in_words
-from flux_async.cli.input_reader import refusal_text
+from flux_async.cli.input_reader import ReadingThread, refusal_text
 from flux_async.cli.input_rows import InputRow
 from flux_async.cli.inputs import Inputs
 from flux_async.cli.run_options import ListenAddress, RunOptions, webhook_keys
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.terminal import Exit, printable
+from flux_async.clock import SystemClock
 from flux_async.engine import WORKER_LIMITS, Engine, Worker
+from flux_async.engine.staging import Staging
 from flux_async.job_state import WantedChecks
 from flux_async.transport.factory import TransportName
 from flux_async.verification.preserve import PreserveFormat
@@ -30,29 +41,38 @@ _LOOK_S = 2.0
 def run_enqueue(
     dsn: str, name: str, inputs: Inputs, options: RunOptions, *, priority: int, staging: str | None
 ) -> Exit:
-    """Put the inputs into a batch; each that cannot be a job is named on stderr."""
+    """Put the inputs into a batch, as they arrive; each that cannot be a job is named on stderr."""
     refused: list[str] = []
 
-    def jobs() -> Iterator[Job]:
-        for given in inputs:
-            try:
-                yield _job_of(given, options, takes_files=staging is not None)
-            except InvalidInput as error:
-                refused.append(given.place)
-                _say(refusal_text(given, error))
+    def refuse(given: InputRow, error: FluxError) -> None:
+        refused.append(given.place)
+        _say(refusal_text(given, error))
 
-    async def command(_: Interruption) -> Exit:
+    def make(given: InputRow) -> tuple[InputRow, Job | InvalidInput]:
+        try:
+            return given, _job_of(given, options, takes_files=staging is not None)
+        except InvalidInput as refusal:
+            return given, refusal
+
+    async def command(interruption: Interruption) -> Exit:
+        place = None if staging is None else Staging(staging)
         async with Engine(dsn) as engine:
-            batch = await engine.submit(
-                jobs(),
-                batch=name,
-                priority=priority,
-                in_doubt=options.in_doubt,
-                timeout=options.timeout_s,
-                staging=staging,
-            )
-            status = await batch.status()
-        _say(status_in_words(status))
+            batch = await engine.open_batch(name, in_doubt=options.in_doubt, timeout=options.timeout_s)
+
+            async def add(rows: list[tuple[InputRow, Job | InvalidInput]], *, is_last: bool) -> None:
+                del is_last
+                jobs = [made for _, made in rows if isinstance(made, Job)]
+                added = iter(await engine.add(name, jobs, priority, staging=place))
+                for given, made in rows:
+                    answer = next(added) if isinstance(made, Job) else made
+                    if isinstance(answer, FluxError):
+                        refuse(given, answer)
+
+            with interruption.scope():
+                await ReadingThread(inputs, make, SystemClock()).each_chunk(add)
+            _say(status_in_words(await batch.status()))
+        if interruption.happened:
+            return Exit.INTERRUPTED
         return Exit.SOME_FAILED if refused else Exit.SUCCEEDED
 
     return run_interruptible(command)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import anyio.from_thread
 import anyio.to_thread
@@ -47,6 +47,8 @@ from flux_async.journal.store import StoredJob
 from flux_async.models import JobKey
 from flux_async.policy.image_urls import suspicion
 
+T = TypeVar("T")
+
 _FIRST, _CHUNK = 500, 2000
 """Rows added in one commit; submits begin after the first. A key is a digest, so each row changes another
 page of the index: 2,000 rows a commit write three quarters of the bytes of 1,000. With 4,000 the commits of
@@ -64,10 +66,6 @@ class Row(NamedTuple):
     model: AnyModel | None
     image: LocalImage | None
     refusal: InvalidInput | None
-
-
-_Chunk: TypeAlias = "tuple[list[Row], bool]"
-"""Rows, and whether they are the last."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -96,7 +94,6 @@ class InputReader:
     _inputs: Inputs | None = attrs.field(default=None, init=False)
     _pays_again: bool | None = attrs.field(default=None, init=False)
     _pays_similar: bool | None = attrs.field(default=None, init=False)
-    _list_error: click.ClickException | None = attrs.field(default=None, init=False)
 
     async def read(self, inputs: Iterable[InputRow]) -> Selection:
         """Read all inputs. A job that an earlier run was given is selected, not added again.
@@ -105,21 +102,13 @@ class InputReader:
             ConfigurationError: The rest of a list cannot be read; the inputs before it have been read.
         """
         self._inputs = given = inputs if isinstance(inputs, Inputs) else Inputs(iter(inputs))
-        send, receive = anyio.create_memory_object_stream[_Chunk](1)
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._make_rows, given, send)
-            with receive:
-                try:
-                    async for rows, is_last in receive:
-                        await self._add_chunk(rows)
-                        await self._release(is_last=is_last)
-                finally:
-                    given.live.stop()
-        if self._list_error is not None:
-            raise ConfigurationError(
-                self._list_error.message, advice="Mend the list and run the same command again."
-            )
+        reading = ReadingThread(given, lambda one: read_row(one, self._make_job), self.clock)
+        await reading.each_chunk(self._take)
         return self.selection
+
+    async def _take(self, rows: list[Row], *, is_last: bool) -> None:
+        await self._add_chunk(rows)
+        await self._release(is_last=is_last)
 
     async def select(self, jobs: Iterable[StoredJob]) -> Selection:
         """Select jobs that are in the journal already."""
@@ -144,38 +133,6 @@ class InputReader:
         self.is_halted = True
         if self._inputs is not None:
             self._inputs.live.stop()
-
-    # --- in the thread ------------------------------------------------------------------------------------
-
-    async def _make_rows(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
-        with send:
-            await anyio.to_thread.run_sync(self._make_rows_in_thread, given, send)
-
-    def _make_rows_in_thread(self, given: Inputs, send: MemoryObjectSendStream[_Chunk]) -> None:
-        rows: list[Row] = []
-        passed_on, size = self.clock.monotonic(), _FIRST
-
-        def pass_on(*, is_last: bool) -> None:
-            nonlocal rows, passed_on, size
-            if rows or is_last:
-                anyio.from_thread.run(send.send, (rows, is_last))
-                rows, passed_on, size = [], self.clock.monotonic(), _CHUNK
-
-        given.live.on_wait = partial(pass_on, is_last=False)
-        try:
-            try:
-                for one in given:
-                    rows.append(read_row(one, self._make_job))
-                    is_slow = one.is_file and self.clock.monotonic() - passed_on > _PASS_ON_S
-                    if len(rows) >= size or is_slow:
-                        pass_on(is_last=False)
-            except click.ClickException as error:
-                self._list_error = error
-            except InputStopped:
-                pass
-            pass_on(is_last=True)
-        except (anyio.BrokenResourceError, CancelledError):
-            return  # the run has ended
 
     def _make_job(self, given: InputRow) -> Job:
         job = self.options.job_for(given)
@@ -287,6 +244,84 @@ class InputReader:
         row = refused_row(given.image, given.name, error)
         self.selection.extra.add_refused(len(self.selection.jobs), row)
         self.display.refused(row, refusal_text(given, error))
+
+
+class Work(Protocol[T]):
+    """Receives what was read, and whether it is the end."""
+
+    async def __call__(self, rows: list[T], *, is_last: bool) -> None:
+        """Take a chunk."""
+
+
+@attrs.define(eq=False)
+class ReadingThread(Generic[T]):
+    """Reads inputs in a thread, a chunk at a time; what a pipe holds is passed on before it is waited for.
+
+    Attributes:
+        inputs: The inputs.
+        make: Makes of each what is passed on.
+        clock: The reader of time.
+    """
+
+    inputs: Inputs
+    make: Callable[[InputRow], T]
+    clock: Clock
+    _list_error: click.ClickException | None = attrs.field(default=None, init=False)
+
+    async def each_chunk(self, work: Work[T]) -> None:
+        """Read all inputs, and give them to ``work``.
+
+        Raises:
+            ConfigurationError: The rest of a list cannot be read; the inputs before it have been read.
+        """
+        failure: FluxError | None = None
+        send, receive = anyio.create_memory_object_stream[tuple[list[T], bool]](1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._read, send)
+            with receive:
+                try:
+                    async for rows, is_last in receive:
+                        await work(rows, is_last=is_last)
+                except FluxError as error:
+                    failure = error  # raised below, or the group would wrap it
+                finally:
+                    self.inputs.live.stop()
+        if failure is not None:
+            raise failure
+        if self._list_error is not None:
+            raise ConfigurationError(
+                self._list_error.message, advice="Mend the list and run the same command again."
+            )
+
+    async def _read(self, send: MemoryObjectSendStream[tuple[list[T], bool]]) -> None:
+        with send:
+            await anyio.to_thread.run_sync(self._read_in_thread, send)
+
+    def _read_in_thread(self, send: MemoryObjectSendStream[tuple[list[T], bool]]) -> None:
+        rows: list[T] = []
+        passed_on, size = self.clock.monotonic(), _FIRST
+
+        def pass_on(*, is_last: bool) -> None:
+            nonlocal rows, passed_on, size
+            if rows or is_last:
+                anyio.from_thread.run(send.send, (rows, is_last))
+                rows, passed_on, size = [], self.clock.monotonic(), _CHUNK
+
+        self.inputs.live.on_wait = partial(pass_on, is_last=False)
+        try:
+            try:
+                for one in self.inputs:
+                    rows.append(self.make(one))
+                    is_slow = one.is_file and self.clock.monotonic() - passed_on > _PASS_ON_S
+                    if len(rows) >= size or is_slow:
+                        pass_on(is_last=False)
+            except click.ClickException as error:
+                self._list_error = error
+            except InputStopped:
+                pass
+            pass_on(is_last=True)
+        except (anyio.BrokenResourceError, CancelledError):
+            return  # the run has ended
 
 
 def read_row(given: InputRow, make_job: Callable[[InputRow], Job]) -> Row:

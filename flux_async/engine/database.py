@@ -189,11 +189,16 @@ def to_json(fields: Mapping[str, Any]) -> str:
     return json.dumps({name: _storable(value) for name, value in fields.items()})
 
 
+def storable(text: str) -> str:
+    """Return a text without the characters that PostgreSQL cannot hold: NUL, and lone surrogates."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _storable(value: object) -> object:
     """Return a value of JSON without NUL characters, lone surrogates, and numbers that are none."""
     match value:
         case str():
-            return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return storable(value)
         case Mapping():
             return {name: _storable(inner) for name, inner in value.items()}
         case list() | tuple():

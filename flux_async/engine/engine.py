@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self, TypeAlias
 
 import attrs
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,6 +32,10 @@ from flux_async.models import (
 )
 from flux_async.policy import check_positive, check_whole_number
 from flux_async.policy.image_urls import is_resigned, unsigned_url
+
+Refusal: TypeAlias = InvalidInput | JobConflictError
+Added: TypeAlias = int | Refusal | None
+"""The number of a new job, why it was refused, or None: it is there already."""
 
 _CHUNK = 2000
 _LONGEST_NAME, LOWEST_PRIORITY = 100, 10_000
@@ -94,6 +98,7 @@ class Engine:
 
         The same jobs again change nothing, and resume a batch that was cancelled. A job without a key of its
         own is named by its request, without the signature of its address: a renewed signature is no new job.
+        The same image in another batch is another job, and is paid for again.
 
         Args:
             jobs: Addresses, requests or jobs, read lazily; files of this machine with ``staging`` only.
@@ -107,8 +112,10 @@ class Engine:
 
         Raises:
             InvalidInput: An input is no request, or names a file of this machine and there is no ``staging``.
-            JobConflictError: A key is given with another request than before; what preceded it is enqueued.
+            JobConflictError: A key is given with another request than before.
             ConfigurationError: The database does not answer.
+
+            What preceded a job that is refused is enqueued, and perhaps some that follow it.
         """
         check_images(jobs)
         check_whole_number(priority, "priority", 1, LOWEST_PRIORITY)
@@ -117,17 +124,12 @@ class Engine:
         )
         place, chunk = None if staging is None else Staging(staging), list[Job]()
         async for given in each(jobs):
-            job = await read_job(given)
-            chunk.append(portable(job) if place is None else job)
+            chunk.append(await read_job(given))
             if len(chunk) == _CHUNK:
-                await self._add(batch, chunk, priority, place)
+                _raise_refusal(await self.add(batch, chunk, priority, staging=place))
                 chunk = []
-        await self._add(batch, chunk, priority, place)
+        _raise_refusal(await self.add(batch, chunk, priority, staging=place))
         return opened
-
-    async def _add(self, batch: str, jobs: Sequence[Job], priority: int, place: Staging | None) -> None:
-        staged, sources = (jobs, {}) if place is None else await place.stage(jobs)
-        await self.add(batch, [portable(job) for job in staged], priority, sources=sources)
 
     def batch(self, name: str) -> EngineBatch:
         """Return a batch that was submitted before, perhaps by another process."""
@@ -179,24 +181,25 @@ class Engine:
         priority: int,
         *,
         events: EventStream | None = None,
-        sources: Mapping[JobKey, str] | None = None,
-    ) -> dict[JobKey, int]:
-        """Add jobs to an open batch in one transaction, notify a worker; return the numbers of new ones.
+        staging: Staging | None = None,
+    ) -> list[Added]:
+        """Add jobs to an open batch in one transaction, notify a worker; return what became of each.
 
         Args:
             batch: The batch.
             jobs: The jobs.
             priority: As of :meth:`submit`.
             events: Gives the new ones their traces; left out, the observers of the engine do.
-            sources: The paths of files that were copied into a store.
+            staging: Where files of this machine are copied.
         """
-        if not jobs:
-            return {}
-        by_key, at = {job.key: store_request(job.request) for job in jobs}, self._database.clock.wall()
-        stream = self._events if events is None else events
+        staged, sources = (jobs, {}) if staging is None else await staging.stage(jobs)
+        requests = dict[JobKey, str]()
+        entries = [_entry(batch, job, requests) for job in staged]
+        at, stream = self._database.clock.wall(), self._events if events is None else events
 
-        async def work(connection: AsyncConnection) -> dict[JobKey, int]:
-            added = await query(
+        async def work(connection: AsyncConnection) -> dict[JobKey, Added]:
+            added: dict[JobKey, Added] = {}
+            for row in await query(
                 connection,
                 "INSERT INTO flux_async.job (batch, key, request, source, subject, priority, added_at) "
                 "SELECT %(batch)s, key, request, source, subject, %(priority)s, %(at)s FROM "
@@ -206,40 +209,21 @@ class Engine:
                 batch=batch,
                 priority=priority,
                 at=at,
-                keys=list(by_key),
-                requests=list(by_key.values()),
-                sources=[(sources or {}).get(key) for key in by_key],
-                subjects=[subject(_subject_of(request)) for request in by_key.values()],
-            )
-            if len(added) < len(by_key):
-                await self._check_known(connection, batch, by_key)
+                keys=list(requests),
+                requests=list(requests.values()),
+                sources=[sources.get(key) for key in requests],
+                subjects=[subject(_subject_of(request)) for request in requests.values()],
+            ):
+                added[row["key"]] = row["number"]
             if stream.has_traces and added:
                 traces = [stream.trace_context(at) for _ in added]
-                await _keep_traces(connection, [row["number"] for row in added], traces)
+                await _keep_traces(connection, list(added.values()), traces)
             await notify(connection, NEW_JOBS, "")
-            return {JobKey(row["key"]): row["number"] for row in added}
+            known = {key: request for key, request in requests.items() if key not in added}
+            return added | await _conflicts(connection, batch, known)
 
-        return await self._database.transaction(work)
-
-    async def _check_known(self, connection: AsyncConnection, batch: str, given: dict[Any, str]) -> None:
-        """Refuse keys with another request than before; take over a renewed signature."""
-        known = await query(
-            connection,
-            "SELECT number, key, request FROM flux_async.job WHERE batch = %(batch)s AND key = ANY(%(keys)s)",
-            batch=batch,
-            keys=list(given),
-        )
-        for row in known:
-            new = given[row["key"]]
-            if row["request"] == new:
-                continue
-            if not _is_same(json.loads(row["request"]), json.loads(new)):
-                raise JobConflictError(f"Job {row['key']} of batch {batch} has another request.")
-            await connection.exec_driver_sql(
-                "UPDATE flux_async.job SET request = %(request)s "
-                "WHERE number = %(number)s AND state = 'pending'",
-                {"request": new, "number": row["number"]},
-            )
+        added = await self._database.transaction(work) if requests else {}
+        return [added.get(entry) if isinstance(entry, str) else entry for entry in entries]
 
     # --- callbacks ----------------------------------------------------------------------------------------
 
@@ -307,8 +291,57 @@ def portable(job: Job) -> Job:
     return Job(request=request, key=digest_key(attrs.evolve(request, input_image=unsigned_url(image))))
 
 
+def _raise_refusal(added: Sequence[Added]) -> None:
+    for one in added:
+        if isinstance(one, InvalidInput | JobConflictError):
+            raise one
+
+
+def _entry(batch: str, job: Job | InvalidInput, requests: dict[JobKey, str]) -> JobKey | Refusal:
+    """Return the key of a job whose request is put into ``requests``, or why it is refused."""
+    try:
+        job = portable(job) if isinstance(job, Job) else job
+    except InvalidInput as refusal:
+        return refusal
+    if isinstance(job, InvalidInput):
+        return job
+    request = store_request(job.request)
+    if not _is_same(requests.get(job.key, request), request):
+        return _conflict(batch, job.key)
+    requests[job.key] = request
+    return job.key
+
+
+async def _conflicts(
+    connection: AsyncConnection, batch: str, given: Mapping[JobKey, str]
+) -> dict[JobKey, Added]:
+    """Return the keys that have another request than before; take over a renewed signature."""
+    known = await query(
+        connection,
+        "SELECT number, key, request FROM flux_async.job WHERE batch = %(batch)s AND key = ANY(%(keys)s)",
+        batch=batch,
+        keys=list(given),
+    )
+    conflicts: dict[JobKey, Added] = {}
+    for row in known:
+        new = given[row["key"]]
+        if not _is_same(row["request"], new):
+            conflicts[row["key"]] = _conflict(batch, row["key"])
+        elif row["request"] != new:
+            await connection.exec_driver_sql(
+                "UPDATE flux_async.job SET request = %(request)s "
+                "WHERE number = %(number)s AND state = 'pending'",
+                {"request": new, "number": row["number"]},
+            )
+    return conflicts
+
+
+def _conflict(batch: str, key: JobKey) -> JobConflictError:
+    return JobConflictError(f"Job {key} of batch {batch} has another request. This one was not added.")
+
+
 async def _keep_traces(
-    connection: AsyncConnection, numbers: Sequence[int], traces: Sequence[str | None]
+    connection: AsyncConnection, numbers: Sequence[object], traces: Sequence[str | None]
 ) -> None:
     """Give new jobs their traces; after their adding, because one that is known already keeps its own."""
     await connection.exec_driver_sql(
@@ -323,9 +356,11 @@ def _subject_of(request: str) -> str:
     return read_image(request) or str(json.loads(request)["prompt"])
 
 
-def _is_same(old: dict[str, Any], new: dict[str, Any]) -> bool:
+def _is_same(one: str, other: str) -> bool:
     """Whether two requests ask for the same: only a signature, or what the model costs, may differ."""
-    old, new = without_terms(old), without_terms(new)
+    if one == other:
+        return True
+    old, new = without_terms(json.loads(one)), without_terms(json.loads(other))
     different = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
     return not different or (
         different == [IMAGE_FIELD] and is_resigned(str(old[IMAGE_FIELD]), str(new[IMAGE_FIELD]))

@@ -246,7 +246,10 @@ class EngineBackend:
             FluxError: It cannot be; nothing was added or charged.
         """
         if self.staging is not None:
-            (job,), _ = await self.staging.stage([job])
+            (staged,), _ = await self.staging.stage([job])
+            if isinstance(staged, InvalidInput):
+                raise staged
+            job = staged
         request = job.request
         image = request.input_image if isinstance(request, EditRequest) else None
         if not isinstance(request, EditRequest) or not isinstance(image, LocalImage) or self.client is None:
@@ -264,8 +267,10 @@ class EngineBackend:
         """Add a job; return its number, or None if it is there already."""
         rank = _FIRST_PRIORITY - priority
         events = None if self.client is None else self.client.session.events  # they begin its trace
-        added = await self._within(self.engine.add(self.batch, [job], rank, events=events))
-        return added.get(job.key)
+        (added,) = await self._within(self.engine.add(self.batch, [job], rank, events=events))
+        if isinstance(added, InvalidInput | JobConflictError):
+            raise added
+        return added
 
     async def _try_again(self, key: JobKey) -> None:
         """Let workers try a job again that ended before its submit, which has cost nothing."""

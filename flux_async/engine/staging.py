@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import anyio
 import attrs
 
+from flux_async.engine.database import storable
 from flux_async.errors import InvalidInput, shown
 from flux_async.files.image_source import open_content
 from flux_async.files.object_store import ObjectStoreSink
@@ -40,23 +41,27 @@ class Staging:
             )
         object.__setattr__(self, "_sink", ObjectStoreSink(self.url.rstrip("/")))
 
-    async def stage(self, jobs: Sequence[Job]) -> tuple[list[Job], dict[JobKey, str]]:
+    async def stage(self, jobs: Sequence[Job]) -> tuple[list[Job | InvalidInput], dict[JobKey, str]]:
         """Copy the files of jobs; return jobs with the addresses of the copies, and the paths by key.
 
-        A job keeps its key. A file that is there already is not copied again.
+        A job keeps its key. A file that is there already is not copied again. One that has changed since its
+        job was made, or cannot be read, is refused: the error stands in place of the job.
 
         Raises:
-            InvalidInput: A file has changed since its job was made, or cannot be read.
             FluxError: The store cannot be written.
         """
-        staged, paths = list(jobs), dict[JobKey, str]()
+        staged, paths = list[Job | InvalidInput](jobs), dict[JobKey, str]()
         slots = anyio.Semaphore(_AT_ONCE)
 
         async def copy(number: int, job: Job, request: EditRequest, image: LocalImage) -> None:
             async with slots:
-                address = await self._copied(image)
+                try:
+                    address = await self._copied(image)
+                except InvalidInput as refusal:
+                    staged[number] = refusal
+                    return
             staged[number] = Job(key=job.key, request=attrs.evolve(request, input_image=address))
-            paths[job.key] = str(image)
+            paths[job.key] = storable(str(image))
 
         try:
             async with anyio.create_task_group() as group:

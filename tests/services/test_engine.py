@@ -168,6 +168,10 @@ async def test_a_key_with_another_request_is_refused(engine: Engine) -> None:
     with pytest.raises(JobConflictError, match="poster"):
         await engine.submit([signed("b.jpg", "1")], batch="posters")
     assert (await engine.batch("posters").status()).pending == 1
+    for other in ("a.jpg", "b.jpg"):
+        with pytest.raises(JobConflictError, match="poster"):
+            await engine.submit([signed(other, "3"), images(1)[0], signed("c.jpg", "1")], batch=other)
+        assert (await engine.batch(other).status()).pending == 2
 
 
 async def test_an_unnamed_job_is_the_same_under_a_renewed_signature(engine: Engine) -> None:

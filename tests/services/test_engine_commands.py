@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +57,45 @@ def test_a_list_is_enqueued_and_worked_on_until_nothing_is_left(cli: Cli, fresh_
     again = cli.run("batch", "retry", "posters", "--failed", "--in-doubt", *dsn)
     assert again.code == 0
     assert "0 images get another try, for up to 0 credits." in again.stderr
+
+
+def test_a_key_with_another_request_is_a_refused_row(cli: Cli, fresh_dsn: str) -> None:
+    """In one list and in a later one: the row is named, the others are added, and the counts are printed."""
+    enqueue = ("enqueue", "--batch", "posters", "--dsn", fresh_dsn)
+    (cli.folder / "a.csv").write_text(
+        "url,key\nhttps://h.example/1.jpg,k\nhttps://h.example/2.jpg,k\n", "utf-8"
+    )
+    twice = cli.run(*enqueue, "a.csv")
+    assert twice.code == 1
+    assert "a.csv line 3: Job k of batch posters has another request." in twice.stderr
+    assert "1 pending" in twice.stderr
+    rows = ["url,key", "https://h.example/1.jpg,k", "https://h.example/3.jpg,a", "https://h.example/2.jpg,k"]
+    rows += ["https://h.example/4.jpg,b", "https://h.example/4.jpg,b", "https://h.example/5.jpg,c\0"]
+    (cli.folder / "b.csv").write_text("\n".join(rows), "utf-8")
+    later = cli.run(*enqueue, "b.csv")
+    assert later.code == 1
+    assert "b.csv line 4: Job k of batch posters" in later.stderr
+    assert "b.csv line 7: " in later.stderr
+    assert later.stderr.count("b.csv line") == 2
+    assert "3 pending" in later.stderr
+    assert cli.run(*enqueue, "b.csv").code == 1
+
+
+def test_rows_of_a_pipe_are_stored_as_they_come(cli: Cli, fresh_dsn: str) -> None:
+    """A command that is killed has lost none of those that it was given; Ctrl-C ends it."""
+    dsn = ("--dsn", fresh_dsn)
+    with cli.start("enqueue", "-", "--batch", "posters", *dsn, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write("https://example.com/a.jpg\nhttps://example.com/b.jpg\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while "b.jpg" not in cli.run("batch", "results", "posters", *dsn).stdout:
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "2 pending" in stderr
+    assert "Traceback" not in stderr
 
 
 def test_a_batch_is_cancelled(cli: Cli, fresh_dsn: str) -> None:
