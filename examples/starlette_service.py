@@ -38,8 +38,8 @@ async def add(request: Request) -> Response:
 
 
 async def result(request: Request) -> Response:
-    """Wait for an image, for 20 seconds at most; then the client asks again."""
-    outcome = await service.result(request.path_params["key"], timeout=20)
+    """Wait for an image, but no longer than the server waits for requests when it stops; then ask again."""
+    outcome = await service.result(request.path_params["key"], timeout=4)
     if isinstance(outcome, Succeeded):
         return JSONResponse({"state": "Succeeded", "file": str(outcome.file)})
     return JSONResponse({"state": type(outcome).__name__, "problem": str(outcome.error)})

@@ -155,7 +155,7 @@ def test_starlette_under_hypercorn_waits_for_an_image(
     """One request adds an image, another one returns its outcome; a stop ends the server in order."""
     with serving("hypercorn", "starlette_service:app", reserved_port, tmp_path, quick_url) as example:
         key = example.add("https://pictures.example/starlette.jpg")
-        assert example.get(f"/images/{key}/result").json()["state"] == "Succeeded"
+        until(lambda: example.get(f"/images/{key}/result").json().get("state") == "Succeeded")
         assert example.get("/images/unknown/result").status_code == 404
         assert example.get("/readyz").status_code == 204
         answer = local_http.post(f"{example.url}/images", json={"image": "/etc/passwd"})
@@ -195,5 +195,7 @@ def test_the_shortest_backend_of_the_documents_works(
         key = example.add("https://pictures.example/shortest.jpg")
         until(lambda: example.get(f"/images/{key}").json()["state"] == "succeeded")
         assert (tmp_path / example.get(f"/images/{key}").json()["file"]).is_file()
+        unknown = example.get("/images/unknown")
+        assert (unknown.status_code, unknown.json()) == (404, {"error": "There is no job 'unknown'."})
         answer = local_http.post(f"{example.url}/images", json={"image": "/etc/passwd"})
         assert answer.status_code == 422
