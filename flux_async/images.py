@@ -13,6 +13,7 @@ import attrs
 from flux_async.errors import InvalidInput, shown
 
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
+_MAX_URL_LENGTH = 16_384  # as long a line as any common server takes
 _PLAIN_URL = re.compile(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(/[!-~]*)?")
 _OBJECT = re.compile(r"(?:s3|gs|az)://[^/?#]+/[^?#]*[^/?#]")
 _OBJECT_SCHEMES = ("s3://", "gs://", "az://")
@@ -39,13 +40,15 @@ def check_http_url(url: object, name: str = "image") -> str:
     """
     if not isinstance(url, str):
         raise InvalidInput(f"{name} must be an http(s) URL as a string, not {shown(url)}.")
-    if _PLAIN_URL.fullmatch(url):
-        return url  # as nearly all are
     if url[:5].lower() == "data:":
         raise InvalidInput(
             f"{name} is a data: URI, which the API does not take.",
             advice="Put the image where the vendor can fetch it and give its http(s) URL.",
         )
+    if len(url) > _MAX_URL_LENGTH:
+        raise InvalidInput(f"{name} {shown(url)} is longer than {_MAX_URL_LENGTH:,} characters.")
+    if _PLAIN_URL.fullmatch(url):
+        return url  # as nearly all are
     if not _VISIBLE_ASCII.fullmatch(url) and (not url.isprintable() or any(c.isspace() for c in url)):
         raise InvalidInput(
             f"{name} {shown(url)} holds white space or control characters.", advice="Percent-encode them."

@@ -33,6 +33,7 @@ TEXT_REMOVAL_PROMPT = "Remove all text from this image while preserving the back
 """The prompt of the API page for removing text."""
 
 MAX_KEY_LENGTH = 200
+_MAX_TEXT_LENGTH = 100_000  # five times the longest prompt that a model is known to take
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 K = TypeVar("K", bound=enum.StrEnum)
@@ -83,7 +84,7 @@ def _text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> 
     _check_text(value, attribute.name)
 
 
-def _check_text(value: object, name: str) -> str:
+def _check_text(value: object, name: str, longest: int = _MAX_TEXT_LENGTH) -> str:
     """Return a text that every journal can hold."""
     if not isinstance(value, str):
         raise InvalidInput(f"{name} must be a string, not {type(value).__name__}.")
@@ -91,6 +92,8 @@ def _check_text(value: object, name: str) -> str:
         raise InvalidInput(f"{name} must not be blank.")
     if "\0" in value:  # PostgreSQL holds none
         raise InvalidInput(f"{name} holds a NUL character.")
+    if len(value) > longest:
+        raise InvalidInput(f"{name} is longer than {longest:,} characters.")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -279,10 +282,7 @@ def digest_key(request: ImageRequest) -> JobKey:
 
 def check_key(value: object) -> JobKey:
     """Return ``value`` if it can be the key of a job, else raise :class:`InvalidInput`."""
-    key = _check_text(value, "key")
-    if len(key) > MAX_KEY_LENGTH:
-        raise InvalidInput(f"key is longer than {MAX_KEY_LENGTH} characters.")
-    return JobKey(key)
+    return JobKey(_check_text(value, "key", MAX_KEY_LENGTH))
 
 
 def _job_key(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:

@@ -83,6 +83,18 @@ def test_a_bad_option_is_named_with_its_choices(field: str, value: Any, says: st
         GenerateRequest(prompt="x", **{field: value})
 
 
+def test_texts_and_addresses_of_no_sensible_length_are_refused() -> None:
+    """Before they are stored, logged and sent; a server would refuse them after the submit."""
+    with pytest.raises(InvalidInput, match="prompt is longer than 100,000 characters"):
+        GenerateRequest(prompt="x" * 100_001)
+    assert len(GenerateRequest(prompt="x" * 100_000).prompt) == 100_000
+    address = "https://example.com/".ljust(16_384, "x")
+    assert EditRequest.text_removal(address).input_image == address
+    with pytest.raises(InvalidInput, match="is longer than 16,384 characters") as refused:
+        EditRequest.text_removal(address + "x")
+    assert len(refused.value.message) < 300
+
+
 @pytest.mark.parametrize(
     "url",
     [
