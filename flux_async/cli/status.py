@@ -131,10 +131,9 @@ def credits_in(spending: Iterable[Spending]) -> dict[str, float]:
     """
     spent = measured = perhaps = 0.0
     for one in spending:
-        price = credits_of(one.model) if one.price is None else one.price
-        spent += one.credits + price * max(0, one.tasks - one.measured)
+        spent += one.spent
         measured += one.credits
-        perhaps += price * one.perhaps
+        perhaps += one.unit * one.perhaps
     return {"spent": spent, "measured": measured, "perhaps": perhaps}
 
 

@@ -37,7 +37,7 @@ class BatchStatus:
         succeeded: Jobs that have their image.
         failed: Jobs that ended without.
         in_doubt: Jobs whose submit may have been charged.
-        credits: What its tasks have cost, as far as their records say.
+        credits: What its tasks have cost, by their records, else by the price of their model.
         is_cancelled: Whether its pending jobs are not submitted any more.
     """
 
@@ -136,8 +136,7 @@ class EngineBatch:
                 f"There is no batch {shown(self.name)}.", advice="Check its name, and the DSN."
             )
         rows = await self._database.rows(
-            "SELECT state, count(*) AS jobs, coalesce(sum(credits), 0) AS credits FROM flux_async.job "
-            "WHERE batch = %(batch)s GROUP BY state",
+            "SELECT state, count(*) AS jobs FROM flux_async.job WHERE batch = %(batch)s GROUP BY state",
             batch=self.name,
         )
         counts = {JobState(row["state"]): int(row["jobs"]) for row in rows}
@@ -147,7 +146,7 @@ class EngineBatch:
             succeeded=counts.get(JobState.DONE, 0),
             failed=counts.get(JobState.FAILED, 0) + batch["refused"],
             in_doubt=counts.get(JobState.IN_DOUBT, 0),
-            credits=sum(row["credits"] for row in rows),
+            credits=sum(one.spent for one in await self.spending()),
             is_cancelled=batch["is_cancelled"],
         )
 
@@ -172,14 +171,18 @@ class EngineBatch:
         """Return the tasks made so far, by model."""
         await self._database.open()
         rows = await self._database.rows(
+            # The requests of a million jobs take seconds to parse: one stands for all of an API and a model.
             "SELECT model, tasks, perhaps, measured, credits, coalesce(value, custom) AS price FROM ("
-            "SELECT request::jsonb->>'model' AS model, count(task_id) AS tasks, "
+            "SELECT request::jsonb->>'model' AS model, sum(tasks)::int AS tasks, "
+            "sum(perhaps)::int AS perhaps, sum(measured)::int AS measured, sum(made.credits) AS credits, "
+            "max((request::jsonb->'customModel'->>'credits')::float8) AS custom FROM ("
+            "SELECT max(job.number) AS latest, count(task_id) AS tasks, "
             "count(*) FILTER (WHERE task_id IS NULL AND NOT is_refused) AS perhaps, "
             "count(credits) FILTER (WHERE attempt.number = attempts) AS measured, "
-            "coalesce(sum(credits) FILTER (WHERE attempt.number = attempts), 0) AS credits, "
-            "max((request::jsonb->'customModel'->>'credits')::float8) AS custom "
+            "coalesce(sum(credits) FILTER (WHERE attempt.number = attempts), 0) AS credits "
             "FROM flux_async.job JOIN flux_async.attempt ON attempt.job = job.number "
-            "WHERE batch = %(batch)s GROUP BY 1) AS made "
+            "WHERE batch = %(batch)s GROUP BY api, model) AS made "
+            "JOIN flux_async.job ON job.number = latest GROUP BY 1) AS made "
             "LEFT JOIN flux_async.fact ON name = 'price ' || model",
             batch=self.name,
         )

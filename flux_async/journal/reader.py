@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 
 import attrs
 
-from flux_async.api.models_table import RETENTION_S, ApiName
+from flux_async.api.models_table import RETENTION_S, ApiName, credits_of
 from flux_async.errors import JournalError
 from flux_async.job_state import JobState, verdict_in
 from flux_async.journal import ownership
@@ -71,6 +71,16 @@ class Spending:
     measured: int = 0
     credits: float = 0.0
     price: float | None = None
+
+    @property
+    def unit(self) -> float:
+        """Credits of a task whose cost is not known: its price, else that of the price list."""
+        return credits_of(self.model) if self.price is None else self.price
+
+    @property
+    def spent(self) -> float:
+        """Credits of the tasks that are certain."""
+        return self.credits + self.unit * max(0, self.tasks - self.measured)
 
 
 @attrs.frozen(kw_only=True)
