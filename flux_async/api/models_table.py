@@ -328,7 +328,13 @@ def _as_options(value: Iterable[str]) -> frozenset[str]:
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy that no one else changes."""
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+        text = json.dumps(dict(value), allow_nan=False)
+        copy: dict[str, Any] = json.loads(text)
+        json.dumps(
+            copy, ensure_ascii=False
+        ).encode()  # a lone surrogate is no text, and PostgreSQL holds no NUL
+        if "\\u0000" in text:
+            raise ValueError(text)  # noqa: TRY301
     except (TypeError, ValueError):
         raise InvalidInput(
             f"extras and names of a CustomModel must be tables of JSON values, not {shown(value)}."

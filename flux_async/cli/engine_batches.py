@@ -40,7 +40,8 @@ def cancel_batch(dsn: str, name: str, *, as_json: bool) -> Exit:
 def _print_status(status: BatchStatus, name: str, *, as_json: bool) -> Exit:
     output, counts = Output(), _counts(status)
     if as_json:
-        output.json({"batch": name, "counts": counts, "credits": status.credits})
+        about: dict[str, Any] = {"batch": name, "counts": counts, "credits": status.credits}
+        output.json(about | {"cancelled": status.is_cancelled})
     else:
         output.line(printable(f"{name}: {status_in_words(status)}"))
     return Exit.SUCCEEDED

@@ -238,7 +238,7 @@ def results(name: str, dsn: str, as_json: bool) -> int:
     """Print one line for each image of batch NAME.
 
     It is its file, or what became of it; with --json the line of results.jsonl. Exit 1 if some failed or are
-    in doubt.
+    in doubt, 0 also while others are pending.
     """
     return int(_module("engine_batches").show_results(dsn, name, as_json=as_json))
 

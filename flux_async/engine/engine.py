@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
@@ -39,6 +40,7 @@ Added: TypeAlias = int | Refusal | None
 
 _CHUNK = 2000
 _LONGEST_NAME, LOWEST_PRIORITY = 100, 10_000
+_NAME = re.compile(rf"[\w.-]{{1,{_LONGEST_NAME}}}")
 _MOST_CALLBACKS = 8
 
 
@@ -102,7 +104,7 @@ class Engine:
 
         Args:
             jobs: Addresses, requests or jobs, read lazily; files of this machine with ``staging`` only.
-            batch: The name of the batch.
+            batch: The name of the batch: up to 100 letters, digits, ``-``, ``_`` or ``.``.
             priority: Jobs with a lower number are submitted first; interactive work below 100.
             in_doubt: What to do with submits whose answer never came, once no callback can come any more.
             timeout: Seconds that a task may take before it is looked for less often.
@@ -271,10 +273,10 @@ def _check_name(batch: object) -> str:
     Raises:
         InvalidInput: It is none.
     """
-    is_name = isinstance(batch, str) and 0 < len(batch) <= _LONGEST_NAME and batch.isprintable()
-    if not is_name or ":" in str(batch) or "/" in str(batch):
-        raise InvalidInput(f"{shown(batch)} is no name for a batch: use letters, digits, '-', '_' or '.'.")
-    return str(batch)
+    if not isinstance(batch, str) or not _NAME.fullmatch(batch) or not batch.strip("."):
+        words = f"use up to {_LONGEST_NAME} letters, digits, '-', '_' or '.'"
+        raise InvalidInput(f"{shown(batch)} is no name for a batch: {words}.")
+    return batch
 
 
 def portable(job: Job) -> Job:

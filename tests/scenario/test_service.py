@@ -513,6 +513,8 @@ def test_wrong_options_are_refused_before_anything_is_opened(vendor: Any, path: 
         ({"engine": 7}, "must be an Engine or its DSN"),
         ({"engine": "postgresql://host/flux", "staging": "inputs"}, "no place for files"),
         ({"engine": "postgresql://host/flux", "batch": "a/b"}, "no name for a batch"),
+        ({"engine": "postgresql://host/flux", "batch": " a"}, "letters, digits"),
+        ({"engine": "postgresql://host/flux", "batch": ".."}, "no name for a batch"),
         ({"engine": "postgresql://host/flux", "max_credits": 5.0}, "max_credits is not available"),
         ({"engine": "postgresql://host/flux", "verify": True}, "in a folder|for a service with a client"),
         ({"engine": "postgresql://host/flux", "callbacks": "https://host/cb"}, "must be a CallbackEndpoint"),
@@ -521,7 +523,20 @@ def test_wrong_options_are_refused_before_anything_is_opened(vendor: Any, path: 
             "both destinations",
         ),
     ],
-    ids=["neither", "both", "mysql", "number", "staging", "batch", "budget", "checks", "callbacks", "places"],
+    ids=[
+        "neither",
+        "both",
+        "mysql",
+        "number",
+        "staging",
+        "batch",
+        "blank",
+        "dots",
+        "budget",
+        "checks",
+        "callbacks",
+        "places",
+    ],
 )
 def test_wrong_options_of_an_engine_are_refused_before_it_connects(
     vendor: Any, options: dict[str, Any], words: str

@@ -38,7 +38,7 @@ def test_a_list_is_enqueued_and_worked_on_until_nothing_is_left(cli: Cli, fresh_
     assert worked.code == 0, worked.stderr
     status = json.loads(cli.run("batch", "status", "posters", *dsn, "--json").stdout)
     counts = {"pending": 0, "in_flight": 0, "succeeded": 3, "failed": 0, "in_doubt": 0}
-    assert status == {"batch": "posters", "counts": counts, "credits": 15.0}
+    assert status == {"batch": "posters", "counts": counts, "credits": 15.0, "cancelled": False}
     results = cli.run("batch", "results", "posters", *dsn, "--json")
     rows = [json.loads(line) for line in results.stdout.splitlines()]
     assert [row["image"] for row in rows] == urls
@@ -132,6 +132,9 @@ def test_mistakes_are_one_sentence(cli: Cli, fresh_dsn: str) -> None:
     nobody = cli.run("batch", "adopt", "posters", "poster", "task", "--dsn", fresh_dsn)
     assert nobody.code == 2
     assert "No job here is called poster." in nobody.stderr
+    nameless = cli.run("batch", "adopt", "posters", "", "task", "--dsn", fresh_dsn)
+    assert nameless.code == 2
+    assert "key must not be blank." in nameless.stderr
 
 
 def test_a_worker_ends_well_on_a_signal(cli: Cli, fresh_dsn: str) -> None:

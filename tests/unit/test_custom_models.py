@@ -203,7 +203,10 @@ def test_its_price_can_be_given() -> None:
         *(("image_field", bad, "the name of a field") for bad in ("", "prompt", "a b", None)),
         ("image_is_list", "yes", "must be true or false, not 'yes'"),
         ("needs_image", 1, "must be true or false"),
-        *(("extras", bad, "tables of JSON values") for bad in (5, {"a": {1, 2}}, {"a": float("nan")})),
+        *(
+            ("extras", bad, "tables of JSON values")
+            for bad in (5, {"a": {1, 2}}, {"a": float("nan")}, {"a": "\0"}, {"a": "\ud800"})
+        ),
         ("names", "x", "tables of JSON values"),
         *(
             ("names", bad, "names of a CustomModel must be options, each with a field of its own")
