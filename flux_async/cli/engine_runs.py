@@ -72,6 +72,7 @@ def run_enqueue(
                 await ReadingThread(inputs, make, SystemClock()).each_chunk(add)
             _say(status_in_words(await batch.status()))
         if interruption.happened:
+            _say("Interrupted. Run the same command again to add the rest; nothing is added twice.")
             return Exit.INTERRUPTED
         return Exit.SOME_FAILED if refused else Exit.SUCCEEDED
 

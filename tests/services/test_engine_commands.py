@@ -111,6 +111,21 @@ def test_a_batch_is_cancelled(cli: Cli, fresh_dsn: str) -> None:
     assert cli.run("batch", "results", "posters", *dsn).stdout == "pending https://example.com/a.jpg\n"
 
 
+def test_an_interrupted_enqueue_says_how_the_rest_is_added(cli: Cli, fresh_dsn: str) -> None:
+    """What has come so far is in the batch; the list is a pipe that stays open."""
+    options = ("--batch", "posters", "--dsn", fresh_dsn)
+    with cli.start("enqueue", "-", *options, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write("https://example.com/a.jpg\n")
+        process.stdin.flush()
+        while "1 pending" not in cli.run("batch", "status", *options[1:]).stdout:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        assert "Run the same command again to add the rest" in process.stderr.read()
+
+
 def test_mistakes_are_one_sentence(cli: Cli, fresh_dsn: str) -> None:
     """A DSN without a server, one that is none, and a batch that is none: exit 2."""
     nothing = cli.run("batch", "status", "x", "--dsn", "postgresql://nobody@127.0.0.1:1/none")
