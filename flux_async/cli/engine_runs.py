@@ -62,7 +62,8 @@ def run_enqueue(
             async def add(rows: list[tuple[InputRow, Job | InvalidInput]], *, is_last: bool) -> None:
                 del is_last
                 jobs = [made for _, made in rows if isinstance(made, Job)]
-                added = iter(await engine.add(name, jobs, priority, staging=place))
+                with anyio.CancelScope(shield=True):  # a signal leaves no chunk half added
+                    added = iter(await engine.add(name, jobs, priority, staging=place))
                 for given, made in rows:
                     answer = next(added) if isinstance(made, Job) else made
                     if isinstance(answer, FluxError):

@@ -146,7 +146,7 @@ class EngineBatch:
             succeeded=counts.get(JobState.DONE, 0),
             failed=counts.get(JobState.FAILED, 0) + batch["refused"],
             in_doubt=counts.get(JobState.IN_DOUBT, 0),
-            credits=sum(one.spent for one in await self.spending()),
+            credits=sum((one.spent for one in await self.spending()), 0.0),
             is_cancelled=batch["is_cancelled"],
         )
 

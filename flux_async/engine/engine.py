@@ -103,7 +103,8 @@ class Engine:
         The same image in another batch is another job, and is paid for again.
 
         Args:
-            jobs: Addresses, requests or jobs, read lazily; files of this machine with ``staging`` only.
+            jobs: Addresses, requests or jobs, read lazily and added 2,000 at a time; files of this machine
+                with ``staging`` only.
             batch: The name of the batch: up to 100 letters, digits, ``-``, ``_`` or ``.``.
             priority: Jobs with a lower number are submitted first; interactive work below 100.
             in_doubt: What to do with submits whose answer never came, once no callback can come any more.
