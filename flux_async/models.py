@@ -280,13 +280,13 @@ def digest_key(request: ImageRequest) -> JobKey:
     return JobKey(hashlib.sha256(_CANONICAL.encode(fields).encode()).hexdigest())
 
 
-def check_key(value: object) -> JobKey:
+def check_job_key(value: object) -> JobKey:
     """Return ``value`` if it can be the key of a job, else raise :class:`InvalidInput`."""
     return JobKey(_check_text(value, "key", MAX_KEY_LENGTH))
 
 
 def _job_key(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-    check_key(value)
+    check_job_key(value)
 
 
 @attrs.frozen(kw_only=True)

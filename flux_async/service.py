@@ -35,7 +35,7 @@ from flux_async.clock import Clock, SystemClock
 from flux_async.errors import AlreadySubmitted, ConfigurationError, InvalidInput, QueueFull, UnknownJob, shown
 from flux_async.events import FluxEvent, Settled
 from flux_async.journal.store import Journal
-from flux_async.models import JobKey, Outcome, check_key
+from flux_async.models import JobKey, Outcome, check_job_key
 from flux_async.policy import check_positive, check_whole_number
 from flux_async.snapshots import no_client
 from flux_async.telemetry.feed import EventFeed
@@ -283,6 +283,6 @@ class JobService:
 def _key_of(key: str) -> JobKey:
     """Return the key of a job, else raise :class:`UnknownJob`: a database may refuse to look for it."""
     try:
-        return check_key(key)
+        return check_job_key(key)
     except InvalidInput:
         raise UnknownJob(f"There is no job {shown(key)}.") from None

@@ -11,6 +11,7 @@ from flux_async.batch.options import BatchClient, check_client
 from flux_async.errors import InvalidInput, shown
 from flux_async.job_state import Event, JobSnapshot, apply
 from flux_async.journal.store import Journal, StoredJob
+from flux_async.models import check_job_key
 
 
 @asynccontextmanager
@@ -35,7 +36,7 @@ async def open_journal(
 
 
 def check_key(key: object) -> None:
-    """Refuse the key of a job that is no text.
+    """Refuse a key that no job can have.
 
     Raises:
         InvalidInput: It is none.
@@ -44,6 +45,7 @@ def check_key(key: object) -> None:
         raise InvalidInput(
             f"The key of a job must be a str, not {shown(key)}.", advice="Give outcome.job.key."
         )
+    check_job_key(key)
 
 
 async def record_event(journal: JobStore, stored: StoredJob, event: Event) -> JobSnapshot:

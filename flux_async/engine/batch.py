@@ -18,7 +18,7 @@ from flux_async.errors import FluxError, InvalidInput, shown
 from flux_async.job_state import JobState, Problem
 from flux_async.journal.reader import Spending
 from flux_async.journal.store import StoredJob
-from flux_async.models import Failed, JobKey, Outcome, TaskId, check_key
+from flux_async.models import Failed, JobKey, Outcome, TaskId, check_job_key
 
 _LOOK_S = 1.0
 _OVERLAP = 200
@@ -156,7 +156,7 @@ class EngineBatch:
         Raises:
             InvalidInput: It is not the beginning of a key.
         """
-        check_key(start)
+        check_job_key(start)
         await self._database.open()
         rows = await self._database.rows(
             "SELECT key FROM flux_async.job WHERE batch = %(batch)s AND starts_with(key, %(start)s) "
@@ -240,7 +240,7 @@ class EngineBatch:
         check_client(client)
         await self.status()
         store, task = BatchStore(database=self._database, batch=self.name), check_task_id(task_id)
-        if await store.account_of(check_key(job)) not in {None, client.fingerprint}:
+        if await store.account_of(check_job_key(job)) not in {None, client.fingerprint}:
             raise InvalidInput(
                 f"Job {job} was submitted with another key.", advice="Use that key. Nothing was changed."
             )

@@ -380,6 +380,7 @@ WRONG: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "a flag": ("failed must be True or False", lambda client, path: retry(client, path, failed="yes")),  # type: ignore[arg-type]
     "a dry run": ("dry_run must be", lambda client, path: retry(client, path, failed=True, dry_run=1)),  # type: ignore[arg-type]
     "same account": ("same_account must", lambda client, path: rekey(client, path, same_account="no")),  # type: ignore[arg-type]
+    "adopt what is no text": ("valid Unicode", lambda client, path: adopt(client, path, "\ud800", "t1")),
     "adopt a number": ("must be a str", lambda client, path: adopt(client, path, 5, "t1")),  # type: ignore[arg-type]
     "no folder": ("directory must be", lambda client, path: fetch_missing(client, path, None)),  # type: ignore[arg-type]
     "no keys": (
