@@ -19,6 +19,7 @@ from pathlib import Path
 from flux_async.advice import fill, python_words
 from flux_async.api.parsing import check_task_id
 from flux_async.batch.active_job import ActiveJob, Leave
+from flux_async.batch.cancelling import as_cancelled, is_cancelled
 from flux_async.batch.check_stage import read_verdict
 from flux_async.batch.checks import check, choose
 from flux_async.batch.downloads import fetch
@@ -257,6 +258,8 @@ def image_of(snapshot: JobSnapshot) -> ImageResult | None:
 
 def _restored(snapshot: JobSnapshot) -> FluxError:
     """Return the error of an earlier process, as far as the journal has it."""
+    if is_cancelled(snapshot):
+        return as_cancelled(snapshot)
     words = f"Job {snapshot.key} is {snapshot.state}."
     if snapshot.problem is not None:
         advice = fill(snapshot.problem.message, python_words(snapshot.task_id, snapshot.api))

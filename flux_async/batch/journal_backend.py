@@ -10,7 +10,6 @@ import attrs
 
 from flux_async.batch import job_events
 from flux_async.batch.answers import Answers, JobStatus, ServiceSnapshot
-from flux_async.batch.cancelling import as_cancelled
 from flux_async.batch.endless import EndlessRun
 from flux_async.batch.inputs import Input, read_job
 from flux_async.batch.job_runner import outcome_of
@@ -123,8 +122,7 @@ class JournalBackend:
         """Cancel a job that is not submitted yet."""
         if not await self._run.cancel(await self._answers.stored(key)):
             stored = await self._answers.stored(key)
-            error = as_cancelled(stored.job)
-            outcome = outcome_of(stored.job, stored.as_job(), error, self._answers.directory)
+            outcome = outcome_of(stored.job, stored.as_job(), None, self._answers.directory)
             self._session.events.emit(job_events.settled(stored, outcome, self._session.clock.wall()))
             self._answers.settle(stored.job.key, outcome)
 

@@ -11,7 +11,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from flux_async.batch import job_events
 from flux_async.batch.active_job import ActiveJob, JobSlots
-from flux_async.batch.cancelling import as_cancelled, cancel_stored, too_late
+from flux_async.batch.cancelling import cancel_stored, too_late
 from flux_async.batch.job_runner import outcome_of, run_job
 from flux_async.batch.run_context import RunContext
 from flux_async.errors import FluxError, JournalDisplaced, JournalError, Scope
@@ -193,8 +193,8 @@ class Scheduler:
         job.stored = stored
         self._count(job)
         await self.run.record(job, Cancelled(at=self.run.now()))
-        error, folder = as_cancelled(job.state), self.run.options.directory
-        await self._hand_over(job, outcome_of(job.state, stored.as_job(), error, folder))
+        folder = self.run.options.directory
+        await self._hand_over(job, outcome_of(job.state, stored.as_job(), None, folder))
         return True
 
     def _is_over(self, stored: StoredJob, *, is_given: bool = False) -> bool:

@@ -143,7 +143,8 @@ class Database:
         Raises:
             JournalError: The server did not answer for a minute, or refused a statement.
         """
-        assert self._engine is not None, "the database is not open"  # noqa: S101 - Engine and Worker open it
+        if self._engine is None:
+            raise JournalError(f"{self} is not connected.", advice="Use it as `async with`.")
         ends = self.clock.monotonic() + PATIENCE_S
         single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         while True:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flux_async.api.stored_requests import read_image, store_request
 from flux_async.batch import job_events
 from flux_async.batch.answers import JobStatus, ServiceSnapshot, Waiters
-from flux_async.batch.cancelling import as_cancelled, too_late
+from flux_async.batch.cancelling import too_late
 from flux_async.batch.file_names import safe_name
 from flux_async.batch.inputs import Input, read_job
 from flux_async.batch.job_runner import outcome_of
@@ -39,7 +39,6 @@ from flux_async.engine.store import COLUMNS, NEW_JOBS, PostgresStore, notify, st
 from flux_async.engine.worker import WORKER_LIMITS, Worker
 from flux_async.errors import (
     InvalidInput,
-    JobCancelled,
     JobConflictError,
     JournalError,
     UnknownJob,
@@ -346,13 +345,10 @@ class EngineBackend:
         stored = attrs.evolve(stored, priority=_FIRST_PRIORITY - stored.priority)
         if row["settled"] is None:
             return stored, JobStatus.of(stored)
-        problem = stored.job.problem
-        is_cancelled = problem is not None and problem.type == JobCancelled.__name__
         try:
             if row["obstacle"] is not None:
                 return stored, BatchRow.of(row).outcome
-            error = as_cancelled(stored.job) if is_cancelled else None
-            return stored, outcome_of(stored.job, stored.as_job(), error, self._run.directory)
+            return stored, outcome_of(stored.job, stored.as_job(), None, self._run.directory)
         except InvalidInput as unreadable:  # another release wrote it
             return stored, Failed(job=None, error=unreadable)
 

@@ -242,7 +242,7 @@ async def test_the_highest_priority_is_submitted_first(client: Any, vendor: Any,
 # --- cancelling -------------------------------------------------------------------------------------------
 
 
-async def test_a_waiting_job_is_cancelled(service: JobService, vendor: Any) -> None:
+async def test_a_waiting_job_is_cancelled(service: JobService, vendor: Any, path: Path) -> None:
     """In the queue, or with the run before its submit; it is never submitted, and stays cancelled."""
     keys = [await service.add(url) for url in URLS[:40]]
     await vendor.wait_for_submits(3)
@@ -262,6 +262,11 @@ async def test_a_waiting_job_is_cancelled(service: JobService, vendor: Any) -> N
     assert {*cancelled} <= {*settled}
     assert vendor.count("generate") == 36
     await service.cancel(cancelled[0])  # it is so already
+    await service.aclose()
+    async with JobService(vendor.client(), journal=path) as later:
+        outcome = await later.result(cancelled[0])
+        assert isinstance(outcome, Failed)
+        assert isinstance(outcome.error, JobCancelled)
 
 
 async def test_what_is_submitted_cannot_be_cancelled(service: JobService, vendor: Any) -> None:

@@ -165,6 +165,8 @@ async def test_keys_mean_the_same_in_each_process(
             with pytest.raises(AlreadySubmitted):
                 await each.cancel(key)
             await each.cancel(unwanted)  # it is so already
+    with pytest.raises(JournalError, match="is not connected"):
+        await service.get(key)
 
 
 async def test_a_file_is_uploaded_or_copied_when_it_is_added(
