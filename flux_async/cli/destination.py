@@ -7,13 +7,16 @@ The journal, ``results.jsonl`` and the report stay in a folder of this machine, 
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import click
 
 from flux_async import ConfigurationError, FluxError
 from flux_async.files.object_store import ObjectStoreSink, folder_of, sink_for
+from flux_async.files.sink import FolderSink
 from flux_async.job_state import NO_CHECKS, WantedChecks
 
 FILE_NAME = "destination.txt"
@@ -86,9 +89,27 @@ def settle_destination(folder: Path, given: str | None, *, has_jobs: bool) -> Ob
 
 
 async def check_results(destination: str, checks: WantedChecks) -> None:
-    """Check the destination of a worker; see :func:`check_destination`. A folder is checked as it is used."""
+    """Check the destination of a worker: a folder is made and written to; see :func:`check_destination`.
+
+    Raises:
+        ConfigurationError: It is not writable, or cannot be used with these checks; nothing was sent.
+    """
     sink = sink_for(destination)
+    if isinstance(sink, FolderSink):
+        await anyio.to_thread.run_sync(_check_folder, sink.folder)
     await check_destination(sink if isinstance(sink, ObjectStoreSink) else None, checks, download=True)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be used: {error.strerror or error}.",
+            advice="Check its permissions and the disk, then run the same command again; nothing was sent.",
+        ) from None
 
 
 async def check_destination(sink: ObjectStoreSink | None, checks: WantedChecks, *, download: bool) -> None:

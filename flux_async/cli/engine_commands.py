@@ -41,7 +41,7 @@ from flux_async.cli.option_values import (
     refuse_preserve_format,
 )
 from flux_async.cli.run_options import ListenAddress, RunOptions
-from flux_async.cli.terminal import Command, Commands, printable
+from flux_async.cli.terminal import Command, Commands, Exit, printable
 from flux_async.job_state import WantedChecks
 from flux_async.verification.preserve import PreserveFormat
 
@@ -200,9 +200,9 @@ def worker(
         raise click.UsageError("--listen needs --callback-url: the address at which the vendor reaches it.")
     if not preserve:
         refuse_preserve_format(click.get_current_context())
-    runs = _module("engine_runs")
-    return int(
-        runs.run_worker(
+    try:
+        runs = _module("engine_runs")
+        code: int = runs.run_worker(
             dsn,
             str(output),
             rate,
@@ -215,7 +215,9 @@ def worker(
             preserve_format=preserve_format,
             **connection,
         )
-    )
+    except KeyboardInterrupt:  # before the worker listens for signals: it has claimed nothing yet
+        return Exit.SUCCEEDED
+    return code
 
 
 @click.group(cls=Commands)

@@ -17,9 +17,11 @@ from flux_async import (
     InvalidInput,
     Job,
     Limits,
+    Scope,
     sink_for,
 )
 from flux_async.api.models_table import AnyModel, ApiName
+from flux_async.cli.advice import with_commands
 from flux_async.cli.destination import check_results
 from flux_async.cli.engine_batches import status_in_words
 from flux_async.cli.input_reader import ReadingThread, refusal_text
@@ -138,11 +140,26 @@ def run_worker(
             )
             _say(f"Worker {worker.executor} has begun.")
             with interruption.scope():
-                while not until_idle or not await worker.is_idle():  # noqa: ASYNC110 - a database
-                    await anyio.sleep(_LOOK_S)
+                await (_work_until_idle(worker) if until_idle else anyio.sleep_forever())
         return Exit.SUCCEEDED
 
     return run_interruptible(command)
+
+
+async def _work_until_idle(worker: Worker) -> None:
+    """Wait until no work is left.
+
+    Raises:
+        FluxError: No submit can be made any more.
+    """
+    while not await worker.is_idle():
+        if (problem := await worker.halted()) is not None:
+            raise FluxError(
+                f"The worker ended with work left: {with_commands(problem.message, None, None)}",
+                advice="Run the same command again after that; nothing is paid twice.",
+                scope=Scope.STOP,
+            )
+        await anyio.sleep(_LOOK_S)
 
 
 def _keys() -> list[str | None]:

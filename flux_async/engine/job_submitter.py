@@ -169,7 +169,7 @@ class JobSubmitter:
         """
         clock = self.jobs.database.clock
         async with self._turn:  # one permit at a time: see accounts.py
-            if not self.is_alive():
+            if not self.is_alive() or self.jobs.unsaved is not None:
                 await clock.sleep(_FENCED_S)
                 return None
             pauses = {name: account.pause_s() for name, account in self.jobs.accounts.items()}

@@ -28,7 +28,7 @@ _MOST_QUEUED = 100
 _SUBMITTED = (
     "FROM flux_async.job JOIN flux_async.attempt "
     "ON attempt.job = job.number AND attempt.number = job.attempts "
-    "WHERE job.settled IS NULL AND job.state NOT IN ('pending', 'submitting')"
+    "WHERE job.settled IS NULL AND job.state <> 'pending'"
 )
 _WAITING = "NOT is_queued AND state = 'pending' AND settled IS NULL"
 
@@ -124,7 +124,8 @@ async def watch_left(database: Database, *, age_s: float) -> int:
         age_s: Least age of their submits; others are not looked at.
     """
     rows = await database.rows(
-        f"SELECT job.number, batch, key, attempts, account {_SUBMITTED} AND intended_at < %(before)s",
+        f"SELECT job.number, batch, key, attempts, account {_SUBMITTED} "
+        "AND state <> 'submitting' AND intended_at < %(before)s",
         before=database.clock.wall() - age_s,
     )
     if not rows:

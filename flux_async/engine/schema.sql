@@ -37,7 +37,7 @@ CREATE INDEX IF NOT EXISTS job_by_outcome ON flux_async.job (batch, settled);
 CREATE INDEX IF NOT EXISTS job_to_queue ON flux_async.job (priority, number)
   WHERE NOT is_queued AND state = 'pending' AND settled IS NULL;
 CREATE INDEX IF NOT EXISTS job_submitted ON flux_async.job (number)
-  WHERE settled IS NULL AND state NOT IN ('pending', 'submitting');
+  WHERE settled IS NULL AND state <> 'pending';
 CREATE INDEX IF NOT EXISTS job_with_obstacle ON flux_async.job (batch) WHERE obstacle IS NOT NULL;
 CREATE INDEX IF NOT EXISTS job_by_subject ON flux_async.job (subject) WHERE attempts > 0;
 

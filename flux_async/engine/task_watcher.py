@@ -17,7 +17,7 @@ from flux_async.batch.run_context import RunContext
 from flux_async.engine.database import Row
 from flux_async.engine.price_turns import check_price
 from flux_async.engine.worker_jobs import Account, WorkerJobs
-from flux_async.errors import FluxError, UnexpectedPrice
+from flux_async.errors import DownloadError, FluxError, UnexpectedPrice
 from flux_async.job_state import FINAL, JobState
 from flux_async.models import Failed, TaskId
 
@@ -44,16 +44,20 @@ class TaskWatcher:
         again_s = _FIRST_AGAIN_S
         async with self.jobs.alone(number):
             while not self.jobs.is_stopping:
+                if self.jobs.waits_for_another(number):
+                    await self.jobs.database.clock.sleep(_FIRST_AGAIN_S)
+                    continue
                 row = await self.jobs.row(number)
                 is_left = row is not None and row["settled"] is None
                 if row is None or not is_left or row["state"] in _NOT_SUBMITTED:
+                    self.jobs.is_saved(number)
                     return  # one that is pending again is given to DBOS again
                 if (account := self.jobs.accounts.get(row["account"])) is None:
                     logger.error("job %s was submitted with another key than this worker has", row["key"])
                 elif await self._watch_once(row, account):
                     continue
                 await self.jobs.database.clock.sleep(again_s)
-                again_s = min(2 * again_s, _LONGEST_AGAIN_S)
+                again_s = _FIRST_AGAIN_S if self.jobs.unsaved else min(2 * again_s, _LONGEST_AGAIN_S)
             raise asyncio.CancelledError
 
     async def _watch_once(self, row: Row, account: Account) -> bool:
@@ -65,6 +69,9 @@ class TaskWatcher:
             with self.jobs.work_on(job, run):
                 self.jobs.announce(job, run)
                 return await self._run(job, run, account)
+        except DownloadError as error:  # of all results: the disk or the store refuses them
+            self.jobs.not_saved(job.number, error)
+            return False
         except FluxError as error:
             logger.warning("job %s waits: %s", row["key"], error.message)
             return False

@@ -47,6 +47,7 @@ from flux_async.engine.worker_checks import WorkerChecks
 from flux_async.engine.worker_jobs import Account, WorkerJobs, WorkerSettings
 from flux_async.errors import ConfigurationError, FluxError, InvalidInput, JournalError
 from flux_async.files.sink import Sink
+from flux_async.job_state import Problem
 from flux_async.policy import check_not_negative
 from flux_async.policy.rate_limit import Limits
 from flux_async.verification.preserve import PreserveFormat
@@ -296,6 +297,18 @@ class Worker:
             load_output=False,
         )
         return not found
+
+    async def halted(self) -> Problem | None:
+        """Return why no submit can be made now: results cannot be saved, or no key can pay.
+
+        None while one can, or while tasks of other submits with these keys have no outcome yet.
+        """
+        if (unsaved := self._jobs.unsaved) is not None:
+            return Problem.of(unsaved.error)
+        if await has_submitted(self._engine.database, list(self._jobs.accounts)):
+            return None
+        problems = [await self._jobs.limiter.halted(name) for name in self._jobs.accounts]
+        return problems[0] if all(problems) else None
 
     def submit(self, number: int) -> asyncio.Future[None]:
         """Submit a job, by its number; for the workflow of DBOS."""

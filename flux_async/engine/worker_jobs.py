@@ -25,12 +25,13 @@ from flux_async.engine.accounts import Accounts
 from flux_async.engine.database import Database, Row, to_json
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 from flux_async.engine.worker_checks import WorkerChecks
-from flux_async.errors import FluxError
+from flux_async.errors import DownloadError, FluxError
 from flux_async.events import JobAdded
 from flux_async.files.sink import Sink
 from flux_async.job_state import FINAL, NO_CHECKS, Problem
 from flux_async.models import Failed, InDoubtPolicy, Outcome
 from flux_async.policy.price import PriceGuard
+from flux_async.policy.rate_limit import HALT_S
 from flux_async.policy.retry import RetryPolicy
 
 logger: logging.Logger = logging.getLogger("flux_async.engine")
@@ -83,6 +84,19 @@ class WorkerSettings:
     checks: WorkerChecks | None
 
 
+@attrs.frozen
+class Unsaved:
+    """A result that was refused, as the next one would be: it is tried again, and submits and others wait.
+
+    Attributes:
+        number: Its job.
+        error: Why.
+    """
+
+    number: int
+    error: DownloadError
+
+
 @attrs.define(eq=False, kw_only=True)
 class WorkerJobs:
     """What the submits and the watches of one worker share.
@@ -95,6 +109,7 @@ class WorkerJobs:
         limiter: The permits of all accounts.
         calls: Closes what the runs of :meth:`run_of` hold.
         is_stopping: Whether no further work is begun.
+        unsaved: The result that the disk or the store refused last, until it takes one.
     """
 
     database: Database
@@ -104,6 +119,7 @@ class WorkerJobs:
     accounts: dict[str, Account] = attrs.field(factory=dict)
     calls: AsyncExitStack = attrs.field(factory=AsyncExitStack)
     is_stopping: bool = False
+    unsaved: Unsaved | None = attrs.field(default=None, init=False)
     _locks: dict[int, tuple[asyncio.Lock, int]] = attrs.field(factory=dict, init=False)
 
     @asynccontextmanager
@@ -227,8 +243,33 @@ class WorkerJobs:
         return run
 
     async def halt(self, account: Account, error: FluxError) -> None:
-        """Halt the submits of an account for all workers: its key, its balance or its answers are wrong."""
-        account.halted_at = self.database.clock.monotonic()
-        logger.error("the submits of account %s are halted: %s", account.client.fingerprint, error)
+        """Halt the submits of an account for all workers: its key, its balance or its answers are wrong.
+
+        Submits that were in flight together find it together: it is logged once.
+        """
+        now, before = self.database.clock.monotonic(), account.halted_at
+        account.halted_at = now
+        if now - before >= HALT_S:
+            logger.error(
+                "the submits of account %s are halted: %s", account.client.fingerprint, error.message
+            )
         await self.limiter.halt(account.client.fingerprint, Problem.of(error))
         account.client.session.submitter.breaker.release()
+
+    # --- results that cannot be saved ---------------------------------------------------------------------
+
+    def not_saved(self, number: int, error: DownloadError) -> None:
+        """Halt the submits of this worker: the disk or the store has refused the result of a job."""
+        if self.unsaved is None:
+            logger.error("nothing is submitted until results can be saved: %s", error.message)
+            self.unsaved = Unsaved(number, error)
+
+    def waits_for_another(self, number: int) -> bool:
+        """Return whether a job waits until the result that was refused first is saved."""
+        return self.unsaved is not None and self.unsaved.number != number
+
+    def is_saved(self, number: int) -> None:
+        """Let submits go on if the job was the one whose result was refused."""
+        if self.unsaved is not None and self.unsaved.number == number:
+            self.unsaved = None
+            logger.warning("results can be saved again: submits go on")

@@ -19,10 +19,12 @@ from flux_async import (
     CallbackEndpoint,
     CallbackEvent,
     ConfigurationError,
+    DiskFull,
     EditRequest,
     FluxClient,
     FluxEvent,
     FolderSink,
+    ImageStream,
     InvalidInput,
     Job,
     JobConflictError,
@@ -81,6 +83,26 @@ class Later(SystemClock):
     def wall(self) -> float:
         """Return seconds since the epoch."""
         return super().wall() + self._ahead_s
+
+
+class QuickClock(SystemClock):
+    """The machine's own clock, on which nobody sleeps for long."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep a moment."""
+        await super().sleep(min(seconds, 0.1))
+
+
+class Disk:
+    """A sink that is full until there is room."""
+
+    has_room = False
+
+    async def save(self, job: Job, stream: ImageStream) -> str:
+        """Save nothing."""
+        if not self.has_room:
+            raise DiskFull(f"{stream.name} cannot be written: No space left on device.")
+        return str(job.key)
 
 
 def images(count: int) -> list[str]:
@@ -532,3 +554,30 @@ async def test_a_task_that_a_suspended_worker_names_late_is_fetched(
             assert (await batch.wait()).succeeded == 1
             assert await watch_left(database, age_s=0) == 0
     assert sandbox.ledger.accepted == 1
+
+
+async def test_a_full_disk_halts_the_submits_of_its_worker_until_there_is_room(
+    fresh_dsn: str, sandbox: FluxSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once. What is paid is saved as soon as that can be done."""
+    disk = Disk()
+    async with (
+        Engine(fresh_dsn) as engine,
+        FluxClient(sandbox.key, sandbox.url, limits=WORKER_LIMITS, polling=POLLING) as client,
+        Worker(engine, client, lambda _: disk, rate=RATE) as made,
+        asyncio.timeout(60),
+    ):
+        engine.database.clock = QuickClock()
+        batch = await engine.submit(images(18), batch="posters")
+        while (problem := await made.halted()) is None:
+            await asyncio.sleep(0.02)
+        assert problem.type == "DiskFull"
+        pending = 18
+        while pending + sandbox.ledger.accepted != 18:  # submits in flight are answered
+            pending = (await batch.status()).pending
+            await asyncio.sleep(0.02)
+        assert sandbox.ledger.accepted < 18
+        disk.has_room = True
+        assert (await batch.wait()).succeeded == 18
+        assert await made.halted() is None
+    assert sum("nothing is submitted until" in record.message for record in caplog.records) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from commands import Cli
+from commands import Cli, Ended
 from flux_async.testing import FluxSandbox
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
@@ -159,3 +159,39 @@ def test_a_worker_ends_well_on_a_signal(cli: Cli, fresh_dsn: str) -> None:
         assert "has begun" in process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+def test_a_worker_stopped_while_it_starts_has_done_nothing(
+    cli: Cli, fresh_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its modules are being loaded, and it does not listen for signals yet: exit 0, and no output."""
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flux_async.cli.engine_runs.run_worker", stopped)
+    assert cli.run("worker", "--dsn", fresh_dsn, "-o", "clean") == Ended(0, "", "")
+
+
+def test_a_worker_refuses_a_folder_that_it_cannot_write(cli: Cli, fresh_dsn: str) -> None:
+    """Before anything is paid."""
+    (cli.folder / "clean").write_text("a file", "utf-8")
+    refused = cli.run("worker", "--dsn", fresh_dsn, "-o", "clean/results", "--until-idle")
+    assert refused.code == 2
+    assert "clean/results cannot be used: Not a directory." in refused.stderr
+    assert "nothing was sent" in refused.stderr
+
+
+def test_a_worker_that_is_to_end_ends_when_its_key_is_refused(cli: Cli, fresh_dsn: str) -> None:
+    """It says why, once for all submits that found it together: exit 3."""
+    dsn = ("--dsn", fresh_dsn)
+    (cli.folder / "images.txt").write_text(
+        "\n".join(f"https://example.com/{n}.jpg" for n in range(9)), "utf-8"
+    )
+    assert cli.run("enqueue", "images.txt", "--batch", "posters", *dsn).code == 0
+    refused = attrs.evolve(cli, key="revoked")
+    worked = refused.run_apart("worker", *dsn, "-o", "clean", "--rate", "1000/10", "--until-idle")
+    assert worked.code == 3, worked.stderr
+    assert worked.stderr.count("the submits of account") == 1
+    assert worked.stderr.count("Error: The worker ended with work left: ") == 1
+    assert "9 pending" in cli.run("batch", "status", "posters", *dsn).stdout
