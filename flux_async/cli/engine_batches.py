@@ -40,8 +40,7 @@ def cancel_batch(dsn: str, name: str, *, as_json: bool) -> Exit:
 def _print_status(status: BatchStatus, name: str, *, as_json: bool) -> Exit:
     output, counts = Output(), _counts(status)
     if as_json:
-        about: dict[str, Any] = {"batch": name, "counts": counts, "credits": status.credits}
-        output.json(about | {"cancelled": status.is_cancelled})
+        output.json({"batch": name, "counts": counts, "credits": status.credits})
     else:
         output.line(printable(f"{name}: {status_in_words(status)}"))
     return Exit.SUCCEEDED
@@ -79,6 +78,7 @@ def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
         return {
             "batch": name,
             "counts": _counts(status),
+            "cancelled": status.is_cancelled,
             "credits": credits_in(await batch.spending()),
             "checks": dict(sorted(checks.items())),
             "errors": dict(errors.most_common()),
@@ -91,7 +91,8 @@ def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
         output.json(report)
         return Exit.SUCCEEDED
     credits_ = report["credits"]
-    output.line(printable(f"{name}: " + ", ".join(f"{n} {what}" for what, n in report["counts"].items())))
+    words = [f"{count} {what.replace('_', ' ')}" for what, count in report["counts"].items()]
+    output.line(printable(f"{name}: {', '.join(words)}{'; cancelled' if report['cancelled'] else ''}"))
     perhaps = f", perhaps {in_credits(credits_['perhaps'])} more in doubt" if credits_["perhaps"] else ""
     output.line(f"credits: {in_credits(credits_['spent'])}{perhaps}")
     if report["checks"]:
