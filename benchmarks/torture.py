@@ -46,6 +46,8 @@ SPEED = 20.0
 LATENCY = 1.0
 """Vendor seconds between a submit's charge and its reply: the gap that a kill can hit."""
 DROPPED = 0.01
+STALL_S = 20.0
+"""Real seconds for which a busy machine may stand still: so much later a callback may come."""
 RUN_LIMIT_S = 900.0
 KEY = "torture"
 
@@ -60,7 +62,7 @@ async def work(url: str, path: str, jobs: int, *, port: int, speed: float, api: 
         first_s=0.5, interval_s=0.2, not_found_grace_s=10.0, sweep_s=1.5, callback_within_s=0.5
     )
     # What a task may take and the vendor's retries of its callback, on the vendor's clock.
-    doubt_wait_s = CallbackEndpoint("http://127.0.0.1").wait_for_doubts_s(300.0) / speed
+    doubt_wait_s = CallbackEndpoint("http://127.0.0.1").wait_for_doubts_s(300.0) / speed + STALL_S
     endpoint = CallbackEndpoint(f"http://127.0.0.1:{port}/", KEY, doubt_wait_s=doubt_wait_s) if port else None
     async with FluxClient("test", url, api=api, limits=limits, polling=polling, timeout=60.0) as client:
         images = (f"https://pictures.example/{n}.jpg" for n in range(jobs))

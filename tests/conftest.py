@@ -20,6 +20,9 @@ from flux_async.testing import VirtualClock
 from loggers import unchanged_loggers
 from scripted_vendor import KEY, ScriptedVendor, answer, one_task, task_record
 
+LONGEST = ("torture", "demo", "until_clean_killed", "cli_disk", "checks_end_to_end", "examples")
+"""Modules whose tests take longest, most of it waiting: begun last, they would leave the other cores idle."""
+
 BEGIN = 1_790_001_000.0
 END_OF_CERTIFICATE = "-----END CERTIFICATE-----\n"
 
@@ -32,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
     config.addinivalue_line("markers", "both_apis: runs over each of the vendor's APIs, by the fixture api")
     config.addinivalue_line("markers", "one_api(why): does not, in a module that is marked so")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

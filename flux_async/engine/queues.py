@@ -100,7 +100,7 @@ def _watch(row: Row, cause: str) -> EnqueueOptions:
     return {
         "workflow_name": WATCH,
         "queue_name": watch_queue(row["account"]),
-        "workflow_id": f"watch:{row['batch']}:{row['key']}:{row['attempts']}-{cause}",
+        "workflow_id": f"watch:{row['batch']}:{row['key']}:{row['attempts']}-{cause.replace(':', '-')}",
     }
 
 

@@ -37,7 +37,7 @@ def test_killed_runs_lose_nothing_and_pay_nothing_twice() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_killed_runs_with_callbacks_leave_nothing_in_doubt() -> None:
     """The receiver dies with the worker, the next one submits to the other API: every job is settled."""
-    # At this speed a job in doubt waits for half a minute instead of half an hour: enough on a busy machine.
+    # At this speed a job in doubt waits for the better part of a minute instead of half an hour.
     command = [sys.executable, str(SCRIPT), "--callbacks", "--jobs", "300", "--kills", "5", "--speed", "60"]
     command += ["--api", "both"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=ENVIRONMENT)

@@ -33,6 +33,7 @@ from flux_async import (
     Observer,
     PollPolicy,
     Succeeded,
+    TaskId,
     WebhookReceiver,
     sink_for,
 )
@@ -49,7 +50,7 @@ import psycopg
 from flux_async.engine import WORKER_LIMITS, Engine, EngineBatch, Worker
 from flux_async.engine.accounts import Accounts
 from flux_async.engine.housekeeping import delete_old_workflows
-from flux_async.engine.queues import SUBMIT, SUBMIT_QUEUE, feed, watch_left
+from flux_async.engine.queues import SUBMIT, SUBMIT_QUEUE, enqueue_watch, feed, watch_left
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
 
 PIXEL = base64.b64decode(
@@ -554,6 +555,20 @@ async def test_a_task_that_a_suspended_worker_names_late_is_fetched(
             assert (await batch.wait()).succeeded == 1
             assert await watch_left(database, age_s=0) == 0
     assert sandbox.ledger.accepted == 1
+
+
+async def test_a_task_whose_id_has_a_colon_is_watched_once(engine: Engine) -> None:
+    """The id of a task is the vendor's to choose; it is part of the name of the work on it."""
+    await engine.submit(images(1), batch="posters")
+    database, sql = engine.database, f"SELECT {COLUMNS} FROM flux_async.job"
+    store = PostgresStore(database=database, account="a", executor="x")
+    await database.execute("INSERT INTO flux_async.worker (executor, started_at) VALUES ('x', 0)")
+    for event in (SubmitIntended(at=1.0, api="kontext"), SubmitAccepted(at=1.0, task_id=TaskId("a:1"))):
+        seen = stored_job((await database.rows(sql))[0])
+        await store.record(seen.number, apply(seen.job, event), event, before=seen.job)
+    row = {**(await database.rows(sql))[0], "account": "a"}
+    await enqueue_watch(database.client, row, row["snapshot"]["task_id"])
+    assert await watch_left(database, age_s=0) == 0
 
 
 async def test_a_full_disk_halts_the_submits_of_its_worker_until_there_is_room(
