@@ -147,6 +147,7 @@ async def test_a_check_whose_worker_is_killed_is_made_by_another_one(
 def kill_in_check(dsn: str, sandbox: FluxSandbox, folder: Path) -> None:
     """Run a worker, and end it as a crash does while it verifies a result."""
     environment = os.environ | {"KIE_API_KEY": sandbox.key, "HANGS_IN": "verify"}
+    environment["PYTHONPATH"] = str(WORKER.parent)  # if the tests run from the wheel
     command = [sys.executable, str(WORKER), dsn, sandbox.url, str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None

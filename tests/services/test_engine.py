@@ -401,7 +401,7 @@ async def test_results_reach_an_object_store_that_was_away(
 
 def start(dsn: str, sandbox: FluxSandbox, folder: Path, *callback_url: str) -> subprocess.Popen[str]:
     """Start a worker and return when it holds its lock."""
-    environment = os.environ | {"KIE_API_KEY": sandbox.key}
+    environment = os.environ | {"KIE_API_KEY": sandbox.key, "PYTHONPATH": str(WORKER.parent)}
     command = [sys.executable, str(WORKER), dsn, sandbox.url, str(folder), *callback_url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
