@@ -33,6 +33,7 @@ MYPY = "mypy==2.4.1"
 PYRIGHT = "1.1.414"
 OLDEST_NODE = 18
 AXE = "axe-core@4.14.1"
+AZURITE = "azurite@3.35.0"
 
 # L0 and L1 decide about money: every line and branch of them is tested. The rest is reported as it is.
 FULLY_COVERED = ("errors.py", "api_errors.py", "images.py", "models.py", "api/*", "policy/*", "job_state/*")
@@ -70,11 +71,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def tests_services(session: nox.Session) -> None:
-    """Run the tests with PostgreSQL, Redis and an S3 server, which they start; what is missing is skipped."""
+    """Run the tests with PostgreSQL, Redis, S3 and Azure servers, which they start or else are skipped."""
     _install_wheel(session, "dev")
     session.install(*S3_SERVER, CELERY)
     side_by_side = ("-n", "2", "--dist", "loadfile")  # each has servers of its own, and mostly waits for them
-    session.run("pytest", *side_by_side, "tests/services", *session.posargs, env=_from_the_wheel())
+    env = _from_the_wheel() | _azurite(session)
+    session.run("pytest", *side_by_side, "tests/services", *session.posargs, env=env)
 
 
 @nox.session
@@ -185,13 +187,25 @@ def _from_the_wheel() -> dict[str, str | None]:
 
 def _axe(session: nox.Session) -> dict[str, str]:
     """Install what checks the report for accessibility, where npm is; without it those tests are skipped."""
-    folder = session.cache_dir.absolute() / AXE
-    script = folder / "node_modules" / "axe-core" / "axe.min.js"
-    if not script.exists() and shutil.which("npm"):
-        quiet = ("--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
-        command = ("npm", "install", "--prefix", str(folder), *quiet, AXE)
-        session.run(*command, external=True, success_codes=range(256))
+    script = _npm(session, AXE) / "axe-core" / "axe.min.js"
     return {"FLUX_ASYNC_AXE": str(script)} if script.exists() else {}
+
+
+def _azurite(session: nox.Session) -> dict[str, str]:
+    """Install a server of Azure's storage, where npm is; without it that test is skipped."""
+    program = _npm(session, AZURITE) / ".bin" / "azurite-blob"
+    return {"FLUX_ASYNC_AZURITE": str(program)} if program.exists() else {}
+
+
+def _npm(session: nox.Session, package: str) -> Path:
+    """Install a package of npm in a folder of its own, if npm is there; return where modules are."""
+    folder = session.cache_dir.absolute() / package
+    modules = folder / "node_modules"
+    if not modules.exists() and shutil.which("npm"):
+        quiet = ("--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
+        command = ("npm", "install", "--prefix", str(folder), *quiet, package)
+        session.run(*command, external=True, success_codes=range(256))
+    return modules
 
 
 def _node_is_recent() -> bool:

@@ -102,7 +102,7 @@ def s3(s3_server: tuple[servers.S3, RunningServer]) -> Bucket:
 
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Azurite]:
-    """A server of Azure Blob Storage; without its program the test is skipped, in CI too."""
+    """A server of Azure Blob Storage; without its program the test is skipped."""
     program = os.environ.get("FLUX_ASYNC_AZURITE") or shutil.which("azurite-blob")
     if program is None:
         pytest.skip("Azurite is not installed. With npm: npm install --global azurite")
