@@ -93,8 +93,10 @@ def show_report(dsn: str, name: str, *, as_json: bool) -> Exit:
     credits_ = report["credits"]
     words = [f"{count} {what.replace('_', ' ')}" for what, count in report["counts"].items()]
     output.line(printable(f"{name}: {', '.join(words)}{'; cancelled' if report['cancelled'] else ''}"))
-    perhaps = f", perhaps {in_credits(credits_['perhaps'])} more in doubt" if credits_["perhaps"] else ""
-    output.line(f"credits: {in_credits(credits_['spent'])}{perhaps}")
+    line = f"credits: {in_credits(credits_['spent'])}"
+    if credits_["perhaps"]:
+        line += f", perhaps {in_credits(credits_['perhaps'])} more for submits without an answer"
+    output.line(line)
     if report["checks"]:
         output.line(f"checks: {findings_in_words(report['checks'])}")
     if report["began_at"] is not None:
@@ -118,7 +120,8 @@ def retry_batch(
         plan = await batch.retry(failed=failed, in_doubt=in_doubt, dry_run=True)
         count, cost = len(plan.to_submit), await _cost_of(batch, plan)
         images = "1 image gets" if count == 1 else f"{count} images get"
-        console.note(f"{images} another try, for up to {in_credits(cost)} credits.")
+        again = " Those in doubt may be paid already." if in_doubt and count else ""
+        console.note(f"{images} another try, for up to {in_credits(cost)} credits.{again}")
         asks = cost > confirm_above and can_ask() and not yes
         if asks and not await Questions(show=console.note).ask("Submit them?"):
             raise not_agreed(confirm_above)

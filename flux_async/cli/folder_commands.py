@@ -91,7 +91,8 @@ async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wante
     cost = in_credits(spending.cost(selection))
     model = wanted.get("model")
     other = "" if model is None else f" with {model}"
-    message_console().note(f"{granted} {plural} another try{other}, for up to {cost} credits.")
+    again = " Those in doubt may be paid already." if wanted.get("in_doubt") and granted else ""
+    message_console().note(f"{granted} {plural} another try{other}, for up to {cost} credits.{again}")
     await spending.may_submit(selection, is_last=True)
     selection.paid = len(plan.to_fetch)
     if selection.paid:

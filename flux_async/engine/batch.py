@@ -242,7 +242,8 @@ class EngineBatch:
         store, task = BatchStore(database=self._database, batch=self.name), check_task_id(task_id)
         if await store.account_of(check_job_key(job)) not in {None, client.fingerprint}:
             raise InvalidInput(
-                f"Job {job} was submitted with another key.", advice="Use that key. Nothing was changed."
+                f"Job {job} was submitted with another key, or to another address of the API.",
+                advice="Use those. Nothing was changed.",
             )
         return await adopt_in(store, client, job, task)
 

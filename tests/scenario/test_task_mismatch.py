@@ -720,7 +720,8 @@ async def test_a_second_charge_is_announced_only_for_jobs_in_doubt_without_a_fou
     if how == "retry":
         choice = what_to_retry(failed=False, in_doubt=True)
         reported = await command(found, tmp_path, choice, capsys, repeats=("--in-doubt",))
-        assert "1 image gets another try, for up to 5 credits." in reported
+        said = "1 image gets another try, for up to 5 credits. Those in doubt may be paid already."
+        assert said in " ".join(reported.split())
         assert "1 image that is paid and not here yet: fetched, free of charge." in reported
     else:
         order = RunOptions(folder=tmp_path, download=False, in_doubt=InDoubtPolicy.RESUBMIT)
