@@ -38,6 +38,10 @@ from flux_async.transport.factory import TransportName
 from flux_async.verification.preserve import PreserveFormat
 
 _LOOK_S = 2.0
+_ENDING = (
+    "The worker ends when the answers to submits in flight are recorded. A second signal does not wait, and "
+    "leaves them in doubt, perhaps paid."
+)
 
 
 def run_enqueue(
@@ -113,6 +117,7 @@ def run_worker(
     keys = _keys()
 
     async def command(interruption: Interruption) -> Exit:
+        interruption.on_first = lambda: _say(_ENDING)
         await check_results(destination, checks)
         async with contextlib.AsyncExitStack() as opened:
             engine = await opened.enter_async_context(Engine(dsn))

@@ -165,7 +165,12 @@ def only_key(found: Sequence[JobKey], name: str, lists: str) -> JobKey:
     """
     if not found:
         raise ConfigurationError(f"No job here is called {name}.", advice=f"{lists} lists those in doubt.")
-    if len(found) > 1 or (found[0] != name and len(name) < _SHORTEST_NAME):
+    if found[0] != name and len(name) < _SHORTEST_NAME:
+        raise ConfigurationError(
+            f"{name} is too short for the beginning of a key.",
+            advice=f"Give {_SHORTEST_NAME} characters or more.",
+        )
+    if len(found) > 1:
         raise ConfigurationError(f"{name} may be several jobs.", advice="Give more of its key.")
     return found[0]
 

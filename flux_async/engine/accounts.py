@@ -8,7 +8,8 @@ Rules:
    priority wait for them.
 3. While one worker measures a price by the balance, no other submits with that key.
 4. A key that the vendor refuses, an empty balance, and answers that make no sense halt that key's submits for
-   all workers, not those of other keys. After ten minutes one worker tries again.
+   all workers, not those of other keys. After ten minutes one worker tries again; one that starts does so at
+   once, but not after answers that make no sense.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import attrs
 
 from flux_async.engine.database import Database, to_json
+from flux_async.errors import TooManyUnknownAnswers
 from flux_async.job_state import Problem
 from flux_async.policy.rate_limit import HALT_S, Limits, SubmitSpacing
 
@@ -46,13 +48,19 @@ class Accounts:
     database: Database
 
     async def register(self, account: str, limits: Limits) -> None:
-        """Set the rate of an account, also while workers run, and end its halt."""
+        """Set the rate of an account, also while workers run, and end its halt.
+
+        A halt by unknown answers goes on: a supervisor that starts workers again would pay for a few submits
+        in doubt each time.
+        """
         await self.database.execute(
             "INSERT INTO flux_async.account AS known (fingerprint, spacing_s, limit_s) "
             "VALUES (%(account)s, %(spacing_s)s, %(limit_s)s) ON CONFLICT (fingerprint) DO UPDATE SET "
             "spacing_s = CASE known.limit_s WHEN excluded.limit_s THEN known.spacing_s "
-            "ELSE excluded.spacing_s END, limit_s = excluded.limit_s, halted_until = 0, problem = NULL",
+            "ELSE excluded.spacing_s END, limit_s = excluded.limit_s, "
+            "halted_until = CASE known.problem->>'type' WHEN %(unknown)s THEN known.halted_until ELSE 0 END",
             account=account,
+            unknown=TooManyUnknownAnswers.__name__,
             spacing_s=SubmitSpacing(limits).spacing_s,
             limit_s=limits.window_s / limits.submits,
         )
@@ -141,7 +149,7 @@ class Accounts:
         )
 
     async def halt(self, account: str, problem: Problem, seconds: float = HALT_S) -> None:
-        """Give no permit until ``seconds`` have passed, or until a worker of the account starts."""
+        """Give no permit until ``seconds`` have passed, or until :meth:`register` ends the halt."""
         await self.database.execute(
             f"UPDATE flux_async.account SET halted_until = {_NOW} + %(seconds)s, problem = %(problem)s "
             "WHERE fingerprint = %(account)s",

@@ -8,11 +8,23 @@ from collections.abc import AsyncIterator
 import attrs
 import pytest
 
-from flux_async import EditRequest, InvalidInput, Job, JobConflictError, JobKey, JournalError, TaskId
+from flux_async import (
+    AuthenticationError,
+    EditRequest,
+    InvalidInput,
+    Job,
+    JobConflictError,
+    JobKey,
+    JournalError,
+    Limits,
+    TaskId,
+    TooManyUnknownAnswers,
+)
 from flux_async.clock import SystemClock
 
 pytest.importorskip("dbos", reason="the extra engine is not installed")
 from flux_async.engine import Engine
+from flux_async.engine.accounts import Accounts
 from flux_async.engine.database import Database
 from flux_async.engine.queues import WATCH
 from flux_async.engine.store import COLUMNS, PostgresStore, stored_job
@@ -242,3 +254,15 @@ async def test_a_task_that_is_offered_to_a_job_in_doubt_is_work_for_a_worker(job
     assert (
         await jobs.database.row("SELECT FROM flux_async.job WHERE key = 'b' AND settled IS NULL") is not None
     )
+
+
+async def test_a_halt_by_unknown_answers_outlives_the_start_of_a_worker(jobs: Jobs) -> None:
+    """A supervisor that starts workers again pays for no further submits in doubt; other halts end."""
+    accounts = Accounts(jobs.database)
+    await accounts.register("a", Limits())
+    for error, is_left in ((AuthenticationError("No."), False), (TooManyUnknownAnswers("Five."), True)):
+        await accounts.halt("a", Problem.of(error))
+        await accounts.register("a", Limits())
+        problem = await accounts.halted("a")
+        assert (problem is not None) is is_left
+        assert (await accounts.permit(["a"]) is None) is is_left
