@@ -19,10 +19,10 @@ SECONDS = 600
 FAST = """
 from functools import partial
 from flux_async.cli import demo, main
-demo.run_demo = partial(demo.run_demo, quality="fast", samples=3)
+demo.run_demo = partial(demo.run_demo, quality="fast", samples=5)
 main()
 """
-"""The command with fast text removal and few images, which takes a tenth of the time."""
+"""The command with fast text removal and few images, which takes a fifth of the time."""
 
 
 def run_demo(
@@ -56,7 +56,7 @@ def test_the_demo_removes_text_from_its_images_and_shows_them(tmp_path: Path) ->
         page.resolve().as_uri(),
     ]
     rows = [json.loads(line) for line in (tmp_path / "flux-demo" / "results.jsonl").read_text().splitlines()]
-    assert len(rows) == 3
+    assert len(rows) == 5
     assert 12 <= SAMPLES <= len(sample_names())
     assert {row["status"] for row in rows} == {"succeeded"}
     for row in rows:
@@ -79,7 +79,7 @@ def test_the_demo_removes_text_from_its_images_and_shows_them(tmp_path: Path) ->
         (original,) = (tmp_path / "flux-demo" / "originals").glob(f"{Path(row['file']).stem}.*")
         with Image.open(tmp_path / "flux-demo" / row["file"]) as composed, Image.open(original) as before:
             assert row["not_preserved"] or composed.size == before.size
-    assert sum(row["not_preserved"] is None for row in rows) >= 2
+    assert sum(row["not_preserved"] is None for row in rows) >= 4
 
 
 def test_the_demo_leaves_the_results_of_a_real_run_alone(tmp_path: Path) -> None:
