@@ -66,7 +66,10 @@ _wheels: list[Path] = []
 def tests(session: nox.Session) -> None:
     """Run the tests against the built wheel; ``nox -s tests -- -k word`` passes options to pytest."""
     _install_wheel(session, "dev")
-    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=_from_the_wheel() | _axe(session))
+    axe = _from_npm(
+        session, "FLUX_ASYNC_AXE", AXE, "axe-core/axe.min.js"
+    )  # checks the report for accessibility
+    session.run("pytest", *SIDE_BY_SIDE, *session.posargs, env=_from_the_wheel() | axe)
 
 
 @nox.session
@@ -75,8 +78,8 @@ def tests_services(session: nox.Session) -> None:
     _install_wheel(session, "dev")
     session.install(*S3_SERVER, CELERY)
     side_by_side = ("-n", "2", "--dist", "loadfile")  # each has servers of its own, and mostly waits for them
-    env = _from_the_wheel() | _azurite(session)
-    session.run("pytest", *side_by_side, "tests/services", *session.posargs, env=env)
+    azurite = _from_npm(session, "FLUX_ASYNC_AZURITE", AZURITE, ".bin/azurite-blob")
+    session.run("pytest", *side_by_side, "tests/services", *session.posargs, env=_from_the_wheel() | azurite)
 
 
 @nox.session
@@ -185,27 +188,15 @@ def _from_the_wheel() -> dict[str, str | None]:
     return {"PYTHONSAFEPATH": "1", "FLUX_ASYNC_EXPECT_WHEEL": str(_wheels[0])} | kept
 
 
-def _axe(session: nox.Session) -> dict[str, str]:
-    """Install what checks the report for accessibility, where npm is; without it those tests are skipped."""
-    script = _npm(session, AXE) / "axe-core" / "axe.min.js"
-    return {"FLUX_ASYNC_AXE": str(script)} if script.exists() else {}
-
-
-def _azurite(session: nox.Session) -> dict[str, str]:
-    """Install a server of Azure's storage, where npm is; without it that test is skipped."""
-    program = _npm(session, AZURITE) / ".bin" / "azurite-blob"
-    return {"FLUX_ASYNC_AZURITE": str(program)} if program.exists() else {}
-
-
-def _npm(session: nox.Session, package: str) -> Path:
-    """Install a package of npm in a folder of its own, if npm is there; return where modules are."""
+def _from_npm(session: nox.Session, variable: str, package: str, file: str) -> dict[str, str]:
+    """Install a package, where npm is, and return the variable that names its file; tests skip without it."""
     folder = session.cache_dir.absolute() / package
-    modules = folder / "node_modules"
-    if not modules.exists() and shutil.which("npm"):
+    path = folder / "node_modules" / file
+    if not path.exists() and shutil.which("npm"):
         quiet = ("--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
         command = ("npm", "install", "--prefix", str(folder), *quiet, package)
         session.run(*command, external=True, success_codes=range(256))
-    return modules
+    return {variable: str(path)} if path.exists() else {}
 
 
 def _node_is_recent() -> bool:
