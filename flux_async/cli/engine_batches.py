@@ -14,7 +14,7 @@ from flux_async.batch.operations import Retried
 from flux_async.cli.advice import command
 from flux_async.cli.credits import Questions, in_credits, not_agreed
 from flux_async.cli.display import message_console
-from flux_async.cli.folder_commands import only_key, report_adopted
+from flux_async.cli.folder_commands import only_key, report_adopted, tries_in_words
 from flux_async.cli.results import ResultRow, Status, row_of, utc_text
 from flux_async.cli.signals import Interruption, run_interruptible
 from flux_async.cli.status import credits_in, findings_in_words
@@ -51,7 +51,7 @@ def show_results(dsn: str, name: str, *, as_json: bool) -> Exit:
     output = Output()
 
     async def work(batch: EngineBatch) -> Exit:
-        await batch.status()  # refuses a name that is none
+        await batch.is_cancelled()  # refuses a name that is none
         code = Exit.SUCCEEDED
         async for found in batch.rows():
             row = result_row(found)
@@ -119,9 +119,7 @@ def retry_batch(
     async def work(batch: EngineBatch) -> Exit:
         plan = await batch.retry(failed=failed, in_doubt=in_doubt, dry_run=True)
         count, cost = len(plan.to_submit), await _cost_of(batch, plan)
-        images = "1 image gets" if count == 1 else f"{count} images get"
-        again = " Those in doubt may be paid already." if in_doubt and count else ""
-        console.note(f"{images} another try, for up to {in_credits(cost)} credits.{again}")
+        console.note(tries_in_words(count, in_credits(cost), in_doubt=in_doubt))
         asks = cost > confirm_above and can_ask() and not yes
         if asks and not await Questions(show=console.note).ask("Submit them?"):
             raise not_agreed(confirm_above)
@@ -147,7 +145,7 @@ def adopt_task(
     """Record that ``task_id`` is the task of a job in doubt."""
 
     async def work(batch: EngineBatch) -> Exit:
-        await batch.status()  # refuses a name that is none
+        await batch.is_cancelled()  # refuses a name that is none
         key = only_key(await batch.named(job), job, command("batch", "results", name, "--json"))
         async with FluxClient(transport=transport, api=api) as client:
             report_adopted(

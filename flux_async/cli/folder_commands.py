@@ -84,15 +84,12 @@ async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wante
         selection.jobs.add(number)
     selection.needs.update(plan.submits)
     granted = len(plan.to_submit)
-    plural = "image gets" if granted == 1 else "images get"
     for stored in reader.folder.jobs_of(plan.to_submit):
         is_for_better = stored.job.state is JobState.DONE
         reader.add_further(read_model(stored.request), stored.job.redone + is_for_better)
     cost = in_credits(spending.cost(selection))
-    model = wanted.get("model")
-    other = "" if model is None else f" with {model}"
-    again = " Those in doubt may be paid already." if wanted.get("in_doubt") and granted else ""
-    message_console().note(f"{granted} {plural} another try{other}, for up to {cost} credits.{again}")
+    tries = tries_in_words(granted, cost, in_doubt=wanted.get("in_doubt", False), model=wanted.get("model"))
+    message_console().note(tries)
     await spending.may_submit(selection, is_last=True)
     selection.paid = len(plan.to_fetch)
     if selection.paid:
@@ -105,6 +102,14 @@ async def _retry(reader: InputReader, spending: Spending, **wanted: Unpack[Wante
     selection.to_do.extend(plan.to_submit)
     if selection.to_do:  # else there is nothing to do, not even a check of other images
         selection.release()
+
+
+def tries_in_words(count: int, cost: str, *, in_doubt: bool, model: AnyModel | None = None) -> str:
+    """Return what a retry submits again, and that some of it may be paid already, as a sentence or two."""
+    images = "1 image gets" if count == 1 else f"{count} images get"
+    other = "" if model is None else f" with {model}"
+    again = " Those in doubt may be paid already." if in_doubt and count else ""
+    return f"{images} another try{other}, for up to {cost} credits.{again}"
 
 
 def report_adopted(adopted: Adopted, then: str) -> None:
