@@ -330,11 +330,9 @@ def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     try:
         text = json.dumps(dict(value), allow_nan=False)
         copy: dict[str, Any] = json.loads(text)
-        json.dumps(
-            copy, ensure_ascii=False
-        ).encode()  # a lone surrogate is no text, and PostgreSQL holds no NUL
+        json.dumps(copy, ensure_ascii=False).encode()  # refuses a lone surrogate
         if "\\u0000" in text:
-            raise ValueError(text)  # noqa: TRY301
+            raise ValueError(text)  # noqa: TRY301 - PostgreSQL holds no NUL
     except (TypeError, ValueError):
         raise InvalidInput(
             f"extras and names of a CustomModel must be tables of JSON values, not {shown(value)}."

@@ -118,36 +118,47 @@ class EngineBatch:
                 yield BatchRow.of(row)
             after = rows[-1]["number"]
 
-    async def status(self) -> BatchStatus:
-        """Return how many jobs are where.
+    async def is_cancelled(self) -> bool:
+        """Return whether its pending jobs are not submitted any more; it counts nothing.
 
         Raises:
             InvalidInput: There is no such batch.
         """
         await self._database.open()
         batch = await self._database.row(
-            "SELECT is_cancelled, "
-            "(SELECT count(*) FROM flux_async.job WHERE batch = name AND obstacle IS NOT NULL "
-            "AND state = 'pending') AS refused FROM flux_async.batch WHERE name = %(batch)s",
-            batch=self.name,
+            "SELECT is_cancelled FROM flux_async.batch WHERE name = %(batch)s", batch=self.name
         )
         if batch is None:
             raise InvalidInput(
                 f"There is no batch {shown(self.name)}.", advice="Check its name, and the DSN."
             )
+        return bool(batch["is_cancelled"])
+
+    async def status(self) -> BatchStatus:
+        """Return how many jobs are where.
+
+        Raises:
+            InvalidInput: There is no such batch.
+        """
+        is_cancelled = await self.is_cancelled()
+        (refused,) = await self._database.rows(
+            "SELECT count(*) AS jobs FROM flux_async.job "
+            "WHERE batch = %(batch)s AND obstacle IS NOT NULL AND state = 'pending'",
+            batch=self.name,
+        )
         rows = await self._database.rows(
             "SELECT state, count(*) AS jobs FROM flux_async.job WHERE batch = %(batch)s GROUP BY state",
             batch=self.name,
         )
         counts = {JobState(row["state"]): int(row["jobs"]) for row in rows}
         return BatchStatus(
-            pending=counts.get(JobState.PENDING, 0) - batch["refused"],
+            pending=counts.get(JobState.PENDING, 0) - refused["jobs"],
             in_flight=sum(counts.get(state, 0) for state in _IN_FLIGHT),
             succeeded=counts.get(JobState.DONE, 0),
-            failed=counts.get(JobState.FAILED, 0) + batch["refused"],
+            failed=counts.get(JobState.FAILED, 0) + refused["jobs"],
             in_doubt=counts.get(JobState.IN_DOUBT, 0),
             credits=sum((one.spent for one in await self.spending()), 0.0),
-            is_cancelled=batch["is_cancelled"],
+            is_cancelled=is_cancelled,
         )
 
     async def named(self, start: str) -> list[JobKey]:
@@ -203,7 +214,7 @@ class EngineBatch:
             InvalidInput: There is no such batch, or it is cancelled: submit it again, which resumes it.
             JournalError: A worker has moved one of the jobs meanwhile; some are taken up.
         """
-        if (await self.status()).is_cancelled:
+        if await self.is_cancelled():
             raise InvalidInput(
                 f"Batch {shown(self.name)} is cancelled.", advice="Submit it again, which resumes it."
             )
@@ -238,7 +249,7 @@ class EngineBatch:
             NotFoundError: The vendor has no such task; nothing was changed.
         """
         check_client(client)
-        await self.status()
+        await self.is_cancelled()  # refuses a name that is none
         store, task = BatchStore(database=self._database, batch=self.name), check_task_id(task_id)
         if await store.account_of(check_job_key(job)) not in {None, client.fingerprint}:
             raise InvalidInput(
@@ -249,7 +260,7 @@ class EngineBatch:
 
     async def cancel(self) -> BatchStatus:
         """Submit no further job; tasks in flight are paid, and their results are saved."""
-        await self.status()
+        await self.is_cancelled()  # refuses a name that is none
         await self._database.execute(
             "UPDATE flux_async.batch SET is_cancelled = true WHERE name = %(batch)s", batch=self.name
         )

@@ -87,7 +87,7 @@ class Later(SystemClock):
 
 
 class QuickClock(SystemClock):
-    """The machine's own clock, on which nobody sleeps for long."""
+    """The system's clock, whose sleeps last a tenth of a second at most."""
 
     async def sleep(self, seconds: float) -> None:
         """Sleep a moment."""
